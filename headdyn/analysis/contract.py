@@ -1,0 +1,28 @@
+"""What every analysis is: a frozen dataclass of settings, called on a decoder and a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+from headdyn.core.records import Findings, Metric
+from headdyn.data.corpus import Corpus
+from headdyn.models.decoder import Decoder
+
+
+@runtime_checkable
+class Analysis(Protocol):
+    """One file and one YAML (`_target_`) each; there is no registry, so another package can add its own.
+
+    `rows` is the unit of a row, `needs` what the analysis must be given beside the decoder, `metrics` every metric it
+    may put into its table with the range its values lie in. It leaves the decoder unchanged and draws every random
+    number from the generator it is given.
+    """
+
+    rows: ClassVar[Literal["head", "layer", "split", "order"]]
+    needs: ClassVar[frozenset[str]]
+    metrics: ClassVar[Mapping[str, Metric]]
+
+    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings: ...

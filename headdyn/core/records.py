@@ -1,0 +1,221 @@
+"""What an analysis leaves behind: the tidy HeadTable, and the Findings that carry it with its figures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headdyn.core.statistics import benjamini_hochberg
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),  # run folder's name
+        ("model", pa.string()),  # what was analysed, e.g. mini_qwen3 or pythia-160m
+        ("step", pa.int64()),  # training step of the checkpoint
+        ("layer", pa.int32()),  # null: a figure of the whole model
+        ("head", pa.int32()),  # null: a figure of the layer (for the residual stream, layer 0 is the embedding)
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("null", pa.float64()),  # what chance gives for the same data
+        ("p", pa.float64()),
+        ("q", pa.float64()),  # Benjamini–Hochberg over the analysis's tests
+        ("n", pa.int64()),  # independent units behind the value
+        ("unit", pa.string()),  # what those units are: sequence, pair, head, run
+        ("reason", pa.string()),  # why the value is absent; null where it is there
+    ]
+)
+
+
+class HeadTable:
+    """One row per (layer, head, metric), with null, interval and number of independent units.
+
+    A row whose `head` is null describes its layer; one whose `layer` is null too describes the model, and such rows
+    are the run's summary. A figure that could not be computed is a row with no value and a `reason`.
+    Raises ValueError on a column the schema lacks, a NaN, an infinity, or a row with neither value nor reason.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> HeadTable:
+        rows = [dict(row) for row in rows]
+        for row in rows:
+            unknown = set(row) - set(SCHEMA.names)
+            if unknown:
+                raise ValueError(f"HeadTable has no column {sorted(unknown)}; it has {SCHEMA.names}")
+            for name, value in row.items():
+                if isinstance(value, float | np.floating) and not math.isfinite(value):
+                    raise ValueError(
+                        f"{row.get('metric')} at layer {row.get('layer')} head {row.get('head')}: {name}={value}; "
+                        "leave the value out and give a reason instead"
+                    )
+            if (row.get("value") is None) == (row.get("reason") is None):
+                raise ValueError(f"a row needs either a value or a reason why it has none: {row}")
+        columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names}
+        return cls(pa.table(columns, schema=SCHEMA))
+
+    @classmethod
+    def per_head(cls, metric: str, value_LH: np.ndarray, **columns: Any) -> HeadTable:
+        """Rows for every layer and head. Array columns are [L, H]; scalars (n, unit) serve all rows.
+
+        A NaN in `value_LH` becomes an absent value with `reason=` (scalar, required then); NaN elsewhere is null.
+        """
+        layers, heads = np.indices(np.shape(value_LH))
+        return cls._from_arrays(metric, layers.ravel(), heads.ravel(), value_LH, columns)
+
+    @classmethod
+    def per_layer(cls, metric: str, value_L: np.ndarray, **columns: Any) -> HeadTable:
+        """Rows for every layer; position 0 of the array is layer 0. Columns as in `per_head`, shaped [L]."""
+        layers = np.arange(len(value_L))
+        return cls._from_arrays(metric, layers, np.full(len(layers), None), value_L, columns)
+
+    @classmethod
+    def whole(cls, metric: str, value: float | None, **columns: Any) -> HeadTable:
+        """The single row that describes the model by `metric`."""
+        return cls.from_rows([{"metric": metric, "value": value, **columns}])
+
+    @classmethod
+    def _from_arrays(
+        cls, metric: str, layers: np.ndarray, heads: np.ndarray, values: np.ndarray, columns: Mapping[str, Any]
+    ) -> HeadTable:
+        flat = {name: np.ravel(array) for name, array in columns.items() if np.ndim(array)}
+        scalars = {name: scalar for name, scalar in columns.items() if not np.ndim(scalar)}
+        reason = scalars.pop("reason", None)
+        rows = []
+        for i, value in enumerate(np.ravel(values)):
+            row = {"metric": metric, "layer": int(layers[i]), "head": None if heads[i] is None else int(heads[i])}
+            row |= scalars | {name: array[i].item() for name, array in flat.items()}
+            row = {name: entry for name, entry in row.items() if not (isinstance(entry, float) and math.isnan(entry))}
+            row |= {"value": None, "reason": reason} if math.isnan(value) else {"value": float(value)}
+            rows.append(row)
+        return cls.from_rows(rows)
+
+    @classmethod
+    def concat(cls, tables: Iterable[HeadTable]) -> HeadTable:
+        parts = [table.table for table in tables]
+        return cls(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
+
+    @classmethod
+    def read(cls, path: Path) -> HeadTable:
+        return cls(pq.read_table(path, schema=SCHEMA))
+
+    def write(self, path: Path) -> None:
+        pq.write_table(self.table, path)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def rows(self) -> list[dict[str, Any]]:
+        return self.table.to_pylist()
+
+    def where(self, **equals: Any) -> HeadTable:
+        """The rows whose columns equal the given values; `layer=None` selects rows where it is null."""
+        mask = None
+        for name, value in equals.items():
+            column = self.table[name]
+            part = pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False)
+            mask = part if mask is None else pc.and_(mask, part)
+        return self if mask is None else HeadTable(self.table.filter(mask))
+
+    def labelled(self, **constants: Any) -> HeadTable:
+        """The table with whole columns set, as `labelled(run=..., model=..., step=...)`."""
+        table = self.table
+        for name, value in constants.items():
+            index = table.schema.get_field_index(name)
+            column = pa.array([value] * table.num_rows, type=SCHEMA.field(name).type)
+            table = table.set_column(index, SCHEMA.field(name), column)
+        return HeadTable(table)
+
+    def with_q(self) -> HeadTable:
+        """The table with Benjamini–Hochberg q-values over all its rows that carry a p (one family)."""
+        p = np.array([np.nan if value is None else value for value in self.table["p"].to_pylist()], dtype=float)
+        tested = ~np.isnan(p)
+        q = np.full(len(p), np.nan)
+        q[tested] = benjamini_hochberg(p[tested])
+        column = pa.array([None if np.isnan(value) else value for value in q], type=pa.float64())
+        return HeadTable(self.table.set_column(SCHEMA.get_field_index("q"), SCHEMA.field("q"), column))
+
+    def matrix(self, metric: str, column: str = "value") -> np.ndarray:
+        """A [L, H] array of one metric's column, NaN where absent. Raises KeyError for a metric without head rows."""
+        rows = [row for row in self.where(metric=metric).rows() if row["head"] is not None]
+        if not rows:
+            raise KeyError(f"no head rows of {metric!r}; metrics here: {sorted(set(self.table['metric'].to_pylist()))}")
+        shape = (max(row["layer"] for row in rows) + 1, max(row["head"] for row in rows) + 1)
+        matrix = np.full(shape, np.nan)
+        for row in rows:
+            if row[column] is not None:
+                matrix[row["layer"], row["head"]] = row[column]
+        return matrix
+
+    def layer_series(self, metric: str, column: str = "value") -> np.ndarray:
+        """An [L] array of one layer-level metric's column, NaN where absent."""
+        rows = [row for row in self.where(metric=metric, head=None).rows() if row["layer"] is not None]
+        if not rows:
+            raise KeyError(f"no layer rows of {metric!r}")
+        series = np.full(max(row["layer"] for row in rows) + 1, np.nan)
+        for row in rows:
+            if row[column] is not None:
+                series[row["layer"]] = row[column]
+        return series
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """The rows that describe the whole model, by metric: value, ci_low, ci_high, null, p, q, n, unit, reason."""
+        keep = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")
+        rows = self.where(layer=None, head=None).rows()
+        return {row["metric"]: {name: row[name] for name in keep if row[name] is not None} for row in rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What a metric's numbers mean: one clause for the reader, and the range every value must lie in."""
+
+    meaning: str
+    low: float = -math.inf
+    high: float = math.inf
+    unit: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """An analysis's result. `tables` holds further records, e.g. one row per split, saved as parquet by name."""
+
+    table: HeadTable
+    figures: Mapping[str, Figure] = field(default_factory=dict)
+    tables: Mapping[str, pa.Table] = field(default_factory=dict)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all: a temporary file beside it, then a rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def log_spaced(last: int, count: int) -> tuple[int, ...]:
+    """`count` distinct steps from 0 to `last`, as evenly spaced on a log axis as whole numbers allow.
+
+    Raises ValueError where there are fewer than `count` whole steps.
+    """
+    if count > last + 1 or count < 2:
+        raise ValueError(f"{count} log-spaced steps do not fit 0..{last}; ask for 2 to {last + 1}")
+    steps: Sequence[int] = [0]
+    wanted = count
+    while len(steps) < count:
+        steps = sorted({0, *np.rint(np.geomspace(1, last, wanted - 1)).astype(int).tolist()})
+        wanted += 1
+    return tuple(steps[: count - 1]) + (last,)

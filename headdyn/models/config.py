@@ -1,0 +1,59 @@
+"""The settings of a decoder. No torch here: a configuration is checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Every choice that tells one supported family from another. Mini-Qwen3 is the defaults."""
+
+    vocab_size: int
+    num_layers: int
+    d_model: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    norm: Literal["rms", "layer"] = "rms"
+    norm_eps: float = 1e-6
+    parallel_residual: bool = False  # GPT-NeoX: attention and MLP both read the block's input
+    rotary_fraction: float = 1.0  # share of head_dim that rotates (rotate-half layout); 0 is NoPE and DroPE
+    rotary_theta: float = 1e6
+    rotary_frequencies: tuple[float, ...] | None = None  # explicit table for rescaled RoPE (Llama 3.1)
+    max_positions: int = 0  # learned absolute positions (GPT-2); 0 is none
+    qk_norm: bool = True  # RMSNorm over head_dim on q and k, before rotation
+    mlp: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
+    qkv_bias: bool = False
+    out_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    tied_embeddings: bool = True
+    sliding_window: int | None = None  # Mistral: keys further back than this are masked
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            fits = [g for g in range(1, self.num_heads + 1) if self.num_heads % g == 0]
+            raise ValueError(
+                f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
+                f"set attention.num_kv_heads to one of {fits}"
+            )
+        if self.rotary_dim % 2:
+            raise ValueError(
+                f"RoPE rotates pairs, but rotary width {self.rotary_dim} (of head_dim={self.head_dim}) is odd; "
+                "set an even model.head_dim or position_enc=nope"
+            )
+
+    @property
+    def rotary_dim(self) -> int:
+        return int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def queries_per_group(self) -> int:
+        return self.num_heads // self.num_kv_heads
+
+    def without_positions(self) -> DecoderConfig:
+        """The same model with RoPE dropped in all layers at once (DroPE before recalibration)."""
+        return dataclasses.replace(self, rotary_fraction=0.0, rotary_frequencies=None)

@@ -1,0 +1,469 @@
+"""The one transformer: a readable decoder whose settings cover Qwen3, Llama, Mistral, Qwen2, GPT-NeoX and GPT-2.
+
+Shape suffixes, used in the whole project: B batch, T tokens, Q query position, K key position,
+H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics.
+
+There are no hooks. Internals are returned by `Decoder.trace`, interventions are arguments to it, and nothing here
+changes a model. The fast path (`Decoder.__call__`) and the traced one run the same lines; a tap, absent on the fast
+path, is what records and edits.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headdyn.models.config import DecoderConfig
+
+SITES = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edit:
+    """Replace a site's value: `x = torch.where(where, value, x)`, both broadcast to x; `where=None` is everywhere.
+
+    `where` may differ by row, which is how many patching cells share one batch. Several edits of a site apply in the
+    order given. Site shapes: resid_pre, attn_out, mlp_out, resid_post BTD; q and z BTHd; k and v BTGd;
+    pattern BHQK (rows are not renormalised).
+    """
+
+    site: str
+    layer: int
+    value: Tensor
+    where: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What `Decoder.trace` returns: the logits asked for and the site values, as `trace["z", 6]`."""
+
+    logits: Tensor | None
+    values: Mapping[tuple[str, int], Tensor]
+
+    def __getitem__(self, key: tuple[str, int]) -> Tensor:
+        if key not in self.values:
+            raise KeyError(f"site {key} was not traced; traced: {sorted(self.values)}")
+        return self.values[key]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadWeights:
+    """One layer's attention weights by head, in the order `x_BTD @ W`; gains and biases where the model has them."""
+
+    q_HDd: Tensor
+    k_GDd: Tensor
+    v_GDd: Tensor
+    o_HdD: Tensor
+    norm_gain_D: Tensor
+    norm_bias_D: Tensor | None
+    q_gain_d: Tensor | None
+    k_gain_d: Tensor | None
+    q_bias_Hd: Tensor | None
+    k_bias_Gd: Tensor | None
+    v_bias_Gd: Tensor | None
+    o_bias_D: Tensor | None
+
+
+class _Tap:
+    """Records the sites asked for, after applying the edits aimed at them."""
+
+    def __init__(self, sites: Iterable[str], layers: Iterable[int], edits: Sequence[Edit]) -> None:
+        self.asked = {(site, layer) for site in sites for layer in layers}
+        self.edits = edits
+        self.values: dict[tuple[str, int], Tensor] = {}
+
+    def concerns(self, site: str, layer: int) -> bool:
+        return (site, layer) in self.asked or any(e.site == site and e.layer == layer for e in self.edits)
+
+    def __call__(self, site: str, layer: int, x: Tensor) -> Tensor:
+        for edit in self.edits:
+            if edit.site == site and edit.layer == layer:
+                value = edit.value.to(x.dtype)
+                x = value.expand_as(x) if edit.where is None else torch.where(edit.where, value, x)
+        if (site, layer) in self.asked:
+            self.values[site, layer] = x
+        return x
+
+
+class Norm(nn.Module):
+    """RMSNorm or LayerNorm, in at least float32 whatever the input's dtype, as Hugging Face computes it."""
+
+    def __init__(self, width: int, kind: str, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if kind == "layer" else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is not None:
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+def rotate(x_BTHd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
+    """Rotary embedding in the rotate-half layout, on the first `cos.shape[-1]` channels of each head."""
+    width = cos_Td.shape[-1]
+    turned, rest = x_BTHd[..., :width], x_BTHd[..., width:]
+    first, second = turned.chunk(2, dim=-1)
+    cos, sin = cos_Td[:, None].to(x_BTHd.dtype), sin_Td[:, None].to(x_BTHd.dtype)
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+def _attend(q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, mask_QK: Tensor | None) -> Float[Tensor, "B H Q d"]:
+    """Fused attention. On a CPU always in float32: autocast's bfloat16 kernel took 22 ms forward and backward where
+    float32 took 8.5 (B32 H4 T128 d32, two cores; at B64 H4 T256 d64 127 against 110), a GPU wants the opposite."""
+    with torch.autocast(q_BHQd.device.type, enabled=q_BHQd.is_cuda and torch.is_autocast_enabled("cuda")):
+        return F.scaled_dot_product_attention(
+            q_BHQd,
+            k_BGKd,
+            v_BGKd if q_BHQd.is_cuda else v_BGKd.to(q_BHQd.dtype),
+            attn_mask=mask_QK,
+            is_causal=mask_QK is None,
+            enable_gqa=k_BGKd.shape[1] != q_BHQd.shape[1],
+        )
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.config, self.layer = config, layer
+        c = config
+        self.q = nn.Linear(c.d_model, c.num_heads * c.head_dim, bias=c.qkv_bias)
+        self.k = nn.Linear(c.d_model, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.v = nn.Linear(c.d_model, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
+        self.o = nn.Linear(c.num_heads * c.head_dim, c.d_model, bias=c.out_bias)
+        self.q_norm = Norm(c.head_dim, "rms", c.norm_eps) if c.qk_norm else None
+        self.k_norm = Norm(c.head_dim, "rms", c.norm_eps) if c.qk_norm else None
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask_QK: Tensor | None,
+        tap: _Tap | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Returns attn_out_BTD and this layer's keys and values, the past ones included."""
+        c = self.config
+        batch, length, _ = x_BTD.shape
+        q_BTHd = self.q(x_BTD).view(batch, length, c.num_heads, c.head_dim)
+        k_BTGd = self.k(x_BTD).view(batch, length, c.num_kv_heads, c.head_dim)
+        v_BTGd = self.v(x_BTD).view(batch, length, c.num_kv_heads, c.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHd, k_BTGd = self.q_norm(q_BTHd), self.k_norm(k_BTGd)
+        if rotary is not None:
+            q_BTHd, k_BTGd = rotate(q_BTHd, *rotary), rotate(k_BTGd, *rotary)
+        if tap is not None:
+            q_BTHd = tap("q", self.layer, q_BTHd)
+            k_BTGd = tap("k", self.layer, k_BTGd)
+            v_BTGd = tap("v", self.layer, v_BTGd)
+        if past is not None:
+            k_BTGd, v_BTGd = torch.cat((past[0], k_BTGd), dim=1), torch.cat((past[1], v_BTGd), dim=1)
+
+        q_BHQd, k_BGKd, v_BGKd = q_BTHd.transpose(1, 2), k_BTGd.transpose(1, 2), v_BTGd.transpose(1, 2)
+        if tap is not None and tap.concerns("pattern", self.layer):
+            pattern_BHQK = tap("pattern", self.layer, self.pattern(q_BHQd, k_BGKd, mask_QK))
+            z_BHQd = pattern_BHQK @ v_BGKd.repeat_interleave(c.queries_per_group, dim=1)
+        else:
+            z_BHQd = _attend(q_BHQd, k_BGKd, v_BGKd, mask_QK)
+        z_BTHd = z_BHQd.transpose(1, 2)
+        if tap is not None:
+            z_BTHd = tap("z", self.layer, z_BTHd)
+        return self.o(z_BTHd.reshape(batch, length, -1)), (k_BTGd, v_BTGd)
+
+    def pattern(self, q_BHQd: Tensor, k_BGKd: Tensor, mask_QK: Tensor | None) -> Float[Tensor, "B H Q K"]:
+        """Post-softmax attention weights, the softmax in at least float32."""
+        if mask_QK is None:
+            mask_QK = torch.ones(q_BHQd.shape[2], k_BGKd.shape[2], dtype=torch.bool, device=q_BHQd.device).tril()
+        k_BHKd = k_BGKd.repeat_interleave(self.config.queries_per_group, dim=1)
+        scores_BHQK = (q_BHQd @ k_BHKd.mT) * self.config.head_dim**-0.5
+        scores_BHQK = scores_BHQK.masked_fill(~mask_QK, -torch.inf)
+        wide = torch.float32 if scores_BHQK.dtype in (torch.bfloat16, torch.float16) else scores_BHQK.dtype
+        return scores_BHQK.softmax(dim=-1, dtype=wide).to(scores_BHQK.dtype)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.kind = config.mlp
+        gated = config.mlp == "swiglu"
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.mlp_bias) if gated else None
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.mlp_bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.mlp_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.gate is not None:
+            return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+        return self.down(F.gelu(self.up(x_BTD), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
+        super().__init__()
+        self.parallel, self.layer = config.parallel_residual, layer
+        self.norm1 = Norm(config.d_model, config.norm, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.norm2 = Norm(config.d_model, config.norm, config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: tuple[Tensor, Tensor] | None,
+        mask_QK: Tensor | None,
+        tap: _Tap | None = None,
+        past: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if tap is not None:
+            x_BTD = tap("resid_pre", self.layer, x_BTD)
+        attn_out_BTD, keys_values = self.attention(self.norm1(x_BTD), rotary, mask_QK, tap, past)
+        if tap is not None:
+            attn_out_BTD = tap("attn_out", self.layer, attn_out_BTD)
+        middle_BTD = x_BTD + attn_out_BTD
+        mlp_out_BTD = self.mlp(self.norm2(x_BTD if self.parallel else middle_BTD))
+        if tap is not None:
+            mlp_out_BTD = tap("mlp_out", self.layer, mlp_out_BTD)
+        x_BTD = middle_BTD + mlp_out_BTD
+        return (x_BTD if tap is None else tap("resid_post", self.layer, x_BTD)), keys_values
+
+
+class Decoder(nn.Module):
+    """A causal language model. `decoder(tokens_BT)` gives logits_BTV; `trace` gives whatever lies between.
+
+    Raises ValueError where the configuration is impossible (see `DecoderConfig`).
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.positions = nn.Embedding(config.max_positions, config.d_model) if config.max_positions else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = Norm(config.d_model, config.norm, config.norm_eps)
+        self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied_embeddings:
+            self.unembed.weight = self.embed.weight
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator, std: float = 0.02) -> Decoder:
+        """Draw every matrix from N(0, std²), the two that write into the residual stream scaled by 1/√(2L) (GPT-2)."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim < 2:
+                continue  # gains stay 1 and biases 0
+            writes = name.endswith(("attention.o.weight", "mlp.down.weight"))
+            parameter.normal_(0, std / math.sqrt(2 * self.config.num_layers) if writes else std, generator=generator)
+        return self
+
+    def forward(
+        self, tokens_BT: Int[Tensor, "B T"], documents_BT: Int[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Logits of the next token at every position. With `documents_BT`, no position attends across documents."""
+        x_BTD = self.embeddings(tokens_BT, 0)
+        rotary = self.rotary(tokens_BT.shape[1], 0)
+        mask = self.mask(tokens_BT.shape[1], 0, documents_BT)
+        for block in self.blocks:
+            x_BTD, _ = block(x_BTD, rotary, mask)
+        return self.unembed(self.norm(x_BTD))
+
+    def embeddings(self, tokens_BT: Tensor, offset: int) -> Float[Tensor, "B T D"]:
+        x_BTD = self.embed(tokens_BT)
+        if self.positions is not None:
+            end = offset + tokens_BT.shape[1]
+            if end > self.config.max_positions:
+                raise ValueError(f"{end} tokens exceed the model's {self.config.max_positions} learned positions")
+            x_BTD = x_BTD + self.positions.weight[offset:end]
+        return x_BTD
+
+    def rotary(self, length: int, offset: int) -> tuple[Tensor, Tensor] | None:
+        """cos and sin, each [length, rotary_dim]; in float32 throughout, which parity with Hugging Face requires."""
+        c = self.config
+        if not c.rotary_dim:
+            return None
+        device = self.embed.weight.device
+        if c.rotary_frequencies is not None:
+            frequencies = torch.tensor(c.rotary_frequencies, dtype=torch.float32, device=device)
+        else:
+            exponents = torch.arange(0, c.rotary_dim, 2, dtype=torch.float32, device=device) / c.rotary_dim
+            frequencies = 1.0 / c.rotary_theta**exponents
+        angles = torch.arange(offset, offset + length, dtype=torch.float32, device=device)[:, None] * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos(), angles.sin()
+
+    def mask(self, length: int, offset: int, documents_BT: Tensor | None = None) -> Tensor | None:
+        """True where a query may look; None where plain causal attention is meant (SDPA is faster without a mask)."""
+        window = self.config.sliding_window
+        if offset == 0 and documents_BT is None and (window is None or length <= window):
+            return None
+        device = self.embed.weight.device
+        queries = torch.arange(offset, offset + length, device=device)[:, None]
+        keys = torch.arange(offset + length, device=device)
+        allowed = keys <= queries
+        if window is not None:
+            allowed = allowed & (keys > queries - window)
+        if documents_BT is not None:
+            allowed = allowed & (documents_BT[:, None, :, None] == documents_BT[:, None, None, :])
+        return allowed
+
+    def trace(
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        *,
+        sites: Sequence[str] = (),
+        layers: Sequence[int] | None = None,
+        edits: Sequence[Edit] = (),
+        start: tuple[int, Tensor] | None = None,
+        logits: Literal["all", "last"] | None = "all",
+        documents_BT: Tensor | None = None,
+    ) -> Trace:
+        """Run the model and return internals, with interventions; differentiable, and the model stays as it was.
+
+        `sites` at `layers` (default: all) are returned after the edits. `start=(layer, resid_BTD)` begins with that
+        value at the layer's resid_pre. `logits=None` stops behind the last layer asked for, "last" computes only the
+        last position's logits, as [B, 1, V]. A pattern is formed only at layers that ask for it.
+        Raises ValueError for an unknown site or a layer out of range.
+        """
+        first, x_BTD = (0, self.embeddings(tokens_BT, 0)) if start is None else start
+        layers = range(first, self.config.num_layers) if layers is None else layers
+        self._check(sites, [*layers, *(edit.layer for edit in edits)], edits, first)
+        tap = _Tap(sites, layers, edits)
+        stop = self.config.num_layers if logits else max(layers, default=first - 1) + 1
+        length = x_BTD.shape[1]
+        rotary, mask = self.rotary(length, 0), self.mask(length, 0, documents_BT)
+        for block in self.blocks[first:stop]:
+            x_BTD, _ = block(x_BTD, rotary, mask, tap)
+        if logits == "last":
+            x_BTD = x_BTD[:, -1:]
+        return Trace(self.unembed(self.norm(x_BTD)) if logits else None, tap.values)
+
+    def _check(self, sites: Iterable[str], layers: Iterable[int], edits: Iterable[Edit], first: int) -> None:
+        for site in (*sites, *(edit.site for edit in edits)):
+            if site not in SITES:
+                raise ValueError(f"unknown site {site!r}; the sites are {', '.join(SITES)}")
+        for layer in layers:
+            if not first <= layer < self.config.num_layers:
+                raise ValueError(
+                    f"layer {layer} is out of range; this model's layers from the start are "
+                    f"{first}..{self.config.num_layers - 1}"
+                )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens_BT: Int[Tensor, "B T"],
+        steps: int,
+        *,
+        edits: Sequence[Edit] = (),
+        edit_steps: Literal["prefill", "every_step"] = "prefill",
+    ) -> Int[Tensor, "B T"]:
+        """Greedy continuation by `steps` tokens with a key/value cache; returns prompt and continuation together.
+
+        Edits act on the prompt. With `edit_steps="every_step"` each also acts on every new token, its first position
+        standing for that token: what a forward hook does that goes on firing while a cached model decodes
+        (science.md §10). Pattern edits are refused there, since their key axis grows.
+        """
+        if edit_steps == "every_step" and any(edit.site == "pattern" for edit in edits):
+            raise ValueError("pattern edits cannot act on every decoding step; use edit_steps='prefill'")
+        self._check((), [edit.layer for edit in edits], edits, 0)
+        later = [_first_position(edit) for edit in edits] if edit_steps == "every_step" else []
+        past: list[tuple[Tensor, Tensor] | None] = [None] * self.config.num_layers
+        offset, step_tokens = 0, tokens_BT
+        for step in range(steps):
+            tap = _Tap((), (), later if step else edits)
+            x_BTD = self.embeddings(step_tokens, offset)
+            length = step_tokens.shape[1]
+            rotary, mask = self.rotary(length, offset), self.mask(length, offset)
+            for layer, block in enumerate(self.blocks):
+                x_BTD, past[layer] = block(x_BTD, rotary, mask, tap, past[layer])
+            offset += length
+            step_tokens = self.unembed(self.norm(x_BTD[:, -1:])).argmax(-1)
+            tokens_BT = torch.cat((tokens_BT, step_tokens), dim=1)
+        return tokens_BT
+
+    def head_weights(self, layer: int) -> HeadWeights:
+        """Views of one layer's attention weights by head (fold nothing, copy nothing). Query head h reads group hG//H."""
+        c, block = self.config, self.blocks[layer]
+        attention = block.attention
+
+        def by_head(linear: nn.Linear, heads: int) -> tuple[Tensor, Tensor | None]:
+            bias = None if linear.bias is None else linear.bias.view(heads, c.head_dim)
+            return linear.weight.view(heads, c.head_dim, c.d_model).mT, bias
+
+        q_HDd, q_bias = by_head(attention.q, c.num_heads)
+        k_GDd, k_bias = by_head(attention.k, c.num_kv_heads)
+        v_GDd, v_bias = by_head(attention.v, c.num_kv_heads)
+        return HeadWeights(
+            q_HDd=q_HDd,
+            k_GDd=k_GDd,
+            v_GDd=v_GDd,
+            o_HdD=attention.o.weight.view(c.d_model, c.num_heads, c.head_dim).permute(1, 2, 0),
+            norm_gain_D=block.norm1.weight,
+            norm_bias_D=block.norm1.bias,
+            q_gain_d=None if attention.q_norm is None else attention.q_norm.weight,
+            k_gain_d=None if attention.k_norm is None else attention.k_norm.weight,
+            q_bias_Hd=q_bias,
+            k_bias_Gd=k_bias,
+            v_bias_Gd=v_bias,
+            o_bias_D=attention.o.bias,
+        )
+
+    @torch.no_grad()
+    def permuted(self, layer: int, order: Sequence[int]) -> Decoder:
+        """A copy in which head i of `layer` is this model's head order[i]: the same function (science.md §14).
+
+        Under grouped queries the order must keep every group together, since its heads share one key and value.
+        Raises ValueError where it does not, or where `order` is no permutation.
+        """
+        c = self.config
+        order = list(order)
+        if sorted(order) != list(range(c.num_heads)):
+            raise ValueError(f"{order} is not a permutation of the {c.num_heads} heads 0..{c.num_heads - 1}")
+        size = c.queries_per_group
+        groups = [sorted({head // size for head in order[i : i + size]}) for i in range(0, c.num_heads, size)]
+        if any(len(group) > 1 for group in groups):
+            raise ValueError(
+                f"the order {order} breaks key/value groups: every {size} consecutive places must hold the {size} "
+                f"heads of one group, but a place range mixes groups {next(g for g in groups if len(g) > 1)}"
+            )
+        other = copy.deepcopy(self)
+        mine, theirs = self.blocks[layer].attention, other.blocks[layer].attention
+
+        def reorder(source: nn.Linear, target: nn.Linear, heads: list[int]) -> None:
+            target.weight.copy_(source.weight.view(len(heads), c.head_dim, -1)[heads].reshape_as(source.weight))
+            if source.bias is not None:
+                target.bias.copy_(source.bias.view(len(heads), c.head_dim)[heads].reshape_as(source.bias))
+
+        kv_order = [group[0] for group in groups]
+        reorder(mine.q, theirs.q, order)
+        reorder(mine.k, theirs.k, kv_order)
+        reorder(mine.v, theirs.v, kv_order)
+        columns = mine.o.weight.view(c.d_model, c.num_heads, c.head_dim)[:, order]
+        theirs.o.weight.copy_(columns.reshape_as(mine.o.weight))
+        return other
+
+    def with_config(self, config: DecoderConfig) -> Decoder:
+        """The same weights (shared, not copied) under other settings of the same shapes, as DroPE's rotary_fraction=0."""
+        other = Decoder.__new__(Decoder)
+        with torch.device("meta"):
+            Decoder.__init__(other, config)
+        other.load_state_dict(self.state_dict(), assign=True)
+        if config.tied_embeddings:
+            other.unembed.weight = other.embed.weight
+        return other
+
+
+def _first_position(edit: Edit) -> Edit:
+    """The edit as it acts on one new token: its own first position (dimension 1 of every BT… site)."""
+    where = edit.where if edit.where is None or edit.where.shape[1] == 1 else edit.where[:, :1]
+    value = edit.value if edit.value.ndim < 3 or edit.value.shape[1] == 1 else edit.value[:, :1]
+    return dataclasses.replace(edit, value=value, where=where)
