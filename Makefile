@@ -1,0 +1,36 @@
+# Each target sets up its own virtual environment, so on a fresh machine `make run` or `make test` is enough.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+export HYDRA_FULL_ERROR ?= 0
+
+.PHONY: run test check bench install clean
+.DEFAULT_GOAL := run
+
+run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
+	$(PY) -m headdyn.run -m experiment=matrix
+
+test: $(READY)          ## what CI runs
+	$(PY) -m pytest
+
+check: $(READY)         ## format, lint, types, imports
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+bench: $(READY)         ## speed and memory, as ratios within one run
+	$(PY) -m tests.benchmarks
+
+install: $(READY)
+
+# torch first and pinned: an open range would pull the newest build with several GB of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) outputs multirun/*/

@@ -1,0 +1,177 @@
+"""What a run leaves: a folder whose manifest says what it is, how it was made and whether it is whole."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from headdyn.core.machine import peak_memory_bytes
+from headdyn.core.records import Findings, HeadTable, write_json
+from headdyn.core.store import StageInterruptedError, write_json_if_possible
+from headdyn.core.tracking import NoTracker, Tracker
+
+MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
+PACKAGES = ("headdyn", "torch", "numpy", "scipy", "scikit-learn", "transformers", "muon-optimizer", "hydra-core", "wandb")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The run's manifest, or `{"status": "absent"}` where there is none yet."""
+    path = folder / MANIFEST
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": "absent"}
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the run finished, so that it need not run again."""
+    return read_manifest(folder)["status"] == "complete"
+
+
+class RunFolder:
+    """Writes one run's records, and mirrors its numbers to a tracker. Use as a context manager around the work.
+
+    Leaving it normally marks the run complete; an exception marks it failed, with the traceback, or interrupted. A
+    fault later in the run therefore leaves whatever was recorded before it.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path = path
+        self.tracker: Tracker = NoTracker()
+        self.tables: list[HeadTable] = []
+        self.scalars: dict[str, Any] = {}
+        self.manifest: dict[str, Any] = {"status": "running", **facts}
+
+    def __enter__(self) -> Self:
+        (self.path / "figures").mkdir(parents=True, exist_ok=True)
+        for stale in (METRICS, SUMMARY, HEADS):
+            (self.path / stale).unlink(missing_ok=True)
+        self._begun = time.monotonic()
+        self.manifest |= {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "git": git_revision(),
+            "stages": {},
+            "seconds": {},
+        }
+        self.save_manifest()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.manifest["seconds"]["total"] = time.monotonic() - self._begun
+        self.manifest["peak_memory_bytes"] = peak_memory_bytes()
+        if error is None:
+            self.manifest["status"] = "complete"
+        elif isinstance(error, KeyboardInterrupt | StageInterruptedError):
+            self.manifest |= {"status": "interrupted", "error": str(error) or type(error).__name__}
+        else:
+            self.manifest |= {
+                "status": "failed",
+                "error": f"{type(error).__name__}: {error}",
+                "traceback": "".join(traceback.format_exception(kind, error, trace)),
+            }
+        if error is None:
+            self.save_manifest()
+        else:
+            write_json_if_possible(self.path / MANIFEST, self.manifest)
+
+    def save_manifest(self) -> None:
+        write_json(self.path / MANIFEST, self.manifest)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Record how many seconds the block took."""
+        begun = time.monotonic()
+        yield
+        self.manifest["seconds"][name] = time.monotonic() - begun
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append metrics of one step to metrics.jsonl and send them to the tracker."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            for name, value in metrics.items():
+                file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
+        self.tracker.log(metrics, step)
+
+    def summarise(self, **scalars: Any) -> None:
+        """Add scalars (numbers, or a mapping with value, ci_low, ci_high, null …) to summary.json and the tracker."""
+        self.scalars |= scalars
+        write_json(self.path / SUMMARY, self.scalars)
+        self.tracker.summarise(scalars)
+
+    def add(self, name: str, findings: Findings, **labels: Any) -> None:
+        """Keep an analysis's findings: rows labelled with run, model and step, figures, further tables."""
+        from headdyn.core.figures import save_png
+
+        table = findings.table.with_q().labelled(**labels)
+        self.tables.append(table)
+        HeadTable.concat(self.tables).write(self.path / HEADS)
+        self.tracker.table(f"heads/{name}", table)
+        for title, figure in findings.figures.items():
+            path = self.path / "figures" / f"{name}_{title}.png"
+            save_png(figure, path)
+            self.tracker.image(f"{name}/{title}", path)
+        for title, further in findings.tables.items():
+            import pyarrow.parquet as pq
+
+            pq.write_table(further, self.path / f"{title}.parquet")
+        self.summarise(**table.summary())
+
+
+class MetricsFollower:
+    """Replays a stage's own metrics.jsonl into a run: what is there already, then what is appended since."""
+
+    def __init__(self, source: Path, run: RunFolder) -> None:
+        self.source, self.run, self.offset = source, run, 0
+
+    def catch_up(self) -> None:
+        if not self.source.exists():
+            return
+        with self.source.open("rb") as file:
+            file.seek(self.offset)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]  # a line still being written is left for the next time
+        self.offset += len(whole)
+        by_step: dict[int, dict[str, float]] = {}
+        for line in whole.splitlines():
+            entry = json.loads(line)
+            by_step.setdefault(entry["step"], {})[entry["name"]] = entry["value"]
+        for step, metrics in by_step.items():
+            self.run.log(step, metrics)
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """A metrics.jsonl as {name: [(step, value), …]} in the order written; no file, no metrics."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            entry = json.loads(line)
+            series.setdefault(entry["name"], []).append((entry["step"], entry["value"]))
+    return series
+
+
+def git_revision() -> str | None:
+    """The commit this package runs from, with '+' behind it for uncommitted changes; None outside a checkout."""
+    root = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return described.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

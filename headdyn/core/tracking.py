@@ -1,0 +1,159 @@
+"""Sending a run's numbers to Weights & Biases through its own client, or nowhere. The run folder is the record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlparse
+
+if TYPE_CHECKING:
+    import wandb
+
+    from headdyn.core.records import HeadTable
+
+log = logging.getLogger(__name__)
+
+MODES = ("offline", "online")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """`backend=wandb` mirrors every run to W&B, by default into an offline folder beside the run's own records."""
+
+    backend: str = "wandb"
+    mode: str = "offline"
+    project: str = "headdyn"
+    entity: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("wandb", "none"):
+            raise ValueError(f"tracking.backend={self.backend!r} is unknown; it is wandb or none")
+        if self.mode not in MODES:
+            raise ValueError(f"tracking.mode={self.mode!r} is unknown; it is {' or '.join(MODES)}")
+
+
+class Tracker(Protocol):
+    """Where a run's numbers also go."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def summarise(self, scalars: Mapping[str, Any]) -> None: ...
+
+    def table(self, name: str, table: HeadTable) -> None: ...
+
+    def image(self, name: str, path: Path) -> None: ...
+
+    def artifact(self, name: str, kind: str, path: Path) -> None: ...
+
+
+class NoTracker:
+    """Sends nothing."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def summarise(self, scalars: Mapping[str, Any]) -> None: ...
+
+    def table(self, name: str, table: HeadTable) -> None: ...
+
+    def image(self, name: str, path: Path) -> None: ...
+
+    def artifact(self, name: str, kind: str, path: Path) -> None: ...
+
+
+class WandbTracker:
+    """One W&B run. Metrics carry their own step, so that replayed and live ones plot alike."""
+
+    def __init__(self, run: wandb.Run) -> None:
+        self.run = run
+        run.define_metric("step")
+        run.define_metric("*", step_metric="step")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        self.run.log({**metrics, "step": step})
+
+    def summarise(self, scalars: Mapping[str, Any]) -> None:
+        self.run.summary.update(dict(scalars))
+
+    def table(self, name: str, table: HeadTable) -> None:
+        import wandb
+
+        names = table.table.column_names
+        rows = [[row[column] for column in names] for row in table.rows()]
+        self.run.log({name: wandb.Table(columns=names, data=rows)})
+
+    def image(self, name: str, path: Path) -> None:
+        import wandb
+
+        self.run.log({name: wandb.Image(str(path))})
+
+    def artifact(self, name: str, kind: str, path: Path) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(name, type=kind)
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path), policy="immutable")  # the run folder does not change, so nothing need be copied aside
+        self.run.log_artifact(artifact)
+
+
+@contextmanager
+def open_tracker(
+    settings: TrackingSettings,
+    folder: Path,
+    *,
+    name: str,
+    group: str,
+    tags: Sequence[str],
+    job_type: str,
+    config: Mapping[str, Any],
+    staging: Path,
+) -> Iterator[Tracker]:
+    """A tracker for one run, finished on leaving: a run that was not would swallow the next job's numbers.
+
+    An online run without a key or a reachable server falls back to offline with a warning, within seconds.
+    """
+    if settings.backend == "none":
+        yield NoTracker()
+        return
+    # W&B stages artifacts and caches under these; without them it writes into the home folder.
+    os.environ.setdefault("WANDB_DATA_DIR", str(staging))
+    os.environ.setdefault("WANDB_CACHE_DIR", str(staging))
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE", settings.mode)
+    if mode == "online" and (problem := _unreachable()):
+        log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
+        mode = "offline"
+    with wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        mode=mode,  # type: ignore[arg-type]
+        dir=str(folder),
+        name=name,
+        group=group,
+        tags=list(tags),
+        job_type=job_type,
+        config=dict(config),
+        reinit="finish_previous",
+        settings=wandb.Settings(silent=True, console="off", init_timeout=20),
+    ) as run:
+        yield WandbTracker(run)
+
+
+def _unreachable() -> str | None:
+    import wandb
+
+    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    if not wandb.api.api_key:
+        return "no API key is configured (run `wandb login`)"
+    try:
+        port = server.port or (443 if server.scheme == "https" else 80)
+        socket.create_connection((server.hostname or "", port), timeout=3).close()
+    except OSError as error:
+        return f"{server.hostname} cannot be reached ({error})"
+    return None
