@@ -48,10 +48,12 @@ class DecoderConfig:
 
     @property
     def rotary_dim(self) -> int:
+        """How many channels of a head rotate."""
         return int(self.head_dim * self.rotary_fraction)
 
     @property
     def queries_per_group(self) -> int:
+        """How many query heads share one key/value head."""
         return self.num_heads // self.num_kv_heads
 
     def without_positions(self) -> DecoderConfig:

@@ -1,7 +1,8 @@
 """The one transformer: a readable decoder whose settings cover Qwen3, Llama, Mistral, Qwen2, GPT-NeoX and GPT-2.
 
 Shape suffixes, used in the whole project: B batch, T tokens, Q query position, K key position,
-H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics.
+H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics. Here also
+r the rotated width of a head.
 
 There are no hooks. Internals are returned by `Decoder.trace`, interventions are arguments to it, and nothing here
 changes a model. The fast path (`Decoder.__call__`) and the traced one run the same lines; a tap, absent on the fast
@@ -15,16 +16,20 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from headdyn.models.config import DecoderConfig
 
 SITES = ("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "mlp_out", "resid_post")
+_BY_HEAD = ("q", "k", "v", "z")  # shaped BTHd or BTGd; the others, pattern apart, are BTD
+
+Rotary = tuple[Float[Tensor, "T r"], Float[Tensor, "T r"]]  # cos and sin
+KeysValues = tuple[Float[Tensor, "B _ G d"], Float[Tensor, "B _ G d"]]  # of the tokens so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class Edit:
 
     `where` may differ by row, which is how many patching cells share one batch. Several edits of a site apply in the
     order given. Site shapes: resid_pre, attn_out, mlp_out, resid_post BTD; q and z BTHd; k and v BTGd;
-    pattern BHQK (rows are not renormalised).
+    pattern BHQK (rows are not renormalised). A value or mask that does not broadcast to its site is a ValueError
+    of the call that uses it.
     """
 
     site: str
@@ -87,11 +93,25 @@ class _Tap:
     def __call__(self, site: str, layer: int, x: Tensor) -> Tensor:
         for edit in self.edits:
             if edit.site == site and edit.layer == layer:
+                _check_broadcast(edit, x)
                 value = edit.value.to(x.dtype)
                 x = value.expand_as(x) if edit.where is None else torch.where(edit.where, value, x)
         if (site, layer) in self.asked:
             self.values[site, layer] = x
         return x
+
+
+def _check_broadcast(edit: Edit, x: Tensor) -> None:
+    """Refuse what torch.where would accept by growing x, as a value with more rows than the batch."""
+    for name, given in (("value", edit.value), ("where", edit.where)):
+        if given is None:
+            continue
+        sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
+        if given.ndim > x.ndim or any(mine not in (1, its) for mine, its in sizes):
+            raise ValueError(
+                f"edit of {edit.site!r} at layer {edit.layer}: {name} of shape {tuple(given.shape)} does not broadcast "
+                f"to the site's {tuple(x.shape)}"
+            )
 
 
 class Norm(nn.Module):
@@ -103,31 +123,42 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if kind == "layer" else None
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        """Normalise the last axis; the result has the input's dtype times the gain's."""
         if self.bias is not None:
             return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
         wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         return self.weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
-def rotate(x_BTHd: Tensor, cos_Td: Tensor, sin_Td: Tensor) -> Tensor:
-    """Rotary embedding in the rotate-half layout, on the first `cos.shape[-1]` channels of each head."""
-    width = cos_Td.shape[-1]
+def rotate(
+    x_BTHd: Float[Tensor, "B T H d"], cos_Tr: Float[Tensor, "T r"], sin_Tr: Float[Tensor, "T r"]
+) -> Float[Tensor, "B T H d"]:
+    """Rotary embedding in the rotate-half layout, on the first r channels of each head."""
+    width = cos_Tr.shape[-1]
     turned, rest = x_BTHd[..., :width], x_BTHd[..., width:]
     first, second = turned.chunk(2, dim=-1)
-    cos, sin = cos_Td[:, None].to(x_BTHd.dtype), sin_Td[:, None].to(x_BTHd.dtype)
+    cos, sin = cos_Tr[:, None].to(x_BTHd.dtype), sin_Tr[:, None].to(x_BTHd.dtype)
     turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
 
 
-def _attend(q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, mask_QK: Tensor | None) -> Float[Tensor, "B H Q d"]:
-    """Fused attention. On a CPU always in float32: autocast's bfloat16 kernel took 22 ms forward and backward where
+def _attend(
+    q_BHQd: Float[Tensor, "B H Q d"],
+    k_BGKd: Float[Tensor, "B G K d"],
+    v_BGKd: Float[Tensor, "B G K d"],
+    mask_QK: Bool[Tensor, "*rows Q K"] | None,
+) -> Float[Tensor, "B H Q d"]:
+    """Fused attention. Under autocast on a CPU in float32: the bfloat16 kernel took 22 ms forward and backward where
     float32 took 8.5 (B32 H4 T128 d32, two cores; at B64 H4 T256 d64 127 against 110), a GPU wants the opposite."""
-    with torch.autocast(q_BHQd.device.type, enabled=q_BHQd.is_cuda and torch.is_autocast_enabled("cuda")):
+    device = q_BHQd.device.type
+    if device == "cpu" and torch.is_autocast_enabled("cpu"):
+        q_BHQd, k_BGKd, v_BGKd = q_BHQd.float(), k_BGKd.float(), v_BGKd.float()
+    with torch.autocast(device, enabled=device != "cpu" and torch.is_autocast_enabled(device)):
         return F.scaled_dot_product_attention(
             q_BHQd,
             k_BGKd,
-            v_BGKd if q_BHQd.is_cuda else v_BGKd.to(q_BHQd.dtype),
+            v_BGKd,
             attn_mask=mask_QK,
             is_causal=mask_QK is None,
             enable_gqa=k_BGKd.shape[1] != q_BHQd.shape[1],
@@ -135,6 +166,8 @@ def _attend(q_BHQd: Tensor, k_BGKd: Tensor, v_BGKd: Tensor, mask_QK: Tensor | No
 
 
 class Attention(nn.Module):
+    """Causal self-attention over H query heads that read G key/value heads."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.config, self.layer = config, layer
@@ -148,13 +181,13 @@ class Attention(nn.Module):
 
     def forward(
         self,
-        x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask_QK: Tensor | None,
+        x_BTD: Float[Tensor, "B T D"],
+        rotary: Rotary | None,
+        mask_QK: Bool[Tensor, "*rows T K"] | None,
         tap: _Tap | None = None,
-        past: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns attn_out_BTD and this layer's keys and values, the past ones included."""
+        past: KeysValues | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], KeysValues]:
+        """Return attn_out_BTD and this layer's keys and values, the past ones included."""
         c = self.config
         batch, length, _ = x_BTD.shape
         q_BTHd = self.q(x_BTD).view(batch, length, c.num_heads, c.head_dim)
@@ -182,7 +215,12 @@ class Attention(nn.Module):
             z_BTHd = tap("z", self.layer, z_BTHd)
         return self.o(z_BTHd.reshape(batch, length, -1)), (k_BTGd, v_BTGd)
 
-    def pattern(self, q_BHQd: Tensor, k_BGKd: Tensor, mask_QK: Tensor | None) -> Float[Tensor, "B H Q K"]:
+    def pattern(
+        self,
+        q_BHQd: Float[Tensor, "B H Q d"],
+        k_BGKd: Float[Tensor, "B G K d"],
+        mask_QK: Bool[Tensor, "*rows Q K"] | None,
+    ) -> Float[Tensor, "B H Q K"]:
         """Post-softmax attention weights, the softmax in at least float32."""
         if mask_QK is None:
             mask_QK = torch.ones(q_BHQd.shape[2], k_BGKd.shape[2], dtype=torch.bool, device=q_BHQd.device).tril()
@@ -194,6 +232,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """SwiGLU, or one hidden layer of GELU (exact, or GPT-2's tanh approximation)."""
+
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.kind = config.mlp
@@ -202,13 +242,16 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.d_model, config.d_ff, bias=config.mlp_bias)
         self.down = nn.Linear(config.d_ff, config.d_model, bias=config.mlp_bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """Act on every position by itself."""
         if self.gate is not None:
             return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
 class Block(nn.Module):
+    """Attention and MLP, each behind its norm, one after the other or both on the block's input."""
+
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.parallel, self.layer = config.parallel_residual, layer
@@ -219,12 +262,13 @@ class Block(nn.Module):
 
     def forward(
         self,
-        x_BTD: Tensor,
-        rotary: tuple[Tensor, Tensor] | None,
-        mask_QK: Tensor | None,
+        x_BTD: Float[Tensor, "B T D"],
+        rotary: Rotary | None,
+        mask_QK: Bool[Tensor, "*rows T K"] | None,
         tap: _Tap | None = None,
-        past: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        past: KeysValues | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], KeysValues]:
+        """Return resid_post_BTD and this layer's keys and values."""
         if tap is not None:
             x_BTD = tap("resid_pre", self.layer, x_BTD)
         attn_out_BTD, keys_values = self.attention(self.norm1(x_BTD), rotary, mask_QK, tap, past)
@@ -257,10 +301,14 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, std: float = 0.02) -> Decoder:
-        """Draw every matrix from N(0, std²), the two that write into the residual stream scaled by 1/√(2L) (GPT-2)."""
+        """Draw every matrix from N(0, std²), the two that write into the residual stream scaled by 1/√(2L) (GPT-2).
+
+        Gains become 1 and biases 0, so that the generator alone decides every parameter.
+        """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
-                continue  # gains stay 1 and biases 0
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
             writes = name.endswith(("attention.o.weight", "mlp.down.weight"))
             parameter.normal_(0, std / math.sqrt(2 * self.config.num_layers) if writes else std, generator=generator)
         return self
@@ -276,7 +324,11 @@ class Decoder(nn.Module):
             x_BTD, _ = block(x_BTD, rotary, mask)
         return self.unembed(self.norm(x_BTD))
 
-    def embeddings(self, tokens_BT: Tensor, offset: int) -> Float[Tensor, "B T D"]:
+    def embeddings(self, tokens_BT: Int[Tensor, "B T"], offset: int) -> Float[Tensor, "B T D"]:
+        """What the first block reads, the first token standing at position `offset`.
+
+        Raises ValueError where the tokens outrun learned positions.
+        """
         x_BTD = self.embed(tokens_BT)
         if self.positions is not None:
             end = offset + tokens_BT.shape[1]
@@ -285,8 +337,8 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self.positions.weight[offset:end]
         return x_BTD
 
-    def rotary(self, length: int, offset: int) -> tuple[Tensor, Tensor] | None:
-        """cos and sin, each [length, rotary_dim]; in float32 throughout, which parity with Hugging Face requires."""
+    def rotary(self, length: int, offset: int) -> Rotary | None:
+        """cos and sin of `length` positions; in float32 throughout, which parity with Hugging Face requires."""
         c = self.config
         if not c.rotary_dim:
             return None
@@ -300,8 +352,13 @@ class Decoder(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
 
-    def mask(self, length: int, offset: int, documents_BT: Tensor | None = None) -> Tensor | None:
-        """True where a query may look; None where plain causal attention is meant (SDPA is faster without a mask)."""
+    def mask(
+        self, length: int, offset: int, documents_BT: Int[Tensor, "B T"] | None = None
+    ) -> Bool[Tensor, "*rows T K"] | None:
+        """True where a query may look, [Q, K] or with documents [B, 1, Q, K].
+
+        None where plain causal attention is meant: SDPA is faster without a mask.
+        """
         window = self.config.sliding_window
         if offset == 0 and documents_BT is None and (window is None or length <= window):
             return None
@@ -322,20 +379,28 @@ class Decoder(nn.Module):
         sites: Sequence[str] = (),
         layers: Sequence[int] | None = None,
         edits: Sequence[Edit] = (),
-        start: tuple[int, Tensor] | None = None,
+        start: tuple[int, Float[Tensor, "rows T D"]] | None = None,
         logits: Literal["all", "last"] | None = "all",
-        documents_BT: Tensor | None = None,
+        documents_BT: Int[Tensor, "B T"] | None = None,
     ) -> Trace:
         """Run the model and return internals, with interventions; differentiable, and the model stays as it was.
 
         `sites` at `layers` (default: all) are returned after the edits. `start=(layer, resid_BTD)` begins with that
-        value at the layer's resid_pre. `logits=None` stops behind the last layer asked for, "last" computes only the
-        last position's logits, as [B, 1, V]. A pattern is formed only at layers that ask for it.
-        Raises ValueError for an unknown site or a layer out of range.
+        value at the layer's resid_pre and does not read the tokens; layer L leaves only norm and unembedding to do.
+        `logits=None` stops behind the last layer asked for, "last" computes only the last position's logits, as
+        [B, 1, V]. A pattern is formed only at layers that ask for it.
+        Raises ValueError for an unknown site, a layer out of range, or an edit that does not fit its site.
         """
         first, x_BTD = (0, self.embeddings(tokens_BT, 0)) if start is None else start
         layers = range(first, self.config.num_layers) if layers is None else layers
-        self._check(sites, [*layers, *(edit.layer for edit in edits)], edits, first)
+        if not 0 <= first <= self.config.num_layers:
+            raise ValueError(
+                f"start layer {first} is out of range; this model can start at 0 to {self.config.num_layers}"
+            )
+        if logits not in ("all", "last", None):
+            raise ValueError(f"logits={logits!r} is none of 'all', 'last' and None")
+        self._check_sites([*sites, *(edit.site for edit in edits)])
+        self._check_layers([*layers, *(edit.layer for edit in edits)], first)
         tap = _Tap(sites, layers, edits)
         stop = self.config.num_layers if logits else max(layers, default=first - 1) + 1
         length = x_BTD.shape[1]
@@ -346,16 +411,21 @@ class Decoder(nn.Module):
             x_BTD = x_BTD[:, -1:]
         return Trace(self.unembed(self.norm(x_BTD)) if logits else None, tap.values)
 
-    def _check(self, sites: Iterable[str], layers: Iterable[int], edits: Iterable[Edit], first: int) -> None:
-        for site in (*sites, *(edit.site for edit in edits)):
+    def _check_sites(self, sites: Iterable[str]) -> None:
+        for site in sites:
             if site not in SITES:
                 raise ValueError(f"unknown site {site!r}; the sites are {', '.join(SITES)}")
+
+    def _check_layers(self, layers: Iterable[int], first: int = 0) -> None:
+        last = self.config.num_layers - 1
         for layer in layers:
-            if not first <= layer < self.config.num_layers:
-                raise ValueError(
-                    f"layer {layer} is out of range; this model's layers from the start are "
-                    f"{first}..{self.config.num_layers - 1}"
-                )
+            if not first <= layer <= last:
+                where = f"this run starts at layer {first} and the last is" if first else "this model's are 0 to"
+                raise ValueError(f"layer {layer} is out of range; {where} {last}")
+
+    def _block(self, layer: int) -> Block:
+        self._check_layers([layer])
+        return cast(Block, self.blocks[layer])
 
     @torch.no_grad()
     def generate(
@@ -374,9 +444,10 @@ class Decoder(nn.Module):
         """
         if edit_steps == "every_step" and any(edit.site == "pattern" for edit in edits):
             raise ValueError("pattern edits cannot act on every decoding step; use edit_steps='prefill'")
-        self._check((), [edit.layer for edit in edits], edits, 0)
+        self._check_sites(edit.site for edit in edits)
+        self._check_layers(edit.layer for edit in edits)
         later = [_first_position(edit) for edit in edits] if edit_steps == "every_step" else []
-        past: list[tuple[Tensor, Tensor] | None] = [None] * self.config.num_layers
+        past: list[KeysValues | None] = [None] * self.config.num_layers
         offset, step_tokens = 0, tokens_BT
         for step in range(steps):
             tap = _Tap((), (), later if step else edits)
@@ -391,8 +462,11 @@ class Decoder(nn.Module):
         return tokens_BT
 
     def head_weights(self, layer: int) -> HeadWeights:
-        """Views of one layer's attention weights by head (fold nothing, copy nothing). Query head h reads group hG//H."""
-        c, block = self.config, self.blocks[layer]
+        """Views of one layer's attention weights by head (fold nothing, copy nothing). Query head h reads group hG//H.
+
+        Raises ValueError for a layer out of range.
+        """
+        c, block = self.config, self._block(layer)
         attention = block.attention
 
         def by_head(linear: nn.Linear, heads: int) -> tuple[Tensor, Tensor | None]:
@@ -422,9 +496,9 @@ class Decoder(nn.Module):
         """A copy in which head i of `layer` is this model's head order[i]: the same function (science.md §14).
 
         Under grouped queries the order must keep every group together, since its heads share one key and value.
-        Raises ValueError where it does not, or where `order` is no permutation.
+        Raises ValueError where it does not, where `order` is no permutation, or for a layer out of range.
         """
-        c = self.config
+        c, mine = self.config, self._block(layer).attention
         order = list(order)
         if sorted(order) != list(range(c.num_heads)):
             raise ValueError(f"{order} is not a permutation of the {c.num_heads} heads 0..{c.num_heads - 1}")
@@ -436,7 +510,7 @@ class Decoder(nn.Module):
                 f"heads of one group, but a place range mixes groups {next(g for g in groups if len(g) > 1)}"
             )
         other = copy.deepcopy(self)
-        mine, theirs = self.blocks[layer].attention, other.blocks[layer].attention
+        theirs = other._block(layer).attention
 
         def reorder(source: nn.Linear, target: nn.Linear, heads: list[int]) -> None:
             target.weight.copy_(source.weight.view(len(heads), c.head_dim, -1)[heads].reshape_as(source.weight))
@@ -452,18 +526,30 @@ class Decoder(nn.Module):
         return other
 
     def with_config(self, config: DecoderConfig) -> Decoder:
-        """The same weights (shared, not copied) under other settings of the same shapes, as DroPE's rotary_fraction=0."""
-        other = Decoder.__new__(Decoder)
+        """The same weights, shared and not copied, under other settings of the same shapes (DroPE: no rotation)."""
+        return Decoder.from_state(config, self.state_dict())
+
+    @classmethod
+    def from_state(cls, config: DecoderConfig, state: Mapping[str, Tensor]) -> Decoder:
+        """A decoder that takes these tensors over (no copy, their dtype), keyed as `named_parameters` names them.
+
+        Raises RuntimeError, naming the tensors, where names or shapes are not those of the configuration.
+        """
         with torch.device("meta"):
-            Decoder.__init__(other, config)
-        other.load_state_dict(self.state_dict(), assign=True)
+            decoder = cls(config)
         if config.tied_embeddings:
-            other.unembed.weight = other.embed.weight
-        return other
+            state = {**state, "unembed.weight": state["embed.weight"]}
+        decoder.load_state_dict(state, assign=True)
+        if config.tied_embeddings:
+            decoder.unembed.weight = decoder.embed.weight  # one Parameter again, as an optimizer must see it
+        return decoder
 
 
 def _first_position(edit: Edit) -> Edit:
-    """The edit as it acts on one new token: its own first position (dimension 1 of every BT… site)."""
-    where = edit.where if edit.where is None or edit.where.shape[1] == 1 else edit.where[:, :1]
-    value = edit.value if edit.value.ndim < 3 or edit.value.shape[1] == 1 else edit.value[:, :1]
-    return dataclasses.replace(edit, value=value, where=where)
+    """The edit as it acts on one new token: its own first position, on the axis that lines up with the site's T."""
+    axis = -3 if edit.site in _BY_HEAD else -2
+
+    def first(x: Tensor) -> Tensor:
+        return x.narrow(axis, 0, 1) if x.ndim >= -axis else x
+
+    return dataclasses.replace(edit, value=first(edit.value), where=None if edit.where is None else first(edit.where))

@@ -1,0 +1,50 @@
+"""Shapes are checked under pytest only: jaxtyping and beartype wrap every function of the decoder that names them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+import headdyn.models.decoder
+
+
+def _check_shapes(module: ModuleType) -> None:
+    """Wrap the module's functions and methods whose annotations give shapes.
+
+    jaxtyping's own import hook wraps everything, and what it wraps cannot be compiled: inside torch.compile its
+    isinstance checks reject dynamo's stand-in tensors. So a check steps aside while compiling.
+    """
+    classes = [
+        owner for owner in vars(module).values() if inspect.isclass(owner) and owner.__module__ == module.__name__
+    ]
+    for owner in (module, *classes):
+        for name, member in list(vars(owner).items()):
+            function = member.__func__ if isinstance(member, classmethod) else member
+            if inspect.isfunction(function) and function.__module__ == module.__name__ and _gives_shapes(function):
+                assert function is member, f"{name}: a classmethod with shapes would lose its binding"
+                setattr(owner, name, _checked_unless_compiling(function))
+
+
+def _gives_shapes(function: Callable[..., Any]) -> bool:
+    return any("Tensor, " in str(a) or "Rotary" in str(a) for a in function.__annotations__.values())
+
+
+def _checked_unless_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
+    checked = jaxtyped(function, typechecker=beartype)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (function if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+
+    return call
+
+
+_check_shapes(headdyn.models.decoder)
+torch.set_num_threads(1)  # so that sums are split alike on every machine
