@@ -1,0 +1,413 @@
+"""Hugging Face checkpoints, both ways: a family is a row of a table that serves to load and to export.
+
+A row says which key of config.json decides which DecoderConfig field, which keys are held to the one value the decoder
+implements, and which stored tensor holds which of our modules in which packing. Export writes a config.json and reads
+it back: a field that comes back different cannot be expressed in that family, and is named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from headdyn.models.config import DecoderConfig
+from headdyn.models.decoder import Decoder
+
+# With a linear RoPE factor of 1e30 no position below 1e6 turns by more than 1e-24 radians: cos is 1 and x + sin * y is
+# x to the bit, in transformers 4.57 and 5.23. So a stock model is made to have no positions.
+NOPE_FACTOR = 1e30
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """A key of config.json, its value where absent (..., if it must be there), and their values with ours."""
+
+    key: str
+    default: Any = ...
+    values: Mapping[Any, Any] | None = None  # None: any value, as it is
+
+    def read(self, hf_config: Mapping[str, Any]) -> Any:
+        """Our value. Raises ValueError where the key is missing or its value is not implemented."""
+        value = hf_config.get(self.key, self.default)
+        if value is ...:
+            raise ValueError(f"config.json has no {self.key!r}, which {hf_config['model_type']} needs")
+        if self.values is None:
+            return value
+        if value not in self.values:
+            raise _not_implemented(hf_config, self.key, value, self.values)
+        return self.values[value]
+
+    def write(self, ours: Any) -> Any:
+        """Their value; where they have none for ours, one that reads back differently."""
+        if self.values is None:
+            return ours
+        return next((theirs for theirs, value in self.values.items() if value == ours), next(iter(self.values)))
+
+
+class Packing(NamedTuple):
+    """`unpack(stored, parts, heads)` gives our weights or biases, `pack(ours, heads)` the stored tensor."""
+
+    unpack: Callable[[Tensor, int, int], Sequence[Tensor]]
+    pack: Callable[[Sequence[Tensor], int], Tensor]
+
+
+PLAIN = Packing(lambda stored, parts, heads: stored.chunk(parts), lambda ours, heads: torch.cat(list(ours)))
+
+
+class Module(NamedTuple):
+    """One of their modules and ours in it, `{}` standing for the layer."""
+
+    theirs: str
+    ours: Sequence[str]
+    packing: Packing = PLAIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family. `settings` are DecoderConfig fields read from config.json, `fixed` those the family fixes, `held` the
+    keys that would change the function and are implemented for one value only."""
+
+    architecture: str
+    prefix: str  # of the base model; a checkpoint saved from the base model alone lacks it
+    settings: Mapping[str, Setting]
+    fixed: Mapping[str, Any]
+    held: Mapping[str, Any]
+    rope: tuple[Setting, Setting] | None  # where theta and the rotating share stand if not in rope_parameters
+    modules: Sequence[Module]
+
+
+_SIZES = {
+    "vocab_size": Setting("vocab_size"),
+    "num_layers": Setting("num_hidden_layers"),
+    "d_model": Setting("hidden_size"),
+    "num_heads": Setting("num_attention_heads"),
+    "d_ff": Setting("intermediate_size"),
+}
+_LLAMA_SETTINGS = {
+    **_SIZES,
+    "num_kv_heads": Setting("num_key_value_heads", None),
+    "head_dim": Setting("head_dim", None),
+    "norm_eps": Setting("rms_norm_eps", 1e-6),
+    "mlp": Setting("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"}),
+    "tied_embeddings": Setting("tie_word_embeddings", False),
+}
+_ROPE = (Setting("rope_theta", 1e4), Setting("partial_rotary_factor", 1.0, {1.0: 1.0}))
+_LLAMA_MODULES = (
+    Module("model.embed_tokens", ["embed"]),
+    Module("model.layers.{}.input_layernorm", ["blocks.{}.norm1"]),
+    Module("model.layers.{}.self_attn.q_proj", ["blocks.{}.attention.q"]),
+    Module("model.layers.{}.self_attn.k_proj", ["blocks.{}.attention.k"]),
+    Module("model.layers.{}.self_attn.v_proj", ["blocks.{}.attention.v"]),
+    Module("model.layers.{}.self_attn.o_proj", ["blocks.{}.attention.o"]),
+    Module("model.layers.{}.self_attn.q_norm", ["blocks.{}.attention.q_norm"]),
+    Module("model.layers.{}.self_attn.k_norm", ["blocks.{}.attention.k_norm"]),
+    Module("model.layers.{}.post_attention_layernorm", ["blocks.{}.norm2"]),
+    Module("model.layers.{}.mlp.gate_proj", ["blocks.{}.mlp.gate"]),
+    Module("model.layers.{}.mlp.up_proj", ["blocks.{}.mlp.up"]),
+    Module("model.layers.{}.mlp.down_proj", ["blocks.{}.mlp.down"]),
+    Module("model.norm", ["norm"]),
+    Module("lm_head", ["unembed"]),
+)
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        prefix="model.",
+        settings={
+            **_LLAMA_SETTINGS,
+            "head_dim": Setting("head_dim", 128),
+            "qkv_bias": Setting("attention_bias", False),
+            "out_bias": Setting("attention_bias", False),
+        },
+        fixed={"qk_norm": True},
+        held={"use_sliding_window": False},
+        rope=_ROPE,
+        modules=_LLAMA_MODULES,
+    ),
+}
+
+
+# -- config.json ------------------------------------------------------------------------------------------------------
+
+
+def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
+    """The DecoderConfig of a config.json of a known family.
+
+    Raises ValueError for an unknown family, with the known ones, and for a setting of a known one that would make
+    another function than the decoder computes, naming key and value.
+    """
+    family = _family(hf_config.get("model_type"))
+    for key, value in {"quantization_config": None, "auto_map": None, **family.held}.items():
+        if hf_config.get(key, value) != value:
+            raise _not_implemented(hf_config, key, hf_config[key], [value])
+    if set(hf_config.get("layer_types") or ()) - {"full_attention"}:
+        raise _not_implemented(hf_config, "layer_types", hf_config["layer_types"], ["full_attention in all"])
+    fields = {**family.fixed, **{field: setting.read(hf_config) for field, setting in family.settings.items()}}
+    derived = {
+        "num_kv_heads": fields["num_heads"],
+        "head_dim": fields["d_model"] // fields["num_heads"],
+        "d_ff": 4 * fields["d_model"],
+    }
+    fields |= {field: value for field, value in derived.items() if fields.get(field) is None}
+    return DecoderConfig(**fields, **_import_rope(hf_config, family, fields["head_dim"]))
+
+
+def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> dict[str, Any]:
+    """The config.json that makes `family` compute this decoder. `max_positions` is what a rotary family states as its
+    longest sequence; it bounds nothing. Raises ValueError naming the settings that the family cannot express."""
+    row = _family(family)
+    hf_config = {
+        "architectures": [row.architecture],
+        "model_type": family,
+        "max_position_embeddings": max_positions,
+        "bos_token_id": None,  # some families' defaults would end a generation at token 2
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **row.held,
+        **{setting.key: setting.write(getattr(config, field)) for field, setting in row.settings.items()},
+        **_export_rope(config, row),
+    }
+    returned = import_config(hf_config)
+    if not config.rotary_dim:
+        returned = dataclasses.replace(returned, rotary_theta=config.rotary_theta)  # nothing rotates by it
+    lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(returned, f.name)]
+    if lost:
+        listing = ", ".join(f"{name}={getattr(config, name)!r}" for name in lost)
+        raise ValueError(f"{family} cannot express {listing}; choose another of {', '.join(FAMILIES)}")
+    return hf_config
+
+
+def _family(model_type: Any) -> Family:
+    if model_type not in FAMILIES:
+        raise ValueError(f"unknown model family {model_type!r}; the known ones are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def _not_implemented(hf_config: Mapping[str, Any], key: str, value: Any, implemented: Iterable[Any]) -> ValueError:
+    return ValueError(
+        f"{hf_config['model_type']}: {key}={value!r} is not implemented, only {', '.join(map(repr, implemented))}; "
+        "use a checkpoint without it"
+    )
+
+
+# -- RoPE -------------------------------------------------------------------------------------------------------------
+
+
+def _llama3(frequencies: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """Llama 3.1: wavelengths that fit its first context often keep their frequency, those that never did are slowed by
+    `factor`, those between are blended. The order of operations is that of transformers, so the tables are equal."""
+    low, high, context = given["low_freq_factor"], given["high_freq_factor"], given["original_max_position_embeddings"]
+    wavelengths = 2 * math.pi / frequencies
+    share = (context / wavelengths - low) / (high - low)
+    blended = (1 - share) * frequencies / given["factor"] + share * frequencies
+    slowed = torch.where(wavelengths > context / low, frequencies / given["factor"], blended)
+    return torch.where(wavelengths < context / high, frequencies, slowed)
+
+
+_CONTEXT = "original_max_position_embeddings"
+_ROPE_TYPES: Mapping[str, tuple[tuple[str, ...], Callable[[Tensor, Mapping[str, Any]], Tensor] | None]] = {
+    "default": ((), None),
+    "linear": (("factor",), lambda frequencies, given: frequencies / given["factor"]),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", _CONTEXT), _llama3),
+}
+
+
+def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) -> dict[str, Any]:
+    """rotary_theta, rotary_fraction and rotary_frequencies. transformers 5 keeps everything in rope_parameters, older
+    versions theta beside it and the rest in rope_scaling; where both are given rope_scaling wins, as there."""
+    if family.rope is None:
+        return {"rotary_fraction": 0.0}
+    given = dict(hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {})
+    kind: Any = given.get("rope_type", given.get("type", "default"))
+    if kind not in _ROPE_TYPES:
+        raise _not_implemented(hf_config, "rope_type", kind, list(_ROPE_TYPES))
+    keys, rescale = _ROPE_TYPES[kind]
+    if _CONTEXT in keys:
+        given.setdefault(_CONTEXT, hf_config.get("max_position_embeddings"))
+    unknown = set(given) - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *keys}
+    if unknown or set(keys) - set(given):
+        raise ValueError(
+            f"{hf_config['model_type']}: rope_type={kind!r} takes the keys {list(keys)}, but config.json gives {given}"
+        )
+
+    def read(setting: Setting, key: str) -> Any:
+        return setting.read({**hf_config, setting.key: given[key]} if key in given else hf_config)
+
+    theta, fraction = read(family.rope[0], "rope_theta"), read(family.rope[1], "partial_rotary_factor")
+    if kind == "linear" and given["factor"] >= NOPE_FACTOR:
+        return {"rotary_theta": theta, "rotary_fraction": 0.0}
+    fields = {"rotary_theta": theta, "rotary_fraction": fraction}
+    if rescale is not None:
+        width = int(head_dim * fraction)
+        frequencies = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
+        fields["rotary_frequencies"] = tuple(rescale(frequencies, given).tolist())
+    return fields
+
+
+def _export_rope(config: DecoderConfig, family: Family) -> dict[str, Any]:
+    """RoPE for transformers 5 (rope_parameters) and for older versions (theta and share beside it, rope_scaling)."""
+    if family.rope is None:
+        return {}
+    theta, fraction = family.rope
+    outside = {theta.key: config.rotary_theta}
+    if config.rotary_fraction == 0 and fraction.values is not None:
+        nope = {"rope_type": "linear", "factor": NOPE_FACTOR, "rope_theta": config.rotary_theta}
+        return {**outside, "rope_parameters": nope, "rope_scaling": nope}
+    inside = {"rope_type": "default", "rope_theta": config.rotary_theta}
+    if fraction.values is None:
+        outside[fraction.key] = inside["partial_rotary_factor"] = config.rotary_fraction
+    return {**outside, "rope_parameters": inside}
+
+
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+# Buffers that old checkpoints carry beside their weights: causal masks and RoPE tables.
+_BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+
+
+def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
+    """The decoder stored in a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or
+    in shards. Every weight is converted to `dtype`; no code from the folder runs.
+
+    Raises ValueError for an unknown family or setting, a missing, damaged or wrongly shaped weight, and for a weight
+    that the family does not read, naming the file.
+    """
+    folder = Path(folder)
+    hf_config = _read_json(folder / "config.json")
+    config = import_config(hf_config)
+    family = _family(hf_config["model_type"])
+    stored = {
+        name if name.startswith((family.prefix, _unembedding(family))) else family.prefix + name: read
+        for name, read in _stored_tensors(folder).items()
+        if not name.endswith(_BUFFERS)
+    }
+    with torch.device("meta"):
+        shapes = Decoder(config).state_dict()
+    state = {}
+    for name, ours, packing in _tensors(family, config, shapes):
+        if name not in stored:
+            raise ValueError(f"{folder} has no tensor {name!r}; the download is incomplete or config.json is another's")
+        tensor = stored.pop(name)()
+        wanted = packing.pack([shapes[our] for our in ours], config.num_heads).shape
+        if tensor.shape != wanted:
+            raise ValueError(
+                f"{folder}: {name!r} has shape {tuple(tensor.shape)}, but config.json makes it {tuple(wanted)}"
+            )
+        for our, part in zip(ours, packing.unpack(tensor, len(ours), config.num_heads), strict=True):
+            state[our] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if config.tied_embeddings:
+        stored.pop(f"{_unembedding(family)}.weight", None)
+    if stored:
+        raise ValueError(f"{folder} holds weights that {hf_config['model_type']} does not read: {sorted(stored)[:5]}")
+    return Decoder.from_state(config, state)
+
+
+def export_pretrained(decoder: Decoder, folder: Path, family: str | None = None, *, max_positions: int = 32768) -> Path:
+    """Write config.json and model.safetensors for `AutoModelForCausalLM.from_pretrained`; returns the folder.
+
+    `family=None` takes the first family that can express the decoder. `max_positions` is the longest sequence that a
+    rotary model states (it bounds nothing). Raises ValueError naming the settings that stand in the way.
+    """
+    folder, config = Path(folder), decoder.config
+    hf_config = export_config(config, family or _expressing(config), max_positions=max_positions)
+    weights = {name: tensor.detach() for name, tensor in decoder.named_parameters()}  # a tied weight once
+    tensors = {
+        name: packing.pack([weights[our] for our in ours], config.num_heads).contiguous()
+        for name, ours, packing in _tensors(FAMILIES[hf_config["model_type"]], config, weights)
+    }
+    name_of_dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
+    hf_config |= {"dtype": name_of_dtype, "torch_dtype": name_of_dtype}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def _expressing(config: DecoderConfig) -> str:
+    reasons = []
+    for family in FAMILIES:
+        try:
+            export_config(config, family, max_positions=0)
+        except ValueError as error:
+            reasons.append(str(error).split(";")[0])
+        else:
+            return family
+    raise ValueError("no family expresses this decoder: " + "; ".join(reasons))
+
+
+def _unembedding(family: Family) -> str:
+    return next(module.theirs for module in family.modules if "unembed" in module.ours)
+
+
+def _tensors(
+    family: Family, config: DecoderConfig, names: Mapping[str, Tensor]
+) -> Iterator[tuple[str, tuple[str, ...], Packing]]:
+    """(stored name, our names, packing) of every parameter among `names`; a tied unembedding is left out."""
+    for module in family.modules:
+        if "unembed" in module.ours and config.tied_embeddings:
+            continue
+        for layer in range(config.num_layers if "{}" in module.theirs else 1):
+            for kind in ("weight", "bias"):
+                ours = tuple(f"{name.format(layer)}.{kind}" for name in module.ours)
+                if ours[0] in names:
+                    yield f"{module.theirs.format(layer)}.{kind}", ours, module.packing
+
+
+def _stored_tensors(folder: Path) -> dict[str, Callable[[], Tensor]]:
+    """How to read each stored tensor; files are mapped, so only what is asked for is read."""
+    for name, read in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
+        index = folder / f"{name}.index.json"
+        if index.exists():
+            files = sorted(set(_read_json(index)["weight_map"].values()))
+        elif (folder / name).exists():
+            files = [name]
+        else:
+            continue
+        return {tensor: get for file in files for tensor, get in read(folder / file).items()}
+    raise ValueError(
+        f"{folder} holds no weights: neither model.safetensors nor pytorch_model.bin, nor an index of shards; "
+        f"it holds {sorted(path.name for path in folder.iterdir())[:10]}"
+    )
+
+
+def _open_safetensors(path: Path) -> dict[str, Callable[[], Tensor]]:
+    try:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+    return {name: partial(file.get_tensor, name) for name in file.keys()}  # noqa: SIM118
+
+
+def _open_pickle(path: Path) -> dict[str, Callable[[], Tensor]]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise _damaged(path, error) from error
+    return {name: partial(state.__getitem__, name) for name in state}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ValueError:
+    fact = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+    return ValueError(f"{path} {fact}; download the checkpoint again")
