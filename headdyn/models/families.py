@@ -1,8 +1,7 @@
-"""Hugging Face checkpoints, both ways: a family is a row of a table that serves to load and to export.
+"""Hugging Face checkpoints, both ways: config.json to DecoderConfig and back, weights to Decoder and back.
 
-A row says which key of config.json decides which DecoderConfig field, which keys are held to the one value the decoder
-implements, and which stored tensor holds which of our modules in which packing. Export writes a config.json and reads
-it back: a field that comes back different cannot be expressed in that family, and is named.
+Everything that tells families apart is in `headdyn.models.family_table`. Export writes a config.json and reads it back:
+a field that comes back different cannot be expressed in that family, and is named.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,121 +23,11 @@ from torch import Tensor
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
+from headdyn.models.family_table import FAMILIES, Family, Packing, Setting, not_implemented
 
 # With a linear RoPE factor of 1e30 no position below 1e6 turns by more than 1e-24 radians: cos is 1 and x + sin * y is
 # x to the bit, in transformers 4.57 and 5.23. So a stock model is made to have no positions.
 NOPE_FACTOR = 1e30
-
-
-# -- rows -------------------------------------------------------------------------------------------------------------
-
-
-class Setting(NamedTuple):
-    """A key of config.json, its value where absent (..., if it must be there), and their values with ours."""
-
-    key: str
-    default: Any = ...
-    values: Mapping[Any, Any] | None = None  # None: any value, as it is
-
-    def read(self, hf_config: Mapping[str, Any]) -> Any:
-        """Our value. Raises ValueError where the key is missing or its value is not implemented."""
-        value = hf_config.get(self.key, self.default)
-        if value is ...:
-            raise ValueError(f"config.json has no {self.key!r}, which {hf_config['model_type']} needs")
-        if self.values is None:
-            return value
-        if value not in self.values:
-            raise _not_implemented(hf_config, self.key, value, self.values)
-        return self.values[value]
-
-    def write(self, ours: Any) -> Any:
-        """Their value; where they have none for ours, one that reads back differently."""
-        if self.values is None:
-            return ours
-        return next((theirs for theirs, value in self.values.items() if value == ours), next(iter(self.values)))
-
-
-class Packing(NamedTuple):
-    """`unpack(stored, parts, heads)` gives our weights or biases, `pack(ours, heads)` the stored tensor."""
-
-    unpack: Callable[[Tensor, int, int], Sequence[Tensor]]
-    pack: Callable[[Sequence[Tensor], int], Tensor]
-
-
-PLAIN = Packing(lambda stored, parts, heads: stored.chunk(parts), lambda ours, heads: torch.cat(list(ours)))
-
-
-class Module(NamedTuple):
-    """One of their modules and ours in it, `{}` standing for the layer."""
-
-    theirs: str
-    ours: Sequence[str]
-    packing: Packing = PLAIN
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One family. `settings` are DecoderConfig fields read from config.json, `fixed` those the family fixes, `held` the
-    keys that would change the function and are implemented for one value only."""
-
-    architecture: str
-    prefix: str  # of the base model; a checkpoint saved from the base model alone lacks it
-    settings: Mapping[str, Setting]
-    fixed: Mapping[str, Any]
-    held: Mapping[str, Any]
-    rope: tuple[Setting, Setting] | None  # where theta and the rotating share stand if not in rope_parameters
-    modules: Sequence[Module]
-
-
-_SIZES = {
-    "vocab_size": Setting("vocab_size"),
-    "num_layers": Setting("num_hidden_layers"),
-    "d_model": Setting("hidden_size"),
-    "num_heads": Setting("num_attention_heads"),
-    "d_ff": Setting("intermediate_size"),
-}
-_LLAMA_SETTINGS = {
-    **_SIZES,
-    "num_kv_heads": Setting("num_key_value_heads", None),
-    "head_dim": Setting("head_dim", None),
-    "norm_eps": Setting("rms_norm_eps", 1e-6),
-    "mlp": Setting("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"}),
-    "tied_embeddings": Setting("tie_word_embeddings", False),
-}
-_ROPE = (Setting("rope_theta", 1e4), Setting("partial_rotary_factor", 1.0, {1.0: 1.0}))
-_LLAMA_MODULES = (
-    Module("model.embed_tokens", ["embed"]),
-    Module("model.layers.{}.input_layernorm", ["blocks.{}.norm1"]),
-    Module("model.layers.{}.self_attn.q_proj", ["blocks.{}.attention.q"]),
-    Module("model.layers.{}.self_attn.k_proj", ["blocks.{}.attention.k"]),
-    Module("model.layers.{}.self_attn.v_proj", ["blocks.{}.attention.v"]),
-    Module("model.layers.{}.self_attn.o_proj", ["blocks.{}.attention.o"]),
-    Module("model.layers.{}.self_attn.q_norm", ["blocks.{}.attention.q_norm"]),
-    Module("model.layers.{}.self_attn.k_norm", ["blocks.{}.attention.k_norm"]),
-    Module("model.layers.{}.post_attention_layernorm", ["blocks.{}.norm2"]),
-    Module("model.layers.{}.mlp.gate_proj", ["blocks.{}.mlp.gate"]),
-    Module("model.layers.{}.mlp.up_proj", ["blocks.{}.mlp.up"]),
-    Module("model.layers.{}.mlp.down_proj", ["blocks.{}.mlp.down"]),
-    Module("model.norm", ["norm"]),
-    Module("lm_head", ["unembed"]),
-)
-
-FAMILIES: Mapping[str, Family] = {
-    "qwen3": Family(
-        architecture="Qwen3ForCausalLM",
-        prefix="model.",
-        settings={
-            **_LLAMA_SETTINGS,
-            "head_dim": Setting("head_dim", 128),
-            "qkv_bias": Setting("attention_bias", False),
-            "out_bias": Setting("attention_bias", False),
-        },
-        fixed={"qk_norm": True},
-        held={"use_sliding_window": False},
-        rope=_ROPE,
-        modules=_LLAMA_MODULES,
-    ),
-}
 
 
 # -- config.json ------------------------------------------------------------------------------------------------------
@@ -154,9 +42,9 @@ def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
     family = _family(hf_config.get("model_type"))
     for key, value in {"quantization_config": None, "auto_map": None, **family.held}.items():
         if hf_config.get(key, value) != value:
-            raise _not_implemented(hf_config, key, hf_config[key], [value])
+            raise not_implemented(hf_config, key, hf_config[key], [value])
     if set(hf_config.get("layer_types") or ()) - {"full_attention"}:
-        raise _not_implemented(hf_config, "layer_types", hf_config["layer_types"], ["full_attention in all"])
+        raise not_implemented(hf_config, "layer_types", hf_config["layer_types"], ["full_attention in all"])
     fields = {**family.fixed, **{field: setting.read(hf_config) for field, setting in family.settings.items()}}
     derived = {
         "num_kv_heads": fields["num_heads"],
@@ -174,13 +62,12 @@ def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> 
     hf_config = {
         "architectures": [row.architecture],
         "model_type": family,
-        "max_position_embeddings": max_positions,
         "bos_token_id": None,  # some families' defaults would end a generation at token 2
         "eos_token_id": None,
         "pad_token_id": None,
         **row.held,
         **{setting.key: setting.write(getattr(config, field)) for field, setting in row.settings.items()},
-        **_export_rope(config, row),
+        **_export_rope(config, row, max_positions),
     }
     returned = import_config(hf_config)
     if not config.rotary_dim:
@@ -196,13 +83,6 @@ def _family(model_type: Any) -> Family:
     if model_type not in FAMILIES:
         raise ValueError(f"unknown model family {model_type!r}; the known ones are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
-
-
-def _not_implemented(hf_config: Mapping[str, Any], key: str, value: Any, implemented: Iterable[Any]) -> ValueError:
-    return ValueError(
-        f"{hf_config['model_type']}: {key}={value!r} is not implemented, only {', '.join(map(repr, implemented))}; "
-        "use a checkpoint without it"
-    )
 
 
 # -- RoPE -------------------------------------------------------------------------------------------------------------
@@ -235,7 +115,7 @@ def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) ->
     given = dict(hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {})
     kind: Any = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
-        raise _not_implemented(hf_config, "rope_type", kind, list(_ROPE_TYPES))
+        raise not_implemented(hf_config, "rope_type", kind, list(_ROPE_TYPES))
     keys, rescale = _ROPE_TYPES[kind]
     if _CONTEXT in keys:
         given.setdefault(_CONTEXT, hf_config.get("max_position_embeddings"))
@@ -259,12 +139,12 @@ def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) ->
     return fields
 
 
-def _export_rope(config: DecoderConfig, family: Family) -> dict[str, Any]:
+def _export_rope(config: DecoderConfig, family: Family, max_positions: int) -> dict[str, Any]:
     """RoPE for transformers 5 (rope_parameters) and for older versions (theta and share beside it, rope_scaling)."""
     if family.rope is None:
         return {}
     theta, fraction = family.rope
-    outside = {theta.key: config.rotary_theta}
+    outside = {"max_position_embeddings": max_positions, theta.key: config.rotary_theta}
     if config.rotary_fraction == 0 and fraction.values is not None:
         nope = {"rope_type": "linear", "factor": NOPE_FACTOR, "rope_theta": config.rotary_theta}
         return {**outside, "rope_parameters": nope, "rope_scaling": nope}
@@ -310,8 +190,11 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
             )
         for our, part in zip(ours, packing.unpack(tensor, len(ours), config.num_heads), strict=True):
             state[our] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if config.tied_embeddings:
-        stored.pop(f"{_unembedding(family)}.weight", None)
+    second = stored.pop(f"{_unembedding(family)}.weight", None) if config.tied_embeddings else None
+    if second is not None and not torch.equal(second().to(dtype), state["embed.weight"]):
+        raise ValueError(
+            f"{folder}: config.json ties the embeddings, but the stored ones differ; set tie_word_embeddings"
+        )
     if stored:
         raise ValueError(f"{folder} holds weights that {hf_config['model_type']} does not read: {sorted(stored)[:5]}")
     return Decoder.from_state(config, state)

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 OUTPUT_PROJECTION = re.compile(r"(o_proj|attention\.dense|attn\.c_proj)$")
 

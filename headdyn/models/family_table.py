@@ -1,0 +1,235 @@
+"""The table of Hugging Face families: what a config.json says about a decoder, and where its weights stand.
+
+A row says which key decides which DecoderConfig field, which keys are held to the one value the decoder implements,
+and which stored tensor holds which of our modules in which packing. `headdyn.models.families` reads it both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Setting(NamedTuple):
+    """A key of config.json, its value where absent (..., if it must be there), and their values with ours."""
+
+    key: str
+    default: Any = ...
+    values: Mapping[Any, Any] | None = None  # None: any value, as it is
+
+    def read(self, hf_config: Mapping[str, Any]) -> Any:
+        """Our value. Raises ValueError where the key is missing or its value is not implemented."""
+        value = hf_config.get(self.key, self.default)
+        if value is ...:
+            raise ValueError(f"config.json has no {self.key!r}, which {hf_config['model_type']} needs")
+        if self.values is None:
+            return value
+        if value not in self.values:
+            raise not_implemented(hf_config, self.key, value, self.values)
+        return self.values[value]
+
+    def write(self, ours: Any) -> Any:
+        """Their value; where they have none for ours, one that reads back differently."""
+        if self.values is None:
+            return ours
+        return next((theirs for theirs, value in self.values.items() if value == ours), next(iter(self.values)))
+
+
+def not_implemented(hf_config: Mapping[str, Any], key: str, value: Any, implemented: Iterable[Any]) -> ValueError:
+    """The error for a setting of a known family that would make another function than the decoder computes."""
+    return ValueError(
+        f"{hf_config['model_type']}: {key}={value!r} is not implemented, only {', '.join(map(repr, implemented))}; "
+        "use a checkpoint without it"
+    )
+
+
+class Packing(NamedTuple):
+    """`unpack(stored, parts, heads)` gives our weights or biases, `pack(ours, heads)` the stored tensor."""
+
+    unpack: Callable[[Tensor, int, int], Sequence[Tensor]]
+    pack: Callable[[Sequence[Tensor], int], Tensor]
+
+
+PLAIN = Packing(lambda stored, parts, heads: stored.chunk(parts), lambda ours, heads: torch.cat(list(ours)))
+
+
+def _turned(x: Tensor) -> Tensor:
+    return x.mT if x.ndim == 2 else x
+
+
+# GPT-2 stores x @ W, so its matrices stand transposed, with q, k and v side by side.
+CONV1D = Packing(
+    lambda stored, parts, heads: _turned(stored).chunk(parts),
+    lambda ours, heads: _turned(torch.cat(list(ours))),
+)
+# GPT-NeoX packs its fused projection head by head, [heads, 3, head_dim, ...]; read as [3, heads, head_dim, ...] it
+# still loads, and mixes q, k and v rows of several heads.
+HEAD_BY_HEAD = Packing(
+    lambda stored, parts, heads: [part.flatten(0, 1) for part in stored.unflatten(0, (heads, parts, -1)).unbind(1)],
+    lambda ours, heads: torch.stack([part.unflatten(0, (heads, -1)) for part in ours], dim=1).flatten(0, 2),
+)
+
+
+class Module(NamedTuple):
+    """One of their modules and ours in it, `{}` standing for the layer."""
+
+    theirs: str
+    ours: Sequence[str]
+    packing: Packing = PLAIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One family. `settings` are DecoderConfig fields read from config.json, `fixed` those the family fixes, `held` the
+    keys that would change the function and are implemented for one value only."""
+
+    architecture: str
+    prefix: str  # of the base model; a checkpoint saved from the base model alone lacks it
+    settings: Mapping[str, Setting]
+    fixed: Mapping[str, Any]
+    held: Mapping[str, Any]
+    rope: tuple[Setting, Setting] | None  # where theta and the rotating share stand if not in rope_parameters
+    modules: Sequence[Module]
+
+
+_QKV = ["blocks.{}.attention.q", "blocks.{}.attention.k", "blocks.{}.attention.v"]
+_GELU = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+
+_LLAMA: Mapping[str, Any] = {
+    "prefix": "model.",
+    "settings": {
+        "vocab_size": Setting("vocab_size"),
+        "num_layers": Setting("num_hidden_layers"),
+        "d_model": Setting("hidden_size"),
+        "num_heads": Setting("num_attention_heads"),
+        "num_kv_heads": Setting("num_key_value_heads", 32),
+        "head_dim": Setting("head_dim", None),
+        "d_ff": Setting("intermediate_size"),
+        "norm_eps": Setting("rms_norm_eps", 1e-6),
+        "mlp": Setting("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"}),
+        "tied_embeddings": Setting("tie_word_embeddings", False),
+    },
+    "rope": (Setting("rope_theta", 1e4), Setting("partial_rotary_factor", 1.0, {1.0: 1.0})),
+    "modules": (
+        Module("model.embed_tokens", ["embed"]),
+        Module("model.layers.{}.input_layernorm", ["blocks.{}.norm1"]),
+        Module("model.layers.{}.self_attn.q_proj", ["blocks.{}.attention.q"]),
+        Module("model.layers.{}.self_attn.k_proj", ["blocks.{}.attention.k"]),
+        Module("model.layers.{}.self_attn.v_proj", ["blocks.{}.attention.v"]),
+        Module("model.layers.{}.self_attn.o_proj", ["blocks.{}.attention.o"]),
+        Module("model.layers.{}.self_attn.q_norm", ["blocks.{}.attention.q_norm"]),
+        Module("model.layers.{}.self_attn.k_norm", ["blocks.{}.attention.k_norm"]),
+        Module("model.layers.{}.post_attention_layernorm", ["blocks.{}.norm2"]),
+        Module("model.layers.{}.mlp.gate_proj", ["blocks.{}.mlp.gate"]),
+        Module("model.layers.{}.mlp.up_proj", ["blocks.{}.mlp.up"]),
+        Module("model.layers.{}.mlp.down_proj", ["blocks.{}.mlp.down"]),
+        Module("model.norm", ["norm"]),
+        Module("lm_head", ["unembed"]),
+    ),
+}
+
+
+def _llama_like(architecture: str, *, settings: Mapping[str, Setting], **fields: Any) -> Family:
+    return Family(architecture=architecture, **{**_LLAMA, **fields, "settings": {**_LLAMA["settings"], **settings}})
+
+
+FAMILIES: Mapping[str, Family] = {
+    "qwen3": _llama_like(
+        "Qwen3ForCausalLM",
+        settings={
+            "head_dim": Setting("head_dim", 128),
+            "qkv_bias": Setting("attention_bias", False),
+            "out_bias": Setting("attention_bias", False),
+        },
+        fixed={"qk_norm": True},
+        held={"use_sliding_window": False},
+    ),
+    "qwen2": _llama_like(
+        "Qwen2ForCausalLM",
+        settings={},
+        fixed={"qk_norm": False, "qkv_bias": True},
+        held={"use_sliding_window": False},
+    ),
+    "llama": _llama_like(
+        "LlamaForCausalLM",
+        settings={
+            "num_kv_heads": Setting("num_key_value_heads", None),
+            "qkv_bias": Setting("attention_bias", False),
+            "out_bias": Setting("attention_bias", False),
+            "mlp_bias": Setting("mlp_bias", False),
+        },
+        fixed={"qk_norm": False},
+        held={},
+    ),
+    "mistral": _llama_like(
+        "MistralForCausalLM",
+        settings={"num_kv_heads": Setting("num_key_value_heads", 8), "sliding_window": Setting("sliding_window", 4096)},
+        fixed={"qk_norm": False},
+        held={},
+    ),
+    "gpt_neox": Family(
+        architecture="GPTNeoXForCausalLM",
+        prefix="gpt_neox.",
+        settings={
+            "vocab_size": Setting("vocab_size"),  # of the padded table: Pythia's 50,304 logits, not its 50,277 tokens
+            "num_layers": Setting("num_hidden_layers"),
+            "d_model": Setting("hidden_size"),
+            "num_heads": Setting("num_attention_heads"),
+            "d_ff": Setting("intermediate_size"),
+            "norm_eps": Setting("layer_norm_eps", 1e-5),
+            "mlp": Setting("hidden_act", "gelu", _GELU),
+            "parallel_residual": Setting("use_parallel_residual", True),
+            "qkv_bias": Setting("attention_bias", True),
+            "out_bias": Setting("attention_bias", True),
+            "tied_embeddings": Setting("tie_word_embeddings", False),
+        },
+        fixed={"norm": "layer", "qk_norm": False, "mlp_bias": True},
+        held={},
+        rope=(Setting("rotary_emb_base", 1e4), Setting("rotary_pct", 0.25)),
+        modules=(
+            Module("gpt_neox.embed_in", ["embed"]),
+            Module("gpt_neox.layers.{}.input_layernorm", ["blocks.{}.norm1"]),
+            Module("gpt_neox.layers.{}.attention.query_key_value", _QKV, HEAD_BY_HEAD),
+            Module("gpt_neox.layers.{}.attention.dense", ["blocks.{}.attention.o"]),
+            Module("gpt_neox.layers.{}.post_attention_layernorm", ["blocks.{}.norm2"]),
+            Module("gpt_neox.layers.{}.mlp.dense_h_to_4h", ["blocks.{}.mlp.up"]),
+            Module("gpt_neox.layers.{}.mlp.dense_4h_to_h", ["blocks.{}.mlp.down"]),
+            Module("gpt_neox.final_layer_norm", ["norm"]),
+            Module("embed_out", ["unembed"]),
+        ),
+    ),
+    "gpt2": Family(
+        architecture="GPT2LMHeadModel",
+        prefix="transformer.",
+        settings={
+            "vocab_size": Setting("vocab_size"),
+            "num_layers": Setting("n_layer"),
+            "d_model": Setting("n_embd"),
+            "num_heads": Setting("n_head"),
+            "d_ff": Setting("n_inner", None),
+            "max_positions": Setting("n_positions"),
+            "norm_eps": Setting("layer_norm_epsilon", 1e-5),
+            "mlp": Setting("activation_function", "gelu_new", _GELU),
+            "tied_embeddings": Setting("tie_word_embeddings", True),
+        },
+        fixed={"norm": "layer", "qk_norm": False, "qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        held={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        rope=None,
+        modules=(
+            Module("transformer.wte", ["embed"]),
+            Module("transformer.wpe", ["positions"]),
+            Module("transformer.h.{}.ln_1", ["blocks.{}.norm1"]),
+            Module("transformer.h.{}.attn.c_attn", _QKV, CONV1D),
+            Module("transformer.h.{}.attn.c_proj", ["blocks.{}.attention.o"], CONV1D),
+            Module("transformer.h.{}.ln_2", ["blocks.{}.norm2"]),
+            Module("transformer.h.{}.mlp.c_fc", ["blocks.{}.mlp.up"], CONV1D),
+            Module("transformer.h.{}.mlp.c_proj", ["blocks.{}.mlp.down"], CONV1D),
+            Module("transformer.ln_f", ["norm"]),
+            Module("lm_head", ["unembed"]),
+        ),
+    ),
+}
