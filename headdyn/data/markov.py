@@ -1,0 +1,237 @@
+"""First-order Markov chains: how a micro-language's transitions are drawn, their entropy, and fast sampling.
+
+Transition tables are float32 [S, V, V] with rows summing to 1 (science.md §1). Letters: S topics, V vocabulary,
+N sequences, T tokens, R rows of a table.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+from scipy.optimize import brentq
+
+_MOST_SIGNATURES = 50  # signature bigrams a topic of the seed study has at most
+_BALANCE_TOLERANCE = 1e-5  # worst column sum's distance from 1; float32 sums of 4096 terms are exact to 4e-6
+_MOST_BALANCINGS = 10_000
+_ALIAS_CELLS = 2**17  # cells to a piece of the alias build: each of its dozen arrays is 1 MB at most
+_WALK_SEQUENCES = 8192  # sequences that step together: each array of one step is 64 KB
+_WALK_STEPS = 32  # steps buffered before they are transposed out: a full cache line of uint16 a sequence
+
+
+def seed_chains(vocab_size: int, num_topics: int, concentration: float, generator: np.random.Generator) -> np.ndarray:
+    """The seed study's chains [S, V, V]: Dirichlet(0.5) rows, boosted own tokens, signature bigrams.
+
+    Topic s owns the V // S tokens from s·(V // S) on; their columns are multiplied by `concentration`, so that single
+    tokens reveal the topic (the defect that `matched_chains` removes). Up to 50 of the own tokens a get a signature
+    a→b with b an own token: its entry × 10, the other entries of row a × 0.3. Rows are normalised last.
+    """
+    own = vocab_size // num_topics
+    transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
+    for topic, chain_VV in enumerate(transitions_SVV):
+        mine = slice(topic * own, (topic + 1) * own)
+        # A squared standard normal is a Gamma(1/2) variate (up to scale), and 5 times cheaper to draw.
+        weights_VV = generator.standard_normal((vocab_size, vocab_size)) ** 2
+        weights_VV[:, mine] *= concentration
+        first = topic * own + generator.choice(own, size=min(_MOST_SIGNATURES, own), replace=False)
+        second = topic * own + generator.integers(own, size=len(first))
+        weights_VV[first] *= 0.3
+        weights_VV[first, second] *= 10 / 0.3
+        chain_VV[:] = weights_VV / weights_VV.sum(1, keepdims=True)
+    return transitions_SVV
+
+
+def matched_chains(
+    vocab_size: int, num_topics: int, target_gap_nats: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Doubly stochastic chains [S, V, V], each of mean row entropy ln V − `target_gap_nats`.
+
+    The stationary law of every chain is uniform, so a token alone says nothing about its topic. Rows are proportional
+    to exp(β z) with z standard normal, balanced by Sinkhorn's iteration; β is solved for topic by topic on the same z.
+    Raises ValueError where the gap is so near ln V that chains this sparse cannot be balanced.
+    """
+    transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
+    generators = generator.spawn(num_topics)
+
+    def fill(topic: int) -> None:
+        normals_VV = generators[topic].standard_normal((vocab_size, vocab_size), dtype=np.float32)
+        transitions_SVV[topic] = _with_gap(target_gap_nats, normals_VV)
+
+    in_two_threads(fill, range(num_topics))
+    return transitions_SVV
+
+
+def _with_gap(target_gap_nats: float, normals_VV: np.ndarray) -> np.ndarray:
+    vocab_size = len(normals_VV)
+
+    @lru_cache
+    def excess(beta: float) -> float:
+        return math.log(vocab_size) - row_entropy_nats(_balanced(beta, normals_VV)).mean() - target_gap_nats
+
+    low, high = 0.0, math.sqrt(2 * target_gap_nats)  # a log-normal row of infinite length has a gap of β²/2
+    try:
+        while excess(high) < 0:
+            low, high = high, 1.1 * high
+        return _balanced(brentq(excess, low, high, rtol=2e-3), normals_VV)
+    except _UnbalancedError as error:
+        raise ValueError(
+            f"data.target_gap_nats={target_gap_nats} is too near ln V = {math.log(vocab_size):.3f}: chains so sparse "
+            f"are not doubly stochastic after {_MOST_BALANCINGS} rounds; lower the gap"
+        ) from error
+
+
+class _UnbalancedError(Exception):
+    """Sinkhorn's iteration did not reach its tolerance."""
+
+
+def _balanced(beta: float, normals_VV: np.ndarray) -> np.ndarray:
+    """The doubly stochastic matrix of the form diag(u) exp(β z) diag(v) (Sinkhorn 1964), with rows summing to 1."""
+    kernel_VV = normals_VV - normals_VV.max(1, keepdims=True)
+    kernel_VV *= np.float32(beta)
+    np.exp(kernel_VV, out=kernel_VV)
+    columns_V = np.ones(len(kernel_VV), np.float32)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        for _ in range(_MOST_BALANCINGS):
+            # einsum, since a BLAS product's rounding, and with it the corpus, would depend on the number of threads.
+            rows_V = 1 / np.einsum("ij,j->i", kernel_VV, columns_V)
+            sums_V = np.einsum("ij,i->j", kernel_VV, rows_V)
+            if np.abs(sums_V * columns_V - 1).max() <= _BALANCE_TOLERANCE:
+                kernel_VV *= rows_V[:, None]
+                kernel_VV *= columns_V
+                return kernel_VV
+            columns_V = 1 / sums_V
+    raise _UnbalancedError
+
+
+def row_entropy_nats(transitions_VV: np.ndarray) -> np.ndarray:
+    """The entropy [V] of every row of one chain, in nats."""
+    logs_VV = np.log(np.maximum(transitions_VV, np.finfo(np.float32).tiny))
+    logs_VV *= transitions_VV
+    return -logs_VV.sum(1, dtype=np.float64)
+
+
+def stationary_law(transitions_VV: np.ndarray) -> np.ndarray:
+    """The stationary law [V] of one chain with positive entries, by power iteration to 1e-6 in total variation."""
+    law_V = np.full(len(transitions_VV), 1 / len(transitions_VV))
+    while True:
+        next_V = np.einsum("i,ij->j", law_V.astype(np.float32), transitions_VV)
+        next_V = next_V.astype(np.float64) / next_V.sum(dtype=np.float64)
+        if np.abs(next_V - law_V).sum() <= 2e-6:
+            return next_V
+        law_V = next_V
+
+
+class AliasSampler:
+    """Draws from every row of a stack of chains by Walker's alias method, one memory access a token.
+
+    A cell packs a threshold (high bits) and an alias (low ⌈log₂ V⌉ bits) into a uint32. Row probabilities are first
+    rounded to whole numbers of units whose sum is exactly V cells of 2^(32 − ⌈log₂ V⌉) units, and the table is exact in
+    those integers. With V a power of two the law sampled is the rounded row: each probability to 2^-33, the largest
+    to V × 2^-33.
+    """
+
+    def __init__(self, transitions_SVV: np.ndarray) -> None:
+        self.num_topics, self.vocab_size, _ = transitions_SVV.shape
+        self.alias_bits = max(1, (self.vocab_size - 1).bit_length())
+        rows_RV = transitions_SVV.reshape(-1, self.vocab_size)
+        self.table_RV = np.empty(rows_RV.shape, np.uint32)
+        step = max(1, _ALIAS_CELLS // self.vocab_size)
+        # glibc gives freed memory back to the system piece by piece, and to fault it in again took more than half of
+        # this build (35 against 15 ns a cell at V 4096). Freeing one large block raises its threshold (mallopt(3)).
+        np.empty(2**24, np.uint8)
+
+        def fill(start: int) -> None:
+            piece = slice(start, start + step)
+            self.table_RV[piece] = _alias_rows(rows_RV[piece], self.alias_bits)
+
+        in_two_threads(fill, range(0, len(rows_RV), step))
+
+    def walk(self, topics_NT: np.ndarray, key: np.ndarray, first: int, out_NT: np.ndarray) -> None:
+        """Fill `out_NT` (uint16) with tokens: uniform at t = 0, then each drawn from its own topic's row of the last.
+
+        Sequence n of the call is number `first` + n of its stream, and its random number at t is a function of `key`
+        (Philox, two words), that number and t alone: how a corpus is cut into calls changes nothing. `first` is a
+        multiple of 8, the 32-bit words to a Philox block.
+        """
+        assert first % 8 == 0
+        count, length = topics_NT.shape
+        topics_TN = np.ascontiguousarray(topics_NT.T)
+        table, bits, vocab = self.table_RV.ravel(), np.uint32(self.alias_bits), self.vocab_size
+        low_bits = np.uint32((1 << self.alias_bits) - 1)
+        buffer_tN = np.empty((_WALK_STEPS, count), np.uint16)
+        cells_N = np.empty(count, np.uint32)
+        index_N, tokens_N = np.empty(count, np.int64), np.empty(count, np.int64)
+        for t in range(length):
+            philox = np.random.Philox(key=key, counter=[first // 8, t, 0, 0])
+            words_N = philox.random_raw(-(-count // 2)).view(np.uint32)[:count]
+            # The high half of word × V is a uniform cell, the low half a uniform place within it (Lemire 2019).
+            scaled_N = np.multiply(words_N, np.uint64(vocab), dtype=np.uint64)
+            column_N = (scaled_N >> np.uint64(32)).view(np.int64)
+            if t == 0:
+                tokens_N = column_N
+            else:
+                np.multiply(topics_TN[t], vocab, out=index_N, dtype=np.int64)
+                index_N += tokens_N
+                index_N *= vocab
+                index_N += column_N
+                table.take(index_N, out=cells_N, mode="clip")  # "raise" would copy through a buffer
+                within_N = scaled_N.astype(np.uint32) >> bits
+                tokens_N = np.where(within_N < cells_N >> bits, column_N, cells_N & low_bits)
+            row = t % _WALK_STEPS
+            buffer_tN[row] = tokens_N
+            if row == _WALK_STEPS - 1 or t == length - 1:
+                out_NT[:, t - row : t + 1] = buffer_tN[: row + 1].T
+
+
+def _alias_rows(rows_RV: np.ndarray, alias_bits: int) -> np.ndarray:
+    """The packed alias table of every row, all rows in one sweep.
+
+    Cells short of a full cell ("light") are topped up, in order, from those with a surplus ("heavy"): a light cell's
+    donor is the heavy one whose cumulated surplus first exceeds the light's cumulated want, and a heavy cell that is
+    drawn below full tops itself up from the next. Wants and surpluses of a row are equal, exactly, in integers, so one
+    cumulative sum runs through all rows at once and no donor lies in another row.
+    """
+    count, vocab = rows_RV.shape
+    full = 1 << (32 - alias_bits)
+    scaled_RV = rows_RV * (-vocab * full / rows_RV.sum(1, dtype=np.float64))[:, None]
+    want_RV = (np.rint(scaled_RV, out=scaled_RV) + full).astype(np.int64)
+    want_RV[np.arange(count), rows_RV.argmax(1)] -= want_RV.sum(1)  # the largest cell takes the rounding
+    want = want_RV.ravel()
+
+    is_light = want > 0
+    light, heavy = np.flatnonzero(is_light), np.flatnonzero(~is_light)
+    light_want, heavy_column = want[light], (heavy % vocab).astype(np.uint32)
+    wanted = np.concatenate([[0], np.cumsum(light_want)])
+    surplus = np.cumsum(-want[heavy])
+    served = np.searchsorted(wanted, surplus)  # lights that have begun to be served once this heavy is used up
+    donor = np.repeat(heavy_column, np.diff(served, prepend=0))
+    table = np.empty(count * vocab, np.uint32)
+    table[light] = (full - light_want).astype(np.uint32) << np.uint32(alias_bits) | donor
+
+    overdrawn = wanted[served] - surplus
+    following = np.append(heavy_column[1:], heavy_column[:1])
+    topped_up = (full - overdrawn).astype(np.uint32) << np.uint32(alias_bits) | following
+    table[heavy] = np.where(overdrawn > 0, topped_up, heavy_column)  # threshold 0 and itself as alias: a full cell
+    return table.reshape(count, vocab)
+
+
+def sample_tokens(
+    sampler: AliasSampler, topics_NT: np.ndarray, key: np.ndarray, out_NT: np.ndarray, *, chunk: int = _WALK_SEQUENCES
+) -> None:
+    """Fill `out_NT` with one sequence per row of `topics_NT`, `chunk` (a multiple of 8) sequences at a time."""
+
+    def walk(first: int) -> None:
+        sampler.walk(topics_NT[first : first + chunk], key, first, out_NT[first : first + chunk])
+
+    in_two_threads(walk, range(0, len(topics_NT), chunk))
+
+
+def in_two_threads(work: Callable[[int], None], items: Iterable[int]) -> None:
+    """Call `work` on every item, on at most two cores; numpy lets go of the interpreter lock inside its loops."""
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(work, items):
+            pass

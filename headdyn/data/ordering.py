@@ -1,0 +1,132 @@
+"""The order in which training meets its sequences: shuffled, or sorted by topic (science.md §2).
+
+Every ordering shows each sequence exactly once an epoch; only the order differs. Letters: N sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Literal, Protocol, get_args
+
+import numpy as np
+
+from headdyn.core.randomness import generator as named_generator
+
+WithinBlock = Literal["fixed", "shuffled"]
+
+
+class Ordering(Protocol):
+    """A conf/data_ordering option. `follows_topics`: whether a place in the epoch stands for a topic."""
+
+    follows_topics: ClassVar[bool]
+
+    def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """One epoch's order: a permutation [N] of the sequence indices, given each sequence's dominant topic."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shuffled:
+    """A fresh permutation every epoch."""
+
+    follows_topics: ClassVar[bool] = False
+
+    def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """One epoch's order [N]; the topics play no part."""
+        return generator.permutation(len(dominant_N))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopicOrdered:
+    """Sorted by dominant topic, in `blocks` rounds: each round shows one block of every topic, in order of topic id.
+
+    Block b of a topic with n sequences holds those of corpus rank n·b/blocks to n·(b+1)/blocks, every epoch the same;
+    `blocks=1` is one global sort. Inside a block the order is the corpus's own (`fixed`, as in the seed study) or
+    drawn afresh each epoch (`shuffled`).
+    """
+
+    blocks: int = 1
+    within_block: WithinBlock = "shuffled"
+    follows_topics: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"data_ordering.blocks={self.blocks} must be at least 1; 1 sorts the whole epoch by topic")
+        if self.within_block not in get_args(WithinBlock):
+            raise ValueError(
+                f"data_ordering.within_block={self.within_block!r} is unknown; choose one of {get_args(WithinBlock)}"
+            )
+
+    def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        """One epoch's order [N]; `fixed` blocks draw nothing from the generator."""
+        count = len(dominant_N)
+        by_topic_N = np.argsort(dominant_N, kind="stable")
+        sorted_N = dominant_N[by_topic_N]
+        _, first, sizes = np.unique(sorted_N, return_index=True, return_counts=True)
+        rank_N = np.empty(count, np.int64)
+        rank_N[by_topic_N] = np.arange(count) - np.repeat(first, sizes)
+        size_N = np.empty(count, np.int64)
+        size_N[by_topic_N] = np.repeat(sizes, sizes)
+        block_N = rank_N * self.blocks // size_N
+        inside_N = rank_N if self.within_block == "fixed" else generator.permutation(count)
+        return np.lexsort((inside_N, dominant_N, block_N))
+
+
+def dominant_topics(topics_NT: np.ndarray, num_topics: int) -> np.ndarray:
+    """The most frequent topic label of every sequence [N], ties to the lower id."""
+    counts_SN = np.stack([np.count_nonzero(topics_NT == topic, axis=1) for topic in range(num_topics)])
+    return counts_SN.argmax(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CyclePlace:
+    """Where in its pass over the corpus a training stands.
+
+    `fraction` in (0, 1] is the share of the pass that has been shown. `topic` is the dominant topic of the last
+    sequence shown, or None under an ordering that does not follow topics.
+    """
+
+    fraction: float
+    topic: int | None
+
+
+class BatchSchedule:
+    """Which sequences make up the batch of every step: a pure function of (seed, step).
+
+    The epochs' permutations follow one another without end, and step s takes places s·B to (s+1)·B of that stream, so
+    a batch may straddle two epochs and no sequence is dropped. Raises ValueError where a batch exceeds the corpus.
+    """
+
+    def __init__(self, *, ordering: Ordering, dominant_N: np.ndarray, batch_size: int, seed: int) -> None:
+        if not 1 <= batch_size <= len(dominant_N):
+            raise ValueError(
+                f"train.batch_size={batch_size} does not fit a corpus of {len(dominant_N)} sequences; "
+                f"set it to 1..{len(dominant_N)} or raise data.train_sequences"
+            )
+        self.ordering = ordering
+        self.dominant_N = np.asarray(dominant_N)
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)  # a batch touches two epochs at most
+
+    def indices(self, step: int) -> np.ndarray:
+        """The sequence indices [B] int64 of the batch at `step`, counted from 0."""
+        places_B = step * self.batch_size + np.arange(self.batch_size)
+        epochs_B, offsets_B = np.divmod(places_B, len(self.dominant_N))
+        epochs = range(int(epochs_B[0]), int(epochs_B[-1]) + 1)
+        return np.concatenate([self._epoch(epoch)[offsets_B[epochs_B == epoch]] for epoch in epochs])
+
+    def passes(self, steps: int) -> float:
+        """How often `steps` steps go through the corpus."""
+        return steps * self.batch_size / len(self.dominant_N)
+
+    def place_after(self, steps: int) -> CyclePlace:
+        """Where in the cycle a training of `steps` steps (at least 1) ends."""
+        assert steps >= 1
+        epoch, offset = divmod(steps * self.batch_size - 1, len(self.dominant_N))
+        topic = int(self.dominant_N[self._epoch(epoch)[offset]]) if self.ordering.follows_topics else None
+        return CyclePlace(fraction=(offset + 1) / len(self.dominant_N), topic=topic)
+
+    def _draw_epoch(self, epoch: int) -> np.ndarray:
+        return self.ordering.epoch(self.dominant_N, named_generator(self.seed, f"ordering/epoch {epoch}"))
