@@ -1,0 +1,109 @@
+"""Snapshots of a training run: one safetensors file a step, whole or absent, with the configuration inside."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from headdyn.models.config import DecoderConfig
+from headdyn.models.decoder import Decoder
+
+_NAME = re.compile(r"step(\d{6,})\.safetensors")
+
+
+def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
+    """Write `step000800.safetensors` into the folder, in the decoder's dtype, and return its path.
+
+    The file appears whole or not at all: it is written beside its place, flushed to the disk and renamed. Its metadata
+    hold the DecoderConfig, the step and a checksum over both and the weights. Raises OSError where the disk refuses.
+    """
+    assert step >= 0
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step{step:06d}.safetensors"
+    tensors = {name: parameter.detach().cpu() for name, parameter in decoder.named_parameters()}  # a tied weight once
+    facts = {"config": json.dumps(dataclasses.asdict(decoder.config)), "step": str(step)}
+    content = save(tensors, {**facts, "sha256": _checksum(facts, tensors)})
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(folder, os.O_RDONLY)  # the rename, too, must reach the disk
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return path
+
+
+def load_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, int]:
+    """The decoder of a snapshot, converted to `dtype`, and its step.
+
+    Raises ValueError naming the file where it is missing, truncated or changed in any byte, where it is no snapshot,
+    and where its configuration has keys this version does not know.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; the steps there are {sorted(snapshot_steps(path.parent))}") from error
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); delete it and run its training again") from error
+    facts = {key: metadata[key] for key in ("config", "step") if key in metadata}
+    if len(facts) < 2 or "sha256" not in metadata:
+        raise ValueError(f"{path} is no snapshot: its metadata have only {sorted(metadata)}; give one that a run saved")
+    if _checksum(facts, tensors) != metadata["sha256"]:
+        raise ValueError(f"{path} is damaged: its checksum does not match; delete it and run its training again")
+    config = _config(json.loads(facts["config"]), path)
+    state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
+    return Decoder.from_state(config, state), int(facts["step"])
+
+
+def snapshot_steps(folder: Path) -> dict[int, Path]:
+    """Step and file of every snapshot in a folder, in the order of training; empty where it has none."""
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def state_hash(decoder: Decoder) -> str:
+    """A sha256 over every parameter's name, dtype, shape and bytes, a tied weight once: equal hash, equal weights."""
+    return _hash(dict(decoder.named_parameters()))
+
+
+def _hash(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    return hashlib.sha256(json.dumps([facts, _hash(tensors)], sort_keys=True).encode()).hexdigest()
+
+
+def _config(fields: dict[str, Any], path: Path) -> DecoderConfig:
+    unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(DecoderConfig)})
+    if unknown:
+        raise ValueError(
+            f"{path} was saved with settings {unknown} that this version does not know; use a newer headdyn"
+        )
+    if fields.get("rotary_frequencies") is not None:
+        fields["rotary_frequencies"] = tuple(fields["rotary_frequencies"])  # JSON has lists only
+    return DecoderConfig(**fields)
