@@ -319,9 +319,16 @@ def _value(hint: Any, value: Any, key: str) -> Any:
             return float(value)
     # Python counts True as an int; a configuration must not.
     if not is_bearable(value, hint) or (isinstance(value, bool) and bool not in options):
-        expected = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-        raise ConfigError(f"{key}={value!r} must be of type {expected}")
+        raise ConfigError(f"{key}={value!r} must be {' or '.join(map(_readable, options))}")
     return value
+
+
+def _readable(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return f"of type {getattr(hint, '__name__', hint)}"
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:

@@ -1,0 +1,175 @@
+"""Every bad setting is refused by name before any work, and without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from headdyn.config import ConfigError, check, settings_class
+from headdyn.run import CONF, explain, main, make_plan, one_ordering
+from hydra.errors import HydraException
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=list(overrides), return_hydra_config=True)
+    return check(cfg, cfg.hydra.runtime.choices)
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises((ConfigError, HydraException)) as caught:
+        make_plan(one_ordering(arguments))
+    return explain(caught.value, arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["attention=mqa"], ["attention/mqa", "gqa", "mha"]),
+        (["train.stepz=3"], ["train.stepz", "did you mean train.steps"]),
+        (["+train.foo=3"], ["train.foo", "train.steps"]),
+        (["trian.steps=3"], ["trian.steps", "did you mean train.steps"]),
+        (["+foo=3"], ["unknown key foo"]),
+        (["train.steps=abc"], ["train.steps='abc'", "int"]),
+        (["train.steps=10.5"], ["train.steps=10.5", "int"]),
+        (["train.clip_norm=true"], ["train.clip_norm=True", "float"]),
+        (["train.adamw_betas=[1,2,3]"], ["3 entries, not 2"]),
+        (["train.steps=???"], ["train.steps is missing"]),
+        (["train=5"], ["train"]),
+        (["attention.num_kv_heads=3"], ["num_kv_heads=3", "[1, 2, 4]"]),
+        (["model.head_dim=7"], ["odd", "model.head_dim"]),
+        (["data.min_segment=99"], ["data.min_segment=99", "data.sequence_length=128"]),
+        (["data.target_gap_nats=9"], ["data.target_gap_nats=9", "ln V"]),
+        (["train.snapshots=9999"], ["train.snapshots=9999", "2..801"]),
+        (["train.batch_size=99999"], ["train.batch_size=99999", "data.train_sequences"]),
+        (["train.eval_sequences=99999"], ["train.eval_sequences=99999", "data.val_sequences"]),
+        (["ordering=topic", "data_ordering=shuffled"], ["ordering=topic", "only one"]),
+        (["experiment=matrix"], ["add -m"]),
+        (["attention=mha,gqa"], ["attention=mha,gqa", "add -m"]),
+        (["device=tpu"], ["device='tpu'", "cuda"]),
+        (["seed=-1"], ["seed=-1"]),
+        (["model.kind=gpt5"], ["model.kind='gpt5'", "mini_qwen3"]),
+        (["data._target_=nowhere.Corpus"], ["nowhere.Corpus"]),
+        (["analysis.attention._target_=nowhere.Thing"], ["nowhere.Thing"]),
+        (["analysis.attention.num_sequences=x"], ["analysis.attention.num_sequences='x'", "int"]),
+        (["+analysis.attention.typo=1"], ["analysis.attention.typo"]),
+        (["position_enc.keep_rotary=false"], ["recalibration"]),
+        (["position_enc=drope", "position_enc.recalibration.steps=-1"], ["position_enc.recalibration.steps=-1"]),
+        (["tracking.mode=sometimes"], ["tracking.mode='sometimes'", "offline"]),
+        (["-m", "attention=mha,gqa", "model.num_heads=3", "model.head_dim=32"], ["num_heads=3"]),
+        (["nonsense"], ["nonsense"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in "".join(value) else "",
+)
+def test_a_bad_setting_is_refused_by_name(arguments, words):
+    message = refusal(*arguments)
+    for word in words:
+        assert word in message
+
+
+def test_a_configuration_error_answers_within_two_seconds_and_imports_nothing_heavy():
+    program = (
+        "import sys, time; begun = time.perf_counter(); from headdyn.run import main; status = main(sys.argv[1:]);"
+        "import json; heavy = [m for m in ('torch', 'transformers', 'wandb', 'sklearn', 'datasets') if m in sys.modules];"
+        "print(json.dumps([status, time.perf_counter() - begun, heavy]))"
+    )
+    for arguments in (["train.steps=abc"], ["--help"], ["-m", "experiment=matrix", "seed=0,1,2", "train.steps=abc"]):
+        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+        status, seconds, heavy = json.loads(done.stdout.splitlines()[-1])
+        assert status == (0 if arguments == ["--help"] else 2)
+        assert heavy == []
+        assert seconds < 2
+
+
+def test_help_shows_the_groups_and_three_commands(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for group in ("attention: gqa, mha", "mode: laptop", "position_enc: drope", "protocol: corrected, seed", "analysis:"):
+        assert group in shown
+    assert shown.count("python -m headdyn.run") == 3
+
+
+def test_ordering_is_short_for_data_ordering():
+    assert one_ordering(["-m", "ordering=topic,shuffled"]) == ["-m", "data_ordering=topic,shuffled"]
+    alias = composed("ordering=topic")  # the alias group itself, as a raw compose sees it
+    assert alias.factors["data_ordering"] == "topic"
+    with pytest.raises(ConfigError, match="disagree"):
+        composed("ordering=topic", "data_ordering=shuffled")
+
+
+def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
+    plan = make_plan(["-m", "experiment=matrix"])
+    assert len({job.name for job in plan.jobs}) == 8
+    factors = {(j.factors["attention"], j.factors["data_ordering"], j.factors["position_enc"]) for j in plan.jobs}
+    assert len(factors) == 8
+    assert plan.sweep_folder == make_plan(["-m", "experiment=matrix"]).sweep_folder
+    assert plan.sweep_folder != make_plan(["-m", "experiment=matrix", "train.steps=700"]).sweep_folder
+
+
+def test_the_command_line_wins_over_a_preset():
+    plan = make_plan(["-m", "experiment=matrix", "attention=mha", "ordering=topic"])
+    assert {job.factors["attention"] for job in plan.jobs} == {"mha"}
+    assert {job.factors["data_ordering"] for job in plan.jobs} == {"topic"}
+    assert len(plan.jobs) == 2
+
+
+def test_the_hash_follows_what_a_run_computes_and_nothing_else():
+    base = composed().hash
+    assert composed("tracking=none").hash == base
+    assert composed("force=true").hash == base
+    assert composed("train.steps=799").hash != base
+    assert composed("seed=1").hash != base
+    assert composed("position_enc=drope").hash != base
+
+
+@pytest.mark.parametrize("mode", ["smoke", "laptop", "sanity", "run1", "v2"])
+@pytest.mark.parametrize("protocol", ["corrected", "seed"])
+def test_every_mode_and_protocol_composes(mode, protocol):
+    run = composed(f"mode={mode}", f"protocol={protocol}", "attention=gqa", "ordering=topic", "position_enc=drope")
+    assert run.attention.num_kv_heads * 2 == run.model.num_heads
+    assert run.data.generator == ("seed" if protocol == "seed" else "matched")
+    assert run.data_ordering.within_block == ("fixed" if protocol == "seed" else "shuffled")
+
+
+def test_the_protocols_recalibrate_as_science_md_5_says():
+    seed = composed("mode=run1", "protocol=seed", "position_enc=drope").position_enc.recalibration
+    assert (seed.count(10_000), seed.warmup_share, seed.lr_scale) == (100, 0.1, 0.1)
+    corrected = composed("mode=run1", "position_enc=drope").position_enc.recalibration
+    assert (corrected.count(10_000), corrected.lr_scale) == (2000, 1.0)
+
+
+def test_the_sizes_are_the_seeds():
+    run1 = composed("mode=run1").decoder_config(4096)
+    assert (run1.d_model, run1.num_layers, run1.num_heads, run1.head_dim, run1.d_ff) == (512, 8, 8, 64, 1376)
+    sanity = composed("mode=sanity", "protocol=seed")
+    assert (sanity.data.vocab_size, sanity.data.concentration, sanity.train.steps) == (512, 100.0, 5000)
+    assert sanity.train.warmup_steps == 250
+
+
+def test_an_analysis_of_another_package_is_checked_without_importing_it(tmp_path, monkeypatch):
+    (tmp_path / "their_lens.py").write_text(
+        "import torch_that_does_not_exist\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Lens:\n"
+        "    depth: int = 3\n"
+        "    name: str = 'x'\n"
+        "    def __post_init__(self):\n"
+        "        if self.depth < 1:\n"
+        "            raise ValueError(f'depth={self.depth} must be at least 1')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = settings_class("their_lens.Lens", "analysis.lens")
+    assert settings(depth=2).name == "x"
+    assert "depth=0 must be at least 1" in refusal("+analysis.lens={_target_: their_lens.Lens, depth: 0}")
+    assert "analysis.lens.depth='deep'" in refusal("+analysis.lens={_target_: their_lens.Lens, depth: deep}")
+
+
+def test_the_configuration_prints_resolved(capsys):
+    assert main(["--cfg", "job", "--resolve", "mode=smoke"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert printed.train.steps == OmegaConf.load(Path(CONF) / "mode" / "smoke.yaml").train.steps
