@@ -45,6 +45,11 @@ class DecoderConfig:
                 f"RoPE rotates pairs, but rotary width {self.rotary_dim} (of head_dim={self.head_dim}) is odd; "
                 "set an even model.head_dim or position_enc=nope"
             )
+        if self.rotary_frequencies is not None and 2 * len(self.rotary_frequencies) != self.rotary_dim:
+            raise ValueError(
+                f"{len(self.rotary_frequencies)} rotary_frequencies turn pairs of channels, but {self.rotary_dim} "
+                f"channels rotate; give {self.rotary_dim // 2}"
+            )
 
     @property
     def rotary_dim(self) -> int:

@@ -13,7 +13,7 @@ from transformers import Qwen3Config
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.models.families import export_pretrained, import_config, load_pretrained
+from headdyn.models.families import export_config, export_pretrained, import_config, load_pretrained
 from tests.parity import hugging_face
 from tests.parity.checks import ATOL, assert_parity, assert_same_weights
 from tests.small_models import GQA, MHA, drawn, tokens
@@ -117,8 +117,6 @@ def test_a_setting_that_is_ignored_shows(setting: dict[str, float], tmp_path: Pa
 
 def test_older_and_newer_transformers_find_theta() -> None:
     """4.57 reads rope_theta and rope_scaling, 5.23 rope_parameters; a DroPE model's scaling stands in both."""
-    from headdyn.models.families import export_config
-
     rope = export_config(GQA, "qwen3", max_positions=512)
     assert rope["rope_theta"] == rope["rope_parameters"]["rope_theta"] == 1e6
     dropped = export_config(GQA.without_positions(), "qwen3", max_positions=512)
