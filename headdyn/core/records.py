@@ -86,19 +86,22 @@ class HeadTable:
 
     @classmethod
     def whole(cls, metric: str, value: float | None, **columns: Any) -> HeadTable:
-        """The single row that describes the model by `metric`."""
-        return cls.from_rows([{"metric": metric, "value": value, **columns}])
+        """The single row that describes the model by `metric`; None and NaN are absent as NaN is in `per_head`."""
+        values = np.array([np.nan if value is None else value], dtype=float)
+        return cls._from_arrays(metric, np.array([None]), np.array([None]), values, columns)
 
     @classmethod
     def _from_arrays(
         cls, metric: str, layers: np.ndarray, heads: np.ndarray, values: np.ndarray, columns: Mapping[str, Any]
     ) -> HeadTable:
         flat = {name: np.ravel(array) for name, array in columns.items() if np.ndim(array)}
-        scalars = {name: scalar for name, scalar in columns.items() if not np.ndim(scalar)}
+        scalars = {name: np.asarray(scalar).item() for name, scalar in columns.items() if not np.ndim(scalar)}
         reason = scalars.pop("reason", None)
         rows = []
         for i, value in enumerate(np.ravel(values)):
-            row = {"metric": metric, "layer": int(layers[i]), "head": None if heads[i] is None else int(heads[i])}
+            place = {"layer": layers[i], "head": heads[i]}
+            row: dict[str, Any] = {"metric": metric}
+            row |= {name: None if index is None else int(index) for name, index in place.items()}
             row |= scalars | {name: array[i].item() for name, array in flat.items()}
             row = {name: entry for name, entry in row.items() if not (isinstance(entry, float) and math.isnan(entry))}
             row |= {"value": None, "reason": reason} if math.isnan(value) else {"value": float(value)}

@@ -157,6 +157,21 @@ def ratio_contributions(numerator_NX: np.ndarray, denominator_NX: np.ndarray) ->
     return ratio + (numerator_NX - ratio * denominator_NX) / scale
 
 
+def without_controls(values_NX: np.ndarray, controls_NJ: np.ndarray) -> np.ndarray:
+    """The values less what J control variates explain of them (least squares), their means unchanged.
+
+    For controls whose means are known to be 0: what values and controls share then no longer widens intervals nor
+    drowns tests. Deviations are scaled up by √((N − 1)/(N − 1 − J)), so that their variance is that of a fit's errors.
+    """
+    values_NX = np.asarray(values_NX, dtype=float)
+    units, controls = controls_NJ.shape
+    columns, mean = values_NX.reshape(units, -1), values_NX.reshape(units, -1).mean(0)
+    controls_NJ = controls_NJ - controls_NJ.mean(0)
+    fitted = controls_NJ @ np.linalg.lstsq(controls_NJ, columns - mean, rcond=None)[0]
+    errors = (columns - mean - fitted) * np.sqrt((units - 1) / (units - 1 - controls))
+    return (mean + errors).reshape(values_NX.shape)
+
+
 def spread_beyond_sampling(
     values_NXJ: np.ndarray, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

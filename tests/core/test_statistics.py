@@ -14,6 +14,7 @@ from headdyn.core.statistics import (
     sign_flip_test,
     spread_beyond_sampling,
     t_interval,
+    without_controls,
 )
 
 
@@ -189,6 +190,23 @@ def test_spread_beyond_sampling_is_unbiased_and_covers(spread, low, high):
     assert abs(observed.mean() - means.var()) > 4 * error  # mutant: the seed's uncorrected variance is biased
     covered = np.mean((ci_low <= means.var()) & (means.var() <= ci_high))
     assert low <= covered <= high  # measured 0.999, 0.943, 0.933: at no spread at all the interval is conservative
+
+
+def test_controls_leave_the_mean_and_take_what_they_explain():
+    controls, noise = rng(14).normal(size=(40, 2)), rng(15).normal(size=(40, 3))
+    controls -= controls.mean(0)
+    values = 0.3 + controls @ np.array([[5.0, 0, -3], [0, 2, 7]]) + noise
+    freed = without_controls(values, controls)
+    np.testing.assert_allclose(freed.mean(0), values.mean(0))
+    assert np.all(values.std(0) > 1.8 * freed.std(0))
+    design = np.column_stack((np.ones(40), controls))
+    for j in range(3):  # their spread is the regression's residual standard error
+        _, squares, *_ = np.linalg.lstsq(design, values[:, j], rcond=None)
+        assert freed[:, j].std(ddof=1) == pytest.approx(np.sqrt(squares[0] / (40 - 3)))
+    repeated = without_controls(
+        values, np.column_stack((controls, controls[:, 0]))
+    )  # collinear controls are no trouble
+    np.testing.assert_allclose((repeated - repeated.mean(0)) * np.sqrt(36 / 37), freed - freed.mean(0), atol=1e-12)
 
 
 # --- Factorial effects

@@ -1,0 +1,339 @@
+"""QK and OV circuits from the weights alone: spectra, copying, and head similarity free of gauge (science.md §8).
+
+Letters as in models/decoder.py; N heads of the whole model, numbered through the layers.
+
+A head's circuits are W_QK = left_q right_kᵀ and W_OV = left_v right_oᵀ with thin [D, d] factors; the D×D products are
+never formed. What is linear is folded into the factors: the preceding norm's gain, LayerNorm's centring (of what the
+head reads, and of what it writes, since every reader centres), and the q- and k-norm's gains. Not linear, so left out:
+the division by the norm, of the residual stream and of q and k. Omitted too: biases of q, k, v and of LayerNorm, which
+add terms that are linear in one side only, and the rotation, except where a relative offset is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from headdyn.core.figures import Curve, HeadMap, curves, head_map, similarity_grid
+from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.statistics import bootstrap_interval, draws_test
+from headdyn.data.corpus import Corpus
+from headdyn.models.config import DecoderConfig
+from headdyn.models.decoder import Decoder, rotate
+
+
+@dataclass(frozen=True)
+class Factors:
+    """One circuit of all heads: circuit n is left_n @ right_nᵀ, a D×D matrix that acts on row vectors; float64."""
+
+    left_NDd: Tensor
+    right_NDd: Tensor
+
+
+@torch.no_grad()
+def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:
+    """The layer's circuits "qk" and "ov", everything linear folded in, one per query head (also under GQA).
+
+    With an offset, the qk form between a query and the key `offset` positions before it: RoPE turns the query's factor.
+    """
+    w, c = decoder.head_weights(layer), decoder.config
+    centred = w.norm_bias_D is not None
+
+    def read(weight_XDd: Tensor, heads: int) -> Tensor:
+        wide_XDd = w.norm_gain_D.double()[:, None] * weight_XDd.double()
+        if centred:
+            wide_XDd = wide_XDd - wide_XDd.mean(1, keepdim=True)
+        return wide_XDd.repeat_interleave(c.num_heads // heads, dim=0)
+
+    q_HDd, k_HDd = read(w.q_HDd, c.num_heads), read(w.k_GDd, c.num_kv_heads)
+    if w.q_gain_d is not None and w.k_gain_d is not None:
+        q_HDd, k_HDd = q_HDd * w.q_gain_d.double(), k_HDd * w.k_gain_d.double()
+    rotary = decoder.rotary(1, offset)
+    if offset and rotary is not None:
+        q_HDd = rotate(q_HDd[:, None], *rotary)[:, 0]
+    o_HDd = w.o_HdD.double().mT
+    if centred:
+        o_HDd = o_HDd - o_HDd.mean(1, keepdim=True)
+    return {"qk": Factors(q_HDd, k_HDd), "ov": Factors(read(w.v_GDd, c.num_kv_heads), o_HDd)}
+
+
+@torch.no_grad()
+def unembed_embed(decoder: Decoder) -> Float[Tensor, "D D"]:
+    """W_U then W_E, [D, V] @ [V, D], the final norm's gain and LayerNorm's centring folded into W_U."""
+    unembed_DV = decoder.norm.weight.double()[:, None] * decoder.unembed.weight.double().mT
+    if decoder.norm.bias is not None:
+        unembed_DV = unembed_DV - unembed_DV.mean(0)
+    return unembed_DV @ decoder.embed.weight.double()
+
+
+def singular_values(factors: Factors) -> Float[Tensor, "N d"]:
+    """Of every circuit, largest first: those of the d×d core R_left R_rightᵀ of the factors' QR decompositions."""
+    left, right = (torch.linalg.qr(factor, mode="r").R for factor in (factors.left_NDd, factors.right_NDd))
+    return torch.linalg.svdvals(left @ right.mT)
+
+
+def effective_rank(values_Nd: Tensor) -> Float[Tensor, " N"]:
+    """exp of the entropy of the singular values' shares (Roy & Vetterli 2007): 1 for rank one, d when all are equal."""
+    share_Nd = values_Nd / values_Nd.sum(-1, keepdim=True)
+    return torch.special.entr(share_Nd).sum(-1).exp()
+
+
+def copying_scores(ov: Factors, unembed_embed_DD: Tensor) -> Float[Tensor, " N"]:
+    """Σλ / Σ|λ| over the eigenvalues of W_E W_OV W_U, −1..1; 1 where a token always raises its own logit.
+
+    The measure of Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". The V×V matrix has the
+    nonzero eigenvalues of the d×d matrix right_oᵀ (W_U W_E) left_v: they are those of any cyclic reordering.
+    """
+    eigenvalues_Nd = torch.linalg.eigvals(ov.right_NDd.mT @ unembed_embed_DD @ ov.left_NDd)
+    return eigenvalues_Nd.real.sum(-1) / eigenvalues_Nd.abs().sum(-1)
+
+
+def cosines(factors: Factors) -> Float[Tensor, "N N"]:
+    """Cosines between circuits as D×D matrices, ⟨A_i, A_j⟩ = Σ (left_iᵀ left_j) ⊙ (right_iᵀ right_j).
+
+    Free of gauge: left → left R with right → right R⁻ᵀ leaves every circuit, and so every cosine, as it was.
+    """
+    count, _, width = factors.left_NDd.shape
+    left_DX, right_DX = (f.transpose(0, 1).flatten(1) for f in (factors.left_NDd, factors.right_NDd))
+    inner_NN = torch.zeros(count, count, dtype=left_DX.dtype, device=left_DX.device)
+    for i in range(count):
+        start = i * width
+        product = (factors.left_NDd[i].mT @ left_DX[:, start:]) * (factors.right_NDd[i].mT @ right_DX[:, start:])
+        inner_NN[i, i:] = product.view(width, count - i, width).sum((0, 2))
+    inner_NN = inner_NN + inner_NN.triu(1).mT
+    norm_N = inner_NN.diagonal().sqrt()
+    return inner_NN / norm_N[:, None] / norm_N
+
+
+def random_circuits(config: DecoderConfig, generator: np.random.Generator) -> dict[str, Factors]:
+    """Gaussian circuits of the model's shape and grouping, one per head.
+
+    Every measure here is free of scale, so that they match any head's norms as they are.
+    """
+    c = config
+
+    def draw(heads: int) -> Tensor:
+        draw_XDd = torch.from_numpy(generator.normal(size=(c.num_layers * heads, c.d_model, c.head_dim)))
+        return draw_XDd.repeat_interleave(c.num_heads // heads, dim=0)
+
+    return {
+        "qk": Factors(draw(c.num_heads), draw(c.num_kv_heads)),
+        "ov": Factors(draw(c.num_kv_heads), draw(c.num_heads)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Circuits:
+    """What every head's weights can do, against random heads of the same shape and grouping.
+
+    `null_draws` random heads (at least; whole random models are drawn) give the null column, their mean, and p: the
+    share of them at least as far from that mean. A head's weights are one unit and carry no interval; model rows are
+    means over heads with an interval over heads. `offsets` are the relative positions, in tokens, at which QK
+    similarity is repeated with RoPE's rotation. Tables: `spectra`, one row per singular value, and `head_similarity`,
+    one per pair of heads.
+    Raises ValueError for settings that give no null.
+    """
+
+    null_draws: int = 200
+    offsets: tuple[int, ...] = (1, 8)
+
+    rows: ClassVar[Literal["head"]] = "head"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "qk_effective_rank": Metric(meaning="effective rank of W_QK: exp of the entropy of its singular values", low=1),
+        "ov_effective_rank": Metric(meaning="effective rank of W_OV: exp of the entropy of its singular values", low=1),
+        "copying_score": Metric(meaning="Σλ / Σ|λ| over the eigenvalues of W_E W_OV W_U", low=-1, high=1),
+        "qk_similarity": Metric(meaning="mean cosine of W_QK with those of the layer's other heads", low=-1, high=1),
+        "ov_similarity": Metric(meaning="mean cosine of W_OV with those of the layer's other heads", low=-1, high=1),
+        "qk_nearest": Metric(meaning="largest cosine of W_QK with that of any other head", low=-1, high=1),
+        "ov_nearest": Metric(meaning="largest cosine of W_OV with that of any other head", low=-1, high=1),
+    }
+
+    def __post_init__(self) -> None:
+        if self.null_draws < 100:
+            raise ValueError(f"analysis.circuits.null_draws={self.null_draws} must be at least 100 random heads")
+        if any(offset < 1 for offset in self.offsets):
+            raise ValueError(f"analysis.circuits.offsets={self.offsets} must be 1 or more tokens; 0 is always there")
+
+    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
+        """Head rows and model rows for every metric, tables of spectra and similarities, three figures."""
+        c = decoder.config
+        circuits = _whole_model(decoder)
+        similarity = {name: cosines(factors) for name, factors in circuits.items()}
+        for offset in self.offsets if c.rotary_dim else ():
+            similarity[f"qk offset {offset}"] = cosines(_whole_model(decoder, offset)["qk"])
+        spectra = {name: singular_values(factors) for name, factors in circuits.items()}
+        tokens_DD = unembed_embed(decoder)
+        measured = _measures(c, circuits, spectra, similarity, tokens_DD)
+
+        nulls: list[dict[str, Tensor]] = []
+        null_spectra: list[dict[str, Tensor]] = []
+        for _ in range(-(-self.null_draws // (c.num_layers * c.num_heads))):
+            drawn = {name: _on(tokens_DD, factors) for name, factors in random_circuits(c, generator).items()}
+            null_spectra.append({name: singular_values(factors) for name, factors in drawn.items()})
+            null_similarity = {name: cosines(factors) for name, factors in drawn.items()}
+            nulls.append(_measures(c, drawn, null_spectra[-1], null_similarity, tokens_DD))
+        table = HeadTable.concat(
+            _rows(name, _numpy(value_N), _numpy(torch.cat([null[name] for null in nulls])), c, generator)
+            for name, value_N in measured.items()
+        ).with_q()
+        return Findings(
+            table=table,
+            figures={
+                "heads": _heads_figure(table, c.head_dim),
+                "spectra": _spectra_figure(spectra, null_spectra),
+                "similarity": _similarity_figure(similarity, c.num_heads),
+            },
+            tables={"spectra": _spectra_table(spectra, c), "head_similarity": _similarity_table(similarity, c)},
+        )
+
+
+def _whole_model(decoder: Decoder, offset: int = 0) -> dict[str, Factors]:
+    """The circuits of all layers' heads, stacked."""
+    layers = [folded(decoder, layer, offset) for layer in range(decoder.config.num_layers)]
+    return {
+        name: Factors(
+            torch.cat([layer[name].left_NDd for layer in layers]),
+            torch.cat([layer[name].right_NDd for layer in layers]),
+        )
+        for name in ("qk", "ov")
+    }
+
+
+def _on(like: Tensor, factors: Factors) -> Factors:
+    return Factors(factors.left_NDd.to(like.device), factors.right_NDd.to(like.device))
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.cpu().numpy()
+
+
+def _measures(
+    config: DecoderConfig,
+    circuits: Mapping[str, Factors],
+    spectra: Mapping[str, Tensor],
+    similarity: Mapping[str, Tensor],
+    tokens_DD: Tensor,
+) -> dict[str, Tensor]:
+    """Every metric by name, [N]; NaN where a circuit is zero or a head has no other to compare with."""
+    measures = {f"{name}_effective_rank": effective_rank(spectra[name]) for name in ("qk", "ov")}
+    measures["copying_score"] = copying_scores(circuits["ov"], tokens_DD)
+    layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
+    itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
+    peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
+    for name in ("qk", "ov"):
+        cosine_NN = similarity[name]
+        measures[f"{name}_similarity"] = (cosine_NN * peers_NN).sum(1) / peers_NN.sum(1)
+        nearest_N = cosine_NN.masked_fill(itself_NN, -torch.inf).amax(1)
+        measures[f"{name}_nearest"] = nearest_N.where(nearest_N.isfinite(), torch.nan)
+    return measures
+
+
+def _rows(
+    name: str, value_N: np.ndarray, null_R: np.ndarray, config: DecoderConfig, generator: np.random.Generator
+) -> HeadTable:
+    """Head rows with null and p, and the model row: mean over heads, interval over heads."""
+    value_LH = value_N.reshape(config.num_layers, config.num_heads)
+    null_R = null_R[~np.isnan(null_R)]
+    null = null_R.mean() if len(null_R) else np.nan
+    p_LH = np.where(np.isnan(value_LH), np.nan, draws_test(value_LH, null_R)) if len(null_R) else None
+    there_N = value_N[~np.isnan(value_N)]
+    low, high = bootstrap_interval(there_N, generator) if len(there_N) else (np.nan, np.nan)
+    reason = "the circuit is zero, or there is no other head to compare with"
+    mean = there_N.mean() if len(there_N) else np.nan
+    return HeadTable.concat(
+        [
+            HeadTable.per_head(name, value_LH, null=null, p=p_LH, n=1, unit="head", reason=reason),
+            HeadTable.whole(
+                name, mean, ci_low=low, ci_high=high, null=null, n=len(there_N), unit="head", reason=reason
+            ),
+        ]
+    )
+
+
+def _spectra_table(spectra: Mapping[str, Tensor], config: DecoderConfig) -> pa.Table:
+    layer_N, head_N = np.divmod(np.arange(config.num_layers * config.num_heads), config.num_heads)
+    parts = []
+    for name, values_Nd in spectra.items():
+        count, width = values_Nd.shape
+        columns = {
+            "circuit": np.full(count * width, name),
+            "layer": layer_N.repeat(width),
+            "head": head_N.repeat(width),
+            "index": np.tile(np.arange(width), count),
+            "singular_value": _numpy(values_Nd).ravel(),
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def _similarity_table(similarity: Mapping[str, Tensor], config: DecoderConfig) -> pa.Table:
+    layer_N, head_N = np.divmod(np.arange(config.num_layers * config.num_heads), config.num_heads)
+    first, second = np.triu_indices(len(layer_N), 1)
+    parts = []
+    for name, cosine_NN in similarity.items():
+        columns = {
+            "circuit": np.full(len(first), name),
+            "layer_a": layer_N[first],
+            "head_a": head_N[first],
+            "layer_b": layer_N[second],
+            "head_b": head_N[second],
+            "cosine": _numpy(cosine_NN)[first, second],
+        }
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts)
+
+
+def _heads_figure(table: HeadTable, width: int) -> Figure:
+    panels: list[HeadMap] = []
+    whole = table.summary()
+    for name, title in (
+        ("qk_effective_rank", "QK effective rank"),
+        ("ov_effective_rank", "OV effective rank"),
+        ("copying_score", "copying score"),
+    ):
+        null = whole[name].get("null")
+        copying = name == "copying_score"
+        shown: dict[str, Any] = {"centre": 0.0} if copying else {"limits": (1, width)}
+        panels.append(
+            HeadMap(
+                title=title,
+                unit="Σλ / Σ|λ|" if copying else "dimensions",
+                note="" if null is None else f"random heads {null:.2f}",
+                value_LH=table.matrix(name),
+                marked_LH=table.matrix(name, "q") < 0.05,
+                **shown,
+            )
+        )
+    return head_map(panels)
+
+
+def _spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]]) -> Figure:
+    """Singular values over the root of their summed squares: mean over heads, band from the 10th to 90th percentile."""
+    drawn_Nd = torch.cat([values[name] for values in null for name in values])  # both circuits are the same law
+    lines = []
+    for label, values_Nd in (("QK", spectra["qk"]), ("OV", spectra["ov"]), ("random heads", drawn_Nd)):
+        share_Nd = _numpy(values_Nd / values_Nd.norm(dim=-1, keepdim=True).clamp_min(1e-300))
+        low, high = np.quantile(share_Nd, [0.1, 0.9], axis=0)
+        lines.append(Curve(label=label, x=np.arange(1, share_Nd.shape[1] + 1), y=share_Nd.mean(0), low=low, high=high))
+    return curves(
+        lines,
+        xlabel="index of the singular value",
+        ylabel="singular value / Frobenius norm",
+        title="spectra: mean over heads, 10th to 90th percentile",
+        whole_x=True,
+    )
+
+
+def _similarity_figure(similarity: Mapping[str, Tensor], heads: int) -> Figure:
+    matrices_CNN = np.stack([_numpy(cosine_NN) for cosine_NN in similarity.values()])
+    names = [name.replace("qk", "QK").replace("ov", "OV") for name in similarity]
+    return similarity_grid(matrices_CNN, columns=names, boundaries=range(0, matrices_CNN.shape[1], heads))

@@ -1,0 +1,209 @@
+"""Sums over attention patterns (science.md §6), streamed: no T×T array outlives its batch.
+
+Letters as in models/decoder.py; N evaluation sequences, S topics, R label swaps, C columns of weights over keys.
+
+Every statistic of §6 is a ratio of sums over queries, and a batch leaves only those sums, one number per sequence,
+layer, head and statistic. The label-swap null costs no pass over the pattern: a mean over swaps of Σ_k A_qk [y_q = y_k]
+is Σ_k A_qk w_qk with w the mean over swaps of [y_q = y_k], which all layers and heads share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from headdyn.models.decoder import Decoder
+
+_TINY = 1e-30  # added before the logarithm, so that masked keys give 0 ln 0 = 0
+_LEAST_MASS = 1e-20  # a row is renormalised over keys that hold at least this: far above _TINY, far below any attention
+# Weights in a batch's patterns, H × T × T each sequence. On a CPU they then stay in the cache: PROFILE
+_BATCH_WEIGHTS = {"cpu": 2**19, "cuda": 2**26}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a batch's patterns are held against, the same for every layer and head; all float32 on one device."""
+
+    topics_BSK: Tensor  # one-hot
+    columns_BCK: Tensor  # the S topics, then the key's position, then [key = 0]
+    weights_BCQK: Tensor  # [y_q = y_k] averaged over swaps; induction keys; induction keys summed over swaps
+
+    @classmethod
+    def of(cls, tokens_BT: Tensor, topics_BT: Tensor, swapped: tuple[Tensor, Tensor], num_topics: int) -> Reference:
+        """`swapped` are tokens and topics of R other sequences for each of these, both [R, B, T]."""
+        tokens_RBT, topics_RBT = swapped
+        swaps, _, length = topics_RBT.shape
+        topics_BSK = F.one_hot(topics_BT, num_topics).mT.float()
+        position_K = torch.arange(length, dtype=torch.float32, device=tokens_BT.device)
+        extra_CK = torch.stack((position_K, (position_K == 0).float())).expand(len(tokens_BT), -1, -1)
+        other_BKX = F.one_hot(topics_RBT, num_topics).float().permute(1, 2, 0, 3).flatten(2)
+        follows_BQK = torch.zeros(len(tokens_BT), length, length, dtype=torch.int16, device=tokens_BT.device)
+        for row_BT in tokens_RBT:
+            follows_BQK += row_BT[:, :, None] == row_BT[:, None, :]
+        weights = (
+            other_BKX @ other_BKX.mT / swaps,
+            _behind(tokens_BT[:, :, None] == tokens_BT[:, None, :]),
+            _behind(follows_BQK),
+        )
+        return cls(topics_BSK, torch.cat((topics_BSK, extra_CK), dim=1), torch.stack(weights, dim=1))
+
+
+def _behind(match_BQK: Tensor) -> Tensor:
+    """From matches of the query's token with key j to weights on key j + 1, the query's own position left out."""
+    return F.pad(match_BQK[..., :-1].float(), (1, 0)).tril(-1)
+
+
+def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> dict[str, Tensor]:
+    """Sums over queries of everything §6 asks of a pattern (rows sum to 1, lower triangular), each [B, H].
+
+    `topics` is [B, H, S]: the same-topic mass of the queries of each topic.
+    """
+    batch, heads, length, _ = pattern_BHQK.shape
+    topics_BSK, num_topics = reference.topics_BSK, reference.topics_BSK.shape[1]
+    rows_BKX = pattern_BHQK.reshape(batch, heads * length, length).mT
+    # Weights on the left: [C, K] @ [K, HQ] ran in a fifth of the time of [HQ, K] @ [K, C] (C 5, T 256, MKL).
+    mass_BCHQ = (reference.columns_BCK @ rows_BKX).view(batch, -1, heads, length)
+    log = (pattern_BHQK + _TINY).log_().mul_(pattern_BHQK)
+    surprise_BSHQ = -(topics_BSK @ log.view(batch, heads * length, length).mT).view(batch, -1, heads, length)
+    weighed_BHC = pattern_BHQK.reshape(batch, heads, -1) @ reference.weights_BCQK.flatten(2).mT
+
+    own_BSHQ = topics_BSK[:, :, None]
+    topic_mass_BSHQ = mass_BCHQ[:, :num_topics]
+    within_BSHQ = topic_mass_BSHQ * own_BSHQ
+    within_BHQ = within_BSHQ.sum(1)
+    cross_BHQ = (topic_mass_BSHQ - within_BSHQ).sum(1)
+    entropy_BHQ = surprise_BSHQ.sum(1)
+    entropy_within_BHQ, kept_within = _renormalised((surprise_BSHQ * own_BSHQ).sum(1), within_BHQ)
+    entropy_cross_BHQ, kept_cross = _renormalised((surprise_BSHQ * (1 - own_BSHQ)).sum(1), cross_BHQ)
+    position_Q = torch.arange(length, dtype=torch.float32, device=pattern_BHQK.device)
+    return {
+        "entropy": entropy_BHQ.sum(-1),
+        "entropy_normalised": (entropy_BHQ[..., 1:] / position_Q[1:].log1p()).sum(-1),
+        "entropy_within": entropy_within_BHQ.sum(-1),
+        "entropy_within_queries": kept_within.sum(-1),
+        "entropy_cross": entropy_cross_BHQ.sum(-1),
+        "entropy_cross_queries": kept_cross.sum(-1),
+        "within": within_BHQ.sum(-1),
+        "cross": cross_BHQ.sum(-1),
+        "swapped": weighed_BHC[..., 0],
+        "self": pattern_BHQK.diagonal(dim1=-2, dim2=-1).sum(-1),
+        "topics": within_BSHQ.sum(-1).mT,
+        "sink": mass_BCHQ[:, -1, :, 1:].sum(-1),
+        "previous": pattern_BHQK.diagonal(offset=-1, dim1=-2, dim2=-1).sum(-1),
+        "induction": weighed_BHC[..., 1],
+        "induction_swapped": weighed_BHC[..., 2],
+        "distance": (position_Q - mass_BCHQ[:, num_topics]).sum(-1),
+    }
+
+
+def _renormalised(surprise_BHQ: Tensor, mass_BHQ: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy of rows renormalised over a set of keys, −Σ (A/m) ln (A/m), 0 and not kept where the set has no mass."""
+    kept = mass_BHQ > _LEAST_MASS
+    mass_BHQ = mass_BHQ.where(kept, 1)
+    return (surprise_BHQ / mass_BHQ + mass_BHQ.log()).where(kept, 0), kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many queries stand behind a sum: per sequence, shaped [N, 1, 1] to divide [N, L, H]."""
+
+    length: int
+    cross: np.ndarray  # queries with other-topic keys: those from the second topic's first token on
+    cross_swapped: np.ndarray  # the same under swapped labels, averaged over swaps
+    induction: np.ndarray  # queries whose token was followed by something before
+    induction_swapped: np.ndarray  # summed over swaps, as `Reference` sums their weights
+    topics_NS: np.ndarray
+
+    @classmethod
+    def of(cls, tokens_NT: np.ndarray, topics_NT: np.ndarray, swaps_NR: np.ndarray, num_topics: int) -> Counts:
+        """Count for sequences whose null is the sequences at `swaps_NR`."""
+        length = tokens_NT.shape[1]
+        other_NT = topics_NT != topics_NT[:, :1]
+        cross_N = (np.maximum.accumulate(other_NT, axis=1)).sum(1)
+        induction_N = np.array([_followed(row) for row in tokens_NT])
+        return cls(
+            length=length,
+            cross=cross_N[:, None, None],
+            cross_swapped=cross_N[swaps_NR].mean(1)[:, None, None],
+            induction=induction_N[:, None, None],
+            induction_swapped=induction_N[swaps_NR].sum(1)[:, None, None],
+            topics_NS=np.stack([(topics_NT == topic).sum(1) for topic in range(num_topics)], axis=1),
+        )
+
+
+def _followed(tokens_T: np.ndarray) -> int:
+    """How many positions t hold a token that also stands at some j < t − 1, so that key j + 1 lies before t."""
+    _, first, back = np.unique(tokens_T, return_index=True, return_inverse=True)
+    return int((first[back] < np.arange(len(tokens_T)) - 1).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sums:
+    """What `collect` leaves of the patterns: sums by name as `head_sums` gives them, over [N, L, H].
+
+    `uniform` holds the same of causal-uniform attention on the same sequences, over [N, 1, 1]. `labels_NJ` is within
+    minus swapped, per query, of J attentions that know positions only: what a sequence's labels alone make of it.
+    """
+
+    heads: dict[str, np.ndarray]
+    uniform: dict[str, np.ndarray]
+    labels_NJ: np.ndarray
+    counts: Counts
+
+
+@torch.no_grad()
+def collect(
+    decoder: Decoder, tokens_NT: np.ndarray, topics_NT: np.ndarray, swaps_NR: np.ndarray, num_topics: int
+) -> Sums:
+    """Run the decoder over the sequences batch by batch, layer by layer, keeping sums only.
+
+    `swaps_NR` gives for each sequence the indices of the sequences whose labels and tokens serve as its null.
+    Memory is that of one batch's patterns at one layer, whatever N.
+    """
+    c, device = decoder.config, decoder.embed.weight.device
+    count, length = tokens_NT.shape
+    tokens_NT, topics_NT = tokens_NT.astype(np.int64), topics_NT.astype(np.int64)
+    profiles_JQK = position_profiles(length).to(device)
+    heads: dict[str, np.ndarray] = {}
+    uniform: dict[str, np.ndarray] = {}
+    labels_NJ = np.empty((count, len(profiles_JQK)))
+
+    def keep(into: dict[str, np.ndarray], rows: slice, layer: int, layers: int, sums: dict[str, Tensor]) -> None:
+        for name, sum_BHX in sums.items():
+            if name not in into:
+                into[name] = np.empty((count, layers, *sum_BHX.shape[1:]))
+            into[name][rows, layer] = sum_BHX.cpu().numpy()
+
+    size = max(1, _BATCH_WEIGHTS[device.type] // (c.num_heads * length**2))
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        tokens_BT, topics_BT = (torch.from_numpy(array[rows]).to(device) for array in (tokens_NT, topics_NT))
+        swaps_RB = swaps_NR[rows].T
+        tokens_RBT, topics_RBT = (torch.from_numpy(array[swaps_RB]).to(device) for array in (tokens_NT, topics_NT))
+        reference = Reference.of(tokens_BT, topics_BT, (tokens_RBT, topics_RBT), num_topics)
+        keep(uniform, rows, 0, 1, head_sums(profiles_JQK[:1].expand(len(tokens_BT), -1, -1, -1), reference))
+        same_BQK = reference.topics_BSK.mT @ reference.topics_BSK - reference.weights_BCQK[:, 0]
+        labels_NJ[rows] = (same_BQK.flatten(1) @ profiles_JQK.flatten(1).mT / length).cpu().numpy()
+        residual_BTD = decoder.embeddings(tokens_BT, 0)
+        for layer in range(c.num_layers):
+            trace = decoder.trace(
+                tokens_BT, start=(layer, residual_BTD), layers=(layer,), sites=("pattern", "resid_post"), logits=None
+            )
+            residual_BTD = trace["resid_post", layer]
+            keep(heads, rows, layer, c.num_layers, head_sums(trace["pattern", layer].float(), reference))
+    counts = Counts.of(tokens_NT, topics_NT, swaps_NR, num_topics)
+    return Sums(heads=heads, uniform=uniform, labels_NJ=labels_NJ, counts=counts)
+
+
+def position_profiles(length: int) -> Float[Tensor, "J Q K"]:
+    """Attention by position alone: causal-uniform first, then fading over 2, 8, 32 … tokens, then on position 0."""
+    distance_QK = torch.arange(length)[:, None] - torch.arange(length)
+    scores = [torch.zeros(length, length)]
+    scores += [-distance_QK / scale for scale in (2 * 4**i for i in range(8)) if scale < length]
+    scores += [1e4 * (torch.arange(length) == 0).float().expand(length, -1)]
+    return torch.stack(scores).masked_fill(distance_QK < 0, -torch.inf).softmax(-1)

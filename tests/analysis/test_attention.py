@@ -1,0 +1,191 @@
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from headdyn.analysis.attention import AttentionStatistics
+from headdyn.analysis.pattern_sums import collect
+from headdyn.core.records import HeadTable
+from tests.analysis import tiny
+
+LENGTH, TOPICS, VOCAB = 24, 3, 30
+OWN = VOCAB // TOPICS  # with tell=1 token v is of topic v // OWN, so attention can know topics
+SETTINGS = AttentionStatistics(sequences=48, label_swaps=20, bootstrap_draws=500)
+
+
+def heads(tokens_BT: torch.Tensor, layer: int) -> torch.Tensor:
+    """Six heads with known answers: uniform, own topic, self, previous token, position 0, behind an earlier twin."""
+    batch, length = tokens_BT.shape
+    scores = torch.zeros(batch, 6, length, length)
+    topic_BT = tokens_BT // OWN
+    scores[:, 1] = 30.0 * (topic_BT[:, :, None] == topic_BT[:, None, :])
+    t = torch.arange(length)
+    scores[:, 2] = 60.0 * torch.eye(length)
+    scores[:, 3, t[1:], t[:-1]] = 60
+    scores[:, 4, :, 0] = 60
+    twin = tokens_BT[:, :, None] == tokens_BT[:, None, :]
+    scores[:, 5, :, 1:] = 60.0 * twin[:, :, :-1].float().tril(-2)
+    return tiny.causal_softmax(scores)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return tiny.corpus(rows=64, length=LENGTH, count=TOPICS, vocab_size=VOCAB, tell=1.0)
+
+
+@pytest.fixture(scope="module")
+def table(corpus) -> HeadTable:
+    return SETTINGS(tiny.PatternModel(heads, 2, 6), corpus, np.random.default_rng(1)).table
+
+
+def row(table: HeadTable, metric: str, head: int) -> dict:
+    return table.where(metric=metric, layer=1, head=head).rows()[0]
+
+
+@pytest.mark.parametrize(
+    ("metric", "head", "expected"),
+    [
+        ("entropy_normalised", 0, 1.0),
+        ("within_ratio", 1, 1.0),
+        ("within_ratio_no_self", 1, 1.0),  # own-topic keys other than itself, where there are any
+        ("entropy_nats", 2, 0.0),
+        ("within_ratio", 2, 1.0),
+        ("distance_tokens", 2, 0.0),
+        ("previous_token", 3, 1.0),
+        ("distance_tokens", 3, 1.0),
+        ("sink_rate", 4, 1.0),
+        ("distance_tokens", 4, LENGTH / 2),
+        ("induction", 5, 1.0),
+    ],
+)
+def test_heads_with_known_answers(table, metric, head, expected):
+    tolerance = 0.12 if metric == "within_ratio_no_self" else 1e-5  # a segment's first token has only other topics
+    assert row(table, metric, head)["value"] == pytest.approx(expected, abs=tolerance)
+
+
+def test_nulls_of_uniform_attention_are_its_values(table):
+    for metric in ("entropy_nats", "entropy_within_nats", "entropy_cross_nats", "sink_rate", "previous_token"):
+        uniform = row(table, metric, 0)
+        assert uniform["value"] == pytest.approx(uniform["null"], rel=1e-5)
+        assert uniform["ci_low"] - 1e-5 <= uniform["value"] <= uniform["ci_high"] + 1e-5
+        assert row(table, metric, 1)["null"] == pytest.approx(uniform["null"])
+    for metric in ("within_ratio", "within_ratio_no_self", "cluster_ratio"):
+        assert row(table, metric, 0)["value"] == pytest.approx(table.summary()[f"{metric}_uniform"]["value"], rel=1e-5)
+
+
+def test_selectivity_is_within_minus_its_null_and_finds_the_topic_head_alone(table):
+    for head in range(6):
+        for suffix in ("", "_no_self"):
+            within, selectivity = row(table, f"within_ratio{suffix}", head), row(table, f"selectivity{suffix}", head)
+            if within["value"] is not None:
+                assert selectivity["value"] == pytest.approx(within["value"] - within["null"], abs=1e-6)
+                assert selectivity["ci_low"] <= selectivity["value"] <= selectivity["ci_high"]
+    assert row(table, "selectivity", 1)["value"] > 0.15 and row(table, "selectivity", 1)["q"] < 0.001
+    for head in (0, 2, 3, 4):  # attention by position: balanced swaps leave nothing but float32's rounding
+        assert abs(row(table, "selectivity", head)["value"]) < 1e-5
+
+
+def test_a_quarter_of_same_topic_keys_in_the_null_worked_by_hand(corpus):
+    """The own-topic head under other labels: its attention is uniform over its own segments, so count overlaps."""
+    chosen, swaps = np.arange(8), (np.arange(8)[:, None] + [1, 2, 5]) % 8
+    tokens, topics = corpus.val.tokens_NT[:8], corpus.val.topics_NT[:8]
+    sums = collect(tiny.PatternModel(heads, 1, 6), tokens, topics, swaps, TOPICS)
+    for n in chosen:
+        expected = 0.0
+        for m in swaps[n]:
+            for t in range(LENGTH):
+                keys = [k for k in range(t + 1) if topics[n, k] == topics[n, t]]
+                expected += np.mean([topics[m, k] == topics[m, t] for k in keys]) / 3
+        assert sums.heads["swapped"][n, 0, 1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_head_without_other_keys_has_no_ratio_and_says_why(table):
+    for metric in ("within_ratio_no_self", "selectivity_no_self", "cluster_ratio"):
+        absent = row(table, metric, 2)
+        assert absent["value"] is None and absent["p"] is None and "divide" in absent["reason"]
+        assert table.summary()[metric]["value"] is not None  # the model's row is the mean of the other heads
+
+
+def test_model_rows_are_means_over_heads(table):
+    for metric in ("entropy_nats", "selectivity", "induction", "cluster_ratio"):
+        assert table.summary()[metric]["value"] == pytest.approx(np.nanmean(table.matrix(metric)), rel=1e-6)
+
+
+def test_specialisation_finds_a_head_that_serves_one_topic(corpus):
+    def pattern(tokens_BT: torch.Tensor, layer: int) -> torch.Tensor:
+        own = heads(tokens_BT, layer)[:, 1:2]
+        uniform = heads(tokens_BT, layer)[:, 0:1]
+        serves = (tokens_BT // OWN == 0)[:, None, :, None]
+        return torch.cat((torch.where(serves, own, uniform), uniform), dim=1)
+
+    table = SETTINGS(tiny.PatternModel(pattern, 1, 2), corpus, np.random.default_rng(0)).table
+    served, uniform = (table.where(metric="specialisation", head=h).rows()[0] for h in (0, 1))
+    assert served["ci_low"] > 0.01 > abs(uniform["value"])
+    assert uniform["ci_low"] < 0 < uniform["ci_high"]
+    raw = table.where(metric="specialisation_raw", head=1).rows()[0]
+    assert raw["value"] > 0 and raw["null"] > 0  # the seed's figure: above 0 although nothing is specialised
+
+
+def noise_heads(count: int, seed: int) -> tiny.PatternModel:
+    """Heads that know nothing of topics: each fades with distance at its own rate, with noise that differs by sequence."""
+    rate_H = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    distance_QK = (torch.arange(LENGTH)[:, None] - torch.arange(LENGTH)).clamp_min(0)
+    profile_HQK = -0.3 * rate_H[:, None, None] * distance_QK
+
+    def pattern(tokens_BT: torch.Tensor, layer: int) -> torch.Tensor:
+        rows = [torch.Generator().manual_seed(int(tokens.sum()) * 7919 + int(tokens[0])) for tokens in tokens_BT]
+        noise = torch.stack([torch.randn(count, LENGTH, LENGTH, generator=row) for row in rows])
+        return tiny.causal_softmax(profile_HQK + 1.5 * noise)
+
+    return tiny.PatternModel(pattern, 1, count)
+
+
+@pytest.fixture(scope="module")
+def under_the_null() -> np.ndarray:
+    """p, value, ci_low and ci_high of 60 topic-blind heads in each of 12 corpora, and plain standard errors."""
+    out = []
+    for seed in range(12):
+        corpus = tiny.corpus(rows=48, length=LENGTH, vocab_size=4096, seed=seed)
+        model = noise_heads(60, seed)
+        table = SETTINGS(model, corpus, np.random.default_rng(seed)).table
+        columns = [table.matrix("selectivity", column)[0] for column in ("p", "value", "ci_low", "ci_high")]
+        swaps = (np.arange(48)[:, None] + np.arange(1, 21)) % 48
+        sums = collect(model, corpus.val.tokens_NT, corpus.val.topics_NT, swaps, TOPICS).heads
+        plain = (sums["within"] - sums["swapped"])[:, 0].std(0, ddof=1) / LENGTH / np.sqrt(48)
+        out.append([*columns, plain])
+    return np.moveaxis(np.array(out), 1, 0)
+
+
+def test_selectivity_is_calibrated_where_attention_knows_no_topics(under_the_null):
+    p, value, low, high, _ = under_the_null
+    assert scipy.stats.kstest(p.ravel(), "uniform").pvalue > 0.01
+    error = 3 * np.sqrt(0.05 * 0.95 / p.size)
+    assert np.mean(p < 0.05) < 0.05 + error  # measured 0.064 of 720
+    assert np.mean((low > 0) | (high < 0)) < 0.1  # measured 0.082: at 48 units the bootstrap falls a little short
+    assert abs(value.mean()) < 4 * value.std() / np.sqrt(value.size)
+
+
+def test_without_control_variates_the_interval_would_be_far_too_wide(under_the_null):
+    """Mutant: the plain standard error of per-sequence selectivities, in which the labels' own spread remains."""
+    _, value, low, high, plain = under_the_null
+    assert 0.8 < np.median(high - low) / 3.92 / value.std() < 1.2  # measured 0.92
+    assert np.median(plain) > 4 * value.std()  # measured 5.0
+
+
+def test_more_sequences_than_there_are_is_an_error_that_says_how_many(corpus):
+    with pytest.raises(ValueError, match="the validation split has 64; set it to 64 or less"):
+        AttentionStatistics(sequences=65)(tiny.PatternModel(heads, 1, 6), corpus, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"label_swaps": 5}, "label_swaps=5 is too few"),
+        ({"sequences": 20}, "sequences=20 must exceed label_swaps=20"),
+        ({"sign_flips": 999}, "sign_flips=999"),
+        ({"bootstrap_draws": 5}, "bootstrap_draws=5"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionStatistics(**settings)
