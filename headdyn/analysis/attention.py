@@ -315,7 +315,7 @@ def _roles_figure(table: HeadTable) -> Figure:
                 title=title,
                 unit="share",
                 note=f"{null} {whole[name]['null']:.3f}" if "null" in whole[name] else "",
-                limits=(0, 1),
+                limits=(0, np.nanmax(table.matrix(name), initial=0.0)),
                 value_LH=table.matrix(name),
             )
             for name, title, null in panels

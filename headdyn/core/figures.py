@@ -240,13 +240,17 @@ def _colours(panel: HeadMap) -> dict[str, Any]:
 def _label_cells(axes: Axes, panel: HeadMap, image: AxesImage) -> None:
     """Write every cell's value, dark on light and light on dark; beyond the most that fit, the asterisk alone."""
     numbers = panel.value_LH.size <= _MOST_LABELLED_CELLS
+    largest = np.abs(panel.value_LH[np.isfinite(panel.value_LH)]).max(initial=0)
+    decimals = 2 if largest >= 0.095 else 3 if largest >= 0.0095 else 4
+    zero = f"-{0:.{decimals}f}"
     for (layer, head), value in np.ndenumerate(panel.value_LH):
         if not np.isfinite(value):
             continue
         star = "*" if panel.marked_LH is not None and panel.marked_LH[layer, head] else ""
         red, green, blue, _ = image.cmap(image.norm(value))
         ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-        text = f"{value:.2f}{star}".replace("-0.00", "0.00") if numbers else star
+        number = f"{value:.{decimals}f}"
+        text = (zero[1:] if number == zero else number) + star if numbers else star
         axes.text(head, layer, text, ha="center", va="center", fontsize=6.5, color=ink)
 
 

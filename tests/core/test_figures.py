@@ -134,6 +134,8 @@ def test_head_map_writes_values_and_asterisks_and_leaves_absent_cells_empty():
     figure = head_map([HeadMap(title="x", unit="share", value_LH=values, marked_LH=np.array([[1, 1], [0, 0]], bool))])
     cells = [text.get_text() for text in figure.axes[0].texts]
     assert cells == ["0.25*", "0.00", "0.50"]
+    small = head_map([HeadMap(title="x", unit="", value_LH=np.array([[0.0012, -0.00001]]))])
+    assert [text.get_text() for text in small.axes[0].texts] == ["0.0012", "0.0000"]
     assert figure.axes[0].get_xlabel() == "head" and figure.axes[0].get_ylabel() == "layer"
     assert "* q < 0.05" in figure.axes[0].get_title() and "share" in figure.axes[0].get_title()
 
