@@ -81,6 +81,7 @@ def job(cfg: DictConfig) -> None:
 
     from headdyn.pipeline import run
 
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     try:
         run(config, folder)
     except Exception as error:

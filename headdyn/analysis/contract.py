@@ -21,7 +21,7 @@ class Analysis(Protocol):
     number from the generator it is given.
     """
 
-    rows: ClassVar[Literal["head", "layer", "split", "order"]]
+    rows: ClassVar[Literal["model", "layer", "head", "split", "order"]]
     needs: ClassVar[frozenset[str]]
     metrics: ClassVar[Mapping[str, Metric]]
 

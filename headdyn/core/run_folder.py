@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Any, Self
 
 from headdyn.core.machine import peak_memory_bytes
 from headdyn.core.records import Findings, HeadTable, write_json
-from headdyn.core.store import StageInterruptedError, write_json_if_possible
+from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import NoTracker, Tracker
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
@@ -33,6 +34,45 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def is_complete(folder: Path) -> bool:
     """Whether the run finished, so that it need not run again."""
     return read_manifest(folder)["status"] == "complete"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its folder tells it, whatever became of it; what a failed run left is here too."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    scalars: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        summary = folder / SUMMARY
+        scalars = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
+        return cls(folder, read_manifest(folder), scalars)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def status(self) -> str:
+        return str(self.manifest["status"])
+
+    @property
+    def factors(self) -> Mapping[str, Any]:
+        return self.manifest.get("factors", {})
+
+    def value(self, scalar: str) -> float | None:
+        """A scalar of summary.json, with or without its interval; None where it is absent."""
+        found = self.scalars.get(scalar)
+        return found.get("value") if isinstance(found, Mapping) else found
+
+    def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        return read_metrics(self.folder / METRICS)
+
+    def heads(self) -> HeadTable:
+        path = self.folder / HEADS
+        return HeadTable.read(path) if path.exists() else HeadTable.concat([])
 
 
 class RunFolder:
@@ -85,6 +125,11 @@ class RunFolder:
 
     def save_manifest(self) -> None:
         write_json(self.path / MANIFEST, self.manifest)
+
+    def stage(self, kind: str, entry: Entry) -> None:
+        """Note which cached stage the run stands on, and whether it built it."""
+        self.manifest["stages"][kind] = {"key": entry.key, "built": entry.built, "build_seconds": entry.build_seconds}
+        self.save_manifest()
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:

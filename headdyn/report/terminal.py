@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
+from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
+
+from headdyn.core.run_folder import RunRecord
 
 log = logging.getLogger(__name__)
 
@@ -61,3 +66,40 @@ def describe(p: Progress) -> str:
     return (
         f"step {p.step}/{p.steps}  loss {p.loss_nats:.3f} nats{gap}  {p.tokens_per_second / 1e3:.1f} K tokens/s  {left} left"
     )
+
+
+# The seed's summary columns with what they need beside them, and gap closed.
+_COLUMNS = (
+    ("val loss (nats)", "loss_nats"),
+    ("gap closed", "gap_closed"),
+    ("within ratio", "within_ratio"),
+    ("selectivity", "selectivity"),
+    ("entropy (nats)", "entropy_nats"),
+    ("probe, middle", "probe_accuracy_middle"),
+)
+
+
+def summary_table(runs: Sequence[RunRecord]) -> Table:
+    """One row a run: the seed's columns, each with its interval, and the null where chance is not zero."""
+    table = Table(box=box.SIMPLE_HEAD, caption="[95 % interval over sequences], null in italics")
+    for name in ("run", *(title for title, _ in _COLUMNS)):
+        table.add_column(name)
+    for run in runs:
+        if run.status != "complete":
+            table.add_row(run.name, Text(run.status, style="red"))
+            continue
+        factors = ("attention", "data_ordering", "position_enc")
+        label = " ".join(str(run.factors[name]) for name in factors) + f" s{run.factors['seed']}"
+        table.add_row(label, *(_cell(run.scalars.get(scalar)) for _, scalar in _COLUMNS))
+    return table
+
+
+def _cell(scalar: Any) -> Text:
+    if not isinstance(scalar, Mapping) or scalar.get("value") is None:
+        return Text("—")
+    text = Text(f"{scalar['value']:.3f}")
+    if "ci_low" in scalar:
+        text.append(f"\n[{scalar['ci_low']:.3f}, {scalar['ci_high']:.3f}]", style="dim")
+    if scalar.get("null"):
+        text.append(f"\nnull {scalar['null']:.3f}", style="dim italic")
+    return text
