@@ -191,12 +191,11 @@ class Attention(nn.Module):
         c = self.config
         batch, length, _ = x_BTD.shape
         q_BTHd = self.q(x_BTD).view(batch, length, c.num_heads, c.head_dim)
-        k_BTGd = self.k(x_BTD).view(batch, length, c.num_kv_heads, c.head_dim)
-        v_BTGd = self.v(x_BTD).view(batch, length, c.num_kv_heads, c.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTHd, k_BTGd = self.q_norm(q_BTHd), self.k_norm(k_BTGd)
+        if self.q_norm is not None:
+            q_BTHd = self.q_norm(q_BTHd)
         if rotary is not None:
-            q_BTHd, k_BTGd = rotate(q_BTHd, *rotary), rotate(k_BTGd, *rotary)
+            q_BTHd = rotate(q_BTHd, *rotary)
+        k_BTGd, v_BTGd = self.keys_values(x_BTD, rotary)
         if tap is not None:
             q_BTHd = tap("q", self.layer, q_BTHd)
             k_BTGd = tap("k", self.layer, k_BTGd)
@@ -214,6 +213,15 @@ class Attention(nn.Module):
         if tap is not None:
             z_BTHd = tap("z", self.layer, z_BTHd)
         return self.o(z_BTHd.reshape(batch, length, -1)), (k_BTGd, v_BTGd)
+
+    def keys_values(self, x_BTD: Float[Tensor, "B T D"], rotary: Rotary | None) -> KeysValues:
+        """The keys (after norm and rotation) and values of these tokens; x is behind the block's first norm."""
+        batch, length, _ = x_BTD.shape
+        k_BTGd = self.k(x_BTD).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
+        v_BTGd = self.v(x_BTD).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
+        if self.k_norm is not None:
+            k_BTGd = self.k_norm(k_BTGd)
+        return (k_BTGd if rotary is None else rotate(k_BTGd, *rotary)), v_BTGd
 
     def pattern(
         self,
