@@ -8,6 +8,7 @@ Letters: N rows of a group, T tokens of a prompt, C answer tokens that both answ
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -141,6 +142,11 @@ class PromptGroup:
     def __len__(self) -> int:
         return len(self.units_N)
 
+    def rows(self, chosen: np.ndarray) -> PromptGroup:
+        """Only the chosen rows (a mask or indices)."""
+        arrays = {name: value[chosen] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        return dataclasses.replace(self, **arrays)
+
     def block(self, alignment: Alignment) -> Block:
         """Which corrupted positions (target) the clean ones (source) stand for.
 
@@ -176,6 +182,14 @@ class Prompts:
     def is_bug_P(self) -> np.ndarray:
         """Which pairs are bug pairs; the others are controls."""
         return np.array([pair.is_bug for pair in self.pairs])
+
+    def where(self, keep_P: np.ndarray) -> Prompts:
+        """Only the pairs marked true, renumbered, with their rows."""
+        number_P = np.cumsum(keep_P) - 1
+        kept = [group.rows(keep_P[group.units_N]) for group in self.groups]
+        groups = [dataclasses.replace(group, units_N=number_P[group.units_N]) for group in kept if len(group)]
+        pairs = tuple(pair for pair, keep in zip(self.pairs, keep_P, strict=True) if keep)
+        return dataclasses.replace(self, pairs=pairs, groups=tuple(groups))
 
     def by_pair(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Average rows into pairs: one array a group, rows on the last axis [..., N], becomes [..., P]."""
