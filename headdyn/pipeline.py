@@ -69,7 +69,7 @@ def run(config: RunConfig, folder: Path) -> None:
             folder,
             name=config.name,
             group=folder.parent.name,
-            tags=[str(value) for value in config.factors.values()],
+            tags=[f"{name} {value}" for name, value in config.factors.items()],
             job_type="train",
             config={**config.resolved, "factors": dict(config.factors)},
             staging=store.root / "wandb",

@@ -1,0 +1,116 @@
+"""The real W&B client, offline: what was logged is read back from the run's own file."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from headdyn.core.figures import Curve, curves, save_png
+from headdyn.core.records import HeadTable
+from headdyn.core.tracking import TrackingSettings, open_tracker
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+def open_in(tmp_path: Path, name: str = "run-a", **settings):
+    folder = tmp_path / name
+    folder.mkdir(exist_ok=True)
+    described = {"group": "a-sweep", "tags": ["mha", "seed 0"], "job_type": "train", "config": {"factors": {"seed": 3}}}
+    return open_tracker(TrackingSettings(**settings), folder, name=name, staging=tmp_path / "staging", **described)
+
+
+def records(folder: Path) -> list[dict]:
+    """Every record of the offline run in `folder`, once its exit is on disk."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        runs = sorted((folder / "wandb").glob("offline-run-*"))
+        assert len(runs) == 1
+        wandb = Path(sys.executable).with_name("wandb")
+        shown = subprocess.run([wandb, "leet", "inspect", "--json", runs[0]], capture_output=True, text=True, check=True)
+        found = [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")]
+        if any(record["type"] == "exit" for record in found):
+            return found
+        time.sleep(0.05)
+    raise AssertionError("the run was never finished")
+
+
+def history(found: list[dict]) -> list[dict]:
+    return [record["history"] for record in found if record["type"] == "history"]
+
+
+def test_an_offline_run_holds_metrics_table_image_and_artifact(tmp_path):
+    save_png(curves([Curve(label="a", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y"), tmp_path / "figure.png")
+    (tmp_path / "patterns.safetensors").write_bytes(b"12345")
+    with open_in(tmp_path) as tracker:
+        tracker.log({"val_loss_nats": 2.5}, step=40)
+        tracker.summarise({"gap_closed": {"value": 0.9}})
+        tracker.table("heads/x", HeadTable.from_rows([{"metric": "sink_rate", "layer": 0, "head": 1, "value": 0.25}]))
+        tracker.image("loss", tmp_path / "figure.png")
+        tracker.artifact("run-a-patterns", "attention", tmp_path / "patterns.safetensors")
+    found = records(tmp_path / "run-a")
+    text = json.dumps(history(found))
+    assert "val_loss_nats" in text and "2.5" in text and "40" in text
+    run = next(record["run"] for record in found if record["type"] == "run")
+    assert (run["run_group"], run["job_type"], run["tags"]) == ("a-sweep", "train", ["mha", "seed 0"])
+    assert run["config"]["update"]["factors"] == {"seed": 3}
+    assert any(record["type"] == "artifact" and record["artifact"]["type"] == "attention" for record in found)
+    media = tmp_path / "run-a" / "wandb"
+    assert list(media.rglob("*.table.json")) and list(media.rglob("media/images/**/*.png"))
+
+
+def test_each_job_of_a_process_has_a_run_of_its_own(tmp_path):
+    for name, value in (("first", 1.0), ("second", 2.0)):
+        with open_in(tmp_path, name) as tracker:
+            tracker.log({"loss": value}, step=0)
+    for name, mine, other in (("first", "1", "2"), ("second", "2", "1")):
+        text = json.dumps([record for record in history(records(tmp_path / name))])
+        assert f'"{mine}' in text or f": {mine}" in text
+        assert len(history(records(tmp_path / name))) == 1
+
+
+def test_a_failing_job_still_finishes_its_run(tmp_path):
+    with pytest.raises(RuntimeError, match="boom"), open_in(tmp_path) as tracker:
+        tracker.log({"loss": 1.0}, step=0)
+        raise RuntimeError("boom")
+    assert history(records(tmp_path / "run-a"))
+
+
+def test_online_without_a_key_goes_offline_within_seconds_and_says_so(tmp_path, caplog):
+    begun = time.monotonic()
+    with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
+        tracker.log({"loss": 1.0}, step=0)
+    assert time.monotonic() - begun < 10
+    assert "W&B goes offline" in caplog.text and "wandb login" in caplog.text
+    assert history(records(tmp_path / "run-a"))
+
+
+def test_online_with_a_key_but_no_network_goes_offline(tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
+        tracker.log({"loss": 1.0}, step=0)
+    assert "cannot be reached" in caplog.text
+    assert history(records(tmp_path / "run-a"))
+
+
+def test_none_writes_nothing(tmp_path):
+    with open_in(tmp_path, backend="none") as tracker:
+        tracker.log({"loss": 1.0}, step=0)
+        tracker.summarise({"a": 1})
+    assert not list((tmp_path / "run-a").iterdir())
+
+
+@pytest.mark.parametrize("settings", [{"backend": "mlflow"}, {"mode": "disabled"}])
+def test_unknown_settings_are_refused(settings):
+    with pytest.raises(ValueError, match="is unknown"):
+        TrackingSettings(**settings)
