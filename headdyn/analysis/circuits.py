@@ -59,7 +59,7 @@ def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:
     rotary = decoder.rotary(1, offset)
     if offset and rotary is not None:
         q_HDd = rotate(q_HDd[:, None], *rotary)[:, 0]
-    o_HDd = w.o_HdD.double().mT
+    o_HDd = w.o_HdD.detach().double().mT
     if centred:
         o_HDd = o_HDd - o_HDd.mean(1, keepdim=True)
     return {"qk": Factors(q_HDd, k_HDd), "ov": Factors(read(w.v_GDd, c.num_kv_heads), o_HDd)}

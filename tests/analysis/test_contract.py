@@ -1,0 +1,163 @@
+"""Every conf/analysis option keeps the contract of headdyn/analysis/contract.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from headdyn.analysis.contract import Analysis
+from headdyn.core.records import Findings, HeadTable
+from headdyn.data.corpus import Corpus, Split
+from headdyn.models.decoder import Decoder
+from tests import small_models
+from tests.analysis import tiny
+
+OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "analysis").glob("*.yaml"))
+ROWS = {"head", "layer", "model", "split", "order"}
+
+
+def load(option: Path) -> Analysis:
+    """The analysis as the option's file gives it, without Hydra: `_target_` and settings of the declared types."""
+    text = option.read_text(encoding="utf-8")
+    assert text.startswith(f"# @package analysis.{option.stem}\n")
+    settings = yaml.safe_load(text)
+    module, _, name = settings.pop("_target_").rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    hints = typing.get_type_hints(cls)
+    converted = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    assert set(converted) == {field.name for field in dataclasses.fields(cls)}, "the file states every setting"
+    for key, value in converted.items():
+        assert typing.get_origin(hints[key]) is tuple or type(value).__name__ in str(hints[key])
+    return cls(**converted)
+
+
+class Guess:
+    """An oracle that gives every topic the same probability, a little more to the first."""
+
+    def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        posterior = np.broadcast_to([0.34, 0.33, 0.33], (*tokens_NT.shape, 3))
+        return np.full((len(tokens_NT), tokens_NT.shape[1] - 1), 3.0), posterior
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    return tiny.corpus(rows=256, length=64, vocab_size=small_models.MHA.vocab_size, tell=0.3, oracle=Guess())
+
+
+@pytest.fixture(scope="module", params=OPTIONS, ids=lambda option: option.stem)
+def analysis(request) -> Analysis:
+    analysis = load(request.param)
+    if analysis.needs - {"corpus"}:
+        pytest.skip(f"needs {sorted(analysis.needs)}: held to the contract by its own tests")
+    return analysis
+
+
+@pytest.fixture(scope="module", params=["mha", "gqa"])
+def decoder(request) -> Decoder:
+    return small_models.drawn(small_models.CONFIGS[request.param], dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def findings(analysis, decoder, corpus) -> Findings:
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    found = analysis(decoder, corpus, np.random.default_rng(5))
+    after = decoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the analysis changed the model"
+    assert not any(parameter.grad is not None for parameter in decoder.parameters())
+    return found
+
+
+def test_there_are_options():
+    assert {"attention", "probes", "circuits"} <= {option.stem for option in OPTIONS}
+
+
+def test_it_declares_what_it_is(analysis):
+    assert isinstance(analysis, Analysis)
+    assert dataclasses.is_dataclass(analysis) and type(analysis).__dataclass_params__.frozen
+    assert analysis.rows in ROWS and isinstance(analysis.needs, frozenset)
+    assert all(metric.meaning and metric.low < metric.high for metric in analysis.metrics.values())
+
+
+def test_it_is_deterministic_under_its_generator(analysis, findings, decoder, corpus):
+    again = analysis(decoder, corpus, np.random.default_rng(5))
+    assert again.table.rows() == findings.table.rows()
+    assert {name: table.to_pydict() for name, table in again.tables.items()} == {
+        name: table.to_pydict() for name, table in findings.tables.items()
+    }
+
+
+def test_values_lie_in_their_declared_range(analysis, findings):
+    for row in findings.table.rows():
+        metric = analysis.metrics[row["metric"]]
+        if row["value"] is None:
+            assert row["reason"]
+            continue
+        assert metric.low - 1e-6 <= row["value"] <= metric.high + 1e-6, row
+        if row["ci_low"] is not None:
+            assert row["ci_low"] <= row["value"] + 1e-9 and row["value"] <= row["ci_high"] + 1e-9, row
+        assert row["p"] is None or 0 < row["p"] <= 1
+        assert row["n"] and row["unit"], "a value says how many of which units stand behind it"
+    assert set(findings.table.table["metric"].to_pylist()) == set(analysis.metrics), "every metric declared is given"
+
+
+def test_every_value_carries_a_null_or_an_interval(findings):
+    bare = [row for row in findings.table.rows() if row["value"] is not None and row["null"] is row["ci_low"] is None]
+    assert not bare
+
+
+def test_one_row_a_unit(analysis, findings, decoder):
+    c = decoder.config
+    places = [(row["metric"], row["layer"], row["head"]) for row in findings.table.rows()]
+    assert len(set(places)) == len(places)
+    by_head = {(layer, head) for layer in range(c.num_layers) for head in range(c.num_heads)}
+    for metric in analysis.metrics:
+        units = {place[1:] for place in places if place[0] == metric} - {(None, None)}
+        if analysis.rows == "head":
+            assert units in (set(), by_head)
+        elif analysis.rows == "layer":
+            assert units in (set(), {(layer, None) for layer in range(c.num_layers + 1)})
+        else:
+            assert not units
+
+
+def heads_of(table: HeadTable, order: list[int] | None = None) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Head rows of layer 1 by metric and head, as they would stand if head i were `order[i]`."""
+    rows = [row for row in table.where(layer=1).rows() if row["head"] is not None]
+    back = {h: h if order is None else order.index(h) for h in range(4)}
+    return {(row["metric"], back[row["head"]]): row for row in rows}
+
+
+def test_permuting_heads_permutes_rows(analysis, findings, decoder, corpus):
+    order = [3, 2, 0, 1]  # keeps pairs together, as grouped queries need
+    permuted = analysis(decoder.permuted(1, order), corpus, np.random.default_rng(5))
+    ours, expected = heads_of(permuted.table), heads_of(findings.table, order)
+    assert set(ours) == set(expected) and bool(ours) == (analysis.rows == "head")
+    for place, row in expected.items():
+        for column, tolerance in (("value", 2e-4), ("null", 2e-4), ("ci_low", 2e-4), ("ci_high", 2e-4), ("p", 2e-3)):
+            if row[column] is not None:
+                scale = max(1.0, abs(row[column]))
+                assert abs(ours[place][column] - row[column]) < tolerance * scale, (place, column)
+    if expected:  # mutant: without the reordering they differ
+        unmoved = heads_of(findings.table)
+        assert max(abs((ours[at]["value"] or 0) - (unmoved[at]["value"] or 0)) for at in ours) > 1e-2
+
+
+def test_figures_are_few_and_named(findings):
+    assert 1 <= len(findings.figures) <= 3
+    assert all(name.isidentifier() for name in (*findings.figures, *findings.tables))
+
+
+def test_too_small_a_corpus_is_refused_in_words(analysis, decoder, corpus):
+    if "corpus" not in analysis.needs:
+        return
+    few = Split(tokens_NT=corpus.val.tokens_NT[:5], topics_NT=corpus.val.topics_NT[:5])
+    with pytest.raises(ValueError, match="validation split has 5"):
+        analysis(decoder, dataclasses.replace(corpus, val=few), np.random.default_rng(0))
