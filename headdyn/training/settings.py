@@ -45,6 +45,7 @@ class RecalibrationSettings:
 
     The recalibration has max(round(`share` × train.steps), `floor_steps`) steps, re-warms over `warmup_share` of them
     to `lr_scale` × the training rates and decays by a cosine to 0. `steps` overrides the count; 0 is the raw drop.
+    An arm counts as recovered within `recovered_within_nats` of its RoPE parent's held-out loss.
     """
 
     share: float = 0.01
@@ -52,6 +53,7 @@ class RecalibrationSettings:
     warmup_share: float = 0.1
     lr_scale: float = 1.0
     steps: int | None = None
+    recovered_within_nats: float = 0.05
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.steps < 0:
@@ -61,4 +63,5 @@ class RecalibrationSettings:
                 raise ValueError(f"position_enc.recalibration.{name}={getattr(self, name)} must lie in 0..1")
 
     def count(self, train_steps: int) -> int:
+        """How many recalibration steps follow a training of `train_steps`."""
         return max(round(self.share * train_steps), self.floor_steps) if self.steps is None else self.steps

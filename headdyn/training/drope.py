@@ -1,0 +1,177 @@
+"""DroPE: take RoPE away from a trained decoder and recalibrate it at the same length (science.md §5; arXiv 2512.12167).
+
+`rope_control` is the same recalibration with RoPE kept, so that what dropping did is not mistaken for what more
+training did.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from headdyn.core.records import write_json
+from headdyn.data.corpus import Split
+from headdyn.data.ordering import BatchSchedule, Shuffled
+from headdyn.models.checkpoints import save_snapshot
+from headdyn.models.decoder import Decoder
+from headdyn.training.loop import Progress, Schedule, train
+from headdyn.training.objective import Batches, Precision, evaluate
+from headdyn.training.settings import RecalibrationSettings, TrainSettings
+
+# Parameters × tokens from which compiling pays: 300 steps of 4,096 tokens at 0.8 M parameters. It saves about a third
+# of a step there (120 ms on two cores) and costs 25 s, or 1 s where the compiler's cache holds the graph.
+_COMPILE_FROM = 1e12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recalibration:
+    """A recalibrated arm. `val_loss_nats` by recalibration step is the recovery curve; step 0 is the raw drop.
+
+    `recovered` says whether the arm ended within `recovered_within_nats` of its RoPE parent's held-out loss.
+    """
+
+    decoder: Decoder
+    steps: int
+    val_loss_nats: Mapping[int, float]
+    parent_loss_nats: float
+    recovered: bool
+    snapshot: Path
+
+
+@dataclass(frozen=True)
+class _Continued:
+    """The batches that a schedule would show after its first `done` steps."""
+
+    schedule: BatchSchedule
+    done: int
+
+    def indices(self, step: int) -> np.ndarray:
+        return self.schedule.indices(self.done + step)
+
+
+def recalibrate(
+    parent: Decoder,
+    data: Split,
+    val: Split,
+    settings: TrainSettings,
+    recalibration: RecalibrationSettings,
+    *,
+    keep_rotary: bool,
+    seed: int,
+    folder: Path,
+    precision: Precision,
+    device: str,
+    reference_nats: Mapping[str, float] | None = None,
+    observer: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Recalibration:
+    """Train a copy of `parent` shortly, without RoPE in any layer unless `keep_rotary`; the parent stays as it is.
+
+    `settings` are those the parent was trained with. Every arm of a seed gets the same batches, whatever the ordering
+    the parent saw: those a shuffled training would have come to next. Optimizers start fresh. The folder gets what
+    `train` leaves there, and recalibration.json. Raises what `train` raises.
+    """
+    arm = copy.deepcopy(parent).to(device)
+    if not keep_rotary:
+        arm = arm.with_config(arm.config.without_positions())
+    held_out = Batches.prefix(val, settings.eval_sequences, device)
+
+    def held_out_loss(decoder: Decoder) -> float:
+        return evaluate(decoder, held_out, batch_size=settings.batch_size, precision=precision)
+
+    parent_loss = held_out_loss(parent.to(device))
+    steps = recalibration.count(settings.steps)
+    if steps == 0:
+        losses: Mapping[int, float] = {0: held_out_loss(arm)}
+        snapshot = save_snapshot(folder / "snapshots", arm, 0)
+    else:
+        result = train(
+            arm,
+            data,
+            val,
+            _next_shuffled(data, settings, seed),
+            _short(settings, recalibration, arm, data.tokens_NT.shape[1]),
+            folder=folder,
+            precision=precision,
+            device=device,
+            reference_nats=reference_nats,
+            evaluate_at=_doubling(steps),
+            observer=observer,
+            should_stop=should_stop,
+        )
+        losses, snapshot = result.val_loss_nats, result.snapshots[steps]
+    recovered = losses[steps] <= parent_loss + recalibration.recovered_within_nats
+    write_json(
+        folder / "recalibration.json",
+        {
+            "steps": steps,
+            "keep_rotary": keep_rotary,
+            "val_loss_nats": {str(step): loss for step, loss in losses.items()},
+            "parent_loss_nats": parent_loss,
+            "recovered_within_nats": recalibration.recovered_within_nats,
+            "recovered": recovered,
+        },
+    )
+    return Recalibration(
+        decoder=arm,
+        steps=steps,
+        val_loss_nats=losses,
+        parent_loss_nats=parent_loss,
+        recovered=recovered,
+        snapshot=snapshot,
+    )
+
+
+def _next_shuffled(data: Split, settings: TrainSettings, seed: int) -> Schedule:
+    no_topics_N = np.zeros(len(data), np.int64)  # a shuffled order does not look at them
+    schedule = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
+    return _Continued(schedule, settings.steps)
+
+
+def _short(
+    settings: TrainSettings, recalibration: RecalibrationSettings, decoder: Decoder, length: int
+) -> TrainSettings:
+    """The training settings of a recalibration: its length, its re-warmup, its share of the rates."""
+    steps = recalibration.count(settings.steps)
+    parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    return dataclasses.replace(
+        settings,
+        steps=steps,
+        warmup_steps=round(recalibration.warmup_share * steps),
+        muon_lr=recalibration.lr_scale * settings.muon_lr,
+        adamw_lr=recalibration.lr_scale * settings.adamw_lr,
+        snapshots=2,
+        compile=settings.compile and parameters * steps * settings.batch_size * length >= _COMPILE_FROM,
+    )
+
+
+def _doubling(last: int) -> set[int]:
+    """0, 1, 2, 4, 8 … and the last step: where the recovery curve has its points."""
+    return {0, last, *(2**power for power in range(last.bit_length()) if 2**power < last)}
+
+
+@torch.no_grad()
+def with_logit_scale(decoder: Decoder, beta: float) -> Decoder:
+    """A copy whose attention logits are `beta` times as large in every layer, folded into the gain of q's norm.
+
+    Raises ValueError for a decoder without QK-norm.
+    """
+    if not decoder.config.qk_norm:
+        raise ValueError("the attention-logit scale folds into q_norm, which a model with qk_norm=false does not have")
+    scaled = copy.deepcopy(decoder)
+    for name, parameter in scaled.named_parameters():
+        if name.endswith("attention.q_norm.weight"):
+            parameter.mul_(beta)
+    return scaled
+
+
+def logit_scale(c: float, test_length: int, train_length: int) -> float:
+    """beta = 1 + c ln(T_test/T_train), for contexts longer than those of training (c was fitted at 0.10 to 0.41)."""
+    return 1 + c * math.log(test_length / train_length)

@@ -1,0 +1,151 @@
+"""What a training minimises and is judged by: the next-token loss, over batches that live on the device."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headdyn.data.corpus import Split
+from headdyn.models.decoder import Decoder
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["bf16", "fp32"]
+LossFunction = Callable[[Decoder, Tensor, Tensor | None], Tensor]
+
+_NOT_SCORED = -100  # cross_entropy's ignore_index
+
+
+def next_token_loss(
+    decoder: Decoder, tokens_BT: Int[Tensor, "B T"], documents_BT: Int[Tensor, "B T"] | None
+) -> Float[Tensor, ""]:
+    """Mean loss in nats of predicting tokens 1..T-1, in float32. A document's first token is not scored."""
+    logits_BTV = decoder(tokens_BT, documents_BT)[:, :-1]
+    targets_BT = tokens_BT[:, 1:]
+    if documents_BT is not None:
+        targets_BT = targets_BT.masked_fill(documents_BT[:, 1:] != documents_BT[:, :-1], _NOT_SCORED)
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=_NOT_SCORED)
+
+
+def autocast(precision: Precision, device: str) -> AbstractContextManager[None]:
+    """bf16: products in bfloat16, weights and everything else in float32. fp32: nothing changes.
+
+    Enter it around a compiled function, not within: an autocast region inside a graph keeps the graph out of the
+    compiler's cache (6 s against 1 s to compile the laptop model again in a new process).
+    """
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+
+
+class Batches:
+    """Token batches of a split on a device. A GPU holds the whole split, so that no step waits for a copy."""
+
+    def __init__(self, split: Split, device: str) -> None:
+        self.split, self.device = split, device
+        self._on_cpu = torch.device(device).type == "cpu"
+        self._tokens, self._documents = (
+            None if self._on_cpu or array is None else torch.from_numpy(np.asarray(array).view(np.int16)).to(device)
+            for array in (split.tokens_NT, split.documents_NT)
+        )
+
+    @classmethod
+    def prefix(cls, split: Split, sequences: int, device: str) -> Batches:
+        """The first `sequences` sequences alone: the held-out set of a training is a fixed prefix."""
+        documents_NT = None if split.documents_NT is None else split.documents_NT[:sequences]
+        kept = Split(
+            tokens_NT=split.tokens_NT[:sequences], topics_NT=split.topics_NT[:sequences], documents_NT=documents_NT
+        )
+        return cls(kept, device)
+
+    def __call__(self, indices_B: np.ndarray) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"] | None]:
+        """Tokens and, where the split has them, document numbers of these sequences."""
+        if self._on_cpu:
+            return _as_long(self.split.tokens_NT[indices_B]), (
+                None if self.split.documents_NT is None else _as_long(self.split.documents_NT[indices_B])
+            )
+        rows_B = torch.from_numpy(indices_B).pin_memory().to(self.device, non_blocking=True)
+        assert self._tokens is not None
+        documents_BT = None if self._documents is None else self._documents[rows_B].long() & 0xFFFF
+        return self._tokens[rows_B].long() & 0xFFFF, documents_BT
+
+    def num_targets(self, indices_B: np.ndarray) -> int:
+        """How many tokens of these sequences are scored."""
+        if self.split.documents_NT is None:
+            return len(indices_B) * (self.split.tokens_NT.shape[1] - 1)
+        documents_BT = self.split.documents_NT[indices_B]
+        return int((documents_BT[:, 1:] == documents_BT[:, :-1]).sum())
+
+
+def _as_long(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def evaluate(
+    decoder: Decoder,
+    batches: Batches,
+    *,
+    batch_size: int,
+    precision: Precision,
+    loss_function: LossFunction = next_token_loss,
+) -> float:
+    """Mean next-token loss in nats over all scored tokens of `batches`, in the precision of training.
+
+    `loss_function` sees full batches only, and gradients stay enabled for it: so a compiled one needs no second graph.
+    """
+    count = len(batches.split)
+    total, scored = torch.zeros((), dtype=torch.float32, device=batches.device), 0
+    for start in range(0, count, batch_size):
+        rows_B = np.arange(start, min(start + batch_size, count))
+        full = len(rows_B) == batch_size
+        with torch.set_grad_enabled(full), autocast(precision, batches.device):
+            loss = (loss_function if full else next_token_loss)(decoder, *batches(rows_B)).detach()
+        targets = batches.num_targets(rows_B)
+        total += loss * targets
+        scored += targets
+    return total.item() / scored
+
+
+@functools.cache
+def _compiled() -> LossFunction:
+    return torch.compile(next_token_loss, dynamic=False)
+
+
+_compiled_for: set[object] = set()
+_MOST_VARIANTS = 8  # of one function; beyond, the compiler falls back to plain execution
+
+
+def compiled_loss(decoder: Decoder, batches: Batches, indices_B: np.ndarray, precision: Precision) -> LossFunction:
+    """`next_token_loss` compiled for batches of this shape, forward and backward, now rather than at the first step.
+
+    One graph serves every training of the same shapes in this process, since the decoder is an argument to it. Where
+    this machine cannot compile, as without a C++ compiler, that is logged as a warning and the plain function returned:
+    the same numbers up to rounding, at about two thirds of the speed.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._inductor.exc import InductorError
+
+    tokens_BT, documents_BT = batches(indices_B)
+    variant = (decoder.config, tokens_BT.shape, documents_BT is None, precision, batches.device)
+    if variant not in _compiled_for and len(_compiled_for) == _MOST_VARIANTS:
+        torch.compiler.reset()
+        _compiled_for.clear()
+    _compiled_for.add(variant)
+    try:
+        with autocast(precision, batches.device):
+            loss = _compiled()(decoder, tokens_BT, documents_BT)
+        loss.backward()
+    except (BackendCompilerFailed, InductorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        log.warning("torch.compile does not work here (%s); training goes on without it, slower", reason)
+        return next_token_loss
+    finally:
+        decoder.zero_grad(set_to_none=True)
+    return _compiled()

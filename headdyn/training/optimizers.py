@@ -1,0 +1,160 @@
+"""Muon on the hidden matrices, AdamW on everything else (science.md §4).
+
+Shape suffixes: N matrices of one shape, stacked; O outputs and I inputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from headdyn.models.decoder import Decoder
+from headdyn.training.settings import TrainSettings
+
+_HIDDEN_MATRIX = re.compile(r"blocks\.\d+\.(attention\.[qkvo]|mlp\.(gate|up|down))\.weight")
+_NEWTON_SCHULZ_STEPS = 5
+
+
+@dataclass(frozen=True)
+class ParameterSplit:
+    """Which optimizer trains what, by name. Every parameter is in exactly one of the two, a tied one once."""
+
+    muon: Mapping[str, nn.Parameter]
+    adamw: Mapping[str, nn.Parameter]
+
+
+def split_parameters(decoder: Decoder) -> ParameterSplit:
+    """Muon takes q, k, v, o, gate, up and down of every layer, each a matrix of its own.
+
+    AdamW takes the rest: embedding, learned positions, an untied unembedding, the gains of norms, all biases.
+    """
+    named = dict(decoder.named_parameters())
+    muon = {name: parameter for name, parameter in named.items() if _HIDDEN_MATRIX.fullmatch(name)}
+    return ParameterSplit(muon, {name: parameter for name, parameter in named.items() if name not in muon})
+
+
+@functools.cache
+def newton_schulz() -> Callable[..., Tensor]:
+    """muon-optimizer's `zeropower_via_newtonschulz5`, which orthogonalises matrices and stacks of them in bfloat16.
+
+    Raises ImportError where the package is absent, or where another one holds its import name: PyPI's unrelated
+    `muon` (multimodal omics) does.
+    """
+    if importlib.util.find_spec("muon") is None:
+        raise ImportError("muon-optimizer is not installed; run: pip install muon-optimizer")
+    try:
+        from muon import zeropower_via_newtonschulz5
+    except ImportError as error:
+        raise ImportError(
+            f"the installed module `muon` is {_what_is_muon()}, not muon-optimizer ({error}); "
+            "run: pip uninstall muon && pip install --force-reinstall --no-deps muon-optimizer"
+        ) from error
+    return zeropower_via_newtonschulz5
+
+
+def _what_is_muon() -> str:
+    try:
+        return f"PyPI's unrelated package `muon` {importlib.metadata.version('muon')}"
+    except importlib.metadata.PackageNotFoundError:
+        spec = importlib.util.find_spec("muon")
+        return f"a module at {spec.origin if spec else 'an unknown place'}"
+
+
+class Muon:
+    """Nesterov momentum, orthogonalised by Newton–Schulz: Jordan et al. 2024, as muon-optimizer computes it.
+
+    The update of a matrix [O, I] has the scale √max(1, O/I) ("original"; a rate of 0.02 belongs to it alone). Matrices
+    of one shape are one stack: momentum, Newton–Schulz and scale are a handful of kernels however deep the model is.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], momentum: float, *, compiled: bool = False) -> None:
+        self.decay = momentum
+        self.stacks: dict[tuple[int, int], list[Tensor]] = {}
+        for parameter in parameters:
+            self.stacks.setdefault((parameter.shape[0], parameter.shape[1]), []).append(parameter)
+        self.momentum = {
+            shape: torch.zeros(len(stack), *shape, dtype=stack[0].dtype, device=stack[0].device)
+            for shape, stack in self.stacks.items()
+        }
+        self.newton_schulz = newton_schulz()
+        self._update = torch.compile(self._direction, dynamic=False) if compiled else self._direction
+
+    @torch.no_grad()
+    def step(self, lr: float, finite: Bool[Tensor, ""]) -> None:
+        """Move every matrix against its gradient; nothing moves where `finite` is false."""
+        for shape, stack in self.stacks.items():
+            gradient_NOI = torch.stack([_gradient(parameter) for parameter in stack])
+            update_NOI = self._update(gradient_NOI, self.momentum[shape], finite)
+            torch._foreach_add_(stack, list(update_NOI.unbind()), alpha=-lr)
+
+    def _direction(
+        self, gradient_NOI: Float[Tensor, "N O I"], momentum_NOI: Float[Tensor, "N O I"], finite: Bool[Tensor, ""]
+    ) -> Float[Tensor, "N O I"]:
+        gradient_NOI = torch.where(finite, gradient_NOI, 0)
+        momentum_NOI.lerp_(gradient_NOI, 1 - self.decay)
+        update_NOI = self.newton_schulz(gradient_NOI.lerp(momentum_NOI, self.decay), steps=_NEWTON_SCHULZ_STEPS)
+        outputs, inputs = gradient_NOI.shape[1:]
+        update_NOI = update_NOI * max(1, outputs / inputs) ** 0.5
+        return torch.where(finite, update_NOI, 0).to(gradient_NOI.dtype)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The momentum of every stack, by shape."""
+        return {f"{outputs}x{inputs}": stack for (outputs, inputs), stack in self.momentum.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave."""
+        for (outputs, inputs), stack in self.momentum.items():
+            stack.copy_(state[f"{outputs}x{inputs}"])
+
+
+class Optimizers:
+    """Both optimizers of a training, stepped together. The learning rates come with every step."""
+
+    def __init__(self, decoder: Decoder, settings: TrainSettings, *, compiled: bool = False) -> None:
+        split = split_parameters(decoder)
+        self.clip_norm = settings.clip_norm
+        self.parameters = [*split.muon.values(), *split.adamw.values()]
+        self.muon = Muon(split.muon.values(), settings.muon_momentum, compiled=compiled)
+        self.adamw = torch.optim.AdamW(
+            split.adamw.values(), lr=settings.adamw_lr, betas=settings.adamw_betas, weight_decay=0.0, fused=True
+        )
+
+    def step(self, *, muon_lr: float, adamw_lr: float, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Clip the gradients to `clip_norm` together, move the weights, forget the gradients; return their norm before.
+
+        Where the loss or the norm is not finite no weight moves. That is decided on the device: the host reads nothing.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        finite = torch.isfinite(norm) & torch.isfinite(loss)
+        self.muon.step(muon_lr, finite)
+        for group in self.adamw.param_groups:
+            group["lr"] = adamw_lr
+        # The fused step skips itself by this flag, as it does under a GradScaler.
+        self.adamw.found_inf = (~finite).float()  # type: ignore[attr-defined]
+        self.adamw.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both optimizers' states."""
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None, "a hidden matrix took no part in the loss"
+    return parameter.grad

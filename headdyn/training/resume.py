@@ -1,0 +1,137 @@
+"""What lets a killed training go on to the same weights: its whole state, and metrics cut back to that step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_NAME = re.compile(r"state(\d{6,})\.pt")
+_KEPT = 2  # generations: where the newest turns out damaged, the one before it serves
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the next step depends on. Batches and learning rates are functions of the step, so no RNG is here.
+
+    `recipe` describes what was being trained, so that a state is never continued as something else.
+    """
+
+    step: int
+    seconds: float  # spent on the updates so far
+    recipe: Mapping[str, Any]
+    model: Mapping[str, Tensor]
+    optimizers: Mapping[str, Any]
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write `state000400.pt`, whole or not at all, and drop all but the newest two.
+
+    Raises OSError where the disk refuses; what was there before is then still there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"state{state.step:06d}.pt"
+    temporary = path.with_suffix(".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(vars(state), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync(folder)
+    for old in _states(folder)[:-_KEPT]:
+        old.unlink()
+
+
+def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str) -> State | None:
+    """The newest undamaged state, or None. A damaged file is set aside as `*.damaged`, with a warning.
+
+    Raises ValueError where the state is another training's.
+    """
+    for path in reversed(_states(folder)):
+        damage = _damage(path)
+        if damage is None:
+            state = State(**torch.load(path, map_location=device, weights_only=True))
+            other = {name: value for name, value in state.recipe.items() if value != recipe.get(name)}
+            if other:
+                mine = {name: recipe.get(name) for name in other}
+                raise ValueError(
+                    f"{path} is the state of another training: it has {other} where this one has {mine}; "
+                    f"train into another folder, or delete {folder} to start anew"
+                )
+            return state
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        log.warning("%s is damaged (%s): set aside as %s, going on from the one before", path, damage, aside.name)
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("state")))
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a file that torch.save wrote: a zip archive, whose every record has a CRC."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        return str(error) or type(error).__name__
+    return None if bad is None else f"record {bad} does not match its checksum"
+
+
+class MetricsFile:
+    """metrics.jsonl: one line {"step", "name", "value"} a number. Opening it cuts it back to `keep_through` steps."""
+
+    def __init__(self, path: Path, keep_through: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        entries = [entry for entry in _whole_lines(path) if entry["step"] <= keep_through]
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+        temporary.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, **values: float) -> None:
+        """Add a step's numbers. Raises ValueError for one that is not finite."""
+        for name, value in values.items():
+            self._file.write(json.dumps({"step": step, "name": name, "value": value}, allow_nan=False) + "\n")
+
+    def flush(self, *, to_disk: bool = False) -> None:
+        """Let readers see what was written; `to_disk` also waits until it would survive a power cut."""
+        self._file.flush()
+        if to_disk:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The entries of a metrics.jsonl, without a last line that a kill cut short; none where there is no file."""
+    if not path.exists():
+        return []
+    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)  # a rename, too, must reach the disk
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
