@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,10 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """`reference_nats` are horizontal lines for a loss plot, e.g. random, mixture and floor; `facts` go on record."""
+    """`reference_nats` are horizontal lines for a loss plot, e.g. random, mixture and floor; `facts` go on record.
+
+    `mask_documents`: attention is to stay inside documents, wherever a model reads this corpus.
+    """
 
     name: str
     train: Split
@@ -43,6 +47,7 @@ class Corpus:
     facts: Mapping[str, Any]
     oracle: Oracle | None = None
     tokenizer: Path | None = None
+    mask_documents: bool = False
 
     @property
     def num_topics(self) -> int:
@@ -52,9 +57,20 @@ class Corpus:
 class Source(Protocol):
     """A conf/data option: a frozen dataclass of settings that builds its corpus into a folder once and opens it.
 
-    `build` draws every random number from the seed in its settings; the store keys the folder by those settings.
+    `build` draws every random number from the seed in its settings; the store keys the folder by `corpus_recipe`.
+    A class attribute `resumable = True` says that `build`, given the folder that an interrupted call left, goes on.
     """
 
     def build(self, folder: Path) -> None: ...
 
     def open(self, folder: Path) -> Corpus: ...
+
+
+def corpus_recipe(source: Source) -> dict[str, Any]:
+    """What the store keys a corpus by: its class and its settings.
+
+    A source that depends on more, on files for instance, has a method `recipe` which gives all that it depends on.
+    """
+    own = getattr(source, "recipe", None)
+    settings = own() if own is not None else dataclasses.asdict(source)  # type: ignore[call-overload]
+    return {"source": f"{type(source).__module__}.{type(source).__qualname__}", **settings}

@@ -1,0 +1,178 @@
+"""Exact and near duplicates among documents: hashes of whole texts, then MinHash with banding (Broder 1997).
+
+Letters: D documents, W words of a chunk, H hash functions. What stays in memory is some tens of bytes a document; the
+signatures (480 bytes each) are on disk. Written on numpy because nothing here needs an index: every band is one sort.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from headdyn.core.randomness import generator
+from headdyn.data.documents import Documents
+from headdyn.data.stages import Progress, in_threads
+
+log = logging.getLogger(__name__)
+
+SHINGLE_WORDS = 3
+# A pair of Jaccard similarity s shares a band with probability 1 − (1 − s^6)^20: 0.998 at 0.8, 0.27 at 0.5.
+BANDS, BAND_HASHES = 20, 6
+HASHES = BANDS * BAND_HASHES
+_CHUNK_BYTES = 1 << 20
+_ROWS_AT_ONCE = 1 << 15
+
+_BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
+_BASE_INVERSE = pow(_BASE, -1, 1 << 64)
+
+
+def exact_duplicates(documents: Documents) -> np.ndarray:
+    """True [D] for every document whose cleaned text an earlier one has, letter for letter."""
+    hash_D = np.empty(len(documents), np.uint64)
+    for rows, texts in documents.chunks():
+        digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
+        hash_D[rows] = np.frombuffer(b"".join(digests), np.uint64)
+    _, first = np.unique(hash_D, return_index=True)
+    duplicate_D = np.ones(len(documents), bool)
+    duplicate_D[first] = False
+    return duplicate_D
+
+
+def near_duplicates(documents: Documents, rows: np.ndarray, jaccard: float, seed: int, folder: Path) -> np.ndarray:
+    """True for those of `rows` that an earlier one resembles: all but the first of each linked group.
+
+    Two documents are linked where the estimated Jaccard similarity of their sets of three-word runs (case aside) is
+    at least `jaccard`; the estimate's standard error is at most 0.046. Text that sets no spaces between words has few
+    runs, so there only copies of long stretches are found. `folder` takes the signatures for the time being.
+    """
+    file = folder / "signatures.u32"
+    multiplier_H, offset_H = _hash_functions(seed)
+    progress = Progress("near duplicates", "documents", len(rows))
+    with file.open("wb") as out:
+        chunks = (texts for _, texts in documents.chunks(rows, chunk_bytes=_CHUNK_BYTES))
+        for signature_DH in in_threads(lambda texts: signatures(texts, multiplier_H, offset_H), chunks):
+            signature_DH.tofile(out)
+            progress.add(len(signature_DH))
+    links = [_band_links(file, band, len(rows), jaccard) for band in range(BANDS)]
+    file.unlink()
+    first, second = np.concatenate(links, axis=1)
+    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(rows), len(rows)))
+    _, group_D = connected_components(graph, directed=False)
+    duplicate_D = np.ones(len(rows), bool)
+    duplicate_D[np.unique(group_D, return_index=True)[1]] = False
+    return duplicate_D
+
+
+def signatures(texts: list[str], multiplier_H: np.ndarray, offset_H: np.ndarray) -> np.ndarray:
+    """MinHash signatures [D, H] uint32: the least value of each hash function over a text's three-word runs.
+
+    The share of equal entries of two signatures estimates the Jaccard similarity of the two sets without bias.
+    A text of fewer than three words is one run.
+    """
+    hash_W, document_W = _word_hashes(texts)
+    shingle = hash_W.copy()
+    whole = np.ones(len(hash_W), bool)
+    for ahead in range(1, SHINGLE_WORDS):
+        same = np.zeros(len(hash_W), bool)
+        same[:-ahead] = document_W[ahead:] == document_W[:-ahead]
+        shifted = np.zeros_like(hash_W)
+        shifted[:-ahead] = hash_W[ahead:]
+        shingle = _mixed(shingle) + np.where(same, shifted, 0)
+        whole &= same
+    first_word = np.diff(document_W, prepend=-1) > 0
+    kept = whole | first_word
+    shingle, document = _mixed(shingle[kept]), document_W[kept]
+    begins = np.searchsorted(document, np.arange(len(texts)))
+    signature_DH = np.empty((len(texts), len(multiplier_H)), np.uint32)
+    value = np.empty_like(shingle)
+    for h, (multiplier, offset) in enumerate(zip(multiplier_H, offset_H, strict=True)):
+        np.multiply(shingle, multiplier, out=value)
+        value += offset
+        value >>= np.uint64(32)
+        signature_DH[:, h] = np.minimum.reduceat(value, begins)
+    return signature_DH
+
+
+def _hash_functions(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Multiply-shift hash functions x → (a x + b mod 2^64) >> 32 with odd a (Dietzfelbinger et al. 1997)."""
+    rng = generator(seed, "text/minhash")
+    multiplier_H, offset_H = rng.integers(2**64, size=(2, HASHES), dtype=np.uint64)
+    return multiplier_H | np.uint64(1), offset_H
+
+
+def _word_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A hash of every word [W] uint64 and the number of its text [W]; every text must have a word.
+
+    A word is a run of non-space bytes of the casefolded text. Its hash is the polynomial Σ byte_j B^(j − start), had
+    from running sums modulo 2^64: sums up to its end less those up to its start, times B^(−start).
+    """
+    data = np.frombuffer("\0".join(text.casefold() for text in texts).encode() + b"\0", np.uint8)
+    space = data <= 0x20
+    edge = np.flatnonzero(np.diff(space, prepend=True))  # the last byte is a space, so edges come in pairs
+    start, stop = edge[::2], edge[1::2]
+    power = _powers(_BASE, len(data))
+    running = np.zeros(len(data) + 1, np.uint64)
+    np.cumsum(data * power, out=running[1:])
+    hash_W = (running[stop] - running[start]) * _powers(_BASE_INVERSE, len(data))[start]
+    document_W = np.cumsum(data == 0)[start]
+    return _mixed(hash_W), document_W
+
+
+def _powers(base: int, count: int) -> np.ndarray:
+    power = np.full(count, base, np.uint64)
+    power[0] = 1
+    return np.cumprod(power)
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele et al. 2014): every input bit reaches every output bit."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _band_links(file: Path, band: int, count: int, jaccard: float) -> np.ndarray:
+    """Pairs [2, links] of similar documents that agree on a band's hashes, each with the first of its bucket."""
+    key_D = np.empty(count, np.uint64)
+    columns = slice(band * BAND_HASHES, (band + 1) * BAND_HASHES)
+    for first in range(0, count, _ROWS_AT_ONCE):
+        band_DH = _rows(file, first, min(count - first, _ROWS_AT_ONCE))[:, columns].astype(np.uint64)
+        key = np.zeros(len(band_DH), np.uint64)
+        for h in range(BAND_HASHES):
+            key = _mixed(key + band_DH[:, h])
+        key_D[first : first + len(key)] = key
+    order = np.argsort(key_D, kind="stable")
+    new = np.diff(key_D[order], prepend=key_D[order[0]] ^ np.uint64(1)) != 0
+    leader = order[np.maximum.accumulate(np.where(new, np.arange(count), 0))]
+    pairs = np.stack([leader, order])[:, ~new]
+    similar = np.empty(pairs.shape[1], bool)
+    signature_DH = np.memmap(file, np.uint32, "r", shape=(count, HASHES))
+    for begin in range(0, len(similar), _ROWS_AT_ONCE):
+        i, j = pairs[:, begin : begin + _ROWS_AT_ONCE]
+        similar[begin : begin + len(i)] = (signature_DH[i] == signature_DH[j]).mean(1) >= jaccard
+    return pairs[:, similar]
+
+
+def _rows(file: Path, first: int, count: int) -> np.ndarray:
+    """Signatures read, not mapped: mapped pages would count as this process's memory."""
+    offset = first * HASHES * 4
+    return np.fromfile(file, np.uint32, count * HASHES, offset=offset).reshape(count, HASHES)
+
+
+def find_duplicates(
+    documents: Documents, folder: Path, *, jaccard: float | None, seed: int
+) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """The documents to keep, ascending [K], and how many of each kind fell out. `jaccard=None`: exact ones only."""
+    exact_D = exact_duplicates(documents)
+    rows = np.flatnonzero(~exact_D)
+    near = np.zeros(len(rows), bool) if jaccard is None else near_duplicates(documents, rows, jaccard, seed, folder)
+    facts = {"exact_duplicates": int(exact_D.sum()), "near_duplicates": int(near.sum())}
+    log.info("duplicates: %(exact_duplicates)d exact and %(near_duplicates)d near ones removed", facts)
+    return rows[~near], facts

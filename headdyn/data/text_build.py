@@ -1,0 +1,193 @@
+"""From documents to a packed corpus, step by step; each step is done once, and holds a bounded part of the text.
+
+Letters: D documents as stored, K those kept, E embedding width, S topics, N sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.randomness import generator
+from headdyn.core.records import write_json
+from headdyn.data import topics as clusters
+from headdyn.data.documents import NO_TOPIC, Documents, Reader, store_documents
+from headdyn.data.duplicates import find_duplicates
+from headdyn.data.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows, texts_of
+from headdyn.data.ngrams import losses_nats
+from headdyn.data.packing import pack
+from headdyn.data.stages import Stages
+from headdyn.data.text import LocalText, TextSettings
+from headdyn.data.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to so many, and finds every document's nearest centre
+REFERENCE_SEQUENCES = 2000  # held-out sequences behind the n-gram lines
+
+
+def build_text(settings: TextSettings, reader: Reader, folder: Path, work: Path) -> None:
+    """Leave a corpus in `folder`; `work` holds what the steps hand on, and lets an interrupted build go on.
+
+    Raises ValueError for documents that no corpus can be made of: too few, too short, without text.
+    """
+    steps = _Build(settings, reader, folder, work)
+    stages = Stages(work)
+    facts: dict[str, Any] = {}
+    for name, step in (
+        ("reading", steps.read),
+        ("duplicates", steps.drop_duplicates),
+        ("topics", steps.find_topics if settings.topics == "clusters" else steps.take_topics),
+        ("tokenizer", steps.learn_tokenizer),
+        ("packing", steps.pack),
+        ("reference lines", steps.reference),
+    ):
+        facts |= stages.once(name, step)
+    write_json(folder / "facts.json", facts)
+
+
+class _Build:
+    """The steps. Each returns facts for the record and leaves files in `work` or `folder` for those that follow."""
+
+    def __init__(self, settings: TextSettings, reader: Reader, folder: Path, work: Path) -> None:
+        self.settings, self.reader, self.folder, self.work = settings, reader, folder, work
+        self.documents = Documents(work / "documents")
+
+    def rows(self, split: str) -> np.ndarray:
+        """The documents of a split, ascending; "kept" for both."""
+        return np.load(self.work / f"{split}.npy")
+
+    def read(self) -> Mapping[str, Any]:
+        """Store every document that has text."""
+        at_most = self.settings.documents if isinstance(self.settings, LocalText) else None
+        return store_documents(self.reader, self.documents.folder, at_most=at_most)
+
+    def drop_duplicates(self) -> Mapping[str, Any]:
+        """Keep one of each group of copies, and split what is left: the split is by document."""
+        s = self.settings
+        kept_K, facts = find_duplicates(self.documents, self.work, jaccard=s.near_duplicate_jaccard, seed=s.seed)
+        held_out = max(1, round(s.val_share * len(kept_K)))
+        training = len(kept_K) - held_out
+        if training < s.num_topics:
+            raise ValueError(
+                f"data.num_topics={s.num_topics}, but of {len(self.documents)} documents {len(kept_K)} differ and "
+                f"{max(training, 0)} are left for training; bring more documents, lower data.num_topics, or, if one "
+                "text file holds several, set data.txt_documents=blank_lines"
+            )
+        drawn_K = generator(s.seed, "text/split").permutation(kept_K)
+        np.save(self.work / "kept.npy", kept_K)
+        np.save(self.work / "val.npy", np.sort(drawn_K[:held_out]))
+        np.save(self.work / "train.npy", np.sort(drawn_K[held_out:]))
+        return facts
+
+    def take_topics(self) -> Mapping[str, Any]:
+        """Use the topics that documents came with, most frequent first."""
+        kept_K = self.rows("kept")
+        given_K = self.documents.given_D[kept_K]
+        if (given_K == NO_TOPIC).any():
+            count = int((given_K == NO_TOPIC).sum())
+            raise ValueError(
+                f"data.topics=given, but {count} of {len(kept_K)} documents come without a topic; name their column "
+                "with data.topic_column=..., or set data.topics=clusters"
+            )
+        sizes = np.bincount(given_K)
+        order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
+        if len(order) != self.settings.num_topics:
+            raise ValueError(
+                f"data.topics=given, but the documents come with {len(order)} topics and not data.num_topics="
+                f"{self.settings.num_topics}; set data.num_topics={len(order)}"
+            )
+        rank = np.zeros(len(sizes), np.uint8)
+        rank[order] = np.arange(len(order))
+        np.save(self.work / "topics.npy", rank[given_K])
+        names = self.documents.given_names
+        return {"topic_names": [names[topic] for topic in order], "topic_documents": sizes[order].tolist()}
+
+    def find_topics(self) -> Mapping[str, Any]:
+        """Cluster the documents' embeddings; fitted to training documents, then told of all."""
+        s, kept_K, train_K = self.settings, self.rows("kept"), self.rows("train")
+        name, reason = s.encoder()
+        log.log(
+            logging.WARNING if s.embedding == "auto" else logging.INFO,
+            "topics come from %s embeddings (data.embedding=%s; the encoder: %s)",
+            {"tfidf": "TF-IDF", "minilm": "MiniLM"}[name],
+            s.embedding,
+            reason,
+        )
+        term_rows = sample_rows(self.documents, train_K, generator(s.seed, "text/terms sample"))
+        term_texts = texts_of(self.documents, term_rows)
+        embedding = MiniLM(reason) if name == "minilm" else Tfidf(term_texts, s.seed)
+        file = self.work / f"{name}.f32"
+        facts: dict[str, Any] = {"embedding": name, **embedding.facts}
+        facts |= embed(embedding, self.documents, kept_K, file)
+
+        fitted = np.searchsorted(
+            kept_K, generator(s.seed, "text/cluster sample").permutation(train_K)[:CLUSTER_DOCUMENTS]
+        )
+        sample_DE = np.array(np.memmap(file, np.float32, "r").reshape(-1, embedding.width)[fitted])
+        centres_SE, _ = clusters.cluster(sample_DE, s.num_topics, generator(s.seed, "text/clusters"))
+        topics_K = clusters.assign(centres_SE, file, len(kept_K))
+        np.save(self.work / "topics.npy", topics_K)
+        facts |= clusters.quality(sample_DE, topics_K[fitted], s.num_topics, s.seed)
+        given_K = self.documents.given_D[kept_K]
+        if (given_K != NO_TOPIC).any():
+            with_topic = given_K != NO_TOPIC
+            facts |= clusters.agreement(topics_K[with_topic], given_K[with_topic], s.seed)
+        try:
+            terms = clusters.top_terms(term_texts, topics_K[np.searchsorted(kept_K, term_rows)], s.num_topics)
+        except NoTermsError as error:  # the encoder needs no words that recur; without them topics have no names
+            terms = [[] for _ in range(s.num_topics)]
+            facts["topic_terms_absent"] = str(error)
+        return facts | {
+            "topic_terms": terms,
+            "topic_names": [f"{topic} {' '.join(words[:3])}".strip() for topic, words in enumerate(terms)],
+            "topic_documents": np.bincount(topics_K, minlength=s.num_topics).tolist(),
+        }
+
+    def learn_tokenizer(self) -> Mapping[str, Any]:
+        """Learn a tokenizer from the training documents."""
+        s = self.settings
+        tokenizer, learnt_bytes = train_tokenizer(self.documents, self.rows("train"), s.vocab_size, s.seed)
+        save_tokenizer(tokenizer, self.folder / "tokenizer", s.sequence_length)
+        return {"vocab_size": s.vocab_size, "tokenizer_training_bytes": learnt_bytes}
+
+    def pack(self) -> Mapping[str, Any]:
+        """Tokenise and pack both splits."""
+        s, kept_K = self.settings, self.rows("kept")
+        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        topics_K = np.load(self.work / "topics.npy")
+        facts: dict[str, Any] = {}
+        for split in ("train", "val"):
+            rows = self.rows(split)
+            tokens_file = self.work / f"{split}.u16"
+            ends_D = tokenize(tokenizer, self.documents, rows, tokens_file)
+            facts[f"{split}_bytes_per_token"] = int(self.documents.bytes_of(rows).sum()) / int(ends_D[-1])
+            facts |= pack(
+                tokens_file,
+                ends_D,
+                topics_K[np.searchsorted(kept_K, rows)],
+                self.folder,
+                split,
+                sequence_length=s.sequence_length,
+                pieces_per_sequence=s.pieces_per_sequence,
+                at_most=s.train_sequences if split == "train" else s.val_sequences,
+                rng=generator(s.seed, f"text/packing {split}"),
+            )
+        return facts
+
+    def reference(self) -> Mapping[str, Any]:
+        """What a uniform law and n-gram laws lose on held-out sequences: the lines a model's loss is judged by."""
+        s = self.settings
+        train_NT, val_NT = (np.load(self.folder / f"{split}_tokens.npy", mmap_mode="r") for split in ("train", "val"))
+        facts: dict[str, Any] = {"random_nats": math.log(s.vocab_size)}
+        for name, losses_NT in losses_nats(train_NT, val_NT[:REFERENCE_SEQUENCES], s.vocab_size).items():
+            mean_N = losses_NT.mean(1)
+            facts[f"{name}_nats"] = float(mean_N.mean())
+            if len(mean_N) > 1:
+                facts[f"{name}_nats_se"] = float(mean_N.std(ddof=1) / math.sqrt(len(mean_N)))
+        return facts | {"reference_sequences": min(len(val_NT), REFERENCE_SEQUENCES)}
