@@ -24,6 +24,12 @@ from headdyn.models.decoder import Decoder
 
 _LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's rounding of sums over T: no ratio
 _UNDEFINED = "no queries, or no attention, to divide by"
+_MASKED = "attention stays inside documents, each of one topic"
+_TOPICAL = frozenset(
+    f"{name}{suffix}"
+    for name in ("within_ratio", "cluster_ratio", "selectivity", "entropy_within_nats", "entropy_cross_nats")
+    for suffix in ("", "_no_self", "_uniform", "_no_self_uniform")
+) | {"specialisation", "specialisation_raw"}
 _SELECTIVITIES = ("selectivity", "selectivity_no_self")
 Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadcasting to [N, L, H]
 
@@ -45,6 +51,8 @@ class AttentionStatistics:
     labels of `label_swaps` other sequences, which keeps the head's distance profile and the label statistics; for
     `induction` the same against their tokens; 0 for the selectivities and `specialisation`; what sampling noise alone
     gives for `specialisation_raw`; and causal-uniform attention for everything else.
+    Where the corpus confines attention to documents, topic statistics are absent, and induction keys in other documents
+    count as keys that got nothing, in the null alike.
     Raises ValueError where the validation split has fewer sequences.
     """
 
@@ -126,9 +134,16 @@ class AttentionStatistics:
         shifts_R = 1 + generator.choice(self.sequences - 1, self.label_swaps, replace=False)
         swaps_NR = (np.arange(self.sequences)[:, None] + shifts_R) % self.sequences  # balanced, and never itself
         tokens_NT, topics_NT = corpus.val.tokens_NT[chosen], corpus.val.topics_NT[chosen]
-        sums = collect(decoder, tokens_NT, topics_NT, swaps_NR, corpus.num_topics)
+        documents_NT = None
+        if corpus.mask_documents:
+            assert corpus.val.documents_NT is not None
+            documents_NT = corpus.val.documents_NT[chosen]
+        sums = collect(decoder, tokens_NT, topics_NT, swaps_NR, corpus.num_topics, documents_NT)
         parts = [self._means(sums, generator), self._uniform(sums, generator), _specialisation(sums)]
-        table = HeadTable.concat(parts).with_q()
+        table = HeadTable.concat(parts)
+        if corpus.mask_documents:
+            table = _without_topics(table)
+        table = table.with_q()
         return Findings(table=table, figures={"topics": _topics_figure(table), "roles": _roles_figure(table)})
 
     def _means(self, sums: Sums, generator: np.random.Generator) -> HeadTable:
@@ -271,9 +286,20 @@ def _specialisation(sums: Sums) -> HeadTable:
     )
 
 
+def _without_topics(table: HeadTable) -> HeadTable:
+    """The table with every topic statistic absent: a mask, not the head, keeps attention inside one topic."""
+    keep = ("metric", "layer", "head", "n", "unit")
+    rows = [
+        {name: row[name] for name in keep} | {"reason": _MASKED} if row["metric"] in _TOPICAL else row
+        for row in table.rows()
+    ]
+    return HeadTable.from_rows(rows)
+
+
 def _topics_figure(table: HeadTable) -> Figure:
     whole = table.summary()
     within, uniform = whole["within_ratio"], whole["within_ratio_uniform"]
+    nulls = f"label-swap null {within['null']:.2f}, uniform {uniform['value']:.2f}" if "null" in within else _MASKED
     return head_map(
         [
             HeadMap(
@@ -287,7 +313,7 @@ def _topics_figure(table: HeadTable) -> Figure:
             HeadMap(
                 title="within-topic ratio",
                 unit="share of attention",
-                note=f"label-swap null {within['null']:.2f}, uniform {uniform['value']:.2f}",
+                note=nulls,
                 limits=(0, 1),
                 value_LH=table.matrix("within_ratio"),
             ),

@@ -158,11 +158,17 @@ class Sums:
 
 @torch.no_grad()
 def collect(
-    decoder: Decoder, tokens_NT: np.ndarray, topics_NT: np.ndarray, swaps_NR: np.ndarray, num_topics: int
+    decoder: Decoder,
+    tokens_NT: np.ndarray,
+    topics_NT: np.ndarray,
+    swaps_NR: np.ndarray,
+    num_topics: int,
+    documents_NT: np.ndarray | None = None,
 ) -> Sums:
     """Run the decoder over the sequences batch by batch, layer by layer, keeping sums only.
 
-    `swaps_NR` gives for each sequence the indices of the sequences whose labels and tokens serve as its null.
+    `swaps_NR` gives for each sequence the indices of the sequences whose labels and tokens serve as its null. With
+    `documents_NT` attention, and uniform attention with it, stays inside documents.
     Memory is that of one batch's patterns at one layer, whatever N.
     """
     c, device = decoder.config, decoder.embed.weight.device
@@ -186,13 +192,24 @@ def collect(
         swaps_RB = swaps_NR[rows].T
         tokens_RBT, topics_RBT = (torch.from_numpy(array[swaps_RB]).to(device) for array in (tokens_NT, topics_NT))
         reference = Reference.of(tokens_BT, topics_BT, (tokens_RBT, topics_RBT), num_topics)
-        keep(uniform, rows, 0, 1, head_sums(profiles_JQK[:1].expand(len(tokens_BT), -1, -1, -1), reference))
+        documents_BT = None
+        uniform_BHQK = profiles_JQK[:1].expand(len(tokens_BT), -1, -1, -1)
+        if documents_NT is not None:
+            documents_BT = torch.from_numpy(documents_NT[rows].astype(np.int64)).to(device)
+            uniform_BHQK = uniform_BHQK * (documents_BT[:, None, :, None] == documents_BT[:, None, None])
+            uniform_BHQK = uniform_BHQK / uniform_BHQK.sum(-1, keepdim=True)
+        keep(uniform, rows, 0, 1, head_sums(uniform_BHQK, reference))
         same_BQK = reference.topics_BSK.mT @ reference.topics_BSK - reference.weights_BCQK[:, 0]
         labels_NJ[rows] = (same_BQK.flatten(1) @ profiles_JQK.flatten(1).mT / length).cpu().numpy()
         residual_BTD = decoder.embeddings(tokens_BT, 0)
         for layer in range(c.num_layers):
             trace = decoder.trace(
-                tokens_BT, start=(layer, residual_BTD), layers=(layer,), sites=("pattern", "resid_post"), logits=None
+                tokens_BT,
+                start=(layer, residual_BTD),
+                layers=(layer,),
+                sites=("pattern", "resid_post"),
+                logits=None,
+                documents_BT=documents_BT,
             )
             residual_BTD = trace["resid_post", layer]
             keep(heads, rows, layer, c.num_layers, head_sums(trace["pattern", layer].float(), reference))

@@ -43,6 +43,17 @@ class Part:
 
     tokens_NT: np.ndarray
     topics_NT: np.ndarray
+    documents_NT: np.ndarray | None = None  # where attention stays inside documents
+
+    @classmethod
+    def of(cls, corpus: Corpus, at: np.ndarray) -> Part:
+        """The validation sequences at these indices."""
+        val = corpus.val
+        documents_NT = None
+        if corpus.mask_documents:
+            assert val.documents_NT is not None
+            documents_NT = val.documents_NT[at].astype(np.int64)
+        return cls(val.tokens_NT[at].astype(np.int64), val.topics_NT[at], documents_NT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +133,7 @@ class TopicProbes:
                 f"set it to {length} or less"
             )
         chosen = generator.permutation(len(corpus.val))[: sum(sizes)]
-        places = np.split(chosen, np.cumsum(sizes)[:-1])
-        parts = [Part(corpus.val.tokens_NT[at].astype(np.int64), corpus.val.topics_NT[at]) for at in places]
+        parts = [Part.of(corpus, at) for at in np.split(chosen, np.cumsum(sizes)[:-1])]
         if len(np.unique(parts[0].topics_NT)) < 2:
             raise ValueError(
                 f"a topic probe needs two topics, but the {self.fit_sequences} sequences to fit on have one; "
@@ -210,16 +220,24 @@ class TopicProbes:
         return HeadTable.concat(tables).with_q()
 
 
-def _residuals(decoder: Decoder, tokens_NT: np.ndarray) -> Iterator[tuple[slice, list[Tensor]]]:
+def _residuals(decoder: Decoder, part: Part) -> Iterator[tuple[slice, list[Tensor]]]:
     """Batches of sequences, each with its residual stream at every place, [B, T, D] in float32."""
     device, layers = decoder.embed.weight.device, range(decoder.config.num_layers)
-    size = max(1, _BATCH_TOKENS // tokens_NT.shape[1])
-    for start in range(0, len(tokens_NT), size):
+    count, length = part.tokens_NT.shape
+    size = max(1, _BATCH_TOKENS // length)
+    for start in range(0, count, size):
         rows = slice(start, start + size)
-        tokens_BT = torch.from_numpy(tokens_NT[rows]).to(device)
+        tokens_BT = torch.from_numpy(part.tokens_NT[rows]).to(device)
+        documents_BT = None if part.documents_NT is None else torch.from_numpy(part.documents_NT[rows]).to(device)
         with torch.no_grad():
             embedded_BTD = decoder.embeddings(tokens_BT, 0)
-            trace = decoder.trace(tokens_BT, start=(0, embedded_BTD), sites=("resid_post",), logits=None)
+            trace = decoder.trace(
+                tokens_BT,
+                start=(0, embedded_BTD),
+                sites=("resid_post",),
+                logits=None,
+                documents_BT=documents_BT,
+            )
         yield rows, [embedded_BTD.float(), *(trace["resid_post", layer].float() for layer in layers)]
 
 
@@ -227,7 +245,7 @@ def _states(decoder: Decoder, part: Part, at: tuple[np.ndarray, np.ndarray]) -> 
     """The residual stream at chosen (sequence, position) pairs, one [X, D] for every place."""
     sequence_X, position_X = at
     states: list[list[np.ndarray]] = [[] for _ in range(decoder.config.num_layers + 1)]
-    for rows, residuals in _residuals(decoder, part.tokens_NT):
+    for rows, residuals in _residuals(decoder, part):
         here = (sequence_X >= rows.start) & (sequence_X < rows.stop)
         at_B, at_T = (torch.from_numpy(index[here]) for index in (sequence_X - rows.start, position_X))
         for place, residual_BTD in zip(states, residuals, strict=True):
@@ -241,7 +259,7 @@ def _score(
     """Share of each test sequence's tokens that topic and control probes get right, both [N, L + 1]."""
     right, control_right = np.empty((2, len(test.tokens_NT), len(probes)))
     control_NT = control_V[test.tokens_NT]
-    for rows, residuals in _residuals(decoder, test.tokens_NT):
+    for rows, residuals in _residuals(decoder, test):
         for place, (residual_BTD, (probe, other)) in enumerate(zip(residuals, probes, strict=True)):
             right[rows, place] = (_predict(probe, residual_BTD) == test.topics_NT[rows]).mean(1)
             control_right[rows, place] = (_predict(other, residual_BTD) == control_NT[rows]).mean(1)

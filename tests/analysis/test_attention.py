@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -6,6 +8,7 @@ import torch
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.pattern_sums import collect
 from headdyn.core.records import HeadTable
+from tests import small_models
 from tests.analysis import tiny
 
 LENGTH, TOPICS, VOCAB = 24, 3, 30
@@ -170,6 +173,20 @@ def test_without_control_variates_the_interval_would_be_far_too_wide(under_the_n
     _, value, low, high, plain = under_the_null
     assert 0.8 < np.median(high - low) / 3.92 / value.std() < 1.2  # measured 0.92
     assert np.median(plain) > 4 * value.std()  # measured 5.0
+
+
+def test_attention_confined_to_documents_leaves_no_topic_statistics(corpus):
+    decoder = small_models.drawn(dataclasses.replace(small_models.MHA, vocab_size=VOCAB), dtype=torch.float32)
+    documents_NT = np.repeat([[0, 1, 2]], 8, axis=1).repeat(64, axis=0).astype(np.uint16)  # eight tokens each
+    split = dataclasses.replace(corpus.val, documents_NT=documents_NT, topics_NT=documents_NT.astype(np.uint8))
+    masked = dataclasses.replace(corpus, val=split, mask_documents=True)
+    open_, confined = (SETTINGS(decoder, c, np.random.default_rng(0)).table for c in (corpus, masked))
+    for metric in ("within_ratio", "selectivity_no_self", "cluster_ratio_uniform", "specialisation"):
+        assert "value" in open_.summary()[metric]
+        assert "stays inside documents" in confined.summary()[metric]["reason"]
+    assert confined.matrix("distance_tokens").max() < 3 < open_.matrix("distance_tokens").min()
+    uniform = np.log(np.tile(np.arange(1, 9), 3)).mean()
+    assert confined.summary()["entropy_nats"]["null"] == pytest.approx(uniform, rel=1e-5)
 
 
 def test_more_sequences_than_there_are_is_an_error_that_says_how_many(corpus):

@@ -14,6 +14,7 @@ from headdyn.analysis import probes
 from headdyn.analysis.probes import Part, TopicProbes
 from headdyn.data.corpus import Corpus, Split
 from headdyn.models.decoder import Trace
+from tests import small_models
 from tests.analysis import tiny
 
 LENGTH, TOPICS, VOCAB, WIDTH = 20, 3, 30, 12
@@ -41,7 +42,7 @@ class StreamModel:
     def embeddings(self, tokens_BT: torch.Tensor, offset: int) -> torch.Tensor:
         return self.at(0, tokens_BT)
 
-    def trace(self, tokens_BT: torch.Tensor, *, start, sites, logits) -> Trace:
+    def trace(self, tokens_BT: torch.Tensor, *, start, sites, logits, documents_BT) -> Trace:
         return Trace(None, {("resid_post", i): self.at(i + 1, tokens_BT) for i in range(self.config.num_layers)})
 
 
@@ -201,6 +202,21 @@ def test_parts_share_no_sequence(corpus):
     parts = SETTINGS._parts(corpus, np.random.default_rng(3))
     rows = [row.tobytes() for part in parts for row in part.tokens_NT]
     assert len(set(rows)) == len(rows) == 48 + 16 + 48
+
+
+def test_residual_streams_are_read_behind_the_document_mask():
+    decoder = small_models.drawn(small_models.MHA)
+    corpus = tiny.corpus(rows=6, length=12)
+    documents_NT = np.repeat([[3, 4]], 6, axis=1).repeat(6, axis=0).astype(np.uint16)
+    masked = dataclasses.replace(
+        corpus, val=dataclasses.replace(corpus.val, documents_NT=documents_NT), mask_documents=True
+    )
+    part = Part.of(masked, np.arange(6))
+    ((_, residuals),) = probes._residuals(decoder, part)
+    ((_, alone),) = probes._residuals(decoder, Part(part.tokens_NT[:, :6], part.topics_NT[:, :6]))
+    np.testing.assert_allclose(residuals[-1][:, :6], alone[-1], atol=1e-5)
+    second = decoder.trace(torch.from_numpy(part.tokens_NT), sites=("resid_post",), logits=None)["resid_post", 2]
+    assert (residuals[-1][:, 6:] - second[:, 6:]).abs().max() > 0.1  # the second document cannot see the first
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ class PatternModel:
     def embeddings(self, tokens_BT: torch.Tensor, offset: int) -> torch.Tensor:
         return torch.zeros(*tokens_BT.shape, 1)
 
-    def trace(self, tokens_BT: torch.Tensor, *, start, layers, sites, logits) -> Trace:
+    def trace(self, tokens_BT: torch.Tensor, *, start, layers, sites, logits, documents_BT) -> Trace:
         (layer,) = layers
         return Trace(None, {("pattern", layer): self.pattern(tokens_BT, layer), ("resid_post", layer): start[1]})
 
