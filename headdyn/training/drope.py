@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from headdyn.core.records import write_json
-from headdyn.data.corpus import Split
+from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import BatchSchedule, Shuffled
 from headdyn.models.checkpoints import save_snapshot
 from headdyn.models.decoder import Decoder
@@ -58,8 +58,7 @@ class _Continued:
 
 def recalibrate(
     parent: Decoder,
-    data: Split,
-    val: Split,
+    corpus: Corpus,
     settings: TrainSettings,
     recalibration: RecalibrationSettings,
     *,
@@ -68,7 +67,6 @@ def recalibrate(
     folder: Path,
     precision: Precision,
     device: str,
-    reference_nats: Mapping[str, float] | None = None,
     observer: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Recalibration:
@@ -81,7 +79,7 @@ def recalibrate(
     arm = copy.deepcopy(parent).to(device)
     if not keep_rotary:
         arm = arm.with_config(arm.config.without_positions())
-    held_out = Batches.prefix(val, settings.eval_sequences, device)
+    held_out = Batches.prefix(corpus.val, settings.eval_sequences, device, mask_documents=corpus.mask_documents)
 
     def held_out_loss(decoder: Decoder) -> float:
         return evaluate(decoder, held_out, batch_size=settings.batch_size, precision=precision)
@@ -94,14 +92,12 @@ def recalibrate(
     else:
         result = train(
             arm,
-            data,
-            val,
-            _next_shuffled(data, settings, seed),
-            _short(settings, recalibration, arm, data.tokens_NT.shape[1]),
+            corpus,
+            _next_shuffled(corpus, settings, seed),
+            _short(settings, recalibration, arm, corpus),
             folder=folder,
             precision=precision,
             device=device,
-            reference_nats=reference_nats,
             evaluate_at=_doubling(steps),
             observer=observer,
             should_stop=should_stop,
@@ -129,18 +125,19 @@ def recalibrate(
     )
 
 
-def _next_shuffled(data: Split, settings: TrainSettings, seed: int) -> Schedule:
-    no_topics_N = np.zeros(len(data), np.int64)  # a shuffled order does not look at them
+def _next_shuffled(corpus: Corpus, settings: TrainSettings, seed: int) -> Schedule:
+    no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not look at them
     schedule = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
     return _Continued(schedule, settings.steps)
 
 
 def _short(
-    settings: TrainSettings, recalibration: RecalibrationSettings, decoder: Decoder, length: int
+    settings: TrainSettings, recalibration: RecalibrationSettings, decoder: Decoder, corpus: Corpus
 ) -> TrainSettings:
     """The training settings of a recalibration: its length, its re-warmup, its share of the rates."""
     steps = recalibration.count(settings.steps)
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
+    tokens = steps * settings.batch_size * corpus.train.tokens_NT.shape[1]
     return dataclasses.replace(
         settings,
         steps=steps,
@@ -148,7 +145,7 @@ def _short(
         muon_lr=recalibration.lr_scale * settings.muon_lr,
         adamw_lr=recalibration.lr_scale * settings.adamw_lr,
         snapshots=2,
-        compile=settings.compile and parameters * steps * settings.batch_size * length >= _COMPILE_FROM,
+        compile=settings.compile and parameters * tokens >= _COMPILE_FROM,
     )
 
 

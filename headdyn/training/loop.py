@@ -27,7 +27,7 @@ from torch import Tensor
 from headdyn.core.records import log_spaced, write_json
 from headdyn.core.run_folder import read_metrics
 from headdyn.core.store import StageInterruptedError
-from headdyn.data.corpus import Split
+from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load_snapshot, save_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.training.objective import (
@@ -119,15 +119,13 @@ def learning_rate_factor(update: int, settings: TrainSettings) -> float:
 
 def train(
     decoder: Decoder,
-    data: Split,
-    val: Split,
+    corpus: Corpus,
     schedule: Schedule,
     settings: TrainSettings,
     *,
     folder: Path,
     precision: Precision,
     device: str,
-    reference_nats: Mapping[str, float] | None = None,
     evaluate_at: Collection[int] = (),
     observer: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -135,16 +133,15 @@ def train(
     """Train `decoder` in place, or go on with what an earlier call left in `folder`; a finished one is only read.
 
     The folder gets snapshots/, metrics.jsonl and, when done, result.json; while at work also resume/. The held-out loss
-    (the first `eval_sequences` of `val`) is taken at step 0, every `eval_every_steps`, at every snapshot, at the steps
-    of `evaluate_at` and at the end. `reference_nats["floor"]` serves the observer, which is called every half second;
-    `should_stop` is asked after every step.
+    (the first `eval_sequences` of the validation split) is taken at step 0, every `eval_every_steps`, at every
+    snapshot, at the steps of `evaluate_at` and at the end. `observer` is called every half second, `should_stop` is
+    asked after every step.
 
     Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
     the folder holds another training's state, OSError where the disk refuses (what was saved before stays).
     """
-    training = _Training(decoder.to(device), data, val, schedule, settings, folder, precision, device)
+    training = _Training(decoder.to(device), corpus, schedule, settings, folder, precision, device)
     training.eval_steps |= set(evaluate_at)
-    training.floor_nats = (reference_nats or {}).get("floor")
     if not (folder / "result.json").exists():
         with _quiet_collector(device):
             training.run(observer, should_stop)
@@ -157,8 +154,7 @@ class _Training:
     def __init__(
         self,
         decoder: Decoder,
-        data: Split,
-        val: Split,
+        corpus: Corpus,
         schedule: Schedule,
         settings: TrainSettings,
         folder: Path,
@@ -168,12 +164,13 @@ class _Training:
         self.decoder, self.schedule, self.settings = decoder, schedule, settings
         self.folder, self.precision, self.device = folder, precision, device
         self.on_gpu = torch.device(device).type != "cpu"
-        self.batches = Batches(data, device)
-        self.held_out = Batches.prefix(val, settings.eval_sequences, device)
-        self.tokens_per_step = settings.batch_size * data.tokens_NT.shape[1]
+        masked = corpus.mask_documents
+        self.batches = Batches(corpus.train, device, mask_documents=masked)
+        self.held_out = Batches.prefix(corpus.val, settings.eval_sequences, device, mask_documents=masked)
+        self.floor_nats = corpus.reference_nats.get("floor")
+        self.tokens_per_step = settings.batch_size * self.batches.shape[1]
         self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
         self.eval_steps = self.snapshot_steps | set(range(0, settings.steps, settings.eval_every_steps))
-        self.floor_nats: float | None = None
         self.step = 0  # updates done
         self.seconds = 0.0  # spent on them
         self.unread: list[tuple[int, Tensor, Tensor]] = []  # step, loss and gradient norm that are still on the device
@@ -311,7 +308,7 @@ class _Training:
                     **{f"train.{name}": value for name, value in settings.items()},
                     **{f"model.{name}": value for name, value in dataclasses.asdict(self.decoder.config).items()},
                     "precision": self.precision,
-                    "corpus shape": self.batches.split.tokens_NT.shape,
+                    "corpus shape": self.batches.shape,
                     "first and last batch": hashlib.sha256(ends.astype(np.int64).tobytes()).hexdigest()[:16],
                 }
             )

@@ -46,46 +46,61 @@ def autocast(precision: Precision, device: str) -> AbstractContextManager[None]:
 
 
 class Batches:
-    """Token batches of a split on a device. A GPU holds the whole split, so that no step waits for a copy."""
+    """Token batches of a split on a device. A GPU holds the whole split, so that no step waits for a copy.
 
-    def __init__(self, split: Split, device: str) -> None:
-        self.split, self.device = split, device
+    With `mask_documents` they carry document numbers: attention stays inside documents then, and a document's first
+    token is not scored.
+    """
+
+    def __init__(self, split: Split, device: str, *, mask_documents: bool) -> None:
+        if mask_documents and split.documents_NT is None:
+            raise ValueError(
+                "mask_documents=true, but the corpus has no document numbers; set data.mask_documents=false"
+            )
+        self.device = device
+        self._arrays = (split.tokens_NT, split.documents_NT if mask_documents else None)
         self._on_cpu = torch.device(device).type == "cpu"
-        self._tokens, self._documents = (
-            None if self._on_cpu or array is None else torch.from_numpy(np.asarray(array).view(np.int16)).to(device)
-            for array in (split.tokens_NT, split.documents_NT)
+        self._resident = tuple(
+            None if self._on_cpu or array_NT is None else torch.from_numpy(array_NT.view(np.int16)).to(device)
+            for array_NT in self._arrays
         )
 
     @classmethod
-    def prefix(cls, split: Split, sequences: int, device: str) -> Batches:
+    def prefix(cls, split: Split, sequences: int, device: str, *, mask_documents: bool) -> Batches:
         """The first `sequences` sequences alone: the held-out set of a training is a fixed prefix."""
-        documents_NT = None if split.documents_NT is None else split.documents_NT[:sequences]
         kept = Split(
-            tokens_NT=split.tokens_NT[:sequences], topics_NT=split.topics_NT[:sequences], documents_NT=documents_NT
+            tokens_NT=split.tokens_NT[:sequences],
+            topics_NT=split.topics_NT[:sequences],
+            documents_NT=None if split.documents_NT is None else split.documents_NT[:sequences],
         )
-        return cls(kept, device)
+        return cls(kept, device, mask_documents=mask_documents)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Sequences and tokens in each."""
+        return self._arrays[0].shape
 
     def __call__(self, indices_B: np.ndarray) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"] | None]:
-        """Tokens and, where the split has them, document numbers of these sequences."""
+        """Tokens and, under `mask_documents`, document numbers of these sequences."""
         if self._on_cpu:
-            return _as_long(self.split.tokens_NT[indices_B]), (
-                None if self.split.documents_NT is None else _as_long(self.split.documents_NT[indices_B])
+            tokens_BT, documents_BT = (
+                None if array_NT is None else torch.from_numpy(array_NT[indices_B].astype(np.int64))
+                for array_NT in self._arrays
             )
-        rows_B = torch.from_numpy(indices_B).pin_memory().to(self.device, non_blocking=True)
-        assert self._tokens is not None
-        documents_BT = None if self._documents is None else self._documents[rows_B].long() & 0xFFFF
-        return self._tokens[rows_B].long() & 0xFFFF, documents_BT
+        else:
+            rows_B = torch.from_numpy(indices_B).pin_memory().to(self.device, non_blocking=True)
+            tokens_BT, documents_BT = (
+                None if array_NT is None else array_NT[rows_B].long() & 0xFFFF for array_NT in self._resident
+            )
+        assert tokens_BT is not None
+        return tokens_BT, documents_BT
 
     def num_targets(self, indices_B: np.ndarray) -> int:
         """How many tokens of these sequences are scored."""
-        if self.split.documents_NT is None:
-            return len(indices_B) * (self.split.tokens_NT.shape[1] - 1)
-        documents_BT = self.split.documents_NT[indices_B]
+        if self._arrays[1] is None:
+            return len(indices_B) * (self.shape[1] - 1)
+        documents_BT = self._arrays[1][indices_B]
         return int((documents_BT[:, 1:] == documents_BT[:, :-1]).sum())
-
-
-def _as_long(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array.astype(np.int64))
 
 
 def evaluate(
@@ -100,7 +115,7 @@ def evaluate(
 
     `loss_function` sees full batches only, and gradients stay enabled for it: so a compiled one needs no second graph.
     """
-    count = len(batches.split)
+    count = batches.shape[0]
     total, scored = torch.zeros((), dtype=torch.float32, device=batches.device), 0
     for start in range(0, count, batch_size):
         rows_B = np.arange(start, min(start + batch_size, count))
