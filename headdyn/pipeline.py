@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import logging
 import os
@@ -85,20 +86,25 @@ def run(config: RunConfig, folder: Path) -> None:
     write_run_page(folder)
 
 
-def work(
-    config: RunConfig, store: Store, here: Machine, record: RunFolder, should_stop: Callable[[], bool]
-) -> None:
+def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, should_stop: Callable[[], bool]) -> None:
     """The run itself: corpus → model → analyses → record."""
     with record.timed("corpus"):
         corpus, entry = open_corpus(config, store)
     record.stage("corpus", entry)
+    record.manifest["corpus"] = {
+        "name": corpus.name,
+        "topic_names": list(corpus.topic_names),
+        "facts": dict(corpus.facts),
+    }
     record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
     stages = Stages(config, corpus, entry, store, here, record, should_stop)
     with record.timed("training"):
         decoder = stages.final_decoder()
     for name, choice in config.analysis.items():
+        analysis = build_analysis(choice)
         with record.timed(name):
-            findings = build_analysis(choice)(decoder, corpus, generator(config.seed, f"analysis/{name}"))
+            findings = analysis(decoder, corpus, generator(config.seed, f"analysis/{name}"))
+        record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=stages.last_step)
     patterns = record.path / "patterns.safetensors"
     save_patterns(decoder, corpus, config.patterns_kept, patterns)
@@ -269,7 +275,9 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
     corpus, corpus_entry = open_corpus(config, store)
     entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, here))
     if entry is None:
-        raise ValueError(f"the training of {config.name} is not in {store.root}; run it again, or set HEADDYN_CACHE to its cache")
+        raise ValueError(
+            f"the training of {config.name} is not in {store.root}; run it again, or set HEADDYN_CACHE to its cache"
+        )
     decoder, _ = load_snapshot(snapshot_steps(entry.path / "snapshots")[step])
     tables = []
     for name in names:
@@ -300,7 +308,9 @@ def save_patterns(decoder: Decoder, corpus: Corpus, count: int, path: Path) -> N
     for layer in range(decoder.config.num_layers):
         start = None if resid_BTD is None else (layer, resid_BTD)
         sites = ("pattern", "resid_post")
-        trace = decoder.trace(tokens_NT.to(decoder.embed.weight.device), sites=sites, layers=(layer,), start=start, logits=None)
+        trace = decoder.trace(
+            tokens_NT.to(decoder.embed.weight.device), sites=sites, layers=(layer,), start=start, logits=None
+        )
         resid_BTD = trace["resid_post", layer]
         tensors[f"pattern.{layer}"] = trace["pattern", layer].half().cpu().contiguous()
     save_file(tensors, path)

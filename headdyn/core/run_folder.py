@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import subprocess
 import time
@@ -17,12 +19,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from headdyn.core.machine import peak_memory_bytes
-from headdyn.core.records import Findings, HeadTable, write_json
+from headdyn.core.records import Findings, HeadTable, Metric, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import NoTracker, Tracker
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
-PACKAGES = ("headdyn", "torch", "numpy", "scipy", "scikit-learn", "transformers", "muon-optimizer", "hydra-core", "wandb")
+PACKAGES = (
+    "headdyn",
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "transformers",
+    "muon-optimizer",
+    "hydra-core",
+    "wandb",
+)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -105,7 +117,9 @@ class RunFolder:
         self.save_manifest()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.manifest["seconds"]["total"] = time.monotonic() - self._begun
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:
@@ -169,6 +183,15 @@ class RunFolder:
             pq.write_table(further, self.path / f"{title}.parquet")
         self.summarise(**table.summary())
 
+    def describe(self, name: str, about: str, metrics: Mapping[str, Metric]) -> None:
+        """Keep what an analysis's numbers mean in the manifest, where a report finds it: None is a range's open end."""
+        entries = {
+            metric: {**dataclasses.asdict(m), "low": _finite(m.low), "high": _finite(m.high)}
+            for metric, m in metrics.items()
+        }
+        self.manifest.setdefault("glossary", {})[name] = {"about": about, "metrics": entries}
+        self.save_manifest()
+
 
 class MetricsFollower:
     """Replays a stage's own metrics.jsonl into a run: what is there already, then what is appended since."""
@@ -213,6 +236,10 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def _version(package: str) -> str | None:
