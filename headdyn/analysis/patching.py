@@ -15,14 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headdyn.core.statistics import bootstrap_interval, ratio_contributions
 from headdyn.data.comparisons import Alignment, PromptGroup, Prompts
 from headdyn.models.decoder import Block, Decoder, Edit, KeysValues
 
@@ -311,6 +310,13 @@ class PromptPatching:
         return {layer: self.prompts.by_pair([part[layer] for part in parts]) for layer in cells}
 
 
+def in_dtype(decoder: Decoder, dtype: torch.dtype) -> Decoder:
+    """The decoder in a dtype: itself where it is that already, else a copy."""
+    if decoder.embed.weight.dtype == dtype:
+        return decoder
+    return Decoder.from_state(decoder.config, {name: part.to(dtype) for name, part in decoder.state_dict().items()})
+
+
 def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.ndarray:
     """Cells that replace the heads of each subset whole, [C, H]. Raises ValueError for a head out of range."""
     weight_CH = np.zeros((len(subsets), num_heads))
@@ -322,25 +328,13 @@ def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.nda
     return weight_CH
 
 
-def recovered(
-    patched_P: np.ndarray, target_P: np.ndarray, source_P: np.ndarray, generator: np.random.Generator
-) -> dict[str, Any]:
-    """How far Δ moved from target to source, (Δ_patched − Δ_target) / (Δ_source − Δ_target), as HeadTable columns.
+def middle_layer(layer: int | None, num_layers: int) -> int:
+    """The layer asked for, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12, as in the seed studies.
 
-    A ratio of means over pairs with its bootstrap interval (0 unmoved, 1 all the way). Absent where the denominator's
-    own 95 % interval holds 0, or has none because there is one pair.
+    Raises ValueError for a layer out of range.
     """
-    distance_P = source_P - target_P
-    columns = {"n": len(target_P), "unit": "pair"}
-    low, high = (bound.item() for bound in bootstrap_interval(distance_P, generator))
-    if not (low > 0 or high < 0):
-        reason = (
-            f"the prompts' answers differ by {distance_P.mean():.3g} nats, within noise (95 % interval {low:.3g} to "
-            f"{high:.3g})"
-            if len(target_P) > 1
-            else "one pair gives no interval for the distance between the prompts"
-        )
-        return {"value": None, "reason": reason, **columns}
-    shares_P = ratio_contributions(patched_P - target_P, distance_P)
-    low, high = (bound.item() for bound in bootstrap_interval(shares_P, generator))
-    return {"value": shares_P.mean().item(), "ci_low": low, "ci_high": high, **columns}
+    if layer is None:
+        return num_layers // 2
+    if not 0 <= layer < num_layers:
+        raise ValueError(f"layer={layer} is out of range; this model's are 0 to {num_layers - 1}")
+    return layer

@@ -1,0 +1,133 @@
+"""How much has to be patched: answers against the number of heads, and against the share of the source's value.
+
+The seed studies' thresholds, "8 or more even heads" and "60 %" (science.md §11). Letters as in patching.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from headdyn.analysis.patching import PromptPatching, heads_as_weights
+from headdyn.core.figures import Curve, curves
+from headdyn.core.statistics import bootstrap_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dose:
+    """One curve: for each dose the mean Δ (nats) and the success of every cell that has it. Doses may repeat."""
+
+    name: str  # of the heads that cells are drawn from
+    heads: tuple[tuple[int, ...], ...]
+    dose_C: np.ndarray  # float: heads, or a fraction 0..1
+    delta_CP: np.ndarray
+
+    @property
+    def success_C(self) -> np.ndarray:
+        """Share of pairs with Δ > 0."""
+        return (self.delta_CP > 0).mean(1)
+
+    def threshold(self) -> float | None:
+        """The smallest dose from which on every cell succeeds on more than half of the pairs; None where none is."""
+        failed = self.dose_C[self.success_C <= 0.5]
+        above = self.dose_C[self.dose_C > failed.max(initial=-math.inf)]
+        return above.min().item() if len(above) else None
+
+
+def by_group_size(
+    patching: PromptPatching,
+    layer: int,
+    pools: Mapping[str, Sequence[int]],
+    num_heads: int,
+    groups_per_size: int,
+    generator: np.random.Generator,
+) -> list[Dose]:
+    """Patch groups of 0, 1, 2, … heads from each pool: all there are of a size, or a sample of `groups_per_size`."""
+    doses = []
+    for name, pool in pools.items():
+        groups = [group for size in range(len(pool) + 1) for group in _groups(pool, size, groups_per_size, generator)]
+        delta_CP = patching.deltas({layer: heads_as_weights(groups, num_heads)})[layer]
+        sizes_C = np.array([len(group) for group in groups], dtype=float)
+        doses.append(Dose(name=name, heads=tuple(groups), dose_C=sizes_C, delta_CP=delta_CP))
+    return doses
+
+
+def _groups(pool: Sequence[int], size: int, most: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
+    if math.comb(len(pool), size) <= most:
+        return list(itertools.combinations(pool, size))
+    drawn: dict[tuple[int, ...], None] = {}
+    while len(drawn) < most:
+        drawn.setdefault(tuple(sorted(generator.choice(pool, size, replace=False).tolist())))
+    return list(drawn)
+
+
+def by_fraction(
+    patching: PromptPatching, layer: int, pools: Mapping[str, Sequence[int]], num_heads: int, fractions: Sequence[float]
+) -> list[Dose]:
+    """Patch all heads of each pool with f · source + (1 − f) · own."""
+    fraction_C = np.array(sorted(fractions))
+    doses = []
+    for name, pool in pools.items():
+        cells_CH = fraction_C[:, None] * heads_as_weights([pool], num_heads)
+        delta_CP = patching.deltas({layer: cells_CH})[layer]
+        doses.append(Dose(name=name, heads=(tuple(pool),) * len(cells_CH), dose_C=fraction_C, delta_CP=delta_CP))
+    return doses
+
+
+def dose_table(doses: Sequence[Dose]) -> pa.Table:
+    """One row per cell: pool, heads, dose, success (share of pairs), mean Δ in nats."""
+    return pa.table(
+        {
+            "pool": [dose.name for dose in doses for _ in dose.heads],
+            "heads": pa.array([heads for dose in doses for heads in dose.heads], type=pa.list_(pa.int32())),
+            "dose": np.concatenate([dose.dose_C for dose in doses]).astype(float),
+            "success": np.concatenate([dose.success_C for dose in doses]),
+            "delta_nats": np.concatenate([dose.delta_CP.mean(1) for dose in doses]),
+        }
+    )
+
+
+def size_figure(doses: Sequence[Dose]) -> Figure:
+    """Success against group size: the mean over groups, and as a band from the worst group to the best."""
+    lines = []
+    for dose in doses:
+        sizes = np.unique(dose.dose_C)
+        parts = [dose.success_C[dose.dose_C == size] for size in sizes]
+        lines.append(
+            Curve(
+                label=f"{dose.name} heads",
+                x=sizes,
+                y=[part.mean() for part in parts],
+                low=[part.min() for part in parts],
+                high=[part.max() for part in parts],
+            )
+        )
+    return curves(
+        lines,
+        xlabel="heads patched",
+        ylabel="share of pairs answered rightly",
+        title="Group size (band: worst to best group)",
+        references={"half": 0.5},
+        whole_x=True,
+    )
+
+
+def fraction_figure(doses: Sequence[Dose], generator: np.random.Generator, draws: int) -> Figure:
+    """Mean Δ against the fraction of the source's value, with 95 % intervals over pairs."""
+    lines = []
+    for dose in doses:
+        low, high = bootstrap_interval(dose.delta_CP.T, generator, draws=draws)
+        lines.append(Curve(label=f"{dose.name} heads", x=dose.dose_C, y=dose.delta_CP.mean(1), low=low, high=high))
+    return curves(
+        lines,
+        xlabel="fraction of the source's value",
+        ylabel="answer log-odds Δ (nats)",
+        title="Interpolation (band: 95 % interval over pairs)",
+        references={"undecided": 0.0},
+    )
