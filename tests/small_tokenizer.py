@@ -1,11 +1,16 @@
-"""A byte-level BPE tokenizer made here, which splits numbers as Pythia's does: ` 9.11` is `Ġ9 . 11`."""
+"""A byte-level BPE tokenizer made here, which splits numbers as Pythia's does (` 9.11` is `Ġ9 . 11`), and prompts."""
 
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+
+from headdyn.data.comparisons import Comparisons, Format, Prompts
 
 WORDS = "Which is bigger larger greater number or Q A : ? The answer think I would say"
 
@@ -21,3 +26,36 @@ def byte_level() -> PreTrainedTokenizerFast:
     words = [form for word in WORDS.split() for form in (word, f" {word}")]
     tokenizer.train_from_iterator([*numbers, *words] * 2, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+BIGGER = Format(
+    name="bigger",
+    clean="Which is bigger: {first} or {second}?",
+    corrupted="Q: Which is bigger: {first} or {second}?\nA:",
+)
+LARGER = Format(
+    name="larger",
+    clean="Which number is larger: {first} or {second}?",
+    corrupted="Q: Which number is larger: {first} or {second}?\nA:",
+)
+
+
+def prompts(bug_pairs: int = 5, control_pairs: int = 3, **settings: Any) -> Prompts:
+    """A family in two formats of different length, so in several groups."""
+    settings = {"formats": (BIGGER, LARGER), "bug_pairs": bug_pairs, "control_pairs": control_pairs, **settings}
+    return Comparisons(**settings).prompts(byte_level())
+
+
+class Pieces:
+    """A tokenizer of whole pieces, for ways to split that no trained one shows: one id per piece in order of arrival."""
+
+    def __init__(self, *pieces: str) -> None:
+        self.pattern = re.compile("|".join([*pieces, "."]), re.DOTALL)
+        self.ids: dict[str, int] = {}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.ids.setdefault(piece, len(self.ids)) for piece in self.pattern.findall(text)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        pieces = list(self.ids)
+        return "".join(pieces[i] for i in token_ids)
