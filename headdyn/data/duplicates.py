@@ -23,11 +23,12 @@ from headdyn.data.stages import Progress, in_threads
 log = logging.getLogger(__name__)
 
 SHINGLE_WORDS = 3
-# A pair of Jaccard similarity s shares a band with probability 1 − (1 − s^6)^20: 0.998 at 0.8, 0.27 at 0.5.
+# A pair of Jaccard similarity s shares a band with probability 1 − (1 − s^6)^20: 0.998 at 0.8, 0.92 at 0.7.
 BANDS, BAND_HASHES = 20, 6
 HASHES = BANDS * BAND_HASHES
 _CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1 << 15
+_PREDECESSORS = 8
 
 _BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
@@ -60,14 +61,11 @@ def near_duplicates(documents: Documents, rows: np.ndarray, jaccard: float, seed
         for signature_DH in in_threads(lambda texts: signatures(texts, multiplier_H, offset_H), chunks):
             signature_DH.tofile(out)
             progress.add(len(signature_DH))
-    links = [_band_links(file, band, len(rows), jaccard) for band in range(BANDS)]
+    group_D = np.arange(len(rows))  # of each document, the first that it is linked to
+    for band in range(BANDS):
+        group_D = _linked(group_D, file, band, jaccard)
     file.unlink()
-    first, second = np.concatenate(links, axis=1)
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(rows), len(rows)))
-    _, group_D = connected_components(graph, directed=False)
-    duplicate_D = np.ones(len(rows), bool)
-    duplicate_D[np.unique(group_D, return_index=True)[1]] = False
-    return duplicate_D
+    return group_D < np.arange(len(rows))
 
 
 def signatures(texts: list[str], multiplier_H: np.ndarray, offset_H: np.ndarray) -> np.ndarray:
@@ -138,26 +136,43 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def _band_links(file: Path, band: int, count: int, jaccard: float) -> np.ndarray:
-    """Pairs [2, links] of similar documents that agree on a band's hashes, each with the first of its bucket."""
-    key_D = np.empty(count, np.uint64)
-    columns = slice(band * BAND_HASHES, (band + 1) * BAND_HASHES)
-    for first in range(0, count, _ROWS_AT_ONCE):
-        band_DH = _rows(file, first, min(count - first, _ROWS_AT_ONCE))[:, columns].astype(np.uint64)
-        key = np.zeros(len(band_DH), np.uint64)
-        for h in range(BAND_HASHES):
-            key = _mixed(key + band_DH[:, h])
-        key_D[first : first + len(key)] = key
+def _linked(group_D: np.ndarray, file: Path, band: int, jaccard: float) -> np.ndarray:
+    """The groups after linking similar documents that agree on a band's hashes.
+
+    In a bucket of equal hashes each document is held against the first and against the few before it, not against all:
+    time stays linear where thousands share a boilerplate text.
+    """
+    count = len(group_D)
+    key_D = _band_keys(file, band, count)
     order = np.argsort(key_D, kind="stable")
-    new = np.diff(key_D[order], prepend=key_D[order[0]] ^ np.uint64(1)) != 0
-    leader = order[np.maximum.accumulate(np.where(new, np.arange(count), 0))]
-    pairs = np.stack([leader, order])[:, ~new]
-    similar = np.empty(pairs.shape[1], bool)
+    sorted_D = key_D[order]
+    place = np.arange(count)
+    first = np.maximum.accumulate(np.where(np.diff(sorted_D, prepend=~sorted_D[:1]) != 0, place, 0))
     signature_DH = np.memmap(file, np.uint32, "r", shape=(count, HASHES))
-    for begin in range(0, len(similar), _ROWS_AT_ONCE):
-        i, j = pairs[:, begin : begin + _ROWS_AT_ONCE]
-        similar[begin : begin + len(i)] = (signature_DH[i] == signature_DH[j]).mean(1) >= jaccard
-    return pairs[:, similar]
+    links = [np.stack([np.arange(count), group_D])]
+    for before in (first, *(place - lag for lag in range(1, _PREDECESSORS + 1))):
+        held = np.flatnonzero((before >= first) & (before < place))
+        pairs = np.stack([order[before[held]], order[held]])
+        pairs = pairs[:, group_D[pairs[0]] != group_D[pairs[1]]]
+        for begin in range(0, pairs.shape[1], _ROWS_AT_ONCE):
+            i, j = pairs[:, begin : begin + _ROWS_AT_ONCE]
+            similar = (signature_DH[i] == signature_DH[j]).mean(1) >= jaccard
+            links.append(np.stack([i, j])[:, similar])
+    i, j = np.concatenate(links, axis=1)
+    _, label_D = connected_components(coo_array((np.ones(len(i), bool), (i, j)), shape=(count, count)), directed=False)
+    _, first_of_label = np.unique(label_D, return_index=True)
+    return first_of_label[label_D]
+
+
+def _band_keys(file: Path, band: int, count: int) -> np.ndarray:
+    """One hash [D] of each document's hashes in a band."""
+    key_D = np.zeros(count, np.uint64)
+    for first in range(0, count, _ROWS_AT_ONCE):
+        rows_DH = _rows(file, first, min(count - first, _ROWS_AT_ONCE))
+        key = key_D[first : first + len(rows_DH)]
+        for h in range(band * BAND_HASHES, (band + 1) * BAND_HASHES):
+            key[:] = _mixed(key + rows_DH[:, h])
+    return key_D
 
 
 def _rows(file: Path, first: int, count: int) -> np.ndarray:

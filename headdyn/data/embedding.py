@@ -27,6 +27,7 @@ TFIDF_COMPONENTS = 20  # clusters from different seeds agree by adjusted Rand 0.
 MAX_TERMS = 1 << 15
 EMBEDDED_CHARACTERS = 10_000  # of a document; the encoder reads 256 word pieces, about the first 1,000 characters
 SAMPLE_DOCUMENTS, SAMPLE_BYTES = 20_000, 32 << 20
+_CHUNK_BYTES = 1 << 17  # some 20 seconds of the encoder on two cores
 _RARE_WORD_MARK = "<unk>"  # printed by some corpora in place of rare words: no term
 
 
@@ -139,7 +140,7 @@ def embed(embedding: Embedding, documents: Documents, rows: np.ndarray, file: Pa
     empty = 0
     with file.open("ab") as out:
         out.truncate(done * row_bytes)
-        for _, texts in documents.chunks(rows[done:], chunk_bytes=1 << 20):
+        for _, texts in documents.chunks(rows[done:], chunk_bytes=_CHUNK_BYTES):
             part_DE = embedding(texts)
             part_DE.tofile(out)
             out.flush()

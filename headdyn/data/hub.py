@@ -46,11 +46,13 @@ def why_absent(name: str, kind: str) -> str | None:
 
 
 @lru_cache  # one answer a process, so that a corpus is built from what its cache key says
-def find_encoder(model: str) -> tuple[str | None, str]:
+def find_encoder(model: str | None) -> tuple[str | None, str]:
     """Where the sentence encoder can be had (a folder or a name on the hub), or None; and why.
 
-    `model` is a folder or a name. Looks in the folder, the installed package, the hub's cache and the hub, in turn.
+    `model` is a folder or a name on the hub, None for all-MiniLM-L6-v2. Looks in the folder, the installed package, the
+    hub's cache and the hub, in turn.
     """
+    model = model or ENCODER
     if importlib.util.find_spec("sentence_transformers") is None:
         return None, "sentence-transformers is not installed (pip install 'headdyn[text]')"
     if Path(model).is_dir():

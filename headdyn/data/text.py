@@ -12,19 +12,23 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from headdyn.data.corpus import Corpus, Split
-from headdyn.data.documents import Reader
-from headdyn.data.hub import ENCODER, WikipediaArticles, find_encoder
-from headdyn.data.text_files import TextFiles, TxtDocuments, files_of
+from headdyn.data.text_paths import TxtDocuments, files_of
+
+if TYPE_CHECKING:
+    from headdyn.data.documents import Reader
+    from headdyn.data.hub import WikipediaArticles
+    from headdyn.data.text_files import TextFiles
 
 Topics = Literal["clusters", "given"]
 EmbeddingName = Literal["auto", "minilm", "tfidf"]
 
 SMALLEST_VOCABULARY = 257  # every byte, and the end of a text
+LEAST_JACCARD = 0.7  # duplicates.py finds 92 % of pairs that similar, and ever fewer below
 REFERENCE_LINES = ("random", "unigram", "bigram", "trigram")
 
 
@@ -50,7 +54,7 @@ class TextSettings:
     near_duplicate_jaccard: float | None = 0.8
     topics: Topics = "clusters"
     embedding: EmbeddingName = "auto"
-    embedding_model: str = ENCODER
+    embedding_model: str | None = None
     mask_documents: bool = False
     seed: int
 
@@ -79,10 +83,10 @@ class TextSettings:
                 raise ValueError(f"data.{name}={value} must be at least 1, or null for all there are")
         if not 0 < self.val_share <= 0.5:
             raise ValueError(f"data.val_share={self.val_share} must lie above 0 and at most at 0.5; 0.1 is usual")
-        if self.near_duplicate_jaccard is not None and not 0 < self.near_duplicate_jaccard <= 1:
+        if self.near_duplicate_jaccard is not None and not LEAST_JACCARD <= self.near_duplicate_jaccard <= 1:
             raise ValueError(
-                f"data.near_duplicate_jaccard={self.near_duplicate_jaccard} must lie above 0 and at most at 1, "
-                "or be null to remove exact duplicates only"
+                f"data.near_duplicate_jaccard={self.near_duplicate_jaccard} must lie in {LEAST_JACCARD}..1, as less "
+                "similar pairs are not found reliably; or be null, to remove exact duplicates only"
             )
         for name, known in (("topics", Topics), ("embedding", EmbeddingName)):
             if getattr(self, name) not in get_args(known):
@@ -96,7 +100,9 @@ class TextSettings:
 
     def recipe(self) -> dict[str, Any]:
         """What the corpus depends on, for a cache's key: the settings, with the embedding that `auto` comes to."""
-        return {**dataclasses.asdict(self), "embedding": self.encoder()[0], "mask_documents": None}
+        recipe = {**dataclasses.asdict(self), "embedding": self.encoder()[0]}
+        del recipe["mask_documents"]  # how the corpus is read, not what it is
+        return recipe
 
     def encoder(self) -> tuple[Literal["minilm", "tfidf"], str]:
         """The embedding to use and where the encoder is, or why it is not used.
@@ -105,6 +111,8 @@ class TextSettings:
         """
         if self.embedding == "tfidf" or self.topics == "given":
             return "tfidf", "as set"
+        from headdyn.data.hub import find_encoder
+
         location, reason = find_encoder(self.embedding_model)
         if location is not None:
             return "minilm", location
@@ -172,6 +180,8 @@ class LocalText(TextSettings):
 
     def reader(self) -> TextFiles:
         """The files."""
+        from headdyn.data.text_files import TextFiles
+
         return TextFiles(
             path=Path(self.path),
             text_column=self.text_column,
@@ -200,6 +210,8 @@ class Wikipedia(TextSettings):
 
     def reader(self) -> WikipediaArticles:
         """The dump."""
+        from headdyn.data.hub import WikipediaArticles
+
         return WikipediaArticles(dataset=self.dataset, subset=self.subset, articles=self.articles)
 
 

@@ -5,23 +5,23 @@ Every format is read as a stream: what is held at once is one document, or one b
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
 from headdyn.data.documents import Record
+from headdyn.data.text_paths import SUFFIXES, TxtDocuments, files_of
 
 log = logging.getLogger(__name__)
-
-TxtDocuments = Literal["file", "blank_lines"]
 
 DEFAULT_TOPIC_COLUMN = "topic"
 _READ_CHARACTERS = 1 << 20
@@ -73,6 +73,11 @@ class TextFiles:
                 hashes.append(file.suffix.lower() + " " + hashlib.file_digest(opened, "sha256").hexdigest())
         return hashes
 
+    @property
+    def _encoding(self) -> str:
+        """Python's own name for UTF-8 that may begin with a byte-order mark, as some editors write it."""
+        return "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
+
     def _wanted(self, names: Iterable[str]) -> list[str]:
         columns = (self.text_column, self.topic_column or DEFAULT_TOPIC_COLUMN)
         return [name for name in dict.fromkeys(columns) if name in names]
@@ -94,7 +99,7 @@ class TextFiles:
                 )
 
     def _jsonl(self, file: Path) -> Iterator[Record]:
-        with file.open(encoding=self.encoding) as lines:
+        with file.open(encoding=self._encoding) as lines:
             number = 0
             seen = False
             for number, line in enumerate(lines, 1):
@@ -108,7 +113,7 @@ class TextFiles:
                 seen = True
 
     def _json(self, file: Path) -> Iterator[Record]:
-        for number, values in enumerate(_json_values(file, self.encoding), 1):
+        for number, values in enumerate(_json_values(file, self._encoding), 1):
             yield self._json_record(values, f"{file}, record {number}", first=number == 1)
 
     def _json_record(self, values: Any, place: str, *, first: bool) -> Record:
@@ -159,11 +164,11 @@ class TextFiles:
 
     def _txt(self, file: Path) -> Iterator[Record]:
         if self.txt_documents == "file":
-            yield Record(file.read_text(encoding=self.encoding), None, str(file))
+            yield Record(file.read_text(encoding=self._encoding), None, str(file))
             return
         paragraph: list[str] = []
         begun = 1
-        with file.open(encoding=self.encoding) as lines:
+        with file.open(encoding=self._encoding) as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     begun = begun if paragraph else number
@@ -184,32 +189,16 @@ _READERS: Mapping[str, Callable[[TextFiles, Path], Iterator[Record]]] = {
     ".parquet": TextFiles._parquet,
     ".txt": TextFiles._txt,
 }
-
-
-def files_of(path: Path) -> tuple[list[Path], int]:
-    """The file itself, or every file of a known type under the folder; and how many of unknown type lie there.
-
-    Hidden files don't count. Raises ValueError where there is none to read.
-    """
-    if path.is_file():
-        if path.suffix.lower() not in _READERS:
-            raise ValueError(f"data.path={path} is of unknown type {path.suffix!r}; known are {', '.join(_READERS)}")
-        return [path], 0
-    if not path.is_dir():
-        raise ValueError(f"data.path={path} does not exist; give a file or a folder")
-    every = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    known = [file for file in every if file.suffix.lower() in _READERS]
-    if not known:
-        held = f"{len(every)} files, none" if every else "no files, so none"
-        raise ValueError(f"data.path={path} holds {held} of a known type ({', '.join(_READERS)})")
-    return known, len(every) - len(known)
+assert tuple(_READERS) == SUFFIXES
 
 
 def _json_values(file: Path, encoding: str) -> Iterator[Any]:
     """The elements of a JSON array, or JSON values one after another, without holding more than one and a buffer."""
     decoder = json.JSONDecoder()
     with file.open(encoding=encoding) as opened:
-        buffer = opened.read(_READ_CHARACTERS).lstrip(_SPACES)
+        buffer = ""
+        while not buffer and (more := opened.read(_READ_CHARACTERS)):
+            buffer = more.lstrip(_SPACES)
         in_array = buffer.startswith("[")
         buffer = buffer[in_array:]
         ended = False

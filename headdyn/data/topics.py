@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import random_table
-from sklearn.cluster import MiniBatchKMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -25,6 +25,7 @@ from headdyn.data.embedding import fit_terms
 SILHOUETTE_DOCUMENTS = 2000
 _NULL_DRAWS, _STABILITY_SEEDS, _PERMUTATIONS = 39, 5, 999
 _TOP_TERMS = 10
+_BATCH = 4096
 _ROWS_AT_ONCE = 1 << 15
 
 
@@ -33,7 +34,11 @@ def cluster(sample_DE: np.ndarray, num_topics: int, rng: np.random.Generator) ->
 
     Raises ValueError where the sample has fewer distinct points than topics.
     """
-    means = MiniBatchKMeans(num_topics, n_init=10, batch_size=4096, random_state=int(rng.integers(2**31)))
+    state = int(rng.integers(2**31))
+    if len(sample_DE) > _BATCH:
+        means = MiniBatchKMeans(num_topics, n_init=10, batch_size=_BATCH, random_state=state)
+    else:  # a batch would hold all points; Lloyd's steps then leave no cluster empty
+        means = KMeans(num_topics, n_init=10, random_state=state)
     # One thread: a batch is a millisecond's work, and sums split among more depend on how many there are.
     with threadpool_limits(1), warnings.catch_warnings(action="ignore"):
         sizes_S = np.bincount(means.fit_predict(sample_DE), minlength=num_topics)
@@ -114,7 +119,8 @@ def agreement(topics_D: np.ndarray, given_D: np.ndarray, seed: int) -> Mapping[s
     observed = adjusted_rand(table_SG)
     rng = generator(seed, "text/agreement null")
     margins = table_SG.sum(1), table_SG.sum(0)
-    null_R = np.array([adjusted_rand(random_table(*margins).rvs(random_state=rng)) for _ in range(_PERMUTATIONS)])
+    tables = random_table(*margins).rvs(_PERMUTATIONS, random_state=rng)
+    null_R = np.array([adjusted_rand(table) for table in tables])
     return {
         "given_adjusted_rand": observed,
         "given_adjusted_rand_null": float(null_R.mean()),

@@ -1,0 +1,30 @@
+"""Which files a path to the user's text stands for. Light, so that a wrong path is refused at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+TxtDocuments = Literal["file", "blank_lines"]
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+
+def files_of(path: Path) -> tuple[list[Path], int]:
+    """The file itself, or every file of a known type under the folder; and how many of unknown type lie there.
+
+    Hidden files don't count. Raises ValueError where there is none to read.
+    """
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ValueError(f"data.path={path} is of unknown type {path.suffix!r}; known are {', '.join(SUFFIXES)}")
+        if path.stat().st_size == 0:
+            raise ValueError(f"data.path={path} is empty; give a file with documents")
+        return [path], 0
+    if not path.is_dir():
+        raise ValueError(f"data.path={path} does not exist; give a file or a folder")
+    every = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    known = [file for file in every if file.suffix.lower() in SUFFIXES]
+    if not known:
+        held = f"{len(every)} files, none" if every else "no files, so none"
+        raise ValueError(f"data.path={path} holds {held} of a known type ({', '.join(SUFFIXES)})")
+    return known, len(every) - len(known)
