@@ -77,6 +77,8 @@ class GroupPatching:
         self, decoder: Decoder, group: PromptGroup, patch: Patch, layers: Sequence[int], max_bytes: int = MAX_BYTES
     ) -> None:
         c = decoder.config
+        for layer in layers:
+            chosen_layer(layer, c.num_layers)
         if patch.site == "attn_out_slice" and c.d_model % c.num_heads:
             raise ValueError(f"d_model={c.d_model} cannot be cut into {c.num_heads} equal slices; use site=z")
         if patch.source == "mean" and len(group) < 2:
@@ -159,15 +161,15 @@ class GroupPatching:
             change_HRTD = change * _slices(c.num_heads, c.d_model, self._device)[:, None, None]
         return change_HRTD * written_T[:, None]
 
-    def _patched(self, layer: int, weight_CH: Tensor) -> Float[Tensor, "C R T D"]:
-        """The residual stream behind the patched layer, from the first written position on."""
+    def _patched(self, layer: int, weight_CH: Tensor) -> Float[Tensor, "B T D"]:
+        """The residual stream behind the patched layer, from the first written position on, rows cell by cell."""
         change_HRTD = self._change_by_head(layer)
         shift = (weight_CH @ change_HRTD.flatten(1)).view(-1, *change_HRTD.shape[1:])
-        x_CRTD = self._before_mlp[layer][:, self._first :] + shift
+        x_BTD = (self._before_mlp[layer][:, self._first :] + shift).flatten(0, 1)
         if self.decoder.config.parallel_residual:  # whose MLP does not see the attention
-            return x_CRTD
+            return x_BTD
         block = self._block(layer)
-        return x_CRTD + block.mlp(block.norm2(x_CRTD))
+        return x_BTD + block.mlp(block.norm2(x_BTD))
 
     def _block(self, layer: int) -> Block:
         return cast(Block, self.decoder.blocks[layer])
@@ -211,7 +213,7 @@ class GroupPatching:
             if x is not None:
                 x = self._layer(layer, x) if layer < last else self._last_layer(x)
             if layer in cells:
-                joining = self._patched(layer, cells[layer].to(self._device, self._dtype)).flatten(0, 1)
+                joining = self._patched(layer, cells[layer].to(self._device, self._dtype))
                 joining = joining if layer < last else joining[:, -answer:]
                 x = joining if x is None else torch.cat((x, joining))
         assert x is not None
@@ -328,7 +330,7 @@ def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.nda
     return weight_CH
 
 
-def middle_layer(layer: int | None, num_layers: int) -> int:
+def chosen_layer(layer: int | None, num_layers: int) -> int:
     """The layer asked for, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12, as in the seed studies.
 
     Raises ValueError for a layer out of range.

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 
 from headdyn.analysis.pair_rows import PairRows, Row
-from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights, in_dtype, middle_layer
+from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
 from headdyn.analysis.seed_protocol import response_table, seed_responses
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
@@ -183,7 +183,7 @@ class HeadPermutation:
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
         """Model rows by dtype and order, with the tables described above."""
         c = decoder.config
-        layer = middle_layer(self.layer, c.num_layers)
+        layer = chosen_layer(self.layer, c.num_layers)
         bugs = corpus.where(corpus.is_bug_P)
         if not bugs.pairs:
             raise ValueError("the prompts hold no bug pairs, on which repair is measured; set data.bug_pairs")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from headdyn.analysis.dose import Dose, by_fraction, by_group_size, dose_table, fraction_figure, size_figure
 from headdyn.analysis.pair_rows import PairRows, Row, at_layers
-from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights, in_dtype, middle_layer
+from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
 from headdyn.analysis.seed_protocol import Response, response_table, seed_responses
 from headdyn.analysis.splits import Splits, balanced_splits, rank_test
 from headdyn.core.figures import Curve, Interval, curves, interval_plot
@@ -129,7 +129,7 @@ class Specialization:
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
         """Model rows for `layer`, layer rows for even/odd at every layer, head rows for single heads of `layer`."""
         c = decoder.config
-        layer = middle_layer(self.layer, c.num_layers)
+        layer = chosen_layer(self.layer, c.num_layers)
         layers = range(c.num_layers)
         bugs, controls = corpus.where(corpus.is_bug_P), corpus.where(~corpus.is_bug_P)
         if not bugs.pairs:
