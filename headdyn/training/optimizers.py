@@ -53,7 +53,7 @@ def newton_schulz() -> Callable[..., Tensor]:
         raise ImportError("muon-optimizer is not installed; run: pip install muon-optimizer")
     try:
         from muon import zeropower_via_newtonschulz5
-    except ImportError as error:
+    except Exception as error:  # whatever another package may raise when imported
         raise ImportError(
             f"the installed module `muon` is {_what_is_muon()}, not muon-optimizer ({error}); "
             "run: pip uninstall muon && pip install --force-reinstall --no-deps muon-optimizer"

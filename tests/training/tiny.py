@@ -1,0 +1,80 @@
+"""A training small enough to run dozens of times: counting modulo 16 in steps of one or two, 2 layers of width 16."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from headdyn.data.corpus import Corpus, Split
+from headdyn.models.config import DecoderConfig
+from headdyn.models.decoder import Decoder
+from headdyn.training.loop import TrainingResult, train
+from headdyn.training.settings import TrainSettings
+
+VOCAB, LENGTH = 16, 24
+CONFIG = DecoderConfig(vocab_size=VOCAB, num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24)
+SETTINGS = TrainSettings(
+    steps=30,
+    batch_size=8,
+    warmup_steps=5,
+    adamw_lr=3e-3,
+    snapshots=5,
+    eval_every_steps=10,
+    eval_sequences=20,
+    resume_every_seconds=1e9,
+    compile=False,
+)
+SNAPSHOTS = (0, 1, 3, 10, 30)  # log-spaced over 30 steps
+
+
+def counting(sequences: int, seed: int) -> Split:
+    """Every token is the one before plus the sequence's stride, and one in ten is anything."""
+    generator = np.random.default_rng(seed)
+    first, stride = generator.integers(0, VOCAB, (sequences, 1)), generator.integers(1, 3, (sequences, 1))
+    tokens_NT = (first + stride * np.arange(LENGTH)) % VOCAB
+    noise_NT = generator.random((sequences, LENGTH)) < 0.1
+    tokens_NT = np.where(noise_NT, generator.integers(0, VOCAB, tokens_NT.shape), tokens_NT)
+    topics_NT = np.broadcast_to(stride - 1, tokens_NT.shape).astype(np.uint8)
+    return Split(tokens_NT=tokens_NT.astype(np.uint16), topics_NT=topics_NT)
+
+
+def corpus(**changes: Any) -> Corpus:
+    whole = Corpus(
+        name="counting",
+        train=counting(200, seed=1),
+        val=counting(40, seed=2),
+        vocab_size=VOCAB,
+        topic_names=("by one", "by two"),
+        reference_nats={"random": float(np.log(VOCAB)), "floor": 0.75},
+        facts={},
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A schedule that draws every batch from (seed, step)."""
+
+    batch_size: int = SETTINGS.batch_size
+    seed: int = 0
+
+    def indices(self, step: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, step)).integers(0, 200, self.batch_size)
+
+
+def decoder(seed: int = 0) -> Decoder:
+    return Decoder(CONFIG).initialise(torch.Generator().manual_seed(seed), std=0.1)
+
+
+def trained(folder: Path, settings: TrainSettings = SETTINGS, seed: int = 0, **options: Any) -> TrainingResult:
+    options = {"precision": "fp32", "device": "cpu", **options}
+    return train(decoder(seed), corpus(), Drawn(settings.batch_size), settings, folder=folder, **options)
+
+
+def weights(decoder: Decoder) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in decoder.named_parameters()}
