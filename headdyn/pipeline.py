@@ -186,14 +186,12 @@ class Stages:
             with self.watch(folder, "training") as observer:
                 train(
                     decoder,
-                    corpus.train,
-                    corpus.val,
+                    corpus,
                     schedule,
                     config.train,
                     folder=folder,
                     precision=self.here.precision,
                     device=self.here.device,
-                    reference_nats=corpus.reference_nats,
                     observer=observer,
                     should_stop=self.should_stop,
                 )
@@ -229,8 +227,7 @@ class Stages:
             with self.watch(folder, "recalibration") as observer:
                 recalibrate(
                     parent,
-                    self.corpus.train,
-                    self.corpus.val,
+                    self.corpus,
                     config.train,
                     settings,
                     keep_rotary=config.position_enc.keep_rotary,
@@ -238,7 +235,6 @@ class Stages:
                     folder=folder,
                     precision=self.here.precision,
                     device=self.here.device,
-                    reference_nats=self.corpus.reference_nats,
                     observer=observer,
                     should_stop=self.should_stop,
                 )
