@@ -82,11 +82,12 @@ def quality(sample_DE: np.ndarray, topics_D: np.ndarray, num_topics: int, seed: 
         "stability_seeds": _STABILITY_SEEDS,
     }
     observed = _silhouette(sample_DE, topics_D)
-    covariance_EE = np.cov(sample_DE, rowvar=False)
+    variance_E, axes_EE = np.linalg.eigh(np.cov(sample_DE, rowvar=False))
+    root_EE = (np.sqrt(np.maximum(variance_E, 0)) * axes_EE).T.astype(np.float32)
     null: list[float | None] = []
     for _ in range(_NULL_DRAWS):
-        points_DE = rng.multivariate_normal(sample_DE.mean(0), covariance_EE, len(sample_DE), method="eigh")
-        points_DE = normalize(points_DE).astype(np.float32)
+        normal_DE = rng.standard_normal(sample_DE.shape, dtype=np.float32)
+        points_DE = normalize(sample_DE.mean(0) + normal_DE @ root_EE)
         null.append(_silhouette(points_DE, cluster(points_DE, num_topics, rng)[1]))
     if observed is None or None in null:
         return facts | {
