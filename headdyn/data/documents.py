@@ -48,9 +48,13 @@ class Record:
 class Reader(Protocol):
     """Where documents come from: several parts (files, shards), so that a long reading can go on after a stop."""
 
-    def parts(self) -> list[str]: ...
+    def parts(self) -> list[str]:
+        """The parts' names, in order."""
+        ...
 
-    def read(self, part: str) -> Iterator[Record]: ...
+    def read(self, part: str) -> Iterator[Record]:
+        """One part's documents."""
+        ...
 
 
 def clean(text: str) -> str:

@@ -40,7 +40,9 @@ class Embedding(Protocol):
 
     width: int
 
-    def __call__(self, texts: list[str]) -> np.ndarray: ...
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """The rows of `texts`."""
+        ...
 
 
 class Tfidf:

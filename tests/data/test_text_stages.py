@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headdyn.data import stages
+from headdyn.data.stages import Progress, Stages, in_threads
+
+
+def test_a_step_is_done_once_and_again_only_if_it_was_cut_short(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def work() -> dict[str, int]:
+        calls.append("work")
+        return {"value": 3}
+
+    def cut_short() -> dict[str, int]:
+        calls.append("cut")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Stages(tmp_path / "w").once("step", cut_short)
+    for _ in range(3):
+        assert Stages(tmp_path / "w").once("step", work) == {"value": 3}
+    assert calls == ["cut", "work"]
+    assert [file.name for file in (tmp_path / "w").iterdir()] == ["step.done.json"]
+
+
+def test_threads_keep_order_and_do_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "cores", lambda: 3)
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(40):
+            taken.append(number)
+            yield number
+
+    both = threading.Barrier(2)
+
+    def work(number: int) -> int:
+        if number < 2:
+            both.wait(timeout=10)  # returns only if two run at once
+        time.sleep(0.001 * (number % 3))
+        return number**2
+
+    results = in_threads(work, items())
+    assert next(results) == 0 and len(taken) <= 5
+    assert list(results) == [number**2 for number in range(1, 40)]
+
+    def broken(number: int) -> int:
+        return 1 // (number - 5)
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(broken, range(40)))
+
+
+def test_progress_is_told_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 5.0, 20.0, 25.0, 40.0])
+    monkeypatch.setattr(stages.time, "monotonic", lambda: next(now))
+    progress = Progress("reading", "documents", 100)
+    with caplog.at_level(logging.INFO):
+        for _ in range(4):
+            progress.add(10)
+    assert [record.getMessage() for record in caplog.records] == [
+        "reading: 20 documents of 100, 80 s left, 1 a second",
+        "reading: 40 documents of 100, 60 s left, 1 a second",
+    ]
