@@ -35,9 +35,25 @@ class Dose:
 
     def threshold(self) -> float | None:
         """The smallest dose from which on every cell succeeds on more than half of the pairs; None where none is."""
-        failed = self.dose_C[self.success_C <= 0.5]
-        above = self.dose_C[self.dose_C > failed.max(initial=-math.inf)]
-        return above.min().item() if len(above) else None
+        threshold = self._thresholds(self.success_C[None])[0].item()
+        return None if math.isinf(threshold) else threshold
+
+    def threshold_interval(self, generator: np.random.Generator, draws: int) -> tuple[float, float]:
+        """95 % interval of the threshold over pairs (percentile bootstrap).
+
+        Resamples in which no dose suffices count as the largest one, so an upper end there is a lower bound of itself.
+        """
+        pairs = self.delta_CP.shape[1]
+        counts_RP = generator.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
+        thresholds_R = self._thresholds(counts_RP @ (self.delta_CP > 0).T / pairs)
+        low, high = np.quantile(np.minimum(thresholds_R, self.dose_C.max()), (0.025, 0.975), method="nearest")
+        return low.item(), high.item()
+
+    def _thresholds(self, success_RC: np.ndarray) -> np.ndarray:
+        """The threshold under each of R rows of success; infinite where no dose suffices."""
+        last_failed_R = np.where(success_RC <= 0.5, self.dose_C, -math.inf).max(1)
+        doses = np.append(np.unique(self.dose_C), math.inf)
+        return doses[np.searchsorted(doses, last_failed_R, side="right")]
 
 
 def by_group_size(

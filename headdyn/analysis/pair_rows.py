@@ -23,7 +23,7 @@ class PairRows:
     sign_flips: int = 9_999
 
     def success(self, metric: str, delta_P: np.ndarray) -> Row:
-        """Share of pairs with Δ > 0, with the Clopper–Pearson interval."""
+        """Share of pairs with a value above 0, as Δ is where they succeed, with the Clopper–Pearson interval."""
         wins = int((delta_P > 0).sum())
         low, high = binomial_interval(wins, len(delta_P))
         return _row(metric, delta_P, wins / len(delta_P), low.item(), high.item())

@@ -51,6 +51,11 @@ class PatchMap:
         "sufficiency_recovered": Metric(meaning="sufficiency_nats over the distance to the clean prompts' Δ"),
         "necessity_recovered": Metric(meaning="necessity_nats over the distance to the corrupted prompts' Δ"),
         "control_nats": Metric(meaning="sufficiency_nats on control pairs", unit="nats"),
+        "layer_sufficiency_nats": Metric(meaning="sufficiency_nats of all heads of the layer together", unit="nats"),
+        "layer_necessity_nats": Metric(meaning="necessity_nats of all heads of the layer together", unit="nats"),
+        "layer_sufficiency_recovered": Metric(meaning="sufficiency_recovered of all heads of the layer together"),
+        "layer_necessity_recovered": Metric(meaning="necessity_recovered of all heads of the layer together"),
+        "layer_control_nats": Metric(meaning="control_nats of all heads of the layer together", unit="nats"),
         "clean_nats": Metric(meaning="mean Δ of clean prompts, bug pairs", unit="nats"),
         "corrupted_nats": Metric(meaning="mean Δ of corrupted prompts, bug pairs", unit="nats"),
         "clean_success": Metric(meaning="share of bug pairs answered rightly, clean prompts", low=0, high=1),
@@ -128,7 +133,7 @@ def _place(rows: list[Row], num_heads: int, head_rows: list[Row], layer_rows: li
         if head < num_heads:
             head_rows.append({**row, "layer": layer, "head": head})
         else:
-            layer_rows.append({**row, "layer": layer})
+            layer_rows.append({**row, "metric": f"layer_{row['metric']}", "layer": layer})
 
 
 def _figure(heads: HeadTable) -> Figure:

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from headdyn.analysis.pair_rows import PairRows, Row
 from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
-from headdyn.analysis.seed_protocol import response_table, seed_responses
+from headdyn.analysis.seed_protocol import response_table, seed_responses, verdict_rows
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
@@ -89,17 +89,13 @@ class Outcome:
         pairs = zip(self.logits, other.logits, strict=True)
         return max((mine.double() - its.double()).abs().max().item() for mine, its in pairs)
 
-    def answers_changed(self, other: Outcome) -> float:
-        """Share of pairs whose answer flips."""
-        return float(np.mean((self.delta_P > 0) != (other.delta_P > 0)))
+    def answers_changed(self, other: Outcome) -> np.ndarray:
+        """Which pairs' answers flip, [P]."""
+        return (self.delta_P > 0) != (other.delta_P > 0)
 
     def texts_changed(self, other: Outcome) -> float:
         """Share of greedy texts with a differing token."""
         return float((self.texts_NT != other.texts_NT).any(1).mean())
-
-    def repetition(self) -> float:
-        """Mean repetition of the greedy texts."""
-        return float(repetition(self.texts_NT).mean())
 
 
 @torch.no_grad()
@@ -118,7 +114,7 @@ def outcome(decoder: Decoder, prompts: Prompts, texts: int, tokens: int) -> Outc
 def _metrics() -> dict[str, Metric]:
     metrics = {}
     for dtype in DTYPES:
-        for order in (*ORDERS[1:], CONTROL):
+        for order in (*ORDERS, CONTROL):
             against = f"{order} order against none, both {dtype}"
             metrics[f"{order}_{dtype}_logit_change"] = Metric(meaning=f"max |Δlogit|, {against}", low=0, unit="logits")
             metrics[f"{order}_{dtype}_answers_changed"] = Metric(meaning=f"share of pairs, {against}", low=0, high=1)
@@ -153,7 +149,7 @@ class HeadPermutation:
     """
 
     layer: int | None = None
-    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
     texts: int = 8
     tokens: int = 20
     protocol: str = "corrected"
@@ -188,9 +184,8 @@ class HeadPermutation:
         if not bugs.pairs:
             raise ValueError("the prompts hold no bug pairs, on which repair is measured; set data.bug_pairs")
         orders = head_orders(c.num_heads, c.num_kv_heads, generator)
-        records = self._records(decoder, corpus, layer, orders)
-        rows = _order_rows(records, len(corpus.pairs))
         make = PairRows(generator=generator, bootstrap_draws=self.bootstrap_draws)
+        rows, records = self._sweep(make, decoder, corpus, layer, orders)
         places = {name: (order[::2], order[1::2]) for name, order in orders.items()}
         patching = PromptPatching(in_dtype(decoder, torch.float32), bugs, Patch(), [layer])
         cells = heads_as_weights([heads for halves in places.values() for heads in halves], c.num_heads)
@@ -201,57 +196,48 @@ class HeadPermutation:
         if self.protocol == "seed":
             groups = {name: even for name, (even, _) in places.items()}
             said = seed_responses(decoder, corpus, layer, groups, trials=self.seed_trials, tokens=self.tokens)
-            rows += [{"metric": f"seed_{r.name}_success", "value": r.success, "n": 1, "unit": "prompt"} for r in said]
+            rows += verdict_rows(said)
             tables["virtual_permutation"] = response_table(said).replace_schema_metadata({"note": NOTE})
         return Findings(table=HeadTable.from_rows(rows), figures={"orders": _figure(records)}, tables=tables)
 
-    def _records(
-        self, decoder: Decoder, prompts: Prompts, layer: int, orders: Mapping[str, tuple[int, ...]]
-    ) -> list[dict[str, Any]]:
-        """One record per dtype and order; changes are against heads in place, in the same dtype and in the first."""
-        records: list[dict[str, Any]] = []
+    def _sweep(
+        self,
+        make: PairRows,
+        decoder: Decoder,
+        prompts: Prompts,
+        layer: int,
+        orders: Mapping[str, tuple[int, ...]],
+    ) -> tuple[list[Row], list[Row]]:
+        """Rows for the table of heads, and one record per dtype and order."""
+        rows: list[Row] = []
+        records: list[Row] = []
         first: Outcome | None = None
         for dtype in self.dtypes:
             model = in_dtype(decoder, getattr(torch, dtype))
             plain = outcome(model, prompts, self.texts, self.tokens)
             first = first or plain
+            rows += _changes(make, dtype, plain, first)
+            rows.append(make.mean(f"{dtype}_repetition", repetition(plain.texts_NT)) | {"unit": "text"})
             for name, order in {**orders, CONTROL: orders["reverse"]}.items():
                 other = mismatched(model, layer, order) if name == CONTROL else model.permuted(layer, order)
                 mine = outcome(other, prompts, self.texts, self.tokens)
-                records.append(
-                    {
-                        "dtype": dtype,
-                        "order": name,
-                        "heads": list(order),
-                        "logit_change": mine.largest_change(plain),
-                        "answers_changed": mine.answers_changed(plain),
-                        "texts_changed": mine.texts_changed(plain),
-                        "logit_change_from_first_dtype": mine.largest_change(first),
-                        "answers_changed_from_first_dtype": mine.answers_changed(first),
-                        "texts_changed_from_first_dtype": mine.texts_changed(first),
-                        "repetition": mine.repetition(),
+                rows += _changes(make, f"{name}_{dtype}", mine, plain)
+                record: Row = {"dtype": dtype, "order": name, "heads": list(order)}
+                for against, theirs in (("", plain), ("_from_first_dtype", first)):
+                    record |= {
+                        f"logit_change{against}": mine.largest_change(theirs),
+                        f"answers_changed{against}": float(mine.answers_changed(theirs).mean()),
+                        f"texts_changed{against}": mine.texts_changed(theirs),
                     }
-                )
-        return records
+                records.append(record | {"repetition": float(repetition(mine.texts_NT).mean())})
+        return rows, records
 
 
-def _order_rows(records: Sequence[Mapping[str, Any]], pairs: int) -> list[Row]:
-    over: Row = {"n": pairs, "unit": "pair"}
-    rows: list[Row] = []
-    for r in records:
-        dtype, order = r["dtype"], r["order"]
-        if order == "identity":
-            rows += [
-                {"metric": f"{dtype}_logit_change", "value": r["logit_change_from_first_dtype"], **over},
-                {"metric": f"{dtype}_answers_changed", "value": r["answers_changed_from_first_dtype"], **over},
-                {"metric": f"{dtype}_repetition", "value": r["repetition"], **over},
-            ]
-        else:
-            rows += [
-                {"metric": f"{order}_{dtype}_logit_change", "value": r["logit_change"], **over},
-                {"metric": f"{order}_{dtype}_answers_changed", "value": r["answers_changed"], **over},
-            ]
-    return rows
+def _changes(make: PairRows, name: str, mine: Outcome, theirs: Outcome) -> list[Row]:
+    prompts = sum(map(len, mine.logits))
+    change = {"value": mine.largest_change(theirs), "null": 0.0, "n": prompts, "unit": "prompt"}
+    answers = make.success(f"{name}_answers_changed", 1.0 * mine.answers_changed(theirs))
+    return [{"metric": f"{name}_logit_change", **change}, answers | {"null": 0.0}]
 
 
 def _figure(records: Sequence[Mapping[str, Any]]) -> Figure:

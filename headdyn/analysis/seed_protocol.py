@@ -14,24 +14,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from headdyn.analysis.patching import SEED_PATCH, GroupPatching, heads_as_weights, in_dtype
+from headdyn.core.statistics import binomial_interval
 from headdyn.data.comparisons import Prompts, judged_right
 from headdyn.models.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What the model wrote with one group of pieces patched: `agreeing` is the share of trials that wrote the same."""
+    """What the model wrote in the first trial with one group of pieces patched, and the seed's verdict on it.
+
+    `agreeing` is the share of trials that wrote the same.
+    """
 
     name: str
     heads: tuple[int, ...]
     text: str
-    success: float  # share of trials
+    success: bool
     agreeing: float
 
 
@@ -57,11 +62,21 @@ def seed_responses(
                 name=name,
                 heads=tuple(heads),
                 text=texts[0],
-                success=float(np.mean([judged_right(text) for text in texts])),
+                success=judged_right(texts[0]),
                 agreeing=float(np.mean([text == texts[0] for text in texts])),
             )
         )
     return responses
+
+
+def verdict_rows(responses: Sequence[Response]) -> list[dict[str, Any]]:
+    """HeadTable rows `seed_NAME_success`, 0 or 1, with the interval that one prompt allows (Clopper–Pearson)."""
+    rows = []
+    for response in responses:
+        low, high = binomial_interval(int(response.success), 1)
+        row = {"metric": f"seed_{response.name}_success", "value": float(response.success), "n": 1, "unit": "prompt"}
+        rows.append(row | {"ci_low": low.item(), "ci_high": high.item()})
+    return rows
 
 
 def response_table(responses: Sequence[Response]) -> pa.Table:

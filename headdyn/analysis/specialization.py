@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from headdyn.analysis.dose import Dose, by_fraction, by_group_size, dose_table, fraction_figure, size_figure
 from headdyn.analysis.pair_rows import PairRows, Row, at_layers
 from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
-from headdyn.analysis.seed_protocol import Response, response_table, seed_responses
+from headdyn.analysis.seed_protocol import Response, response_table, seed_responses, verdict_rows
 from headdyn.analysis.splits import Splits, balanced_splits, rank_test
 from headdyn.core.figures import Curve, Interval, curves, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
@@ -75,8 +75,9 @@ class Specialization:
             meaning="mean Δ with even heads patched − with odd; p: two-sided rank among balanced splits", unit="nats"
         ),
         "strength_rank": Metric(meaning="rank of even/odd's strength_nats among labelled splits; p one-sided", low=1),
-        "null_95_nats": Metric(meaning="95th percentile of |strength_nats| over the splits", low=0, unit="nats"),
-        "best_split_nats": Metric(meaning="strength_nats of the strongest split", low=0, unit="nats"),
+        "best_split_nats": Metric(
+            meaning="strength_nats of the strongest split; null: 95th percentile of |strength_nats|", low=0, unit="nats"
+        ),
         "even_size_threshold": Metric(
             meaning="number of heads from which on every group of even heads drawn repairs over half the pairs", low=0
         ),
@@ -155,7 +156,7 @@ class Specialization:
             make.mean("plain_nats", patching.target_P),
             make.mean("source_nats", patching.source_P),
         ]
-        rows += [*by_layer[layer], *_thresholds(sizes, fractions), *at_layers(by_layer)]
+        rows += [*by_layer[layer], *_thresholds(make, sizes, fractions), *at_layers(by_layer)]
         if controls.pairs:
             beside = PromptPatching(model, controls, patch, [layer])
             rows += _controls(make, beside.deltas({layer: halves_3H})[layer], beside)
@@ -166,7 +167,7 @@ class Specialization:
             "fractions": dose_table(fractions),
         }
         if self.protocol == "seed":
-            groups = {"none": (), "even": pools["even"], "odd": pools["odd"]}
+            groups = {"plain": (), "even": pools["even"], "odd": pools["odd"]}
             said = seed_responses(decoder, corpus, layer, groups, trials=self.seed_trials, tokens=self.seed_tokens)
             rows += _verdicts(said)
             tables["seed_responses"] = response_table(said)
@@ -209,8 +210,12 @@ def _halves(
         *rows,
         strength | {"p": test.p_two_sided},
         {"metric": "strength_rank", "value": test.rank, "null": (len(splits) + 1) / 2, "p": test.p_greater, **over},
-        {"metric": "null_95_nats", "value": np.quantile(np.abs(strength_S), 0.95).item(), **over},
-        {"metric": "best_split_nats", "value": strength_S.max().item(), **over},
+        {
+            "metric": "best_split_nats",
+            "value": strength_S.max().item(),
+            "null": np.quantile(np.abs(strength_S), 0.95).item(),
+            **over,
+        },
     ]
 
 
@@ -221,15 +226,21 @@ def _single_heads(make: PairRows, delta_HP: np.ndarray, plain_P: np.ndarray, lay
     return HeadTable.from_rows(rows).with_q()
 
 
-def _thresholds(sizes: Sequence[Dose], fractions: Sequence[Dose]) -> list[Row]:
-    even_size, _, any_size = (dose.threshold() for dose in sizes)
-    found = {
-        "even_size_threshold": even_size,
-        "any_size_threshold": any_size,
-        "even_fraction_threshold": fractions[0].threshold(),
-    }
-    reason = "no dose tried repairs over half the pairs"
-    return [{"metric": m, "value": v, "reason": reason if v is None else None} for m, v in found.items()]
+def _thresholds(make: PairRows, sizes: Sequence[Dose], fractions: Sequence[Dose]) -> list[Row]:
+    rows: list[Row] = []
+    for metric, dose in (
+        ("even_size_threshold", sizes[0]),
+        ("any_size_threshold", sizes[2]),
+        ("even_fraction_threshold", fractions[0]),
+    ):
+        value = dose.threshold()
+        row: Row = {"metric": metric, "value": value, "n": dose.delta_CP.shape[1], "unit": "pair"}
+        if value is None:
+            row["reason"] = "no dose repairs over half the pairs in every group drawn"
+        elif row["n"] > 1:
+            row["ci_low"], row["ci_high"] = dose.threshold_interval(make.generator, make.bootstrap_draws)
+        rows.append(row)
+    return rows
 
 
 def _controls(make: PairRows, delta_3P: np.ndarray, patching: PromptPatching) -> list[Row]:
@@ -242,15 +253,13 @@ def _controls(make: PairRows, delta_3P: np.ndarray, patching: PromptPatching) ->
 
 
 def _verdicts(said: Sequence[Response]) -> list[Row]:
-    """The seed's three rates and their difference; n is 1 whatever the number of trials, since all are one prompt."""
-    success = {response.name: response.success for response in said}
-    judged = {
-        "seed_plain_success": success["none"],
-        "seed_even_success": success["even"],
-        "seed_odd_success": success["odd"],
-        "seed_strength": success["even"] - success["odd"],
-    }
-    return [{"metric": metric, "value": value, "n": 1, "unit": "prompt"} for metric, value in judged.items()]
+    """The seed's rates and their difference; n is 1 whatever the number of trials, since all are one prompt."""
+    success = {response.name: float(response.success) for response in said}
+    strength = success["even"] - success["odd"]
+    return [
+        *verdict_rows(said),
+        {"metric": "seed_strength", "value": strength, "null": 0.0, "n": 1, "unit": "prompt"},
+    ]
 
 
 def split_table(nulls: Mapping[int, np.ndarray], splits: Splits, prompts: Prompts) -> pa.Table:
