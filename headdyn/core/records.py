@@ -53,6 +53,7 @@ class HeadTable:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> HeadTable:
+        """One row per mapping of column names to values; columns left out are null."""
         rows = [dict(row) for row in rows]
         for row in rows:
             unknown = set(row) - set(SCHEMA.names)
@@ -110,20 +111,24 @@ class HeadTable:
 
     @classmethod
     def concat(cls, tables: Iterable[HeadTable]) -> HeadTable:
+        """The rows of all tables, in order."""
         parts = [table.table for table in tables]
         return cls(pa.concat_tables(parts) if parts else SCHEMA.empty_table())
 
     @classmethod
     def read(cls, path: Path) -> HeadTable:
+        """The table that `write` left at `path`."""
         return cls(pq.read_table(path, schema=SCHEMA))
 
     def write(self, path: Path) -> None:
+        """Write the table as parquet."""
         pq.write_table(self.table, path)
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def rows(self) -> list[dict[str, Any]]:
+        """The rows as dictionaries with every column, None where null."""
         return self.table.to_pylist()
 
     def where(self, **equals: Any) -> HeadTable:
@@ -221,4 +226,4 @@ def log_spaced(last: int, count: int) -> tuple[int, ...]:
     while len(steps) < count:
         steps = sorted({0, *np.rint(np.geomspace(1, last, wanted - 1)).astype(int).tolist()})
         wanted += 1
-    return tuple(steps[: count - 1]) + (last,)
+    return (*steps[: count - 1], last)

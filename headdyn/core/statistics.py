@@ -162,12 +162,13 @@ def without_controls(values_NX: np.ndarray, controls_NJ: np.ndarray) -> np.ndarr
 
     For controls whose means are known to be 0: what values and controls share then no longer widens intervals nor
     drowns tests. Deviations are scaled up by √((N − 1)/(N − 1 − J)), so that their variance is that of a fit's errors.
+    A column with a NaN becomes NaN, the others do not.
     """
     values_NX = np.asarray(values_NX, dtype=float)
     units, controls = controls_NJ.shape
     columns, mean = values_NX.reshape(units, -1), values_NX.reshape(units, -1).mean(0)
     controls_NJ = controls_NJ - controls_NJ.mean(0)
-    fitted = controls_NJ @ np.linalg.lstsq(controls_NJ, columns - mean, rcond=None)[0]
+    fitted = controls_NJ @ (np.linalg.pinv(controls_NJ) @ (columns - mean))  # column by column, unlike lstsq
     errors = (columns - mean - fitted) * np.sqrt((units - 1) / (units - 1 - controls))
     return (mean + errors).reshape(values_NX.shape)
 

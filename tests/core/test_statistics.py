@@ -203,6 +203,11 @@ def test_controls_leave_the_mean_and_take_what_they_explain():
     for j in range(3):  # their spread is the regression's residual standard error
         _, squares, *_ = np.linalg.lstsq(design, values[:, j], rcond=None)
         assert freed[:, j].std(ddof=1) == pytest.approx(np.sqrt(squares[0] / (40 - 3)))
+    values[3, 1] = np.nan
+    np.testing.assert_allclose(without_controls(values, controls)[:, [0, 2]], freed[:, [0, 2]])
+    assert np.isnan(without_controls(values, controls)[:, 1]).all()
+    values[3, 1] = 0
+    freed = without_controls(values, controls)
     repeated = without_controls(
         values, np.column_stack((controls, controls[:, 0]))
     )  # collinear controls are no trouble
