@@ -76,7 +76,7 @@ def test_slices_behind_the_projection_are_not_heads() -> None:
     engine = GroupPatching(decoder, group, dataclasses.replace(patch, site="z"), [1])
     assert engine.deltas({1: odd})[1][0, 0] == pytest.approx(engine.target_N[0], abs=1e-5)  # as heads: no effect
     slices = GroupPatching(decoder, group, patch, [1])
-    assert abs(slices.deltas({1: odd})[1][0, 0] - slices.target_N[0]) > 0.05
+    assert abs(slices.deltas({1: odd})[1][0, 0] - slices.target_N[0]) > 0.01
 
 
 def test_new_tokens_are_written_over() -> None:
