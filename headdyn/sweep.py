@@ -1,64 +1,53 @@
-"""Many runs → one: the summary table, the effects of the factors, contrasts at matched loss, and the report."""
+"""Many runs → one: what became of every job, contrasts at matched loss, and the report."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from rich.console import Console
 
 from headdyn.config import RunConfig
-from headdyn.core.records import write_json
+from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import RunRecord
-from headdyn.core.statistics import factorial_effects, t_interval
 from headdyn.pipeline import analyse_snapshot
+from headdyn.report.effects import OUTCOMES
 from headdyn.report.sweep_page import write_sweep_page
-from headdyn.report.terminal import summary_table
+from headdyn.report.sweep_record import SWEEP, SweepRecord, now, rewrite
+from headdyn.report.terminal import print_summary
 
 log = logging.getLogger(__name__)
 
-# The two levels of each factor, (low, high): an effect is high minus low.
-FACTORS: Mapping[str, tuple[str, str]] = {
-    "attention": ("mha", "gqa"),
-    "data_ordering": ("shuffled", "topic"),
-    "position_enc": ("rope", "drope"),
-}
-# What effects are worked out for, where the runs have it.
-OUTCOMES = (
-    *("loss_nats", "gap_closed", "within_ratio", "selectivity", "entropy_nats", "sink_rate", "specialisation"),
-    "probe_accuracy_middle",
-)
-# The orderings are also compared at matched loss, by the analyses of attention and probes.
+# The orderings are also compared at matched loss, by these analyses.
 MATCHED_ANALYSES = ("loss", "attention", "probes")
 
 
-def finish(folder: Path, jobs: Sequence[RunConfig]) -> bool:
-    """Write a sweep's summary, effects and report, and show its table. Returns whether every job is complete."""
+def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | None = None) -> bool:
+    """Write a sweep's summary, effects and report, and show its table. Returns whether every job is complete.
+
+    `arguments` are the command line's, for the record.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "sweep.json",
-        {"name": folder.name, "jobs": [{"name": job.name, "factors": dict(job.factors)} for job in jobs]},
-    )
+    content = {
+        "name": folder.name,
+        "command": None if arguments is None else shlex.join(["python", "-m", "headdyn.run", *arguments]),
+        "written": now(),
+        "jobs": [{"name": job.name, "factors": dict(job.factors)} for job in jobs],
+    }
+    write_json(folder / SWEEP, content)
     runs = [RunRecord.read(folder / job.name) for job in jobs]
-    complete = [run for run in runs if run.status == "complete"]
     write_summary(folder, jobs, runs)
-    write_json(folder / "effects.json", factor_effects(complete))
-    write_json(folder / "matched_loss.json", matched_loss(complete, {job.name: job for job in jobs}))
+    complete = [run for run in runs if run.status == "complete"]
+    rewrite(folder, matched_loss(complete, {job.name: job for job in jobs}))
     page = write_sweep_page(folder)
-    console = Console()
-    console.print(summary_table(runs))
-    for job, run in zip(jobs, runs, strict=True):
-        if run.status != "complete":
-            console.print(f"{job.name}: {run.status}. {run.manifest.get('error', '')}", style="red", highlight=False)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    print_summary(Console(), SweepRecord.read(folder), page)
     return len(complete) == len(runs)
 
 
@@ -68,12 +57,13 @@ def write_summary(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunRec
     for job, run in zip(jobs, runs, strict=True):
         row: dict[str, Any] = {"run": job.name, **job.factors, "status": run.status, "error": run.manifest.get("error")}
         for name, scalar in run.scalars.items():
-            if isinstance(scalar, Mapping):
-                row[name] = scalar.get("value")
-                row |= {f"{name}_{part}": scalar[part] for part in ("ci_low", "ci_high", "null", "p", "q") if part in scalar}
-            else:
+            if not isinstance(scalar, Mapping):
                 row[name] = scalar
-        row["seconds"] = run.manifest.get("seconds", {}).get("total")
+            elif "value" in scalar or "reason" in scalar:  # others are records of their own, as snapshot losses are
+                row[name] = scalar.get("value")
+                parts = ("ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")
+                row |= {f"{name}_{part}": scalar[part] for part in parts if part in scalar}
+        row["total_seconds"] = run.manifest.get("seconds", {}).get("total")
         row["peak_memory_mib"] = run.manifest.get("peak_memory_bytes", 0) / 2**20 or None
         rows.append(row)
     names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
@@ -82,77 +72,62 @@ def write_summary(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunRec
     pa.csv.write_csv(table, folder / "summary.csv")
 
 
-def factor_effects(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Main effects and interactions of the factors at both levels among the runs, each worked out within a seed.
-
-    With one seed there is a value and no interval: the unit of such a claim is a training run (science.md §0).
-    """
-    varied = {
-        name: levels for name, levels in FACTORS.items() if {run.factors.get(name) for run in runs} >= set(levels)
-    }
-    if not varied:
-        return []
-    found = []
-    for outcome in OUTCOMES:
-        cells = [
-            {**{name: run.factors[name] for name in varied}, "seed": run.factors["seed"], "value": run.value(outcome)}
-            for run in runs
-            if run.value(outcome) is not None
-        ]
-        if cells:
-            effects = factorial_effects(cells, varied)
-            found += [{"outcome": outcome, **dataclasses.asdict(effect)} for effect in effects]
-    return found
-
-
 def matched_loss(runs: Sequence[RunRecord], configs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
-    """Topic-ordered against shuffled training where both have the same held-out loss (science.md §2).
+    """Topic-ordered against shuffled training where both have the same held-out loss (science.md §2), a row an outcome.
 
     Order slows training, so that equal steps compare unequal models. The arm that ended higher is taken as it ended;
     of the other, the snapshot nearest to that loss. Arms with a recalibration are left out: their loss is the drop's.
     """
-    found = []
-    plain = [run for run in runs if configs[run.name].position_enc.recalibration is None]
     cells: dict[tuple[Any, ...], dict[str, RunRecord]] = {}
-    for run in plain:
-        cell = (run.factors["attention"], run.factors["position_enc"], run.factors["seed"])
-        cells.setdefault(cell, {})[str(run.factors["data_ordering"])] = run
-    for (attention, position, seed), arms in cells.items():
-        if set(arms) != {"shuffled", "topic"}:
-            continue
-        steps = {ordering: run.scalars["snapshot_losses_nats"] for ordering, run in arms.items()}
-        last = {ordering: max(losses, key=int) for ordering, losses in steps.items()}
-        higher = max(arms, key=lambda ordering: steps[ordering][last[ordering]])
-        target = steps[higher][last[higher]]
-        chosen = {o: min(losses, key=lambda step: abs(losses[step] - target)) for o, losses in steps.items()}
-        chosen[higher] = last[higher]
-        tables = {
-            ordering: analyse_snapshot(configs[run.name], int(chosen[ordering]), run.folder, MATCHED_ANALYSES).summary()
-            for ordering, run in arms.items()
-        }
-        for outcome in OUTCOMES:
-            sides = {ordering: table.get(outcome, {}) for ordering, table in tables.items()}
-            if all(side.get("value") is not None for side in sides.values()):
-                found.append(
-                    {
-                        **{"attention": attention, "position_enc": position, "seed": seed, "outcome": outcome},
-                        "steps": {ordering: int(step) for ordering, step in chosen.items()},
-                        **sides,
-                        "difference": sides["topic"]["value"] - sides["shuffled"]["value"],
-                    }
-                )
-    return found + _over_seeds(found)
-
-
-def _over_seeds(pairs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The matched differences averaged over seeds, with Student's interval where there are two or more."""
+    for run in runs:
+        if configs[run.name].position_enc.recalibration is None and "snapshot_losses_nats" in run.scalars:
+            others = {name: level for name, level in run.factors.items() if name != "data_ordering"}
+            cell = tuple(sorted((name, str(level)) for name, level in others.items()))
+            cells.setdefault(cell, {})[str(run.factors["data_ordering"])] = run
     found = []
-    keys = dict.fromkeys((pair["attention"], pair["position_enc"], pair["outcome"]) for pair in pairs)
-    for attention, position, outcome in keys:
-        key = {"attention": attention, "position_enc": position, "outcome": outcome}
-        differences = [p["difference"] for p in pairs if all(p[name] == value for name, value in key.items())]
-        if len(differences) > 1:
-            low, high = t_interval(np.array(differences))
-            row = {"difference": float(np.mean(differences)), "ci_low": float(low), "ci_high": float(high)}
-            found.append({**key, "seed": None, **row, "n": len(differences)})
+    for arms in cells.values():
+        if set(arms) == {"shuffled", "topic"}:
+            found += _pair(arms["shuffled"], arms["topic"], configs)
     return found
+
+
+def _pair(shuffled: RunRecord, topic: RunRecord, configs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
+    arms = {"shuffled": shuffled, "topic": topic}
+    losses = {name: {int(s): v for s, v in run.scalars["snapshot_losses_nats"].items()} for name, run in arms.items()}
+    steps = matched_steps(losses)
+    sides = {name: _summary_at(configs[run.name], run, steps[name], max(losses[name])) for name, run in arms.items()}
+    at = {name: losses[name][steps[name]] for name in arms}
+    pair = {
+        "attention": shuffled.factors["attention"],
+        "position_enc": shuffled.factors["position_enc"],
+        "seed": shuffled.factors["seed"],
+        "runs": {name: run.name for name, run in arms.items()},
+        "steps": steps,
+        "losses_nats": at,
+        "loss_difference": at["topic"] - at["shuffled"],
+    }
+    return [
+        {
+            **pair,
+            "outcome": outcome,
+            **{name: sides[name][outcome] for name in arms},
+            "difference": sides["topic"][outcome]["value"] - sides["shuffled"][outcome]["value"],
+        }
+        for outcome in OUTCOMES
+        if all(sides[name].get(outcome, {}).get("value") is not None for name in arms)
+    ]
+
+
+def matched_steps(losses: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
+    """Where to take each arm: the one whose last loss is higher at its end, the others at the loss nearest to that."""
+    last = {name: max(by_step) for name, by_step in losses.items()}
+    higher = max(losses, key=lambda name: losses[name][last[name]])
+    target = losses[higher][last[higher]]
+    nearest = {name: min(by_step, key=lambda step: abs(by_step[step] - target)) for name, by_step in losses.items()}
+    return {**nearest, higher: last[higher]}
+
+
+def _summary_at(config: RunConfig, run: RunRecord, step: int, last: int) -> dict[str, dict[str, Any]]:
+    """The model rows of a training's snapshot; at its last step the run has them already."""
+    table: HeadTable = run.heads() if step == last else analyse_snapshot(config, step, run.folder, MATCHED_ANALYSES)
+    return table.summary()

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from headdyn.core.machine import peak_memory_bytes
 from headdyn.core.records import Findings, HeadTable, Metric, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import NoTracker, Tracker
@@ -120,6 +119,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        from headdyn.core.machine import peak_memory_bytes  # torch, which reading a record does without
+
         self.manifest["seconds"]["total"] = time.monotonic() - self._begun
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:

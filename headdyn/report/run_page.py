@@ -10,43 +10,69 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from headdyn.core.figures import Curve, curves, save_png
-from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import HEADS, METRICS, SUMMARY, read_manifest, read_metrics
-from headdyn.report.page import duration, picture, write_page
+from headdyn.core.run_folder import METRICS, read_metrics
+from headdyn.report.glossary import chapters
+from headdyn.report.numbers import count, duration, level, number
+from headdyn.report.page import picture, write_page
+from headdyn.report.quality import run_checks
+from headdyn.report.sweep_record import SWEEP, single_job
 
-_REFERENCES = ("random", "mixture", "floor", "unigram", "bigram", "trigram")
+_REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
+_STANDING_OUT = 12  # heads in the table of those with the smallest q
 
 
 def write_run_page(folder: Path) -> Path:
     """report.html of a finished run, from its records alone."""
-    manifest = read_manifest(folder)
-    scalars = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    rows = HeadTable.read(folder / HEADS).rows() if (folder / HEADS).exists() else []
-    tested = [row for row in rows if row["q"] is not None and row["head"] is not None]
-    figures: dict[str, list[Any]] = {}
-    for path in sorted((folder / "figures").glob("*.png")):
-        section, _, title = path.stem.partition("_")
-        if section != "training":
-            figures.setdefault(section.replace("-", " "), []).append(picture(path, title))
-    training = []
+    job = single_job(folder)
+    manifest, scalars = job.run.manifest, job.run.scalars
+    tested = [row for row in job.heads.rows() if row["q"] is not None and row["head"] is not None]
     for name, figure in training_figures(read_metrics(folder / METRICS), scalars).items():
         save_png(figure, folder / "figures" / f"training_{name}.png")
-        training.append(picture(folder / "figures" / f"training_{name}.png", name))
     page = folder / "report.html"
     write_page(
         page,
         "run.html",
         title=manifest["name"],
-        factors=manifest["factors"],
-        scalars={n: s if isinstance(s, Mapping) else {"value": s} for n, s in scalars.items() if _is_number(s)},
-        training=training,
-        figures=figures,
-        heads=sorted(tested, key=lambda row: row["q"])[:12],
+        factors=[(name, level(value)) for name, value in manifest["factors"].items()],
+        sweep="../report.html" if (folder.parent / SWEEP).exists() else None,
+        groups=metric_groups(manifest, scalars),
+        figures=figures(folder, list(manifest.get("glossary", {}))),
+        heads=sorted(tested, key=lambda row: (row["q"], -abs(row["value"])))[:_STANDING_OUT],
         heads_tested=len(tested),
+        significant=sum(row["q"] < 0.05 for row in tested),
+        checks=run_checks(job),
+        chapters=chapters([job.run]),
         provenance=provenance(manifest),
-        config=json.dumps(manifest["config"], indent=1),
+        files=sorted(path.name for path in folder.iterdir()),
+        config=json.dumps(manifest["config"], indent=1, ensure_ascii=False),
     )
     return page
+
+
+def metric_groups(manifest: Mapping[str, Any], scalars: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The run's scalars under the analysis that measured them, the pipeline's own first; records of steps left out."""
+    owner = {metric: name for name, part in manifest.get("glossary", {}).items() for metric in part["metrics"]}
+    meanings = {metric: m for part in manifest.get("glossary", {}).values() for metric, m in part["metrics"].items()}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, scalar in scalars.items():
+        entry = dict(scalar) if isinstance(scalar, Mapping) else {"value": scalar}
+        if not {"value", "reason"} & set(entry):
+            continue
+        about = meanings.get(name, {})
+        units = count(entry["n"], entry["unit"]) if entry.get("n") and entry.get("unit") else ""
+        row = {"name": name, "scalar": entry, "units": units, "meaning": about.get("meaning", "")}
+        groups.setdefault(owner.get(name, "corpus and training"), []).append(row)
+    return list(groups.items())
+
+
+def figures(folder: Path, analyses: Sequence[str]) -> list[tuple[str, list[Any]]]:
+    """The PNG figures by section: training, then the analyses in the order they ran, then any other."""
+    found: dict[str, list[Any]] = {section: [] for section in ("training", *analyses)}
+    for path in sorted((folder / "figures").glob("*.png")):
+        section = next((name for name in found if path.stem.startswith(f"{name}_")), path.stem.partition("_")[0])
+        title = path.stem.removeprefix(f"{section}_").replace("_", " ")
+        found.setdefault(section, []).append(picture(path, f"{section}: {title}"))
+    return [(section, images) for section, images in found.items() if images]
 
 
 def training_figures(
@@ -54,20 +80,20 @@ def training_figures(
 ) -> dict[str, Figure]:
     """Loss against steps with the reference lines, and the recovery after a positional change where there was one."""
     references = {name: scalars[f"{name}_nats"] for name in _REFERENCES if f"{name}_nats" in scalars}
-    figures = {}
+    drawn = {}
     if "val_loss_nats" in metrics:
         lines = [
             Curve(label=label, x=[s for s, _ in metrics[name]], y=[v for _, v in metrics[name]])
             for name, label in (("train_loss_nats", "training batches"), ("val_loss_nats", "held out"))
             if name in metrics
         ]
-        figures["loss"] = curves(
+        drawn["loss"] = curves(
             lines, xlabel="training step", ylabel="loss (nats)", title="Training loss", references=references
         )
     if "recalibration" in scalars:
         losses = {int(step): loss for step, loss in scalars["recalibration"]["val_loss_nats"].items()}
         parent = scalars["recalibration"]["parent_loss_nats"]
-        figures["recovery"] = curves(
+        drawn["recovery"] = curves(
             [Curve(label="held out", x=sorted(losses), y=[losses[step] for step in sorted(losses)])],
             xlabel="recalibration step",
             ylabel="loss (nats)",
@@ -75,27 +101,24 @@ def training_figures(
             references={"before the change": parent, **references},
             log_x=True,
         )
-    return figures
+    return drawn
 
 
 def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
     """What a reader needs to repeat the run, as short strings."""
-    versions = " · ".join(f"{name} {version}" for name, version in manifest["versions"].items() if version)
-    seconds = " · ".join(f"{name} {duration(value)}" for name, value in manifest["seconds"].items())
-    stages = " · ".join(
-        f"{kind} {stage['key']} ({'built' if stage['built'] else 'reused'})" for kind, stage in manifest["stages"].items()
-    )
+    versions = {"Python": manifest["python"], **manifest["versions"]}
+    machine = manifest["machine"]
+    stages = [
+        f"{kind} {stage['key']} ({'built' if stage['built'] else 'reused'}, {duration(stage.get('build_seconds'))})"
+        for kind, stage in manifest["stages"].items()
+    ]
     return {
         "status": manifest["status"],
-        "started": manifest["started"],
-        "git": manifest["git"] or "not from a checkout",
-        "machine": " · ".join(f"{name} {value}" for name, value in manifest["machine"].items()),
-        "versions": f"Python {manifest['python']} · {versions}",
-        "stages": stages,
-        "time": seconds,
-        "peak memory": f"{manifest.get('peak_memory_bytes', 0) / 2**20:.0f} MiB",
+        "started": manifest["started"].replace("T", " ").replace("+00:00", " UTC"),
+        "code": manifest["git"] or "not from a checkout",
+        "machine": f"{machine['device']}, training in {machine['precision']}, {count(machine['threads'], 'thread')}",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "stages": ", ".join(stages),
+        "time": ", ".join(f"{name} {duration(seconds)}" for name, seconds in manifest["seconds"].items()),
+        "peak memory": f"{number(round(manifest.get('peak_memory_bytes', 0) / 2**20))} MiB (of the process so far)",
     }
-
-
-def _is_number(scalar: Any) -> bool:
-    return isinstance(scalar, Mapping | int | float) and not isinstance(scalar, bool)

@@ -1,21 +1,25 @@
-"""What a run shows while it works: one live line on a terminal, a log line now and then elsewhere."""
+"""What a terminal shows: one live line while a run works (a log line now and then elsewhere), a sweep's table after."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rich import box
 from rich.console import Console
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headdyn.core.run_folder import RunRecord
+from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, quantity
+from headdyn.report.sweep_record import SweepRecord
+from headdyn.report.words import statements
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +42,9 @@ class ProgressLine:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.live = Live(console=Console(stderr=True), transient=True, auto_refresh=False) if sys.stderr.isatty() else None
+        self.live = (
+            Live(console=Console(stderr=True), transient=True, auto_refresh=False) if sys.stderr.isatty() else None
+        )
         self._logged = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -46,11 +52,14 @@ class ProgressLine:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.stop()
 
     def __call__(self, progress: Progress) -> None:
+        """Show where the training stands."""
         line = f"{self.title}: {describe(progress)}"
         if self.live:
             self.live.update(Text(line), refresh=True)
@@ -63,43 +72,80 @@ def describe(p: Progress) -> str:
     """`step 400/800  loss 2.61 nats  gap closed 81 %  34.2 K tokens/s  12 s left`."""
     gap = "" if p.gap_closed is None else f"  gap closed {100 * p.gap_closed:.0f} %"
     left = f"{p.eta_seconds / 60:.0f} min" if p.eta_seconds >= 120 else f"{p.eta_seconds:.0f} s"
-    return (
-        f"step {p.step}/{p.steps}  loss {p.loss_nats:.3f} nats{gap}  {p.tokens_per_second / 1e3:.1f} K tokens/s  {left} left"
-    )
+    speed = f"{p.tokens_per_second / 1e3:.1f} K tokens/s"
+    return f"step {p.step}/{p.steps}  loss {p.loss_nats:.3f} nats{gap}  {speed}  {left} left"
 
 
-# The seed's summary columns with what they need beside them, and gap closed.
+# The seed's summary columns with what they need beside them, and gap closed: scalar, title.
 _COLUMNS = (
-    ("val loss (nats)", "loss_nats"),
-    ("gap closed", "gap_closed"),
-    ("within ratio", "within_ratio"),
-    ("selectivity", "selectivity"),
-    ("entropy (nats)", "entropy_nats"),
-    ("probe, middle", "probe_accuracy_middle"),
+    ("loss_nats", "val loss\n(nats)"),
+    ("gap_closed", "gap closed\n(%)"),
+    ("within_ratio", "within\n(%)"),
+    ("selectivity", "selectivity\n(points)"),
+    ("entropy_nats", "entropy\n(nats)"),
+    ("probe_accuracy_middle", "probe,\nmiddle (%)"),
 )
+_NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
 
 
-def summary_table(runs: Sequence[RunRecord]) -> Table:
-    """One row a run: the seed's columns, each with its interval, and the null where chance is not zero."""
-    table = Table(box=box.SIMPLE_HEAD, caption="[95 % interval over sequences], null in italics")
-    for name in ("run", *(title for title, _ in _COLUMNS)):
-        table.add_column(name)
-    for run in runs:
-        if run.status != "complete":
-            table.add_row(run.name, Text(run.status, style="red"))
-            continue
-        factors = ("attention", "data_ordering", "position_enc")
-        label = " ".join(str(run.factors[name]) for name in factors) + f" s{run.factors['seed']}"
-        table.add_row(label, *(_cell(run.scalars.get(scalar)) for _, scalar in _COLUMNS))
+def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
+    """A sweep's table, its answers in a sentence each, the jobs that did not finish, and where the report is."""
+    if sweep.complete:
+        console.print(summary_table(sweep, console))
+    for statement in statements(sweep):
+        where = f" ({statement.group})" if statement.group else ""
+        console.print(Text(f"{statement.question}{where}", style="bold"))
+        details = statement.sentences[1:] if statement.sentences[0].endswith(":") else ()
+        for text in (statement.sentences[0], *(f"- {sentence}" for sentence in details)):
+            console.print(Padding(Text(_encodable(text, console)), (0, 0, 0, 2)))
+    for job in sweep.failed:
+        error = job.run.manifest.get("error", "it left no error")
+        console.print(Text(f"{job.run.name}: {job.run.status}. {error}", style="red"))
+    if page is not None:
+        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def summary_table(sweep: SweepRecord, console: Console) -> Table:
+    """One row a complete run: each number with its interval, and the null where chance is not zero.
+
+    Below 112 columns the interval is given as ± half its width; from 176 on it stands beside the value.
+    """
+    width = console.width
+    how = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption=_encodable(f"{how} over held-out sequences; n: what chance gives (null)", console),
+        pad_edge=False,
+        caption_justify="left",
+    )
+    table.add_column("run", overflow="fold", min_width=12)
+    for _, title in _COLUMNS:
+        table.add_column(title, justify="right", no_wrap=True)
+    for job in sweep.complete:
+        cells = (_cell(job.scalar(name), quantity(name), width) for name, _ in _COLUMNS)
+        table.add_row(job.label, *(Text(_encodable(cell, console)) for cell in cells))
     return table
 
 
-def _cell(scalar: Any) -> Text:
-    if not isinstance(scalar, Mapping) or scalar.get("value") is None:
-        return Text("—")
-    text = Text(f"{scalar['value']:.3f}")
-    if "ci_low" in scalar:
-        text.append(f"\n[{scalar['ci_low']:.3f}, {scalar['ci_high']:.3f}]", style="dim")
-    if scalar.get("null"):
-        text.append(f"\nnull {scalar['null']:.3f}", style="dim italic")
+def _cell(scalar: Mapping[str, Any], q: Quantity, width: int) -> str:
+    if scalar.get("value") is None:
+        return "absent"
+    low, high = scalar.get("ci_low"), scalar.get("ci_high")
+    text = q.spelled(scalar)
+    if low is not None and high is not None:
+        value, _, interval = text.partition(" ")
+        places = decimals(q.scale * scalar["value"], q.scale * low, q.scale * high)
+        half = f"±{q.scale * (high - low) / 2:.{places}f}"
+        text = f"{value}\n{half}" if width < _NARROW else f"{value}{' ' if width >= _WIDE else chr(10)}{interval}"
+    return f"{text}\nn {fixed(q.scale * scalar['null'], max(1, q.places - 1))}" if scalar.get("null") else text
+
+
+def _encodable(text: str, console: Console) -> str:
+    """The text in what the terminal can show: signs that an old encoding lacks become ASCII."""
+    try:
+        text.encode(console.encoding)
+    except UnicodeEncodeError:
+        for sign, plain in (("±", "+-"), (MINUS, "-"), (ABSENT, "-"), ("×", "x"), ("…", "...")):
+            text = text.replace(sign, plain)
+        return text.encode(console.encoding, "replace").decode(console.encoding)
     return text

@@ -1,0 +1,64 @@
+"""`python -m headdyn.report PATH [PATH …] [--out FOLDER]`: rebuild a report from records, or merge several.
+
+One run or one sweep gets its report.html anew. Several folders are merged into a new one at --out: seeds are pooled
+where all other settings agree, and what was run with other settings stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from headdyn.report.run_page import write_run_page
+from headdyn.report.sweep_page import write_sweep_page
+from headdyn.report.sweep_record import SweepRecord, is_run, matched_pairs, merge, rewrite, single_job, sweep_json
+from headdyn.report.terminal import print_summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line. Returns 2, with one line on stderr, for folders that no report can be made of."""
+    parser = argparse.ArgumentParser(
+        prog="python -m headdyn.report",
+        description="Rebuild the report of a finished run or sweep from its records, or merge several into a new one.",
+    )
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run's folder or a sweep's")
+    parser.add_argument("--out", type=Path, help="where the merged report goes; needed for more than one PATH")
+    arguments = parser.parse_args(argv)
+    try:
+        build(arguments.paths, arguments.out)
+    except ValueError as error:
+        print(f"headdyn.report: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def build(paths: Sequence[Path], out: Path | None) -> None:
+    """Rebuild or merge. Raises ValueError for an unfinished or a foreign folder, before anything is written."""
+    console = Console()
+    if len(paths) == 1 and out is None:
+        if is_run(paths[0]):
+            console.print(f"report: {write_run_page(paths[0])}", highlight=False, soft_wrap=True)
+            return
+        sweep_json(paths[0])
+        folder = paths[0]
+        rewrite(folder, matched_pairs(folder))
+    else:
+        if out is None:
+            raise ValueError(f"{len(paths)} folders are merged into a new one; say where with --out=FOLDER")
+        for path in paths:
+            if is_run(path):
+                single_job(path)
+            else:
+                sweep_json(path)
+        folder = out
+        merge(paths, folder)
+    page = write_sweep_page(folder)
+    print_summary(console, SweepRecord.read(folder), page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""What the factors of a design do: effects within a seed, averaged over seeds, from finished runs' records alone.
+
+Runs are comparable when they differ in the factors and the seed alone. Others are kept apart: every effect belongs to
+one such group, so that sweeps with other settings can be put side by side but are never pooled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.run_folder import RunRecord
+from headdyn.core.statistics import benjamini_hochberg, factorial_effects, t_interval
+from headdyn.report.numbers import QUANTITIES, level
+
+# The two levels of each factor, (low, high): an effect is high minus low. Positions have more pairs worth a contrast.
+FACTORS: Mapping[str, tuple[str, str]] = {
+    "data_ordering": ("shuffled", "topic"),
+    "attention": ("mha", "gqa"),
+    "position_enc": ("rope", "drope"),
+}
+_NAMES = {"data_ordering": "topic order", "attention": "GQA", "position_enc": "DroPE"}
+OTHER_POSITIONS = (("rope_control", "drope"), ("rope", "rope_control"), ("rope", "nope"))
+OUTCOMES = tuple(QUANTITIES)
+
+# What two runs of one group may differ in: the factors' own settings, the seed, and what changes no number's meaning.
+_NOT_COMPARED = (*FACTORS, "seed", "force", "device", "threads", "tracking", "patterns_kept", "analysis")
+
+Rows = list[dict[str, Any]]
+
+
+def comparable(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Complete runs by group; a group's name says in what its settings differ from the others' (one group: "")."""
+    members: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.status == "complete":
+            members.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
+    members = {key: part for whole in members.values() for key, part in _by_option_settings(whole).items()}
+    settings = {key: json.loads(key) for key in members}
+    differing = _differing(list(settings.values()))
+    names = {key: ", ".join(f"{_short(n)}={flat[n]}" for n in differing if n in flat) for key, flat in settings.items()}
+    if len(set(names.values())) < len(names):  # the few keys shown do not tell all groups apart
+        names = {key: f"{name} #{hashlib.sha256(key.encode()).hexdigest()[:4]}" for key, name in names.items()}
+    return {names[key]: part for key, part in members.items()}
+
+
+def factor_effects(runs: Sequence[RunRecord], outcomes: Sequence[str] = OUTCOMES) -> Rows:
+    """Main effects and interactions of the factors that are there at both levels, by group and outcome.
+
+    Each is worked out within a seed; with one seed there is a value and no interval, since the unit of such a claim is
+    a training run. q (Benjamini–Hochberg) is over all rows that have a p. A group in which two runs of one seed have
+    the same levels has no contrast: its rows say so.
+    """
+    rows: Rows = []
+    for group, members in comparable(runs).items():
+        for levels, wanted in _designs(members):
+            for outcome in outcomes:
+                found = _design_effects(members, levels, outcome)
+                rows += [
+                    {"group": group, "outcome": outcome, "levels": {n: list(levels[n]) for n in row["factors"]}, **row}
+                    for row in found
+                    if wanted is None or wanted in row["factors"]
+                ]
+    return with_q(rows)
+
+
+def simple_effect(
+    runs: Sequence[RunRecord], factor: str, outcome: str, levels: tuple[str, str] | None = None, **held: str
+) -> dict[str, Any] | None:
+    """The effect of one factor where others are held at a level, averaged over the rest; None without both levels.
+
+    As `simple_effect(runs, "data_ordering", "selectivity", position_enc="drope")`.
+    """
+    pair = levels or FACTORS[factor]
+    kept = [run for run in runs if all(run.factors.get(name) == level for name, level in held.items())]
+    if not {run.factors.get(factor) for run in kept} >= set(pair):
+        return None
+    others = {
+        name: both
+        for name, both in FACTORS.items()
+        if name not in (factor, *held) and {run.factors.get(name) for run in kept} >= set(both)
+    }
+    rows = _design_effects(kept, {factor: pair, **others}, outcome)
+    return next((row for row in rows if tuple(row["factors"]) == (factor,)), None)
+
+
+def effect_name(row: Mapping[str, Any]) -> str:
+    """`topic order`, `GQA × DroPE`, `DroPE against RoPE-control`: what an effect is called."""
+    names = []
+    for factor in row["factors"]:
+        low, high = row["levels"].get(factor, FACTORS[factor])
+        usual = (low, high) == FACTORS[factor]
+        names.append(_NAMES[factor] if usual else f"{level(high)} against {level(low)}")
+    return " × ".join(names)
+
+
+def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:
+    """Matched-loss differences (topic − shuffled) averaged over attention and positions, then over seeds.
+
+    One row for each group and outcome; Student's interval over seeds where there are two or more. A seed counts only
+    with every cell that any seed has, since a mean over the rest would compare other things.
+    """
+    by_question: dict[tuple[str, str], dict[Any, dict[Any, float]]] = {}
+    for pair in pairs:
+        cells = by_question.setdefault((pair.get("group", ""), pair["outcome"]), {})
+        cells.setdefault(pair["seed"], {})[pair["attention"], pair["position_enc"]] = pair["difference"]
+    rows: Rows = []
+    for (group, outcome), seeds in by_question.items():
+        every = set().union(*seeds.values())
+        per_seed = np.array([np.mean(list(cells.values())) for cells in seeds.values() if set(cells) == every])
+        row: dict[str, Any] = {"group": group, "outcome": outcome, "n": len(per_seed)}
+        if not len(per_seed):
+            row["reason"] = f"no seed has all {len(every)} pairs"
+        else:
+            row["value"] = float(per_seed.mean())
+        if len(per_seed) > 1:
+            low, high = t_interval(per_seed)
+            row |= {"ci_low": float(low), "ci_high": float(high)}
+        rows.append(row)
+    return rows
+
+
+def with_q(rows: Rows) -> Rows:
+    """The rows with Benjamini–Hochberg q-values beside their p-values; all rows are one family."""
+    tested = [row for row in rows if row.get("p") is not None]
+    q = benjamini_hochberg(np.array([row["p"] for row in tested])).tolist()
+    by_row = {id(row): value for row, value in zip(tested, q, strict=True)}
+    return [{**row, "q": by_row.get(id(row))} for row in rows]
+
+
+def _design_effects(runs: Sequence[RunRecord], levels: Mapping[str, tuple[str, str]], outcome: str) -> Rows:
+    cells: dict[tuple[Any, ...], str] = {}
+    values = []
+    for run in runs:
+        if not all(run.factors.get(name) in pair for name, pair in levels.items()):
+            continue
+        key = (*(run.factors[name] for name in levels), run.factors["seed"])
+        if key in cells:
+            reason = f"{cells[key]} and {run.name} have the same levels and seed, so that no contrast is defined"
+            return [
+                {
+                    "factors": [*levels],
+                    "value": None,
+                    "ci_low": None,
+                    "ci_high": None,
+                    "p": None,
+                    "n": 0,
+                    "reason": reason,
+                }
+            ]
+        cells[key] = run.name
+        if run.value(outcome) is not None:
+            values.append({**dict(zip([*levels, "seed"], key, strict=True)), "value": run.value(outcome)})
+    if not values:
+        return []
+    effects = factorial_effects(values, dict(levels))
+    return [{**dataclasses.asdict(effect), "factors": list(effect.factors)} for effect in effects]
+
+
+def _designs(runs: Sequence[RunRecord]) -> list[tuple[dict[str, tuple[str, str]], str | None]]:
+    """Designs among the runs: the factors' own levels, then each further pair of positions, of which only effects of
+    the positions are wanted."""
+    seen = {name: {run.factors.get(name) for run in runs} for name in FACTORS}
+    varied = {name: levels for name, levels in FACTORS.items() if seen[name] >= set(levels)}
+    designs: list[tuple[dict[str, tuple[str, str]], str | None]] = [(varied, None)] if varied else []
+    for pair in OTHER_POSITIONS:
+        if seen["position_enc"] >= set(pair):
+            designs.append(({**varied, "position_enc": pair}, "position_enc"))
+    return designs
+
+
+def _settings(run: RunRecord) -> dict[str, Any]:
+    config = {key: value for key, value in run.manifest.get("config", {}).items() if key not in _NOT_COMPARED}
+    return {key: value for key, value in flat(config).items() if not key.endswith(".seed")}
+
+
+def _by_option_settings(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Runs of equal settings by those settings, with a factor's own beside them where one option has several variants.
+
+    `attention=gqa attention.num_kv_heads=1` and `=2` are not two seeds of one condition.
+    """
+    own = {(run.folder, f): flat({f: run.manifest.get("config", {}).get(f) or {}}) for run in runs for f in FACTORS}
+    variants: dict[tuple[str, Any], set[str]] = {}
+    for run in runs:
+        for factor in FACTORS:
+            option = (factor, run.factors.get(factor))
+            variants.setdefault(option, set()).add(json.dumps(own[run.folder, factor], sort_keys=True))
+    parts: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        settings = _settings(run)
+        for factor in FACTORS:
+            if len(variants[factor, run.factors.get(factor)]) > 1:
+                settings |= own[run.folder, factor]
+        parts.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+    return parts
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys."""
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return out
+
+
+def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys to name groups by: those of whole choices (`mode.name` …) if they tell all apart, else up to three."""
+    every = dict.fromkeys(key for one in settings for key in one)
+    differing = [key for key in every if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    choices = [key for key in differing if key.endswith(".name")]
+    told_apart = len({tuple(str(one.get(key)) for key in choices) for one in settings}) == len(settings)
+    return choices if told_apart else (choices + [key for key in differing if key not in choices])[:3]
+
+
+def _short(key: str) -> str:
+    return key.removesuffix(".name")

@@ -1,0 +1,102 @@
+"""What every number in a report means: the analyses' own words from the runs' manifests, and what this package adds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from headdyn.core.run_folder import RunRecord
+from headdyn.report.numbers import number
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One metric: what it means, the range its values lie in, its unit."""
+
+    name: str
+    meaning: str
+    range: str = ""
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """The metrics of one analysis, under what the analysis says of itself."""
+
+    name: str
+    about: Markup
+    entries: tuple[Entry, ...]
+
+
+_WORDS = (
+    Entry("interval", "95 %, in square brackets: bootstrap (BCa) over the units named, Student's over seeds"),
+    Entry("null", "what chance gives for the same data; in italics, or a hollow diamond"),
+    Entry("p, q", "p-value, and the same after Benjamini–Hochberg over its family of tests"),
+    Entry("unit", "what was drawn independently: sequences within a run, trainings (seeds) for a factor"),
+    Entry(
+        "effect",
+        "mean at a factor's second level less mean at its first, within a seed; of two factors (×) half the difference "
+        "between one's effects at the other's two levels",
+    ),
+    Entry("matched loss", "two trainings compared where their held-out losses are nearest, not where their steps are"),
+    Entry("RoPE", "rotary positions"),
+    Entry("DroPE", "the RoPE model after rotation was taken out of every layer, and a short second training"),
+    Entry("RoPE-control", "the RoPE model after the same second training, rotation kept"),
+    Entry("NoPE", "trained without positions from the start"),
+    Entry("MHA, GQA", "a key/value head for each query head; one shared by several"),
+    Entry("topic, shuffled", "training meets its sequences sorted by their main topic; or in random order"),
+)
+# What the pipeline itself puts on record.
+_RUN = (
+    Entry("random_nats", "loss of uniform guessing, ln V", "0 …", "nats"),
+    Entry(
+        "mixture_nats",
+        "loss of the best topic-blind bigram, where a model waits before it infers topics",
+        "0 …",
+        "nats",
+    ),
+    Entry("floor_nats", "loss of the exact Bayes filter of the generating law: no model can do better", "0 …", "nats"),
+    Entry("train_passes", "how often training went through its corpus", "0 …", "passes"),
+    Entry("ended_in_pass", "share of its last pass that training had shown when it ended", "0 … 1"),
+    Entry("ended_in_topic", "main topic of the last sequence shown, under an ordering that follows topics"),
+    Entry("tokens_per_second", "training speed, evaluations and saving left out", "0 …", "tokens/s"),
+    Entry("seconds", "time of the training's updates alone", "0 …", "s"),
+    Entry("compiled", "whether the training step was compiled", "yes, no"),
+    Entry("recovered", "whether a recalibrated arm came back to its parent's loss, within a set distance", "yes, no"),
+)
+
+
+def chapters(runs: Iterable[RunRecord]) -> list[Chapter]:
+    """What the runs' analyses say of their metrics, each analysis once, after the words that serve all."""
+    about: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        about |= run.manifest.get("glossary", {})
+    found = [Chapter("Words", Markup(""), _WORDS), Chapter("training", Markup(""), _RUN)]
+    for name, part in about.items():
+        entries = tuple(
+            Entry(metric, m["meaning"], _range(m["low"], m["high"]), m["unit"]) for metric, m in part["metrics"].items()
+        )
+        found.append(Chapter(name, prose(part["about"]), entries))
+    return found
+
+
+def prose(docstring: str) -> Markup:
+    """An analysis's docstring as paragraphs, backquotes as code, without the sentences on what it raises."""
+    paragraphs = []
+    for text in docstring.split("\n\n"):
+        text = re.sub(r"\s*Raises \w+Error.*", "", " ".join(text.split()))
+        if text:
+            paragraphs.append(
+                Markup("<p>{}</p>").format(Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))))
+            )
+    return Markup("").join(paragraphs)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    return f"{'' if low is None else number(low)} … {'' if high is None else number(high)}".strip()

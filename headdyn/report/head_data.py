@@ -1,0 +1,158 @@
+"""What the page's script shows of a head: its statistics, its attention patterns, its course over snapshots."""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from headdyn.core.records import HeadTable
+from headdyn.report.sweep_record import Job
+
+PATTERNS = "patterns.safetensors"
+PATTERN_BYTES = 9_000_000  # of all patterns in a page, base64 included
+_COLUMNS = ("value", "ci_low", "ci_high", "null", "p", "q")
+
+# What makes a head worth a look: the role, and the metric whose largest value has it.
+ROLES: Mapping[str, str] = {
+    "most topic-selective": "selectivity",
+    "strongest previous-token": "previous_token",
+    "strongest induction": "induction",
+}
+
+
+def statistics(job: Job) -> dict[str, dict[str, Any]]:
+    """Every head metric of a run: `{metric: {value: [L][H], ci_low: …}}`, None where absent; empty columns left out."""
+    out: dict[str, dict[str, Any]] = {}
+    for metric in head_metrics(job.heads):
+        columns = {name: job.heads.matrix(metric, name) for name in _COLUMNS}
+        out[metric] = {name: _rounded(matrix) for name, matrix in columns.items() if not np.isnan(matrix).all()}
+        out[metric].setdefault("value", _rounded(columns["value"]))
+    return out
+
+
+def head_metrics(table: HeadTable) -> list[str]:
+    """The metrics that have a row for heads, in the table's order."""
+    with_head = table.table.filter(table.table["head"].is_valid())
+    return list(dict.fromkeys(with_head["metric"].to_pylist()))
+
+
+def courses(job: Job) -> dict[str, Any]:
+    """Head metrics over the steps at which snapshots of this run were analysed, the end included; {} without any."""
+    tables = {
+        int(path.stem.removeprefix("heads_step")): HeadTable.read(path) for path in _snapshot_tables(job.run.folder)
+    }
+    if not tables:
+        return {}
+    last = job.heads.table["step"].to_pylist()
+    if last:
+        tables[last[0]] = job.heads
+    steps = sorted(tables)
+    metrics = [m for m in head_metrics(job.heads) if any(m in head_metrics(t) for t in tables.values())]
+    shape = job.heads.matrix(metrics[0]).shape if metrics else (0, 0)
+    by_metric = {}
+    for metric in metrics:
+        matrices = [
+            tables[step].matrix(metric) if metric in head_metrics(tables[step]) else np.full(shape, np.nan)
+            for step in steps
+        ]
+        if sum(not np.isnan(m).all() for m in matrices) > 1:
+            by_metric[metric] = [_rounded(m) for m in matrices]
+    return {"steps": steps, "metrics": by_metric} if by_metric else {}
+
+
+def patterns(jobs: Sequence[Job], budget: int = PATTERN_BYTES) -> dict[int, dict[str, Any]]:
+    """Attention patterns by job number, as many sequences and heads as fit the budget; what was left out is said.
+
+    A head's patterns are the lower triangles of its sequences one after another, row by row, a byte each holding
+    255·√weight (so a weight w is off by at most 0.4 % · √w), deflated and in base64.
+    """
+    with_patterns = [job for job in jobs if (job.run.folder / PATTERNS).is_file()]
+    share = budget // max(1, len(with_patterns))
+    return {job.number: _patterns(job, share) for job in with_patterns}
+
+
+def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
+    """For one training: the head that has each role most, judged in its first arm (RoPE before what came of it)."""
+    first = next((job for job in siblings if not job.recalibrated), siblings[0])
+    there = head_metrics(first.heads)
+    found: dict[str, tuple[int, int]] = {}
+    for role, metric in ROLES.items():
+        if metric in there:
+            value_LH = first.heads.matrix(metric)
+            if not np.isnan(value_LH).all():
+                layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
+                found[role] = (int(layer), int(head))
+    return found
+
+
+def _patterns(job: Job, budget: int) -> dict[str, Any]:
+    with safe_open(job.run.folder / PATTERNS, framework="np") as file:
+        names = list(file.keys())
+        layers = sorted(int(match[1]) for match in (re.fullmatch(r"pattern\.(\d+)", name) for name in names) if match)
+        tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
+        rows, columns = np.tril_indices(tokens_NT.shape[1])
+        shade_X = {
+            (layer, head): np.rint(255 * np.sqrt(pattern_NHTT[:, head].astype(np.float32)[:, rows, columns])).astype(
+                np.uint8
+            )
+            for layer in layers
+            for pattern_NHTT in [file.get_tensor(f"pattern.{layer}")]
+            for head in range(pattern_NHTT.shape[1])
+        }
+    order = _telling_first(job, list(shade_X))
+    sequences, kept = len(tokens_NT), {}
+    while True:
+        kept = {f"{layer}.{head}": _packed(shade_X[layer, head][:sequences]) for layer, head in order}
+        if sum(map(len, kept.values())) <= budget or sequences == 1:
+            break
+        sequences = max(1, sequences // 2)
+    while len(kept) > 1 and sum(map(len, kept.values())) > budget:
+        kept.popitem()
+    left_out = []
+    if sequences < len(tokens_NT):
+        left_out.append(f"{sequences} of {len(tokens_NT)} sequences are here")
+    if len(kept) < len(order):
+        left_out.append(f"{len(kept)} of {len(order)} heads are here, the most telling ones")
+    names = job.run.manifest.get("corpus", {}).get("topic_names") or [
+        f"topic {i}" for i in range(int(topics_NT.max()) + 1)
+    ]
+    return {
+        "length": tokens_NT.shape[1],
+        "sequences": sequences,
+        "tokens": tokens_NT[:sequences].tolist(),
+        "topics": topics_NT[:sequences].tolist(),
+        "topic_names": list(names),
+        "heads": kept,
+        "left_out": "; ".join(left_out),
+    }
+
+
+def _telling_first(job: Job, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Heads by the best rank they have in any role, so that a budget drops the dullest."""
+    there = [metric for metric in ROLES.values() if metric in head_metrics(job.heads)]
+    ranks = []
+    for metric in there:
+        value_LH = np.nan_to_num(job.heads.matrix(metric), nan=-np.inf)
+        place_LH = np.empty(value_LH.size, int)
+        place_LH[np.argsort(-value_LH.ravel(), kind="stable")] = np.arange(value_LH.size)
+        ranks.append(place_LH.reshape(value_LH.shape))
+    return sorted(heads, key=lambda head: min((int(rank[head]) for rank in ranks), default=0))
+
+
+def _packed(shade: np.ndarray) -> str:
+    return base64.b64encode(zlib.compress(shade.tobytes(), 6)).decode()
+
+
+def _snapshot_tables(folder: Path) -> list[Path]:
+    return sorted(folder.glob("heads_step*.parquet"))
+
+
+def _rounded(matrix: np.ndarray) -> list[list[float | None]]:
+    return [[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in matrix]

@@ -1,0 +1,151 @@
+"""How numbers are written for a reader: as many digits as their interval supports, never more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ABSENT = "–"
+MINUS = "−"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantity:
+    """How a reader meets a scalar: its name, its unit after scaling (shares are read in percent), that of differences.
+
+    `places` are the decimals where no interval says how many the value supports.
+    """
+
+    label: str
+    unit: str
+    scale: float = 1.0
+    places: int = 3
+    difference: str = ""
+
+    @property
+    def of_differences(self) -> str:
+        """The unit of a difference between two values."""
+        return self.difference or self.unit
+
+    def spelled(self, scalar: Mapping[str, Any], *, signed: bool = False) -> str:
+        """`59.3 [58.9, 59.7]` in this quantity's unit, or a dash."""
+        if scalar.get("value") is not None and scalar.get("ci_low") is None:
+            return fixed(self.scale * scalar["value"], self.places, signed=signed)
+        return spelled(scalar, scale=self.scale, signed=signed)
+
+
+# The scalars of a run that tables and sentences are about, in the order they are read.
+QUANTITIES: Mapping[str, Quantity] = {
+    "loss_nats": Quantity(label="held-out loss", unit="nats"),
+    "gap_closed": Quantity(label="gap closed", unit="%", scale=100, places=1, difference="points"),
+    "within_ratio": Quantity(label="within-topic attention", unit="%", scale=100, places=1, difference="points"),
+    "selectivity": Quantity(label="topic selectivity", unit="points", scale=100, places=2),
+    "entropy_nats": Quantity(label="attention entropy", unit="nats"),
+    "probe_accuracy_middle": Quantity(
+        label="probe accuracy at the middle layer", unit="%", scale=100, places=1, difference="points"
+    ),
+    "sink_rate": Quantity(label="attention on position 0", unit="%", scale=100, places=1, difference="points"),
+    "specialisation": Quantity(label="specialisation", unit="share²", places=5),
+}
+
+
+# How a reader meets the levels of the factors; others are shown as they are spelled in a command.
+LEVELS: Mapping[str, str] = {
+    "mha": "MHA",
+    "gqa": "GQA",
+    "rope": "RoPE",
+    "drope": "DroPE",
+    "rope_control": "RoPE-control",
+    "nope": "NoPE",
+}
+
+
+def level(name: Any) -> str:
+    """A factor's level as a reader meets it."""
+    return LEVELS.get(str(name), str(name))
+
+
+def quantity(name: str) -> Quantity:
+    """How to show a scalar; one without an entry is shown under its own name, unscaled."""
+    return QUANTITIES.get(name) or Quantity(label=name, unit="")
+
+
+def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
+    """Decimals that an interval supports: two digits of its half-width where they start 10 to 35, else one.
+
+    Without an interval, four significant digits. (The rounding rule of the Review of Particle Physics.)
+    """
+    half = (high - low) / 2 if low is not None and high is not None else 0.0
+    if half > 0:
+        return min(6, max(0, -math.floor(math.log10(half / 3.55))))
+    return 3 if value == 0 else min(6, max(0, 3 - math.floor(math.log10(abs(value)))))
+
+
+def fixed(value: float | None, places: int, *, signed: bool = False) -> str:
+    """A number with so many decimals and a true minus sign; never −0. A dash where there is none."""
+    if value is None:
+        return ABSENT
+    text = f"{value:.{places}f}"
+    if float(text) == 0:
+        return text.lstrip("-")
+    return ("+" if signed and value > 0 else "") + text.replace("-", MINUS)
+
+
+def number(value: float | None) -> str:
+    """Up to four significant digits, thousands apart, powers of ten for the very small."""
+    if value is None:
+        return ABSENT
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value == int(value) and abs(value) < 1e12:
+        return f"{int(value):,}".replace(",", " ").replace("-", MINUS)
+    if abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS)
+    return fixed(value, decimals(value))
+
+
+def p_value(p: float | None) -> str:
+    """`0.032`, `< 0.001`."""
+    if p is None:
+        return ABSENT
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
+
+
+def spelled(
+    scalar: Mapping[str, Any] | None, *, scale: float = 1.0, signed: bool = False, interval: bool = True
+) -> str:
+    """`0.412 [0.405, 0.419]`, or the value alone where it has no interval."""
+    if scalar is None or scalar.get("value") is None:
+        return ABSENT
+    value, low, high = (None if scalar.get(k) is None else scale * scalar[k] for k in ("value", "ci_low", "ci_high"))
+    assert value is not None
+    places = decimals(value, low, high)
+    text = fixed(value, places, signed=signed)
+    if interval and low is not None and high is not None:
+        text += f" [{fixed(low, places, signed=signed)}, {fixed(high, places, signed=signed)}]"
+    return text
+
+
+def duration(seconds: float | None) -> str:
+    """`8.3 s`, `2 min 05 s`, `1 h 20 min`."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 0.05:
+        return "< 0.1 s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def count(n: int, thing: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -1,0 +1,196 @@
+"""Quality control: what must hold in any sweep, checked on its records and said whether it does or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from headdyn.report.numbers import count, fixed, listed, spelled
+from headdyn.report.sweep_record import Job, SweepRecord
+
+Verdict = Literal["ok", "note", "fails"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what was asked, how it came out, and the facts."""
+
+    question: str
+    verdict: Verdict
+    facts: str
+
+
+def checks(sweep: SweepRecord) -> list[Check]:
+    """Every check that the records allow, those that fail first."""
+    jobs = sweep.complete
+    found = [_complete(sweep)]
+    if jobs:
+        found += [*_floor(jobs), *_ranges(jobs), *_identity(jobs), _seeds(jobs), *_absent(jobs), *_tests(jobs)]
+        found += [_trainings(jobs), *_same(jobs), *_corpora(jobs)]
+    found += [Check("Records used once?", "note", note) for note in sweep.notes]
+    return sorted(found, key=lambda check: ("fails", "note", "ok").index(check.verdict))
+
+
+def run_checks(job: Job) -> list[Check]:
+    """The checks that make sense of one run."""
+    jobs = [job]
+    found = [*_floor(jobs), *_ranges(jobs), *_identity(jobs), *_absent(jobs), *_tests(jobs), *_recovered(job)]
+    return sorted(found, key=lambda check: ("fails", "note", "ok").index(check.verdict))
+
+
+def _recovered(job: Job) -> list[Check]:
+    if not job.recalibrated:
+        return []
+    facts = job.run.scalars["recalibration"]
+    losses = {int(step): loss for step, loss in facts["val_loss_nats"].items()}
+    text = (
+        f"{facts['parent_loss_nats']:.3f} nats before the change, {losses[0]:.3f} right after, "
+        f"{losses[facts['steps']]:.3f} after {count(facts['steps'], 'step')}"
+    )
+    return [Check("Did it recover from the positional change?", "ok" if facts["recovered"] else "note", text)]
+
+
+def _complete(sweep: SweepRecord) -> Check:
+    done = f"{len(sweep.complete)} of {count(len(sweep.jobs), 'job')}"
+    if not sweep.failed:
+        return Check("Did every job finish?", "ok", done)
+    return Check("Did every job finish?", "fails", f"{done}; not: {listed([job.label for job in sweep.failed])}")
+
+
+def _floor(jobs: Sequence[Job]) -> list[Check]:
+    """No model may beat exact inference beyond sampling error: else the floor or the loss is wrong."""
+    told = [job for job in jobs if job.scalar("excess_nats").get("value") is not None]
+    if not told:
+        return []
+    beaten = [job for job in told if job.scalar("excess_nats").get("ci_high", job.scalar("excess_nats")["value"]) < 0]
+    least = min(told, key=lambda job: job.scalar("excess_nats")["value"])
+    facts = f"the nearest, {least.label}, is {spelled(least.scalar('excess_nats'))} nats above it on the same sequences"
+    if beaten:
+        facts = f"beaten by {listed([job.label for job in beaten])}: the floor or the loss must be wrong; {facts}"
+    return [Check("Does any model beat the Bayes floor?", "fails" if beaten else "ok", facts)]
+
+
+def _ranges(jobs: Sequence[Job]) -> list[Check]:
+    """Every value within the range its metric declares."""
+    outside, seen = [], 0
+    for job in jobs:
+        ranges = {n: m for part in job.run.manifest.get("glossary", {}).values() for n, m in part["metrics"].items()}
+        for row in job.heads.rows():
+            declared = ranges.get(row["metric"])
+            if declared is None or row["value"] is None:
+                continue
+            seen += 1
+            low, high = declared["low"], declared["high"]
+            if (low is not None and row["value"] < low - 1e-9) or (high is not None and row["value"] > high + 1e-9):
+                outside.append(f"{job.label} {row['metric']} = {row['value']:.4g}")
+    if not seen:
+        return []
+    question = "Does every value lie in the range its metric declares?"
+    if outside:
+        return [Check(question, "fails", f"{len(outside)} of {seen} do not: {'; '.join(outside[:5])}")]
+    return [Check(question, "ok", f"all {seen} values")]
+
+
+def _identity(jobs: Sequence[Job]) -> list[Check]:
+    """Whether single tokens give the topic away: then a topic probe needs no context, and attention no content."""
+    told = {}
+    for job in jobs:
+        token, majority = (job.scalar(f"probe_{name}") for name in ("token_identity", "majority"))
+        if token.get("value") is not None and majority.get("value") is not None:
+            told[job.run.manifest.get("stages", {}).get("corpus", {}).get("key")] = (job, token, majority)
+    found = []
+    for job, token, majority in told.values():
+        chance = token["value"] <= majority.get("ci_high", majority["value"])
+        generator = job.run.manifest.get("corpus", {}).get("facts", {}).get("generator")
+        facts = (
+            f"the token alone gives the topic {spelled(token, scale=100)} % of the time, the commonest topic is right "
+            f"{spelled(majority, scale=100)} %"
+        )
+        if not chance and generator == "seed":
+            facts += (
+                "; generator=seed boosts a topic's own tokens, a known defect of the study, kept under protocol=seed"
+            )
+        found.append(Check("Do single tokens tell the topic?", "ok" if chance else "note", facts))
+    return found
+
+
+def _seeds(jobs: Sequence[Job]) -> Check:
+    seeds = sorted({str(job.factors.get("seed")) for job in jobs})
+    question = "Are there enough seeds for intervals of factors?"
+    if len(seeds) < 2:
+        facts = f"one seed ({seeds[0]}): values without intervals; add seed=0,1,2 to the same command"
+        return Check(question, "note", facts)
+    return Check(question, "ok", f"{len(seeds)} seeds ({', '.join(seeds)})")
+
+
+def _absent(jobs: Sequence[Job]) -> list[Check]:
+    """Numbers without a value, with their reasons: never shown as 0."""
+    reasons: dict[str, list[str]] = {}
+    for job in jobs:
+        for name, scalar in job.run.scalars.items():
+            if isinstance(scalar, dict) and "reason" in scalar and scalar.get("value") is None:
+                reasons.setdefault(f"{name}: {scalar['reason']}", []).append(job.label)
+        for row in job.heads.rows():
+            if row["value"] is None and row["layer"] is not None:
+                reasons.setdefault(f"{row['metric']} of heads or layers: {row['reason']}", []).append(job.label)
+    if not reasons:
+        return [Check("Is any number absent?", "ok", "none")]
+    facts = "; ".join(f"{what} ({len(where)} in {count(len(set(where)), 'run')})" for what, where in reasons.items())
+    return [Check("Is any number absent?", "note", facts)]
+
+
+def _tests(jobs: Sequence[Job]) -> list[Check]:
+    p = [row["p"] for job in jobs for row in job.heads.rows() if row["p"] is not None]
+    if not p:
+        return []
+    low = sum(value < 0.05 for value in p)
+    facts = (
+        f"{count(len(p), 'p-value')} of heads, layers and models in all; {low} are below 0.05, and "
+        f"{fixed(0.05 * len(p), 0)} would be by chance alone if nothing were there. "
+        "q-values are per analysis and run (Benjamini–Hochberg)"
+    )
+    return [Check("How many tests were made?", "note", facts)]
+
+
+def _trainings(jobs: Sequence[Job]) -> Check:
+    keys = {job.training for job in jobs}
+    facts = f"{count(len(jobs), 'complete run')} stand on {count(len(keys), 'training')}"
+    if len(keys) < len(jobs):
+        facts += ": arms that differ only in what became of the positions share one"
+    return Check("Which runs share a training?", "ok", facts)
+
+
+def _same(jobs: Sequence[Job]) -> list[Check]:
+    """Whether all runs come from the same code, versions and kind of machine."""
+    found = []
+    for what, facts in {
+        "code": [job.run.manifest.get("git") or "not from a checkout" for job in jobs],
+        "package versions": [_pairs(job.run.manifest.get("versions", {})) for job in jobs],
+        "device and precision": [_pairs(job.run.manifest.get("machine", {}), "device", "precision") for job in jobs],
+    }.items():
+        distinct = sorted(set(facts))
+        dirty = what == "code" and any(fact.endswith("+") for fact in distinct)
+        text = " | ".join(distinct) + ("; + means uncommitted changes" if dirty else "")
+        found.append(Check(f"The same {what} everywhere?", "ok" if len(distinct) == 1 and not dirty else "note", text))
+    return found
+
+
+def _corpora(jobs: Sequence[Job]) -> list[Check]:
+    keys: dict[tuple[str, Any], set[str]] = {}
+    for job in jobs:
+        stage = job.run.manifest.get("stages", {}).get("corpus")
+        if stage:
+            keys.setdefault((job.group, job.factors.get("seed")), set()).add(stage["key"])
+    if not keys:
+        return []
+    question = "Do all runs of a seed see the same corpus?"
+    mixed = [f"seed {seed}" for (_, seed), found in keys.items() if len(found) > 1]
+    if mixed:
+        return [Check(question, "fails", f"not in {listed(mixed)}: their differences are also the corpora's")]
+    corpora = len(set().union(*keys.values()))
+    return [Check(question, "ok", f"{corpora} corpora" if corpora != 1 else "one corpus in all")]
+
+
+def _pairs(facts: dict[str, Any], *only: str) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items() if value and (not only or name in only))

@@ -1,0 +1,296 @@
+"""A sweep as its folder tells it: every job, finished or not, and what was computed over them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from headdyn.core.figures import PALETTE
+from headdyn.core.records import HeadTable, write_json
+from headdyn.core.run_folder import MANIFEST, RunRecord
+from headdyn.report.charts import Style
+from headdyn.report.effects import FACTORS, comparable, factor_effects, pooled
+from headdyn.report.numbers import level
+
+SWEEP, EFFECTS, MATCHED = "sweep.json", "effects.json", "matched_loss.json"
+
+# What is told by colour first, by dashes next, by the mark's shape last.
+_CHANNELS = ("data_ordering", "attention", "position_enc", "group", "protocol", "mode", "model", "data", "seed")
+_LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3")
+_MARKS = ("circle", "square", "up")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its record, the factors it was started with, its place in the sweep, and how it is named and drawn."""
+
+    number: int
+    run: RunRecord
+    factors: Mapping[str, Any]
+    label: str
+    group: str
+    style: Style
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run finished."""
+        return self.run.status == "complete"
+
+    @cached_property
+    def heads(self) -> HeadTable:
+        """The run's head table, read once."""
+        return self.run.heads()
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Sequence[tuple[int, float]]]:
+        """The run's metrics.jsonl, read once."""
+        return self.run.metrics()
+
+    @property
+    def training(self) -> str:
+        """Names the training the run stands on: arms of one training share it."""
+        stage = self.run.manifest.get("stages", {}).get("training")
+        return stage["key"] if stage else self.run.name
+
+    @property
+    def recalibrated(self) -> bool:
+        """Whether a positional change, and a second training, followed the training."""
+        return "recalibration" in self.run.scalars
+
+    def scalar(self, name: str) -> Mapping[str, Any]:
+        """A scalar with what stands beside it; `reason` where the run lacks it."""
+        found = self.run.scalars.get(name)
+        if found is None:
+            return (
+                {"reason": f"the run recorded no {name}"}
+                if self.complete
+                else {"reason": f"the run is {self.run.status}"}
+            )
+        return found if isinstance(found, Mapping) else {"value": found}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRecord:
+    """A sweep folder's records. `pairs` are contrasts of the orderings at matched loss, `pooled` the same over seeds.
+
+    `sources` names the sweeps that a merged one was made of.
+    """
+
+    folder: Path
+    name: str
+    jobs: Sequence[Job]
+    effects: Sequence[Mapping[str, Any]]
+    pairs: Sequence[Mapping[str, Any]]
+    pooled: Sequence[Mapping[str, Any]]
+    command: str | None = None
+    written: str | None = None
+    sources: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def complete(self) -> list[Job]:
+        """The jobs whose runs finished."""
+        return [job for job in self.jobs if job.complete]
+
+    @property
+    def failed(self) -> list[Job]:
+        """The jobs that failed, were stopped, or never started."""
+        return [job for job in self.jobs if not job.complete]
+
+    @property
+    def groups(self) -> list[str]:
+        """The names of the groups of comparable runs; one group's name is empty."""
+        return list(dict.fromkeys(job.group for job in self.complete))
+
+    @property
+    def varied(self) -> dict[str, list[str]]:
+        """The factors in which jobs differ, with their levels in the order met; the filter's choices."""
+        levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in _LABELLED}
+        varied = {name: seen for name, seen in levels.items() if len(seen) > 1}
+        return varied | ({"group": self.groups} if len(self.groups) > 1 else {})
+
+    @property
+    def siblings(self) -> list[list[Job]]:
+        """Complete jobs by the training they stand on, so that a head is the same head in all of them."""
+        by_training: dict[str, list[Job]] = {}
+        for job in self.complete:
+            by_training.setdefault(job.training, []).append(job)
+        return list(by_training.values())
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepRecord:
+        """Raises ValueError for a folder that is no finished sweep's."""
+        content = sweep_json(folder)
+        runs = [(RunRecord.read(folder / job.get("folder", job["name"])), job["factors"]) for job in content["jobs"]]
+        matched = _json(folder / MATCHED, {"pairs": [], "pooled": []})
+        return cls(
+            folder=folder,
+            name=content["name"],
+            jobs=_jobs(runs),
+            effects=_json(folder / EFFECTS, []),
+            pairs=matched["pairs"],
+            pooled=matched["pooled"],
+            command=content.get("command"),
+            written=content.get("written"),
+            sources=content.get("sources", ()),
+            notes=content.get("notes", ()),
+        )
+
+
+def single_job(folder: Path) -> Job:
+    """A run by itself. Raises ValueError for a folder that is no run's, or whose run did not finish."""
+    if not is_run(folder):
+        raise ValueError(f"{folder} is no run's folder: it has no {MANIFEST} of a run")
+    run = RunRecord.read(folder.resolve())
+    if run.status != "complete":
+        error = run.manifest.get("error", "its record says no more")
+        raise ValueError(f"{folder} is {run.status}, not complete: {error}; run its command again, then the report")
+    return _jobs([(run, run.factors)])[0]
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether the folder is a sweep's that has ended."""
+    return (folder / SWEEP).is_file()
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder is a run's, finished or not."""
+    return (folder / MANIFEST).is_file() and "factors" in _json(folder / MANIFEST, {})
+
+
+def sweep_json(folder: Path) -> dict[str, Any]:
+    """The sweep's own record. Raises ValueError for an unfinished or a foreign folder."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give a run's (outputs/RUN) or a sweep's (multirun/SWEEP)")
+    if is_sweep(folder):
+        content = _json(folder / SWEEP, {})
+        if not isinstance(content, dict) or not {"name", "jobs"} <= set(content):
+            raise ValueError(f"{folder / SWEEP} is not a sweep's record: it lacks name or jobs")
+        return content
+    runs = [path.parent.name for path in folder.glob(f"*/{MANIFEST}") if is_run(path.parent)]
+    if runs:
+        raise ValueError(
+            f"{folder} is an unfinished sweep: {len(runs)} run folders, but no {SWEEP}; the same command finishes it "
+            "(complete runs are kept), or give the run folders themselves"
+        )
+    raise ValueError(f"{folder} holds neither a run ({MANIFEST}) nor a sweep ({SWEEP})")
+
+
+def matched_pairs(folder: Path) -> list[dict[str, Any]]:
+    """The contrasts at matched loss that a sweep's folder holds; none where it was not made."""
+    return _json(folder / MATCHED, {"pairs": []})["pairs"]
+
+
+def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
+    """Write effects.json and matched_loss.json of the jobs that sweep.json names, from their records."""
+    content = sweep_json(folder)
+    runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
+    group_of = {run.name: group for group, members in comparable(runs).items() for run in members}
+    told = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
+    write_json(folder / EFFECTS, factor_effects(runs))
+    write_json(folder / MATCHED, {"pairs": told, "pooled": pooled(told)})
+
+
+def merge(folders: Sequence[Path], out: Path) -> None:
+    """One sweep record at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
+
+    A run that two of them hold is taken once, the complete one. Raises ValueError as `sweep_json` does, for an
+    unfinished run, and where `out` is one of the folders.
+    """
+    if any(out.resolve() == folder.resolve() for folder in folders):
+        raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
+    jobs: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, dict[str, Any]] = {}
+    sources, notes = [], []
+    for folder in folders:
+        if is_run(folder):
+            content: dict[str, Any] = {
+                "name": folder.name,
+                "jobs": [{"name": ".", "factors": RunRecord.read(folder).factors}],
+            }
+        else:
+            content = sweep_json(folder)
+        sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
+        for job in content["jobs"]:
+            run = RunRecord.read((folder / job.get("folder", job["name"])).resolve())
+            entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
+            if run.name in jobs:
+                notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
+                if RunRecord.read(out / jobs[run.name]["folder"]).status == "complete":
+                    continue
+            jobs[run.name] = entry
+        for pair in matched_pairs(folder):
+            pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
+    out.mkdir(parents=True, exist_ok=True)
+    merged = {
+        "name": out.name,
+        "command": None,
+        "written": now(),
+        "jobs": list(jobs.values()),
+        "sources": sources,
+        "notes": list(dict.fromkeys(notes)),
+    }
+    write_json(out / SWEEP, merged)
+    rewrite(out, list(pairs.values()))
+
+
+def now() -> str:
+    """The time for a record, UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
+    group_of = {run.folder: group for group, members in comparable([r for r, _ in runs]).items() for run in members}
+    groups = list(dict.fromkeys(group_of.values()))
+    factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
+    varied = [name for name in _LABELLED if len({str(f.get(name)) for f in factors}) > 1]
+    labels = [
+        " ".join(_word(name, f.get(name)) for name in varied) or run.name
+        for f, (run, _) in zip(factors, runs, strict=True)
+    ]
+    if len(groups) > 1:
+        labels = [f"{label} ({f['group']})" if f["group"] else label for label, f in zip(labels, factors, strict=True)]
+    labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
+    styles = _styles(factors)
+    return [
+        Job(number, run, given, labels[number], group_of.get(run.folder, ""), styles[number])
+        for number, (run, given) in enumerate(runs)
+    ]
+
+
+def _word(factor: str, name: Any) -> str:
+    return f"s{name}" if factor == "seed" else level(name)
+
+
+def _styles(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
+    """A look for every job: the first varied factor gives the colour, the second the dashes, the third the mark."""
+    levels = {name: _ordered(name, [str(f.get(name)) for f in factors]) for name in _CHANNELS}
+    told = [name for name in _CHANNELS if len(levels[name]) > 1]
+    places = [[levels[name].index(str(f.get(name))) for name in told] + [0, 0, 0] for f in factors]
+    return [
+        Style(PALETTE[colour % len(PALETTE)], _DASHES[dash % len(_DASHES)], _MARKS[mark % len(_MARKS)])
+        for colour, dash, mark, *_ in places
+    ]
+
+
+def _ordered(name: str, levels: Sequence[str]) -> list[str]:
+    """Levels with the factor's low and high first, so that a level looks the same in every sweep."""
+    seen = dict.fromkeys(levels)
+    return [known for known in FACTORS.get(name, ()) if known in seen] + [
+        v for v in seen if v not in FACTORS.get(name, ())
+    ]
+
+
+def _relative(folder: Path, start: Path) -> str:
+    return os.path.relpath(folder.resolve(), start.resolve())
+
+
+def _json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default

@@ -1,0 +1,316 @@
+"""What a sweep's numbers say, in sentences computed from its records: values, intervals and numbers of units.
+
+A sentence about a factor has training runs (seeds) as its units: with one seed it gives the value and says that there
+can be no interval. A sentence about one run has sequences as its units. Where an interval holds 0 the sentence says
+that no effect was detected, never that there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from headdyn.report.effects import FACTORS, effect_name, simple_effect
+from headdyn.report.numbers import count, fixed, listed, p_value, quantity, spelled
+from headdyn.report.sweep_record import Job, SweepRecord
+
+ABOUT_HEADS = ("selectivity", "within_ratio", "probe_accuracy_middle")
+ONE_SEED = "One seed gives a value but no interval, since the unit of a claim about a factor is a training."
+_CONTRASTS = {
+    "data_ordering": "Topic-ordered less shuffled training",
+    "attention": "GQA less MHA",
+    "position_enc": "DroPE less RoPE",
+}
+_QUESTIONS = {
+    "data_ordering": "Does the order of the data matter?",
+    "position_enc": "Does dropping positions (DroPE) matter?",
+    "attention": "Do grouped queries (GQA) matter?",
+}
+_INSTRUMENTS = {"selectivity": "raw attention", "probe_accuracy_middle": "probes"}
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A question with its answer: the first sentence is the one to read if only one is, the others are its details.
+
+    `group` names the group of comparable runs that the answer is about; "" where there is one.
+    """
+
+    question: str
+    sentences: Sequence[str]
+    group: str = ""
+
+
+def statements(sweep: SweepRecord) -> list[Statement]:
+    """Every question the sweep's records can answer, group by group."""
+    found = []
+    for group in sweep.groups:
+        jobs = [job for job in sweep.complete if job.group == group]
+        effects, pairs, pooled = (
+            [row for row in rows if row.get("group", "") == group]
+            for rows in (sweep.effects, sweep.pairs, sweep.pooled)
+        )
+        answers = [
+            ("Did the models learn?", learning(jobs)),
+            *((question, factor(name, effects)) for name, question in _QUESTIONS.items()),
+            ("Do the factors interact?", interactions(effects)),
+            ("Do the orderings differ at matched loss?", matched(pairs, pooled)),
+            ("Did the DroPE arms recover?", recovery(jobs)),
+            ("Does topic order leave topic-selective attention after DroPE?", after_drope(jobs)),
+        ]
+        found += [Statement(question, sentences, group) for question, sentences in answers if sentences]
+    return found
+
+
+def learning(jobs: Sequence[Job]) -> list[str]:
+    """Whether each training left the loss of the topic-blind mixture, when, and how much of the gap it closed."""
+    told = [job for job in jobs if not job.recalibrated and job.scalar("loss_nats").get("value") is not None]
+    trainings = list({job.training: job for job in told}.values())
+    judged = [job for job in trainings if job.run.value("mixture_nats") is not None]
+    sentences = []
+    if judged:
+        orderings = dict.fromkeys(str(job.factors.get("data_ordering")) for job in judged)
+        of = {name: [job for job in judged if str(job.factors.get("data_ordering")) == name] for name in orderings}
+        left = [f"{sum(map(_below_plateau, same))} of {len(same)} {name}" for name, same in of.items()]
+        sentences.append(
+            f"Of the trainings, {listed(left)} ones left the topic-blind plateau, the loss of the best bigram mixture."
+        )
+    elif trainings:
+        sentences.append("There is no exact law to judge these trainings by; their losses beside simple references:")
+    for job in trainings:
+        ended = f"{job.label}: ended at {spelled(job.scalar('loss_nats'))} nats"
+        if job.scalar("gap_closed").get("value") is not None:
+            closed = spelled(job.scalar("gap_closed"), scale=100)
+            ended += f", having closed {closed} % of the gap from uniform guessing to the Bayes floor"
+        sentences.append(f"{ended} ({_units(job.scalar('loss_nats'))}); {_beside(job)}.")
+    return sentences
+
+
+def factor(name: str, effects: Sequence[Row]) -> list[str]:
+    """A factor's main effects on what heads and residual stream know of topics, and on the loss."""
+    rows = {
+        row["outcome"]: row
+        for row in effects
+        if row["factors"] == [name] and row["levels"][name] == list(FACTORS[name])
+    }
+    told = [rows[outcome] for outcome in (*ABOUT_HEADS, "loss_nats") if outcome in rows]
+    there = [row for row in told if row["value"] is not None]
+    if not told:
+        return []
+    sentences = _answer(there, f"{_CONTRASTS[name]}, averaged over the other factors")
+    sentences += [f"{_name(row['outcome'])}: absent, {row['reason']}." for row in told if row["value"] is None]
+    if name == "position_enc":
+        sentences += _against_control(effects)
+    return sentences
+
+
+def interactions(effects: Sequence[Row]) -> list[str]:
+    """Interactions of the factors on topic selectivity, within ratio and probes: those whose interval excludes 0."""
+    rows = [
+        row
+        for row in effects
+        if len(row["factors"]) > 1
+        and row["outcome"] in ABOUT_HEADS
+        and row["value"] is not None
+        and all(row["levels"][name] == list(FACTORS[name]) for name in row["factors"])
+    ]
+    if not rows:
+        return []
+    if all(row["n"] < 2 for row in rows):
+        return [f"{ONE_SEED} The values are in the table of effects."]
+    clear = [row for row in rows if _excludes_zero(row)]
+    outcomes = listed(
+        [_name(outcome, lower=True) for outcome in ABOUT_HEADS if any(r["outcome"] == outcome for r in rows)]
+    )
+    kept = sum(row.get("q") is not None and row["q"] < 0.05 for row in clear)
+    head = (
+        f"{len(clear)} of {len(rows)} interactions on {outcomes} have an interval that excludes 0 "
+        f"({count(max(row['n'] for row in rows), 'seed')}), {kept} of them with q < 0.05."
+    )
+    return [head, *(f"{effect_name(row)}, {_effect(row)}." for row in clear)]
+
+
+def matched(pairs: Sequence[Row], pooled: Sequence[Row]) -> list[str]:
+    """Topic-ordered against shuffled training at nearly equal held-out loss."""
+    told = {row["outcome"]: row for row in pooled}
+    rows = [told[outcome] for outcome in ABOUT_HEADS if outcome in told and told[outcome].get("value") is not None]
+    if not rows:
+        return []
+    apart = [abs(pair["loss_difference"]) for pair in pairs]
+    sentences = _answer(
+        rows, "At the snapshots nearest in loss, topic-ordered less shuffled training, averaged over pairs"
+    )
+    return [*sentences, f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."]
+
+
+def recovery(jobs: Sequence[Job]) -> list[str]:
+    """Whether each recalibrated arm came back to its parent's held-out loss."""
+    arms = [job for job in jobs if job.recalibrated and job.factors.get("position_enc") == "drope"]
+    if not arms:
+        return []
+    facts_of = {job.number: job.run.scalars["recalibration"] for job in arms}
+    back = [job for job in arms if facts_of[job.number]["recovered"]]
+    limits = {facts.get("recovered_within_nats") for facts in facts_of.values()}
+    limit = limits.pop() if len(limits) == 1 else None
+    within = "" if limit is None else f" to within {limit:g} nats of the loss before the drop"
+    warning = "" if len(back) == len(arms) else "; what is said of the others is said of damaged models"
+    sentences = [f"{len(back)} of {count(len(arms), 'DroPE arm')} recovered{within}{warning}."]
+    for job in arms:
+        facts = facts_of[job.number]
+        losses = {int(step): loss for step, loss in facts["val_loss_nats"].items()}
+        verdict = "recovered" if facts["recovered"] else "not recovered"
+        sentences.append(
+            f"{job.label}: {facts['parent_loss_nats']:.3f} nats with RoPE, {losses[0]:.3f} right after the drop, "
+            f"{losses[facts['steps']]:.3f} after {count(facts['steps'], 'recalibration step')}: {verdict}."
+        )
+    return sentences
+
+
+def after_drope(jobs: Sequence[Job]) -> list[str]:
+    """The ordering's effect where positions are dropped, by raw attention and by probes, and every arm's own figure."""
+    arms = [job for job in jobs if job.factors.get("position_enc") == "drope"]
+    if not {job.factors.get("data_ordering") for job in arms} >= {"shuffled", "topic"}:
+        return []
+    details, rows = [], []
+    for outcome, instrument in _INSTRUMENTS.items():
+        row = simple_effect([job.run for job in arms], "data_ordering", outcome)
+        if row is None:
+            reasons = dict.fromkeys(str(job.scalar(outcome).get("reason")) for job in arms)
+            details.append(f"By {instrument}: absent, {listed(list(reasons))}.")
+        elif row["value"] is None:
+            details.append(f"By {instrument}: absent, {row['reason']}.")
+        else:
+            rows.append({**row, "outcome": outcome})
+        for ordering in ("topic", "shuffled"):
+            same = [job for job in arms if job.factors.get("data_ordering") == ordering]
+            told = [_arm(job, outcome, jobs) for job in same if job.scalar(outcome).get("value") is not None]
+            if told:
+                details.append(f"By {instrument}, {ordering}: {'; '.join(told)}.")
+    if not rows:
+        return details
+    differences = listed(
+        [
+            f"{_difference(row)} of {_name(row['outcome'], lower=True)} (by {_INSTRUMENTS[row['outcome']]})"
+            for row in rows
+        ]
+    )
+    seeds = max(row["n"] for row in rows)
+    head = f"After DroPE, topic-ordered less shuffled training is {differences}"
+    if seeds < 2:
+        return [f"{ONE_SEED} {head}.", *details]
+    return [f"{_verdict(rows)} {head}, {count(seeds, 'seed')}.", *details]
+
+
+def _answer(rows: Sequence[Row], contrast: str) -> list[str]:
+    """Effects on several outcomes: one sentence where there is one seed, else a verdict and a sentence each."""
+    if not rows:
+        return []
+    seeds = max(row["n"] for row in rows)
+    if seeds < 2:
+        values = ", ".join(f"{_name(row['outcome'], lower=True)} {_difference(row)}" for row in rows)
+        return [f"{ONE_SEED} {contrast}: {values}."]
+    return [f"{_verdict(rows)} {contrast}, {count(seeds, 'seed')}:", *(f"{_effect(row)}." for row in rows)]
+
+
+def _against_control(effects: Sequence[Row]) -> list[str]:
+    """DroPE against RoPE that trained on for as long, or that this sweep has no such arm."""
+    rows = [
+        row
+        for row in effects
+        if row["factors"] == ["position_enc"]
+        and row["levels"]["position_enc"] == ["rope_control", "drope"]
+        and row["outcome"] in ABOUT_HEADS
+        and row["value"] is not None
+    ]
+    if not rows:
+        return [
+            "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this "
+            "sweep, would tell the two apart."
+        ]
+    return [f"Against RoPE with the same extra training, {_effect(row)}." for row in rows]
+
+
+def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
+    """One arm's figure after the drop, with what it stands against, and the same before the drop."""
+    scalar, q = job.scalar(outcome), quantity(outcome)
+    text = f"{job.label} {spelled(scalar, scale=q.scale)} {q.unit}"
+    if outcome == "selectivity":
+        rows = [r for r in job.heads.where(metric=outcome).rows() if r["head"] is not None and r["q"] is not None]
+        if rows:
+            selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
+            text += f", {selective} of {len(rows)} heads above 0 at q < 0.05"
+    else:
+        if scalar.get("null") is not None:
+            text += f", best baseline {fixed(q.scale * scalar['null'], 1)} %"
+        ceiling = job.scalar("probe_ceiling").get("value")
+        if ceiling is not None:
+            text += f", Bayes ceiling {fixed(q.scale * ceiling, 1)} %"
+    for other in jobs:
+        before = other.scalar(outcome).get("value")
+        if other.training == job.training and other.factors.get("position_enc") == "rope" and before is not None:
+            text += f" (before the drop {fixed(q.scale * before, q.places)})"
+    return text
+
+
+def _below_plateau(job: Job) -> bool:
+    loss, mixture = job.scalar("loss_nats"), job.run.value("mixture_nats")
+    assert mixture is not None
+    return bool(loss.get("ci_high", loss["value"]) < mixture)
+
+
+def _beside(job: Job) -> str:
+    """Between which evaluations the held-out loss left the plateau for good; without one, simple references."""
+    mixture, series = job.run.value("mixture_nats"), job.metrics.get("val_loss_nats", [])
+    if mixture is None:
+        known = {name: job.run.value(f"{name}_nats") for name in ("random", "unigram", "bigram", "trigram")}
+        return ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None) or "no references"
+    if not _below_plateau(job):
+        return f"not clear of the plateau at {mixture:.3f} nats"
+    above = [step for step, loss in series if loss >= mixture]
+    below = [step for step, loss in series if loss < mixture and (not above or step > above[-1])]
+    if not above or not below:
+        return f"below the plateau at {mixture:.3f} nats"
+    return f"below the plateau at {mixture:.3f} nats for good since between steps {above[-1]} and {below[0]}"
+
+
+def _verdict(rows: Iterable[Row]) -> str:
+    """`The interval excludes 0 for …; no effect detected on …, whose interval holds 0.`"""
+    rows = list(rows)
+    clear = [_name(row["outcome"], lower=True) for row in rows if _excludes_zero(row)]
+    rest = [_name(row["outcome"], lower=True) for row in rows if not _excludes_zero(row)]
+    parts = [f"The interval excludes 0 for {listed(clear)}."] if clear else []
+    if rest:
+        parts.append(f"No effect detected on {listed(rest)}: the interval holds 0.")
+    return " ".join(parts)
+
+
+def _excludes_zero(row: Row) -> bool:
+    return row.get("ci_low") is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
+
+
+def _effect(row: Row) -> str:
+    """`topic selectivity −3.1 [−5.2, −1.0] points (p = 0.02, q = 0.05)`."""
+    tests = [_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None]
+    return f"{_name(row['outcome'], lower=True)} {_difference(row)}" + (f" ({', '.join(tests)})" if tests else "")
+
+
+def _test(name: str, value: float) -> str:
+    text = p_value(value)
+    return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"
+
+
+def _difference(row: Row) -> str:
+    q = quantity(row["outcome"])
+    return f"{q.spelled(row, signed=True)} {q.of_differences}"
+
+
+def _name(outcome: str, *, lower: bool = False) -> str:
+    label = quantity(outcome).label
+    return label if lower else label[0].upper() + label[1:]
+
+
+def _units(scalar: Row) -> str:
+    return count(scalar["n"], scalar["unit"]) if scalar.get("n") else "units not recorded"

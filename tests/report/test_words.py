@@ -1,0 +1,107 @@
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headdyn.report.sweep_record import SweepRecord
+from headdyn.report.words import ONE_SEED, statements
+from tests.report.folders import matrix, measured, run, sweep
+from tests.report.test_effects import selectivity
+
+
+def answers(folder: Path) -> dict[str, list[str]]:
+    return {s.question: list(s.sentences) for s in statements(SweepRecord.read(folder))}
+
+
+ORDER = "Does the order of the data matter?"
+AFTER = "Does topic order leave topic-selective attention after DroPE?"
+
+
+def test_one_seed_is_said_to_have_no_interval(tmp_path: Path) -> None:
+    told = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))
+    for question in (ORDER, "Does dropping positions (DroPE) matter?", "Do grouped queries (GQA) matter?"):
+        assert told[question][0].startswith(ONE_SEED)
+        assert "[" not in told[question][0]
+    # 0.04 and 0.12, and 0.01 more in seed 0: 9 points.
+    assert "topic selectivity +9.00 points" in told[ORDER][0]
+    assert told["Do the factors interact?"] == [f"{ONE_SEED} The values are in the table of effects."]
+
+
+def test_with_seeds_the_interval_decides_what_is_said(tmp_path: Path) -> None:
+    def clear(**cell: Any) -> float:
+        return selectivity(**{**cell, "seed": 0}) + 0.001 * cell["seed"] * (cell["ordering"] == "topic")
+
+    told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=clear)))[ORDER]
+    # 0.09, 0.091 and 0.092: mean 0.091, standard error 0.001/√3, t(2 df) = 4.30265: ± 0.00248.
+    assert told[0].startswith(
+        "The interval excludes 0 for topic selectivity. No effect detected on within-topic attention"
+    )
+    assert told[0].endswith("3 seeds:")
+    assert re.search(r"topic selectivity \+9\.10 \[\+8\.85, \+9\.35\] points \(p < 0\.001", told[1])
+
+
+def test_an_interval_that_holds_zero_is_no_proof_of_no_effect(tmp_path: Path) -> None:
+    told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))[ORDER]
+    assert told[0].startswith("No effect detected on topic selectivity")
+    assert "excludes" not in told[0]
+    # The value and interval of test_effects: 8 points, ± 12.7062.
+    assert "topic selectivity +8 [−5, +21] points" in told[1]
+
+
+def test_after_drope_by_both_instruments(tmp_path: Path) -> None:
+    told = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))[AFTER]
+    assert "+13.00 points of topic selectivity (by raw attention)" in told[0]
+    assert "0.0 points of probe accuracy at the middle layer (by probes)" in told[0]
+    (topic,) = [text for text in told if text.startswith("By raw attention, topic")]
+    # mha: 0.10 + 0.04 − 0.06 + 0.08 + 0.01; before the drop 0.10 + 0.04 + 0.01. One of the four heads has q < 0.05.
+    assert "MHA topic DroPE 17.0 [15.0, 19.0] points, 1 of 4 heads above 0 at q < 0.05 (before the drop 15.00)" in topic
+    (probes,) = [text for text in told if text.startswith("By probes, shuffled")]
+    assert "70.0 [69.0, 71.0] %, best baseline 35.0 %, Bayes ceiling 95.0 %" in probes
+
+
+def test_what_could_not_be_measured_is_absent_with_its_reason(tmp_path: Path) -> None:
+    gone = {"selectivity": {"reason": "fewer than two topics occur", "n": 128, "unit": "sequence"}}
+    entries = [
+        run(tmp_path, ordering=o, position=p, values=gone) for o in ("shuffled", "topic") for p in ("rope", "drope")
+    ]
+    told = answers(sweep(tmp_path, entries))
+    assert any("By raw attention: absent, fewer than two topics occur" in text for text in told[AFTER])
+    assert not any("selectivity 0" in text or "selectivity +0" in text for texts in told.values() for text in texts)
+
+
+def test_plateau_left_and_not_left(tmp_path: Path) -> None:
+    stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
+    entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="topic", values=stuck)]
+    told = answers(sweep(tmp_path, entries))["Did the models learn?"]
+    assert "1 of 1 shuffled and 0 of 1 topic ones left the topic-blind plateau" in told[0]
+    # Held-out losses 3.2 at step 100 and 2.9 at 150; the mixture's is 3.
+    assert "shuffled: ended at 2.400 [2.390, 2.410] nats, having closed 80.0 [79.0, 81.0] % of the gap" in told[1]
+    assert "(256 sequences); below the plateau at 3.000 nats for good since between steps 100 and 150" in told[1]
+    assert "not clear of the plateau at 3.000 nats" in told[2]
+
+
+def test_without_an_exact_law_losses_stand_beside_simple_references(tmp_path: Path) -> None:
+    text = {"mixture_nats": None, "floor_nats": None, "gap_closed": {"reason": "no exact law"}, "bigram_nats": 2.8}
+    told = answers(sweep(tmp_path, [run(tmp_path, values=text)]))["Did the models learn?"]
+    assert "gap" not in told[1] and "random 4.000, bigram 2.800" in told[1]
+
+
+def test_recovery_names_every_arm(tmp_path: Path) -> None:
+    told = answers(sweep(tmp_path, [run(tmp_path), run(tmp_path, position="drope")]))["Did the DroPE arms recover?"]
+    assert told[0].startswith("0 of 1 DroPE arm recovered to within 0.05 nats")
+    assert "damaged models" in told[0]
+    assert (
+        told[1]
+        == "DroPE: 2.400 nats with RoPE, 3.100 right after the drop, 2.500 after 8 recalibration steps: not recovered."
+    )
+
+
+@pytest.mark.parametrize("with_control", [True, False])
+def test_drope_is_held_against_equal_training_where_there_is_such_an_arm(tmp_path: Path, with_control: bool) -> None:
+    positions = ("rope", "drope", "rope_control") if with_control else ("rope", "drope")
+    told = answers(sweep(tmp_path, [run(tmp_path, position=p) for p in positions]))[
+        "Does dropping positions (DroPE) matter?"
+    ]
+    assert any("Against RoPE with the same extra training" in text for text in told) == with_control
+    assert any("is not in this sweep" in text for text in told) != with_control
