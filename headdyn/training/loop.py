@@ -38,6 +38,7 @@ from headdyn.training.objective import (
     compiled_loss,
     evaluate,
     next_token_loss,
+    reproducible,
 )
 from headdyn.training.optimizers import Optimizers
 from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
@@ -225,7 +226,7 @@ class _Training:
     def update(self) -> None:
         """One step. Nothing waits for the device here, and non-finite numbers move no weight."""
         factor = learning_rate_factor(self.step, self.settings)
-        with autocast(self.precision, self.device):
+        with autocast(self.precision, self.device), reproducible(self.device):
             loss = self.loss_function(self.decoder, *self.batches(self.schedule.indices(self.step)))
         loss.backward()
         rates = {"muon_lr": factor * self.settings.muon_lr, "adamw_lr": factor * self.settings.adamw_lr}

@@ -12,7 +12,7 @@ import torch._inductor.config as inductor
 from headdyn.data.corpus import Split
 from headdyn.models.decoder import Decoder
 from headdyn.training import objective
-from headdyn.training.objective import Batches, autocast, compiled_loss, evaluate, next_token_loss
+from headdyn.training.objective import Batches, autocast, compiled_loss, evaluate, next_token_loss, reproducible
 from tests.small_models import MHA, drawn, tokens
 
 DOCUMENTS_BT = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 3, 3, 4, 4, 5]])
@@ -99,7 +99,7 @@ def test_the_compiled_loss_is_the_loss(tmp_path: Path, monkeypatch: pytest.Monke
     assert function is not next_token_loss and all(p.grad is None for p in decoder.parameters())
     gradients = []
     for candidate in (function, next_token_loss):
-        with autocast("bf16", "cpu"):
+        with autocast("bf16", "cpu"), reproducible("cpu"):
             loss = candidate(decoder, *batches(rows))
         loss.backward()
         gradients.append([loss.detach(), *(p.grad.clone() for p in decoder.parameters() if p.grad is not None)])
