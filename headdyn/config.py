@@ -137,6 +137,18 @@ class ModeLanguages:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModeText:
+    """A mode's real text: upper limits, which a small corpus does not reach; null is no limit."""
+
+    vocab_size: int
+    sequence_length: int
+    num_topics: int
+    train_sequences: int | None
+    val_sequences: int
+    embedding: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModeTrain:
     """A mode's training budget and rates."""
 
@@ -158,6 +170,7 @@ class Mode:
     name: str
     model: ModeModel
     micro_languages: ModeLanguages
+    text: ModeText
     train: ModeTrain
     recalibration_floor_steps: int
 
@@ -214,12 +227,16 @@ class RunConfig:
         for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
             wanted, there = getattr(self.train, ours), getattr(self.data, theirs, None)
             if there is not None and wanted > there:
-                raise ConfigError(f"train.{ours}={wanted} exceeds data.{theirs}={there}; lower the one or raise the other")
+                raise ConfigError(
+                    f"train.{ours}={wanted} exceeds data.{theirs}={there}; lower the one or raise the other"
+                )
 
     @property
     def hash(self) -> str:
         """8 hex digits over everything that changes what the run computes (a mode acts only through other groups)."""
-        recipe = {key: value for key, value in self.resolved.items() if key not in ("force", "tracking", "threads", "mode")}
+        recipe = {
+            key: value for key, value in self.resolved.items() if key not in ("force", "tracking", "threads", "mode")
+        }
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
@@ -373,7 +390,9 @@ def _analysis(node: Any, where: str) -> AnalysisChoice:
     """Check an analysis's settings without importing its module, which would pull torch."""
     target, settings = _split_target(node, where)
     checked = build(settings_class(target, where), settings, where)
-    return AnalysisChoice(target=target, settings={f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)})
+    return AnalysisChoice(
+        target=target, settings={f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)}
+    )
 
 
 def settings_class(target: str, where: str) -> type:

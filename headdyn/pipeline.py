@@ -27,7 +27,7 @@ from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import MetricsFollower, RunFolder, is_complete, read_metrics
 from headdyn.core.store import Entry, StageInterruptedError, Store, explain_os_error, recipe_key, require_writable
 from headdyn.core.tracking import open_tracker
-from headdyn.data.corpus import Corpus
+from headdyn.data.corpus import Corpus, corpus_recipe
 from headdyn.data.ordering import BatchSchedule, dominant_topics
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
@@ -97,11 +97,14 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
         "facts": dict(corpus.facts),
     }
     record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
+    analyses = {name: build_analysis(choice) for name, choice in config.analysis.items()}
+    for analysis in analyses.values():
+        if hasattr(analysis, "check"):
+            analysis.check(corpus)  # a corpus too small is said before anything is trained on it
     stages = Stages(config, corpus, entry, store, here, record, should_stop)
     with record.timed("training"):
         decoder = stages.final_decoder()
-    for name, choice in config.analysis.items():
-        analysis = build_analysis(choice)
+    for name, analysis in analyses.items():
         with record.timed(name):
             findings = analysis(decoder, corpus, generator(config.seed, f"analysis/{name}"))
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
@@ -122,7 +125,7 @@ def open_store() -> Store:
 def open_corpus(config: RunConfig, store: Store) -> tuple[Corpus, Entry]:
     """The corpus, built at most once for its settings."""
     source = config.data
-    recipe = {"schema": SCHEMA["corpus"], "source": type(source).__qualname__, **dataclasses.asdict(source)}
+    recipe = {"schema": SCHEMA["corpus"], **corpus_recipe(source)}
     entry = store.get("corpus", recipe, source.build, resumable=getattr(source, "resumable", False))
     return source.open(entry.path), entry
 

@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if plan is not None and plan.sweep_folder is not None:
         from headdyn.sweep import finish
 
-        complete = finish(plan.sweep_folder, plan.jobs)
+        complete = finish(plan.sweep_folder, plan.jobs, arguments)
         status = status or (0 if complete else 1)
     return status
 
@@ -85,7 +85,9 @@ def job(cfg: DictConfig) -> None:
     try:
         run(config, folder)
     except Exception as error:
-        raise JobError(f"{config.name} failed: {type(error).__name__}: {error}\n(traceback in {folder}/log.txt)") from error
+        raise JobError(
+            f"{config.name} failed: {type(error).__name__}: {error}\n(traceback in {folder}/log.txt)"
+        ) from error
 
 
 def one_ordering(arguments: Sequence[str]) -> list[str]:
@@ -100,7 +102,9 @@ def one_ordering(arguments: Sequence[str]) -> list[str]:
 def informational(arguments: Sequence[str]) -> bool:
     """Whether the command asks Hydra to print something in place of running."""
     args = get_args_parser().parse_args(list(arguments))
-    return bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun)
+    return bool(
+        args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun
+    )
 
 
 def make_plan(arguments: Sequence[str]) -> Plan:
@@ -125,7 +129,9 @@ def make_plan(arguments: Sequence[str]) -> Plan:
                 )
             return Plan((checked,), None)
         if not sweeper._target_.endswith("BasicSweeper"):
-            raise ConfigError(f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic")
+            raise ConfigError(
+                f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic"
+            )
         given = {o.get_key_element(): o for o in overrides}
         params = [f"{key}={value}" for key, value in swept_by_preset.items()]
         every = OverridesParser.create().parse_overrides([*params, *args.overrides])
@@ -152,9 +158,13 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     refused = re.match(r"Could not override '([^']+)'", text)
     if refused and "not in struct" in f"{text}{error.__cause__}":
         key = refused[1]
-        others = [o.input_line for o in _overrides(arguments) if o.get_key_element() != key and not o.is_sweep_override()]
+        others = [
+            o.input_line for o in _overrides(arguments) if o.get_key_element() != key and not o.is_sweep_override()
+        ]
         with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
             return unknown_key(key, _keys(compose("config", overrides=others)))
+    if isinstance(error, ConfigError):
+        return text
     cause = f"\n{error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in text else ""
     return f"{text}{cause}".strip()
 

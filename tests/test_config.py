@@ -88,7 +88,13 @@ def test_a_configuration_error_answers_within_two_seconds_and_imports_nothing_he
 def test_help_shows_the_groups_and_three_commands(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for group in ("attention: gqa, mha", "mode: laptop", "position_enc: drope", "protocol: corrected, seed", "analysis:"):
+    for group in (
+        "attention: gqa, mha",
+        "mode: laptop",
+        "position_enc: drope",
+        "protocol: corrected, seed",
+        "analysis:",
+    ):
         assert group in shown
     assert shown.count("python -m headdyn.run") == 3
 

@@ -36,7 +36,7 @@ Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadc
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionStatistics:
-    """What every head looks at, on `sequences` drawn from the validation split; model rows average over the heads.
+    """What every head looks at, on `sequences` (or all) of the validation split; model rows average over the heads.
 
     A statistic is a sum over queries and sequences divided by a sum. Intervals (95 %, BCa) and the p-values of
     selectivity (sign flips) take sequences as units. Query t looks at keys 0..t.
@@ -53,7 +53,7 @@ class AttentionStatistics:
     gives for `specialisation_raw`; and causal-uniform attention for everything else.
     Where the corpus confines attention to documents, topic statistics are absent, and induction keys in other documents
     count as keys that got nothing, in the null alike.
-    Raises ValueError where the validation split has fewer sequences.
+    `check` refuses a validation split of too few sequences.
     """
 
     sequences: int = 128
@@ -123,16 +123,21 @@ class AttentionStatistics:
         if self.bootstrap_draws < 100:
             raise ValueError(f"analysis.attention.bootstrap_draws={self.bootstrap_draws} must be at least 100")
 
+    def check(self, corpus: Corpus) -> None:
+        """Raise ValueError where the corpus has too few validation sequences for the label-swap null."""
+        if len(corpus.val) <= self.label_swaps:
+            raise ValueError(
+                f"analysis.attention.label_swaps={self.label_swaps} needs more validation sequences than that, but the "
+                f"corpus has {len(corpus.val)}; bring more text, or leave attention out of analysis=[...]"
+            )
+
     def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
         """Head rows for every metric but the uniform references, model rows for all; two figures of head maps."""
-        if len(corpus.val) < self.sequences:
-            raise ValueError(
-                f"analysis.attention.sequences={self.sequences} but the validation split has {len(corpus.val)}; "
-                f"set it to {len(corpus.val)} or less"
-            )
-        chosen = generator.choice(len(corpus.val), self.sequences, replace=False)
-        shifts_R = 1 + generator.choice(self.sequences - 1, self.label_swaps, replace=False)
-        swaps_NR = (np.arange(self.sequences)[:, None] + shifts_R) % self.sequences  # balanced, and never itself
+        self.check(corpus)
+        count = min(self.sequences, len(corpus.val))
+        chosen = generator.choice(len(corpus.val), count, replace=False)
+        shifts_R = 1 + generator.choice(count - 1, self.label_swaps, replace=False)
+        swaps_NR = (np.arange(count)[:, None] + shifts_R) % count  # balanced, and never itself
         tokens_NT, topics_NT = corpus.val.tokens_NT[chosen], corpus.val.topics_NT[chosen]
         documents_NT = None
         if corpus.mask_documents:

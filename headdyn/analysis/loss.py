@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from headdyn.core.figures import Curve, curves
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval
-from headdyn.data.corpus import Corpus, Split
+from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS = 2**14
@@ -23,11 +23,11 @@ _BATCH_TOKENS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """Next-token loss on the first `sequences` of the validation split, in float32, paired with the Bayes filter's.
+    """Next-token loss on the first `sequences` (or all) of the validation split, in float32, paired with the Bayes filter's.
 
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
     model's loss above it, is a paired difference; where the corpus has no exact law, `excess_nats` and `gap_closed`
-    are absent. Raises ValueError where the validation split is smaller.
+    are absent. A smaller validation split is taken whole.
     """
 
     sequences: int = 256
@@ -36,7 +36,9 @@ class HeldOutLoss:
     rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "loss_nats": Metric(meaning="mean next-token loss on held-out sequences; null: uniform guessing", low=0, unit="nats"),
+        "loss_nats": Metric(
+            meaning="mean next-token loss on held-out sequences; null: uniform guessing", low=0, unit="nats"
+        ),
         "excess_nats": Metric(meaning="loss above the exact Bayes filter's on the same sequences", unit="nats"),
         "gap_closed": Metric(meaning="(ln V − loss)/(ln V − Bayes loss), on the same sequences", high=1.05),
     }
@@ -49,12 +51,7 @@ class HeldOutLoss:
 
     def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
         """Model rows, and the loss by position in the sequence: how topics are inferred in context."""
-        if len(corpus.val) < self.sequences:
-            raise ValueError(
-                f"analysis.loss.sequences={self.sequences} but the validation split has {len(corpus.val)}; "
-                f"set it to {len(corpus.val)} or less"
-            )
-        loss_NT = token_losses(decoder, corpus.val, self.sequences)
+        loss_NT = token_losses(decoder, corpus, self.sequences)
         model_N, random = np.nanmean(loss_NT, axis=1), math.log(corpus.vocab_size)
         rows = [self._row("loss_nats", model_N, generator, null=random)]
         lines = [Curve(label="model", x=np.arange(1, loss_NT.shape[1] + 1), y=np.nanmean(loss_NT, axis=0))]
@@ -88,16 +85,24 @@ class HeldOutLoss:
 
 
 @torch.no_grad()
-def token_losses(decoder: Decoder, split: Split, sequences: int) -> np.ndarray:
-    """Loss in nats of predicting token t + 1 from tokens 0..t, [N, T-1]; NaN where a new document begins at t + 1."""
+def token_losses(decoder: Decoder, corpus: Corpus, sequences: int) -> np.ndarray:
+    """Held-out loss in nats of predicting token t + 1 from tokens 0..t, [N, T-1].
+
+    Where attention is to stay inside documents, a document's first token cannot be predicted: NaN there.
+    """
+    split = corpus.val
+    if corpus.mask_documents:
+        assert split.documents_NT is not None
     tokens_NT = np.asarray(split.tokens_NT[:sequences]).astype(np.int64)
-    documents_NT = None if split.documents_NT is None else np.asarray(split.documents_NT[:sequences]).astype(np.int64)
+    documents_NT = np.asarray(split.documents_NT[:sequences]).astype(np.int64) if corpus.mask_documents else None
     batch = max(1, _BATCH_TOKENS // tokens_NT.shape[1])
     device = decoder.embed.weight.device
     parts = []
     for start in range(0, len(tokens_NT), batch):
         tokens_BT = torch.from_numpy(tokens_NT[start : start + batch]).to(device)
-        documents_BT = None if documents_NT is None else torch.from_numpy(documents_NT[start : start + batch]).to(device)
+        documents_BT = (
+            None if documents_NT is None else torch.from_numpy(documents_NT[start : start + batch]).to(device)
+        )
         logits_BTV = decoder(tokens_BT, documents_BT)[:, :-1].float()
         loss_BT = F.cross_entropy(logits_BTV.mT, tokens_BT[:, 1:], reduction="none").double()
         if documents_BT is not None:

@@ -25,6 +25,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS = 4096  # of a traced batch: 4096 × D × L floats of residual stream
+_FEWEST_SEQUENCES = 12  # four to each part: below that neither penalty nor interval means anything
 _SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts to choose from for the table baselines
 
 
@@ -61,7 +62,7 @@ class TopicProbes:
     """Topic probes at every place in the residual stream, with baselines, control task and ceiling.
 
     Sequences of the validation split (unseen in training the model) are drawn into three parts: probes are fitted on
-    `tokens_per_sequence` random positions of `fit_sequences`, the penalty is chosen from `penalties` on as many
+    `tokens_per_sequence` random positions (or all) of `fit_sequences`, the penalty is chosen from `penalties` on as many
     positions of `choose_sequences`, and everything is scored on all positions of `test_sequences`. Intervals (95 %,
     BCa) and p (sign flips of the difference to the best baseline) take test sequences as units.
 
@@ -70,7 +71,7 @@ class TopicProbes:
     Liang 2019) gives each token type a random topic and fits the same probe to it; selectivity is the accuracy minus
     the accuracy on that task. The ceiling is the Bayes filter's posterior on the same test tokens, absent where the
     corpus has no oracle.
-    Raises ValueError where the validation split has too few sequences.
+    A smaller validation split is cut in the same proportions. Raises ValueError where it is too small for that.
     """
 
     fit_sequences: int = 96
@@ -106,6 +107,14 @@ class TopicProbes:
         if self.bootstrap_draws < 100:
             raise ValueError(f"analysis.probes.bootstrap_draws={self.bootstrap_draws} must be at least 100")
 
+    def check(self, corpus: Corpus) -> None:
+        """Raise ValueError where the validation split is too small to be cut into three parts."""
+        if len(corpus.val) < _FEWEST_SEQUENCES:
+            raise ValueError(
+                f"topic probes need at least {_FEWEST_SEQUENCES} validation sequences (to fit, choose and test), but the "
+                f"corpus has {len(corpus.val)}; bring more text, or leave probes out of analysis=[...]"
+            )
+
     def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
         """Layer rows of accuracy, control accuracy and selectivity; model rows of the middle and the baselines."""
         fit, choose, test = self._parts(corpus, generator)
@@ -120,18 +129,10 @@ class TopicProbes:
         return Findings(table=table, figures={"accuracy": _figure(table)})
 
     def _parts(self, corpus: Corpus, generator: np.random.Generator) -> list[Part]:
-        sizes = (self.fit_sequences, self.choose_sequences, self.test_sequences)
-        if len(corpus.val) < sum(sizes):
-            raise ValueError(
-                f"analysis.probes needs {' + '.join(map(str, sizes))} sequences (fit, choose, test) but the validation "
-                f"split has {len(corpus.val)}; lower analysis.probes.fit_sequences or test_sequences"
-            )
-        length = corpus.val.tokens_NT.shape[1]
-        if length < self.tokens_per_sequence:
-            raise ValueError(
-                f"analysis.probes.tokens_per_sequence={self.tokens_per_sequence} but sequences have {length} tokens; "
-                f"set it to {length} or less"
-            )
+        self.check(corpus)
+        wanted = (self.fit_sequences, self.choose_sequences, self.test_sequences)
+        share = min(1.0, len(corpus.val) / sum(wanted))
+        sizes = [max(1, int(share * size)) for size in wanted]
         chosen = generator.permutation(len(corpus.val))[: sum(sizes)]
         parts = [Part.of(corpus, at) for at in np.split(chosen, np.cumsum(sizes)[:-1])]
         if len(np.unique(parts[0].topics_NT)) < 2:
@@ -160,7 +161,7 @@ class TopicProbes:
         count, length = part.tokens_NT.shape
         every_NT = np.tile(np.arange(length), (count, 1))
         columns_NP = generator.permuted(every_NT, axis=1)[:, : self.tokens_per_sequence]
-        return np.repeat(np.arange(count), self.tokens_per_sequence), columns_NP.ravel()
+        return np.repeat(np.arange(count), columns_NP.shape[1]), columns_NP.ravel()
 
     def _probe_pair(
         self,

@@ -8,6 +8,7 @@ import torch
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.pattern_sums import collect
 from headdyn.core.records import HeadTable
+from headdyn.data.corpus import Split
 from tests import small_models
 from tests.analysis import tiny
 
@@ -189,9 +190,14 @@ def test_attention_confined_to_documents_leaves_no_topic_statistics(corpus):
     assert confined.summary()["entropy_nats"]["null"] == pytest.approx(uniform, rel=1e-5)
 
 
-def test_more_sequences_than_there_are_is_an_error_that_says_how_many(corpus):
-    with pytest.raises(ValueError, match="the validation split has 64; set it to 64 or less"):
-        AttentionStatistics(sequences=65)(tiny.PatternModel(heads, 1, 6), corpus, np.random.default_rng(0))
+def test_a_small_validation_split_is_taken_whole_and_one_too_small_for_the_null_is_refused(corpus):
+    findings = AttentionStatistics(sequences=65)(tiny.PatternModel(heads, 1, 6), corpus, np.random.default_rng(0))
+    assert findings.table.summary()["entropy_nats"]["n"] == len(corpus.val) == 64
+    few = dataclasses.replace(
+        corpus, val=Split(tokens_NT=corpus.val.tokens_NT[:20], topics_NT=corpus.val.topics_NT[:20])
+    )
+    with pytest.raises(ValueError, match=r"label_swaps=20 needs more validation sequences than that.* has 20"):
+        AttentionStatistics().check(few)
 
 
 @pytest.mark.parametrize(

@@ -219,18 +219,16 @@ def test_residual_streams_are_read_behind_the_document_mask():
     assert (residuals[-1][:, 6:] - second[:, 6:]).abs().max() > 0.1  # the second document cannot see the first
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"fit_sequences": 65}, "needs 65 \\+ 16 \\+ 48 sequences .* has 128"),
-        ({"tokens_per_sequence": 21}, "tokens_per_sequence=21 but sequences have 20"),
-    ],
-)
-def test_too_small_a_validation_split_is_an_error(corpus, settings, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(SETTINGS, **settings)(
-            StreamModel(corpus.val, noise, topic), corpus, np.random.default_rng(0)
-        )
+def test_a_small_validation_split_is_cut_in_the_same_proportions(corpus):
+    large = dataclasses.replace(SETTINGS, fit_sequences=640, choose_sequences=160, test_sequences=480)
+    sizes = [len(part.tokens_NT) for part in large._parts(corpus, np.random.default_rng(0))]
+    assert len(corpus.val) == 128 and sizes == [64, 16, 48]
+
+
+def test_too_small_a_validation_split_is_an_error(corpus):
+    split = dataclasses.replace(corpus.val, tokens_NT=corpus.val.tokens_NT[:11], topics_NT=corpus.val.topics_NT[:11])
+    with pytest.raises(ValueError, match="at least 12 validation sequences .* has 11"):
+        SETTINGS.check(dataclasses.replace(corpus, val=split))
 
 
 def test_a_corpus_of_one_topic_is_an_error(corpus):

@@ -1,0 +1,108 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from headdyn.analysis.loss import HeldOutLoss, token_losses
+from headdyn.data.corpus import Corpus, Split
+from headdyn.data.micro_languages import MicroLanguages
+from tests import small_models
+
+LANGUAGES = MicroLanguages(
+    generator="matched",
+    vocab_size=11,
+    num_topics=2,
+    sequence_length=24,
+    min_segments=1,
+    max_segments=2,
+    min_segment=6,
+    train_sequences=8,
+    val_sequences=40,
+    target_gap_nats=0.8,
+    concentration=None,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Corpus:
+    folder = tmp_path_factory.mktemp("corpus")
+    LANGUAGES.build(folder)
+    return LANGUAGES.open(folder)
+
+
+@pytest.fixture(scope="module")
+def decoder(corpus):
+    return small_models.drawn(dataclasses.replace(small_models.MHA, vocab_size=corpus.vocab_size))
+
+
+def test_losses_are_cross_entropies_of_the_next_token(corpus, decoder):
+    loss_NT = token_losses(decoder, corpus, 5)
+    tokens_NT = torch.from_numpy(np.asarray(corpus.val.tokens_NT[:5]).astype(np.int64))
+    with torch.no_grad():
+        for n in range(5):
+            logits_TV = decoder(tokens_NT[n : n + 1])[0]
+            for t in range(tokens_NT.shape[1] - 1):
+                by_hand = -F.log_softmax(logits_TV[t].double(), -1)[tokens_NT[n, t + 1]].item()
+                assert loss_NT[n, t] == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_uniform_logits_lose_ln_v_and_close_none_of_the_gap(corpus):
+    decoder = small_models.drawn(dataclasses.replace(small_models.MHA, vocab_size=corpus.vocab_size))
+    torch.nn.init.zeros_(decoder.unembed.weight)
+    summary = HeldOutLoss(sequences=40)(decoder, corpus, np.random.default_rng(0)).table.summary()
+    assert summary["loss_nats"]["value"] == pytest.approx(math.log(11), abs=1e-6)
+    assert summary["gap_closed"]["value"] == pytest.approx(0, abs=1e-6)
+    assert summary["loss_nats"]["n"] == 40
+
+
+class BayesModel:
+    """A stand-in decoder whose logits are the exact Bayes predictive law, or a sharpened version of it."""
+
+    def __init__(self, corpus: Corpus, sharpness: float = 1.0) -> None:
+        self.corpus, self.sharpness = corpus, sharpness
+        self.embed = torch.nn.Embedding(1, 1)
+
+    def __call__(self, tokens_BT: torch.Tensor, documents_BT: None = None) -> torch.Tensor:
+        vocab = self.corpus.vocab_size
+        logits = torch.zeros(*tokens_BT.shape, vocab)
+        for t in range(tokens_BT.shape[1] - 1):
+            for token in range(vocab):
+                asked = tokens_BT.numpy().copy()
+                asked[:, t + 1] = token
+                loss_NT, _ = self.corpus.oracle.filter(asked[:, : t + 2].astype(np.uint16))
+                logits[:, t, token] = torch.from_numpy(-loss_NT[:, t] * self.sharpness)
+        return logits
+
+
+def test_the_bayes_law_itself_closes_the_gap_exactly_and_a_sharpened_one_does_not(corpus):
+    few = dataclasses.replace(corpus, val=Split(tokens_NT=corpus.val.tokens_NT[:6], topics_NT=corpus.val.topics_NT[:6]))
+    exact = HeldOutLoss()(BayesModel(few), few, np.random.default_rng(0)).table.summary()
+    assert exact["excess_nats"]["value"] == pytest.approx(0, abs=1e-5)
+    assert exact["gap_closed"]["value"] == pytest.approx(1, abs=1e-5)
+    sharpened = HeldOutLoss()(BayesModel(few, 1.5), few, np.random.default_rng(0)).table.summary()
+    assert sharpened["excess_nats"]["value"] > 0.01
+
+
+def test_without_an_exact_law_the_floor_is_absent_with_a_reason(corpus, decoder):
+    summary = HeldOutLoss()(decoder, dataclasses.replace(corpus, oracle=None), np.random.default_rng(0)).table.summary()
+    assert "no exact law" in summary["gap_closed"]["reason"] and "value" not in summary["gap_closed"]
+
+
+def test_a_documents_first_token_is_not_scored_where_attention_stays_inside_documents(corpus, decoder):
+    documents_NT = np.repeat([[0] * 12 + [1] * 12], 40, axis=0).astype(np.uint16)
+    masked = dataclasses.replace(
+        corpus, val=dataclasses.replace(corpus.val, documents_NT=documents_NT), mask_documents=True, oracle=None
+    )
+    loss_NT = token_losses(decoder, masked, 4)
+    assert np.isnan(loss_NT[:, 11]).all() and np.isfinite(np.delete(loss_NT, 11, axis=1)).all()
+    alone = dataclasses.replace(
+        corpus, val=Split(tokens_NT=corpus.val.tokens_NT[:, 12:], topics_NT=corpus.val.topics_NT[:, 12:])
+    )
+    # RoPE sees only distances, so the second document alone must lose the same; unmasked it does not.
+    np.testing.assert_allclose(loss_NT[:, 12:], token_losses(decoder, alone, 4), atol=1e-4)
+    unmasked_NT = token_losses(decoder, corpus, 4)
+    assert np.abs(unmasked_NT[:, 12:] - loss_NT[:, 12:]).max() > 1e-2
