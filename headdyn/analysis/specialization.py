@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
@@ -19,7 +18,7 @@ from headdyn.analysis.dose import Dose, by_fraction, by_group_size, dose_table, 
 from headdyn.analysis.pair_rows import PairRows, Row, at_layers
 from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
 from headdyn.analysis.seed_protocol import Response, response_table, seed_responses, verdict_rows
-from headdyn.analysis.splits import Splits, balanced_splits, rank_test
+from headdyn.analysis.splits import Splits, balanced_splits, rank_test, split_table
 from headdyn.core.figures import Curve, Interval, curves, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
@@ -162,7 +161,7 @@ class Specialization:
             rows += _controls(make, beside.deltas({layer: halves_3H})[layer], beside)
         heads = _single_heads(make, head_HP, patching.target_P, layer)
         tables = {
-            "splits": split_table(nulls, splits, bugs),
+            "splits": split_table(splits, nulls, [f"{pair.right}/{pair.wrong}" for pair in bugs.pairs]),
             "group_sizes": dose_table(sizes),
             "fractions": dose_table(fractions),
         }
@@ -188,6 +187,14 @@ class Specialization:
         words = ("site", "source", "alignment", "steps", "direction")
         settings: dict[str, Any] = {word: getattr(self, word) for word in words}
         return Patch(**settings)
+
+
+def degree(strength: float) -> Literal["strong", "moderate", "weak", "none"]:
+    """The seed studies' word for a strength, which they read off its size: above 0.5, 0.3, 0.1, or not."""
+    for word, least in (("strong", 0.5), ("moderate", 0.3), ("weak", 0.1)):
+        if abs(strength) > least:
+            return word  # type: ignore[return-value]
+    return "none"
 
 
 def _halves(
@@ -260,26 +267,6 @@ def _verdicts(said: Sequence[Response]) -> list[Row]:
         *verdict_rows(said),
         {"metric": "seed_strength", "value": strength, "null": 0.0, "n": 1, "unit": "prompt"},
     ]
-
-
-def split_table(nulls: Mapping[int, np.ndarray], splits: Splits, prompts: Prompts) -> pa.Table:
-    """One row per layer, split and pair: the heads patched as bits of an integer (head 0 is 1), and Δ in nats."""
-    bits_S = splits.half_SH @ (2 ** np.arange(splits.half_SH.shape[1], dtype=np.uint64))
-    count, pairs = len(splits), [f"{pair.right}/{pair.wrong}" for pair in prompts.pairs]
-    parts = [
-        pa.table(
-            {
-                "layer": pa.array(np.full(delta_SP.size, layer), type=pa.int32()),
-                "split": pa.array(np.repeat(np.arange(count), len(pairs)), type=pa.int32()),
-                "heads": pa.array(np.repeat(bits_S, len(pairs)), type=pa.uint64()),
-                "even_odd": np.repeat(np.arange(count) == splits.even_odd, len(pairs)),
-                "pair": pa.DictionaryArray.from_arrays(np.tile(np.arange(len(pairs), dtype=np.int32), count), pairs),
-                "delta_nats": delta_SP.ravel(),
-            }
-        )
-        for layer, delta_SP in nulls.items()
-    ]
-    return pa.concat_tables(parts)
 
 
 def _null_figure(splits: Splits, null_SP: np.ndarray, layer: int) -> Figure:

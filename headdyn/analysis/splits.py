@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,3 +99,44 @@ def max_statistic_p(strength_KS: np.ndarray, split: int) -> np.ndarray:
     strongest_S = size_KS.max(0)
     slack = 1e-9 * strongest_S.max(initial=0)
     return (strongest_S[None] >= size_KS[:, [split]] - slack).mean(1)
+
+
+def split_table(splits: Splits, deltas: Mapping[int, np.ndarray], pairs: Sequence[str]) -> pa.Table:
+    """One row per layer, split and pair: the heads patched as bits of an integer (head 0 is 1), and Δ in nats.
+
+    `deltas` gives [S, P] for each layer.
+    """
+    bits_S = splits.half_SH @ (2 ** np.arange(splits.half_SH.shape[1], dtype=np.uint64))
+    number_SP, pair_SP = np.indices((len(splits), len(pairs)), dtype=np.int32).reshape(2, -1)
+    parts = [
+        pa.table(
+            {
+                "layer": pa.array(np.full(delta_SP.size, layer, dtype=np.int32)),
+                "split": pa.array(number_SP),
+                "heads": pa.array(bits_S[number_SP]),
+                "even_odd": pa.array(number_SP == splits.even_odd),
+                "pair": pa.DictionaryArray.from_arrays(pa.array(pair_SP), list(pairs)),
+                "delta_nats": pa.array(delta_SP.ravel()),
+            }
+        )
+        for layer, delta_SP in deltas.items()
+    ]
+    return pa.concat_tables(parts)
+
+
+def read_splits(table: pa.Table, layer: int) -> tuple[Splits, np.ndarray]:
+    """The splits and Δ [S, P] of one layer that `split_table` wrote down.
+
+    Raises KeyError where the table does not hold the layer.
+    """
+    rows = table.filter(pc.equal(table["layer"], layer))
+    if not len(rows):
+        raise KeyError(f"no splits of layer {layer}; there are layers {sorted(set(table['layer'].to_pylist()))}")
+    number_X = rows["split"].to_numpy()
+    first = np.flatnonzero(np.diff(number_X, prepend=-1))
+    bits_S = rows["heads"].to_numpy()[first]
+    heads = int(np.bitwise_or.reduce(bits_S)).bit_length()
+    half_SH = (bits_S[:, None] >> np.arange(heads, dtype=np.uint64) & np.uint64(1)).astype(bool)
+    even_odd = int(np.flatnonzero(rows["even_odd"].to_numpy(zero_copy_only=False)[first])[0])
+    splits = Splits(half_SH=half_SH, even_odd=even_odd, exact=len(first) == math.comb(heads, heads // 2))
+    return splits, rows["delta_nats"].to_numpy().reshape(len(first), -1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights
-from headdyn.analysis.specialization import Specialization
+from headdyn.analysis.specialization import Specialization, degree
 from headdyn.core.records import Findings
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
@@ -192,3 +192,16 @@ def test_what_cannot_be_done_is_refused(family: Prompts) -> None:
 def test_impossible_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Specialization(**settings)
+
+
+def test_words_for_strengths() -> None:
+    assert [degree(s) for s in (1.0, -0.6, 0.5, 0.31, 0.3, -0.2, 0.1, 0.0)] == [
+        "strong",
+        "strong",
+        "moderate",
+        "moderate",
+        "weak",
+        "weak",
+        "none",
+        "none",
+    ]

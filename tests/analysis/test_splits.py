@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from headdyn.analysis.splits import balanced_splits, max_statistic_p, rank_test
+from headdyn.analysis.splits import balanced_splits, max_statistic_p, rank_test, read_splits, split_table
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -128,3 +128,19 @@ def test_the_maximum_statistic_holds_the_family_wise_error() -> None:
         for _ in range(500)
     )
     assert naive / 500 > 0.2
+
+
+@pytest.mark.parametrize("heads", [4, 32])
+def test_splits_are_read_back_as_they_were_written(heads: int) -> None:
+    splits = balanced_splits(heads, rng(), sample=100)
+    deltas = {layer: rng(layer).normal(size=(len(splits), 3)) for layer in (2, 5)}
+    table = split_table(splits, deltas, ["9.8/9.11", "9.7/9.12", "8.8/8.11"])
+    for layer, delta_SP in deltas.items():
+        again, read_SP = read_splits(table, layer)
+        assert (again.half_SH == splits.half_SH).all() and again.even_odd == splits.even_odd
+        assert again.exact == splits.exact and (read_SP == delta_SP).all()
+    row = table.slice(len(splits) * 3 - 1, 1).to_pylist()[0]
+    assert row["pair"] == "8.8/8.11" and row["layer"] == 2
+    assert row["heads"] == sum(2**head for head in splits.heads(len(splits) - 1))
+    with pytest.raises(KeyError, match=r"no splits of layer 3; there are layers \[2, 5\]"):
+        read_splits(table, 3)
