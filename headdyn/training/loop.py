@@ -226,9 +226,10 @@ class _Training:
     def update(self) -> None:
         """One step. Nothing waits for the device here, and non-finite numbers move no weight."""
         factor = learning_rate_factor(self.step, self.settings)
-        with autocast(self.precision, self.device), reproducible(self.device):
-            loss = self.loss_function(self.decoder, *self.batches(self.schedule.indices(self.step)))
-        loss.backward()
+        with reproducible(self.device):
+            with autocast(self.precision, self.device):
+                loss = self.loss_function(self.decoder, *self.batches(self.schedule.indices(self.step)))
+            loss.backward()
         rates = {"muon_lr": factor * self.settings.muon_lr, "adamw_lr": factor * self.settings.adamw_lr}
         norm = self.optimizers.step(**rates, loss=loss.detach())
         self.step += 1

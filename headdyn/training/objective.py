@@ -51,8 +51,8 @@ def reproducible(device: str) -> Iterator[None]:
     """On a CPU, have a compiled function add up the embedding's gradient in a fixed order, which costs under 1 %.
 
     Left alone its threads add into the same rows as they come: two trainings part in the last bit at the first step,
-    and one that was interrupted would not continue to the same weights. Part of what a graph is compiled for, so every
-    call of a compiled function is to be inside.
+    and one that was interrupted would not continue to the same weights. Every call of a compiled function is to be
+    inside, as a graph is compiled for this setting, and every backward pass, which looks at it when it runs.
     """
     if torch.device(device).type != "cpu":
         yield
