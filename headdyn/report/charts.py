@@ -97,7 +97,7 @@ def nice_scale(values: Iterable[float], start: float, end: float, *, log: bool =
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
     raw = (high - low) / ticks
     size = 10 ** math.floor(math.log10(raw))
-    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.85)
     room = 0.04 * (high - low)
     low, high = low - room, high + room
     at = [round(k * step, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -7,9 +7,10 @@ one such group, so that sweeps with other settings can be put side by side but a
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
+import string
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,19 +35,40 @@ _NOT_COMPARED = (*FACTORS, "seed", "force", "device", "threads", "tracking", "pa
 Rows = list[dict[str, Any]]
 
 
-def comparable(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Complete runs by group; a group's name says in what its settings differ from the others' (one group: "")."""
+@dataclass(frozen=True)
+class Group:
+    """Comparable runs. `differs` are the settings by which other groups differ from it; one group's name is ""."""
+
+    name: str
+    differs: Mapping[str, Any]
+    runs: Sequence[RunRecord]
+
+
+def comparable(runs: Sequence[RunRecord]) -> list[Group]:
+    """Complete runs by group, in the order met.
+
+    A group is named by the one choice (mode, protocol, model …) that tells it from the others, or else by a letter.
+    """
     members: dict[str, list[RunRecord]] = {}
     for run in runs:
         if run.status == "complete":
             members.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
     members = {key: part for whole in members.values() for key, part in _by_option_settings(whole).items()}
-    settings = {key: json.loads(key) for key in members}
-    differing = _differing(list(settings.values()))
-    names = {key: ", ".join(f"{_short(n)}={flat[n]}" for n in differing if n in flat) for key, flat in settings.items()}
-    if len(set(names.values())) < len(names):  # the few keys shown do not tell all groups apart
-        names = {key: f"{name} #{hashlib.sha256(key.encode()).hexdigest()[:4]}" for key, name in names.items()}
-    return {names[key]: part for key, part in members.items()}
+    settings = [json.loads(key) for key in members]
+    every = dict.fromkeys(key for one in settings for key in one)
+    differing = [key for key in every if len({json.dumps(one.get(key)) for one in settings}) > 1]
+    telling = [
+        key for key in differing if key.endswith(".name") and len({one.get(key) for one in settings}) == len(settings)
+    ]
+    found = []
+    for number, (one, part) in enumerate(zip(settings, members.values(), strict=True)):
+        name = str(one[telling[0]]) if telling else string.ascii_uppercase[number] if number < 26 else str(number + 1)
+        # A mode acts through other groups, which are named themselves.
+        differs = {
+            key: one[key] for key in differing if key in one and (key == "mode.name" or not key.startswith("mode."))
+        }
+        found.append(Group(name if len(settings) > 1 else "", differs, part))
+    return found
 
 
 def factor_effects(runs: Sequence[RunRecord], outcomes: Sequence[str] = OUTCOMES) -> Rows:
@@ -57,12 +79,17 @@ def factor_effects(runs: Sequence[RunRecord], outcomes: Sequence[str] = OUTCOMES
     the same levels has no contrast: its rows say so.
     """
     rows: Rows = []
-    for group, members in comparable(runs).items():
-        for levels, wanted in _designs(members):
+    for group in comparable(runs):
+        for levels, wanted in _designs(group.runs):
             for outcome in outcomes:
-                found = _design_effects(members, levels, outcome)
+                found = _design_effects(group.runs, levels, outcome)
                 rows += [
-                    {"group": group, "outcome": outcome, "levels": {n: list(levels[n]) for n in row["factors"]}, **row}
+                    {
+                        "group": group.name,
+                        "outcome": outcome,
+                        "levels": {n: list(levels[n]) for n in row["factors"]},
+                        **row,
+                    }
                     for row in found
                     if wanted is None or wanted in row["factors"]
                 ]
@@ -206,16 +233,3 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in node.items():
         out |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return out
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys to name groups by: those of whole choices (`mode.name` …) if they tell all apart, else up to three."""
-    every = dict.fromkeys(key for one in settings for key in one)
-    differing = [key for key in every if len({json.dumps(one.get(key)) for one in settings}) > 1]
-    choices = [key for key in differing if key.endswith(".name")]
-    told_apart = len({tuple(str(one.get(key)) for key in choices) for one in settings}) == len(settings)
-    return choices if told_apart else (choices + [key for key in differing if key not in choices])[:3]
-
-
-def _short(key: str) -> str:
-    return key.removesuffix(".name")

@@ -99,8 +99,8 @@ def number(value: float | None) -> str:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if value == int(value) and abs(value) < 1e12:
-        return f"{int(value):,}".replace(",", " ").replace("-", MINUS)
+    if (value == int(value) and abs(value) < 1e12) or abs(value) >= 1e4:
+        return f"{round(value):,}".replace(",", " ").replace("-", MINUS)
     if abs(value) < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa}e{int(exponent)}".replace("-", MINUS)

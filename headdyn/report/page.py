@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from headdyn.core.figures import PALETTE, png_bytes
-from headdyn.report.numbers import duration, fixed, number, p_value, spelled
+from headdyn.report.numbers import decimals, duration, fixed, number, p_value, spelled
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -50,20 +50,21 @@ def picture(source: Figure | Path, alt: str) -> Markup:
 
 
 def measured(scalar: Mapping[str, Any]) -> Markup:
-    """A value with interval and null beside it, or the reason why there is none."""
-    if scalar.get("value") is None:
+    """A value with interval and null beside it, or the reason why there is none; words as they are."""
+    value, null = scalar.get("value"), scalar.get("null")
+    if value is None:
         return Markup('<span class="absent">absent: {}</span>').format(scalar.get("reason", "not computed"))
-    if isinstance(scalar["value"], bool | int) or (
-        scalar.get("ci_low") is None and scalar["value"] == int(scalar["value"])
-    ):
-        text = Markup("{}").format(number(scalar["value"]))
+    if isinstance(value, str):
+        return Markup("{}").format(value)
+    low, high = scalar.get("ci_low"), scalar.get("ci_high")
+    if low is None or high is None:
+        text = Markup("{}").format(number(value))
     else:
-        value, _, interval = spelled(scalar).partition(" ")
-        text = Markup("{}").format(value)
-        if interval:
-            text += Markup(' <span class="ci">{}</span>').format(interval)
-    if scalar.get("null") is not None:
-        text += Markup(' <span class="null">null {}</span>').format(number(round(scalar["null"], 4)))
+        shown, _, interval = spelled(scalar).partition(" ")
+        text = Markup('{} <span class="ci">{}</span>').format(shown, interval)
+    if null is not None:
+        places = max(3, decimals(value, low, high))
+        text += Markup(' <span class="null">null {}</span>').format("0" if null == 0 else fixed(null, places))
     return text
 
 

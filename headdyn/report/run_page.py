@@ -56,7 +56,7 @@ def metric_groups(manifest: Mapping[str, Any], scalars: Mapping[str, Any]) -> li
     groups: dict[str, list[dict[str, Any]]] = {}
     for name, scalar in scalars.items():
         entry = dict(scalar) if isinstance(scalar, Mapping) else {"value": scalar}
-        if not {"value", "reason"} & set(entry):
+        if not {"value", "reason"} & set(entry) or entry.get("value", "") is None:
             continue
         about = meanings.get(name, {})
         units = count(entry["n"], entry["unit"]) if entry.get("n") and entry.get("unit") else ""

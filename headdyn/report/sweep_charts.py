@@ -17,6 +17,7 @@ from headdyn.report.head_data import head_metrics
 from headdyn.report.numbers import fixed, level, p_value, quantity, spelled
 from headdyn.report.sweep_record import Job, SweepRecord
 
+_LEAST_REACH = 0.02  # of the selectivity scale, so that a sweep without any does not colour its noise
 REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
 
 
@@ -136,10 +137,10 @@ def probe_charts(sweep: SweepRecord) -> list[Markup]:
 
 
 def effect_charts(effects: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    """One interval chart for each group and outcome, a row an effect."""
+    """One interval chart for each outcome and group, a row an effect."""
     charts = []
-    for group in dict.fromkeys(row["group"] for row in effects):
-        for outcome in dict.fromkeys(row["outcome"] for row in effects):
+    for outcome in dict.fromkeys(row["outcome"] for row in effects):
+        for group in dict.fromkeys(row["group"] for row in effects):
             rows = [row for row in effects if row["group"] == group and row["outcome"] == outcome]
             q = quantity(outcome)
             dots = [
@@ -183,7 +184,7 @@ def head_maps(sweep: SweepRecord) -> list[HeadMaps]:
         there = [null for null in nulls if null is not None]
         null = float(np.mean(there)) if there else None
         if diverging:
-            reach = max(float(np.abs(values).max(initial=0)), 1e-6)
+            reach = max(float(np.abs(values).max(initial=0)), _LEAST_REACH)
             colours = Colours(low=-reach, high=reach, centre=0.0, places=places if reach >= 0.095 else 3)
         elif metric == "within_ratio":
             colours = Colours(low=0.0, high=1.0, places=places)

@@ -10,7 +10,7 @@ from typing import Any
 
 from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
-from headdyn.report.head_data import courses, patterns, statistics, telling_heads
+from headdyn.report.head_data import ROLES, courses, patterns, statistics, telling_heads
 from headdyn.report.numbers import LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.page import write_page
 from headdyn.report.quality import checks
@@ -103,7 +103,8 @@ def _facts(sweep: SweepRecord) -> dict[str, str]:
         )
     }
     facts = {
-        "varied": "; ".join(f"{name}: {', '.join(levels)}" for name, levels in sweep.varied.items()),
+        "varied": "; ".join(f"{name}: {', '.join(levels)}" for name, levels in sweep.varied.items() if name != "group"),
+        **{f"group {name}": settings for name, settings in sweep.group_settings.items()},
         "the same everywhere": ", ".join(
             f"{name} {next(iter(levels))}"
             for name, levels in constant.items()
@@ -277,13 +278,11 @@ def _head_facts(job: Job, layer: int, head: int) -> str:
     """The head's figures in a caption, as many as the run has."""
     rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows()}
     texts = []
-    for metric, label in (
-        ("selectivity", "selectivity"),
-        ("previous_token", "previous token"),
-        ("induction", "induction"),
-    ):
-        if metric in rows and rows[metric]["value"] is not None:
-            texts.append(f"{label} {fixed(rows[metric]['value'], 2)}")
+    for metric in ROLES.values():
+        row = rows.get(metric)
+        if row is not None and row["value"] is not None:
+            text = f"{metric.replace('_', ' ')} {fixed(row['value'], 3)}"
+            texts.append(text + (f" (q {p_value(row['q'])})" if row["q"] is not None else ""))
     return ", ".join(texts)
 
 

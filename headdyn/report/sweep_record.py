@@ -110,6 +110,15 @@ class SweepRecord:
         return list(dict.fromkeys(job.group for job in self.complete))
 
     @property
+    def group_settings(self) -> dict[str, str]:
+        """In what each of several groups differs from the others, as it is spelled in a command."""
+        found = comparable([job.run for job in self.jobs])
+        spelled = {
+            g.name: ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in g.differs.items()) for g in found
+        }
+        return spelled if len(found) > 1 else {}
+
+    @property
     def varied(self) -> dict[str, list[str]]:
         """The factors in which jobs differ, with their levels in the order met; the filter's choices."""
         levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in _LABELLED}
@@ -192,7 +201,7 @@ def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Write effects.json and matched_loss.json of the jobs that sweep.json names, from their records."""
     content = sweep_json(folder)
     runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
-    group_of = {run.name: group for group, members in comparable(runs).items() for run in members}
+    group_of = {run.name: group.name for group in comparable(runs) for run in group.runs}
     told = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
     write_json(folder / EFFECTS, factor_effects(runs))
     write_json(folder / MATCHED, {"pairs": told, "pooled": pooled(told)})
@@ -247,7 +256,7 @@ def now() -> str:
 
 
 def _jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
-    group_of = {run.folder: group for group, members in comparable([r for r, _ in runs]).items() for run in members}
+    group_of = {run.folder: group.name for group in comparable([r for r, _ in runs]) for run in group.runs}
     groups = list(dict.fromkeys(group_of.values()))
     factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
     varied = [name for name in _LABELLED if len({str(f.get(name)) for f in factors}) > 1]
@@ -255,8 +264,9 @@ def _jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
         " ".join(_word(name, f.get(name)) for name in varied) or run.name
         for f, (run, _) in zip(factors, runs, strict=True)
     ]
-    if len(groups) > 1:
-        labels = [f"{label} ({f['group']})" if f["group"] else label for label, f in zip(labels, factors, strict=True)]
+    if len(groups) > 1:  # a mode that tells the groups apart is in the labels already
+        named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
+        labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
     labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
     styles = _styles(factors)
     return [
@@ -293,4 +303,9 @@ def _relative(folder: Path, start: Path) -> str:
 
 
 def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it holds no JSON: {error}; run its command again") from error

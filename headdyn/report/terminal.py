@@ -79,11 +79,11 @@ def describe(p: Progress) -> str:
 # The seed's summary columns with what they need beside them, and gap closed: scalar, title.
 _COLUMNS = (
     ("loss_nats", "val loss\n(nats)"),
-    ("gap_closed", "gap closed\n(%)"),
+    ("gap_closed", "gap\nclosed\n(%)"),
     ("within_ratio", "within\n(%)"),
-    ("selectivity", "selectivity\n(points)"),
+    ("selectivity", "selec-\ntivity\n(points)"),
     ("entropy_nats", "entropy\n(nats)"),
-    ("probe_accuracy_middle", "probe,\nmiddle (%)"),
+    ("probe_accuracy_middle", "probe,\nmiddle\n(%)"),
 )
 _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
 
@@ -114,8 +114,9 @@ def summary_table(sweep: SweepRecord, console: Console) -> Table:
     how = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption=_encodable(f"{how} over held-out sequences; n: what chance gives (null)", console),
+        caption=_encodable(f"{how} over held-out sequences; vs: what chance gives (null)", console),
         pad_edge=False,
+        show_edge=False,
         caption_justify="left",
     )
     table.add_column("run", overflow="fold", min_width=12)
@@ -137,7 +138,7 @@ def _cell(scalar: Mapping[str, Any], q: Quantity, width: int) -> str:
         places = decimals(q.scale * scalar["value"], q.scale * low, q.scale * high)
         half = f"±{q.scale * (high - low) / 2:.{places}f}"
         text = f"{value}\n{half}" if width < _NARROW else f"{value}{' ' if width >= _WIDE else chr(10)}{interval}"
-    return f"{text}\nn {fixed(q.scale * scalar['null'], max(1, q.places - 1))}" if scalar.get("null") else text
+    return f"{text}\nvs {fixed(q.scale * scalar['null'], max(1, q.places - 1))}" if scalar.get("null") else text
 
 
 def _encodable(text: str, console: Console) -> str:

@@ -74,7 +74,8 @@ def learning(jobs: Sequence[Job]) -> list[str]:
     if judged:
         orderings = dict.fromkeys(str(job.factors.get("data_ordering")) for job in judged)
         of = {name: [job for job in judged if str(job.factors.get("data_ordering")) == name] for name in orderings}
-        left = [f"{sum(map(_below_plateau, same))} of {len(same)} {name}" for name, same in of.items()]
+        named = {"topic": "topic-ordered"}
+        left = [f"{sum(map(_below_plateau, same))} of {len(same)} {named.get(o, o)}" for o, same in of.items()]
         sentences.append(
             f"Of the trainings, {listed(left)} ones left the topic-blind plateau, the loss of the best bigram mixture."
         )
@@ -156,7 +157,8 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     limits = {facts.get("recovered_within_nats") for facts in facts_of.values()}
     limit = limits.pop() if len(limits) == 1 else None
     within = "" if limit is None else f" to within {limit:g} nats of the loss before the drop"
-    warning = "" if len(back) == len(arms) else "; what is said of the others is said of damaged models"
+    others = "them" if not back else "the others"
+    warning = "" if len(back) == len(arms) else f"; what is said of {others} is said of damaged models"
     sentences = [f"{len(back)} of {count(len(arms), 'DroPE arm')} recovered{within}{warning}."]
     for job in arms:
         facts = facts_of[job.number]
@@ -198,6 +200,9 @@ def after_drope(jobs: Sequence[Job]) -> list[str]:
         ]
     )
     seeds = max(row["n"] for row in rows)
+    damaged = sum(not job.run.scalars["recalibration"]["recovered"] for job in arms if job.recalibrated)
+    if damaged:
+        details.insert(0, f"{damaged} of the {len(arms)} arms have not recovered from the drop.")
     head = f"After DroPE, topic-ordered less shuffled training is {differences}"
     if seeds < 2:
         return [f"{ONE_SEED} {head}.", *details]

@@ -112,7 +112,7 @@ class Chromium:
     def open(self, page: Path) -> float:
         """Open a file and wait until its script is done; the milliseconds from navigation until then."""
         self.call("Page.navigate", url=page.resolve().as_uri())
-        self.until("document.documentElement.dataset.ready === 'yes'")
+        self.until("document.documentElement?.dataset.ready === 'yes'")
         return float(self.run("window.readyAt"))
 
     def run(self, script: str) -> Any:

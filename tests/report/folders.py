@@ -68,7 +68,7 @@ def scalars(**changes: Any) -> dict[str, Any]:
 def heads(selectivity_LH: np.ndarray, *, step: int = 200) -> HeadTable:
     """A head table with three metrics for every head and probe accuracy for every layer."""
     q_LH = np.where(selectivity_LH > 0.05, 0.001, 0.5)
-    common: dict[str, Any] = {"n": 128, "unit": "sequence"}
+    common: dict[str, Any] = {"n": 128, "unit": "sequence", "reason": "no queries to divide by"}
     places = len(selectivity_LH) + 1
     accuracy_L = np.linspace(0.34, 0.9, places)
     tables = [

@@ -78,12 +78,16 @@ def test_other_settings_make_another_group(tmp_path: Path) -> None:
         for ordering in ("shuffled", "topic")
     ]
     runs = [RunRecord.read(tmp_path / ("smoke" if "smoke" in e["name"] else "laptop") / e["name"]) for e in entries]
-    assert list(comparable(runs)) == ["mode=smoke", "mode=laptop"]
-    assert {row["group"] for row in factor_effects(runs)} == {"mode=smoke", "mode=laptop"}
+    assert [(g.name, g.differs["train.steps"], len(g.runs)) for g in comparable(runs)] == [
+        ("smoke", 120, 2),
+        ("laptop", 800, 2),
+    ]
+    assert {row["group"] for row in factor_effects(runs)} == {"smoke", "laptop"}
 
 
 def test_seeds_make_no_group_even_where_the_corpus_follows_them(tmp_path: Path) -> None:
-    assert list(comparable(records(tmp_path, [run(tmp_path, seed=0), run(tmp_path, seed=1)]))) == [""]
+    (group,) = comparable(records(tmp_path, [run(tmp_path, seed=0), run(tmp_path, seed=1)]))
+    assert (group.name, group.differs) == ("", {})
 
 
 def test_variants_of_one_option_are_not_pooled(tmp_path: Path) -> None:
@@ -96,7 +100,10 @@ def test_variants_of_one_option_are_not_pooled(tmp_path: Path) -> None:
             )
         )
     groups = comparable(entries)
-    assert list(groups) == ["attention.num_kv_heads=1", "attention.num_kv_heads=2"]
+    assert [(g.name, g.differs) for g in groups] == [
+        ("A", {"attention.num_kv_heads": 1}),
+        ("B", {"attention.num_kv_heads": 2}),
+    ]
 
 
 def test_two_runs_of_one_cell_have_no_contrast(tmp_path: Path) -> None:

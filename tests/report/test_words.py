@@ -74,7 +74,7 @@ def test_plateau_left_and_not_left(tmp_path: Path) -> None:
     stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
     entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="topic", values=stuck)]
     told = answers(sweep(tmp_path, entries))["Did the models learn?"]
-    assert "1 of 1 shuffled and 0 of 1 topic ones left the topic-blind plateau" in told[0]
+    assert "1 of 1 shuffled and 0 of 1 topic-ordered ones left the topic-blind plateau" in told[0]
     # Held-out losses 3.2 at step 100 and 2.9 at 150; the mixture's is 3.
     assert "shuffled: ended at 2.400 [2.390, 2.410] nats, having closed 80.0 [79.0, 81.0] % of the gap" in told[1]
     assert "(256 sequences); below the plateau at 3.000 nats for good since between steps 100 and 150" in told[1]

@@ -1,0 +1,88 @@
+import math
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from headdyn.report.charts import Colours, Dot, Line, head_map, interval_chart, legend, line_chart, nice_scale
+
+
+def parsed(svg: str) -> ET.Element:
+    return ET.fromstring(str(svg))
+
+
+def test_scales_hold_the_data_and_have_round_ticks() -> None:
+    scale = nice_scale([2.1, 3.47], 0, 100)
+    assert scale.low < 2.1 and scale.high > 3.47
+    assert scale.ticks == (2.25, 2.5, 2.75, 3.0, 3.25, 3.5)
+    assert scale(scale.low) == 0 and scale(scale.high) == 100
+
+
+def test_a_log_scale_shows_zero_left_of_one() -> None:
+    scale = nice_scale([0, 1, 60], 0, 100, log=True)
+    assert scale(0) == 0 < scale(1) < scale(60)
+    assert scale.ticks[0] == 0
+
+
+def test_one_value_or_none_still_makes_a_scale() -> None:
+    for values in ([], [0.0], [5.0], [math.nan]):
+        scale = nice_scale(values, 0, 100)
+        assert scale.high > scale.low
+
+
+def test_a_line_chart_has_its_axes_units_references_and_run_numbers() -> None:
+    line = Line(label="a < b", x=[0, 10], y=[3.0, 2.5], low=[2.9, 2.4], high=[3.1, 2.6], runs=[4, 7])
+    svg = line_chart([line], title="Loss", x_label="step", y_label="loss (nats)", references={"floor 2.000": 2.0})
+    texts = [node.text for node in parsed(svg).iter() if node.text]
+    assert {"Loss", "step", "loss (nats)", "floor 2.000", "a < b · 10: 2.500"} <= set(texts)
+    assert 'data-run="4 7"' in svg
+    assert svg.count('class="whisker"') == 2
+    assert 'data-run="4 7"' in legend([line])
+
+
+def test_close_references_do_not_overlap() -> None:
+    svg = line_chart(
+        [Line(label="a", x=[0, 1], y=[0.0, 1.0])],
+        title="",
+        x_label="x",
+        y_label="y",
+        references={"one": 0.5, "two": 0.501},
+    )
+    places = [float(node.attrib["y"]) for node in parsed(svg).iter() if node.text in ("one", "two")]
+    assert abs(places[0] - places[1]) >= 12
+
+
+def test_an_absent_effect_is_written_as_absent_with_its_reason() -> None:
+    svg = interval_chart([Dot(label="GQA", value=None, reason="no seed has all 8 cells")], title="t", x_label="x")
+    assert "absent" in svg and "no seed has all 8 cells" in svg
+    assert 'class="mark"' not in svg
+
+
+def test_a_value_without_an_interval_is_a_hollow_dot() -> None:
+    hollow = interval_chart([Dot(label="GQA", value=0.1)], title="t", x_label="x")
+    full = interval_chart([Dot(label="GQA", value=0.1, low=0.0, high=0.2, null=0.05)], title="t", x_label="x")
+    assert 'fill="#fff"' in hollow and 'class="interval"' not in hollow
+    assert 'fill="#fff"' not in full and 'class="interval"' in full and 'class="diamond"' in full
+
+
+def test_a_head_map_has_a_cell_a_head_and_leaves_absent_ones_empty() -> None:
+    values = np.array([[0.1, np.nan], [-0.2, 0.3]])
+    svg = head_map(
+        values,
+        run=3,
+        label="run",
+        metric="selectivity",
+        colours=Colours(low=-0.3, high=0.3, centre=0),
+        marked_LH=values > 0.2,
+    )
+    cells = [node for node in parsed(svg).iter() if node.attrib.get("class") == "cell"]
+    assert [cell.attrib["data-head"] for cell in cells] == ["3 0 0", "3 0 1", "3 1 0", "3 1 1"]
+    assert [cell.find("text").text for cell in cells] == ["0.10", None, "−0.20", "0.30*"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("value", "side"), [(-0.3, "purple"), (0.3, "orange"), (0.0, "pale")])
+def test_a_diverging_scale_tells_signs_apart(value: float, side: str) -> None:
+    fill, ink = Colours(low=-0.3, high=0.3, centre=0)(value)
+    red, green, blue = (int(fill[i : i + 2], 16) for i in (1, 3, 5))
+    assert {"purple": blue > red > green, "orange": red > green > blue, "pale": min(red, green, blue) > 220}[side]
+    assert ink == ("#000" if side == "pale" else "#fff")

@@ -1,0 +1,66 @@
+import base64
+import zlib
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from headdyn.report.head_data import courses, patterns, statistics, telling_heads
+from headdyn.report.sweep_record import Job, SweepRecord, single_job
+from tests.report.folders import heads, run, sweep
+
+
+def job(folder: Path, **settings: object) -> Job:
+    return single_job(folder / run(folder, **settings)["name"])  # type: ignore[arg-type]
+
+
+def unpacked(text: str, sequences: int, length: int) -> np.ndarray:
+    """[N, T, T] weights, by the definition: row-wise lower triangles of (byte / 255)²."""
+    shade = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(sequences, -1)
+    weight = np.zeros((sequences, length, length))
+    weight[(slice(None), *np.tril_indices(length))] = (shade / 255.0) ** 2
+    return weight
+
+
+def test_packed_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
+    one = job(tmp_path, length=12)
+    kept = patterns([one])[0]
+    assert set(kept["heads"]) == {"0.0", "0.1", "1.0", "1.1"} and kept["left_out"] == ""
+    stored = load_file(one.run.folder / "patterns.safetensors")
+    weight = unpacked(kept["heads"]["1.0"], 2, 12)
+    true = stored["pattern.1"][:, 0].astype(float)
+    assert np.all(np.abs(weight - true) <= 0.004 * np.sqrt(true) + 1e-5)
+    assert np.abs(weight - stored["pattern.1"][:, 1]).max() > 0.05  # another head's would be noticed
+    assert kept["tokens"] == stored["tokens"].tolist() and kept["topic_names"] == ["rivers", "trains"]
+
+
+def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Path) -> None:
+    one = job(tmp_path, length=32)  # head 0.1 is the selective one
+    whole = sum(map(len, patterns([one])[0]["heads"].values()))
+    halved = patterns([one], budget=whole - 1)[0]
+    assert halved["sequences"] == 1 and halved["left_out"] == "1 of 2 sequences are here"
+    least = patterns([one], budget=1)[0]
+    assert list(least["heads"]) == ["0.1"]
+    assert "1 of 4 heads are here" in least["left_out"]
+
+
+def test_statistics_round_and_leave_absent_ones_out(tmp_path: Path) -> None:
+    found = statistics(job(tmp_path, selectivity_LH=np.array([[0.123456, np.nan]])))
+    assert found["selectivity"]["value"] == [[0.1235, None]]
+    assert "ci_low" not in found["entropy_nats"]
+
+
+def test_heads_have_a_course_where_snapshots_were_analysed(tmp_path: Path) -> None:
+    one = job(tmp_path)
+    assert courses(one) == {}
+    heads(np.array([[0.0, 0.1], [0.0, 0.0]])).write(one.run.folder / "heads_step000100.parquet")
+    course = courses(one)
+    assert course["steps"] == [100, 200]
+    assert [matrix[0][1] for matrix in course["metrics"]["selectivity"]] == [0.1, 0.3]
+
+
+def test_the_telling_head_is_judged_before_positions_change(tmp_path: Path) -> None:
+    before, after = np.array([[0.0, 0.3]]), np.array([[0.2, 0.1]])
+    entries = [run(tmp_path, position="drope", selectivity_LH=after), run(tmp_path, selectivity_LH=before)]
+    (siblings,) = SweepRecord.read(sweep(tmp_path, entries)).siblings
+    assert telling_heads(siblings) == {"most topic-selective": (0, 1)}

@@ -1,0 +1,176 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headdyn.report.sweep_page import write_sweep_page
+from headdyn.report.sweep_record import SweepRecord
+from tests.report.folders import matrix, measured, run, sweep
+
+
+class Text(HTMLParser):
+    """The page's visible text, its links and whatever else it would load."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.addresses: list[str] = []
+        self.silent = 0
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.silent += tag in ("script", "style")
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.silent -= tag in ("script", "style")
+
+    def handle_data(self, data: str) -> None:
+        if not self.silent and data.strip():
+            self.parts.append(data.strip())
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.parts)
+
+
+def page(folder: Path) -> tuple[str, Text]:
+    html = write_sweep_page(folder).read_text(encoding="utf-8")
+    return html, Text(html)
+
+
+def pair(**outcomes: tuple[float, float]) -> list[dict[str, Any]]:
+    common = {
+        "attention": "mha",
+        "position_enc": "rope",
+        "seed": 0,
+        "runs": {"topic": "mha_topic_rope_s0_laptopcorrected", "shuffled": "mha_shuffled_rope_s0_laptopcorrected"},
+        "steps": {"topic": 200, "shuffled": 100},
+        "losses_nats": {"topic": 2.61, "shuffled": 2.58},
+        "loss_difference": 0.03,
+    }
+    return [
+        {**common, "outcome": name, "topic": measured(t), "shuffled": measured(s), "difference": t - s}
+        for name, (t, s) in outcomes.items()
+    ]
+
+
+def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
+    html, read = page(sweep(tmp_path, matrix(tmp_path)))
+    outside = [a for a in read.addresses if not a.startswith(("#", "data:")) and not (tmp_path / a).exists()]
+    assert outside == []
+    assert "default-src 'none'" in html  # the browser itself would refuse to load anything
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttp", html)
+
+
+def test_what_was_run_is_told(tmp_path: Path) -> None:
+    _, read = page(sweep(tmp_path, matrix(tmp_path)))
+    assert "python -m headdyn.run -m x=1,2" in read.text
+    assert "8 of 8 runs complete" in read.text
+    for fact in ("torch 2.13.0", "0123456789ab", "device cpu", "2026-01-01 00:00:00 UTC", "mode laptop"):
+        assert fact in read.text
+
+
+def test_summary_has_every_number_with_interval_null_and_limits(tmp_path: Path) -> None:
+    _, read = page(sweep(tmp_path, [run(tmp_path), run(tmp_path, ordering="topic")]))
+    summary = read.text.split("Effects of the factors")[0].split("Summary")[-1]
+    for shown in ("2.400 [2.390, 2.410] null 4.00 floor 2.000", "80.0 [79.0, 81.0]", "60.0 [59.0, 61.0] null 50.0"):
+        assert shown in summary
+    assert "70.0 [69.0, 71.0] null 35.0 ceiling 95.0" in summary
+    assert "10.0 [8.0, 12.0]" in summary
+
+
+def test_a_missing_scalar_is_absent_with_its_reason_and_never_zero(tmp_path: Path) -> None:
+    gone = {"selectivity": {"reason": "fewer than two topics occur"}, "gap_closed": None}
+    _, read = page(sweep(tmp_path, [run(tmp_path, values=gone)]))
+    summary = read.text.split("Brackets: 95 %")[1].split("Held-out loss of every training")[0]
+    assert "absent: fewer than two topics occur" in summary
+    assert "absent: the run recorded no gap_closed" in summary
+    assert not re.search(r"(?<![\w.])0(\.0+)?(?![\w.])", summary.split("position 0 %")[-1])
+
+
+def test_a_failed_job_is_listed_with_its_error_and_its_traceback(tmp_path: Path) -> None:
+    entries = [run(tmp_path), run(tmp_path, ordering="topic", status="failed")]
+    absent = {"name": "never_started", "factors": {**entries[0]["factors"], "seed": 5}}
+    html, read = page(sweep(tmp_path, [*entries, absent]))
+    assert "1 of 3 runs complete; 2 not" in read.text
+    assert "RuntimeError: the loss is no number <b>" in read.text and "<b> " not in html.split("Not finished")[1][:400]
+    assert "Traceback: line 1" in read.text
+    assert "absent. it left no record" in read.text.split("never_started")[1]
+
+
+def test_a_sweep_without_one_complete_run_still_has_a_page(tmp_path: Path) -> None:
+    _, read = page(sweep(tmp_path, [run(tmp_path, status="failed"), run(tmp_path, seed=1, status="running")]))
+    assert "0 of 2 runs complete" in read.text
+    assert "it was killed, or another process is at work on it" in read.text
+
+
+def test_matched_pairs_show_both_losses_and_the_difference(tmp_path: Path) -> None:
+    entries = [run(tmp_path), run(tmp_path, ordering="topic")]
+    _, read = page(sweep(tmp_path, entries, pair(selectivity=(0.12, 0.1), within_ratio=(0.61, 0.6))))
+    matched = read.text.split("Orderings at matched loss")[1].split("Training")[0]
+    assert "100 / 200 2.580 2.610" in matched
+    assert "10.0 [9.0, 11.0] 12.0 [11.0, 13.0] +2.00" in matched
+    assert "absent: not analysed in both" in matched
+    assert "topic selectivity +2.00 points" in read.text  # in words
+
+
+def test_the_studys_table_is_shown_for_run1_alone(tmp_path: Path) -> None:
+    _, run1 = page(sweep(tmp_path / "a", [run(tmp_path / "a", protocol="seed", mode="run1")]))
+    assert "7.9702" in run1.text and "Attention Clustering Experiment Log" in run1.text
+    _, smoke = page(sweep(tmp_path / "b", [run(tmp_path / "b", protocol="seed", mode="smoke")]))
+    assert "7.9702" not in smoke.text and "mode=run1 protocol=seed repeats Run 1" in smoke.text
+    _, corrected = page(sweep(tmp_path / "c", [run(tmp_path / "c")]))
+    assert "The study's figures" not in corrected.text
+
+
+def test_the_glossary_has_every_metric_with_range_and_unit(tmp_path: Path) -> None:
+    _, read = page(sweep(tmp_path, [run(tmp_path)]))
+    glossary = read.text.split("Glossary")[-1]
+    assert "selectivity within_ratio minus its label-swap null −1 … 1" in glossary
+    assert "loss_nats mean next-token loss 0 … nats" in glossary
+    assert "The null is the label swap." in glossary and "Raises" not in glossary
+
+
+@pytest.mark.parametrize("run_length", [8, 40])
+def test_the_script_gets_the_heads_numbers(tmp_path: Path, run_length: int) -> None:
+    entries = [run(tmp_path, length=run_length), run(tmp_path, position="drope", length=run_length)]
+    html, _ = page(sweep(tmp_path, entries))
+    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert data["runs"]["0"]["heads"]["selectivity"]["value"] == [[0.0, 0.3], [0.02, -0.04]]
+    assert data["runs"]["0"]["siblings"] == [0, 1]
+    assert data["runs"]["1"]["levels"] == {"position_enc": "drope"}
+    patterns = json.loads(re.search(r'id="patterns-1">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert patterns["length"] == run_length
+
+
+def test_head_maps_share_one_scale_over_runs(tmp_path: Path) -> None:
+    weak, strong = np.array([[0.1, 0.0]]), np.array([[0.1, 0.4]])
+    html, _ = page(sweep(tmp_path, [run(tmp_path, selectivity_LH=weak), run(tmp_path, seed=1, selectivity_LH=strong)]))
+    fills = dict(
+        re.findall(
+            r'data-head="(\d \d \d)"><rect [^>]*fill="(#\w+)"/><text[^>]*>[^<]*</text><title>[^<]*selectivity', html
+        )
+    )
+    assert fills["0 0 0"] == fills["1 0 0"] != fills["1 0 1"]
+
+
+def test_groups_of_other_settings_stand_side_by_side(tmp_path: Path) -> None:
+    entries = [
+        run(tmp_path, ordering=o, mode=mode, settings={"train": {"steps": steps}})
+        for mode, steps in (("smoke", 120), ("laptop", 800))
+        for o in ("shuffled", "topic")
+    ]
+    folder = sweep(tmp_path, entries)
+    assert SweepRecord.read(folder).groups == ["smoke", "laptop"]
+    _, read = page(folder)
+    assert "train.steps=120" in read.text and "Held-out loss (laptop)" in read.text
+
+
+def test_a_lone_run_needs_no_filter_and_no_effects(tmp_path: Path) -> None:
+    html, read = page(sweep(tmp_path, [run(tmp_path)]))
+    assert 'id="filter"' not in html and "Effects of the factors" not in read.text
