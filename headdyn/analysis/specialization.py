@@ -146,7 +146,7 @@ class Specialization:
             dict.fromkeys(layers if self.null_at_every_layer else [layer], splits.half_SH.astype(float))
         )
         by_layer = {at: _halves(make, halves[at], patching, splits, nulls.get(at)) for at in layers}
-        head_HP = patching.deltas({layer: np.eye(c.num_heads)})[layer]
+        heads = _single_heads(make, patching.deltas({layer: np.eye(c.num_heads)})[layer], patching.target_P, layer)
         sizes = by_group_size(patching, layer, pools, c.num_heads, self.groups_per_size, generator)
         fractions = by_fraction(patching, layer, pools, c.num_heads, self.fractions)
         rows = [
@@ -159,7 +159,6 @@ class Specialization:
         if controls.pairs:
             beside = PromptPatching(model, controls, patch, [layer])
             rows += _controls(make, beside.deltas({layer: halves_3H})[layer], beside)
-        heads = _single_heads(make, head_HP, patching.target_P, layer)
         tables = {
             "splits": split_table(splits, nulls, [f"{pair.right}/{pair.wrong}" for pair in bugs.pairs]),
             "group_sizes": dose_table(sizes),
