@@ -30,8 +30,9 @@ Source = Literal["prompt", "zero", "mean"]
 Steps = Literal["prefill", "every_step"]
 Direction = Literal["sufficiency", "necessity"]
 
-# Of the activations at once. Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26, 13 to 20 s with 2^28 to 2^30.
-MAX_BYTES = 2**26
+# Of the activations at once. On a CPU Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26 and 13 to 20 s with 2^28
+# to 2^30, which no longer fit its caches; another device has more to keep busy.
+_CPU_BYTES, _DEVICE_BYTES = 2**26, 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class GroupPatching:
     """
 
     def __init__(
-        self, decoder: Decoder, group: PromptGroup, patch: Patch, layers: Sequence[int], max_bytes: int = MAX_BYTES
+        self, decoder: Decoder, group: PromptGroup, patch: Patch, layers: Sequence[int], max_bytes: int | None = None
     ) -> None:
         c = decoder.config
         for layer in layers:
@@ -86,10 +87,12 @@ class GroupPatching:
                 f"source=mean averages the prompts of a group, and one of {group.format!r} holds {len(group)}; ask for "
                 "more pairs (data.bug_pairs) or use source=zero"
             )
-        self.decoder, self.patch, self.max_bytes, self.layers = decoder, patch, max_bytes, tuple(sorted(set(layers)))
+        self.decoder, self.patch, self.layers = decoder, patch, tuple(sorted(set(layers)))
         self._device, self._dtype = decoder.embed.weight.device, decoder.embed.weight.dtype
-        forward = patch.direction == "sufficiency"
-        target_NT, source_NT = map(self._ids, (group.corrupted_NT, group.clean_NT)[:: 1 if forward else -1])
+        self.max_bytes = max_bytes or (_CPU_BYTES if self._device.type == "cpu" else _DEVICE_BYTES)
+        target_NT, source_NT = self._ids(group.corrupted_NT), self._ids(group.clean_NT)
+        if patch.direction == "necessity":
+            target_NT, source_NT = source_NT, target_NT
         self.prompt_NT = target_NT
         self.right_NA, self.wrong_NA = self._ids(group.right_NA), self._ids(group.wrong_NA)
         # One differing token: both answers are read on the same tokens.
@@ -299,7 +302,7 @@ class PromptPatching:
     """
 
     def __init__(
-        self, decoder: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int], max_bytes: int = MAX_BYTES
+        self, decoder: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int], max_bytes: int | None = None
     ) -> None:
         self.prompts = prompts
         self._groups = [GroupPatching(decoder, group, patch, layers, max_bytes) for group in prompts.groups]
