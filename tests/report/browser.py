@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +30,15 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--remote-debugging-pipe",
 )
+
+# Becomes the browser with the two pipes on the descriptors where it looks for them; copies first, lest one hit the other.
+_ON_3_AND_4 = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 10) for fd in sys.argv[1:3]]
+os.dup2(pipes[0], 3)
+os.dup2(pipes[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def require_chromium() -> str:
@@ -51,16 +61,8 @@ class Chromium:
     def __init__(self, profile: Path, *, width: int = 1280, height: int = 900) -> None:
         to_read, self.to_browser = os.pipe()
         self.from_browser, to_write = os.pipe()
-        redirect = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
-        command = [
-            "sh",
-            "-c",
-            redirect,
-            require_chromium(),
-            *FLAGS,
-            f"--user-data-dir={profile}",
-            f"--window-size={width},{height}",
-        ]
+        command = [sys.executable, "-c", _ON_3_AND_4, str(to_read), str(to_write), require_chromium(), *FLAGS]
+        command += [f"--user-data-dir={profile}", f"--window-size={width},{height}"]
         self.process = subprocess.Popen(
             command,
             pass_fds=(to_read, to_write),
