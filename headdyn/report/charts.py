@@ -204,7 +204,7 @@ def head_map(
     layers, heads = value_LH.shape
     large = heads <= 6
     wide, high = (45, 24) if large else (max(11, 150 // heads), 13)
-    left, top = 26, 6
+    left, top = 30, 6
     parts = []
     for (layer, head), value in np.ndenumerate(value_LH):
         x, y = left + wide * head, top + high * layer

@@ -70,8 +70,8 @@ def courses(job: Job) -> dict[str, Any]:
 def patterns(jobs: Sequence[Job], budget: int = PATTERN_BYTES) -> dict[int, dict[str, Any]]:
     """Attention patterns by job number, as many sequences and heads as fit the budget; what was left out is said.
 
-    A head's patterns are the lower triangles of its sequences one after another, row by row, a byte each holding
-    255·√weight (so a weight w is off by at most 0.4 % · √w), deflated and in base64.
+    A head has an entry for each kept sequence: the lower triangle row by row, a byte a weight holding 255·√weight (so
+    that a weight w is off by at most 0.4 % · √w), deflated and in base64.
     """
     with_patterns = [job for job in jobs if (job.run.folder / PATTERNS).is_file()]
     share = budget // max(1, len(with_patterns))
@@ -93,42 +93,44 @@ def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
 
 
 def _patterns(job: Job, budget: int) -> dict[str, Any]:
+    """The first sequence of as many heads as fit, telling ones first; then further sequences, of all heads or none."""
     with safe_open(job.run.folder / PATTERNS, framework="np") as file:
         names = list(file.keys())
         layers = sorted(int(match[1]) for match in (re.fullmatch(r"pattern\.(\d+)", name) for name in names) if match)
         tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
-        rows, columns = np.tril_indices(tokens_NT.shape[1])
-        shade_X = {
-            (layer, head): np.rint(255 * np.sqrt(pattern_NHTT[:, head].astype(np.float32)[:, rows, columns])).astype(
-                np.uint8
-            )
-            for layer in layers
-            for pattern_NHTT in [file.get_tensor(f"pattern.{layer}")]
-            for head in range(pattern_NHTT.shape[1])
-        }
-    order = _telling_first(job, list(shade_X))
-    sequences, kept = len(tokens_NT), {}
-    while True:
-        kept = {f"{layer}.{head}": _packed(shade_X[layer, head][:sequences]) for layer, head in order}
-        if sum(map(len, kept.values())) <= budget or sequences == 1:
-            break
-        sequences = max(1, sequences // 2)
-    while len(kept) > 1 and sum(map(len, kept.values())) > budget:
-        kept.popitem()
+        slices = {layer: file.get_slice(f"pattern.{layer}") for layer in layers}
+        order = _telling_first(job, [(layer, h) for layer in layers for h in range(slices[layer].get_shape()[1])])
+        triangle = np.tril_indices(tokens_NT.shape[1])
+        kept: dict[str, list[str]] = {}
+        used = sequences = 0
+        while sequences < len(tokens_NT):
+            packed: dict[str, str] = {}
+            for layer, head in order:
+                pattern_TT = slices[layer][sequences : sequences + 1, head : head + 1][0, 0]
+                text = _packed(pattern_TT[triangle])
+                if kept | packed and used + len(text) > budget:
+                    break
+                used += len(text)
+                packed[f"{layer}.{head}"] = text
+            if kept and len(packed) < len(order):
+                break
+            for name, text in packed.items():
+                kept.setdefault(name, []).append(text)
+            sequences += 1
+            if len(packed) < len(order):
+                break
     left_out = []
     if sequences < len(tokens_NT):
         left_out.append(f"{sequences} of {len(tokens_NT)} sequences are here")
     if len(kept) < len(order):
         left_out.append(f"{len(kept)} of {len(order)} heads are here, the most telling ones")
-    names = job.run.manifest.get("corpus", {}).get("topic_names") or [
-        f"topic {i}" for i in range(int(topics_NT.max()) + 1)
-    ]
+    topic_names = job.run.manifest.get("corpus", {}).get("topic_names")
     return {
         "length": tokens_NT.shape[1],
         "sequences": sequences,
         "tokens": tokens_NT[:sequences].tolist(),
         "topics": topics_NT[:sequences].tolist(),
-        "topic_names": list(names),
+        "topic_names": topic_names or [f"topic {i}" for i in range(int(topics_NT.max()) + 1)],
         "heads": kept,
         "left_out": "; ".join(left_out),
     }
@@ -146,8 +148,9 @@ def _telling_first(job: Job, heads: list[tuple[int, int]]) -> list[tuple[int, in
     return sorted(heads, key=lambda head: min((int(rank[head]) for rank in ranks), default=0))
 
 
-def _packed(shade: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(shade.tobytes(), 6)).decode()
+def _packed(weight_X: np.ndarray) -> str:
+    shade_X = np.rint(255 * np.sqrt(weight_X.astype(np.float32))).astype(np.uint8)
+    return base64.b64encode(zlib.compress(shade_X.tobytes(), 6)).decode()
 
 
 def _snapshot_tables(folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from headdyn.core.statistics import t_interval
 from headdyn.report.effects import flat
-from headdyn.report.numbers import count, fixed, spelled
+from headdyn.report.numbers import count, fixed, level, spelled
 from headdyn.report.sweep_record import Job, SweepRecord
 
 
@@ -55,7 +55,7 @@ def seed_table(sweep: SweepRecord) -> SeedTable | None:
             (fixed(theirs, form["decimals"]), _ours(ours, scalar, form["scale"]))
             for theirs, (scalar, form) in zip(row["values"], columns.items(), strict=True)
         ]
-        rows.append((" ".join(cell.values()), pairs, [job.number for job in ours]))
+        rows.append((" ".join(map(level, cell.values())), pairs, [job.number for job in ours]))
     facts = (
         f"Uniform guessing {study['random_loss_nats']:.4f} nats; the study's own estimate of the floor "
         f"{study['bayes_loss_nats_claimed']} nats; runtime {study['runtime']}."

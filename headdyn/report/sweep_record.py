@@ -121,7 +121,8 @@ class SweepRecord:
     @property
     def varied(self) -> dict[str, list[str]]:
         """The factors in which jobs differ, with their levels in the order met; the filter's choices."""
-        levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in _LABELLED}
+        names = _factor_names([job.factors for job in self.jobs])
+        levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in names}
         varied = {name: seen for name, seen in levels.items() if len(seen) > 1}
         return varied | ({"group": self.groups} if len(self.groups) > 1 else {})
 
@@ -259,7 +260,8 @@ def _jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
     group_of = {run.folder: group.name for group in comparable([r for r, _ in runs]) for run in group.runs}
     groups = list(dict.fromkeys(group_of.values()))
     factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
-    varied = [name for name in _LABELLED if len({str(f.get(name)) for f in factors}) > 1]
+    names = _factor_names([given for _, given in runs])
+    varied = [name for name in names if len({str(f.get(name)) for f in factors}) > 1]
     labels = [
         " ".join(_word(name, f.get(name)) for name in varied) or run.name
         for f, (run, _) in zip(factors, runs, strict=True)
@@ -273,6 +275,12 @@ def _jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
         Job(number, run, given, labels[number], group_of.get(run.folder, ""), styles[number])
         for number, (run, given) in enumerate(runs)
     ]
+
+
+def _factor_names(factors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The factors in the order they are read: known ones, then any other, the seed last."""
+    others = dict.fromkeys(name for given in factors for name in given if name not in (*_LABELLED, "experiment"))
+    return [*_LABELLED[:-1], *others, _LABELLED[-1]]
 
 
 def _word(factor: str, name: Any) -> str:

@@ -102,8 +102,12 @@ def factor(name: str, effects: Sequence[Row]) -> list[str]:
     if not told:
         return []
     sentences = _answer(there, f"{_CONTRASTS[name]}, averaged over the other factors")
-    sentences += [f"{_name(row['outcome'])}: absent, {row['reason']}." for row in told if row["value"] is None]
-    if name == "position_enc":
+    reasons: dict[str, list[str]] = {}
+    for row in told:
+        if row["value"] is None:
+            reasons.setdefault(row["reason"], []).append(_name(row["outcome"]))
+    sentences += [f"Absent for {listed(names)}: {reason}." for reason, names in reasons.items()]
+    if name == "position_enc" and there:
         sentences += _against_control(effects)
     return sentences
 
@@ -123,9 +127,7 @@ def interactions(effects: Sequence[Row]) -> list[str]:
     if all(row["n"] < 2 for row in rows):
         return [f"{ONE_SEED} The values are in the table of effects."]
     clear = [row for row in rows if _excludes_zero(row)]
-    outcomes = listed(
-        [_name(outcome, lower=True) for outcome in ABOUT_HEADS if any(r["outcome"] == outcome for r in rows)]
-    )
+    outcomes = listed([_name(outcome) for outcome in ABOUT_HEADS if any(r["outcome"] == outcome for r in rows)])
     kept = sum(row.get("q") is not None and row["q"] < 0.05 for row in clear)
     head = (
         f"{len(clear)} of {len(rows)} interactions on {outcomes} have an interval that excludes 0 "
@@ -194,10 +196,7 @@ def after_drope(jobs: Sequence[Job]) -> list[str]:
     if not rows:
         return details
     differences = listed(
-        [
-            f"{_difference(row)} of {_name(row['outcome'], lower=True)} (by {_INSTRUMENTS[row['outcome']]})"
-            for row in rows
-        ]
+        [f"{_difference(row)} of {_name(row['outcome'])} (by {_INSTRUMENTS[row['outcome']]})" for row in rows]
     )
     seeds = max(row["n"] for row in rows)
     damaged = sum(not job.run.scalars["recalibration"]["recovered"] for job in arms if job.recalibrated)
@@ -215,7 +214,7 @@ def _answer(rows: Sequence[Row], contrast: str) -> list[str]:
         return []
     seeds = max(row["n"] for row in rows)
     if seeds < 2:
-        values = ", ".join(f"{_name(row['outcome'], lower=True)} {_difference(row)}" for row in rows)
+        values = ", ".join(f"{_name(row['outcome'])} {_difference(row)}" for row in rows)
         return [f"{ONE_SEED} {contrast}: {values}."]
     return [f"{_verdict(rows)} {contrast}, {count(seeds, 'seed')}:", *(f"{_effect(row)}." for row in rows)]
 
@@ -284,8 +283,8 @@ def _beside(job: Job) -> str:
 def _verdict(rows: Iterable[Row]) -> str:
     """`The interval excludes 0 for …; no effect detected on …, whose interval holds 0.`"""
     rows = list(rows)
-    clear = [_name(row["outcome"], lower=True) for row in rows if _excludes_zero(row)]
-    rest = [_name(row["outcome"], lower=True) for row in rows if not _excludes_zero(row)]
+    clear = [_name(row["outcome"]) for row in rows if _excludes_zero(row)]
+    rest = [_name(row["outcome"]) for row in rows if not _excludes_zero(row)]
     parts = [f"The interval excludes 0 for {listed(clear)}."] if clear else []
     if rest:
         parts.append(f"No effect detected on {listed(rest)}: the interval holds 0.")
@@ -299,7 +298,7 @@ def _excludes_zero(row: Row) -> bool:
 def _effect(row: Row) -> str:
     """`topic selectivity −3.1 [−5.2, −1.0] points (p = 0.02, q = 0.05)`."""
     tests = [_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None]
-    return f"{_name(row['outcome'], lower=True)} {_difference(row)}" + (f" ({', '.join(tests)})" if tests else "")
+    return f"{_name(row['outcome'])} {_difference(row)}" + (f" ({', '.join(tests)})" if tests else "")
 
 
 def _test(name: str, value: float) -> str:
@@ -312,9 +311,8 @@ def _difference(row: Row) -> str:
     return f"{q.spelled(row, signed=True)} {q.of_differences}"
 
 
-def _name(outcome: str, *, lower: bool = False) -> str:
-    label = quantity(outcome).label
-    return label if lower else label[0].upper() + label[1:]
+def _name(outcome: str) -> str:
+    return quantity(outcome).label
 
 
 def _units(scalar: Row) -> str:

@@ -14,11 +14,12 @@ def job(folder: Path, **settings: object) -> Job:
     return single_job(folder / run(folder, **settings)["name"])  # type: ignore[arg-type]
 
 
-def unpacked(text: str, sequences: int, length: int) -> np.ndarray:
+def unpacked(texts: list[str], length: int) -> np.ndarray:
     """[N, T, T] weights, by the definition: row-wise lower triangles of (byte / 255)²."""
-    shade = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(sequences, -1)
-    weight = np.zeros((sequences, length, length))
-    weight[(slice(None), *np.tril_indices(length))] = (shade / 255.0) ** 2
+    weight = np.zeros((len(texts), length, length))
+    for n, text in enumerate(texts):
+        shade = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+        weight[n][np.tril_indices(length)] = (shade / 255.0) ** 2
     return weight
 
 
@@ -27,7 +28,7 @@ def test_packed_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
     kept = patterns([one])[0]
     assert set(kept["heads"]) == {"0.0", "0.1", "1.0", "1.1"} and kept["left_out"] == ""
     stored = load_file(one.run.folder / "patterns.safetensors")
-    weight = unpacked(kept["heads"]["1.0"], 2, 12)
+    weight = unpacked(kept["heads"]["1.0"], 12)
     true = stored["pattern.1"][:, 0].astype(float)
     assert np.all(np.abs(weight - true) <= 0.004 * np.sqrt(true) + 1e-5)
     assert np.abs(weight - stored["pattern.1"][:, 1]).max() > 0.05  # another head's would be noticed
@@ -36,7 +37,7 @@ def test_packed_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
 
 def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Path) -> None:
     one = job(tmp_path, length=32)  # head 0.1 is the selective one
-    whole = sum(map(len, patterns([one])[0]["heads"].values()))
+    whole = sum(len(text) for texts in patterns([one])[0]["heads"].values() for text in texts)
     halved = patterns([one], budget=whole - 1)[0]
     assert halved["sequences"] == 1 and halved["left_out"] == "1 of 2 sequences are here"
     least = patterns([one], budget=1)[0]

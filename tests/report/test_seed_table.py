@@ -24,7 +24,7 @@ def test_the_studys_figures_stand_beside_ours_only_as_they_were_made(tmp_path: P
     assert table is not None and table.reason == table.warning == ""
     label, cells, runs = table.rows[0]
     # The study's summary: mha_shuffled_rope 7.9702, 59.3 %, 3.66, 93.0 %.
-    assert (label, runs) == ("mha shuffled rope", [0])
+    assert (label, runs) == ("MHA shuffled RoPE", [0])
     assert [theirs for theirs, _ in cells] == ["7.9702", "59.3", "3.66", "93.0"]
     assert [mine for _, mine in cells[:2]] == ["7.970 [7.960, 7.980]", "60.10 [59.90, 60.30]"]
     assert table.rows[7][1][0] == ("8.0843", "absent: not run")

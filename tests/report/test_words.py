@@ -70,6 +70,13 @@ def test_what_could_not_be_measured_is_absent_with_its_reason(tmp_path: Path) ->
     assert not any("selectivity 0" in text or "selectivity +0" in text for texts in told.values() for text in texts)
 
 
+def test_a_hole_in_the_design_is_said_once(tmp_path: Path) -> None:
+    entries = matrix(tmp_path)[:-1]
+    told = answers(sweep(tmp_path, entries))[ORDER]
+    absent = "topic selectivity, within-topic attention, probe accuracy at the middle layer and held-out loss"
+    assert told == [f"Absent for {absent}: no seed has all 8 cells (seeds seen: [0])."]
+
+
 def test_plateau_left_and_not_left(tmp_path: Path) -> None:
     stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
     entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="topic", values=stuck)]

@@ -32,11 +32,11 @@ function patternsOf(run) {
   return (parsed[run] ??= source ? JSON.parse(source.textContent) : null);
 }
 
-/* A head's bytes, all kept sequences one after another; null where the page does not hold them. */
-function unpack(run, layer, head) {
-  const key = `${run} ${layer} ${head}`;
+/* The bytes of a head on one sequence; null where the page does not hold them. */
+function unpack(run, layer, head, sequence) {
+  const key = `${run} ${layer} ${head} ${sequence}`;
   return (unpacked[key] ??= (async () => {
-    const packed = patternsOf(run)?.heads[`${layer}.${head}`];
+    const packed = patternsOf(run)?.heads[`${layer}.${head}`]?.[sequence];
     if (!packed) return null;
     const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
@@ -47,10 +47,9 @@ function unpack(run, layer, head) {
 const EDGE = { left: 36, bottom: 34, top: 4, right: 4, strip: 5 };
 
 async function drawPattern(canvas, run, layer, head, sequence) {
-  const all = await unpack(run, layer, head);
-  if (!all) return false;
-  const kept = patternsOf(run), length = kept.length, triangle = (length * (length + 1)) / 2;
-  const bytes = all.subarray(sequence * triangle, (sequence + 1) * triangle), topics = kept.topics[sequence];
+  const bytes = await unpack(run, layer, head, sequence);
+  if (!bytes) return false;
+  const kept = patternsOf(run), length = kept.length, topics = kept.topics[sequence];
   const pixels = new ImageData(length, length);
   for (let query = 0, at = 0; query < length; query++) {
     for (let key = 0; key < length; key++) {
@@ -273,7 +272,9 @@ if (byId("filter")) {
   applyFilter();
 }
 (async () => {
-  const canvases = [...document.querySelectorAll("canvas[data-pattern]")];
+  const able = "DecompressionStream" in window;
+  if (!able && byId("topics")) byId("topics").textContent = "This browser lacks DecompressionStream, so that it cannot draw the patterns.";
+  const canvases = !able ? [] : [...document.querySelectorAll("canvas[data-pattern]")];
   if (canvases.length) byId("topics").replaceWith(topicKey(canvases[0].dataset.pattern.split(" ")[0]));
   for (const canvas of canvases) {
     const [run, layer, head] = canvas.dataset.pattern.split(" ");
