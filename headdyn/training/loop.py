@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -197,8 +198,7 @@ class _Training:
         write_json(
             self.folder / "result.json", {"seconds": self.seconds, "tokens_per_second": speed, "compiled": compiled}
         )
-        for path in (self.folder / "resume").glob("*"):
-            path.unlink()
+        shutil.rmtree(self.folder / "resume", ignore_errors=True)  # of no more use; what stays does no harm
 
     def update_all(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
         self.clock = saved = reported = time.monotonic()

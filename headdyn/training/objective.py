@@ -87,7 +87,7 @@ class Batches:
         self._arrays = (split.tokens_NT, split.documents_NT if mask_documents else None)
         self._on_cpu = torch.device(device).type == "cpu"
         self._resident = tuple(
-            None if self._on_cpu or array_NT is None else torch.from_numpy(array_NT.view(np.int16)).to(device)
+            None if self._on_cpu or array_NT is None else torch.from_numpy(np.array(array_NT).view(np.int16)).to(device)
             for array_NT in self._arrays
         )
 
