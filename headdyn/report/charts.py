@@ -11,8 +11,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import matplotlib
-import numpy as np
 from markupsafe import Markup, escape
 
 from headdyn.core.figures import PALETTE
@@ -150,7 +148,7 @@ def line_chart(
                 tip = f"{line.label} · {number(line.x[i])}: {shown} {unit}".rstrip()
                 body.append(_mark(a, b, line.style, tip))
         parts.append(_group(line.runs, body))
-    return _svg(parts, width, height, title)
+    return svg(parts, width, height, title)
 
 
 def interval_chart(
@@ -187,104 +185,7 @@ def interval_chart(
             style = Style(colour=row.colour if row.low is not None else "#fff", mark="circle")
             body.append(_mark(x(row.value), middle, style, f"{row.label}: {row.note}", edge=row.colour, size=1.5))
         parts.append(_group(row.runs, body))
-    return _svg(parts, width, height, title)
-
-
-def head_map(
-    value_LH: np.ndarray,
-    *,
-    run: int,
-    label: str,
-    metric: str,
-    colours: Colours,
-    marked_LH: np.ndarray | None = None,
-    notes: Mapping[tuple[int, int], str] | None = None,
-) -> Markup:
-    """One run's heads as cells, layers from the top; a click on a cell opens the head."""
-    layers, heads = value_LH.shape
-    large = heads <= 6
-    wide, high = (45, 24) if large else (max(11, 150 // heads), 13)
-    left, top = 30, 6
-    parts = []
-    for (layer, head), value in np.ndenumerate(value_LH):
-        x, y = left + wide * head, top + high * layer
-        note = (notes or {}).get((layer, head), "")
-        tip = f"{label} · layer {layer} head {head} · {metric}: {note}"
-        there = math.isfinite(value)
-        fill, ink = colours(value) if there else ("#fff", _GREY)
-        star = "*" if marked_LH is not None and marked_LH[layer, head] else ""
-        text = f"{fixed(value, colours.places)}{star}" if large and there else star
-        parts.append(
-            Markup(
-                '<g class="cell" tabindex="0" role="button" data-head="{} {} {}"><rect x="{}" y="{}" width="{}" '
-                'height="{}" fill="{}"/><text x="{}" y="{}" fill="{}">{}</text><title>{}</title></g>'
-            ).format(run, layer, head, x, y, wide, high, fill, x + wide / 2, y + high / 2 + 3.4, ink, text, tip)
-        )
-    every = 1 if layers <= 12 else 4
-    for layer in range(0, layers, every):
-        parts.append(
-            Markup('<text class="tick y" x="{}" y="{}">{}</text>').format(
-                left - 5, top + high * (layer + 0.5) + 3.5, layer
-            )
-        )
-    every = 1 if heads <= 12 else 4
-    for head in range(0, heads, every):
-        parts.append(
-            Markup('<text class="tick x" x="{}" y="{}">{}</text>').format(
-                left + wide * (head + 0.5), top + high * layers + 12, head
-            )
-        )
-    parts.append(
-        Markup('<text class="label" x="{}" y="{}">head</text>').format(
-            left + wide * heads / 2, top + high * layers + 24
-        )
-    )
-    middle = top + high * layers / 2
-    parts.append(Markup('<text class="label" transform="translate(9,{0}) rotate(-90)">layer</text>').format(middle))
-    return _svg(parts, left + wide * heads + 4, top + high * layers + 28, f"{metric} of {label}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Colours:
-    """A colour scale over low..high; `centre` makes it diverge from that value."""
-
-    low: float
-    high: float
-    centre: float | None = None
-    places: int = 2
-
-    def __call__(self, value: float) -> tuple[str, str]:
-        """Fill and ink of a value."""
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        red, green, blue, _ = self._map()(min(1.0, max(0.0, share)))
-        ink = "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#fff"
-        return "#" + "".join(f"{round(255 * c):02x}" for c in (red, green, blue)), ink
-
-    def _map(self) -> matplotlib.colors.Colormap:
-        return matplotlib.colormaps["cividis" if self.centre is None else "PuOr_r"]
-
-    def bar(self, label: str, null: float | None = None) -> Markup:
-        """A labelled colour bar, with a hollow diamond at the null."""
-        width, left = 220, 12
-        steps = 44
-        cells = []
-        for i in range(steps):
-            fill, _ = self(self.low + (self.high - self.low) * (i + 0.5) / steps)
-            x = left + i * width / steps
-            cells.append(
-                Markup('<rect x="{:.2f}" y="4" width="{:.2f}" height="10" fill="{}"/>').format(
-                    x, width / steps + 0.4, fill
-                )
-            )
-        ticks = [self.low, (self.low + self.high) / 2, self.high]
-        for tick in ticks:
-            x = left + width * (tick - self.low) / ((self.high - self.low) or 1)
-            cells.append(Markup('<text class="tick x" x="{:.1f}" y="27">{}</text>').format(x, fixed(tick, self.places)))
-        if null is not None and self.low <= null <= self.high:
-            x = left + width * (null - self.low) / ((self.high - self.low) or 1)
-            cells.append(Markup('<path class="diamond" d="M{:.1f},4l5,5l-5,5l-5,-5z"/>').format(x))
-        cells.append(Markup('<text class="tick" x="{}" y="13">{}</text>').format(left + width + 14, label))
-        return _svg(cells, left + width + 30 + 7 * len(label), 32, label)
+    return svg(parts, width, height, title)
 
 
 def legend(lines: Sequence[Line]) -> Markup:
@@ -304,7 +205,8 @@ def figure(chart: Markup, key: Markup, width: int) -> Markup:
     return Markup('<figure style="width:{}px">{}{}</figure>').format(width, chart, key)
 
 
-def _svg(parts: Iterable[Markup], width: float, height: float, label: str) -> Markup:
+def svg(parts: Iterable[Markup], width: float, height: float, label: str) -> Markup:
+    """An SVG element of the parts, in pixels; `label` is what a screen reader says of it."""
     return Markup(
         '<svg class="chart" role="img" aria-label="{}" width="{:.0f}" height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}">'
         "{}</svg>"

@@ -11,9 +11,10 @@ import numpy as np
 from markupsafe import Markup
 
 from headdyn.core.figures import PALETTE
-from headdyn.report.charts import Colours, Dot, Line, figure, head_map, interval_chart, legend, line_chart
+from headdyn.report.charts import Dot, Line, figure, interval_chart, legend, line_chart
 from headdyn.report.effects import effect_name
 from headdyn.report.head_data import head_metrics
+from headdyn.report.head_maps import Colours, head_map
 from headdyn.report.numbers import fixed, level, p_value, quantity, spelled
 from headdyn.report.sweep_record import Job, SweepRecord
 

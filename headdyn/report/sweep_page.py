@@ -11,7 +11,7 @@ from typing import Any
 from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
 from headdyn.report.head_data import ROLES, courses, patterns, statistics, telling_heads
-from headdyn.report.numbers import LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
+from headdyn.report.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.page import write_page
 from headdyn.report.quality import checks
 from headdyn.report.seed_table import seed_table
@@ -199,7 +199,7 @@ def _training_rows(sweep: SweepRecord) -> list[dict[str, Any]]:
                 "steps": number(series[-1][0]) if series else "",
                 "passes": number(scalars["train_passes"]),
                 "ended": f"{100 * scalars['ended_in_pass']:.0f} %" if scalars.get("ended_in_pass") is not None else "",
-                "topic": scalars.get("ended_in_topic") or "follows none",
+                "topic": scalars.get("ended_in_topic") or ABSENT,
                 "speed": "" if speed is None else f"{speed / 1000:.1f} K",
             }
         )

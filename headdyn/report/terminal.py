@@ -19,7 +19,7 @@ from rich.text import Text
 
 from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, quantity
 from headdyn.report.sweep_record import SweepRecord
-from headdyn.report.words import statements
+from headdyn.report.words import ONE_SEED, statements
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,14 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
     """A sweep's table, its answers in a sentence each, the jobs that did not finish, and where the report is."""
     if sweep.complete:
         console.print(summary_table(sweep, console))
+    said = False  # once is enough on a terminal
     for statement in statements(sweep):
+        lead = statement.sentences[0].removeprefix(f"{ONE_SEED} " if said else "")
+        said |= statement.sentences[0].startswith(ONE_SEED)
         where = f" ({statement.group})" if statement.group else ""
         console.print(Text(f"{statement.question}{where}", style="bold"))
-        details = statement.sentences[1:] if statement.sentences[0].endswith(":") else ()
-        for text in (statement.sentences[0], *(f"- {sentence}" for sentence in details)):
+        details = statement.sentences[1:] if lead.endswith(":") else ()
+        for text in (lead, *(f"- {sentence}" for sentence in details)):
             console.print(Padding(Text(_encodable(text, console)), (0, 0, 0, 2)))
     for job in sweep.failed:
         error = job.run.manifest.get("error", "it left no error")

@@ -16,7 +16,7 @@ from headdyn.report.numbers import count, fixed, listed, p_value, quantity, spel
 from headdyn.report.sweep_record import Job, SweepRecord
 
 ABOUT_HEADS = ("selectivity", "within_ratio", "probe_accuracy_middle")
-ONE_SEED = "One seed gives a value but no interval, since the unit of a claim about a factor is a training."
+ONE_SEED = "One seed, so no interval can be given: the unit of a claim about a factor is a training."
 _CONTRASTS = {
     "data_ordering": "Topic-ordered less shuffled training",
     "attention": "GQA less MHA",
