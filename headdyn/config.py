@@ -154,7 +154,6 @@ class ModeTrain:
 
     steps: int
     batch_size: int
-    warmup_steps: int
     muon_lr: float
     adamw_lr: float
     snapshots: int

@@ -141,7 +141,7 @@ def _short(
     return dataclasses.replace(
         settings,
         steps=steps,
-        warmup_steps=round(recalibration.warmup_share * steps),
+        warmup_share=recalibration.warmup_share,
         muon_lr=recalibration.lr_scale * settings.muon_lr,
         adamw_lr=recalibration.lr_scale * settings.adamw_lr,
         snapshots=2,

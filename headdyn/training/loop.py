@@ -107,7 +107,7 @@ class TrainingDiverged(RuntimeError):
         super().__init__(
             f"training diverged at step {step}: {what} at learning rates {muon_lr:.3g} (Muon) and {adamw_lr:.3g} "
             f"(AdamW). The last good snapshot is {last_good or 'none'}. "
-            "Lower train.muon_lr or train.adamw_lr, or raise train.warmup_steps"
+            "Lower train.muon_lr or train.adamw_lr, or raise train.warmup_share"
         )
         self.step, self.what, self.last_good = step, what, last_good
 

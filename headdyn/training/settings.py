@@ -11,7 +11,7 @@ class TrainSettings:
 
     steps: int
     batch_size: int
-    warmup_steps: int
+    warmup_share: float = 0.05  # of the steps, linear from 0
     muon_lr: float = 0.02
     adamw_lr: float = 3e-4
     muon_momentum: float = 0.95
@@ -30,13 +30,18 @@ class TrainSettings:
         for name in ("muon_lr", "adamw_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be above 0")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(f"train.warmup_steps={self.warmup_steps} must lie in 0..train.steps={self.steps}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"train.warmup_share={self.warmup_share} must lie in 0..1")
         if not 2 <= self.snapshots <= self.steps + 1:
             raise ValueError(
                 f"train.snapshots={self.snapshots} do not fit {self.steps} steps (0..{self.steps}); "
                 f"set train.snapshots to 2..{self.steps + 1}"
             )
+
+    @property
+    def warmup_steps(self) -> int:
+        """How many steps the learning rates take to reach their full value."""
+        return round(self.warmup_share * self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ def test_the_schedule_is_fresh_rewarmed_and_scaled(parent: Decoder, tmp_path: Pa
     arm = recalibrated(parent, tmp_path)
     plain = Decoder(CONFIG.without_positions())
     plain.load_state_dict(parent.state_dict())
-    short = dataclasses.replace(SETTINGS, steps=12, warmup_steps=3, snapshots=2)
+    short = dataclasses.replace(SETTINGS, steps=12, warmup_share=3 / 12, snapshots=2)
     optimizer, data = Optimizers(plain, short), corpus().train.tokens_NT
     schedule = BatchSchedule(ordering=Shuffled(), dominant_N=np.zeros(200, int), batch_size=8, seed=0)
     for step in range(12):

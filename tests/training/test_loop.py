@@ -49,18 +49,18 @@ class StopAfter:
 
 
 def test_learning_rate_by_hand() -> None:
-    settings = dataclasses.replace(SETTINGS, steps=12, warmup_steps=4)
+    settings = dataclasses.replace(SETTINGS, steps=12, warmup_share=4 / 12)
     factors = [learning_rate_factor(update, settings) for update in range(12)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[4] == 1.0 and factors[8] == pytest.approx(0.5)  # the cosine's start and middle
     assert factors[11] == pytest.approx((1 + math.cos(math.pi * 7 / 8)) / 2)
     assert all(later < earlier for earlier, later in itertools.pairwise(factors[4:]))
-    without = dataclasses.replace(SETTINGS, steps=12, warmup_steps=0)
+    without = dataclasses.replace(SETTINGS, steps=12, warmup_share=0.0)
     assert learning_rate_factor(0, without) == 1.0
 
 
 def test_a_warmup_that_fills_the_training_never_divides_by_zero() -> None:
-    settings = dataclasses.replace(SETTINGS, steps=4, warmup_steps=4)
+    settings = dataclasses.replace(SETTINGS, steps=4, warmup_share=1.0)
     assert [learning_rate_factor(update, settings) for update in range(4)] == [0.25, 0.5, 0.75, 1.0]
 
 
@@ -307,7 +307,7 @@ def test_another_trainings_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_divergence_names_the_step_the_rates_and_the_last_good_snapshot(tmp_path: Path) -> None:
-    absurd = dataclasses.replace(SETTINGS, adamw_lr=1e38, warmup_steps=0)
+    absurd = dataclasses.replace(SETTINGS, adamw_lr=1e38, warmup_share=0.0)
     with pytest.raises(TrainingDiverged) as fault:
         trained(tmp_path, absurd)
     message = str(fault.value)
@@ -359,7 +359,7 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_more_sequences_asked_for_than_there_are_is_all_there_are(tmp_path: Path) -> None:
-    settings: TrainSettings = dataclasses.replace(SETTINGS, steps=2, snapshots=2, warmup_steps=0, eval_sequences=10**6)
+    settings: TrainSettings = dataclasses.replace(SETTINGS, steps=2, snapshots=2, warmup_share=0.0, eval_sequences=10**6)
     result = trained(tmp_path, settings)
     everything = Batches(corpus().val, "cpu", mask_documents=False)
     assert result.final_loss_nats == evaluate(result.decoder, everything, batch_size=8, precision="fp32")

@@ -19,7 +19,7 @@ from headdyn.training.optimizers import Muon, Optimizers, ParameterSplit, newton
 from headdyn.training.settings import TrainSettings
 from tests.small_models import CONFIGS, GQA, MHA, NEOX, drawn
 
-SETTINGS = TrainSettings(steps=10, batch_size=1, warmup_steps=0, snapshots=2)
+SETTINGS = TrainSettings(steps=10, batch_size=1, warmup_share=0.0, snapshots=2)
 MUON_LR, ADAMW_LR = 0.02, 3e-3
 LAPTOP = DecoderConfig(
     vocab_size=64, num_layers=2, d_model=128, num_heads=4, num_kv_heads=2, head_dim=32, d_ff=344

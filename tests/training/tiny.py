@@ -21,7 +21,7 @@ CONFIG = DecoderConfig(vocab_size=VOCAB, num_layers=2, d_model=16, num_heads=4, 
 SETTINGS = TrainSettings(
     steps=30,
     batch_size=8,
-    warmup_steps=5,
+    warmup_share=5 / 30,
     adamw_lr=3e-3,
     snapshots=5,
     eval_every_steps=10,
