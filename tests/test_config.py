@@ -39,7 +39,6 @@ def refusal(*arguments: str) -> str:
         (["train.clip_norm=true"], ["train.clip_norm=True", "float"]),
         (["train.adamw_betas=[1,2,3]"], ["3 entries, not 2"]),
         (["train.steps=???"], ["train.steps is missing"]),
-        (["train=5"], ["train"]),
         (["attention.num_kv_heads=3"], ["num_kv_heads=3", "[1, 2, 4]"]),
         (["model.head_dim=7"], ["odd", "model.head_dim"]),
         (["data.min_segment=99"], ["data.min_segment=99", "data.sequence_length=128"]),
@@ -55,7 +54,7 @@ def refusal(*arguments: str) -> str:
         (["model.kind=gpt5"], ["model.kind='gpt5'", "mini_qwen3"]),
         (["data._target_=nowhere.Corpus"], ["nowhere.Corpus"]),
         (["analysis.attention._target_=nowhere.Thing"], ["nowhere.Thing"]),
-        (["analysis.attention.num_sequences=x"], ["analysis.attention.num_sequences='x'", "int"]),
+        (["analysis.attention.sequences=x"], ["analysis.attention.sequences='x'", "int"]),
         (["+analysis.attention.typo=1"], ["analysis.attention.typo"]),
         (["position_enc.keep_rotary=false"], ["recalibration"]),
         (["position_enc=drope", "position_enc.recalibration.steps=-1"], ["position_enc.recalibration.steps=-1"]),
@@ -117,7 +116,7 @@ def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
 
 
 def test_the_command_line_wins_over_a_preset():
-    plan = make_plan(["-m", "experiment=matrix", "attention=mha", "ordering=topic"])
+    plan = make_plan(one_ordering(["-m", "experiment=matrix", "attention=mha", "ordering=topic"]))
     assert {job.factors["attention"] for job in plan.jobs} == {"mha"}
     assert {job.factors["data_ordering"] for job in plan.jobs} == {"topic"}
     assert len(plan.jobs) == 2
