@@ -1,0 +1,181 @@
+"""The matrix end to end at toy size: what it leaves, what it shares, and what a second call does not do again."""
+
+import csv
+import json
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+import safetensors.torch
+import torch
+
+from headdyn.core.records import SCHEMA, HeadTable
+from headdyn.core.run_folder import RunRecord, read_metrics
+from headdyn.data.micro_languages import MicroLanguages
+from headdyn.models.checkpoints import load_snapshot, snapshot_steps
+from headdyn.run import main
+from tests.commands import TINY, only
+
+MATRIX = ("-m", "experiment=matrix", *TINY)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A root for output and cache, set for every test of this file."""
+    root = tmp_path_factory.mktemp("matrix")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HEADDYN_OUT", str(root / "out"))
+        patch.setenv("HEADDYN_CACHE", str(root / "cache"))
+        patch.setattr(sys, "argv", ["headdyn"])
+        yield root
+
+
+@pytest.fixture(scope="module")
+def sweep(place):
+    assert main(MATRIX) == 0
+    return only(place / "out" / "multirun")
+
+
+@pytest.fixture(scope="module")
+def runs(sweep):
+    return {path.name: RunRecord.read(path) for path in sweep.iterdir() if path.is_dir()}
+
+
+def test_there_are_eight_complete_runs_of_eight_conditions(runs):
+    assert len(runs) == 8
+    assert {run.status for run in runs.values()} == {"complete"}
+    names = ("attention", "data_ordering", "position_enc")
+    assert len({tuple(run.factors[name] for name in names) for run in runs.values()}) == 8
+
+
+def test_every_run_leaves_the_whole_record(runs):
+    for run in runs.values():
+        left = {path.name for path in run.folder.iterdir()}
+        expected = {"config.yaml", "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"}
+        assert left >= expected | {"patterns.safetensors", "figures", "report.html", "log.txt"}
+        assert run.manifest["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+        assert set(run.manifest["seconds"]) >= {"corpus", "training", "attention", "probes", "circuits", "total"}
+        assert run.manifest["peak_memory_bytes"] > 1e8
+
+
+def test_the_head_table_names_run_model_and_step(runs):
+    for run in runs.values():
+        table = HeadTable.read(run.folder / "heads.parquet")
+        assert table.table.schema == SCHEMA
+        row = table.where(metric="within_ratio", layer=1, head=3).rows()[0]
+        assert (row["run"], row["model"]) == (run.name, "mini_qwen3")
+        assert row["step"] == 12 + (8 if run.factors["position_enc"] == "drope" else 0)
+        assert row["unit"] == "sequence" and row["null"] is not None and row["ci_low"] <= row["value"] <= row["ci_high"]
+
+
+def test_eight_conditions_cost_four_trainings_and_one_corpus(place, runs):
+    built = [path for path in (place / "cache" / "training").iterdir() if path.is_dir()]
+    assert len(built) == 4
+    assert len([path for path in (place / "cache" / "corpus").iterdir() if path.is_dir()]) == 1
+    assert len([path for path in (place / "cache" / "recalibration").iterdir() if path.is_dir()]) == 4
+    keys = {}
+    for run in runs.values():
+        pair = (run.factors["attention"], run.factors["data_ordering"])
+        keys.setdefault(pair, set()).add(run.manifest["stages"]["training"]["key"])
+    assert all(len(shared) == 1 for shared in keys.values()) and len(keys) == 4
+
+
+def test_metrics_are_the_trainings_own_and_both_arms_have_them(place, runs):
+    for run in runs.values():
+        key = run.manifest["stages"]["training"]["key"]
+        theirs = read_metrics(place / "cache" / "training" / key / "metrics.jsonl")
+        assert run.metrics()["val_loss_nats"] == theirs["val_loss_nats"]
+
+
+def test_saved_patterns_are_the_decoders(place, runs):
+    run = next(run for run in runs.values() if run.factors["position_enc"] == "rope")
+    saved = safetensors.torch.load_file(run.folder / "patterns.safetensors")
+    key = run.manifest["stages"]["training"]["key"]
+    decoder, _ = load_snapshot(snapshot_steps(place / "cache" / "training" / key / "snapshots")[12])
+    with torch.no_grad():
+        trace = decoder.trace(saved["tokens"], sites=("pattern",), logits=None)
+    for layer in range(2):
+        torch.testing.assert_close(saved[f"pattern.{layer}"].float(), trace["pattern", layer], atol=1e-3, rtol=0)
+
+
+def test_the_summary_has_a_row_a_run_with_nulls_and_intervals(sweep, runs):
+    with (sweep / "summary.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8 == pq.read_table(sweep / "summary.parquet").num_rows
+    for row in rows:
+        scalar = runs[row["run"]].scalars["within_ratio"]
+        assert float(row["within_ratio"]) == pytest.approx(scalar["value"])
+        assert float(row["within_ratio_null"]) == pytest.approx(scalar["null"])
+        assert row["status"] == "complete"
+
+
+def test_the_sweep_has_effects_contrasts_at_matched_loss_and_a_report(sweep):
+    effects = json.loads((sweep / "effects.json").read_text())
+    assert {effect["outcome"] for effect in effects} >= {"loss_nats", "selectivity", "probe_accuracy_middle"}
+    assert all(effect["ci_low"] is None for effect in effects)  # one seed: no interval
+    pairs = json.loads((sweep / "matched_loss.json").read_text())["pairs"]
+    assert {pair["attention"] for pair in pairs} == {"mha", "gqa"}
+    assert (sweep / "report.html").stat().st_size > 50_000
+
+
+def test_a_finished_matrix_is_not_trained_or_analysed_again(place, sweep, runs, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (place / "cache").rglob("*.safetensors")}
+    heads = {name: (run.folder / "heads.parquet").stat().st_mtime_ns for name, run in runs.items()}
+    begun = time.monotonic()
+    assert main(MATRIX) == 0
+    seconds = time.monotonic() - begun
+    assert {path: path.stat().st_mtime_ns for path in (place / "cache").rglob("*.safetensors")} == before
+    assert {name: (run.folder / "heads.parquet").stat().st_mtime_ns for name, run in runs.items()} == heads
+    assert only(place / "out" / "multirun") == sweep
+    assert seconds < 30
+
+
+def test_no_trained_model_beats_the_bayes_floor(runs):
+    for run in runs.values():
+        assert run.scalars["excess_nats"]["ci_high"] > 0
+        assert run.scalars["gap_closed"]["ci_low"] < 1
+
+
+def test_a_failing_job_leaves_the_others_running_and_is_reported(place, capsys):
+    # Every learning rate is valid as a number; the second one diverges.
+    arguments = ("-m", *TINY, "train.adamw_lr=0.003,1e37", "analysis=[loss]")
+    assert main(arguments) == 1
+    folders = [path for path in (place / "out" / "multirun").iterdir() if (path / "sweep.json").exists()]
+    folder = max(folders, key=lambda path: (path / "sweep.json").stat().st_mtime_ns)
+    with (folder / "summary.csv").open() as file:
+        rows = {row["status"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {"complete", "failed"}
+    assert "diverged" in rows["failed"]["error"]
+    page = (folder / "report.html").read_text()
+    assert "diverged" in page and "1 of 2 runs complete" in page
+    failed = RunRecord.read(folder / rows["failed"]["run"])
+    assert "Traceback" in failed.manifest["traceback"]
+
+
+def test_analyses_and_positions_can_be_chosen(place):
+    assert main([*TINY, "analysis=[attention]", "position_enc=nope"]) == 0
+    record = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_nope*"))
+    assert "selectivity" in record.scalars and "probe_accuracy_middle" not in record.scalars
+    assert not load_snapshot(
+        snapshot_steps(place / "cache" / "training" / record.manifest["stages"]["training"]["key"] / "snapshots")[12]
+    )[0].config.rotary_dim
+
+
+def test_the_raw_drop_and_the_control_arm(place):
+    assert main([*TINY, "analysis=[loss]", "position_enc=drope", "position_enc.recalibration.steps=0"]) == 0
+    assert main([*TINY, "analysis=[loss]", "position_enc=rope_control"]) == 0
+    raw = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_drope*"))
+    control = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_rope_control*"))
+    assert raw.scalars["recalibration"]["steps"] == 0 and control.scalars["recalibration"]["steps"] == 8
+    assert raw.manifest["stages"]["training"]["key"] == control.manifest["stages"]["training"]["key"]
+    assert not raw.scalars["recalibration"]["keep_rotary"] and control.scalars["recalibration"]["keep_rotary"]
+
+
+def test_the_seeds_protocol_runs_with_its_own_generator_and_recipe(place):
+    assert main([*TINY, "protocol=seed", "ordering=topic", "position_enc=drope", "analysis=[loss]"]) == 0
+    record = RunRecord.read(only(place / "out" / "outputs", "mha_topic_drope*"))
+    resolved = record.manifest["config"]
+    assert resolved["data"]["generator"] == "seed" and resolved["data_ordering"]["within_block"] == "fixed"
+    assert record.scalars["recalibration"]["steps"] == 0  # 1 % of 12 steps
+    assert MicroLanguages.__name__ in resolved["data"]["_target_"]
