@@ -1,0 +1,107 @@
+"""Names of training steps: what there is, what there is not, and that asking costs nothing."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headdyn.models.revisions import FINAL, LISTS, PYTHIA, in_order, is_pythia, parse, require_pythia, step_of
+
+
+def test_pythia_has_154_revisions() -> None:
+    assert len(PYTHIA) == len(set(PYTHIA)) == 154
+    assert PYTHIA[:4] == ("step0", "step1", "step2", "step4") and PYTHIA[10:13] == ("step512", "step1000", "step2000")
+    assert PYTHIA[-1] == FINAL == "step143000"
+    assert all(set(revisions) <= set(PYTHIA) for revisions in LISTS.values())
+
+
+def test_the_seeds_lists() -> None:
+    """The steps in the timeline of seed 002 and in the silhouettes of seed 000's study, typed from their tables."""
+    eleven = [1000, 2000, 4000, 8000, 16000, 32000, 64000, 80000, 100000, 120000, 143000]
+    eight = [1000, 5000, 10000, 20000, 40000, 80000, 120000, 143000]
+    assert [step_of(revision) for revision in parse("seed_11")] == eleven
+    assert [step_of(revision) for revision in parse("seed_8")] == eight
+    log = [step_of(revision) for revision in parse("pythia_log")]
+    assert len(log) == 20 and log[0] == 0 and log[-1] == 143000
+    assert all(b <= 2 * a for a, b in itertools.pairwise(log[1:]))
+
+
+def test_a_series_stands_in_the_order_of_training() -> None:
+    assert parse("step143000, step512,step1000") == ("step512", "step1000", "step143000")
+    assert parse(["step2", "step1", "step2"]) == ("step1", "step2")
+    assert len(parse("seed_11,seed_8")) == len(set(LISTS["seed_11"]) | set(LISTS["seed_8"]))
+    assert in_order(["main", "step20", "v1", "step3"]) == ("step3", "step20", "main", "v1")
+    assert parse("pythia_all") == PYTHIA
+
+
+@pytest.mark.parametrize(
+    ("revision", "told"),
+    [
+        ("step256000", "does not exist: Pythia's training ends at step 143000; the nearest is step143000"),
+        ("step512000", "the nearest is step143000"),
+        ("step1000000", "the nearest is step143000"),
+        ("step130500", "does not exist; the nearest of Pythia's are step130000 and step131000"),
+        ("step3", "the nearest of Pythia's are step2 and step4"),
+        ("step700", "the nearest of Pythia's are step512 and step1000"),
+        ("1000", "the nearest of Pythia's are step1000$"),
+        ("143k", "the nearest of Pythia's are step143000$"),
+        ("stepp1000", "is none of Pythia's; did you mean step1000"),
+        ("seed11", "did you mean seed_11"),
+        ("", "names no revision"),
+        ("step1000,,step2000", "names no revision"),
+        ("step1000,main", r"holds main, .* the last one is step143000 \(model.allow_main=true"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_the_nearest(revision: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as caught:
+        parse(revision)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_other_step_up_to_a_million_is_refused() -> None:
+    for step in (*range(0, 3000, 7), *range(3000, 1_000_000, 997)):
+        if f"step{step}" in PYTHIA:
+            assert require_pythia(f"step{step}") == f"step{step}"
+        else:
+            with pytest.raises(ValueError, match="the nearest"):
+                require_pythia(f"step{step}")
+
+
+def test_main_and_other_suites() -> None:
+    assert parse("step1000,main", main=True) == ("step1000", "main")
+    assert parse("step7,a-branch", pythia=False) == ("step7", "a-branch")
+    with pytest.raises(ValueError, match=r"holds main.*name the step"):
+        parse("main", pythia=False)
+    with pytest.raises(ValueError, match="lists Pythia's steps"):
+        parse("seed_11", pythia=False)
+    names = ("EleutherAI/pythia-160m", "EleutherAI/pythia-160m-seed3", "/models/pythia-2.8b-deduped/", "pythia-70m")
+    assert all(map(is_pythia, names))
+    assert not any(map(is_pythia, ("EleutherAI/pythia-160m-v0", "gpt2", "someone/my-pythia-160m")))
+
+
+@pytest.mark.parametrize(
+    ("revision", "step"),
+    [
+        ("step0", 0),
+        ("step143000", 143000),
+        ("stage1-step1000-tokens5B", 1000),
+        ("step_20", 20),
+        ("main", None),
+        ("misstep5", None),
+        ("2f1c9", None),
+    ],
+)
+def test_the_step_a_name_states(revision: str, step: int | None) -> None:
+    assert step_of(revision) == step
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import sys, json, headdyn.models.revisions; print(json.dumps(sorted(sys.modules)))"
+    root = Path(__file__).parents[2]
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
+    assert not {"torch", "numpy", "transformers", "huggingface_hub"} & set(json.loads(out))
