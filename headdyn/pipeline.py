@@ -25,7 +25,7 @@ from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import MetricsFollower, RunFolder, is_complete, read_metrics
-from headdyn.core.store import Entry, StageInterruptedError, Store, explain_os_error, recipe_key, require_writable
+from headdyn.core.store import Entry, StageInterruptedError, Store, cache_root, explain_os_error, recipe_key, require_writable
 from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus, corpus_recipe
 from headdyn.data.ordering import BatchSchedule, dominant_topics
@@ -115,10 +115,10 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
 
 
 def open_store() -> Store:
-    """The cache of finished stages: HEADDYN_CACHE, or `.cache/headdyn` in the home folder."""
-    root = Path(os.environ.get("HEADDYN_CACHE") or Path.home() / ".cache" / "headdyn")
+    """The cache of finished stages, with the compiler's own cache inside."""
+    root = cache_root()
     # Compiled training steps are kept too, so that only a machine's first run of a shape waits for the compiler.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root.absolute() / "inductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor"))
     return Store(root)
 
 

@@ -13,6 +13,7 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 import headdyn.models.decoder
+import headdyn.models.layers
 
 
 def _check_shapes(module: ModuleType) -> None:
@@ -46,5 +47,6 @@ def _checked_unless_compiling(function: Callable[..., Any]) -> Callable[..., Any
     return call
 
 
+_check_shapes(headdyn.models.layers)
 _check_shapes(headdyn.models.decoder)
 torch.set_num_threads(1)  # so that sums are split alike on every machine

@@ -27,7 +27,8 @@ from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval, draws_test
 from headdyn.data.corpus import Corpus
 from headdyn.models.config import DecoderConfig
-from headdyn.models.decoder import Decoder, rotate
+from headdyn.models.decoder import Decoder
+from headdyn.models.layers import rotate
 
 
 @dataclass(frozen=True)

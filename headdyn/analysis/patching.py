@@ -23,7 +23,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headdyn.data.comparisons import Alignment, PromptGroup, Prompts
-from headdyn.models.decoder import Block, Decoder, Edit, KeysValues
+from headdyn.models.decoder import Decoder, Edit
+from headdyn.models.layers import Block, KeysValues
 
 Site = Literal["z", "attn_out_slice"]
 Source = Literal["prompt", "zero", "mean"]

@@ -25,7 +25,8 @@ from headdyn.analysis.seed_protocol import response_table, seed_responses, verdi
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
-from headdyn.models.decoder import Block, Decoder
+from headdyn.models.decoder import Decoder
+from headdyn.models.layers import Block
 
 ORDERS = ("identity", "swap", "within_parity", "random", "reverse")
 CONTROL = "mismatched"  # q, k and v reversed, W_O left as it is: must change the function

@@ -181,6 +181,11 @@ class Store:
             lock.release()
 
 
+def cache_root() -> Path:
+    """Where stages are kept: HEADDYN_CACHE, or `.cache/headdyn` in the home folder."""
+    return Path(os.environ.get("HEADDYN_CACHE") or Path.home() / ".cache" / "headdyn").absolute()
+
+
 def file_hash(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:

@@ -126,7 +126,7 @@ def open_tracker(
     import wandb
 
     mode = os.environ.get("WANDB_MODE", settings.mode)
-    if mode == "online" and (problem := _unreachable()):
+    if mode == "online" and (problem := unreachable()):
         log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
         mode = "offline"
     with wandb.init(
@@ -145,7 +145,7 @@ def open_tracker(
         yield WandbTracker(run)
 
 
-def _unreachable() -> str | None:
+def unreachable() -> str | None:
     import wandb
 
     server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from headdyn.analysis.patching import SEED_PATCH, GroupPatching, Patch, PromptPatching, chosen_layer, heads_as_weights
 from headdyn.data.comparisons import Comparisons, PromptGroup
-from headdyn.models.decoder import Block, Decoder, Edit
+from headdyn.models.decoder import Decoder, Edit
+from headdyn.models.layers import Block
 from tests.small_models import CONFIGS, NEOX, drawn
 from tests.small_tokenizer import BIGGER, Pieces, prompts
 

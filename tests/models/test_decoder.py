@@ -12,7 +12,8 @@ import torch
 from jaxtyping import TypeCheckError
 
 from headdyn.models.config import DecoderConfig
-from headdyn.models.decoder import SITES, Decoder, HeadWeights, rotate
+from headdyn.models.decoder import SITES, Decoder, HeadWeights
+from headdyn.models.layers import rotate
 from tests.models import reference
 from tests.small_models import CONFIGS, GPT2, GQA, MHA, NEOX, NOPE, SLIDING, drawn, tokens
 
