@@ -80,7 +80,10 @@ def _folders() -> list[Finding]:
     from headdyn.core.store import cache_root, require_writable
 
     found = []
-    folders = (("cache", cache_root(), "HEADDYN_CACHE"), ("output", Path(os.environ.get("HEADDYN_OUT", ".")), "HEADDYN_OUT"))
+    folders = (
+        ("cache", cache_root(), "HEADDYN_CACHE"),
+        ("output", Path(os.environ.get("HEADDYN_OUT", ".")), "HEADDYN_OUT"),
+    )
     for topic, folder, setting in folders:
         try:
             require_writable(folder, f"{topic} folder", setting)

@@ -25,7 +25,7 @@ from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import MetricsFollower, RunFolder, is_complete, read_metrics
-from headdyn.core.store import Entry, StageInterruptedError, Store, cache_root, explain_os_error, recipe_key, require_writable
+from headdyn.core.store import Entry, StageInterruptedError, Store, cache_root, explain_os_error, recipe_key
 from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus, corpus_recipe
 from headdyn.data.ordering import BatchSchedule, dominant_topics
@@ -50,7 +50,6 @@ def run(config: RunConfig, folder: Path) -> None:
     if is_complete(folder) and not config.force:
         log.info("%s: already complete (force=true runs it again)", config.name)
         return
-    require_writable(folder, "run folder", "HEADDYN_OUT (or hydra.run.dir, hydra.sweep.dir)")
     here = machine.resolve(config.device, config.precision, config.threads)
     machine.keep_freed_memory()
     store = open_store()

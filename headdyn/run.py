@@ -25,6 +25,7 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from headdyn.config import ConfigError, RunConfig, check, unknown_key
+from headdyn.core.store import require_writable
 
 HYDRA_VERSION = "1.3"
 PACKAGED = Path(__file__).parent / "conf"
@@ -127,6 +128,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
                     f"experiment={base.hydra.runtime.choices.experiment} sweeps {', '.join(swept_by_preset)}; "
                     "add -m to run all of its conditions"
                 )
+            _require_output(Path(str(base.hydra.run.dir)))
             return Plan((checked,), None)
         if not sweeper._target_.endswith("BasicSweeper"):
             raise ConfigError(
@@ -140,7 +142,17 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         jobs = tuple(check(cfg, cfg.hydra.runtime.choices) for cfg in composed)
         swept = [key for key, o in given.items() if o.is_sweep_override() and key not in swept_by_preset]
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, swept)
-        return Plan(jobs, Path(str(OmegaConf.select(base, "hydra.sweep.dir"))).absolute())
+        folder = Path(str(OmegaConf.select(base, "hydra.sweep.dir"))).absolute()
+        _require_output(folder)
+        return Plan(jobs, folder)
+
+
+def _require_output(folder: Path) -> None:
+    """Refuse a folder that cannot be written before any job of the command starts. Raises ConfigError."""
+    try:
+        require_writable(folder, "output folder", "HEADDYN_OUT (or hydra.run.dir, hydra.sweep.dir)")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from headdyn.core.figures import PALETTE
 
 _GREY = "0.35"
 _NULL = "0.82"
+_ALPHA = 0.75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class NullRanges:
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """One panel of heads as points: numbered, coloured by label; a label of −1 (in no cluster) is a hollow grey mark."""
+    """One panel of heads as points: numbered, coloured by label; a label of −1 (in no cluster) is a hollow mark."""
 
     title: str
     points_H2: np.ndarray
@@ -78,6 +79,7 @@ def _ranges(axes: Axes, panel: NullRanges) -> None:
     null_X3 = np.asarray(panel.null_X3, dtype=float)
     there_X = np.isfinite(null_X3).all(-1)
     low_X, mean_X, high_X = null_X3[there_X].T if there_X.any() else np.empty((3, 0))
+    axes.use_sticky_edges = False  # or the lowest bar's foot would be the panel's
     axes.bar(place_X[there_X], high_X - low_X, 0.62, bottom=low_X, color=_NULL)
     axes.hlines(mean_X, place_X[there_X] - 0.31, place_X[there_X] + 0.31, color=_GREY, lw=1.2)
     if panel.low_X is not None and panel.high_X is not None:
@@ -92,33 +94,42 @@ def _ranges(axes: Axes, panel: NullRanges) -> None:
     axes.set_xticks(place_X, panel.labels, fontsize=7, rotation=90 if long else 0)
     axes.set_xlim(-0.6, len(panel.labels) - 0.4)
     axes.tick_params(axis="y", labelsize=7)
-    axes.set_title(panel.title, fontsize=8.5)
+    axes.set_title(panel.title, fontsize=8)
     axes.set_ylabel(panel.ylabel, fontsize=8)
     axes.set_xlabel(panel.xlabel, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def label_strips(rows: Sequence[tuple[str, np.ndarray]], *, title: str = "") -> Figure:
-    """One strip a clustering, one cell a head: the cluster's number and colour; a hollow cell is a head in none."""
-    heads = max(len(labels_H) for _, labels_H in rows)
-    figure = _figure(0.34 * heads + 2.3, 0.24 * len(rows) + 0.9)
-    axes = figure.subplots()
-    for place, (_, labels_H) in enumerate(rows):
-        for head, label in enumerate(labels_H.tolist()):
-            colour = PALETTE[label % len(PALETTE)] if label >= 0 else "white"
-            axes.add_patch(Rectangle((head - 0.45, place - 0.42), 0.9, 0.84, fc=colour, ec=_GREY, lw=0.4, alpha=0.75))
-            if label >= 0:
-                axes.text(head, place, str(label), ha="center", va="center", fontsize=6.5)
-    axes.set_xlim(-0.6, heads - 0.4)
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xticks(range(heads))
-    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
-    axes.tick_params(labelsize=7, length=0)
-    axes.set_xlabel("head", fontsize=8)
-    axes.spines[:].set_visible(False)
+def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "") -> Figure:
+    """One strip a clustering, one cell a head: the cluster's number and colour; a hollow cell is a head in none.
+
+    `columns` stand side by side, each a list of names and labels.
+    """
+    heads = max(len(labels_H) for rows in columns for _, labels_H in rows)
+    figure = _figure((0.26 * heads + 2.1) * len(columns), 0.21 * max(map(len, columns)) + 0.9)
+    for rows, axes in zip(columns, figure.subplots(1, len(columns), squeeze=False)[0], strict=True):
+        for place, (_, labels_H) in enumerate(rows):
+            for head, label in enumerate(labels_H.tolist()):
+                colour = PALETTE[label % len(PALETTE)] if label >= 0 else "white"
+                cell = Rectangle((head - 0.45, place - 0.42), 0.9, 0.84, fc=colour, ec=_GREY, lw=0.4, alpha=_ALPHA)
+                axes.add_patch(cell)
+                if label >= 0:
+                    axes.text(head, place, str(label), ha="center", va="center", fontsize=6.5, color=_ink(label))
+        axes.set_xlim(-0.6, heads - 0.4)
+        axes.set_ylim(max(map(len, columns)) - 0.4, -0.6)
+        axes.set_xticks(range(heads))
+        axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+        axes.tick_params(labelsize=7, length=0)
+        axes.xaxis.tick_top()
+        axes.spines[:].set_visible(False)
     if title:
-        axes.set_title(title, fontsize=10)
+        figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _ink(label: int) -> str:
+    """Black, or white on the palette's own black."""
+    return "white" if PALETTE[label % len(PALETTE)] == "#000000" else "black"
 
 
 def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "") -> Figure:
@@ -129,11 +140,11 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "") 
     for panel, axes in zip(panels, grid.flat, strict=False):
         for head, ((x, y), label) in enumerate(zip(panel.points_H2.tolist(), panel.labels_H.tolist(), strict=True)):
             colour = PALETTE[label % len(PALETTE)] if label >= 0 else "white"
-            axes.plot(x, y, "o", ms=11, mfc=colour, mec=_GREY, alpha=0.75)
-            axes.text(x, y, str(head), ha="center", va="center_baseline", fontsize=6.5)
+            axes.plot(x, y, "o", ms=11, mfc=colour, mec=_GREY, alpha=_ALPHA)
+            axes.text(x, y, str(head), ha="center", va="center_baseline", fontsize=6.5, color=_ink(max(label, 0)))
         axes.margins(0.15)
         axes.tick_params(labelsize=6)
-        axes.set_title(panel.title, fontsize=8.5)
+        axes.set_title(panel.title, fontsize=8)
         axes.set_xlabel(panel.xlabel, fontsize=7.5)
         axes.set_ylabel(panel.ylabel, fontsize=7.5)
     for axes in list(grid.flat)[len(panels) :]:

@@ -208,7 +208,9 @@ def require_writable(folder: Path, what: str, setting: str) -> None:
 def explain_os_error(error: OSError, folder: Path) -> str:
     """One line for a user: what failed, where, and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {folder}: free some, or set HEADDYN_CACHE and HEADDYN_OUT to another disk, then rerun"
+        return (
+            f"no space left for {folder}: free some, or set HEADDYN_CACHE and HEADDYN_OUT to another disk, then rerun"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{error.filename or folder} cannot be written ({error.strerror}); choose a folder that can"
     return f"{error.strerror or error} ({error.filename or folder})"

@@ -146,14 +146,14 @@ def open_tracker(
 
 
 def unreachable() -> str | None:
+    """Why an online run is not possible, or None. The server is tried first, for three seconds: asking for
+    credentials where there is no network takes the client ten."""
     import wandb
 
-    server = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
-    if not wandb.api.api_key:
-        return "no API key is configured (run `wandb login`)"
+    server = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url)
     try:
         port = server.port or (443 if server.scheme == "https" else 80)
         socket.create_connection((server.hostname or "", port), timeout=3).close()
     except OSError as error:
         return f"{server.hostname} cannot be reached ({error})"
-    return None
+    return None if wandb.login(prompt=False) else "no API key is configured (run `wandb login`)"

@@ -20,6 +20,7 @@ from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 
 _NAME = re.compile(r"step(\d{6,})\.safetensors")
+_METADATA = "headdyn"
 
 
 def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
@@ -32,8 +33,9 @@ def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step{step:06d}.safetensors"
     tensors = {name: parameter.detach().cpu() for name, parameter in decoder.named_parameters()}  # a tied weight once
-    facts = {"config": json.dumps(dataclasses.asdict(decoder.config)), "step": str(step)}
-    content = save(tensors, {**facts, "sha256": _checksum(facts, tensors)})
+    facts = {"config": dataclasses.asdict(decoder.config), "step": step}
+    # One entry, since safetensors writes several in an order that differs between processes.
+    content = save(tensors, {_METADATA: json.dumps({**facts, "sha256": _checksum(facts, tensors)})})
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
@@ -65,14 +67,18 @@ def load_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decod
         raise ValueError(f"{path} does not exist; the steps there are {sorted(snapshot_steps(path.parent))}") from error
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}); delete it and run its training again") from error
-    facts = {key: metadata[key] for key in ("config", "step") if key in metadata}
-    if len(facts) < 2 or "sha256" not in metadata:
+    if _METADATA not in metadata:
         raise ValueError(f"{path} is no snapshot: its metadata have only {sorted(metadata)}; give one that a run saved")
-    if _checksum(facts, tensors) != metadata["sha256"]:
+    try:
+        facts = json.loads(metadata[_METADATA])
+        intact = facts.pop("sha256") == _checksum(facts, tensors)
+    except (ValueError, KeyError, AttributeError):
+        intact = False
+    if not intact:
         raise ValueError(f"{path} is damaged: its checksum does not match; delete it and run its training again")
-    config = _config(json.loads(facts["config"]), path)
+    config = _config(facts["config"], path)
     state = {name: tensor.to(dtype, copy=True) for name, tensor in tensors.items()}
-    return Decoder.from_state(config, state), int(facts["step"])
+    return Decoder.from_state(config, state), facts["step"]
 
 
 def snapshot_steps(folder: Path) -> dict[int, Path]:
@@ -94,7 +100,7 @@ def _hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _checksum(facts: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return hashlib.sha256(json.dumps([facts, _hash(tensors)], sort_keys=True).encode()).hexdigest()
 
 

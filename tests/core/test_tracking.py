@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,9 @@ def records(folder: Path) -> list[dict]:
         runs = sorted((folder / "wandb").glob("offline-run-*"))
         assert len(runs) == 1
         wandb = Path(sys.executable).with_name("wandb")
-        shown = subprocess.run([wandb, "leet", "inspect", "--json", runs[0]], capture_output=True, text=True, check=True)
+        shown = subprocess.run(
+            [wandb, "leet", "inspect", "--json", runs[0]], capture_output=True, text=True, check=True
+        )
         found = [json.loads(line) for line in shown.stdout.splitlines() if line.startswith("{")]
         if any(record["type"] == "exit" for record in found):
             return found
@@ -85,10 +88,12 @@ def test_a_failing_job_still_finishes_its_run(tmp_path):
     assert history(records(tmp_path / "run-a"))
 
 
-def test_online_without_a_key_goes_offline_within_seconds_and_says_so(tmp_path, caplog):
+def test_online_without_a_key_goes_offline_within_seconds_and_says_so(tmp_path, caplog, monkeypatch):
     begun = time.monotonic()
-    with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
-        tracker.log({"loss": 1.0}, step=0)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # a server that can be reached
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
+            tracker.log({"loss": 1.0}, step=0)
     assert time.monotonic() - begun < 10
     assert "W&B goes offline" in caplog.text and "wandb login" in caplog.text
     assert history(records(tmp_path / "run-a"))

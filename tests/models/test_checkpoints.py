@@ -100,7 +100,7 @@ def test_any_flipped_byte_is_noticed(snapshot: Path) -> None:
     content = snapshot.read_bytes()
     header = header_length(content)
     positions = [*range(0, header, 5), *range(header, len(content), 4001), len(content) - 1]
-    positions += [content.index(b'"step"') + 8, content.index(b"rotary_theta") + 16]
+    positions += [content.index(b'\\"step\\": ') + 10, content.index(b"rotary_theta") + 16]
     for position in positions:
         for mask in (0x01, 0x80):
             changed = bytearray(content)
@@ -116,8 +116,9 @@ def resaved(snapshot: Path, **changes: object) -> None:
     """The snapshot with other settings and a checksum that matches them: what another version would write."""
     with safe_open(snapshot, framework="pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    facts = {"config": json.dumps({**json.loads(metadata["config"]), **changes}), "step": metadata["step"]}
-    save_file(tensors, snapshot, {**facts, "sha256": checkpoints._checksum(facts, tensors)})
+    was = json.loads(metadata["headdyn"])
+    facts = {"config": {**was["config"], **changes}, "step": was["step"]}
+    save_file(tensors, snapshot, {"headdyn": json.dumps({**facts, "sha256": checkpoints._checksum(facts, tensors)})})
 
 
 def test_settings_of_another_version_are_refused(snapshot: Path) -> None:
