@@ -273,7 +273,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None]) -> RunConfig:
     if alias not in (None, ordering):
         raise ConfigError(f"ordering={alias} and data_ordering={ordering} disagree; give only one of them")
     kind = plain["model"].get("kind") if isinstance(plain["model"], dict) else None
-    if kind not in MODEL_KINDS:
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
     factors = {group: str(choices[group]) for group in FACTORS if choices.get(group)}
     return RunConfig(
@@ -360,7 +360,7 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, interpolations resolved, Hydra's own node left out."""
     try:
-        with_hydra = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+        with_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
         return OmegaConf.to_container(with_hydra, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; set {error.full_key}=...") from error
@@ -418,7 +418,7 @@ def settings_class(target: str, where: str) -> type:
     found[0].body = body or [ast.Pass()]
     found[0].bases, found[0].decorator_list = [], []
     namespace: dict[str, Any] = {"__name__": "headdyn.config.settings"}
-    exec(compile(ast.Module(body=found, type_ignores=[]), spec.origin, "exec", dont_inherit=True), namespace)
+    exec(compile(ast.Module(body=[*found], type_ignores=[]), spec.origin, "exec", dont_inherit=True), namespace)
     return dataclass(frozen=True, kw_only=True)(namespace[name])
 
 

@@ -50,7 +50,7 @@ def _device() -> list[Finding]:
 
     from headdyn.core import machine
 
-    compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
+    compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     here = machine.resolve("auto", "auto", 0)
     found = [
         Finding("device", None, f"{here.device}, {here.threads} CPU threads"),

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -138,7 +138,7 @@ def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, here: Ma
         "corpus": corpus_key,
         "decoder": dataclasses.asdict(config.decoder_config(corpus.vocab_size)),
         "init_std": config.model.init_std,
-        "ordering": [type(config.data_ordering).__qualname__, dataclasses.asdict(config.data_ordering)],
+        "ordering": [type(config.data_ordering).__qualname__, dataclasses.asdict(cast(Any, config.data_ordering))],
         "train": train,
         "seed": config.seed,
         "precision": here.precision,

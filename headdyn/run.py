@@ -119,10 +119,10 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         checked = check(base, base.hydra.runtime.choices)  # a bad value answers before a large sweep is composed
         sweeper = base.hydra.sweeper
         swept_by_preset = dict(sweeper.get("params") or {})
-        if not (args.multirun or base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN"):
-            swept = [o.input_line for o in overrides if o.is_sweep_override()]
-            if swept:
-                raise ConfigError(f"{swept[0]} names several values; add -m to run them all")
+        if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
+            several = [o.input_line for o in overrides if o.is_sweep_override()]
+            if several:
+                raise ConfigError(f"{several[0]} names several values; add -m to run them all")
             if swept_by_preset:
                 raise ConfigError(
                     f"experiment={base.hydra.runtime.choices.experiment} sweeps {', '.join(swept_by_preset)}; "
@@ -134,14 +134,13 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             raise ConfigError(
                 f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic"
             )
-        given = {o.get_key_element(): o for o in overrides}
         params = [f"{key}={value}" for key, value in swept_by_preset.items()]
         every = OverridesParser.create().parse_overrides([*params, *args.overrides])
         batches = BasicSweeper.split_arguments(every, None)
         composed = [compose("config", overrides=[*job, *extra], return_hydra_config=True) for job in batches[0]]
         jobs = tuple(check(cfg, cfg.hydra.runtime.choices) for cfg in composed)
-        swept = [key for key, o in given.items() if o.is_sweep_override() and key not in swept_by_preset]
-        os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, swept)
+        swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
+        os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in swept if key not in swept_by_preset])
         folder = Path(str(OmegaConf.select(base, "hydra.sweep.dir"))).absolute()
         _require_output(folder)
         return Plan(jobs, folder)
@@ -171,7 +170,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if refused and "not in struct" in f"{text}{error.__cause__}":
         key = refused[1]
         others = [
-            o.input_line for o in _overrides(arguments) if o.get_key_element() != key and not o.is_sweep_override()
+            str(o.input_line) for o in _overrides(arguments) if o.get_key_element() != key and not o.is_sweep_override()
         ]
         with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
             return unknown_key(key, _keys(compose("config", overrides=others)))
@@ -184,7 +183,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:
     """Every dotted key of a configuration."""
     keys = []
-    for name in node:
+    for name in map(str, node):
         keys.append(f"{prefix}{name}")
         child = node._get_node(name)
         if isinstance(child, DictConfig):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from headdyn.config import ConfigError, check, settings_class
 from headdyn.run import CONF, explain, main, make_plan, one_ordering
-from hydra.errors import HydraException
 
 
 def composed(*overrides: str):

@@ -23,7 +23,7 @@ _BATCH_TOKENS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """Next-token loss on the first `sequences` (or all) of the validation split, in float32, paired with the Bayes filter's.
+    """Next-token loss on the first `sequences` (or all) of the validation split, paired with the Bayes filter's.
 
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
     model's loss above it, is a paired difference; where the corpus has no exact law, `excess_nats` and `gap_closed`
@@ -91,10 +91,11 @@ def token_losses(decoder: Decoder, corpus: Corpus, sequences: int) -> np.ndarray
     Where attention is to stay inside documents, a document's first token cannot be predicted: NaN there.
     """
     split = corpus.val
+    tokens_NT = np.asarray(split.tokens_NT[:sequences]).astype(np.int64)
+    documents_NT = None
     if corpus.mask_documents:
         assert split.documents_NT is not None
-    tokens_NT = np.asarray(split.tokens_NT[:sequences]).astype(np.int64)
-    documents_NT = np.asarray(split.documents_NT[:sequences]).astype(np.int64) if corpus.mask_documents else None
+        documents_NT = np.asarray(split.documents_NT[:sequences]).astype(np.int64)
     batch = max(1, _BATCH_TOKENS // tokens_NT.shape[1])
     device = decoder.embed.weight.device
     parts = []

@@ -62,7 +62,7 @@ class TopicProbes:
     """Topic probes at every place in the residual stream, with baselines, control task and ceiling.
 
     Sequences of the validation split (unseen in training the model) are drawn into three parts: probes are fitted on
-    `tokens_per_sequence` random positions (or all) of `fit_sequences`, the penalty is chosen from `penalties` on as many
+    `tokens_per_sequence` positions (or all) of `fit_sequences`, the penalty is chosen from `penalties` on as many
     positions of `choose_sequences`, and everything is scored on all positions of `test_sequences`. Intervals (95 %,
     BCa) and p (sign flips of the difference to the best baseline) take test sequences as units.
 
@@ -111,8 +111,8 @@ class TopicProbes:
         """Raise ValueError where the validation split is too small to be cut into three parts."""
         if len(corpus.val) < _FEWEST_SEQUENCES:
             raise ValueError(
-                f"topic probes need at least {_FEWEST_SEQUENCES} validation sequences (to fit, choose and test), but the "
-                f"corpus has {len(corpus.val)}; bring more text, or leave probes out of analysis=[...]"
+                f"topic probes need at least {_FEWEST_SEQUENCES} validation sequences (to fit, choose and test), but "
+                f"the corpus has {len(corpus.val)}; bring more text, or leave probes out of analysis=[...]"
             )
 
     def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:

@@ -8,8 +8,11 @@ import platform
 import resource
 import sys
 from dataclasses import dataclass
+from typing import Literal, cast
 
 import torch
+
+Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Machine:
     """The resolved choices a run is recorded with. `precision` is what training computes in: bf16 or fp32."""
 
     device: str
-    precision: str
+    precision: Precision
     threads: int
 
 
@@ -33,7 +36,7 @@ def resolve(device: str, precision: str, threads: int) -> Machine:
     if precision == "auto":
         precision = "bf16" if multiplies_bf16(device) else "fp32"
     torch.set_num_threads(threads or cores())
-    return Machine(device, precision, threads or cores())
+    return Machine(device, cast(Precision, precision), threads or cores())
 
 
 def multiplies_bf16(device: str) -> bool:

@@ -29,12 +29,23 @@ LOG_EVERY_SECONDS = 15.0
 class Progress(Protocol):
     """What a training reports of itself."""
 
-    step: int
-    steps: int
-    loss_nats: float
-    tokens_per_second: float
-    eta_seconds: float
-    gap_closed: float | None
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def loss_nats(self) -> float: ...
+
+    @property
+    def tokens_per_second(self) -> float: ...
+
+    @property
+    def eta_seconds(self) -> float: ...
+
+    @property
+    def gap_closed(self) -> float | None: ...
 
 
 class ProgressLine:

@@ -227,7 +227,7 @@ def test_a_small_validation_split_is_cut_in_the_same_proportions(corpus):
 
 def test_too_small_a_validation_split_is_an_error(corpus):
     split = dataclasses.replace(corpus.val, tokens_NT=corpus.val.tokens_NT[:11], topics_NT=corpus.val.topics_NT[:11])
-    with pytest.raises(ValueError, match="at least 12 validation sequences .* has 11"):
+    with pytest.raises(ValueError, match=r"at least 12 validation sequences .* has 11"):
         SETTINGS.check(dataclasses.replace(corpus, val=split))
 
 

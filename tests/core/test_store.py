@@ -175,7 +175,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_entry(tmp_path):
     def full(folder):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="no space left for .*HEADDYN_CACHE"):
+    with pytest.raises(OSError, match=r"no space left for .*HEADDYN_CACHE"):
         Store(tmp_path).get("corpus", RECIPE, full)
     assert Store(tmp_path).find("corpus", RECIPE) is None
     assert "cannot be written" in explain_os_error(OSError(errno.EROFS, "Read-only file system"), tmp_path)

@@ -359,7 +359,9 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_more_sequences_asked_for_than_there_are_is_all_there_are(tmp_path: Path) -> None:
-    settings: TrainSettings = dataclasses.replace(SETTINGS, steps=2, snapshots=2, warmup_share=0.0, eval_sequences=10**6)
+    settings: TrainSettings = dataclasses.replace(
+        SETTINGS, steps=2, snapshots=2, warmup_share=0.0, eval_sequences=10**6
+    )
     result = trained(tmp_path, settings)
     everything = Batches(corpus().val, "cpu", mask_documents=False)
     assert result.final_loss_nats == evaluate(result.decoder, everything, batch_size=8, precision="fp32")
