@@ -1,0 +1,142 @@
+"""When a trajectory over training rises, how suddenly and how steadily: pure functions of arrays (science.md §15).
+
+Letters: K checkpoints in the order of training, P pairs, B trajectories at once (bootstrap draws), S splits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import special
+
+Stage = Literal["early", "mid", "late", "none"]
+
+
+def first_above(value_BK: np.ndarray, threshold_B: np.ndarray | float) -> np.ndarray:
+    """Index of each trajectory's first checkpoint above its threshold, [B]; K where there is none."""
+    above_BK = value_BK > np.broadcast_to(np.asarray(threshold_B)[..., None], value_BK.shape)
+    return np.where(above_BK.any(-1), above_BK.argmax(-1), value_BK.shape[-1])
+
+
+def half_of_highest(value_BK: np.ndarray) -> np.ndarray:
+    """Half of each trajectory's highest value, [B]; infinite where none is above 0, so that nothing exceeds it."""
+    highest_B = value_BK.max(-1)
+    return np.where(highest_B > 0, highest_B / 2, np.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climbs:
+    """Each trajectory's largest rise from one checkpoint to a later one, as indices [B], with its steepest interval.
+
+    `share_B` is how much of the rise that one interval holds, NaN where nothing rises.
+    """
+
+    start_B: np.ndarray
+    end_B: np.ndarray
+    rise_B: np.ndarray
+    jump_B: np.ndarray  # the steepest interval is from jump to jump + 1
+    share_B: np.ndarray
+
+
+def climbs(value_BK: np.ndarray) -> Climbs:
+    """The total rise is from the lowest point to a later highest: a trajectory that falls again has risen all the same.
+
+    Measuring from the first to the last checkpoint instead would find no rise in 0, 1, 0. The last lowest point and the
+    first highest one delimit it.
+    """
+    count = value_BK.shape[-1]
+    lowest_BK = np.minimum.accumulate(value_BK, axis=-1)
+    gain_BK = value_BK - lowest_BK
+    end_B = gain_BK.argmax(-1)
+    rise_B = np.take_along_axis(gain_BK, end_B[..., None], -1)[..., 0]
+    floor_B = np.take_along_axis(lowest_BK, end_B[..., None], -1)
+    place_K = np.arange(count)
+    at_floor_BK = (value_BK == floor_B) & (place_K <= end_B[..., None])
+    start_B = count - 1 - at_floor_BK[..., ::-1].argmax(-1)
+    inside_BJ = (place_K[:-1] >= start_B[..., None]) & (place_K[:-1] < end_B[..., None])
+    step_BJ = np.where(inside_BJ, np.diff(value_BK, axis=-1), -np.inf)
+    jump_B = step_BJ.argmax(-1)
+    largest_B = np.take_along_axis(step_BJ, jump_B[..., None], -1)[..., 0]
+    share_B = np.divide(largest_B, rise_B, out=np.full(rise_B.shape, np.nan), where=rise_B > 0)
+    return Climbs(start_B=start_B, end_B=end_B, rise_B=rise_B, jump_B=jump_B, share_B=share_B)
+
+
+def turns(value_K: np.ndarray, margin_KK: np.ndarray | float = 0.0) -> tuple[int, bool]:
+    """How often the trajectory reverses its direction, and whether it never falls.
+
+    A move from checkpoint i to j counts once it exceeds margin[i, j], so that noise turns nothing (see `margins`).
+    """
+    margin_KK = np.broadcast_to(margin_KK, (len(value_K),) * 2)
+    count, direction, fell = 0, 0, False
+    low = high = 0  # extremes since the last turn
+    for k in range(1, len(value_K)):
+        low, high = (k if value_K[k] <= value_K[low] else low), (k if value_K[k] >= value_K[high] else high)
+        rises = direction <= 0 and value_K[k] - value_K[low] > margin_KK[low, k]
+        falls = direction >= 0 and value_K[high] - value_K[k] > margin_KK[high, k]
+        if rises or falls:
+            count += direction != 0
+            direction, fell, low, high = (1 if rises else -1), fell or falls, k, k
+    return count, not fell
+
+
+def margins(value_KP: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """How far the means of two checkpoints may differ by sampling of the pairs alone, [K, K].
+
+    Student's paired interval, at a level that holds for all K (K − 1) / 2 comparisons together (Bonferroni).
+    """
+    count, pairs = value_KP.shape
+    tail = (1 - level) / max(count * (count - 1), 2)
+    covariance_KK = np.atleast_2d(np.cov(value_KP))
+    spread_K = covariance_KK.diagonal()
+    variance_KK = np.maximum(spread_K[:, None] + spread_K - 2 * covariance_KK, 0)
+    return special.stdtrit(pairs - 1, 1 - tail) * np.sqrt(variance_KK / pairs)
+
+
+def crossings(value_K: np.ndarray, threshold: float) -> tuple[int, int]:
+    """How often the trajectory appears above a threshold, and how often it goes again; the first may be above."""
+    change_K = np.diff((value_K > threshold).astype(int), prepend=0)
+    return int((change_K > 0).sum()), int((change_K < 0).sum())
+
+
+def stage(share: float | None, early: float = 0.25, late: float = 0.75) -> Stage:
+    """The word for a share of training at which something emerged; None is never."""
+    if share is None:
+        return "none"
+    return "early" if share <= early else "late" if share >= late else "mid"
+
+
+def possible_stages(after: float | None, at: float | None, early: float = 0.25, late: float = 0.75) -> list[Stage]:
+    """Every word that a true emergence within (after, at] could have: checkpoints lie apart. `after=None` is 0."""
+    if at is None:
+        return ["none"]
+    after = 0.0 if after is None else after
+    inside = {"early": after < early, "mid": after < late and at > early, "late": at >= late}
+    return [word for word, fits in inside.items() if fits]  # type: ignore[misc]
+
+
+def resampled(value_KP: np.ndarray, generator: np.random.Generator, draws: int) -> np.ndarray:
+    """Mean trajectories of resampled pairs, [B, K]; a draw takes the same pairs at every checkpoint."""
+    pairs = value_KP.shape[1]
+    counts_BP = generator.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
+    return counts_BP @ value_KP.T / pairs
+
+
+def null_band(strength_KS: np.ndarray, level: float = 0.95) -> np.ndarray | None:
+    """The |strength| at each checkpoint, [K], that a split must exceed to be significant over the whole trajectory.
+
+    Exactly what `headdyn.analysis.splits.max_statistic_p` finds at p ≤ 1 − level. None where there are too few splits
+    for that: the strongest and its mirror image are 2 of S.
+    """
+    scale_K = np.sqrt((strength_KS**2).mean(1))
+    size_KS = np.abs(strength_KS) / np.where(scale_K > 0, scale_K, 1)[:, None]
+    strongest_S = np.sort(size_KS.max(0))[::-1]
+    allowed = int((1 - level) * len(strongest_S) + 1e-9)
+    return strongest_S[allowed] * scale_K if allowed >= 2 else None
+
+
+def share_of(steps: Sequence[int], total: int, index: int) -> float | None:
+    """The share of training done at a checkpoint; None for an index past the last."""
+    return steps[index] / total if index < len(steps) else None

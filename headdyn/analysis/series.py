@@ -1,0 +1,110 @@
+"""What the jobs of a series left, one point a revision: the input of every analysis of many checkpoints.
+
+Letters as in splits.py: S labelled splits, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from headdyn.analysis.circuits import Factors
+from headdyn.analysis.head_matching import load_circuits
+from headdyn.analysis.splits import Splits, read_splits
+from headdyn.core.records import HeadTable
+from headdyn.core.run_folder import RunRecord
+from headdyn.models.revisions import step_of
+
+CIRCUITS = "circuits.safetensors"  # in a run's folder: what `head_matching.save_circuits` wrote
+CLUSTERS = ("clusterings", "distances")  # tables of HeadClusters
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """What a series needs of one checkpoint's splits: every split's strength, and even/odd pair by pair."""
+
+    splits: Splits
+    layer: int
+    pairs: tuple[str, ...]
+    even_P: np.ndarray  # Δ in nats with the even heads patched
+    odd_P: np.ndarray
+    strength_S: np.ndarray  # of Δ, nats
+    success_S: np.ndarray  # of success: the share of pairs right with one half patched less that with the other
+
+    @classmethod
+    def of(cls, table: pa.Table, layer: int | None = None) -> Self:
+        """From the table `splits`; None takes the one layer that it holds.
+
+        Raises ValueError where it holds several, KeyError where it lacks the layer.
+        """
+        if layer is None:
+            layers = pc.unique(table["layer"]).to_pylist()
+            if len(layers) != 1:
+                raise ValueError(f"the splits are of layers {layers}; choose one with analysis.specialization.layer")
+            layer = layers[0]
+        splits, delta_SP = read_splits(table, layer)
+        names = table.filter(pc.equal(table["layer"], layer))["pair"].slice(0, delta_SP.shape[1]).to_pylist()
+        even, odd = splits.even_odd, len(splits) - 1 - splits.even_odd
+        return cls(
+            splits=splits,
+            layer=layer,
+            pairs=tuple(names),
+            even_P=delta_SP[even],
+            odd_P=delta_SP[odd],
+            strength_S=splits.strengths(delta_SP),
+            success_S=splits.strengths(delta_SP > 0),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesPoint:
+    """One revision of a series. A failed one has its error and nothing else.
+
+    `table` are the rows of all its analyses, `circuits` what its heads are matched by, `clusters` the tables that
+    `cluster_divergence` compares. `step=None` is a revision whose name states no step.
+    """
+
+    revision: str
+    step: int | None
+    table: HeadTable | None = None
+    splits: SplitSummary | None = None
+    state_hash: str | None = None
+    circuits: Mapping[str, Factors] | None = None
+    clusters: Mapping[str, pa.Table] | None = None
+    error: str | None = None
+
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """The model rows by metric; empty for a failed checkpoint."""
+        return {} if self.table is None else self.table.summary()
+
+
+def read_point(record: RunRecord, revision: str, *, layer: int | None = None) -> SeriesPoint:
+    """The point a run of one revision left in its folder; a run that is not complete gives its error.
+
+    Reads heads.parquet, and where they are, the tables and circuits that a series compares; the weights' hash stands in
+    the manifest as `checkpoint.state_hash`.
+    """
+    step = step_of(revision)
+    if record.status != "complete":
+        return SeriesPoint(revision=revision, step=step, error=record.manifest.get("error") or f"run {record.status}")
+    folder = record.folder
+    tables = {
+        path.stem: pq.read_table(path)
+        for name in ("splits", *CLUSTERS)
+        if (path := folder / f"{name}.parquet").exists()
+    }
+    return SeriesPoint(
+        revision=revision,
+        step=step,
+        table=record.heads(),
+        splits=SplitSummary.of(tables["splits"], layer) if "splits" in tables else None,
+        state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
+        circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
+        clusters={name: tables[name] for name in CLUSTERS} if all(name in tables for name in CLUSTERS) else None,
+    )

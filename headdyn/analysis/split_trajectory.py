@@ -1,0 +1,109 @@
+"""Even/odd among all balanced splits over a whole trajectory: by pair, with its null (science.md §11, §15).
+
+Letters as in splits.py, K checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from headdyn.analysis.judgement import Measure
+from headdyn.analysis.onset import null_band
+from headdyn.analysis.series import SeriesPoint, SplitSummary
+from headdyn.analysis.splits import Splits, max_statistic_p
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitTrajectory:
+    """Even/odd of one layer at K checkpoints, pair by pair, and every split's strength beside it."""
+
+    splits: Splits
+    layer: int
+    nats_KP: np.ndarray  # Δ with the even heads patched − with the odd ones
+    success_KP: np.ndarray  # the same of success: −1, 0 or 1
+    strength_KS: np.ndarray  # of Δ
+    success_KS: np.ndarray  # of success
+
+    @classmethod
+    def of(cls, counted: Sequence[SeriesPoint]) -> SplitTrajectory | None:
+        """None unless every checkpoint measured splits. Raises ValueError where they are not the same ones."""
+        parts = [point.splits for point in counted if point.splits is not None]
+        if len(parts) < len(counted):
+            return None
+        for point, part in zip(counted, parts, strict=True):
+            if not _comparable(part, parts[0]):
+                raise ValueError(
+                    f"{point.revision} measured other splits, pairs or another layer than {counted[0].revision}; "
+                    "run all revisions with one seed and the same data and analysis.specialization"
+                )
+        even_KP, odd_KP = (np.stack([getattr(part, side) for part in parts]) for side in ("even_P", "odd_P"))
+        return cls(
+            splits=parts[0].splits,
+            layer=parts[0].layer,
+            nats_KP=even_KP - odd_KP,
+            success_KP=(even_KP > 0).astype(float) - (odd_KP > 0),
+            strength_KS=np.stack([part.strength_S for part in parts]),
+            success_KS=np.stack([part.success_S for part in parts]),
+        )
+
+    @cached_property
+    def p_K(self) -> np.ndarray:
+        """p of even/odd at each checkpoint against the strongest moment of every split; two-sided, of Δ."""
+        return max_statistic_p(self.strength_KS, self.splits.even_odd)
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The checkpoint where even exceeds odd most improbably, and p over the whole trajectory; 1 if it never does.
+
+        Least of p-values that each count all checkpoints, so it needs no further correction.
+        """
+        p_K = np.where(self.strength_KS[:, self.splits.even_odd] > 0, self.p_K, 1.0)
+        return int(p_K.argmin()), float(p_K.min())
+
+    def measures(self, steps: Sequence[int], threshold: float, alpha: float) -> list[Measure]:
+        """The thresholded and the continuous measure. Both are held against the null of Δ: that of success ties."""
+        p, least = self.best[1], 2 / len(self.splits)
+        why = f"p = {p:.3g} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
+        if least > alpha:
+            why += f"; so few splits cannot give less than {least:.2g}"
+        told: dict[str, Any] = {"p": p, "beyond_chance": p <= alpha, "against_chance": why}
+        values = (("strength", threshold, self.success_KP), ("strength_nats", None, self.nats_KP))
+        return [
+            Measure(name=name, steps=tuple(steps), value_K=v.mean(1), threshold=t, value_KP=v, **told)
+            for name, t, v in values
+        ]
+
+    def verdict(self, steps: Sequence[int], alpha: float) -> dict[str, Any]:
+        """Whether even/odd is more than any split, and which split is the strongest at any time."""
+        (at, p), strongest = self.best, self._strongest()
+        return {
+            "found": p <= alpha,
+            "p": p,
+            "least_possible_p": 2 / len(self.splits),
+            "at_step": steps[at],
+            "splits": len(self.splits),
+            "exact": self.splits.exact,
+            "layer": self.layer,
+            "pairs": self.nats_KP.shape[1],
+            "strongest_split": list(self.splits.heads(strongest)),
+            "even_odd_is_strongest": strongest == self.splits.even_odd,
+        }
+
+    def _strongest(self) -> int:
+        scale_K = np.sqrt((self.strength_KS**2).mean(1, keepdims=True))
+        return int((self.strength_KS / np.where(scale_K > 0, scale_K, 1)).max(0).argmax())
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The timeline's columns: p over the trajectory, and the bands beyond which a split is significant."""
+        bands = {"strength_band": null_band(self.success_KS), "strength_nats_band": null_band(self.strength_KS)}
+        return {"trajectory_p": self.p_K, **{name: band_K for name, band_K in bands.items() if band_K is not None}}
+
+
+def _comparable(one: SplitSummary, other: SplitSummary) -> bool:
+    same_splits = np.array_equal(one.splits.half_SH, other.splits.half_SH)
+    return same_splits and (one.pairs, one.layer) == (other.pairs, other.layer)

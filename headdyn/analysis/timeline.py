@@ -1,0 +1,194 @@
+"""The checkpoints of a series side by side: one row each, and the curves over log steps (science.md §15)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from matplotlib.figure import Figure
+
+from headdyn.analysis.head_matching import Match
+from headdyn.analysis.series import SeriesPoint
+from headdyn.core.figures import Curve, curves
+from headdyn.core.records import HeadTable
+
+SUCCESSES = {
+    "plain_success": "nothing patched",
+    "even_success": "even heads",
+    "odd_success": "odd heads",
+    "all_success": "all heads",
+    "source_success": "the source prompts",
+}
+
+
+def timeline_table(
+    points: Sequence[SeriesPoint], excluded: Mapping[str, str], total_steps: int, bands: Mapping[str, np.ndarray]
+) -> pa.Table:
+    """One row per revision: step, share of training, whether it counts and if not why, then every model metric.
+
+    A metric has columns for value, interval, null and p. `bands` are further columns for the revisions that count.
+    """
+    rows: list[dict[str, Any]] = []
+    place = 0
+    for point in points:
+        reason = point.error or excluded.get(point.revision)
+        row: dict[str, Any] = {
+            "revision": point.revision,
+            "step": point.step,
+            "training_share": None if point.step is None else point.step / total_steps,
+            "counts": reason is None,
+            "reason": reason,
+            "state_hash": point.state_hash,
+        }
+        for metric, found in point.summary().items():
+            row[metric] = found.get("value")
+            row |= {f"{metric}_{part}": found.get(part) for part in ("ci_low", "ci_high", "null", "p")}
+        if reason is None:
+            row |= {name: float(values[place]) for name, values in bands.items()}
+            place += 1
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return pa.table({name: column for name, column in columns.items() if name == "reason" or set(column) != {None}})
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def metric_curve(points: Sequence[SeriesPoint], metric: str, label: str) -> Curve | None:
+    """A model metric with its interval over the steps that have it; None where fewer than two do."""
+    found = [(point.step, point.summary().get(metric, {})) for point in points]
+    there = [(step, row) for step, row in found if "value" in row and step is not None]
+    if len(there) < 2:
+        return None
+    value = [row["value"] for _, row in there]
+    low, high = ([row.get(end, row["value"]) for _, row in there] for end in ("ci_low", "ci_high"))
+    return Curve(label=label, x=[step for step, _ in there], y=value, low=low, high=high)
+
+
+def strength_figure(
+    points: Sequence[SeriesPoint], metric: str, unit: str, said: Mapping[str, Any], band_K: np.ndarray | None
+) -> Figure | None:
+    """A strength over log steps with its interval, the null band about 0, and the emergence interval shaded."""
+    lines = [metric_curve(points, metric, "even − odd")]
+    if band_K is not None:
+        steps = [point.step for point in points if point.step is not None]
+        lines.append(Curve(label="95 % null band", x=steps, y=np.zeros(len(steps)), low=-band_K, high=band_K))
+    threshold = said["threshold"]
+    references = {} if threshold is None else {said["rule"]: threshold}
+    figure = _over_steps(lines, f"strength ({unit})", _emergence(said), references)
+    return None if figure is None else _shaded(figure, said)
+
+
+def success_figure(points: Sequence[SeriesPoint]) -> Figure | None:
+    """Success rates over log steps, patched and not; None where no table has them."""
+    lines = [metric_curve(points, metric, label) for metric, label in SUCCESSES.items()]
+    return _over_steps(lines, "success (share of bug pairs)", "Answers that are right")
+
+
+def log_odds_figure(points: Sequence[SeriesPoint]) -> Figure | None:
+    """Mean Δ over log steps: unpatched, of the source, and with either half patched where splits were measured."""
+    lines = [metric_curve(points, "plain_nats", "nothing patched"), metric_curve(points, "source_nats", "the source")]
+    split = [(point.step, point.splits) for point in points if point.splits is not None and point.step is not None]
+    for name, half in (("even heads", "even_P"), ("odd heads", "odd_P")):
+        if split:
+            y = [getattr(splits, half).mean() for _, splits in split]
+            lines.append(Curve(label=name, x=[step for step, _ in split], y=y))
+    return _over_steps(
+        lines, "mean Δ (nats)", "Log-odds of right against wrong", references={"right and wrong alike": 0.0}
+    )
+
+
+def detail_figure(
+    steps: Sequence[int], values: Mapping[str, np.ndarray], said: Mapping[str, Mapping[str, Any]]
+) -> Figure | None:
+    """Every measure as a share of its highest value, around where those that emerge do so; None where none does."""
+    emerging = [said[name] for name in values if said[name]["emerges_at_step"] is not None]
+    if not emerging:
+        return None
+    places = [steps.index(each["emerges_at_step"]) for each in emerging]
+    window = slice(max(min(places) - 3, 0), max(places) + 3)
+    sizes = {name: np.abs(value_K).max() for name, value_K in values.items()}
+    figure = curves(
+        [Curve(label=name, x=steps[window], y=values[name][window] / size) for name, size in sizes.items() if size > 0],
+        xlabel="training step (linear)",
+        ylabel="share of the highest |value|",
+        title="Around emergence",
+        references={"half": 0.5, "none": 0.0},
+    )
+    return _shaded(figure, emerging[0])
+
+
+def layers_figure(points: Sequence[SeriesPoint]) -> Figure | None:
+    """strength_nats of every layer over log steps; None where the tables have no such rows."""
+    by_layer: dict[int, list[tuple[int, float]]] = {}
+    for point in points:
+        if point.table is not None and point.step is not None:
+            for row in point.table.where(metric="strength_nats", head=None).rows():
+                if row["layer"] is not None and row["value"] is not None:
+                    by_layer.setdefault(row["layer"], []).append((point.step, row["value"]))
+    lines = [
+        Curve(label=f"layer {layer}", x=[step for step, _ in found], y=[value for _, value in found])
+        for layer, found in sorted(by_layer.items())
+    ]
+    return _over_steps(lines, "strength (nats)", "Even − odd at every layer")
+
+
+def heads_figure(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
+    """How like its last self each head is over training: under its own index, and the best match of any index."""
+    if not matches:
+        return None
+    last = max(later for _, later in matches)
+    steps = sorted(earlier for earlier, later in matches if later == last)
+    cosine_KHJ = np.stack([matches[step, last].cosine_HJ for step in steps])
+    heads = cosine_KHJ.shape[-1]
+    own_KJ, best_KJ = cosine_KHJ.diagonal(axis1=1, axis2=2), cosine_KHJ.max(1)
+    other_K = (cosine_KHJ.sum((1, 2)) - own_KJ.sum(1)) / max(heads * (heads - 1), 1)
+    lines = [
+        Curve(label=name, x=steps, y=value_KJ.mean(1), low=value_KJ.min(1), high=value_KJ.max(1))
+        for name, value_KJ in (("own index", own_KJ), ("best match", best_KJ))
+    ]
+    lines.append(Curve(label="other indices", x=steps, y=other_K))
+    return _over_steps(lines, "cosine of circuits (least to most)", f"Heads against those of step {last}")
+
+
+def divergence_figure(divergence: HeadTable) -> Figure | None:
+    """How far clusters moved from one checkpoint to the next, mean over layers, against 1 for unrelated ones."""
+    by_metric: dict[str, dict[int, list[float]]] = {}
+    for row in divergence.rows():
+        if row["value"] is not None:
+            by_metric.setdefault(row["metric"], {}).setdefault(row["step"], []).append(row["value"])
+    lines = []
+    for metric, found in by_metric.items():
+        means = [float(np.mean(values)) for values in found.values()]
+        lines.append(Curve(label=metric.replace("_", " "), x=list(found), y=means))
+    title = "Clusters against those of the checkpoint before"
+    return _over_steps(lines, "divergence (mean over layers)", title, references={"unrelated": 1.0})
+
+
+def _over_steps(
+    lines: Sequence[Curve | None], ylabel: str, title: str, references: Mapping[str, float] | None = None
+) -> Figure | None:
+    drawn = [line for line in lines if line is not None and len(line.x)]
+    if not drawn:
+        return None
+    figure = curves(drawn, xlabel="training step", ylabel=ylabel, title=title, references=references, log_x=True)
+    first = min(min(line.x) for line in drawn)
+    figure.axes[0].set_xlim(left=first / 1.2)  # decades without a checkpoint are no use
+    return figure
+
+
+def _emergence(said: Mapping[str, Any]) -> str:
+    if said["emerges_at_step"] is None:
+        return "No emergence"
+    after = said["emerges_after_step"]
+    since = f"after step {after} and by" if after is not None else "at or before"
+    return f"Emerges {since} step {said['emerges_at_step']} ({said['class']})"
+
+
+def _shaded(figure: Figure, said: Mapping[str, Any]) -> Figure:
+    if said["emerges_at_step"] is not None:
+        figure.axes[0].axvspan(said["emerges_after_step"] or 0, said["emerges_at_step"], color="0.5", alpha=0.15, lw=0)
+    return figure

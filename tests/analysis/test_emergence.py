@@ -1,0 +1,338 @@
+"""Series of checkpoints whose answer is known: planted, scattered and null trajectories, damaged and missing points."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from headdyn.analysis.cluster_suite import SEED_KEY
+from headdyn.analysis.emergence import Emergence, SeriesFindings
+from headdyn.analysis.head_matching import load_circuits, save_circuits
+from headdyn.analysis.judgement import Rules, judge
+from headdyn.analysis.series import CIRCUITS, SeriesPoint, SplitSummary, read_point
+from headdyn.analysis.specialization import Specialization
+from headdyn.analysis.split_trajectory import SplitTrajectory
+from headdyn.analysis.splits import balanced_splits, rank_test, split_table
+from headdyn.core.figures import png_bytes
+from headdyn.core.records import HeadTable
+from headdyn.core.run_folder import RunFolder, RunRecord
+from headdyn.models.revisions import LISTS, step_of
+from tests.analysis.test_judgement import SEED_TIMELINE
+from tests.small_models import NEOX, drawn
+from tests.small_tokenizer import byte_level, prompts
+
+HEADS, PAIRS = 8, 16
+STEPS = [1000, 2000, 4000, 8000, 16000, 32000, 64000, 80000, 100000, 120000, 143000]
+EVEN = tuple(range(0, HEADS, 2))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def point(step: int, effect_H: np.ndarray, noise_P: np.ndarray | None = None, **fields: Any) -> SeriesPoint:
+    """A checkpoint where patching a head adds its effect to every pair's Δ, which is −2 nats unpatched."""
+    splits = balanced_splits(len(effect_H), rng())
+    noise_P = np.zeros(PAIRS) if noise_P is None else noise_P
+    delta_SP = -2 + (splits.half_SH @ effect_H)[:, None] + noise_P
+    pairs = [f"{i}.8/{i}.11" for i in range(len(noise_P))]
+    summary = SplitSummary.of(split_table(splits, {6: delta_SP}, pairs))
+    even_P, odd_P = summary.even_P, summary.odd_P
+    rows = [
+        {"metric": "even_success", "value": float((even_P > 0).mean()), "n": PAIRS, "unit": "pair"},
+        {"metric": "odd_success", "value": float((odd_P > 0).mean()), "n": PAIRS, "unit": "pair"},
+        {"metric": "strength_nats", "value": float((even_P - odd_P).mean()), "null": 0.0, "n": PAIRS, "unit": "pair"},
+    ]
+    fields = {"table": HeadTable.from_rows(rows), "splits": summary, "state_hash": f"hash of {step}", **fields}
+    return SeriesPoint(revision=f"step{step}", step=step, **fields)
+
+
+def planted(step: int, onset: int, heads: tuple[int, ...] = EVEN, seed: int = 0) -> SeriesPoint:
+    """From the onset on, these heads together add 4 nats, which repairs; all heads carry a little noise."""
+    draws = rng(seed * 1000 + STEPS.index(step))
+    effect_H = 0.02 * draws.normal(size=HEADS)
+    if step >= onset:
+        effect_H[list(heads)] += 4 / len(heads)
+    return point(step, effect_H, 0.3 * draws.normal(size=PAIRS))
+
+
+def found(points: list[SeriesPoint], seed: int = 0, **settings: Any) -> SeriesFindings:
+    findings = Emergence(**{"bootstrap_draws": 200, **settings})(points, rng(seed))
+    verdict = dict(findings.verdict)
+    assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict, "plain values for verdict.json"
+    assert set(findings.table.table["metric"].to_pylist()) <= set(Emergence.metrics)
+    return findings
+
+
+# -- known answers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("onset", STEPS[1::2])
+def test_a_planted_onset_is_dated(onset: int) -> None:
+    verdict = found([planted(step, onset) for step in STEPS]).verdict
+    assert (
+        verdict["even_odd"]["found"] and verdict["even_odd"]["p"] == verdict["even_odd"]["least_possible_p"] == 2 / 70
+    )
+    assert verdict["even_odd"]["strongest_split"] == list(EVEN) and verdict["even_odd"]["even_odd_is_strongest"]
+    for name in ("strength", "strength_nats"):
+        said = verdict["measures"][name]
+        assert said["emerges_at_step"] == onset
+        assert said["emerges_after_step"] == STEPS[STEPS.index(onset) - 1]
+        assert said["pace"] == "sudden" and said["probabilities"]["sudden"] == 1
+        assert said["probabilities"][said["class"]] == 1 and said["emerges_at_step_95"] == [onset, onset]
+        assert said["reversals"] == 0 and said["monotone"] and said["beyond_chance"]
+    assert verdict["agreement"] == {"class": True, "pace": True, "emerges_at_step": True}
+
+
+def test_a_scattered_half_is_not_even_odd_but_is_named() -> None:
+    half = (0, 1, 4, 5)
+    verdict = found([planted(step, 64000, half) for step in STEPS]).verdict
+    assert not verdict["even_odd"]["found"] and verdict["even_odd"]["p"] > 0.5
+    assert verdict["even_odd"]["strongest_split"] == list(half) and not verdict["even_odd"]["even_odd_is_strongest"]
+    assert verdict["measures"]["strength_nats"]["class"] == "none"
+    assert verdict["measures"]["strength_nats"]["none_reason"].startswith("not shown to be beyond chance: p = ")
+    assert verdict["measures"]["strength"]["beyond_chance"] is False
+
+
+def test_odd_heads_that_repair_are_no_emergence_of_even_ones() -> None:
+    """Even/odd is the most extreme split then, downwards; a bit of noise upwards must not be dated."""
+    verdict = found([planted(step, 64000, (1, 3, 5, 7)) for step in STEPS]).verdict
+    assert verdict["even_odd"]["strongest_split"] == [1, 3, 5, 7]
+    assert not verdict["even_odd"]["found"] and verdict["measures"]["strength_nats"]["class"] == "none"
+
+
+def null_series(seed: int) -> list[SeriesPoint]:
+    """Head effects that grow and drift over training, with no regard to parity; one shared by all pairs."""
+    draws = rng(seed)
+    drift_KH = np.cumsum(draws.normal(size=(6, HEADS)), axis=0)
+    return [
+        point(step, effect_H, draws.normal(size=PAIRS)) for step, effect_H in zip(STEPS[::2], drift_KH, strict=True)
+    ]
+
+
+def test_without_structure_little_is_found() -> None:
+    """p over the trajectory holds its level, and nothing is dated without it; checkpoint by checkpoint, false findings
+    pile up. Measured over 1,000 series: 0.015, the 1/70 that 8 heads allow, against 0.12."""
+    hits, dated, naive = [], [], []
+    for seed in range(300):
+        trajectory = SplitTrajectory.of(null_series(seed))
+        assert trajectory is not None
+        _, p = trajectory.best
+        hits.append(p <= 0.05)
+        measure = trajectory.measures(STEPS[::2], 0.5, 0.05)[1]
+        dated.append(judge(measure, 143_000, Rules(), rng(), draws=100)["class"] != "none")
+        even = trajectory.splits.even_odd
+        naive.append(min(rank_test(s_S, even).p_two_sided for s_S in trajectory.strength_KS) <= 0.05)
+    assert np.mean(hits) <= 0.05 and sum(dated) <= sum(hits)
+    assert np.mean(naive) > 0.07
+
+
+# -- seed 002 ---------------------------------------------------------------------------------------------------------
+
+
+def seed_points() -> list[SeriesPoint]:
+    """The seed's table as rows of tables without splits: one prompt, greedy, so one unit."""
+    points = []
+    for step, even, odd in SEED_TIMELINE:
+        values = {"even_success": even, "odd_success": odd, "strength": even - odd}
+        rows = [{"metric": metric, "value": float(v), "n": 1, "unit": "prompt"} for metric, v in values.items()]
+        points.append(
+            SeriesPoint(revision=f"step{step}", step=step, table=HeadTable.from_rows(rows), state_hash=f"{step}")
+        )
+    return points
+
+
+def test_seed_002_from_its_own_table() -> None:
+    assert [p.revision for p in seed_points()] == list(LISTS["seed_11"])
+    findings = found(seed_points(), total_steps=143_000)
+    verdict = findings.verdict
+    said = verdict["measures"]["strength"]
+    assert (said["emerges_after_step"], said["emerges_at_step"], said["class"]) == (120000, 143000, "late")
+    judged = {name: hypothesis["verdict"] for name, hypothesis in said["hypotheses"].items()}
+    assert judged == {"H1": "rejected", "H2": "rejected", "H3": "supported", "H4": "rejected", "H5": "supported"}
+    # "Capabilities appear, disappear, then reappear with specialization."
+    assert verdict["capability"]["even_success"] == {"appearances": 2, "disappearances": 1, "last": 1.0}
+    assert verdict["capability"]["odd_success"] == {"appearances": 1, "disappearances": 1, "last": 0.0}
+    # What the seed's table cannot say is absent, with its reason.
+    assert verdict["even_odd"] == {"reason": "no splits were measured at every checkpoint"}
+    assert "reason" in verdict["agreement"] and "probabilities" not in said and said["p"] is None
+    assert verdict["widest_interval"]["steps"] == [32000, 64000]
+    assert set(findings.figures) == {"strength", "success", "detail"}
+
+
+# -- checkpoints that do not count ------------------------------------------------------------------------------------
+
+
+def test_copies_failures_and_main_do_not_count() -> None:
+    """A revision that serves the last weights would date emergence at step 2000."""
+    points = [planted(step, 100000) for step in STEPS]
+    last = points[-1]
+    copy = dataclasses.replace(last, revision="step2000", step=2000)
+    main = dataclasses.replace(last, revision="main", step=None)
+    failed = SeriesPoint(revision="step32000", step=32000, error="ValueError: truncated")
+    broken = [copy if p.step == 2000 else failed if p.step == 32000 else p for p in points]
+    findings = found([main, *broken[::-1]])
+    verdict = findings.verdict
+    assert verdict["excluded"]["step2000"] == "its weights are those of step143000, the end of training"
+    assert set(verdict["excluded"]) == {"step2000", "main"} and verdict["failed"] == {
+        "step32000": "ValueError: truncated"
+    }
+    assert ["step2000", "step143000", "main"] in verdict["duplicates"]
+    assert len(verdict["counted"]) == 9 and verdict["checkpoints"] == 12
+    assert verdict["measures"]["strength"]["emerges_at_step"] == 100000
+    timeline = {row["revision"]: row for row in findings.tables["timeline"].to_pylist()}
+    assert len(timeline) == 12 and list(timeline)[-1] == "main"
+    assert timeline["step32000"]["reason"] == "ValueError: truncated" and not timeline["step32000"]["counts"]
+    assert timeline["step2000"]["strength_nats"] == pytest.approx(timeline["step143000"]["strength_nats"])
+    assert timeline["step2000"]["trajectory_p"] is None and timeline["step143000"]["trajectory_p"] == 2 / 70
+    trusting = found([dataclasses.replace(p, state_hash=None) for p in broken])  # the mutant: names are believed
+    assert trusting.verdict["measures"]["strength"]["emerges_at_step"] == 2000
+    assert "step2000" in trusting.verdict["unhashed"]
+
+
+def test_too_few_checkpoints() -> None:
+    points = [planted(1000, 5), SeriesPoint(revision="step2000", step=2000, error="OSError: gone")]
+    verdict = found(points).verdict
+    assert verdict["reason"] == "1 checkpoints that count are no series" and "measures" not in verdict
+    assert found([]).tables["timeline"].num_rows == 0
+
+
+def test_checkpoints_must_be_comparable() -> None:
+    points = [planted(step, 64000) for step in STEPS]
+    other = point(2000, np.zeros(HEADS), np.zeros(PAIRS - 1))
+    with pytest.raises(ValueError, match="step2000 measured other splits, pairs or another layer than step1000"):
+        found([points[0], other, *points[2:]])
+    without = dataclasses.replace(points[3], splits=None)
+    assert found([*points[:3], without, *points[4:]]).verdict["even_odd"] == {
+        "reason": "no splits were measured at every checkpoint"
+    }
+
+
+# -- other metrics ----------------------------------------------------------------------------------------------------
+
+
+def test_any_metric_can_be_followed() -> None:
+    """Seed 000's query silhouettes above 0.5, and above half of their highest excess over random heads."""
+    rows = [(1000, 0.02), (5000, 0.06), (10000, 0.05), (80000, 0.05), (120000, 0.65), (143000, 0.61)]
+    points = []
+    for step, value in rows:
+        row = {"metric": "qk_silhouette", "value": value, "null": 0.05, "p": 0.004 if value > 0.5 else 0.4, "n": 12}
+        table = HeadTable.from_rows([row | {"unit": "head"}])
+        points.append(SeriesPoint(revision=f"step{step}", step=step, table=table, state_hash=f"{step}"))
+    for settings in ({"thresholded": ("qk_silhouette",)}, {"continuous": ("qk_silhouette",)}):
+        said = found(points, **settings).verdict["measures"]["qk_silhouette"]
+        assert (said["emerges_after_step"], said["emerges_at_step"], said["pace"]) == (80000, 120000, "sudden")
+    assert said["p"] == pytest.approx(6 * 0.004) and said["highest"] == pytest.approx(0.6)
+    weak = [
+        dataclasses.replace(p, table=HeadTable.from_rows([row | {"p": 0.02}]))
+        for p, row in ((p, p.table.rows()[0]) for p in points)
+    ]
+    assert found(weak, continuous=("qk_silhouette",)).verdict["measures"]["qk_silhouette"]["class"] == "none"
+
+
+# -- from decoders to the verdict -------------------------------------------------------------------------------------
+
+
+def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
+    """Three small models as revisions, each in a run's folder; then read back, matched, drawn."""
+    family = prompts(bug_pairs=6, control_pairs=0)
+    config = dataclasses.replace(NEOX, d_model=24, vocab_size=len(byte_level()))
+    quick = {"groups_per_size": 3, "fractions": (0.0, 1.0), "sign_flips": 999, "bootstrap_draws": 100}
+    decoder = drawn(config, dtype=torch.float32)
+    for number, revision in enumerate(("step1000", "step2000", "step143000")):
+        with RunFolder(tmp_path / revision, {"checkpoint": {"state_hash": f"{number}"}}) as record:
+            if revision == "step2000":
+                with torch.no_grad():
+                    decoder = decoder.permuted(1, (2, 1, 0, 3))
+                    for parameter in decoder.parameters():
+                        parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            record.add("specialization", Specialization(**quick)(decoder, family, rng()), step=step_of(revision))
+            save_circuits(decoder, 1, record.path / CIRCUITS)
+    points = [read_point(RunRecord.read(folder), folder.name) for folder in sorted(tmp_path.iterdir())]
+    points.append(read_point(RunRecord.read(tmp_path / "step4000"), "step4000"))
+    findings = found(points)
+    assert findings.verdict["failed"] == {"step4000": "run absent"}
+    assert findings.verdict["counted"] == ["step1000", "step2000", "step143000"]
+    assert findings.verdict["even_odd"]["splits"] == 6 and findings.verdict["even_odd"]["least_possible_p"] == 2 / 6
+    assert findings.verdict["measures"]["strength"]["against_chance"].endswith("cannot give less than 0.33")
+    heads = findings.verdict["heads"]
+    assert heads["kept_to_next"] == {"1000-2000": 0.5, "2000-143000": 1.0} and heads["chance"] == 0.25
+    matched = findings.tables["head_matches"].to_pylist()
+    assert [r["assigned"] for r in matched if (r["earlier_step"], r["later_step"]) == (1000, 2000)] == [2, 1, 0, 3]
+    assert findings.table.summary()["heads_kept"]["value"] == 0.75
+    timeline = findings.tables["timeline"].to_pylist()
+    for row, p in zip(timeline, (points[0], points[2], points[3], points[1]), strict=True):
+        if p.table is not None:
+            assert row["strength_nats"] == p.table.summary()["strength_nats"]["value"]
+            assert row["strength_nats_ci_low"] == p.table.summary()["strength_nats"]["ci_low"]
+    assert {"strength", "strength_nats", "success", "log_odds", "layers", "heads"} <= set(findings.figures)
+    assert all(png_bytes(figure).startswith(b"\x89PNG") for figure in findings.figures.values())
+    with torch.no_grad():
+        assert set(load_circuits(tmp_path / "step1000" / CIRCUITS)) == {"qk", "ov"}
+
+
+def test_the_splits_of_one_layer() -> None:
+    splits = balanced_splits(4, rng())
+    table = split_table(splits, {0: rng(1).normal(size=(6, 2)), 1: rng(2).normal(size=(6, 2))}, ["a", "b"])
+    summary = SplitSummary.of(table, 1)
+    assert summary.pairs == ("a", "b") and summary.layer == 1
+    delta_SP = rng(2).normal(size=(6, 2))
+    np.testing.assert_allclose(
+        summary.even_P - summary.odd_P, delta_SP[splits.even_odd] - delta_SP[5 - splits.even_odd]
+    )
+    strength = np.mean(summary.even_P > 0) - np.mean(summary.odd_P > 0)
+    assert summary.success_S[splits.even_odd] == strength
+    with pytest.raises(ValueError, match=r"of layers \[0, 1\]; choose one with analysis.specialization.layer"):
+        SplitSummary.of(table)
+
+
+def test_it_is_deterministic() -> None:
+    points = [planted(step, 64000) for step in STEPS]
+    one, other = found(points, seed=3), found(points[::-1], seed=3)
+    assert one.verdict == other.verdict and one.table.rows() == other.table.rows()
+    assert one.tables["timeline"].equals(other.tables["timeline"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"threshold": 1.5}, "analysis.emergence.threshold=1.5 must lie between 0 and 1"),
+        ({"early": 0.8}, "analysis.emergence.early=0.8 must be below late=0.75"),
+        ({"bootstrap_draws": 10}, "analysis.emergence.bootstrap_draws=10 must be at least 100"),
+        ({"total_steps": 0}, "analysis.emergence.total_steps=0"),
+    ],
+)
+def test_impossible_settings(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Emergence(**settings)
+
+
+def clusters(labels: list[int]) -> dict[str, pa.Table]:
+    """What HeadClusters leaves of one layer: heads of one cluster are near each other."""
+    method, parameter = SEED_KEY
+    place = {"layer": 6, "kind": "qk"}
+    distances = [
+        {**place, "head_a": a, "head_b": b, "distance": 0.1 if labels[a] == labels[b] else 1.0}
+        for a, b in itertools.combinations(range(len(labels)), 2)
+    ]
+    rows = [{**place, "method": method, "parameter": float(parameter), "labels": labels}]
+    return {"clusterings": pa.Table.from_pylist(rows), "distances": pa.Table.from_pylist(distances)}
+
+
+def test_clusters_are_compared_from_one_checkpoint_to_the_next() -> None:
+    """The same, then across: no two heads that were together still are, which is an adjusted Rand index of −1/2."""
+    labels = {1000: [0, 0, 1, 1], 2000: [1, 1, 0, 0], 16000: [0, 1, 0, 1]}
+    points = [planted(step, 64000) for step in STEPS[:5]]
+    points = [dataclasses.replace(p, clusters=clusters(labels[p.step]) if p.step in labels else None) for p in points]
+    findings = found(points)
+    rows = HeadTable(findings.tables["cluster_divergence"]).where(metric="qk_label_divergence").rows()
+    assert [(row["step"], row["value"]) for row in rows] == [(2000, 0.0), (16000, pytest.approx(1.5))]
+    assert "cluster_divergence" in findings.figures

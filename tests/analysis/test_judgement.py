@@ -1,0 +1,223 @@
+"""Trajectories worked out by hand, the seeds' own tables, and the calibration of what is said of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headdyn.analysis.judgement import Measure, Rules, judge
+
+TOTAL = 1000
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def said(values: list[float], steps: list[int] | None = None, total: int = TOTAL, **fields: Any) -> dict[str, Any]:
+    steps = steps or [total * (k + 1) // len(values) for k in range(len(values))]
+    fields = {"threshold": 0.5, **fields}
+    measure = Measure(name="strength", steps=tuple(steps), value_K=np.array(values, dtype=float), **fields)
+    found = judge(measure, total, Rules(), rng())
+    assert json.loads(json.dumps(found, allow_nan=False)) == found, "plain values"
+    return found
+
+
+def verdicts(found: dict[str, Any]) -> str:
+    """S, R or U of H1 to H5."""
+    return "".join(found["hypotheses"][name]["verdict"][0].upper() for name in ("H1", "H2", "H3", "H4", "H5"))
+
+
+@pytest.mark.parametrize(
+    ("values", "interval", "word", "possible", "pace", "letters"),
+    [
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 1], (900, 1000), "late", ["late"], "sudden", "RRSRS"),
+        ([0, 0, 0, 0, 1, 1, 1, 1, 1, 1], (400, 500), "mid", ["mid"], "sudden", "RSRRS"),
+        ([0, 1, 1, 1, 1, 1, 1, 1, 1, 1], (100, 200), "early", ["early"], "sudden", "RRRRS"),
+        ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], (None, 100), "early", ["early"], None, "SRRUU"),
+        ([0.1 * k for k in range(10)], (600, 700), "mid", ["mid"], "gradual", "RSRSR"),
+        ([0] * 10, (None, None), "none", ["none"], None, "RRRUU"),
+        ([0.5] * 10, (None, None), "none", ["none"], None, "RRRUU"),  # at the threshold is not above it
+        ([-1] * 10, (None, None), "none", ["none"], None, "RRRUU"),
+        ([0, 0, 1], (666, 1000), "late", ["mid", "late"], "sudden", "RUURS"),  # too coarse to tell mid from late
+        ([0, 0.6, 0, 0.6], (250, 500), "mid", ["mid"], "sudden", "RSRRS"),
+    ],
+)
+def test_by_hand(
+    values: list[float], interval: tuple, word: str, possible: list[str], pace: str | None, letters: str
+) -> None:
+    found = said(values)
+    assert (found["emerges_after_step"], found["emerges_at_step"]) == interval
+    assert (found["class"], found["possible_classes"], found["pace"]) == (word, possible, pace)
+    assert verdicts(found) == letters
+
+
+def test_what_else_is_said() -> None:
+    found = said([0, 0.1, 0.7, 0.4, 1.0], [1, 10, 100, 500, 1000])
+    assert (found["rise"], found["rise_steps"], found["jump_steps"]) == (1.0, [1, 1000], [10, 100])
+    assert found["jump_share"] == pytest.approx(0.6) and found["jump_width_share"] == pytest.approx(0.09)
+    assert (found["monotone"], found["reversals"]) == (False, 2)
+    assert (found["appearances"], found["disappearances"]) == (2, 1)
+    assert found["emerges_at_share"] == 0.1 and found["hypotheses"]["H1"]["verdict"] == "supported"
+    assert found["hypotheses"]["H1"]["evidence"] == "it emerges after step 10 and by step 100 (1.0% to 10.0%)"
+    assert found["hypotheses"]["H5"]["evidence"] == "60% of the rise lies between steps 10 and 100"
+    assert found["hypotheses"]["H1"]["statement"] == "early: it emerges in the first 10% of training"
+    assert said([0, 0])["none_reason"] == "it never rises above 0.5: its highest value is 0"
+
+
+def test_a_reversal_undoes_a_tenth_of_the_rise_or_more() -> None:
+    assert said([0, 0.6, 0.55, 1.0, 0.95])["reversals"] == 0
+    assert said([0, 0.6, 0.49, 1.0, 0.95])["reversals"] == 2
+    even, odd = (said([row[column] for row in SEED_TIMELINE])["reversals"] for column in (1, 2))
+    assert (even, odd) == (2, 1)
+
+
+def test_h1_is_judged_at_a_tenth_not_at_a_quarter() -> None:
+    between = said([0, 1, 1], [150, 200, 1000])
+    assert between["class"] == "early" and between["hypotheses"]["H1"]["verdict"] == "rejected"
+    assert said([0, 1], [50, 100])["hypotheses"]["H1"]["verdict"] == "supported"
+    assert said([0, 1], [50, 150])["hypotheses"]["H1"]["verdict"] == "undecided"
+
+
+# -- the seeds' own tables --------------------------------------------------------------------------------------------
+
+# Seed study 002, "Timeline Analysis": step, even success, odd success, of Pythia-160m's layer 6.
+SEED_TIMELINE = [
+    (1000, 0, 0),
+    (2000, 0, 0),
+    (4000, 0, 0),
+    (8000, 0, 0),
+    (16000, 0, 0),
+    (32000, 1, 1),
+    (64000, 1, 1),
+    (80000, 0, 0),
+    (100000, 0, 0),
+    (120000, 0, 0),
+    (143000, 1, 0),
+]
+# Silhouettes of k-means with k = 2, the public record of seed study 000: step, query, key, value.
+SEED_SILHOUETTES = [
+    (1000, 0.019, 0.062, 0.026),
+    (5000, 0.056, 0.09, 0.084),
+    (10000, 0.048, 0.075, 0.074),
+    (20000, 0.054, 0.07, 0.074),
+    (40000, 0.05, 0.073, 0.08),
+    (80000, 0.051, 0.084, 0.091),
+    (120000, 0.646, 0.277, 0.626),
+    (143000, 0.606, 0.467, 0.687),
+]
+
+
+def test_seed_002s_conclusions_follow_from_its_table() -> None:
+    steps, even, odd = zip(*SEED_TIMELINE, strict=True)
+    found = said([e - o for e, o in zip(even, odd, strict=True)], list(steps), 143000)
+    assert (found["emerges_after_step"], found["emerges_at_step"]) == (120000, 143000)
+    assert (found["class"], found["possible_classes"], found["pace"]) == ("late", ["late"], "sudden")
+    assert verdicts(found) == "RRSRS", "H3 and H5 confirmed, the others rejected"
+    assert found["monotone"] and found["jump_share"] == 1
+    # Its "final 0.8 %" of training is 16 %: no checkpoint lies between.
+    assert found["jump_width_share"] == pytest.approx(0.161, abs=5e-4)
+    # One prompt has no sampling error that could be told, so that nothing is said of probabilities.
+    assert "probabilities" not in found and "probability" not in found["hypotheses"]["H3"]
+
+
+def test_seed_000s_conclusions_follow_from_its_silhouettes() -> None:
+    steps, query, key, value = zip(*SEED_SILHOUETTES, strict=True)
+    for column in (query, value):
+        found = said(list(column), list(steps), 143000)
+        assert (found["emerges_after_step"], found["emerges_at_step"]) == (80000, 120000)
+        assert (found["pace"], found["possible_classes"]) == ("sudden", ["mid", "late"])
+    assert said(list(key), list(steps), 143000)["class"] == "none"
+
+
+# -- the continuous measure -------------------------------------------------------------------------------------------
+
+
+def test_half_of_the_highest_needs_more_than_chance() -> None:
+    values = [0.0, 0.3, 0.9, 2.0, 4.0]
+    found = said(values, threshold=None, beyond_chance=True, p=0.01)
+    assert found["threshold"] == 2 and (found["emerges_after_step"], found["emerges_at_step"]) == (800, 1000)
+    for beyond in (False, None):
+        noise = said(values, threshold=None, beyond_chance=beyond, against_chance="p = 0.3 among 924 splits")
+        assert noise["class"] == "none" and noise["pace"] is None
+        assert noise["none_reason"] == "not shown to be beyond chance: p = 0.3 among 924 splits"
+    assert said([-1.0, -2.0], threshold=None, beyond_chance=True)["class"] == "none"
+    # A jump of the score need not be one of what it scores.
+    score = said([float(value > 2.5) for value in np.linspace(0, 4, 10)])
+    slow = said(list(np.linspace(0, 4, 10)), threshold=None, beyond_chance=True)
+    assert (score["pace"], slow["pace"]) == ("sudden", "gradual")
+
+
+# -- sampling ---------------------------------------------------------------------------------------------------------
+
+
+def by_pair(value_KP: np.ndarray, steps: list[int], total: int, seed: int = 0, **fields: Any) -> dict[str, Any]:
+    fields = {"threshold": 0.5, **fields}
+    measure = Measure(name="s", steps=tuple(steps), value_K=value_KP.mean(1), value_KP=value_KP, **fields)
+    return judge(measure, total, Rules(), rng(seed), draws=400)
+
+
+def test_probabilities_by_enumeration() -> None:
+    """Four pairs, of which two rise at the second checkpoint and all at the third: the binomial law says the rest."""
+    value_KP = np.array([[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=float)
+    measure = Measure(name="s", steps=(100, 500, 1000), value_K=value_KP.mean(1), value_KP=value_KP, threshold=0.5)
+    found = judge(measure, 1000, Rules(), rng(), draws=40_000)
+    chosen = 5 / 16  # three or four of four draws fall on the first two pairs
+    assert found["class"] == "late" and found["n"] == 4
+    expected = {"none": 0, "early": 0, "mid": chosen, "late": 1 - chosen, "within_first": 0, "sudden": 1, "gradual": 0}
+    for name, probability in expected.items():
+        assert found["probabilities"][name] == pytest.approx(probability, abs=4 * 0.5 / 200)
+    assert found["emerges_at_step_95"] == [500, 1000]
+    assert found["hypotheses"]["H3"]["probability"] == found["probabilities"]["late"]
+
+
+def test_draws_that_never_emerge_have_no_interval() -> None:
+    value_KP = np.array([[0] * 10, [1] * 6 + [0] * 4], dtype=float)
+    found = by_pair(value_KP, [500, 1000], 1000)
+    assert "emerges_at_step_95" not in found and found["emerges_at_step_95_reason"].endswith("exceed the threshold")
+    assert found["probabilities"]["none"] > 0.2
+    assert said([0, 1], value_KP=np.array([[0.0], [1.0]]))["probabilities_reason"].startswith(
+        "one pair has no sampling"
+    )
+
+
+def word_for(share: float) -> str:
+    return "early" if share <= 0.25 else "late" if share >= 0.75 else "mid"
+
+
+def simulated(seed: int, pairs: int = 32) -> tuple[dict[str, Any], str, int | None]:
+    """A population whose share of repaired pairs follows a logistic curve: a sample judged, its true class and step."""
+    draws, steps = rng(seed), list(range(50, 1001, 50))
+    middle, width, top = draws.uniform(0.05, 1.2), draws.choice([0.005, 0.05, 0.2]), draws.uniform(0.4, 1.0)
+    true_K = top / (1 + np.exp(-(np.array(steps) / 1000 - middle) / width))
+    level_P = draws.random(pairs)  # a pair is repaired once the population's share exceeds its level
+    found = by_pair((level_P < true_K[:, None]).astype(float), steps, 1000, seed)
+    step = steps[int((true_K > 0.5).argmax())] if true_K.max() > 0.5 else None
+    return found, "none" if step is None else word_for(step / 1000), step
+
+
+def test_probabilities_are_calibrated() -> None:
+    """Over 400 populations, of classes given about p, about p are true; intervals of the step cover.
+
+    Measured: given 0.002, 0.17, 0.49, 0.81, 0.995; true 0.003, 0.21, 0.46, 0.79, 0.986; the intervals, on a grid of
+    steps, cover in 99 %. The class of the point estimate alone is true in 87 %.
+    """
+    given_, true_, covered, point = [], [], [], []
+    for seed in range(400):
+        found, truth, step = simulated(seed)
+        given_ += [found["probabilities"][word] for word in ("none", "early", "mid", "late")]
+        true_ += [word == truth for word in ("none", "early", "mid", "late")]
+        point.append(found["class"] == truth)
+        if "emerges_at_step_95" in found and step is not None:
+            low, high = found["emerges_at_step_95"]
+            covered.append(low <= step <= high)
+    given, true = np.array(given_), np.array(true_)
+    for low, high in ((0, 0.05), (0.05, 0.35), (0.35, 0.65), (0.65, 0.95), (0.95, 1.01)):
+        inside = (given >= low) & (given < high)
+        mean, share = given[inside].mean(), true[inside].mean()
+        assert abs(mean - share) < 0.01 + 3 * np.sqrt(max(mean * (1 - mean), 0.001) / inside.sum())
+    assert np.mean(covered) > 0.95 and len(covered) > 100
+    assert np.mean(point) < 0.92  # the mutant: the point estimate's class as if it were certain

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from headdyn.analysis import onset
+from headdyn.analysis.onset import (
+    climbs,
+    crossings,
+    first_above,
+    half_of_highest,
+    margins,
+    null_band,
+    possible_stages,
+    resampled,
+    stage,
+    turns,
+)
+from headdyn.analysis.splits import balanced_splits, max_statistic_p
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_first_above_by_hand() -> None:
+    value_BK = np.array([[0, 0, 1, 0], [0, 0.5, 0.5, 0.5], [0.6, 0, 0, 0], [0, 0.2, 0.6, 0.9]])
+    assert first_above(value_BK, 0.5).tolist() == [2, 4, 0, 2]  # at the threshold is not above it
+    assert first_above(value_BK, half_of_highest(value_BK)).tolist() == [2, 1, 0, 2]
+    assert first_above(-value_BK, half_of_highest(-value_BK)).tolist() == [4, 4, 4, 4]
+    assert first_above(value_BK[0], 0.5) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "start", "end", "rise", "jump", "share"),
+    [
+        ([0, 0, 0, 1], 2, 3, 1, 2, 1),  # a step
+        ([0, 0.25, 0.5, 0.75, 1], 0, 4, 1, 0, 0.25),  # a ramp: four intervals alike
+        ([0, 0.1, 0.8, 1, 1], 0, 3, 1, 1, 0.7),
+        ([0, 1, 0], 0, 1, 1, 0, 1),  # falls again
+        ([1, 0, 0, 1], 2, 3, 1, 2, 1),  # starts high
+        ([0, 0.9, 0, 0.5, 1], 2, 4, 1, 2, 0.5),  # the steepest interval lies outside the largest rise
+        ([0, 0, 0], 2, 0, 0, 0, np.nan),
+        ([3, 2, 1], 2, 0, 0, 0, np.nan),
+    ],
+)
+def test_climbs_by_hand(values: list, start: int, end: int, rise: float, jump: int, share: float) -> None:
+    found = climbs(np.array([values], dtype=float))
+    assert found.rise_B[0] == pytest.approx(rise)
+    np.testing.assert_allclose(found.share_B[0], share)
+    if rise:
+        assert (found.start_B[0], found.end_B[0], found.jump_B[0]) == (start, end, jump)
+
+
+def test_climbs_against_all_intervals() -> None:
+    value_BK = rng(1).normal(size=(300, 7)).round(1)
+    found = climbs(value_BK)
+    for b, value_K in enumerate(value_BK):
+        rises = {(i, j): value_K[j] - value_K[i] for i, j in itertools.combinations(range(7), 2)}
+        best = max([*rises.values(), 0.0])
+        assert found.rise_B[b] == pytest.approx(best)
+        if best > 0:
+            i, j = found.start_B[b], found.end_B[b]
+            assert rises[i, j] == pytest.approx(best)
+            assert found.share_B[b] * best == pytest.approx(np.diff(value_K[i : j + 1]).max())
+            assert i <= found.jump_B[b] < j
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "steady"),
+    [
+        ([0, 0, 1, 1], 0, True),
+        ([0, 1, 2, 3], 0, True),
+        ([0, 1, 0, 1], 2, False),
+        ([0, 1, 0], 1, False),
+        ([3, 2, 1], 0, False),
+        ([3, 1, 1, 2], 1, False),
+        ([0, 0, 0], 0, True),
+        ([1], 0, True),
+        ([0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 1], 2, False),  # seed 002's even heads
+    ],
+)
+def test_turns_by_hand(values: list, count: int, steady: bool) -> None:
+    assert turns(np.array(values, dtype=float)) == (count, steady)
+
+
+def test_moves_within_the_margin_turn_nothing() -> None:
+    value_K = np.array([0, 0.1, 0.05, 0.4, 0.35, 1.0, 0.95, 0.2])
+    assert turns(value_K) == (5, False)
+    assert turns(value_K, 0.2) == (1, False)
+    assert turns(value_K[:-1], 0.2) == (0, True)
+    # A slow fall of many moves within the margin is one move beyond it.
+    assert turns(np.array([0, 1, 0.85, 0.7, 0.55]), 0.2) == (1, False)
+    assert turns(value_K, 2.0) == (0, True)
+
+
+def test_margins_are_students_paired_intervals() -> None:
+    value_KP = rng(2).normal(size=(3, 12))
+    margin_KK = margins(value_KP, 0.95)
+    assert margin_KK[1, 1] == 0
+    test = scipy.stats.ttest_rel(value_KP[0], value_KP[2])
+    low, high = test.confidence_interval(1 - 0.05 / 3)
+    assert margin_KK[0, 2] == margin_KK[2, 0] == pytest.approx((high - low) / 2)
+
+
+def share_with_turns(trend_K: np.ndarray, margin: bool, models: int = 400, pairs: int = 24) -> float:
+    draws, seen = rng(3), 0
+    for _ in range(models):
+        level_P = draws.normal(size=pairs)  # pairs differ, the same way at every checkpoint
+        value_KP = trend_K[:, None] + level_P + draws.normal(size=(len(trend_K), pairs))
+        seen += turns(value_KP.mean(1), margins(value_KP) if margin else 0.0)[0] > 0
+    return seen / models
+
+
+@pytest.mark.parametrize("trend", [np.zeros(11), np.linspace(0, 3, 11)], ids=["flat", "ramp"])
+def test_noise_reverses_hardly_anything(trend: np.ndarray) -> None:
+    assert share_with_turns(trend, margin=True) <= 0.05
+    assert share_with_turns(trend, margin=False) > 0.3  # the mutant: every wiggle counts
+    back = np.concatenate([trend[:6] + np.linspace(0, 3, 6), np.zeros(5)])
+    assert share_with_turns(back, margin=True) > 0.95
+
+
+def test_crossings_by_hand() -> None:
+    assert crossings(np.array([0, 0, 1, 1, 0, 1.0]), 0.5) == (2, 1)
+    assert crossings(np.array([1.0, 0, 0]), 0.5) == (1, 1)
+    assert crossings(np.zeros(4), 0.5) == (0, 0)
+
+
+def test_words_for_stages() -> None:
+    assert [stage(share) for share in (None, 0.0, 0.25, 0.26, 0.74, 0.75, 1.0)] == [
+        "none",
+        "early",
+        "early",
+        "mid",
+        "mid",
+        "late",
+        "late",
+    ]
+    assert possible_stages(None, None) == ["none"]
+    assert possible_stages(120 / 143, 1.0) == ["late"]
+    assert possible_stages(32 / 143, 64 / 143) == ["early", "mid"]
+    assert possible_stages(0.2, 0.8) == ["early", "mid", "late"]
+    assert possible_stages(None, 0.1) == ["early"]
+    assert possible_stages(0.25, 0.75) == ["mid", "late"]
+    assert possible_stages(0.75, 0.8) == ["late"]
+
+
+def test_a_draw_takes_the_same_pairs_everywhere() -> None:
+    value_KP = np.stack([np.arange(5.0), 2 * np.arange(5.0), np.ones(5)])
+    draw_BK = resampled(value_KP, rng(), 500)
+    np.testing.assert_allclose(draw_BK[:, 1], 2 * draw_BK[:, 0])
+    assert (draw_BK[:, 2] == 1).all()
+    assert draw_BK[:, 0].mean() == pytest.approx(2, abs=0.1)
+    assert draw_BK[:, 0].std() == pytest.approx(np.sqrt(2 / 5), abs=0.05)
+
+
+@pytest.mark.parametrize("heads", [8, 12])
+def test_the_band_is_where_the_trajectory_wide_p_turns(heads: int) -> None:
+    splits = balanced_splits(heads, rng())
+    for seed in range(20):
+        effect_KH = rng(seed).normal(size=(6, heads)) * np.array([1e-3, 1, 5, 0.1, 2, 1])[:, None]
+        strength_KS = np.stack([splits.strengths(splits.half_SH @ e_H[:, None]) for e_H in effect_KH])
+        band_K = null_band(strength_KS)
+        assert band_K is not None
+        for split in range(0, len(splits), 7):
+            significant_K = max_statistic_p(strength_KS, split) <= 0.05
+            assert (significant_K == (np.abs(strength_KS[:, split]) > band_K * (1 + 1e-9))).all()
+
+
+def test_too_few_splits_have_no_band() -> None:
+    splits = balanced_splits(4, rng())
+    strength_KS = np.stack([splits.strengths(rng(k).normal(size=(6, 1))) for k in range(3)])
+    assert null_band(strength_KS) is None
+    assert (null_band(np.zeros((2, 70))) == 0).all()
+    assert onset.share_of([1, 2], 4, 2) is None and onset.share_of([1, 2], 4, 1) == 0.5
