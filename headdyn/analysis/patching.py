@@ -28,7 +28,7 @@ from headdyn.models.layers import Block, KeysValues
 
 Site = Literal["z", "attn_out_slice"]
 Source = Literal["prompt", "zero", "mean"]
-Steps = Literal["prefill", "every_step"]
+Steps = Literal["prefill", "every_step", "every_position"]
 Direction = Literal["sufficiency", "necessity"]
 
 # Of the activations at once. On a CPU Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26 and 13 to 20 s with 2^28
@@ -46,8 +46,9 @@ class Patch:
     `direction`: "sufficiency" writes clean values into the corrupted prompt, "necessity" corrupted into clean.
     `alignment`: which positions stand for each other; without a source prompt all of the prompt is written.
     `steps`: "prefill" writes into the prompt; "every_step" also into every token behind it, what the patch has at the
-    prompt's first position: a forward hook that goes on firing while a cached model decodes.
-    Raises ValueError for a word it does not know.
+    prompt's first position: a forward hook that goes on firing while a cached model decodes. "every_position" writes
+    zero or the mean at the answer's positions too, each its own: what ablating a head means.
+    Raises ValueError for a word it does not know, and where a source prompt is to be written at every position.
     """
 
     site: Site = "z"
@@ -61,6 +62,8 @@ class Patch:
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; it is one of {', '.join(get_args(kind))}")
+        if self.steps == "every_position" and self.source == "prompt":
+            raise ValueError("steps=every_position needs source=zero or mean: a source prompt has no answer positions")
 
 
 SEED_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_step")  # the seed study's, as it was run
@@ -120,7 +123,8 @@ class GroupPatching:
             places = torch.arange(block.length)
             places_T[block.target_start + places] = block.source_start + places
         else:
-            places_T[:prompt] = torch.arange(prompt)
+            end = length if self.patch.steps == "every_position" else prompt
+            places_T[:end] = torch.arange(end)
         if self.patch.steps == "every_step":
             places_T[prompt:] = places_T[0].clone()
         return places_T.to(self._device)
@@ -265,9 +269,12 @@ class GroupPatching:
     def generate(self, layer: int, weight_CH: np.ndarray, steps: int) -> np.ndarray:
         """Greedy continuations of `steps` tokens under each cell, int64 [C, N, steps].
 
-        Raises ValueError as `deltas` does, and for fractions: a token yet to come has no own value to mix in.
+        Raises ValueError as `deltas` does, for fractions (a token yet to come has no own value to mix in), and for
+        steps=every_position.
         """
         self._check(layer, weight_CH)
+        if self.patch.steps == "every_position":
+            raise ValueError("steps=every_position has no values for tokens yet to come; generate with prefill")
         c, (count, length) = self.decoder.config, self.prompt_NT.shape
         if not np.isin(weight_CH, (0, 1)).all():
             raise ValueError("generation writes whole values; give weights of 0 and 1 only")
