@@ -15,10 +15,10 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
-from headdyn.analysis import clusterings
-from headdyn.analysis.cluster_figures import percentiles
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.figures import percentiles
+from headdyn.analysis.clusters.geometry import CIRCUITS, circuit_cosines
 from headdyn.analysis.head_ablation import KINDS, HeadAblation, Kind, Texts, group_rank, head_groups
-from headdyn.analysis.head_geometry import CIRCUITS, circuit_cosines
 from headdyn.analysis.patching import chosen_layer, in_dtype
 from headdyn.analysis.seed_ablation import METRICS as SEED_METRICS
 from headdyn.analysis.seed_ablation import seed_ablation, smaller

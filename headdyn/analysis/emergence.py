@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from headdyn.analysis.cluster_divergence import cluster_divergence
+from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.head_matching import Match, match_series, match_table
 from headdyn.analysis.judgement import Measure, Rules, judge
 from headdyn.analysis.onset import crossings

@@ -13,9 +13,16 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from headdyn.analysis import seed_clusters
-from headdyn.analysis.cluster_figures import assignment_figure, point_figure, silhouette_figure
-from headdyn.analysis.cluster_rows import (
+from headdyn.analysis.clusters import seed_clusters
+from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
+from headdyn.analysis.clusters.geometry import (
+    CIRCUITS,
+    circuit_cosines,
+    one_cloud,
+    random_circuit_cosines,
+    random_directions,
+)
+from headdyn.analysis.clusters.rows import (
     KINDS,
     accuracy_row,
     agreement_rows,
@@ -24,18 +31,11 @@ from headdyn.analysis.cluster_rows import (
     kind_rows,
     without_prompts,
 )
-from headdyn.analysis.cluster_suite import Clouds, Recipe, Suite
-from headdyn.analysis.cluster_tables import clustering_table, coordinate_table, distance_table
-from headdyn.analysis.head_geometry import (
-    CIRCUITS,
-    circuit_cosines,
-    one_cloud,
-    random_circuit_cosines,
-    random_directions,
-)
+from headdyn.analysis.clusters.seed_weights import SEED_EPS
+from headdyn.analysis.clusters.suite import Clouds, Recipe, Suite
+from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
 from headdyn.analysis.pair_rows import PairRows
 from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, in_dtype
-from headdyn.analysis.seed_weights import SEED_EPS
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import benjamini_hochberg
 from headdyn.data.comparisons import Prompts
@@ -56,10 +56,10 @@ class HeadClusters:
     its cluster is an outlier. Heads are the unit, so layers' rows carry no interval; q-values run over the layers' rows
     and over the heads'. Heads that repair are those whose clean z, patched alone at `layer` (default: ⌊L/2⌋), raises Δ
     on bug pairs with q < 0.05. The model's rows are those of `layer`. `protocol="seed"` adds the studies' clusters
-    there (see seed_weights.py).
+    there (see clusters/seed_weights.py).
 
     Given a corpus in place of prompts, weights alone are clustered. Tables: `clusterings`, `coordinates` (principal
-    components), `distances` (for cluster_divergence.py).
+    components), `distances` (for clusters/divergence.py).
     Raises ValueError for a layer out of range, fewer than 4 heads a layer, or prompts without bug pairs.
     """
 

@@ -1,7 +1,7 @@
 """The seed studies' causal and statistical checks of weight clusters, with the nulls they lacked (science.md §13).
 
-Everything acts on the two k-means clusters of one layer's misread pieces (seed_weights.py says what those are and why
-none of this is evidence). KL is read at the last token of the study's one prompt: one unit, whatever was printed of it.
+Everything acts on the two k-means clusters of one layer's misread pieces (clusters/seed_weights.py says what those are
+and why none of this is evidence). KL is read at the last token of the study's one prompt: one unit, whatever was printed of it.
 In the study's public code the swap wrote through a view of the matrix that was kept to be restored, so that what it
 tried afterwards ("8 of 8 prompts differ") ran on the swapped model; here nothing changes a model.
 """
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headdyn.analysis import clusterings
-from headdyn.analysis.seed_weights import PARTS, entry_test, misread, packed, swapped
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.seed_weights import PARTS, entry_test, misread, packed, swapped
 from headdyn.core.records import Metric
 from headdyn.data.comparisons import PromptGroup
 from headdyn.models.decoder import Decoder, Edit

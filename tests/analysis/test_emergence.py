@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from headdyn.analysis.cluster_suite import SEED_KEY
+from headdyn.analysis.clusters.suite import SEED_KEY
 from headdyn.analysis.emergence import Emergence, SeriesFindings
 from headdyn.analysis.head_matching import load_circuits, save_circuits
 from headdyn.analysis.judgement import Rules, judge

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headdyn.analysis import clusterings
+from headdyn.analysis.clusters import clusterings
 
 Key = tuple[str, float]  # method and its parameter: k, or DBSCAN's radius
 SEED_KEY: Key = ("kmeans", 2)  # the seed studies' own choice

@@ -27,7 +27,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from headdyn.analysis.clusterings import spread
+from headdyn.analysis.clusters.clusterings import spread
 from headdyn.models.decoder import Decoder
 from headdyn.models.family_table import HEAD_BY_HEAD
 

@@ -1,6 +1,6 @@
 """HeadTable rows of head clusters, and what each of their metrics means (science.md §12).
 
-Letters as in cluster_suite.py; L layers, R random draws. A layer's row has heads as its unit and a null, no interval.
+Letters as in suite.py; L layers, R random draws. A layer's row has heads as its unit and a null, no interval.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headdyn.analysis import clusterings
-from headdyn.analysis.cluster_suite import Clouds, against_null, agreement, separates
-from headdyn.analysis.head_geometry import CIRCUITS
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.geometry import CIRCUITS
+from headdyn.analysis.clusters.suite import Clouds, against_null, agreement, separates
 from headdyn.analysis.pair_rows import PairRows
 from headdyn.core.records import HeadTable, Metric
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
-from headdyn.analysis import clusterings
-from headdyn.analysis.cluster_suite import SEED_KEY, Clouds, Suite
-from headdyn.analysis.seed_clusters import SeedClusters
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.seed_clusters import SeedClusters
+from headdyn.analysis.clusters.suite import SEED_KEY, Clouds, Suite
 from headdyn.core.head_figures import NullRanges, Scatter, label_strips, null_ranges, scatter_panels
 from headdyn.core.records import HeadTable
 

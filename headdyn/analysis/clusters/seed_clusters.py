@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.analysis.cluster_suite import Recipe, Suite, against_null, agreement
-from headdyn.analysis.head_geometry import random_directions
-from headdyn.analysis.seed_weights import PARTS, entry_test, misread, packed, seed_spread
+from headdyn.analysis.clusters.geometry import random_directions
+from headdyn.analysis.clusters.seed_weights import PARTS, entry_test, misread, packed, seed_spread
+from headdyn.analysis.clusters.suite import Recipe, Suite, against_null, agreement
 from headdyn.core.records import Metric
 from headdyn.models.decoder import Decoder
 

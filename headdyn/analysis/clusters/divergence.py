@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headdyn.analysis.cluster_rows import KINDS
-from headdyn.analysis.cluster_suite import SEED_KEY, Key, agreement
+from headdyn.analysis.clusters.rows import KINDS
+from headdyn.analysis.clusters.suite import SEED_KEY, Key, agreement
 from headdyn.core.records import HeadTable, Metric
 
 METRICS: Mapping[str, Metric] = {

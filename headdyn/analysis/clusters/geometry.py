@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from headdyn.analysis.circuits import Factors, cosines, folded
-from headdyn.analysis.clusterings import centred
+from headdyn.analysis.clusters.clusterings import centred
 from headdyn.models.decoder import Decoder
 
 CIRCUITS = ("qk", "ov")

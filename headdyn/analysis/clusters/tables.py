@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from headdyn.analysis import clusterings
-from headdyn.analysis.cluster_suite import Clouds, Suite, against_null, separates
-from headdyn.analysis.head_geometry import CIRCUITS
-from headdyn.analysis.seed_clusters import SeedClusters
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.geometry import CIRCUITS
+from headdyn.analysis.clusters.seed_clusters import SeedClusters
+from headdyn.analysis.clusters.suite import Clouds, Suite, against_null, separates
 from headdyn.core.statistics import benjamini_hochberg
 
 
