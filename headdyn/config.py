@@ -7,56 +7,32 @@ by name before any work.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import difflib
 import hashlib
-import importlib
-import importlib.util
 import json
-import types
-import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from beartype.door import is_bearable
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from headdyn.core.settings import (
+    AnalysisChoice,
+    ConfigError,
+    analysis_choice,
+    build,
+    checked_value,
+    targeted,
+    unknown_key,
+)
 from headdyn.core.tracking import TrackingSettings
+from headdyn.data.comparisons import Comparisons
 from headdyn.data.corpus import Source
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
+from headdyn.models.settings import MiniQwen3, Pretrained, Trained
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be: the message says which, what it is, and how to mend it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MiniQwen3:
-    """conf/model/mini_qwen3: trained from scratch by this run."""
-
-    kind: str
-    name: str
-    d_model: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    d_ff: int
-    rotary_theta: float = 1e6
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "num_layers", "num_heads", "head_dim", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name in ("rotary_theta", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +150,10 @@ class Mode:
     recalibration_floor_steps: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class AnalysisChoice:
-    """One conf/analysis option: the class to call and its checked settings."""
+MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
 
-    target: str
-    settings: Mapping[str, Any]
-
-
-MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3}
+# What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
+TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
 
 FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
 DEVICES = ("auto", "cpu", "cuda")
@@ -195,9 +166,9 @@ class RunConfig:
 
     mode: Mode
     protocol: Protocol
-    model: MiniQwen3
+    model: MiniQwen3 | Trained | Pretrained
     attention: AttentionSettings
-    data: Source
+    data: Source | Comparisons
     data_ordering: Ordering
     position_enc: PositionSettings
     train: TrainSettings
@@ -219,6 +190,9 @@ class RunConfig:
         for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; it is one of {', '.join(known)}")
+        self._check_analyses()
+        if not self.trains:
+            return
         try:
             self.decoder_config(vocab_size=2)
         except ValueError as error:
@@ -230,23 +204,68 @@ class RunConfig:
                     f"train.{ours}={wanted} exceeds data.{theirs}={there}; lower the one or raise the other"
                 )
 
+    def _check_analyses(self) -> None:
+        """Refuse a model, data and analyses that cannot meet."""
+        model = self.factors["model"]
+        asked = isinstance(self.data, Comparisons)
+        if asked and self.trains:
+            raise ConfigError(
+                f"data=comparisons asks a language model in words, and model={model} has only token numbers; choose "
+                "model=organism_planted, pythia_160m, gpt2 or huggingface"
+            )
+        if not asked and not self.trains:
+            raise ConfigError(
+                f"data={self.factors['data']} is what models are trained on here, and model={model} comes trained; add "
+                "data=comparisons and analyses of prompts, such as analysis=[specialization]"
+            )
+        for name, choice in self.analysis.items():
+            if "prompts" in choice.needs and not asked:
+                raise ConfigError(
+                    f"analysis={name} asks a language model in words; add data=comparisons and a model that has them, "
+                    "such as model=organism_planted"
+                )
+            if "corpus" in choice.needs and asked:
+                raise ConfigError(
+                    f"analysis={name} reads sequences with known topics, and model={model} has none; choose analyses "
+                    "of prompts or weights, such as analysis=[specialization,circuits]"
+                )
+        if isinstance(self.model, Trained) and self.position_enc.recalibration is not None:
+            raise ConfigError(
+                f"model=trained follows a training through its snapshots, and position_enc="
+                f"{self.factors['position_enc']} adds a second one; choose position_enc=rope or nope"
+            )
+
+    @property
+    def series(self) -> str:
+        """What the runs of one series have in common: the name without the revision; empty where there is none."""
+        if self.factors.get("revision") is None:
+            return ""
+        others = {name: value for name, value in self.factors.items() if name != "revision"}
+        return json.dumps(others, sort_keys=True)
+
+    @property
+    def trains(self) -> bool:
+        """Whether the model is a Mini-Qwen3 trained by this project; else it comes trained."""
+        return isinstance(self.model, MiniQwen3)
+
     @property
     def hash(self) -> str:
         """8 hex digits over everything that changes what the run computes (a mode acts only through other groups)."""
-        recipe = {
-            key: value for key, value in self.resolved.items() if key not in ("force", "tracking", "threads", "mode")
-        }
+        left_out = ("force", "tracking", "threads", "mode", *(() if self.trains else TRAINING_GROUPS))
+        recipe = {key: value for key, value in self.resolved.items() if key not in left_out}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
-        """The run folder's name, readable and stable: the factors, the seed and the hash."""
-        factors = (self.factors[group] for group in ("attention", "data_ordering", "position_enc"))
-        return "_".join((*map(str, factors), f"s{self.seed}", self.hash))
+        """The run folder's name, readable and stable: what tells it from its neighbours, the seed and the hash."""
+        groups = ("attention", "data_ordering", "position_enc") if self.trains else ("model",)
+        parts = [*(str(self.factors[group]) for group in groups), str(self.factors.get("revision", ""))]
+        return "_".join((*filter(None, parts), f"s{self.seed}", self.hash)).replace("/", "-")
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
         """The decoder to train; DroPE's still has the rotation it is trained with."""
         m = self.model
+        assert isinstance(m, MiniQwen3)
         return DecoderConfig(
             vocab_size=vocab_size,
             num_layers=m.num_layers,
@@ -260,8 +279,11 @@ class RunConfig:
         )
 
 
-def check(cfg: DictConfig, choices: Mapping[str, str | None]) -> RunConfig:
-    """The typed run behind a composed configuration. `choices` are Hydra's group options. Raises ConfigError."""
+def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str] = ()) -> RunConfig:
+    """The typed run behind a composed configuration. Raises ConfigError.
+
+    `choices` are Hydra's group options, `overrides` what the command line said.
+    """
     plain = {"analysis": {}, **_plain(cfg)}  # analysis=[] leaves no node at all
     known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "resolved")]
     for key in (*plain, *known):
@@ -276,85 +298,36 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None]) -> RunConfig:
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
     factors = {group: str(choices[group]) for group in FACTORS if choices.get(group)}
+    if kind == "pretrained":
+        for group in TRAINING_GROUPS:
+            factors.pop(group, None)
+            for said in overrides:
+                if said.lstrip("+~").split("=")[0].split(".")[0] == group:
+                    raise ConfigError(
+                        f"{said} has no effect on model={factors['model']}, which comes trained; leave it out"
+                    )
+    if plain["model"].get("revision") is not None:
+        factors["revision"] = str(plain["model"]["revision"])
     return RunConfig(
         mode=build(Mode, plain["mode"], "mode"),
         protocol=build(Protocol, plain["protocol"], "protocol"),
         model=build(MODEL_KINDS[kind], plain["model"], "model"),
         attention=build(AttentionSettings, plain["attention"], "attention"),
-        data=_targeted(plain["data"], "data"),
-        data_ordering=_targeted(plain["data_ordering"], "data_ordering"),
+        data=targeted(plain["data"], "data"),
+        data_ordering=targeted(plain["data_ordering"], "data_ordering"),
         position_enc=build(PositionSettings, plain["position_enc"], "position_enc"),
         train=build(TrainSettings, plain["train"], "train"),
-        analysis={name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()},
+        analysis={name: analysis_choice(node, f"analysis.{name}") for name, node in plain["analysis"].items()},
         tracking=build(TrackingSettings, plain["tracking"], "tracking"),
-        seed=_value(int, plain["seed"], "seed"),
-        force=_value(bool, plain["force"], "force"),
-        device=_value(str, plain["device"], "device"),
-        precision=_value(str, plain["precision"], "precision"),
-        threads=_value(int, plain["threads"], "threads"),
-        patterns_kept=_value(int, plain["patterns_kept"], "patterns_kept"),
+        seed=checked_value(int, plain["seed"], "seed"),
+        force=checked_value(bool, plain["force"], "force"),
+        device=checked_value(str, plain["device"], "device"),
+        precision=checked_value(str, plain["precision"], "precision"),
+        threads=checked_value(int, plain["threads"], "threads"),
+        patterns_kept=checked_value(int, plain["patterns_kept"], "patterns_kept"),
         factors={**factors, "seed": plain["seed"]},
         resolved=plain,
     )
-
-
-def build(cls: type, node: Any, where: str) -> Any:
-    """An instance of a settings dataclass from plain values; a failure names the full key, the value and the fix."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    if not isinstance(node, dict):
-        raise ConfigError(f"{where}={node!r} must be a group of settings: {', '.join(fields)}")
-    for key in node:
-        if key not in fields:
-            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields]))
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, f in fields.items():
-        if name in node:
-            values[name] = _value(hints[name], node[name], f"{where}.{name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}.{name} is missing; set {where}.{name}=...")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
-
-
-def _value(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the type `hint`: nested groups become dataclasses, lists tuples, and whole numbers floats."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if dataclasses.is_dataclass(option) and value is not None:
-            return build(option, value, key)  # type: ignore[arg-type]
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            inner = typing.get_args(option)
-            hints = [inner[0]] * len(value) if inner[-1] is ... else list(inner)
-            if len(hints) != len(value):
-                raise ConfigError(f"{key}={value} has {len(value)} entries, not {len(hints)}")
-            return tuple(_value(h, v, f"{key}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
-        if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-    # Python counts True as an int; a configuration must not.
-    if not is_bearable(value, hint) or (isinstance(value, bool) and bool not in options):
-        raise ConfigError(f"{key}={value!r} must be {' or '.join(map(_readable, options))}")
-    return value
-
-
-def _readable(hint: Any) -> str:
-    if hint is type(None):
-        return "null"
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    return f"of type {getattr(hint, '__name__', hint)}"
-
-
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for a key nobody reads, with the nearest ones that somebody does and those beside it."""
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=2)
-    parent = key.rpartition(".")[0]
-    beside = [name for name in known if name.rpartition(".")[0] == parent] or [n for n in known if "." not in n]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown key {key}; {hint}There are {', '.join(beside)}"
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -368,62 +341,8 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(str(error).splitlines()[0] + (f" (at {error.full_key})" if error.full_key else "")) from error
 
 
-def _targeted(node: Any, where: str) -> Any:
-    """The object a group's `_target_` names, built from its settings; a user's package may hold the class."""
-    target, settings = _split_target(node, where)
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_={target} cannot be imported: {error}") from error
-    return build(cls, settings, where)
-
-
-def _split_target(node: Any, where: str) -> tuple[str, dict[str, Any]]:
-    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")
-    return node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
-
-
-def _analysis(node: Any, where: str) -> AnalysisChoice:
-    """Check an analysis's settings without importing its module, which would pull torch."""
-    target, settings = _split_target(node, where)
-    checked = build(settings_class(target, where), settings, where)
-    return AnalysisChoice(
-        target=target, settings={f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)}
-    )
-
-
-def settings_class(target: str, where: str) -> type:
-    """The settings part of a dataclass, read from its source: its fields and `__post_init__`, nothing imported.
-
-    The class must state its fields with built-in types and check them in `__post_init__` with built-ins alone.
-    """
-    module, _, name = target.rpartition(".")
-    try:
-        spec = importlib.util.find_spec(module) if module else None
-    except ImportError as error:
-        raise ConfigError(f"{where}._target_={target} cannot be found: {error}") from error
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"{where}._target_={target} cannot be found: there is no module {module!r}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    if not found:
-        raise ConfigError(f"{where}._target_={target} cannot be found: {module} has no class {name}")
-    body: list[ast.stmt] = []
-    for node in found[0].body:
-        is_field = isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation)
-        if is_field or (isinstance(node, ast.FunctionDef) and node.name == "__post_init__"):
-            body.append(node)
-    found[0].body = body or [ast.Pass()]
-    found[0].bases, found[0].decorator_list = [], []
-    namespace: dict[str, Any] = {"__name__": "headdyn.config.settings"}
-    exec(compile(ast.Module(body=[*found], type_ignores=[]), spec.origin, "exec", dont_inherit=True), namespace)
-    return dataclass(frozen=True, kw_only=True)(namespace[name])
-
-
 def _run_name(*, _root_: DictConfig) -> str:
-    return check(_root_, _root_.hydra.runtime.choices).name
+    return check(_root_, _root_.hydra.runtime.choices, _root_.hydra.overrides.task).name
 
 
 OmegaConf.register_new_resolver("headdyn_run", _run_name, replace=True)

@@ -5,41 +5,36 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import json
 import logging
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
 from headdyn.analysis.contract import Analysis
-from headdyn.config import AnalysisChoice, RunConfig
+from headdyn.analysis.head_matching import save_circuits
+from headdyn.analysis.series import CIRCUITS
+from headdyn.config import RunConfig
 from headdyn.core import machine
 from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import MetricsFollower, RunFolder, is_complete, read_metrics
-from headdyn.core.store import Entry, StageInterruptedError, Store, cache_root, explain_os_error, recipe_key
+from headdyn.core.run_folder import RunFolder, is_complete
+from headdyn.core.settings import AnalysisChoice
+from headdyn.core.store import StageInterruptedError, Store, explain_os_error
 from headdyn.core.tracking import open_tracker
-from headdyn.data.corpus import Corpus, corpus_recipe
-from headdyn.data.ordering import BatchSchedule, dominant_topics
+from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.report.run_page import write_run_page
-from headdyn.report.terminal import ProgressLine
-from headdyn.training.drope import recalibrate
-from headdyn.training.loop import Progress, train
+from headdyn.stages import Stages, find_corpus, open_checkpoint, open_corpus, open_store, training_recipe
 
 log = logging.getLogger(__name__)
-
-# Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
-SCHEMA = {"corpus": 1, "training": 1, "recalibration": 1}
 
 
 def run(config: RunConfig, folder: Path) -> None:
@@ -70,7 +65,7 @@ def run(config: RunConfig, folder: Path) -> None:
             name=config.name,
             group=folder.parent.name,
             tags=[f"{name} {value}" for name, value in config.factors.items()],
-            job_type="train",
+            job_type="train" if config.trains else "analyse",
             config={**config.resolved, "factors": dict(config.factors)},
             staging=store.root / "wandb",
         ) as record.tracker,
@@ -86,182 +81,36 @@ def run(config: RunConfig, folder: Path) -> None:
 
 
 def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, should_stop: Callable[[], bool]) -> None:
-    """The run itself: corpus → model → analyses → record."""
-    with record.timed("corpus"):
-        corpus, entry = open_corpus(config, store)
-    record.stage("corpus", entry)
-    record.manifest["corpus"] = {
-        "name": corpus.name,
-        "topic_names": list(corpus.topic_names),
-        "facts": dict(corpus.facts),
-    }
-    record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
-    analyses = {name: build_analysis(choice) for name, choice in config.analysis.items()}
-    for analysis in analyses.values():
-        if hasattr(analysis, "check"):
-            analysis.check(corpus)  # a corpus too small is said before anything is trained on it
-    stages = Stages(config, corpus, entry, store, here, record, should_stop)
-    with record.timed("training"):
-        decoder = stages.final_decoder()
+    """The run itself: corpus or prompts → model → analyses → record."""
+    choices = {name: choice for name, choice in config.analysis.items() if "series" not in choice.needs}
+    analyses = {name: build_analysis(choice) for name, choice in choices.items()}
+    if config.trains:
+        corpus, entry = open_corpus(config, store, record)
+        for analysis in analyses.values():
+            if hasattr(analysis, "check"):
+                analysis.check(corpus)  # a corpus too small is said before anything is trained on it
+        subject = Stages(config, corpus, entry, store, here, record, should_stop).subject()
+    else:
+        subject = open_checkpoint(config, store, here, record)
     for name, analysis in analyses.items():
+        if should_stop():
+            raise StageInterruptedError(f"asked to stop before analysis {name}")
         with record.timed(name):
-            findings = analysis(decoder, corpus, generator(config.seed, f"analysis/{name}"))
+            findings = analysis(subject.decoder, subject.material, generator(config.seed, f"analysis/{name}"))
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
-        record.add(name, findings, run=config.name, model=config.model.name, step=stages.last_step)
-    patterns = record.path / "patterns.safetensors"
-    save_patterns(decoder, corpus, config.patterns_kept, patterns)
-    record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
+        record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
+    if config.series:
+        save_circuits(subject.decoder, compared_layer(config, subject.decoder), record.path / CIRCUITS)
+    if isinstance(subject.material, Corpus):
+        patterns = record.path / "patterns.safetensors"
+        save_patterns(subject.decoder, subject.material, config.patterns_kept, patterns)
+        record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
 
 
-def open_store() -> Store:
-    """The cache of finished stages, with the compiler's own cache inside."""
-    root = cache_root()
-    # Compiled training steps are kept too, so that only a machine's first run of a shape waits for the compiler.
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor"))
-    return Store(root)
-
-
-def open_corpus(config: RunConfig, store: Store) -> tuple[Corpus, Entry]:
-    """The corpus, built at most once for its settings."""
-    source = config.data
-    recipe = {"schema": SCHEMA["corpus"], **corpus_recipe(source)}
-    entry = store.get("corpus", recipe, source.build, resumable=getattr(source, "resumable", False))
-    return source.open(entry.path), entry
-
-
-def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, here: Machine) -> dict[str, Any]:
-    """Exactly what the weights after training depend on. Arms that differ in position_enc alone share it."""
-    train = dataclasses.asdict(config.train)
-    del train["resume_every_seconds"]  # how often a run is saved changes nothing it computes
-    return {
-        "schema": SCHEMA["training"],
-        "corpus": corpus_key,
-        "decoder": dataclasses.asdict(config.decoder_config(corpus.vocab_size)),
-        "init_std": config.model.init_std,
-        "ordering": [type(config.data_ordering).__qualname__, dataclasses.asdict(cast(Any, config.data_ordering))],
-        "train": train,
-        "seed": config.seed,
-        "precision": here.precision,
-    }
-
-
-class Stages:
-    """The training a configuration describes, and the recalibration where positions change, each done at most once."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        corpus: Corpus,
-        corpus_entry: Entry,
-        store: Store,
-        here: Machine,
-        record: RunFolder,
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self.config, self.corpus, self.store, self.here = config, corpus, store, here
-        self.record, self.should_stop = record, should_stop
-        self.recipe = training_recipe(config, corpus, corpus_entry.key, here)
-
-    @property
-    def last_step(self) -> int:
-        """How many updates the final decoder has seen, those of a recalibration included."""
-        recalibration = self.config.position_enc.recalibration
-        return self.config.train.steps + (recalibration.count(self.config.train.steps) if recalibration else 0)
-
-    def final_decoder(self) -> Decoder:
-        """The decoder to analyse, on the run's device; what its stages measured goes into the run's record."""
-        decoder = self.trained()
-        return decoder if self.config.position_enc.recalibration is None else self.recalibrated(decoder)
-
-    def trained(self) -> Decoder:
-        config, corpus = self.config, self.corpus
-        schedule = BatchSchedule(
-            ordering=config.data_ordering,
-            dominant_N=dominant_topics(corpus.train.topics_NT, corpus.num_topics),
-            batch_size=config.train.batch_size,
-            seed=config.seed,
-        )
-
-        def build(folder: Path) -> None:
-            init = torch.Generator().manual_seed(int(generator(config.seed, "init").integers(2**63)))
-            decoder = Decoder(config.decoder_config(corpus.vocab_size)).initialise(init, config.model.init_std)
-            with self.watch(folder, "training") as observer:
-                train(
-                    decoder,
-                    corpus,
-                    schedule,
-                    config.train,
-                    folder=folder,
-                    precision=self.here.precision,
-                    device=self.here.device,
-                    observer=observer,
-                    should_stop=self.should_stop,
-                )
-
-        entry = self.store.get("training", self.recipe, build, resumable=True)
-        self.record.stage("training", entry)
-        if not entry.built:
-            MetricsFollower(entry.path / "metrics.jsonl", self.record).catch_up()
-        losses = dict(read_metrics(entry.path / "metrics.jsonl")["val_loss_nats"])
-        snapshots = snapshot_steps(entry.path / "snapshots")
-        place = schedule.place_after(config.train.steps)
-        self.record.summarise(
-            snapshot_losses_nats={str(step): losses[step] for step in snapshots},
-            train_passes=schedule.passes(config.train.steps),
-            ended_in_pass=place.fraction,
-            ended_in_topic=None if place.topic is None else corpus.topic_names[place.topic],
-            **json.loads((entry.path / "result.json").read_text(encoding="utf-8")),
-        )
-        decoder, _ = load_snapshot(snapshots[config.train.steps])
-        return decoder.to(self.here.device)
-
-    def recalibrated(self, parent: Decoder) -> Decoder:
-        config, settings = self.config, self.config.position_enc.recalibration
-        assert settings is not None
-        recipe = {
-            "schema": SCHEMA["recalibration"],
-            "parent": recipe_key("training", self.recipe),
-            "keep_rotary": config.position_enc.keep_rotary,
-            "settings": dataclasses.asdict(settings),
-        }
-
-        def build(folder: Path) -> None:
-            with self.watch(folder, "recalibration") as observer:
-                recalibrate(
-                    parent,
-                    self.corpus,
-                    config.train,
-                    settings,
-                    keep_rotary=config.position_enc.keep_rotary,
-                    seed=config.seed,
-                    folder=folder,
-                    precision=self.here.precision,
-                    device=self.here.device,
-                    observer=observer,
-                    should_stop=self.should_stop,
-                )
-
-        entry = self.store.get("recalibration", recipe, build, resumable=True)
-        self.record.stage("recalibration", entry)
-        facts = json.loads((entry.path / "recalibration.json").read_text(encoding="utf-8"))
-        self.record.summarise(recalibration=facts, recovered=facts["recovered"])
-        decoder, _ = load_snapshot(snapshot_steps(entry.path / "snapshots")[facts["steps"]])
-        return decoder.to(self.here.device)
-
-    @contextmanager
-    def watch(self, folder: Path, stage: str) -> Iterator[Callable[[Progress], None]]:
-        """Show a stage's progress and carry its metrics into the run as they come."""
-        follower = MetricsFollower(folder / "metrics.jsonl", self.record) if stage == "training" else None
-        with ProgressLine(f"{self.config.name} {stage}") as line:
-
-            def observe(progress: Progress) -> None:
-                line(progress)
-                if follower:
-                    follower.catch_up()
-
-            yield observe
-        if follower:
-            follower.catch_up()
+def compared_layer(config: RunConfig, decoder: Decoder) -> int:
+    """The layer whose heads a series follows: the one an analysis was told, else the middle one as theirs is."""
+    told = (choice.settings.get("layer") for choice in config.analysis.values())
+    return next((layer for layer in told if layer is not None), decoder.config.num_layers // 2)
 
 
 def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:
@@ -270,7 +119,7 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
     if path.exists():
         return HeadTable.read(path)
     store, here = open_store(), machine.resolve(config.device, config.precision, config.threads)
-    corpus, corpus_entry = open_corpus(config, store)
+    corpus, corpus_entry = find_corpus(config, store)
     entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, here))
     if entry is None:
         raise ValueError(

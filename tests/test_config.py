@@ -10,8 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from headdyn.config import ConfigError, check, settings_class
-from headdyn.run import CONF, explain, main, make_plan, one_ordering
+from headdyn.config import check
+from headdyn.core.settings import ConfigError, settings_class
+from headdyn.plan import CONF, explain, make_plan, one_ordering
+from headdyn.run import main
 
 
 def composed(*overrides: str):

@@ -1,14 +1,13 @@
-"""What every analysis is: a frozen dataclass of settings, called on a decoder and a corpus."""
+"""What every analysis is: a frozen dataclass of settings, called on a decoder and what it reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from headdyn.core.records import Findings, Metric
-from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 
@@ -25,4 +24,6 @@ class Analysis(Protocol):
     needs: ClassVar[frozenset[str]]
     metrics: ClassVar[Mapping[str, Metric]]
 
-    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings: ...
+    def __call__(self, decoder: Decoder, material: Any, generator: np.random.Generator, /) -> Findings:
+        """`material` is what `needs` says: a Corpus, Prompts, or for a series the points of its runs."""
+        ...

@@ -118,7 +118,7 @@ def curves(
         axes.axhline(level, color=_GREY, lw=1.1, ls=(0, (1 + 3 * i, 2)), label=f"{name} ({level:.3g})", zorder=1)
     if log_x:
         axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-        axes.set_xlim(0, 1.15 * max(np.max(line.x) for line in lines))
+        axes.set_xlim(0, 1.15 * max(1, *(np.max(line.x) for line in lines)))
         axes.xaxis.set_major_formatter("{x:g}")
     if whole_x:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -53,7 +53,9 @@ def report(mode: str) -> None:
         speed = statistics.median(result["tokens_per_second"] for result in results)
     print(f"{mode}: matrix of 8 in {first:.0f} s; the same command again {again:.1f} s = {again / first:.3f} of it")
     print(f"{mode}: {done} trainings, all updates cost {cost:.2f} trainings (8 conditions; at most 4.3)")
-    print(f"{mode}: one training's updates {one:.1f} s ({speed / 1e3:.1f} K tokens/s); the matrix took {first / one:.1f} of them")
+    print(
+        f"{mode}: one training's updates {one:.1f} s ({speed / 1e3:.1f} K tokens/s); the matrix took {first / one:.1f} of them"
+    )
 
 
 def answers() -> None:
