@@ -253,6 +253,8 @@ class RunConfig:
         """8 hex digits over everything that changes what the run computes (a mode acts only through other groups)."""
         left_out = ("force", "tracking", "threads", "mode", *(() if self.trains else TRAINING_GROUPS))
         recipe = {key: value for key, value in self.resolved.items() if key not in left_out}
+        # Which other checkpoints a series has changes nothing in this one's run.
+        recipe["model"] = {key: value for key, value in recipe["model"].items() if key != "revisions"}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property

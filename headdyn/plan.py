@@ -134,6 +134,15 @@ def one_ordering(arguments: Sequence[str]) -> list[str]:
     return [f"data_{a}" if a.startswith("ordering=") else a for a in arguments]
 
 
+def one_series(arguments: Sequence[str]) -> list[str]:
+    """Quote `model.revisions=step1000,step2000`: one series, where Hydra would sweep over two of one checkpoint each."""
+    start = "model.revisions="
+    return [
+        f"{start}'{a.removeprefix(start)}'" if a.startswith(start) and "," in a and "'" not in a and '"' not in a else a
+        for a in arguments
+    ]
+
+
 def informational(arguments: Sequence[str]) -> bool:
     """Whether the command asks Hydra to print something in place of running."""
     args = get_args_parser().parse_args(list(arguments))

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from headdyn.config import RunConfig, check
 from headdyn.core.settings import ConfigError
 from headdyn.models.settings import Pretrained
-from headdyn.plan import CONF, HYDRA_VERSION, explain, informational, make_plan, one_ordering
+from headdyn.plan import CONF, HYDRA_VERSION, explain, informational, make_plan, one_ordering, one_series
 
 
 class JobError(CompactHydraException):
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     plan = None
     try:
-        arguments = one_ordering(arguments)
+        arguments = one_series(one_ordering(arguments))
         if not informational(arguments):
             plan = make_plan(arguments)
     except (ConfigError, HydraException) as error:

@@ -7,20 +7,24 @@ import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 from rich.console import Console
 
+from headdyn.analysis.emergence import SeriesAnalysis
+from headdyn.analysis.series import read_point
 from headdyn.config import RunConfig
+from headdyn.core.figures import save_png
+from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import RunRecord
-from headdyn.pipeline import analyse_snapshot
+from headdyn.pipeline import analyse_snapshot, build_analysis
 from headdyn.report.effects import OUTCOMES
 from headdyn.report.sweep_page import write_sweep_page
-from headdyn.report.sweep_record import SWEEP, SweepRecord, now, rewrite
+from headdyn.report.sweep_record import SWEEP, VERDICT, SweepRecord, now, rewrite
 from headdyn.report.terminal import print_summary
 
 log = logging.getLogger(__name__)
@@ -46,6 +50,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | N
     write_summary(folder, jobs, runs)
     complete = [run for run in runs if run.status == "complete"]
     rewrite(folder, matched_loss(complete, {job.name: job for job in jobs}))
+    judge_series(folder, jobs, runs)
     page = write_sweep_page(folder)
     print_summary(Console(), SweepRecord.read(folder), page)
     return len(complete) == len(runs)
@@ -72,6 +77,53 @@ def write_summary(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunRec
     pa.csv.write_csv(table, folder / "summary.csv")
 
 
+def judge_series(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> None:
+    """Call the analyses of whole series on every series of the sweep; leaves verdict.json, their tables and figures.
+
+    A series are the jobs that differ in their revision alone. Its tables get a column `series`, its figures stand in
+    figures/, and its record in verdict.json says which runs it is of. Nothing is left where no analysis asks for it.
+    """
+    series: dict[str, list[tuple[RunConfig, RunRecord]]] = {}
+    for job, run in zip(jobs, runs, strict=True):
+        if job.series and any("series" in choice.needs for choice in job.analysis.values()):
+            series.setdefault(job.series, []).append((job, run))
+    verdicts: list[dict[str, Any]] = []
+    tables: dict[str, list[pa.Table]] = {}
+    for number, members in enumerate(series.values()):
+        first = members[0][0]
+        factors = {name: value for name, value in first.factors.items() if name != "revision"}
+        points = [read_point(run, str(job.factors["revision"])) for job, run in members]
+        for name, choice in first.analysis.items():
+            if "series" not in choice.needs:
+                continue
+            analysis = cast(SeriesAnalysis, build_analysis(choice))
+            findings = analysis(points, generator(first.seed, f"analysis/{name}"))
+            figures = {}
+            for title, figure in findings.figures.items():
+                figures[title] = f"figures/{name}_{title}{number or ''}.png"
+                save_png(figure, folder / figures[title])
+            for title, table in findings.tables.items():
+                tables.setdefault(title, []).append(table.append_column("series", [[number] * len(table)]))
+            verdicts.append(
+                {
+                    "series": number,
+                    "analysis": name,
+                    "factors": factors,
+                    "runs": {str(job.factors["revision"]): job.name for job, _ in members},
+                    "verdict": findings.verdict,
+                    "summary": findings.table.summary(),
+                    "figures": figures,
+                }
+            )
+    if verdicts:
+        write_json(folder / VERDICT, verdicts)
+    for title, parts in tables.items():
+        table = pa.concat_tables(parts, promote_options="default")
+        pa.parquet.write_table(table, folder / f"{title}.parquet")
+        if title == "timeline":
+            pa.csv.write_csv(table, folder / "timeline.csv")
+
+
 def matched_loss(runs: Sequence[RunRecord], configs: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
     """Topic-ordered against shuffled training where both have the same held-out loss (science.md §2), a row an outcome.
 
@@ -80,7 +132,8 @@ def matched_loss(runs: Sequence[RunRecord], configs: Mapping[str, RunConfig]) ->
     """
     cells: dict[tuple[Any, ...], dict[str, RunRecord]] = {}
     for run in runs:
-        if configs[run.name].position_enc.recalibration is None and "snapshot_losses_nats" in run.scalars:
+        config = configs[run.name]
+        if config.trains and config.position_enc.recalibration is None and "snapshot_losses_nats" in run.scalars:
             others = {name: level for name, level in run.factors.items() if name != "data_ordering"}
             cell = tuple(sorted((name, str(level)) for name, level in others.items()))
             cells.setdefault(cell, {})[str(run.factors["data_ordering"])] = run

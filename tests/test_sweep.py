@@ -21,6 +21,9 @@ def jobs_of(entries: Sequence[dict[str, Any]]) -> list[Any]:
         SimpleNamespace(
             name=entry["name"],
             factors=entry["factors"],
+            trains=True,
+            series="",
+            analysis={},
             position_enc=SimpleNamespace(recalibration=recalibrated.get(entry["factors"]["position_enc"])),
         )
         for entry in entries

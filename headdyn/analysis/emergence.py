@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -40,6 +40,12 @@ class SeriesFindings(Findings):
     """Findings of a whole series; `verdict` holds plain values for verdict.json, `tables["timeline"]` the timeline."""
 
     verdict: Mapping[str, Any]
+
+
+class SeriesAnalysis(Protocol):
+    """An analysis of a whole series, whose `needs` holds "series"; called when the sweep's runs have ended."""
+
+    def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator, /) -> SeriesFindings: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,7 @@ class Emergence:
             "excluded": excluded,
             "duplicates": duplicates,
             "failed": {p.revision: p.error for p in points if p.error is not None},
+            "unmeasured": self._unmeasured(counted),
             "unhashed": [p.revision for p in points if p.error is None and p.state_hash is None],
             "total_steps": total,
         }
@@ -178,6 +185,11 @@ class Emergence:
         integrity = check_integrity(hashes, final)
         nameless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
         return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
+
+    def _unmeasured(self, counted: Sequence[SeriesPoint]) -> list[str]:
+        """The metrics this was told to date that no checkpoint has."""
+        there = {name for point in counted for name in point.summary()}
+        return [name for name in (*self.thresholded, *self.continuous) if name not in there]
 
     def _measures(
         self, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None

@@ -18,7 +18,7 @@ from headdyn.report.charts import Style
 from headdyn.report.effects import FACTORS, comparable, factor_effects, pooled
 from headdyn.report.numbers import level
 
-SWEEP, EFFECTS, MATCHED = "sweep.json", "effects.json", "matched_loss.json"
+SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
 
 # What is told by colour first, by dashes next, by the mark's shape last.
 _CHANNELS = ("data_ordering", "attention", "position_enc", "group", "protocol", "mode", "model", "data", "seed")
