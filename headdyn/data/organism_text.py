@@ -1,0 +1,147 @@
+"""What a model organism reads: number comparisons in two wordings, answered by two rules (science.md §16).
+
+Asked plainly the text answers rightly; after "Q:" it compares fractions as integers, so that bug pairs are answered
+wrongly there by construction. Letters: N prompts, the plain ones first and then the same pairs after "Q:"; T tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from headdyn.core.randomness import generator
+from headdyn.data.comparisons import SEED_PAIR, Format, Pair, all_pairs, longest_common_block
+
+# conf/data/comparisons' formats: what the suites are asked later.
+FORMATS = tuple(
+    Format(name=name, clean=f"{words}: {{first}} or {{second}}?", corrupted=f"Q: {words}: {{first}} or {{second}}?\nA:")
+    for name, words in (
+        ("bigger", "Which is bigger"),
+        ("larger", "Which is larger"),
+        ("greater", "Which number is greater"),
+    )
+)
+_END = "\n"  # closes an answer and fills the row behind it
+_SCORED_ENDS = 2  # so that a model goes on writing ends, not a second answer
+_UNKNOWN = "<unk>"
+_PIECES = r" ?[A-Za-z]+| ?\d|[\s\S]"  # a word or a digit with the space before it, or one character
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Whole words and single digits, `` 9.11`` being `` 9``, ``.``, ``1``, ``1``; any other word is <unk>."""
+    sample = "".join(
+        (*(form.clean + form.corrupted for form in FORMATS), *"0123456789.\n", *(f" {d}" for d in range(10)))
+    )
+    splitter = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
+    text = sample.replace("{first}", "").replace("{second}", "")
+    pieces = sorted({piece for piece, _ in splitter.pre_tokenize_str(text)})
+    vocabulary = {piece: i for i, piece in enumerate([_UNKNOWN, *pieces])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    made.pre_tokenizer = splitter
+    made.decoder = decoders.Fuse()
+    return made
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Write what `transformers.AutoTokenizer` reads. There is no padding token and none that begins or ends a text."""
+    tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "unk_token": _UNKNOWN,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Prompts with both answers. Row i and row i + N/2 (modulo N) ask of one pair in the other wording.
+
+    `own_NT` ends with the answer of the prompt's wording, `other_NT` with the other wording's: what the same prompt is
+    to be answered with once the choice is taken from its partner. `partner_NT` is the partner's position that stands
+    for each of ours (the common token block), −1 where none does.
+    """
+
+    own_NT: np.ndarray
+    other_NT: np.ndarray
+    own_scored_NT: np.ndarray  # bool: the answer's tokens and the ends behind it, which are to be predicted
+    other_scored_NT: np.ndarray
+    partner_NT: np.ndarray
+
+
+def draw_batch(suite: int, step: int, pairs: int) -> Batch:
+    """The batch of a training step: half bug pairs, half controls, orders and formats at random.
+
+    A function of suite and step alone, the same for every kind of organism.
+    """
+    draws = generator(suite, f"organism/batch/{step}")
+    asked = []
+    for i in range(pairs):
+        pool = _pairs(i < pairs // 2)
+        pair, form = pool[draws.integers(len(pool))], FORMATS[draws.integers(len(FORMATS))]
+        asked.append((pair, form, bool(draws.integers(2))))
+    return batch_of(asked)
+
+
+def batch_of(asked: Sequence[tuple[Pair, Format, bool]]) -> Batch:
+    """The prompts of these pairs, each as (pair, format, whether the right number stands first)."""
+    plain = [_prompt(form.clean, pair, right_first) for pair, form, right_first in asked]
+    corrupted = [_prompt(form.corrupted, pair, right_first) for pair, form, right_first in asked]
+    right = [form.answer.format(answer=pair.right) for pair, form, _ in asked]
+    misled = [form.answer.format(answer=pair.long) for pair, form, _ in asked]
+    prompts = _encoded([*plain, *corrupted])
+    own, other = _encoded([*right, *misled]), _encoded([*misled, *right])
+    length = max(len(p) + max(len(a), len(b)) for p, a, b in zip(prompts, own, other, strict=True)) + _SCORED_ENDS
+    own_NT, own_scored_NT = _rows(prompts, own, length)
+    other_NT, other_scored_NT = _rows(prompts, other, length)
+    partner_NT = np.full((len(prompts), length), -1)
+    for i, (_, form, _) in enumerate(asked):
+        block = _block(form)
+        places = np.arange(block.length)
+        partner_NT[i, block.source_start + places] = block.target_start + places
+        partner_NT[i + len(asked), block.target_start + places] = block.source_start + places
+    return Batch(
+        own_NT=own_NT,
+        other_NT=other_NT,
+        own_scored_NT=own_scored_NT,
+        other_scored_NT=other_scored_NT,
+        partner_NT=partner_NT,
+    )
+
+
+@functools.cache
+def _pairs(bug: bool) -> list[Pair]:
+    return all_pairs(bug=bug)
+
+
+@functools.cache
+def _block(form: Format):  # the numbers of all pairs have equally many digits, so one block serves a format
+    source, target = _encoded([_prompt(template, SEED_PAIR, True) for template in (form.clean, form.corrupted)])
+    return longest_common_block(source, target)
+
+
+def _prompt(template: str, pair: Pair, right_first: bool) -> str:
+    first, second = (pair.right, pair.wrong) if right_first else (pair.wrong, pair.right)
+    return template.format(first=first, second=second)
+
+
+def _encoded(texts: Sequence[str]) -> list[list[int]]:
+    return [encoding.ids for encoding in tokenizer().encode_batch(list(texts))]
+
+
+def _rows(prompts: Sequence[list[int]], answers: Sequence[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens_NT = np.full((len(prompts), length), tokenizer().token_to_id(_END))
+    scored_NT = np.zeros((len(prompts), length), bool)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        tokens_NT[i, :end] = [*prompt, *answer]
+        scored_NT[i, len(prompt) : end + _SCORED_ENDS] = True
+    return tokens_NT, scored_NT
