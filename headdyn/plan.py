@@ -135,7 +135,7 @@ def one_ordering(arguments: Sequence[str]) -> list[str]:
 
 
 def one_series(arguments: Sequence[str]) -> list[str]:
-    """Quote `model.revisions=step1000,step2000`: one series, where Hydra would sweep over two of one checkpoint each."""
+    """Quote `model.revisions=step1000,step2000`: one series, where Hydra would sweep over two of one each."""
     start = "model.revisions="
     return [
         f"{start}'{a.removeprefix(start)}'" if a.startswith(start) and "," in a and "'" not in a and '"' not in a else a

@@ -39,9 +39,15 @@ _HOW: Mapping[str, str] = {
 }
 GROUPS: Mapping[str, str] = {
     "even": "the even heads",
-    "odd": "the odd heads",
-    "qk_cluster": "the smaller of two k-means clusters of QK circuits",
-    "ov_cluster": "the smaller of two k-means clusters of OV circuits",
+    "odd": "the odd heads",  # so that only the even ones are left
+    **{
+        f"{circuit}_cluster": f"the smaller of two k-means clusters of {circuit.upper()} circuits"
+        for circuit in CIRCUITS
+    },
+    **{
+        f"only_{circuit}_cluster": f"all heads but the smaller cluster of {circuit.upper()} circuits"
+        for circuit in CIRCUITS
+    },
 }
 
 
@@ -55,7 +61,6 @@ def _metrics() -> dict[str, Metric]:
         metrics[f"layer_{kind}_kl_nats"] = kl(f"all heads of the layer with {how}")
         for group, words in GROUPS.items():
             metrics[f"{group}_{kind}_kl_nats"] = kl(f"{words} with {how}")
-            metrics[f"only_{group}_{kind}_kl_nats"] = kl(f"all heads of the layer but {words} with {how}")
     for circuit in CIRCUITS:
         metrics[f"{circuit}_even_odd_energy"] = Metric(
             meaning=f"energy distance of even and odd heads by {circuit.upper()} circuits: twice the mean distance "
@@ -71,8 +76,9 @@ class Ablation:
 
     The measure is KL(plain ‖ silenced) in nats: for prompts of the law of the token where the answers part, averaged
     over pairs; for a corpus of every next token, averaged over sequences. Intervals (95 %, BCa) take those as units. A
-    head's null is its layer's heads, p its rank among them; a group's null is `random_groups` groups of its size, or
-    all there are. The model's rows are those of `layer`. `protocol="seed"` adds the study's cluster swap, "only these
+    group's null is `random_groups` groups of its size, or all there are; one head's null is the mean of its layer's
+    heads, without a p: that would be its rank among the very heads tested. q-values run over the model's rows, which
+    are those of `layer`, and the energies of all layers. `protocol="seed"` adds the study's cluster swap, "only these
     heads" run and KS tests (see seed_ablation.py), with nulls.
 
     Tables: `groups`, one row per group and way of silencing it.
@@ -83,14 +89,14 @@ class Ablation:
     dtype: str = "float32"
     texts: int = 32
     donors: int = 2
-    random_groups: int = 100
+    random_groups: int = 199
     splits: int = 1_000
     swaps: int = 50
     bootstrap_draws: int = 2_000
     protocol: str = "corrected"
 
     rows: ClassVar[Literal["head"]] = "head"
-    needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
+    needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = {**_metrics(), **SEED_METRICS}
 
     def __post_init__(self) -> None:
@@ -120,19 +126,20 @@ class Ablation:
         else:
             texts = Texts.of_corpus(corpus, self.texts)
         runs = HeadAblation(model, texts, generator, self.donors)
-        heads = self._heads(runs, texts, generator).with_q()
+        heads = self._heads(runs, texts, generator)
         groups = self._groups(runs, layer, cluster_groups(decoder, layer, generator), generator)
         rows = [group.row(texts, generator, self.bootstrap_draws) for group in groups]
         rows += self._energies(decoder, generator)
         if self.protocol == "seed":
             prompt = None if prompts is None else prompts.seed_prompt
             rows += seed_ablation(decoder, model, prompt, layer, self.swaps, generator)
-        figures = {"heads": _head_figure(heads), "groups": _group_figure(groups, rows, layer)}
-        tables = {"groups": _group_table(groups, rows)}
-        return Findings(table=HeadTable.concat([heads, HeadTable.from_rows(rows)]), figures=figures, tables=tables)
+        tested = HeadTable.from_rows(rows).with_q()
+        figures = {"heads": _head_figure(heads), "groups": _group_figure(groups, tested, layer)}
+        tables = {"groups": _group_table(groups, tested)}
+        return Findings(table=HeadTable.concat([heads, tested]), figures=figures, tables=tables)
 
     def _heads(self, runs: HeadAblation, texts: Texts, generator: np.random.Generator) -> HeadTable:
-        """Head rows against the other heads of their layer, and rows of whole layers."""
+        """Head rows beside the mean of their layer's heads, and rows of whole layers."""
         c = runs.decoder.config
         alone_HH, others_HH = np.eye(c.num_heads, dtype=bool), ~np.eye(c.num_heads, dtype=bool)
         tables = []
@@ -140,10 +147,8 @@ class Ablation:
             kl_LHU = np.stack([runs.divergences(kind, layer, cells_CH) for layer in range(c.num_layers)])
             value_LH = kl_LHU.mean(-1)
             low, high = bootstrap_interval(np.moveaxis(kl_LHU, -1, 0), generator, draws=self.bootstrap_draws)
-            slack = 1e-9 * value_LH.max()
-            rank_LH = (value_LH[:, None, :] >= value_LH[:, :, None] - slack).mean(-1)
             null_LH = np.broadcast_to(value_LH.mean(-1, keepdims=True), value_LH.shape)
-            columns: Row = {"ci_low": low, "ci_high": high, "null": null_LH, "p": rank_LH}
+            columns: Row = {"ci_low": low, "ci_high": high, "null": null_LH}
             tables.append(HeadTable.per_head(f"{name}_kl_nats", value_LH, **columns, n=texts.units, unit=texts.unit))
         for kind in KINDS:
             whole = np.ones((1, c.num_heads), dtype=bool)
@@ -156,10 +161,11 @@ class Ablation:
     def _groups(
         self, runs: HeadAblation, layer: int, clusters: Mapping[str, np.ndarray], generator: np.random.Generator
     ) -> list[Group]:
-        """Every group silenced, and left alone, in every way, each with random groups of the same number."""
+        """Every group silenced in every way, each with random groups of the same number."""
         heads = np.arange(runs.decoder.config.num_heads)
-        named = {"even": heads % 2 == 0, "odd": heads % 2 == 1, **clusters}
-        silent = named | {f"only_{name}": ~mask_H for name, mask_H in named.items()}
+        silent = {"even": heads % 2 == 0, "odd": heads % 2 == 1, **clusters}
+        silent |= {f"only_{name}": ~mask_H for name, mask_H in clusters.items()}
+        assert set(silent) == set(GROUPS)
         random = {
             size: head_groups(len(heads), size, self.random_groups, generator)
             for size in sorted({int(mask_H.sum()) for mask_H in silent.values()})
@@ -247,10 +253,9 @@ def energy(distance_HH: np.ndarray, first_RH: np.ndarray) -> np.ndarray:
     return np.maximum(-np.einsum("rh,hk,rk->r", share_RH, distance_HH, share_RH), 0)
 
 
-def _group_table(groups: Sequence[Group], rows: Sequence[Row]) -> pa.Table:
+def _group_table(groups: Sequence[Group], tested: HeadTable) -> pa.Table:
     """One row per group and way of silencing it: the heads silenced, KL, and the random groups' range."""
-    by_metric = {row["metric"]: row for row in rows}
-    records = []
+    by_metric, records = tested.summary(), []
     for group in groups:
         row = by_metric[group.metric]
         low, mean, high = percentiles(group.null_R[:, None])[0].tolist()
@@ -265,6 +270,7 @@ def _group_table(groups: Sequence[Group], rows: Sequence[Row]) -> pa.Table:
                 "null_95_percent": high,
                 "random_groups": len(group.null_R),
                 "p": row["p"],
+                "q": row["q"],
             }
         )
     return pa.Table.from_pylist(records)
@@ -281,14 +287,13 @@ def _head_figure(heads: HeadTable) -> Figure:
                 value_LH=value_LH,
                 unit="KL, nats",
                 limits=(0, value_LH.max()),
-                marked_LH=heads.matrix(metric, "q") < 0.05,
             )
         )
-    return head_map(panels, mark="q < 0.05 among the layer's heads")
+    return head_map(panels)
 
 
-def _group_figure(groups: Sequence[Group], rows: Sequence[Row], layer: int) -> Figure:
-    by_metric = {row["metric"]: row for row in rows}
+def _group_figure(groups: Sequence[Group], tested: HeadTable, layer: int) -> Figure:
+    by_metric = tested.summary()
     panels = []
     for kind in KINDS:
         shown = [group for group in groups if group.kind == kind]
@@ -301,9 +306,9 @@ def _group_figure(groups: Sequence[Group], rows: Sequence[Row], layer: int) -> F
                 low_X=np.array([row["ci_low"] for row in of]),
                 high_X=np.array([row["ci_high"] for row in of]),
                 null_X3=np.concatenate([percentiles(group.null_R[:, None]) for group in shown]),
-                marked_X=np.array([row["p"] < 0.05 for row in of]),
+                marked_X=np.array([row["q"] < 0.05 for row in of]),
                 ylabel="KL (nats)",
             )
         )
     title = f"Groups of heads of layer {layer} silenced (only …: all others silenced); chance: random groups as large"
-    return null_ranges(panels, columns=len(KINDS), title=title, mark="p < 0.05, one-sided")
+    return null_ranges(panels, columns=len(KINDS), title=title, mark="q < 0.05, one-sided")

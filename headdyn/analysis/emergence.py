@@ -225,14 +225,14 @@ def _from_rows(name: str, rows: Mapping[int, Mapping[str, Any]], threshold: floa
     highest = int((value_K - base_K).argmax())
     row, told = rows[steps[highest]], {}
     if "ci_low" in row:
-        beyond = row["ci_low"] > base_K[highest]
+        beyond = bool(row["ci_low"] > base_K[highest])
         why = f"the interval of its highest value begins at {row['ci_low']:.3g}, chance gives {base_K[highest]:.3g}"
         told = {"beyond_chance": beyond, "against_chance": why}
     elif "p" in row:
         p = min(1.0, len(steps) * row["p"])
         told = {
             "p": p,
-            "beyond_chance": p <= alpha,
+            "beyond_chance": bool(p <= alpha),
             "against_chance": f"p = {p:.3g}, its highest value's times the checkpoints",
         }
     return Measure(name=name, steps=steps, value_K=value_K - base_K, **told)

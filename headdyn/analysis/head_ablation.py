@@ -4,7 +4,7 @@ Letters as in models/decoder.py; here also C cells (sets of heads), N rows of a 
 
 A cell's heads get another value of z in place of their own: zero; the mean over the group's rows, position by position;
 or another row's ("resample": what the head does on other inputs, never off its distribution, while a mean or a zero may
-be). Cells of a layer are stacked along the batch, and a run starts at that layer with the residual stream it had.
+be). Cells of a layer are stacked along the batch, and only what lies behind that layer's attention is run again.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from headdyn.analysis.patching import last_block
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
-from headdyn.models.decoder import Decoder, Edit
+from headdyn.models.decoder import Decoder
+from headdyn.models.layers import Block
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
@@ -119,11 +121,18 @@ class _Group:
         self.decoder, self.read = decoder, read
         self.tokens_NT = torch.from_numpy(group.tokens_NT).to(device)
         self.documents_NT = None if group.documents_NT is None else torch.from_numpy(group.documents_NT).to(device)
-        trace = decoder.trace(
-            self.tokens_NT, sites=("resid_pre", "z"), logits=_logits(read), documents_BT=self.documents_NT
-        )
+        sites = ("z", "resid_pre", "attn_out", "resid_post")
+        logits: Literal["all", "last"] = "last" if read == "last" else "all"
+        trace = decoder.trace(self.tokens_NT, sites=sites, logits=logits, documents_BT=self.documents_NT)
         assert trace.logits is not None
-        self.trace = trace
+        layers = range(decoder.config.num_layers)
+        self.z = [trace["z", layer] for layer in layers]
+        self.before_mlp = [
+            trace["resid_post", layer]
+            if decoder.config.parallel_residual
+            else trace["resid_pre", layer] + trace["attn_out", layer]
+            for layer in layers
+        ]
         self.plain_NAV = trace.logits.double().log_softmax(-1)
         rows = len(self.tokens_NT)
         order = torch.from_numpy(generator.permutation(rows)).to(device)
@@ -135,7 +144,7 @@ class _Group:
 
     def _values(self, kind: Kind, layer: int) -> Iterator[Tensor]:
         """What stands in for z, [N or 1, T, H, d]; several for resampling, to be averaged over."""
-        z_NTHd = self.trace["z", layer]
+        z_NTHd = self.z[layer]
         if kind == "zero":
             yield torch.zeros_like(z_NTHd[:1])
         elif kind == "mean":
@@ -161,26 +170,35 @@ class _Group:
         return out_CN
 
     def _run(self, layer: int, silent_CH: Tensor, value: Tensor) -> Tensor:
-        cells, rows = len(silent_CH), len(self.tokens_NT)
-        where = silent_CH.repeat_interleave(rows, dim=0)[:, None, :, None]
-        value = value.repeat(cells, 1, 1, 1) if len(value) > 1 else value
-        documents = None if self.documents_NT is None else self.documents_NT.repeat(cells, 1)
-        trace = self.decoder.trace(
-            self.tokens_NT.repeat(cells, 1),
-            layers=(),
-            start=(layer, self.trace["resid_pre", layer].repeat(cells, 1, 1)),
-            edits=[Edit(site="z", layer=layer, value=value, where=where)],
-            logits=_logits(self.read),
-            documents_BT=documents,
-        )
-        assert trace.logits is not None
-        log_q_CNAV = trace.logits.double().log_softmax(-1).unflatten(0, (cells, rows))
+        """KL of every cell and row, [C, N], averaged over the positions read."""
+        c, cells = self.decoder.config, len(silent_CH)
+        x_BTD = self._behind(layer, silent_CH, value)
+        if self.read == "all":
+            documents_BT = None if self.documents_NT is None else self.documents_NT.repeat(cells, 1)
+            start = (layer + 1, x_BTD)
+            logits_BAV = self.decoder.trace(self.tokens_NT, layers=(), start=start, documents_BT=documents_BT).logits
+            assert logits_BAV is not None
+        else:
+            last = c.num_layers - 1
+            if layer + 1 < last:
+                site = ("resid_post", last - 1)
+                start = (layer + 1, x_BTD)
+                trace = self.decoder.trace(self.tokens_NT, sites=site[:1], layers=site[1:], start=start, logits=None)
+                x_BTD = trace[site]
+            x_BTD = last_block(self.decoder, x_BTD, read=1) if layer < last else x_BTD[:, -1:]
+            logits_BAV = self.decoder.unembed(self.decoder.norm(x_BTD))
+        log_q_CNAV = logits_BAV.double().log_softmax(-1).unflatten(0, (cells, -1))
         kl_CNA = (self.plain_NAV.exp() * (self.plain_NAV - log_q_CNAV)).sum(-1)
         return kl_CNA.clamp_min(0).mean(-1)  # rounding alone is negative
 
-
-def _logits(read: str) -> Literal["all", "last"]:
-    return "last" if read == "last" else "all"
+    def _behind(self, layer: int, silent_CH: Tensor, value: Tensor) -> Tensor:
+        """The residual stream behind the layer, [C·N, T, D]: the silenced heads' z changes, W_O adds what it makes of
+        that, and an MLP that stands behind the attention runs again."""
+        block = cast(Block, self.decoder.blocks[layer])
+        change_CNTHd = silent_CH[:, None, None, :, None] * (value - self.z[layer])
+        x_CNTD = self.before_mlp[layer] + change_CNTHd.flatten(-2) @ block.attention.o.weight.mT
+        x_BTD = x_CNTD.flatten(0, 1)
+        return x_BTD if self.decoder.config.parallel_residual else x_BTD + block.mlp(block.norm2(x_BTD))
 
 
 def head_groups(num_heads: int, size: int, most: int, generator: np.random.Generator) -> np.ndarray:

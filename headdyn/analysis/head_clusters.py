@@ -76,7 +76,7 @@ class HeadClusters:
     protocol: str = "corrected"
 
     rows: ClassVar[Literal["head"]] = "head"
-    needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
+    needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = {**cluster_metrics(), **seed_clusters.METRICS}
 
     def __post_init__(self) -> None:

@@ -218,8 +218,10 @@ class GroupPatching:
         last, answer = self.decoder.config.num_layers - 1, self.right_NA.shape[1]
         x: Tensor | None = None
         for layer in range(min(cells), last + 1):
-            if x is not None:
-                x = self._layer(layer, x) if layer < last else self._last_layer(x)
+            if x is not None and layer < last:
+                x = self._layer(layer, x)
+            elif x is not None:
+                x = last_block(self.decoder, x, answer, self._first, self._prefix(last, len(x)))
             if layer in cells:
                 joining = self._patched(layer, cells[layer].to(self._device, self._dtype))
                 joining = joining if layer < last else joining[:, -answer:]
@@ -231,18 +233,6 @@ class GroupPatching:
         length = x_BTD.shape[1]
         rotary, mask = self.decoder.rotary(length, self._first), self.decoder.mask(length, self._first)
         return self._block(layer)(x_BTD, rotary, mask, None, self._prefix(layer, len(x_BTD)))[0]
-
-    def _last_layer(self, x_BTD: Tensor) -> Float[Tensor, "B A D"]:
-        """The last block where only the positions that are read ask; the others are only looked at."""
-        last, answer, length = self.decoder.config.num_layers - 1, self.right_NA.shape[1], x_BTD.shape[1]
-        block, seen = self._block(last), length - answer
-        keys, values = block.attention.keys_values(block.norm1(x_BTD[:, :seen]), self.decoder.rotary(seen, self._first))
-        prefix = self._prefix(last, len(x_BTD))
-        if prefix is not None:
-            keys, values = torch.cat((prefix[0], keys), dim=1), torch.cat((prefix[1], values), dim=1)
-        offset = self._first + seen
-        rotary, mask = self.decoder.rotary(answer, offset), self.decoder.mask(answer, offset)
-        return block(x_BTD[:, seen:], rotary, mask, None, (keys, values))[0]
 
     def _prefix(self, layer: int, rows: int) -> KeysValues | None:
         """Keys and values of the positions before the first written one, the same in every cell."""
@@ -321,6 +311,21 @@ class PromptPatching:
         """Δ in nats of every cell and pair: for each layer weights [C, H] in, [C, P] out."""
         parts = [group.deltas(cells) for group in self._groups]
         return {layer: self.prompts.by_pair([part[layer] for part in parts]) for layer in cells}
+
+
+def last_block(
+    decoder: Decoder, x_BTD: Tensor, read: int, first: int = 0, prefix: KeysValues | None = None
+) -> Float[Tensor, "B A D"]:
+    """The last block where only the `read` last positions ask; the others are only looked at.
+
+    x starts at position `first`; `prefix` holds the keys and values of the positions before it.
+    """
+    block, seen = cast(Block, decoder.blocks[-1]), x_BTD.shape[1] - read
+    keys, values = block.attention.keys_values(block.norm1(x_BTD[:, :seen]), decoder.rotary(seen, first))
+    if prefix is not None:
+        keys, values = torch.cat((prefix[0], keys), dim=1), torch.cat((prefix[1], values), dim=1)
+    rotary, mask = decoder.rotary(read, first + seen), decoder.mask(read, first + seen)
+    return block(x_BTD[:, seen:], rotary, mask, None, (keys, values))[0]
 
 
 def in_dtype(decoder: Decoder, dtype: torch.dtype) -> Decoder:

@@ -1,9 +1,9 @@
 """The seed studies' causal and statistical checks of weight clusters, with the nulls they lacked (science.md §13).
 
 Everything acts on the two k-means clusters of one layer's misread pieces (clusters/seed_weights.py says what those are
-and why none of this is evidence). KL is read at the last token of the study's one prompt: one unit, whatever was printed of it.
-In the study's public code the swap wrote through a view of the matrix that was kept to be restored, so that what it
-tried afterwards ("8 of 8 prompts differ") ran on the swapped model; here nothing changes a model.
+and why none of this is evidence). KL is read at the last token of the study's one prompt: one unit, whatever was
+printed of it. In the study's public code the swap wrote through a view of the matrix that was kept to be restored, so
+that what it tried afterwards ("8 of 8 prompts differ") ran on the swapped model; here nothing changes a model.
 """
 
 from __future__ import annotations

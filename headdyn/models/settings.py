@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from headdyn.models.config import DecoderConfig
-from headdyn.models.revisions import FINAL_STEP, LISTS, is_pythia, parse, require_pythia, step_of
+from headdyn.models.revisions import FINAL_STEP, is_pythia, parse, require_pythia, step_of
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 ORGANISMS = ("planted", "scattered", "diffuse", "null")
