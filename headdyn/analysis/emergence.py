@@ -58,7 +58,7 @@ class Emergence:
     The emergence point is an interval, (last below, first above]. Probabilities are those of bootstrap draws of the
     pairs. Further model metrics can be followed: `thresholded` above `threshold`, `continuous` above half of their
     highest excess over the null (over the first checkpoint where rows have no null), if that is beyond chance by its
-    interval or its p (times the number of checkpoints).
+    p (times the number of checkpoints) or, without one, its interval.
 
     Heads are matched between checkpoints where these kept their circuits, clusters compared where HeadClusters ran.
     `final` is the revision that is known to be the end of training, `total_steps` when that was; both default to the
@@ -224,17 +224,17 @@ def _from_rows(name: str, rows: Mapping[int, Mapping[str, Any]], threshold: floa
     base_K = np.array([row.get("null", value_K[0]) for row in rows.values()])
     highest = int((value_K - base_K).argmax())
     row, told = rows[steps[highest]], {}
-    if "ci_low" in row:
-        beyond = bool(row["ci_low"] > base_K[highest])
-        why = f"the interval of its highest value begins at {row['ci_low']:.3g}, chance gives {base_K[highest]:.3g}"
-        told = {"beyond_chance": beyond, "against_chance": why}
-    elif "p" in row:
+    if "p" in row:
         p = min(1.0, len(steps) * row["p"])
         told = {
             "p": p,
             "beyond_chance": bool(p <= alpha),
             "against_chance": f"p = {p:.3g}, its highest value's times the checkpoints",
         }
+    elif "ci_low" in row:
+        beyond = bool(row["ci_low"] > base_K[highest])
+        why = f"the interval of its highest value begins at {row['ci_low']:.3g}, chance gives {base_K[highest]:.3g}"
+        told = {"beyond_chance": beyond, "against_chance": why}
     return Measure(name=name, steps=steps, value_K=value_K - base_K, **told)
 
 
