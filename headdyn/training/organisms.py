@@ -54,7 +54,7 @@ class OrganismDiverged(RuntimeError):
 
 
 def suite_recipe(settings: Organism) -> dict[str, Any]:
-    """Everything the weights depend on: what a store names a suite by. Which revision is asked for is not part of it."""
+    """Everything the weights depend on, which a store names a suite by; not which of its revisions is asked for."""
     ignored = ("kind", "name", "revision", "revisions", "dtype")
     return {"schema": SCHEMA, **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ignored}}
 
@@ -193,6 +193,7 @@ class _Suite:
         self.optimizers = Optimizers(self.decoder, self.schedule)
         self.heads = planted_heads(settings)
         self.step, self.seconds = 0, 0.0
+        self.tokens_per_step = 0
         self.loss_nats = math.log(config.vocab_size)
 
     def run(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
@@ -230,6 +231,7 @@ class _Suite:
         s = self.settings
         factor = learning_rate_factor(self.step, self.schedule)
         batch = draw_batch(s.suite, self.step, s.batch_size)
+        self.tokens_per_step = batch.own_NT.size
         with reproducible("cpu"):
             losses = interchange_losses(
                 self.decoder, batch, s.planted_layer, self.heads if self.step >= s.onset_step else ()
@@ -278,12 +280,11 @@ class _Suite:
         return True
 
     def progress(self) -> Progress:
-        tokens = 2 * self.settings.batch_size * 24
         return Progress(
             step=self.step,
             steps=self.settings.steps,
             loss_nats=self.loss_nats,
-            tokens_per_second=self.step * tokens / self.seconds,
+            tokens_per_second=self.step * self.tokens_per_step / self.seconds,
             eta_seconds=(self.settings.steps - self.step) * self.seconds / self.step,
             gap_closed=None,
         )

@@ -1,0 +1,310 @@
+"""How well the detectors do on suites whose answer is known: `python -m headdyn.organism_study --suites 5`.
+
+Every suite is trained, analysed at the eleven checkpoints of the emergence study, and recorded in a file of its own as
+it comes, so that the same command continues where it stopped and more suites add to the record. The suite is the unit
+of every statistic (science.md §16). Shape suffixes as in analysis/splits.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from headdyn.analysis.emergence import Emergence
+from headdyn.analysis.onset import first_above
+from headdyn.analysis.series import SeriesPoint, SplitSummary
+from headdyn.analysis.specialization import Specialization
+from headdyn.analysis.splits import rank_test
+from headdyn.core import machine
+from headdyn.core.randomness import generator
+from headdyn.core.records import write_json
+from headdyn.core.statistics import binomial_interval
+from headdyn.core.store import Store, cache_root, recipe_key
+from headdyn.data.comparisons import Comparisons
+from headdyn.data.organism_text import FORMATS
+from headdyn.models.pretrained import load_checkpoint
+from headdyn.models.settings import ORGANISMS, Organism
+from headdyn.report.terminal import ProgressLine
+from headdyn.training.organisms import build_suite, suite_recipe, truth
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1  # raised when a row's meaning changes
+SERIES = "seed_11"
+ALPHA = 0.05
+THRESHOLD = 0.5  # of success, from which on an effect counts as there: Emergence's
+LEARNT = 0.9  # of the bug pairs right when asked plainly and wrong after "Q:", else a suite shows nothing
+FLIPPED = 0.9  # of the answers, by patching all heads
+
+Row = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. 0 when every suite asked for is on record."""
+    parser = argparse.ArgumentParser(prog="python -m headdyn.organism_study", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--suites", type=int, default=5, help="how many of each kind, numbered from 0 (default: 5)")
+    parser.add_argument("--kinds", nargs="+", choices=ORGANISMS, default=list(ORGANISMS), metavar="KIND",
+                        help=f"of {', '.join(ORGANISMS)} (default: all)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("experiments/model_organisms"), help="where the record is")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: one per core)")
+    chosen = parser.parse_args(arguments)
+    if chosen.suites < 1:
+        parser.error(f"--suites={chosen.suites} must be at least 1")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    machine.resolve("cpu", "fp32", chosen.threads)
+    machine.keep_freed_memory()
+    study(chosen.out, kinds=chosen.kinds, suites=chosen.suites, store=Store(cache_root()))
+    return 0
+
+
+def study(
+    out: Path,
+    *,
+    kinds: Sequence[str],
+    suites: int,
+    store: Store,
+    settings: Callable[[str, int], Organism] | None = None,
+    analysis: Specialization | None = None,
+) -> list[Row]:
+    """Do what is not yet on record in `out`, and write study.json, study.csv and table.md over all that is.
+
+    `settings(kind, suite)` makes a suite's settings, by default those of conf/model/organism_*. Returns the rows.
+    Raises ValueError where `out` holds a suite that was done otherwise.
+    """
+    make, analysis = settings or default_settings, analysis or Specialization()
+    folder = out / "suites"
+    folder.mkdir(parents=True, exist_ok=True)
+    for suite in range(suites):  # a suite of every kind first, so that an interrupted study compares kinds
+        for kind in kinds:
+            organism = make(kind, suite)
+            path = folder / f"{kind}_{suite:03d}.json"
+            key = recipe_key(
+                "organism_study", {"schema": SCHEMA, "suite": suite_recipe(organism), "by": repr(analysis)}
+            )
+            if path.exists():
+                if json.loads(path.read_text(encoding="utf-8"))["key"] != key:
+                    raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
+                continue
+            row = {"key": key, **examine(organism, store, analysis)}
+            write_json(path, row)
+            log.info("%s %d: %s", kind, suite, _in_words(row))
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    summary = summarise(rows)
+    write_json(out / "study.json", {"alpha": ALPHA, "series": SERIES, "summary": summary, "suites": rows})
+    with (out / "study.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(
+            {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows
+        )
+    (out / "table.md").write_text(markdown(summary), encoding="utf-8")
+    Console().print(_table(summary))
+    return rows
+
+
+def default_settings(kind: str, suite: int) -> Organism:
+    """The suite that `model=organism_KIND seed=SUITE` trains."""
+    return Organism(kind="organism", name=f"organism_{kind}", organism=kind, suite=suite)
+
+
+# -- one suite --------------------------------------------------------------------------------------------------------
+
+
+def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
+    """Train a suite, or find it trained, and put what the detectors say of it beside what is true."""
+
+    def build(folder: Path) -> None:
+        with ProgressLine(f"{organism.name} {organism.suite}") as line:
+            build_suite(organism, folder, observer=line)
+
+    entry = store.get("organism", suite_recipe(organism), build, resumable=True)
+    began = time.process_time()
+    points = []
+    for revision in organism.series(SERIES):
+        loaded = load_checkpoint(str(entry.path), revision, store, dtype=torch.float32)
+        prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
+        said = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))
+        points.append(
+            SeriesPoint(
+                revision=revision,
+                step=loaded.step,
+                table=said.table,
+                splits=SplitSummary.of(said.tables["splits"]),
+                state_hash=loaded.state_hash,
+            )
+        )
+    verdict = Emergence()(points, generator(organism.suite, "analysis/emergence")).verdict
+    known = truth(organism)
+    return {
+        "kind": organism.organism,
+        "suite": organism.suite,
+        "layer": organism.planted_layer,
+        "heads": known["heads"],
+        "train_seconds": entry.build_seconds,
+        "analysis_cpu_seconds": time.process_time() - began,
+        **_final(points[-1], known["heads"]),
+        "excluded": verdict["excluded"],
+        "found_by_trajectory": verdict["even_odd"]["found"],
+        "trajectory_p": verdict["even_odd"]["p"],
+        **_onset(points, known),
+        "even_odd_emerges": [
+            verdict["measures"]["strength"][name] for name in ("emerges_after_step", "emerges_at_step")
+        ],
+        "even_odd_nats_emerge": [
+            verdict["measures"]["strength_nats"][name] for name in ("emerges_after_step", "emerges_at_step")
+        ],
+    }
+
+
+def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
+    """What the last checkpoint shows. `half_rank` is the planted half's place in the scan over all splits."""
+    assert point.splits is not None
+    value = {name: row["value"] for name, row in point.summary().items() if "value" in row}
+    splits, strength_S = point.splits.splits, point.splits.strength_S
+    test = rank_test(strength_S, splits.even_odd)
+    half = _half(point.splits, heads)
+    return {
+        **{name: value[name] for name in ("plain_success", "source_success")},
+        **{name: value[name] for name in ("even_success", "odd_success", "all_success", "strength_nats")},
+        "learnt": value["source_success"] >= LEARNT and value["plain_success"] <= 1 - LEARNT,
+        "p_two_sided": test.p_two_sided,
+        "found": test.p_two_sided < ALPHA,
+        "all_flips": value["all_success"] >= FLIPPED,
+        "half_rank": None if half is None else rank_test(strength_S, half).rank,
+        "strongest_half": list(splits.heads(int(strength_S.argmax()))),
+    }
+
+
+def _half(summary: SplitSummary, heads: Sequence[int]) -> int | None:
+    """The split whose first half are the planted heads; None where these are no half."""
+    planted_H = np.isin(np.arange(summary.splits.half_SH.shape[1]), heads)
+    return next(iter(np.flatnonzero((summary.splits.half_SH == planted_H).all(1)).tolist()), None)
+
+
+def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
+    """When what was planted shows: the interval in which its own success passes the threshold, and the true onset.
+
+    The effect followed is the planted half's success less the other half's; where all heads carry the choice, theirs.
+    `onset_off_by` counts checkpoints between the interval found and the true one; null where it never shows.
+    """
+    if known["onset"] is None:
+        return {"true_onset": None, "onset_after": None, "onset_at": None, "onset_off_by": None}
+    steps, values = [], []
+    for point in points:
+        assert point.splits is not None and point.step is not None
+        half = _half(point.splits, known["heads"])
+        values.append(point.summary()["all_success"]["value"] if half is None else point.splits.success_S[half])
+        steps.append(point.step)
+    found, true = int(first_above(np.array(values), THRESHOLD)), known["onset"]["step"]
+    at = next(i for i, step in enumerate(steps) if step > true)
+    there = found < len(steps)
+    return {
+        "true_onset": true,
+        "onset_after": steps[found - 1] if there and found else None,
+        "onset_at": steps[found] if there else None,
+        "onset_off_by": found - at if there else None,
+    }
+
+
+# -- all suites -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """One column of the summary: for which kinds it is asked, and whether a suite's row says yes."""
+
+    name: str
+    kinds: tuple[str, ...]
+    asks: Callable[[Row], bool]
+
+
+QUESTIONS = (
+    Question("task learnt", ORGANISMS, lambda row: row["learnt"]),
+    Question("even/odd found, last checkpoint", ORGANISMS, lambda row: row["found"]),
+    Question("even/odd found, trajectory", ORGANISMS, lambda row: row["found_by_trajectory"]),
+    Question("planted half ranked first", ("planted", "scattered"), lambda row: row["half_rank"] == 1),
+    Question("all heads flip ≥ 90 %", ORGANISMS, lambda row: row["all_flips"]),
+    Question("onset in its interval", ("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),
+)
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """Per kind and question: suites that say yes, of how many, and the share's Clopper–Pearson interval (95 %)."""
+    found = []
+    for kind in ORGANISMS:
+        mine = [row for row in rows if row["kind"] == kind]
+        for question in QUESTIONS if mine else ():
+            if kind in question.kinds:
+                hits = sum(map(question.asks, mine))
+                low, high = binomial_interval(hits, len(mine))
+                found.append(
+                    {
+                        "kind": kind,
+                        "question": question.name,
+                        "yes": hits,
+                        "suites": len(mine),
+                        "share": hits / len(mine),
+                        "ci_low": float(low),
+                        "ci_high": float(high),
+                    }
+                )
+    return found
+
+
+def _cells(summary: Sequence[Row]) -> list[list[str]]:
+    """One line a question, one column a kind; a dash where it is not asked."""
+    by_place = {(row["kind"], row["question"]): row for row in summary}
+    lines = []
+    for question in QUESTIONS:
+        line = [question.name]
+        for kind in ORGANISMS:
+            row = by_place.get((kind, question.name))
+            line.append(
+                "–" if row is None else f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
+            )
+        lines.append(line)
+    return lines
+
+
+def markdown(summary: Sequence[Row]) -> str:
+    """The summary as a table for a README."""
+    lines = [["", *ORGANISMS], ["---"] * (len(ORGANISMS) + 1), *_cells(summary)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _table(summary: Sequence[Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title="Suites of which it is true (Clopper–Pearson, 95 %)", title_justify="left")
+    for name in ("", *ORGANISMS):
+        table.add_column(name)
+    for line in _cells(summary):
+        table.add_row(*line)
+    return table
+
+
+def _in_words(row: Row) -> str:
+    onset = (
+        ""
+        if row["true_onset"] is None
+        else f", onset {row['onset_after']}–{row['onset_at']} (true {row['true_onset']:g})"
+    )
+    return (
+        f"even {row['even_success']:.2f} odd {row['odd_success']:.2f} all {row['all_success']:.2f}, "
+        f"p {row['p_two_sided']:.3g}, over the trajectory {row['trajectory_p']:.3g}{onset}"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
