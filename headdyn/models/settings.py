@@ -91,7 +91,7 @@ class Organism:
     layer: int | None = None  # where to plant; None is the middle layer, ⌊L/2⌋, as analyses choose
     rotary_fraction: float = 0.5
     init_std: float = 0.02
-    steps: int = 600
+    steps: int = 400
     batch_size: int = 32  # number pairs, each read in both formats; half of them are bug pairs
     muon_lr: float = 0.02
     adamw_lr: float = 3e-3
