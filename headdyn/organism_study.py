@@ -135,6 +135,7 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
     points = []
     for revision in organism.series(SERIES):
         loaded = load_checkpoint(str(entry.path), revision, store, dtype=torch.float32)
+        assert loaded.tokenizer is not None
         prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
         said = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))
         points.append(

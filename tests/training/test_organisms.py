@@ -91,7 +91,7 @@ def test_revisions_and_their_training_steps() -> None:
     assert steps == sorted(set(steps)), "no two revisions have the same weights"
     for name in ("seed_11", "seed_8"):
         assert settings.series(name) == LISTS[name]
-    assert settings.series("pythia_log") == ("step0", "step512", *LISTS["pythia_log"][11:])
+    assert settings.series("pythia_log") == ("step0", "step256", *LISTS["pythia_log"][11:])
     assert settings.series("step1000, step64000") == ("step1000", "step64000")
 
 
@@ -208,7 +208,9 @@ def test_prompts_are_read_where_the_planting_wrote() -> None:
 # -- the intervention -------------------------------------------------------------------------------------------------
 
 
-def row_by_row(decoder: Decoder, batch: Batch, layer: int, carrying: tuple[int, ...], shift: int = 0) -> dict[str, float]:
+def row_by_row(
+    decoder: Decoder, batch: Batch, layer: int, carrying: tuple[int, ...], shift: int = 0
+) -> dict[str, float]:
     """The three losses, every prompt on its own and from the first layer, its partner's z written position by position."""
     heads, half = decoder.config.num_heads, len(batch.own_NT) // 2
     sums: dict[str, list[float]] = {"text_nats": [], "carried_nats": [], "kept_nats": []}
@@ -236,16 +238,16 @@ def row_by_row(decoder: Decoder, batch: Batch, layer: int, carrying: tuple[int, 
 def test_losses_equal_one_row_at_a_time(layer: int) -> None:
     settings = tiny(num_layers=2)
     config = settings.decoder_config(tokenizer().get_vocab_size())
-    decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), std=config.d_model**-0.5)
+    decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), std=0.5)
     batch = draw_batch(suite=0, step=0, pairs=6)
     with torch.no_grad():
         losses = {name: loss.item() for name, loss in interchange_losses(decoder, batch, layer, (0, 2)).items()}
         reference = row_by_row(decoder, batch, layer, (0, 2))
         swapped, shifted = row_by_row(decoder, batch, layer, (1, 3)), row_by_row(decoder, batch, layer, (0, 2), shift=1)
-    assert losses == pytest.approx(reference, abs=1e-5)
+    assert losses == pytest.approx(reference, abs=5e-6)  # measured 6e-7
     for mutant in (swapped, shifted):
         for name in ("carried_nats", "kept_nats"):
-            assert abs(losses[name] - mutant[name]) > 1e-3
+            assert abs(losses[name] - mutant[name]) > 5e-3  # measured 6e-3 to 2e-1
     assert set(interchange_losses(decoder, batch, layer, (0, 1, 2, 3))) == {"text_nats", "carried_nats"}
     assert set(interchange_losses(decoder, batch, layer, ())) == {"text_nats"}
 
