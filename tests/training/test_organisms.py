@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights
 from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair
 from headdyn.data.organism_text import FORMATS, Batch, batch_of, draw_batch, tokenizer
@@ -327,12 +326,12 @@ def test_an_interrupted_suite_goes_on_to_the_same_bits(stops: list[int], suite: 
 def test_another_suites_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OrganismInterrupted):
         build_suite(tiny(), tmp_path, should_stop=lambda: True)
-    with pytest.raises(ValueError, match="is the state of another training: it has {'suite': 0}"):
+    with pytest.raises(ValueError, match=r"is the state of another training: it has \{'suite': 0\}"):
         build_suite(tiny(suite=1), tmp_path)
 
 
 def test_non_finite_losses_end_the_training(tmp_path: Path) -> None:
-    with pytest.raises(OrganismDiverged, match="diverged at step .*lower model.muon_lr=1e"):
+    with pytest.raises(OrganismDiverged, match=r"diverged at step .*lower model.muon_lr=1e"):
         build_suite(tiny(muon_lr=1e30), tmp_path)
     assert not (tmp_path / "organism.json").exists()
 
