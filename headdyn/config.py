@@ -31,7 +31,7 @@ from headdyn.data.comparisons import Comparisons
 from headdyn.data.corpus import Source
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
-from headdyn.models.settings import MiniQwen3, Pretrained, Trained
+from headdyn.models.settings import MiniQwen3, Organism, Pretrained, Trained
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
 
@@ -150,7 +150,12 @@ class Mode:
     recalibration_floor_steps: int
 
 
-MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
+MODEL_KINDS: Mapping[str, type] = {
+    "mini_qwen3": MiniQwen3,
+    "trained": Trained,
+    "pretrained": Pretrained,
+    "organism": Organism,
+}
 
 # What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
 TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
@@ -166,7 +171,7 @@ class RunConfig:
 
     mode: Mode
     protocol: Protocol
-    model: MiniQwen3 | Trained | Pretrained
+    model: MiniQwen3 | Trained | Pretrained | Organism
     attention: AttentionSettings
     data: Source | Comparisons
     data_ordering: Ordering
@@ -300,7 +305,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
     factors = {group: str(choices[group]) for group in FACTORS if choices.get(group)}
-    if kind == "pretrained":
+    if not issubclass(MODEL_KINDS[kind], MiniQwen3):
         for group in TRAINING_GROUPS:
             factors.pop(group, None)
             for said in overrides:

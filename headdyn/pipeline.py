@@ -91,7 +91,7 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
                 analysis.check(corpus)  # a corpus too small is said before anything is trained on it
         subject = Stages(config, corpus, entry, store, here, record, should_stop).subject()
     else:
-        subject = open_checkpoint(config, store, here, record)
+        subject = open_checkpoint(config, store, here, record, should_stop)
     for name, analysis in analyses.items():
         if should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")

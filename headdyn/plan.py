@@ -21,7 +21,7 @@ from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
 from headdyn.models.revisions import is_pythia, parse
-from headdyn.models.settings import Pretrained, Trained
+from headdyn.models.settings import Organism, Pretrained, Trained
 
 HYDRA_VERSION = "1.3"
 PACKAGED = Path(__file__).parent / "conf"
@@ -83,11 +83,13 @@ def make_plan(arguments: Sequence[str]) -> Plan:
 def _revisions(config: RunConfig) -> tuple[str, ...]:
     """The checkpoints that `model.revisions` names, for a sweep to run one by one. Raises ConfigError."""
     model = config.model
-    if not isinstance(model, (Trained, Pretrained)) or model.revisions is None:
+    if not isinstance(model, (Trained, Pretrained, Organism)) or model.revisions is None:
         return ()
     try:
         if isinstance(model, Trained):
             return tuple(f"step{step}" for step in log_spaced(config.train.steps, config.train.snapshots))
+        if isinstance(model, Organism):
+            return model.series(model.revisions)
         return parse(model.revisions, pythia=is_pythia(model.name), main=model.allow_main)
     except ValueError as error:
         raise ConfigError(str(error)) from error

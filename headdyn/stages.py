@@ -25,10 +25,11 @@ from headdyn.models.checkpoints import load_snapshot, snapshot_steps, state_hash
 from headdyn.models.decoder import Decoder
 from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import step_of
-from headdyn.models.settings import MiniQwen3, Pretrained, Trained
+from headdyn.models.settings import MiniQwen3, Organism, Pretrained, Trained
 from headdyn.report.terminal import ProgressLine
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress, train
+from headdyn.training.organisms import TRUTH, build_suite, suite_recipe
 
 # Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
 SCHEMA = {"corpus": 1, "training": 1, "recalibration": 1}
@@ -65,19 +66,24 @@ def open_corpus(config: RunConfig, store: Store, record: RunFolder) -> tuple[Cor
     return corpus, entry
 
 
-def open_checkpoint(config: RunConfig, store: Store, here: Machine, record: RunFolder) -> Subject:
+def open_checkpoint(
+    config: RunConfig, store: Store, here: Machine, record: RunFolder, should_stop: Callable[[], bool]
+) -> Subject:
     """A checkpoint that comes trained, with the comparison prompts in its own tokens."""
     model, data = config.model, config.data
-    assert isinstance(model, Pretrained)
+    assert isinstance(model, Pretrained | Organism)
     assert isinstance(data, Comparisons)
+    name = model.name
+    if isinstance(model, Organism):
+        with record.timed("training"):
+            name = str(open_suite(model, store, record, should_stop))
+    keep = isinstance(model, Organism) or model.keep_downloads
     with record.timed("checkpoint"):
-        loaded = load_checkpoint(
-            model.name, model.revision, store, dtype=getattr(torch, model.dtype), keep=model.keep_downloads
-        )
+        loaded = load_checkpoint(name, model.revision, store, dtype=getattr(torch, model.dtype), keep=keep)
     if loaded.tokenizer is None:
         raise ValueError(f"model.name={model.name} has no tokenizer, and prompts need one; name a language model")
     record.manifest["checkpoint"] = {
-        "name": loaded.name,
+        "name": model.name,
         "revision": loaded.revision,
         "commit": loaded.commit,
         "dtype": model.dtype,
@@ -85,6 +91,19 @@ def open_checkpoint(config: RunConfig, store: Store, here: Machine, record: RunF
     }
     record.save_manifest()
     return Subject(loaded.decoder.to(here.device), data.prompts(loaded.tokenizer), loaded.step or 0)
+
+
+def open_suite(model: Organism, store: Store, record: RunFolder, should_stop: Callable[[], bool]) -> Path:
+    """The folder of an organism's revisions, trained at most once; what is planted goes into the run's record."""
+
+    def build(folder: Path) -> None:
+        with ProgressLine(f"{model.name} {model.suite} training") as line:
+            build_suite(model, folder, observer=line, should_stop=should_stop)
+
+    entry = store.get("organism", suite_recipe(model), build, resumable=True)
+    record.stage("organism", entry)
+    record.manifest["organism"] = json.loads((entry.path / TRUTH).read_text(encoding="utf-8"))
+    return entry.path
 
 
 def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, here: Machine) -> dict[str, Any]:
