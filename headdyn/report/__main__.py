@@ -1,7 +1,8 @@
 """`python -m headdyn.report PATH [PATH …] [--out FOLDER]`: rebuild a report from records, or merge several.
 
 One run or one sweep gets its report.html anew. Several folders are merged into a new one at --out: seeds are pooled
-where all other settings agree, and what was run with other settings stands beside it.
+where all other settings agree, and what was run with other settings stands beside it. --study also writes the results
+as files to commit (see study.py).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from headdyn.report.run_page import write_run_page
+from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.sweep_record import SweepRecord, is_run, matched_pairs, merge, rewrite, single_job, sweep_json
 from headdyn.report.terminal import print_summary
@@ -27,20 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run's folder or a sweep's")
     parser.add_argument("--out", type=Path, help="where the merged report goes; needed for more than one PATH")
+    parser.add_argument("--study", type=Path, help="also write a sweep's results here: Markdown, SVG charts, tables")
     arguments = parser.parse_args(argv)
     try:
-        build(arguments.paths, arguments.out)
+        build(arguments.paths, arguments.out, arguments.study)
     except ValueError as error:
         print(f"headdyn.report: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def build(paths: Sequence[Path], out: Path | None) -> None:
+def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) -> None:
     """Rebuild or merge. Raises ValueError for an unfinished or a foreign folder, before anything is written."""
     console = Console()
     if len(paths) == 1 and out is None:
         if is_run(paths[0]):
+            if study is not None:
+                raise ValueError(f"{paths[0]} is a single run; --study publishes a sweep")
             console.print(f"report: {write_run_page(paths[0])}", highlight=False, soft_wrap=True)
             return
         sweep_json(paths[0])
@@ -58,6 +63,8 @@ def build(paths: Sequence[Path], out: Path | None) -> None:
         merge(paths, folder)
     page = write_sweep_page(folder)
     print_summary(console, SweepRecord.read(folder), page)
+    if study is not None:
+        console.print(f"study: {write_study(folder, study)[-1]}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
