@@ -125,16 +125,14 @@ def resampled(value_KP: np.ndarray, generator: np.random.Generator, draws: int) 
 
 
 def null_band(strength_KS: np.ndarray, level: float = 0.95) -> np.ndarray | None:
-    """The |strength| at each checkpoint, [K], that a split must exceed to be significant over the whole trajectory.
+    """The |strength| that a split must exceed to be significant over the whole trajectory, [K], the same everywhere.
 
     Exactly what `headdyn.analysis.splits.max_statistic_p` finds at p ≤ 1 − level. None where there are too few splits
     for that: the strongest and its mirror image are 2 of S.
     """
-    scale_K = np.sqrt((strength_KS**2).mean(1))
-    size_KS = np.abs(strength_KS) / np.where(scale_K > 0, scale_K, 1)[:, None]
-    strongest_S = np.sort(size_KS.max(0))[::-1]
+    strongest_S = np.sort(np.abs(strength_KS).max(0))[::-1]
     allowed = int((1 - level) * len(strongest_S) + 1e-9)
-    return strongest_S[allowed] * scale_K if allowed >= 2 else None
+    return np.full(len(strength_KS), strongest_S[allowed], dtype=float) if allowed >= 2 else None
 
 
 def share_of(steps: Sequence[int], total: int, index: int) -> float | None:

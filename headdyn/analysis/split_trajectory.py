@@ -95,8 +95,7 @@ class SplitTrajectory:
         }
 
     def _strongest(self) -> int:
-        scale_K = np.sqrt((self.strength_KS**2).mean(1, keepdims=True))
-        return int((self.strength_KS / np.where(scale_K > 0, scale_K, 1)).max(0).argmax())
+        return int(self.strength_KS.max(0).argmax())
 
     def columns(self) -> dict[str, np.ndarray]:
         """The timeline's columns: p over the trajectory, and the bands beyond which a split is significant."""

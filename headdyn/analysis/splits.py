@@ -91,11 +91,13 @@ def max_statistic_p(strength_KS: np.ndarray, split: int) -> np.ndarray:
     """p of a split at each of K checkpoints against the strongest moment of every split: two-sided, [K].
 
     Controls the family-wise error over the trajectory: with 70 splits at H = 8, p-values checkpoint by checkpoint times
-    K could never fall below K/35. Each checkpoint is scaled by its root mean square over the splits first, or the
-    checkpoints with the largest effects would be all that counts; checkpoints without any effect count as 0.
+    K could never fall below K/35. Strengths count in nats as they are. Divided by each checkpoint's root mean square
+    over the splits, a checkpoint where patching does nothing (RMS 0.002 nats in a planted suite before its onset) has
+    more extreme splits, 2.9, than one where even/odd repairs every answer and is most of the RMS itself (11 nats,
+    1.7): p was 0.35 where all splits ranked even/odd first. What is missed is an effect that only early checkpoints
+    have, smaller than the later noise.
     """
-    scale_K = np.sqrt((strength_KS**2).mean(1, keepdims=True))
-    size_KS = np.abs(np.divide(strength_KS, scale_K, out=np.zeros_like(strength_KS), where=scale_K > 0))
+    size_KS = np.abs(np.asarray(strength_KS, dtype=float))
     strongest_S = size_KS.max(0)
     slack = 1e-9 * strongest_S.max(initial=0)
     return (strongest_S[None] >= size_KS[:, [split]] - slack).mean(1)

@@ -104,9 +104,9 @@ def test_sampled_splits_keep_their_level() -> None:
 def test_the_maximum_statistic_against_brute_force() -> None:
     strength_KS = rng(5).normal(size=(4, 12)) * np.array([[1.0], [30.0], [0.1], [2.0]])
     p_K = max_statistic_p(strength_KS, 3)
-    scaled = np.abs(strength_KS) / np.sqrt((strength_KS**2).mean(1, keepdims=True))
+    size = np.abs(strength_KS)
     for k in range(4):
-        hits = sum(any(scaled[j, s] >= scaled[k, 3] for j in range(4)) for s in range(12))
+        hits = sum(any(size[j, s] >= size[k, 3] for j in range(4)) for s in range(12))
         assert p_K[k] == hits / 12
     assert (max_statistic_p(np.zeros((3, 6)), 0) == 1).all()
 
@@ -128,6 +128,20 @@ def test_the_maximum_statistic_holds_the_family_wise_error() -> None:
         for _ in range(500)
     )
     assert naive / 500 > 0.2
+
+
+def test_checkpoints_without_an_effect_do_not_hide_one() -> None:
+    """Even/odd as in a planted organism: nothing at first, then a majority of even heads repairs, which saturates."""
+    draws, splits = rng(13), balanced_splits(12, rng())
+    majority_S = np.sign(splits.half_SH[:, ::2].sum(1) - 3.0)[:, None]
+    before = [splits.strengths(0.001 * splits.half_SH @ draws.normal(size=(12, 1))) for _ in range(6)]
+    after = [splits.strengths(k * majority_S + 0.1 * splits.half_SH @ draws.normal(size=(12, 1))) for k in range(5, 10)]
+    strength_KS = np.stack([*before, *after])
+    strength_KS[6:, splits.even_odd] += 2
+    strength_KS[6:, len(splits) - 1 - splits.even_odd] -= 2
+    assert max_statistic_p(strength_KS, splits.even_odd).min() == 2 / 924
+    scaled_KS = strength_KS / np.sqrt((strength_KS**2).mean(1, keepdims=True))
+    assert max_statistic_p(scaled_KS, splits.even_odd).min() > 0.05  # the mutant: noise counts as much
 
 
 @pytest.mark.parametrize("heads", [4, 32])
