@@ -121,6 +121,11 @@ class Organism:
             )
         if not 0 <= self.planted_layer < self.num_layers:
             raise ValueError(f"model.layer={self.layer} is out of range; this suite's are 0 to {self.num_layers - 1}")
+        if self.planted_layer == self.num_layers - 1:
+            raise ValueError(
+                f"model.layer={self.planted_layer} is the last of model.num_layers={self.num_layers}, and no layer "
+                "behind it reads what is planted there; set model.num_layers=3 or more"
+            )
         if self.batch_size % 2:
             raise ValueError(f"model.batch_size={self.batch_size} must be even: half of the pairs are bug pairs")
         self.decoder_config(vocab_size=2)

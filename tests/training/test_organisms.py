@@ -36,7 +36,7 @@ from headdyn.training.organisms import (
 CONF = Path(__file__).parents[2] / "conf"
 TINY = {
     "steps": 24,
-    "num_layers": 2,
+    "num_layers": 3,
     "num_heads": 4,
     "d_model": 32,
     "batch_size": 4,
@@ -105,6 +105,7 @@ def test_revisions_and_their_training_steps() -> None:
         ({"revisions": "seed_11,step2"}, "ask for step0"),
         ({"num_heads": 7}, "model.num_heads=7 has no even and odd half"),
         ({"d_model": 90}, "model.d_model=90 is not a multiple of model.num_heads=12; set model.d_model=96"),
+        ({"num_layers": 2}, "model.layer=1 is the last of model.num_layers=2.*set model.num_layers=3"),
         ({"layer": 3}, "model.layer=3 is out of range; this suite's are 0 to 2"),
         ({"onset": 1.0}, "model.onset=1.0 must lie in 0..1"),
         ({"batch_size": 5}, "model.batch_size=5 must be even"),
@@ -235,7 +236,7 @@ def row_by_row(
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_losses_equal_one_row_at_a_time(layer: int) -> None:
-    settings = tiny(num_layers=2)
+    settings = tiny()
     config = settings.decoder_config(tokenizer().get_vocab_size())
     decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), std=0.5)
     batch = draw_batch(suite=0, step=0, pairs=6)
