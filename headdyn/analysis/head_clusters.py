@@ -17,6 +17,7 @@ from headdyn.analysis.clusters import seed_clusters
 from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
 from headdyn.analysis.clusters.geometry import (
     CIRCUITS,
+    behind_gains,
     circuit_cosines,
     one_cloud,
     random_circuit_cosines,
@@ -50,13 +51,13 @@ class HeadClusters:
     """Clusters every layer's heads by QK and OV circuits (cosines free of gauge) and by their effects on the answers.
 
     k-means, Ward and DBSCAN (radii as shares of the median distance), against `null_draws` layers of random heads put
-    through the same steps: for circuits of the model's shape, for effects of the same norms. A head's effects are the
-    changes of Δ over all pairs when its z is replaced by the mean over prompts. A small p of `best_silhouette` says
-    that heads are not random; of `cloud_silhouette`, that they form groups and not one oblong cloud. A head alone in
-    its cluster is an outlier. Heads are the unit, so layers' rows carry no interval; q-values run over the layers' rows
-    and over the heads'. Heads that repair are those whose clean z, patched alone at `layer` (default: ⌊L/2⌋), raises Δ
-    on bug pairs with q < 0.05. The model's rows are those of `layer`. `protocol="seed"` adds the studies' clusters
-    there (see clusters/seed_weights.py).
+    through the same steps: for circuits of the model's shape behind the layer's norm, for effects of the same norms. A
+    head's effects are the changes of Δ over all pairs when its z is replaced by the mean over prompts. A small p of
+    `best_silhouette` says that heads are not random; of `cloud_silhouette`, that they form groups and not one oblong
+    cloud. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry no interval; q-values
+    run over the layers' rows and over the heads'. Heads that repair are those whose clean z, patched alone at `layer`
+    (default: ⌊L/2⌋), raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`. `protocol="seed"` adds
+    the studies' clusters there (see clusters/seed_weights.py).
 
     Given a corpus in place of prompts, weights alone are clustered. Tables: `clusterings`, `coordinates` (principal
     components), `distances` (for clusters/divergence.py).
@@ -157,12 +158,16 @@ class HeadClusters:
         )
 
     def _circuits(self, decoder: Decoder, generator: np.random.Generator) -> dict[str, Clouds]:
-        by_layer = [circuit_cosines(decoder, layer) for layer in range(decoder.config.num_layers)]
-        # One layer of random heads serves all layers and both circuits: they have one law.
+        recipe, layers = self._recipe(self.dbscan_eps), range(decoder.config.num_layers)
         random_RHH = random_circuit_cosines(decoder, self.null_draws, generator)
-        random = self._recipe(self.dbscan_eps)(random_RHH, generator)
+        own = [circuit_cosines(decoder, layer) for layer in layers]
+        random = [behind_gains(random_RHH, decoder, layer) for layer in layers]
         return {
-            kind: self._clouds(np.stack([cosine[kind] for cosine in by_layer]), [random] * len(by_layer), generator)
+            kind: self._clouds(
+                np.stack([cosines[kind] for cosines in own]),
+                [recipe(cosines[kind], generator) for cosines in random],
+                generator,
+            )
             for kind in CIRCUITS
         }
 

@@ -39,6 +39,38 @@ def random_circuit_cosines(decoder: Decoder, draws: int, generator: np.random.Ge
     return np.stack([cosines(factors).double().cpu().numpy() for factors in circuits])
 
 
+def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[str, np.ndarray]:
+    """The random heads' cosines, [R, H, H] for "qk" and "ov", as they are where all read through this layer's norm.
+
+    Its gains and LayerNorm's centring are folded into the circuits and common to all heads, so that fewer than D
+    dimensions count: a side with covariance C has (tr C)²/tr C² of them, and the standard deviation is one over the
+    root of both sides' product (gains of 1 ± 0.3: 1.2/D). Where a group shares one side, the other's dimensions and the
+    gains of q- and k-norm count.
+    """
+    c, w = decoder.config, decoder.head_weights(layer)
+    width = c.d_model
+    centring_DD = np.eye(width) - (1 / width if w.norm_bias_D is not None else 0)
+    gain_D = w.norm_gain_D.detach().double().cpu().numpy()
+
+    def dimensions(root: np.ndarray) -> float:
+        covariance = root @ root.T
+        return float(np.trace(covariance) ** 2 / (covariance**2).sum())
+
+    read, written, channels = dimensions(centring_DD * gain_D), dimensions(centring_DD), float(c.head_dim)
+    if w.q_gain_d is not None and w.k_gain_d is not None:
+        channels = dimensions(np.diag((w.q_gain_d * w.k_gain_d).detach().double().cpu().numpy()))
+    group_H = np.arange(c.num_heads) // c.queries_per_group
+    same_HH = group_H[:, None] == group_H
+    behind = {}
+    flat = (1 / c.head_dim + 1 / width) / width
+    for kind, shared, own, lanes in (("qk", read, read, channels), ("ov", read, written, c.head_dim)):
+        in_group = (1 / lanes + 1 / shared) / own
+        scale_HH = np.where(same_HH, np.sqrt(in_group / flat), width / np.sqrt(shared * own))
+        np.fill_diagonal(scale_HH, 1)
+        behind[kind] = random_RHH * scale_HH
+    return behind
+
+
 def random_directions(norm_H: np.ndarray, width: int, draws: int, generator: np.random.Generator) -> np.ndarray:
     """Inner products of vectors of these norms whose directions in `width` dimensions are random, [R, H, H].
 

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.geometry import (
+    behind_gains,
+    circuit_cosines,
+    one_cloud,
+    random_circuit_cosines,
+    random_directions,
+)
+from headdyn.models.decoder import Decoder
+from tests.small_models import GPT2, GQA, MHA, NEOX, drawn
+
+
+def many_layers(layers: int = 40) -> Decoder:
+    return drawn(dataclasses.replace(GPT2, num_layers=layers, d_model=48, num_heads=8, num_kv_heads=8))
+
+
+@torch.no_grad()
+def in_another_basis(decoder: Decoder, layer: int) -> Decoder:
+    """The same heads by other numbers: W_Q R with W_K R⁻ᵀ, W_V S with S⁻¹ W_O."""
+    generator = torch.Generator().manual_seed(1)
+    other = decoder.permuted(layer, range(decoder.config.num_heads))
+    w = other.head_weights(layer)
+    for head in range(decoder.config.num_heads):
+        size = decoder.config.head_dim
+        for left, right in ((w.q_HDd[head], w.k_GDd[head]), (w.v_GDd[head], w.o_HdD[head].mT)):
+            turn = torch.randn(size, size, generator=generator, dtype=torch.float64)
+            left.copy_(left @ turn)
+            right.copy_(right @ torch.linalg.inv(turn).mT)
+    return other
+
+
+def test_circuits_are_free_of_gauge_and_flattened_weights_are_not() -> None:
+    decoder = drawn(dataclasses.replace(GPT2, qkv_bias=False))
+    other = in_another_basis(decoder, 1)
+    ours, theirs = circuit_cosines(decoder, 1), circuit_cosines(other, 1)
+    for kind in ("qk", "ov"):
+        np.testing.assert_allclose(theirs[kind], ours[kind], atol=1e-10)
+        np.testing.assert_allclose(np.diagonal(ours[kind]), 1)
+    flat, moved = (each.head_weights(1).q_HDd.flatten(1).detach().numpy() for each in (decoder, other))
+    assert np.abs(np.corrcoef(flat) - np.corrcoef(moved)).max() > 0.1
+
+
+@pytest.mark.parametrize("config", [MHA, NEOX, GQA], ids=["rms", "layernorm", "gqa"])
+def test_random_heads_behind_a_layers_norm_lie_as_those_of_a_model_just_drawn(config) -> None:
+    """Off-diagonal cosines have standard deviation 1/D for flat gains; gains of 1 ± 0.3 widen them, in both alike."""
+    kv_heads = config.num_kv_heads * 2
+    shape = {"num_layers": 120, "d_model": 32, "num_heads": 8, "num_kv_heads": kv_heads, "head_dim": 8}
+    decoder = drawn(dataclasses.replace(config, **shape))
+    flat_RHH = random_circuit_cosines(decoder, 400, np.random.default_rng(0))
+    np.testing.assert_allclose(np.diagonal(flat_RHH, axis1=1, axis2=2), 1, atol=1e-6)
+    group_H = np.arange(8) // (8 // kv_heads)
+    pairs = np.triu(np.ones((8, 8), dtype=bool), 1)
+    for within in (True, False):
+        chosen = pairs & ((group_H[:, None] == group_H) == within)
+        for kind in ("qk", "ov") if chosen.any() else ():
+            own = np.stack([circuit_cosines(decoder, layer)[kind] for layer in range(120)])[:, chosen].std()
+            null = np.stack([behind_gains(flat_RHH, decoder, layer)[kind] for layer in range(120)])[:, :, chosen].std()
+            # 480 to 3,360 pairs; own is 0.99 to 1.03 times the null
+            assert own == pytest.approx(null, rel=0.06), (kind, within)
+            if not within:
+                assert flat_RHH[:, chosen].std() == pytest.approx(1 / 32, rel=0.03)
+                assert own > 1.03 * flat_RHH[:, chosen].std(), "mutant: gains left out"
+
+
+def test_heads_of_a_group_share_a_side() -> None:
+    decoder = drawn(GQA)
+    null_RHH = random_circuit_cosines(decoder, 500, np.random.default_rng(0))
+    assert null_RHH[:, 0, 1].std() > 1.5 * null_RHH[:, 0, 2].std()
+
+
+def test_random_heads_are_no_clusters_at_the_stated_rate() -> None:
+    """The p of a silhouette among random heads is uniform over layers that were drawn, and small where two groups are
+    planted. Without the layers' own gains, drawn heads would look like clusters."""
+    decoder = many_layers()
+    flat_RHH = random_circuit_cosines(decoder, 400, np.random.default_rng(0))
+
+    def silhouettes(gram_RHH: np.ndarray) -> np.ndarray:
+        labels_RH = clusterings.kmeans(gram_RHH, 2, np.random.default_rng(1), restarts=3)
+        return clusterings.silhouette(clusterings.distances(gram_RHH), labels_RH)
+
+    def p_values(own_RHH: np.ndarray, null_RHH: np.ndarray) -> np.ndarray:
+        return (1 + (silhouettes(null_RHH) >= silhouettes(own_RHH)[:, None]).sum(1)) / (1 + len(null_RHH))
+
+    p, mutant = [], []
+    for layer in range(40):
+        own, null = circuit_cosines(decoder, layer), behind_gains(flat_RHH, decoder, layer)
+        for kind in ("qk", "ov"):
+            p += p_values(own[kind][None], null[kind]).tolist()
+            mutant += p_values(own[kind][None], flat_RHH).tolist()
+    assert scipy.stats.kstest(p, "uniform").pvalue > 0.01
+    assert scipy.stats.kstest(mutant, "uniform").pvalue < 1e-4
+    planted_HH = np.eye(8) * 0.9 + 0.1 * (np.arange(8)[:, None] % 2 == np.arange(8) % 2)
+    assert p_values(planted_HH[None], flat_RHH)[0] == 1 / 401
+
+
+def test_random_directions_have_the_norms_and_the_law_of_gaussian_vectors() -> None:
+    norm_H, width = np.array([3.0, 1.0, 2.0, 0.5]), 6
+    gram_RHH = random_directions(norm_H, width, 20_000, np.random.default_rng(0))
+    np.testing.assert_allclose(np.diagonal(gram_RHH, axis1=1, axis2=2), np.broadcast_to(norm_H**2, (20_000, 4)))
+    cosine_RHH = gram_RHH / np.multiply.outer(norm_H, norm_H)
+    drawn_RHX = np.random.default_rng(1).normal(size=(20_000, 2, width))
+    drawn_RHX /= np.linalg.norm(drawn_RHX, axis=-1, keepdims=True)
+    theirs_R = (drawn_RHX[:, 0] * drawn_RHX[:, 1]).sum(-1)
+    for i, j in itertools.combinations(range(4), 2):
+        assert scipy.stats.ks_2samp(cosine_RHH[:, i, j], theirs_R).pvalue > 1e-3
+    # Vectors of three numbers span three dimensions, however many there are.
+    flat = random_directions(np.ones(5), 3, 10, np.random.default_rng(0))
+    assert (np.linalg.matrix_rank(flat, tol=1e-9) == 3).all()
+
+
+def test_random_directions_follow_the_heads_wherever_these_are_numbered() -> None:
+    norm_H, order = np.array([3.0, 1.0, 2.0, 0.5]), [2, 0, 3, 1]
+    here, there = (random_directions(norm, 6, 5, np.random.default_rng(0)) for norm in (norm_H, norm_H[order]))
+    np.testing.assert_allclose(there, here[:, order][:, :, order])
+
+
+def test_one_cloud_keeps_the_principal_variances() -> None:
+    points_HX = np.random.default_rng(0).normal(size=(7, 3)) * [5, 1, 0.2] + 4
+    gram_HH = points_HX @ points_HX.T
+    turned_RHH = one_cloud(gram_HH, 20, np.random.default_rng(1))
+    wanted = np.linalg.eigvalsh(clusterings.centred(gram_HH))
+    np.testing.assert_allclose(np.linalg.eigvalsh(turned_RHH), np.broadcast_to(wanted, (20, 7)), atol=1e-9)
+    np.testing.assert_allclose(turned_RHH.sum(-1), 0, atol=1e-9)
+    assert turned_RHH.std(0).min() > 0.01
+
+
+def test_one_oblong_cloud_is_no_two_groups_at_the_stated_rate() -> None:
+    """p among turned clouds is uniform for Gaussian heads of any covariance; isotropic random heads would call most
+    oblong clouds two groups."""
+    generator = np.random.default_rng(0)
+    clouds, draws, exact, mutant = 120, 99, [], []
+
+    def best(gram_RHH: np.ndarray) -> np.ndarray:
+        labels_RH = clusterings.kmeans(gram_RHH, 2, np.random.default_rng(1), restarts=3)
+        return clusterings.silhouette(clusterings.distances(gram_RHH), labels_RH)
+
+    for _ in range(clouds):
+        points_HX = generator.normal(size=(10, 6)) * [4, 1, 1, 0.5, 0.5, 0.5]
+        gram_HH = points_HX @ points_HX.T
+        own = best(gram_HH[None])[0]
+        exact.append((1 + (best(one_cloud(gram_HH, draws, generator)) >= own).sum()) / (1 + draws))
+        norm_H = np.linalg.norm(points_HX, axis=-1)
+        mutant.append((1 + (best(random_directions(norm_H, 6, draws, generator)) >= own).sum()) / (1 + draws))
+    assert scipy.stats.kstest(exact, "uniform").pvalue > 0.01
+    assert np.mean(np.array(mutant) <= 0.05) > 0.3
