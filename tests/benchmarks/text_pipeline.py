@@ -67,7 +67,7 @@ def build(path: str, folder: str) -> None:
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger().addHandler(Times())
-    from headdyn.data.text import LocalText
+    from headdyn.data.text.corpus import LocalText
 
     settings = LocalText(
         path=path,

@@ -17,8 +17,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from headdyn.core.randomness import generator
-from headdyn.data.documents import Documents
-from headdyn.data.stages import Progress, in_threads
+from headdyn.data.text.documents import Documents
+from headdyn.data.text.stages import Progress, in_threads
 
 log = logging.getLogger(__name__)
 

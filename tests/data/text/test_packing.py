@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headdyn.data import packing
-from headdyn.data.packing import cut, pack
+from headdyn.data.text import packing
+from headdyn.data.text.packing import cut, pack
 
 LENGTHS = np.random.default_rng(0).integers(3, 400, size=150)
 ENDS = np.cumsum(LENGTHS)

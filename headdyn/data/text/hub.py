@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headdyn.data.documents import Record
+from headdyn.data.text.documents import Record
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

@@ -11,7 +11,7 @@ import pytest
 
 from headdyn.core.randomness import generator
 from headdyn.data.markov import AliasSampler, matched_chains, sample_tokens
-from headdyn.data.ngrams import losses_nats
+from headdyn.data.text.ngrams import losses_nats
 
 V = 7
 

@@ -14,8 +14,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from headdyn.core.randomness import generator
-from headdyn.data.documents import Documents
-from headdyn.data.stages import Progress
+from headdyn.data.text.documents import Documents
+from headdyn.data.text.stages import Progress
 
 log = logging.getLogger(__name__)
 

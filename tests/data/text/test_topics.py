@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from headdyn.data import topics as clusters
-from headdyn.data.documents import Documents, store_documents
-from headdyn.data.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows
-from headdyn.data.text_files import TextFiles
-from tests.data.small_text import jsonl, own_words, planted
+from headdyn.data.text import topics as clusters
+from headdyn.data.text.documents import Documents, store_documents
+from headdyn.data.text.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows
+from headdyn.data.text.files import TextFiles
+from tests.data.text.small_text import jsonl, own_words, planted
 
 TOPICS = 4
 
@@ -142,7 +142,7 @@ class Lengths:
 
 
 def test_embedding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
-    monkeypatch.setattr("headdyn.data.embedding._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("headdyn.data.text.embedding._CHUNK_BYTES", 1000)
     store_documents(TextFiles(path=jsonl(tmp_path / "a.jsonl", texts)), tmp_path / "d")
     documents, rows, file = Documents(tmp_path / "d"), np.arange(0, 400, 3), tmp_path / "rows"
     with pytest.raises(KeyboardInterrupt):
@@ -162,13 +162,13 @@ def test_the_sample_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     documents, rows = Documents(tmp_path / "d"), np.arange(400)
     sample = sample_rows(documents, rows, np.random.default_rng(0))
     np.testing.assert_array_equal(sample, rows)
-    monkeypatch.setattr("headdyn.data.embedding.SAMPLE_DOCUMENTS", 50)
+    monkeypatch.setattr("headdyn.data.text.embedding.SAMPLE_DOCUMENTS", 50)
     fifty = sample_rows(documents, rows, np.random.default_rng(0))
     assert len(fifty) == 50 and (np.diff(fifty) > 0).all() and np.ptp(fifty) > 200
-    monkeypatch.setattr("headdyn.data.embedding.SAMPLE_BYTES", 2000)
+    monkeypatch.setattr("headdyn.data.text.embedding.SAMPLE_BYTES", 2000)
     few = sample_rows(documents, rows, np.random.default_rng(0))
     assert 2 <= len(few) < 50 and documents.bytes_of(few).sum() <= 2000
-    monkeypatch.setattr("headdyn.data.embedding.SAMPLE_BYTES", 1)
+    monkeypatch.setattr("headdyn.data.text.embedding.SAMPLE_BYTES", 1)
     assert len(sample_rows(documents, rows, np.random.default_rng(0))) == 1
 
 

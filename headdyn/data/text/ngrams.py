@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from headdyn.data.stages import Progress
+from headdyn.data.text.stages import Progress
 
 KEYS_AT_ONCE = 1 << 23  # about 400 MB while a part is counted
 _COUNT_SEQUENCES_TOKENS = 1 << 20

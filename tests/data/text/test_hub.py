@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from headdyn.data import hub
-from headdyn.data.documents import Documents, store_documents
-from headdyn.data.hub import WikipediaArticles
-from headdyn.data.text import Wikipedia
-from tests.data.small_text import planted
+from headdyn.data.text import hub
+from headdyn.data.text.corpus import Wikipedia
+from headdyn.data.text.documents import Documents, store_documents
+from headdyn.data.text.hub import WikipediaArticles
+from tests.data.text.small_text import planted
 
 SETTINGS = Wikipedia(
     vocab_size=300, sequence_length=32, num_topics=2, train_sequences=None, val_sequences=None, seed=0, articles=50

@@ -18,8 +18,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
 
 from headdyn.core.randomness import seed_sequence
-from headdyn.data.documents import Documents
-from headdyn.data.stages import Progress
+from headdyn.data.text.documents import Documents
+from headdyn.data.text.stages import Progress
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import AutoTokenizer
 
 from headdyn.core.store import Store
-from headdyn.data import text_build
 from headdyn.data.corpus import Corpus, corpus_recipe
-from headdyn.data.text import LocalText
-from tests.data.small_text import jsonl, planted
+from headdyn.data.text import build
+from headdyn.data.text.corpus import LocalText
+from tests.data.text.small_text import jsonl, planted
 
 COUNT, TOPICS = 300, 3
 
@@ -29,7 +29,7 @@ COUNT, TOPICS = 300, 3
 def few_draws() -> Iterator[None]:
     """The null of the silhouette is test_text_topics.py's subject; here it only costs time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_build.clusters, "_NULL_DRAWS", 3)
+        patch.setattr(build.clusters, "_NULL_DRAWS", 3)
         yield
 
 
@@ -142,7 +142,7 @@ def test_a_build_goes_on_after_an_interruption(
     settings: LocalText, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """Through the store, stopped right after each step's work and before its marker; then run to the end."""
-    module = text_build.clusters if "." in step else text_build
+    module = build.clusters if "." in step else build
     name = step.rpartition(".")[2]
     real: Callable[..., Any] = getattr(module, name)
     done: list[str] = []
@@ -157,9 +157,9 @@ def test_a_build_goes_on_after_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         store.get("corpus", recipe, settings.build, resumable=settings.resumable)
     monkeypatch.setattr(module, name, real)
-    once = text_build.Stages.once
+    once = build.Stages.once
     monkeypatch.setattr(
-        text_build.Stages, "once", lambda self, what, work: once(self, what, lambda: done.append(what) or work())
+        build.Stages, "once", lambda self, what, work: once(self, what, lambda: done.append(what) or work())
     )
     entry = store.get("corpus", recipe, settings.build, resumable=settings.resumable)
     files = contents(entry.path)
@@ -240,11 +240,11 @@ def test_a_corpus_is_keyed_by_what_its_files_hold(settings: LocalText, tmp_path:
     assert key != corpus_recipe(replace(settings, seed=1))
     elsewhere.write_text(elsewhere.read_text().replace(".", "!", 1))
     assert key != corpus_recipe(replace(settings, path=str(elsewhere)))
-    assert key["source"] == "headdyn.data.text.LocalText" and json.dumps(key)
+    assert key["source"] == "headdyn.data.text.corpus.LocalText" and json.dumps(key)
 
 
 def test_settings_are_checked_without_heavy_imports() -> None:
     heavy = ("torch", "sklearn", "pyarrow", "scipy", "datasets", "tokenizers", "transformers", "sentence_transformers")
-    code = f"import sys, headdyn.data.text; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
+    code = f"import sys, headdyn.data.text.corpus; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"

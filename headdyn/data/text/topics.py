@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from headdyn.core.randomness import generator
 from headdyn.core.statistics import draws_test
-from headdyn.data.embedding import fit_terms
+from headdyn.data.text.embedding import fit_terms
 
 SILHOUETTE_DOCUMENTS = 2000
 _NULL_DRAWS, _STABILITY_SEEDS, _PERMUTATIONS = 39, 5, 999

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headdyn.data import duplicates
-from headdyn.data.documents import Documents, store_documents
-from headdyn.data.duplicates import HASHES, find_duplicates, near_duplicates, signatures
-from headdyn.data.text_files import TextFiles
-from tests.data.small_text import jsonl, made_up_words, planted
+from headdyn.data.text import duplicates
+from headdyn.data.text.documents import Documents, store_documents
+from headdyn.data.text.duplicates import HASHES, find_duplicates, near_duplicates, signatures
+from headdyn.data.text.files import TextFiles
+from tests.data.text.small_text import jsonl, made_up_words, planted
 
 
 def runs(text: str, words: int = 3) -> set[tuple[str, ...]]:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from headdyn.data.documents import Documents, store_documents
-from headdyn.data.text_files import TextFiles
-from headdyn.data.tokenizer import END_ID, END_OF_TEXT, load_tokenizer, save_tokenizer, tokenize, train_tokenizer
-from tests.data.small_text import jsonl, planted
+from headdyn.data.text.documents import Documents, store_documents
+from headdyn.data.text.files import TextFiles
+from headdyn.data.text.tokenizer import END_ID, END_OF_TEXT, load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+from tests.data.text.small_text import jsonl, planted
 
 ODD = ["naïve — 日本語 🙂 \u0000", f"says {END_OF_TEXT} twice {END_OF_TEXT}", "  spaces \n\n tabs\t", "<unk>", "x"]
 
@@ -72,5 +72,5 @@ def test_a_vocabulary_that_the_text_supports(tmp_path: Path) -> None:
 
 def test_a_large_corpus_is_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = stored(tmp_path, planted(100, 2)[0])
-    monkeypatch.setattr("headdyn.data.tokenizer.TRAINING_BYTES", 5000)
+    monkeypatch.setattr("headdyn.data.text.tokenizer.TRAINING_BYTES", 5000)
     assert 4500 < train_tokenizer(documents, np.arange(100), 300, seed=0)[1] <= 5000

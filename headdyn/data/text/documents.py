@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from headdyn.core.records import write_json
-from headdyn.data.stages import Progress
+from headdyn.data.text.stages import Progress
 
 log = logging.getLogger(__name__)
 

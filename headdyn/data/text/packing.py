@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from headdyn.data.stages import Progress
+from headdyn.data.text.stages import Progress
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.data import stages
-from headdyn.data.stages import Progress, Stages, in_threads
+from headdyn.data.text import stages
+from headdyn.data.text.stages import Progress, Stages, in_threads
 
 
 def test_a_step_is_done_once_and_again_only_if_it_was_cut_short(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 
-from headdyn.data import text_files
-from headdyn.data.text_files import TextFiles
+from headdyn.data.text import files
+from headdyn.data.text.files import TextFiles
 
 TEXTS = ['Plain, with "quotes"', "two\nlines\n\nand a blank one", "", "naïve — 日本語 🙂", "a" * 5000]
 TOPICS = ["x", "y", "x", "", "z"]
@@ -92,7 +92,7 @@ def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path: Path, caplog: pyte
 @pytest.mark.parametrize("size", [1, 2, 7, 40, 1 << 20])
 def test_json_is_read_through_any_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """A list, one object, and objects one after another: against the whole file parsed at once."""
-    monkeypatch.setattr(text_files, "_READ_CHARACTERS", size)
+    monkeypatch.setattr(files, "_READ_CHARACTERS", size)
     rows: list[dict[str, Any]] = [{"text": f'a]}}{{[\\ {n} "', "deep": {"list": [1, [2], {}]}} for n in range(5)]
     for name, content in (
         ("list.json", json.dumps(rows, indent=2)),

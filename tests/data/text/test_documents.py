@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headdyn.data.documents import NO_TOPIC, Documents, Record, clean, store_documents
+from headdyn.data.text.documents import NO_TOPIC, Documents, Record, clean, store_documents
 
 TEXTS = [f"document {n} " + "é🙂x" * (n * 7 % 50) for n in range(40)]
 

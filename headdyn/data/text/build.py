@@ -15,15 +15,15 @@ import numpy as np
 
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
-from headdyn.data import topics as clusters
-from headdyn.data.documents import NO_TOPIC, Documents, Reader, store_documents
-from headdyn.data.duplicates import find_duplicates
-from headdyn.data.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows, texts_of
-from headdyn.data.ngrams import losses_nats
-from headdyn.data.packing import pack
-from headdyn.data.stages import Stages
-from headdyn.data.text import LocalText, TextSettings
-from headdyn.data.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+from headdyn.data.text import topics as clusters
+from headdyn.data.text.documents import NO_TOPIC, Documents, Reader, store_documents
+from headdyn.data.text.duplicates import find_duplicates
+from headdyn.data.text.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows, texts_of
+from headdyn.data.text.ngrams import losses_nats
+from headdyn.data.text.packing import pack
+from headdyn.data.text.settings import TextSettings
+from headdyn.data.text.stages import Stages
+from headdyn.data.text.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +64,7 @@ class _Build:
 
     def read(self) -> Mapping[str, Any]:
         """Store every document that has text."""
-        at_most = self.settings.documents if isinstance(self.settings, LocalText) else None
-        return store_documents(self.reader, self.documents.folder, at_most=at_most)
+        return store_documents(self.reader, self.documents.folder, at_most=self.settings.most_documents)
 
     def drop_duplicates(self) -> Mapping[str, Any]:
         """Keep one of each group of copies, and split what is left: the split is by document."""

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from headdyn.data.documents import Record
-from headdyn.data.text_paths import SUFFIXES, TxtDocuments, files_of
+from headdyn.data.text.documents import Record
+from headdyn.data.text.paths import SUFFIXES, TxtDocuments, files_of
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Corpora of real text: read, deduplicated, clustered into topics, tokenised and packed."""
