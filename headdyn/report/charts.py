@@ -48,6 +48,16 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Band:
+    """A shaded region from `low` to `high`, as a null band."""
+
+    label: str
+    x: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dot:
     """One row of an interval chart; `value` None is written as absent, with the reason on hover."""
 
@@ -112,19 +122,34 @@ def line_chart(
     log_x: bool = False,
     whole_x: bool = False,
     y_values: Iterable[float] = (),
+    bands: Sequence[Band] = (),
+    span: tuple[float, float] | None = None,
     width: int = 560,
     height: int = 330,
     scale_y: float = 1.0,
     unit: str = "",
 ) -> Markup:
-    """Curves with intervals and labelled horizontal references. `y_values` widens the y axis, as for a shared one."""
+    """Curves with intervals and labelled horizontal references. `y_values` widens the y axis, as for a shared one.
+
+    `span` shades the chart between two places on the x axis.
+    """
     references = {name: scale_y * level for name, level in (references or {}).items()}
     left, right, top, bottom = 58, 128 if references else 16, 30, 46
     ys = [scale_y * v for line in lines for part in (line.y, line.low or (), line.high or ()) for v in part]
     x = nice_scale((v for line in lines for v in line.x), left, width - right, log=log_x)
+    ys += [scale_y * v for band in bands for v in (*band.low, *band.high)]
     y = nice_scale([*ys, *references.values(), *(scale_y * v for v in y_values)], height - bottom, top)
     ticks = [t for t in x.ticks if not whole_x or float(t).is_integer()]
-    parts = [_title(title), _frame(x, y, ticks, x_label, y_label)]
+    parts = [_title(title)]
+    if span is not None:
+        rect = Markup('<rect class="span" x="{:.1f}" y="{}" width="{:.1f}" height="{}"/>')
+        parts.append(rect.format(x(span[0]), y.end, x(span[1]) - x(span[0]), y.start - y.end))
+    parts.append(_frame(x, y, ticks, x_label, y_label))
+    for band in bands:
+        there = [(x(a), y(scale_y * b)) for a, b in zip(band.x, band.high, strict=True)]
+        there += [(x(a), y(scale_y * b)) for a, b in reversed([*zip(band.x, band.low, strict=True)])]
+        path = "M" + "L".join(f"{a:.1f},{b:.1f}" for a, b in there) + "Z"
+        parts.append(Markup('<path class="band" d="{}"><title>{}</title></path>').format(path, band.label))
     parts += _references(references, x, y)
     many = sum(len(line.x) for line in lines) > 900
     for line in lines:
@@ -188,8 +213,8 @@ def interval_chart(
     return svg(parts, width, height, title)
 
 
-def legend(lines: Sequence[Line]) -> Markup:
-    """What every line is: a swatch and its label, hidden with its runs."""
+def legend(lines: Sequence[Line], bands: Sequence[Band] = (), span: str = "") -> Markup:
+    """What every line is: a swatch and its label, hidden with its runs; then bands, and what a span is."""
     entries = Markup("").join(
         Markup(
             '<span class="key"{}><svg width="34" height="10" viewBox="0 0 34 10"><path class="line" d="M1,5H33" '
@@ -197,6 +222,11 @@ def legend(lines: Sequence[Line]) -> Markup:
         ).format(_runs(line.runs), line.style.colour, line.style.dash, _mark(17, 5, line.style, ""), line.label)
         for line in lines
     )
+    for kind, label in (*(("band", band.label) for band in bands), *([("span", span)] if span else [])):
+        swatch = (
+            '<span class="key"><svg width="34" height="10"><rect class="{}" width="34" height="10"/></svg>{}</span>'
+        )
+        entries += Markup(swatch).format(kind, label)
     return Markup('<div class="legend">{}</div>').format(entries)
 
 

@@ -31,6 +31,7 @@ OUTCOMES = tuple(QUANTITIES)
 
 # What two runs of one group may differ in: the factors' own settings, the seed, and what changes no number's meaning.
 _NOT_COMPARED = (*FACTORS, "seed", "force", "device", "threads", "tracking", "patterns_kept", "analysis")
+_OF_REVISIONS = ("model.revision", "model.revisions")  # checkpoints of one training belong together
 
 Rows = list[dict[str, Any]]
 
@@ -76,10 +77,12 @@ def factor_effects(runs: Sequence[RunRecord], outcomes: Sequence[str] = OUTCOMES
 
     Each is worked out within a seed; with one seed there is a value and no interval, since the unit of such a claim is
     a training run. q (Benjamini–Hochberg) is over all rows that have a p. A group in which two runs of one seed have
-    the same levels has no contrast: its rows say so.
+    the same levels has no contrast: its rows say so. Checkpoints of one training are no arms of a design.
     """
     rows: Rows = []
     for group in comparable(runs):
+        if len({run.factors.get("revision") for run in group.runs}) > 1:
+            continue
         for levels, wanted in _designs(group.runs):
             for outcome in outcomes:
                 found = _design_effects(group.runs, levels, outcome)
@@ -203,7 +206,7 @@ def _designs(runs: Sequence[RunRecord]) -> list[tuple[dict[str, tuple[str, str]]
 
 def _settings(run: RunRecord) -> dict[str, Any]:
     config = {key: value for key, value in run.manifest.get("config", {}).items() if key not in _NOT_COMPARED}
-    return {key: value for key, value in flat(config).items() if not key.endswith(".seed")}
+    return {key: value for key, value in flat(config).items() if not key.endswith(".seed") and key not in _OF_REVISIONS}
 
 
 def _by_option_settings(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

@@ -50,6 +50,21 @@ QUANTITIES: Mapping[str, Quantity] = {
     "specialisation": Quantity(label="specialisation", unit="share²", places=5),
 }
 
+# The same of runs on comparison prompts; effects of factors are not computed for them.
+PROMPT_QUANTITIES: Mapping[str, Quantity] = {
+    "plain_success": Quantity(label="nothing patched", unit="% right", scale=100, places=1),
+    "even_success": Quantity(label="even heads patched", unit="% right", scale=100, places=1),
+    "odd_success": Quantity(label="odd heads patched", unit="% right", scale=100, places=1),
+    "all_success": Quantity(label="all heads patched", unit="% right", scale=100, places=1),
+    "source_success": Quantity(label="the source prompts", unit="% right", scale=100, places=1),
+    "strength": Quantity(label="strength", unit="even − odd, share of pairs", places=2),
+    "strength_nats": Quantity(label="strength of Δ", unit="even − odd, nats", places=3),
+    "control_strength_nats": Quantity(label="strength of Δ on controls", unit="even − odd, nats", places=3),
+    "seed_strength": Quantity(label="strength as the study judged it", unit="one prompt, −1, 0 or 1", places=0),
+    "qk_best_silhouette": Quantity(label="silhouette, QK circuits", unit="best of all clusterings"),
+    "ov_best_silhouette": Quantity(label="silhouette, OV circuits", unit="best of all clusterings"),
+    "behaviour_best_silhouette": Quantity(label="silhouette, effects of heads", unit="best of all clusterings"),
+}
 
 # How a reader meets the levels of the factors; others are shown as they are spelled in a command.
 LEVELS: Mapping[str, str] = {
@@ -69,7 +84,7 @@ def level(name: Any) -> str:
 
 def quantity(name: str) -> Quantity:
     """How to show a scalar; one without an entry is shown under its own name, unscaled."""
-    return QUANTITIES.get(name) or Quantity(label=name, unit="")
+    return QUANTITIES.get(name) or PROMPT_QUANTITIES.get(name) or Quantity(label=name, unit="")
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:

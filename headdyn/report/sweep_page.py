@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headdyn.report.cells import Cell, cell, columns_for, summary_cell
 from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
 from headdyn.report.head_data import ROLES, courses, patterns, statistics, telling_heads
@@ -26,30 +26,14 @@ from headdyn.report.sweep_charts import (
 from headdyn.report.sweep_record import Job, SweepRecord
 from headdyn.report.words import statements
 
-# The seed study's columns with what they need beside them, and what a reader asks next.
-COLUMNS = (
-    *("loss_nats", "gap_closed", "within_ratio", "selectivity", "entropy_nats", "probe_accuracy_middle"),
-    *("sink_rate",),
-)
 MATCHED = ("selectivity", "within_ratio", "entropy_nats", "probe_accuracy_middle")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One number of a table as its parts; an absent one has a reason."""
-
-    value: str = ""
-    interval: str = ""
-    null: str = ""
-    note: str = ""
-    reason: str = ""
 
 
 def write_sweep_page(folder: Path) -> Path:
     """report.html of an ended sweep, from its records alone: one file that opens from disk with no network."""
     sweep = SweepRecord.read(folder)
     jobs = sweep.complete
-    kept = patterns(jobs)
+    kept, columns = patterns(jobs), columns_for(jobs)
     page = folder / "report.html"
     write_page(
         page,
@@ -62,8 +46,8 @@ def write_sweep_page(folder: Path) -> Path:
         groups=sweep.groups,
         levels=LEVELS,
         varied=sweep.varied,
-        columns=[(quantity(name).label, quantity(name).unit) for name in COLUMNS],
-        rows=[(job, [_summary_cell(job, name) for name in COLUMNS]) for job in jobs],
+        columns=[(quantity(name).label, quantity(name).unit) for name in columns],
+        rows=[(job, [summary_cell(job, name) for name in columns]) for job in jobs],
         effect_charts=effect_charts(sweep.effects),
         effect_rows=_effect_rows(sweep.effects),
         matched=_matched_rows(sweep),
@@ -154,33 +138,6 @@ def _status(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def _summary_cell(job: Job, name: str) -> Cell:
-    scalar, q = job.scalar(name), quantity(name)
-    cell = _cell(scalar, name)
-    if not cell.reason and name == "within_ratio":
-        uniform = job.scalar("within_ratio_uniform").get("value")
-        note = "" if uniform is None else f"uniform {fixed(q.scale * uniform, 1)}"
-        return Cell(cell.value, cell.interval, cell.null, note)
-    if not cell.reason and name == "probe_accuracy_middle":
-        ceiling = job.scalar("probe_ceiling").get("value")
-        return Cell(
-            cell.value, cell.interval, cell.null, "" if ceiling is None else f"ceiling {fixed(100 * ceiling, 1)}"
-        )
-    if not cell.reason and name == "loss_nats":
-        floor = job.run.value("floor_nats")
-        return Cell(cell.value, cell.interval, cell.null, "" if floor is None else f"floor {floor:.3f}")
-    return cell
-
-
-def _cell(scalar: Mapping[str, Any], name: str, *, signed: bool = False) -> Cell:
-    if scalar.get("value") is None:
-        return Cell(reason=str(scalar.get("reason", "not computed")))
-    q = quantity(name)
-    value, _, interval = q.spelled(scalar, signed=signed).partition(" ")
-    null = scalar.get("null")
-    return Cell(value, interval, "" if not null else f"null {fixed(q.scale * null, max(1, q.places - 1))}")
-
-
 def _training_rows(sweep: SweepRecord) -> list[dict[str, Any]]:
     """For each training: where it ended, in loss and in its passes over the corpus, and how fast it went."""
     rows = []
@@ -212,9 +169,9 @@ def _effect_rows(effects: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for row in effects:
         entry = rows.setdefault((row["group"], effect_name(row)), {})
-        cell = _cell(row, row["outcome"], signed=True)
+        found = cell(row, row["outcome"], signed=True)
         q = "" if row.get("q") is None else f"q {'' if row['q'] < 0.001 else '= '}{p_value(row['q'])}"
-        entry[row["outcome"]] = Cell(cell.value, cell.interval, "", q, cell.reason)
+        entry[row["outcome"]] = Cell(found.value, found.interval, "", q, found.reason)
         entry["n"] = row["n"]
     columns = [(name, quantity(name).label, quantity(name).of_differences) for name in outcomes]
     return {"columns": columns, "rows": [(group, name, entry) for (group, name), entry in rows.items()]}
@@ -239,8 +196,8 @@ def _matched_rows(sweep: SweepRecord) -> list[dict[str, Any]]:
         )
         difference = {"value": pair["difference"]}
         entry["cells"][quantity(pair["outcome"]).label] = (
-            *(_cell(pair[ordering], pair["outcome"]) for ordering in ("shuffled", "topic")),
-            _cell(difference, pair["outcome"], signed=True),
+            *(cell(pair[ordering], pair["outcome"]) for ordering in ("shuffled", "topic")),
+            cell(difference, pair["outcome"], signed=True),
         )
     return list(entries.values())
 

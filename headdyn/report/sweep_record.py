@@ -7,73 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.figures import PALETTE
-from headdyn.core.records import HeadTable, write_json
+from headdyn.core.records import write_json
 from headdyn.core.run_folder import MANIFEST, RunRecord
-from headdyn.report.charts import Style
-from headdyn.report.effects import FACTORS, comparable, factor_effects, pooled
-from headdyn.report.numbers import level
+from headdyn.report.effects import comparable, factor_effects, pooled
+from headdyn.report.jobs import Job as Job
+from headdyn.report.jobs import build_jobs, factor_names
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
-
-# What is told by colour first, by dashes next, by the mark's shape last.
-_CHANNELS = ("data_ordering", "attention", "position_enc", "group", "protocol", "mode", "model", "data", "seed")
-_LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
-_MARKS = ("circle", "square", "up")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job: its record, the factors it was started with, its place in the sweep, and how it is named and drawn."""
-
-    number: int
-    run: RunRecord
-    factors: Mapping[str, Any]
-    label: str
-    group: str
-    style: Style
-
-    @property
-    def complete(self) -> bool:
-        """Whether the run finished."""
-        return self.run.status == "complete"
-
-    @cached_property
-    def heads(self) -> HeadTable:
-        """The run's head table, read once."""
-        return self.run.heads()
-
-    @cached_property
-    def metrics(self) -> Mapping[str, Sequence[tuple[int, float]]]:
-        """The run's metrics.jsonl, read once."""
-        return self.run.metrics()
-
-    @property
-    def training(self) -> str:
-        """Names the training the run stands on: arms of one training share it."""
-        stage = self.run.manifest.get("stages", {}).get("training")
-        return stage["key"] if stage else self.run.name
-
-    @property
-    def recalibrated(self) -> bool:
-        """Whether a positional change, and a second training, followed the training."""
-        return "recalibration" in self.run.scalars
-
-    def scalar(self, name: str) -> Mapping[str, Any]:
-        """A scalar with what stands beside it; `reason` where the run lacks it."""
-        found = self.run.scalars.get(name)
-        if found is None:
-            return (
-                {"reason": f"the run recorded no {name}"}
-                if self.complete
-                else {"reason": f"the run is {self.run.status}"}
-            )
-        return found if isinstance(found, Mapping) else {"value": found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +64,7 @@ class SweepRecord:
     @property
     def varied(self) -> dict[str, list[str]]:
         """The factors in which jobs differ, with their levels in the order met; the filter's choices."""
-        names = _factor_names([job.factors for job in self.jobs])
+        names = factor_names([job.factors for job in self.jobs])
         levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in names}
         varied = {name: seen for name, seen in levels.items() if len(seen) > 1}
         return varied | ({"group": self.groups} if len(self.groups) > 1 else {})
@@ -143,7 +86,7 @@ class SweepRecord:
         return cls(
             folder=folder,
             name=content["name"],
-            jobs=_jobs(runs),
+            jobs=build_jobs(runs),
             effects=_json(folder / EFFECTS, []),
             pairs=matched["pairs"],
             pooled=matched["pooled"],
@@ -162,7 +105,7 @@ def single_job(folder: Path) -> Job:
     if run.status != "complete":
         error = run.manifest.get("error", "its record says no more")
         raise ValueError(f"{folder} is {run.status}, not complete: {error}; run its command again, then the report")
-    return _jobs([(run, run.factors)])[0]
+    return build_jobs([(run, run.factors)])[0]
 
 
 def is_sweep(folder: Path) -> bool:
@@ -254,56 +197,6 @@ def merge(folders: Sequence[Path], out: Path) -> None:
 def now() -> str:
     """The time for a record, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
-    group_of = {run.folder: group.name for group in comparable([r for r, _ in runs]) for run in group.runs}
-    groups = list(dict.fromkeys(group_of.values()))
-    factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
-    names = _factor_names([given for _, given in runs])
-    varied = [name for name in names if len({str(f.get(name)) for f in factors}) > 1]
-    labels = [
-        " ".join(_word(name, f.get(name)) for name in varied) or run.name
-        for f, (run, _) in zip(factors, runs, strict=True)
-    ]
-    if len(groups) > 1:  # a mode that tells the groups apart is in the labels already
-        named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
-        labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
-    labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
-    styles = _styles(factors)
-    return [
-        Job(number, run, given, labels[number], group_of.get(run.folder, ""), styles[number])
-        for number, (run, given) in enumerate(runs)
-    ]
-
-
-def _factor_names(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The factors in the order they are read: known ones, then any other, the seed last."""
-    others = dict.fromkeys(name for given in factors for name in given if name not in (*_LABELLED, "experiment"))
-    return [*_LABELLED[:-1], *others, _LABELLED[-1]]
-
-
-def _word(factor: str, name: Any) -> str:
-    return f"s{name}" if factor == "seed" else level(name)
-
-
-def _styles(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
-    """A look for every job: the first varied factor gives the colour, the second the dashes, the third the mark."""
-    levels = {name: _ordered(name, [str(f.get(name)) for f in factors]) for name in _CHANNELS}
-    told = [name for name in _CHANNELS if len(levels[name]) > 1]
-    places = [[levels[name].index(str(f.get(name))) for name in told] + [0, 0, 0] for f in factors]
-    return [
-        Style(PALETTE[colour % len(PALETTE)], _DASHES[dash % len(_DASHES)], _MARKS[mark % len(_MARKS)])
-        for colour, dash, mark, *_ in places
-    ]
-
-
-def _ordered(name: str, levels: Sequence[str]) -> list[str]:
-    """Levels with the factor's low and high first, so that a level looks the same in every sweep."""
-    seen = dict.fromkeys(levels)
-    return [known for known in FACTORS.get(name, ()) if known in seen] + [
-        v for v in seen if v not in FACTORS.get(name, ())
-    ]
 
 
 def _relative(folder: Path, start: Path) -> str:

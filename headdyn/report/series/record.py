@@ -1,0 +1,175 @@
+"""Series of checkpoints as a sweep's folder tells them: the verdict on each, and its timeline, a row a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from headdyn.core.records import write_json
+from headdyn.report.jobs import Job
+from headdyn.report.numbers import level
+from headdyn.report.sweep_record import VERDICT, SweepRecord
+
+TIMELINE = "timeline"
+_TABLES = (TIMELINE, "head_matches", "cluster_divergence")  # of a sweep's folder, with a column `series`
+_TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
+
+
+@dataclass(frozen=True)
+class Points:
+    """A metric over the steps that have it; an absent interval end or null is NaN."""
+
+    steps: Sequence[int]
+    value: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+    null: Sequence[float]
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether any point has one."""
+        return any(math.isfinite(low) for low in self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """The checkpoints of one training, in its order. `title` tells it from the sweep's other series, "" where alone."""
+
+    number: int
+    title: str
+    factors: Mapping[str, Any]
+    verdict: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    jobs: Mapping[str, Job]
+    folder: Path
+
+    @property
+    def group(self) -> str:
+        """The group of comparable runs that its checkpoints are in."""
+        return next((job.group for job in self.jobs.values() if job.complete), "")
+
+    @cached_property
+    def counted(self) -> list[Mapping[str, Any]]:
+        """The timeline's rows of checkpoints that count: neither failed nor excluded, with a step."""
+        return [row for row in self.rows if row["counts"] and row["step"] is not None]
+
+    @property
+    def complete(self) -> list[Job]:
+        """The jobs of checkpoints that count, in the order of training."""
+        return [self.jobs[row["revision"]] for row in self.counted if row["revision"] in self.jobs]
+
+    @property
+    def measures(self) -> Mapping[str, Mapping[str, Any]]:
+        """What is said of each measure; empty where too few checkpoints count."""
+        return self.verdict.get("measures", {})
+
+    @property
+    def of_prompts(self) -> bool:
+        """Whether the checkpoints were run on comparison prompts."""
+        return any("strength_nats" in row for row in self.rows)
+
+    @property
+    def model(self) -> str:
+        """The model as it was named in the command, or its kind."""
+        for job in self.jobs.values():
+            name = job.run.manifest.get("config", {}).get("model", {}).get("name")
+            if name:
+                return str(name)
+        return str(self.factors.get("model", ""))
+
+    @property
+    def organism(self) -> Mapping[str, Any]:
+        """What was planted into the suite; empty where nothing is known."""
+        return next((job.run.manifest["organism"] for job in self.complete if "organism" in job.run.manifest), {})
+
+    def points(self, metric: str) -> Points | None:
+        """A metric over the steps; None where no checkpoint that counts has it."""
+        there = [row for row in self.counted if _number(row.get(metric)) is not None]
+        if not there:
+            return None
+        columns = [[_number(row.get(f"{metric}{part}")) for row in there] for part in ("_ci_low", "_ci_high", "_null")]
+        low, high, null = ([math.nan if v is None else v for v in column] for column in columns)
+        return Points([row["step"] for row in there], [row[metric] for row in there], low, high, null)
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """This series' rows of one of the sweep's tables; empty where it was not written."""
+        return _rows(self.folder, name, self.number)
+
+
+def read_series(sweep: SweepRecord) -> list[Series]:
+    """Every series of a sweep on which a verdict was given, in the order of verdict.json."""
+    path = sweep.folder / VERDICT
+    if not path.exists():
+        return []
+    entries = [entry for entry in json.loads(path.read_text(encoding="utf-8")) if "counted" in entry["verdict"]]
+    by_name = {job.run.name: job for job in sweep.jobs}
+    varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
+    return [
+        Series(
+            number=entry["series"],
+            title=" ".join(_word(name, entry["factors"].get(name)) for name in varied),
+            factors=entry["factors"],
+            verdict=entry["verdict"],
+            rows=_rows(sweep.folder, TIMELINE, entry["series"]),
+            jobs={revision: by_name[name] for revision, name in entry["runs"].items() if name in by_name},
+            folder=sweep.folder,
+        )
+        for entry in entries
+    ]
+
+
+def merge_series(folders: Sequence[Path], out: Path) -> None:
+    """Carry the series of several sweeps over to a merged one at `out`, numbered anew; the same series counts once."""
+    entries: list[dict[str, Any]] = []
+    tables: dict[str, list[pa.Table]] = {name: [] for name in _TABLES}
+    for folder in folders:
+        path = folder / VERDICT
+        for entry in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
+            if any(entry["runs"] == known["runs"] and entry["analysis"] == known["analysis"] for known in entries):
+                continue
+            number = len(entries)
+            entries.append({**entry, "series": number, "figures": {}})
+            for name in _TABLES:
+                rows = _table(folder, name, entry["series"])
+                if rows is not None:
+                    place = rows.schema.get_field_index("series")
+                    tables[name].append(rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64())))
+    if entries:
+        write_json(out / VERDICT, entries)
+    for name, parts in tables.items():
+        if parts:
+            whole = pa.concat_tables(parts, promote_options="default")
+            pq.write_table(whole, out / f"{name}.parquet")
+            if name == TIMELINE:
+                pa.csv.write_csv(whole, out / f"{name}.csv")
+
+
+def _table(folder: Path, name: str, number: int) -> pa.Table | None:
+    path = folder / f"{name}.parquet"
+    if not path.exists():
+        return None
+    table = pq.read_table(path)
+    return table.filter(pc.equal(table["series"], number))
+
+
+def _rows(folder: Path, name: str, number: int) -> list[dict[str, Any]]:
+    table = _table(folder, name, number)
+    return [] if table is None else table.to_pylist()
+
+
+def _word(factor: str, name: Any) -> str:
+    return f"s{name}" if factor == "seed" else f"protocol={name}" if factor == "protocol" else level(name)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
