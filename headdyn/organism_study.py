@@ -198,7 +198,8 @@ def _half(summary: SplitSummary, heads: Sequence[int]) -> int | None:
 def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
     """When what was planted shows: the interval in which its own success passes the threshold, and the true onset.
 
-    The effect followed is the planted half's success less the other half's; where all heads carry the choice, theirs.
+    The effect followed is the planted half's success less the other half's; where all heads carry the choice, theirs
+    less that with nothing patched (an untrained model answers half of the pairs rightly).
     `onset_off_by` counts checkpoints between the interval found and the true one; null where it never shows.
     """
     if known["onset"] is None:
@@ -207,7 +208,9 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
     for point in points:
         assert point.splits is not None and point.step is not None
         half = _half(point.splits, known["heads"])
-        values.append(point.summary()["all_success"]["value"] if half is None else point.splits.success_S[half])
+        value = {name: row["value"] for name, row in point.summary().items() if "value" in row}
+        whole = value["all_success"] - value["plain_success"]
+        values.append(whole if half is None else point.splits.success_S[half])
         steps.append(point.step)
     found, true = int(first_above(np.array(values), THRESHOLD)), known["onset"]["step"]
     at = next(i for i, step in enumerate(steps) if step > true)
