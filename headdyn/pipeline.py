@@ -24,7 +24,7 @@ from headdyn.core import machine
 from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import RunFolder, is_complete
+from headdyn.core.run_folder import RunFolder, is_complete, read_manifest
 from headdyn.core.settings import AnalysisChoice
 from headdyn.core.store import StageInterruptedError, Store, explain_os_error
 from headdyn.core.tracking import open_tracker
@@ -32,19 +32,22 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.report.run_page import write_run_page
-from headdyn.stages import Stages, find_corpus, open_checkpoint, open_corpus, open_store, training_recipe
+from headdyn.stages import Stages, find_corpus, is_outdated, open_checkpoint, open_corpus, open_store, training_recipe
 
 log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, folder: Path) -> None:
-    """Do one run and leave its record in `folder`; nothing, where that is complete already and not forced.
+    """Do one run and leave its record in `folder`; nothing, where that is complete already, its
+    text unchanged, and not forced.
 
     Raises KeyboardInterrupt when asked to stop (SIGINT, SIGTERM) after saving where it was, and whatever failed.
     """
     if is_complete(folder) and not config.force:
-        log.info("%s: already complete (force=true runs it again)", config.name)
-        return
+        if not is_outdated(config, read_manifest(folder)):
+            log.info("%s: already complete (force=true runs it again)", config.name)
+            return
+        log.warning("%s: its text has changed since it was run; running it again", config.name)
     here = machine.resolve(config.device, config.precision, config.threads)
     machine.keep_freed_memory()
     store = open_store()

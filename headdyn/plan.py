@@ -30,10 +30,11 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
 @dataclass(frozen=True)
 class Plan:
-    """A command's jobs, all of them valid. `sweep_folder` is None for a single run."""
+    """A command's jobs, all of them valid, and the folder of the sweep or of the single run."""
 
     jobs: tuple[RunConfig, ...]
-    sweep_folder: Path | None
+    folder: Path
+    is_sweep: bool
     arguments: tuple[str, ...]  # as Hydra gets them: the revisions of a series spelt out
 
 
@@ -54,8 +55,9 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         revisions = _revisions(checked)
         if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
             _require_one_job(base, checked, overrides, swept_by_preset, revisions)
-            _require_output(Path(str(base.hydra.run.dir)))
-            return Plan((checked,), None, tuple(arguments))
+            folder = Path(str(base.hydra.run.dir)).absolute()
+            _require_output(folder)
+            return Plan((checked,), folder, False, tuple(arguments))
         if not base.hydra.sweeper._target_.endswith("BasicSweeper"):
             raise ConfigError(
                 f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic"
@@ -77,7 +79,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in swept if key not in swept_by_preset])
         folder = Path(str(OmegaConf.select(base, "hydra.sweep.dir"))).absolute()
         _require_output(folder)
-        return Plan(jobs, folder, tuple(arguments))
+        return Plan(jobs, folder, True, tuple(arguments))
 
 
 def _revisions(config: RunConfig) -> tuple[str, ...]:

@@ -52,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         status = 130
-    if plan is not None and plan.sweep_folder is not None:
+    if plan is not None and plan.is_sweep:
         from headdyn.sweep import finish
 
-        complete = finish(plan.sweep_folder, plan.jobs, arguments)
+        complete = finish(plan.folder, plan.jobs, arguments)
         status = status or (0 if complete else 1)
+    elif plan is not None and status == 0:
+        from headdyn.report.terminal import print_run
+
+        print_run(plan.folder)
     return status
 
 

@@ -19,7 +19,7 @@ from headdyn.core.randomness import generator
 from headdyn.core.run_folder import MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
 from headdyn.data.comparisons import Comparisons, Prompts
-from headdyn.data.corpus import Corpus, corpus_recipe
+from headdyn.data.corpus import Corpus, Source, corpus_recipe
 from headdyn.data.ordering import BatchSchedule, dominant_topics
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps, state_hash
 from headdyn.models.decoder import Decoder
@@ -43,13 +43,24 @@ def open_store() -> Store:
     return Store(root)
 
 
+def recipe_of(source: Source) -> dict[str, Any]:
+    """What the store keys a corpus by."""
+    return {"schema": SCHEMA["corpus"], **corpus_recipe(source)}
+
+
 def find_corpus(config: RunConfig, store: Store) -> tuple[Corpus, Entry]:
     """The corpus, built at most once for its settings."""
     source = config.data
     assert not isinstance(source, Comparisons)
-    recipe = {"schema": SCHEMA["corpus"], **corpus_recipe(source)}
-    entry = store.get("corpus", recipe, source.build, resumable=getattr(source, "resumable", False))
+    entry = store.get("corpus", recipe_of(source), source.build, resumable=getattr(source, "resumable", False))
     return source.open(entry.path), entry
+
+
+def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
+    """Whether a run's corpus is another by now: the user's file was edited under the same path."""
+    if isinstance(config.data, Comparisons):
+        return False
+    return bool(manifest["stages"]["corpus"]["key"] != recipe_key("corpus", recipe_of(config.data)))
 
 
 def open_corpus(config: RunConfig, store: Store, record: RunFolder) -> tuple[Corpus, Entry]:

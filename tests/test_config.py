@@ -113,8 +113,8 @@ def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
     assert len({job.name for job in plan.jobs}) == 8
     factors = {(j.factors["attention"], j.factors["data_ordering"], j.factors["position_enc"]) for j in plan.jobs}
     assert len(factors) == 8
-    assert plan.sweep_folder == make_plan(["-m", "experiment=matrix"]).sweep_folder
-    assert plan.sweep_folder != make_plan(["-m", "experiment=matrix", "train.steps=700"]).sweep_folder
+    assert plan.folder == make_plan(["-m", "experiment=matrix"]).folder
+    assert plan.folder != make_plan(["-m", "experiment=matrix", "train.steps=700"]).folder
 
 
 def test_the_command_line_wins_over_a_preset():

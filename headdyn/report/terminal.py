@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, quantity
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.report.sweep_record import SweepRecord, single_job
 from headdyn.report.words import ONE_SEED, statements
 
 log = logging.getLogger(__name__)
@@ -117,6 +117,12 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
         console.print(Text(f"{job.run.name}: {job.run.status}. {error}", style="red"))
     if page is not None:
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def print_run(folder: Path) -> None:
+    """A single finished run's numbers, and where its report is."""
+    alone = SweepRecord(folder=folder, name=folder.name, jobs=[single_job(folder)], effects=[], pairs=[], pooled=[])
+    print_summary(Console(), alone, folder / "report.html")
 
 
 def summary_table(sweep: SweepRecord, console: Console) -> Table:
