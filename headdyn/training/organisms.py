@@ -13,7 +13,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,27 @@ def build_suite(
     """Train a suite into `folder`, or go on with what an earlier call left there.
 
     The folder gets one Hugging Face checkpoint with tokenizer a revision (step1000/…), organism.json with the truth,
-    metrics.jsonl and, while at work, resume/. Equal settings give equal weights, to the bit at one number of threads.
+    metrics.jsonl and, while at work, resume/. It is trained on one thread: equal settings give equal weights, to the
+    bit on one kind of processor, however many cores there are.
     `observer` is called every half second, `should_stop` is asked after every step.
 
     Raises OrganismInterrupted when asked to stop, OrganismDiverged where numbers stop being finite, ValueError where
     the folder holds another suite's state, OSError where the disk refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _Suite(settings, folder).run(observer, should_stop)
+    with _one_thread():
+        _Suite(settings, folder).run(observer, should_stop)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Two threads split sums otherwise than one: weights differed in their last bits after 12 steps."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def interchange_losses(decoder: Decoder, batch: Batch, layer: int, heads: tuple[int, ...]) -> dict[str, Tensor]:

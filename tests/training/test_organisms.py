@@ -298,6 +298,13 @@ def test_kinds_of_a_suite_part_at_the_onset(suite: Path, tmp_path: Path) -> None
 def test_equal_settings_give_equal_weights_and_other_suites_others(suite: Path, tmp_path: Path) -> None:
     build_suite(tiny(), tmp_path / "again")
     assert weights(tmp_path / "again") == weights(suite)
+    torch.set_num_threads(2)
+    try:
+        build_suite(tiny(), tmp_path / "two threads")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert weights(tmp_path / "two threads") == weights(suite)
     build_suite(tiny(suite=1), tmp_path / "other")
     assert all(weights(tmp_path / "other")[revision] != content for revision, content in weights(suite).items())
 
