@@ -1,0 +1,70 @@
+"""What a corpus of real text is made of: how its topics were found, and how far they can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from headdyn.report.numbers import fixed, number, p_value
+
+_EMBEDDINGS = {"tfidf": "TF-IDF with truncated SVD", "minilm": "MiniLM sentence embeddings"}
+
+
+def text_topics(manifests: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each different text corpus of the runs: `title`, `facts` and `topics` (name, terms, documents).
+
+    Empty for runs on micro-languages or prompts.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for manifest in manifests:
+        corpus = manifest.get("corpus", {})
+        if corpus.get("name") == "text":
+            found.setdefault(manifest["stages"]["corpus"]["key"], corpus["facts"])
+    entries = [{"facts": _facts(facts), "topics": _topics(facts)} for facts in found.values()]
+    return [{"title": f"Corpus {n}" if len(entries) > 1 else "", **entry} for n, entry in enumerate(entries, 1)]
+
+
+def _facts(f: Mapping[str, Any]) -> dict[str, str]:
+    removed = f"{number(f['exact_duplicates'])} exact and {number(f['near_duplicates'])} near duplicates left out"
+    told = {"documents": f"{number(f['documents_read'])} read, {removed}"}
+    if "embedding" in f:
+        parts = [_EMBEDDINGS[f["embedding"]]]
+        if f.get("explained_variance") is not None:
+            parts.append(f"{f['components']} components, {100 * f['explained_variance']:.1f} % of the variance")
+        told["topics from"] = "clusters of " + ", ".join(parts)
+    if f.get("silhouette") is not None:
+        told["silhouette"] = (
+            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; shuffled features give "
+            f"{fixed(f['silhouette_null'], 3)}, their 95th percentile is {fixed(f['silhouette_null_p95'], 3)} "
+            f"(p {p_value(f['silhouette_p'])})"
+        )
+    if f.get("stability_adjusted_rand") is not None:
+        told["stability"] = (
+            f"adjusted Rand {fixed(f['stability_adjusted_rand'], 2)} between clusterings of "
+            f"{f['stability_seeds']} seeds ({fixed(f['stability_adjusted_rand_least'], 2)} to "
+            f"{fixed(f['stability_adjusted_rand_most'], 2)}); 1 would be the same clusters each time"
+        )
+    if f.get("given_adjusted_rand") is not None:
+        told["agreement with given topics"] = (
+            f"adjusted Rand {fixed(f['given_adjusted_rand'], 3)} with {f['given_topics']} given topics of "
+            f"{number(f['given_documents'])} documents; relabelled documents give "
+            f"{fixed(f['given_adjusted_rand_null'], 3)}, at the 95th percentile "
+            f"{fixed(f['given_adjusted_rand_null_p95'], 4)} (p {p_value(f['given_adjusted_rand_p'])})"
+        )
+    told["tokens"] = (
+        f"byte-level BPE of {number(f['vocab_size'])}, {fixed(f['val_bytes_per_token'], 2)} bytes a token; "
+        f"{number(f['train_sequences'])} training and {number(f['val_sequences'])} held-out sequences"
+    )
+    told["a sequence"] = (
+        f"{fixed(f['val_documents_per_sequence'], 1)} documents of {fixed(f['val_topics_per_sequence'], 1)} topics; "
+        f"{100 * f['val_share_of_two_documents_of_a_topic']:.0f} % hold two documents of one topic"
+    )
+    return told
+
+
+def _topics(f: Mapping[str, Any]) -> list[dict[str, Any]]:
+    terms = f.get("topic_terms") or [[] for _ in f["topic_names"]]
+    return [
+        {"name": name, "documents": documents, "terms": ", ".join(words)}
+        for name, documents, words in zip(f["topic_names"], f["topic_documents"], terms, strict=True)
+    ]
