@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from headdyn.report.run_page import write_run_page
+from headdyn.report.series.record import merge_series
 from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.sweep_record import SweepRecord, is_run, matched_pairs, merge, rewrite, single_job, sweep_json
@@ -61,6 +62,7 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
                 sweep_json(path)
         folder = out
         merge(paths, folder)
+        merge_series(paths, folder)
     page = write_sweep_page(folder)
     print_summary(console, SweepRecord.read(folder), page)
     if study is not None:

@@ -53,9 +53,19 @@ def courses(job: Job) -> dict[str, Any]:
     last = job.heads.table["step"].to_pylist()
     if last:
         tables[last[0]] = job.heads
+    return _course(tables, job.heads)
+
+
+def series_course(jobs: Mapping[int, Job]) -> dict[str, Any]:
+    """Head metrics over the checkpoints of a series, by step; {} where fewer than two have a metric."""
+    last = jobs[max(jobs)] if jobs else None
+    return {} if last is None else _course({step: job.heads for step, job in jobs.items()}, last.heads)
+
+
+def _course(tables: Mapping[int, HeadTable], last: HeadTable) -> dict[str, Any]:
     steps = sorted(tables)
-    metrics = [m for m in head_metrics(job.heads) if any(m in head_metrics(t) for t in tables.values())]
-    shape = job.heads.matrix(metrics[0]).shape if metrics else (0, 0)
+    metrics = [m for m in head_metrics(last) if any(m in head_metrics(t) for t in tables.values())]
+    shape = last.matrix(metrics[0]).shape if metrics else (0, 0)
     by_metric = {}
     for metric in metrics:
         matrices = [

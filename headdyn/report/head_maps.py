@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -111,3 +111,38 @@ def head_map(
     middle = top + high * layers / 2
     parts.append(Markup('<text class="label" transform="translate(9,{0}) rotate(-90)">layer</text>').format(middle))
     return svg(parts, left + wide * heads + 4, top + high * layers + 28, f"{metric} of {label}")
+
+
+def grid_map(
+    value_RC: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    title: str,
+    axes: tuple[str, str],
+    colours: Colours,
+    notes: Mapping[tuple[int, int], str] | None = None,
+) -> Markup:
+    """A matrix as cells with numbers, as of checkpoints by heads; `axes` are what rows and columns are."""
+    count, across = value_RC.shape
+    wide, high = 47, 22
+    left, top = 14 + 7.2 * max((len(name) for name in rows), default=1), 26
+    parts = [Markup('<text class="title" x="4" y="15">{}</text>').format(title)]
+    for (row, column), value in np.ndenumerate(value_RC):
+        x, y = left + wide * column, top + high * row
+        there = math.isfinite(value)
+        fill, ink = colours(value) if there else ("#fff", _GREY)
+        text = fixed(value, colours.places) if there else "–"
+        tip = f"{rows[row]}, {axes[1]} {columns[column]}: {(notes or {}).get((row, column), text)}"
+        cell = '<g class="cell still"><rect x="{:.1f}" y="{}" width="{}" height="{}" fill="{}"/>'
+        cell += '<text x="{:.1f}" y="{}" fill="{}">{}</text><title>{}</title></g>'
+        parts.append(Markup(cell).format(x, y, wide, high, fill, x + wide / 2, y + high / 2 + 3.4, ink, text, tip))
+    for row, name in enumerate(rows):
+        tick = Markup('<text class="tick y" x="{:.1f}" y="{}">{}</text>')
+        parts.append(tick.format(left - 5, top + high * (row + 0.5) + 3.5, name))
+    for column, name in enumerate(columns):
+        tick = Markup('<text class="tick x" x="{:.1f}" y="{}">{}</text>')
+        parts.append(tick.format(left + wide * (column + 0.5), top + high * count + 13, name))
+    label = Markup('<text class="label" x="{:.1f}" y="{}">{}</text>')
+    parts.append(label.format(left + wide * across / 2, top + high * count + 28, axes[1]))
+    return svg(parts, left + wide * across + 6, top + high * count + 34, title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,16 +27,23 @@ def checks(sweep: SweepRecord) -> list[Check]:
     jobs = sweep.complete
     found = [_complete(sweep)]
     if jobs:
-        found += [*_floor(jobs), *_ranges(jobs), *_identity(jobs), _seeds(jobs), *_absent(jobs), *_tests(jobs)]
-        found += [_trainings(jobs), *_same(jobs), *_corpora(jobs)]
+        found += [*_floor(jobs), *_ranges(jobs), *_identity(jobs), *_absent(jobs), *_tests(jobs), *_same(jobs)]
+        found += _corpora(jobs)
+        if any(job.factors.get("revision") is None for job in jobs):  # checkpoints are no arms of a design
+            found += [_seeds(jobs), _trainings(jobs)]
     found += [Check("Records used once?", "note", note) for note in sweep.notes]
-    return sorted(found, key=lambda check: ("fails", "note", "ok").index(check.verdict))
+    return in_order(found)
 
 
 def run_checks(job: Job) -> list[Check]:
     """The checks that make sense of one run."""
     jobs = [job]
     found = [*_floor(jobs), *_ranges(jobs), *_identity(jobs), *_absent(jobs), *_tests(jobs), *_recovered(job)]
+    return in_order(found)
+
+
+def in_order(found: Sequence[Check]) -> list[Check]:
+    """Checks that fail first, then notes."""
     return sorted(found, key=lambda check: ("fails", "note", "ok").index(check.verdict))
 
 
@@ -127,13 +135,19 @@ def _seeds(jobs: Sequence[Job]) -> Check:
 def _absent(jobs: Sequence[Job]) -> list[Check]:
     """Numbers without a value, with their reasons: never shown as 0."""
     reasons: dict[str, list[str]] = {}
+    like: dict[str, str] = {}  # reasons that differ in their numbers alone are said once
+
+    def note(what: str, where: str) -> None:
+        known = like.setdefault(re.sub(r"[-−]?[\d.]+(e[-+]?\d+)?", "#", what), what)
+        reasons.setdefault(known, []).append(where)
+
     for job in jobs:
         for name, scalar in job.run.scalars.items():
             if isinstance(scalar, dict) and "reason" in scalar and scalar.get("value") is None:
-                reasons.setdefault(f"{name}: {scalar['reason']}", []).append(job.label)
+                note(f"{name}: {scalar['reason']}", job.label)
         for row in job.heads.rows():
             if row["value"] is None and row["layer"] is not None:
-                reasons.setdefault(f"{row['metric']} of heads or layers: {row['reason']}", []).append(job.label)
+                note(f"{row['metric']} of heads or layers: {row['reason']}", job.label)
     if not reasons:
         return [Check("Is any number absent?", "ok", "none")]
     facts = "; ".join(f"{what} ({len(where)} in {count(len(set(where)), 'run')})" for what, where in reasons.items())

@@ -174,6 +174,13 @@ def head_maps(sweep: SweepRecord) -> list[HeadMaps]:
         ),
         ("within_ratio", "Within ratio: attention on keys of the query's topic (share)", False, 2),
         ("entropy_nats", "Entropy of attention (nats)", False, 2),
+        ("effect_nats", "Change of Δ when a head is set to its mean (nats)", True, 2),
+        (
+            "sufficiency_nats",
+            "Change of Δ when a head of the corrupted prompt takes the clean one's value (nats)",
+            True,
+            2,
+        ),
     ):
         jobs = [job for job in sweep.complete if metric in head_metrics(job.heads)]
         if not jobs:
@@ -196,6 +203,8 @@ def head_maps(sweep: SweepRecord) -> list[HeadMaps]:
             "selectivity": "Null 0; an asterisk marks q < 0.05.",
             "within_ratio": "The diamond is the mean label-swap null of the runs; every head's own is in its details.",
             "entropy_nats": "The diamond is causal-uniform attention, the largest entropy there is.",
+            "effect_nats": "Mean over all pairs; an asterisk marks q < 0.05.",
+            "sufficiency_nats": "Mean over bug pairs; an asterisk marks q < 0.05.",
         }[metric]
         maps = [(job, _one_map(job, metric, matrices[job.number], colours)) for job in jobs]
         found.append(HeadMaps(title, note, colours.bar("null" if null is not None else "", null), maps))
@@ -272,7 +281,8 @@ def shared_label(siblings: Sequence[Job]) -> str:
     """The words that the labels of all arms of a training share."""
     words = [job.label.split() for job in siblings]
     shared = [word for word in words[0] if all(word in other for other in words[1:])]
-    return " ".join(shared) or siblings[0].label
+    of_checkpoints = len({job.factors.get("revision") for job in siblings}) > 1
+    return " ".join(shared) or ("the training" if of_checkpoints else siblings[0].label)
 
 
 def _scaled(value: float | None, scale: float) -> float | None:

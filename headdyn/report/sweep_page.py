@@ -7,14 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headdyn.report.cells import Cell, cell, columns_for, summary_cell
+from headdyn.report.cells import TOPICS, Cell, cell, columns_for, summary_cell
 from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
-from headdyn.report.head_data import ROLES, courses, patterns, statistics, telling_heads
+from headdyn.report.head_data import ROLES, courses, patterns, series_course, statistics, telling_heads
 from headdyn.report.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.page import write_page
-from headdyn.report.quality import checks
+from headdyn.report.quality import checks, in_order
 from headdyn.report.seed_table import seed_table
+from headdyn.report.series.page import series_content
+from headdyn.report.series.quality import series_checks
+from headdyn.report.series.record import Series, read_series
+from headdyn.report.series.words import series_statements, share
 from headdyn.report.sweep_charts import (
     effect_charts,
     head_maps,
@@ -33,7 +37,7 @@ def write_sweep_page(folder: Path) -> Path:
     """report.html of an ended sweep, from its records alone: one file that opens from disk with no network."""
     sweep = SweepRecord.read(folder)
     jobs = sweep.complete
-    kept, columns = patterns(jobs), columns_for(jobs)
+    kept, columns, series = patterns(jobs), columns_for(jobs), read_series(sweep)
     page = folder / "report.html"
     write_page(
         page,
@@ -42,7 +46,10 @@ def write_sweep_page(folder: Path) -> Path:
         sweep=sweep,
         facts=_facts(sweep),
         status=[_status(job, folder) for job in sweep.jobs],
-        statements=statements(sweep),
+        statements=[*series_statements(series), *statements(sweep)],
+        series=series_content(sweep, series),
+        of_prompts=columns is not TOPICS,
+        remarks=_remarks(sweep, series),
         groups=sweep.groups,
         levels=LEVELS,
         varied=sweep.varied,
@@ -61,9 +68,9 @@ def write_sweep_page(folder: Path) -> Path:
         strips=_strips(sweep, kept),
         left_out=list(dict.fromkeys(part["left_out"] for part in kept.values() if part["left_out"])),
         seed=seed_table(sweep),
-        checks=checks(sweep),
+        checks=in_order([*checks(sweep), *series_checks(series)]),
         chapters=chapters(job.run for job in jobs),
-        data=_data(sweep, kept),
+        data=_data(sweep, kept, series),
         patterns=kept,
     )
     return page
@@ -136,6 +143,18 @@ def _status(job: Job, folder: Path) -> dict[str, Any]:
         "error": error,
         "traceback": manifest.get("traceback", ""),
     }
+
+
+def _remarks(sweep: SweepRecord, series: Sequence[Series]) -> dict[int, str]:
+    """What stands under a run's name in the summary: its checkpoint's place in training, and why it does not count."""
+    found = {job.number: "" for job in sweep.jobs}
+    for each in series:
+        for row in each.rows:
+            job = each.jobs.get(row["revision"])
+            if job is not None and row["step"] is not None:
+                out = "" if row["counts"] else f"; does not count: {row['reason']}"
+                found[job.number] = f"{share(row['training_share'])} of training{out}"
+    return found
 
 
 def _training_rows(sweep: SweepRecord) -> list[dict[str, Any]]:
@@ -218,8 +237,9 @@ def _recovery_rows(jobs: Sequence[Job]) -> list[tuple[Job, list[str]]]:
 def _strips(sweep: SweepRecord, kept: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Telling heads: for each training and role, the same head in every arm of that training."""
     strips = []
-    for siblings in sweep.siblings:
-        for role, (layer, head) in telling_heads(siblings).items():
+    for siblings in map(_few, sweep.siblings):
+        of_checkpoints = len({job.factors.get("revision") for job in siblings}) > 1
+        for role, (layer, head) in telling_heads(siblings[-1:] if of_checkpoints else siblings).items():
             panels = [
                 {"job": job, "facts": _head_facts(job, layer, head)}
                 for job in siblings
@@ -229,6 +249,13 @@ def _strips(sweep: SweepRecord, kept: Mapping[int, Mapping[str, Any]]) -> list[d
                 strips.append({"role": role, "layer": layer, "head": head, "panels": panels})
     order = list(dict.fromkeys(strip["role"] for strip in strips))
     return [{"role": role, "strips": [strip for strip in strips if strip["role"] == role]} for role in order]
+
+
+def _few(siblings: Sequence[Job]) -> Sequence[Job]:
+    """At most six of a training's checkpoints, evenly among them with both ends; arms are all shown."""
+    if len(siblings) <= 6 or len({job.factors.get("revision") for job in siblings}) == 1:
+        return siblings
+    return [siblings[round(i * (len(siblings) - 1) / 5)] for i in range(6)]
 
 
 def _head_facts(job: Job, layer: int, head: int) -> str:
@@ -243,9 +270,15 @@ def _head_facts(job: Job, layer: int, head: int) -> str:
     return ", ".join(texts)
 
 
-def _data(sweep: SweepRecord, kept: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page's script needs beside the patterns, by job number."""
+def _data(sweep: SweepRecord, kept: Mapping[int, Mapping[str, Any]], series: Sequence[Series]) -> dict[str, Any]:
+    """What the page's script needs beside the patterns, by job number; checkpoints of a series share one course."""
     siblings = {job.number: [j.number for j in arms] for arms in sweep.siblings for job in arms}
+    course_of, shared = {}, {}
+    for each in series:
+        steps = {row["step"]: each.jobs[row["revision"]] for row in each.counted if row["revision"] in each.jobs}
+        shared[f"series {each.number}"] = series_course(steps)
+        for job in each.jobs.values():
+            course_of[job.number], siblings[job.number] = f"series {each.number}", [job.number]
     meanings: dict[str, str] = {}
     for job in sweep.complete:
         for part in job.run.manifest.get("glossary", {}).values():
@@ -253,13 +286,14 @@ def _data(sweep: SweepRecord, kept: Mapping[int, Mapping[str, Any]]) -> dict[str
     return {
         "varied": list(sweep.varied),
         "meanings": meanings,
+        "courses": shared,
         "runs": {
             job.number: {
                 "label": job.label,
                 "levels": {name: str(job.group if name == "group" else job.factors.get(name)) for name in sweep.varied},
                 "siblings": siblings.get(job.number, []),
                 "heads": statistics(job) if job.complete else {},
-                "course": courses(job) if job.complete else {},
+                "course": course_of.get(job.number) or (courses(job) if job.complete else {}),
                 "patterns": job.number in kept,
             }
             for job in sweep.jobs

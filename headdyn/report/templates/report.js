@@ -147,6 +147,7 @@ function closeHead() {
 }
 
 function drawPatterns(drawer, arms, layer, head) {
+  if (!Object.values(data.runs).some((about) => about.patterns)) return;
   drawer.append(make("h3", "Attention patterns"));
   const there = arms.filter((run) => data.runs[run].patterns && patternsOf(run).heads[`${layer}.${head}`]);
   if (!there.length) {
@@ -189,7 +190,7 @@ function statisticsTable(arms, layer, head) {
 }
 
 function drawCourse(drawer, run, layer, head) {
-  const course = data.runs[run].course;
+  const own = data.runs[run].course, course = data.courses?.[own] ?? own;
   drawer.append(make("h3", "Course over training"));
   if (!course.steps) {
     drawer.append(make("p", "No snapshots of this run were analysed, so its heads have no course to show.", "soft"));
