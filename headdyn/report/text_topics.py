@@ -34,10 +34,12 @@ def _facts(f: Mapping[str, Any]) -> dict[str, str]:
         told["topics from"] = "clusters of " + ", ".join(parts)
     if f.get("silhouette") is not None:
         told["silhouette"] = (
-            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; shuffled features give "
-            f"{fixed(f['silhouette_null'], 3)}, their 95th percentile is {fixed(f['silhouette_null_p95'], 3)} "
+            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; Gaussian points of their covariance "
+            f"give {fixed(f['silhouette_null'], 3)}, their 95th percentile is {fixed(f['silhouette_null_p95'], 3)} "
             f"(p {p_value(f['silhouette_p'])})"
         )
+    elif "silhouette_absent" in f:
+        told["silhouette"] = f"absent: {f['silhouette_absent']}"
     if f.get("stability_adjusted_rand") is not None:
         told["stability"] = (
             f"adjusted Rand {fixed(f['stability_adjusted_rand'], 2)} between clusterings of "
