@@ -8,12 +8,11 @@ Letters as in models/decoder.py; N prompts of a batch.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -275,15 +274,13 @@ class _Suite:
     def save(self) -> None:
         self.metrics.flush(to_disk=True)
         model = {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
-        recipe = json.loads(json.dumps(suite_recipe(self.settings)))
-        state = State(self.step, self.seconds, recipe, model, self.optimizers.state_dict())
+        state = State(self.step, self.seconds, suite_recipe(self.settings), model, self.optimizers.state_dict())
         save_state(self.folder / "resume", state)
 
     @torch.no_grad()
     def restore(self) -> bool:
         """Whether an earlier call left a state, which is then in place."""
-        recipe: Mapping[str, Any] = json.loads(json.dumps(suite_recipe(self.settings)))
-        state = load_newest_state(self.folder / "resume", recipe, "cpu")
+        state = load_newest_state(self.folder / "resume", suite_recipe(self.settings), "cpu")
         if state is None:
             return False
         for name, parameter in self.decoder.named_parameters():
