@@ -16,6 +16,7 @@ from headdyn.report.numbers import count, duration, level, number
 from headdyn.report.page import picture, write_page
 from headdyn.report.quality import run_checks
 from headdyn.report.sweep_record import SWEEP, single_job
+from headdyn.report.text_topics import text_topics
 
 _REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
 _STANDING_OUT = 12  # heads in the table of those with the smallest q
@@ -42,6 +43,7 @@ def write_run_page(folder: Path) -> Path:
         significant=sum(row["q"] < 0.05 for row in tested),
         checks=run_checks(job),
         chapters=chapters([job.run]),
+        text_topics=text_topics([job.run.manifest]),
         provenance=provenance(manifest),
         files=sorted(path.name for path in folder.iterdir()),
         config=json.dumps(manifest["config"], indent=1, ensure_ascii=False),

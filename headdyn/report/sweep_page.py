@@ -28,6 +28,7 @@ from headdyn.report.sweep_charts import (
     shared_label,
 )
 from headdyn.report.sweep_record import Job, SweepRecord
+from headdyn.report.text_topics import text_topics
 from headdyn.report.words import statements
 
 MATCHED = ("selectivity", "within_ratio", "entropy_nats", "probe_accuracy_middle")
@@ -67,7 +68,8 @@ def write_sweep_page(folder: Path) -> Path:
         head_maps=head_maps(sweep),
         strips=_strips(sweep, kept),
         left_out=list(dict.fromkeys(part["left_out"] for part in kept.values() if part["left_out"])),
-        seed=seed_table(sweep),
+        text_topics=text_topics(job.run.manifest for job in jobs),
+        seed=seed_table(sweep) if columns is TOPICS else None,
         checks=in_order([*checks(sweep), *series_checks(series)]),
         chapters=chapters(job.run for job in jobs),
         data=_data(sweep, kept, series),

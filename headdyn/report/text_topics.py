@@ -34,9 +34,9 @@ def _facts(f: Mapping[str, Any]) -> dict[str, str]:
         told["topics from"] = "clusters of " + ", ".join(parts)
     if f.get("silhouette") is not None:
         told["silhouette"] = (
-            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; Gaussian points of their covariance "
-            f"give {fixed(f['silhouette_null'], 3)}, their 95th percentile is {fixed(f['silhouette_null_p95'], 3)} "
-            f"(p {p_value(f['silhouette_p'])})"
+            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; Gaussian points of "
+            f"their covariance give {fixed(f['silhouette_null'], 3)}, their 95th percentile is "
+            f"{fixed(f['silhouette_null_p95'], 3)} (p {p_value(f['silhouette_p'])})"
         )
     elif "silhouette_absent" in f:
         told["silhouette"] = f"absent: {f['silhouette_absent']}"

@@ -37,8 +37,9 @@ def series_charts(series: Series) -> list[tuple[str, str, list[Markup]]]:
     parts = [
         (
             "Strength over training",
-            "Even heads patched less odd heads patched. The grey band is what no split but one in twenty leaves at any "
-            "checkpoint (exact null, maximum over the trajectory); whiskers are 95 % over pairs.",
+            "Even heads patched less odd heads patched; whiskers are 95 % over pairs. Of all balanced splits 95 % stay "
+            "within the grey band at every checkpoint, so that one which leaves it is significant over the trajectory"
+            f"{_band_note(series)}.",
             [_strength(series, "strength"), _strength(series, "strength_nats")],
         ),
         (
@@ -78,7 +79,7 @@ def _strength(series: Series, name: str) -> Markup | None:
     lines = [measured_line("even − odd", points, 0)]
     bands = []
     band = series.points(f"{name}_band")
-    if band is not None:
+    if band is not None and not _fills(name, band):
         bands = [Band(label="95 % null band", x=band.steps, low=[-v for v in band.value], high=band.value)]
     if name == "strength":
         seed = series.points("seed_strength")
@@ -93,6 +94,18 @@ def _strength(series: Series, name: str) -> Markup | None:
     elif said.get("emerges_at_step") is not None:
         references["half of highest"] = said["threshold"]
     return chart_over_steps(lines, q.label[0].upper() + q.label[1:], q.unit, references, bands, said)
+
+
+def _fills(name: str, band: Points) -> bool:
+    """Whether a band of the thresholded strength is all that there is: counts of right answers tie among splits."""
+    return name == "strength" and max(band.value) >= 1
+
+
+def _band_note(series: Series) -> str:
+    band = series.points("strength_band")
+    if band is None or not _fills("strength", band):
+        return ""
+    return "; more than one split in twenty gets every pair right and its other half none, so strength has no such band"
 
 
 def _successes(series: Series) -> Markup | None:

@@ -40,7 +40,7 @@ def chart_over_steps(
     scale: float = 1.0,
     y_values: Sequence[float] = (),
     log_x: bool = True,
-    width: int = 545,
+    width: int = 535,
 ) -> Markup | None:
     """A chart over its legend, with the emergence interval shaded; None where there is nothing to draw."""
     if not lines:

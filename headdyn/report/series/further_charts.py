@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from headdyn.core.figures import PALETTE
 from headdyn.report.charts import Line, Style
-from headdyn.report.numbers import number, quantity
+from headdyn.report.numbers import fixed, number, quantity
 from headdyn.report.series.drawing import GREY, LOOKS, chart_over_steps, measured_line, plain_line
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import seed_silhouettes
@@ -115,7 +115,7 @@ def kept_chart(series: Series) -> Markup | None:
         plain_line("to the checkpoint before", following, PALETTE[0], *LOOKS[0]),
         plain_line("to the last checkpoint", last, PALETTE[1], *LOOKS[1]),
     ]
-    chance = {f"chance {number(kept['chance'])}": kept["chance"]}
+    chance = {f"chance {fixed(kept['chance'], 2)}": kept["chance"]}
     return chart_over_steps(lines, "Heads most like their own index", "share of heads", chance, y_values=(0.0, 1.0))
 
 

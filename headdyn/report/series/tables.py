@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headdyn.report.numbers import ABSENT, fixed, listed, number, p_value, quantity
+from headdyn.report.numbers import ABSENT, count, fixed, listed, number, p_value, quantity
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import claims
 from headdyn.report.series.words import interval, measure_name, share, stage
@@ -27,7 +27,7 @@ def verdict_table(series: Series) -> tuple[list[str], list[tuple[str, list[str]]
         ("probability of sudden", _probability("sudden")),
         ("largest interval: share of the rise", _jump),
         ("its width, share of training", lambda _, m: share(m.get("jump_width_share"))),
-        ("monotone", lambda _, m: "yes" if m["monotone"] else f"no, {m['reversals']} reversals beyond noise"),
+        ("monotone", lambda _, m: "yes" if m["monotone"] else f"no, {count(m['reversals'], 'reversal')} beyond noise"),
         ("highest; at the last checkpoint", _highest),
         ("beyond chance", _beyond),
         ("units", lambda _, m: ABSENT if m["n"] is None else f"{m['n']} pairs"),

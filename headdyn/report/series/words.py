@@ -67,7 +67,8 @@ def even_odd(series: Series) -> list[str]:
         else:
             lead += " No emergence of even/odd specialisation:"
     elif emerged:
-        lead = f"Yes: {_when(said[emerged[-1]])} by {measure_name(emerged[-1])}; {null}:"
+        when = f"even/odd specialisation {_when(said[emerged[-1]])}, by {measure_name(emerged[-1])}"
+        lead = f"Yes: {when}; {null}:"
     else:
         lead = f"Even/odd is beyond chance ({null}), but neither measure passes its threshold:"
     sentences = [_measure(name, said[name]) for name in EVEN_ODD if name in said]
@@ -149,7 +150,7 @@ def interval(said: Mapping[str, Any]) -> str:
 def stage(said: Mapping[str, Any]) -> str:
     """The class, with every other that the same interval allows."""
     others = [word for word in said["possible_classes"] if word != said["class"]]
-    return said["class"] + (f" (or {listed(others)}: the checkpoints lie too far apart to tell)" if others else "")
+    return said["class"] + (f", or {listed(others)}: the checkpoints lie too far apart to tell" if others else "")
 
 
 def share(value: float | None) -> str:
@@ -177,7 +178,7 @@ def _when(said: Mapping[str, Any]) -> str:
         if said["emerges_after_step"] is None
         else f"emerges after step {number(said['emerges_after_step'])} and by step {number(said['emerges_at_step'])}"
     )
-    return f"{since} ({'' if low is None else f'{share(low)} to '}{share(high)} of training; {stage(said)})"
+    return f"{since} ({'' if low is None else f'{share(low)} to '}{share(high)} of training: {stage(said)})"
 
 
 def _measure(name: str, said: Mapping[str, Any]) -> str:
