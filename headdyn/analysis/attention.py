@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
+from headdyn.analysis.selectivity import balanced_swaps, scale, units
 from headdyn.core.figures import HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import (
@@ -22,7 +23,6 @@ from headdyn.core.statistics import (
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
-_LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's rounding of sums over T: no ratio
 _UNDEFINED = "no queries, or no attention, to divide by"
 _MASKED = "attention stays inside documents, each of one topic"
 _TOPICAL = frozenset(
@@ -136,8 +136,7 @@ class AttentionStatistics:
         self.check(corpus)
         count = min(self.sequences, len(corpus.val))
         chosen = generator.choice(len(corpus.val), count, replace=False)
-        shifts_R = 1 + generator.choice(count - 1, self.label_swaps, replace=False)
-        swaps_NR = (np.arange(count)[:, None] + shifts_R) % count  # balanced, and never itself
+        swaps_NR = balanced_swaps(count, self.label_swaps, generator)
         tokens_NT, topics_NT = corpus.val.tokens_NT[chosen], corpus.val.topics_NT[chosen]
         documents_NT = None
         if corpus.mask_documents:
@@ -154,9 +153,9 @@ class AttentionStatistics:
     def _means(self, sums: Sums, generator: np.random.Generator) -> HeadTable:
         """Rows of every statistic that is a ratio, for heads and for their mean (over heads where it is defined)."""
         ratios, swapped, uniform = _ratios(sums.heads, sums.counts), _swapped(sums), _ratios(sums.uniform, sums.counts)
-        units = {name: _units(*ratio) for name, ratio in ratios.items()}
-        units |= {name: without_controls(units[name], sums.labels_NJ) for name in _SELECTIVITIES}
-        units_NMLH = np.stack(list(units.values()), axis=1)
+        by_name = {name: units(*ratio) for name, ratio in ratios.items()}
+        by_name |= {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
+        units_NMLH = np.stack(list(by_name.values()), axis=1)
         model_NM = _mean_over_heads(units_NMLH)
         low_MLH, high_MLH = bootstrap_interval(units_NMLH, generator, draws=self.bootstrap_draws)
         low_M, high_M = bootstrap_interval(model_NM, generator, draws=self.bootstrap_draws)
@@ -164,7 +163,7 @@ class AttentionStatistics:
         tables = []
         for m, name in enumerate(ratios):
             value_LH = units_NMLH[:, m].mean(0)
-            null_LH = _units(*(swapped.get(name) or uniform[name])).mean(0) + np.zeros_like(value_LH)
+            null_LH = units(*(swapped.get(name) or uniform[name])).mean(0) + np.zeros_like(value_LH)
             p_LH, p = None, None
             if name in _SELECTIVITIES:
                 null_LH = np.zeros_like(value_LH)
@@ -196,7 +195,7 @@ class AttentionStatistics:
 
         They act on the numerators, in which the null's value is 0 whatever the denominators.
         """
-        share_NLH = numerator_NLH / _scale(np.broadcast_to(denominator, numerator_NLH.shape))
+        share_NLH = numerator_NLH / scale(np.broadcast_to(denominator, numerator_NLH.shape))
         columns = np.concatenate((share_NLH.reshape(len(share_NLH), -1), _mean_over_heads(share_NLH)[:, None]), axis=1)
         p = np.full(columns.shape[1], np.nan)
         there = ~np.isnan(columns).any(0)
@@ -208,7 +207,7 @@ class AttentionStatistics:
         ratios = _ratios(sums.uniform, sums.counts)
         tables = []
         for name in ("within_ratio", "within_ratio_no_self", "cluster_ratio"):
-            units_N = _units(*ratios[name])[:, 0, 0]
+            units_N = units(*ratios[name])[:, 0, 0]
             low, high = bootstrap_interval(units_N, generator, draws=self.bootstrap_draws)
             columns = {"ci_low": low, "ci_high": high, "n": len(units_N), "unit": "sequence", "reason": _UNDEFINED}
             tables.append(HeadTable.whole(f"{name}_uniform", units_N.mean(), **columns))
@@ -247,18 +246,6 @@ def _swapped(sums: Sums) -> dict[str, Ratio]:
         "cluster_ratio": (heads["swapped"] - (length - counts.cross_swapped), length - heads["swapped"]),
         "induction": (heads["induction_swapped"], counts.induction_swapped),
     }
-
-
-def _scale(denominator: np.ndarray) -> np.ndarray:
-    """Mean denominator per sequence, NaN where there is nothing to divide by."""
-    mean = denominator.mean(0, dtype=float)
-    return np.where(mean > _LEAST_SHARE, mean, np.nan)
-
-
-def _units(numerator: np.ndarray, denominator: np.ndarray | int) -> np.ndarray:
-    """Per-sequence values whose mean is the ratio of sums, NaN where that is undefined."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    return np.where(np.isnan(_scale(denominator)), np.nan, ratio_contributions(numerator, denominator))
 
 
 def _mean_over_heads(values_LH: np.ndarray) -> np.ndarray:

@@ -1,0 +1,332 @@
+"""TensorLens: a decoder frozen at an input is linear in what its first block reads (science.md §9).
+
+Letters as in models/decoder.py; F hidden units of the MLP, N copies of the input replayed at once, I and J the output
+and input token of a pair.
+
+Frozen are the attention patterns, every norm's 1/σ (LayerNorm's centring is linear and stays) and one factor of the
+MLP's hidden units. Then y_i = Σ_j T_ij x_j + c_i exactly, with c the work of the biases, and T_ij the operator by which
+token j acts on token i through every path of the model. The method is that of TensorLens (arXiv 2601.17958).
+
+A SwiGLU's hidden unit is a product, silu(gate) · up, so one factor must be held: `branch="up"` holds silu(gate) and
+leaves `up` linear, `branch="gate"` holds σ(gate) · up and leaves `gate` linear, since silu(g) = σ(g) g. Both are exact,
+and they are different operators: a record says which. A plain MLP has one choice, gelu(u) = Φ(u) u with Φ(u) held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from headdyn.models.decoder import Decoder
+from headdyn.models.layers import MLP, Attention, Block, Norm
+
+Branch = Literal["up", "gate"]
+
+_LINEAR_OR_FROZEN = (Decoder, Block, Attention, Norm, MLP, nn.Linear, nn.Embedding, nn.ModuleList)
+_MLPS = ("swiglu", "gelu", "gelu_tanh")
+_CHUNK_FLOATS = 2**20  # in a replay's largest array: on a CPU 2^23 took 1.8 times as long (D128 L4 T128, one core)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenLayer:
+    """What one layer holds fixed."""
+
+    pattern_BHQK: Tensor
+    scale1_BT: Tensor  # 1/σ of the norm before attention
+    scale2_BT: Tensor  # and of the one before the MLP
+    gate_BTF: Tensor  # what multiplies the linear branch of the MLP's hidden units
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A decoder frozen at some sequences. Made by `freeze`; `residual` holds x_BTD before every layer, then y_BTD."""
+
+    decoder: Decoder
+    branch: Branch
+    layers: Sequence[FrozenLayer]
+    residual: Sequence[Tensor]
+    final_scale_BT: Tensor
+
+    def layer(
+        self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True
+    ) -> tuple[Float[Tensor, "N B T D"], Float[Tensor, "N B T H d"]]:
+        """One frozen layer on N inputs for each sequence: its output, and the heads' outputs z before W_O.
+
+        Affine in x, and linear without `biases`.
+        """
+        frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
+        c, attention = self.decoder.config, block.attention
+        copies, batch, length, _ = x_NBTD.shape
+        v_NBTX = _linear(attention.v, _norm(block.norm1, x_NBTD, frozen.scale1_BT, biases), biases)
+        # The copies become columns beside the head's own: one product per head, however many copies.
+        v_BGKX = v_NBTX.view(copies, batch, length, c.num_kv_heads, -1).permute(1, 3, 2, 0, 4).flatten(3)
+        pattern_BGrQK = frozen.pattern_BHQK.unflatten(1, (c.num_kv_heads, -1))
+        z_BGrQX = pattern_BGrQK @ v_BGKX[:, :, None]
+        z_BHTNd = z_BGrQX.flatten(1, 2).unflatten(-1, (copies, c.head_dim))
+        z_NBTHd = z_BHTNd.permute(3, 0, 2, 1, 4)
+        middle_NBTD = x_NBTD + _linear(attention.o, z_NBTHd.flatten(-2), biases)
+        reads_NBTD = _norm(block.norm2, x_NBTD if block.parallel else middle_NBTD, frozen.scale2_BT, biases)
+        hidden_NBTF = frozen.gate_BTF * _linear(_linear_branch(block.mlp, self.branch), reads_NBTD, biases)
+        return middle_NBTD + _linear(block.mlp.down, hidden_NBTF, biases), z_NBTHd
+
+    def states(
+        self, x_NBTD: Float[Tensor, "N B T D"], *, first: int = 0, biases: bool = True
+    ) -> Iterator[Float[Tensor, "N B T D"]]:
+        """The output of layer `first` that reads x, then of every later one."""
+        for index in range(first, len(self.layers)):
+            x_NBTD, _ = self.layer(index, x_NBTD, biases=biases)
+            yield x_NBTD
+
+    def affine(self) -> Float[Tensor, "B T D"]:
+        """c: what the biases alone make of the output; zeros in a model without biases."""
+        c_BTD = torch.zeros_like(self.residual[0])
+        for state_NBTD in self.states(c_BTD[None]):
+            c_BTD = state_NBTD[0]
+        return c_BTD
+
+    def unembedding(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """u with ⟨u_t, y_t⟩ = the logit of `tokens_BT` at every position less the mean logit, up to the norm's bias."""
+        decoder = self.decoder
+        u_BTD = F.embedding(tokens_BT, decoder.unembed.weight) - decoder.unembed.weight.mean(0)
+        u_BTD = u_BTD * decoder.norm.weight
+        if decoder.norm.bias is not None:
+            u_BTD = u_BTD - u_BTD.mean(-1, keepdim=True)
+        return u_BTD * self.final_scale_BT[..., None]
+
+    def tail(self, start: int) -> Frozen:
+        """The same without the positions before `start`: enough for inputs that are zero there, by causality."""
+        layers = [
+            FrozenLayer(
+                pattern_BHQK=layer.pattern_BHQK[:, :, start:, start:],
+                scale1_BT=layer.scale1_BT[:, start:],
+                scale2_BT=layer.scale2_BT[:, start:],
+                gate_BTF=layer.gate_BTF[:, start:],
+            )
+            for layer in self.layers
+        ]
+        return dataclasses.replace(
+            self,
+            layers=layers,
+            residual=[x_BTD[:, start:] for x_BTD in self.residual],
+            final_scale_BT=self.final_scale_BT[:, start:],
+        )
+
+
+@torch.no_grad()
+def freeze(
+    decoder: Decoder,
+    tokens_BT: Int[Tensor, "B T"],
+    *,
+    branch: Branch = "up",
+    documents_BT: Int[Tensor, "B T"] | None = None,
+) -> Frozen:
+    """Run the decoder once and hold what makes it linear.
+
+    Memory: L · (H T² + T (F + D)) floats a sequence. Raises ValueError, naming it, for an op that cannot be frozen, and
+    for weights in half precision, whose rounding would be taken for a difference between the model and its operator.
+    """
+    _require_freezable(decoder)
+    c, blocks = decoder.config, [cast(Block, block) for block in decoder.blocks]
+    trace = decoder.trace(
+        tokens_BT, sites=("resid_pre", "pattern", "attn_out", "resid_post"), logits=None, documents_BT=documents_BT
+    )
+    layers = []
+    for index, block in enumerate(blocks):
+        x_BTD = trace["resid_pre", index]
+        middle_BTD = x_BTD if block.parallel else x_BTD + trace["attn_out", index]
+        layers.append(
+            FrozenLayer(
+                pattern_BHQK=trace["pattern", index],
+                scale1_BT=_scale(block.norm1, x_BTD),
+                scale2_BT=_scale(block.norm2, middle_BTD),
+                gate_BTF=_held_factor(block.mlp, block.norm2(middle_BTD), branch),
+            )
+        )
+    y_BTD = trace["resid_post", c.num_layers - 1]
+    return Frozen(
+        decoder=decoder,
+        branch=branch,
+        layers=layers,
+        residual=[*(trace["resid_pre", index] for index in range(c.num_layers)), y_BTD],
+        final_scale_BT=_scale(decoder.norm, y_BTD),
+    )
+
+
+def _require_freezable(decoder: Decoder) -> None:
+    for name, module in decoder.named_modules():
+        if type(module) not in _LINEAR_OR_FROZEN:
+            raise ValueError(
+                f"{name} is a {type(module).__name__}, which TensorLens cannot freeze; it knows "
+                f"{', '.join(kind.__name__ for kind in _LINEAR_OR_FROZEN)}. Fold it into the weights first"
+            )
+    if decoder.config.mlp not in _MLPS:
+        raise ValueError(
+            f"mlp={decoder.config.mlp!r} has an activation that TensorLens cannot freeze; it knows {', '.join(_MLPS)}"
+        )
+    dtype = decoder.embed.weight.dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"TensorLens cannot tell its operator from rounding in {dtype}; use decoder.float()")
+
+
+def _linear(module: nn.Linear, x: Tensor, biases: bool) -> Tensor:
+    return F.linear(x, module.weight, module.bias if biases else None)
+
+
+def _norm(module: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: bool) -> Tensor:
+    if module.bias is None:
+        return x_NBTD * scale_BT[..., None] * module.weight
+    centred_NBTD = (x_NBTD - x_NBTD.mean(-1, keepdim=True)) * scale_BT[..., None] * module.weight
+    return centred_NBTD + module.bias if biases else centred_NBTD
+
+
+def _scale(module: Norm, x_BTD: Tensor) -> Tensor:
+    """1/σ as the norm divides: about 0 in an RMSNorm, about the mean in a LayerNorm."""
+    spread_BT = x_BTD.pow(2).mean(-1) if module.bias is None else x_BTD.var(-1, correction=0)
+    return torch.rsqrt(spread_BT + module.eps)
+
+
+def _linear_branch(mlp: MLP, branch: Branch) -> nn.Linear:
+    return mlp.gate if mlp.gate is not None and branch == "gate" else mlp.up
+
+
+def _held_factor(mlp: MLP, x_BTD: Tensor, branch: Branch) -> Tensor:
+    """What the hidden units are divided by their linear branch, in closed form, so that nothing is divided by 0."""
+    up_BTF = mlp.up(x_BTD)
+    if mlp.gate is not None:
+        gate_BTF = mlp.gate(x_BTD)
+        return F.silu(gate_BTF) if branch == "up" else torch.sigmoid(gate_BTF) * up_BTF
+    if mlp.kind == "gelu_tanh":
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (up_BTF + 0.044715 * up_BTF.pow(3))))
+    return 0.5 * (1 + torch.erf(up_BTF / math.sqrt(2)))
+
+
+# -- readouts of one sequence -----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def full_tensor(frozen: Frozen, *, max_tensor_bytes: int = 2**30) -> Float[Tensor, "I D J D"]:
+    """T of one sequence, from what the first block reads to what the last one leaves: T[i, :, j, :] is T_ij.
+
+    Raises ValueError where (T·D)² numbers exceed `max_tensor_bytes`.
+    """
+    x_BTD = _only_sequence(frozen)
+    _, length, width = x_BTD.shape
+    size = (length * width) ** 2 * x_BTD.element_size()
+    if size > max_tensor_bytes:
+        raise ValueError(
+            f"the full tensor of {length} tokens and d_model={width} has {size} bytes ({size / 2**30:.3g} GiB), above "
+            f"max_tensor_bytes={max_tensor_bytes}; raise that, take fewer tokens, or use contributions() for "
+            "‖T_ij x_j‖ and pull() for gradients, which grow as T·D"
+        )
+    tensor_JEID = x_BTD.new_zeros(length, width, length, width)
+    for j in range(length):
+        basis_NBTD = x_BTD.new_zeros(width, 1, length - j, width)
+        basis_NBTD[:, 0, 0] = torch.eye(width, dtype=x_BTD.dtype, device=x_BTD.device)
+        for state_NBTD in frozen.tail(j).states(basis_NBTD, biases=False):
+            basis_NBTD = state_NBTD
+        tensor_JEID[j, :, j:] = basis_NBTD[:, 0]
+    return tensor_JEID.permute(2, 3, 0, 1)
+
+
+@torch.no_grad()
+def contributions(
+    frozen: Frozen, *, first: int = 0, last: int | None = None
+) -> Iterator[tuple[int, list[Float[Tensor, "J I D"]]]]:
+    """T_ij x_j of one sequence for all pairs, streamed: yields (start, states) for some consecutive input tokens J.
+
+    `states` holds one array for every layer from `first` to `last` (inclusive; default: the model's), each what that
+    layer leaves of what token j put into the first; outputs I run from `start` on, before which nothing arrives.
+    Summed over j they give the layer's output less the biases' part. Costs half a forward pass for every token.
+    """
+    x_BTD = frozen.residual[first]
+    _, length, width = _only_sequence(frozen).shape
+    last = len(frozen.layers) - 1 if last is None else last
+    widest = max(width, frozen.decoder.config.d_ff)
+    size = max(1, min(length, _CHUNK_FLOATS // (length * widest)))
+    for start in range(0, length, size):
+        count = min(size, length - start)
+        here = torch.arange(count, device=x_BTD.device)
+        inputs_NBTD = x_BTD.new_zeros(count, 1, length - start, width)
+        inputs_NBTD[here, 0, here] = x_BTD[0, start : start + count]
+        part, states = frozen.tail(start), []
+        for index in range(first, last + 1):
+            inputs_NBTD, _ = part.layer(index, inputs_NBTD, biases=False)
+            states.append(inputs_NBTD[:, 0])
+        yield start, states
+
+
+def _only_sequence(frozen: Frozen) -> Tensor:
+    x_BTD = frozen.residual[0]
+    if len(x_BTD) != 1:
+        raise ValueError(
+            f"this readout is of one sequence, but {len(x_BTD)} were frozen; freeze(decoder, tokens[i:i+1])"
+        )
+    return x_BTD
+
+
+# -- readouts that scale: one backward pass of the frozen map for each target ------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """Gradients of K frozen outputs: with respect to what the first block reads, and to every head's output z.
+
+    ⟨gradient at x_j, x_j⟩ is token j's exact share of the output: over j they sum to it, less the biases' part. The
+    share of a head, ⟨gradient at z, z⟩, is what all paths through it carry; paths cross several heads, so that heads'
+    shares do not sum to anything.
+    """
+
+    x_KBTD: Tensor
+    z_LKBTHd: Tensor
+
+    def token_shares(self, frozen: Frozen) -> Float[Tensor, "K B T"]:
+        """⟨T_ijᵀ g, x_j⟩ for every input token j."""
+        return (self.x_KBTD * frozen.residual[0]).sum(-1)
+
+
+def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pulled, Float[Tensor, "L B T H d"]]:
+    """VJPs of the frozen map: gradients of K outputs Σ ⟨cotangent, y⟩, and the heads' outputs z they go with.
+
+    One forward pass of the frozen map for all K and one backward pass for each; the model's parameters take no part.
+    """
+    x_NBTD = frozen.residual[0].detach()[None].requires_grad_()
+    state_NBTD, heads = x_NBTD, []
+    with torch.enable_grad():
+        for index in range(len(frozen.layers)):
+            state_NBTD, z_NBTHd = frozen.layer(index, state_NBTD)
+            heads.append(z_NBTHd)
+        x_grad, *z_grads = torch.autograd.grad(
+            state_NBTD[0], [x_NBTD, *heads], cotangent_KBTD, is_grads_batched=True, materialize_grads=True
+        )
+    pulled = Pulled(x_KBTD=x_grad[:, 0], z_LKBTHd=torch.stack([grad[:, 0] for grad in z_grads]))
+    return pulled, torch.stack([z_NBTHd[0].detach() for z_NBTHd in heads])
+
+
+# -- heads ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def head_values(frozen: Frozen, layer: int, *, biases: bool = True) -> Float[Tensor, "B T H d"]:
+    """v of every query head at every token: z_i = Σ_j A_ij v_j. Without biases, the part that T holds."""
+    block, c = cast(Block, frozen.decoder.blocks[layer]), frozen.decoder.config
+    reads_BTD = _norm(block.norm1, frozen.residual[layer], frozen.layers[layer].scale1_BT, biases)
+    v_BTGd = _linear(block.attention.v, reads_BTD, biases).unflatten(-1, (c.num_kv_heads, c.head_dim))
+    return v_BTGd.repeat_interleave(c.queries_per_group, dim=2)
+
+
+@torch.no_grad()
+def head_flow(frozen: Frozen, layer: int) -> Float[Tensor, "B H Q K"]:
+    """‖A_ij a_j M_h x_j‖: how much every head of a layer writes at i for having read j, biases apart."""
+    v_BTHd = head_values(frozen, layer, biases=False)
+    o_HdD = frozen.decoder.head_weights(layer).o_HdD
+    gram_Hdd = o_HdD @ o_HdD.mT  # ‖v W_O‖² = v (W_O W_Oᵀ) vᵀ, without the product's D columns
+    square_BTH = torch.einsum("bthd,hde,bthe->bth", v_BTHd, gram_Hdd, v_BTHd)
+    return frozen.layers[layer].pattern_BHQK * square_BTH.clamp_min(0).sqrt().mT[:, :, None]
