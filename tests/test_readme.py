@@ -1,0 +1,71 @@
+"""What the README says is there, is there: modules, commands, the Python example."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import headdyn
+from headdyn.models.checkpoints import save_snapshot
+from headdyn.models.decoder import Decoder
+from headdyn.plan import make_plan, one_ordering, one_series
+from tests.small_models import MHA
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+STUDIES = sorted(ROOT.glob("experiments/*/README.md"))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every headdyn.run command in a text's code lines."""
+    lines = re.findall(r"^    python -m headdyn\.run *(.*?)(?: {2,}#.*)?$", text, re.MULTILINE)
+    return [line.split() for line in lines]
+
+
+def modules() -> list[str]:
+    package = Path(headdyn.__file__).parent
+    return [
+        str(path.relative_to(package))
+        for path in sorted(package.rglob("*.py"))
+        if path.name != "__init__.py" and "conf" not in path.parts
+    ]
+
+
+def test_every_module_is_in_the_tree() -> None:
+    told = README[README.index("## Where everything is") :]
+    missing = [name for name in modules() if not re.search(rf"(^|[\s/]){re.escape(Path(name).name)}\b", told)]
+    assert not missing
+
+
+def test_every_module_in_the_tree_exists() -> None:
+    told = set(re.findall(r"\b(\w+\.py)\b", README[README.index("## Where everything is") :]))
+    assert told <= {Path(name).name for name in modules()}
+
+
+@pytest.mark.parametrize("source", [ROOT / "README.md", *STUDIES], ids=lambda path: path.parent.name)
+def test_commands_compose(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
+    text_file = tmp_path / "text.jsonl"
+    text_file.write_text('{"text": "one"}\n')
+    for arguments in commands(source.read_text(encoding="utf-8")):
+        if {"--help"} & set(arguments):
+            continue
+        arguments = [f"data.path={text_file}" if a.startswith("data.path=") else a for a in arguments]
+        assert make_plan(one_series(one_ordering(arguments))).jobs
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands(README)) >= 8
+
+
+def test_the_python_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code is not None
+    decoder = Decoder(MHA).initialise(torch.Generator().manual_seed(0), 0.02)
+    snapshot = save_snapshot(tmp_path, decoder, 3)
+    exec(compile(ast.parse(code[1]), "README.md", "exec"), {"SNAPSHOT": snapshot})
+    shape, changed = capsys.readouterr().out.splitlines()
+    assert shape == str(torch.Size([4, MHA.num_heads, 32, 32]))
+    assert float(re.sub(r"[^\d.e-]|, .*", "", changed.removeprefix("tensor("))) > 0
