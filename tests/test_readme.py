@@ -20,7 +20,7 @@ STUDIES = sorted(ROOT.glob("experiments/*/README.md"))
 
 def commands(text: str) -> list[list[str]]:
     """The arguments of every headdyn.run command in a text's code lines."""
-    lines = re.findall(r"^    python -m headdyn\.run *(.*?)(?: {2,}#.*)?$", text, re.MULTILINE)
+    lines = re.findall(r"^    python -m headdyn\.run([^\n#]*)", text, re.MULTILINE)
     return [line.split() for line in lines]
 
 
