@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -181,13 +181,19 @@ def _same(jobs: Sequence[Job]) -> list[Check]:
     for what, facts in {
         "code": [job.run.manifest.get("git") or "not from a checkout" for job in jobs],
         "package versions": [_pairs(job.run.manifest.get("versions", {})) for job in jobs],
-        "device and precision": [_pairs(job.run.manifest.get("machine", {}), "device", "precision") for job in jobs],
+        "device and precision": [_pairs(machine(job.run.manifest), "device", "precision") for job in jobs],
     }.items():
         distinct = sorted(set(facts))
         dirty = what == "code" and any(fact.endswith("+") for fact in distinct)
         text = " | ".join(distinct) + ("; + means uncommitted changes" if dirty else "")
         found.append(Check(f"The same {what} everywhere?", "ok" if len(distinct) == 1 and not dirty else "note", text))
     return found
+
+
+def machine(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run was computed on; the precision is training's, so without a training there is none to state."""
+    trained = manifest.get("stages") is None or "training" in manifest["stages"]
+    return {name: v for name, v in manifest.get("machine", {}).items() if trained or name != "precision"}
 
 
 def _corpora(jobs: Sequence[Job]) -> list[Check]:

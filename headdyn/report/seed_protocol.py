@@ -46,6 +46,18 @@ def responses(job: Job) -> list[dict[str, object]]:
     return pq.read_table(path).to_pylist() if path.exists() else []
 
 
+def answers(jobs: Sequence[Job]) -> tuple[list[str], list[tuple[Job, list[tuple[str, bool]]]]]:
+    """(cells, rows): what each model wrote in each cell and whether the study called it right; a row a job."""
+    told = [(job, responses(job)) for job in jobs if job.complete]
+    names = list(dict.fromkeys(str(row["name"]) for _, rows in told for row in rows))
+    found = []
+    for job, rows in told:
+        by_name = {str(row["name"]): (str(row["text"]), bool(row["success"])) for row in rows}
+        if by_name:
+            found.append((job, [by_name.get(name, ("", False)) for name in names]))
+    return names, found
+
+
 def _patching(jobs: Sequence[Job]) -> list[Point]:
     there = [job for job in jobs if job.run.value("seed_strength") is not None]
     values = [job.run.value("seed_strength") or 0.0 for job in there]
@@ -60,6 +72,9 @@ def _patching(jobs: Sequence[Job]) -> list[Point]:
             f"; real heads patched at the prompt, over {pairs} pairs, give strengths from {fixed(min(ours), 2)} to "
             f"{fixed(max(ours), 2)}"
         )
+        both = [(job.run.value("seed_strength") or 0.0, job.run.value("strength")) for job in there]
+        apart = sum((theirs > 0.5) != (mine > 0.5) for theirs, mine in both if mine is not None)
+        here += f", and the two disagree on “above 0.5” at {apart} of {len(ours)}"
     agreeing = [bool(row["agreeing"] == 1) for job in there for row in responses(job)]
     trials = "" if not agreeing else f"Repeated trials wrote the same text in {sum(agreeing)} of {len(agreeing)} cells."
     null = _null(there)

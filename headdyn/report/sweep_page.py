@@ -13,7 +13,7 @@ from headdyn.report.glossary import chapters
 from headdyn.report.head_data import ROLES, courses, patterns, series_course, statistics, telling_heads
 from headdyn.report.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.page import write_page
-from headdyn.report.quality import checks, in_order
+from headdyn.report.quality import checks, in_order, machine
 from headdyn.report.seed_table import seed_table
 from headdyn.report.series.page import series_content
 from headdyn.report.series.quality import series_checks
@@ -105,7 +105,7 @@ def _facts(sweep: SweepRecord) -> dict[str, str]:
         ),
         "date": _span(manifests),
         "code": _all(m["git"] or "not from a checkout" for m in manifests),
-        "machine": _all(", ".join(f"{name} {value}" for name, value in m["machine"].items()) for m in manifests),
+        "machine": _all(", ".join(f"{name} {value}" for name, value in machine(m).items()) for m in manifests),
         "versions": _all(
             ", ".join(f"{name} {value}" for name, value in {"Python": m["python"], **m["versions"]}.items() if value)
             for m in manifests

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,7 +17,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, quantity
+from headdyn.report.cells import TOPICS, columns_for
+from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, p_value, quantity
+from headdyn.report.series.record import read_series
+from headdyn.report.series.words import series_statements
 from headdyn.report.sweep_record import SweepRecord, single_job
 from headdyn.report.words import ONE_SEED, statements
 
@@ -96,15 +99,41 @@ _COLUMNS = (
     ("entropy_nats", "entropy\n(nats)"),
     ("probe_accuracy_middle", "probe,\nmiddle\n(%)"),
 )
+# The same of runs on comparison prompts; those that no run recorded are left out.
+_PROMPT_COLUMNS = (
+    ("plain_success", "plain\n(%)"),
+    ("even_success", "even\n(%)"),
+    ("odd_success", "odd\n(%)"),
+    ("all_success", "all\nheads\n(%)"),
+    ("strength", "strength"),
+    ("strength_nats", "of Δ\n(nats)"),
+    ("control_strength_nats", "of Δ,\ncontrols\n(nats)"),
+    ("seed_strength", "the\nstudy's"),
+)
+_CLUSTER_COLUMNS = (
+    ("qk_best_silhouette", "silhouette,\nQK circuits"),
+    ("ov_best_silhouette", "silhouette,\nOV circuits"),
+    ("behaviour_best_silhouette", "silhouette,\neffects"),
+)
+# What intervals, p and null of a table are.
+_SEQUENCES = "{} over held-out sequences; vs: what chance gives (null)"
+_PAIRS = "{} over bug pairs; p: even/odd's exact rank among all balanced splits of one checkpoint's layer"
+_HEADS = "best of all clusterings; p against random heads; vs: their mean (null)"
 _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
 
 
 def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
     """A sweep's table, its answers in a sentence each, the jobs that did not finish, and where the report is."""
     if sweep.complete:
-        console.print(summary_table(sweep, console))
+        recorded = columns_for(sweep.complete)
+        if recorded is TOPICS:
+            console.print(summary_table(sweep, console))
+        for columns, over in ((_PROMPT_COLUMNS, _PAIRS), (_CLUSTER_COLUMNS, _HEADS)):
+            there = [(name, title) for name, title in columns if name in recorded]
+            if there:
+                console.print(summary_table(sweep, console, there, over))
     said = False  # once is enough on a terminal
-    for statement in statements(sweep):
+    for statement in (*series_statements(read_series(sweep)), *statements(sweep)):
         lead = statement.sentences[0].removeprefix(f"{ONE_SEED} " if said else "")
         said |= statement.sentences[0].startswith(ONE_SEED)
         where = f" ({statement.group})" if statement.group else ""
@@ -125,7 +154,9 @@ def print_run(folder: Path) -> None:
     print_summary(Console(), alone, folder / "report.html")
 
 
-def summary_table(sweep: SweepRecord, console: Console) -> Table:
+def summary_table(
+    sweep: SweepRecord, console: Console, columns: Sequence[tuple[str, str]] = _COLUMNS, over: str = _SEQUENCES
+) -> Table:
     """One row a complete run: each number with its interval, and the null where chance is not zero.
 
     Below 112 columns the interval is given as ± half its width; from 176 on it stands beside the value.
@@ -134,21 +165,21 @@ def summary_table(sweep: SweepRecord, console: Console) -> Table:
     how = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption=_encodable(f"{how} over held-out sequences; vs: what chance gives (null)", console),
+        caption=_encodable(over.format(how), console),
         pad_edge=False,
         show_edge=False,
         caption_justify="left",
     )
     table.add_column("run", overflow="fold", min_width=12)
-    for _, title in _COLUMNS:
+    for _, title in columns:
         table.add_column(title, justify="right", no_wrap=True)
     for job in sweep.complete:
-        cells = (_cell(job.scalar(name), quantity(name), width) for name, _ in _COLUMNS)
+        cells = (_cell(job.scalar(name), quantity(name), width, with_p=over is not _SEQUENCES) for name, _ in columns)
         table.add_row(job.label, *(Text(_encodable(cell, console)) for cell in cells))
     return table
 
 
-def _cell(scalar: Mapping[str, Any], q: Quantity, width: int) -> str:
+def _cell(scalar: Mapping[str, Any], q: Quantity, width: int, *, with_p: bool = False) -> str:
     if scalar.get("value") is None:
         return "absent"
     low, high = scalar.get("ci_low"), scalar.get("ci_high")
@@ -158,6 +189,8 @@ def _cell(scalar: Mapping[str, Any], q: Quantity, width: int) -> str:
         places = decimals(q.scale * scalar["value"], q.scale * low, q.scale * high)
         half = f"±{q.scale * (high - low) / 2:.{places}f}"
         text = f"{value}\n{half}" if width < _NARROW else f"{value}{' ' if width >= _WIDE else chr(10)}{interval}"
+    if with_p and scalar.get("p") is not None:
+        text += f"\np {p_value(scalar['p'])}"
     return f"{text}\nvs {fixed(q.scale * scalar['null'], max(1, q.places - 1))}" if scalar.get("null") else text
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.report.seed_protocol import explanation
+from headdyn.report.seed_protocol import answers, explanation
 from headdyn.report.series.charts import series_charts
 from headdyn.report.series.maps import series_maps
 from headdyn.report.series.record import Series
@@ -51,4 +51,5 @@ def series_content(sweep: SweepRecord, series: Sequence[Series]) -> dict[str, An
         "compared": compared(series) if len(series) > 1 else None,
         "beside": beside(series),
         "points": explanation(sweep.jobs),
+        "answers": answers(sweep.jobs),
     }
