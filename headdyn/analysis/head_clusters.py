@@ -19,7 +19,6 @@ from headdyn.analysis.clusters.geometry import (
     CIRCUITS,
     behind_gains,
     circuit_cosines,
-    one_cloud,
     random_circuit_cosines,
     random_directions,
 )
@@ -33,7 +32,7 @@ from headdyn.analysis.clusters.rows import (
     without_prompts,
 )
 from headdyn.analysis.clusters.seed_weights import SEED_EPS
-from headdyn.analysis.clusters.suite import Clouds, Recipe, Suite
+from headdyn.analysis.clusters.suite import Clouds, Recipe
 from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
 from headdyn.analysis.pair_rows import PairRows
 from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, in_dtype
@@ -52,12 +51,12 @@ class HeadClusters:
 
     k-means, Ward and DBSCAN (radii as shares of the median distance), against `null_draws` layers of random heads put
     through the same steps: for circuits of the model's shape behind the layer's norm, for effects of the same norms. A
-    head's effects are the changes of Δ over all pairs when its z is replaced by the mean over prompts. A small p of
-    `best_silhouette` says that heads are not random; of `cloud_silhouette`, that they form groups and not one oblong
-    cloud. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry no interval; q-values
-    run over the layers' rows and over the heads'. Heads that repair are those whose clean z, patched alone at `layer`
-    (default: ⌊L/2⌋), raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`. `protocol="seed"` adds
-    the studies' clusters there (see clusters/seed_weights.py).
+    head's effects are the changes of Δ over all pairs when its z is replaced by the mean over prompts. A small p says
+    that heads point in no random directions; whether in groups or along one axis is told by the silhouette's height and
+    `first_component`. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry no interval;
+    q-values run over the layers' rows and over the heads'. Heads that repair are those whose clean z, patched alone at
+    `layer` (default: ⌊L/2⌋), raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.
+    `protocol="seed"` adds the studies' clusters there (see clusters/seed_weights.py).
 
     Given a corpus in place of prompts, weights alone are clustered. Tables: `clusterings`, `coordinates` (principal
     components), `distances` (for clusters/divergence.py).
@@ -163,10 +162,10 @@ class HeadClusters:
         own = [circuit_cosines(decoder, layer) for layer in layers]
         random = [behind_gains(random_RHH, decoder, layer) for layer in layers]
         return {
-            kind: self._clouds(
-                np.stack([cosines[kind] for cosines in own]),
-                [recipe(cosines[kind], generator) for cosines in random],
-                generator,
+            kind: Clouds(
+                suite=recipe(np.stack([cosines[kind] for cosines in own]), generator),
+                nulls=[recipe(cosines[kind], generator) for cosines in random],
+                exchangeable=True,
             )
             for kind in CIRCUITS
         }
@@ -176,16 +175,7 @@ class HeadClusters:
         gram_LHH = effect_LHP @ effect_LHP.swapaxes(-1, -2) / pairs  # distances: root mean square over pairs, in nats
         norm_LH = np.sqrt(np.diagonal(gram_LHH, axis1=-2, axis2=-1))
         nulls = [recipe(random_directions(norm_H, pairs, self.null_draws, generator), generator) for norm_H in norm_LH]
-        return self._clouds(gram_LHH, nulls, generator, exchangeable=False)
-
-    def _clouds(
-        self, gram_LHH: np.ndarray, nulls: Sequence[Suite], generator: np.random.Generator, exchangeable: bool = True
-    ) -> Clouds:
-        recipe = self._recipe(self.dbscan_eps)
-        suite = recipe(gram_LHH, generator)
-        draws = (recipe(one_cloud(gram_HH, self.null_draws, generator), generator) for gram_HH in gram_LHH)
-        cloud_LR = np.stack([suite.best_silhouette_R for suite in draws])
-        return Clouds(suite=suite, nulls=nulls, cloud_LR=cloud_LR, exchangeable=exchangeable)
+        return Clouds(suite=recipe(gram_LHH, generator), nulls=nulls, exchangeable=False)
 
 
 def _effects(model: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int]) -> np.ndarray:

@@ -26,20 +26,21 @@ def percentiles(null_RX: np.ndarray) -> np.ndarray:
 
 
 def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable, words: Mapping[str, str]) -> Figure:
-    """Silhouettes at every layer: k-means with k = 2 before random heads, the best before one Gaussian cloud."""
+    """Silhouettes at every layer before those of random heads: k-means with k = 2, and the best of all clusterings."""
     panels = []
-    for measure, title in (
-        ("silhouette", "k-means, k = 2\nchance: random heads"),
-        ("cloud_silhouette", "best of all, outliers apart\nchance: one Gaussian cloud"),
-    ):
+    for measure, title in (("silhouette", "k-means, k = 2"), ("best_silhouette", "best of all, outliers apart")):
         for kind, clouds in kinds.items():
             own_L = table.layer_series(f"{kind}_{measure}")
-            null_RL = clouds.cloud_LR.T
-            if measure == "silhouette":
-                null_RL = np.stack([null.silhouette(SEED_KEY) for null in clouds.nulls], axis=1)
+            null_RL = np.stack(
+                [
+                    null.silhouette(SEED_KEY) if measure == "silhouette" else null.best_silhouette_R
+                    for null in clouds.nulls
+                ],
+                axis=1,
+            )
             panels.append(
                 NullRanges(
-                    title=f"{words[kind]}: {title}",
+                    title=f"{words[kind]}\n{title}",
                     labels=[str(layer) for layer in range(len(own_L))],
                     value_X=own_L,
                     null_X3=percentiles(null_RL),
@@ -48,7 +49,8 @@ def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable, words: Mapp
                     xlabel="layer",
                 )
             )
-    return null_ranges(panels, columns=len(kinds), title="Do the heads of a layer form clusters?")
+    title = "Do the heads of a layer form clusters? Chance: random heads"
+    return null_ranges(panels, columns=len(kinds), title=title)
 
 
 def assignment_figure(

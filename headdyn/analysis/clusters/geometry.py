@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from headdyn.analysis.circuits import Factors, cosines, folded
-from headdyn.analysis.clusters.clusterings import centred
 from headdyn.models.decoder import Decoder
 
 CIRCUITS = ("qk", "ov")
@@ -85,18 +84,3 @@ def random_directions(norm_H: np.ndarray, width: int, draws: int, generator: np.
     root_RHX /= np.linalg.norm(root_RHX, axis=-1, keepdims=True)
     root_RHX = root_RHX[:, np.argsort(np.argsort(norm_H, kind="stable"))] * norm_H[:, None]
     return root_RHX @ root_RHX.swapaxes(-1, -2)
-
-
-def one_cloud(gram_HH: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Inner products of H points without groups whose principal variances are exactly these heads', [R, H, H].
-
-    The points' scores are turned by a random rotation that leaves the mean where it is (a rotation test, Langsrud
-    2005): for heads drawn from one Gaussian, whatever its covariance and dimension, turned heads are as likely as the
-    heads themselves, so a rank among them is an exact p.
-    """
-    heads = len(gram_HH)
-    variance_X = np.maximum(np.linalg.eigvalsh(centred(gram_HH))[1:], 0)
-    # Gaussian columns, less their mean, made orthonormal
-    noise_RHX = generator.normal(size=(draws, heads, heads - 1))
-    turned_RHX = np.linalg.qr(noise_RHX - noise_RHX.mean(1, keepdims=True)).Q
-    return (turned_RHX * variance_X) @ turned_RHX.swapaxes(-1, -2)

@@ -57,8 +57,6 @@ def cluster_metrics() -> dict[str, Metric]:
         for name, measure in _MEASURES.items():
             meaning = f"{measure.meaning}; {words}"
             add(f"{kind}_{name}", meaning, measure.low, measure.high, unit if measure.is_distance else "")
-        null = "best_silhouette, its null heads of one Gaussian cloud with these principal variances"
-        add(f"{kind}_cloud_silhouette", f"{null}; {words}", -1, 1)
         add(f"{kind}_even_odd_rand", f"adjusted Rand index of k-means with k = 2 and even/odd; {words}", -1, 1)
         add(f"{kind}_alone", f"share of clusterings in which this head is an outlier; {words}", 0, 1)
     for kind in CIRCUITS:
@@ -85,9 +83,6 @@ def kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.random
         nulls = (quality[id(null)][name] for null in clouds.nulls)
         compared = [against_null(value, null_R, measure.tested) for value, null_R in zip(own[name], nulls, strict=True)]
         tables.append(_layers(f"{kind}_{name}", own[name], np.array(compared), heads))
-    best_L = own["best_silhouette"]
-    compared = [against_null(best, cloud_R) for best, cloud_R in zip(best_L, clouds.cloud_LR, strict=True)]
-    tables.append(_layers(f"{kind}_cloud_silhouette", best_L, np.array(compared), heads))
     even_odd_H = np.arange(heads) % 2
     found = [agreement(labels_H, even_odd_H, relabellings, generator) for labels_H in clouds.suite.split_RH]
     rand_L = np.array([each.rand for each in found])

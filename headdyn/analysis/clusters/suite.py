@@ -80,11 +80,10 @@ class Suite:
 
 @dataclass(frozen=True, kw_only=True)
 class Clouds:
-    """One kind of points: the heads of every layer, random heads for each layer, and draws from one Gaussian cloud."""
+    """One kind of points: the heads of every layer, and random heads for each layer."""
 
     suite: Suite  # row l: the heads of layer l
     nulls: Sequence[Suite]  # one a layer
-    cloud_LR: np.ndarray  # best silhouettes of single clouds
     exchangeable: bool  # whether random heads are alike, so that all of them stand for each
 
 

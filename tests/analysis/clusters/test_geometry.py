@@ -12,7 +12,6 @@ from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.geometry import (
     behind_gains,
     circuit_cosines,
-    one_cloud,
     random_circuit_cosines,
     random_directions,
 )
@@ -122,34 +121,3 @@ def test_random_directions_follow_the_heads_wherever_these_are_numbered() -> Non
     norm_H, order = np.array([3.0, 1.0, 2.0, 0.5]), [2, 0, 3, 1]
     here, there = (random_directions(norm, 6, 5, np.random.default_rng(0)) for norm in (norm_H, norm_H[order]))
     np.testing.assert_allclose(there, here[:, order][:, :, order])
-
-
-def test_one_cloud_keeps_the_principal_variances() -> None:
-    points_HX = np.random.default_rng(0).normal(size=(7, 3)) * [5, 1, 0.2] + 4
-    gram_HH = points_HX @ points_HX.T
-    turned_RHH = one_cloud(gram_HH, 20, np.random.default_rng(1))
-    wanted = np.linalg.eigvalsh(clusterings.centred(gram_HH))
-    np.testing.assert_allclose(np.linalg.eigvalsh(turned_RHH), np.broadcast_to(wanted, (20, 7)), atol=1e-9)
-    np.testing.assert_allclose(turned_RHH.sum(-1), 0, atol=1e-9)
-    assert turned_RHH.std(0).min() > 0.01
-
-
-def test_one_oblong_cloud_is_no_two_groups_at_the_stated_rate() -> None:
-    """p among turned clouds is uniform for Gaussian heads of any covariance; isotropic random heads would call most
-    oblong clouds two groups."""
-    generator = np.random.default_rng(0)
-    clouds, draws, exact, mutant = 120, 99, [], []
-
-    def best(gram_RHH: np.ndarray) -> np.ndarray:
-        labels_RH = clusterings.kmeans(gram_RHH, 2, np.random.default_rng(1), restarts=3)
-        return clusterings.silhouette(clusterings.distances(gram_RHH), labels_RH)
-
-    for _ in range(clouds):
-        points_HX = generator.normal(size=(10, 6)) * [4, 1, 1, 0.5, 0.5, 0.5]
-        gram_HH = points_HX @ points_HX.T
-        own = best(gram_HH[None])[0]
-        exact.append((1 + (best(one_cloud(gram_HH, draws, generator)) >= own).sum()) / (1 + draws))
-        norm_H = np.linalg.norm(points_HX, axis=-1)
-        mutant.append((1 + (best(random_directions(norm_H, 6, draws, generator)) >= own).sum()) / (1 + draws))
-    assert scipy.stats.kstest(exact, "uniform").pvalue > 0.01
-    assert np.mean(np.array(mutant) <= 0.05) > 0.3
