@@ -42,6 +42,9 @@ QUANTITIES: Mapping[str, Quantity] = {
     "gap_closed": Quantity(label="gap closed", unit="%", scale=100, places=1, difference="points"),
     "within_ratio": Quantity(label="within-topic attention", unit="%", scale=100, places=1, difference="points"),
     "selectivity": Quantity(label="topic selectivity", unit="points", scale=100, places=2),
+    "tensorlens_selectivity_no_self": Quantity(
+        label="the whole model's topic selectivity", unit="points", scale=100, places=2
+    ),
     "entropy_nats": Quantity(label="attention entropy", unit="nats"),
     "probe_accuracy_middle": Quantity(
         label="probe accuracy at the middle layer", unit="%", scale=100, places=1, difference="points"

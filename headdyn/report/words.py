@@ -27,7 +27,11 @@ _QUESTIONS = {
     "position_enc": "Does dropping positions (DroPE) matter?",
     "attention": "Do grouped queries (GQA) matter?",
 }
-_INSTRUMENTS = {"selectivity": "raw attention", "probe_accuracy_middle": "probes"}
+_INSTRUMENTS = {
+    "selectivity": "raw attention",
+    "tensorlens_selectivity_no_self": "TensorLens",
+    "probe_accuracy_middle": "probes",
+}
 
 Row = Mapping[str, Any]
 
@@ -174,12 +178,14 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
 
 
 def after_drope(jobs: Sequence[Job]) -> list[str]:
-    """The ordering's effect where positions are dropped, by raw attention and by probes, and every arm's own figure."""
+    """The ordering's effect where positions are dropped, by attention, TensorLens and probes, and every arm's own."""
     arms = [job for job in jobs if job.factors.get("position_enc") == "drope"]
     if not {job.factors.get("data_ordering") for job in arms} >= {"shuffled", "topic"}:
         return []
     details, rows = [], []
     for outcome, instrument in _INSTRUMENTS.items():
+        if not any(job.scalar(outcome) for job in arms):  # not among the sweep's analyses
+            continue
         row = simple_effect([job.run for job in arms], "data_ordering", outcome)
         if row is None:
             reasons = dict.fromkeys(str(job.scalar(outcome).get("reason")) for job in arms)
@@ -246,7 +252,7 @@ def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
         if rows:
             selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
             text += f", {selective} of {len(rows)} heads above 0 at q < 0.05"
-    else:
+    elif outcome.startswith("probe"):
         if scalar.get("null") is not None:
             text += f", best baseline {fixed(q.scale * scalar['null'], 1)} %"
         ceiling = job.scalar("probe_ceiling").get("value")
