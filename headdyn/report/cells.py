@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headdyn.report.jobs import Job
-from headdyn.report.numbers import fixed, p_value, quantity
+from headdyn.report.numbers import ABSENT, fixed, p_value, quantity
 
 # The seed study's columns with what they need beside them, and what a reader asks next.
 TOPICS = (
@@ -41,6 +41,8 @@ class Cell:
 
 def summary_cell(job: Job, name: str) -> Cell:
     """A run's number with what a reader holds it against."""
+    if name in PROMPTS and name not in job.run.scalars:
+        return Cell(ABSENT, note="not measured")
     scalar, q = job.scalar(name), quantity(name)
     found = cell(scalar, name)
     if not found.reason and name in PROMPTS and scalar.get("p") is not None:

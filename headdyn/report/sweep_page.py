@@ -39,13 +39,15 @@ def write_sweep_page(folder: Path) -> Path:
     sweep = SweepRecord.read(folder)
     jobs = sweep.complete
     kept, columns, series = patterns(jobs), columns_for(jobs), read_series(sweep)
+    settings = _group_settings(sweep, of_prompts=columns is not TOPICS)
+    shown = sweep.jobs if series else jobs
     page = folder / "report.html"
     write_page(
         page,
         "sweep.html",
         title=sweep.name,
         sweep=sweep,
-        facts=_facts(sweep),
+        facts=_facts(sweep, settings),
         status=[_status(job, folder) for job in sweep.jobs],
         statements=[*series_statements(series), *statements(sweep)],
         series=series_content(sweep, series),
@@ -55,7 +57,8 @@ def write_sweep_page(folder: Path) -> Path:
         levels=LEVELS,
         varied=sweep.varied,
         columns=[(quantity(name).label, quantity(name).unit) for name in columns],
-        rows=[(job, [summary_cell(job, name) for name in columns]) for job in jobs],
+        rows=[(job, [summary_cell(job, name) for name in columns] if job.complete else []) for job in shown],
+        settings=settings,
         effect_charts=effect_charts(sweep.effects),
         effect_rows=_effect_rows(sweep.effects),
         matched=_matched_rows(sweep),
@@ -78,7 +81,7 @@ def write_sweep_page(folder: Path) -> Path:
     return page
 
 
-def _facts(sweep: SweepRecord) -> dict[str, str]:
+def _facts(sweep: SweepRecord, settings: Mapping[str, str]) -> dict[str, str]:
     """What was run, where and with what, in short lines; facts that differ among runs are all given."""
     manifests = [job.run.manifest for job in sweep.jobs if "versions" in job.run.manifest]
     constant = {
@@ -97,7 +100,7 @@ def _facts(sweep: SweepRecord) -> dict[str, str]:
     }
     facts = {
         "varied": "; ".join(f"{name}: {', '.join(levels)}" for name, levels in sweep.varied.items() if name != "group"),
-        **{f"group {name}": settings for name, settings in sweep.group_settings.items()},
+        **{f"group {name}": differs for name, differs in settings.items()},
         "the same everywhere": ", ".join(
             f"{name} {next(iter(levels))}"
             for name, levels in constant.items()
@@ -147,16 +150,27 @@ def _status(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def _remarks(sweep: SweepRecord, series: Sequence[Series]) -> dict[int, str]:
+def _remarks(sweep: SweepRecord, series: Sequence[Series]) -> dict[int, tuple[str, str]]:
     """What stands under a run's name in the summary: its checkpoint's place in training, and why it does not count."""
-    found = {job.number: "" for job in sweep.jobs}
+    found = {job.number: ("", "") for job in sweep.jobs}
     for each in series:
         for row in each.rows:
             job = each.jobs.get(row["revision"])
             if job is not None and row["step"] is not None:
-                out = "" if row["counts"] else f"; does not count: {row['reason']}"
-                found[job.number] = f"{share(row['training_share'])} of training{out}"
+                why = "" if row["counts"] else f"{'does not count: ' if job.complete else ''}{row['reason']}"
+                found[job.number] = (f"{share(row['training_share'])} of training", why)
     return found
+
+
+def _group_settings(sweep: SweepRecord, *, of_prompts: bool) -> dict[str, str]:
+    """In what groups differ; without a training, what a protocol says of training is left out."""
+    told = sweep.group_settings
+    if not of_prompts:
+        return told
+    return {
+        group: ", ".join(word for word in text.split(", ") if not word.startswith("protocol."))
+        for group, text in told.items()
+    }
 
 
 def _training_rows(sweep: SweepRecord) -> list[dict[str, Any]]:

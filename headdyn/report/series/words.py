@@ -30,7 +30,8 @@ def series_statements(series: Sequence[Series]) -> list[Statement]:
     """Every question that these series' verdicts answer, series by series."""
     found = []
     for each in series:
-        of = f" ({each.title})" if each.title else ""
+        alone = sum(other.group == each.group for other in series) == 1  # then the group says which series it is
+        of = f" ({each.title})" if each.title and not (alone and each.group) else ""
         answers = [
             (f"Do even and odd heads specialise, and when?{of}", even_odd(each)),
             (f"Did what was measured emerge, and when?{of}", others(each)),
@@ -163,11 +164,14 @@ def share(value: float | None) -> str:
 def _against_splits(split: Mapping[str, Any], checkpoints: int) -> str:
     kind = f"all {number(split['splits'])}" if split["exact"] else f"{number(split['splits'])} sampled"
     p = p_value(split["p"])
-    least = f" (the least such a null can give is {p_value(split['least_possible_p'])})"
+    smallest = split["least_possible_p"]
+    least = " (the least that so many splits can give)" if split["p"] <= 1.001 * smallest else ""
+    if not least and smallest > 0.01:
+        least = f" (so few splits can give no less than {p_value(smallest)})"
     return (
         f"among {kind} balanced splits of layer {split['layer']} even/odd at its most telling moment, step "
         f"{number(split['at_step'])}, has p {'' if p.startswith('<') else '= '}{p}, the maximum over "
-        f"{count(checkpoints, 'checkpoint')} counted{least if split['least_possible_p'] > 0.01 else ''}"
+        f"{count(checkpoints, 'checkpoint')} counted{least}"
     )
 
 
