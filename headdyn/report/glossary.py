@@ -50,6 +50,21 @@ _WORDS = (
     Entry("MHA, GQA", "a key/value head for each query head; one shared by several"),
     Entry("topic, shuffled", "training meets its sequences sorted by their main topic; or in random order"),
 )
+# The same for runs on comparison prompts, whose models came trained.
+_PROMPT_WORDS = (
+    Entry("interval", "95 %, in square brackets, over pairs: Clopper–Pearson for shares, bootstrap (BCa) otherwise"),
+    *_WORDS[1:3],
+    Entry("unit", "what was drawn independently: a number pair, a split, a head; never a repeated greedy text"),
+    Entry("Δ", "log-odds of the right answer against the wrong one, in nats, averaged over a pair's prompts"),
+    Entry("right", "Δ above 0"),
+    Entry("bug pair, control pair", "numbers whose fractions compared as integers mislead, as 9.8 and 9.11; others"),
+    Entry("patched", "heads' outputs before W_O replaced by those of the clean prompt, at the tokens that both share"),
+    Entry("strength", "right answers with even heads patched less those with odd heads patched; of Δ the same in nats"),
+    Entry("exact null", "the same for every split of the heads into two halves; p is the rank of even/odd among them"),
+    Entry("emergence", "(last checkpoint below, first above] it; early up to 25 % of training, late from 75 %"),
+    Entry("sudden, gradual", "one interval between checkpoints holds at least half of the rise; none does"),
+    Entry("protocol=seed", "the studies as they were run, defects included, beside the corrected measures"),
+)
 # What the pipeline itself puts on record.
 _RUN = (
     Entry("random_nats", "loss of uniform guessing, ln V", "0 …", "nats"),
@@ -73,9 +88,13 @@ _RUN = (
 def chapters(runs: Iterable[RunRecord]) -> list[Chapter]:
     """What the runs' analyses say of their metrics, each analysis once, after the words that serve all."""
     about: dict[str, Mapping[str, Any]] = {}
+    runs = list(runs)
     for run in runs:
         about |= run.manifest.get("glossary", {})
-    found = [Chapter("Words", Markup(""), _WORDS), Chapter("training", Markup(""), _RUN)]
+    stages = [run.manifest.get("stages") for run in runs]
+    trained = any(stage is None or "training" in stage for stage in stages) or not runs
+    found = [Chapter("Words", Markup(""), _WORDS if trained else _PROMPT_WORDS)]
+    found += [Chapter("training", Markup(""), _RUN)] if trained else []
     for name, part in about.items():
         entries = tuple(
             Entry(metric, m["meaning"], _range(m["low"], m["high"]), m["unit"]) for metric, m in part["metrics"].items()

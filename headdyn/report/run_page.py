@@ -14,7 +14,9 @@ from headdyn.core.run_folder import METRICS, read_metrics
 from headdyn.report.glossary import chapters
 from headdyn.report.numbers import count, duration, level, number
 from headdyn.report.page import picture, write_page
+from headdyn.report.prompt_run import in_words, null_pictures, tables
 from headdyn.report.quality import run_checks
+from headdyn.report.seed_protocol import answers, explanation
 from headdyn.report.sweep_record import SWEEP, single_job
 from headdyn.report.text_topics import text_topics
 
@@ -37,6 +39,10 @@ def write_run_page(folder: Path) -> Path:
         factors=[(name, level(value)) for name, value in manifest["factors"].items()],
         sweep="../report.html" if (folder.parent / SWEEP).exists() else None,
         groups=metric_groups(manifest, scalars),
+        words=in_words(job),
+        nulls=null_pictures(job),
+        tables=tables(job),
+        series={"points": explanation([job]), "answers": answers([job])},
         figures=figures(folder, list(manifest.get("glossary", {}))),
         heads=sorted(tested, key=lambda row: (row["q"], -abs(row["value"])))[:_STANDING_OUT],
         heads_tested=len(tested),
@@ -109,7 +115,10 @@ def training_figures(
 def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
     """What a reader needs to repeat the run, as short strings."""
     versions = {"Python": manifest["python"], **manifest["versions"]}
-    machine = manifest["machine"]
+    machine, checkpoint = manifest["machine"], manifest.get("checkpoint", {})
+    trained = "dtype" not in checkpoint
+    precision = f"training in {machine['precision']}" if trained else f"weights in {checkpoint['dtype']}"
+    loaded = " ".join(str(checkpoint[key]) for key in ("name", "revision", "commit") if checkpoint.get(key))
     stages = [
         f"{kind} {stage['key']} ({'built' if stage['built'] else 'reused'}, {duration(stage.get('build_seconds'))})"
         for kind, stage in manifest["stages"].items()
@@ -118,9 +127,10 @@ def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
         "status": manifest["status"],
         "started": manifest["started"].replace("T", " ").replace("+00:00", " UTC"),
         "code": manifest["git"] or "not from a checkout",
-        "machine": f"{machine['device']}, training in {machine['precision']}, {count(machine['threads'], 'thread')}",
+        "machine": f"{machine['device']}, {precision}, {count(machine['threads'], 'thread')}",
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "stages": ", ".join(stages),
+        "checkpoint": ", SHA-256 of its weights ".join([loaded, checkpoint["state_hash"]]) if checkpoint else "none",
+        "stages": ", ".join(stages) or "none",
         "time": ", ".join(f"{name} {duration(seconds)}" for name, seconds in manifest["seconds"].items()),
         "peak memory": f"{number(round(manifest.get('peak_memory_bytes', 0) / 2**20))} MiB (of the process so far)",
     }

@@ -186,7 +186,7 @@ def _training_rows(sweep: SweepRecord) -> list[dict[str, Any]]:
             {
                 "label": shared_label(siblings),
                 "runs": " ".join(str(j.number) for j in siblings),
-                "arms": listed([level(j.factors.get("position_enc")) for j in siblings]),
+                "arms": listed(list(dict.fromkeys(level(j.factors.get("position_enc")) for j in siblings))),
                 "loss": f"{series[-1][1]:.3f}" if series else "",
                 "steps": number(series[-1][0]) if series else "",
                 "passes": number(scalars["train_passes"]),

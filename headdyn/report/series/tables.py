@@ -17,7 +17,7 @@ def verdict_table(series: Series) -> tuple[list[str], list[tuple[str, list[str]]
     """(measures, rows): a row for each thing that is said, a column for each measure."""
     said = series.measures
     rows: list[tuple[str, Callable[[str, Said], str]]] = [
-        ("emerges where it is", lambda _, m: m["rule"]),
+        ("counts as emerged when", lambda _, m: m["rule"]),
         ("emergence: (last step below, first step above]", lambda _, m: interval(m)),
         ("as shares of training", _shares),
         ("first step above, 95 % of bootstrap draws", _ends),
@@ -32,7 +32,8 @@ def verdict_table(series: Series) -> tuple[list[str], list[tuple[str, list[str]]
         ("beyond chance", _beyond),
         ("units", lambda _, m: ABSENT if m["n"] is None else f"{m['n']} pairs"),
     ]
-    return [measure_name(name) for name in said], [(label, [of(n, m) for n, m in said.items()]) for label, of in rows]
+    told = [(label, [of(n, m) for n, m in said.items()]) for label, of in rows]
+    return [measure_name(name) for name in said], [row for row in told if set(row[1]) != {ABSENT}]
 
 
 def hypothesis_table(series: Series) -> tuple[list[str], list[dict[str, Any]]]:
