@@ -279,16 +279,10 @@ def _group_table(groups: Sequence[Group], tested: HeadTable) -> pa.Table:
 def _head_figure(heads: HeadTable) -> Figure:
     panels = []
     for name, title in (*((kind, f"{kind}-ablation of one head") for kind in KINDS), ("only", "only this head left")):
-        metric = f"{name}_kl_nats"
-        value_LH = heads.matrix(metric)
-        panels.append(
-            HeadMap(
-                title=title,
-                value_LH=value_LH,
-                unit="KL, nats",
-                limits=(0, value_LH.max()),
-            )
-        )
+        value_LH = heads.matrix(f"{name}_kl_nats")
+        small = value_LH.max() < 0.05  # cells and scale have room for three digits
+        value_LH, unit = (1e3 * value_LH, "KL, millinats") if small else (value_LH, "KL, nats")
+        panels.append(HeadMap(title=title, value_LH=value_LH, unit=unit, limits=(0, value_LH.max())))
     return head_map(panels)
 
 
