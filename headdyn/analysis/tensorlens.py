@@ -27,7 +27,6 @@ from headdyn.models.frozen import Branch, Frozen, contributions, freeze, head_fl
 INSTRUMENTS = ("raw", "rollout", "tensorlens")
 _UNDEFINED = "no token is read from any other"
 _MASKED = "attention stays inside documents, each of one topic"
-_SHOWN = 2  # sequences whose maps are drawn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +162,7 @@ class TensorLens:
             "instruments": instruments_figure(table),
             "layers": layers_figure(table),
             "heads": heads_figure(table),
-            "maps": maps_figure(sums.shown),
+            "maps": maps_figure(*sums.shown),
         }
         return Findings(table=table, figures=figures)
 
@@ -216,7 +215,7 @@ class _Sums:
 
     length: int
     by_name: dict[str, list[np.ndarray]] = field(default_factory=dict)
-    shown: list[tuple[dict[str, np.ndarray], np.ndarray]] = field(default_factory=list)  # maps and topics_T
+    shown: tuple[dict[str, np.ndarray], np.ndarray] = ({}, np.empty(0))  # one sequence's maps, and its topics
 
     def stacked(self, name: str) -> np.ndarray:
         """[N, ...] in float64."""
@@ -238,9 +237,10 @@ class _Sums:
         for name, value in logit_shares(frozen, tokens_T, contrast_QK, targets_K).items():
             self._keep(name, value)
         self._keep("error", torch.tensor(error))
-        if len(self.shown) < _SHOWN:
+        changes, most = (int((np.diff(topics.astype(int)) != 0).sum()) for topics in (topics_T.numpy(), self.shown[1]))
+        if changes > most or not self.shown[0]:  # the sequence that changes topic most often
             drawn = {"raw": raw_LQK.mean(0), "rollout": maps["rollout"][-1], "tensorlens": flow_LQK[-1]}
-            self.shown.append(({name: map_QK.cpu().numpy() for name, map_QK in drawn.items()}, topics_T.numpy()))
+            self.shown = {name: map_QK.cpu().numpy() for name, map_QK in drawn.items()}, topics_T.numpy()
 
     def _keep(self, name: str, value: Tensor) -> None:
         self.by_name.setdefault(name, []).append(value.double().cpu().numpy())

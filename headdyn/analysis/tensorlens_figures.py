@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, pattern_grid
+from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, lift_grid
 from headdyn.core.records import HeadTable
 
 _NAMES = {"raw": "raw attention", "rollout": "attention rollout", "tensorlens": "TensorLens"}
@@ -46,7 +46,7 @@ def layers_figure(table: HeadTable) -> Figure:
         lines,
         xlabel="layer",
         ylabel="topic selectivity, self key left out",
-        title="Bands: 95 % over sequences",
+        title="Mean over sequences with 95 % band",
         references={"label-swap null": 0.0},
         whole_x=True,
     )
@@ -55,9 +55,9 @@ def layers_figure(table: HeadTable) -> Figure:
 def heads_figure(table: HeadTable) -> Figure:
     """What each head writes for topic, and what the next token's logit owes to it."""
     panels = (
-        ("head_written_selectivity", "topic selectivity of what is written", "share of ‖A v W_O‖"),
-        ("head_topic_nats", "logit carried from the query's topic", "nats"),
-        ("head_logit_nats", "logit carried in all", "nats"),
+        ("head_written_selectivity", "topic selectivity of writes", "share"),
+        ("head_topic_nats", "logit from the query's topic", "nats"),
+        ("head_logit_nats", "logit carried", "nats"),
     )
     return head_map(
         [
@@ -74,12 +74,12 @@ def heads_figure(table: HeadTable) -> Figure:
     )
 
 
-def maps_figure(shown: Sequence[tuple[Mapping[str, np.ndarray], np.ndarray]]) -> Figure:
-    """The three maps of a few sequences, topic boundaries of the first as lines."""
-    _, topics_T = shown[0]
-    return pattern_grid(
-        np.stack([[maps[name] for name in _NAMES] for maps, _ in shown]),
-        rows=[f"sequence {n}" for n in range(len(shown))],
+def maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
+    """The three maps of one sequence over causal-uniform attention, with its topic boundaries."""
+    lift_QK = np.arange(1, len(topics_T) + 1)[:, None]
+    return lift_grid(
+        np.stack([[maps[name] * lift_QK for name in _NAMES]]),
+        rows=[""],
         columns=list(_NAMES.values()),
-        boundaries=(np.flatnonzero(np.diff(topics_T)) + 1).tolist(),
+        boundaries=(np.flatnonzero(np.diff(topics_T.astype(int))) + 1).tolist(),
     )

@@ -153,6 +153,29 @@ def pattern_grid(
     )
 
 
+def lift_grid(
+    lift_RCQK: np.ndarray,
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    boundaries: Sequence[float] = (),
+    title: str = "",
+) -> Figure:
+    """Maps over causal-uniform attention, A_qk (q + 1), in R × C panels on one logarithmic scale; 0 is drawn empty.
+
+    Boundaries as in `pattern_grid`.
+    """
+    return _squares(
+        np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan),
+        (rows, columns),
+        ("query position (tokens)", "key position (tokens)"),
+        boundaries,
+        {"cmap": "PuOr_r", "norm": Normalize(-3, 3)},
+        "log2 of weight over uniform attention's",
+        title,
+    )
+
+
 def similarity_grid(
     matrices_CNN: np.ndarray, *, columns: Sequence[str], boundaries: Sequence[float] = (), title: str = ""
 ) -> Figure:
@@ -269,7 +292,7 @@ def _squares(
     left, right, top, bottom, gap = 0.75, 0.95, 0.65 if title else 0.35, 0.55, 0.1
     width, height = left + columns * (side + gap) + right, top + rows * (side + gap) + bottom
     figure = _figure(width, height)
-    line = "0.3" if unit == "cosine" else "white"
+    line = "white" if scale["cmap"] == "cividis" else "0.3"
     edges = [place - 0.5 for place in boundaries if 0 < place < size]
     for r, c in np.ndindex(rows, columns):
         axes = _axes(figure, left + c * (side + gap), bottom + (rows - 1 - r) * (side + gap), side, side)

@@ -85,6 +85,7 @@ class Frozen:
             x_NBTD, _ = self.layer(index, x_NBTD, biases=biases)
             yield x_NBTD
 
+    @torch.no_grad()
     def affine(self) -> Float[Tensor, "B T D"]:
         """c: what the biases alone make of the output; zeros in a model without biases."""
         c_BTD = torch.zeros_like(self.residual[0])

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from headdyn.analysis.attention import AttentionStatistics
+from headdyn.analysis.pattern_sums import position_profiles
+from headdyn.analysis.selectivity import balanced_swaps, estimate, topic_contrast
+from headdyn.analysis.tensorlens import TensorLens, flow_maps, logit_shares, rollout
+from headdyn.models.decoder import Decoder
+from headdyn.models.frozen import freeze, full_tensor
+from tests import small_models
+from tests.analysis import tiny
+
+FAST = {"sequences": 32, "bootstrap_draws": 100}
+LENGTH = 24
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return tiny.corpus(rows=64, length=LENGTH, vocab_size=small_models.MHA.vocab_size, tell=0.5)
+
+
+def run(decoder: Decoder, corpus, **settings):
+    return TensorLens(**{**FAST, **settings})(decoder, corpus, np.random.default_rng(1)).table
+
+
+def value(table, metric: str) -> float:
+    return table.summary()[metric]["value"]
+
+
+# -- the pieces -------------------------------------------------------------------------------------------------------
+
+
+def test_rollout_of_two_layers_by_hand():
+    first = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]])  # everyone at the previous token
+    second = torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    # ½A + ½I: rows (1, 0, 0), (½, ½, 0), (0, ½, ½) and (1, 0, 0), (¼, ¾, 0), (0, 0, 1); the product's second row is
+    # ¼ (1, 0, 0) + ¾ (½, ½, 0).
+    expected = torch.tensor([[1.0, 0, 0], [0.625, 0.375, 0], [0, 0.5, 0.5]])
+    found = rollout(torch.stack((first, second)))
+    torch.testing.assert_close(found[1], expected)
+    torch.testing.assert_close(found[0], torch.tensor([[1.0, 0, 0], [0.5, 0.5, 0], [0, 0.5, 0.5]]))
+    assert not torch.allclose(rollout(torch.stack((second, first)))[1], expected)  # mutant: layers the wrong way round
+
+
+def test_the_contrast_by_hand():
+    topics, others = torch.tensor([0, 0, 1]), torch.tensor([[0, 1, 1], [0, 0, 0]])
+    same = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
+    mean = torch.tensor([[1.0, 0.5, 0.5], [0.5, 1, 1], [0.5, 1, 1]])
+    torch.testing.assert_close(topic_contrast(topics, others, 2), same - mean)
+
+
+def test_attention_by_position_alone_has_no_selectivity_under_balanced_swaps():
+    generator = np.random.default_rng(0)
+    topics_NT = torch.from_numpy(tiny.topics(40, LENGTH, 3, generator))
+    profile_QK = position_profiles(LENGTH)[2]
+
+    def mean(swaps_NR: np.ndarray) -> float:
+        parts = [topic_contrast(topics_NT[n], topics_NT[swaps_NR[n]], 3) for n in range(40)]
+        return float((torch.stack(parts) * profile_QK).sum((1, 2)).mean() / LENGTH)
+
+    assert abs(mean(balanced_swaps(40, 20, generator))) < 1e-6
+    unbalanced_NR = np.tile(np.arange(20), (40, 1))  # mutant: the same twenty labels for all
+    assert abs(mean(unbalanced_NR)) > 1e-3
+
+
+def test_an_estimate_is_the_ratio_of_sums_and_absent_without_a_denominator():
+    generator = np.random.default_rng(0)
+    numerator_NX, denominator_NX = generator.normal(0.5, 1, (30, 2)), np.full((30, 2), 2.0)
+    denominator_NX[:, 1] = 0
+    found = estimate(numerator_NX, denominator_NX, generator, bootstrap_draws=200)
+    assert found.value[0] == pytest.approx(numerator_NX[:, 0].sum() / 60)
+    assert found.low[0] < found.value[0] < found.high[0] and found.p[0] < 0.05
+    assert np.isnan([found.value[1], found.low[1], found.p[1]]).all()
+
+
+@pytest.mark.parametrize("name", small_models.CONFIGS)
+def test_maps_are_the_norms_of_the_tensor_on_the_input(name):
+    frozen = freeze(small_models.drawn(small_models.CONFIGS[name]), small_models.tokens(1, 9))
+    flow_LIJ, off = flow_maps(frozen)
+    tensor_IDJD = full_tensor(frozen)
+    norm_IJ = torch.einsum("idje,je->ijd", tensor_IDJD, frozen.residual[0][0]).norm(dim=-1)
+    torch.testing.assert_close(flow_LIJ[-1], norm_IJ / norm_IJ.sum(-1, keepdim=True), atol=1e-12, rtol=0)
+    torch.testing.assert_close(flow_LIJ.sum(-1), torch.ones(3, 9, dtype=torch.float64))
+    assert off < 1e-13
+
+
+def test_logit_shares_are_those_of_the_whole_tensor():
+    decoder = small_models.drawn(small_models.GQA)
+    tokens_T = small_models.tokens(1, 9)[0]
+    frozen = freeze(decoder, tokens_T[None])
+    contrast_QK = torch.randn(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets_K = torch.tensor([3, 6])
+    found = logit_shares(frozen, tokens_T, contrast_QK, targets_K)
+    centred_VD = (decoder.unembed.weight - decoder.unembed.weight.mean(0)) * decoder.norm.weight
+    parts = []
+    for t in targets_K.tolist():
+        u_D = centred_VD[tokens_T[t + 1]] * frozen.final_scale_BT[0, t]
+        share_J = torch.einsum("d,dje,je->j", u_D, full_tensor(frozen)[t], frozen.residual[0][0])
+        parts.append((share_J * contrast_QK[t]).sum())
+    torch.testing.assert_close(found["tensorlens_topic_nats"], torch.stack(parts).mean(), atol=1e-10, rtol=0)
+    everything = logit_shares(frozen, tokens_T, torch.ones_like(contrast_QK), targets_K)
+    torch.testing.assert_close(everything["head_topic_nats"], everything["head_logit_nats"], atol=1e-10, rtol=0)
+    assert not torch.allclose(found["head_topic_nats"], everything["head_logit_nats"])
+
+
+# -- the analysis -----------------------------------------------------------------------------------------------------
+
+
+def test_raw_attention_is_what_the_attention_analysis_finds(corpus):
+    decoder = small_models.drawn(small_models.GQA, dtype=torch.float32)
+    ours = run(decoder, corpus)
+    theirs = AttentionStatistics(**FAST)(decoder, corpus, np.random.default_rng(1)).table  # draws the same sequences
+    for suffix in ("", "_no_self"):
+        by_layer = theirs.matrix(f"selectivity{suffix}")
+        assert value(ours, f"raw_selectivity{suffix}") != 0
+        if not suffix:
+            np.testing.assert_allclose(ours.layer_series("raw_selectivity"), by_layer.mean(1), atol=1e-6)
+            assert value(ours, "raw_selectivity") == pytest.approx(value(theirs, "selectivity"), abs=1e-6)
+    assert ours.summary()["raw_selectivity"]["ci_low"] == pytest.approx(
+        theirs.summary()["selectivity"]["ci_low"], abs=3e-3
+    )
+
+
+@torch.no_grad()
+def topical(strength: float) -> Decoder:
+    """One layer whose heads look at tokens of the same topic: of `tiny`'s tokens each topic owns a third."""
+    config = dataclasses.replace(
+        small_models.NOPE, num_layers=1, d_model=16, num_heads=1, num_kv_heads=1, head_dim=4, qk_norm=False
+    )
+    decoder = small_models.drawn(config, dtype=torch.float32)
+    own = config.vocab_size // 3
+    for token in range(config.vocab_size):
+        decoder.embed.weight[token, :4] = torch.eye(4)[min(token // own, 3)]
+    attention = decoder.blocks[0].attention
+    for linear in (attention.q, attention.k):
+        linear.weight.zero_()
+        linear.weight[:, :4] = strength * torch.eye(4)
+    return decoder
+
+
+def test_all_three_find_attention_that_follows_topics_and_none_that_does_not(corpus):
+    following, blind = run(topical(1.5), corpus), run(topical(0.0), corpus)
+    for name in ("raw", "rollout", "tensorlens"):
+        found = following.summary()[f"{name}_selectivity_no_self"]
+        assert found["ci_low"] > 0.02 and found["q"] < 0.01
+    for name in ("raw", "rollout"):  # uniform attention, whatever the labels: exactly nothing
+        assert abs(value(blind, f"{name}_selectivity")) < 1e-6
+    assert value(following, "tensorlens_selectivity") < value(following, "tensorlens_selectivity_no_self")
+    assert following.matrix("head_written_selectivity")[0, 0] > 0.02
+
+
+def test_every_branch_is_exact_and_says_something_of_its_own(corpus):
+    decoder = small_models.drawn(small_models.MHA, dtype=torch.float32)
+    up, gate = run(decoder, corpus), run(decoder, corpus, branch="gate")
+    for table in (up, gate):
+        error = table.summary()["tensorlens_error"]
+        assert error["value"] < 1e-5 and error["null"] > 0.1  # the Jacobian fails where the tensor is exact
+    assert value(up, "tensorlens_selectivity") != value(gate, "tensorlens_selectivity")
+    assert value(up, "raw_selectivity") == value(gate, "raw_selectivity")
+
+
+def test_sequences_are_cut_to_the_tokens_asked_for(corpus):
+    decoder = small_models.drawn(small_models.GPT2, dtype=torch.float32)
+    short = dataclasses.replace(
+        corpus,
+        val=dataclasses.replace(corpus.val, **{n: getattr(corpus.val, n)[:, :16] for n in ("tokens_NT", "topics_NT")}),
+    )
+    assert run(decoder, corpus, tokens=16).rows() == run(decoder, short).rows()
+
+
+def test_inside_documents_topic_figures_are_absent_with_the_reason(corpus):
+    documents_NT = (corpus.val.topics_NT != corpus.val.topics_NT[:, :1]).cumsum(1) > 0
+    split = dataclasses.replace(corpus.val, documents_NT=documents_NT.astype(np.uint16))
+    masked = dataclasses.replace(corpus, val=split, mask_documents=True)
+    found = TensorLens(**FAST)(
+        small_models.drawn(small_models.MHA, dtype=torch.float32), masked, np.random.default_rng(1)
+    )
+    summary = found.table.summary()
+    for name, row in summary.items():
+        assert ("value" in row) == (name in ("tensorlens_self", "tensorlens_error")), name
+    assert "inside documents" in summary["tensorlens_selectivity"]["reason"]
+    assert np.isfinite(found.table.matrix("head_logit_nats")).all() and len(found.figures) == 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"branch": "down"}, "branch='down' must be up or gate"),
+        ({"label_swaps": 5}, "label_swaps=5 is too few"),
+        ({"sequences": 20}, "sequences=20 must exceed label_swaps=20"),
+        ({"tokens": 2}, "tokens=2 must be at least 8"),
+        ({"targets": 0}, "targets=0 must be at least 1"),
+        ({"sign_flips": 99}, "sign_flips=99 must be at least 9999"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        TensorLens(**settings)

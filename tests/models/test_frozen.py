@@ -1,0 +1,262 @@
+"""The frozen decoder is the model: exactly at its input, linearly, by paths that §9's formula writes out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from headdyn.models.decoder import Decoder
+from headdyn.models.frozen import contributions, freeze, full_tensor, head_flow, head_values, pull
+from tests import small_models
+
+QWEN2 = dataclasses.replace(small_models.GQA, qk_norm=False, qkv_bias=True)
+CONFIGS = {**small_models.CONFIGS, "qwen2": QWEN2}
+LENGTH = 9
+
+
+@pytest.fixture(params=CONFIGS)
+def decoder(request) -> Decoder:
+    return small_models.drawn(CONFIGS[request.param])
+
+
+@pytest.fixture(params=["up", "gate"])
+def branch(request) -> str:
+    return request.param
+
+
+def applied(tensor_IDJD: torch.Tensor, x_JD: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("idje,je->id", tensor_IDJD, x_JD)
+
+
+def error(tensor_IDJD: torch.Tensor, frozen) -> float:
+    """Largest |Σ_j T_ij x_j + c_i − y_i| as a share of the largest |y_i|."""
+    y_ID = frozen.residual[-1][0]
+    off_ID = applied(tensor_IDJD, frozen.residual[0][0]) + frozen.affine()[0] - y_ID
+    return float(off_ID.abs().max() / y_ID.abs().max())
+
+
+def output(decoder: Decoder, x_BTD: torch.Tensor) -> torch.Tensor:
+    """What the last layer leaves when the first one reads x."""
+    last = decoder.config.num_layers - 1
+    dummy = torch.zeros(x_BTD.shape[:2], dtype=torch.long)
+    return decoder.trace(dummy, start=(0, x_BTD), sites=("resid_post",), logits=None)["resid_post", last]
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_the_tensor_makes_of_the_input_what_the_model_does(decoder, branch, dtype, tolerance):
+    frozen = freeze(decoder.to(dtype), small_models.tokens(1, LENGTH), branch=branch)
+    assert error(full_tensor(frozen), frozen) < tolerance
+    has_biases = decoder.config.qkv_bias or decoder.config.norm == "layer"
+    assert bool(frozen.affine().abs().max() > 0.1) == has_biases
+
+
+def test_the_jacobian_does_not(decoder):
+    frozen = freeze(decoder, small_models.tokens(1, LENGTH))
+    x_JD = frozen.residual[0][0]
+    jacobian_IDJD = torch.autograd.functional.jacobian(lambda x_JD: output(decoder, x_JD[None])[0], x_JD)
+    assert error(jacobian_IDJD, frozen) > 0.1
+
+
+def test_a_tensor_frozen_at_another_input_does_not(decoder, branch):
+    frozen, other = (freeze(decoder, small_models.tokens(1, LENGTH, seed=s), branch=branch) for s in (0, 1))
+    assert error(full_tensor(other), frozen) > 0.1
+
+
+def test_no_token_acts_on_an_earlier_one(decoder):
+    tensor_IDJD = full_tensor(freeze(decoder, small_models.tokens(1, LENGTH)))
+    later = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
+    by_pair_IJDD = tensor_IDJD.permute(0, 2, 1, 3)
+    assert by_pair_IJDD[later].abs().max() == 0
+    assert by_pair_IJDD[torch.eye(LENGTH, dtype=torch.bool)].abs().amax((-1, -2)).min() > 0
+
+
+def test_it_is_linear_where_the_model_is_not(decoder, branch):
+    frozen = freeze(decoder, small_models.tokens(1, LENGTH), branch=branch)
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn((2, 1, 1, LENGTH, decoder.config.d_model), generator=generator, dtype=torch.float64)
+
+    def last(x: torch.Tensor) -> torch.Tensor:
+        return list(frozen.states(x, biases=False))[-1]
+
+    torch.testing.assert_close(last(2 * a - 3 * b), 2 * last(a) - 3 * last(b), atol=1e-10, rtol=1e-10)
+    model = [output(decoder, x[0]) for x in (2 * a - 3 * b, a, b)]
+    assert (model[0] - (2 * model[1] - 3 * model[2])).abs().max() > 0.1
+
+
+@torch.no_grad()
+def by_formula(decoder: Decoder, tokens: torch.Tensor, group_of=lambda head, size: head // size) -> torch.Tensor:
+    """T of a Mini-Qwen3 as §9 writes it: (I + F_i)(δ_ij I + Σ_h A_ij a_j M_h), multiplied up layer by layer."""
+    c = decoder.config
+    trace = decoder.trace(tokens, sites=("resid_pre", "pattern", "attn_out"))
+    eye = torch.eye(c.d_model, dtype=torch.float64)
+    total = None
+    for layer, block in enumerate(decoder.blocks):
+        x = trace["resid_pre", layer][0]
+        middle = x + trace["attn_out", layer][0]
+        a, b = (v.pow(2).mean(-1).add(c.norm_eps).rsqrt() for v in (x, middle))
+        w = decoder.head_weights(layer)
+        step = torch.zeros(LENGTH, LENGTH, c.d_model, c.d_model, dtype=torch.float64)
+        for i in range(LENGTH):
+            read = block.norm2.weight * middle[i] * b[i]
+            gate = nn.functional.silu(block.mlp.gate.weight @ read)
+            f_i = block.mlp.down.weight @ torch.diag(gate) @ block.mlp.up.weight @ torch.diag(block.norm2.weight) * b[i]
+            for j in range(i + 1):
+                inner = eye.clone() if i == j else torch.zeros_like(eye)
+                for head in range(c.num_heads):
+                    group = group_of(head, c.queries_per_group)
+                    m_h = w.o_HdD[head].T @ w.v_GDd[group].T @ torch.diag(w.norm_gain_D)
+                    inner += trace["pattern", layer][0, head, i, j] * a[j] * m_h
+                step[i, j] = (eye + f_i) @ inner
+        total = step if total is None else torch.einsum("ikab,kjbc->ijac", step, total)
+    assert total is not None
+    return total.permute(0, 2, 1, 3)
+
+
+@pytest.mark.parametrize("name", ["mha", "gqa", "nope"])
+def test_it_is_the_product_that_the_definition_writes_out(name):
+    decoder, tokens = small_models.drawn(CONFIGS[name]), small_models.tokens(1, LENGTH)
+    tensor_IDJD = full_tensor(freeze(decoder, tokens))
+    torch.testing.assert_close(tensor_IDJD, by_formula(decoder, tokens), atol=1e-10, rtol=0)
+    if name == "gqa":  # mutant: heads dealt out to groups in turn
+        mutant = by_formula(decoder, tokens, group_of=lambda head, size: head % 2)
+        assert (tensor_IDJD - mutant).abs().max() > 0.1
+
+
+def test_the_two_branches_of_a_swiglu_are_different_operators_with_one_output():
+    decoder, tokens = small_models.drawn(small_models.GQA), small_models.tokens(1, LENGTH)
+    up, gate = (full_tensor(freeze(decoder, tokens, branch=branch)) for branch in ("up", "gate"))
+    assert (up - gate).abs().max() > 0.1
+    neox = small_models.drawn(small_models.NEOX)
+    assert torch.equal(*(full_tensor(freeze(neox, tokens, branch=branch)) for branch in ("up", "gate")))
+
+
+def gathered(frozen, first: int = 0, last: int | None = None) -> list[torch.Tensor]:
+    """The streamed contributions as whole arrays JID, one a layer."""
+    length, width = frozen.residual[0].shape[1:]
+    layers = (len(frozen.layers) - 1 if last is None else last) - first + 1
+    arrays = [torch.zeros(length, length, width, dtype=frozen.residual[0].dtype) for _ in range(layers)]
+    for start, states in contributions(frozen, first=first, last=last):
+        for array, state_JID in zip(arrays, states, strict=True):
+            array[start : start + len(state_JID), start:] = state_JID
+    return arrays
+
+
+@pytest.mark.parametrize("floats", [1, 900, 2**20])
+def test_contributions_are_the_tensor_times_the_input(decoder, floats, monkeypatch):
+    monkeypatch.setattr("headdyn.models.frozen._CHUNK_FLOATS", floats)
+    frozen = freeze(decoder, small_models.tokens(1, LENGTH))
+    whole_JID = torch.einsum("idje,je->jid", full_tensor(frozen), frozen.residual[0][0])
+    *_, last_JID = gathered(frozen)
+    torch.testing.assert_close(last_JID, whole_JID, atol=1e-12, rtol=0)
+
+
+def test_a_layers_own_map_reads_that_layers_input(decoder):
+    frozen = freeze(decoder, small_models.tokens(1, LENGTH))
+    (block_JID,) = gathered(frozen, first=1, last=1)
+    layer_of_zeros, _ = frozen.layer(1, torch.zeros_like(frozen.residual[1])[None])
+    torch.testing.assert_close(block_JID.sum(0) + layer_of_zeros[0, 0], frozen.residual[2][0], atol=1e-10, rtol=0)
+    *_, through_two = gathered(frozen, first=1, last=2)
+    assert len(gathered(frozen, first=1)) == 2 and not torch.allclose(through_two, block_JID)
+
+
+def test_a_heads_flow_is_the_norm_of_what_it_writes(decoder):
+    frozen = freeze(decoder, small_models.tokens(2, LENGTH))
+    w, pattern = decoder.head_weights(1), frozen.layers[1].pattern_BHQK
+    v_BTHd = head_values(frozen, 1, biases=False)
+    written = torch.einsum("bhqk,bkhd,hde->bhqke", pattern, v_BTHd, w.o_HdD).norm(dim=-1)
+    torch.testing.assert_close(head_flow(frozen, 1), written, atol=1e-12, rtol=0)
+    z_BTHd = torch.einsum("bhqk,bkhd->bqhd", pattern, head_values(frozen, 1))
+    traced = decoder.trace(small_models.tokens(2, LENGTH), sites=("z",))["z", 1]
+    torch.testing.assert_close(z_BTHd, traced, atol=1e-12, rtol=0)
+
+
+def test_logit_shares_of_the_tokens_sum_to_the_logit(decoder, branch):
+    tokens = small_models.tokens(2, LENGTH)
+    frozen = freeze(decoder, tokens, branch=branch)
+    u_BTD = frozen.unembedding(tokens)
+    cotangent_KBTD = torch.zeros(2, *u_BTD.shape, dtype=torch.float64)
+    targets = (4, 7)
+    for k, t in enumerate(targets):
+        cotangent_KBTD[k, :, t] = u_BTD[:, t]
+    pulled, _ = pull(frozen, cotangent_KBTD)
+    shares_KBT = pulled.token_shares(frozen)
+    with torch.no_grad():
+        logits_BTV = decoder(tokens)
+        picked_BT = logits_BTV.gather(-1, tokens[..., None])[..., 0] - logits_BTV.mean(-1)
+        beside_BT = (u_BTD * frozen.affine()).sum(-1)
+        if decoder.norm.bias is not None:
+            centred_VD = decoder.unembed.weight - decoder.unembed.weight.mean(0)
+            beside_BT = beside_BT + centred_VD[tokens] @ decoder.norm.bias
+    for k, t in enumerate(targets):
+        torch.testing.assert_close(shares_KBT[k].sum(-1) + beside_BT[:, t], picked_BT[:, t], atol=1e-10, rtol=0)
+        assert shares_KBT[k, :, t + 1 :].abs().max() == 0
+    tensor_IDJD = full_tensor(freeze(decoder, tokens[:1], branch=branch))
+    by_tensor = torch.einsum("d,dje,je->j", u_BTD[0, 7], tensor_IDJD[7], frozen.residual[0][0])
+    torch.testing.assert_close(shares_KBT[1, 0], by_tensor, atol=1e-10, rtol=0)
+
+
+def test_a_heads_share_is_what_the_frozen_output_loses_without_it(decoder):
+    tokens = small_models.tokens(1, LENGTH)
+    frozen = freeze(decoder, tokens)
+    cotangent_KBTD = torch.zeros(1, 1, LENGTH, decoder.config.d_model, dtype=torch.float64)
+    cotangent_KBTD[0, 0, 6] = frozen.unembedding(tokens)[0, 6]
+    pulled, z_LBTHd = pull(frozen, cotangent_KBTD)
+    share_LH = (pulled.z_LKBTHd[:, 0] * z_LBTHd).sum((1, 2, 4))
+    for layer, head in ((0, 1), (1, 3), (2, 0)):
+        pattern_BHQK = frozen.layers[layer].pattern_BHQK.clone()
+        pattern_BHQK[:, head] = 0
+        layers = list(frozen.layers)
+        layers[layer] = dataclasses.replace(layers[layer], pattern_BHQK=pattern_BHQK)
+        without = dataclasses.replace(frozen, layers=layers)
+        *_, state_NBTD = without.states(frozen.residual[0][None])
+        lost = ((frozen.residual[-1] - state_NBTD[0]) * cotangent_KBTD[0]).sum()
+        torch.testing.assert_close(share_LH[layer, head], lost, atol=1e-10, rtol=0)
+
+
+def test_nothing_flows_between_documents():
+    decoder, tokens = small_models.drawn(small_models.GQA), small_models.tokens(1, LENGTH)
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 2, 2]])
+    frozen = freeze(decoder, tokens, documents_BT=documents)
+    tensor_IDJD = full_tensor(frozen)
+    assert error(tensor_IDJD, frozen) < 1e-10
+    assert tensor_IDJD[5:, :, :4].abs().max() == 0 and tensor_IDJD[6, :, 4].abs().max() > 0
+
+
+def test_parameters_gather_no_gradient(decoder):
+    frozen = freeze(decoder, small_models.tokens(1, LENGTH))
+    pull(frozen, torch.ones(3, *frozen.residual[-1].shape, dtype=torch.float64))
+    assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+def test_a_tensor_too_large_is_refused_with_its_size_and_the_way_round():
+    frozen = freeze(small_models.drawn(small_models.MHA), small_models.tokens(1, LENGTH))
+    size = (LENGTH * 16) ** 2 * 8
+    with pytest.raises(ValueError, match=rf"{size} bytes.*max_tensor_bytes={size - 1}.*contributions\(\).*pull\(\)"):
+        full_tensor(frozen, max_tensor_bytes=size - 1)
+    assert full_tensor(frozen, max_tensor_bytes=size).numel() * 8 == size
+
+
+def test_what_cannot_be_frozen_is_named():
+    class Gated(nn.Linear):
+        pass
+
+    decoder = small_models.drawn(small_models.MHA)
+    decoder.blocks[1].mlp.up = Gated(16, 20, bias=False)
+    with pytest.raises(ValueError, match=r"blocks\.1\.mlp\.up is a Gated, which TensorLens cannot freeze"):
+        freeze(decoder, small_models.tokens(1, LENGTH))
+    relu = Decoder(dataclasses.replace(small_models.MHA, mlp="relu"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mlp='relu' has an activation that TensorLens cannot freeze"):
+        freeze(relu, small_models.tokens(1, LENGTH))
+    with pytest.raises(ValueError, match=r"torch\.float16; use decoder\.float\(\)"):
+        freeze(small_models.drawn(small_models.MHA).half(), small_models.tokens(1, LENGTH))
+
+
+def test_readouts_of_one_sequence_refuse_several():
+    frozen = freeze(small_models.drawn(small_models.MHA), small_models.tokens(3, LENGTH))
+    with pytest.raises(ValueError, match="3 were frozen"):
+        full_tensor(frozen)
+    with pytest.raises(ValueError, match="3 were frozen"):
+        next(contributions(frozen))
