@@ -100,8 +100,16 @@ def study(
                 continue
             row = {"key": key, **examine(organism, store, analysis)}
             write_json(path, row)
+            write_record(out)
             log.info("%s %d: %s", kind, suite, _in_words(row))
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    rows = write_record(out)
+    Console().print(_table(summarise(rows)))
+    return rows
+
+
+def write_record(out: Path) -> list[Row]:
+    """study.json, study.csv and table.md over all suites on record in `out`, whose rows are returned."""
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "suites").glob("*.json"))]
     summary = summarise(rows)
     write_json(out / "study.json", {"alpha": ALPHA, "series": SERIES, "summary": summary, "suites": rows})
     with (out / "study.csv").open("w", encoding="utf-8", newline="") as file:
@@ -111,7 +119,6 @@ def study(
             {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows
         )
     (out / "table.md").write_text(markdown(summary), encoding="utf-8")
-    Console().print(_table(summary))
     return rows
 
 
