@@ -31,6 +31,7 @@ from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
+from headdyn.models.revisions import step_of
 from headdyn.report.run_page import write_run_page
 from headdyn.stages import Stages, find_corpus, is_outdated, open_checkpoint, open_corpus, open_store, training_recipe
 
@@ -69,7 +70,11 @@ def run(config: RunConfig, folder: Path) -> None:
             group=folder.parent.name,
             tags=[f"{name} {value}" for name, value in config.factors.items()],
             job_type="train" if config.trains else "analyse",
-            config={**config.resolved, "factors": dict(config.factors)},
+            config={
+                **config.resolved,
+                "factors": dict(config.factors),
+                "checkpoint_step": step_of(str(config.factors.get("revision"))),  # a number, for an axis
+            },
             staging=store.root / "wandb",
         ) as record.tracker,
     ):
