@@ -137,12 +137,14 @@ def _controls(job: Job) -> list[str]:
 
 
 def _doses(job: Job) -> list[str]:
-    found = job.scalar("any_size_threshold")
-    if ("value" not in found and "reason" not in found) or "any_size_threshold" not in job.run.scalars:
+    if "any_size_threshold" not in job.run.scalars:
         return []
+    found = job.scalar("any_size_threshold")
     if found.get("value") is None:
         return [f"How many heads it takes: absent, {found['reason']}."]
-    return [f"From {spelled(found)} heads on, every group that was drawn repairs over half the pairs."]
+    if found["value"] == 0:
+        return ["Over half the bug pairs are answered rightly with nothing patched: there is little here to repair."]
+    return [f"From {number(found['value'])} heads on, every group that was drawn repairs over half the pairs."]
 
 
 def _permutation(job: Job) -> list[str]:
@@ -214,7 +216,7 @@ def _clusterings(job: Job) -> Table | None:
     told = [
         [
             {"qk": "QK circuits", "ov": "OV circuits"}.get(row["kind"], row["kind"]),
-            f"{row['method']} {number(row['parameter'])}",
+            f"{row['method']} {row['parameter']:g}",
             ", ".join(map(str, row["sizes"])) or "none",
             number(row["outliers"]),
             fixed(row["silhouette"], 3),

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from headdyn.report.cells import TOPICS, columns_for
 from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, p_value, quantity
+from headdyn.report.prompt_run import in_words
 from headdyn.report.series.record import read_series
 from headdyn.report.series.words import series_statements
 from headdyn.report.sweep_record import SweepRecord, single_job
@@ -141,6 +142,9 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
         details = statement.sentences[1:] if lead.endswith(":") else ()
         for text in (lead, *(f"- {sentence}" for sentence in details)):
             console.print(Padding(Text(_encodable(text, console)), (0, 0, 0, 2)))
+    if len(sweep.jobs) == 1:
+        for sentence in in_words(sweep.jobs[0]):
+            console.print(Padding(Text(_encodable(sentence, console)), (0, 0, 0, 2)))
     for job in sweep.failed:
         error = job.run.manifest.get("error", "it left no error")
         console.print(Text(f"{job.run.name}: {job.run.status}. {error}", style="red"))

@@ -1,0 +1,57 @@
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from headdyn.report.series.record import merge_series, read_series
+from headdyn.report.sweep_record import VERDICT, SweepRecord, merge
+from tests.report.folders import matrix, sweep
+from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict
+
+
+def test_checkpoints_are_one_group_named_by_revision_from_dark_to_light(tmp_path: Path) -> None:
+    record = SweepRecord.read(emerging(tmp_path))
+    assert record.groups == [""]  # revisions are no settings that keep runs apart
+    assert [job.label for job in record.jobs] == [f"step{step}" for step in STEPS]
+    brightness = [int(job.style.colour[1:3], 16) + int(job.style.colour[3:5], 16) for job in record.jobs]
+    assert brightness == sorted(brightness) and len(set(brightness)) == 4
+    assert record.effects == []
+
+
+def test_a_series_has_its_points_in_order(tmp_path: Path) -> None:
+    (one,) = read_series(SweepRecord.read(emerging(tmp_path)))
+    points = one.points("strength")
+    assert points is not None
+    assert (points.steps, points.value) == (list(STEPS), [0.0, 0.0, 0.75, 1.0])
+    assert points.low == [-0.125, -0.125, 0.625, 0.875]
+    assert one.points("selectivity") is None
+    assert one.of_prompts and one.model == "some/suite" and one.title == ""
+
+
+def test_checkpoints_that_do_not_count_have_no_points(tmp_path: Path) -> None:
+    told = verdict(excluded={"step32000": "its weights are those of step1000"}, failed={"step64000": "cut off"})
+    values = [scalars(0.25, 0.25, 0.0), scalars(0.25, 0.25, 0.0), None, scalars(1.0, 0.0, 8.0)]
+    entries = [run(tmp_path, step, value) for step, value in zip(STEPS, values, strict=True)]
+    (one,) = read_series(SweepRecord.read(series(tmp_path, entries, told, values)))
+    points = one.points("strength")
+    assert points is not None and points.steps == [1_000, 143_000]
+    assert [job.label for job in one.complete] == ["step1000", "step143000"]
+
+
+def test_a_sweep_without_a_verdict_has_no_series(tmp_path: Path) -> None:
+    assert read_series(SweepRecord.read(sweep(tmp_path, matrix(tmp_path)))) == []
+
+
+def test_merged_series_are_numbered_anew_and_count_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", protocol="seed")
+    out = tmp_path / "c"
+    merge([one, other, one], out)
+    merge_series([one, other, one], out)
+    assert [entry["series"] for entry in json.loads((out / VERDICT).read_text())] == [0, 1]
+    assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
+    found = read_series(SweepRecord.read(out))
+    assert [each.title for each in found] == ["protocol=corrected", "protocol=seed"]
+    assert [len(each.complete) for each in found] == [4, 4]
+    assert [job.factors["protocol"] for job in found[1].complete] == ["seed"] * 4

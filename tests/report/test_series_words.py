@@ -1,0 +1,98 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headdyn.report.series.record import read_series
+from headdyn.report.series.words import counted, even_odd, headline, heads, hypotheses, interval, others, stage
+from headdyn.report.sweep_record import SweepRecord
+from tests.report.series_folders import emerging, said, verdict
+
+
+def only(root: Path, told: dict[str, Any] | None = None) -> Any:
+    return read_series(SweepRecord.read(emerging(root, told)))[0]
+
+
+def test_an_emergence_is_told_as_an_interval_with_its_class_and_pace(tmp_path: Path) -> None:
+    lead, strength, *_ = even_odd(only(tmp_path))
+    assert lead.startswith("Yes: even/odd specialisation emerges after step 32 000 and by step 64 000")
+    assert "22 % to 45 % of training" in lead and "mid, or early" in lead
+    assert "p = 0.33" in lead and "the least that so many splits can give" in lead
+    assert "early 12 %, mid 88 %, late 0 %, none 0 %" in strength
+    assert "Sudden (probability 75 %): steps 32 000 to 64 000, 22 % of training, hold 75 % of the rise" in strength
+    assert "32 pairs" in strength and "32 000 to 64 000" in strength
+
+
+def test_none_is_said_to_be_none(tmp_path: Path) -> None:
+    one = only(tmp_path, verdict(None, None))
+    lead, strength, *rest = even_odd(one)
+    assert lead.startswith("Not beyond chance") and "p = 1.00" in lead and "Yes" not in lead
+    assert strength.startswith("Strength (thresholded: share of pairs right): none, never above 0.5")
+    assert any("ranks heads 0 and 1 first, not the even ones" in text for text in rest)
+    assert headline(one) == lead[:-1] + "."
+
+
+def test_a_threshold_passed_by_chance_is_no_evidence(tmp_path: Path) -> None:
+    lead = even_odd(only(tmp_path, verdict(found=False)))[0]
+    assert lead.startswith("Not beyond chance") and "no evidence of even/odd structure" in lead
+
+
+def test_beyond_chance_without_emergence_claims_no_date(tmp_path: Path) -> None:
+    lead = even_odd(only(tmp_path, verdict(None, None, found=True)))[0]
+    assert "beyond chance" in lead and "neither measure passes its threshold" in lead and "emerges" not in lead
+
+
+def test_measures_that_tell_two_stories_are_said_to(tmp_path: Path) -> None:
+    told = verdict(agreement={"class": True, "pace": False, "emerges_at_step": False})
+    assert any("differ in pace and step" in text for text in even_odd(only(tmp_path, told)))
+
+
+def test_hypotheses_are_told_by_every_measure(tmp_path: Path) -> None:
+    lead, *evidence = hypotheses(only(tmp_path))
+    assert lead.count("H1 rejected") == 2 and lead.count("H5 supported") == 2
+    assert "evidence 1; evidence 2" in evidence[0]
+
+
+def test_what_was_left_out_has_its_reason(tmp_path: Path) -> None:
+    told = verdict(excluded={"step1000": "its weights are those of step0"}, failed={"step32000": "the file is cut off"})
+    told["counted"] = ["step64000", "step143000"]
+    lead, *reasons = counted(only(tmp_path, told))
+    assert lead == "2 of 4 checkpoints count:"
+    assert reasons == [
+        "step1000 excluded: its weights are those of step0.",
+        "step32000 failed: the file is cut off.",
+    ]
+
+
+def test_too_few_checkpoints_have_no_verdict(tmp_path: Path) -> None:
+    told = {key: value for key, value in verdict().items() if key not in ("measures", "even_odd", "heads")}
+    one = only(tmp_path, told | {"reason": "1 checkpoints that count are no series"})
+    assert even_odd(one) == ["No verdict: 1 checkpoints that count are no series."]
+    assert hypotheses(one) == [] and others(one) == [] and heads(one) == []
+
+
+def test_other_measures_are_dated_and_missing_ones_named(tmp_path: Path) -> None:
+    measures = {"selectivity": said(32_000, 1_000), "specialisation": said(None, None)}
+    told = verdict(measures=measures, unmeasured=["weight_silhouette"])
+    lead, *details = others(only(tmp_path, told))
+    assert "Topic selectivity emerges after step 1 000 and by step 32 000" in lead
+    assert "no emergence shown of specialisation" in lead
+    assert details[-1] == "Not measured at any checkpoint, so not dated: weight_silhouette."
+
+
+@pytest.mark.parametrize(
+    ("at", "after", "text"),
+    [(64_000, 32_000, "(32 000, 64 000]"), (1_000, None, "≤ 1 000, the first checkpoint"), (None, None, "none")],
+)
+def test_intervals(at: int | None, after: int | None, text: str) -> None:
+    assert interval(said(at, after)) == text
+
+
+def test_a_class_that_the_checkpoints_cannot_tell_names_both() -> None:
+    assert stage(said(64_000, 32_000)) == "mid, or early: the checkpoints lie too far apart to tell"
+    assert stage(said(64_000, 32_000, possible_classes=["mid"])) == "mid"
+
+
+def test_head_identity_is_told_with_chance(tmp_path: Path) -> None:
+    (text,) = heads(only(tmp_path))
+    assert "50 to 100 % of the heads" in text and "chance 25 %" in text
