@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from headdyn.report.prompt_run import histogram, in_words, null_pictures, tables
+from headdyn.report.run_page import write_run_page
+from headdyn.report.seed_protocol import explanation
+from headdyn.report.sweep_record import single_job
+from tests.report.series_folders import run, scalars
+from tests.report.test_sweep_page import Text
+
+ORDER = {
+    "answers_changed": 0.0,
+    "texts_changed": 0.0,
+    "answers_changed_from_first_dtype": 0.125,
+    "repetition": 0.5,
+}
+
+
+def folder(root: Path, **settings: Any) -> Path:
+    values = settings.pop("values", scalars(1.0, 0.25, 4.0))
+    return root / run(root, 143_000, values, **settings)["name"]
+
+
+def orders(path: Path, change: float, control: float) -> None:
+    rows = [
+        {"dtype": "float64", "order": "swap", "logit_change": change, **ORDER},
+        {"dtype": "float64", "order": "mismatched", "logit_change": control, **ORDER},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path / "orders.parquet")
+
+
+def test_a_run_says_what_was_found(tmp_path: Path) -> None:
+    first, second, *rest = in_words(single_job(folder(tmp_path)))
+    assert "Right answers of 32 bug pairs: nothing patched 25 [12, 38] %, even heads patched 100 [88, 112] %" in first
+    assert "Strength +0.75 [+0.62, +0.88] (in the study's words: strong)" in second
+    assert "does not stand out among the 6 balanced splits" in second and "p = 0.33, rank 1" in second
+    assert rest == ["On 16 control pairs, which the bug does not touch, strength of Δ is +0.50 [+0.38, +0.62] nats."]
+
+
+def test_reordering_heads_is_an_identity_or_said_not_to_be(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    orders(path, 1e-15, 2.0)
+    (said,) = [text for text in in_words(single_job(path)) if "Reordering" in text]
+    assert "is an identity in float64" in said and "the control, it is 2" in said
+    orders(path, 1e-3, 2.0)
+    (said,) = [text for text in in_words(single_job(path)) if "Reordering" in text]
+    assert "is NOT an identity in float64" in said
+    (table,) = tables(single_job(path))
+    assert list(table.rows[1][:3]) == ["float64", "mismatched (control: must differ)", "2"]
+
+
+def test_a_bug_that_is_not_there_is_said(tmp_path: Path) -> None:
+    values = scalars(1.0, 1.0, 0.0, any_size_threshold={"value": 0.0, "n": 32, "unit": "pair"})
+    said = in_words(single_job(folder(tmp_path, values=values)))
+    assert any("with nothing patched: there is little here to repair" in text for text in said)
+
+
+def test_the_null_counts_every_split_and_marks_even_odd(tmp_path: Path) -> None:
+    (picture,) = null_pictures(single_job(folder(tmp_path)))
+    assert "even/odd +4.000" in picture and "Balanced splits of layer 1" in picture
+    # By construction strengths are 4, 0.2, 0, 0, −0.2 and −4; bars of 41 over ±4 hold ±0.2 in two of their own.
+    assert picture.count("1 split from") == 4 and picture.count("2 splits from") == 1
+
+
+def test_even_odd_stands_where_its_strength_is() -> None:
+    left = histogram(np.array([-1.0, 0.0, 1.0]), 0, "t")
+    right = histogram(np.array([-1.0, 0.0, 1.0]), 2, "t")
+    assert "even/odd −1.000" in left and "even/odd +1.000" in right and left != right
+
+
+def test_the_page_has_what_was_measured_alone(tmp_path: Path) -> None:
+    path = folder(tmp_path)
+    read = Text(write_run_page(path).read_text(encoding="utf-8")).text
+    assert "Even/odd among all balanced splits" in read and "Head permutation" not in read
+    assert "cpu, weights in float32, 1 thread" in read and "bf16" not in read.split("configuration")[0]
+    for absent in ("Attention patterns", "What the study did", "DroPE", "floor_nats"):
+        assert absent not in read
+    orders(path, 1e-15, 2.0)
+    assert "Head permutation" in Text(write_run_page(path).read_text(encoding="utf-8")).text
+
+
+@pytest.mark.parametrize(("protocol", "count"), [("seed", 1), ("corrected", 0)])
+def test_virtual_permutation_is_explained_under_its_protocol(tmp_path: Path, protocol: str, count: int) -> None:
+    verdicts = {"seed_identity_success": {"value": 1.0, "n": 1}, "seed_swap_success": {"value": 0.0, "n": 1}}
+    job = single_job(folder(tmp_path, values=scalars(1.0, 0.25, 4.0, **verdicts), protocol=protocol))
+    points = explanation([job])
+    assert len(points) == count
+    assert all("identity right, swap wrong" in point.here for point in points)
+
+
+def test_misread_weights_are_explained_with_their_null(tmp_path: Path) -> None:
+    found = {
+        "seed_query_silhouette": {"value": 0.625, "null": 0.5, "n": 4},
+        "qk_silhouette": {"value": 0.0, "null": 0.125},
+    }
+    job = single_job(folder(tmp_path, values=scalars(1.0, 0.25, 4.0, **found), protocol="seed"))
+    first, _ = explanation([job])
+    assert "query 0.625 (random pieces 0.500)" in first.here
+    assert "QK circuits 0.000 (null 0.125)" in first.here
