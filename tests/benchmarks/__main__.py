@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("matrix", "corpus_generation", "attention_statistics", "patching", "text_pipeline")
+BENCHMARKS = ("matrix", "corpus_generation", "attention_statistics", "patching", "tensor_lens", "text_pipeline")
 
 for name in BENCHMARKS:
     print(f"\n== {name}", flush=True)
