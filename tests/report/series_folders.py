@@ -103,6 +103,7 @@ def run(
     write_json(folder / SUMMARY, values)
     rows = [{"metric": "head_effect_nats", "layer": 1, "head": h, "value": 0.25 * h, "n": 32} for h in range(4)]
     rows += [{"metric": "strength_nats", "layer": layer, "value": float(layer), "n": 32} for layer in range(3)]
+    rows += [{"metric": "effect_nats", "layer": i // 4, "head": i % 4, "value": 0.1 * i, "n": 32} for i in range(12)]
     HeadTable.from_rows(rows).write(folder / HEADS)
     splits(folder / "splits.parquet", values["strength_nats"]["value"])
     return {"name": name, "factors": factors}

@@ -61,12 +61,14 @@ def test_weights_are_told_by_hash_and_dtype(tmp_path: Path) -> None:
 
 
 def test_what_the_study_did_is_explained_under_its_protocol_with_numbers(tmp_path: Path) -> None:
-    more: list[dict[str, Any]] = [{"seed_strength": SEED, **HALVES}] * 4
+    more: list[dict[str, Any]] = [
+        {"seed_strength": SEED | {"value": value}, **HALVES} for value in (1.0, 1.0, 0.0, 1.0)
+    ]
     read = text(emerging(tmp_path, protocol="seed", more=more))
     assert "What the study did, and why it misleads" in read
     assert "W_O mixes all heads into every number" in read
-    # The study's strength is 1 everywhere, ours 0, 0, 0.75 and 1.
-    assert "+1 at 4, 0 at 0, −1 at 0" in read and "disagree on “above 0.5” at 2 of 4" in read
+    # The study's strength is 1, 1, 0 and 1, ours 0, 0, 0.75 and 1.
+    assert "+1 at 3, 0 at 1, −1 at 0" in read and "disagree on “above 0.5” at 3 of 4" in read
     assert "Among 6 splits, even/odd's Δ has p from 0.33 to 0.33 checkpoint by checkpoint, below 0.05 at 0 of 4" in read
     assert "virtual permutation" not in read and "query_key_value" not in read  # not measured here
 
