@@ -12,7 +12,7 @@ run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
 	$(PY) -m headdyn.run -m experiment=matrix
 
 test: $(READY)          ## what CI runs
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 check: $(READY)         ## format, lint, types, imports
 	$(PY) -m ruff format --check .
