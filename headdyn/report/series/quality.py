@@ -8,6 +8,7 @@ from typing import Any
 from headdyn.report.jobs import Job
 from headdyn.report.numbers import count, fixed, listed, number, p_value, spelled
 from headdyn.report.quality import Check
+from headdyn.report.seed_protocol import responses
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import known_final
 from headdyn.report.series.words import share
@@ -190,14 +191,7 @@ def _repeated(series: Sequence[Series]) -> Check:
 
 def _trials(series: Sequence[Series]) -> str:
     """Whether the study's repeated greedy generations wrote the same, where they were repeated."""
-    import pyarrow.parquet as pq
-
-    shares = []
-    for each in series:
-        for job in each.complete:
-            path = job.run.folder / "seed_responses.parquet"
-            if path.exists():
-                shares += pq.read_table(path, columns=["agreeing"])["agreeing"].to_pylist()
+    shares = [row["agreeing"] for each in series for job in each.complete for row in responses(job)]
     if not shares:
         return ""
     same = sum(value == 1 for value in shares)

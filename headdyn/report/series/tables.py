@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headdyn.report.numbers import ABSENT, count, fixed, listed, number, p_value, quantity
+from headdyn.report.numbers import ABSENT, count, fixed, number, p_value, quantity
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import claims
 from headdyn.report.series.words import interval, measure_name, share, stage
@@ -121,4 +121,4 @@ def _highest(name: str, said: Said) -> str:
 
 def _beyond(_: str, said: Said) -> str:
     word = {True: "yes", False: "not shown", None: "cannot be told"}[said["beyond_chance"]]
-    return listed([f"{word}: {said['against_chance']}"])
+    return f"{word}: {said['against_chance']}"

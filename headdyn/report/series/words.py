@@ -207,6 +207,8 @@ def _measure(name: str, said: Mapping[str, Any]) -> str:
         )
     turns = count(said["reversals"], "reversal")
     text += f"; {'monotone' if said['monotone'] else f'not monotone, {turns} beyond noise'}"
+    if name not in EVEN_ODD and said["beyond_chance"]:
+        text += f"; beyond chance, as {said['against_chance']}"
     if said.get("disappearances"):
         text += f"; falls below again {count(said['disappearances'], 'time')}"
     return text + "."
