@@ -52,7 +52,8 @@ class HeadClusters:
     k-means, Ward and DBSCAN (radii as shares of the median distance), against `null_draws` layers of random heads put
     through the same steps: for circuits of the model's shape behind the layer's norm, for effects of the same norms. A
     head's effects are the changes of Δ over all pairs when its z is replaced by the mean over prompts. A small p says
-    that heads point in no random directions; whether in groups or along one axis is told by the silhouette's height and
+    that heads point in no random directions, as trained ones hardly do; whether they form groups is told by the height
+    of the silhouette (below 0.25 is no substantial structure, Kaufman and Rousseeuw 1990), whether along one axis by
     `first_component`. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry no interval;
     q-values run over the layers' rows and over the heads'. Heads that repair are those whose clean z, patched alone at
     `layer` (default: ⌊L/2⌋), raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.

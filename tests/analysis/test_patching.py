@@ -309,6 +309,10 @@ def test_what_cannot_be_done_is_refused() -> None:
     five = drawn(dataclasses.replace(NEOX, vocab_size=500, num_heads=5, num_kv_heads=5))
     with pytest.raises(ValueError, match="d_model=16 cannot be cut into 5 equal slices"):
         GroupPatching(five, group, SEED_PATCH, [1])
+    with pytest.raises(ValueError, match="steps=every_position needs source=zero or mean"):
+        Patch(steps="every_position")
+    with pytest.raises(ValueError, match="no values for tokens yet to come"):
+        GroupPatching(decoder, group, Patch(source="zero", steps="every_position"), [1]).generate(1, np.eye(4), 2)
     with pytest.raises(ValueError, match="site='mlp' is unknown; it is one of z, attn_out_slice"):
         Patch(site="mlp")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="head 4 is out of range"):

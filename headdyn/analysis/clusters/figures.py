@@ -26,7 +26,10 @@ def percentiles(null_RX: np.ndarray) -> np.ndarray:
 
 
 def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable, words: Mapping[str, str]) -> Figure:
-    """Silhouettes at every layer before those of random heads: k-means with k = 2, and the best of all clusterings."""
+    """Silhouettes at every layer before those of random heads: k-means with k = 2, and the best of all clusterings.
+
+    0.25 is Kaufman and Rousseeuw's rule of thumb (1990): heads that are not random need not be in groups.
+    """
     panels = []
     for measure, title in (("silhouette", "k-means, k = 2"), ("best_silhouette", "best of all, outliers apart")):
         for kind, clouds in kinds.items():
@@ -49,7 +52,7 @@ def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable, words: Mapp
                     xlabel="layer",
                 )
             )
-    title = "Do the heads of a layer form clusters? Chance: random heads"
+    title = "Do the heads of a layer form clusters? Below 0.25 is no substantial structure. Chance: random heads"
     return null_ranges(panels, columns=len(kinds), title=title)
 
 
