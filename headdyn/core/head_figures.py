@@ -86,8 +86,8 @@ def _ranges(axes: Axes, panel: NullRanges) -> None:
     if panel.low_X is not None and panel.high_X is not None:
         axes.vlines(place_X, panel.low_X, panel.high_X, color=PALETTE[0], lw=1.6)
     axes.plot(place_X, panel.value_X, "o", color=PALETTE[0], ms=4.5)
-    for place in np.flatnonzero(np.isnan(panel.value_X)).tolist():
-        axes.text(place, 0.02, "none", transform=axes.get_xaxis_transform(), ha="center", fontsize=6.5, color=_GREY)
+    for absent in np.flatnonzero(np.isnan(panel.value_X)).tolist():
+        axes.text(absent, 0.02, "none", transform=axes.get_xaxis_transform(), ha="center", fontsize=6.5, color=_GREY)
     if panel.marked_X is not None:
         tops = panel.value_X if panel.high_X is None else panel.high_X
         for place in np.flatnonzero(panel.marked_X & np.isfinite(panel.value_X)):
