@@ -144,12 +144,12 @@ def test_onsets_against_the_truth(heads: tuple[int, ...], success_K: list[float]
 
 def row(kind: str, **said: Any) -> Row:
     quiet = {"learnt": True, "found": False, "found_by_trajectory": False, "half_rank": None, "all_flips": False}
-    return {"kind": kind, **quiet, "onset_off_by": None, **said}
+    return {"kind": kind, **quiet, "onset_off_by": None, "even_success": 0.5, "odd_success": 0.0, **said}
 
 
 def test_the_summary_counts_suites() -> None:
     rows = [row("planted", found=True, half_rank=1, onset_off_by=0) for _ in range(5)]
-    rows += [row("null", found=found) for found in (True, False, False)]
+    rows += [row("null", found=found, even_success=0.5 + found / 10) for found in (True, False, False)]
     summary = {(line["kind"], line["question"]): line for line in summarise(rows)}
     five = summary["planted", "even/odd found, last checkpoint"]
     assert (five["yes"], five["suites"], five["ci_high"]) == (5, 5, 1.0)
@@ -157,6 +157,7 @@ def test_the_summary_counts_suites() -> None:
     one = summary["null", "even/odd found, last checkpoint"]
     assert (one["yes"], one["suites"]) == (1, 3) and one["ci_low"] == pytest.approx(1 - 0.975 ** (1 / 3))
     assert ("null", "onset in its interval") not in summary and ("scattered", "task learnt") not in summary
+    assert summary["null", "strength > 0.5, the seeds' rule"]["yes"] == 1  # 0.6 is above, 0.5 is not
     lines = markdown(summarise(rows)).splitlines()
     assert lines[0] == "|  | planted | scattered | diffuse | null |"
     assert "| even/odd found, last checkpoint | 5/5 (0.48–1.00) | – | – | 1/3 (0.01–0.91) |" in lines
