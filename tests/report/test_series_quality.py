@@ -77,6 +77,17 @@ def test_the_onset_is_held_against_where_planting_began(tmp_path: Path) -> None:
     assert question not in asked(emerging(tmp_path / "e"))
 
 
+def test_an_end_that_did_not_run_is_not_judged(tmp_path: Path) -> None:
+    values = [scalars(0.25, 0.25, 0.0), scalars(0.25, 0.25, 0.0), None, None]
+    entries = [run(tmp_path, step, value, manifest=PLANTED) for step, value in zip(STEPS, values, strict=True)]
+    told = verdict(None, None, failed={"step64000": "cut off", "step143000": "cut off"})
+    told["counted"] = told["counted"][:2]
+    found = asked(series(tmp_path, entries, told, values))
+    check = found["Does the final checkpoint show the known result?"]
+    assert (check.verdict, check.facts) == ("note", "the last checkpoint, step143000, does not count: cut off")
+    assert found["Is the onset dated where planting began?"].verdict == "note"
+
+
 def test_early_checkpoints_are_expected_near_zero(tmp_path: Path) -> None:
     question = "Are early checkpoints near zero (strength_nats)?"
     (tmp_path / "a").mkdir()

@@ -56,7 +56,9 @@ def test_hypotheses_are_told_by_every_measure(tmp_path: Path) -> None:
 def test_what_was_left_out_has_its_reason(tmp_path: Path) -> None:
     told = verdict(excluded={"step1000": "its weights are those of step0"}, failed={"step32000": "the file is cut off"})
     told["counted"] = ["step64000", "step143000"]
-    lead, *reasons = counted(only(tmp_path, told))
+    one = only(tmp_path, told)
+    assert headline(one).endswith(". 2 of 4 checkpoints count.")
+    lead, *reasons = counted(one)
     assert lead == "2 of 4 checkpoints count:"
     assert reasons == [
         "step1000 excluded: its weights are those of step0.",

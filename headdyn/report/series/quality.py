@@ -36,6 +36,9 @@ def _final(series: Series) -> Check:
     if not series.counted or not series.complete:
         return Check(question, "note", "no checkpoint counts")
     last, job = series.counted[-1], series.complete[-1]
+    end = [row for row in series.rows if row["step"] is not None][-1]
+    if end is not last:
+        return Check(question, "note", f"the last checkpoint, {end['revision']}, does not count: {end['reason']}")
     if series.organism:
         return _final_organism(series, question, last, job)
     known = known_final(series.model)
@@ -80,9 +83,11 @@ def _onset(series: Series) -> list[Check]:
     question = "Is the onset dated where planting began?"
     said = series.measures.get("strength_nats", {})
     known = f"planting began at step {number(round(onset['step']))}"
+    steps = [row["step"] for row in series.counted]
+    if not steps or steps[-1] <= onset["step"]:
+        return [Check(question, "note", f"{known}; no checkpoint behind it counts")]
     if said.get("emerges_at_step") is None:
         return [Check(question, "fails", f"{known}; no emergence was found")]
-    steps = [row["step"] for row in series.counted]
     true, found = sum(step <= onset["step"] for step in steps), steps.index(said["emerges_at_step"])
     after = said["emerges_after_step"]
     facts = (

@@ -46,7 +46,10 @@ def series_statements(series: Sequence[Series]) -> list[Statement]:
 def headline(series: Series) -> str:
     """One line for a reader who reads only one."""
     sentences = even_odd(series) or others(series) or counted(series)
-    return sentences[0].rstrip(":") + ("." if sentences[0].endswith(":") else "")
+    line = sentences[0].rstrip(":") + ("." if sentences[0].endswith(":") else "")
+    if len(series.verdict["counted"]) < series.verdict["checkpoints"]:
+        line += f" {counted(series)[0].rstrip(':')}."
+    return line
 
 
 def even_odd(series: Series) -> list[str]:
