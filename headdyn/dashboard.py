@@ -1,0 +1,296 @@
+"""W&B dashboards as code: `python -m headdyn.dashboard --entity ENTITY --project PROJECT` (extra `dashboard`).
+
+Those of report/panels.py, each as a workspace and as a report, are saved at W&B: new ones with every call, and all of
+them or none. With `--out FOLDER`, with WANDB_MODE=offline, and where W&B cannot be reached, what would have been saved
+is written as JSON instead. Runs recorded offline are uploaded later by one command, on the machine that recorded them
+(their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
+
+    wandb sync --entity ENTITY --project PROJECT multirun/*/*/wandb/offline-run-*
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from headdyn.core.records import write_json
+from headdyn.core.store import explain_os_error, require_writable
+from headdyn.core.tracking import TrackingSettings, unreachable
+from headdyn.report.effects import FACTORS
+from headdyn.report.numbers import level
+from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, Section, in_depth
+
+if TYPE_CHECKING:
+    from wandb_workspaces.reports.v2 import PanelGrid, Report
+    from wandb_workspaces.workspaces import Workspace
+
+_WIDE = ("images", "table", "artifact", "compare", "parallel")
+# The client's own patience is minutes; a command that is waited for answers within seconds.
+_PATIENCE = {"WANDB_SILENT": "true", "WANDB_HTTP_TIMEOUT": "10", "WANDB_X_GRAPHQL_RETRY_MAX": "2"}
+_KNOWN = """query Known($entity: String!, $project: String!) {
+    entity(name: $entity) { id }
+    project(name: $project, entityName: $entity) { internalId }
+}"""
+_DELETE = "mutation Delete($id: ID!) { deleteView(input: {id: $id, deleteDrafts: true}) { success } }"
+
+
+class DashboardError(ValueError):
+    """Why nothing was saved, in one line."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Save or write the dashboards. Returns the exit status: 2 where what was asked for was not done."""
+    parser = argparse.ArgumentParser(prog="python -m headdyn.dashboard", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; default $WANDB_ENTITY")
+    parser.add_argument("--project", default=TrackingSettings.project, help="default %(default)s")
+    parser.add_argument("--run", help="the run to show in depth, by name; default the newest")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the specs there as JSON, save nothing online")
+    asked = parser.parse_args(arguments)
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    dashboards = (MATRIX, EMERGENCE, in_depth(asked.run))
+    folder = asked.out or Path(os.environ.get("HEADDYN_OUT", ".")) / "dashboards"
+    online = asked.out is None and os.environ.get("WANDB_MODE", "online") == "online"
+    try:
+        require_client()
+        problem = unreachable_now() if online else None
+        if online and problem is None:
+            for url in save(dashboards, asked.entity or "", asked.project):
+                print(url)
+            return 0
+        files = write(dashboards, asked.entity or "", asked.project, folder)
+        if problem is not None:
+            raise DashboardError(f"{problem}; nothing was saved, the {len(files)} specs are in {folder} instead")
+    except OSError as error:
+        print(f"headdyn: {explain_os_error(error, folder)}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"headdyn: {error}", file=sys.stderr)
+        return 2
+    print(f"offline: {len(files)} specs written to {folder}, nothing saved at W&B")
+    return 0
+
+
+def require_client() -> None:
+    """Raise DashboardError where the extra is not installed."""
+    try:
+        import wandb_workspaces.workspaces  # noqa: F401
+    except ImportError as error:
+        raise DashboardError(
+            f"dashboards need the package {error.name}, which is absent; pip install 'headdyn[dashboard]'"
+        ) from error
+
+
+def unreachable_now() -> str | None:
+    """Why nothing can be saved online, or None. Raises DashboardError where W&B refuses the key."""
+    import wandb
+
+    try:
+        return unreachable()
+    except wandb.Error as error:
+        raise DashboardError(f"{one_line(error)}; run `wandb login --relogin`") from error
+
+
+# -- writing and saving -----------------------------------------------------------------------------------------------
+
+
+def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Path) -> list[Path]:
+    """A file a view: what an upsert of it at W&B would say. Equal arguments give equal files."""
+    require_writable(folder, "folder of specs", "--out")
+    written = []
+    for dashboard in dashboards:
+        views = {
+            "workspace": workspace(dashboard, entity, project),
+            "report": report(dashboard, entity, project, online=False),
+        }
+        for kind, view in views.items():
+            spec = view._to_model().spec.model_dump(by_alias=True, exclude_none=True, mode="json")
+            written.append(folder / f"{dashboard.name}_{kind}.json")
+            write_json(
+                written[-1],
+                {"entity": entity, "project": project, "kind": kind, "title": dashboard.title, "spec": spec},
+            )
+    return written
+
+
+def save(dashboards: Sequence[Dashboard], entity: str, project: str) -> list[str]:
+    """Save every dashboard at W&B and return their addresses; what was saved before a failure is deleted again."""
+    require_project(entity, project)
+    views: list[Any] = []
+    try:
+        with client_errors():
+            for dashboard in dashboards:
+                views += [workspace(dashboard, entity, project), report(dashboard, entity, project, online=True)]
+            return [view.save().url for view in views]
+    except DashboardError as error:
+        left = undo(views)
+        rest = f"still there, to be deleted by hand: {', '.join(left)}" if left else "nothing was saved"
+        raise DashboardError(f"{error}; {rest}") from error
+    except BaseException:  # Ctrl-C too
+        undo(views)
+        raise
+
+
+def require_project(entity: str, project: str) -> None:
+    """Raise DashboardError where W&B knows no such entity or project, or does not show it to this key."""
+    import wandb
+    from wandb_workspaces._graphql import execute_graphql
+
+    if not entity:
+        raise DashboardError("--entity is missing; give --entity USER_OR_TEAM, or --out FOLDER for the specs alone")
+    with client_errors():
+        known = execute_graphql(wandb.Api(), _KNOWN, {"entity": entity, "project": project})
+    if known.get("entity") is None:
+        raise DashboardError(f"--entity {entity} is unknown to W&B, or hidden from this key; check its spelling")
+    if known.get("project") is None:
+        raise DashboardError(
+            f"--project {project} is unknown to W&B in {entity}; upload runs first: wandb sync --entity {entity} "
+            f"--project {project} multirun/*/*/wandb/offline-run-*"
+        )
+
+
+def undo(views: Sequence[Any]) -> list[str]:
+    """Delete the views that have been saved. Returns the titles of those that would not go."""
+    import wandb
+    from wandb_workspaces._graphql import execute_graphql
+
+    left = []
+    for view in views:
+        saved, title = getattr(view, "_internal_id", "") or getattr(view, "id", ""), getattr(view, "title", None)
+        if not saved:
+            continue
+        try:
+            with client_errors():
+                gone = execute_graphql(wandb.Api(), _DELETE, {"id": saved})["deleteView"]["success"]
+        except DashboardError:
+            gone = False
+        if not gone:
+            left.append(title or view.name)
+    return left
+
+
+@contextlib.contextmanager
+def client_errors() -> Iterator[None]:
+    """The client's errors as DashboardErrors of one line. They have no base class of their own."""
+    try:
+        yield
+    except Exception as error:
+        raise DashboardError(f"W&B: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An error's message, its lines joined."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+# -- as the client's objects ------------------------------------------------------------------------------------------
+
+
+def workspace(dashboard: Dashboard, entity: str, project: str) -> Workspace:
+    """The dashboard as a workspace: sections of panels over one set of runs, filtered and grouped."""
+    import wandb_workspaces.workspaces as ws
+
+    key = ws.Config(dashboard.order) if dashboard.order else ws.Metric("CreatedTimestamp")
+    return ws.Workspace(
+        name=dashboard.title,
+        entity=entity,
+        project=project,
+        sections=[
+            ws.Section(name=section.title, panels=_panels(dashboard, section), is_open=number == 0)
+            for number, section in enumerate(dashboard.sections)
+        ],
+        settings=ws.WorkspaceSettings(x_axis="step", max_runs=dashboard.most_runs),
+        runset_settings=ws.RunsetSettings(
+            filters=dashboard.where,
+            groupby=[ws.Config(group) for group in dashboard.groups],
+            order=[ws.Ordering(key, ascending=bool(dashboard.order))],
+            pinned_columns=list(dashboard.columns),
+        ),
+    )
+
+
+def report(dashboard: Dashboard, entity: str, project: str, *, online: bool) -> Report:
+    """The dashboard as a report: a heading, a text and a grid of panels a section.
+
+    Only `online` do its run sets name the project, which the client looks up; without one they are the report's own.
+    """
+    import wandb_workspaces.reports.v2 as wr
+
+    blocks: list[Any] = [wr.P(dashboard.text), wr.TableOfContents()]
+    for section in dashboard.sections:
+        blocks += [wr.H2(section.title), *([wr.P(section.text)] if section.text else [])]
+        blocks.append(_grid(dashboard, section, {"entity": entity, "project": project} if online else {}))
+    return wr.Report(entity=entity, project=project, title=dashboard.title, blocks=blocks, width="fluid")
+
+
+def _grid(dashboard: Dashboard, section: Section, place: dict[str, str]) -> PanelGrid:
+    """A section's panels over its run sets: one of all runs, or one for each level of its `arms`.
+
+    Runs in arms are not grouped: their panels group them by another factor.
+    """
+    import wandb_workspaces.reports.v2 as wr
+
+    arms = {level(arm): f"Config('factors.value.{section.arms}') == {arm!r}" for arm in FACTORS.get(section.arms, ())}
+    runsets = []
+    for number, (name, arm) in enumerate((arms or {"runs": ""}).items()):
+        runset = wr.Runset(name=name, filters=" and ".join(filter(None, (dashboard.where, arm))), **place)
+        if not arms:
+            runset.groupby = [f"config.{group}" for group in dashboard.groups]
+        if dashboard.order:
+            runset.order = [wr.OrderBy(wr.Config(dashboard.order), ascending=True)]
+        runset._id = f"{dashboard.name}-{section.title}-runs-{number}".replace(" ", "-")
+        runsets.append(runset)
+    return wr.PanelGrid(runsets=runsets, panels=_panels(dashboard, section))
+
+
+def _panels(dashboard: Dashboard, section: Section) -> list[Any]:
+    """The section's panels, row by row on a grid of 24 columns; ids name the place, so that equal specs are equal."""
+    import wandb_workspaces.reports.v2 as wr
+
+    panels, x, y = [], 0, 0
+    for number, chart in enumerate(section.charts):
+        panel = _panel(chart, dashboard.most_runs)
+        width, height = (24, 12) if chart.kind in _WIDE else (8, 7)
+        if x + width > 24:
+            x, y = 0, y + 7
+        panel.layout = wr.Layout(x=x, y=y, w=width, h=height)
+        panel._id = f"{dashboard.name}-{section.title}-{number}".replace(" ", "-")
+        panels.append(panel)
+        x, y = (0, y + height) if width == 24 else (x + width, y)
+    return panels
+
+
+def _panel(chart: Chart, most_runs: int) -> Any:
+    import wandb_workspaces.reports.v2 as wr
+
+    def entry(key: str) -> Any:
+        return wr.Config(key.removeprefix("config:")) if key.startswith("config:") else wr.SummaryMetric(key)
+
+    match chart.kind:
+        case "line":
+            return wr.LinePlot(title=chart.title, x="step", y=list(chart.keys), max_runs_to_show=most_runs)
+        case "bar":
+            pooled = {"groupby": wr.Config(chart.by), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+            return wr.BarPlot(title=chart.title, metrics=list(chart.keys), **pooled)
+        case "scatter":
+            return wr.ScatterPlot(title=chart.title, x=entry(chart.by), y=entry(chart.keys[0]), log_x=chart.log_x)
+        case "parallel":
+            columns = [wr.ParallelCoordinatesPlotColumn(metric=entry(key)) for key in chart.keys]
+            return wr.ParallelCoordinatesPlot(title=chart.title, columns=columns)
+        case "images":
+            return wr.MediaBrowser(title=chart.title, media_keys=list(chart.keys), num_columns=2)
+        case "table":
+            return wr.WeavePanelSummaryTable(table_name=chart.keys[0])
+        case "artifact":
+            return wr.WeavePanelArtifact(artifact=chart.keys[0], tab="files")
+        case "compare":
+            return wr.RunComparer(diff_only="split")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
