@@ -194,6 +194,8 @@ def _measure(name: str, said: Mapping[str, Any]) -> str:
     if said["emerges_at_step"] is None:
         last = fixed(q.scale * said["last"], q.places, signed=True)
         reason = said["none_reason"].replace("it never rises", "never")
+        if name not in _NAMES:
+            last += f" {q.of_differences} above chance"  # what is dated is the excess over the null
         return f"{_upper(measure_name(name))}: none, {reason}; at the last checkpoint {last}{_odds(said)}."
     text = f"{_upper(measure_name(name))}, {said['rule']}: {_when(said)}"
     if "emerges_at_step_95" in said:
