@@ -23,7 +23,7 @@ from headdyn.core.store import explain_os_error, require_writable
 from headdyn.core.tracking import TrackingSettings, unreachable
 from headdyn.report.effects import FACTORS
 from headdyn.report.numbers import level
-from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, Section, in_depth
+from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, Section, in_depth, of_sweep
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _WIDE = ("images", "table", "artifact", "compare", "parallel")
 # The client's own patience is minutes; a command that is waited for answers within seconds.
-_PATIENCE = {"WANDB_SILENT": "true", "WANDB_HTTP_TIMEOUT": "10", "WANDB_X_GRAPHQL_RETRY_MAX": "2"}
+_PATIENCE = {"WANDB_SILENT": "true", "WANDB_HTTP_TIMEOUT": "6", "WANDB_X_GRAPHQL_RETRY_MAX": "2"}
 _KNOWN = """query Known($entity: String!, $project: String!) {
     entity(name: $entity) { id }
     project(name: $project, entityName: $entity) { internalId }
@@ -48,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m headdyn.dashboard", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; default $WANDB_ENTITY")
     parser.add_argument("--project", default=TrackingSettings.project, help="default %(default)s")
+    parser.add_argument("--sweep", help="show the runs of this sweep alone, by its folder's name; default all")
     parser.add_argument("--run", help="the run to show in depth, by name; default the newest")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the specs there as JSON, save nothing online")
     asked = parser.parse_args(arguments)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    dashboards = (MATRIX, EMERGENCE, in_depth(asked.run))
+    dashboards = (of_sweep(MATRIX, asked.sweep), of_sweep(EMERGENCE, asked.sweep), in_depth(asked.run))
     folder = asked.out or Path(os.environ.get("HEADDYN_OUT", ".")) / "dashboards"
     online = asked.out is None and os.environ.get("WANDB_MODE", "online") == "online"
     try:
@@ -66,11 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files = write(dashboards, asked.entity or "", asked.project, folder)
         if problem is not None:
             raise DashboardError(f"{problem}; nothing was saved, the {len(files)} specs are in {folder} instead")
-    except OSError as error:
-        print(f"headdyn: {explain_os_error(error, folder)}", file=sys.stderr)
-        return 2
-    except ValueError as error:
-        print(f"headdyn: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        line = explain_os_error(error, folder) if isinstance(error, OSError) else error
+        print(f"headdyn: {line}", file=sys.stderr)
         return 2
     print(f"offline: {len(files)} specs written to {folder}, nothing saved at W&B")
     return 0
@@ -93,7 +92,9 @@ def unreachable_now() -> str | None:
     try:
         return unreachable()
     except wandb.Error as error:
-        raise DashboardError(f"{one_line(error)}; run `wandb login --relogin`") from error
+        raise DashboardError(
+            f"{one_line(error)}; nothing was saved (`wandb login --relogin` for another key)"
+        ) from error
 
 
 # -- writing and saving -----------------------------------------------------------------------------------------------
@@ -143,10 +144,10 @@ def require_project(entity: str, project: str) -> None:
 
     if not entity:
         raise DashboardError("--entity is missing; give --entity USER_OR_TEAM, or --out FOLDER for the specs alone")
-    with client_errors():
+    with client_errors("; nothing was saved"):
         known = execute_graphql(wandb.Api(), _KNOWN, {"entity": entity, "project": project})
     if known.get("entity") is None:
-        raise DashboardError(f"--entity {entity} is unknown to W&B, or hidden from this key; check its spelling")
+        raise DashboardError(f"--entity {entity} is unknown to W&B, or hidden from this key; nothing was saved")
     if known.get("project") is None:
         raise DashboardError(
             f"--project {project} is unknown to W&B in {entity}; upload runs first: wandb sync --entity {entity} "
@@ -175,12 +176,12 @@ def undo(views: Sequence[Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def client_errors() -> Iterator[None]:
+def client_errors(but: str = "") -> Iterator[None]:
     """The client's errors as DashboardErrors of one line. They have no base class of their own."""
     try:
         yield
     except Exception as error:
-        raise DashboardError(f"W&B: {one_line(error)}") from error
+        raise DashboardError(f"W&B: {one_line(error)}{but}") from error
 
 
 def one_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ import wandb
 from headdyn import dashboard
 from headdyn.dashboard import main, report, workspace
 from headdyn.models.families import export_pretrained
-from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, in_depth
+from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, in_depth, of_sweep
 from headdyn.run import main as run_main
 from tests.commands import TINY, only
 from tests.core.test_tracking import records
@@ -38,7 +38,7 @@ PROMPT_RUN = (
     *("analysis=[specialization,head_clusters]", "analysis.head_clusters.null_draws=200"),
     *("tracking=wandb", "threads=1"),
 )
-RUN_ATTRIBUTES = {"createdAt", "displayName"}  # what the app knows of every run
+RUN_ATTRIBUTES = {"createdAt", "displayName", "group"}  # what the app knows of every run
 
 
 # -- what runs log ----------------------------------------------------------------------------------------------------
@@ -46,11 +46,12 @@ RUN_ATTRIBUTES = {"createdAt", "displayName"}  # what the app knows of every run
 
 @dataclasses.dataclass(frozen=True)
 class Logged:
-    """What one run logged: (section, key) as the app addresses it, the config's values, the run's name."""
+    """What one run logged: (section, key) as the app addresses it, the config's values, the run's name and group."""
 
     keys: frozenset[tuple[str, str]]
     config: Mapping[str, Any]
     name: str
+    group: str
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -78,7 +79,8 @@ def read(folder: Path) -> Logged:
     artifacts = {("artifact", record["artifact"]["name"]) for record in found if record["type"] == "artifact"}
     keys = {("history", k) for k, v in history.items() if isinstance(v, int | float)}
     keys |= {("summary", k) for k, v in summary.items() if v is not None} | {("config", k) for k in config}
-    return Logged(frozenset(keys | media | artifacts | {("run", name) for name in RUN_ATTRIBUTES}), config, folder.name)
+    keys |= media | artifacts | {("run", name) for name in RUN_ATTRIBUTES}
+    return Logged(frozenset(keys), config, run["display_name"], run["run_group"])
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,8 @@ def passes(one: Dashboard, run: Logged) -> bool:
     """Whether a run passes the dashboard's filter, as the app would judge it."""
     (runset,) = specs(one)[0]["section"]["runSets"]
     ops = {"=": lambda a, b: a == b, ">=": lambda a, b: a is not None and a >= b}
-    own = {("config", key): value for key, value in run.config.items()} | {("run", "displayName"): run.name}
+    own: dict[tuple[str, str], Any] = {("config", key): value for key, value in run.config.items()}
+    own |= {("run", "displayName"): run.name, ("run", "group"): run.group}
     items = runset["filters"]["filters"]
     return all(ops[i["op"]](own.get((i["key"]["section"], i["key"]["name"])), i["value"]) for i in items)
 
@@ -203,6 +206,8 @@ def test_filters_let_their_own_runs_through(logged):
     assert passes(MATRIX, matrix) and not passes(MATRIX, prompts)
     assert passes(EMERGENCE, prompts) and not passes(EMERGENCE, matrix)
     assert passes(in_depth(matrix.name), matrix) and not passes(in_depth(matrix.name), prompts)
+    assert passes(of_sweep(MATRIX, "outputs"), matrix) and not passes(of_sweep(MATRIX, "another"), matrix)
+    assert not missing(of_sweep(MATRIX, "outputs"), matrix) and of_sweep(MATRIX, None) is MATRIX
     assert passes(in_depth(None), matrix) and passes(in_depth(None), prompts)
 
 

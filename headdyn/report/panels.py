@@ -8,6 +8,7 @@ them, `factors.value.attention`. Groups, axes and sort keys say `factors.attenti
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -112,7 +113,8 @@ _STEPS = "One point a checkpoint, over its training step on a log axis, which ha
 MATRIX = Dashboard(
     name="matrix",
     title="headdyn 2x2x2 matrix",
-    text="What do the order of the data, grouped queries and dropped positions do to attention heads?",
+    text="What do the order of the data, grouped queries and dropped positions do to attention heads? Runs of other "
+    "modes, data or protocols are pooled with these unless one sweep is chosen (--sweep, or the filter by group).",
     where="Config('factors.value.model') == 'mini_qwen3'",
     groups=tuple(f"factors.{factor}" for factor in FACTORS),
     columns=(
@@ -171,6 +173,14 @@ EMERGENCE = Dashboard(
         ),
     ),
 )
+
+
+def of_sweep(dashboard: Dashboard, sweep: str | None) -> Dashboard:
+    """The dashboard of one sweep's runs alone, where one is named: a sweep is a group of runs at W&B."""
+    if sweep is None:
+        return dashboard
+    where = f"{dashboard.where} and Metric('Group') == {sweep!r}"
+    return dataclasses.replace(dashboard, title=f"{dashboard.title}: {sweep}", where=where)
 
 
 def in_depth(run: str | None) -> Dashboard:
