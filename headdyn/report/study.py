@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 import shutil
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from headdyn.report.numbers import fixed, quantity
+from headdyn.report.cells import Cell, columns_for, summary_cell
+from headdyn.report.numbers import quantity
+from headdyn.report.series.charts import series_charts
+from headdyn.report.series.record import Series, read_series
+from headdyn.report.series.words import series_statements
 from headdyn.report.sweep_charts import effect_charts, loss_charts, probe_charts, recovery_charts
 from headdyn.report.sweep_record import SweepRecord
-from headdyn.report.terminal import _COLUMNS
 from headdyn.report.words import statements
 
 RESULTS = "results.md"
@@ -32,6 +35,7 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
     Raises ValueError for a folder that is no finished sweep's.
     """
     sweep = SweepRecord.read(sweep_folder)
+    series = read_series(sweep)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     charts = {
@@ -39,6 +43,7 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
         "recovery": recovery_charts(sweep),
         "probes": probe_charts(sweep),
         "effects": effect_charts(sweep.effects),
+        "series": [chart for each in series for _, _, charts in series_charts(each) for chart in charts],
     }
     for name, made in charts.items():
         for chart in made:
@@ -53,7 +58,7 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
             written.append(Path(shutil.copyfile(sweep_folder / name, out / name)))
     for figure in sorted((sweep_folder / "figures").glob("*.png")):
         written.append(Path(shutil.copyfile(figure, out / figure.name)))
-    (out / RESULTS).write_text(_results(sweep, written), encoding="utf-8")
+    (out / RESULTS).write_text(_results(sweep, series, written), encoding="utf-8")
     return [*written, out / RESULTS]
 
 
@@ -104,7 +109,7 @@ def _chart_style() -> str:
     return re.sub(r"\bsvg(?= \.)", "", spelled)
 
 
-def _results(sweep: SweepRecord, written: Sequence[Path]) -> str:
+def _results(sweep: SweepRecord, series: Sequence[Series], written: Sequence[Path]) -> str:
     """The numbers and words of a sweep in Markdown."""
     made = [job.run.manifest for job in sweep.complete]
     lines = [f"# Results of {sweep.name}", ""]
@@ -117,15 +122,15 @@ def _results(sweep: SweepRecord, written: Sequence[Path]) -> str:
             lines.append(f"- {name}: {found[0]}" + (f" to {found[-1]}" if len(found) > 1 else ""))
     machines = {", ".join(f"{k} {v}" for k, v in manifest["machine"].items()) for manifest in made}
     lines += [f"- machine: {' | '.join(sorted(machines))}", ""]
-    told = _COLUMNS
-    lines += ["| " + " | ".join(["run", *(title.replace("\n", " ") for _, title in told)]) + " |"]
-    lines += ["|" + "---|" * (1 + len(told))]
+    told = columns_for(sweep.complete)
+    titles = [f"{quantity(name).label} ({quantity(name).unit})" for name in told]
+    lines += ["| " + " | ".join(["run", *titles]) + " |", "|" + "---|" * (1 + len(told))]
     for job in sweep.complete:
-        lines.append("| " + " | ".join([job.label, *(_cell(job.scalar(name), name) for name, _ in told)]) + " |")
-    lines += ["", "Brackets hold 95 % intervals; vs: what chance gives (null).", ""]
+        lines.append("| " + " | ".join([job.label, *(_spelled(summary_cell(job, name)) for name in told)]) + " |")
+    lines += ["", "Brackets hold 95 % intervals; null: what chance gives.", ""]
     for job in sweep.failed:
         lines.append(f"- {job.run.name}: {job.run.status}. {job.run.manifest.get('error', 'it left no error')}")
-    for statement in statements(sweep):
+    for statement in [*series_statements(series), *statements(sweep)]:
         lines += [f"## {statement.question}" + (f" ({statement.group})" if statement.group else ""), ""]
         lines += [*(f"- {sentence}" for sentence in statement.sentences), ""]
     pictures = [path.name for path in written if path.suffix in (".svg", ".png")]
@@ -133,10 +138,7 @@ def _results(sweep: SweepRecord, written: Sequence[Path]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cell(scalar: Mapping[str, object], name: str) -> str:
-    if scalar.get("value") is None:
-        return "absent"
-    q = quantity(name)
-    null = scalar.get("null")
-    beside = f" vs {fixed(q.scale * float(str(null)), max(1, q.places - 1))}" if null else ""
-    return q.spelled(scalar) + beside
+def _spelled(cell: Cell) -> str:
+    if cell.reason:
+        return f"absent: {cell.reason}"
+    return "; ".join(filter(None, (f"{cell.value} {cell.interval}".strip(), cell.null, cell.note)))

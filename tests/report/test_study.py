@@ -25,7 +25,7 @@ def test_results_hold_the_records_numbers_and_every_chart_stands_alone(folder: P
     (out / "README.md").write_text("the question")
     written = write_study(folder, out)
     text = (out / RESULTS).read_text()
-    assert "2.400 [2.390, 2.410] vs 4.00" in text  # loss_nats of tests.report.folders, its interval and null
+    assert "2.400 [2.390, 2.410]; null 4.00" in text  # loss_nats of tests.report.folders, its interval and null
     assert (out / "README.md").read_text() == "the question"
     charts = [path for path in written if path.suffix == ".svg"]
     assert "loss.svg" in {path.name for path in charts}
