@@ -156,4 +156,7 @@ def unreachable() -> str | None:
         socket.create_connection((server.hostname or "", port), timeout=3).close()
     except OSError as error:
         return f"{server.hostname} cannot be reached ({error})"
-    return None if wandb.login(prompt=False) else "no API key is configured (run `wandb login`)"
+    try:
+        return None if wandb.login(prompt=False) else "no API key is configured (run `wandb login`)"
+    except wandb.Error as error:  # a key that is refused, a server that does not answer as one
+        return f"{server.hostname} refused the login ({error})"

@@ -107,6 +107,21 @@ def test_online_with_a_key_but_no_network_goes_offline(tmp_path, caplog, monkeyp
     assert history(records(tmp_path / "run-a"))
 
 
+def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.AuthenticationError("invalid API key")
+
+    monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
+    monkeypatch.setattr(wandb, "login", refuse)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
+        tracker.log({"loss": 1.0}, 0)
+    assert "refused the login (invalid API key)" in caplog.text
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
 def test_none_writes_nothing(tmp_path):
     with open_in(tmp_path, backend="none") as tracker:
         tracker.log({"loss": 1.0}, step=0)
