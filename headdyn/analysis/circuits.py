@@ -13,22 +13,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from headdyn.core.figures import Curve, HeadMap, curves, head_map, similarity_grid
+from headdyn.analysis.circuit_figures import (
+    clusters_figure,
+    heads_figure,
+    readouts_figure,
+    similarity_figure,
+    spectra_figure,
+)
+from headdyn.analysis.circuit_readouts import furthest, token_names, token_readouts
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval, draws_test
+from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.layers import rotate
+
+_NULL_READOUTS = 32  # random heads that are read in the vocabulary: their mean is a figure's note
 
 
 @dataclass(frozen=True)
@@ -138,13 +147,15 @@ class Circuits:
     `null_draws` random heads (at least; whole random models are drawn) give the null column, their mean, and p: the
     share of them at least as far from that mean. A head's weights are one unit and carry no interval; model rows are
     means over heads with an interval over heads. `offsets` are the relative positions, in tokens, at which QK
-    similarity is repeated with RoPE's rotation. Tables: `spectra`, one row per singular value, and `head_similarity`,
-    one per pair of heads.
+    similarity is repeated with RoPE's rotation. Tables: `spectra`, one row per singular value, `head_similarity`, one
+    per pair of heads, and `readouts`, one per token among the `tokens` furthest along the top `directions` of a head.
     Raises ValueError for settings that give no null.
     """
 
     null_draws: int = 200
     offsets: tuple[int, ...] = (1, 8)
+    directions: int = 3
+    tokens: int = 8
 
     rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -163,9 +174,12 @@ class Circuits:
             raise ValueError(f"analysis.circuits.null_draws={self.null_draws} must be at least 100 random heads")
         if any(offset < 1 for offset in self.offsets):
             raise ValueError(f"analysis.circuits.offsets={self.offsets} must be 1 or more tokens; 0 is always there")
+        for name in ("directions", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"analysis.circuits.{name}={getattr(self, name)} must be at least 1")
 
-    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-        """Head rows and model rows for every metric, tables of spectra and similarities, three figures."""
+    def __call__(self, decoder: Decoder, material: Corpus | Prompts, generator: np.random.Generator) -> Findings:
+        """Head rows and model rows for every metric, the three tables, five figures; `material` names the tokens."""
         c = decoder.config
         circuits = _whole_model(decoder)
         similarity = {name: cosines(factors) for name, factors in circuits.items()}
@@ -177,23 +191,40 @@ class Circuits:
 
         nulls: list[dict[str, Tensor]] = []
         null_spectra: list[dict[str, Tensor]] = []
+        null_similarity: list[dict[str, Tensor]] = []
         for _ in range(-(-self.null_draws // (c.num_layers * c.num_heads))):
             drawn = {name: _on(tokens_DD, factors) for name, factors in random_circuits(c, generator).items()}
             null_spectra.append({name: singular_values(factors) for name, factors in drawn.items()})
-            null_similarity = {name: cosines(factors) for name, factors in drawn.items()}
-            nulls.append(_measures(c, drawn, null_spectra[-1], null_similarity, tokens_DD))
+            null_similarity.append({name: cosines(factors) for name, factors in drawn.items()})
+            nulls.append(_measures(c, drawn, null_spectra[-1], null_similarity[-1], tokens_DD))
         table = HeadTable.concat(
             _rows(name, _numpy(value_N), _numpy(torch.cat([null[name] for null in nulls])), c, generator)
             for name, value_N in measured.items()
         ).with_q()
+        readouts = {name: self._readouts(name, circuits[name], decoder, material) for name in ("qk", "ov")}
+        some = {name: Factors(f.left_NDd[:_NULL_READOUTS], f.right_NDd[:_NULL_READOUTS]) for name, f in drawn.items()}
+        by_chance = {name: furthest(self._readouts(name, some[name], decoder, material)) for name in readouts}
+        matrices = {name: _numpy(cosine_NN) for name, cosine_NN in similarity.items()}
+        null_matrices = [{name: _numpy(cosine_NN) for name, cosine_NN in null.items()} for null in null_similarity]
         return Findings(
             table=table,
             figures={
-                "heads": _heads_figure(table, c.head_dim),
-                "spectra": _spectra_figure(spectra, null_spectra),
-                "similarity": _similarity_figure(similarity, c.num_heads),
+                "heads": heads_figure(table, c.head_dim),
+                "spectra": spectra_figure(spectra, null_spectra),
+                "similarity": similarity_figure(matrices, c.num_heads),
+                "clusters": clusters_figure(matrices, null_matrices, c.num_heads),
+                "readouts": readouts_figure(readouts, by_chance),
             },
-            tables={"spectra": _spectra_table(spectra, c), "head_similarity": _similarity_table(similarity, c)},
+            tables={
+                "spectra": _spectra_table(spectra, c),
+                "head_similarity": _similarity_table(similarity, c),
+                "readouts": pa.concat_tables(readouts.values(), promote_options="default"),
+            },
+        )
+
+    def _readouts(self, name: str, factors: Factors, decoder: Decoder, material: Corpus | Prompts) -> pa.Table:
+        return token_readouts(
+            name, factors, decoder, directions=self.directions, tokens=self.tokens, text=token_names(material)
         )
 
 
@@ -291,50 +322,3 @@ def _similarity_table(similarity: Mapping[str, Tensor], config: DecoderConfig) -
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
-
-
-def _heads_figure(table: HeadTable, width: int) -> Figure:
-    panels: list[HeadMap] = []
-    whole = table.summary()
-    for name, title in (
-        ("qk_effective_rank", "QK effective rank"),
-        ("ov_effective_rank", "OV effective rank"),
-        ("copying_score", "copying score"),
-    ):
-        null = whole[name].get("null")
-        copying = name == "copying_score"
-        shown: dict[str, Any] = {"centre": 0.0} if copying else {"limits": (1, width)}
-        panels.append(
-            HeadMap(
-                title=title,
-                unit="Σλ / Σ|λ|" if copying else "dimensions",
-                note="" if null is None else f"random heads {null:.2f}",
-                value_LH=table.matrix(name),
-                marked_LH=table.matrix(name, "q") < 0.05,
-                **shown,
-            )
-        )
-    return head_map(panels)
-
-
-def _spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]]) -> Figure:
-    """Singular values over the root of their summed squares: mean over heads, band from the 10th to 90th percentile."""
-    drawn_Nd = torch.cat([values[name] for values in null for name in values])  # both circuits are the same law
-    lines = []
-    for label, values_Nd in (("QK", spectra["qk"]), ("OV", spectra["ov"]), ("random heads", drawn_Nd)):
-        share_Nd = _numpy(values_Nd / values_Nd.norm(dim=-1, keepdim=True).clamp_min(1e-300))
-        low, high = np.quantile(share_Nd, [0.1, 0.9], axis=0)
-        lines.append(Curve(label=label, x=np.arange(1, share_Nd.shape[1] + 1), y=share_Nd.mean(0), low=low, high=high))
-    return curves(
-        lines,
-        xlabel="index of the singular value",
-        ylabel="singular value / Frobenius norm",
-        title="spectra: mean over heads, 10th to 90th percentile",
-        whole_x=True,
-    )
-
-
-def _similarity_figure(similarity: Mapping[str, Tensor], heads: int) -> Figure:
-    matrices_CNN = np.stack([_numpy(cosine_NN) for cosine_NN in similarity.values()])
-    names = [name.replace("qk", "QK").replace("ov", "OV") for name in similarity]
-    return similarity_grid(matrices_CNN, columns=names, boundaries=range(0, matrices_CNN.shape[1], heads))

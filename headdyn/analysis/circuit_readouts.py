@@ -1,0 +1,152 @@
+"""Which tokens a head's circuits are about: the top singular directions of QK and OV read in the vocabulary.
+
+Letters as in circuits.py; X directions of a head, largest singular value first.
+
+A circuit left rightᵀ = Σ σ u vᵀ takes from the token direction u to v: QK scores a query along u against a key along
+v, OV reads along u and writes along v. A token's place along a direction is that of its embedding, as the head's norm
+would scale it alone (rms 1), or for what OV writes its logit; both in standard deviations over the vocabulary, so that
+heads and models compare. Embeddings are what layer 0 reads. Deeper layers read what others wrote, too: there a readout
+is a reading of the weights, not of what is seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from headdyn.data.text.tokenizer import load_tokenizer
+from headdyn.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    from headdyn.analysis.circuits import Factors
+
+_HEADS_AT_ONCE = 32  # of which the whole vocabulary's places are held
+SIDES = {"qk": ("query", "key"), "ov": ("reads", "writes")}
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The top singular directions of every circuit; `share_NX` is σ² over the sum of all σ²."""
+
+    share_NX: Tensor
+    left_NDX: Tensor
+    right_NDX: Tensor
+
+
+def singular_directions(factors: Factors, count: int) -> Directions:
+    """From the SVD of the d×d core between the factors' QR bases: the D×D product is never formed."""
+    left_q, left_r = torch.linalg.qr(factors.left_NDd)
+    right_q, right_r = torch.linalg.qr(factors.right_NDd)
+    u_Ndd, values_Nd, vt_Ndd = torch.linalg.svd(left_r @ right_r.mT)
+    square_Nd = values_Nd.square()
+    total_N1 = square_Nd.sum(-1, keepdim=True)
+    return Directions(
+        share_NX=(square_Nd / total_N1.where(total_N1 > 0, 1))[:, :count],
+        left_NDX=left_q @ u_Ndd[..., :count],
+        right_NDX=right_q @ vt_Ndd.mT[..., :count],
+    )
+
+
+@torch.no_grad()
+def vocabulary(decoder: Decoder) -> tuple[Float[Tensor, "V D"], Float[Tensor, "V D"]]:
+    """Embeddings at rms 1 (a LayerNorm's centred), and the unembedding with the final norm's gain and centring."""
+    embed_VD, unembed_VD = decoder.embed.weight.float(), decoder.unembed.weight.float() * decoder.norm.weight.float()
+    if decoder.norm.bias is not None:
+        embed_VD, unembed_VD = (x - x.mean(-1, keepdim=True) for x in (embed_VD, unembed_VD))
+    rms_V1 = embed_VD.square().mean(-1, keepdim=True).sqrt()
+    return embed_VD / rms_V1.where(rms_V1 > 0, 1), unembed_VD
+
+
+@torch.no_grad()
+def token_readouts(
+    circuit: str,
+    factors: Factors,
+    decoder: Decoder,
+    *,
+    directions: int,
+    tokens: int,
+    text: Callable[[int], str],
+) -> pa.Table:
+    """The tokens furthest along each direction: a row for each head, direction, side and rank.
+
+    A singular pair is free to change both its signs; the one taken puts the vocabulary's furthest token on the side
+    that is written (or the key) at the positive end. Circuits are numbered as in `Decoder`'s layers, head by head.
+    """
+    found = singular_directions(factors, directions)
+    embed_VD, unembed_VD = vocabulary(decoder)
+    heads, tokens = decoder.config.num_heads, min(tokens, len(embed_VD))
+    names = ("circuit", "layer", "head", "direction", "share", "side", "rank", "token", "text", "deviations")
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for start in range(0, len(found.share_NX), _HEADS_AT_ONCE):
+        some = slice(start, start + _HEADS_AT_ONCE)
+        first_NXV = _placed(found.left_NDX[some], embed_VD)
+        second_NXV = _placed(found.right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
+        sign_NX1 = second_NXV.gather(2, second_NXV.abs().argmax(2, keepdim=True)).sign()
+        for side, place_NXV in zip(SIDES[circuit], (first_NXV, second_NXV), strict=True):
+            top = (place_NXV * sign_NX1).topk(tokens, dim=2)
+            for n, x, rank in np.ndindex(*top.values.shape):
+                token, share = int(top.indices[n, x, rank]), float(found.share_NX[start + n, x])
+                if share == 0:  # a circuit of lower rank has no such direction
+                    continue
+                row = {
+                    "circuit": circuit,
+                    "layer": (start + n) // heads,
+                    "head": (start + n) % heads,
+                    "direction": x,
+                    "share": share,
+                    "side": side,
+                    "rank": rank,
+                    "token": token,
+                    "text": text(token),
+                    "deviations": float(top.values[n, x, rank]),
+                }
+                for column, entry in row.items():
+                    columns[column].append(entry)
+    return pa.table(columns)
+
+
+def _placed(direction_NDX: Tensor, vectors_VD: Tensor) -> Tensor:
+    """Every token's place along every direction, [N, X, V], in standard deviations about the vocabulary's mean."""
+    count, width, directions = direction_NDX.shape
+    flat_DY = direction_NDX.transpose(0, 1).reshape(width, -1).to(vectors_VD.dtype)
+    place_NXV = (vectors_VD @ flat_DY).mT.reshape(count, directions, -1)
+    spread_NX1 = place_NXV.std(-1, correction=0, keepdim=True)
+    return (place_NXV - place_NXV.mean(-1, keepdim=True)) / spread_NX1.where(spread_NX1 > 0, 1)
+
+
+def furthest(readouts: pa.Table) -> float:
+    """Mean over heads and sides of how far the furthest token lies along the first direction."""
+    rows = readouts.to_pylist()
+    return float(np.mean([row["deviations"] for row in rows if row["direction"] == 0 and row["rank"] == 0]))
+
+
+def token_names(material: Any) -> Callable[[int], str]:
+    """How to write a token of what the model reads: its text where there is a tokenizer, else its number."""
+    decode = getattr(material, "decode", None)
+    if decode is not None:
+        return lambda token: decode([token])
+    folder: Path | None = getattr(material, "tokenizer", None)
+    if folder is None:
+        return str
+    tokenizer = load_tokenizer(folder)
+    return lambda token: tokenizer.decode([token], skip_special_tokens=False)
+
+
+def by_head(readouts: pa.Table) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:
+    """Of every head's first direction: for each side its share and the texts of its tokens, in order."""
+    found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    for row in readouts.to_pylist():
+        if row["direction"] == 0:
+            sides = found.setdefault((row["layer"], row["head"]), {})
+            side = sides.setdefault(row["side"], {"share": row["share"], "texts": [], "deviations": []})
+            side["texts"].append(row["text"])
+            side["deviations"].append(row["deviations"])
+    return found
