@@ -117,9 +117,9 @@ def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(wandb, "login", refuse)
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
-        tracker.log({"loss": 1.0}, 0)
+        tracker.log({"loss": 1.0}, step=0)
     assert "refused the login (invalid API key)" in caplog.text
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert history(records(tmp_path / "run-a"))
 
 
 def test_none_writes_nothing(tmp_path):
