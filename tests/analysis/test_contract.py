@@ -21,7 +21,9 @@ from headdyn.models.decoder import Decoder
 from tests import small_models, small_tokenizer
 from tests.analysis import tiny
 
-OPTIONS = sorted((Path(__file__).parents[2] / "conf" / "analysis").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "conf" / "analysis"
+LISTS = {"all": "corpus", "all_prompts": "prompts"}  # options that name others
+OPTIONS = sorted(option for option in FOLDER.glob("*.yaml") if option.stem not in LISTS)
 ROWS = {"head", "layer", "model", "split", "order"}
 
 
@@ -96,6 +98,12 @@ def findings(analysis, decoder, corpus) -> Findings:
 
 def test_there_are_options():
     assert {"attention", "probes", "circuits"} <= {option.stem for option in OPTIONS}
+
+
+@pytest.mark.parametrize(("name", "material"), LISTS.items())
+def test_a_list_names_every_analysis_that_can_run_on_its_material(name, material):
+    listed = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
+    assert sorted(listed) == [option.stem for option in OPTIONS if load(option).needs <= {material}]
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.stem)
