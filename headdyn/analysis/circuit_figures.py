@@ -170,6 +170,8 @@ def _spelled(side: Mapping[str, Any], characters: int = 34) -> str:
     text = ""
     for token in side["texts"]:
         shown = token.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
+        # The figures' font has no glyphs of most scripts; a code point says more than an empty box.
+        shown = "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in shown)
         if text and len(text) + len(shown) + 1 > characters:
             break
         text += (" " if text else "") + shown[:characters]

@@ -68,6 +68,9 @@ class TensorLens:
         "tensorlens_selectivity_no_self": Metric(
             meaning="the same as a share of what is not on the query itself", low=-1, high=1
         ),
+        "tensorlens_aligned_selectivity": Metric(
+            meaning="selectivity of ⟨T_ij x_j, y_i⟩/‖y_i‖², signed shares of the output that sum to 1 with the biases'"
+        ),
         "rollout_selectivity": Metric(meaning="selectivity of attention rollout", low=-1, high=1),
         "rollout_selectivity_no_self": Metric(
             meaning="the same as a share of what is not on the query itself", low=-1, high=1
@@ -197,13 +200,12 @@ class TensorLens:
             found = estimate(sums.stacked(name), 1, generator, controls_NJ=controls_NJ, **draws)
             columns = {"ci_low": found.low, "ci_high": found.high, "p": found.p, "null": 0.0}
             parts.append(HeadTable.per_head(name, found.value, **columns, **common))
-        parts.append(
-            _whole(
-                "tensorlens_topic_nats",
-                estimate(sums.stacked("tensorlens_topic_nats"), 1, generator, controls_NJ=targeted_NJ, **draws),
-                common,
-            )
-        )
+        for name, controls_NJ in (
+            ("tensorlens_aligned_selectivity", profiles_NJ),
+            ("tensorlens_topic_nats", targeted_NJ),
+        ):
+            found = estimate(sums.stacked(name), 1, generator, controls_NJ=controls_NJ, **draws)
+            parts.append(_whole(name, found, common))
         error = float(sums.stacked("error").max())
         parts.append(HeadTable.whole("tensorlens_error", error, null=jacobian_error, n=count, unit="sequence"))
         return HeadTable.concat(parts)
@@ -224,11 +226,12 @@ class _Sums:
     def add(self, frozen: Frozen, tokens_T: Tensor, contrast_QK: Tensor, targets_K: Tensor, topics_T: Tensor) -> None:
         """Everything one sequence contributes."""
         raw_LQK = torch.stack([layer.pattern_BHQK[0].mean(0) for layer in frozen.layers])
-        flow_LQK, error = flow_maps(frozen)
+        flow_LQK, aligned_QK, error = flow_maps(frozen)
         maps = {"raw": raw_LQK, "rollout": rollout(raw_LQK), "tensorlens": flow_LQK}
         for name, map_LQK in maps.items():
             self._keep(f"{name}_topical", (map_LQK * contrast_QK).sum((-1, -2)) / self.length)
             self._keep(f"{name}_self", map_LQK.diagonal(dim1=-2, dim2=-1).mean(-1))
+        self._keep("tensorlens_aligned_selectivity", (aligned_QK * contrast_QK).sum() / self.length)
         written_LHQK = torch.stack([_normalised(head_flow(frozen, layer)[0]) for layer in range(len(frozen.layers))])
         self._keep("head_written_selectivity", (written_LHQK * contrast_QK).sum((-1, -2)) / self.length)
         profiles_JQK = position_profiles(self.length).to(contrast_QK.device) * contrast_QK
@@ -256,18 +259,22 @@ def rollout(mean_LQK: Float[Tensor, "L Q K"]) -> Float[Tensor, "L Q K"]:
 
 
 @torch.no_grad()
-def flow_maps(frozen: Frozen) -> tuple[Float[Tensor, "L I J"], float]:
-    """‖T_ij x_j‖ up to every layer over its row's sum, and the relative error of Σ_j T_ij x_j + c_i against y_i."""
+def flow_maps(frozen: Frozen) -> tuple[Float[Tensor, "L I J"], Float[Tensor, "I J"], float]:
+    """‖T_ij x_j‖ up to every layer over its row's sum; ⟨T_ij x_j, y_i⟩/‖y_i‖² of the model, whose rows sum to 1 less
+    the biases' share; and the relative error of Σ_j T_ij x_j + c_i against y_i."""
     x_BTD, y_ID = frozen.residual[0], frozen.residual[-1][0]
     length = x_BTD.shape[1]
     norms_LJI = x_BTD.new_zeros(len(frozen.layers), length, length)
+    aligned_JI = x_BTD.new_zeros(length, length)
     total_ID = frozen.affine()[0].clone()
     for start, states in contributions(frozen):
         stop = start + len(states[0])
         for layer, state_JID in enumerate(states):
             norms_LJI[layer, start:stop, start:] = state_JID.norm(dim=-1)
+        aligned_JI[start:stop, start:] = torch.einsum("jid,id->ji", states[-1], y_ID[start:])
         total_ID[start:] += states[-1].sum(0)
-    return _normalised(norms_LJI.mT), float((total_ID - y_ID).abs().max() / y_ID.abs().max())
+    aligned_IJ = aligned_JI.mT / y_ID.square().sum(-1, keepdim=True)
+    return _normalised(norms_LJI.mT), aligned_IJ, float((total_ID - y_ID).abs().max() / y_ID.abs().max())
 
 
 def logit_shares(frozen: Frozen, tokens_T: Tensor, contrast_QK: Tensor, targets_K: Tensor) -> dict[str, Tensor]:

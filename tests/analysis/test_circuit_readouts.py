@@ -4,11 +4,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from headdyn.analysis.circuit_figures import clusters_figure, readouts_figure
 from headdyn.analysis.circuit_readouts import by_head, furthest, singular_directions, token_names, token_readouts
 from headdyn.analysis.circuits import Factors, cosines, folded, singular_values
+from headdyn.core.figures import png_bytes
+from headdyn.data.text.tokenizer import save_tokenizer
 from headdyn.models.decoder import Decoder
 from tests import small_models, small_tokenizer
 from tests.analysis import tiny
@@ -90,6 +93,22 @@ def test_tokens_are_written_as_text_where_there_is_any():
     assert token_names(tiny.corpus())(12) == "12"
     prompts = small_tokenizer.prompts(bug_pairs=2, control_pairs=2)
     assert token_names(prompts)(small_tokenizer.byte_level().encode("a")[0]) == "a"
+
+
+def test_a_corpus_of_text_names_its_tokens(tmp_path):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel({"one": 0, "two": 1}, unk_token="one"))
+    save_tokenizer(tokenizer, tmp_path / "tokenizer", 8)
+    corpus = dataclasses.replace(tiny.corpus(), tokenizer=tmp_path / "tokenizer")
+    assert token_names(corpus)(1) == "two"
+
+
+def test_tokens_the_font_cannot_draw_are_shown_by_their_code(recwarn):
+    decoder = planted(7, 11)
+    table = token_readouts("ov", folded(decoder, 0)["ov"], decoder, directions=1, tokens=3, text=lambda _: "中 $\n")
+    figure = readouts_figure({"ov": table, "qk": table.slice(0, 0)}, {"qk": 2.0, "ov": 2.0})
+    png_bytes(figure)
+    assert not [w for w in recwarn if "Glyph" in str(w.message)]
+    assert any("U+4E2D␣\\$↵" in text.get_text() for axes in figure.axes for text in axes.texts)
 
 
 def test_heads_that_are_alike_stand_side_by_side_below_chance():

@@ -81,11 +81,16 @@ def test_an_estimate_is_the_ratio_of_sums_and_absent_without_a_denominator():
 @pytest.mark.parametrize("name", small_models.CONFIGS)
 def test_maps_are_the_norms_of_the_tensor_on_the_input(name):
     frozen = freeze(small_models.drawn(small_models.CONFIGS[name]), small_models.tokens(1, 9))
-    flow_LIJ, off = flow_maps(frozen)
+    flow_LIJ, aligned_IJ, off = flow_maps(frozen)
     tensor_IDJD = full_tensor(frozen)
     norm_IJ = torch.einsum("idje,je->ijd", tensor_IDJD, frozen.residual[0][0]).norm(dim=-1)
     torch.testing.assert_close(flow_LIJ[-1], norm_IJ / norm_IJ.sum(-1, keepdim=True), atol=1e-12, rtol=0)
     torch.testing.assert_close(flow_LIJ.sum(-1), torch.ones(3, 9, dtype=torch.float64))
+    y_ID, c_ID = frozen.residual[-1][0], frozen.affine()[0]
+    biases_I = (c_ID * y_ID).sum(-1) / y_ID.square().sum(-1)
+    torch.testing.assert_close(aligned_IJ.sum(-1) + biases_I, torch.ones(9, dtype=torch.float64))
+    by_tensor = torch.einsum("idje,je,id->ij", tensor_IDJD, frozen.residual[0][0], y_ID / y_ID.square().sum(-1, True))
+    torch.testing.assert_close(aligned_IJ, by_tensor, atol=1e-12, rtol=0)
     assert off < 1e-13
 
 
