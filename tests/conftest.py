@@ -13,6 +13,7 @@ from beartype import beartype
 from jaxtyping import jaxtyped
 
 import headdyn.models.decoder
+import headdyn.models.frozen
 import headdyn.models.layers
 
 
@@ -49,4 +50,5 @@ def _checked_unless_compiling(function: Callable[..., Any]) -> Callable[..., Any
 
 _check_shapes(headdyn.models.layers)
 _check_shapes(headdyn.models.decoder)
+_check_shapes(headdyn.models.frozen)
 torch.set_num_threads(1)  # so that sums are split alike on every machine
