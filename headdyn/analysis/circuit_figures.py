@@ -110,7 +110,7 @@ def clusters_figure(
         axes.set_xticks(range(count) if labelled else [], names if labelled else [], fontsize=size, rotation=90)
         axes.set_yticks(range(count) if labelled else [], names if labelled else [], fontsize=size)
         axes.set_xlabel("layer.head" if labelled else f"{count} heads in the tree's order", fontsize=8)
-        grid[0, column].set_title(f"{_TITLES[name]}    (dashed: the closest of as many random heads)", fontsize=9)
+        grid[0, column].set_title(f"{_TITLES[name]} (dashed: the closest random heads)", fontsize=9)
     assert image is not None
     bar = figure.colorbar(image, ax=grid[1, :].tolist(), shrink=0.8, pad=0.01)
     bar.set_label("cosine of circuits", fontsize=8)
