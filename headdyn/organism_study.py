@@ -2,7 +2,7 @@
 
 Every suite is trained, analysed at the eleven checkpoints of the emergence study, and recorded in a file of its own as
 it comes, so that the same command continues where it stopped and more suites add to the record. The suite is the unit
-of every statistic (science.md §16). Shape suffixes as in analysis/splits.py.
+of every statistic (science.md §16). Shape suffixes as in analysis/interventions/splits.py.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from headdyn.analysis.emergence import Emergence
-from headdyn.analysis.onset import first_above
-from headdyn.analysis.series import SeriesPoint, SplitSummary
-from headdyn.analysis.specialization import Specialization
-from headdyn.analysis.splits import rank_test
+from headdyn.analysis.interventions.specialization import Specialization
+from headdyn.analysis.interventions.splits import rank_test
+from headdyn.analysis.series.emergence import Emergence
+from headdyn.analysis.series.onset import first_above
+from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core import machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 from headdyn.analysis.contract import Analysis
-from headdyn.analysis.head_matching import save_circuits
-from headdyn.analysis.series import CIRCUITS
+from headdyn.analysis.series.head_matching import save_circuits
+from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
 from headdyn.core.machine import Machine

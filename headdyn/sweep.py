@@ -14,8 +14,8 @@ import pyarrow.csv
 import pyarrow.parquet
 from rich.console import Console
 
-from headdyn.analysis.emergence import SeriesAnalysis
-from headdyn.analysis.series import read_point
+from headdyn.analysis.series.emergence import SeriesAnalysis
+from headdyn.analysis.series.points import read_point
 from headdyn.config import RunConfig
 from headdyn.core.figures import save_png
 from headdyn.core.randomness import generator

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from headdyn import organism_study
-from headdyn.analysis.series import SeriesPoint, SplitSummary
-from headdyn.analysis.specialization import Specialization
-from headdyn.analysis.splits import balanced_splits, split_table
+from headdyn.analysis.interventions.specialization import Specialization
+from headdyn.analysis.interventions.splits import balanced_splits, split_table
+from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core.records import HeadTable
 from headdyn.core.store import Store
 from headdyn.models.settings import Organism

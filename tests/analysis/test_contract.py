@@ -44,7 +44,7 @@ def load(option: Path) -> Analysis:
 
 def materials(option: Path) -> list[str]:
     """What the analysis is given here: what it needs, or both kinds where it needs neither; a series is not made here
-    (tests/analysis/test_emergence.py)."""
+    (tests/analysis/series/test_emergence.py)."""
     return sorted((load(option).needs or {"corpus", "prompts"}) - {"series"})
 
 

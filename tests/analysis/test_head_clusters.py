@@ -12,7 +12,7 @@ from headdyn.analysis.clusters.geometry import circuit_cosines
 from headdyn.analysis.clusters.rows import KINDS, cluster_metrics
 from headdyn.analysis.clusters.seed_weights import PARTS
 from headdyn.analysis.head_clusters import HeadClusters
-from headdyn.analysis.patching import Patch, PromptPatching
+from headdyn.analysis.interventions.patching import Patch, PromptPatching
 from headdyn.core.records import Findings
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder, Edit

@@ -29,8 +29,8 @@ from transformer_lens import patching as theirs
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging
 
-from headdyn.analysis.patching import GroupPatching, Patch
-from headdyn.analysis.splits import balanced_splits
+from headdyn.analysis.interventions.patching import GroupPatching, Patch
+from headdyn.analysis.interventions.splits import balanced_splits
 from headdyn.data.comparisons import Block, PromptGroup
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder

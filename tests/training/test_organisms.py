@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
 from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair
 from headdyn.data.organism_text import FORMATS, Batch, batch_of, draw_batch, tokenizer

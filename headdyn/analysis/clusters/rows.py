@@ -13,7 +13,7 @@ import numpy as np
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.geometry import CIRCUITS
 from headdyn.analysis.clusters.suite import Clouds, against_null, agreement, separates
-from headdyn.analysis.pair_rows import PairRows
+from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.core.records import HeadTable, Metric
 
 KINDS: Mapping[str, str] = {

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from headdyn.analysis.patching import SEED_PATCH, GroupPatching, Patch, PromptPatching, chosen_layer, heads_as_weights
+from headdyn.analysis.interventions.patching import (
+    SEED_PATCH,
+    GroupPatching,
+    Patch,
+    PromptPatching,
+    chosen_layer,
+    heads_as_weights,
+)
 from headdyn.data.comparisons import Comparisons, PromptGroup
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.layers import Block

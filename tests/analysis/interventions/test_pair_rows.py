@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from headdyn.analysis.pair_rows import PairRows, at_layers
+from headdyn.analysis.interventions.pair_rows import PairRows, at_layers
 from headdyn.core.records import HeadTable
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from headdyn.analysis import onset
-from headdyn.analysis.onset import (
+from headdyn.analysis.interventions.splits import balanced_splits, max_statistic_p
+from headdyn.analysis.series import onset
+from headdyn.analysis.series.onset import (
     climbs,
     crossings,
     first_above,
@@ -19,7 +20,6 @@ from headdyn.analysis.onset import (
     stage,
     turns,
 )
-from headdyn.analysis.splits import balanced_splits, max_statistic_p
 
 
 def rng(seed: int = 0) -> np.random.Generator:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig
 
-from headdyn.analysis.head_ablation import KINDS, HeadAblation, Texts, TokenGroup, group_rank, head_groups
-from headdyn.analysis.seed_ablation import slices_kept
+from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Texts, TokenGroup, group_rank, head_groups
+from headdyn.analysis.interventions.seed_ablation import slices_kept
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import load_pretrained
 from tests.analysis import tiny

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headdyn.analysis.patching import last_block
+from headdyn.analysis.interventions.patching import last_block
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.patching import SEED_PATCH, GroupPatching, Patch
-from headdyn.analysis.seed_protocol import Response, response_table, seed_responses, verdict_rows
+from headdyn.analysis.interventions.patching import SEED_PATCH, GroupPatching, Patch
+from headdyn.analysis.interventions.seed_patching import Response, response_table, seed_responses, verdict_rows
 from headdyn.core.records import HeadTable
 from headdyn.data.comparisons import judged_right
 from headdyn.models.decoder import Decoder, Edit

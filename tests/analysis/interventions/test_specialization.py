@@ -8,8 +8,8 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights
-from headdyn.analysis.specialization import Specialization, degree
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.specialization import Specialization, degree
 from headdyn.core.records import Findings
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.patch_map import PatchMap
-from headdyn.analysis.patching import Patch, PromptPatching
+from headdyn.analysis.interventions.patch_map import PatchMap
+from headdyn.analysis.interventions.patching import Patch, PromptPatching
 from headdyn.models.decoder import Decoder
 from tests.small_models import GQA, NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts

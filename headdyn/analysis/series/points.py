@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headdyn.analysis.circuits import Factors
-from headdyn.analysis.head_matching import load_circuits
-from headdyn.analysis.splits import Splits, read_splits
+from headdyn.analysis.interventions.splits import Splits, read_splits
+from headdyn.analysis.series.head_matching import load_circuits
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
 from headdyn.models.revisions import step_of

@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.figures import percentiles
 from headdyn.analysis.clusters.geometry import CIRCUITS, circuit_cosines
-from headdyn.analysis.head_ablation import KINDS, HeadAblation, Kind, Texts, group_rank, head_groups
-from headdyn.analysis.patching import chosen_layer, in_dtype
-from headdyn.analysis.seed_ablation import METRICS as SEED_METRICS
-from headdyn.analysis.seed_ablation import seed_ablation, smaller
+from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Kind, Texts, group_rank, head_groups
+from headdyn.analysis.interventions.patching import chosen_layer, in_dtype
+from headdyn.analysis.interventions.seed_ablation import METRICS as SEED_METRICS
+from headdyn.analysis.interventions.seed_ablation import seed_ablation, smaller
 from headdyn.core.figures import HeadMap, head_map
 from headdyn.core.head_figures import NullRanges, null_ranges
 from headdyn.core.records import Findings, HeadTable, Metric

@@ -13,12 +13,12 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 
 from headdyn.analysis.clusters.divergence import cluster_divergence
-from headdyn.analysis.head_matching import Match, match_series, match_table
-from headdyn.analysis.judgement import Measure, Rules, judge
-from headdyn.analysis.onset import crossings
-from headdyn.analysis.series import SeriesPoint
-from headdyn.analysis.split_trajectory import SplitTrajectory
-from headdyn.analysis.timeline import (
+from headdyn.analysis.series.head_matching import Match, match_series, match_table
+from headdyn.analysis.series.judgement import Measure, Rules, judge
+from headdyn.analysis.series.onset import crossings
+from headdyn.analysis.series.points import SeriesPoint
+from headdyn.analysis.series.split_trajectory import SplitTrajectory
+from headdyn.analysis.series.timeline import (
     SUCCESSES,
     detail_figure,
     divergence_figure,

@@ -8,10 +8,10 @@ import pytest
 import scipy.stats
 import torch
 
-from headdyn.analysis.ablation import GROUPS, Ablation, cluster_groups, energy
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.geometry import circuit_cosines
-from headdyn.analysis.head_ablation import KINDS, HeadAblation, Texts
+from headdyn.analysis.interventions.ablation import GROUPS, Ablation, cluster_groups, energy
+from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Texts
 from headdyn.core.records import Findings
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder

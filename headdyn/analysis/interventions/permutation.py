@@ -19,9 +19,9 @@ import pyarrow as pa
 import torch
 from matplotlib.figure import Figure
 
-from headdyn.analysis.pair_rows import PairRows, Row
-from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
-from headdyn.analysis.seed_protocol import response_table, seed_responses, verdict_rows
+from headdyn.analysis.interventions.pair_rows import PairRows, Row
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.seed_patching import response_table, seed_responses, verdict_rows
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts

@@ -14,11 +14,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from headdyn.analysis.dose import Dose, by_fraction, by_group_size, dose_table, fraction_figure, size_figure
-from headdyn.analysis.pair_rows import PairRows, Row, at_layers
-from headdyn.analysis.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
-from headdyn.analysis.seed_protocol import Response, response_table, seed_responses, verdict_rows
-from headdyn.analysis.splits import Splits, balanced_splits, rank_test, split_table
+from headdyn.analysis.interventions.dose import (
+    Dose,
+    by_fraction,
+    by_group_size,
+    dose_table,
+    fraction_figure,
+    size_figure,
+)
+from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.seed_patching import Response, response_table, seed_responses, verdict_rows
+from headdyn.analysis.interventions.splits import Splits, balanced_splits, rank_test, split_table
 from headdyn.core.figures import Curve, Interval, curves, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
@@ -31,7 +38,7 @@ class Specialization:
 
     Repair is measured on bug pairs; controls are pairs that the bug does not touch. Intervals (95 %) take pairs as
     units: Clopper–Pearson for success, BCa otherwise. The model's rows are those of `layer` (default: ⌊L/2⌋), beside
-    which every layer has its own. `protocol="seed"` adds the seed study's procedure (see seed_protocol.py).
+    which every layer has its own. `protocol="seed"` adds the seed study's procedure (see seed_patching.py).
 
     Tables: `splits` (Δ of every split and bug pair, so that a maximum over checkpoints can be formed), `group_sizes`,
     `fractions`, and with the seed's protocol `seed_responses`.

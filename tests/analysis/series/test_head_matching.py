@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headdyn.analysis.circuits import Factors, cosines, folded
-from headdyn.analysis.head_matching import (
+from headdyn.analysis.series.head_matching import (
     head_cosines,
     lineages,
     load_circuits,

@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headdyn.analysis.dose import Dose, by_fraction, by_group_size, dose_table, fraction_figure, size_figure
+from headdyn.analysis.interventions.dose import (
+    Dose,
+    by_fraction,
+    by_group_size,
+    dose_table,
+    fraction_figure,
+    size_figure,
+)
 
 POOLS = {"even": range(0, 6, 2), "odd": range(1, 6, 2), "any": range(6)}
 

@@ -8,7 +8,7 @@ import torch
 
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.seed_weights import misread, packed, swapped
-from headdyn.analysis.seed_ablation import METRICS, law, seed_ablation, slices_kept, smaller
+from headdyn.analysis.interventions.seed_ablation import METRICS, law, seed_ablation, slices_kept, smaller
 from headdyn.models.decoder import Decoder, Edit
 from tests.small_models import GQA, NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts

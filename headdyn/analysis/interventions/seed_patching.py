@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from headdyn.analysis.patching import SEED_PATCH, GroupPatching, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.patching import SEED_PATCH, GroupPatching, heads_as_weights, in_dtype
 from headdyn.core.statistics import binomial_interval
 from headdyn.data.comparisons import Prompts, judged_right
 from headdyn.models.decoder import Decoder

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headdyn.analysis.judgement import Measure, Rules, judge
+from headdyn.analysis.series.judgement import Measure, Rules, judge
 
 TOTAL = 1000
 

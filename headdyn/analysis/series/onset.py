@@ -127,7 +127,7 @@ def resampled(value_KP: np.ndarray, generator: np.random.Generator, draws: int) 
 def null_band(strength_KS: np.ndarray, level: float = 0.95) -> np.ndarray | None:
     """The |strength| that a split must exceed to be significant over the whole trajectory, [K], the same everywhere.
 
-    Exactly what `headdyn.analysis.splits.max_statistic_p` finds at p ≤ 1 − level. None where there are too few splits
+    Exactly what `max_statistic_p` (interventions/splits.py) finds at p ≤ 1 − level. None where there are too few splits
     for that: the strongest and its mirror image are 2 of S.
     """
     strongest_S = np.sort(np.abs(strength_KS).max(0))[::-1]

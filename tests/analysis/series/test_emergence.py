@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from headdyn.analysis.clusters.suite import SEED_KEY
-from headdyn.analysis.emergence import Emergence, SeriesFindings
-from headdyn.analysis.head_matching import load_circuits, save_circuits
-from headdyn.analysis.judgement import Rules, judge
-from headdyn.analysis.series import CIRCUITS, SeriesPoint, SplitSummary, read_point
-from headdyn.analysis.specialization import Specialization
-from headdyn.analysis.split_trajectory import SplitTrajectory
-from headdyn.analysis.splits import balanced_splits, rank_test, split_table
+from headdyn.analysis.interventions.specialization import Specialization
+from headdyn.analysis.interventions.splits import balanced_splits, rank_test, split_table
+from headdyn.analysis.series.emergence import Emergence, SeriesFindings
+from headdyn.analysis.series.head_matching import load_circuits, save_circuits
+from headdyn.analysis.series.judgement import Rules, judge
+from headdyn.analysis.series.points import CIRCUITS, SeriesPoint, SplitSummary, read_point
+from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.core.figures import png_bytes
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunFolder, RunRecord
 from headdyn.models.revisions import LISTS, step_of
-from tests.analysis.test_judgement import SEED_TIMELINE
+from tests.analysis.series.test_judgement import SEED_TIMELINE
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
 

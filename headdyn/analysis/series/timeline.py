@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from headdyn.analysis.head_matching import Match
-from headdyn.analysis.series import SeriesPoint
+from headdyn.analysis.series.head_matching import Match
+from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.figures import Curve, curves
 from headdyn.core.records import HeadTable
 

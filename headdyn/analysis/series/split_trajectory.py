@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.analysis.judgement import Measure
-from headdyn.analysis.onset import null_band
-from headdyn.analysis.series import SeriesPoint, SplitSummary
-from headdyn.analysis.splits import Splits, max_statistic_p
+from headdyn.analysis.interventions.splits import Splits, max_statistic_p
+from headdyn.analysis.series.judgement import Measure
+from headdyn.analysis.series.onset import null_band
+from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 
 
 @dataclass(frozen=True, kw_only=True)

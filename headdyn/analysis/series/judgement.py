@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.analysis.onset import (
+from headdyn.analysis.series.onset import (
     climbs,
     crossings,
     first_above,

@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.patching import Patch, PromptPatching, heads_as_weights
-from headdyn.analysis.permutation import CONTROL, NOTE, ORDERS, HeadPermutation, head_orders, mismatched, repetition
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.permutation import (
+    CONTROL,
+    NOTE,
+    ORDERS,
+    HeadPermutation,
+    head_orders,
+    mismatched,
+    repetition,
+)
 from headdyn.core.records import Findings
 from headdyn.models.decoder import Decoder
 from tests.small_models import CONFIGS, GQA, NEOX, drawn, tokens

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from matplotlib.figure import Figure
 
-from headdyn.analysis.patching import PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
 from headdyn.core.figures import Curve, curves
 from headdyn.core.statistics import bootstrap_interval
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from headdyn.analysis.splits import balanced_splits, max_statistic_p, rank_test, read_splits, split_table
+from headdyn.analysis.interventions.splits import balanced_splits, max_statistic_p, rank_test, read_splits, split_table
 
 
 def rng(seed: int = 0) -> np.random.Generator:

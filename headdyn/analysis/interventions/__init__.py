@@ -1,0 +1,1 @@
+"""What is done to heads, and what it does: patching, ablation, reordering."""
