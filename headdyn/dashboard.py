@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     online = asked.out is None and os.environ.get("WANDB_MODE", "online") == "online"
     try:
         require_client()
-        problem = unreachable_now() if online else None
+        problem = unreachable() if online else None
         if online and problem is None:
             for url in save(dashboards, asked.entity or "", asked.project):
                 print(url)
@@ -82,18 +82,6 @@ def require_client() -> None:
     except ImportError as error:
         raise DashboardError(
             f"dashboards need the package {error.name}, which is absent; pip install 'headdyn[dashboard]'"
-        ) from error
-
-
-def unreachable_now() -> str | None:
-    """Why nothing can be saved online, or None. Raises DashboardError where W&B refuses the key."""
-    import wandb
-
-    try:
-        return unreachable()
-    except wandb.Error as error:
-        raise DashboardError(
-            f"{one_line(error)}; nothing was saved (`wandb login --relogin` for another key)"
         ) from error
 
 

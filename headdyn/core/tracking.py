@@ -159,4 +159,4 @@ def unreachable() -> str | None:
     try:
         return None if wandb.login(prompt=False) else "no API key is configured (run `wandb login`)"
     except wandb.Error as error:  # a key that is refused, a server that does not answer as one
-        return f"{server.hostname} refused the login ({error})"
+        return f"{server.hostname} refused the login ({error}; `wandb login --relogin` takes another key)"
