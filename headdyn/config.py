@@ -1,8 +1,7 @@
 """From Hydra's composed YAML to a checked RunConfig. Nothing heavy is imported here: a bad value answers at once.
 
-Besides run.py this is the only module that knows Hydra's configuration objects. Each group is checked against the
-dataclass that owns its settings, so that an unknown key, a wrong type, a missing or an impossible value is refused
-by name before any work.
+Each group is checked against the dataclass that owns its settings, so that an unknown key, a wrong type, a missing or
+an impossible value is refused by name before any work.
 """
 
 from __future__ import annotations
@@ -224,6 +223,11 @@ class RunConfig:
                 "data=comparisons and analyses of prompts, such as analysis=[specialization]"
             )
         for name, choice in self.analysis.items():
+            layer, layers = choice.settings.get("layer"), getattr(self.model, "num_layers", None)
+            if layer is not None and layers is not None and not 0 <= layer < layers:
+                raise ConfigError(
+                    f"analysis.{name}.layer={layer} is out of range: model={model} has layers 0 to {layers - 1}"
+                )
             if "prompts" in choice.needs and not asked:
                 raise ConfigError(
                     f"analysis={name} asks a language model in words; add data=comparisons and a model that has them, "

@@ -159,12 +159,20 @@ def save_patterns(decoder: Decoder, corpus: Corpus, count: int, path: Path) -> N
     """
     tokens_NT = torch.from_numpy(corpus.val.tokens_NT[:count].astype("int64"))
     tensors = {"tokens": tokens_NT, "topics": torch.from_numpy(corpus.val.topics_NT[:count].astype("int64"))}
+    documents_NT = None
+    if corpus.mask_documents and corpus.val.documents_NT is not None:
+        documents_NT = torch.from_numpy(corpus.val.documents_NT[:count].astype("int64")).to(decoder.embed.weight.device)
     resid_BTD = None
     for layer in range(decoder.config.num_layers):
         start = None if resid_BTD is None else (layer, resid_BTD)
         sites = ("pattern", "resid_post")
         trace = decoder.trace(
-            tokens_NT.to(decoder.embed.weight.device), sites=sites, layers=(layer,), start=start, logits=None
+            tokens_NT.to(decoder.embed.weight.device),
+            sites=sites,
+            layers=(layer,),
+            start=start,
+            logits=None,
+            documents_BT=documents_NT,
         )
         resid_BTD = trace["resid_post", layer]
         tensors[f"pattern.{layer}"] = trace["pattern", layer].half().cpu().contiguous()

@@ -63,6 +63,11 @@ def refusal(*arguments: str) -> str:
         (["tracking.mode=sometimes"], ["tracking.mode='sometimes'", "offline"]),
         (["-m", "attention=mha,gqa", "model.num_heads=3", "model.head_dim=32"], ["num_heads=3"]),
         (["nonsense"], ["nonsense"]),
+        (["experiment=mechanistic", "model=organism_planted", "analysis.patching=null"], ["analysis.patching"]),
+        (
+            ["experiment=mechanistic", "model=organism_planted", "analysis.specialization.layer=99"],
+            ["analysis.specialization.layer=99", "layers 0 to 2"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and "=" in "".join(value) else "",
 )

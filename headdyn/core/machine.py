@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, cast
 
 import torch
@@ -47,7 +48,7 @@ def multiplies_bf16(device: str) -> bool:
 
 
 def cores() -> int:
-    """The cores this process may use, sibling hardware threads counted once where the system tells."""
+    """The CPUs this process may use, and no more than OMP_NUM_THREADS where that is set."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return min(usable, torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else usable
 
@@ -65,7 +66,18 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
+def begin_peak_memory() -> bool:
+    """Let `peak_memory_bytes` count from now. Whether this system can (Linux does); else it counts from the start."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
+    except OSError:
+        return False
+    return True
+
+
 def peak_memory_bytes() -> int:
-    """The process's largest resident size so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    """The process's largest resident size since `begin_peak_memory`."""
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

@@ -104,8 +104,11 @@ class RunFolder:
         (self.path / "figures").mkdir(parents=True, exist_ok=True)
         for stale in (METRICS, SUMMARY, HEADS):
             (self.path / stale).unlink(missing_ok=True)
+        from headdyn.core.machine import begin_peak_memory  # torch, which reading a record does without
+
         self._begun = time.monotonic()
         self.manifest |= {
+            "peak_memory_of": "run" if begin_peak_memory() else "process",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
@@ -119,7 +122,7 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from headdyn.core.machine import peak_memory_bytes  # torch, which reading a record does without
+        from headdyn.core.machine import peak_memory_bytes
 
         self.manifest["seconds"]["total"] = time.monotonic() - self._begun
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()

@@ -129,7 +129,7 @@ def open_tracker(
     if mode == "online" and (problem := unreachable()):
         log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
         mode = "offline"
-    with wandb.init(
+    run = wandb.init(
         project=settings.project,
         entity=settings.entity,
         mode=mode,  # type: ignore[arg-type]
@@ -141,8 +141,14 @@ def open_tracker(
         config=dict(config),
         reinit="finish_previous",
         settings=wandb.Settings(silent=True, console="off", init_timeout=20),
-    ) as run:
+    )
+    # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
+    try:
         yield WandbTracker(run)
+    except BaseException:
+        run.finish(exit_code=1)
+        raise
+    run.finish()
 
 
 def unreachable() -> str | None:

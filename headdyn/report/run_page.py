@@ -132,5 +132,6 @@ def provenance(manifest: Mapping[str, Any]) -> dict[str, str]:
         "checkpoint": ", SHA-256 of its weights ".join([loaded, checkpoint["state_hash"]]) if checkpoint else "none",
         "stages": ", ".join(stages) or "none",
         "time": ", ".join(f"{name} {duration(seconds)}" for name, seconds in manifest["seconds"].items()),
-        "peak memory": f"{number(round(manifest.get('peak_memory_bytes', 0) / 2**20))} MiB (of the process so far)",
+        "peak memory": f"{number(round(manifest.get('peak_memory_bytes', 0) / 2**20))} MiB"
+        + ("" if manifest.get("peak_memory_of") == "run" else " (of the process so far)"),
     }

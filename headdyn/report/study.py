@@ -51,6 +51,7 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
             assert title is not None
             slug = re.sub(r"\W+", "_", title[1].lower()).strip("_")
             path = out / (f"{name}.svg" if len(made) == 1 else f"{name}_{slug}.svg")
+            assert path not in written, f"two charts are called {path.name}"
             path.write_text(standalone(str(chart)), encoding="utf-8")
             written.append(path)
     for name in COPIED:

@@ -103,9 +103,9 @@ def recovery_charts(sweep: SweepRecord) -> list[Markup]:
 def probe_charts(sweep: SweepRecord) -> list[Markup]:
     """Probe accuracy and selectivity behind every layer, a panel for each kind of positions, on shared axes."""
     charts = []
-    for metric, y_label, with_references in (
-        ("probe_accuracy", "probe accuracy (% of test tokens)", True),
-        ("probe_selectivity", "accuracy less control-task accuracy (points)", False),
+    for metric, title, y_label, with_references in (
+        ("probe_accuracy", "Probe accuracy", "probe accuracy (% of test tokens)", True),
+        ("probe_selectivity", "Probe selectivity", "accuracy less control-task accuracy (points)", False),
     ):
         for group in sweep.groups:
             jobs = [job for job in sweep.complete if job.group == group and _has_layers(job, metric)]
@@ -122,7 +122,7 @@ def probe_charts(sweep: SweepRecord) -> list[Markup]:
                 references = _probe_references(jobs) if with_references else {"control: 0": 0.0}
                 chart = line_chart(
                     lines,
-                    title=f"{level(panel)}" + (f" ({group})" if group else ""),
+                    title=f"{title}, {level(panel)}" + (f" ({group})" if group else ""),
                     x_label="layer of the residual stream (0: the embedding)",
                     y_label=y_label,
                     references=references,

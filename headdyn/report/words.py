@@ -7,21 +7,14 @@ that no effect was detected, never that there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from headdyn.report.effects import FACTORS, effect_name, simple_effect
-from headdyn.report.numbers import count, fixed, listed, p_value, quantity, spelled
+from headdyn.report.effect_words import ONE_SEED, Row, difference, factor, interactions, matched, outcome_name, verdict
+from headdyn.report.effects import simple_effect
+from headdyn.report.numbers import count, fixed, listed, quantity, spelled
 from headdyn.report.sweep_record import Job, SweepRecord
 
-ABOUT_HEADS = ("selectivity", "within_ratio", "probe_accuracy_middle")
-ONE_SEED = "One seed, so no interval can be given: the unit of a claim about a factor is a training."
-_CONTRASTS = {
-    "data_ordering": "Topic-ordered less shuffled training",
-    "attention": "GQA less MHA",
-    "position_enc": "DroPE less RoPE",
-}
 _QUESTIONS = {
     "data_ordering": "Does the order of the data matter?",
     "position_enc": "Does dropping positions (DroPE) matter?",
@@ -32,8 +25,6 @@ _INSTRUMENTS = {
     "tensorlens_selectivity_no_self": "TensorLens",
     "probe_accuracy_middle": "probes",
 }
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +51,7 @@ def statements(sweep: SweepRecord) -> list[Statement]:
         answers = [
             ("Did the models learn?", learning(jobs)),
             *((question, factor(name, effects)) for name, question in _QUESTIONS.items()),
-            ("Do the factors interact?", interactions(effects)),
+            ("Do the factors interact?", interactions(effects, jobs)),
             ("Do the orderings differ at matched loss?", matched(pairs, pooled)),
             ("Did the DroPE arms recover?", recovery(jobs)),
             ("Does topic order leave topic-selective attention after DroPE?", after_drope(jobs)),
@@ -92,65 +83,6 @@ def learning(jobs: Sequence[Job]) -> list[str]:
             ended += f", having closed {closed} % of the gap from uniform guessing to the Bayes floor"
         sentences.append(f"{ended} ({_units(job.scalar('loss_nats'))}); {_beside(job)}.")
     return sentences
-
-
-def factor(name: str, effects: Sequence[Row]) -> list[str]:
-    """A factor's main effects on what heads and residual stream know of topics, and on the loss."""
-    rows = {
-        row["outcome"]: row
-        for row in effects
-        if row["factors"] == [name] and row["levels"][name] == list(FACTORS[name])
-    }
-    told = [rows[outcome] for outcome in (*ABOUT_HEADS, "loss_nats") if outcome in rows]
-    there = [row for row in told if row["value"] is not None]
-    if not told:
-        return []
-    sentences = _answer(there, f"{_CONTRASTS[name]}, averaged over the other factors")
-    reasons: dict[str, list[str]] = {}
-    for row in told:
-        if row["value"] is None:
-            reasons.setdefault(row["reason"], []).append(_name(row["outcome"]))
-    sentences += [f"Absent for {listed(names)}: {reason}." for reason, names in reasons.items()]
-    if name == "position_enc" and there:
-        sentences += _against_control(effects)
-    return sentences
-
-
-def interactions(effects: Sequence[Row]) -> list[str]:
-    """Interactions of the factors on topic selectivity, within ratio and probes: those whose interval excludes 0."""
-    rows = [
-        row
-        for row in effects
-        if len(row["factors"]) > 1
-        and row["outcome"] in ABOUT_HEADS
-        and row["value"] is not None
-        and all(row["levels"][name] == list(FACTORS[name]) for name in row["factors"])
-    ]
-    if not rows:
-        return []
-    if all(row["n"] < 2 for row in rows):
-        return [f"{ONE_SEED} The values are in the table of effects."]
-    clear = [row for row in rows if _excludes_zero(row)]
-    outcomes = listed([_name(outcome) for outcome in ABOUT_HEADS if any(r["outcome"] == outcome for r in rows)])
-    kept = sum(row.get("q") is not None and row["q"] < 0.05 for row in clear)
-    head = (
-        f"{len(clear)} of {len(rows)} interactions on {outcomes} have an interval that excludes 0 "
-        f"({count(max(row['n'] for row in rows), 'seed')}), {kept} of them with q < 0.05."
-    )
-    return [head, *(f"{effect_name(row)}, {_effect(row)}." for row in clear)]
-
-
-def matched(pairs: Sequence[Row], pooled: Sequence[Row]) -> list[str]:
-    """Topic-ordered against shuffled training at nearly equal held-out loss."""
-    told = {row["outcome"]: row for row in pooled}
-    rows = [told[outcome] for outcome in ABOUT_HEADS if outcome in told and told[outcome].get("value") is not None]
-    if not rows:
-        return []
-    apart = [abs(pair["loss_difference"]) for pair in pairs]
-    sentences = _answer(
-        rows, "At the snapshots nearest in loss, topic-ordered less shuffled training, averaged over pairs"
-    )
-    return [*sentences, f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."]
 
 
 def recovery(jobs: Sequence[Job]) -> list[str]:
@@ -202,7 +134,7 @@ def after_drope(jobs: Sequence[Job]) -> list[str]:
     if not rows:
         return details
     differences = listed(
-        [f"{_difference(row)} of {_name(row['outcome'])} (by {_INSTRUMENTS[row['outcome']]})" for row in rows]
+        [f"{difference(row)} of {outcome_name(row['outcome'])} (by {_INSTRUMENTS[row['outcome']]})" for row in rows]
     )
     seeds = max(row["n"] for row in rows)
     damaged = sum(not job.run.scalars["recalibration"]["recovered"] for job in arms if job.recalibrated)
@@ -211,36 +143,7 @@ def after_drope(jobs: Sequence[Job]) -> list[str]:
     head = f"After DroPE, topic-ordered less shuffled training is {differences}"
     if seeds < 2:
         return [f"{ONE_SEED} {head}.", *details]
-    return [f"{_verdict(rows)} {head}, {count(seeds, 'seed')}.", *details]
-
-
-def _answer(rows: Sequence[Row], contrast: str) -> list[str]:
-    """Effects on several outcomes: one sentence where there is one seed, else a verdict and a sentence each."""
-    if not rows:
-        return []
-    seeds = max(row["n"] for row in rows)
-    if seeds < 2:
-        values = ", ".join(f"{_name(row['outcome'])} {_difference(row)}" for row in rows)
-        return [f"{ONE_SEED} {contrast}: {values}."]
-    return [f"{_verdict(rows)} {contrast}, {count(seeds, 'seed')}:", *(f"{_effect(row)}." for row in rows)]
-
-
-def _against_control(effects: Sequence[Row]) -> list[str]:
-    """DroPE against RoPE that trained on for as long, or that this sweep has no such arm."""
-    rows = [
-        row
-        for row in effects
-        if row["factors"] == ["position_enc"]
-        and row["levels"]["position_enc"] == ["rope_control", "drope"]
-        and row["outcome"] in ABOUT_HEADS
-        and row["value"] is not None
-    ]
-    if not rows:
-        return [
-            "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this "
-            "sweep, would tell the two apart."
-        ]
-    return [f"Against RoPE with the same extra training, {_effect(row)}." for row in rows]
+    return [f"{verdict(rows)} {head}, {count(seeds, 'seed')}.", *details]
 
 
 def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
@@ -284,41 +187,6 @@ def _beside(job: Job) -> str:
     if not above or not below:
         return f"below the plateau at {mixture:.3f} nats"
     return f"below the plateau at {mixture:.3f} nats for good since between steps {above[-1]} and {below[0]}"
-
-
-def _verdict(rows: Iterable[Row]) -> str:
-    """`The interval excludes 0 for …; no effect detected on …, whose interval holds 0.`"""
-    rows = list(rows)
-    clear = [_name(row["outcome"]) for row in rows if _excludes_zero(row)]
-    rest = [_name(row["outcome"]) for row in rows if not _excludes_zero(row)]
-    parts = [f"The interval excludes 0 for {listed(clear)}."] if clear else []
-    if rest:
-        parts.append(f"No effect detected on {listed(rest)}: the interval holds 0.")
-    return " ".join(parts)
-
-
-def _excludes_zero(row: Row) -> bool:
-    return row.get("ci_low") is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
-
-
-def _effect(row: Row) -> str:
-    """`topic selectivity −3.1 [−5.2, −1.0] points (p = 0.02, q = 0.05)`."""
-    tests = [_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None]
-    return f"{_name(row['outcome'])} {_difference(row)}" + (f" ({', '.join(tests)})" if tests else "")
-
-
-def _test(name: str, value: float) -> str:
-    text = p_value(value)
-    return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"
-
-
-def _difference(row: Row) -> str:
-    q = quantity(row["outcome"])
-    return f"{q.spelled(row, signed=True)} {q.of_differences}"
-
-
-def _name(outcome: str) -> str:
-    return quantity(outcome).label
 
 
 def _units(scalar: Row) -> str:

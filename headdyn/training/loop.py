@@ -1,4 +1,4 @@
-"""Training a decoder: one loop for trainings and recalibrations, whose state survives a kill.
+"""Training a decoder on a corpus: one loop for trainings and recalibrations, whose state survives a kill.
 
 A training's step s is its s-th update, step 0 the model it began with. The batch and the learning rates of every
 update are functions of its number alone (science.md §2, §4), so a state is weights, moments and the step.

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from headdyn.report.effect_words import ONE_SEED
 from headdyn.report.sweep_record import SweepRecord
-from headdyn.report.words import ONE_SEED, statements
+from headdyn.report.words import statements
 from tests.report.folders import matrix, measured, run, sweep
 from tests.report.test_effects import selectivity
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
+from scipy.stats import norm
 
 from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.series.head_matching import Match, match_series, match_table
@@ -58,7 +59,7 @@ class Emergence:
     The emergence point is an interval, (last below, first above]. Probabilities are those of bootstrap draws of the
     pairs. Further model metrics can be followed: `thresholded` above `threshold`, `continuous` above half of their
     highest excess over the null (over the first checkpoint where rows have no null), if that is beyond chance by its
-    p (times the number of checkpoints) or, without one, its interval.
+    p (times the number of checkpoints) or, without one, by its interval, widened for as many looks.
 
     Heads are matched between checkpoints where these kept their circuits, clusters compared where HeadClusters ran.
     `final` is the revision that is known to be the end of training, `total_steps` when that was; both default to the
@@ -232,9 +233,14 @@ def _from_rows(name: str, rows: Mapping[int, Mapping[str, Any]], threshold: floa
             "against_chance": f"p = {p:.3g}, its highest value's times the checkpoints",
         }
     elif "ci_low" in row:
-        beyond = bool(row["ci_low"] > base_K[highest])
-        why = f"the interval of its highest value begins at {row['ci_low']:.3g}, chance gives {base_K[highest]:.3g}"
-        told = {"beyond_chance": beyond, "against_chance": why}
+        # The highest of K checkpoints is looked for: its interval is widened to 1 − alpha/K, as a normal one would be.
+        wider = norm.ppf(1 - alpha / (2 * len(steps))) / norm.ppf(0.975)
+        low = row["value"] - wider * (row["value"] - row["ci_low"])
+        first, against = rows[steps[0]], base_K[highest]
+        if "null" not in row:  # the first checkpoint is no exact base either
+            against = first["value"] + wider * (first.get("ci_high", first["value"]) - first["value"])
+        why = f"the interval of its highest of {len(steps)} values begins at {low:.3g}, chance gives {against:.3g}"
+        told = {"beyond_chance": bool(low > against), "against_chance": why}
     return Measure(name=name, steps=steps, value_K=value_K - base_K, **told)
 
 
