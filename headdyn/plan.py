@@ -139,12 +139,14 @@ def one_ordering(arguments: Sequence[str]) -> list[str]:
 
 
 def one_series(arguments: Sequence[str]) -> list[str]:
-    """Quote `model.revisions=step1000,step2000`: one series, where Hydra would sweep over two of one each."""
-    start = "model.revisions="
-    return [
-        f"{start}'{a.removeprefix(start)}'" if a.startswith(start) and "," in a and "'" not in a and '"' not in a else a
-        for a in arguments
-    ]
+    """Quote `model.revisions=step1000,step2000` and `model.kept=…`: one list, where Hydra would sweep over two of one
+    each."""
+    quoted = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        one = key in ("model.revisions", "model.kept") and "," in value and not {"'", '"'} & set(value)
+        quoted.append(f"{key}='{value}'" if one else argument)
+    return quoted
 
 
 def informational(arguments: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if plan is not None:
         unreachable = _unreachable(plan.jobs)
         if unreachable:
+            for made in (plan.folder, plan.folder.parent):  # by the trial of writing there
+                with suppress(OSError):
+                    made.rmdir()  # only where it is empty
             print(f"headdyn: {unreachable}", file=sys.stderr)
             return 1
     sys.argv = [sys.argv[0], *(arguments if plan is None else plan.arguments)]

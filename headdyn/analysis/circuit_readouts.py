@@ -26,7 +26,7 @@ from headdyn.data.text.tokenizer import load_tokenizer
 from headdyn.models.decoder import Decoder
 
 if TYPE_CHECKING:
-    from headdyn.analysis.circuits import Factors
+    from headdyn.analysis.circuit_factors import Factors
 
 _HEADS_AT_ONCE = 32  # of which the whole vocabulary's places are held
 SIDES = {"qk": ("query", "key"), "ov": ("reads", "writes")}

@@ -7,9 +7,9 @@ import pytest
 import tokenizers
 import torch
 
+from headdyn.analysis.circuit_factors import Factors, cosines, folded, singular_values
 from headdyn.analysis.circuit_figures import clusters_figure, readouts_figure
 from headdyn.analysis.circuit_readouts import by_head, furthest, singular_directions, token_names, token_readouts
-from headdyn.analysis.circuits import Factors, cosines, folded, singular_values
 from headdyn.core.figures import png_bytes
 from headdyn.data.text.tokenizer import save_tokenizer
 from headdyn.models.decoder import Decoder

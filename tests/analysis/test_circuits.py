@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.circuits import (
-    Circuits,
+from headdyn.analysis.circuit_factors import (
     Factors,
     copying_scores,
     cosines,
@@ -14,6 +13,7 @@ from headdyn.analysis.circuits import (
     singular_values,
     unembed_embed,
 )
+from headdyn.analysis.circuits import Circuits
 from headdyn.models.decoder import Decoder
 from tests import small_models
 from tests.analysis import tiny

@@ -1,10 +1,71 @@
-"""`make bench`: every benchmark, one after the other, each in a process of its own. None of them is a test."""
+"""`make bench`: every benchmark, one after the other, each in a process of its own. None of them is a test.
 
+    python -m tests.benchmarks                        # all, within ten minutes on two cores with nothing else to do
+    python -m tests.benchmarks patching tensor_lens   # these two
+    python -m tests.benchmarks --long                 # all, with what takes long
+
+Each prints its budget beside what it measured, as ratios within one run or as median and spread. Absolute seconds
+belong to the machine and to what else it does: the load is printed before each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
 import subprocess
 import sys
+import time
+from typing import NamedTuple
 
-BENCHMARKS = ("matrix", "corpus_generation", "attention_statistics", "patching", "tensor_lens", "text_pipeline")
 
-for name in BENCHMARKS:
-    print(f"\n== {name}", flush=True)
-    subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"], check=True)
+class Benchmark(NamedTuple):
+    """What it measures, and the option that makes it take long."""
+
+    about: str
+    long: tuple[str, ...] = ()
+
+
+BENCHMARKS = {
+    "matrix": Benchmark(
+        "the smoke matrix, its rerun and its report; a wrong setting's answer; long: the laptop matrix", ("--laptop",)
+    ),
+    "corpus_generation": Benchmark("the micro-languages against a loop over tokens"),
+    "attention_statistics": Benchmark("time and memory against Hugging Face with output_attentions"),
+    "patching": Benchmark("head patching against TransformerLens, and a split of the null"),
+    "organisms": Benchmark("training a suite, and the emergence study on its eleven checkpoints"),
+    "sweep_memory": Benchmark("peak memory of four checkpoints against that of one"),
+    "tensor_lens": Benchmark("the whole tensor, and a VJP readout in passes of the model"),
+    "text_pipeline": Benchmark("100,000 documents to a corpus; long: 400,000 too", ("--more",)),
+}
+
+
+def main() -> None:
+    assert __doc__ is not None
+    listed = "\n".join(f"  {name:22}{benchmark.about}" for name, benchmark in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks",
+        description=__doc__,
+        epilog=f"benchmarks:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="which ones (default: all)")
+    parser.add_argument(
+        "--long", action="store_true", help="with the laptop matrix (ten minutes) and 400,000 documents"
+    )
+    chosen = parser.parse_args()
+    unknown = [name for name in chosen.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark is named {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    begun = time.monotonic()
+    for name in chosen.names or BENCHMARKS:
+        print(f"\n== {name} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)", flush=True)
+        started = time.monotonic()
+        options = BENCHMARKS[name].long if chosen.long else ()
+        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *options], check=True)
+        print(f"   took {time.monotonic() - started:.0f} s", flush=True)
+    if not chosen.names and not chosen.long:
+        print(f"\nall in {time.monotonic() - begun:.0f} s (at most 600 on two cores with nothing else to do)")
+
+
+if __name__ == "__main__":
+    main()

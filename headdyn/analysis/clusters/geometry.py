@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headdyn.analysis.circuits import Factors, cosines, folded
+from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.models.decoder import Decoder
 
 CIRCUITS = ("qk", "ov")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from headdyn.analysis.circuits import Factors, folded
+from headdyn.analysis.circuit_factors import Factors, folded
 from headdyn.models.decoder import Decoder
 
 _SIDES = ("left", "right")
@@ -48,7 +48,7 @@ def load_circuits(path: Path) -> dict[str, Factors]:
 
 
 def _inner(earlier: Factors, later: Factors) -> Tensor:
-    """⟨A_h, B_j⟩ of every head's circuit of one with every of the other, [H, J]; see `circuits.cosines`."""
+    """⟨A_h, B_j⟩ of every head's circuit of one with every of the other, [H, J]; see `circuit_factors.cosines`."""
     heads, _, width = earlier.left_NDd.shape
     others = later.left_NDd.shape[0]
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headdyn.analysis.circuits import Factors
+from headdyn.analysis.circuit_factors import Factors
 from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.analysis.series.head_matching import load_circuits
 from headdyn.core.records import HeadTable

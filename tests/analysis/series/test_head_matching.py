@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.circuits import Factors, cosines, folded
+from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.analysis.series.head_matching import (
     head_cosines,
     lineages,
