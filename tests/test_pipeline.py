@@ -5,6 +5,7 @@ import json
 import sys
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
@@ -16,6 +17,7 @@ from headdyn.data.micro_languages import MicroLanguages
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps
 from headdyn.run import main
 from tests.commands import TINY, only
+from tests.data.text.small_text import jsonl, planted
 
 MATRIX = ("-m", "experiment=matrix", *TINY)
 
@@ -179,3 +181,29 @@ def test_the_seeds_protocol_runs_with_its_own_generator_and_recipe(place):
     assert resolved["data"]["generator"] == "seed" and resolved["data_ordering"]["within_block"] == "fixed"
     assert record.scalars["recalibration"]["steps"] == 0  # 1 % of 12 steps
     assert MicroLanguages.__name__ in resolved["data"]["_target_"]
+
+
+def test_saved_patterns_of_a_masked_corpus_stay_inside_documents(place):
+    path = jsonl(place / "documents.jsonl", planted(1200, 4)[0])
+    text = ("data=local_text", f"data.path={path}", "data.num_topics=4", "data.mask_documents=true")
+    assert main([*TINY, *text, "data.vocab_size=400", "analysis=[loss]"]) == 0
+    found = [RunRecord.read(path) for path in (place / "out" / "outputs").iterdir()]
+    (run,) = [run for run in found if run.factors["data"] == "local_text"]
+    saved = safetensors.torch.load_file(run.folder / "patterns.safetensors")
+    stages = {kind: place / "cache" / kind / run.manifest["stages"][kind]["key"] for kind in ("corpus", "training")}
+    documents_NT = np.load(stages["corpus"] / "val_documents.npy")[: len(saved["tokens"])]
+    other_NTT = torch.from_numpy(documents_NT[:, :, None] != documents_NT[:, None, :])
+    assert other_NTT.any((1, 2)).all(), "every sequence holds several documents"
+    decoder, _ = load_snapshot(snapshot_steps(stages["training"] / "snapshots")[12])
+    with torch.no_grad():
+        blind = decoder.trace(saved["tokens"], sites=("pattern",), logits=None)
+    length = int((documents_NT[0] == documents_NT[0, -1]).sum())
+    with torch.no_grad():  # the last document of the first sequence, read alone
+        alone = decoder.trace(saved["tokens"][:1, -length:], sites=("pattern",), logits=None)
+    for layer in range(2):
+        pattern_NHTT = saved[f"pattern.{layer}"].float()
+        assert (pattern_NHTT * other_NTT[:, None]).max() == 0
+        assert (blind["pattern", layer] * other_NTT[:, None]).max() > 0.01  # mutant: the mask forgotten
+        torch.testing.assert_close(pattern_NHTT.sum(-1), torch.ones(pattern_NHTT.shape[:3]), atol=5e-3, rtol=0)
+        own_HTT = pattern_NHTT[0, :, -length:, -length:]
+        torch.testing.assert_close(own_HTT, alone["pattern", layer][0], atol=1e-3, rtol=0)
