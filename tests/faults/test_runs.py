@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import TINY, command, environment, only, run
+from tests.core.test_tracking import records
 
 LONGER = (*TINY, "analysis=[loss]", "train.steps=150", "train.resume_every_seconds=0.05", "train.snapshots=4")
 
@@ -164,3 +165,39 @@ def test_the_wrong_muon_package_is_named(tmp_path):
     )
     assert done.returncode == 1
     assert "muon-optimizer" in done.stderr and "pip" in done.stderr
+
+
+# -- tracked by W&B, whose client has words of its own for what goes wrong --------------------------------------------
+
+TRACKED = (*LONGER, "tracking=wandb")
+
+
+def tracked_run(root: Path) -> tuple[list[dict], int]:
+    """The records of the only run's W&B file and the exit code it was finished with; waits until that is there."""
+    found = records(only(root / "out" / "outputs"))
+    (ended,) = [record["exit"] for record in found if record["type"] == "exit"]
+    return found, int(ended.get("exit_code", 0))
+
+
+def test_a_signal_to_a_tracked_run_shows_no_traceback_and_finishes_its_record(tmp_path):
+    process = subprocess.Popen(
+        command(*TRACKED), env=environment(tmp_path), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+    wait_for_state(tmp_path, 5)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command continues" in said and "Traceback" not in said
+    assert manifest(tmp_path)["status"] == "interrupted"
+    found, code = tracked_run(tmp_path)
+    assert code == 1 and any(record["type"] == "history" for record in found)  # what was measured is not lost
+
+
+def test_a_tracked_run_that_fails_is_told_in_one_line_and_marked_failed(tmp_path):
+    done = run(tmp_path, *TRACKED, "train.adamw_lr=1e37")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "diverged" in said and "Traceback" not in said
+    assert manifest(tmp_path)["status"] == "failed" and "Traceback" in manifest(tmp_path)["traceback"]
+    _, code = tracked_run(tmp_path)
+    assert code == 1
