@@ -13,13 +13,17 @@ import pytest
 import torch
 import yaml
 
+from headdyn.analysis.circuit_factors import folded
 from headdyn.analysis.contract import Analysis
+from headdyn.analysis.series.circuit_course import FOLLOWED
+from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import Findings, HeadTable
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus, Split
 from headdyn.models.decoder import Decoder
 from tests import small_models, small_tokenizer
 from tests.analysis import tiny
+from tests.analysis.series.test_emergence import planted
 
 FOLDER = Path(__file__).parents[2] / "conf" / "analysis"
 LISTS = {"all": "corpus", "all_prompts": "prompts"}  # options that name others
@@ -43,12 +47,12 @@ def load(option: Path) -> Analysis:
 
 
 def materials(option: Path) -> list[str]:
-    """What the analysis is given here: what it needs, or both kinds where it needs neither; a series is not made here
-    (tests/analysis/series/test_emergence.py)."""
-    return sorted((load(option).needs or {"corpus", "prompts"}) - {"series"})
+    """What the analysis is given here: what it needs, or both kinds where it needs neither."""
+    return sorted(load(option).needs or {"corpus", "prompts"})
 
 
 CASES = [(option, material) for option in OPTIONS for material in materials(option)]
+Material = Corpus | Prompts | list[SeriesPoint]
 
 
 class Guess:
@@ -57,6 +61,34 @@ class Guess:
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         posterior = np.broadcast_to([0.34, 0.33, 0.33], (*tokens_NT.shape, 3))
         return np.full((len(tokens_NT), tokens_NT.shape[1] - 1), 3.0), posterior
+
+
+def series() -> list[SeriesPoint]:
+    """Three checkpoints of a planted onset, with circuits that turn slowly and head rows that rise by 0.1 a step."""
+    points = []
+    for number, step in enumerate((1000, 64000, 143000)):
+        made = planted(step, onset=64000)
+        value_LH = np.random.default_rng(0).uniform(1.1, 1.2, (3, 4)) + 0.1 * number
+        rows = [
+            {"metric": metric, "layer": layer, "head": head, "value": value, "n": 1, "unit": "head"}
+            for metric in FOLLOWED
+            for (layer, head), value in np.ndenumerate(value_LH)
+        ]
+        rows += [{"metric": m, "value": value_LH.mean(), "null": 1.0, "n": 12, "unit": "head"} for m in FOLLOWED]
+        turned = small_models.drawn(small_models.MHA, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in turned.parameters():
+                parameter += 0.1 * number * torch.ones_like(parameter).cumsum(-1).cos()
+        assert made.table is not None
+        table = HeadTable.concat([made.table, HeadTable.from_rows(rows)])
+        points.append(dataclasses.replace(made, table=table, circuits=folded(turned, 1)))
+    return points
+
+
+def called(analysis: Any, decoder: Decoder, material: Material) -> Findings:
+    """The analysis of one model on what it reads, or that of a series on its points, under the same draws."""
+    about = (material,) if isinstance(material, list) else (decoder, material)
+    return analysis(*about, np.random.default_rng(5))
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0].stem}-{case[1]}")
@@ -70,8 +102,10 @@ def analysis(case) -> Analysis:
 
 
 @pytest.fixture(scope="module")
-def corpus(case) -> Corpus | Prompts:
+def corpus(case) -> Material:
     option, material = case
+    if material == "series":
+        return series()
     if material == "prompts":
         return small_tokenizer.prompts(bug_pairs=12, control_pairs=12)  # with few, BCa's ties turn on rounding
     assert material == "corpus", f"give this test the {material} that {option.stem} needs"
@@ -89,7 +123,7 @@ def decoder(request, corpus) -> Decoder:
 @pytest.fixture(scope="module")
 def findings(analysis, decoder, corpus) -> Findings:
     before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
-    found = analysis(decoder, corpus, np.random.default_rng(5))
+    found = called(analysis, decoder, corpus)
     after = decoder.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the analysis changed the model"
     assert not any(parameter.grad is not None for parameter in decoder.parameters())
@@ -116,8 +150,9 @@ def test_it_declares_what_it_is(option):
 
 
 def test_it_is_deterministic_under_its_generator(analysis, findings, decoder, corpus):
-    again = analysis(decoder, corpus, np.random.default_rng(5))
-    assert again.table.rows() == findings.table.rows()
+    again = called(analysis, decoder, corpus)
+    assert findings.table.rows() and again.table.rows() == findings.table.rows()
+    assert getattr(again, "verdict", None) == getattr(findings, "verdict", None)
     assert {name: table.to_pydict() for name, table in again.tables.items()} == {
         name: table.to_pydict() for name, table in findings.tables.items()
     }
@@ -137,7 +172,9 @@ def test_values_lie_in_their_declared_range(analysis, findings):
     assert set(findings.table.table["metric"].to_pylist()) == set(analysis.metrics), "every metric declared is given"
 
 
-def test_every_value_carries_a_null_or_an_interval(findings):
+def test_every_value_carries_a_null_or_an_interval(findings, corpus):
+    if isinstance(corpus, list):
+        return  # a date's doubt is the interval between checkpoints and the verdict's probabilities
     bare = [row for row in findings.table.rows() if row["value"] is not None and row["null"] is row["ci_low"] is None]
     assert not bare
 
@@ -170,6 +207,8 @@ def heads_of(table: HeadTable, order: list[int] | None = None) -> dict[tuple[Any
 
 def test_permuting_heads_permutes_rows(analysis, findings, decoder, corpus):
     order = [3, 2, 0, 1]  # keeps pairs together, as grouped queries need
+    if isinstance(corpus, list):
+        return  # its points are of several models
     permuted = analysis(decoder.permuted(1, order), corpus, np.random.default_rng(5))
     ours, expected = heads_of(permuted.table), heads_of(findings.table, order)
     assert set(ours) == set(expected) and bool(ours) == (analysis.rows in ("head", "split"))
@@ -183,8 +222,8 @@ def test_permuting_heads_permutes_rows(analysis, findings, decoder, corpus):
         assert max(abs((ours[at]["value"] or 0) - (unmoved[at]["value"] or 0)) for at in ours) > 1e-2
 
 
-def test_figures_are_few_and_named(findings):
-    assert 1 <= len(findings.figures) <= 5
+def test_figures_are_few_and_named(findings, corpus):
+    assert 1 <= len(findings.figures) <= (8 if isinstance(corpus, list) else 5)
     assert all(name.isidentifier() for name in (*findings.figures, *findings.tables))
 
 
