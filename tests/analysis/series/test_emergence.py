@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from scipy.stats import binom
 
 from headdyn.analysis.clusters.suite import SEED_KEY
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import balanced_splits, rank_test, split_table
-from headdyn.analysis.series.emergence import Emergence, SeriesFindings
+from headdyn.analysis.series.emergence import Emergence, SeriesFindings, _from_rows
 from headdyn.analysis.series.head_matching import load_circuits, save_circuits
 from headdyn.analysis.series.judgement import Rules, judge
 from headdyn.analysis.series.points import CIRCUITS, SeriesPoint, SplitSummary, read_point
@@ -236,6 +238,52 @@ def test_any_metric_can_be_followed() -> None:
         for p, row in ((p, p.table.rows()[0]) for p in points)
     ]
     assert found(weak, continuous=("qk_silhouette",)).verdict["measures"]["qk_silhouette"]["class"] == "none"
+
+
+def measured_rows(trend_K: np.ndarray, seed: int, *, null: bool) -> dict[int, dict[str, Any]]:
+    """Rows of a metric without p: 64 units of unit variance at every checkpoint, their mean and its 95 % interval."""
+    unit_KN = trend_K[:, None] + rng(seed).normal(size=(len(trend_K), 64))
+    mean_K, half_K = unit_KN.mean(1), 1.96 * unit_KN.std(1, ddof=1) / 8
+    rows = {
+        step: {"metric": "m", "value": mean, "ci_low": mean - half, "ci_high": mean + half, "n": 64, "unit": "unit"}
+        for step, mean, half in zip(range(1000, 13000, 1000), mean_K.tolist(), half_K.tolist(), strict=True)
+    }
+    return {step: row | ({"null": 0.0} if null else {}) for step, row in rows.items()}
+
+
+def test_the_highest_of_many_intervals_is_beyond_chance_no_more_often_than_alpha() -> None:
+    """400 trajectories of 12 checkpoints without a trend. Measured: 13 with a null and 1 without one are called beyond
+    chance; by intervals as they are 108, with the first checkpoint taken for exact 40."""
+    alpha, series = 0.05, 400
+
+    def hits(rule: Callable[[dict[int, dict[str, Any]]], bool], *, null: bool) -> int:
+        return sum(rule(measured_rows(np.zeros(12), seed, null=null)) for seed in range(series))
+
+    def widened(rows: dict[int, dict[str, Any]]) -> bool:
+        return bool(_from_rows("m", rows, None, alpha).beyond_chance)
+
+    def as_they_are(rows: dict[int, dict[str, Any]]) -> bool:  # mutant: each interval's own 95 %
+        return bool(_from_rows("m", rows, None, 12 * alpha).beyond_chance)
+
+    def first_is_exact(rows: dict[int, dict[str, Any]]) -> bool:  # mutant: the first checkpoint taken for the null
+        base = rows[min(rows)]["value"]
+        return widened({step: row | {"null": base} for step, row in rows.items()})
+
+    most = binom.ppf(0.99, series, alpha)  # 31
+    assert hits(widened, null=True) <= most < hits(as_they_are, null=True)
+    assert hits(widened, null=False) <= most < hits(first_is_exact, null=False)
+
+
+@pytest.mark.parametrize("null", [True, False])
+def test_a_rise_is_found_by_its_intervals(null: bool) -> None:
+    trend_K = np.where(np.arange(12) < 7, 0.0, 1.0)  # eight standard errors of a mean, from step 8000 on
+    points = [
+        SeriesPoint(revision=f"step{step}", step=step, table=HeadTable.from_rows([row]), state_hash=f"{step}")
+        for step, row in measured_rows(trend_K, 0, null=null).items()
+    ]
+    said = found(points, continuous=("m",)).verdict["measures"]["m"]
+    assert said["beyond_chance"] and "interval of its highest of 12 values" in said["against_chance"]
+    assert (said["emerges_after_step"], said["emerges_at_step"], said["pace"]) == (7000, 8000, "sudden")
 
 
 # -- from decoders to the verdict -------------------------------------------------------------------------------------
