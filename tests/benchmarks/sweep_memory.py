@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.sweep_memory
 
-The same command over one revision and over four of a randomly drawn GPT-NeoX suite (D768 L6 H8, 210 MiB of float32
+The same command over one revision and over four of a randomly drawn GPT-NeoX suite (D768 L6 H4, 210 MiB of float32
 weights each), each in a process of its own, in turn. A peak is the largest resident size above what was resident when
 everything had been imported (Linux only). A run counts its own peak and resets the system's counter, so the process's
 is the largest of its runs' and what the counter says at the end, when the sweep's report is written.
@@ -36,9 +36,9 @@ CONFIG = DecoderConfig(
     vocab_size=8192,
     num_layers=6,
     d_model=768,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=96,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=192,
     d_ff=3072,
     norm="layer",
     norm_eps=1e-5,
@@ -53,8 +53,11 @@ CONFIG = DecoderConfig(
     tied_embeddings=False,
 )
 REVISIONS = ("step1000", "step2000", "step3000", "step4000")
-PROMPTS = ("data.bug_pairs=8", "data.control_pairs=4")  # few, and few heads to split: it is weights that may pile up
-REPETITIONS = 3
+# Little to do for each checkpoint: it is weights that may pile up.
+LITTLE = ("data.bug_pairs=4", "data.control_pairs=2", *(f"analysis.specialization.{setting}" for setting in (
+    "groups_per_size=1", "fractions=[0.0,1.0]", "sign_flips=999", "bootstrap_draws=100",
+)))  # fmt: skip
+REPETITIONS = 2
 
 
 def draw_suite(folder: Path) -> int:
@@ -66,7 +69,7 @@ def draw_suite(folder: Path) -> int:
 
 
 def one(suite: str, revisions: str) -> dict[str, float]:
-    """A single measurement; what a child process runs. What the command prints goes to stderr."""
+    """A single measurement; what a child process runs. The command prints before it."""
     from headdyn.run import main as run
 
     for module in ("headdyn.sweep", "headdyn.analysis.interventions.specialization", "transformers"):
@@ -74,7 +77,7 @@ def one(suite: str, revisions: str) -> dict[str, float]:
     base = resident_bytes("VmRSS")
     begun = time.perf_counter()
     arguments = ("-m", "experiment=even_odd_emergence", "model=huggingface", "analysis=specialization")
-    status = run([*arguments, f"model.name={suite}", f"model.revisions={revisions}", *PROMPTS])
+    status = run([*arguments, f"model.name={suite}", f"model.revisions={revisions}", *LITTLE])
     seconds = time.perf_counter() - begun
     assert status == 0, status
     manifests = [json.loads(path.read_text()) for path in Path(os.environ["HEADDYN_OUT"]).glob("**/manifest.json")]
@@ -89,7 +92,8 @@ def in_a_process(suite: Path, revisions: tuple[str, ...]) -> dict[str, float]:
         command = [sys.executable, "-m", "tests.benchmarks.sweep_memory", str(suite), ",".join(revisions)]
         variables = environment(Path(root))
         del variables["OMP_NUM_THREADS"]  # as a user has it: every core
-        done = subprocess.run(command, env=variables, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
