@@ -1,4 +1,4 @@
-"""QK and OV circuits of heads as factors: W = A Bᵀ with A and B only d wide, so that no D×D matrix is formed (science.md §8).
+"""QK and OV circuits of heads as thin factors, so that no D×D matrix is formed (science.md §8).
 
 Letters as in models/decoder.py; N heads.
 """

@@ -43,13 +43,15 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
         "recovery": recovery_charts(sweep),
         "probes": probe_charts(sweep),
         "effects": effect_charts(sweep.effects),
-        "series": [chart for each in series for _, _, charts in series_charts(each) for chart in charts],
     }
+    for number, each in enumerate(series, 1):
+        name = "series" if len(series) == 1 else f"series_{number}"
+        charts[name] = [chart for _, _, parts in series_charts(each) for chart in parts]
     for name, made in charts.items():
         for chart in made:
             title = re.search(r'aria-label="([^"]*)"', str(chart))
             assert title is not None
-            slug = re.sub(r"\W+", "_", title[1].lower()).strip("_")
+            slug = re.sub(r"\W+", "_", title[1].lower().replace("δ", "delta"), flags=re.ASCII).strip("_")
             path = out / (f"{name}.svg" if len(made) == 1 else f"{name}_{slug}.svg")
             assert path not in written, f"two charts are called {path.name}"
             path.write_text(standalone(str(chart)), encoding="utf-8")
@@ -122,7 +124,10 @@ def _results(sweep: SweepRecord, series: Sequence[Series], written: Sequence[Pat
         if found:
             lines.append(f"- {name}: {found[0]}" + (f" to {found[-1]}" if len(found) > 1 else ""))
     machines = {", ".join(f"{k} {v}" for k, v in manifest["machine"].items()) for manifest in made}
-    lines += [f"- machine: {' | '.join(sorted(machines))}", ""]
+    lines.append(f"- machine: {' | '.join(sorted(machines))}")
+    lines += [f"- group {name}: {settings}" for name, settings in sweep.group_settings.items()]
+    lines += [f"- merged: `{source['command']}`" for source in sweep.sources if source.get("command")]
+    lines.append("")
     told = columns_for(sweep.complete)
     titles = [f"{quantity(name).label} ({quantity(name).unit})" for name in told]
     lines += ["| " + " | ".join(["run", *titles]) + " |", "|" + "---|" * (1 + len(told))]

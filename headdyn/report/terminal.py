@@ -110,7 +110,12 @@ _PROMPT_COLUMNS = (
     ("strength", "strength"),
     ("strength_nats", "of Δ\n(nats)"),
     ("control_strength_nats", "of Δ,\ncontrols\n(nats)"),
-    ("seed_strength", "the\nstudy's"),
+)
+_SEED_COLUMNS = (
+    ("seed_plain_success", "plain\n(%)"),
+    ("seed_even_success", "even\n(%)"),
+    ("seed_odd_success", "odd\n(%)"),
+    ("seed_strength", "strength"),
 )
 _CLUSTER_COLUMNS = (
     ("qk_best_silhouette", "silhouette,\nQK circuits"),
@@ -120,6 +125,7 @@ _CLUSTER_COLUMNS = (
 # What intervals, p and null of a table are.
 _SEQUENCES = "{} over held-out sequences; vs: what chance gives (null)"
 _PAIRS = "{} over bug pairs; p: even/odd's exact rank among all balanced splits of one checkpoint's layer"
+_STUDY = "as the study judged its one prompt (protocol=seed): no units to give an interval of"
 _HEADS = "best of all clusterings; p against random heads; vs: their mean (null)"
 _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
 
@@ -130,8 +136,8 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
         recorded = columns_for(sweep.complete)
         if recorded is TOPICS:
             console.print(summary_table(sweep, console))
-        for columns, over in ((_PROMPT_COLUMNS, _PAIRS), (_CLUSTER_COLUMNS, _HEADS)):
-            there = [(name, title) for name, title in columns if name in recorded]
+        for columns, over in ((_PROMPT_COLUMNS, _PAIRS), (_SEED_COLUMNS, _STUDY), (_CLUSTER_COLUMNS, _HEADS)):
+            there = [(name, title) for name, title in columns if columns[-1][0] in recorded]
             if there:
                 console.print(summary_table(sweep, console, there, over))
     said = False  # once is enough on a terminal
