@@ -31,6 +31,7 @@ from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core import machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
+from headdyn.core.run_folder import git_revision
 from headdyn.core.statistics import binomial_interval
 from headdyn.core.store import Store, cache_root, recipe_key
 from headdyn.data.comparisons import Comparisons
@@ -98,7 +99,7 @@ def study(
                 if json.loads(path.read_text(encoding="utf-8"))["key"] != key:
                     raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
                 continue
-            row = {"key": key, **examine(organism, store, analysis)}
+            row = {"key": key, "git": git_revision(), **examine(organism, store, analysis)}
             write_json(path, row)
             write_record(out)
             log.info("%s %d: %s", kind, suite, _in_words(row))

@@ -69,3 +69,8 @@ def test_the_python_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     shape, changed = capsys.readouterr().out.splitlines()
     assert shape == str(torch.Size([4, MHA.num_heads, 32, 32]))
     assert float(re.sub(r"[^\d.e-]|, .*", "", changed.removeprefix("tensor("))) > 0
+
+
+def test_the_organism_study_shows_its_own_table() -> None:
+    folder = ROOT / "experiments" / "model_organisms"
+    assert (folder / "table.md").read_text(encoding="utf-8").strip() in (folder / "README.md").read_text(encoding="utf-8")
