@@ -100,6 +100,7 @@ def nice_scale(values: Iterable[float], start: float, end: float, *, log: bool =
         powers = range(math.ceil(math.log10(max(low, 1))), math.floor(math.log10(max(high, 1))) + 1)
         steps = (1.0, 2.0, 5.0) if len(powers) < 3 else (1.0,)
         at = [s * 10**p for p in powers for s in steps if low <= s * 10**p <= high * 1.001]
+        high = max(high, 1)  # step 0 alone has some width too
         return Scale(low, high * 1.08, start, end, True, tuple(([0.0] if low <= 0 else []) + at))
     if high == low:
         low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)

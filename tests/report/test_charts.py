@@ -60,3 +60,8 @@ def test_a_value_without_an_interval_is_a_hollow_dot() -> None:
     full = interval_chart([Dot(label="GQA", value=0.1, low=0.0, high=0.2, null=0.05)], title="t", x_label="x")
     assert 'fill="#fff"' in hollow and 'class="interval"' not in hollow
     assert 'fill="#fff"' not in full and 'class="interval"' in full and 'class="diamond"' in full
+
+
+def test_step_0_alone_has_a_place_on_a_log_scale():
+    scale = nice_scale([0], 58, 407, log=True)
+    assert scale(0) == 58 and 0.0 in scale.ticks and 58 < scale(1) < 407
