@@ -6,6 +6,7 @@ copied as they are. All of it is made from the sweep's records, so that a number
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -51,7 +52,9 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
         for chart in made:
             title = re.search(r'aria-label="([^"]*)"', str(chart))
             assert title is not None
-            slug = re.sub(r"\W+", "_", title[1].lower().replace("δ", "delta"), flags=re.ASCII).strip("_")
+            slug = re.sub(
+                r"\W+", "_", html.unescape(title[1]).lower().replace("δ", "delta").replace("'", ""), flags=re.ASCII
+            ).strip("_")
             path = out / (f"{name}.svg" if len(made) == 1 else f"{name}_{slug}.svg")
             assert path not in written, f"two charts are called {path.name}"
             path.write_text(standalone(str(chart)), encoding="utf-8")
