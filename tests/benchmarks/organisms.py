@@ -15,6 +15,7 @@ prompt up to the planted layer, and the layers from there on for each of two rul
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import tempfile
@@ -40,10 +41,10 @@ def study() -> None:
         root = Path(folder)
         variables = environment(root)
         del variables["OMP_NUM_THREADS"]  # as a user has it: every core
-        begun = time.monotonic()
+        begun, used = time.monotonic(), children_cpu_seconds()
         arguments = ("-m", "experiment=even_odd_emergence", "model=organism_planted")
         subprocess.run(command(*arguments), env=variables, cwd=root, check=True, capture_output=True)
-        whole = time.monotonic() - begun
+        whole, used = time.monotonic() - begun, children_cpu_seconds() - used
         training = json.loads(only(root / "cache" / "organism", "*/manifest.json").read_text())["build_seconds"]
         manifests = [json.loads(path.read_text()) for path in (root / "out").glob("**/manifest.json")]
         assert all(manifest["status"] == "complete" for manifest in manifests)
@@ -52,7 +53,14 @@ def study() -> None:
     print(f"  training one suite: {training:.0f} s (at most {BUDGET_SECONDS}: {training / BUDGET_SECONDS:.2f} of it)")
     print(f"  its {len(each)} checkpoints with null, whole command without training: {rest:.0f} s "
           f"(at most {BUDGET_SECONDS}: {rest / BUDGET_SECONDS:.2f} of it), {rest / training:.2f} trainings")  # fmt: skip
-    print(f"  a checkpoint: {three(each, ' s')}, {statistics.median(each) / training:.3f} trainings", flush=True)
+    print(f"  a checkpoint: {three(each, ' s')}, {statistics.median(each) / training:.3f} trainings")
+    print(f"  all of it used {used:.0f} s of processor time in {whole:.0f} s: {used / whole:.2f} cores", flush=True)
+
+
+def children_cpu_seconds() -> float:
+    """Of all processes waited for. Where it is well below the wall's, something else had the processor."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def planting() -> None:
