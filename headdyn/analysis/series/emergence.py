@@ -131,7 +131,7 @@ class Emergence:
             "excluded": excluded,
             "duplicates": duplicates,
             "failed": {p.revision: p.error for p in points if p.error is not None},
-            "unmeasured": self._unmeasured(counted),
+            "unmeasured": [*self.thresholded, *self.continuous],  # unless what follows finds them
             "unhashed": [p.revision for p in points if p.error is None and p.state_hash is None],
             "total_steps": total,
         }
@@ -150,6 +150,7 @@ class Emergence:
             "widest_interval": _widest(steps, total),
             "even_odd": no_splits if trajectory is None else trajectory.verdict(steps, self.alpha),
             "measures": said,
+            "unmeasured": [name for name in verdict["unmeasured"] if name not in said],
             "agreement": _agreement(said),
             "capability": _capability(counted, self.threshold),
             "heads": _kept(matches),
@@ -186,11 +187,6 @@ class Emergence:
         integrity = check_integrity(hashes, final)
         nameless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
         return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
-
-    def _unmeasured(self, counted: Sequence[SeriesPoint]) -> list[str]:
-        """The metrics this was told to date that no checkpoint has."""
-        there = {name for point in counted for name in point.summary()}
-        return [name for name in (*self.thresholded, *self.continuous) if name not in there]
 
     def _measures(
         self, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None

@@ -104,6 +104,8 @@ def judge(
         said["none_reason"] = (
             f"not shown to be beyond chance: {measure.against_chance}"
             if chance
+            else f"it never rises above its null or its beginning: its highest excess is {said['highest']:.3g}"
+            if not np.isfinite(threshold)
             else f"it never rises above {threshold:g}: its highest value is {said['highest']:.3g}"
         )
     else:
