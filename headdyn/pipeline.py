@@ -50,7 +50,9 @@ def run(config: RunConfig, folder: Path) -> None:
             return
         log.warning("%s: its text has changed since it was run; running it again", config.name)
     here = machine.resolve(config.device, config.precision, config.threads)
-    machine.keep_freed_memory()
+    machine.return_freed_memory()
+    if config.trains:
+        machine.keep_freed_memory()  # elsewhere an earlier checkpoint's memory would stay beside the next one's
     store = open_store()
     facts = {
         "name": config.name,

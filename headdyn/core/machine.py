@@ -66,6 +66,12 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
+def return_freed_memory() -> None:
+    """Give what is freed back to the system, so that one job's memory does not stand beside the next one's."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def begin_peak_memory() -> bool:
     """Let `peak_memory_bytes` count from now. Whether this system can (Linux does); else it counts from the start."""
     try:
