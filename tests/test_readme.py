@@ -73,4 +73,6 @@ def test_the_python_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_organism_study_shows_its_own_table() -> None:
     folder = ROOT / "experiments" / "model_organisms"
-    assert (folder / "table.md").read_text(encoding="utf-8").strip() in (folder / "README.md").read_text(encoding="utf-8")
+    assert (folder / "table.md").read_text(encoding="utf-8").strip() in (folder / "README.md").read_text(
+        encoding="utf-8"
+    )
