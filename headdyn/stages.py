@@ -270,6 +270,8 @@ class Stages:
                 if follower:
                     follower.catch_up()
 
-            yield observe
-        if follower:
-            follower.catch_up()
+            try:
+                yield observe
+            finally:
+                if follower:  # of a training that was stopped or failed, too
+                    follower.catch_up()

@@ -137,7 +137,11 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
         if recorded is TOPICS:
             console.print(summary_table(sweep, console))
         for columns, over in ((_PROMPT_COLUMNS, _PAIRS), (_SEED_COLUMNS, _STUDY), (_CLUSTER_COLUMNS, _HEADS)):
-            there = [(name, title) for name, title in columns if columns[-1][0] in recorded]
+            there = [
+                (name, title)
+                for name, title in columns
+                if name in recorded or (columns is _SEED_COLUMNS and "seed_strength" in recorded)
+            ]
             if there:
                 console.print(summary_table(sweep, console, there, over))
     said = False  # once is enough on a terminal
