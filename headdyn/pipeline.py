@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from headdyn.analysis.contract import Analysis
+from headdyn.analysis.interventions.patching import chosen_layer
 from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
@@ -120,7 +121,7 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
 def compared_layer(config: RunConfig, decoder: Decoder) -> int:
     """The layer whose heads a series follows: the one an analysis was told, else the middle one as theirs is."""
     told = (choice.settings.get("layer") for choice in config.analysis.values())
-    return next((layer for layer in told if layer is not None), decoder.config.num_layers // 2)
+    return chosen_layer(next((layer for layer in told if layer is not None), None), decoder.config.num_layers)
 
 
 def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:

@@ -98,7 +98,7 @@ def judge_series(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunReco
                 continue
             analysis = cast(SeriesAnalysis, build_analysis(choice))
             findings = analysis(points, generator(first.seed, f"analysis/{name}"))
-            figures = {}
+            summary, figures = findings.table.summary(), {}
             for title, figure in findings.figures.items():
                 figures[title] = f"figures/{name}_{title}{number or ''}.png"
                 save_png(figure, folder / figures[title])
@@ -111,8 +111,10 @@ def judge_series(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunReco
                     "factors": factors,
                     "runs": {str(job.factors["revision"]): job.name for job, _ in members},
                     "verdict": findings.verdict,
-                    "summary": findings.table.summary(),
+                    "summary": summary,
+                    "meanings": {metric: analysis.metrics[metric].meaning for metric in summary},
                     "figures": figures,
+                    "tables": list(findings.tables),
                 }
             )
     if verdicts:

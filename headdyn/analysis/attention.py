@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
-from headdyn.analysis.selectivity import balanced_swaps, scale, units
+from headdyn.analysis.selectivity import balanced_swaps, check_swaps, scale, units
 from headdyn.core.figures import HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import (
@@ -125,11 +125,7 @@ class AttentionStatistics:
 
     def check(self, corpus: Corpus) -> None:
         """Raise ValueError where the corpus has too few validation sequences for the label-swap null."""
-        if len(corpus.val) <= self.label_swaps:
-            raise ValueError(
-                f"analysis.attention.label_swaps={self.label_swaps} needs more validation sequences than that, but the "
-                f"corpus has {len(corpus.val)}; bring more text, or leave attention out of analysis=[...]"
-            )
+        check_swaps("attention", self.label_swaps, corpus)
 
     def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
         """Head rows for every metric but the uniform references, model rows for all; two figures of head maps."""

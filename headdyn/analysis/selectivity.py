@@ -14,8 +14,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headdyn.core.statistics import bootstrap_interval, ratio_contributions, sign_flip_test, without_controls
+from headdyn.data.corpus import Corpus
 
 _LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's rounding of sums over T: no ratio
+
+
+def check_swaps(analysis: str, label_swaps: int, corpus: Corpus) -> None:
+    """Raise ValueError where a corpus has too few validation sequences for an analysis's label-swap null."""
+    if len(corpus.val) <= label_swaps:
+        raise ValueError(
+            f"analysis.{analysis}.label_swaps={label_swaps} needs more validation sequences than that, but the corpus "
+            f"has {len(corpus.val)}; bring more text, or leave {analysis} out of analysis=[...]"
+        )
 
 
 def balanced_swaps(count: int, swaps: int, generator: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from headdyn.analysis.pattern_sums import position_profiles
-from headdyn.analysis.selectivity import Estimate, balanced_swaps, estimate, topic_contrast
+from headdyn.analysis.selectivity import Estimate, balanced_swaps, check_swaps, estimate, topic_contrast
 from headdyn.analysis.tensorlens_figures import heads_figure, instruments_figure, layers_figure, maps_figure
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval
@@ -119,11 +119,7 @@ class TensorLens:
 
     def check(self, corpus: Corpus) -> None:
         """Raise ValueError where the corpus has too few validation sequences for the label-swap null."""
-        if len(corpus.val) <= self.label_swaps:
-            raise ValueError(
-                f"analysis.tensorlens.label_swaps={self.label_swaps} needs more validation sequences than that, but "
-                f"the corpus has {len(corpus.val)}; bring more text, or leave tensorlens out of analysis=[...]"
-            )
+        check_swaps("tensorlens", self.label_swaps, corpus)
 
     def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
         """Layer and model rows of the three maps, head rows of what is written and carried; four figures."""

@@ -228,6 +228,10 @@ def interval_plot(rows: Sequence[Interval], *, xlabel: str, title: str = "", zer
 
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG file's content."""
+    if engine := figure.get_layout_engine():  # once; savefig would draw everything a second time to lay it out
+        figure.set_dpi(_DPI)
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI)
     return buffer.getvalue()

@@ -133,16 +133,12 @@ _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are sp
 def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
     """A sweep's table, its answers in a sentence each, the jobs that did not finish, and where the report is."""
     if sweep.complete:
-        recorded = columns_for(sweep.complete)
-        if recorded is TOPICS:
+        recorded = {name for job in sweep.complete for name in job.run.scalars}
+        if columns_for(sweep.complete) is TOPICS:
             console.print(summary_table(sweep, console))
+            recorded = set()
         for columns, over in ((_PROMPT_COLUMNS, _PAIRS), (_SEED_COLUMNS, _STUDY), (_CLUSTER_COLUMNS, _HEADS)):
-            there = [
-                (name, title)
-                for name, title in columns
-                if name in recorded or (columns is _SEED_COLUMNS and "seed_strength" in recorded)
-            ]
-            if there:
+            if there := [(name, title) for name, title in columns if name in recorded]:
                 console.print(summary_table(sweep, console, there, over))
     said = False  # once is enough on a terminal
     for statement in (*series_statements(read_series(sweep)), *statements(sweep)):

@@ -22,6 +22,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -36,13 +37,14 @@ from transformers.utils import logging
 from headdyn.analysis.interventions.patching import GroupPatching, Patch
 from headdyn.analysis.interventions.splits import balanced_splits
 from headdyn.data.comparisons import Block, PromptGroup
-from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
 from tests.parity import hugging_face
+from tests.small_models import NEOX
 from tests.small_tokenizer import byte_level
 
-PYTHIA_160M = DecoderConfig(
+PYTHIA_160M = replace(
+    NEOX,
     vocab_size=50_304,
     num_layers=12,
     d_model=768,
@@ -50,17 +52,9 @@ PYTHIA_160M = DecoderConfig(
     num_kv_heads=12,
     head_dim=64,
     d_ff=3072,
-    norm="layer",
     norm_eps=1e-5,
-    parallel_residual=True,
     rotary_fraction=0.25,
     rotary_theta=1e4,
-    qk_norm=False,
-    mlp="gelu",
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied_embeddings=False,
 )
 T = TypeVar("T")
 LAYERS, HEADS = range(PYTHIA_160M.num_layers), PYTHIA_160M.num_heads

@@ -20,37 +20,29 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
 from tests.benchmarks.attention_statistics import resident_bytes
 from tests.benchmarks.figures import three
 from tests.commands import environment
+from tests.small_models import NEOX
 from tests.small_tokenizer import byte_level
 
-CONFIG = DecoderConfig(
+CONFIG = replace(
+    NEOX,
     vocab_size=8192,
     num_layers=6,
     d_model=768,
-    num_heads=4,
-    num_kv_heads=4,
     head_dim=192,
     d_ff=3072,
-    norm="layer",
     norm_eps=1e-5,
-    parallel_residual=True,
     rotary_fraction=0.25,
     rotary_theta=1e4,
-    qk_norm=False,
-    mlp="gelu",
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    tied_embeddings=False,
 )
 REVISIONS = ("step1000", "step2000", "step3000", "step4000")
 # Little to do for each checkpoint: it is weights that may pile up.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headdyn.core.figures import Curve, curves, save_png
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import HEADS, MANIFEST, SUMMARY
 from headdyn.report.sweep_record import VERDICT
@@ -236,7 +238,7 @@ def series(
     pq.write_table(table, root / "timeline.parquet")
     runs = {entry["factors"]["revision"]: entry["name"] for entry in entries}
     record = {"series": 0, "analysis": "emergence", "factors": first, "runs": runs, "verdict": verdict}
-    write_json(root / VERDICT, [record | {"summary": {}, "figures": {}}])
+    write_json(root / VERDICT, [record | {"summary": {}, "meanings": {}, "figures": {}, "tables": ["timeline"]}])
     return sweep(root, entries)
 
 
@@ -252,3 +254,24 @@ def emerging(root: Path, said: Mapping[str, Any] | None = None, **settings: Any)
     values = [value | found for value, found in zip(values, extra, strict=True)]
     entries = [run(root, step, value, **settings) for step, value in zip(STEPS, values, strict=True)]
     return series(root, entries, said or verdict(), values, strength_nats_band=[2.0] * 4, strength_band=[0.5] * 4)
+
+
+def followed(folder: Path, *, series: int = 0) -> None:
+    """Add what an analysis of the same series left that judges no emergence: a change, a figure and a table."""
+    entries = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
+    save_png(curves([Curve(label="QK", x=[1, 2], y=[3, 2])], xlabel="step", ylabel="rank"), folder / "figures/rank.png")
+    pq.write_table(pa.table({"step": [1, 2], "mean": [3.0, 2.0], "series": [series] * 2}), folder / "ranks.parquet")
+    entry = {
+        **{part: entries[0][part] for part in ("factors", "runs")},
+        "series": series,
+        "analysis": "circuit_course",
+        "verdict": {"steps": [1_000, 143_000], "left_out": {"step32000": "it fell over"}},
+        "summary": {
+            "rank_change": {"value": -1.25, "ci_low": -1.5, "ci_high": -1.0, "null": 0.0, "n": 12, "unit": "head"},
+            "copying_change": {"reason": "no head has a value at both ends", "n": 12, "unit": "head"},
+        },
+        "meanings": {"rank_change": "last checkpoint less first: rank", "copying_change": "the same of copying"},
+        "figures": {"rank": "figures/rank.png"},
+        "tables": ["ranks"],
+    }
+    write_json(folder / VERDICT, [*entries, entry])

@@ -3,10 +3,12 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.report.__main__ import build
+from headdyn.report.series.record import merge_series
 from headdyn.report.series.study import concerns, known_final, studies
 from headdyn.report.sweep_page import write_sweep_page
+from headdyn.report.sweep_record import VERDICT, merge
 from tests.report.folders import matrix, sweep
-from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict
+from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, verdict
 from tests.report.test_sweep_page import Text
 
 SEED = {"value": 1.0, "null": 0.0, "n": 1, "unit": "prompt"}
@@ -122,3 +124,35 @@ def test_a_matrix_has_nothing_of_series(tmp_path: Path) -> None:
     read = text(sweep(tmp_path, matrix(tmp_path)))
     for absent in ("Verdict", "Checkpoints", "H1", "checkpoint"):
         assert absent not in read.split("Glossary")[0]
+
+
+def test_what_a_series_analysis_drew_without_judging_emergence_is_shown(tmp_path: Path) -> None:
+    folder = emerging(tmp_path)
+    assert "Circuit course" not in text(folder)
+    followed(folder)
+    read = text(folder)
+    for told in (
+        "Circuit course",
+        "2 checkpoints, step 1000 to 143000. step32000 is left out: it fell over.",
+        "rank_change −1.25 [−1.50, −1.00] null 0 12 heads last checkpoint less first: rank",
+        "absent: no head has a value at both ends",
+    ):
+        assert told in read, told
+    page = write_sweep_page(folder).read_text(encoding="utf-8")
+    assert page.count('<img alt="Circuit course: rank"') == 1
+
+
+def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", protocol="seed")
+    followed(one)
+    followed(other)
+    merge([one, other], tmp_path / "c")
+    merge_series([one, other], tmp_path / "c")
+    read = text(tmp_path / "c")
+    assert "Circuit course: protocol=corrected" in read and "Circuit course: protocol=seed" in read
+    told = json.loads((one / VERDICT).read_text(encoding="utf-8"))
+    (one / VERDICT).write_text(json.dumps(told[1:]), encoding="utf-8")
+    alone = text(one)
+    assert "Circuit course" in alone and "The hypotheses H1 to H5" not in alone

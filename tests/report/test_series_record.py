@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 from headdyn.report.series.record import merge_series, read_series
 from headdyn.report.sweep_record import VERDICT, SweepRecord, merge
 from tests.report.folders import matrix, sweep
-from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict
+from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, verdict
 
 
 def test_checkpoints_are_one_group_named_by_revision_from_dark_to_light(tmp_path: Path) -> None:
@@ -55,3 +55,25 @@ def test_merged_series_are_numbered_anew_and_count_once(tmp_path: Path) -> None:
     assert [each.title for each in found] == ["protocol=corrected", "protocol=seed"]
     assert [len(each.complete) for each in found] == [4, 4]
     assert [job.factors["protocol"] for job in found[1].complete] == ["seed"] * 4
+
+
+def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_and_tables(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", protocol="seed")
+    followed(one)
+    followed(other)
+    out = tmp_path / "c"
+    merge([one, other], out)
+    merge_series([one, other], out)
+    told = json.loads((out / VERDICT).read_text())
+    assert [(entry["series"], entry["analysis"]) for entry in told] == [
+        (0, "emergence"),
+        (0, "circuit_course"),
+        (1, "emergence"),
+        (1, "circuit_course"),
+    ]
+    assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
+    assert pq.read_table(out / "ranks.parquet")["series"].to_pylist() == [0, 0, 1, 1]
+    files = [entry["figures"]["rank"] for entry in told if entry["figures"]]
+    assert len(set(files)) == 2 and all((out / file).is_file() for file in files)

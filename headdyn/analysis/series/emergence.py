@@ -46,6 +46,8 @@ class SeriesFindings(Findings):
 class SeriesAnalysis(Protocol):
     """An analysis of a whole series, whose `needs` holds "series"; called when the sweep's runs have ended."""
 
+    metrics: ClassVar[Mapping[str, Metric]]
+
     def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator, /) -> SeriesFindings: ...
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import shutil
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -19,6 +20,7 @@ from headdyn.data.text.paths import TxtDocuments, files_of
 from headdyn.data.text.settings import TextSettings
 
 if TYPE_CHECKING:
+    from headdyn.data.text.documents import Reader
     from headdyn.data.text.files import TextFiles
     from headdyn.data.text.hub import WikipediaArticles
 
@@ -26,8 +28,12 @@ REFERENCE_LINES = ("random", "unigram", "bigram", "trigram")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextSource(TextSettings):
+class TextSource(TextSettings, ABC):
     """A text corpus that builds and opens itself."""
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """Where the documents come from."""
 
     def build(self, folder: Path) -> None:
         """Write {train,val}_{tokens,topics,documents}.npy, tokenizer/ and facts.json; called again, it goes on.

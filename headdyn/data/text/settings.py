@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
-
-if TYPE_CHECKING:
-    from headdyn.data.text.documents import Reader
+from typing import Any, ClassVar, Literal, get_args
 
 Topics = Literal["clusters", "given"]
 EmbeddingName = Literal["auto", "minilm", "tfidf"]
@@ -82,10 +79,6 @@ class TextSettings:
     def most_documents(self) -> int | None:
         """The most documents to read; None for all."""
         return None
-
-    def reader(self) -> Reader:
-        """Where the documents come from."""
-        raise NotImplementedError
 
     def recipe(self) -> dict[str, Any]:
         """What the corpus depends on, for a cache's key: the settings, with the embedding that `auto` comes to."""

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from headdyn.report.seed_protocol import answers, explanation
 from headdyn.report.series.charts import series_charts
 from headdyn.report.series.maps import series_maps
+from headdyn.report.series.other_analyses import other_analyses
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import beside
 from headdyn.report.series.tables import compared, hypothesis_table, identity_rows, verdict_table
@@ -33,7 +34,7 @@ class Part:
 
 
 def series_content(sweep: SweepRecord, series: Sequence[Series]) -> dict[str, Any]:
-    """The page's content about series; `parts` is empty where the sweep has none."""
+    """The page's content about series; `parts` is empty where no emergence was judged."""
     return {
         "parts": [
             Part(
@@ -50,6 +51,7 @@ def series_content(sweep: SweepRecord, series: Sequence[Series]) -> dict[str, An
         ],
         "compared": compared(series) if len(series) > 1 else None,
         "beside": beside(series),
+        "others": other_analyses(sweep),
         "points": explanation(sweep.jobs),
         "answers": answers(sweep.jobs),
     }

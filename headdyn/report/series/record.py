@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,6 @@ from headdyn.report.numbers import level
 from headdyn.report.sweep_record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
-_TABLES = (TIMELINE, "head_matches", "cluster_divergence")  # of a sweep's folder, with a column `series`
 _TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 
 
@@ -108,16 +108,13 @@ class Series:
 
 def read_series(sweep: SweepRecord) -> list[Series]:
     """Every series of a sweep on which a verdict was given, in the order of verdict.json."""
-    path = sweep.folder / VERDICT
-    if not path.exists():
-        return []
-    entries = [entry for entry in json.loads(path.read_text(encoding="utf-8")) if "counted" in entry["verdict"]]
     by_name = {job.run.name: job for job in sweep.jobs}
-    varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
+    entries = verdicts(sweep.folder)
+    titles = series_titles(entries)
     return [
         Series(
             number=entry["series"],
-            title=" ".join(_word(name, entry["factors"].get(name)) for name in varied),
+            title=titles[entry["series"]],
             factors=entry["factors"],
             verdict=entry["verdict"],
             rows=_rows(sweep.folder, TIMELINE, entry["series"]),
@@ -125,33 +122,53 @@ def read_series(sweep: SweepRecord) -> list[Series]:
             folder=sweep.folder,
         )
         for entry in entries
+        if "counted" in entry["verdict"]
     ]
 
 
+def verdicts(folder: Path) -> list[dict[str, Any]]:
+    """What the analyses of whole series said, an entry for each of each series; empty where there were none."""
+    path = folder / VERDICT
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """What tells each series from the others, by its number; "" for one alone."""
+    varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
+    return {entry["series"]: " ".join(_word(name, entry["factors"].get(name)) for name in varied) for entry in entries}
+
+
 def merge_series(folders: Sequence[Path], out: Path) -> None:
-    """Carry the series of several sweeps over to a merged one at `out`, numbered anew; the same series counts once."""
+    """Carry the series of several sweeps over to a merged one at `out`, numbered anew; the same series counts once.
+
+    A series is its runs: analyses of the same ones keep one number.
+    """
     entries: list[dict[str, Any]] = []
-    tables: dict[str, list[pa.Table]] = {name: [] for name in _TABLES}
+    numbers: dict[tuple[tuple[str, str], ...], int] = {}
+    tables: dict[str, list[pa.Table]] = {}
     for folder in folders:
-        path = folder / VERDICT
-        for entry in json.loads(path.read_text(encoding="utf-8")) if path.exists() else []:
+        for entry in verdicts(folder):
             if any(entry["runs"] == known["runs"] and entry["analysis"] == known["analysis"] for known in entries):
                 continue
-            number = len(entries)
-            entries.append({**entry, "series": number, "figures": {}})
-            for name in _TABLES:
+            number = numbers.setdefault(tuple(sorted(entry["runs"].items())), len(numbers))
+            figures = {title: f"figures/{entry['analysis']}_{title}{number or ''}.png" for title in entry["figures"]}
+            for title, file in figures.items():
+                (out / file).parent.mkdir(exist_ok=True)
+                shutil.copyfile(folder / entry["figures"][title], out / file)
+            entries.append({**entry, "series": number, "figures": figures})
+            for name in entry["tables"]:
                 rows = _table(folder, name, entry["series"])
                 if rows is not None:
                     place = rows.schema.get_field_index("series")
-                    tables[name].append(rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64())))
+                    told = rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64()))
+                    tables.setdefault(name, []).append(told)
     if entries:
         write_json(out / VERDICT, entries)
     for name, parts in tables.items():
-        if parts:
-            whole = pa.concat_tables(parts, promote_options="default")
-            pq.write_table(whole, out / f"{name}.parquet")
-            if name == TIMELINE:
-                pa.csv.write_csv(whole, out / f"{name}.csv")
+        whole = pa.concat_tables(parts, promote_options="default")
+        pq.write_table(whole, out / f"{name}.parquet")
+        if name == TIMELINE:
+            pa.csv.write_csv(whole, out / f"{name}.csv")
 
 
 def _table(folder: Path, name: str, number: int) -> pa.Table | None:
