@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from safetensors import safe_open
 
 from headdyn.core.records import HeadTable
@@ -33,14 +34,13 @@ def statistics(job: Job) -> dict[str, dict[str, Any]]:
     for metric in head_metrics(job.heads):
         columns = {name: job.heads.matrix(metric, name) for name in _COLUMNS}
         out[metric] = {name: _rounded(matrix) for name, matrix in columns.items() if not np.isnan(matrix).all()}
-        out[metric].setdefault("value", _rounded(columns["value"]))
     return out
 
 
 def head_metrics(table: HeadTable) -> list[str]:
-    """The metrics that have a row for heads, in the table's order."""
-    with_head = table.table.filter(table.table["head"].is_valid())
-    return list(dict.fromkeys(with_head["metric"].to_pylist()))
+    """The metrics that have a value for any head, in the table's order; one absent everywhere shows a reader nothing."""
+    of_heads = pc.and_(pc.is_valid(table.table["head"]), pc.is_valid(table.table["value"]))
+    return list(dict.fromkeys(table.table.filter(of_heads)["metric"].to_pylist()))
 
 
 def courses(job: Job) -> dict[str, Any]:
@@ -53,27 +53,23 @@ def courses(job: Job) -> dict[str, Any]:
     last = job.heads.table["step"].to_pylist()
     if last:
         tables[last[0]] = job.heads
-    return _course(tables, job.heads)
+    return _course(tables)
 
 
 def series_course(jobs: Mapping[int, Job]) -> dict[str, Any]:
     """Head metrics over the checkpoints of a series, by step; {} where fewer than two have a metric."""
-    last = jobs[max(jobs)] if jobs else None
-    return {} if last is None else _course({step: job.heads for step, job in jobs.items()}, last.heads)
+    return _course({step: job.heads for step, job in jobs.items()})
 
 
-def _course(tables: Mapping[int, HeadTable], last: HeadTable) -> dict[str, Any]:
+def _course(tables: Mapping[int, HeadTable]) -> dict[str, Any]:
     steps = sorted(tables)
-    metrics = [m for m in head_metrics(last) if any(m in head_metrics(t) for t in tables.values())]
-    shape = last.matrix(metrics[0]).shape if metrics else (0, 0)
+    there = {step: head_metrics(table) for step, table in tables.items()}
     by_metric = {}
-    for metric in metrics:
-        matrices = [
-            tables[step].matrix(metric) if metric in head_metrics(tables[step]) else np.full(shape, np.nan)
-            for step in steps
-        ]
-        if sum(not np.isnan(m).all() for m in matrices) > 1:
-            by_metric[metric] = [_rounded(m) for m in matrices]
+    for metric in dict.fromkeys(metric for step in reversed(steps) for metric in there[step]):
+        found = {step: tables[step].matrix(metric) for step in steps if metric in there[step]}
+        if len(found) > 1:
+            empty = np.full(next(iter(found.values())).shape, np.nan)
+            by_metric[metric] = [_rounded(found.get(step, empty)) for step in steps]
     return {"steps": steps, "metrics": by_metric} if by_metric else {}
 
 
@@ -96,9 +92,8 @@ def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
     for role, metric in ROLES.items():
         if metric in there:
             value_LH = first.heads.matrix(metric)
-            if not np.isnan(value_LH).all():
-                layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
-                found[role] = (int(layer), int(head))
+            layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
+            found[role] = (int(layer), int(head))
     return found
 
 

@@ -58,7 +58,10 @@ def write_run_page(folder: Path) -> Path:
 
 
 def metric_groups(manifest: Mapping[str, Any], scalars: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The run's scalars under the analysis that measured them, the pipeline's own first; records of steps left out."""
+    """The run's scalars under the analysis that measured them, the pipeline's own first; records of steps left out.
+
+    Metrics of one analysis that are absent for one reason share a row, the last of their analysis.
+    """
     owner = {metric: name for name, part in manifest.get("glossary", {}).items() for metric in part["metrics"]}
     meanings = {metric: m for part in manifest.get("glossary", {}).values() for metric, m in part["metrics"].items()}
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -70,7 +73,21 @@ def metric_groups(manifest: Mapping[str, Any], scalars: Mapping[str, Any]) -> li
         units = count(entry["n"], entry["unit"]) if entry.get("n") and entry.get("unit") else ""
         row = {"name": name, "scalar": entry, "units": units, "meaning": about.get("meaning", "")}
         groups.setdefault(owner.get(name, "corpus and training"), []).append(row)
-    return list(groups.items())
+    return [(group, _absent_together(rows)) for group, rows in groups.items()]
+
+
+def _absent_together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose value is absent for the same reason as one row behind the others, which names them all."""
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["scalar"].get("value") is None:
+            by_reason.setdefault(row["scalar"]["reason"], []).append(row)
+    shared = {reason: absent for reason, absent in by_reason.items() if len(absent) > 1}
+    kept = [row for row in rows if row["scalar"].get("reason") not in shared]
+    for reason, absent in shared.items():
+        names = ", ".join(row["name"] for row in absent)
+        kept.append({"name": f"{len(absent)} metrics", "scalar": {"reason": reason}, "units": "", "meaning": names})
+    return kept
 
 
 def figures(folder: Path, analyses: Sequence[str]) -> list[tuple[str, list[Any]]]:

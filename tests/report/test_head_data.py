@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from headdyn.report.head_data import courses, patterns, statistics, telling_heads
+from headdyn.core.records import HeadTable
+from headdyn.report.head_data import courses, head_metrics, patterns, statistics, telling_heads
+from headdyn.report.sweep_charts import head_maps
 from headdyn.report.sweep_record import Job, SweepRecord, single_job
 from tests.report.folders import heads, run, sweep
 
@@ -49,6 +51,17 @@ def test_statistics_round_and_leave_absent_ones_out(tmp_path: Path) -> None:
     found = statistics(job(tmp_path, selectivity_LH=np.array([[0.123456, np.nan]])))
     assert found["selectivity"]["value"] == [[0.1235, None]]
     assert "ci_low" not in found["entropy_nats"]
+
+
+def test_a_metric_absent_for_every_head_is_shown_nowhere(tmp_path: Path) -> None:
+    entry = run(tmp_path)
+    table = tmp_path / entry["name"] / "heads.parquet"
+    nothing = HeadTable.per_head("effect_nats", np.full((2, 2), np.nan), n=4, unit="head", reason="it needs prompts")
+    HeadTable.concat([HeadTable.read(table), nothing.labelled(run="run", model="m", step=200)]).write(table)
+    one = single_job(table.parent)
+    assert "effect_nats" not in head_metrics(one.heads) and "effect_nats" not in statistics(one)
+    titles = [part.title for part in head_maps(SweepRecord.read(sweep(tmp_path, [entry])))]
+    assert len(titles) == 3 and not any("set to its mean" in title for title in titles)
 
 
 def test_heads_have_a_course_where_snapshots_were_analysed(tmp_path: Path) -> None:

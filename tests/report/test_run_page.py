@@ -34,6 +34,21 @@ def test_scalars_stand_under_the_analysis_that_measured_them() -> None:
     assert groups == {"corpus and training": ["random_nats"], "attention": ["selectivity"], "loss": ["loss_nats"]}
 
 
+def test_metrics_absent_for_one_reason_share_a_line_behind_those_with_values() -> None:
+    about = {"meaning": "m", "low": 0.0, "high": 1.0, "unit": ""}
+    glossary = {
+        "clusters": {"about": "", "metrics": dict.fromkeys(("a", "b", "c", "d"), about)},
+        "other": {"about": "", "metrics": {"e": about}},
+    }
+    absent = {"reason": "effects need prompts", "n": 4, "unit": "head"}
+    scalars = {"a": absent, "b": measured(0.5), "c": absent, "d": {"reason": "one head"}, "e": absent}
+    groups = dict(metric_groups({"glossary": glossary}, scalars))
+    assert [row["name"] for row in groups["clusters"]] == ["b", "d", "2 metrics"]
+    assert groups["clusters"][-1]["scalar"]["reason"] == "effects need prompts"
+    assert groups["clusters"][-1]["meaning"] == "a, c"
+    assert [row["name"] for row in groups["other"]] == ["e"]  # another analysis speaks for itself
+
+
 def test_figures_come_in_the_order_of_the_analyses(tmp_path: Path) -> None:
     line = curves([Curve(label="a", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y")
     for name in ("circuits_heads", "attention_topics", "attention_roles", "training_loss", "head_clusters_map"):
