@@ -132,11 +132,11 @@ def _against_control(effects: Sequence[Row]) -> list[str]:
     return [f"Against RoPE with the same extra training, {_effect(row)}." for row in rows]
 
 
-def verdict(rows: Iterable[Row]) -> str:
-    """`The interval excludes 0 for …; no effect detected on …, whose interval holds 0.`"""
-    rows = list(rows)
-    clear = [outcome_name(row["outcome"]) for row in rows if _excludes_zero(row)]
-    rest = [outcome_name(row["outcome"]) for row in rows if not _excludes_zero(row)]
+def verdict(rows: Iterable[Row], names: Mapping[str, str] | None = None) -> str:
+    """`The interval excludes 0 for …; no effect detected on …, whose interval holds 0`; `names` of other outcomes."""
+    told = [(row, (names or {}).get(row["outcome"]) or outcome_name(row["outcome"])) for row in rows]
+    clear = [name for row, name in told if _excludes_zero(row)]
+    rest = [name for row, name in told if not _excludes_zero(row)]
     parts = [f"The interval excludes 0 for {listed(clear)}."] if clear else []
     if rest:
         parts.append(f"No effect detected on {listed(rest)}: the interval holds 0.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ _NAMES = {"data_ordering": "topic order", "attention": "GQA", "position_enc": "D
 OTHER_POSITIONS = (("rope_control", "drope"), ("rope", "rope_control"), ("rope", "nope"))
 OUTCOMES = tuple(QUANTITIES)
 
-# What two runs of one group may differ in: the factors' own settings, the seed, and what changes no number's meaning.
+# What two runs of one group may differ in: the factors' own settings, the seed, what changes no number's meaning, and
+# which analyses ran, though not with what settings.
 _NOT_COMPARED = (*FACTORS, "seed", "force", "device", "threads", "tracking", "patterns_kept", "analysis")
 _OF_REVISIONS = ("model.revision", "model.revisions")  # checkpoints of one training belong together
 
@@ -50,11 +51,12 @@ def comparable(runs: Sequence[RunRecord]) -> list[Group]:
 
     A group is named by the one choice (mode, protocol, model …) that tells it from the others, or else by a letter.
     """
+    complete = [run for run in runs if run.status == "complete"]
+    unlike = _unlike_analyses(complete)
     members: dict[str, list[RunRecord]] = {}
-    for run in runs:
-        if run.status == "complete":
-            members.setdefault(json.dumps(_settings(run), sort_keys=True), []).append(run)
-    members = {key: part for whole in members.values() for key, part in _by_option_settings(whole).items()}
+    for run in complete:
+        members.setdefault(json.dumps(_settings(run, unlike), sort_keys=True), []).append(run)
+    members = {key: part for whole in members.values() for key, part in _by_option_settings(whole, unlike).items()}
     settings = [json.loads(key) for key in members]
     every = dict.fromkeys(key for one in settings for key in one)
     differing = [key for key in every if len({json.dumps(one.get(key)) for one in settings}) > 1]
@@ -204,12 +206,25 @@ def _designs(runs: Sequence[RunRecord]) -> list[tuple[dict[str, tuple[str, str]]
     return designs
 
 
-def _settings(run: RunRecord) -> dict[str, Any]:
-    config = {key: value for key, value in run.manifest.get("config", {}).items() if key not in _NOT_COMPARED}
+def _unlike_analyses(runs: Sequence[RunRecord]) -> set[str]:
+    """The analyses whose settings differ between runs that have them: with another branch TensorLens is another map."""
+    seen: dict[str, set[str]] = {}
+    for run in runs:
+        for name, settings in (run.manifest.get("config", {}).get("analysis") or {}).items():
+            seen.setdefault(name, set()).add(json.dumps(settings, sort_keys=True))
+    return {name for name, variants in seen.items() if len(variants) > 1}
+
+
+def _settings(run: RunRecord, unlike: Collection[str] = ()) -> dict[str, Any]:
+    """What runs of one group have in common; of the analyses, which may differ, the settings of those named."""
+    whole = run.manifest.get("config", {})
+    config = {key: value for key, value in whole.items() if key not in _NOT_COMPARED}
+    analyses = whole.get("analysis") or {}
+    config["analysis"] = {name: analyses.get(name) for name in sorted(unlike)}
     return {key: value for key, value in flat(config).items() if not key.endswith(".seed") and key not in _OF_REVISIONS}
 
 
-def _by_option_settings(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+def _by_option_settings(runs: Sequence[RunRecord], unlike: Collection[str]) -> dict[str, list[RunRecord]]:
     """Runs of equal settings by those settings, with a factor's own beside them where one option has several variants.
 
     `attention=gqa attention.num_kv_heads=1` and `=2` are not two seeds of one condition.
@@ -222,7 +237,7 @@ def _by_option_settings(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]
             variants.setdefault(option, set()).add(json.dumps(own[run.folder, factor], sort_keys=True))
     parts: dict[str, list[RunRecord]] = {}
     for run in runs:
-        settings = _settings(run)
+        settings = _settings(run, unlike)
         for factor in FACTORS:
             if len(variants[factor, run.factors.get(factor)]) > 1:
                 settings |= own[run.folder, factor]

@@ -42,8 +42,15 @@ QUANTITIES: Mapping[str, Quantity] = {
     "gap_closed": Quantity(label="gap closed", unit="%", scale=100, places=1, difference="points"),
     "within_ratio": Quantity(label="within-topic attention", unit="%", scale=100, places=1, difference="points"),
     "selectivity": Quantity(label="topic selectivity", unit="points", scale=100, places=2),
+    # Rollout and TensorLens hold the residual stream's share of the query's own position: alike only without it.
+    "raw_selectivity_no_self": Quantity(
+        label="raw attention's topic selectivity, self left out", unit="points", scale=100, places=2
+    ),
+    "rollout_selectivity_no_self": Quantity(
+        label="attention rollout's topic selectivity, self left out", unit="points", scale=100, places=2
+    ),
     "tensorlens_selectivity_no_self": Quantity(
-        label="the whole model's topic selectivity", unit="points", scale=100, places=2
+        label="TensorLens' topic selectivity, self left out", unit="points", scale=100, places=2
     ),
     "entropy_nats": Quantity(label="attention entropy", unit="nats"),
     "probe_accuracy_middle": Quantity(

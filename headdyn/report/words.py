@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headdyn.report.effect_words import ONE_SEED, Row, difference, factor, interactions, matched, outcome_name, verdict
+from headdyn.report.effect_words import ONE_SEED, Row, difference, factor, interactions, matched, verdict
 from headdyn.report.effects import simple_effect
-from headdyn.report.numbers import count, fixed, listed, quantity, spelled
+from headdyn.report.numbers import count, fixed, level, listed, quantity, spelled
 from headdyn.report.sweep_record import Job, SweepRecord
 
 _QUESTIONS = {
@@ -20,8 +20,15 @@ _QUESTIONS = {
     "position_enc": "Does dropping positions (DroPE) matter?",
     "attention": "Do grouped queries (GQA) matter?",
 }
+# What topic order leaves in the heads, by positions.
+_ORDER_AT = {
+    "rope": "Does topic order leave topic-selective attention with RoPE?",
+    "drope": "Does topic order leave topic-selective attention after DroPE?",
+}
 _INSTRUMENTS = {
     "selectivity": "raw attention",
+    "raw_selectivity_no_self": "raw attention",
+    "rollout_selectivity_no_self": "attention rollout",
     "tensorlens_selectivity_no_self": "TensorLens",
     "probe_accuracy_middle": "probes",
 }
@@ -54,7 +61,7 @@ def statements(sweep: SweepRecord) -> list[Statement]:
             ("Do the factors interact?", interactions(effects, jobs)),
             ("Do the orderings differ at matched loss?", matched(pairs, pooled)),
             ("Did the DroPE arms recover?", recovery(jobs)),
-            ("Does topic order leave topic-selective attention after DroPE?", after_drope(jobs)),
+            *((question, by_instruments(jobs, position)) for position, question in _ORDER_AT.items()),
         ]
         found += [Statement(question, sentences, group) for question, sentences in answers if sentences]
     return found
@@ -109,14 +116,20 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     return sentences
 
 
-def after_drope(jobs: Sequence[Job]) -> list[str]:
-    """The ordering's effect where positions are dropped, by attention, TensorLens and probes, and every arm's own."""
-    arms = [job for job in jobs if job.factors.get("position_enc") == "drope"]
+def by_instruments(jobs: Sequence[Job], position: str) -> list[str]:
+    """The ordering's effect at one kind of positions, by attention, rollout, TensorLens and probes; every arm's own.
+
+    Where TensorLens was run, raw attention is told as TensorLens and rollout are: on the same sequences, without the
+    query's own position.
+    """
+    arms = [job for job in jobs if job.factors.get("position_enc") == position]
     if not {job.factors.get("data_ordering") for job in arms} >= {"shuffled", "topic"}:
         return []
+    recorded = {name for job in arms for name in job.run.scalars}
+    alike = "raw_selectivity_no_self" in recorded
     details, rows = [], []
     for outcome, instrument in _INSTRUMENTS.items():
-        if not any(job.scalar(outcome) for job in arms):  # not among the sweep's analyses
+        if outcome not in recorded or (alike and outcome == "selectivity"):
             continue
         row = simple_effect([job.run for job in arms], "data_ordering", outcome)
         if row is None:
@@ -133,25 +146,36 @@ def after_drope(jobs: Sequence[Job]) -> list[str]:
                 details.append(f"By {instrument}, {ordering}: {'; '.join(told)}.")
     if not rows:
         return details
+    by_quantity = {
+        "topic selectivity": [row for row in rows if "selectivity" in row["outcome"]],
+        "probe accuracy at the middle layer": [row for row in rows if row["outcome"].startswith("probe")],
+    }
     differences = listed(
-        [f"{difference(row)} of {outcome_name(row['outcome'])} (by {_INSTRUMENTS[row['outcome']]})" for row in rows]
+        [
+            f"in {name} by " + listed([f"{difference(row)} ({_INSTRUMENTS[row['outcome']]})" for row in told])
+            for name, told in by_quantity.items()
+            if told
+        ]
     )
     seeds = max(row["n"] for row in rows)
     damaged = sum(not job.run.scalars["recalibration"]["recovered"] for job in arms if job.recalibrated)
     if damaged:
         details.insert(0, f"{damaged} of the {len(arms)} arms have not recovered from the drop.")
-    head = f"After DroPE, topic-ordered less shuffled training is {differences}"
+    at = "After" if position == "drope" else "With"
+    head = f"{at} {level(position)}, topic-ordered training differs from shuffled {differences}"
+    if alike:
+        details.insert(0, "Selectivities are of what is not read from the query's own position.")
     if seeds < 2:
         return [f"{ONE_SEED} {head}.", *details]
-    return [f"{verdict(rows)} {head}, {count(seeds, 'seed')}.", *details]
+    return [f"{verdict(rows, _INSTRUMENTS)} {head}; {count(seeds, 'seed')}.", *details]
 
 
 def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
     """One arm's figure after the drop, with what it stands against, and the same before the drop."""
     scalar, q = job.scalar(outcome), quantity(outcome)
     text = f"{job.label} {spelled(scalar, scale=q.scale)} {q.unit}"
-    if outcome == "selectivity":
-        rows = [r for r in job.heads.where(metric=outcome).rows() if r["head"] is not None and r["q"] is not None]
+    if _INSTRUMENTS[outcome] == "raw attention":
+        rows = [r for r in job.heads.where(metric="selectivity").rows() if r["head"] is not None and r["q"] is not None]
         if rows:
             selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
             text += f", {selective} of {len(rows)} heads above 0 at q < 0.05"
@@ -161,6 +185,8 @@ def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
         ceiling = job.scalar("probe_ceiling").get("value")
         if ceiling is not None:
             text += f", Bayes ceiling {fixed(q.scale * ceiling, 1)} %"
+    if job.factors.get("position_enc") == "rope":
+        return text
     for other in jobs:
         before = other.scalar(outcome).get("value")
         if other.training == job.training and other.factors.get("position_enc") == "rope" and before is not None:

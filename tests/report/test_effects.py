@@ -106,6 +106,22 @@ def test_variants_of_one_option_are_not_pooled(tmp_path: Path) -> None:
     ]
 
 
+def test_analyses_with_other_settings_are_not_pooled_and_further_ones_change_nothing(tmp_path: Path) -> None:
+    def entry(seed: int, **analysis: Any) -> dict[str, Any]:
+        return run(tmp_path, seed=seed, settings={"analysis": {"loss": {"sequences": 256}, **analysis}})
+
+    same = records(tmp_path, [entry(0, tensorlens={"branch": "up"}), entry(1)])
+    assert len(comparable(same)) == 1  # which analyses ran may differ
+    other = RunRecord.read(tmp_path / entry(2, tensorlens={"branch": "gate"})["name"])
+    groups = comparable([*same, other])
+    assert [(g.differs.get("analysis.tensorlens.branch"), [r.factors["seed"] for r in g.runs]) for g in groups] == [
+        ("up", [0]),
+        (None, [1]),  # of either kind it could be said that it belongs there
+        ("gate", [2]),
+    ]
+    assert all("analysis.loss.sequences" not in g.differs for g in groups)
+
+
 def test_two_runs_of_one_cell_have_no_contrast(tmp_path: Path) -> None:
     first = records(tmp_path / "a", [run(tmp_path / "a", ordering=o) for o in ("shuffled", "topic")])
     again = records(tmp_path / "b", [run(tmp_path / "b", ordering="topic", length=6)])

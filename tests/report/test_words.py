@@ -16,6 +16,7 @@ def answers(folder: Path) -> dict[str, list[str]]:
 
 
 ORDER = "Does the order of the data matter?"
+WITH = "Does topic order leave topic-selective attention with RoPE?"
 AFTER = "Does topic order leave topic-selective attention after DroPE?"
 
 
@@ -52,13 +53,43 @@ def test_an_interval_that_holds_zero_is_no_proof_of_no_effect(tmp_path: Path) ->
 
 def test_after_drope_by_both_instruments(tmp_path: Path) -> None:
     told = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))[AFTER]
-    assert "+13.00 points of topic selectivity (by raw attention)" in told[0]
-    assert "0.0 points of probe accuracy at the middle layer (by probes)" in told[0]
+    assert told[0].endswith(
+        "After DroPE, topic-ordered training differs from shuffled in topic selectivity by +13.00 points "
+        "(raw attention) and in probe accuracy at the middle layer by 0.0 points (probes)."
+    )
     (topic,) = [text for text in told if text.startswith("By raw attention, topic")]
     # mha: 0.10 + 0.04 − 0.06 + 0.08 + 0.01; before the drop 0.10 + 0.04 + 0.01. One of the four heads has q < 0.05.
     assert "MHA topic DroPE 17.0 [15.0, 19.0] points, 1 of 4 heads above 0 at q < 0.05 (before the drop 15.00)" in topic
     (probes,) = [text for text in told if text.startswith("By probes, shuffled")]
     assert "70.0 [69.0, 71.0] %, best baseline 35.0 %, Bayes ceiling 95.0 %" in probes
+
+
+def test_instruments_are_compared_alike_where_the_whole_model_was_looked_at(tmp_path: Path) -> None:
+    entries = []
+    for seed in (0, 1):
+        for position, left in (("rope", 0.02), ("drope", 0.01)):
+            for ordering, sign in (("shuffled", 0), ("topic", 1)):
+                of = {
+                    "raw_selectivity_no_self": 0.10 + sign * (3 * left + 0.002 * seed),
+                    "rollout_selectivity_no_self": 0.08 + sign * (2 * left + 0.002 * seed),
+                    "tensorlens_selectivity_no_self": 0.05 - sign * (left + 0.002 * seed),
+                }
+                values = {name: measured(value, n=48) for name, value in of.items()}
+                entries.append(run(tmp_path, ordering=ordering, position=position, seed=seed, values=values))
+    told = answers(sweep(tmp_path, entries))
+    # Raw attention of two seeds, 3 and 3.2 points: mean 3.1, half-width 12.7062 · 0.1.
+    differences = (
+        "After DroPE, topic-ordered training differs from shuffled in topic selectivity by +3.1 [+1.8, +4.4] points "
+        "(raw attention), +2.1 [+0.8, +3.4] points (attention rollout) and −1.1 [−2.4, +0.2] points (TensorLens)"
+    )
+    assert differences in told[AFTER][0]
+    assert told[AFTER][0].startswith("The interval excludes 0 for raw attention and attention rollout. No effect")
+    assert "by +6.1 [+4.8, +7.4] points (raw attention)" in told[WITH][0]
+    assert not any("10.0 [8.0, 12.0]" in text for text in told[AFTER])  # selectivity with the own position included
+    (lens,) = [text for text in told[AFTER] if text.startswith("By TensorLens, topic")]
+    assert "s0 4.0 [3.0, 5.0] points (before the drop 3.00)" in lens
+    (lens,) = [text for text in told[WITH] if text.startswith("By TensorLens, topic")]
+    assert "s0 3.0 [2.0, 4.0] points" in lens and "before" not in lens
 
 
 def test_what_could_not_be_measured_is_absent_with_its_reason(tmp_path: Path) -> None:
