@@ -58,6 +58,7 @@ def refusal(*arguments: str) -> str:
         (["analysis.attention._target_=nowhere.Thing"], ["nowhere.Thing"]),
         (["analysis.attention.sequences=x"], ["analysis.attention.sequences='x'", "int"]),
         (["+analysis.attention.typo=1"], ["analysis.attention.typo"]),
+        (["analysis=[loss]", "+analysis.probes.max_iterations=5"], ["analysis=[...]", "~analysis.probes"]),
         (["position_enc.keep_rotary=false"], ["recalibration"]),
         (["position_enc=drope", "position_enc.recalibration.steps=-1"], ["position_enc.recalibration.steps=-1"]),
         (["tracking.mode=sometimes"], ["tracking.mode='sometimes'", "offline"]),

@@ -112,6 +112,12 @@ def _split_target(node: Any, where: str) -> tuple[str, dict[str, Any]]:
 
 def analysis_choice(node: Any, where: str) -> AnalysisChoice:
     """Check an analysis's settings without importing its module, which would pull torch."""
+    if isinstance(node, dict) and "_target_" not in node:
+        name = where.rpartition(".")[2]
+        raise ConfigError(
+            f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
+            f"analysis=[...], or take its settings away with ~{where}"
+        )
     target, settings = _split_target(node, where)
     cls = settings_class(target, where)
     checked = build(cls, settings, where)
