@@ -140,7 +140,8 @@ def open_tracker(
         job_type=job_type,
         config=dict(config),
         reinit="finish_previous",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=20),
+        # No job is made of a run: W&B Launch could not start one of a sweep, and looking for it takes a second.
+        settings=wandb.Settings(silent=True, console="off", init_timeout=20, disable_job_creation=True),
     )
     # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
     try:
