@@ -25,7 +25,7 @@ from headdyn.core import machine
 from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import RunFolder, is_complete, read_manifest
+from headdyn.core.run_folder import RunFolder, read_manifest
 from headdyn.core.settings import AnalysisChoice
 from headdyn.core.store import StageInterruptedError, Store, explain_os_error
 from headdyn.core.tracking import open_tracker
@@ -45,11 +45,14 @@ def run(config: RunConfig, folder: Path) -> None:
 
     Raises KeyboardInterrupt when asked to stop (SIGINT, SIGTERM) after saving where it was, and whatever failed.
     """
-    if is_complete(folder) and not config.force:
-        if not is_outdated(config, read_manifest(folder)):
+    before = read_manifest(folder)
+    if before["status"] == "complete" and not config.force:
+        if not is_outdated(config, before):
             log.info("%s: already complete (force=true runs it again)", config.name)
             return
         log.warning("%s: its text has changed since it was run; running it again", config.name)
+    elif before["status"] == "damaged":
+        log.warning("%s: its record is damaged; running it again. %s", config.name, before["error"])
     here = machine.resolve(config.device, config.precision, config.threads)
     machine.return_freed_memory()
     if config.trains:

@@ -164,6 +164,17 @@ def test_analyses_and_positions_can_be_chosen(place):
     )[0].config.rotary_dim
 
 
+def test_the_same_command_repairs_a_damaged_run(place):
+    command = [*TINY, "analysis=[loss]", "position_enc=nope", "seed=7"]
+    assert main(command) == 0
+    folder = only(place / "out" / "outputs", "mha_shuffled_nope*s7*")
+    for file in ("heads.parquet", "manifest.json"):
+        (folder / file).write_text("{")
+        assert RunRecord.read(folder).status == "damaged"
+        assert main(command) == 0
+        assert RunRecord.read(folder).status == "complete"
+
+
 def test_the_raw_drop_and_the_control_arm(place):
     assert main([*TINY, "analysis=[loss]", "position_enc=drope", "position_enc.recalibration.steps=0"]) == 0
     assert main([*TINY, "analysis=[loss]", "position_enc=rope_control"]) == 0

@@ -117,8 +117,20 @@ class HeadTable:
 
     @classmethod
     def read(cls, path: Path) -> HeadTable:
-        """The table that `write` left at `path`."""
+        """The table that `write` left at `path`. Raises ValueError, which names the file, where it is damaged."""
+        cls.check(path)
         return cls(pq.read_table(path, schema=SCHEMA))
+
+    @classmethod
+    def check(cls, path: Path) -> None:
+        """Raise ValueError, which names the file and says what to do, where it is no table or was cut off.
+
+        Reads its footer alone, which parquet writes last.
+        """
+        try:
+            pq.read_metadata(path)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"{path} is damaged, it holds no table ({error}); run its command again") from error
 
     def write(self, path: Path) -> None:
         """Write the table as parquet."""
@@ -212,6 +224,14 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`. Raises ValueError, which names the file and says what to do, where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it holds no JSON ({error}); run its command again") from error
 
 
 def log_spaced(last: int, count: int) -> tuple[int, ...]:

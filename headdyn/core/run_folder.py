@@ -18,11 +18,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from headdyn.core.records import Findings, HeadTable, Metric, write_json
+from headdyn.core.records import Findings, HeadTable, Metric, read_json, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import NoTracker, Tracker
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
+# What every manifest of RunFolder says, from its first moment on, and of which kind.
+_FACTS: Mapping[str, type] = {
+    **dict.fromkeys(("status", "name", "started", "python"), str),
+    **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds"), dict),
+}
 PACKAGES = (
     "headdyn",
     "torch",
@@ -37,14 +42,37 @@ PACKAGES = (
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The run's manifest, or `{"status": "absent"}` where there is none yet."""
+    """The run's manifest; `{"status": "absent"}` where there is none yet.
+
+    Its status is "damaged", and its `error` says why and what to do, where the file is no run's record, or says
+    complete while a file that a complete run leaves is not there or not whole.
+    """
     path = folder / MANIFEST
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"status": "absent"}
+    if not path.exists():
+        return {"status": "absent"}
+    try:
+        manifest = read_json(path)
+        found = manifest if isinstance(manifest, Mapping) else {}
+        lacking = [name for name, kind in _FACTS.items() if not isinstance(found.get(name), kind)]
+        if lacking:
+            missing = ", ".join(lacking)
+            raise ValueError(f"{path} is no run's record: it lacks {missing}; give a run's, or run its command again")
+    except ValueError as error:
+        return {"status": "damaged", "error": str(error)}
+    try:
+        if manifest["status"] == "complete" and manifest.get("glossary"):  # an analysis is there before its numbers
+            _require_results(folder)
+    except ValueError as error:
+        return {**manifest, "status": "damaged", "error": str(error)}
+    return manifest
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether the run finished, so that it need not run again."""
-    return read_manifest(folder)["status"] == "complete"
+def _require_results(folder: Path) -> None:
+    gone = [name for name in (SUMMARY, HEADS) if not (folder / name).is_file()]
+    if gone:
+        raise ValueError(f"{folder} says that it is complete, but lacks {' and '.join(gone)}; run its command again")
+    read_json(folder / SUMMARY)
+    HeadTable.check(folder / HEADS)
 
 
 @dataclass(frozen=True)
@@ -57,9 +85,13 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        summary = folder / SUMMARY
-        scalars = json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else {}
-        return cls(folder, read_manifest(folder), scalars)
+        """Raises no error for what is in the folder: a record that cannot be read has the status "damaged"."""
+        manifest, summary = read_manifest(folder), folder / SUMMARY
+        whole = manifest["status"] not in ("absent", "damaged") and summary.exists()
+        try:
+            return cls(folder, manifest, read_json(summary) if whole else {})
+        except ValueError as error:
+            return cls(folder, {**manifest, "status": "damaged", "error": str(error)}, {})
 
     @property
     def name(self) -> str:
@@ -220,12 +252,19 @@ class MetricsFollower:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """A metrics.jsonl as {name: [(step, value), …]} in the order written; no file, no metrics."""
+    """A metrics.jsonl as {name: [(step, value), …]} in the order written; no file, no metrics.
+
+    Raises ValueError, which names the file, for a line that is cut off.
+    """
     series: dict[str, list[tuple[int, float]]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
             entry = json.loads(line)
-            series.setdefault(entry["name"], []).append((entry["step"], entry["value"]))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is damaged, a line is no JSON ({error}); run its command again with force=true"
+            ) from error
+        series.setdefault(entry["name"], []).append((entry["step"], entry["value"]))
     return series
 
 

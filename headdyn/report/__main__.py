@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from headdyn.report.run_page import write_run_page
-from headdyn.report.series.record import merge_series
+from headdyn.report.series.record import collect_series
 from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.sweep_record import SweepRecord, is_run, matched_pairs, merge, rewrite, single_job, sweep_json
@@ -50,6 +50,7 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
             console.print(f"report: {write_run_page(paths[0])}", highlight=False, soft_wrap=True)
             return
         sweep_json(paths[0])
+        collect_series(paths)
         folder = paths[0]
         rewrite(folder, matched_pairs(folder))
     else:
@@ -61,8 +62,9 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
             else:
                 sweep_json(path)
         folder = out
+        series = collect_series(paths)
         merge(paths, folder)
-        merge_series(paths, folder)
+        series.write(folder)
     page = write_sweep_page(folder)
     print_summary(console, SweepRecord.read(folder), page)
     if study is not None:

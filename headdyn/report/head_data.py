@@ -38,7 +38,7 @@ def statistics(job: Job) -> dict[str, dict[str, Any]]:
 
 
 def head_metrics(table: HeadTable) -> list[str]:
-    """The metrics that have a value for any head, in the table's order; one absent everywhere shows a reader nothing."""
+    """The metrics that have a value for any head, in the table's order; one absent for all has nothing to show."""
     of_heads = pc.and_(pc.is_valid(table.table["head"]), pc.is_valid(table.table["value"]))
     return list(dict.fromkeys(table.table.filter(of_heads)["metric"].to_pylist()))
 

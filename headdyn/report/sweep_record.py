@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import write_json
+from headdyn.core.records import read_json, write_json
 from headdyn.core.run_folder import MANIFEST, RunRecord
 from headdyn.report.effects import comparable, factor_effects, pooled
 from headdyn.report.jobs import Job as Job
@@ -82,12 +82,12 @@ class SweepRecord:
         """Raises ValueError for a folder that is no finished sweep's."""
         content = sweep_json(folder)
         runs = [(RunRecord.read(folder / job.get("folder", job["name"])), job["factors"]) for job in content["jobs"]]
-        matched = _json(folder / MATCHED, {"pairs": [], "pooled": []})
+        matched, effects = _matched(folder), folder / EFFECTS
         return cls(
             folder=folder,
             name=content["name"],
             jobs=build_jobs(runs),
-            effects=_json(folder / EFFECTS, []),
+            effects=read_json(effects) if effects.exists() else [],
             pairs=matched["pairs"],
             pooled=matched["pooled"],
             command=content.get("command"),
@@ -100,8 +100,10 @@ class SweepRecord:
 def single_job(folder: Path) -> Job:
     """A run by itself. Raises ValueError for a folder that is no run's, or whose run did not finish."""
     if not is_run(folder):
-        raise ValueError(f"{folder} is no run's folder: it has no {MANIFEST} of a run")
+        raise ValueError(f"{folder} is no run's folder: it has no {MANIFEST}")
     run = RunRecord.read(folder.resolve())
+    if run.status == "damaged":
+        raise ValueError(run.manifest["error"])
     if run.status != "complete":
         error = run.manifest.get("error", "its record says no more")
         raise ValueError(f"{folder} is {run.status}, not complete: {error}; run its command again, then the report")
@@ -114,8 +116,8 @@ def is_sweep(folder: Path) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is a run's, finished or not."""
-    return (folder / MANIFEST).is_file() and "factors" in _json(folder / MANIFEST, {})
+    """Whether the folder is a run's, finished or not, whole or damaged."""
+    return (folder / MANIFEST).is_file()
 
 
 def sweep_json(folder: Path) -> dict[str, Any]:
@@ -123,9 +125,11 @@ def sweep_json(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run's (outputs/RUN) or a sweep's (multirun/SWEEP)")
     if is_sweep(folder):
-        content = _json(folder / SWEEP, {})
+        content = read_json(folder / SWEEP)
         if not isinstance(content, dict) or not {"name", "jobs"} <= set(content):
             raise ValueError(f"{folder / SWEEP} is not a sweep's record: it lacks name or jobs")
+        if not all(isinstance(job, dict) and {"name", "factors"} <= set(job) for job in content["jobs"]):
+            raise ValueError(f"{folder / SWEEP} is not a sweep's record: a job lacks its name or factors")
         return content
     runs = [path.parent.name for path in folder.glob(f"*/{MANIFEST}") if is_run(path.parent)]
     if runs:
@@ -138,35 +142,49 @@ def sweep_json(folder: Path) -> dict[str, Any]:
 
 def matched_pairs(folder: Path) -> list[dict[str, Any]]:
     """The contrasts at matched loss that a sweep's folder holds; none where it was not made."""
-    return _json(folder / MATCHED, {"pairs": []})["pairs"]
+    return _matched(folder)["pairs"]
 
 
 def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Write effects.json and matched_loss.json of the jobs that sweep.json names, from their records."""
-    content = sweep_json(folder)
-    runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
+    jobs = sweep_json(folder)["jobs"]
+    computed = _computed([RunRecord.read(folder / job.get("folder", job["name"])) for job in jobs], pairs)
+    for name, content in computed.items():
+        write_json(folder / name, content)
+
+
+def _computed(runs: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is worked out over runs, by the file that holds it."""
     group_of = {run.name: group.name for group in comparable(runs) for run in group.runs}
     told = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
-    write_json(folder / EFFECTS, factor_effects(runs))
-    write_json(folder / MATCHED, {"pairs": told, "pooled": pooled(told)})
+    return {EFFECTS: factor_effects(runs), MATCHED: {"pairs": told, "pooled": pooled(told)}}
+
+
+def _matched(folder: Path) -> dict[str, Any]:
+    path = folder / MATCHED
+    content = read_json(path) if path.exists() else {"pairs": [], "pooled": []}
+    if not isinstance(content, dict) or not {"pairs", "pooled"} <= set(content):
+        raise ValueError(f"{path} is not a sweep's contrasts: it lacks pairs or pooled; run the sweep's command again")
+    return content
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
     """One sweep record at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
 
     A run that two of them hold is taken once, the complete one. Raises ValueError as `sweep_json` does, for an
-    unfinished run, and where `out` is one of the folders.
+    unfinished run, and where `out` is one of the folders; nothing is written then.
     """
     if any(out.resolve() == folder.resolve() for folder in folders):
         raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
     jobs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, RunRecord] = {}
     pairs: dict[str, dict[str, Any]] = {}
     sources, notes = [], []
     for folder in folders:
         if is_run(folder):
             content: dict[str, Any] = {
                 "name": folder.name,
-                "jobs": [{"name": ".", "factors": RunRecord.read(folder).factors}],
+                "jobs": [{"name": ".", "factors": single_job(folder).factors}],
             }
         else:
             content = sweep_json(folder)
@@ -176,12 +194,11 @@ def merge(folders: Sequence[Path], out: Path) -> None:
             entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
             if run.name in jobs:
                 notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
-                if RunRecord.read(out / jobs[run.name]["folder"]).status == "complete":
+                if runs[run.name].status == "complete":
                     continue
-            jobs[run.name] = entry
+            jobs[run.name], runs[run.name] = entry, run
         for pair in matched_pairs(folder):
             pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
-    out.mkdir(parents=True, exist_ok=True)
     merged = {
         "name": out.name,
         "command": None,
@@ -190,8 +207,10 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         "sources": sources,
         "notes": list(dict.fromkeys(notes)),
     }
-    write_json(out / SWEEP, merged)
-    rewrite(out, list(pairs.values()))
+    computed = _computed(list(runs.values()), list(pairs.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in {SWEEP: merged, **computed}.items():
+        write_json(out / name, content)
 
 
 def now() -> str:
@@ -201,12 +220,3 @@ def now() -> str:
 
 def _relative(folder: Path, start: Path) -> str:
     return os.path.relpath(folder.resolve(), start.resolve())
-
-
-def _json(path: Path, default: Any) -> Any:
-    if not path.exists():
-        return default
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it holds no JSON: {error}; run its command again") from error

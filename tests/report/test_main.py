@@ -1,13 +1,16 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from headdyn.core.records import write_json
 from headdyn.report.__main__ import main
 from headdyn.report.sweep_record import SweepRecord
 from tests.report.folders import matrix, run, sweep
+from tests.report.series_folders import emerging, followed
 from tests.report.test_effects import selectivity
-from tests.report.test_sweep_page import pair
+from tests.report.test_sweep_page import Text, pair
 
 
 def test_a_sweeps_report_is_rebuilt_from_its_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,6 +100,94 @@ def test_folders_that_no_report_can_be_made_of(tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "sweep.json").write_text("{")
     assert "torn/sweep.json" in refused([str(tmp_path / "torn")], capsys)
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no heads": (lambda run: (run / "heads.parquet").unlink(), "lacks heads.parquet"),
+    "no summary": (lambda run: (run / "summary.json").unlink(), "lacks summary.json"),
+    "torn heads": (lambda run: torn(run / "heads.parquet"), "heads.parquet is damaged"),
+    "torn summary": (lambda run: torn(run / "summary.json"), "summary.json is damaged"),
+    "torn manifest": (lambda run: torn(run / "manifest.json"), "manifest.json is damaged, it holds no JSON"),
+    "foreign manifest": (
+        lambda run: write_json(run / "manifest.json", {"factors": {"seed": 0}, "status": "complete"}),
+        "manifest.json is no run's record: it lacks name",
+    ),
+    "a list for a manifest": (lambda run: write_json(run / "manifest.json", [1]), "manifest.json is no run's record"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_refused_by_the_name_of_its_file_and_is_not_complete_in_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    folder = tmp_path / "a"
+    entries = [run(folder), run(folder, ordering="topic")]
+    sweep(folder, entries)
+    spoil, told = DAMAGES[damage]
+    spoil(folder / entries[1]["name"])
+    error = refused([str(folder / entries[1]["name"])], capsys)
+    assert told in error and entries[1]["name"] in error and "run its command again" in error
+    assert not (folder / entries[1]["name"] / "report.html").exists()
+    assert main([str(folder)]) == 0
+    record = SweepRecord.read(folder)
+    assert [job.run.status for job in record.jobs] == ["complete", "damaged"]
+    read = Text((folder / "report.html").read_text(encoding="utf-8")).text
+    assert "1 of 2 runs complete" in read and told in read
+    # Beside a whole run it is refused before anything is written.
+    both = [str(folder / entry["name"]) for entry in entries]
+    capsys.readouterr()
+    assert told in refused([*both, "--out", str(tmp_path / "new")], capsys)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("file", ["sweep.json", "matched_loss.json", "verdict.json"])
+def test_a_torn_record_of_a_sweep_is_named_and_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    folders = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        folders.append(emerging(tmp_path / name, protocol={"a": "corrected", "b": "seed"}[name]))
+    torn(folders[1] / file)
+    before = {path: path.read_bytes() for path in folders[1].iterdir() if path.is_file()}
+    assert f"{folders[1] / file} is damaged" in refused([str(folders[1])], capsys)
+    assert {path: path.read_bytes() for path in folders[1].iterdir() if path.is_file()} == before
+    assert f"b/{file} is damaged" in refused([*map(str, folders), "--out", str(tmp_path / "new")], capsys)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("file", ["timeline.parquet", "figures/rank.png"])
+def test_what_a_verdict_names_is_looked_for_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    folders = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        folders.append(emerging(tmp_path / name, protocol={"a": "corrected", "b": "seed"}[name]))
+    followed(folders[1])
+    if file.endswith(".png"):
+        (folders[1] / file).unlink()
+    else:
+        torn(folders[1] / file)
+    assert f"b/{file} is " in refused([str(folders[1])], capsys)
+    assert f"b/{file} is " in refused([*map(str, folders), "--out", str(tmp_path / "new")], capsys)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("entries", [{"series": 0}, [{"series": 0, "analysis": "emergence"}]])
+def test_a_foreign_verdict_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], entries: object) -> None:
+    folder = emerging(tmp_path)
+    write_json(folder / "verdict.json", entries)
+    assert "verdict.json is no record of series" in refused([str(folder)], capsys)
+
+
+def test_a_job_without_factors_is_no_sweeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_json(tmp_path / "sweep.json", {"name": "x", "jobs": [{"name": "a"}]})
+    assert "a job lacks its name or factors" in refused([str(tmp_path)], capsys)
 
 
 def test_merging_needs_a_new_folder_and_writes_nothing_when_refused(

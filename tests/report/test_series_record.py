@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from headdyn.core.records import write_json
+from headdyn.report.__main__ import build
 from headdyn.report.series.record import merge_series, read_series
 from headdyn.report.sweep_record import VERDICT, SweepRecord, merge
 from tests.report.folders import matrix, sweep
 from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, verdict
+from tests.report.test_sweep_page import Text
 
 
 def test_checkpoints_are_one_group_named_by_revision_from_dark_to_light(tmp_path: Path) -> None:
@@ -77,3 +80,23 @@ def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_a
     assert pq.read_table(out / "ranks.parquet")["series"].to_pylist() == [0, 0, 1, 1]
     files = [entry["figures"]["rank"] for entry in told if entry["figures"]]
     assert len(set(files)) == 2 and all((out / file).is_file() for file in files)
+
+
+def test_sweeps_recorded_before_meanings_and_tables_are_rebuilt_and_merged(tmp_path: Path) -> None:
+    folders = []
+    for name, protocol in (("a", "corrected"), ("b", "seed")):
+        (tmp_path / name).mkdir()
+        folder = emerging(tmp_path / name, protocol=protocol)
+        followed(folder)
+        told = json.loads((folder / VERDICT).read_text())
+        old = [{part: entry[part] for part in entry if part not in ("meanings", "tables")} for entry in told]
+        write_json(folder / VERDICT, old)
+        folders.append(folder)
+    build([folders[0]], None)
+    read = Text((folders[0] / "report.html").read_text(encoding="utf-8")).text
+    assert "rank_change −1.25 [−1.50, −1.00] null 0 12 heads copying_change" in read  # no meaning between them
+    out = tmp_path / "c"
+    build(folders, out)
+    # Both analyses of a series stand on its timeline, which is there once.
+    assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
+    assert "Series side by side" in Text((out / "report.html").read_text(encoding="utf-8")).text

@@ -44,7 +44,7 @@ def _read(sweep: SweepRecord, entry: Mapping[str, Any], series: str) -> OtherAna
             metric,
             measured(scalar),
             count(scalar["n"], scalar["unit"]) if scalar.get("n") and scalar.get("unit") else "",
-            entry["meanings"][metric],
+            entry["meanings"].get(metric, ""),
         )
         for metric, scalar in entry["summary"].items()
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from headdyn.core.records import write_json
+from headdyn.core.records import read_json, write_json
 from headdyn.report.jobs import Job
 from headdyn.report.numbers import level
 from headdyn.report.sweep_record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
+_NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
+# Of sweeps that were recorded before entries said so.
+_DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
 _TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 
 
@@ -127,9 +129,16 @@ def read_series(sweep: SweepRecord) -> list[Series]:
 
 
 def verdicts(folder: Path) -> list[dict[str, Any]]:
-    """What the analyses of whole series said, an entry for each of each series; empty where there were none."""
+    """What the analyses of whole series said, an entry for each of each series; empty where there were none.
+
+    What older sweeps do not say gets its default. Raises ValueError for a file that is no such record.
+    """
     path = folder / VERDICT
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    entries = read_json(path) if path.exists() else []
+    if not isinstance(entries, list) or not all(isinstance(e, dict) and set(e) >= _NEEDED for e in entries):
+        lacking = ", ".join(sorted(_NEEDED))
+        raise ValueError(f"{path} is no record of series: it needs {lacking} of each; run the sweep's command again")
+    return [{**_DEFAULTS, **entry} for entry in entries]
 
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
@@ -138,44 +147,73 @@ def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     return {entry["series"]: " ".join(_word(name, entry["factors"].get(name)) for name in varied) for entry in entries}
 
 
-def merge_series(folders: Sequence[Path], out: Path) -> None:
-    """Carry the series of several sweeps over to a merged one at `out`, numbered anew; the same series counts once.
+@dataclass(frozen=True, kw_only=True)
+class CollectedSeries:
+    """The series of several sweeps, numbered anew: verdict.json's entries, tables by name, figures by their place."""
 
-    A series is its runs: analyses of the same ones keep one number.
+    entries: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Sequence[pa.Table]]
+    figures: Mapping[str, Path]
+
+    def write(self, out: Path) -> None:
+        """Leave them in `out` as a sweep does; nothing where there are none."""
+        for file, source in self.figures.items():
+            (out / file).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, out / file)
+        if self.entries:
+            write_json(out / VERDICT, self.entries)
+        for name, parts in self.tables.items():
+            whole = pa.concat_tables(parts, promote_options="default")
+            pq.write_table(whole, out / f"{name}.parquet")
+            if name == TIMELINE:
+                pa.csv.write_csv(whole, out / f"{name}.csv")
+
+
+def collect_series(folders: Sequence[Path]) -> CollectedSeries:
+    """Everything that the folders' series left; the same series counts once, and nothing is written.
+
+    A series is its runs: analyses of the same ones keep one number. Raises ValueError, which names the file, for a
+    damaged record or table and for a figure that is gone.
     """
     entries: list[dict[str, Any]] = []
     numbers: dict[tuple[tuple[str, str], ...], int] = {}
-    tables: dict[str, list[pa.Table]] = {}
+    tables: dict[str, dict[int, pa.Table]] = {}
+    figures: dict[str, Path] = {}
     for folder in folders:
         for entry in verdicts(folder):
             if any(entry["runs"] == known["runs"] and entry["analysis"] == known["analysis"] for known in entries):
                 continue
             number = numbers.setdefault(tuple(sorted(entry["runs"].items())), len(numbers))
-            figures = {title: f"figures/{entry['analysis']}_{title}{number or ''}.png" for title in entry["figures"]}
-            for title, file in figures.items():
-                (out / file).parent.mkdir(exist_ok=True)
-                shutil.copyfile(folder / entry["figures"][title], out / file)
-            entries.append({**entry, "series": number, "figures": figures})
+            placed = {title: f"figures/{entry['analysis']}_{title}{number or ''}.png" for title in entry["figures"]}
+            figures |= {placed[title]: folder / file for title, file in entry["figures"].items()}
+            entries.append({**entry, "series": number, "figures": placed})
             for name in entry["tables"]:
                 rows = _table(folder, name, entry["series"])
                 if rows is not None:
                     place = rows.schema.get_field_index("series")
                     told = rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64()))
-                    tables.setdefault(name, []).append(told)
-    if entries:
-        write_json(out / VERDICT, entries)
-    for name, parts in tables.items():
-        whole = pa.concat_tables(parts, promote_options="default")
-        pq.write_table(whole, out / f"{name}.parquet")
-        if name == TIMELINE:
-            pa.csv.write_csv(whole, out / f"{name}.csv")
+                    tables.setdefault(name, {}).setdefault(number, told)
+    for source in figures.values():
+        if not source.is_file():
+            raise ValueError(f"{source} is gone, which {VERDICT} names; run the sweep's command again")
+    return CollectedSeries(
+        entries=entries, tables={name: list(parts.values()) for name, parts in tables.items()}, figures=figures
+    )
+
+
+def merge_series(folders: Sequence[Path], out: Path) -> None:
+    """Carry the series of several sweeps over to a merged one at `out`, numbered anew."""
+    collect_series(folders).write(out)
 
 
 def _table(folder: Path, name: str, number: int) -> pa.Table | None:
     path = folder / f"{name}.parquet"
     if not path.exists():
         return None
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is damaged, it holds no table ({error}); run the sweep's command again") from error
     return table.filter(pc.equal(table["series"], number))
 
 
