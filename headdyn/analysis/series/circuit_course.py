@@ -15,11 +15,10 @@ from matplotlib.figure import Figure
 
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.series.emergence import SeriesFindings
-from headdyn.analysis.series.points import SeriesPoint
+from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order
 from headdyn.core.figures import Curve, curves
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval
-from headdyn.models.integrity import check_integrity
 
 # Metrics of Circuits that are drawn together: figure, its y axis, and the label of each.
 _PICTURES = {
@@ -77,17 +76,14 @@ class CircuitCourse:
         )
 
     def _left_out(self, points: Sequence[SeriesPoint]) -> dict[str, str]:
-        found = {p.revision: p.error for p in points if p.error is not None}
-        found |= {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
-        measured = [p for p in points if p.revision not in found]
-        for p in measured:
-            assert p.table is not None
-            if not len(p.table.where(metric=FOLLOWED[0])):
-                found[p.revision] = "circuits were not among its analyses"
-        hashes = {p.revision: p.state_hash for p in measured if p.state_hash is not None}
-        last = max(measured, key=lambda p: p.step or 0, default=None)
-        final = self.final or (None if last is None else last.revision)
-        return found | dict(check_integrity(hashes, final).excluded)
+        failed = {p.revision: p.error for p in points if p.error is not None}
+        bare = {
+            p.revision: "circuits were not among its analyses"
+            for p in points
+            if p.table is not None and not len(p.table.where(metric=FOLLOWED[0]))
+        }
+        excluded, _ = excluded_from(in_order(points), self.final)
+        return failed | bare | excluded
 
     def _change(self, metric: str, value_KN: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
         row = {"metric": f"{metric}_change", "unit": "head"}

@@ -17,7 +17,7 @@ from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.series.head_matching import Match, match_series, match_table
 from headdyn.analysis.series.judgement import Measure, Rules, judge
 from headdyn.analysis.series.onset import crossings
-from headdyn.analysis.series.points import SeriesPoint
+from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.analysis.series.timeline import (
     SUCCESSES,
@@ -31,7 +31,6 @@ from headdyn.analysis.series.timeline import (
     timeline_table,
 )
 from headdyn.core.records import Findings, HeadTable, Metric
-from headdyn.models.integrity import check_integrity
 
 _MEASURES = ("strength", "strength_nats")
 
@@ -122,9 +121,9 @@ class Emergence:
     def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
         """The verdict, model rows, the timeline's figures and the tables it knows: `timeline`, and where the
         checkpoints kept what they need, `head_matches` and `cluster_divergence`."""
-        points = sorted(points, key=lambda point: (point.step is None, point.step or 0))
+        points = in_order(points)
         total = self.total_steps or max((p.step for p in points if p.step is not None), default=1)
-        excluded, duplicates = self._excluded(points)
+        excluded, duplicates = excluded_from(points, self.final)
         counted = [p for p in points if p.error is None and p.revision not in excluded]
         steps = [p.step for p in counted if p.step is not None]
         verdict: dict[str, Any] = {
@@ -182,13 +181,6 @@ class Emergence:
             tables=tables,
             verdict=verdict,
         )
-
-    def _excluded(self, points: Sequence[SeriesPoint]) -> tuple[dict[str, str], list[list[str]]]:
-        hashes = {p.revision: p.state_hash for p in points if p.state_hash is not None}
-        final = self.final or next((p.revision for p in reversed(points) if p.step is not None), None)
-        integrity = check_integrity(hashes, final)
-        nameless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
-        return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
 
     def _measures(
         self, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None

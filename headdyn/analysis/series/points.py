@@ -5,7 +5,7 @@ Letters as in splits.py: S labelled splits, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,6 +19,7 @@ from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.analysis.series.head_matching import load_circuits
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
+from headdyn.models.integrity import check_integrity
 from headdyn.models.revisions import step_of
 
 CIRCUITS = "circuits.safetensors"  # in a run's folder: what `head_matching.save_circuits` wrote
@@ -82,6 +83,23 @@ class SeriesPoint:
     def summary(self) -> dict[str, dict[str, Any]]:
         """The model rows by metric; empty for a failed checkpoint."""
         return {} if self.table is None else self.table.summary()
+
+
+def in_order(points: Sequence[SeriesPoint]) -> list[SeriesPoint]:
+    """The points in the order of training, those whose name states no step last."""
+    return sorted(points, key=lambda point: (point.step is None, point.step or 0))
+
+
+def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dict[str, str], list[list[str]]]:
+    """Which revisions do not count and why, failed ones apart, and groups of revisions with equal weights.
+
+    `final` is the revision that is the end of training; None is the last of `points`, which are in order.
+    """
+    hashes = {p.revision: p.state_hash for p in points if p.state_hash is not None}
+    last = final or next((p.revision for p in reversed(points) if p.step is not None), None)
+    integrity = check_integrity(hashes, last)
+    nameless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
+    return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
 
 
 def read_point(record: RunRecord, revision: str, *, layer: int | None = None) -> SeriesPoint:
