@@ -57,7 +57,7 @@ def heads_figure(table: HeadTable) -> Figure:
     panels = (
         ("head_written_selectivity", "topic selectivity of writes", "share"),
         ("head_topic_nats", "logit from the query's topic", "nats"),
-        ("head_logit_nats", "logit carried", "nats"),
+        ("head_logit_excess_nats", "logit carried, beyond other tokens'", "nats"),
     )
     return head_map(
         [

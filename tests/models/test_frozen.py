@@ -87,42 +87,97 @@ def test_it_is_linear_where_the_model_is_not(decoder, branch):
 
 
 @torch.no_grad()
-def by_formula(decoder: Decoder, tokens: torch.Tensor, group_of=lambda head, size: head // size) -> torch.Tensor:
-    """T of a Mini-Qwen3 as §9 writes it: (I + F_i)(δ_ij I + Σ_h A_ij a_j M_h), multiplied up layer by layer."""
+def by_formula(
+    decoder: Decoder, tokens: torch.Tensor, group_of=lambda head, size: head // size
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """T and c as §9 writes them, multiplied up layer by layer: with attention Σ_h A_ij a_j M_h and the MLP's F_i,
+    (I + F_i)(δ_ij I + attention) where the MLP reads what attention wrote, δ_ij (I + F_i) + attention where both read
+    the same. A LayerNorm's C = I − 11ᵀ/D stands in M_h and F_i; every bias goes into c by the paths behind it.
+    """
     c = decoder.config
     trace = decoder.trace(tokens, sites=("resid_pre", "pattern", "attn_out"))
     eye = torch.eye(c.d_model, dtype=torch.float64)
-    total = None
+    centring = eye - torch.ones_like(eye) / c.d_model if c.norm == "layer" else eye
+    zero = eye.new_zeros(c.d_model)
+    total = torch.einsum("ij,ab->ijab", torch.eye(LENGTH, dtype=torch.float64), eye)
+    affine = zero.expand(LENGTH, -1)
+
+    def of(bias: torch.Tensor | None) -> torch.Tensor | float:
+        return 0.0 if bias is None else bias
+
     for layer, block in enumerate(decoder.blocks):
         x = trace["resid_pre", layer][0]
-        middle = x + trace["attn_out", layer][0]
-        a, b = (v.pow(2).mean(-1).add(c.norm_eps).rsqrt() for v in (x, middle))
-        w = decoder.head_weights(layer)
+        middle = x if c.parallel_residual else x + trace["attn_out", layer][0]
+        a, b = ((v @ centring).pow(2).mean(-1).add(c.norm_eps).rsqrt() for v in (x, middle))
+        w, mlp = decoder.head_weights(layer), block.mlp
+        reads_v = torch.diag(w.norm_gain_D) @ centring
+        reads_mlp = torch.diag(block.norm2.weight) @ centring
         step = torch.zeros(LENGTH, LENGTH, c.d_model, c.d_model, dtype=torch.float64)
+        beside = torch.zeros(LENGTH, c.d_model, dtype=torch.float64)
         for i in range(LENGTH):
-            read = block.norm2.weight * middle[i] * b[i]
-            gate = nn.functional.silu(block.mlp.gate.weight @ read)
-            f_i = block.mlp.down.weight @ torch.diag(gate) @ block.mlp.up.weight @ torch.diag(block.norm2.weight) * b[i]
+            read = reads_mlp @ middle[i] * b[i] + of(block.norm2.bias)
+            up = mlp.up.weight @ read + of(mlp.up.bias)
+            if mlp.gate is not None:
+                held = nn.functional.silu(mlp.gate.weight @ read)
+            else:
+                held = nn.functional.gelu(up, approximate="tanh" if c.mlp == "gelu_tanh" else "none") / up
+            f_i = mlp.down.weight @ torch.diag(held) @ mlp.up.weight @ reads_mlp * b[i]
+            f_bias = mlp.down.weight @ (held * (mlp.up.weight @ (of(block.norm2.bias) + zero) + of(mlp.up.bias)))
+            written_bias = of(w.o_bias_D) + zero
             for j in range(i + 1):
-                inner = eye.clone() if i == j else torch.zeros_like(eye)
+                attention = torch.zeros_like(eye)
                 for head in range(c.num_heads):
                     group = group_of(head, c.queries_per_group)
-                    m_h = w.o_HdD[head].T @ w.v_GDd[group].T @ torch.diag(w.norm_gain_D)
-                    inner += trace["pattern", layer][0, head, i, j] * a[j] * m_h
-                step[i, j] = (eye + f_i) @ inner
-        total = step if total is None else torch.einsum("ikab,kjbc->ijac", step, total)
-    assert total is not None
-    return total.permute(0, 2, 1, 3)
+                    weight = trace["pattern", layer][0, head, i, j]
+                    w_ov = w.o_HdD[head].T @ w.v_GDd[group].T
+                    attention += weight * a[j] * w_ov @ reads_v
+                    v_bias = zero[: c.head_dim] if w.v_bias_Gd is None else w.v_bias_Gd[group]
+                    written_bias = written_bias + weight * (
+                        w_ov @ (of(w.norm_bias_D) + zero) + w.o_HdD[head].T @ v_bias
+                    )
+                own = eye if i == j else torch.zeros_like(eye)
+                step[i, j] = own @ (eye + f_i) + attention if c.parallel_residual else (eye + f_i) @ (own + attention)
+            beside[i] = written_bias + f_bias + of(mlp.down.bias)
+            if not c.parallel_residual:
+                beside[i] += f_i @ written_bias
+        total = torch.einsum("ikab,kjbc->ijac", step, total)
+        affine = torch.einsum("ikab,kb->ia", step, affine) + beside
+    return total.permute(0, 2, 1, 3), affine
 
 
-@pytest.mark.parametrize("name", ["mha", "gqa", "nope"])
+@pytest.mark.parametrize("name", CONFIGS)
 def test_it_is_the_product_that_the_definition_writes_out(name):
     decoder, tokens = small_models.drawn(CONFIGS[name]), small_models.tokens(1, LENGTH)
-    tensor_IDJD = full_tensor(freeze(decoder, tokens))
-    torch.testing.assert_close(tensor_IDJD, by_formula(decoder, tokens), atol=1e-10, rtol=0)
+    frozen = freeze(decoder, tokens)
+    tensor_IDJD, (expected_IDJD, affine_ID) = full_tensor(frozen), by_formula(decoder, tokens)
+    torch.testing.assert_close(tensor_IDJD, expected_IDJD, atol=1e-10, rtol=0)
+    torch.testing.assert_close(frozen.affine()[0], affine_ID, atol=1e-10, rtol=0)
     if name == "gqa":  # mutant: heads dealt out to groups in turn
-        mutant = by_formula(decoder, tokens, group_of=lambda head, size: head % 2)
-        assert (tensor_IDJD - mutant).abs().max() > 0.1
+        mutant_IDJD, _ = by_formula(decoder, tokens, group_of=lambda head, size: head % 2)
+        assert (tensor_IDJD - mutant_IDJD).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["neox", "gpt2"])
+def test_a_mean_held_as_a_bias_is_exact_and_another_operator(name, monkeypatch):
+    """The mutant that exactness cannot see: the norms' means frozen too, and counted to the affine term."""
+    decoder, tokens = small_models.drawn(CONFIGS[name]), small_models.tokens(1, LENGTH)
+    trace = decoder.trace(tokens, sites=("resid_pre", "attn_out"))
+    held = {}
+    for layer, block in enumerate(decoder.blocks):
+        x_BTD = trace["resid_pre", layer]
+        middle_BTD = x_BTD if block.parallel else x_BTD + trace["attn_out", layer]
+        held[block.norm1], held[block.norm2] = (v.mean(-1, keepdim=True).detach() for v in (x_BTD, middle_BTD))
+
+    def holding_the_mean(norm, x_NBTD, scale_BT, biases):
+        gain_BTD = scale_BT[..., None] * norm.weight
+        return (x_NBTD - held[norm]) * gain_BTD + norm.bias if biases else x_NBTD * gain_BTD
+
+    monkeypatch.setattr("headdyn.models.frozen._norm", holding_the_mean)
+    frozen = freeze(decoder, tokens)
+    mutant_IDJD, (expected_IDJD, affine_ID) = full_tensor(frozen), by_formula(decoder, tokens)
+    assert error(mutant_IDJD, frozen) < 1e-10
+    assert (mutant_IDJD - expected_IDJD).abs().max() > 0.01
+    assert (frozen.affine()[0] - affine_ID).abs().max() > 0.01
 
 
 def test_the_two_branches_of_a_swiglu_are_different_operators_with_one_output():
