@@ -6,6 +6,7 @@ Letters as in circuits.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
@@ -25,6 +28,7 @@ from headdyn.core.records import HeadTable
 _TITLES = {"qk": "QK", "ov": "OV"}
 _MOST_HEADS = 16  # rows of the readouts' figure
 _MOST_LABELLED = 64  # heads whose names fit beside a matrix
+_COLUMN_POINTS = 135.0  # of a readout's tokens; the column has 167, of which the number behind them takes 30
 _GREY = "0.35"
 
 
@@ -70,11 +74,30 @@ def spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]])
     )
 
 
-def similarity_figure(similarity: Mapping[str, np.ndarray], heads: int) -> Figure:
-    """Cosines between heads in the order of the layers, one matrix a circuit."""
+def similarity_figure(
+    similarity: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]], heads: int
+) -> Figure:
+    """Cosines between heads in the order of the layers, one matrix a circuit, in the colours of `clusters_figure`."""
     matrices_CNN = np.stack(list(similarity.values()))
     names = [name.replace("qk", "QK").replace("ov", "OV") for name in similarity]
-    return similarity_grid(matrices_CNN, columns=names, boundaries=range(0, matrices_CNN.shape[1], heads))
+    reach = _reach(similarity, _closest(null))
+    return similarity_grid(matrices_CNN, columns=names, reach=reach, boundaries=range(0, matrices_CNN.shape[1], heads))
+
+
+def _closest(null: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The cosine of the most alike two of as many random heads, on average over draws, by circuit."""
+    return {name: float(np.mean([_between(draw[name]).max(initial=0) for draw in null])) for name in _TITLES}
+
+
+def _reach(similarity: Mapping[str, np.ndarray], closest: Mapping[str, float]) -> float:
+    """How far colours go: to the furthest pair, and twice as far as random heads at least: noise looks faint."""
+    furthest = max(np.abs(_between(cosine_NN)).max(initial=1e-3) for cosine_NN in similarity.values())
+    return float(max(furthest, *(2 * cosine for cosine in closest.values())))
+
+
+def _between(cosine_NN: np.ndarray) -> np.ndarray:
+    """The cosines of different heads; a circuit of zeros is like nothing."""
+    return np.nan_to_num(cosine_NN)[~np.eye(len(cosine_NN), dtype=bool)]
 
 
 def clusters_figure(
@@ -92,11 +115,8 @@ def clusters_figure(
     FigureCanvasAgg(figure)
     grid = figure.subplots(2, 2, height_ratios=(0.3, 1), squeeze=False)
     own_NN = np.eye(count, dtype=bool)
-    closest = {
-        name: float(np.mean([np.nan_to_num(draw[name])[~own_NN].max(initial=0) for draw in null])) for name in _TITLES
-    }
-    furthest = max(np.abs(np.nan_to_num(similarity[name])[~own_NN]).max(initial=1e-3) for name in _TITLES)
-    reach = max(furthest, *(2 * cosine for cosine in closest.values()))
+    closest = _closest(null)
+    reach = _reach({name: similarity[name] for name in _TITLES}, closest)
     image = None
     for column, name in enumerate(_TITLES):
         cosine_NN = np.where(own_NN, 1, np.nan_to_num(similarity[name]))
@@ -113,7 +133,7 @@ def clusters_figure(
         grid[0, column].set_title(f"{_TITLES[name]} (dashed: the closest random heads)", fontsize=9)
     assert image is not None
     bar = figure.colorbar(image, ax=grid[1, :].tolist(), shrink=0.8, pad=0.01)
-    bar.set_label("cosine of circuits", fontsize=8)
+    bar.set_label(f"cosine of circuits (colours reach ±{reach:.2g})", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 
@@ -165,14 +185,25 @@ def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, fl
     return figure
 
 
-def _spelled(side: Mapping[str, Any], characters: int = 34) -> str:
-    """`12 7 40 … (3.1)`: as many tokens as fit, then how far the first one lies."""
-    text = ""
+def _spelled(side: Mapping[str, Any]) -> str:
+    """`12 7 40 … (3.1)`: as many tokens as fit into the column, then how far the first one lies."""
+    shown: list[str] = []
+    left = _COLUMN_POINTS
     for token in side["texts"]:
-        shown = token.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
+        text = token.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
         # The figures' font has no glyphs of most scripts; a code point says more than an empty box.
-        shown = "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in shown)
-        if text and len(text) + len(shown) + 1 > characters:
+        text = "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in text)
+        if not shown:
+            while _points(text) > left:
+                text = text[:-1]
+        left -= _points(text) + _points(" ")
+        if left < 0 and shown:
             break
-        text += (" " if text else "") + shown[:characters]
-    return f"{text}  ({side['deviations'][0]:.1f})"
+        shown.append(text)
+    return f"{' '.join(shown)}  ({side['deviations'][0]:.1f})"
+
+
+@lru_cache(maxsize=4096)
+def _points(text: str) -> float:
+    """How wide a text is in the size of the readouts, in points."""
+    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=8), False)[0])

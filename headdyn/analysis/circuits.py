@@ -119,7 +119,7 @@ class Circuits:
             figures={
                 "heads": heads_figure(table, c.head_dim),
                 "spectra": spectra_figure(spectra, null_spectra),
-                "similarity": similarity_figure(matrices, c.num_heads),
+                "similarity": similarity_figure(matrices, null_matrices, c.num_heads),
                 "clusters": clusters_figure(matrices, null_matrices, c.num_heads),
                 "readouts": readouts_figure(readouts, by_chance),
             },

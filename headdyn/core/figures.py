@@ -1,12 +1,13 @@
 """Drawing primitives on matplotlib's object interface: no pyplot, so no global state, no window and no leaked figure.
 
 Colours are told apart by colour-blind readers (Okabe & Ito 2008; cividis; PuOr), and never the only difference:
-curves also differ in their dashes, significance is an asterisk, a null is a hollow diamond.
+curves also differ in their dashes or marks, significance is an asterisk, a null is a hollow diamond.
 """
 
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
+from headdyn.core.settings import vector_figures
+
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 _DASHES = ("-", "--", "-.", ":")
+_MARKS = ("o", "s", "^", "v", "P", "X", "*", "p")  # no diamond, which is a null
 _GREY = "0.35"
 _DPI = 120
 _MOST_LABELLED_CELLS = 192  # numbers in a head map's cells: more than this and they no longer fit
@@ -108,9 +112,11 @@ def curves(
     figure = _figure(6.6, 3.6, "constrained")
     axes = figure.subplots()
     for i, line in enumerate(lines):
-        colour, dash = PALETTE[i % len(PALETTE)], _DASHES[i // len(PALETTE) % len(_DASHES)]
-        few = len(line.x) <= 16
-        axes.plot(line.x, line.y, dash, color=colour, label=line.label, lw=1.6, marker="o" if few else "", ms=3.5)
+        colour, (dash, mark) = PALETTE[i % len(PALETTE)], _look(i)
+        # Dashes alone tell the first curves apart; where there are more, a long one has a mark now and then.
+        every = 1 if len(line.x) <= 16 else len(line.x) // 8
+        mark = mark if every == 1 or len(lines) > len(_DASHES) else ""
+        axes.plot(line.x, line.y, dash, color=colour, label=line.label, lw=1.6, marker=mark, ms=3.5, markevery=every)
         if line.low is not None and line.high is not None:
             low, high = np.asarray(line.low, dtype=float), np.asarray(line.high, dtype=float)
             axes.fill_between(line.x, low, high, color=colour, alpha=0.18, lw=0)
@@ -128,6 +134,11 @@ def curves(
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Dashes and mark of a figure's curve of this number: the first differ in both, no two of 32 agree in both."""
+    return _DASHES[number % len(_DASHES)], _MARKS[(number + number // len(_DASHES)) % len(_MARKS)]
 
 
 def pattern_grid(
@@ -177,38 +188,43 @@ def lift_grid(
 
 
 def similarity_grid(
-    matrices_CNN: np.ndarray, *, columns: Sequence[str], boundaries: Sequence[float] = (), title: str = ""
+    matrices_CNN: np.ndarray, *, columns: Sequence[str], reach: float, boundaries: Sequence[float] = (), title: str = ""
 ) -> Figure:
-    """Matrices of cosines between heads side by side; heads are numbered through the layers, boundaries split those."""
+    """Matrices of cosines between heads side by side; heads are numbered through the layers, boundaries split those.
+
+    Colours run from −reach to reach. A head's cosine with itself says nothing and is left out.
+    """
+    own_NN = np.eye(matrices_CNN.shape[-1], dtype=bool)
     return _squares(
-        matrices_CNN[None],
+        np.where(own_NN, np.nan, matrices_CNN)[None],
         ([""], columns),
-        ("", "head, numbered through the layers"),
+        ("head, numbered through the layers", "head, numbered through the layers"),
         boundaries,
-        {"cmap": "PuOr_r", "norm": Normalize(-1, 1)},
-        "cosine",
+        {"cmap": "PuOr_r", "norm": Normalize(-reach, reach)},
+        f"cosine (colours reach ±{reach:.2g})",
         title,
     )
 
 
 def interval_plot(rows: Sequence[Interval], *, xlabel: str, title: str = "", zero_line: bool = False) -> Figure:
-    """Dots with intervals, one row each from the top, a null as a hollow diamond; rows without a value say so."""
+    """Marks with intervals, one row each from the top, a null as a hollow diamond; rows without a value say so."""
     figure = _figure(6.4, 1.2 + 0.26 * len(rows), "constrained")
     axes = figure.subplots()
     groups = list(dict.fromkeys(row.group for row in rows))
     for place, row in enumerate(rows):
-        colour = PALETTE[groups.index(row.group) % len(PALETTE)]
+        number = groups.index(row.group)
+        colour, mark = PALETTE[number % len(PALETTE)], _MARKS[number % len(_MARKS)]
         if row.value is None:
             axes.text(0.5, place, "absent", transform=axes.get_yaxis_transform(), color=_GREY, fontsize=7, va="center")
             continue
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [place, place], color=colour, lw=2, solid_capstyle="butt")
-        axes.plot(row.value, place, "o", color=colour, ms=5)
+        axes.plot(row.value, place, mark, color=colour, ms=5)
         if row.null is not None:
             axes.plot(row.null, place, "D", mfc="white", mec=_GREY, ms=5, zorder=1.5)
     for i, group in enumerate(groups):
         if group:
-            axes.plot([], [], "o-", color=PALETTE[i % len(PALETTE)], label=group)
+            axes.plot([], [], f"{_MARKS[i % len(_MARKS)]}-", color=PALETTE[i % len(PALETTE)], label=group)
     if any(row.null is not None for row in rows):
         axes.plot([], [], "D", mfc="white", mec=_GREY, label="null")
     if zero_line:
@@ -216,13 +232,16 @@ def interval_plot(rows: Sequence[Interval], *, xlabel: str, title: str = "", zer
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))  # long labels of rows may leave half of the width
+    axes.tick_params(axis="x", labelsize=8)
     if title:
-        axes.set_title(title, fontsize=10)
+        figure.suptitle(wrapped(title, figure), fontsize=10)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    if named := axes.get_legend_handles_labels()[1]:
+        # Below, where groups with long names leave the axes their width.
+        figure.legend(loc="outside lower center", ncols=len(named), fontsize=8, frameon=False)
     return figure
 
 
@@ -238,9 +257,16 @@ def png_bytes(figure: Figure) -> bytes:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, making its folder."""
+    """Write the figure as PNG, making its folder, and beside it in the vector format that is asked for, if any."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png_bytes(figure))
+    if kind := vector_figures():
+        figure.savefig(path.with_suffix(f".{kind}"))
+
+
+def wrapped(title: str, figure: Figure) -> str:
+    """A title in ten points, on as many lines as the figure's width asks for (12 letters an inch at most)."""
+    return textwrap.fill(title, int(12 * figure.get_figwidth()))
 
 
 def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:

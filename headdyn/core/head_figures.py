@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from headdyn.core.figures import PALETTE
+from headdyn.core.figures import PALETTE, wrapped
 
 _GREY = "0.35"
 _NULL = "0.82"
@@ -71,7 +71,7 @@ def null_ranges(panels: Sequence[NullRanges], *, columns: int, title: str = "", 
         handles.append(Line2D([], [], marker="$*$", ls="", color="black", label=mark))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(wrapped(title, figure), fontsize=10)
     return figure
 
 
@@ -126,7 +126,7 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
         axes.xaxis.tick_top()
         axes.spines[:].set_visible(False)
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(wrapped(title, figure), fontsize=10)
     return figure
 
 
@@ -153,7 +153,7 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "") 
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_axis_off()
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(wrapped(title, figure), fontsize=10)
     return figure
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,17 @@ class AnalysisChoice:
     target: str
     settings: Mapping[str, Any]
     needs: frozenset[str]  # what its class says it must be given: corpus, prompts, series
+
+
+def vector_figures() -> str | None:
+    """The format in which figures are also written beside their PNG: HEADDYN_FIGURES, pdf or svg; None is neither.
+
+    No setting of a run: nothing it computes depends on it. Off by default, since each takes 0.04 to 0.26 s to write.
+    """
+    kind = os.environ.get("HEADDYN_FIGURES") or None
+    if kind not in (None, "pdf", "svg"):
+        raise ConfigError(f"HEADDYN_FIGURES={kind} is unknown; it is pdf or svg")
+    return kind
 
 
 def build(cls: type, node: Any, where: str) -> Any:

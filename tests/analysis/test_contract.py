@@ -24,6 +24,7 @@ from headdyn.models.decoder import Decoder
 from tests import small_models, small_tokenizer
 from tests.analysis import tiny
 from tests.analysis.series.test_emergence import planted
+from tests.figure_checks import alike, clipped, overlapping
 
 FOLDER = Path(__file__).parents[2] / "conf" / "analysis"
 LISTS = {"all": "corpus", "all_prompts": "prompts"}  # options that name others
@@ -225,6 +226,11 @@ def test_permuting_heads_permutes_rows(analysis, findings, decoder, corpus):
 def test_figures_are_few_and_named(findings, corpus):
     assert 1 <= len(findings.figures) <= (8 if isinstance(corpus, list) else 5)
     assert all(name.isidentifier() for name in (*findings.figures, *findings.tables))
+
+
+def test_figures_are_fit_for_print(findings):
+    for name, figure in findings.figures.items():
+        assert clipped(figure) == [] and overlapping(figure) == [] and alike(figure) == [], name
 
 
 def test_a_small_corpus_is_taken_whole_or_refused_in_words(analysis, decoder, corpus):

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from headdyn.core.figures import (
     PALETTE,
@@ -23,6 +21,8 @@ from headdyn.core.figures import (
     save_png,
     similarity_grid,
 )
+from headdyn.core.settings import ConfigError
+from tests.figure_checks import alike, clipped, overlapping, visible_texts
 
 
 def a_head_map(layers: int = 4, heads: int = 4) -> Figure:
@@ -71,44 +71,53 @@ FIGURES = {
     "log_curves": lambda: some_curves(log_x=True),
     "pattern_grid": a_pattern_grid,
     "similarity_grid": lambda: similarity_grid(
-        np.stack([np.eye(8)] * 2), columns=["QK", "OV"], boundaries=(4,), title="x"
+        np.stack([np.eye(8)] * 2), columns=["QK", "OV"], reach=0.1, boundaries=(4,), title="x"
     ),
     "interval_plot": an_interval_plot,
 }
 
 
-def visible_texts(figure: Figure) -> list[Text]:
-    figure.canvas.draw()
-    outside = set()  # ticks beyond the axis limits exist but are not drawn
-    for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
-        low, high = sorted(axis.get_view_interval())
-        ticks = [tick for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high]
-        outside |= {label for tick in ticks for label in (tick.label1, tick.label2)}
-    return [text for text in figure.findobj(Text) if text.get_text().strip() and text not in outside]
-
-
-def clipped(figure: Figure) -> list[str]:
-    frame = Bbox.from_extents(-1, -1, figure.bbox.width + 1, figure.bbox.height + 1)
-    out = []
-    for text in visible_texts(figure):
-        box = text.get_window_extent()
-        if box.width and not (frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)):
-            out.append(text.get_text())
-    return out
-
-
 @pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_clipped_and_titles_do_not_collide(name):
+def test_nothing_is_clipped_and_no_texts_collide(name):
     figure = FIGURES[name]()
-    assert clipped(figure) == []
-    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
-    assert not any(a.overlaps(b) for a, b in itertools.combinations(titles, 2))
+    assert clipped(figure) == [] and overlapping(figure) == []
 
 
 def test_the_clipping_check_sees_a_clipped_label():
     figure = a_head_map()
     figure.text(0.99, 0.5, "far outside")
     assert clipped(figure) == ["far outside"]
+
+
+def test_the_check_of_overlaps_sees_crowded_tick_labels():
+    figure = an_interval_plot()
+    figure.axes[0].set_xticks(np.linspace(0, 1, 20), [f"{x:.4f}" for x in np.linspace(0, 1, 20)])
+    assert ("0.0000", "0.0526") in overlapping(figure)
+
+
+@pytest.mark.parametrize("points", [4, 40])
+def test_no_two_curves_differ_in_colour_alone(points):
+    x = np.arange(points)
+    figure = curves([Curve(label=str(i), x=x, y=x + i) for i in range(20)], xlabel="x", ylabel="y")
+    looks = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
+    assert len(set(looks)) == 20 and alike(figure) == []
+    few = curves([Curve(label=str(i), x=x, y=x + i) for i in range(4)], xlabel="x", ylabel="y").axes[0].lines
+    assert len({line.get_linestyle() for line in few}) == 4
+
+
+def test_groups_of_an_interval_plot_differ_in_their_marks():
+    rows = [Interval(label="a", value=1.0, null=0.0, group=group) for group in ("x", "y")]
+    assert alike(interval_plot(rows, xlabel="x")) == []
+
+
+def test_similarity_leaves_the_diagonal_out_and_reaches_as_far_as_told():
+    cosine_NN = np.array([[1.0, 0.03], [0.03, 1.0]])
+    figure = similarity_grid(cosine_NN[None], columns=["QK"], reach=0.06)
+    image = figure.axes[0].images[0]
+    assert image.get_clim() == (-0.06, 0.06)
+    assert np.isnan(np.ma.filled(image.get_array(), np.nan)[np.eye(2, dtype=bool)]).all()
+    told = [text.get_text() for text in visible_texts(figure)]
+    assert "cosine (colours reach ±0.06)" in told and told.count("head, numbered through the layers") == 2
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -118,6 +127,19 @@ def test_png_is_whole_and_the_same_every_time(name, tmp_path):
     save_png(FIGURES[name](), tmp_path / "new" / "figure.png")
     picture = imread(tmp_path / "new" / "figure.png")
     assert picture.std() > 0.01  # something is drawn
+
+
+def test_vectors_are_written_beside_the_png_where_they_are_asked_for(tmp_path, monkeypatch):
+    save_png(an_interval_plot(), tmp_path / "plain" / "figure.png")
+    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["figure.png"]
+    for kind, start in (("pdf", b"%PDF-"), ("svg", b"<?xml")):
+        monkeypatch.setenv("HEADDYN_FIGURES", kind)
+        save_png(an_interval_plot(), tmp_path / kind / "figure.png")
+        assert (tmp_path / kind / f"figure.{kind}").read_bytes().startswith(start)
+        assert (tmp_path / kind / "figure.png").read_bytes() == (tmp_path / "plain" / "figure.png").read_bytes()
+    monkeypatch.setenv("HEADDYN_FIGURES", "eps")
+    with pytest.raises(ConfigError, match="HEADDYN_FIGURES=eps is unknown; it is pdf or svg"):
+        save_png(an_interval_plot(), tmp_path / "figure.png")
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
