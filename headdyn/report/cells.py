@@ -23,9 +23,15 @@ PROMPTS = (
 
 
 def columns_for(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """The columns of a table over these runs: of prompts those that any run recorded, of corpora always the same."""
-    recorded = tuple(name for name in PROMPTS if any(name in job.run.scalars for job in jobs))
-    return TOPICS if not recorded or any("loss_nats" in job.run.scalars for job in jobs) else recorded
+    """The columns of a table over these runs: what any of them recorded, be it as absent for a reason."""
+    recorded = {name for job in jobs for name in job.run.scalars}
+    return tuple(name for name in (PROMPTS if of_prompts(jobs) else TOPICS) if name in recorded)
+
+
+def of_prompts(jobs: Sequence[Job]) -> bool:
+    """Whether these runs are on comparison prompts, and none on a corpus."""
+    recorded = {name for job in jobs for name in job.run.scalars}
+    return not recorded.isdisjoint(PROMPTS) and "loss_nats" not in recorded
 
 
 @dataclass(frozen=True)

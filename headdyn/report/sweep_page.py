@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from headdyn.report.cells import TOPICS, Cell, cell, columns_for, summary_cell
+from headdyn.report.cells import Cell, cell, columns_for, of_prompts, summary_cell
 from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
 from headdyn.report.head_data import ROLES, courses, patterns, series_course, statistics, telling_heads
@@ -39,7 +39,8 @@ def write_sweep_page(folder: Path) -> Path:
     sweep = SweepRecord.read(folder)
     jobs = sweep.complete
     kept, columns, series = patterns(jobs), columns_for(jobs), read_series(sweep)
-    settings = _group_settings(sweep, of_prompts=columns is not TOPICS)
+    prompts = of_prompts(jobs)
+    settings = _group_settings(sweep, of_prompts=prompts)
     shown = sweep.jobs if series else jobs
     page = folder / "report.html"
     write_page(
@@ -51,13 +52,13 @@ def write_sweep_page(folder: Path) -> Path:
         status=[_status(job, folder) for job in sweep.jobs],
         statements=[*series_statements(series), *statements(sweep)],
         series=series_content(sweep, series),
-        of_prompts=columns is not TOPICS,
+        of_prompts=prompts,
         remarks=_remarks(sweep, series),
         groups=sweep.groups,
         levels=LEVELS,
         varied=sweep.varied,
         columns=[(quantity(name).label, quantity(name).unit) for name in columns],
-        rows=[(job, [summary_cell(job, name) for name in columns] if job.complete else []) for job in shown],
+        rows=[(job, [summary_cell(job, name) for name in columns] if job.complete else []) for job in shown if columns],
         settings=settings,
         effect_charts=effect_charts(sweep.effects),
         effect_rows=_effect_rows(sweep.effects),
@@ -72,7 +73,7 @@ def write_sweep_page(folder: Path) -> Path:
         strips=_strips(sweep, kept),
         left_out=list(dict.fromkeys(part["left_out"] for part in kept.values() if part["left_out"])),
         text_topics=text_topics(job.run.manifest for job in jobs),
-        seed=seed_table(sweep) if columns is TOPICS else None,
+        seed=None if prompts else seed_table(sweep),
         checks=in_order([*checks(sweep), *series_checks(series)]),
         chapters=chapters(job.run for job in jobs),
         data=_data(sweep, kept, series),

@@ -17,7 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headdyn.report.cells import TOPICS, columns_for
+from headdyn.report.cells import of_prompts
 from headdyn.report.effect_words import ONE_SEED
 from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, p_value, quantity
 from headdyn.report.prompt_run import in_words
@@ -134,10 +134,8 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
     """A sweep's table, its answers in a sentence each, the jobs that did not finish, and where the report is."""
     if sweep.complete:
         recorded = {name for job in sweep.complete for name in job.run.scalars}
-        if columns_for(sweep.complete) is TOPICS:
-            console.print(summary_table(sweep, console))
-            recorded = set()
-        for columns, over in ((_PROMPT_COLUMNS, _PAIRS), (_SEED_COLUMNS, _STUDY), (_CLUSTER_COLUMNS, _HEADS)):
+        about_prompts = ((_PROMPT_COLUMNS, _PAIRS), (_SEED_COLUMNS, _STUDY), (_CLUSTER_COLUMNS, _HEADS))
+        for columns, over in about_prompts if of_prompts(sweep.complete) else ((_COLUMNS, _SEQUENCES),):
             if there := [(name, title) for name, title in columns if name in recorded]:
                 console.print(summary_table(sweep, console, there, over))
     said = False  # once is enough on a terminal
@@ -165,9 +163,7 @@ def print_run(folder: Path) -> None:
     print_summary(Console(), alone, folder / "report.html")
 
 
-def summary_table(
-    sweep: SweepRecord, console: Console, columns: Sequence[tuple[str, str]] = _COLUMNS, over: str = _SEQUENCES
-) -> Table:
+def summary_table(sweep: SweepRecord, console: Console, columns: Sequence[tuple[str, str]], over: str) -> Table:
     """One row a complete run: each number with its interval, and the null where chance is not zero.
 
     Below 112 columns the interval is given as ± half its width; from 176 on it stands beside the value.

@@ -86,7 +86,7 @@ def test_summary_has_every_number_with_interval_null_and_limits(tmp_path: Path) 
 
 def test_a_missing_scalar_is_absent_with_its_reason_and_never_zero(tmp_path: Path) -> None:
     gone = {"selectivity": {"reason": "fewer than two topics occur"}, "gap_closed": None}
-    _, read = page(sweep(tmp_path, [run(tmp_path, values=gone)]))
+    _, read = page(sweep(tmp_path, [run(tmp_path, values=gone), run(tmp_path, seed=1)]))
     summary = read.text.split("Brackets: 95 %")[1].split("Held-out loss of every training")[0]
     assert "absent: fewer than two topics occur" in summary
     assert "absent: the run recorded no gap_closed" in summary
@@ -174,3 +174,11 @@ def test_groups_of_other_settings_stand_side_by_side(tmp_path: Path) -> None:
 def test_a_lone_run_needs_no_filter_and_no_effects(tmp_path: Path) -> None:
     html, read = page(sweep(tmp_path, [run(tmp_path)]))
     assert 'id="filter"' not in html and "Effects of the factors" not in read.text
+
+
+def test_what_no_run_recorded_has_no_column(tmp_path: Path) -> None:
+    gone = dict.fromkeys(("gap_closed", "probe_accuracy_middle"))
+    _, read = page(sweep(tmp_path, [run(tmp_path, values=gone)]))
+    summary = read.text.split("Brackets: 95 %")[1].split("Held-out loss of every training")[0]
+    assert "topic selectivity" in summary
+    assert "gap closed" not in summary and "probe accuracy" not in summary and "absent" not in summary
