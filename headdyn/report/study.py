@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headdyn.report.cells import Cell, columns_for, summary_cell
-from headdyn.report.numbers import quantity
+from headdyn.report.numbers import quantity, spelled
 from headdyn.report.series.charts import series_charts
+from headdyn.report.series.other_analyses import other_analyses
 from headdyn.report.series.record import Series, read_series
 from headdyn.report.series.words import series_statements
 from headdyn.report.sweep_charts import effect_charts, loss_charts, probe_charts, recovery_charts
@@ -25,6 +26,7 @@ from headdyn.report.words import statements
 RESULTS = "results.md"
 COPIED = ("summary.csv", "timeline.csv", "effects.json", "matched_loss.json", "verdict.json")
 
+_BAR = r"\|"  # a | inside a cell of a Markdown table
 _MARGIN = 30.0
 _SVG = "http://www.w3.org/2000/svg"
 _STYLE = Path(__file__).with_name("templates") / "report.css"
@@ -142,6 +144,13 @@ def _results(sweep: SweepRecord, series: Sequence[Series], written: Sequence[Pat
     for statement in [*series_statements(series), *statements(sweep)]:
         lines += [f"## {statement.question}" + (f" ({statement.group})" if statement.group else ""), ""]
         lines += [*(f"- {sentence}" for sentence in statement.sentences), ""]
+    for part in other_analyses(sweep):
+        lines += [f"## {part.title}", "", part.text or f"Absent: {part.reason}.", ""]
+        lines += ["| metric | value | units | meaning |", "|---|---|---|---|"] if part.rows else []
+        for metric, scalar, units, meaning in part.rows:
+            value = spelled(scalar) if scalar.get("value") is not None else f"absent: {scalar['reason']}"
+            lines.append(f"| {metric} | {value} | {units} | {meaning.replace('|', _BAR)} |")
+        lines.append("")
     pictures = [path.name for path in written if path.suffix in (".svg", ".png")]
     lines += [f"![{Path(name).stem}]({name})\n" for name in pictures]
     return "\n".join(lines).rstrip() + "\n"

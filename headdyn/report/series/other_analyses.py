@@ -9,19 +9,19 @@ from typing import Any
 from markupsafe import Markup
 
 from headdyn.report.numbers import count
-from headdyn.report.page import measured, picture
+from headdyn.report.page import picture
 from headdyn.report.series.record import series_titles, verdicts
 from headdyn.report.sweep_record import SweepRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class OtherAnalysis:
-    """One such analysis of one series. Rows are (metric, measured value, units, meaning); `reason` says why none."""
+    """One such analysis of one series. Rows are (metric, scalar, units, meaning); `reason` says why none."""
 
     title: str
     text: str
     reason: str
-    rows: Sequence[tuple[str, Markup, str, str]]
+    rows: Sequence[tuple[str, Mapping[str, Any], str, str]]
     figures: Sequence[Markup]
 
 
@@ -42,7 +42,7 @@ def _read(sweep: SweepRecord, entry: Mapping[str, Any], series: str) -> OtherAna
     rows = [
         (
             metric,
-            measured(scalar),
+            scalar,
             count(scalar["n"], scalar["unit"]) if scalar.get("n") and scalar.get("unit") else "",
             entry["meanings"].get(metric, ""),
         )
