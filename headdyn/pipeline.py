@@ -33,6 +33,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
+from headdyn.report.pattern_figure import telling_patterns
 from headdyn.report.run_page import write_run_page
 from headdyn.stages import Stages, find_corpus, is_outdated, open_checkpoint, open_corpus, open_store, training_recipe
 
@@ -119,6 +120,9 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
         patterns = record.path / "patterns.safetensors"
         save_patterns(subject.decoder, subject.material, config.patterns_kept, patterns)
         record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
+        if config.patterns_kept:
+            shown = telling_patterns(HeadTable.concat(record.tables), patterns)
+            record.figure("patterns", "telling_heads", shown)
 
 
 def compared_layer(config: RunConfig, decoder: Decoder) -> int:

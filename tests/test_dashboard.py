@@ -26,16 +26,17 @@ from tests.core.test_tracking import records
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level
 
-# Small draws: what is tested here is which keys there are.
+# Every analysis there is; small draws: what is tested here is which keys there are.
+_FEW = ("analysis.head_clusters.null_draws=200", "analysis.ablation.texts=4", "analysis.ablation.random_groups=20")
 MATRIX_RUN = (
     *TINY,
-    "tracking=wandb",
-    "analysis=[loss,attention,probes,circuits,tensorlens]",
+    *("tracking=wandb", "analysis=all", *_FEW),
     *("analysis.tensorlens.sequences=21", "analysis.tensorlens.targets=2"),
 )
 PROMPT_RUN = (
     *("model=huggingface", "model.revision=step1000", "data=comparisons", "data.bug_pairs=6", "data.control_pairs=4"),
-    *("analysis=[specialization,head_clusters]", "analysis.head_clusters.null_draws=200"),
+    *("analysis=all_prompts", *_FEW),
+    *("analysis.permutation.texts=2", "analysis.permutation.tokens=4"),
     *("tracking=wandb", "threads=1"),
 )
 RUN_ATTRIBUTES = {"createdAt", "displayName", "group"}  # what the app knows of every run
@@ -188,6 +189,10 @@ def test_one_run_in_depth_names_what_runs_log(logged):
     run = in_depth(logged["matrix"].name)
     assert not missing(run, *logged.values())
     assert ("artifact", f"{logged['matrix'].name}-patterns") in named(specs(run))
+    # And the other way: no picture and no table of heads that a run logs lacks a panel.
+    media = {key for run in logged.values() for key in run.keys if key[0] in ("image", "table")}
+    assert {("image", "patterns/telling_heads"), ("table", "heads/permutation")} < media
+    assert media <= named(specs(run))
     assert not missing(in_depth(None), *logged.values())
 
 

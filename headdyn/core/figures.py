@@ -146,10 +146,10 @@ def pattern_grid(
     *,
     rows: Sequence[str],
     columns: Sequence[str],
-    boundaries: Sequence[float] = (),
+    boundaries: Sequence[Sequence[float]] = (),
     title: str = "",
 ) -> Figure:
-    """Attention patterns in R × C panels on one colour scale (0..1, square root), topic boundaries as lines.
+    """Attention patterns in R × C panels on one colour scale (0..1, square root), each row's topic boundaries as lines.
 
     A boundary is the position of the first token of a segment.
     """
@@ -157,7 +157,7 @@ def pattern_grid(
         pattern_RCQK,
         (rows, columns),
         ("query position (tokens)", "key position (tokens)"),
-        boundaries,
+        boundaries or [()] * len(rows),
         {"cmap": "cividis", "norm": PowerNorm(0.5, vmin=0, vmax=1)},
         "attention weight (square-root scale)",
         title,
@@ -174,13 +174,13 @@ def lift_grid(
 ) -> Figure:
     """Maps over causal-uniform attention, A_qk (q + 1), in R × C panels on one logarithmic scale; 0 is drawn empty.
 
-    Boundaries as in `pattern_grid`.
+    Boundaries as in `pattern_grid`, the same in every row.
     """
     return _squares(
         np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan),
         (rows, columns),
         ("query position (tokens)", "key position (tokens)"),
-        boundaries,
+        [boundaries] * len(rows),
         {"cmap": "PuOr_r", "norm": Normalize(-3, 3)},
         "log2 of weight over uniform attention's",
         title,
@@ -199,7 +199,7 @@ def similarity_grid(
         np.where(own_NN, np.nan, matrices_CNN)[None],
         ([""], columns),
         ("head, numbered through the layers", "head, numbered through the layers"),
-        boundaries,
+        [boundaries],
         {"cmap": "PuOr_r", "norm": Normalize(-reach, reach)},
         f"cosine (colours reach ±{reach:.2g})",
         title,
@@ -311,20 +311,20 @@ def _squares(
     panels_RCNN: np.ndarray,
     names: tuple[Sequence[str], Sequence[str]],
     axis_labels: tuple[str, str],
-    boundaries: Sequence[float],
+    boundaries: Sequence[Sequence[float]],
     scale: Mapping[str, Any],
     unit: str,
     title: str,
 ) -> Figure:
-    """R × C square panels on one colour scale, with a line in front of every boundary on both axes."""
+    """R × C square panels on one colour scale, with a line in front of every boundary of their row on both axes."""
     rows, columns, size, _ = panels_RCNN.shape
     side = min(2.8, max(0.9, 9.0 / columns))
     left, right, top, bottom, gap = 0.75, 0.95, 0.65 if title else 0.35, 0.55, 0.1
     width, height = left + columns * (side + gap) + right, top + rows * (side + gap) + bottom
     figure = _figure(width, height)
     line = "white" if scale["cmap"] == "cividis" else "0.3"
-    edges = [place - 0.5 for place in boundaries if 0 < place < size]
     for r, c in np.ndindex(rows, columns):
+        edges = [place - 0.5 for place in boundaries[r] if 0 < place < size]
         axes = _axes(figure, left + c * (side + gap), bottom + (rows - 1 - r) * (side + gap), side, side)
         image = axes.imshow(panels_RCNN[r, c], interpolation="nearest", aspect="auto", **scale)
         axes.hlines(edges, -0.5, size - 0.5, color=line, lw=0.5)

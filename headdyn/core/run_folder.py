@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from headdyn.core.records import Findings, HeadTable, Metric, read_json, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import NoTracker, Tracker
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
@@ -203,21 +206,25 @@ class RunFolder:
 
     def add(self, name: str, findings: Findings, **labels: Any) -> None:
         """Keep an analysis's findings: rows labelled with run, model and step, figures, further tables."""
-        from headdyn.core.figures import save_png
-
         table = findings.table.with_q().labelled(**labels)
         self.tables.append(table)
         HeadTable.concat(self.tables).write(self.path / HEADS)
         self.tracker.table(f"heads/{name}", table)
         for title, figure in findings.figures.items():
-            path = self.path / "figures" / f"{name}_{title}.png"
-            save_png(figure, path)
-            self.tracker.image(f"{name}/{title}", path)
+            self.figure(name, title, figure)
         for title, further in findings.tables.items():
             import pyarrow.parquet as pq
 
             pq.write_table(further, self.path / f"{title}.parquet")
         self.summarise(**table.summary())
+
+    def figure(self, section: str, title: str, figure: Figure) -> None:
+        """Keep a figure as figures/SECTION_TITLE.png and send it to the tracker as SECTION/TITLE."""
+        from headdyn.core.figures import save_png
+
+        path = self.path / "figures" / f"{section}_{title}.png"
+        save_png(figure, path)
+        self.tracker.image(f"{section}/{title}", path)
 
     def describe(self, name: str, about: str, metrics: Mapping[str, Metric]) -> None:
         """Keep what an analysis's numbers mean in the manifest, where a report finds it: None is a range's open end."""

@@ -87,11 +87,16 @@ def patterns(jobs: Sequence[Job], budget: int = PATTERN_BYTES) -> dict[int, dict
 def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
     """For one training: the head that has each role most, judged in its first arm (RoPE before what came of it)."""
     first = next((job for job in siblings if not job.recalibrated), siblings[0])
-    there = head_metrics(first.heads)
+    return telling(first.heads)
+
+
+def telling(table: HeadTable) -> dict[str, tuple[int, int]]:
+    """The head (layer, head) that has each role most, by role; roles whose metric was not measured are left out."""
+    there = head_metrics(table)
     found: dict[str, tuple[int, int]] = {}
     for role, metric in ROLES.items():
         if metric in there:
-            value_LH = first.heads.matrix(metric)
+            value_LH = table.matrix(metric)
             layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
             found[role] = (int(layer), int(head))
     return found

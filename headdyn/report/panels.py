@@ -103,6 +103,8 @@ _TRAINING = Section(
     ),
 )
 _TOPIC_IMAGES = Chart(kind="images", title="Heads: topics and roles", keys=("attention/topics", "attention/roles"))
+_PATTERNS = Chart(kind="images", title="Attention patterns of telling heads", keys=("patterns/telling_heads",))
+_INSTRUMENTS = tuple(f"{name}_selectivity_no_self.value" for name in ("raw", "rollout", "tensorlens"))
 _PROMPTS = (
     *("plain_success", "even_success", "odd_success", "all_success", "source_success"),
     *("strength", "strength_nats", "control_strength_nats"),
@@ -139,8 +141,21 @@ MATRIX = Dashboard(
                 ),
             ),
         ),
+        Section(
+            title="The whole model",
+            text="Topic selectivity, self key left out, by raw attention, by rollout and by TensorLens; of runs that "
+            "measured it (analysis=all).",
+            charts=tuple(
+                Chart(kind="bar", title=f"topic selectivity (share) by {f}", keys=_INSTRUMENTS, by=f"factors.{f}")
+                for f in FACTORS
+            ),
+        ),
         _TRAINING,
-        Section(title="Heads", text="Head maps and rows.", charts=(_TOPIC_IMAGES, *_tables("attention", "probes"))),
+        Section(
+            title="Heads",
+            text="Head maps, patterns and rows.",
+            charts=(_TOPIC_IMAGES, _PATTERNS, *_tables("attention", "probes")),
+        ),
     ),
 )
 
@@ -186,13 +201,21 @@ def of_sweep(dashboard: Dashboard, sweep: str | None) -> Dashboard:
 def in_depth(run: str | None) -> Dashboard:
     """Everything of one run, of the newest where none is named; of analyses it did not do, panels stay empty."""
     images = {
-        "Attention": ("attention/topics", "attention/roles", "tensorlens/maps", "tensorlens/heads"),
-        "Whole model": ("tensorlens/instruments", "tensorlens/layers", "probes/accuracy", "loss/by_position"),
-        "Circuits": ("circuits/heads", "circuits/spectra", "circuits/similarity"),
-        "Comparison prompts": tuple(f"specialization/{n}" for n in ("null", "layers", "heads", "group_sizes")),
+        "Attention": ("patterns/telling_heads", "attention/topics", "attention/roles"),
+        "Whole model": tuple(f"tensorlens/{n}" for n in ("maps", "heads", "instruments", "layers")),
+        "Loss and probes": ("loss/by_position", "probes/accuracy"),
+        "Circuits": tuple(f"circuits/{n}" for n in ("heads", "spectra", "similarity", "clusters", "readouts")),
+        "Ablation": ("ablation/heads", "ablation/groups"),
+        "Comparison prompts": (
+            *(f"specialization/{n}" for n in ("null", "layers", "heads", "group_sizes", "fractions")),
+            *("patching/heads", "permutation/orders"),
+        ),
         "Clusters": tuple(f"head_clusters/{n}" for n in ("silhouettes", "assignments", "points")),
     }
-    rows = ("loss", "attention", "probes", "circuits", "tensorlens", "specialization", "head_clusters")
+    rows = (
+        *("loss", "attention", "probes", "circuits", "tensorlens", "ablation"),
+        *("patching", "specialization", "permutation", "head_clusters"),
+    )
     patterns = (Chart(kind="artifact", title="patterns", keys=(f"{run}-patterns",)),) if run else ()
     return Dashboard(
         name="run",

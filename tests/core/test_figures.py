@@ -51,7 +51,7 @@ def some_curves(**options) -> Figure:
 def a_pattern_grid() -> Figure:
     pattern = np.tril(np.ones((2, 3, 20, 20))) / np.arange(1, 21)[:, None]
     return pattern_grid(
-        pattern, rows=["layer 0", "layer 1"], columns=["a", "b", "c"], boundaries=(0, 8, 13), title="one"
+        pattern, rows=["layer 0", "layer 1"], columns=["a", "b", "c"], boundaries=[(0, 8, 13), (5,)], title="one"
     )
 
 
@@ -177,9 +177,9 @@ def test_curves_carry_units_references_and_step_zero():
 
 
 def test_pattern_grid_draws_a_boundary_before_its_token():
-    axes = a_pattern_grid().axes[0]
-    places = sorted({segment[0][1] for segment in axes.collections[0].get_segments()})
-    assert places == [7.5, 12.5]  # the segment at 0 needs no line
+    for axes, expected in zip(a_pattern_grid().axes, [[7.5, 12.5]] * 3 + [[4.5]] * 3, strict=False):
+        places = sorted({segment[0][1] for segment in axes.collections[0].get_segments()})
+        assert places == expected  # the segment at 0 needs no line
 
 
 def test_palette_is_told_apart_without_red_and_green():

@@ -1,0 +1,35 @@
+"""The attention patterns of a run's telling heads as one figure, for its folder, its page and W&B."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from safetensors import safe_open
+
+from headdyn.core.figures import pattern_grid
+from headdyn.core.records import HeadTable
+from headdyn.report.head_data import telling
+
+_SEQUENCES = 2  # rows: a head that does one thing does it on both
+
+
+def telling_patterns(table: HeadTable, path: Path) -> Figure:
+    """A column a telling head, a row a kept sequence (two at most), with topic boundaries; head 0.0 where none tells.
+
+    `path` is the run's patterns.safetensors. Without the attention statistics no head has a role to be shown for.
+    """
+    heads = telling(table) or {"no roles were measured": (0, 0)}
+    with safe_open(path, framework="np") as file:
+        topics_NT = file.get_tensor("topics")[:_SEQUENCES]
+        slices = [
+            file.get_slice(f"pattern.{layer}")[: len(topics_NT), head : head + 1] for layer, head in heads.values()
+        ]
+    return pattern_grid(
+        np.concatenate(slices, axis=1).astype(np.float32),
+        rows=[f"sequence {n}" for n in range(1, len(topics_NT) + 1)],
+        columns=[f"{role}\nlayer {layer}, head {head}" for role, (layer, head) in heads.items()],
+        boundaries=[(np.flatnonzero(np.diff(topics_T)) + 1).tolist() for topics_T in topics_NT],
+        title="Attention patterns (lines: a new topic begins)",
+    )
