@@ -62,20 +62,30 @@ class Frozen:
 
         Affine in x, and linear without `biases`.
         """
+        z_NBTHd = self.heads(index, x_NBTD, biases=biases)
+        block = cast(Block, self.decoder.blocks[index])
+        middle_NBTD = x_NBTD + _linear(block.attention.o, z_NBTHd.flatten(-2), biases)
+        return middle_NBTD + self.mlp(index, x_NBTD if block.parallel else middle_NBTD, biases=biases), z_NBTHd
+
+    def heads(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T H d"]:
+        """The heads' outputs z, before W_O, on what the layer reads."""
         frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
-        c, attention = self.decoder.config, block.attention
+        c = self.decoder.config
         copies, batch, length, _ = x_NBTD.shape
-        v_NBTX = _linear(attention.v, _norm(block.norm1, x_NBTD, frozen.scale1_BT, biases), biases)
+        v_NBTX = _linear(block.attention.v, _norm(block.norm1, x_NBTD, frozen.scale1_BT, biases), biases)
         # The copies become columns beside the head's own: one product per head, however many copies.
         v_BGKX = v_NBTX.view(copies, batch, length, c.num_kv_heads, -1).permute(1, 3, 2, 0, 4).flatten(3)
         pattern_BGrQK = frozen.pattern_BHQK.unflatten(1, (c.num_kv_heads, -1))
         z_BGrQX = pattern_BGrQK @ v_BGKX[:, :, None]
         z_BHTNd = z_BGrQX.flatten(1, 2).unflatten(-1, (copies, c.head_dim))
-        z_NBTHd = z_BHTNd.permute(3, 0, 2, 1, 4)
-        middle_NBTD = x_NBTD + _linear(attention.o, z_NBTHd.flatten(-2), biases)
-        reads_NBTD = _norm(block.norm2, x_NBTD if block.parallel else middle_NBTD, frozen.scale2_BT, biases)
+        return z_BHTNd.permute(3, 0, 2, 1, 4)
+
+    def mlp(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T D"]:
+        """What the layer's MLP writes for what it reads: the layer's input, in a sequential block with attention's."""
+        frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
+        reads_NBTD = _norm(block.norm2, x_NBTD, frozen.scale2_BT, biases)
         hidden_NBTF = frozen.gate_BTF * _linear(_linear_branch(block.mlp, self.branch), reads_NBTD, biases)
-        return middle_NBTD + _linear(block.mlp.down, hidden_NBTF, biases), z_NBTHd
+        return _linear(block.mlp.down, hidden_NBTF, biases)
 
     def states(
         self, x_NBTD: Float[Tensor, "N B T D"], *, first: int = 0, biases: bool = True
@@ -95,10 +105,14 @@ class Frozen:
 
     def unembedding(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """u with ⟨u_t, y_t⟩ = the logit of `tokens_BT` at every position less the mean logit, up to the norm's bias."""
-        decoder = self.decoder
-        u_BTD = F.embedding(tokens_BT, decoder.unembed.weight) - decoder.unembed.weight.mean(0)
-        u_BTD = u_BTD * decoder.norm.weight
-        if decoder.norm.bias is not None:
+        unembed_VD = self.decoder.unembed.weight
+        return self.readout(F.embedding(tokens_BT, unembed_VD) - unembed_VD.mean(0))
+
+    def readout(self, direction_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """u with ⟨u_t, y_t⟩ = ⟨direction_t, the final norm of y_t⟩ less ⟨direction_t, the norm's bias⟩."""
+        norm = self.decoder.norm
+        u_BTD = direction_BTD * norm.weight
+        if norm.bias is not None:
             u_BTD = u_BTD - u_BTD.mean(-1, keepdim=True)
         return u_BTD * self.final_scale_BT[..., None]
 
@@ -229,12 +243,43 @@ def full_tensor(frozen: Frozen, *, max_tensor_bytes: int = 2**30) -> Float[Tenso
         )
     tensor_JEID = x_BTD.new_zeros(length, width, length, width)
     for j in range(length):
-        basis_NBTD = x_BTD.new_zeros(width, 1, length - j, width)
-        basis_NBTD[:, 0, 0] = torch.eye(width, dtype=x_BTD.dtype, device=x_BTD.device)
-        for state_NBTD in frozen.tail(j).states(basis_NBTD, biases=False):
-            basis_NBTD = state_NBTD
-        tensor_JEID[j, :, j:] = basis_NBTD[:, 0]
+        tensor_JEID[j, :, j:] = _pushed(frozen, j, torch.eye(width, dtype=x_BTD.dtype, device=x_BTD.device))
     return tensor_JEID.permute(2, 3, 0, 1)
+
+
+@torch.no_grad()
+def tensor_norms(
+    frozen: Frozen, *, probes: int | None = None, generator: torch.Generator | None = None
+) -> Float[Tensor, "I J"]:
+    """‖T_ij‖_F of one sequence, without the tensor: D frozen passes a token, in T·D floats for each of them.
+
+    With `probes`, that many random signs v a token take the basis' place: E‖T_ij v‖² = ‖T_ij‖²_F, and the square's
+    relative standard error is √(2/probes) at most (Hutchinson 1990). Raises ValueError for probes below 1.
+    """
+    x_BTD = _only_sequence(frozen)
+    _, length, width = x_BTD.shape
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes={probes} must be at least 1, or None for the exact norm")
+    square_JI = x_BTD.new_zeros(length, length)
+    at_once = max(1, _CHUNK_FLOATS // (length * max(width, frozen.decoder.config.d_ff)))
+    for j in range(length):
+        if probes is None:
+            rows_XD = torch.eye(width, dtype=x_BTD.dtype, device=x_BTD.device)
+        else:
+            bits_XD = torch.randint(2, (probes, width), generator=generator).to(x_BTD)
+            rows_XD = (2 * bits_XD - 1) / probes**0.5
+        for part_XD in rows_XD.split(at_once):
+            square_JI[j, j:] += _pushed(frozen, j, part_XD).square().sum((0, 2))
+    return square_JI.sqrt().mT
+
+
+def _pushed(frozen: Frozen, j: int, rows_XD: Float[Tensor, "X D"]) -> Float[Tensor, "X I D"]:
+    """T_ij v for every row v, outputs from token j on."""
+    part = frozen.tail(j)
+    state_NBTD = rows_XD.new_zeros(len(rows_XD), *part.residual[0].shape)
+    state_NBTD[:, 0, 0] = rows_XD
+    *_, last_NBTD = part.states(state_NBTD, biases=False)
+    return last_NBTD[:, 0]
 
 
 @torch.no_grad()
@@ -309,6 +354,41 @@ def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pull
         )
     pulled = Pulled(x_KBTD=x_grad[:, 0], z_LKBTHd=torch.stack([grad[:, 0] for grad in z_grads]))
     return pulled, torch.stack([z_NBTHd[0].detach() for z_NBTHd in heads])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direct:
+    """What K frozen outputs Σ ⟨cotangent, y⟩ owe to what each part writes into the residual stream for them to read.
+
+    The parts' work is that of the input alone. What any bias adds, by whatever path, is `biases`, so that the parts and
+    the biases sum to the output exactly.
+    """
+
+    embedding_KB: Tensor
+    heads_LKBH: Tensor
+    mlps_LKB: Tensor
+    biases_KB: Tensor
+
+
+@torch.no_grad()
+def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> Direct:
+    """The direct shares of embedding, heads and MLPs; costs two frozen passes and no backward one."""
+    x_NBTD, heads, mlps = frozen.residual[0][None], [], []
+    for index, block in enumerate(frozen.decoder.blocks):
+        z_NBTHd = frozen.heads(index, x_NBTD, biases=False)
+        o_HdD = frozen.decoder.head_weights(index).o_HdD
+        # ⟨g, z W_O⟩ with W_O on the cotangent's side, or every head's write would be an array of width D.
+        heads.append((torch.einsum("kbtD,hdD->kbthd", cotangent_KBTD, o_HdD) * z_NBTHd).sum((2, 4)))
+        middle_NBTD = x_NBTD + torch.einsum("nbthd,hdD->nbtD", z_NBTHd, o_HdD)
+        written_NBTD = frozen.mlp(index, x_NBTD if cast(Block, block).parallel else middle_NBTD, biases=False)
+        mlps.append((cotangent_KBTD * written_NBTD).sum((2, 3)))
+        x_NBTD = middle_NBTD + written_NBTD
+    return Direct(
+        embedding_KB=(cotangent_KBTD * frozen.residual[0]).sum((2, 3)),
+        heads_LKBH=torch.stack(heads),
+        mlps_LKB=torch.stack(mlps),
+        biases_KB=(cotangent_KBTD * frozen.affine()).sum((2, 3)),
+    )
 
 
 # -- heads ------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ import torch
 from torch import nn
 
 from headdyn.models.decoder import Decoder
-from headdyn.models.frozen import contributions, freeze, full_tensor, head_flow, head_values, pull
+from headdyn.models.frozen import (
+    contributions,
+    direct_shares,
+    freeze,
+    full_tensor,
+    head_flow,
+    head_values,
+    pull,
+    tensor_norms,
+)
 from tests import small_models
 
 QWEN2 = dataclasses.replace(small_models.GQA, qk_norm=False, qkv_bias=True)
@@ -186,6 +195,55 @@ def test_the_two_branches_of_a_swiglu_are_different_operators_with_one_output():
     assert (up - gate).abs().max() > 0.1
     neox = small_models.drawn(small_models.NEOX)
     assert torch.equal(*(full_tensor(freeze(neox, tokens, branch=branch)) for branch in ("up", "gate")))
+
+
+@pytest.mark.parametrize("floats", [1, 2**20])
+def test_norms_are_those_of_the_full_tensor(decoder, branch, floats, monkeypatch):
+    monkeypatch.setattr("headdyn.models.frozen._CHUNK_FLOATS", floats)
+    frozen = freeze(decoder, small_models.tokens(1, LENGTH), branch=branch)
+    norm_IJ = full_tensor(frozen).square().sum((1, 3)).sqrt()
+    torch.testing.assert_close(tensor_norms(frozen), norm_IJ, atol=1e-12, rtol=0)
+
+
+def test_random_probes_estimate_them_as_well_as_they_say():
+    frozen = freeze(small_models.drawn(small_models.NEOX), small_models.tokens(1, LENGTH))
+    exact_IJ, generator = tensor_norms(frozen), torch.Generator().manual_seed(0)
+    below = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    estimates = torch.stack([tensor_norms(frozen, probes=8, generator=generator)[below] for _ in range(200)]).square()
+    relative = estimates / exact_IJ[below].square()
+    assert relative.std(0).max() < (2 / 8) ** 0.5 < 4 * relative.std(0).max()
+    assert (relative.mean(0) - 1).abs().max() < 5 * (2 / 8 / 200) ** 0.5
+    with pytest.raises(ValueError, match="probes=0 must be at least 1"):
+        tensor_norms(frozen, probes=0)
+
+
+def test_direct_shares_are_what_each_part_writes_and_sum_to_the_output(decoder):
+    tokens = small_models.tokens(2, LENGTH)
+    frozen = freeze(decoder, tokens)
+    generator = torch.Generator().manual_seed(5)
+    cotangent_KBTD = torch.randn(3, *frozen.residual[-1].shape, generator=generator, dtype=torch.float64)
+    direct = direct_shares(frozen, cotangent_KBTD)
+    total_KB = direct.embedding_KB + direct.heads_LKBH.sum((0, 3)) + direct.mlps_LKB.sum(0) + direct.biases_KB
+    output_KB = (cotangent_KBTD * frozen.residual[-1]).sum((2, 3))
+    torch.testing.assert_close(total_KB, output_KB, atol=1e-10, rtol=1e-12)
+    pulled, _ = pull(frozen, cotangent_KBTD)
+    torch.testing.assert_close(
+        pulled.token_shares(frozen).sum(-1) + direct.biases_KB, output_KB, atol=1e-10, rtol=1e-12
+    )
+    z_BTHd = torch.einsum("bhqk,bkhd->bqhd", frozen.layers[0].pattern_BHQK, head_values(frozen, 0, biases=False))
+    written_BTHD = torch.einsum("bthd,hdD->bthD", z_BTHd, decoder.head_weights(0).o_HdD)
+    heads_KBH = torch.einsum("kbtD,bthD->kbh", cotangent_KBTD, written_BTHD)
+    torch.testing.assert_close(direct.heads_LKBH[0], heads_KBH, atol=1e-10, rtol=0)
+    has_biases = decoder.config.qkv_bias or decoder.config.norm == "layer"
+    assert bool(direct.biases_KB.abs().max() > 1e-3) == has_biases
+    if not has_biases:  # then the parts are those that a trace shows
+        trace = decoder.trace(tokens, sites=("z", "mlp_out"))
+        for layer in range(decoder.config.num_layers):
+            written_BTHD = torch.einsum("bthd,hdD->bthD", trace["z", layer], decoder.head_weights(layer).o_HdD)
+            heads_KBH = torch.einsum("kbtD,bthD->kbh", cotangent_KBTD, written_BTHD)
+            torch.testing.assert_close(direct.heads_LKBH[layer], heads_KBH, atol=1e-10, rtol=0)
+            mlps_KB = torch.einsum("kbtD,btD->kb", cotangent_KBTD, trace["mlp_out", layer])
+            torch.testing.assert_close(direct.mlps_LKB[layer], mlps_KB, atol=1e-10, rtol=0)
 
 
 def gathered(frozen, first: int = 0, last: int | None = None) -> list[torch.Tensor]:
