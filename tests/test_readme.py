@@ -1,6 +1,7 @@
 """What the README says is there, is there: modules, commands, the Python example."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -9,9 +10,12 @@ import torch
 
 import headdyn
 from headdyn.models.checkpoints import save_snapshot
+from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
+from headdyn.models.families import export_pretrained
+from headdyn.models.frozen import tensor_norms
 from headdyn.plan import make_plan, one_ordering, one_series
-from tests.small_models import MHA
+from tests.small_models import GPT2, GQA, MHA, NEOX, drawn
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,6 +73,29 @@ def test_the_python_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     shape, changed = capsys.readouterr().out.splitlines()
     assert shape == str(torch.Size([4, MHA.num_heads, 32, 32]))
     assert float(re.sub(r"[^\d.e-]|, .*", "", changed.removeprefix("tensor("))) > 0
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GPT2, NEOX, GQA, dataclasses.replace(GQA, qk_norm=False, qkv_bias=True)],
+    ids=["gpt2", "neox", "qwen3", "qwen2"],
+)
+def test_tensorlens_runs_on_a_hugging_face_checkpoint(config: DecoderConfig, tmp_path: Path, capsys) -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    config = dataclasses.replace(config, head_dim=config.d_model // config.num_heads)
+    export_pretrained(drawn(config, dtype=torch.float32), tmp_path)
+    names = {"FOLDER": tmp_path, "torch": torch}
+    exec(compile(ast.parse(code), "README.md", "exec"), names)
+    width = config.d_model
+    assert capsys.readouterr().out.startswith(str(torch.Size([8, width, 8, width])))
+    frozen, tokens_BT = names["frozen"], names["tokens_BT"]
+    norm_IJ = names["T_IDJD"].square().sum((1, 3)).sqrt()
+    torch.testing.assert_close(tensor_norms(frozen), norm_IJ)
+    with torch.no_grad():  # without biases the shares of all tokens are the logits, less their mean
+        logits_BTV = names["decoder"](tokens_BT)
+        picked_BT = logits_BTV.gather(-1, tokens_BT[..., None])[..., 0] - logits_BTV.mean(-1)
+    off = abs(float(names["pulled"].token_shares(frozen).sum() - picked_BT.sum()))
+    assert (off < 1e-3) == (config.norm == "rms" and not config.qkv_bias)
 
 
 def test_the_organism_study_shows_its_own_table() -> None:

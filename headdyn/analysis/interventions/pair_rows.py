@@ -45,6 +45,12 @@ class PairRows:
         low, high = bootstrap_interval(values_P, self.generator, draws=self.bootstrap_draws)
         return _row(metric, values_P, values_P.mean().item(), low.item(), high.item()) | columns
 
+    def means(self, metric: str, values_PX: np.ndarray, null_PX: np.ndarray) -> list[Row]:
+        """Each column's mean over pairs, with the BCa interval, beside the mean that chance gives the same pairs."""
+        low_X, high_X = bootstrap_interval(values_PX, self.generator, draws=self.bootstrap_draws)
+        columns = zip(values_PX.T, low_X.tolist(), high_X.tolist(), null_PX.mean(0).tolist(), strict=True)
+        return [_row(metric, v, v.mean().item(), low, high) | {"null": null} for v, low, high, null in columns]
+
     def effects(self, metric: str, values_PX: np.ndarray) -> list[Row]:
         """Each column's mean over pairs against 0, with the p-value of sign flips."""
         p_X = sign_flip_test(values_PX, self.generator, draws=self.sign_flips)
@@ -57,17 +63,24 @@ class PairRows:
 
         0 is unmoved, 1 all the way. Absent where the denominator's own interval holds 0, or there is no interval.
         """
-        distance_P = source_P - target_P
-        low, high = (b.item() for b in bootstrap_interval(distance_P, self.generator, draws=self.bootstrap_draws))
+        rows = self.shares(metric, patched_XP - target_P, source_P - target_P, "source and target differ by")
+        return [row | {"null": 0.0} if "value" in row else row for row in rows]
+
+    def shares(self, metric: str, part_XP: np.ndarray, whole_P: np.ndarray, whole: str) -> list[Row]:
+        """Parts of a whole as ratios of means over pairs. A reason says with `whole` what the whole is.
+
+        Absent where the whole's own interval holds 0, or there is no interval.
+        """
+        low, high = (b.item() for b in bootstrap_interval(whole_P, self.generator, draws=self.bootstrap_draws))
         if low > 0 or high < 0:
-            share_PX = ratio_contributions((patched_XP - target_P).T, distance_P[:, None])
+            share_PX = ratio_contributions(part_XP.T, whole_P[:, None])
             low_X, high_X = bootstrap_interval(share_PX, self.generator, draws=self.bootstrap_draws)
             columns = zip(share_PX.T, low_X.tolist(), high_X.tolist(), strict=True)
-            return [_row(metric, v, v.mean().item(), low, high) | {"null": 0.0} for v, low, high in columns]
+            return [_row(metric, v, v.mean().item(), low, high) for v, low, high in columns]
         interval = "one pair gives no interval" if math.isnan(low) else f"95 % interval {low:.3g} to {high:.3g}"
-        reason = f"source and target differ by {distance_P.mean():.3g} nats, within noise ({interval})"
-        absent = {"metric": metric, "reason": reason, "n": len(distance_P), "unit": "pair"}
-        return [absent] * len(patched_XP)
+        reason = f"{whole} {whole_P.mean():.3g} nats, within noise ({interval})"
+        absent = {"metric": metric, "reason": reason, "n": len(whole_P), "unit": "pair"}
+        return [absent] * len(part_XP)
 
 
 def _row(metric: str, values_P: np.ndarray, value: float, low: float, high: float) -> Row:

@@ -43,12 +43,30 @@ def test_effects_column_by_column() -> None:
     assert second["value"] == 0 and second["p"] == 1.0 and first["null"] == 0
 
 
+def test_means_beside_what_chance_gives() -> None:
+    values_PX = np.stack([np.arange(8.0), np.tile([1.0, -1.0], 4)], axis=1)
+    first, second = make().means("x", values_PX, np.stack([np.full(8, 3.0), np.arange(8.0)], axis=1))
+    assert (first["value"], first["null"], second["value"], second["null"]) == (3.5, 3.0, 0.0, 3.5)
+    assert first["ci_low"] < 3.5 < first["ci_high"] and "p" not in first
+
+
+def test_shares_are_ratios_of_means_and_sum_to_one() -> None:
+    whole = np.array([2.0, 3.0, 4.0, 2.5])
+    part = np.array([0.5, 2.0, 1.0, -0.5])
+    one, rest = make().shares("x", np.stack([part, whole - part]), whole, "Δ is")
+    assert one["value"] == pytest.approx(part.sum() / whole.sum()) and one["value"] + rest["value"] == pytest.approx(1)
+    assert one["ci_low"] < one["value"] < one["ci_high"] and "null" not in one
+    (absent,) = make().shares("x", part[None], whole - whole.mean(), "Δ is")
+    assert "value" not in absent and absent["reason"].startswith("Δ is 0 nats, within noise (95 % interval")
+
+
 def test_recovered_is_a_ratio_of_means() -> None:
     target, source = np.array([-2.0, -1.0, -3.0, -2.5]), np.array([2.0, 3.0, 1.0, 2.5])
     halfway = target + 0.5 * (source - target)
     rows = make().recovered("x", np.stack([target, halfway, source]), target, source)
     assert [row["value"] for row in rows] == pytest.approx([0.0, 0.5, 1.0])
     assert rows[1]["ci_low"] == pytest.approx(0.5) and rows[1]["ci_high"] == pytest.approx(0.5)
+    assert all(row["null"] == 0 for row in rows)
 
 
 def test_recovered_is_absent_where_there_is_nothing_to_recover() -> None:

@@ -1,0 +1,59 @@
+"""Pictures of what an answer owes to heads and to the tokens of its prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from headdyn.core.figures import HeadMap, Interval, head_map, interval_plot
+from headdyn.core.records import HeadTable
+
+
+def heads_figure(heads: HeadTable) -> Figure:
+    """What heads put into Δ, marked where it is not what other pairs' answers get."""
+    panels = []
+    for kind, title in (("direct", "Δ written for the output"), ("carried", "Δ by all paths")):
+        panels.append(
+            HeadMap(
+                title=title,
+                unit="nats",
+                value_LH=heads.matrix(f"answer_{kind}_nats"),
+                centre=0.0,
+                marked_LH=heads.matrix(f"answer_{kind}_excess_nats", "q") < 0.05,
+            )
+        )
+    return head_map(panels, mark="q < 0.05, against other pairs' answers")
+
+
+def tokens_figure(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompt_format: str
+) -> Figure:
+    """What the token at each position puts into Δ, coloured by what the position is."""
+    intervals = [
+        Interval(
+            label=label,
+            value=row["value"],
+            low=row.get("ci_low"),
+            high=row.get("ci_high"),
+            null=row["null"],
+            group=place,
+        )
+        for row, label, place in zip(rows, labels, places, strict=True)
+    ]
+    return interval_plot(intervals, xlabel=f"Δ put there by the token (nats; format {prompt_format})", zero_line=True)
+
+
+def token_labels(tokens_NT: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """The token at each position; where prompts differ, the first one's with an ellipsis."""
+    alike_T = (tokens_NT == tokens_NT[:1]).all(0)
+    texts = [_drawable(decode([token])) for token in tokens_NT[0].tolist()]
+    return [text if alike else f"{text} …" for text, alike in zip(texts, alike_T, strict=True)]
+
+
+def _drawable(text: str) -> str:
+    """A token's text in the glyphs of the figures' font: signs for breaks and spaces, numbers for other scripts."""
+    text = text.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
+    return "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in text)
