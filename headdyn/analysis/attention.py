@@ -74,33 +74,44 @@ class AttentionStatistics:
             low=0,
             unit="nats",
         ),
-        "within_ratio": Metric(meaning="attention on keys of the query's topic, mean over all queries", low=0, high=1),
-        "within_ratio_no_self": Metric(
-            meaning="share of the attention that is not on the query itself that is on keys of its topic", low=0, high=1
+        "within_ratio": Metric(
+            meaning="attention on keys of the query's topic, mean over all queries", low=0, high=1, unit="share"
         ),
-        "within_ratio_uniform": Metric(meaning="within_ratio of causal-uniform attention", low=0, high=1),
+        "within_ratio_no_self": Metric(
+            meaning="share of the attention that is not on the query itself that is on keys of its topic",
+            low=0,
+            high=1,
+            unit="share",
+        ),
+        "within_ratio_uniform": Metric(meaning="within_ratio of causal-uniform attention", low=0, high=1, unit="share"),
         "within_ratio_no_self_uniform": Metric(
-            meaning="within_ratio_no_self of causal-uniform attention", low=0, high=1
+            meaning="within_ratio_no_self of causal-uniform attention", low=0, high=1, unit="share"
         ),
         "cluster_ratio": Metric(meaning="within over cross mass, of queries that have keys of both kinds", low=0),
         "cluster_ratio_uniform": Metric(meaning="cluster_ratio of causal-uniform attention", low=0),
-        "selectivity": Metric(meaning="within_ratio minus its label-swap null", low=-1, high=1),
-        "selectivity_no_self": Metric(meaning="within_ratio_no_self minus its label-swap null", low=-1, high=1),
+        "selectivity": Metric(meaning="within_ratio minus its label-swap null", low=-1, high=1, unit="share"),
+        "selectivity_no_self": Metric(
+            meaning="within_ratio_no_self minus its label-swap null", low=-1, high=1, unit="share"
+        ),
         "specialisation": Metric(
             meaning="variance over topics of the within ratio of each topic's queries, beyond its sampling variance",
             low=-0.25,
             high=0.25,
+            unit="share²",
         ),
         "specialisation_raw": Metric(
-            meaning="variance over topics of the within ratio of each topic's queries", low=0, high=0.25
+            meaning="variance over topics of the within ratio of each topic's queries", low=0, high=0.25, unit="share²"
         ),
-        "sink_rate": Metric(meaning="attention on position 0, mean over queries t ≥ 1", low=0, high=1),
-        "previous_token": Metric(meaning="attention on position t − 1, mean over queries t ≥ 1", low=0, high=1),
+        "sink_rate": Metric(meaning="attention on position 0, mean over queries t ≥ 1", low=0, high=1, unit="share"),
+        "previous_token": Metric(
+            meaning="attention on position t − 1, mean over queries t ≥ 1", low=0, high=1, unit="share"
+        ),
         "induction": Metric(
             meaning="attention on keys right behind earlier occurrences of the query's token (the query itself "
             "excluded), mean over queries that have such keys",
             low=0,
             high=1,
+            unit="share",
         ),
         "distance_tokens": Metric(
             meaning="mean distance of what is attended, Σ A_tk (t − k), over queries t ≥ 1", low=0, unit="tokens"

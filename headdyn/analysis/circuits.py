@@ -68,13 +68,25 @@ class Circuits:
     rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "qk_effective_rank": Metric(meaning="effective rank of W_QK: exp of the entropy of its singular values", low=1),
-        "ov_effective_rank": Metric(meaning="effective rank of W_OV: exp of the entropy of its singular values", low=1),
+        "qk_effective_rank": Metric(
+            meaning="effective rank of W_QK: exp of the entropy of its singular values", low=1, unit="dimensions"
+        ),
+        "ov_effective_rank": Metric(
+            meaning="effective rank of W_OV: exp of the entropy of its singular values", low=1, unit="dimensions"
+        ),
         "copying_score": Metric(meaning="Σλ / Σ|λ| over the eigenvalues of W_E W_OV W_U", low=-1, high=1),
-        "qk_similarity": Metric(meaning="mean cosine of W_QK with those of the layer's other heads", low=-1, high=1),
-        "ov_similarity": Metric(meaning="mean cosine of W_OV with those of the layer's other heads", low=-1, high=1),
-        "qk_nearest": Metric(meaning="largest cosine of W_QK with that of any other head", low=-1, high=1),
-        "ov_nearest": Metric(meaning="largest cosine of W_OV with that of any other head", low=-1, high=1),
+        "qk_similarity": Metric(
+            meaning="mean cosine of W_QK with those of the layer's other heads", low=-1, high=1, unit="cosine"
+        ),
+        "ov_similarity": Metric(
+            meaning="mean cosine of W_OV with those of the layer's other heads", low=-1, high=1, unit="cosine"
+        ),
+        "qk_nearest": Metric(
+            meaning="largest cosine of W_QK with that of any other head", low=-1, high=1, unit="cosine"
+        ),
+        "ov_nearest": Metric(
+            meaning="largest cosine of W_OV with that of any other head", low=-1, high=1, unit="cosine"
+        ),
     }
 
     def __post_init__(self) -> None:

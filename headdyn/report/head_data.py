@@ -43,34 +43,44 @@ def head_metrics(table: HeadTable) -> list[str]:
     return list(dict.fromkeys(table.table.filter(of_heads)["metric"].to_pylist()))
 
 
-def courses(job: Job) -> dict[str, Any]:
-    """Head metrics over the steps at which snapshots of this run were analysed, the end included; {} without any."""
+def training_course(arms: Sequence[Job]) -> dict[str, Any]:
+    """Head metrics over the steps of the training that these arms stand on; {} where fewer than two were analysed.
+
+    Snapshots are those that any arm analysed, the end is the arm whose positions stayed as they were trained.
+    """
     tables = {
-        int(path.stem.removeprefix("heads_step")): HeadTable.read(path) for path in _snapshot_tables(job.run.folder)
+        int(path.stem.removeprefix("heads_step")): HeadTable.read(path)
+        for job in arms
+        for path in _snapshot_tables(job.run.folder)
     }
-    if not tables:
-        return {}
-    last = job.heads.table["step"].to_pylist()
-    if last:
-        tables[last[0]] = job.heads
-    return _course(tables)
+    for job in arms:
+        if not job.recalibrated and len(job.heads):
+            tables[job.heads.table["step"][0].as_py()] = job.heads
+    return _course(tables, log_x=False)
 
 
 def series_course(jobs: Mapping[int, Job]) -> dict[str, Any]:
     """Head metrics over the checkpoints of a series, by step; {} where fewer than two have a metric."""
-    return _course({step: job.heads for step, job in jobs.items()})
+    return _course({step: job.heads for step, job in jobs.items()}, log_x=True)
 
 
-def _course(tables: Mapping[int, HeadTable]) -> dict[str, Any]:
+def _course(tables: Mapping[int, HeadTable], *, log_x: bool) -> dict[str, Any]:
+    """`{steps, log_x, metrics: {metric: {value: [step][L][H], ci_low: …}}}`; columns that are empty are left out."""
     steps = sorted(tables)
     there = {step: head_metrics(table) for step, table in tables.items()}
     by_metric = {}
     for metric in dict.fromkeys(metric for step in reversed(steps) for metric in there[step]):
-        found = {step: tables[step].matrix(metric) for step in steps if metric in there[step]}
-        if len(found) > 1:
-            empty = np.full(next(iter(found.values())).shape, np.nan)
-            by_metric[metric] = [_rounded(found.get(step, empty)) for step in steps]
-    return {"steps": steps, "metrics": by_metric} if by_metric else {}
+        shown = [step for step in steps if metric in there[step]]
+        if len(shown) < 2:
+            continue
+        shape = tables[shown[-1]].matrix(metric).shape
+        columns = {}
+        for name in ("value", "ci_low", "ci_high", "null"):
+            matrices = {step: tables[step].matrix(metric, name) for step in shown}
+            if not all(np.isnan(matrix).all() for matrix in matrices.values()):
+                columns[name] = [_rounded(matrices.get(step, np.full(shape, np.nan))) for step in steps]
+        by_metric[metric] = columns
+    return {"steps": steps, "log_x": log_x, "metrics": by_metric} if by_metric else {}
 
 
 def patterns(jobs: Sequence[Job], budget: int = PATTERN_BYTES) -> dict[int, dict[str, Any]]:
@@ -168,4 +178,5 @@ def _snapshot_tables(folder: Path) -> list[Path]:
 
 
 def _rounded(matrix: np.ndarray) -> list[list[float | None]]:
-    return [[None if np.isnan(v) else float(f"{v:.4g}") for v in row] for row in matrix]
+    """As far as any interval of a reader's table asks for; None where absent."""
+    return [[None if np.isnan(v) else float(f"{v:.6g}") for v in row] for row in matrix]

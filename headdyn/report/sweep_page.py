@@ -10,7 +10,7 @@ from typing import Any
 from headdyn.report.cells import Cell, cell, columns_for, of_prompts, summary_cell
 from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
-from headdyn.report.head_data import ROLES, courses, patterns, series_course, statistics, telling_heads
+from headdyn.report.head_data import ROLES, patterns, series_course, statistics, telling_heads, training_course
 from headdyn.report.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.page import write_page
 from headdyn.report.quality import checks, in_order, machine
@@ -288,29 +288,40 @@ def _head_facts(job: Job, layer: int, head: int) -> str:
 
 
 def _data(sweep: SweepRecord, kept: Mapping[int, Mapping[str, Any]], series: Sequence[Series]) -> dict[str, Any]:
-    """What the page's script needs beside the patterns, by job number; checkpoints of a series share one course."""
-    siblings = {job.number: [j.number for j in arms] for arms in sweep.siblings for job in arms}
-    course_of, shared = {}, {}
+    """What the page's script needs beside the patterns, by job number.
+
+    Checkpoints of a series share one course, and so do the arms of a training.
+    """
+    siblings, course_of, shared = {}, {}, {}
     for each in series:
         steps = {row["step"]: each.jobs[row["revision"]] for row in each.counted if row["revision"] in each.jobs}
         shared[f"series {each.number}"] = series_course(steps)
         for job in each.jobs.values():
             course_of[job.number], siblings[job.number] = f"series {each.number}", [job.number]
+    for place, whole in enumerate(sweep.siblings):
+        arms = [job for job in whole if job.number not in course_of]
+        shared[f"training {place}"] = training_course(arms)
+        for job in arms:
+            course_of[job.number], siblings[job.number] = f"training {place}", [arm.number for arm in arms]
     meanings: dict[str, str] = {}
+    units: dict[str, str] = {}
     for job in sweep.complete:
         for part in job.run.manifest.get("glossary", {}).values():
             meanings |= {name: metric["meaning"] for name, metric in part["metrics"].items()}
+            units |= {name: metric["unit"] for name, metric in part["metrics"].items()}
     return {
         "varied": list(sweep.varied),
         "meanings": meanings,
-        "courses": shared,
+        "units": units,
+        "courses": {name: course for name, course in shared.items() if course},
         "runs": {
             job.number: {
                 "label": job.label,
                 "levels": {name: str(job.group if name == "group" else job.factors.get(name)) for name in sweep.varied},
                 "siblings": siblings.get(job.number, []),
                 "heads": statistics(job) if job.complete else {},
-                "course": course_of.get(job.number) or (courses(job) if job.complete else {}),
+                "course": course_of.get(job.number, ""),
+                "recalibrated": job.recalibrated,
                 "patterns": job.number in kept,
             }
             for job in sweep.jobs

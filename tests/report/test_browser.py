@@ -1,5 +1,6 @@
 """The sweep page in a real browser, opened from disk with the network off."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from headdyn.report.numbers import p_value, spelled
 from headdyn.report.sweep_page import write_sweep_page
 from tests.report.browser import Chromium, require_chromium
 from tests.report.folders import heads, matrix, sweep
@@ -88,14 +90,24 @@ def test_a_click_on_a_head_shows_its_patterns_statistics_and_course(opened: Chro
     text = opened.run("document.querySelector('#drawer').innerText")
     assert "Layer 2, head 1" in text and "MHA shuffled RoPE" in text
     # Selectivity is (2 · 4 + 1)/100; after DroPE the same head of the same training stands beside it.
-    row = "[...document.querySelectorAll('#drawer tbody tr')].find((r) => r.cells[0].textContent === 'selectivity')"
+    row = "[...document.querySelectorAll('#drawer tbody tr')].find((r) => r.cells[0].textContent.startsWith('selectivity'))"
     assert opened.run(f"[...{row}.cells].map((c) => c.textContent)") == [
         "selectivity",
-        "0.0900 [0.0800, 0.100]",
+        "0.090 [0.080, 0.100]",
         "0",
-        "0.00100",
-        "0.0900",
+        "q 0.001",
+        "0.090",
     ]
+    # Without an interval four significant digits, with the unit of the analysis.
+    row = row.replace("selectivity", "entropy_nats")
+    assert opened.run(f"[...{row}.cells].map((c) => c.textContent)") == [
+        "entropy_nats nats",
+        "1.910",
+        "3.000",
+        "",
+        "1.910",
+    ]
+    row = row.replace("entropy_nats", "selectivity")
     assert opened.run(f"{row}.cells[0].title") == "within_ratio minus its label-swap null"
     opened.until("[...document.querySelectorAll('#drawer canvas')].every((c) => c.reading)")
     assert opened.run("[...document.querySelectorAll('#drawer figcaption')].map((c) => c.textContent)") == [
@@ -104,16 +116,72 @@ def test_a_click_on_a_head_shows_its_patterns_statistics_and_course(opened: Chro
     ]
     # Half as selective at step 100 as at 200.
     assert opened.run("[...document.querySelectorAll('#drawer circle title')].map((t) => t.textContent)") == [
-        "step 100: 0.0450",
-        "step 200: 0.0900",
+        "step 100: 0.045 [0.035, 0.055]",
+        "step 200: 0.090 [0.080, 0.100]",
     ]
+    assert opened.run("document.querySelectorAll('#drawer svg .band, #drawer svg .reference').length") == 2
+    ticks = opened.run("[...document.querySelectorAll('#drawer svg .tick.y')].map((t) => t.textContent)")
+    assert ticks == ["0.000", "0.025", "0.050", "0.075", "0.100"]  # the layer's largest head has 0.11
     opened.call("Input.dispatchKeyEvent", type="keyDown", key="Escape")
     assert opened.run(hidden)
 
 
-def test_a_head_without_analysed_snapshots_says_so(opened: Chromium) -> None:
+def test_every_arm_shows_the_course_of_its_training(opened: Chromium) -> None:
+    opened.click("g.cell[data-head='1 2 1']")  # DroPE of the training whose snapshot the RoPE arm analysed
+    text = opened.run("document.querySelector('#drawer').innerText")
+    assert "MHA shuffled DroPE" in text and "Of the training that this run began with" in text
+    assert opened.run("[...document.querySelectorAll('#drawer circle title')].map((t) => t.textContent)") == [
+        "step 100: 0.045 [0.035, 0.055]",
+        "step 200: 0.090 [0.080, 0.100]",
+    ]
+
+
+def test_a_head_of_a_training_without_analysed_snapshots_says_so(opened: Chromium) -> None:
     opened.click("g.cell[data-head='2 0 0']")
-    assert "No snapshots of this run were analysed" in opened.run("document.querySelector('#drawer').innerText")
+    assert "No snapshots of this training were analysed" in opened.run("document.querySelector('#drawer').innerText")
+
+
+NUMBERS: list[dict[str, float | None]] = [
+    {"value": 0.09, "ci_low": 0.08, "ci_high": 0.1},
+    {"value": -0.00087, "ci_low": -0.0012, "ci_high": -0.0005},
+    {"value": 12.3456, "ci_low": 11.9, "ci_high": 12.9},
+    {"value": 2345.6, "ci_low": 2200.0, "ci_high": 2500.0},
+    {"value": -0.00001, "ci_low": -0.1, "ci_high": 0.1},
+    {"value": 0.5, "ci_low": 0.5, "ci_high": 0.5},
+    {"value": 0.00087, "ci_low": None, "ci_high": None},
+    {"value": 0.0, "ci_low": None, "ci_high": None},
+    {"value": 7.0, "ci_low": None, "ci_high": None},
+]
+
+
+@pytest.mark.parametrize("scalar", NUMBERS, ids=str)
+def test_the_script_writes_numbers_as_the_tables_do(opened: Chromium, scalar: dict[str, float | None]) -> None:
+    columns = json.dumps({name: [[value]] for name, value in scalar.items()})
+    value, interval, none, test = opened.run(f"spelled({columns}, 0, 0)")
+    assert f"{value} {interval}".strip() == spelled(scalar)
+    assert none == test == ""
+
+
+@pytest.mark.parametrize("p", [0.0004, 0.001, 0.0321, 0.0995, 0.2, 1.0])
+def test_the_script_writes_p_as_the_tables_do(opened: Chromium, p: float) -> None:
+    assert opened.run(f"pValue({p})") == p_value(p)
+    assert opened.run(f"spelled({{value: [[1]], p: [[{p}]]}}, 0, 0)[3]") == f"p {p_value(p)}"
+    assert opened.run(f"spelled({{value: [[1]], p: [[0.5]], q: [[{p}]]}}, 0, 0)[3]") == f"q {p_value(p)}"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 0.00087, ["0.0000", "0.0002", "0.0004", "0.0006", "0.0008"]),
+        (-0.3, 0.2, ["−0.2", "0.0", "0.2"]),
+        (0, 9.4, ["0", "2", "4", "6", "8"]),
+        (0, 10.6, ["0.0", "2.5", "5.0", "7.5", "10.0"]),
+        (0, 1400, ["0", "500", "1000"]),
+    ],
+)
+def test_ticks_are_round_and_plainly_written(opened: Chromium, low: float, high: float, expected: list[str]) -> None:
+    script = f"(() => {{ const [ticks, places] = niceTicks({low}, {high}, 4); return ticks.map((t) => fixed(t, places)); }})()"
+    assert opened.run(script) == expected
 
 
 def test_heads_open_from_the_keyboard(opened: Chromium) -> None:

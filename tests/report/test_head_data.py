@@ -6,7 +6,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from headdyn.core.records import HeadTable
-from headdyn.report.head_data import courses, head_metrics, patterns, statistics, telling_heads
+from headdyn.report.head_data import head_metrics, patterns, statistics, telling_heads, training_course
 from headdyn.report.sweep_charts import head_maps
 from headdyn.report.sweep_record import Job, SweepRecord, single_job
 from tests.report.folders import heads, run, sweep
@@ -49,7 +49,7 @@ def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Pa
 
 def test_statistics_round_and_leave_absent_ones_out(tmp_path: Path) -> None:
     found = statistics(job(tmp_path, selectivity_LH=np.array([[0.123456, np.nan]])))
-    assert found["selectivity"]["value"] == [[0.1235, None]]
+    assert found["selectivity"]["value"] == [[0.123456, None]]
     assert "ci_low" not in found["entropy_nats"]
 
 
@@ -64,13 +64,22 @@ def test_a_metric_absent_for_every_head_is_shown_nowhere(tmp_path: Path) -> None
     assert len(titles) == 3 and not any("set to its mean" in title for title in titles)
 
 
-def test_heads_have_a_course_where_snapshots_were_analysed(tmp_path: Path) -> None:
-    one = job(tmp_path)
-    assert courses(one) == {}
-    heads(np.array([[0.0, 0.1], [0.0, 0.0]])).write(one.run.folder / "heads_step000100.parquet")
-    course = courses(one)
-    assert course["steps"] == [100, 200]
-    assert [matrix[0][1] for matrix in course["metrics"]["selectivity"]] == [0.1, 0.3]
+def test_arms_of_a_training_share_the_course_of_its_snapshots_up_to_the_unchanged_arm(tmp_path: Path) -> None:
+    before, after = np.array([[0.0, 0.3], [0.0, 0.0]]), np.array([[0.0, 0.9], [0.0, 0.0]])
+    entries = [run(tmp_path, position="drope", selectivity_LH=after), run(tmp_path, selectivity_LH=before)]
+    (arms,) = SweepRecord.read(sweep(tmp_path, entries)).siblings
+    assert training_course(arms) == {}
+    heads(np.array([[0.0, 0.1], [0.0, 0.0]])).write(arms[1].run.folder / "heads_step000100.parquet")
+    course = training_course(arms)
+    assert (course["steps"], course["log_x"]) == ([100, 200], False)
+    selectivity = course["metrics"]["selectivity"]
+    assert [[matrix[0][1] for matrix in selectivity[name]] for name in ("value", "ci_low", "ci_high", "null")] == [
+        [0.1, 0.3],
+        [0.09, 0.29],
+        [0.11, 0.31],
+        [0.0, 0.0],
+    ]
+    assert set(course["metrics"]["entropy_nats"]) == {"value", "null"}  # it has no interval
 
 
 def test_the_telling_head_is_judged_before_positions_change(tmp_path: Path) -> None:

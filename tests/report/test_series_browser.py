@@ -1,12 +1,13 @@
 """The page of a series in a real browser, opened from disk with the network off."""
 
+import math
 from collections.abc import Iterator
 
 import pytest
 
 from headdyn.report.sweep_page import write_sweep_page
 from tests.report.browser import Chromium
-from tests.report.series_folders import emerging
+from tests.report.series_folders import STEPS, emerging
 
 SHOWN = "[...document.querySelectorAll('#summary-table tbody tr')].filter((r) => r.offsetParent).length"
 
@@ -37,4 +38,10 @@ def test_a_head_opens_with_its_course_and_without_patterns(opened: Chromium) -> 
     assert "patterns" not in drawer.lower()
     # A circle a checkpoint, for the head that was asked for.
     assert opened.run("document.querySelectorAll('#drawer svg circle').length") == 4
+    # Steps 1000 to 143 000 on a log axis: 32 000 stands where log 32/log 143 of the way is.
+    x = opened.run("[...document.querySelectorAll('#drawer svg circle')].map((c) => Number(c.getAttribute('cx')))")
+    shares = [(at - x[0]) / (x[-1] - x[0]) for at in x]
+    assert shares == pytest.approx([math.log(step / STEPS[0]) / math.log(STEPS[-1] / STEPS[0]) for step in STEPS])
+    ticks = opened.run("[...document.querySelectorAll('#drawer svg .tick.x')].map((t) => t.textContent)")
+    assert ticks == ["1 000", "10 000", "100 000"]
     assert opened.errors == []

@@ -117,7 +117,8 @@ def test_checkpoints_share_one_course_in_the_pages_data(tmp_path: Path) -> None:
     data = json.loads(html.split('<script type="application/json" id="data">')[1].split("</script>")[0])
     assert {one["course"] for one in data["runs"].values()} == {"series 0"}
     course = data["courses"]["series 0"]
-    assert course["steps"] == list(STEPS) and course["metrics"]["head_effect_nats"][0][1] == [0.0, 0.25, 0.5, 0.75]
+    assert course["steps"] == list(STEPS) and course["log_x"]
+    assert course["metrics"]["head_effect_nats"]["value"][0][1] == [0.0, 0.25, 0.5, 0.75]
 
 
 def test_a_matrix_has_nothing_of_series(tmp_path: Path) -> None:

@@ -117,10 +117,33 @@ function readPattern(event) {
 
 /* ---- one head ---- */
 
-function digits(v) {
-  if (v === null || v === undefined) return "–";
-  const text = v === 0 ? "0" : Math.abs(v) >= 1000 ? String(Math.round(v)) : Math.abs(v) < 1e-3 ? v.toExponential(1) : v.toPrecision(3);
-  return text.replaceAll("-", "−");
+/* Numbers as report/numbers.py writes them: decimals that the interval supports, or four significant digits. */
+function decimals(value, low, high) {
+  const within = (places) => Math.min(6, Math.max(0, places));
+  if (high > low) return within(-Math.floor(Math.log10((high - low) / 7.1)));
+  return value === 0 ? 3 : within(3 - Math.floor(Math.log10(Math.abs(value))));
+}
+
+function fixed(value, places) {
+  const text = value.toFixed(places);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
+}
+
+const pValue = (p) => (p < 0.001 ? "< 0.001" : p.toFixed(p < 0.0995 ? 3 : 2));
+const thousands = (step) => String(step).replace(/\B(?=(\d{3})+$)/g, " ");
+
+/* One head's number as [value, interval, null, test]; empty texts where there is nothing to say. */
+function spelled(columns, layer, head) {
+  const at = (name) => columns?.[name]?.[layer]?.[head] ?? null;
+  const [value, low, high, none, p, q] = ["value", "ci_low", "ci_high", "null", "p", "q"].map(at);
+  if (value === null) return ["–", "", "", ""];
+  const bounded = low !== null && high !== null, places = bounded ? decimals(value, low, high) : decimals(value);
+  return [
+    fixed(value, places),
+    bounded ? `[${fixed(low, places)}, ${fixed(high, places)}]` : "",
+    none === null ? "" : none === 0 ? "0" : fixed(none, Math.max(3, places)),
+    q !== null ? `q ${pValue(q)}` : p !== null ? `p ${pValue(p)}` : "",
+  ];
 }
 
 function openHead(run, layer, head) {
@@ -172,14 +195,15 @@ function drawPatterns(drawer, arms, layer, head) {
 
 function statisticsTable(arms, layer, head) {
   const table = make("table"), titles = make("tr"), body = make("tbody"), shown = arms.filter((run) => data.runs[run].heads);
-  titles.append(make("th", "metric"), make("th", data.runs[shown[0]].label), make("th", "null"), make("th", "q"));
+  titles.append(make("th", "metric"), make("th", data.runs[shown[0]].label), make("th", "null"), make("th", "p or q"));
   for (const run of shown.slice(1)) titles.append(make("th", data.runs[run].label));
   for (const [metric, columns] of Object.entries(data.runs[shown[0]].heads)) {
-    const at = (name) => columns[name]?.[layer]?.[head], row = make("tr"), value = make("td");
-    value.append(make("b", digits(at("value"))));
-    if (at("ci_low") !== null && at("ci_low") !== undefined) value.append(make("span", ` [${digits(at("ci_low"))}, ${digits(at("ci_high"))}]`, "ci"));
-    row.append(Object.assign(make("td", metric), { title: data.meanings[metric] ?? "" }), value, make("td", digits(at("null"))), make("td", digits(at("q"))));
-    for (const run of shown.slice(1)) row.append(make("td", digits(data.runs[run].heads[metric]?.value?.[layer]?.[head])));
+    const row = make("tr"), name = Object.assign(make("td", metric), { title: data.meanings[metric] ?? "" }), cell = make("td");
+    const [value, interval, none, test] = spelled(columns, layer, head);
+    if (data.units[metric]) name.append(make("span", ` ${data.units[metric]}`, "soft"));
+    cell.append(make("b", value), ...(interval ? [make("span", ` ${interval}`, "ci")] : []));
+    row.append(name, cell, make("td", none), make("td", test));
+    for (const run of shown.slice(1)) row.append(make("td", spelled(data.runs[run].heads[metric], layer, head)[0]));
     body.append(row);
   }
   const heading = make("thead"), scroll = make("div", "", "scroll");
@@ -190,29 +214,59 @@ function statisticsTable(arms, layer, head) {
 }
 
 function drawCourse(drawer, run, layer, head) {
-  const own = data.runs[run].course, course = data.courses?.[own] ?? own;
+  const course = data.courses[data.runs[run].course];
   drawer.append(make("h3", "Course over training"));
-  if (!course.steps) {
-    drawer.append(make("p", "No snapshots of this run were analysed, so its heads have no course to show.", "soft"));
+  if (!course) {
+    drawer.append(make("p", "No snapshots of this training were analysed, so its heads have no course to show.", "soft"));
     return;
   }
   const choice = make("select"), place = make("div");
   for (const metric of Object.keys(course.metrics)) choice.append(make("option", metric));
   if (course.metrics.selectivity) choice.value = "selectivity";
-  const draw = () => place.replaceChildren(courseChart(course, choice.value, layer, head));
+  const draw = () => place.replaceChildren(courseChart(course, choice.value, layer, head), ...courseKey(course, choice.value));
   choice.addEventListener("change", draw);
+  if (data.runs[run].recalibrated) drawer.append(make("p", "Of the training that this run began with, before its positions changed.", "soft"));
   drawer.append(choice, place);
   draw();
 }
 
-/* The head's values over steps in colour, the layer's other heads in grey. */
+/* What the chart draws, as far as it was recorded. */
+function courseKey(course, metric) {
+  const { ci_low: low, null: none } = course.metrics[metric];
+  const parts = ["blue: this head", low && "band: 95 % interval", none && "dashes: its null", "grey: the layer's other heads"];
+  return [make("p", parts.filter(Boolean).join("; "), "soft")];
+}
+
+/* Round numbers from low to high, and the decimals that tell them apart. */
+function niceTicks(low, high, wanted) {
+  const raw = (high - low) / wanted, size = 10 ** Math.floor(Math.log10(raw));
+  const factor = [1, 2, 2.5, 5, 10].find((m) => size * m >= raw * 0.85), step = size * factor, ticks = [];
+  for (let k = Math.ceil(low / step - 1e-9); k <= high / step + 1e-9; k++) ticks.push(k * step);
+  return [ticks, Math.min(20, Math.max(0, -Math.floor(Math.log10(step) + 1e-9) + (factor === 2.5)))];
+}
+
+/* Where steps stand from 0 to 1, and their ticks. On a log axis step 0 is shown at the left end, like 0.5. */
+function stepScale(steps, log) {
+  const first = Math.min(...steps), last = Math.max(...steps, 1);
+  if (!log) return [(step) => step / last, niceTicks(0, last, 4)[0].filter(Number.isInteger)];
+  const place = (step) => Math.log10(Math.max(step, 0.5)), powers = [];
+  for (let power = 1; power <= last; power *= 10) powers.push(power);
+  const whole = powers.filter((power) => power >= first), every = powers.flatMap((power) => [power, 2 * power, 5 * power]);
+  const ticks = whole.length > 2 ? whole : every.filter((step) => step >= first && step <= last);
+  const width = place(last) - place(first) || 1;
+  return [(step) => (place(step) - place(first)) / width, first ? ticks : [0, ...ticks]];
+}
+
+/* The head's values over steps in colour with interval and null, the layer's other heads in grey. */
 function courseChart(course, metric, layer, head) {
-  const width = 540, height = 220, left = 52, bottom = 34, ns = "http://www.w3.org/2000/svg";
-  const rows = course.metrics[metric], heads = rows.find((m) => m)?.[layer]?.length ?? 0;
-  const value = (i, h) => rows[i]?.[layer]?.[h] ?? null;
-  const every = course.steps.flatMap((_, i) => Array.from({ length: heads }, (_, h) => value(i, h))).filter((v) => v !== null);
-  const low = Math.min(0, ...every), high = Math.max(...every, low + 1e-9), last = Math.max(...course.steps, 1);
-  const x = (step) => left + (step / last) * (width - left - 12), y = (v) => height - bottom - ((v - low) / (high - low)) * (height - bottom - 12);
+  const width = 540, height = 220, left = 58, bottom = 34, ns = "http://www.w3.org/2000/svg";
+  const columns = course.metrics[metric], rows = columns.value, heads = rows.find((m) => m)?.[layer]?.length ?? 0;
+  const at = (name, i, h) => columns[name]?.[i]?.[layer]?.[h] ?? null;
+  const points = (name, h) => course.steps.map((step, i) => [step, at(name, i, h)]).filter(([, v]) => v !== null);
+  const every = [...Array(heads).keys()].flatMap((h) => points("value", h)).concat(...["ci_low", "ci_high", "null"].map((name) => points(name, head)));
+  const low = Math.min(0, ...every.map(([, v]) => v)), high = Math.max(...every.map(([, v]) => v), low + 1e-9);
+  const [share, stepTicks] = stepScale(course.steps, course.log_x);
+  const x = (step) => left + share(step) * (width - left - 16), y = (v) => height - bottom - ((v - low) / (high - low)) * (height - bottom - 12);
   const svg = document.createElementNS(ns, "svg");
   svg.setAttribute("class", "chart"); svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   const add = (tag, attributes, text) => {
@@ -222,18 +276,27 @@ function courseChart(course, metric, layer, head) {
     svg.append(node);
     return node;
   };
-  for (const v of [low, (low + high) / 2, high]) {
-    add("path", { class: "grid", d: `M${left},${y(v)}H${width - 12}` });
-    add("text", { class: "tick y", x: left - 6, y: y(v) + 4 }, digits(v));
+  const path = (pairs) => "M" + pairs.map(([step, v]) => `${x(step)},${y(v)}`).join("L");
+  const [ticks, places] = niceTicks(low, high, 4);
+  for (const v of ticks) {
+    add("path", { class: "grid", d: `M${left},${y(v)}H${width - 16}` });
+    add("text", { class: "tick y", x: left - 6, y: y(v) + 4 }, fixed(v, places));
   }
-  for (const step of [0, Math.round(last / 2), last]) add("text", { class: "tick x", x: x(step), y: height - bottom + 15 }, step);
-  add("text", { class: "label", x: (left + width) / 2, y: height - 4 }, `training step · ${metric}`);
+  for (const step of stepTicks) add("text", { class: "tick x", x: x(step), y: height - bottom + 15 }, thousands(step));
+  const unit = data.units[metric];
+  add("text", { class: "label", x: (left + width) / 2, y: height - 4 }, `training step${course.log_x ? " (log scale)" : ""} · ${metric}${unit ? ` (${unit})` : ""}`);
+  const upper = points("ci_high", head), lower = points("ci_low", head).reverse(), none = points("null", head);
+  if (upper.length > 1) add("path", { class: "band", d: `${path(upper)}L${path(lower).slice(1)}Z` });
   for (const h of [...Array(heads).keys()].filter((h) => h !== head).concat(head)) {
-    const points = course.steps.map((step, i) => [step, value(i, h)]).filter(([, v]) => v !== null);
-    const stroke = h === head ? PALETTE[0] : "#c5ccd5";
-    add("path", { class: "line", stroke, d: "M" + points.map(([s, v]) => `${x(s)},${y(v)}`).join("L") });
-    if (h === head) for (const [s, v] of points) add("circle", { cx: x(s), cy: y(v), r: 3.5, fill: stroke }).append(Object.assign(document.createElementNS(ns, "title"), { textContent: `step ${s}: ${digits(v)}` }));
+    add("path", { class: "line", stroke: h === head ? PALETTE[0] : "#c5ccd5", d: path(points("value", h)) });
   }
+  if (none.length > 1) add("path", { class: "reference", "stroke-dasharray": "7 3", d: path(none) });
+  course.steps.forEach((step, i) => {
+    const [value, interval] = spelled(Object.fromEntries(Object.entries(columns).map(([name, matrices]) => [name, matrices[i]])), layer, head);
+    if (value === "–") return;
+    const mark = add("circle", { cx: x(step), cy: y(at("value", i, head)), r: 3.5, fill: PALETTE[0] });
+    mark.append(Object.assign(document.createElementNS(ns, "title"), { textContent: `step ${thousands(step)}: ${value} ${interval}`.trim() }));
+  });
   return svg;
 }
 
