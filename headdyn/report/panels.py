@@ -208,13 +208,13 @@ def in_depth(run: str | None) -> Dashboard:
         "Ablation": ("ablation/heads", "ablation/groups"),
         "Comparison prompts": (
             *(f"specialization/{n}" for n in ("null", "layers", "heads", "group_sizes", "fractions")),
-            *("patching/heads", "permutation/orders"),
+            *("patching/heads", "permutation/orders", "answer_lens/heads", "answer_lens/tokens"),
         ),
         "Clusters": tuple(f"head_clusters/{n}" for n in ("silhouettes", "assignments", "points")),
     }
     rows = (
         *("loss", "attention", "probes", "circuits", "tensorlens", "ablation"),
-        *("patching", "specialization", "permutation", "head_clusters"),
+        *("patching", "specialization", "permutation", "answer_lens", "head_clusters"),
     )
     patterns = (Chart(kind="artifact", title="patterns", keys=(f"{run}-patterns",)),) if run else ()
     return Dashboard(

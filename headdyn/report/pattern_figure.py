@@ -16,20 +16,20 @@ _SEQUENCES = 2  # rows: a head that does one thing does it on both
 
 
 def telling_patterns(table: HeadTable, path: Path) -> Figure:
-    """A column a telling head, a row a kept sequence (two at most), with topic boundaries; head 0.0 where none tells.
+    """A column a telling head, a row a kept sequence (two at most), with topic boundaries.
 
-    `path` is the run's patterns.safetensors. Without the attention statistics no head has a role to be shown for.
+    `path` is the run's patterns.safetensors. Without attention statistics no head has a role; head 0.0 is shown then.
     """
-    heads = telling(table) or {"no roles were measured": (0, 0)}
+    roles: dict[tuple[int, int], list[str]] = {}
+    for role, head in (telling(table) or {"no roles were measured": (0, 0)}).items():
+        roles.setdefault(head, []).append(role)
     with safe_open(path, framework="np") as file:
         topics_NT = file.get_tensor("topics")[:_SEQUENCES]
-        slices = [
-            file.get_slice(f"pattern.{layer}")[: len(topics_NT), head : head + 1] for layer, head in heads.values()
-        ]
+        slices = [file.get_slice(f"pattern.{layer}")[: len(topics_NT), head : head + 1] for layer, head in roles]
     return pattern_grid(
         np.concatenate(slices, axis=1).astype(np.float32),
         rows=[f"sequence {n}" for n in range(1, len(topics_NT) + 1)],
-        columns=[f"{role}\nlayer {layer}, head {head}" for role, (layer, head) in heads.items()],
+        columns=[f"{' and '.join(names)}\nlayer {layer}, head {head}" for (layer, head), names in roles.items()],
         boundaries=[(np.flatnonzero(np.diff(topics_T)) + 1).tolist() for topics_T in topics_NT],
         title="Attention patterns (lines: a new topic begins)",
     )

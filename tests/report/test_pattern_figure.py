@@ -28,6 +28,18 @@ def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kep
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
+def test_a_head_of_two_roles_is_drawn_once(kept: Path) -> None:
+    value_LH = np.array([[0.0, 0.1], [0.3, 0.2]])
+    roles = ("selectivity", "previous_token", "induction")
+    shown = (value_LH, 1 - value_LH, value_LH)
+    tables = [HeadTable.per_head(role, v_LH, n=1, unit="sequence") for role, v_LH in zip(roles, shown, strict=True)]
+    figure = telling_patterns(HeadTable.concat(tables), kept)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    both, other = "most topic-selective and strongest induction", "strongest previous-token"
+    assert titles == [f"{both}\nlayer 1, head 0", f"{other}\nlayer 0, head 0"]
+    assert clipped(figure) == [] and overlapping(figure) == []
+
+
 def test_without_roles_the_first_head_is_shown_and_it_says_so(kept: Path) -> None:
     figure = telling_patterns(HeadTable.concat([]), kept)
     assert figure.axes[0].get_title() == "no roles were measured\nlayer 0, head 0"
