@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from headdyn.analysis.answer_lens_figures import heads_figure, token_labels, tokens_figure
@@ -98,7 +99,7 @@ class AnswerLens:
                 raise ValueError(f"analysis.answer_lens.{name}={getattr(self, name)} must be at least {low}")
 
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
-        """Head, layer and model rows; a map of the heads, and the tokens of the format with most prompts."""
+        """Head, layer and model rows; a map of the heads, and the tokens of the prompts most alike."""
         bugs = corpus.where(corpus.is_bug_P)
         if len(bugs.pairs) < 2:
             raise ValueError(
@@ -126,15 +127,7 @@ class AnswerLens:
             *_place_rows(make, by_pair["places"], taken),
             _error_row(lenses, len(bugs.pairs)),
         ]
-        most = max(range(len(lenses)), key=lambda i: len(bugs.groups[i]))
-        tokens_NT, place_T = lens_tokens(bugs.groups[most], clean=clean)
-        tokens = tokens_figure(
-            token_rows(make, bugs.groups[most], lenses[most]),
-            token_labels(tokens_NT, bugs.decode),
-            [list(PLACES.values())[place] for place in place_T],
-            bugs.groups[most].format,
-        )
-        figures = {"heads": heads_figure(heads), "tokens": tokens}
+        figures = {"heads": heads_figure(heads), "tokens": _tokens(make, bugs, lenses, clean=clean)}
         return Findings(table=HeadTable.concat([heads, HeadTable.from_rows(others)]), figures=figures)
 
 
@@ -282,8 +275,32 @@ def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> Row:
     return {**row, "value": error, "null": control}
 
 
-def token_rows(make: PairRows, group: PromptGroup, lens: Mapping[str, np.ndarray]) -> list[Row]:
-    """What the token at each position puts into Δ, mean over the pairs of a group."""
+def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
+    """The picture of the prompts that are most alike: of one format, with the numbers in one order."""
+    cells = []
+    for group, lens in zip(prompts.groups, lenses, strict=True):
+        first_N = right_first(prompts, group, clean=clean)
+        for is_first, rows_N in ((True, first_N), (False, ~first_N)):
+            cells.append((group.rows(rows_N), lens["tokens"][..., rows_N], is_first))
+    group, token_KTN, is_first = max(cells, key=lambda cell: len(cell[0]))
+    tokens_NT, place_T = lens_tokens(group, clean=clean)
+    return tokens_figure(
+        token_rows(make, group, token_KTN),
+        token_labels(tokens_NT, prompts.decode),
+        [list(PLACES.values())[place] for place in place_T],
+        f"format {group.format}, the right number {'first' if is_first else 'last'}",
+    )
+
+
+def right_first(prompts: Prompts, group: PromptGroup, *, clean: bool) -> np.ndarray:
+    """Which rows name the right number before the wrong one, [N]."""
+    texts = [prompts.decode(row.tolist()) for row in (group.clean_NT if clean else group.corrupted_NT)]
+    pairs = [prompts.pairs[unit] for unit in group.units_N]
+    return np.array([text.index(pair.right) < text.index(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
+
+
+def token_rows(make: PairRows, group: PromptGroup, token_KTN: np.ndarray) -> list[Row]:
+    """What the token at each position puts into Δ, mean over the pairs of these rows."""
     pairs, pair_N = np.unique(group.units_N, return_inverse=True)
     share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
-    return make.means("tokens", *((part_TN @ share_NP).T for part_TN in lens["tokens"]))
+    return make.means("tokens", *((token_TN @ share_NP).T for token_TN in token_KTN))

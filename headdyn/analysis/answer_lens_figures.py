@@ -29,7 +29,7 @@ def heads_figure(heads: HeadTable) -> Figure:
 
 
 def tokens_figure(
-    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompt_format: str
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompts: str
 ) -> Figure:
     """What the token at each position puts into Δ, coloured by what the position is."""
     intervals = [
@@ -43,7 +43,7 @@ def tokens_figure(
         )
         for row, label, place in zip(rows, labels, places, strict=True)
     ]
-    return interval_plot(intervals, xlabel=f"Δ put there by the token (nats; format {prompt_format})", zero_line=True)
+    return interval_plot(intervals, xlabel=f"Δ put there by the token, nats ({prompts})", zero_line=True)
 
 
 def token_labels(tokens_NT: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[str]:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from headdyn.analysis.answer_lens import AnswerLens, answer_directions
 from headdyn.analysis.interventions.patching import Patch, PromptPatching
@@ -201,6 +202,29 @@ def test_a_head_that_writes_for_short_answers_whatever_the_numbers_is_no_finding
     assert sum(shares.values()) == pytest.approx(1, abs=1e-9)
     heads, answer = (summary[f"answer_{name}nats"]["value"] for name in ("heads_", ""))
     assert shares["heads"] == pytest.approx(heads / answer, abs=1e-9) != 0
+
+
+def test_the_pictured_tokens_are_of_prompts_in_one_order(monkeypatch):
+    family, pictured = prompts(bug_pairs=9, control_pairs=2, formats=(BIGGER,)), []
+    monkeypatch.setattr("headdyn.analysis.answer_lens.tokens_figure", lambda *given: pictured.append(given) or Figure())
+    decoder = model()
+    run(decoder, family)
+    ((rows, labels, places, words),) = pictured
+    assert words == "format bigger, the right number first"
+    values = []
+    with torch.no_grad():
+        for unit, _, tokens, _, right, wrong in rows_of(family):
+            pair, text = family.pairs[unit], family.decode(tokens[0].tolist())
+            if text.index(pair.right) > text.index(pair.wrong):
+                continue
+            frozen = freeze(decoder, tokens)
+            u_D = (decoder.unembed.weight[right] - decoder.unembed.weight[wrong]) * decoder.norm.weight
+            u_D = (u_D - u_D.mean()) * frozen.final_scale_BT[0, -1]
+            values.append(torch.einsum("d,dje,je->j", u_D, full_tensor(frozen)[-1], frozen.residual[0][0]))
+    assert [row["n"] for row in rows] == [len(values)] * len(rows) == [5] * len(rows)
+    np.testing.assert_allclose([row["value"] for row in rows], torch.stack(values).mean(0), atol=1e-9)
+    assert labels[:3] == ["Q", ":", "\u2423Which"] and labels[-1] == "." and labels[-2].endswith(" …")
+    assert places[0] == places[-3] == "rest of the prompt" and places[-1] == "of the answer"
 
 
 def test_prompts_frozen_a_few_at_once_say_the_same(family, monkeypatch):
