@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import RunRecord
 from headdyn.pipeline import analyse_snapshot, build_analysis
 from headdyn.report.effects import OUTCOMES
+from headdyn.report.run_table import write_run_table
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.sweep_record import SWEEP, VERDICT, SweepRecord, now, rewrite
 from headdyn.report.terminal import print_summary
@@ -47,34 +47,13 @@ def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | N
     }
     write_json(folder / SWEEP, content)
     runs = [RunRecord.read(folder / job.name) for job in jobs]
-    write_summary(folder, jobs, runs)
+    write_run_table(folder)
     complete = [run for run in runs if run.status == "complete"]
     rewrite(folder, matched_loss(complete, {job.name: job for job in jobs}))
     judge_series(folder, jobs, runs)
     page = write_sweep_page(folder)
     print_summary(Console(), SweepRecord.read(folder), page)
     return len(complete) == len(runs)
-
-
-def write_summary(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> None:
-    """summary.csv and .parquet: one row a job, its factors, status and scalars with interval and null beside them."""
-    rows = []
-    for job, run in zip(jobs, runs, strict=True):
-        row: dict[str, Any] = {"run": job.name, **job.factors, "status": run.status, "error": run.manifest.get("error")}
-        for name, scalar in run.scalars.items():
-            if not isinstance(scalar, Mapping):
-                row[name] = scalar
-            elif "value" in scalar or "reason" in scalar:  # others are records of their own, as snapshot losses are
-                row[name] = scalar.get("value")
-                parts = ("ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")
-                row |= {f"{name}_{part}": scalar[part] for part in parts if part in scalar}
-        row["total_seconds"] = run.manifest.get("seconds", {}).get("total")
-        row["peak_memory_mib"] = run.manifest.get("peak_memory_bytes", 0) / 2**20 or None
-        rows.append(row)
-    names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-    table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    pa.parquet.write_table(table, folder / "summary.parquet")
-    pa.csv.write_csv(table, folder / "summary.csv")
 
 
 def judge_series(folder: Path, jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> None:

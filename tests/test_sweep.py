@@ -4,13 +4,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow.csv
 import pytest
 
 import headdyn.sweep
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep import finish, matched_loss, matched_steps, write_summary
+from headdyn.sweep import finish, matched_loss, matched_steps
 from tests.report.folders import measured, run
 
 
@@ -70,22 +69,6 @@ def test_arms_that_differ_in_anything_but_order_are_no_pair(tmp_path: Path, anal
     configs = {job.name: job for job in jobs_of(entries)}
     assert matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], configs) == []
     assert analysed == []
-
-
-def test_the_summary_has_a_row_a_job_and_keeps_reasons(tmp_path: Path) -> None:
-    gone = {"selectivity": {"reason": "fewer than two topics occur"}}
-    entries = [run(tmp_path, values=gone), run(tmp_path, ordering="topic", status="failed")]
-    write_summary(tmp_path, jobs_of(entries), [RunRecord.read(tmp_path / entry["name"]) for entry in entries])
-    rows = pyarrow.csv.read_csv(tmp_path / "summary.csv").to_pylist()
-    assert [row["status"] for row in rows] == ["complete", "failed"]
-    assert (
-        rows[0]["loss_nats"] == 2.4
-        and rows[0]["loss_nats_ci_low"] == pytest.approx(2.39)
-        and rows[0]["attention"] == "mha"
-    )
-    assert rows[0]["selectivity"] in (None, "") and rows[0]["selectivity_reason"] == "fewer than two topics occur"
-    assert rows[1]["error"] == "RuntimeError: the loss is no number <b>" and rows[1]["loss_nats"] is None
-    assert not any("snapshot_losses" in name for name in rows[0])
 
 
 def test_finish_leaves_the_records_and_the_report(

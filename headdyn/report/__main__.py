@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from headdyn.report.run_page import write_run_page
+from headdyn.report.run_table import write_run_table
 from headdyn.report.series.record import collect_series
 from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
@@ -65,6 +66,7 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
         series = collect_series(paths)
         merge(paths, folder)
         series.write(folder)
+    write_run_table(folder)
     page = write_sweep_page(folder)
     print_summary(console, SweepRecord.read(folder), page)
     if study is not None:

@@ -66,10 +66,10 @@ def test_a_metric_absent_for_every_head_is_shown_nowhere(tmp_path: Path) -> None
 
 def test_arms_of_a_training_share_the_course_of_its_snapshots_up_to_the_unchanged_arm(tmp_path: Path) -> None:
     before, after = np.array([[0.0, 0.3], [0.0, 0.0]]), np.array([[0.0, 0.9], [0.0, 0.0]])
-    entries = [run(tmp_path, position="drope", selectivity_LH=after), run(tmp_path, selectivity_LH=before)]
+    entries = [run(tmp_path, selectivity_LH=before), run(tmp_path, position="drope", selectivity_LH=after)]
     (arms,) = SweepRecord.read(sweep(tmp_path, entries)).siblings
     assert training_course(arms) == {}
-    heads(np.array([[0.0, 0.1], [0.0, 0.0]])).write(arms[1].run.folder / "heads_step000100.parquet")
+    heads(np.array([[0.0, 0.1], [0.0, 0.0]])).write(arms[0].run.folder / "heads_step000100.parquet")
     course = training_course(arms)
     assert (course["steps"], course["log_x"]) == ([100, 200], False)
     selectivity = course["metrics"]["selectivity"]
