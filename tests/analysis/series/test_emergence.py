@@ -296,7 +296,13 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
     quick = {"groups_per_size": 3, "fractions": (0.0, 1.0), "sign_flips": 999, "bootstrap_draws": 100}
     decoder = drawn(config, dtype=torch.float32)
     for number, revision in enumerate(("step1000", "step2000", "step143000")):
-        facts = {"name": revision, "factors": {}, "machine": {}, "config": {}, "checkpoint": {"state_hash": f"{number}"}}
+        facts = {
+            "name": revision,
+            "factors": {},
+            "machine": {},
+            "config": {},
+            "checkpoint": {"state_hash": f"{number}"},
+        }
         with RunFolder(tmp_path / revision, facts) as record:
             if revision == "step2000":
                 with torch.no_grad():
