@@ -44,12 +44,10 @@ def rotate(
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
 
 
-@torch.compiler.assume_constant_result
 def rotary_tables(
     length: int, offset: int, width: int, theta: float, frequencies: tuple[float, ...] | None, device: torch.device
 ) -> Float[Tensor, "2 T r"]:
-    """cos and sin. A constant to the compiler, which would otherwise take the cosine of every position anew for every
-    sequence, head, layer and pass: a tenth of a training step on a CPU."""
+    """cos and sin, a constant to the compiler (training/objective.py)."""
     if frequencies is not None:
         frequencies_r = torch.tensor(frequencies, dtype=torch.float32, device=device)
     else:

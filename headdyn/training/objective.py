@@ -17,6 +17,7 @@ from torch import Tensor
 
 from headdyn.data.corpus import Split
 from headdyn.models.decoder import Decoder
+from headdyn.models.layers import rotary_tables
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,9 @@ def evaluate(
 
 @functools.cache
 def _compiled() -> LossFunction:
+    # Else the graph takes the cosine of every position anew for every sequence, head, layer and pass: a tenth of a
+    # training step on a CPU. Marked here, not where it is defined: marking imports the compiler, which takes 2 s.
+    torch.compiler.assume_constant_result(rotary_tables)
     return torch.compile(next_token_loss, dynamic=False)
 
 

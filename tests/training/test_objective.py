@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from headdyn.training import objective
 from headdyn.training.objective import Batches, autocast, compiled_loss, evaluate, next_token_loss, reproducible
 from tests.small_models import MHA, drawn, tokens
 
+ROOT = Path(__file__).parents[2]
 DOCUMENTS_BT = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0, 0, 0, 0], [0, 1, 2, 3, 3, 3, 4, 4, 5]])
 
 
@@ -128,6 +131,27 @@ def test_without_a_compiler_it_says_so_and_goes_on(caplog: pytest.LogCaptureFixt
     assert function is next_token_loss
     assert "torch.compile does not work here" in caplog.text and "compiler" in caplog.text
     assert all(parameter.grad is None for parameter in decoder.parameters())
+
+
+def test_the_compiled_graph_takes_no_cosine() -> None:
+    """In a process without the tests' checks of array shapes, which wrap every function."""
+    seen = """
+import torch, torch._dynamo
+from headdyn.training import objective
+from tests.small_models import MHA, drawn, tokens
+
+objective._compiled()
+found = torch._dynamo.explain(objective.next_token_loss)(drawn(MHA, dtype=torch.float32), tokens(2, 8), None)
+used = {str(node.target) for graph in found.graphs for node in graph.graph.nodes}
+assert "cos" not in used and any("embedding" in name for name in used), used
+"""
+    run = subprocess.run([sys.executable, "-c", seen], check=False, capture_output=True, text=True, cwd=ROOT)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_compiler_is_imported_when_it_is_needed() -> None:
+    seen = "import sys, headdyn.pipeline, headdyn.analysis.probes; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", seen], check=False, cwd=ROOT).returncode == 0
 
 
 def test_the_compiler_is_reset_before_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
