@@ -192,7 +192,7 @@ def _spelled(side: Mapping[str, Any]) -> str:
     for token in side["texts"]:
         text = token.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
         # The figures' font has no glyphs of most scripts; a code point says more than an empty box.
-        text = "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in text)
+        text = "".join(c if _has_glyph(c) else f"U+{ord(c):04X}" for c in text)
         if not shown:
             while _points(text) > left:
                 text = text[:-1]
@@ -201,6 +201,10 @@ def _spelled(side: Mapping[str, Any]) -> str:
             break
         shown.append(text)
     return f"{' '.join(shown)}  ({side['deviations'][0]:.1f})"
+
+
+def _has_glyph(character: str) -> bool:
+    return character in "\u21b5\u2423\u2205" or (" " < character < "\u0530" and character.isprintable())
 
 
 @lru_cache(maxsize=4096)

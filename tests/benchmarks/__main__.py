@@ -1,6 +1,6 @@
 """`make bench`: every benchmark, one after the other, each in a process of its own. None of them is a test.
 
-    python -m tests.benchmarks                        # all, within ten minutes on two cores with nothing else to do
+    python -m tests.benchmarks                        # all, in ten to twenty minutes on two cores with nothing else to do
     python -m tests.benchmarks patching tensor_lens   # these two
     python -m tests.benchmarks --long                 # all, with what takes long
 
@@ -64,7 +64,7 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *options], check=True)
         print(f"   took {time.monotonic() - started:.0f} s", flush=True)
     if not chosen.names and not chosen.long:
-        print(f"\nall in {time.monotonic() - begun:.0f} s (at most 600 on two cores with nothing else to do)")
+        print(f"\nall in {time.monotonic() - begun:.0f} s")
 
 
 if __name__ == "__main__":
