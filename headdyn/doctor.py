@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import importlib.util
 import os
@@ -34,6 +35,7 @@ def examine() -> list[Finding]:
 
 def main() -> int:
     """Print the table; 1 where something a run needs is missing."""
+    argparse.ArgumentParser(prog="python -m headdyn.doctor", description=__doc__).parse_args()
     findings = examine()
     table = Table(box=box.SIMPLE_HEAD, title="headdyn on this machine", title_justify="left")
     for column in ("", "topic", "fact"):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from headdyn.config import RunConfig, check
 from headdyn.core.settings import ConfigError
 from headdyn.models.settings import Pretrained
-from headdyn.plan import CONF, HYDRA_VERSION, explain, informational, make_plan, one_ordering, one_series
+from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, one_ordering, one_series
 
 
 class JobError(CompactHydraException):
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
     if plan is not None:
-        unreachable = _unreachable(plan.jobs)
-        if unreachable:
+        impossible = _unreachable(plan.jobs) or _not_on_this_machine(plan)
+        if impossible:
             for made in (plan.folder, plan.folder.parent):  # by the trial of writing there
                 with suppress(OSError):
                     made.rmdir()  # only where it is empty
-            print(f"headdyn: {unreachable}", file=sys.stderr)
+            print(f"headdyn: {impossible}", file=sys.stderr)
             return 1
     sys.argv = [sys.argv[0], *(arguments if plan is None else plan.arguments)]
     status = 0
@@ -102,6 +102,21 @@ def _unreachable(jobs: Sequence[RunConfig]) -> str | None:
                 require_reachable(model.name, model.revision, Store(cache_root()))
             except CheckpointError as error:
                 return str(error)
+    return None
+
+
+def _not_on_this_machine(plan: Plan) -> str | None:
+    """Why this machine cannot do what a job asks of it. Of jobs that a launcher takes elsewhere it is not asked."""
+    asked = {(job.device, job.precision, job.threads) for job in plan.jobs if job.device == "cuda"}
+    if not asked or any(argument.startswith(("cluster=", "hydra/launcher=")) for argument in plan.arguments):
+        return None
+    from headdyn.core import machine
+
+    try:
+        for choice in asked:
+            machine.resolve(*choice)
+    except ValueError as error:
+        return str(error)
     return None
 
 

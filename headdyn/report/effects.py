@@ -166,14 +166,19 @@ def with_q(rows: Rows) -> Rows:
 
 
 def _design_effects(runs: Sequence[RunRecord], levels: Mapping[str, tuple[str, str]], outcome: str) -> Rows:
-    cells: dict[tuple[Any, ...], str] = {}
+    cells: dict[tuple[Any, ...], RunRecord] = {}
     values = []
     for run in runs:
         if not all(run.factors.get(name) in pair for name, pair in levels.items()):
             continue
         key = (*(run.factors[name] for name in levels), run.factors["seed"])
+        value = run.value(outcome)
+        if value is None:
+            continue
+        if key in cells and value == cells[key].value(outcome):
+            continue  # one training, of which two sweeps measured this alike
         if key in cells:
-            reason = f"{cells[key]} and {run.name} have the same levels and seed, so that no contrast is defined"
+            reason = f"{cells[key].name} and {run.name} have the same levels and seed, so that no contrast is defined"
             return [
                 {
                     "factors": [*levels],
@@ -185,9 +190,8 @@ def _design_effects(runs: Sequence[RunRecord], levels: Mapping[str, tuple[str, s
                     "reason": reason,
                 }
             ]
-        cells[key] = run.name
-        if run.value(outcome) is not None:
-            values.append({**dict(zip([*levels, "seed"], key, strict=True)), "value": run.value(outcome)})
+        cells[key] = run
+        values.append({**dict(zip([*levels, "seed"], key, strict=True)), "value": value})
     if not values:
         return []
     effects = factorial_effects(values, dict(levels))

@@ -133,7 +133,8 @@ def by_instruments(jobs: Sequence[Job], position: str) -> list[str]:
             continue
         row = simple_effect([job.run for job in arms], "data_ordering", outcome)
         if row is None:
-            reasons = dict.fromkeys(str(job.scalar(outcome).get("reason")) for job in arms)
+            given = [job.scalar(outcome).get("reason") for job in arms]
+            reasons = dict.fromkeys(filter(None, given)) or {"no contrast of the two orders is defined": None}
             details.append(f"By {instrument}: absent, {listed(list(reasons))}.")
         elif row["value"] is None:
             details.append(f"By {instrument}: absent, {row['reason']}.")

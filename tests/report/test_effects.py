@@ -124,9 +124,19 @@ def test_analyses_with_other_settings_are_not_pooled_and_further_ones_change_not
 
 def test_two_runs_of_one_cell_have_no_contrast(tmp_path: Path) -> None:
     first = records(tmp_path / "a", [run(tmp_path / "a", ordering=o) for o in ("shuffled", "topic")])
-    again = records(tmp_path / "b", [run(tmp_path / "b", ordering="topic", length=6)])
-    rows = factor_effects([*first, *again])
-    assert all(row["value"] is None and "same levels and seed" in row["reason"] for row in rows)
+    other = {"loss_nats": measured(2.5, null=4.0, n=256)}
+    again = records(tmp_path / "b", [run(tmp_path / "b", ordering="topic", length=6, values=other)])
+    rows = {row["outcome"]: row for row in factor_effects([*first, *again])}
+    assert rows["loss_nats"]["value"] is None and "same levels and seed" in rows["loss_nats"]["reason"]
+    assert rows["selectivity"]["value"] == 0  # measured alike by both: one number, not two
+
+
+def test_an_outcome_that_one_of_two_sweeps_measured_keeps_its_contrast(tmp_path: Path) -> None:
+    first = records(tmp_path / "a", [run(tmp_path / "a", ordering=o) for o in ("shuffled", "topic")])
+    less = {"selectivity": None}
+    again = records(tmp_path / "b", [run(tmp_path / "b", values=less)])
+    rows = {row["outcome"]: row for row in factor_effects([*again, *first])}
+    assert rows["selectivity"]["value"] == 0 and rows["loss_nats"]["value"] == 0
 
 
 def test_effect_of_order_where_positions_are_dropped(tmp_path: Path) -> None:
