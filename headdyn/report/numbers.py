@@ -171,6 +171,11 @@ def count(n: int, thing: str) -> str:
     return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
+def units(scalar: Mapping[str, Any]) -> str:
+    """`128 sequences`: what a scalar is of; "" where it does not say."""
+    return count(scalar["n"], scalar["unit"]) if scalar.get("n") and scalar.get("unit") else ""
+
+
 def listed(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

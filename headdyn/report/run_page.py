@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from headdyn.core.figures import Curve, curves, save_png
 from headdyn.core.run_folder import METRICS, read_metrics
 from headdyn.report.glossary import chapters
-from headdyn.report.numbers import count, duration, level, number
+from headdyn.report.numbers import count, duration, level, number, units
 from headdyn.report.page import picture, write_page
 from headdyn.report.prompt_run import in_words, null_pictures, tables
 from headdyn.report.quality import run_checks
@@ -70,8 +70,7 @@ def metric_groups(manifest: Mapping[str, Any], scalars: Mapping[str, Any]) -> li
         if not {"value", "reason"} & set(entry) or entry.get("value", "") is None:
             continue
         about = meanings.get(name, {})
-        units = count(entry["n"], entry["unit"]) if entry.get("n") and entry.get("unit") else ""
-        row = {"name": name, "scalar": entry, "units": units, "meaning": about.get("meaning", "")}
+        row = {"name": name, "scalar": entry, "units": units(entry), "meaning": about.get("meaning", "")}
         groups.setdefault(owner.get(name, "corpus and training"), []).append(row)
     return [(group, _absent_together(rows)) for group, rows in groups.items()]
 

@@ -256,6 +256,13 @@ def emerging(root: Path, said: Mapping[str, Any] | None = None, **settings: Any)
     return series(root, entries, said or verdict(), values, strength_nats_band=[2.0] * 4, strength_band=[0.5] * 4)
 
 
+def two_protocols(root: Path) -> tuple[Path, Path]:
+    """The sweep of `emerging` under each protocol, in folders of their own."""
+    for name in "ab":
+        (root / name).mkdir()
+    return emerging(root / "a"), emerging(root / "b", protocol="seed")
+
+
 def followed(folder: Path, *, series: int = 0) -> None:
     """Add what an analysis of the same series left that judges no emergence: a change, a figure and a table."""
     entries = json.loads((folder / VERDICT).read_text(encoding="utf-8"))

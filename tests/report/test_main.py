@@ -8,7 +8,7 @@ from headdyn.core.records import write_json
 from headdyn.report.__main__ import main
 from headdyn.report.sweep_record import SweepRecord
 from tests.report.folders import matrix, run, sweep
-from tests.report.series_folders import emerging, followed
+from tests.report.series_folders import emerging, followed, two_protocols
 from tests.report.test_effects import selectivity
 from tests.report.test_sweep_page import Text, pair
 
@@ -148,10 +148,7 @@ def test_a_damaged_run_is_refused_by_the_name_of_its_file_and_is_not_complete_in
 def test_a_torn_record_of_a_sweep_is_named_and_nothing_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
-    folders = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        folders.append(emerging(tmp_path / name, protocol={"a": "corrected", "b": "seed"}[name]))
+    folders = two_protocols(tmp_path)
     torn(folders[1] / file)
     (folders[1] / "effects.json").unlink()  # a rebuild would write it again
     before = {path: path.read_bytes() for path in folders[1].iterdir() if path.is_file()}
@@ -165,10 +162,7 @@ def test_a_torn_record_of_a_sweep_is_named_and_nothing_is_written(
 def test_what_a_verdict_names_is_looked_for_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
 ) -> None:
-    folders = []
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        folders.append(emerging(tmp_path / name, protocol={"a": "corrected", "b": "seed"}[name]))
+    folders = two_protocols(tmp_path)
     followed(folders[1])
     if file.endswith(".png"):
         (folders[1] / file).unlink()

@@ -3,12 +3,12 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.report.__main__ import build
-from headdyn.report.series.record import merge_series
+from headdyn.report.series.record import collect_series
 from headdyn.report.series.study import concerns, known_final, studies
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.sweep_record import VERDICT, merge
 from tests.report.folders import matrix, sweep
-from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, verdict
+from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, two_protocols, verdict
 from tests.report.test_sweep_page import Text
 
 SEED = {"value": 1.0, "null": 0.0, "n": 1, "unit": "prompt"}
@@ -144,13 +144,11 @@ def test_what_a_series_analysis_drew_without_judging_emergence_is_shown(tmp_path
 
 
 def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", protocol="seed")
+    one, other = two_protocols(tmp_path)
     followed(one)
     followed(other)
     merge([one, other], tmp_path / "c")
-    merge_series([one, other], tmp_path / "c")
+    collect_series([one, other]).write(tmp_path / "c")
     read = text(tmp_path / "c")
     assert "Circuit course: protocol=corrected" in read and "Circuit course: protocol=seed" in read
     told = json.loads((one / VERDICT).read_text(encoding="utf-8"))

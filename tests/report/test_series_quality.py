@@ -3,7 +3,7 @@ from typing import Any
 
 from headdyn.report.quality import Check, checks
 from headdyn.report.series.quality import series_checks
-from headdyn.report.series.record import merge_series, read_series
+from headdyn.report.series.record import collect_series, read_series
 from headdyn.report.sweep_record import SweepRecord, merge
 from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict
 
@@ -130,7 +130,7 @@ def test_repeatability_is_only_said_to_be_verified_where_something_was_repeated(
     alone = asked(one)[question]
     assert alone.verdict == "note" and "not verified here" in alone.facts
     merge([one, same], tmp_path / "ab")
-    merge_series([one, same], tmp_path / "ab")
+    collect_series([one, same]).write(tmp_path / "ab")
     twice = asked(tmp_path / "ab")[question]
     assert twice.verdict == "ok"
     assert (
@@ -139,7 +139,7 @@ def test_repeatability_is_only_said_to_be_verified_where_something_was_repeated(
     changed: list[dict[str, Any]] = [{"plain_nats": {"value": -1.25}}, {}, {}, {}]
     other = emerging(tmp_path / "c", protocol="seed", more=changed)
     merge([one, other], tmp_path / "ac")
-    merge_series([one, other], tmp_path / "ac")
+    collect_series([one, other]).write(tmp_path / "ac")
     apart = asked(tmp_path / "ac")[question]
     assert apart.verdict == "fails" and "0.2500" in apart.facts
 

@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 
 from headdyn.core.records import write_json
 from headdyn.report.__main__ import build
-from headdyn.report.series.record import merge_series, read_series
+from headdyn.report.series.record import collect_series, read_series
 from headdyn.report.sweep_record import VERDICT, SweepRecord, merge
 from tests.report.folders import matrix, sweep
-from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, verdict
+from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, two_protocols, verdict
 from tests.report.test_sweep_page import Text
 
 
@@ -46,12 +46,10 @@ def test_a_sweep_without_a_verdict_has_no_series(tmp_path: Path) -> None:
 
 
 def test_merged_series_are_numbered_anew_and_count_once(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", protocol="seed")
+    one, other = two_protocols(tmp_path)
     out = tmp_path / "c"
     merge([one, other, one], out)
-    merge_series([one, other, one], out)
+    collect_series([one, other, one]).write(out)
     assert [entry["series"] for entry in json.loads((out / VERDICT).read_text())] == [0, 1]
     assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
     found = read_series(SweepRecord.read(out))
@@ -61,14 +59,12 @@ def test_merged_series_are_numbered_anew_and_count_once(tmp_path: Path) -> None:
 
 
 def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_and_tables(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", protocol="seed")
+    one, other = two_protocols(tmp_path)
     followed(one)
     followed(other)
     out = tmp_path / "c"
     merge([one, other], out)
-    merge_series([one, other], out)
+    collect_series([one, other]).write(out)
     told = json.loads((out / VERDICT).read_text())
     assert [(entry["series"], entry["analysis"]) for entry in told] == [
         (0, "emergence"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.report.numbers import count
+from headdyn.report.numbers import count, units
 from headdyn.report.page import picture
 from headdyn.report.series.record import series_titles, verdicts
 from headdyn.report.sweep_record import SweepRecord
@@ -43,7 +43,7 @@ def _read(sweep: SweepRecord, entry: Mapping[str, Any], series: str) -> OtherAna
         (
             metric,
             scalar,
-            count(scalar["n"], scalar["unit"]) if scalar.get("n") and scalar.get("unit") else "",
+            units(scalar),
             entry["meanings"].get(metric, ""),
         )
         for metric, scalar in entry["summary"].items()

@@ -201,11 +201,6 @@ def collect_series(folders: Sequence[Path]) -> CollectedSeries:
     )
 
 
-def merge_series(folders: Sequence[Path], out: Path) -> None:
-    """Carry the series of several sweeps over to a merged one at `out`, numbered anew."""
-    collect_series(folders).write(out)
-
-
 def _table(folder: Path, name: str, number: int) -> pa.Table | None:
     path = folder / f"{name}.parquet"
     if not path.exists():
