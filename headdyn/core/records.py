@@ -202,12 +202,22 @@ class HeadTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a metric's numbers mean: one clause for the reader, and the range every value must lie in."""
+    """What a metric's numbers mean and how a reader meets them; stated by the analysis that makes the numbers.
+
+    `meaning` is one clause for the glossary, `low` and `high` the range every recorded value must lie in. A reader sees
+    the value times `scale` in `unit`, with `digits` decimals where no interval says how many it supports. `outcome`
+    says that the metric may be compared over runs (see sweep/): it then needs a row that describes the whole model.
+    """
 
     meaning: str
+    label: str = ""  # in tables and charts; "" is the metric's own name with spaces for underscores
     low: float = -math.inf
     high: float = math.inf
-    unit: str = ""
+    unit: str = ""  # after scaling
+    scale: float = 1.0
+    digits: int = 3
+    difference_unit: str = ""  # of a difference between two values ("points" for percentages); "" is `unit`
+    outcome: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
