@@ -18,12 +18,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headdyn.core.numbers import level
 from headdyn.core.records import write_json
 from headdyn.core.store import explain_os_error, require_writable
 from headdyn.core.tracking import TrackingSettings, unreachable
-from headdyn.report.effects import FACTORS
-from headdyn.report.numbers import level
 from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, Section, in_depth, of_sweep
+from headdyn.sweep.factors import FACTORS
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report

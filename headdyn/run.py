@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = 130
     if plan is not None and plan.is_sweep:
-        from headdyn.sweep import finish
+        from headdyn.finish import finish
 
         complete = finish(plan.folder, plan.jobs, arguments)
         status = status or (0 if complete else 1)

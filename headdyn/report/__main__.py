@@ -19,8 +19,9 @@ from headdyn.report.run_table import write_run_table
 from headdyn.report.series.record import collect_series
 from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
-from headdyn.report.sweep_record import SweepRecord, is_run, matched_pairs, merge, rewrite, single_job, sweep_json
 from headdyn.report.terminal import print_summary
+from headdyn.sweep.merge import merge
+from headdyn.sweep.record import SweepRecord, is_run, matched_pairs, rewrite, single_job, sweep_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import ABSENT, fixed, p_value, quantity
+from headdyn.core.numbers import ABSENT, fixed, p_value, quantity
+from headdyn.sweep.jobs import Job
 
 # The seed study's columns with what they need beside them, and what a reader asks next.
 TOPICS = (

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from markupsafe import Markup, escape
 
 from headdyn.core.figures import PALETTE
-from headdyn.report.numbers import fixed, number
+from headdyn.core.numbers import fixed, number
+from headdyn.sweep.jobs import Style as Style
 
 _GREY = "#5b6675"
 _MARK = {
@@ -23,15 +24,6 @@ _MARK = {
     "up": "M0,-3.4L3.2,2.6L-3.2,2.6z",
 }
 _REFERENCE_DASHES = ("7 3", "2 3", "10 3 2 3", "4 2", "1 2", "12 4")
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a run's marks look: one channel for each of up to three varied factors."""
-
-    colour: str = PALETTE[0]
-    dash: str = ""
-    mark: str = "circle"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +35,7 @@ class Line:
     y: Sequence[float]
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
-    style: Style = Style()
+    style: Style = field(default_factory=Style)
     runs: Sequence[int] = ()
 
 

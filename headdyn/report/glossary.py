@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from headdyn.core.numbers import number
 from headdyn.core.run_folder import RunRecord
-from headdyn.report.numbers import number
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from safetensors import safe_open
 
 from headdyn.core.records import HeadTable
-from headdyn.report.sweep_record import Job
+from headdyn.sweep.record import Job
 
 PATTERNS = "patterns.safetensors"
 PATTERN_BYTES = 9_000_000  # of all patterns in a page, base64 included

@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 
+from headdyn.core.numbers import fixed
 from headdyn.report.charts import svg
-from headdyn.report.numbers import fixed
 
 _GREY = "#5b6675"
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from headdyn.core.figures import PALETTE, png_bytes
-from headdyn.report.numbers import decimals, duration, fixed, number, p_value, spelled
+from headdyn.core.numbers import decimals, duration, fixed, number, p_value, spelled
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from headdyn.report.effects import FACTORS, OUTCOMES
-from headdyn.report.numbers import level, quantity
+from headdyn.core.numbers import level, quantity
+from headdyn.sweep.effects import OUTCOMES
+from headdyn.sweep.factors import FACTORS
 
 
 @dataclass(frozen=True, kw_only=True)

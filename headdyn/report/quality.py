@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from headdyn.report.numbers import count, fixed, listed, spelled
-from headdyn.report.sweep_record import Job, SweepRecord
+from headdyn.core.numbers import count, fixed, listed, spelled
+from headdyn.sweep.record import Job, SweepRecord
 
 Verdict = Literal["ok", "note", "fails"]
 

@@ -10,15 +10,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from headdyn.core.figures import Curve, curves, save_png
+from headdyn.core.numbers import count, duration, level, number, units
 from headdyn.core.run_folder import METRICS, read_metrics
 from headdyn.report.glossary import chapters
-from headdyn.report.numbers import count, duration, level, number, units
 from headdyn.report.page import picture, write_page
 from headdyn.report.prompt_run import in_words, null_pictures, tables
 from headdyn.report.quality import run_checks
 from headdyn.report.seed_protocol import answers, explanation
-from headdyn.report.sweep_record import SWEEP, single_job
 from headdyn.report.text_topics import text_topics
+from headdyn.sweep.record import SWEEP, single_job
 
 _REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
 _STANDING_OUT = 12  # heads in the table of those with the smallest q

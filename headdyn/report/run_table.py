@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from headdyn.core.run_folder import RunRecord
-from headdyn.report.sweep_record import sweep_json
+from headdyn.sweep.record import sweep_json
 
 _PARTS = ("ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")
 

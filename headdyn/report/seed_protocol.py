@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import count, fixed, listed, p_value
+from headdyn.core.numbers import count, fixed, listed, p_value
+from headdyn.sweep.jobs import Job
 
 ORDERS = ("identity", "swap", "within_parity", "random", "reverse")
 _PARTS = ("query", "key", "value")

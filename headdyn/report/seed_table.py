@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from headdyn.core.numbers import count, fixed, level, spelled
 from headdyn.core.statistics import t_interval
-from headdyn.report.effects import flat
-from headdyn.report.numbers import count, fixed, level, spelled
-from headdyn.report.sweep_record import Job, SweepRecord
+from headdyn.sweep.groups import flat
+from headdyn.sweep.record import Job, SweepRecord
 
 
 @dataclass(frozen=True)

@@ -13,15 +13,15 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
+from headdyn.core.numbers import quantity, spelled
 from headdyn.report.cells import Cell, columns_for, summary_cell
-from headdyn.report.numbers import quantity, spelled
 from headdyn.report.series.charts import series_charts
 from headdyn.report.series.other_analyses import other_analyses
 from headdyn.report.series.record import Series, read_series
 from headdyn.report.series.words import series_statements
 from headdyn.report.sweep_charts import effect_charts, loss_charts, probe_charts, recovery_charts
-from headdyn.report.sweep_record import SweepRecord
-from headdyn.report.words import statements
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import statements
 
 RESULTS = "results.md"
 COPIED = ("summary.csv", "timeline.csv", "effects.json", "matched_loss.json", "verdict.json")

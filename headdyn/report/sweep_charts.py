@@ -11,12 +11,12 @@ import numpy as np
 from markupsafe import Markup
 
 from headdyn.core.figures import PALETTE
+from headdyn.core.numbers import fixed, level, p_value, quantity, spelled
 from headdyn.report.charts import Dot, Line, figure, interval_chart, legend, line_chart
-from headdyn.report.effects import effect_name
 from headdyn.report.head_data import head_metrics
 from headdyn.report.head_maps import Colours, head_map
-from headdyn.report.numbers import fixed, level, p_value, quantity, spelled
-from headdyn.report.sweep_record import Job, SweepRecord
+from headdyn.sweep.effects import effect_name
+from headdyn.sweep.record import Job, SweepRecord
 
 _LEAST_REACH = 0.02  # of the selectivity scale, so that a sweep without any does not colour its noise
 REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from headdyn.core.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.cells import Cell, cell, columns_for, of_prompts, summary_cell
-from headdyn.report.effects import effect_name
 from headdyn.report.glossary import chapters
 from headdyn.report.head_data import ROLES, patterns, series_course, statistics, telling_heads, training_course
-from headdyn.report.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
 from headdyn.report.page import write_page
 from headdyn.report.quality import checks, in_order, machine
 from headdyn.report.seed_table import seed_table
@@ -27,9 +26,10 @@ from headdyn.report.sweep_charts import (
     recovery_charts,
     shared_label,
 )
-from headdyn.report.sweep_record import Job, SweepRecord
 from headdyn.report.text_topics import text_topics
-from headdyn.report.words import statements
+from headdyn.sweep.effects import effect_name
+from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.words import statements
 
 MATCHED = ("selectivity", "within_ratio", "entropy_nats", "probe_accuracy_middle")
 

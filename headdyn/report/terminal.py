@@ -17,14 +17,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from headdyn.core.numbers import ABSENT, MINUS, Quantity, decimals, fixed, p_value, quantity
 from headdyn.report.cells import of_prompts
-from headdyn.report.effect_words import ONE_SEED
-from headdyn.report.numbers import ABSENT, MINUS, Quantity, decimals, fixed, p_value, quantity
 from headdyn.report.prompt_run import in_words
 from headdyn.report.series.record import read_series
 from headdyn.report.series.words import series_statements
-from headdyn.report.sweep_record import SweepRecord, single_job
-from headdyn.report.words import statements
+from headdyn.sweep.effect_words import ONE_SEED
+from headdyn.sweep.record import SweepRecord, single_job
+from headdyn.sweep.words import statements
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from headdyn.report.numbers import fixed, number, p_value
+from headdyn.core.numbers import fixed, number, p_value
 
 _EMBEDDINGS = {"tfidf": "TF-IDF with truncated SVD", "minilm": "MiniLM sentence embeddings"}
 

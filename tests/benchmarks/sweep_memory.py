@@ -64,7 +64,7 @@ def one(suite: str, revisions: str) -> dict[str, float]:
     """A single measurement; what a child process runs. The command prints before it."""
     from headdyn.run import main as run
 
-    for module in ("headdyn.sweep", "headdyn.analysis.interventions.specialization", "transformers"):
+    for module in ("headdyn.finish", "headdyn.analysis.interventions.specialization", "transformers"):
         importlib.import_module(module)
     base = resident_bytes("VmRSS")
     begun = time.perf_counter()

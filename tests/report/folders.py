@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import HEADS, MANIFEST, METRICS, SUMMARY
-from headdyn.report.sweep_record import SWEEP, rewrite
+from headdyn.sweep.record import SWEEP, rewrite
 
 GLOSSARY = {
     "loss": {

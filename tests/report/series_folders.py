@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from headdyn.core.figures import Curve, curves, save_png
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import HEADS, MANIFEST, SUMMARY
-from headdyn.report.sweep_record import VERDICT
+from headdyn.sweep.record import VERDICT
 from tests.report.folders import sweep
 
 STEPS = (1_000, 32_000, 64_000, 143_000)

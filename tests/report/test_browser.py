@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from headdyn.report.numbers import p_value, spelled
+from headdyn.core.numbers import p_value, spelled
 from headdyn.report.sweep_page import write_sweep_page
 from tests.report.browser import Chromium, require_chromium
 from tests.report.folders import heads, matrix, sweep

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 from headdyn.core.records import HeadTable
 from headdyn.report.head_data import head_metrics, patterns, statistics, telling_heads, training_course
 from headdyn.report.sweep_charts import head_maps
-from headdyn.report.sweep_record import Job, SweepRecord, single_job
+from headdyn.sweep.record import Job, SweepRecord, single_job
 from tests.report.folders import heads, run, sweep
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from headdyn.core.records import write_json
 from headdyn.report.__main__ import main
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 from tests.report.folders import matrix, run, sweep
 from tests.report.series_folders import emerging, followed, two_protocols
-from tests.report.test_effects import selectivity
 from tests.report.test_sweep_page import Text, pair
+from tests.sweep.test_effects import selectivity
 
 
 def test_a_sweeps_report_is_rebuilt_from_its_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from headdyn.report.prompt_run import histogram, in_words, null_pictures, tables
 from headdyn.report.run_page import write_run_page
 from headdyn.report.seed_protocol import explanation
-from headdyn.report.sweep_record import single_job
+from headdyn.sweep.record import single_job
 from tests.report.series_folders import run, scalars
 from tests.report.test_sweep_page import Text
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from headdyn.core.records import write_json
 from headdyn.report.quality import checks
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 from tests.report.folders import measured, run, sweep
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from headdyn.report.seed_table import seed_table
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 from tests.report.folders import measured, run, sweep
 
 RUN1 = {"protocol": "seed", "mode": "run1"}

@@ -9,7 +9,7 @@ import pytest
 from headdyn.report.series.charts import half_means, series_charts
 from headdyn.report.series.maps import series_maps
 from headdyn.report.series.record import read_series
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 from tests.report.series_folders import emerging, verdict
 
 

@@ -6,7 +6,8 @@ from headdyn.report.__main__ import build
 from headdyn.report.series.record import collect_series
 from headdyn.report.series.study import concerns, known_final, studies
 from headdyn.report.sweep_page import write_sweep_page
-from headdyn.report.sweep_record import VERDICT, merge
+from headdyn.sweep.merge import merge
+from headdyn.sweep.record import VERDICT
 from tests.report.folders import matrix, sweep
 from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, two_protocols, verdict
 from tests.report.test_sweep_page import Text

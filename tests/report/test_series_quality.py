@@ -4,7 +4,8 @@ from typing import Any
 from headdyn.report.quality import Check, checks
 from headdyn.report.series.quality import series_checks
 from headdyn.report.series.record import collect_series, read_series
-from headdyn.report.sweep_record import SweepRecord, merge
+from headdyn.sweep.merge import merge
+from headdyn.sweep.record import SweepRecord
 from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict
 
 SEED = {"seed_strength": {"value": 1.0, "null": 0.0, "n": 1, "unit": "prompt"}}

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 from headdyn.core.records import write_json
 from headdyn.report.__main__ import build
 from headdyn.report.series.record import collect_series, read_series
-from headdyn.report.sweep_record import VERDICT, SweepRecord, merge
+from headdyn.sweep.merge import merge
+from headdyn.sweep.record import VERDICT, SweepRecord
 from tests.report.folders import matrix, sweep
 from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, two_protocols, verdict
 from tests.report.test_sweep_page import Text

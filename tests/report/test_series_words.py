@@ -5,7 +5,7 @@ import pytest
 
 from headdyn.report.series.record import read_series
 from headdyn.report.series.words import counted, even_odd, headline, heads, hypotheses, interval, others, stage
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 from tests.report.series_folders import emerging, said, verdict
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headdyn.report.sweep_page import write_sweep_page
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 from tests.report.folders import matrix, measured, run, sweep
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from headdyn.report.sweep_record import SweepRecord
 from headdyn.report.terminal import print_summary
+from headdyn.sweep.record import SweepRecord
 from tests.report.folders import matrix, run, sweep
 
 

@@ -11,9 +11,8 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from headdyn.core.figures import PALETTE
+from headdyn.core.numbers import quantity
 from headdyn.report.charts import Band
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import quantity
 from headdyn.report.series.drawing import GREY, LOOKS, chart_over_steps, measured_line, plain_line
 from headdyn.report.series.further_charts import (
     cosines_chart,
@@ -27,6 +26,7 @@ from headdyn.report.series.further_charts import (
 from headdyn.report.series.record import Points, Series
 from headdyn.report.series.study import seed_strengths
 from headdyn.report.series.words import measure_name
+from headdyn.sweep.jobs import Job
 
 _SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")
 _TOPICS = ("selectivity", "within_ratio", "probe_accuracy_middle", "specialisation", "entropy_nats")

@@ -8,8 +8,8 @@ import numpy as np
 from markupsafe import Markup
 
 from headdyn.core.figures import PALETTE
+from headdyn.core.numbers import fixed, number, quantity
 from headdyn.report.charts import Line, Style
-from headdyn.report.numbers import fixed, number, quantity
 from headdyn.report.series.drawing import GREY, LOOKS, chart_over_steps, measured_line, plain_line
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import seed_silhouettes

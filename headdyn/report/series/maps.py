@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from headdyn.core.numbers import fixed, number, spelled
 from headdyn.report.head_maps import Colours, grid_map
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import fixed, number, spelled
 from headdyn.report.series.record import Series
+from headdyn.sweep.jobs import Job
 
 _LEAST_REACH_NATS = 0.02  # so that a suite without any effect does not colour its noise
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.report.numbers import count, units
+from headdyn.core.numbers import count, units
 from headdyn.report.page import picture
 from headdyn.report.series.record import series_titles, verdicts
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 
 
 @dataclass(frozen=True, kw_only=True)

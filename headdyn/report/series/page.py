@@ -16,7 +16,7 @@ from headdyn.report.series.record import Series
 from headdyn.report.series.study import beside
 from headdyn.report.series.tables import compared, hypothesis_table, identity_rows, verdict_table
 from headdyn.report.series.words import headline
-from headdyn.report.sweep_record import SweepRecord
+from headdyn.sweep.record import SweepRecord
 
 
 @dataclass(frozen=True, kw_only=True)

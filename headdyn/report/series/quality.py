@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import count, fixed, listed, number, p_value, spelled
+from headdyn.core.numbers import count, fixed, listed, number, p_value, spelled
 from headdyn.report.quality import Check
 from headdyn.report.seed_protocol import responses
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import known_final
 from headdyn.report.series.words import share
+from headdyn.sweep.jobs import Job
 
 _EARLY = 0.10  # of training: where the study expects little to no specialisation
 _COMPARED = ("strength", "strength_nats", "plain_nats", "selectivity", "probe_accuracy_middle", "loss_nats")

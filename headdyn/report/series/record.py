@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from headdyn.core.numbers import level
 from headdyn.core.records import read_json, write_json
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import level
-from headdyn.report.sweep_record import VERDICT, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
 _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}

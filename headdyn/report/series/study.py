@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from headdyn.core.numbers import fixed, number
 from headdyn.report.cells import Cell, cell
-from headdyn.report.jobs import Job
-from headdyn.report.numbers import fixed, number
 from headdyn.report.series.record import Series
+from headdyn.sweep.jobs import Job
 
 _PARTS = ("query", "key", "value")
 

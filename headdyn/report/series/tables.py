@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headdyn.report.numbers import ABSENT, count, fixed, number, p_value, quantity
+from headdyn.core.numbers import ABSENT, count, fixed, number, p_value, quantity
 from headdyn.report.series.record import Series
 from headdyn.report.series.study import claims
 from headdyn.report.series.words import interval, measure_name, share, stage

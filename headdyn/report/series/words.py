@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headdyn.report.numbers import count, fixed, listed, number, p_value, quantity
+from headdyn.core.numbers import count, fixed, listed, number, p_value, quantity
 from headdyn.report.series.record import Series
-from headdyn.report.words import Statement
+from headdyn.sweep.words import Statement
 
 EVEN_ODD = ("strength", "strength_nats")
 _NAMES = {

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from headdyn.report.effect_words import ONE_SEED
-from headdyn.report.sweep_record import SweepRecord
-from headdyn.report.words import statements
+from headdyn.sweep.effect_words import ONE_SEED
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import statements
 from tests.report.folders import matrix, measured, run, sweep
-from tests.report.test_effects import selectivity
+from tests.sweep.test_effects import selectivity
 
 
 def answers(folder: Path) -> dict[str, list[str]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headdyn.report.effect_words import ONE_SEED, Row, difference, factor, interactions, matched, verdict
-from headdyn.report.effects import simple_effect
-from headdyn.report.numbers import count, fixed, level, listed, quantity, spelled
-from headdyn.report.sweep_record import Job, SweepRecord
+from headdyn.core.numbers import count, fixed, level, listed, quantity, spelled
+from headdyn.sweep.effect_words import ONE_SEED, Row, difference, factor, interactions, matched, verdict
+from headdyn.sweep.effects import simple_effect
+from headdyn.sweep.record import Job, SweepRecord
 
 _QUESTIONS = {
     "data_ordering": "Does the order of the data matter?",

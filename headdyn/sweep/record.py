@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,9 +10,11 @@ from typing import Any
 
 from headdyn.core.records import read_json, write_json
 from headdyn.core.run_folder import MANIFEST, RunRecord
-from headdyn.report.effects import comparable, factor_effects, pooled
-from headdyn.report.jobs import Job as Job
-from headdyn.report.jobs import build_jobs, factor_names
+from headdyn.sweep.effects import factor_effects
+from headdyn.sweep.groups import comparable
+from headdyn.sweep.jobs import Job as Job
+from headdyn.sweep.jobs import build_jobs, factor_names
+from headdyn.sweep.matched_loss import pooled
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
 
@@ -148,12 +148,12 @@ def matched_pairs(folder: Path) -> list[dict[str, Any]]:
 def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Write effects.json and matched_loss.json of the jobs that sweep.json names, from their records."""
     jobs = sweep_json(folder)["jobs"]
-    computed = _computed([RunRecord.read(folder / job.get("folder", job["name"])) for job in jobs], pairs)
-    for name, content in computed.items():
+    results = computed([RunRecord.read(folder / job.get("folder", job["name"])) for job in jobs], pairs)
+    for name, content in results.items():
         write_json(folder / name, content)
 
 
-def _computed(runs: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def computed(runs: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What is worked out over runs, by the file that holds it."""
     group_of = {run.name: group.name for group in comparable(runs) for run in group.runs}
     told = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
@@ -168,55 +168,6 @@ def _matched(folder: Path) -> dict[str, Any]:
     return content
 
 
-def merge(folders: Sequence[Path], out: Path) -> None:
-    """One sweep record at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
-
-    A run that two of them hold is taken once, the complete one. Raises ValueError as `sweep_json` does, for an
-    unfinished run, and where `out` is one of the folders; nothing is written then.
-    """
-    if any(out.resolve() == folder.resolve() for folder in folders):
-        raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
-    jobs: dict[str, dict[str, Any]] = {}
-    runs: dict[str, RunRecord] = {}
-    pairs: dict[str, dict[str, Any]] = {}
-    sources, notes = [], []
-    for folder in folders:
-        if is_run(folder):
-            content: dict[str, Any] = {
-                "name": folder.name,
-                "jobs": [{"name": ".", "factors": single_job(folder).factors}],
-            }
-        else:
-            content = sweep_json(folder)
-        sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
-        for job in content["jobs"]:
-            run = RunRecord.read((folder / job.get("folder", job["name"])).resolve())
-            entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
-            if run.name in jobs:
-                notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
-                if runs[run.name].status == "complete":
-                    continue
-            jobs[run.name], runs[run.name] = entry, run
-        for pair in matched_pairs(folder):
-            pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
-    merged = {
-        "name": out.name,
-        "command": None,
-        "written": now(),
-        "jobs": list(jobs.values()),
-        "sources": sources,
-        "notes": list(dict.fromkeys(notes)),
-    }
-    computed = _computed(list(runs.values()), list(pairs.values()))
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in {SWEEP: merged, **computed}.items():
-        write_json(out / name, content)
-
-
 def now() -> str:
     """The time for a record, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _relative(folder: Path, start: Path) -> str:
-    return os.path.relpath(folder.resolve(), start.resolve())

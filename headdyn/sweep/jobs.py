@@ -11,17 +11,26 @@ import matplotlib
 from matplotlib.colors import to_hex
 
 from headdyn.core.figures import PALETTE
+from headdyn.core.numbers import level
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
-from headdyn.report.charts import Style
-from headdyn.report.effects import FACTORS, comparable
-from headdyn.report.numbers import level
+from headdyn.sweep.factors import FACTORS
+from headdyn.sweep.groups import comparable
 
 # What is told by colour first, by dashes next, by the mark's shape last.
 _CHANNELS = ("data_ordering", "attention", "position_enc", "group", "protocol", "mode", "model", "data", "seed")
 _LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKS = ("circle", "square", "up")
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a run's marks look: one channel for each of up to three varied factors."""
+
+    colour: str = PALETTE[0]
+    dash: str = ""
+    mark: str = "circle"
 
 
 @dataclass(frozen=True)

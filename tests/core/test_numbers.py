@@ -1,6 +1,6 @@
 import pytest
 
-from headdyn.report.numbers import count, decimals, duration, fixed, listed, number, p_value, quantity, spelled
+from headdyn.core.numbers import count, decimals, duration, fixed, listed, number, p_value, quantity, spelled
 
 
 @pytest.mark.parametrize(

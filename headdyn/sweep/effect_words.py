@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from headdyn.report.effects import FACTORS, effect_name, simple_effect
-from headdyn.report.numbers import count, fixed, level, listed, p_value, quantity
-from headdyn.report.sweep_record import Job
+from headdyn.core.numbers import count, fixed, level, listed, p_value, quantity
+from headdyn.sweep.effects import effect_name, simple_effect
+from headdyn.sweep.factors import FACTORS
+from headdyn.sweep.record import Job
 
 ABOUT_HEADS = ("selectivity", "within_ratio", "probe_accuracy_middle")
 ONE_SEED = "One seed, so no interval can be given: the unit of a claim about a factor is a training."

@@ -4,7 +4,9 @@ from typing import Any
 import pytest
 
 from headdyn.core.run_folder import RunRecord
-from headdyn.report.effects import comparable, effect_name, factor_effects, pooled, simple_effect, with_q
+from headdyn.sweep.effects import effect_name, factor_effects, simple_effect, with_q
+from headdyn.sweep.groups import comparable
+from headdyn.sweep.matched_loss import pooled
 from tests.report.folders import matrix, measured, run
 
 

@@ -1,0 +1,75 @@
+"""What follows when a sweep's jobs have ended: contrasts at matched loss, analyses of series, table and report."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+
+from headdyn.analysis.series.emergence import SeriesAnalysis
+from headdyn.config import RunConfig
+from headdyn.core.records import HeadTable, write_json
+from headdyn.core.run_folder import RunRecord
+from headdyn.pipeline import analyse_snapshot, build_analysis
+from headdyn.report.run_table import write_run_table
+from headdyn.report.sweep_page import write_sweep_page
+from headdyn.report.terminal import print_summary
+from headdyn.sweep.matched_loss import matched_loss
+from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite
+from headdyn.sweep.series import Series, judge_series
+
+# The orderings are also compared at matched loss, by these analyses.
+MATCHED_ANALYSES = ("loss", "attention", "probes")
+
+
+def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | None = None) -> bool:
+    """Write a sweep's summary, effects and report, and show its table. Returns whether every job is complete.
+
+    `arguments` are the command line's, for the record.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "name": folder.name,
+        "command": None if arguments is None else shlex.join(["python", "-m", "headdyn.run", *arguments]),
+        "written": now(),
+        "jobs": [{"name": job.name, "factors": dict(job.factors)} for job in jobs],
+    }
+    write_json(folder / SWEEP, content)
+    configs = {job.name: job for job in jobs}
+    runs = [RunRecord.read(folder / job.name) for job in jobs]
+    write_run_table(folder)
+    complete = [run for run in runs if run.status == "complete"]
+
+    def analyse(run: RunRecord, step: int) -> HeadTable:
+        return analyse_snapshot(configs[run.name], step, run.folder, MATCHED_ANALYSES)
+
+    rewrite(folder, matched_loss(complete, analyse))
+    judge_series(folder, series_of(jobs, runs))
+    page = write_sweep_page(folder)
+    print_summary(Console(), SweepRecord.read(folder), page)
+    return len(complete) == len(runs)
+
+
+def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Series]:
+    """The jobs that differ in their revision alone, series by series, where an analysis of series was chosen."""
+    by_series: dict[str, list[tuple[RunConfig, RunRecord]]] = {}
+    for job, run in zip(jobs, runs, strict=True):
+        if job.series and any("series" in choice.needs for choice in job.analysis.values()):
+            by_series.setdefault(job.series, []).append((job, run))
+    return [
+        Series(
+            runs=[run for _, run in members],
+            revisions=[str(job.factors["revision"]) for job, _ in members],
+            factors={name: value for name, value in members[0][0].factors.items() if name != "revision"},
+            analyses={
+                name: cast(SeriesAnalysis, build_analysis(choice))
+                for name, choice in members[0][0].analysis.items()
+                if "series" in choice.needs
+            },
+            seed=members[0][0].seed,
+        )
+        for members in by_series.values()
+    ]

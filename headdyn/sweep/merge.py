@@ -1,0 +1,62 @@
+"""Several sweeps and runs as one sweep's record."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from headdyn.core.records import write_json
+from headdyn.core.run_folder import RunRecord
+from headdyn.sweep.record import SWEEP, computed, is_run, matched_pairs, now, single_job, sweep_json
+
+
+def merge(folders: Sequence[Path], out: Path) -> None:
+    """One sweep record at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
+
+    A run that two of them hold is taken once, the complete one. Raises ValueError as `sweep_json` does, for an
+    unfinished run, and where `out` is one of the folders; nothing is written then.
+    """
+    if any(out.resolve() == folder.resolve() for folder in folders):
+        raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
+    jobs: dict[str, dict[str, Any]] = {}
+    runs: dict[str, RunRecord] = {}
+    pairs: dict[str, dict[str, Any]] = {}
+    sources, notes = [], []
+    for folder in folders:
+        if is_run(folder):
+            content: dict[str, Any] = {
+                "name": folder.name,
+                "jobs": [{"name": ".", "factors": single_job(folder).factors}],
+            }
+        else:
+            content = sweep_json(folder)
+        sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
+        for job in content["jobs"]:
+            run = RunRecord.read((folder / job.get("folder", job["name"])).resolve())
+            entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
+            if run.name in jobs:
+                notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
+                if runs[run.name].status == "complete":
+                    continue
+            jobs[run.name], runs[run.name] = entry, run
+        for pair in matched_pairs(folder):
+            pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
+    merged = {
+        "name": out.name,
+        "command": None,
+        "written": now(),
+        "jobs": list(jobs.values()),
+        "sources": sources,
+        "notes": list(dict.fromkeys(notes)),
+    }
+    results = computed(list(runs.values()), list(pairs.values()))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in {SWEEP: merged, **results}.items():
+        write_json(out / name, content)
+
+
+def _relative(folder: Path, start: Path) -> str:
+    return os.path.relpath(folder.resolve(), start.resolve())

@@ -1,0 +1,71 @@
+"""Analyses of whole series of checkpoints: called when a sweep's runs have ended, recorded in verdict.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from headdyn.analysis.series.emergence import SeriesAnalysis
+from headdyn.analysis.series.points import read_point
+from headdyn.core.figures import save_png
+from headdyn.core.randomness import generator
+from headdyn.core.records import write_json
+from headdyn.core.run_folder import RunRecord
+from headdyn.sweep.record import VERDICT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """The runs that differ in their revision alone, and the analyses that compare them."""
+
+    runs: Sequence[RunRecord]
+    factors: Mapping[str, Any]  # what the runs have in common
+    revisions: Sequence[str]  # of the runs, in their order
+    analyses: Mapping[str, SeriesAnalysis]
+    seed: int
+
+
+def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
+    """Call the analyses on every series of a sweep; leaves verdict.json, their tables and figures in its folder.
+
+    Tables get a column `series`, figures stand in figures/, and verdict.json says which runs each record is of. Nothing
+    is written where there is no series.
+    """
+    verdicts: list[dict[str, Any]] = []
+    tables: dict[str, list[pa.Table]] = {}
+    for number, series in enumerate(every_series):
+        points = [read_point(run, revision) for run, revision in zip(series.runs, series.revisions, strict=True)]
+        for name, analysis in series.analyses.items():
+            findings = analysis(points, generator(series.seed, f"analysis/{name}"))
+            summary, figures = findings.table.summary(), {}
+            for title, figure in findings.figures.items():
+                figures[title] = f"figures/{name}_{title}{number or ''}.png"
+                save_png(figure, folder / figures[title])
+            for title, table in findings.tables.items():
+                tables.setdefault(title, []).append(table.append_column("series", [[number] * len(table)]))
+            verdicts.append(
+                {
+                    "series": number,
+                    "analysis": name,
+                    "factors": dict(series.factors),
+                    "runs": {revision: run.name for run, revision in zip(series.runs, series.revisions, strict=True)},
+                    "verdict": findings.verdict,
+                    "summary": summary,
+                    "meanings": {metric: analysis.metrics[metric].meaning for metric in summary},
+                    "figures": figures,
+                    "tables": list(findings.tables),
+                }
+            )
+    if verdicts:
+        write_json(folder / VERDICT, verdicts)
+    for title, parts in tables.items():
+        table = pa.concat_tables(parts, promote_options="default")
+        pa.parquet.write_table(table, folder / f"{title}.parquet")
+        if title == "timeline":
+            pa.csv.write_csv(table, folder / "timeline.csv")

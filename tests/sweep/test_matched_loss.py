@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from headdyn.core.records import HeadTable
+from headdyn.core.run_folder import RunRecord
+from headdyn.sweep.matched_loss import matched_loss, matched_steps
+from tests.report.folders import run
+
+
+def test_the_higher_arm_is_taken_at_its_end_and_the_other_at_the_nearest_loss() -> None:
+    losses = {"shuffled": {0: 4.1, 100: 3.2, 200: 2.9, 400: 2.4}, "topic": {0: 4.0, 100: 3.9, 200: 3.05, 400: 3.0}}
+    assert matched_steps(losses) == {"topic": 400, "shuffled": 200}
+    assert matched_steps({"shuffled": losses["topic"], "topic": losses["shuffled"]}) == {"topic": 200, "shuffled": 400}
+
+
+def test_pairs_at_matched_loss(tmp_path: Path) -> None:
+    analysed = []
+
+    def analyse(run: RunRecord, step: int) -> HeadTable:
+        analysed.append((run.name, step))
+        return HeadTable.whole("selectivity", step / 1000, ci_low=0.0, ci_high=1.0, n=128, unit="sequence")
+
+    slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.1}}
+    entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow), run(tmp_path, position="drope")]
+    whole = HeadTable.whole("selectivity", 0.3, ci_low=0.2, ci_high=0.4, n=128, unit="sequence")
+    whole.write(tmp_path / entries[1]["name"] / "heads.parquet")
+    (row,) = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
+    # Topic order ended at 3.1; of the shuffled arm's 4.1, 3.2 and 2.4 the nearest is step 100's.
+    assert row["steps"] == {"shuffled": 100, "topic": 200}
+    assert row["losses_nats"] == {"shuffled": 3.2, "topic": 3.1}
+    assert row["loss_difference"] == pytest.approx(-0.1)
+    assert row["difference"] == pytest.approx(0.3 - 0.1)
+    assert row["runs"]["topic"] == entries[1]["name"]
+    assert analysed == [(entries[0]["name"], 100)]  # an arm at its end has been analysed already
+
+
+def test_arms_that_differ_in_anything_but_order_are_no_pair(tmp_path: Path) -> None:
+    entries = [run(tmp_path, seed=0), run(tmp_path, seed=1, ordering="topic")]
+
+    def analyse(run: RunRecord, step: int) -> HeadTable:
+        raise AssertionError("there is nothing to analyse")
+
+    assert matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse) == []
