@@ -1,0 +1,33 @@
+"""The original studies that headdyn repeats: one folder a study, and nothing outside this folder knows any of them.
+
+A study is a package whose `__init__.py` states
+
+    STUDY = Study(title=..., question=...)      what it is called and what it asked, wherever a reader meets it
+
+and may define two functions, which a sweep's report calls if a run of the sweep names the package:
+
+    sections(sweep) -> Sequence[Section]        parts of the page: the study's own figures beside ours, what misleads
+    headlines(sweep) -> Sequence[Statement]     its questions, answered from these runs
+
+A run names it by `study: headdyn.studies.NAME` in its preset (conf/experiment), or by running one of its procedures.
+Beside them a study's folder holds
+
+    procedures of the original study    ordinary analyses, which conf/protocol/original.yaml adds to a run's own
+                                        (`companions`); their metrics begin with `original_`
+    figures.json                        the numbers that the study reports, with their source; none measured here
+    hypotheses.py                       how the study's hypotheses are judged (`analysis.emergence.judge`)
+
+Importing a study's package is cheap: whatever it needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What a study is called and what it asked, for pages, presets and the README."""
+
+    title: str
+    question: str

@@ -1,0 +1,10 @@
+"""Model organisms: small trained suites whose answer is known, and how often the detectors find it."""
+
+from __future__ import annotations
+
+from headdyn.studies import Study
+
+STUDY = Study(
+    title="Model organisms",
+    question="Do the methods find structure that was planted, at the right time, and none where nothing was planted?",
+)

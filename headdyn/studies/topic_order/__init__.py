@@ -1,0 +1,13 @@
+"""The matrix of eight trainings: attention (MHA, GQA) × order of the data × position encoding."""
+
+from __future__ import annotations
+
+from headdyn.studies import Study
+
+STUDY = Study(
+    title="Topic order",
+    question=(
+        "Does training on topic after topic, instead of on shuffled data, leave structure in attention heads that "
+        "lasts when position encodings are dropped?"
+    ),
+)

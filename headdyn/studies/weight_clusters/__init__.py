@@ -1,0 +1,10 @@
+"""Clusters of heads by their weights over eight checkpoints of Pythia-160m, and what the clusters do."""
+
+from __future__ import annotations
+
+from headdyn.studies import Study
+
+STUDY = Study(
+    title="Weight clusters",
+    question="When do the heads of a layer fall into clusters by their weights, and do the clusters say what heads do?",
+)
