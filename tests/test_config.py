@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from headdyn.config import check
-from headdyn.core.settings import ConfigError, settings_class
+from headdyn.core.settings import ConfigError
 from headdyn.plan import CONF, explain, make_plan, one_ordering
 from headdyn.run import main
 
@@ -38,8 +38,11 @@ def refusal(*arguments: str) -> str:
         (["+foo=3"], ["unknown key foo"]),
         (["train.steps=abc"], ["train.steps='abc'", "int"]),
         (["train.steps=10.5"], ["train.steps=10.5", "int"]),
-        (["train.clip_norm=true"], ["train.clip_norm=True", "float"]),
+        (["train.clip_norm=true"], ["train.clip_norm=True", "number"]),
         (["train.adamw_betas=[1,2,3]"], ["3 entries, not 2"]),
+        (["train.adamw_betas=[1,2]"], ["train.adamw_betas[0]=1 must be below 1"]),
+        (["train.adamw_betas=[nan,0.9]"], ["train.adamw_betas[0]=nan must be a finite number"]),
+        (["train.muon_lr=inf"], ["train.muon_lr=inf must be a finite number"]),
         (["train.steps=???"], ["train.steps is missing"]),
         (["attention.num_kv_heads=3"], ["num_kv_heads=3", "[1, 2, 4]"]),
         (["model.head_dim=7"], ["odd", "model.head_dim"]),
@@ -55,6 +58,7 @@ def refusal(*arguments: str) -> str:
         (["seed=-1"], ["seed=-1"]),
         (["model.kind=gpt5"], ["model.kind='gpt5'", "mini_qwen3"]),
         (["data._target_=nowhere.Corpus"], ["nowhere.Corpus"]),
+        (["data._target_=os.system"], ["data._target_=os.system", "dataclass"]),
         (["analysis.attention._target_=nowhere.Thing"], ["nowhere.Thing"]),
         (["analysis.attention.sequences=x"], ["analysis.attention.sequences='x'", "int"]),
         (["+analysis.attention.typo=1"], ["analysis.attention.typo"]),
@@ -163,9 +167,8 @@ def test_the_sizes_are_the_seeds():
     assert sanity.train.warmup_steps == 250
 
 
-def test_an_analysis_of_another_package_is_checked_without_importing_it(tmp_path, monkeypatch):
+def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, monkeypatch):
     (tmp_path / "their_lens.py").write_text(
-        "import torch_that_does_not_exist\n"
         "from dataclasses import dataclass\n"
         "@dataclass(frozen=True, kw_only=True)\n"
         "class Lens:\n"
@@ -174,12 +177,24 @@ def test_an_analysis_of_another_package_is_checked_without_importing_it(tmp_path
         "    def __post_init__(self):\n"
         "        if self.depth < 1:\n"
         "            raise ValueError(f'depth={self.depth} must be at least 1')\n"
+        "        if self.depth > 9:\n"
+        "            raise LookupError('no such depth')\n"
+        "def function(): ...\n"
     )
+    (tmp_path / "their_slip.py").write_text("class Lens(:\n")
+    (tmp_path / "their_exit.py").write_text("raise SystemExit(3)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    settings = settings_class("their_lens.Lens", "analysis.lens")
-    assert settings(depth=2).name == "x"
-    assert "depth=0 must be at least 1" in refusal("+analysis.lens={_target_: their_lens.Lens, depth: 0}")
-    assert "analysis.lens.depth='deep'" in refusal("+analysis.lens={_target_: their_lens.Lens, depth: deep}")
+    for settings, words in {
+        "_target_: their_lens.Lens, depth: 0": "analysis.lens: depth=0 must be at least 1",
+        "_target_: their_lens.Lens, depth: 10": "analysis.lens cannot be checked: LookupError: no such depth",
+        "_target_: their_lens.Lens, depth: deep": "analysis.lens.depth='deep' must be a valid integer",
+        "_target_: their_lens.Lens, dept: 1": "unknown key analysis.lens.dept; did you mean analysis.lens.depth",
+        "_target_: their_lens.function": "analysis.lens._target_=their_lens.function is no dataclass",
+        "_target_: their_slip.Lens": "analysis.lens._target_=their_slip.Lens cannot be imported: invalid syntax",
+        "_target_: their_exit.Lens": "analysis.lens._target_=their_exit.Lens cannot be imported: 3",
+    }.items():
+        message = refusal(f"+analysis.lens={{{settings}}}")
+        assert words in message and "\n" not in message
 
 
 def test_the_configuration_prints_resolved(capsys):

@@ -1,25 +1,37 @@
-"""Typed settings from plain values: dataclasses checked key by key, classes named by `_target_`.
+"""Typed settings: the `settings` decorator, and objects built from a configuration's plain values.
 
-Every failure names the full key, the value and the fix. Nothing heavy is imported: a class that would pull torch is
-checked by its source.
+Every failure is one line that names the full key, its value and what it must be.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import importlib
-import importlib.util
+import json
 import os
+import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cache
+from typing import Any, Literal, TypeVar, cast
 
-from beartype.door import is_bearable
+import pydantic
+import pydantic.dataclasses
+from pydantic_core import ErrorDetails
+
+Cls = TypeVar("Cls")
+
+# Strict: text is no number and true is no 1, but a whole number may stand for a float. NaN and infinity are refused.
+_STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+_BOUNDS = {
+    "greater_than_equal": "at least",
+    "greater_than": "above",
+    "less_than_equal": "at most",
+    "less_than": "below",
+}
 
 
 class ConfigError(ValueError):
@@ -46,53 +58,114 @@ def vector_figures() -> str | None:
     return kind
 
 
+@typing.dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[Cls]) -> type[Cls]:
+    """Class decorator: a frozen, keyword-only dataclass whose values pydantic checks against their types.
+
+    Bounds and choices are part of the types: `Annotated[int, Field(ge=1)]`, `Literal["z", "pattern"]`. `__post_init__`
+    checks what types cannot say; it raises ValueError with the full key, the value and what it must be.
+    """
+    return cast(type[Cls], pydantic.dataclasses.dataclass(cls, config=_STRICT, frozen=True, kw_only=True))
+
+
 def build(cls: type, node: Any, where: str) -> Any:
-    """An instance of a settings dataclass from plain values; a failure names the full key, the value and the fix."""
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    """An instance of a dataclass from `node`, the plain values of the configuration's group `where`.
+
+    Raises ConfigError for the first value that cannot be.
+    """
     if not isinstance(node, dict):
-        raise ConfigError(f"{where}={node!r} must be a group of settings: {', '.join(fields)}")
-    for key in node:
-        if key not in fields:
-            raise ConfigError(unknown_key(f"{where}.{key}", [f"{where}.{name}" for name in fields]))
-    hints = typing.get_type_hints(cls)
-    values = {}
-    for name, f in fields.items():
-        if name in node:
-            values[name] = checked_value(hints[name], node[name], f"{where}.{name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}.{name} is missing; set {where}.{name}=...")
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise ConfigError(str(error) if where in str(error) else f"{where}: {error}") from error
+        names = ", ".join(f.name for f in dataclasses.fields(cls))
+        raise ConfigError(f"{where}={node!r} must be a group of settings: {names}")
+    return checked_value(cls, node, where)
 
 
 def checked_value(hint: Any, value: Any, key: str) -> Any:
-    """`value` as the type `hint`: nested groups become dataclasses, lists tuples, and whole numbers floats."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if dataclasses.is_dataclass(option) and value is not None:
-            return build(option, value, key)  # type: ignore[arg-type]
-        if typing.get_origin(option) is tuple and isinstance(value, list):
-            inner = typing.get_args(option)
-            hints = [inner[0]] * len(value) if inner[-1] is ... else list(inner)
-            if len(hints) != len(value):
-                raise ConfigError(f"{key}={value} has {len(value)} entries, not {len(hints)}")
-            return tuple(checked_value(h, v, f"{key}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
-        if option is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-    # Python counts True as an int; a configuration must not.
-    if not is_bearable(value, hint) or (isinstance(value, bool) and bool not in options):
-        raise ConfigError(f"{key}={value!r} must be {' or '.join(map(_readable, options))}")
-    return value
+    """A plain value as the type `hint`, which is whatever a field of settings can have. Raises ConfigError."""
+    try:
+        # As JSON, where a list may stand for a tuple however strict the types are.
+        return _adapter(hint).validate_json(json.dumps(value, default=str))
+    except pydantic.ValidationError as error:
+        raise ConfigError(_first_problem(hint, value, key, error.errors())) from error
+    except (Exception, SystemExit) as error:  # a user's class may raise anything
+        raise ConfigError(f"{key} cannot be checked: {type(error).__name__}: {_one_line(error)}") from error
 
 
-def _readable(hint: Any) -> str:
-    if hint is type(None):
-        return "null"
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    return f"of type {getattr(hint, '__name__', hint)}"
+@cache
+def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
+    if not dataclasses.is_dataclass(hint):
+        return pydantic.TypeAdapter(hint, config=_STRICT)
+    cls: Any = hint
+    if not pydantic.dataclasses.is_pydantic_dataclass(cls):  # a user's plain dataclass is checked as strictly
+        cls = pydantic.dataclasses.dataclass(cls, config=_STRICT, frozen=cls.__dataclass_params__.frozen)
+    return pydantic.TypeAdapter(cls)
+
+
+def _first_problem(hint: Any, value: Any, where: str, errors: Sequence[ErrorDetails]) -> str:
+    """The first error in one line; an unknown key comes before the others, since a typo may explain them."""
+    error = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    kind, path = error["type"], _path_in(value, error["loc"])
+    key, parent, hints = _dotted(where, path), _dotted(where, path[:-1]), _types_at(hint, path)
+    if kind == "unexpected_keyword_argument":
+        group = next(h for h in _types_at(hint, path[:-1]) if dataclasses.is_dataclass(h))
+        return unknown_key(key, [f"{parent}.{f.name}" for f in dataclasses.fields(group)])
+    if kind == "value_error":  # from a __post_init__
+        message = _one_line(error["ctx"]["error"])
+        return message if where in message else f"{where}: {message}"
+    for part in path:
+        value = value[part]
+    if kind in ("missing", "too_long") and isinstance(value, list):
+        length = next(len(typing.get_args(h)) for h in hints if typing.get_origin(h) is tuple)
+        return f"{key}={value} has {len(value)} entries, not {length}"
+    if kind == "missing":
+        return f"{key}.{error['loc'][-1]} is missing; set {key}.{error['loc'][-1]}=..."
+    alike = [e for e in errors if e["loc"][: len(path)] == path]  # one from each member of a union
+    must_be = [_must_be(e, hints) for e in alike] + ["null"] * (type(None) in hints)
+    return f"{key}={value!r} must be {' or '.join(dict.fromkeys(must_be))}"
+
+
+def _must_be(error: ErrorDetails, hints: Sequence[Any]) -> str:
+    if error["type"] in _BOUNDS:
+        return f"{_BOUNDS[error['type']]} {next(iter(error['ctx'].values()))}"
+    if error["type"] == "literal_error":
+        choices = [str(choice) for h in hints if typing.get_origin(h) is Literal for choice in typing.get_args(h)]
+        return f"one of {', '.join(choices)}"
+    return _one_line(error["msg"]).removeprefix("Input should be ")
+
+
+def _dotted(where: str, path: Sequence[int | str]) -> str:
+    return where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
+def _path_in(value: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The leading parts of an error's location that lead into `value`; those behind them name members of a union."""
+    path: list[int | str] = []
+    for part in location:
+        try:
+            value = value[part]
+        except (LookupError, TypeError):
+            break
+        path.append(part)
+    return tuple(path)
+
+
+def _types_at(hint: Any, path: Sequence[int | str]) -> tuple[Any, ...]:
+    """The types that the value at a path below `hint` may have: the members of a union, or the one type."""
+    for key in path:
+        for member in _members(hint):
+            if dataclasses.is_dataclass(member):
+                hint = typing.get_type_hints(member).get(str(key))
+            elif typing.get_origin(member) is tuple and isinstance(key, int):
+                inner = typing.get_args(member)
+                hint = inner[0] if inner[-1] is ... else inner[key]
+    return _members(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
@@ -107,64 +180,42 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 def targeted(node: Any, where: str) -> Any:
     """The object a group's `_target_` names, built from its settings; a user's package may hold the class."""
-    target, settings = _split_target(node, where)
-    module, _, name = target.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{where}._target_={target} cannot be imported: {error}") from error
-    return build(cls, settings, where)
-
-
-def _split_target(node: Any, where: str) -> tuple[str, dict[str, Any]]:
-    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")
-    return node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
+    cls, settings_of_it = _target(node, where)
+    return build(cls, settings_of_it, where)
 
 
 def analysis_choice(node: Any, where: str) -> AnalysisChoice:
-    """Check an analysis's settings without importing its module, which would pull torch."""
+    """An analysis and its checked settings; its module is imported, so it must import nothing heavy at its top."""
     if isinstance(node, dict) and "_target_" not in node:
         name = where.rpartition(".")[2]
         raise ConfigError(
             f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
             f"analysis=[...], or take its settings away with ~{where}"
         )
-    target, settings = _split_target(node, where)
-    cls = settings_class(target, where)
-    checked = build(cls, settings, where)
+    cls, given = _target(node, where)
+    checked = build(cls, given, where)
     return AnalysisChoice(
-        target=target,
+        target=node["_target_"],
         settings={f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)},
         needs=getattr(cls, "needs", frozenset()),
     )
 
 
-def settings_class(target: str, where: str) -> type:
-    """The settings part of a dataclass, read from its source: fields, `needs` and `__post_init__`, nothing imported.
+def _target(node: Any, where: str) -> tuple[type, dict[str, Any]]:
+    """The dataclass that a group names by `_target_`, and the group's other keys. Raises ConfigError.
 
-    The class must state its fields with built-in types and check them in `__post_init__` with built-ins alone.
+    A class of headdyn or of the user's own packages: nothing of Python's library, and nothing that is no dataclass.
     """
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")
+    target = node["_target_"]
     module, _, name = target.rpartition(".")
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        raise ConfigError(f"{where}._target_={target} is Python's own; name a dataclass of headdyn or of your package")
     try:
-        spec = importlib.util.find_spec(module) if module else None
-    except ImportError as error:
-        raise ConfigError(f"{where}._target_={target} cannot be found: {error}") from error
-    if spec is None or spec.origin is None:
-        raise ConfigError(f"{where}._target_={target} cannot be found: there is no module {module!r}")
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    found = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
-    if not found:
-        raise ConfigError(f"{where}._target_={target} cannot be found: {module} has no class {name}")
-    body: list[ast.stmt] = []
-    for node in found[0].body:
-        if isinstance(node, ast.AnnAssign) and "ClassVar" in ast.unparse(node.annotation):
-            if ast.unparse(node.target) == "needs" and node.value is not None:
-                body += ast.parse(f"needs = {ast.unparse(node.value)}").body
-        elif isinstance(node, ast.AnnAssign) or (isinstance(node, ast.FunctionDef) and node.name == "__post_init__"):
-            body.append(node)
-    found[0].body = body or [ast.Pass()]
-    found[0].bases, found[0].decorator_list = [], []
-    namespace: dict[str, Any] = {"__name__": "headdyn.core.settings"}
-    exec(compile(ast.Module(body=[*found], type_ignores=[]), spec.origin, "exec", dont_inherit=True), namespace)
-    return dataclass(frozen=True, kw_only=True)(namespace[name])
+        cls = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        raise ConfigError(f"{where}._target_={target} cannot be imported: {_one_line(error)}") from error
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{where}._target_={target} is no dataclass; its settings must be a dataclass's fields")
+    return cls, {key: value for key, value in node.items() if key != "_target_"}

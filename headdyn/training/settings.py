@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from headdyn.core.settings import settings
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrainSettings:
     """Muon on the hidden matrices, AdamW on embedding and norms, cosine to 0 after a linear warmup (science.md §4)."""
 
@@ -15,7 +21,7 @@ class TrainSettings:
     muon_lr: float = 0.02
     adamw_lr: float = 3e-4
     muon_momentum: float = 0.95
-    adamw_betas: tuple[float, float] = (0.9, 0.95)
+    adamw_betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip_norm: float = 1.0
     snapshots: int = 12  # log-spaced from step 0 to the last, weights only, kept
     eval_every_steps: int = 50
@@ -44,7 +50,7 @@ class TrainSettings:
         return round(self.warmup_share * self.steps)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class RecalibrationSettings:
     """What follows a positional change: a short second training with fresh optimizers on shuffled batches (§5).
 
