@@ -140,19 +140,20 @@ class Ablation:
 
     def _heads(self, runs: HeadAblation, texts: Texts, generator: np.random.Generator) -> HeadTable:
         """Head rows beside the mean of their layer's heads, and rows of whole layers."""
-        c = runs.decoder.config
+        c, layers = runs.decoder.config, range(runs.decoder.config.num_layers)
         alone_HH, others_HH = np.eye(c.num_heads, dtype=bool), ~np.eye(c.num_heads, dtype=bool)
         tables = []
         for name, kind, cells_CH in (*((kind, kind, alone_HH) for kind in KINDS), ("only", "mean", others_HH)):
-            kl_LHU = np.stack([runs.divergences(kind, layer, cells_CH) for layer in range(c.num_layers)])
+            kl = runs.divergences(kind, dict.fromkeys(layers, cells_CH))
+            kl_LHU = np.stack([kl[layer] for layer in layers])
             value_LH = kl_LHU.mean(-1)
             low, high = bootstrap_interval(np.moveaxis(kl_LHU, -1, 0), generator, draws=self.bootstrap_draws)
             null_LH = np.broadcast_to(value_LH.mean(-1, keepdims=True), value_LH.shape)
             columns: Row = {"ci_low": low, "ci_high": high, "null": null_LH}
             tables.append(HeadTable.per_head(f"{name}_kl_nats", value_LH, **columns, n=texts.units, unit=texts.unit))
         for kind in KINDS:
-            whole = np.ones((1, c.num_heads), dtype=bool)
-            kl_LU = np.concatenate([runs.divergences(kind, layer, whole) for layer in range(c.num_layers)])
+            kl = runs.divergences(kind, dict.fromkeys(layers, np.ones((1, c.num_heads), dtype=bool)))
+            kl_LU = np.concatenate([kl[layer] for layer in layers])
             low, high = bootstrap_interval(kl_LU.T, generator, draws=self.bootstrap_draws)
             columns = {"ci_low": low, "ci_high": high, "n": texts.units, "unit": texts.unit}
             tables.append(HeadTable.per_layer(f"layer_{kind}_kl_nats", kl_LU.mean(-1), **columns))
@@ -172,8 +173,8 @@ class Ablation:
         }
         found = []
         for kind in KINDS:
-            null = {size: runs.divergences(kind, layer, masks_RH).mean(-1) for size, masks_RH in random.items()}
-            kl_CU = runs.divergences(kind, layer, np.stack(list(silent.values())))
+            null = {s: runs.divergences(kind, {layer: masks_RH})[layer].mean(-1) for s, masks_RH in random.items()}
+            kl_CU = runs.divergences(kind, {layer: np.stack(list(silent.values()))})[layer]
             for (name, mask_H), kl_U in zip(silent.items(), kl_CU, strict=True):
                 size = int(mask_H.sum())
                 found.append(

@@ -4,26 +4,26 @@ Letters as in models/decoder.py; here also C cells (sets of heads), N rows of a 
 
 A cell's heads get another value of z in place of their own: zero; the mean over the group's rows, position by position;
 or another row's ("resample": what the head does on other inputs, never off its distribution, while a mean or a zero may
-be). Cells of a layer are stacked along the batch, and only what lies behind that layer's attention is run again.
+be).
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headdyn.analysis.interventions.patching import last_block
+from headdyn.analysis.interventions.restart import Restart
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
-from headdyn.models.layers import Block
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
@@ -101,104 +101,66 @@ class HeadAblation:
                 f"{len(alone)} of {len(texts.groups)} groups of texts of equal length hold one text, so it has no mean "
                 "and no other to resample from; ask for more pairs (data.bug_pairs) or sequences"
             )
-        self.decoder, self.texts, self.max_bytes = decoder, texts, max_bytes
-        self._groups = [_Group(decoder, group, texts.read, generator, donors) for group in texts.groups]
+        self.decoder, self.texts = decoder, texts
+        self._groups = [_Group(decoder, group, texts.read, generator, donors, max_bytes) for group in texts.groups]
 
-    def divergences(self, kind: Kind, layer: int, silent_CH: np.ndarray) -> np.ndarray:
-        """KL(plain ‖ ablated) in nats of every cell and unit, [C, U]. `silent_CH` marks the heads silenced."""
-        assert silent_CH.shape[1] == self.decoder.config.num_heads
-        return self.texts.by_unit([group.divergences(kind, layer, silent_CH, self.max_bytes) for group in self._groups])
+    def divergences(self, kind: Kind, cells: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
+        """KL(plain ‖ ablated) in nats: for each layer a mask [C, H] of the heads silenced in, [C, U] out."""
+        parts = [group.divergences(kind, cells) for group in self._groups]
+        return {layer: self.texts.by_unit([part[layer] for part in parts]) for layer in cells}
 
 
 class _Group:
     """One group's plain pass, and its cells."""
 
-    @torch.no_grad()
     def __init__(
-        self, decoder: Decoder, group: TokenGroup, read: str, generator: np.random.Generator, donors: int
+        self,
+        decoder: Decoder,
+        group: TokenGroup,
+        read: str,
+        generator: np.random.Generator,
+        donors: int,
+        max_bytes: int,
     ) -> None:
+        c, (rows, length) = decoder.config, group.tokens_NT.shape
         device = decoder.embed.weight.device
-        self.decoder, self.read = decoder, read
-        self.tokens_NT = torch.from_numpy(group.tokens_NT).to(device)
-        self.documents_NT = None if group.documents_NT is None else torch.from_numpy(group.documents_NT).to(device)
-        sites = ("z", "resid_pre", "attn_out", "resid_post")
-        logits: Literal["all", "last"] = "last" if read == "last" else "all"
-        trace = decoder.trace(self.tokens_NT, sites=sites, logits=logits, documents_BT=self.documents_NT)
-        assert trace.logits is not None
-        layers = range(decoder.config.num_layers)
-        self.z = [trace["z", layer] for layer in layers]
-        self.before_mlp = [
-            trace["resid_post", layer]
-            if decoder.config.parallel_residual
-            else trace["resid_pre", layer] + trace["attn_out", layer]
-            for layer in layers
-        ]
-        self.plain_NAV = trace.logits.double().log_softmax(-1)
-        rows = len(self.tokens_NT)
+        self.decoder, positions = decoder, 1 if read == "last" else length
+        documents = group.documents_NT
+        self._restart = Restart(
+            decoder,
+            torch.from_numpy(group.tokens_NT).to(device),
+            range(c.num_layers),
+            read=positions,
+            documents_NT=None if documents is None else torch.from_numpy(documents).to(device),
+            max_bytes=max_bytes,
+            read_bytes=rows * positions * c.vocab_size * 32,  # the law is read in float64
+        )
+        self._plain_NAV = self._law(self._restart.plain_NAD)
         order = torch.from_numpy(generator.permutation(rows)).to(device)
-        self.donors = []  # each row's donor, never itself
+        self._donors = []  # each row's donor, never itself
         for shift in range(1, 1 + min(donors, rows - 1)):
             donor_N = torch.empty_like(order)
             donor_N[order] = order.roll(shift)
-            self.donors.append(donor_N)
-
-    def _values(self, kind: Kind, layer: int) -> Iterator[Tensor]:
-        """What stands in for z, [N or 1, T, H, d]; several for resampling, to be averaged over."""
-        z_NTHd = self.z[layer]
-        if kind == "zero":
-            yield torch.zeros_like(z_NTHd[:1])
-        elif kind == "mean":
-            yield z_NTHd.mean(0, keepdim=True)
-        else:
-            yield from (z_NTHd[donor_N] for donor_N in self.donors)
+            self._donors.append(donor_N)
 
     @torch.no_grad()
-    def divergences(self, kind: Kind, layer: int, silent_CH: np.ndarray, max_bytes: int) -> np.ndarray:
-        c, (rows, length) = self.decoder.config, self.tokens_NT.shape
-        read = self.plain_NAV.shape[1]
-        itemsize = self.decoder.embed.weight.element_size()
-        # A token is widest in the MLP; about eight vectors of width D live beside that. The law is read in float64.
-        cell_bytes = rows * (length * (2 * c.d_ff + 8 * c.d_model) * itemsize + read * c.vocab_size * 32)
-        at_once = max(1, max_bytes // cell_bytes)
-        out_CN = np.zeros((len(silent_CH), rows))
-        values = list(self._values(kind, layer))
-        for begin in range(0, len(silent_CH), at_once):
-            chunk = torch.from_numpy(silent_CH[begin : begin + at_once].astype(bool)).to(self.tokens_NT.device)
-            for value in values:
-                kl_CN = self._run(layer, chunk, value)
-                out_CN[begin : begin + at_once] += kl_CN.cpu().numpy() / len(values)
-        return out_CN
+    def _law(self, x: Tensor) -> Tensor:
+        return self.decoder.unembed(self.decoder.norm(x)).double().log_softmax(-1)
 
-    def _run(self, layer: int, silent_CH: Tensor, value: Tensor) -> Tensor:
+    def divergences(self, kind: Kind, cells: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
         """KL of every cell and row, [C, N], averaged over the positions read."""
-        c, cells = self.decoder.config, len(silent_CH)
-        x_BTD = self._behind(layer, silent_CH, value)
-        if self.read == "all":
-            documents_BT = None if self.documents_NT is None else self.documents_NT.repeat(cells, 1)
-            start = (layer + 1, x_BTD)
-            logits_BAV = self.decoder.trace(self.tokens_NT, layers=(), start=start, documents_BT=documents_BT).logits
-            assert logits_BAV is not None
-        else:
-            last = c.num_layers - 1
-            if layer + 1 < last:
-                site = ("resid_post", last - 1)
-                start = (layer + 1, x_BTD)
-                trace = self.decoder.trace(self.tokens_NT, sites=site[:1], layers=site[1:], start=start, logits=None)
-                x_BTD = trace[site]
-            x_BTD = last_block(self.decoder, x_BTD, read=1) if layer < last else x_BTD[:, -1:]
-            logits_BAV = self.decoder.unembed(self.decoder.norm(x_BTD))
-        log_q_CNAV = logits_BAV.double().log_softmax(-1).unflatten(0, (cells, -1))
-        kl_CNA = (self.plain_NAV.exp() * (self.plain_NAV - log_q_CNAV)).sum(-1)
-        return kl_CNA.clamp_min(0).mean(-1)  # rounding alone is negative
+        own = self._restart.own
+        ways: dict[Kind, list[Callable[[int], Tensor]]] = {
+            "zero": [lambda layer: torch.zeros_like(own[layer][:1])],
+            "mean": [lambda layer: own[layer].mean(0, keepdim=True)],
+            "resample": [partial(lambda donor_N, layer: own[layer][donor_N], donor_N) for donor_N in self._donors],
+        }
+        results = [self._restart.run(cells, written, self._divergence) for written in ways[kind]]
+        return {layer: np.mean([result[layer] for result in results], axis=0) for layer in cells}
 
-    def _behind(self, layer: int, silent_CH: Tensor, value: Tensor) -> Tensor:
-        """The residual stream behind the layer, [C·N, T, D]: the silenced heads' z changes, W_O adds what it makes of
-        that, and an MLP that stands behind the attention runs again."""
-        block = cast(Block, self.decoder.blocks[layer])
-        change_CNTHd = silent_CH[:, None, None, :, None] * (value - self.z[layer])
-        x_CNTD = self.before_mlp[layer] + change_CNTHd.flatten(-2) @ block.attention.o.weight.mT
-        x_BTD = x_CNTD.flatten(0, 1)
-        return x_BTD if self.decoder.config.parallel_residual else x_BTD + block.mlp(block.norm2(x_BTD))
+    def _divergence(self, x_CNAD: Tensor) -> Tensor:
+        kl_CNA = (self._plain_NAV.exp() * (self._plain_NAV - self._law(x_CNAD))).sum(-1)
+        return kl_CNA.clamp_min(0).mean(-1)  # rounding alone is negative
 
 
 def head_groups(num_heads: int, size: int, most: int, generator: np.random.Generator) -> np.ndarray:

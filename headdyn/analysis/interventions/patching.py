@@ -1,39 +1,27 @@
-"""Activation patching of heads (science.md §10): many cells for little more than the layers behind the patched one.
+"""Activation patching of heads (science.md §10): what answers do when a group's heads are given other values.
 
-Letters as in models/decoder.py; here also N rows of a prompt group, P pairs, C cells, A answer tokens compared, and
-R rows of tokens: N, or 2N where the two answers must be read on continuations of their own.
-
-A cell is a vector of H weights: head h's value becomes (1 − w_h) · own + w_h · source. So a subset of heads is a vector
-of zeros and ones, and a fraction interpolates. Since W_O is linear, the attention's output then moves by Σ_h w_h times
-one fixed tensor: cells cost one product with that tensor, and no attention. From there a parallel block only adds it to
-its output, a sequential one repeats its MLP, and the later layers run on all cells stacked along the batch, cells of
-later layers joining on the way. Positions before the first one written keep their keys and values, and the last layer
-answers at the positions that are read only.
+Letters as in restart.py; here also P pairs and A answer tokens that are compared. N rows of a prompt group make R rows
+of tokens: N, or 2N where the two answers must be read on continuations of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headdyn.analysis.interventions.restart import Restart, Site, slices
 from headdyn.data.comparisons import Alignment, PromptGroup, Prompts
 from headdyn.models.decoder import Decoder, Edit
-from headdyn.models.layers import Block, KeysValues
 
-Site = Literal["z", "attn_out_slice"]
 Source = Literal["prompt", "zero", "mean"]
 Steps = Literal["prefill", "every_step", "every_position"]
 Direction = Literal["sufficiency", "necessity"]
-
-# Of the activations at once. On a CPU Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26 and 13 to 20 s with 2^28
-# to 2^30, which no longer fit its caches; another device has more to keep busy.
-_CPU_BYTES, _DEVICE_BYTES = 2**26, 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +66,7 @@ class GroupPatching:
     Raises ValueError for a layer out of range, slices of a width that H does not divide, and the mean of one prompt.
     """
 
+    @torch.no_grad()
     def __init__(
         self, decoder: Decoder, group: PromptGroup, patch: Patch, layers: Sequence[int], max_bytes: int | None = None
     ) -> None:
@@ -91,27 +80,40 @@ class GroupPatching:
                 f"source=mean averages the prompts of a group, and one of {group.format!r} holds {len(group)}; ask for "
                 "more pairs (data.bug_pairs) or use source=zero"
             )
-        self.decoder, self.patch, self.layers = decoder, patch, tuple(sorted(set(layers)))
-        self._device, self._dtype = decoder.embed.weight.device, decoder.embed.weight.dtype
-        self.max_bytes = max_bytes or (_CPU_BYTES if self._device.type == "cpu" else _DEVICE_BYTES)
+        self.decoder, self.patch = decoder, patch
         target_NT, source_NT = self._ids(group.corrupted_NT), self._ids(group.clean_NT)
         if patch.direction == "necessity":
             target_NT, source_NT = source_NT, target_NT
         self.prompt_NT = target_NT
         self.right_NA, self.wrong_NA = self._ids(group.right_NA), self._ids(group.wrong_NA)
+        answer = self.right_NA.shape[1]
         # One differing token: both answers are read on the same tokens.
-        self._tails = (self.right_NA,) if self.right_NA.shape[1] == 1 else (self.right_NA, self.wrong_NA)
+        tails = (self.right_NA,) if answer == 1 else (self.right_NA, self.wrong_NA)
         shared_NC = self._ids(group.shared_NC)
         tokens_RT, source_RT = (
-            torch.cat([torch.cat((prompt_NT, shared_NC, tail[:, :-1]), dim=1) for tail in self._tails])
+            torch.cat([torch.cat((prompt_NT, shared_NC, tail[:, :-1]), dim=1) for tail in tails])
             for prompt_NT in (target_NT, source_NT)
         )
         self._places_T = self._source_places(group, tokens_RT.shape[1])
-        self._first = int((self._places_T >= 0).nonzero()[0])
-        self._run_plain(tokens_RT, source_RT)
+        self._restart = Restart(
+            decoder,
+            tokens_RT,
+            layers,
+            site=patch.site,
+            read=answer,
+            written_T=self._places_T >= 0,
+            max_bytes=max_bytes,
+        )
+        site, last = "z" if patch.site == "z" else "attn_out", ("resid_post", c.num_layers - 1)
+        source = decoder.trace(source_RT, sites=(site, last[0]), layers=range(min(layers), c.num_layers), logits=None)
+        self._source = {layer: source[site, layer] for layer in self._restart.layers}
+        self.target_N, self.source_N = (
+            self._delta(x_RAD[None])[0].double().cpu().numpy()
+            for x_RAD in (self._restart.plain_NAD, source[last][:, -answer:])
+        )
 
     def _ids(self, ids: np.ndarray) -> Tensor:
-        return torch.from_numpy(ids).to(self._device)
+        return torch.from_numpy(ids).to(self.decoder.embed.weight.device)
 
     def _source_places(self, group: PromptGroup, length: int) -> Int[Tensor, " T"]:
         """For every token of the target, the source's position that is written there, or −1."""
@@ -127,125 +129,26 @@ class GroupPatching:
             places_T[:end] = torch.arange(end)
         if self.patch.steps == "every_step":
             places_T[prompt:] = places_T[0].clone()
-        return places_T.to(self._device)
+        return places_T.to(self.prompt_NT.device)
 
-    @torch.no_grad()
-    def _run_plain(self, tokens_RT: Tensor, source_RT: Tensor) -> None:
-        c, first, answer = self.decoder.config, self._first, self.right_NA.shape[1]
-        site = "z" if self.patch.site == "z" else "attn_out"
-        layers = range(min(self.layers), c.num_layers)
-        last = ("resid_post", c.num_layers - 1)
-        sites = {site, "resid_pre", "attn_out", "resid_post", "k", "v"}
-        target = self.decoder.trace(tokens_RT, sites=tuple(sites), layers=layers, logits=None)
-        source = self.decoder.trace(source_RT, sites=(site, "resid_post"), layers=layers, logits=None)
-        self.target_N = self._delta(target[last][:, -answer:])[0].double().cpu().numpy()
-        self.source_N = self._delta(source[last][:, -answer:])[0].double().cpu().numpy()
-        self._own = {layer: target[site, layer] for layer in self.layers}
-        self._source = {layer: source[site, layer] for layer in self.layers}
-        self._before_mlp = {
-            layer: target["resid_post", layer]
-            if c.parallel_residual
-            else target["resid_pre", layer] + target["attn_out", layer]
-            for layer in self.layers
-        }
-        self._past = {layer: (target["k", layer][:, :first], target["v", layer][:, :first]) for layer in layers}
-
-    def _values(self, layer: int) -> Tensor:
+    def _written(self, layer: int) -> Tensor:
         """What a full patch of all heads writes at every position, broadcasting to [R, T, ...]; junk where none is."""
-        own = self._own[layer]
+        own = self._restart.own[layer]
         if self.patch.source == "zero":
             return torch.zeros_like(own[:1])
         if self.patch.source == "mean":
             return own.mean(0, keepdim=True)[:, self._places_T]
         return self._source[layer][:, self._places_T]
 
-    def _change_by_head(self, layer: int) -> Float[Tensor, "H R T D"]:
-        """How a full patch of each head moves the attention's output, from the first written position on."""
-        c, written_T = self.decoder.config, (self._places_T >= 0)[self._first :]
-        change = (self._values(layer) - self._own[layer])[:, self._first :]
-        if self.patch.site == "z":
-            change_HRTD = torch.einsum("rthd,hdD->hrtD", change, self.decoder.head_weights(layer).o_HdD)
-        else:
-            change_HRTD = change * _slices(c.num_heads, c.d_model, self._device)[:, None, None]
-        return change_HRTD * written_T[:, None]
-
-    def _patched(self, layer: int, weight_CH: Tensor) -> Float[Tensor, "B T D"]:
-        """The residual stream behind the patched layer, from the first written position on, rows cell by cell."""
-        change_HRTD = self._change_by_head(layer)
-        shift = (weight_CH @ change_HRTD.flatten(1)).view(-1, *change_HRTD.shape[1:])
-        x_BTD = (self._before_mlp[layer][:, self._first :] + shift).flatten(0, 1)
-        if self.decoder.config.parallel_residual:  # whose MLP does not see the attention
-            return x_BTD
-        block = self._block(layer)
-        return x_BTD + block.mlp(block.norm2(x_BTD))
-
-    def _block(self, layer: int) -> Block:
-        return cast(Block, self.decoder.blocks[layer])
-
-    @torch.no_grad()
     def deltas(self, cells: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Δ in nats of every cell: for each layer weights [C, H] in, float64 [C, N] out.
+        """Δ in nats of every cell: for each layer weights [C, H] in, float64 [C, N] out. Raises as `Restart.run`."""
+        return self._restart.run(cells, self._written, self._delta)
 
-        Raises ValueError where weights do not have one column per head, or for a layer not named at construction.
-        """
-        for layer, weight_CH in cells.items():
-            self._check(layer, weight_CH)
-        c, rows, length = self.decoder.config, len(self._tails) * len(self.prompt_NT), len(self._places_T)
-        # A token is widest in the MLP; about eight vectors of width D live beside that.
-        cell_bytes = rows * (length - self._first) * (2 * c.d_ff + 8 * c.d_model) * self._dtype.itemsize
-        at_once = max(1, self.max_bytes // cell_bytes)
-        order = [(layer, cell) for layer in sorted(cells) for cell in range(len(cells[layer]))]
-        results = {layer: np.empty((len(weight_CH), len(self.prompt_NT))) for layer, weight_CH in cells.items()}
-        for begin in range(0, len(order), at_once):
-            chunk = order[begin : begin + at_once]
-            weights = {
-                layer: torch.from_numpy(np.asarray(cells[layer])[[cell for at, cell in chunk if at == layer]])
-                for layer in dict.fromkeys(layer for layer, _ in chunk)
-            }
-            for (layer, cell), delta_N in zip(chunk, self._run(weights).double().cpu().numpy(), strict=True):
-                results[layer][cell] = delta_N
-        return results
-
-    def _check(self, layer: int, weight_CH: np.ndarray) -> None:
-        heads = self.decoder.config.num_heads
-        if layer not in self.layers:
-            raise ValueError(f"layer {layer} is not among the layers to patch, {list(self.layers)}")
-        if np.ndim(weight_CH) != 2 or np.shape(weight_CH)[1] != heads:
-            raise ValueError(f"cells of shape {np.shape(weight_CH)} do not hold one weight for each of {heads} heads")
-
-    def _run(self, cells: Mapping[int, Tensor]) -> Float[Tensor, "C N"]:
-        """Δ of the cells of a chunk, in the order of their layers."""
-        last, answer = self.decoder.config.num_layers - 1, self.right_NA.shape[1]
-        x: Tensor | None = None
-        for layer in range(min(cells), last + 1):
-            if x is not None and layer < last:
-                x = self._layer(layer, x)
-            elif x is not None:
-                x = last_block(self.decoder, x, answer, self._first, self._prefix(last, len(x)))
-            if layer in cells:
-                joining = self._patched(layer, cells[layer].to(self._device, self._dtype))
-                joining = joining if layer < last else joining[:, -answer:]
-                x = joining if x is None else torch.cat((x, joining))
-        assert x is not None
-        return self._delta(x)
-
-    def _layer(self, layer: int, x_BTD: Tensor) -> Tensor:
-        length = x_BTD.shape[1]
-        rotary, mask = self.decoder.rotary(length, self._first), self.decoder.mask(length, self._first)
-        return self._block(layer)(x_BTD, rotary, mask, None, self._prefix(layer, len(x_BTD)))[0]
-
-    def _prefix(self, layer: int, rows: int) -> KeysValues | None:
-        """Keys and values of the positions before the first written one, the same in every cell."""
-        if not self._first:
-            return None
-        keys, values = self._past[layer]
-        return keys.repeat(rows // len(keys), 1, 1, 1), values.repeat(rows // len(values), 1, 1, 1)
-
-    def _delta(self, x_BAD: Float[Tensor, "B A D"]) -> Float[Tensor, "C N"]:
-        """Δ from the last layer's output at the positions that are read, rows standing cell by cell."""
-        wide = torch.promote_types(self._dtype, torch.float32)
-        h_CRAD = self.decoder.norm(x_BAD).unflatten(0, (-1, len(self._tails) * len(self.prompt_NT)))
-        if len(self._tails) == 1:  # the law's normaliser is the same for both answers and cancels
+    def _delta(self, x_CRAD: Float[Tensor, "C R A D"]) -> Float[Tensor, "C N"]:
+        """Δ from what the last layer leaves at the positions that are read."""
+        wide = torch.promote_types(x_CRAD.dtype, torch.float32)
+        h_CRAD = self.decoder.norm(x_CRAD)
+        if self.right_NA.shape[1] == 1:  # the law's normaliser is the same for both answers and cancels
             unembed_VD = self.decoder.unembed.weight
             right_ND, wrong_ND = unembed_VD[self.right_NA[:, 0]].to(wide), unembed_VD[self.wrong_NA[:, 0]].to(wide)
             return (h_CRAD[:, :, 0].to(wide) * (right_ND - wrong_ND)).sum(-1)
@@ -262,21 +165,21 @@ class GroupPatching:
         Raises ValueError as `deltas` does, for fractions (a token yet to come has no own value to mix in), and for
         steps=every_position.
         """
-        self._check(layer, weight_CH)
         if self.patch.steps == "every_position":
             raise ValueError("steps=every_position has no values for tokens yet to come; generate with prefill")
-        c, (count, length) = self.decoder.config, self.prompt_NT.shape
+        count, length = self.prompt_NT.shape
         if not np.isin(weight_CH, (0, 1)).all():
             raise ValueError("generation writes whole values; give weights of 0 and 1 only")
-        chosen_BH = torch.from_numpy(np.asarray(weight_CH) == 1).to(self._device).repeat_interleave(count, dim=0)
+        chosen_BH = (
+            torch.from_numpy(np.asarray(weight_CH) == 1).repeat_interleave(count, dim=0).to(self.prompt_NT.device)
+        )
         written_T = (self._places_T >= 0)[:length]
         if self.patch.site == "z":
             site, where = "z", chosen_BH[:, None, :, None] & written_T[:, None, None]
         else:
-            slices_HD = _slices(c.num_heads, c.d_model, self._device)
-            chosen_BD = (chosen_BH[..., None] & slices_HD).any(1)
+            chosen_BD = (chosen_BH[..., None] & slices(self.decoder)).any(1)
             site, where = "attn_out", chosen_BD[:, None] & written_T[:, None]
-        value = self._values(layer)[:count, :length]
+        value = self._written(layer)[:count, :length]
         value = value.repeat(len(weight_CH), *[1] * (value.ndim - 1)) if len(value) == count else value
         tokens_BT = self.decoder.generate(
             self.prompt_NT.repeat(len(weight_CH), 1),
@@ -285,12 +188,6 @@ class GroupPatching:
             edit_steps=self.patch.steps,
         )
         return tokens_BT[:, length:].unflatten(0, (-1, count)).cpu().numpy()
-
-
-def _slices(heads: int, width: int, device: torch.device) -> Tensor:
-    """Which of D neighbouring numbers belong to piece h of H, [H, D]."""
-    owner_D = torch.arange(width, device=device) // (width // heads)
-    return owner_D == torch.arange(heads, device=device)[:, None]
 
 
 class PromptPatching:
@@ -313,23 +210,9 @@ class PromptPatching:
         return {layer: self.prompts.by_pair([part[layer] for part in parts]) for layer in cells}
 
 
-def last_block(
-    decoder: Decoder, x_BTD: Tensor, read: int, first: int = 0, prefix: KeysValues | None = None
-) -> Float[Tensor, "B A D"]:
-    """The last block where only the `read` last positions ask; the others are only looked at.
-
-    x starts at position `first`; `prefix` holds the keys and values of the positions before it.
-    """
-    block, seen = cast(Block, decoder.blocks[-1]), x_BTD.shape[1] - read
-    keys, values = block.attention.keys_values(block.norm1(x_BTD[:, :seen]), decoder.rotary(seen, first))
-    if prefix is not None:
-        keys, values = torch.cat((prefix[0], keys), dim=1), torch.cat((prefix[1], values), dim=1)
-    rotary, mask = decoder.rotary(read, first + seen), decoder.mask(read, first + seen)
-    return block(x_BTD[:, seen:], rotary, mask, None, (keys, values))[0]
-
-
-def in_dtype(decoder: Decoder, dtype: torch.dtype) -> Decoder:
+def in_dtype(decoder: Decoder, dtype: torch.dtype | str) -> Decoder:
     """The decoder in a dtype: itself where it is that already, else a copy."""
+    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     if decoder.embed.weight.dtype == dtype:
         return decoder
     return Decoder.from_state(decoder.config, {name: part.to(dtype) for name, part in decoder.state_dict().items()})

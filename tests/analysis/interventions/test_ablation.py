@@ -45,13 +45,13 @@ def test_rows_of_heads_and_layers(findings: Findings, family: Prompts) -> None:
     texts = Texts.of_prompts(family, 32)
     runs = HeadAblation(model(), texts, np.random.default_rng(9), donors=2)
     for kind in ("zero", "mean"):  # resampling draws its donors
-        alone = np.stack([runs.divergences(kind, layer, np.eye(6, dtype=bool)).mean(-1) for layer in range(3)])
+        alone = np.stack([runs.divergences(kind, {layer: np.eye(6, dtype=bool)})[layer].mean(-1) for layer in range(3)])
         np.testing.assert_allclose(findings.table.matrix(f"{kind}_kl_nats"), alone)
         null = np.broadcast_to(alone.mean(1, keepdims=True), alone.shape)
         np.testing.assert_allclose(findings.table.matrix(f"{kind}_kl_nats", "null"), null)
-        every = [runs.divergences(kind, layer, np.ones((1, 6), dtype=bool)).mean() for layer in range(3)]
+        every = [runs.divergences(kind, {layer: np.ones((1, 6), dtype=bool)})[layer].mean() for layer in range(3)]
         np.testing.assert_allclose(findings.table.layer_series(f"layer_{kind}_kl_nats"), every)
-    only = runs.divergences("mean", 1, ~np.eye(6, dtype=bool)).mean(-1)
+    only = runs.divergences("mean", {1: ~np.eye(6, dtype=bool)})[1].mean(-1)
     np.testing.assert_allclose(findings.table.matrix("only_kl_nats")[1], only)
     (row,) = findings.table.where(metric="zero_kl_nats", layer=1, head=2).rows()
     assert row["n"] == 7 and row["unit"] == "pair" and row["ci_low"] < row["value"] < row["ci_high"]
@@ -68,7 +68,7 @@ def test_groups_against_every_group_of_their_size(findings: Findings, family: Pr
             continue
         every = list(itertools.combinations(range(6), len(row["silenced"])))
         masks = np.array([np.isin(range(6), heads) for heads in every])
-        value_R = runs.divergences(row["kind"], 1, masks).mean(-1)
+        value_R = runs.divergences(row["kind"], {1: masks})[1].mean(-1)
         own = value_R[every.index(tuple(row["silenced"]))]
         assert row["kl_nats"] == pytest.approx(own)
         assert row["p"] == pytest.approx(np.mean(value_R >= own - 1e-9)) and row["random_groups"] == len(every)
@@ -142,7 +142,7 @@ def test_a_corpus_is_read_in_place_of_prompts() -> None:
     assert "reason" in summary["seed_swap_kl_nats"]
     runs = HeadAblation(decoder, Texts.of_corpus(corpus, 4), np.random.default_rng(9))
     np.testing.assert_allclose(
-        table.matrix("zero_kl_nats")[2], runs.divergences("zero", 2, np.eye(4, dtype=bool)).mean(-1)
+        table.matrix("zero_kl_nats")[2], runs.divergences("zero", {2: np.eye(4, dtype=bool)})[2].mean(-1)
     )
 
 

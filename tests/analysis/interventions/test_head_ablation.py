@@ -72,7 +72,7 @@ def test_zero_and_mean_ablation_of_hugging_faces_own_model(tmp_path) -> None:
             with torch.no_grad():
                 silenced = theirs(text).logits
             handle.remove()
-            ours = runs.divergences(kind, layer, mask(*heads))[0]
+            ours = runs.divergences(kind, {layer: mask(*heads)})[layer][0]
             expected = kl(plain[:, -1:], silenced[:, -1:])
             assert expected.min() > 1e-4
             np.testing.assert_allclose(ours, expected, rtol=3e-5)  # float32; measured 3e-6
@@ -91,7 +91,9 @@ def test_every_way_of_silencing_against_whole_runs(name: str, read: str) -> None
         values["resample"] = [own.roll(shift, 0) for shift in range(1, 5)]  # every other row once, in some order
         for kind in KINDS:
             expected = np.mean([by_edit(decoder, plain, layer, [1, 2], value) for value in values[kind]], axis=0)
-            np.testing.assert_allclose(runs.divergences(kind, layer, mask(1, 2))[0], expected, rtol=1e-8, atol=1e-12)
+            np.testing.assert_allclose(
+                runs.divergences(kind, {layer: mask(1, 2)})[layer][0], expected, rtol=1e-8, atol=1e-12
+            )
             assert expected.max() > 1e-5
 
 
@@ -99,7 +101,7 @@ def test_documents_stay_apart() -> None:
     decoder, documents = drawn(NEOX), np.repeat([[0, 0, 0, 1, 1, 1, 1]], 5, axis=0)
     read = texts(read="all", documents_NT=documents)
     runs = HeadAblation(decoder, read, np.random.default_rng(0))
-    ours = runs.divergences("zero", 0, mask(2))[0]
+    ours = runs.divergences("zero", {0: mask(2)})[0][0]
     np.testing.assert_allclose(ours, by_edit(decoder, read, 0, [2], torch.zeros(())), rtol=1e-8)
     other = by_edit(decoder, texts(read="all"), 0, [2], torch.zeros(()))
     assert np.abs(ours - other).max() > 1e-4, "mutant: documents ignored"
@@ -108,7 +110,7 @@ def test_documents_stay_apart() -> None:
 def test_the_seeds_slices_are_other_heads() -> None:
     """Zeroing D/H numbers behind W_O is no ablation of a head: the KL is another."""
     decoder, read = drawn(NEOX), texts()
-    ours = HeadAblation(decoder, read, np.random.default_rng(0)).divergences("zero", 1, mask(2))[0]
+    ours = HeadAblation(decoder, read, np.random.default_rng(0)).divergences("zero", {1: mask(2)})[1][0]
     text = torch.from_numpy(read.groups[0].tokens_NT)
     edit = slices_kept(decoder, 1, ~mask(2)[0])
     sliced = kl(
@@ -121,7 +123,7 @@ def test_cells_do_not_depend_on_how_many_run_at_once() -> None:
     decoder, every = drawn(NEOX), head_groups(4, 2, 99, np.random.default_rng(0))
     for kind in KINDS:
         together, alone = (
-            HeadAblation(decoder, texts(), np.random.default_rng(0), max_bytes=size).divergences(kind, 1, every)
+            HeadAblation(decoder, texts(), np.random.default_rng(0), max_bytes=size).divergences(kind, {1: every})[1]
             for size in (2**28, 1)
         )
         np.testing.assert_allclose(together, alone, rtol=1e-9)
@@ -130,8 +132,8 @@ def test_cells_do_not_depend_on_how_many_run_at_once() -> None:
 def test_no_heads_no_loss_and_silenced_heads_lose_nothing_more() -> None:
     decoder = drawn(NEOX)
     runs = HeadAblation(decoder, texts(), np.random.default_rng(0))
-    assert runs.divergences("zero", 1, mask()).max() < 1e-14
-    assert runs.divergences("zero", 1, mask(0, 1)).sum() != runs.divergences("zero", 1, mask(0)).sum()
+    assert runs.divergences("zero", {1: mask()})[1].max() < 1e-14
+    assert runs.divergences("zero", {1: mask(0, 1)})[1].sum() != runs.divergences("zero", {1: mask(0)})[1].sum()
 
 
 def test_units_average_their_rows() -> None:
@@ -183,6 +185,6 @@ def test_the_rank_of_a_group_is_uniform_over_relabelled_heads() -> None:
         drawn(dataclasses.replace(NEOX, num_heads=6, num_kv_heads=6)), texts(), np.random.default_rng(0)
     )
     every = head_groups(6, 3, 20, np.random.default_rng(0))
-    value_R = runs.divergences("resample", 1, every).mean(-1)
+    value_R = runs.divergences("resample", {1: every})[1].mean(-1)
     p = sorted(group_rank(value, row, every, value_R) for value, row in zip(value_R, every, strict=True))
     np.testing.assert_allclose(p, np.arange(1, 21) / 20)

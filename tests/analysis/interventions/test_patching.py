@@ -16,6 +16,7 @@ from headdyn.analysis.interventions.patching import (
     chosen_layer,
     heads_as_weights,
 )
+from headdyn.analysis.interventions.restart import Restart
 from headdyn.data.comparisons import Comparisons, PromptGroup
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.layers import Block
@@ -126,37 +127,37 @@ def test_in_float32_they_agree_far_below_the_tolerance_promised(name: str) -> No
     assert largest_difference(decoder, group, Patch(), delta) < 1e-5  # promised: 1e-4; measured: 2e-6
 
 
-def without_mlp(engine: GroupPatching, layer: int, weight_CH: Tensor) -> Tensor:
+def without_mlp(engine: Restart, layer: int, weight_CH: Tensor, value: Tensor) -> Tensor:
     """A sequential block whose MLP does not see the patched attention."""
-    block, before, shift_BTD = parts(engine, layer, weight_CH)
+    block, before, shift_BTD = parts(engine, layer, weight_CH, value)
     return before + block.mlp(block.norm2(before)) + shift_BTD
 
 
-def with_mlp(engine: GroupPatching, layer: int, weight_CH: Tensor) -> Tensor:
+def with_mlp(engine: Restart, layer: int, weight_CH: Tensor, value: Tensor) -> Tensor:
     """A parallel block whose MLP does see it."""
-    block, before, shift_BTD = parts(engine, layer, weight_CH)
+    block, before, shift_BTD = parts(engine, layer, weight_CH, value)
     after = before + shift_BTD
     return after + block.mlp(block.norm2(after)) - block.mlp(block.norm2(before))
 
 
-def parts(engine: GroupPatching, layer: int, weight_CH: Tensor) -> tuple[Block, Tensor, Tensor]:
-    change = engine._change_by_head(layer)
+def parts(engine: Restart, layer: int, weight_CH: Tensor, value: Tensor) -> tuple[Block, Tensor, Tensor]:
+    change = engine._change_by_head(layer, value)
     shift = (weight_CH @ change.flatten(1)).view(-1, *change.shape[1:]).flatten(0, 1)
     before = engine._before_mlp[layer][:, engine._first :].repeat(len(weight_CH), 1, 1)
     return engine._block(layer), before, shift
 
 
-def shifted(engine: GroupPatching, layer: int, weight_CH: Tensor) -> Tensor:
+def shifted(engine: Restart, layer: int, weight_CH: Tensor, value: Tensor) -> Tensor:
     """Head h's weight taken for head h + 1."""
-    return original(engine, layer, weight_CH.roll(1, dims=1))
+    return original(engine, layer, weight_CH.roll(1, dims=1), value)
 
 
-original = GroupPatching._patched
+original = Restart._changed
 
 
 @pytest.mark.parametrize(("name", "mutant"), [("mha", without_mlp), ("neox", with_mlp), ("neox", shifted)])
 def test_mutants_are_caught(name: str, mutant: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GroupPatching, "_patched", mutant)
+    monkeypatch.setattr(Restart, "_changed", mutant)
     decoder, group = model(name), prompts().groups[0]
     delta = GroupPatching(decoder, group, Patch(), LAYERS).deltas(dict.fromkeys(LAYERS, CELLS_CH))
     assert largest_difference(decoder, group, Patch(), delta) > 1e-2
@@ -188,14 +189,14 @@ def test_chunks_bound_the_batch_and_change_nothing(monkeypatch: pytest.MonkeyPat
     decoder, group = model("neox"), prompts().groups[0]
     cells = {0: CELLS_CH, 2: CELLS_CH[:3], 1: CELLS_CH[::-1]}
     sizes = []
-    run = GroupPatching._run
+    run = Restart._chunk
 
-    def counted(engine: GroupPatching, chunk: dict[int, Tensor]) -> Tensor:
+    def counted(engine: Restart, chunk: dict[int, Tensor], written: Callable[[int], Tensor]) -> Tensor:
         sizes.append(sum(map(len, chunk.values())))
-        return run(engine, chunk)
+        return run(engine, chunk, written)
 
     whole = GroupPatching(decoder, group, Patch(), LAYERS).deltas(cells)
-    monkeypatch.setattr(GroupPatching, "_run", counted)
+    monkeypatch.setattr(Restart, "_chunk", counted)
     parts = GroupPatching(decoder, group, Patch(), LAYERS, max_bytes=1).deltas(cells)
     assert sizes == [1] * 19
     for layer, delta_CN in whole.items():
@@ -303,7 +304,7 @@ def test_the_decoder_is_left_as_it_was() -> None:
 def test_what_cannot_be_done_is_refused() -> None:
     decoder, group = model("neox"), prompts().groups[0]
     engine = GroupPatching(decoder, group, Patch(), [1])
-    with pytest.raises(ValueError, match=r"layer 2 is not among the layers to patch, \[1\]"):
+    with pytest.raises(ValueError, match=r"layer 2 is not among the layers to change, \[1\]"):
         engine.deltas({2: np.eye(4)})
     with pytest.raises(ValueError, match="do not hold one weight for each of 4 heads"):
         engine.deltas({1: np.eye(3)})
