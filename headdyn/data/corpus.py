@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, Self
 
 import numpy as np
+from pydantic import Field
+
+Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+NumTopics = Annotated[int, Field(ge=2, le=256)]  # topics are stored as uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +27,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.tokens_NT)
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> Self:
+        """{split}_tokens.npy and {split}_topics.npy of the folder, and {split}_documents.npy where there is one."""
+        files = {name: folder / f"{split}_{name}.npy" for name in ("tokens", "topics", "documents")}
+        return cls(**{f"{name}_NT": np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()})
 
 
 class Oracle(Protocol):
@@ -58,7 +70,7 @@ class Source(Protocol):
     """A conf/data option: a frozen dataclass of settings that builds its corpus into a folder once and opens it.
 
     `build` draws every random number from the seed in its settings; the store keys the folder by `corpus_recipe`.
-    A class attribute `resumable = True` says that `build`, given the folder that an interrupted call left, goes on.
+    A class attribute `resumable = True` says that `build` can go on in the folder that an interrupted call left.
     """
 
     def build(self, folder: Path) -> None: ...
@@ -69,8 +81,18 @@ class Source(Protocol):
 def corpus_recipe(source: Source) -> dict[str, Any]:
     """What the store keys a corpus by: its class and its settings.
 
-    A source that depends on more, on files for instance, has a method `recipe` which gives all that it depends on.
+    A source that depends on more, on files for instance, has a method `recipe` that returns all it depends on.
     """
     own = getattr(source, "recipe", None)
     settings = own() if own is not None else dataclasses.asdict(source)  # type: ignore[call-overload]
     return {"source": f"{type(source).__module__}.{type(source).__qualname__}", **settings}
+
+
+def mean_and_error(name: str, value_NT: np.ndarray) -> dict[str, float]:
+    """Under `name` the mean over all tokens, and under `name`_se its standard error with sequences as units.
+
+    A single sequence gives no error.
+    """
+    mean_N = value_NT.mean(1)
+    mean = {name: float(mean_N.mean())}
+    return mean if len(mean_N) == 1 else mean | {f"{name}_se": float(mean_N.std(ddof=1) / math.sqrt(len(mean_N)))}

@@ -1,6 +1,6 @@
 """From documents to a packed corpus, step by step; each step is done once, and holds a bounded part of the text.
 
-Letters: D documents as stored, K those kept, E embedding width, S topics, N sequences, T tokens.
+Letters: D documents as stored, K those that are kept, E embedding width, S topics, N sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -9,30 +9,33 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
+from headdyn.data.corpus import Split, mean_and_error
 from headdyn.data.text import topics as clusters
 from headdyn.data.text.documents import NO_TOPIC, Documents, Reader, store_documents
 from headdyn.data.text.duplicates import find_duplicates
 from headdyn.data.text.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows, texts_of
 from headdyn.data.text.ngrams import losses_nats
 from headdyn.data.text.packing import pack
-from headdyn.data.text.settings import TextSettings
 from headdyn.data.text.stages import Stages
 from headdyn.data.text.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
 
+if TYPE_CHECKING:
+    from headdyn.data.text.corpus import TextSource
+
 log = logging.getLogger(__name__)
 
-CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to so many, and finds every document's nearest centre
+CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to at most so many; every document then gets its nearest centre
 REFERENCE_SEQUENCES = 2000  # held-out sequences behind the n-gram lines
 
 
-def build_text(settings: TextSettings, reader: Reader, folder: Path, work: Path) -> None:
-    """Leave a corpus in `folder`; `work` holds what the steps hand on, and lets an interrupted build go on.
+def build_text(settings: TextSource, reader: Reader, folder: Path, work: Path) -> None:
+    """Leave a corpus in `folder`. `work` holds what the steps hand on, which lets an interrupted build go on.
 
     Raises ValueError for documents that no corpus can be made of: too few, too short, without text.
     """
@@ -45,7 +48,7 @@ def build_text(settings: TextSettings, reader: Reader, folder: Path, work: Path)
         ("topics", steps.find_topics if settings.topics == "clusters" else steps.take_topics),
         ("tokenizer", steps.learn_tokenizer),
         ("packing", steps.pack),
-        ("reference lines", steps.reference),
+        ("reference lines", steps.measure_references),
     ):
         facts |= stages.once(name, step)
     write_json(folder / "facts.json", facts)
@@ -54,12 +57,12 @@ def build_text(settings: TextSettings, reader: Reader, folder: Path, work: Path)
 class _Build:
     """The steps. Each returns facts for the record and leaves files in `work` or `folder` for those that follow."""
 
-    def __init__(self, settings: TextSettings, reader: Reader, folder: Path, work: Path) -> None:
+    def __init__(self, settings: TextSource, reader: Reader, folder: Path, work: Path) -> None:
         self.settings, self.reader, self.folder, self.work = settings, reader, folder, work
         self.documents = Documents(work / "documents")
 
     def rows(self, split: str) -> np.ndarray:
-        """The documents of a split, ascending; "kept" for both."""
+        """The documents of a split, ascending; "kept" for both splits."""
         return np.load(self.work / f"{split}.npy")
 
     def read(self) -> Mapping[str, Any]:
@@ -67,7 +70,7 @@ class _Build:
         return store_documents(self.reader, self.documents.folder, at_most=self.settings.most_documents)
 
     def drop_duplicates(self) -> Mapping[str, Any]:
-        """Keep one of each group of copies, and split what is left: the split is by document."""
+        """Keep one of each group of copies, and split the documents that are left into training and held-out ones."""
         s = self.settings
         kept_K, facts = find_duplicates(self.documents, self.work, jaccard=s.near_duplicate_jaccard, seed=s.seed)
         held_out = max(1, round(s.val_share * len(kept_K)))
@@ -85,14 +88,13 @@ class _Build:
         return facts
 
     def take_topics(self) -> Mapping[str, Any]:
-        """Use the topics that documents came with, most frequent first."""
+        """Use the topics that the documents came with, the most frequent first."""
         kept_K = self.rows("kept")
         given_K = self.documents.given_D[kept_K]
-        if (given_K == NO_TOPIC).any():
-            count = int((given_K == NO_TOPIC).sum())
+        if without_topic := int((given_K == NO_TOPIC).sum()):
             raise ValueError(
-                f"data.topics=given, but {count} of {len(kept_K)} documents come without a topic; name their column "
-                "with data.topic_column=..., or set data.topics=clusters"
+                f"data.topics=given, but {without_topic} of {len(kept_K)} documents come without a topic; name their "
+                "column with data.topic_column=..., or set data.topics=clusters"
             )
         sizes = np.bincount(given_K)
         order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
@@ -108,35 +110,34 @@ class _Build:
         return {"topic_names": [names[topic] for topic in order], "topic_documents": sizes[order].tolist()}
 
     def find_topics(self) -> Mapping[str, Any]:
-        """Cluster the documents' embeddings; fitted to training documents, then told of all."""
+        """Cluster the documents' embeddings: fitted to training documents, then assigned to all."""
         s, kept_K, train_K = self.settings, self.rows("kept"), self.rows("train")
-        name, reason = s.encoder()
+        name, detail = s.encoder()
         log.log(
             logging.WARNING if s.embedding == "auto" else logging.INFO,
             "topics come from %s embeddings (data.embedding=%s; the encoder: %s)",
             {"tfidf": "TF-IDF", "minilm": "MiniLM"}[name],
             s.embedding,
-            reason,
+            detail,
         )
         term_rows = sample_rows(self.documents, train_K, generator(s.seed, "text/terms sample"))
         term_texts = texts_of(self.documents, term_rows)
-        embedding = MiniLM(reason) if name == "minilm" else Tfidf(term_texts, s.seed)
+        embedding = MiniLM(detail) if name == "minilm" else Tfidf(term_texts, s.seed)
         file = self.work / f"{name}.f32"
         facts: dict[str, Any] = {"embedding": name, **embedding.facts}
         facts |= embed(embedding, self.documents, kept_K, file)
 
-        fitted = np.searchsorted(
-            kept_K, generator(s.seed, "text/cluster sample").permutation(train_K)[:CLUSTER_DOCUMENTS]
-        )
-        sample_DE = np.array(np.memmap(file, np.float32, "r").reshape(-1, embedding.width)[fitted])
+        sample = generator(s.seed, "text/cluster sample").permutation(train_K)[:CLUSTER_DOCUMENTS]
+        places = np.searchsorted(kept_K, sample)
+        sample_DE = np.array(np.memmap(file, np.float32, "r").reshape(-1, embedding.width)[places])
         centres_SE, _ = clusters.cluster(sample_DE, s.num_topics, generator(s.seed, "text/clusters"))
         topics_K = clusters.assign(centres_SE, file, len(kept_K))
         np.save(self.work / "topics.npy", topics_K)
-        facts |= clusters.quality(sample_DE, topics_K[fitted], s.num_topics, s.seed)
+        facts |= clusters.quality(sample_DE, topics_K[places], s.num_topics, s.seed)
         given_K = self.documents.given_D[kept_K]
-        if (given_K != NO_TOPIC).any():
-            with_topic = given_K != NO_TOPIC
-            facts |= clusters.agreement(topics_K[with_topic], given_K[with_topic], s.seed)
+        with_topic_K = given_K != NO_TOPIC
+        if with_topic_K.any():
+            facts |= clusters.agreement(topics_K[with_topic_K], given_K[with_topic_K], s.seed)
         try:
             terms = clusters.top_terms(term_texts, topics_K[np.searchsorted(kept_K, term_rows)], s.num_topics)
         except NoTermsError as error:  # the encoder needs no words that recur; without them topics have no names
@@ -161,11 +162,11 @@ class _Build:
         tokenizer = load_tokenizer(self.folder / "tokenizer")
         topics_K = np.load(self.work / "topics.npy")
         facts: dict[str, Any] = {}
-        for split in ("train", "val"):
+        for split, at_most in (("train", s.train_sequences), ("val", s.val_sequences)):
             rows = self.rows(split)
             tokens_file = self.work / f"{split}.u16"
             ends_D = tokenize(tokenizer, self.documents, rows, tokens_file)
-            facts[f"{split}_bytes_per_token"] = int(self.documents.bytes_of(rows).sum()) / int(ends_D[-1])
+            facts[f"{split}_bytes_per_token"] = int(self.documents.bytes_D[rows].sum()) / int(ends_D[-1])
             facts |= pack(
                 tokens_file,
                 ends_D,
@@ -174,19 +175,16 @@ class _Build:
                 split,
                 sequence_length=s.sequence_length,
                 pieces_per_sequence=s.pieces_per_sequence,
-                at_most=s.train_sequences if split == "train" else s.val_sequences,
+                at_most=at_most,
                 rng=generator(s.seed, f"text/packing {split}"),
             )
         return facts
 
-    def reference(self) -> Mapping[str, Any]:
-        """What a uniform law and n-gram laws lose on held-out sequences: the lines a model's loss is judged by."""
-        s = self.settings
-        train_NT, val_NT = (np.load(self.folder / f"{split}_tokens.npy", mmap_mode="r") for split in ("train", "val"))
-        facts: dict[str, Any] = {"random_nats": math.log(s.vocab_size)}
-        for name, losses_NT in losses_nats(train_NT, val_NT[:REFERENCE_SEQUENCES], s.vocab_size).items():
-            mean_N = losses_NT.mean(1)
-            facts[f"{name}_nats"] = float(mean_N.mean())
-            if len(mean_N) > 1:
-                facts[f"{name}_nats_se"] = float(mean_N.std(ddof=1) / math.sqrt(len(mean_N)))
-        return facts | {"reference_sequences": min(len(val_NT), REFERENCE_SEQUENCES)}
+    def measure_references(self) -> Mapping[str, Any]:
+        """The losses of a uniform law and of n-gram laws on held-out sequences: lines to judge a model's loss by."""
+        train_NT = Split.open(self.folder, "train").tokens_NT
+        val_NT = Split.open(self.folder, "val").tokens_NT[:REFERENCE_SEQUENCES]
+        facts: dict[str, Any] = {"random_nats": math.log(self.settings.vocab_size)}
+        for name, losses_NT in losses_nats(train_NT, val_NT, self.settings.vocab_size).items():
+            facts |= mean_and_error(f"{name}_nats", losses_NT)
+        return facts | {"reference_sequences": len(val_NT)}

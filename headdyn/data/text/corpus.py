@@ -1,23 +1,23 @@
-"""Corpora of real text as conf/data options: where their documents come from, built once and opened.
+"""Corpora of real text as conf/data options: their settings, where their documents come from, built once and opened.
 
-What `build` does is read in build.py, whose libraries take seconds to import and no bad setting needs to wait for.
+What `build` does is in build.py, which imports libraries that take seconds; a bad setting is refused before that.
 """
 
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import json
 import shutil
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import numpy as np
+from pydantic import Field
 
-from headdyn.data.corpus import Corpus, Split
+from headdyn.core.settings import settings
+from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
 from headdyn.data.text.paths import TxtDocuments, files_of
-from headdyn.data.text.settings import TextSettings
 
 if TYPE_CHECKING:
     from headdyn.data.text.documents import Reader
@@ -27,13 +27,73 @@ if TYPE_CHECKING:
 REFERENCE_LINES = ("random", "unigram", "bigram", "trigram")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TextSource(TextSettings, ABC):
-    """A text corpus that builds and opens itself."""
+@settings
+class TextSource(ABC):
+    """A text corpus that builds and opens itself; a subclass says where its documents come from.
+
+    `train_sequences` and `val_sequences` are the most to pack, null for all that the text gives. Documents are split,
+    not sequences: `val_share` of them are held out. Of two documents that are more similar than
+    `near_duplicate_jaccard` the later is left out; null leaves out exact copies only. `topics=given` takes the topics
+    that the documents come with in place of clusters. `embedding=auto` takes the sentence encoder where it can be had
+    and TF-IDF elsewhere, and logs which. `mask_documents` confines attention to the document that a token belongs to.
+    """
+
+    vocab_size: Annotated[int, Field(ge=257, le=65536)]  # at least 256 bytes and the end of a text; stored as uint16
+    sequence_length: int
+    num_topics: NumTopics
+    train_sequences: Count | None
+    val_sequences: Count | None
+    pieces_per_sequence: Annotated[int, Field(ge=2)] = 3  # with one, nothing in a sequence is across documents
+    val_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
+    # Of pairs with a similarity of 0.7, duplicates.py finds 92 %; of less similar ones ever fewer.
+    near_duplicate_jaccard: Annotated[float, Field(ge=0.7, le=1)] | None = 0.8
+    topics: Literal["clusters", "given"] = "clusters"
+    embedding: Literal["auto", "minilm", "tfidf"] = "auto"
+    embedding_model: str | None = None
+    mask_documents: bool = False
+    seed: Seed
+
+    resumable: ClassVar[bool] = True  # `build` goes on from what an interrupted one left in its folder
+
+    def __post_init__(self) -> None:
+        if self.sequence_length < 8 * self.pieces_per_sequence:
+            raise ValueError(
+                f"data.sequence_length={self.sequence_length} is too short for data.pieces_per_sequence="
+                f"{self.pieces_per_sequence} pieces; set it to {8 * self.pieces_per_sequence} or more"
+            )
 
     @abstractmethod
     def reader(self) -> Reader:
         """Where the documents come from."""
+
+    @property
+    def most_documents(self) -> int | None:
+        """The most documents to read; None for all."""
+        return None
+
+    def recipe(self) -> dict[str, Any]:
+        """What the corpus depends on, for a cache's key: the settings, with the embedding that `auto` stands for."""
+        recipe = {**dataclasses.asdict(self), "embedding": self.encoder()[0]}
+        del recipe["mask_documents"]  # how the corpus is read, not what it is
+        return recipe
+
+    def encoder(self) -> tuple[Literal["minilm", "tfidf"], str]:
+        """The embedding to use, and where the sentence encoder is or why it is not used.
+
+        Raises ValueError where the encoder is asked for and cannot be had.
+        """
+        if self.embedding == "tfidf" or self.topics == "given":
+            return "tfidf", "as set"
+        from headdyn.data.text.hub import find_encoder
+
+        location, reason = find_encoder(self.embedding_model)
+        if location is not None:
+            return "minilm", location
+        if self.embedding == "minilm":
+            raise ValueError(
+                f"data.embedding=minilm: {reason}; set data.embedding=tfidf, or data.embedding_model to a folder"
+            )
+        return "tfidf", reason
 
     def build(self, folder: Path) -> None:
         """Write {train,val}_{tokens,topics,documents}.npy, tokenizer/ and facts.json; called again, it goes on.
@@ -51,8 +111,8 @@ class TextSource(TextSettings, ABC):
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         return Corpus(
             name="text",
-            train=_open_split(folder, "train"),
-            val=_open_split(folder, "val"),
+            train=Split.open(folder, "train"),
+            val=Split.open(folder, "val"),
             vocab_size=self.vocab_size,
             topic_names=tuple(facts["topic_names"]),
             reference_nats={name: facts[f"{name}_nats"] for name in REFERENCE_LINES},
@@ -62,11 +122,11 @@ class TextSource(TextSettings, ABC):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class LocalText(TextSource):
     """The user's own text: a file, or all files of a known type under a folder (files.py); a conf/data option.
 
-    `topic_column=null` takes a column called "topic" where there is one; given topics only serve to judge the clusters,
+    `topic_column=null` takes a column called "topic" where there is one. Given topics only serve to judge the clusters,
     unless `topics=given`. `documents` is the most to read.
     """
 
@@ -75,16 +135,10 @@ class LocalText(TextSource):
     topic_column: str | None = None
     encoding: str = "utf-8"
     txt_documents: TxtDocuments = "file"
-    documents: int | None = None
+    documents: Annotated[int, Field(ge=2)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.txt_documents not in get_args(TxtDocuments):
-            raise ValueError(
-                f"data.txt_documents={self.txt_documents!r} is unknown; choose one of {get_args(TxtDocuments)}"
-            )
-        if self.documents is not None and self.documents < 2:
-            raise ValueError(f"data.documents={self.documents} must be at least 2, or null for all")
         try:
             codecs.lookup(self.encoding)
         except LookupError as error:
@@ -108,32 +162,20 @@ class LocalText(TextSource):
         )
 
     def recipe(self) -> dict[str, Any]:
-        """The settings with the files' contents in place of their path, so that an edited file is another corpus."""
+        """The settings, with the files' contents in place of their path: an edited file makes another corpus."""
         return {**super().recipe(), "path": self.reader().fingerprint()}
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Wikipedia(TextSource):
     """Articles of a Wikipedia dump, streamed from the Hugging Face hub (hub.py); a conf/data option."""
 
     dataset: str = "wikimedia/wikipedia"
     subset: str = "20231101.en"
-    articles: int = 500_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.articles < 2:
-            raise ValueError(f"data.articles={self.articles} must be at least 2")
+    articles: Annotated[int, Field(ge=2)] = 500_000
 
     def reader(self) -> WikipediaArticles:
         """The dump."""
         from headdyn.data.text.hub import WikipediaArticles
 
         return WikipediaArticles(dataset=self.dataset, subset=self.subset, articles=self.articles)
-
-
-def _open_split(folder: Path, split: str) -> Split:
-    tokens, topics, documents = (
-        np.load(folder / f"{split}_{name}.npy", mmap_mode="r") for name in ("tokens", "topics", "documents")
-    )
-    return Split(tokens_NT=tokens, topics_NT=topics, documents_NT=documents)

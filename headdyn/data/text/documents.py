@@ -1,31 +1,32 @@
-"""Documents on disk: cleaned one by one, appended to one file, read back in pieces of bounded size.
+"""Documents on disk: cleaned one by one, stored in Parquet files, read back a row group at a time.
 
-Letters: D documents. Only a few bytes a document are ever held in memory.
+Letters: D documents. Only a few bytes of each document are held in memory.
 """
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
-import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from headdyn.core.records import write_json
-from headdyn.data.text.stages import Progress
+from headdyn.data.text.stages import Progress, Stages
 
 log = logging.getLogger(__name__)
 
 NO_TOPIC = -1
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 17  # of text in a row group, and so in memory: some 20 seconds of the sentence encoder on two cores
 
+_SCHEMA = pa.schema({"text": pa.string(), "bytes": pa.int64(), "topic": pa.string()})
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 # Zero-width space, soft hyphen, byte-order mark, direction marks and controls. The zero-width joiners stay: they carry
 # meaning in several scripts.
@@ -38,7 +39,7 @@ _BLANK_LINES = re.compile("\n{3,}")
 
 @dataclass(frozen=True)
 class Record:
-    """One document as its source holds it. `place` says where, for a message."""
+    """One document as its source holds it. `place` says where that is, for messages."""
 
     text: str | None
     topic: str | None
@@ -46,14 +47,14 @@ class Record:
 
 
 class Reader(Protocol):
-    """Where documents come from: several parts (files, shards), so that a long reading can go on after a stop."""
+    """Where documents come from. It has one or more parts: a reading that is interrupted goes on with the next part."""
 
     def parts(self) -> list[str]:
-        """The parts' names, in order."""
+        """The names of the parts, in order."""
         ...
 
     def read(self, part: str) -> Iterator[Record]:
-        """One part's documents."""
+        """The documents of one part."""
         ...
 
 
@@ -61,7 +62,7 @@ def clean(text: str) -> str:
     """The text in Unicode's NFC form, without invisible characters, with single spaces and at most one blank line.
 
     NFC leaves what a reader sees as it is (NFKC would turn ² into 2). Words stay as they are: markup, entities, case
-    and the `<unk>` that some corpora print for rare words are part of the text a model is to predict.
+    and the `<unk>` that some corpora print for rare words are part of the text that a model is to predict.
     """
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
@@ -74,149 +75,110 @@ def clean(text: str) -> str:
 
 @dataclass(frozen=True)
 class Documents:
-    """What `store_documents` wrote: the texts' UTF-8 bytes end to end, where each ends, and its given topic."""
+    """The documents that `store_documents` wrote to a folder, in order of reading."""
 
     folder: Path
 
     @cached_property
-    def ends_D(self) -> np.ndarray:
-        """Where each document ends, in bytes [D] int64."""
-        return np.fromfile(self.folder / "ends.i64", np.int64)
+    def _files(self) -> list[pq.ParquetFile]:
+        return [pq.ParquetFile(file) for file in sorted(self.folder.glob("*.parquet"))]
 
     @cached_property
+    def bytes_D(self) -> np.ndarray:
+        """The size of each document in UTF-8 bytes [D] int64."""
+        return np.concatenate([file.read(["bytes"])["bytes"].to_numpy() for file in self._files])
+
+    @cached_property
+    def _given(self) -> pa.DictionaryArray:
+        topics = pa.concat_tables(file.read(["topic"]) for file in self._files)["topic"]
+        return topics.combine_chunks().dictionary_encode()
+
+    @property
     def given_D(self) -> np.ndarray:
-        """The number of the topic each came with [D] int32, NO_TOPIC where it came with none."""
-        return np.fromfile(self.folder / "given.i32", np.int32)
+        """The number of the topic that each document came with [D] int32, NO_TOPIC where it came with none."""
+        return self._given.indices.fill_null(NO_TOPIC).to_numpy()
 
-    @cached_property
+    @property
     def given_names(self) -> list[str]:
-        """What the given topics are called, by number."""
-        return list(json.loads((self.folder / "read.json").read_text(encoding="utf-8"))["topics"])
+        """The names of these topics, by number: in order of first appearance."""
+        return self._given.dictionary.to_pylist()
 
     def __len__(self) -> int:
-        return len(self.ends_D)
+        return len(self.bytes_D)
 
-    def bytes_of(self, rows: np.ndarray) -> np.ndarray:
-        """The sizes in bytes of documents `rows`."""
-        return self.ends_D[rows] - np.where(rows > 0, self.ends_D[rows - 1], 0)
-
-    def chunks(
-        self, rows: np.ndarray | None = None, *, chunk_bytes: int = CHUNK_BYTES
-    ) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """(rows, texts) in order, a few MiB at a time (a larger document comes alone); all documents or `rows`.
-
-        `rows` must be ascending.
-        """
-        first, ends_D = 0, self.ends_D
-        with (self.folder / "texts.utf8").open("rb") as file:
-            while first < len(ends_D):
-                start = int(ends_D[first - 1]) if first else 0
-                stop = max(first + 1, int(np.searchsorted(ends_D, start + chunk_bytes, side="right")))
-                if rows is None:
-                    chosen = np.arange(first, stop)
-                else:
-                    chosen = rows[np.searchsorted(rows, first) : np.searchsorted(rows, stop)]
+    def chunks(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, list[str]]]:
+        """(rows, texts) in order, about CHUNK_BYTES at a time: of all documents, or of `rows`, which must ascend."""
+        first = 0
+        for file in self._files:
+            for group in range(file.num_row_groups):
+                stop = first + file.metadata.row_group(group).num_rows
+                chosen = np.arange(first, stop) if rows is None else rows[slice(*np.searchsorted(rows, (first, stop)))]
                 if len(chosen):
-                    file.seek(start)
-                    data = file.read(int(ends_D[stop - 1]) - start)
-                    begins = np.where(chosen > 0, ends_D[chosen - 1], 0) - start
-                    spans = zip(begins.tolist(), (ends_D[chosen] - start).tolist(), strict=True)
-                    yield chosen, [data[begin:end].decode() for begin, end in spans]
+                    texts = file.read_row_group(group, ["text"])["text"]
+                    yield chosen, texts.take(chosen - first).to_pylist()
                 first = stop
-
-
-class _Writer:
-    """Appends documents; `checkpoint` makes what is there so far survive, and opening again goes on from there."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self.state_file = folder / "read.json"
-        self.state: dict[str, Any] = {"parts": [], "documents": 0, "bytes": 0, "topics": {}, "without_text": 0}
-        if self.state_file.exists():
-            self.state = json.loads(self.state_file.read_text(encoding="utf-8"))
-        sizes = {"texts.utf8": self.state["bytes"], "ends.i64": self.state["documents"] * 8}
-        sizes["given.i32"] = self.state["documents"] * 4
-        self.files = {name: (folder / name).open("ab") for name in sizes}
-        for name, size in sizes.items():
-            self.files[name].truncate(size)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for file in self.files.values():
-            file.close()
-
-    def add(self, texts: list[str], topics: list[str | None]) -> None:
-        numbers: dict[str, int] = self.state["topics"]
-        encoded = [text.encode() for text in texts]
-        ends = self.state["bytes"] + np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        given = [NO_TOPIC if topic is None else numbers.setdefault(topic, len(numbers)) for topic in topics]
-        for name, part in zip(self.files, (b"".join(encoded), ends, np.array(given, np.int32)), strict=True):
-            self.files[name].write(part)
-        self.state["documents"] += len(texts)
-        self.state["bytes"] = int(ends[-1])
-
-    def checkpoint(self, part: str) -> None:
-        self.state["parts"].append(part)
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-        write_json(self.state_file, self.state)
 
 
 def store_documents(reader: Reader, folder: Path, *, at_most: int | None = None) -> Mapping[str, Any]:
     """Clean and store every document that has text, or the first `at_most`; finished parts are not read twice.
 
-    Returns how many records there were, how many had no text (also a warning), and how many came with a topic.
-    Raises ValueError where none has text.
+    Returns how many documents were stored, how many records had no text (which is also a warning), and how many
+    documents came with a topic. Raises ValueError where none has text.
     """
+    stages = Stages(folder)
     progress = Progress("reading", "documents", at_most)
-    with _Writer(folder) as writer:
-        state = writer.state
-        progress.add(state["documents"])
-        for part in reader.parts():
-            if part in state["parts"] or (at_most is not None and state["documents"] >= at_most):
-                continue
-            for batch in _batches(reader.read(part)):
-                cleaned = [(clean(record.text or ""), record) for record in batch]
-                kept = [(text, record) for text, record in cleaned if text]
-                if len(kept) < len(cleaned):
-                    empty = next(record.place for text, record in cleaned if not text)
-                    state.setdefault("first_without_text", empty)
-                    state["without_text"] += len(cleaned) - len(kept)
-                if at_most is not None:
-                    kept = kept[: at_most - state["documents"]]
-                if kept:
-                    writer.add([text for text, _ in kept], [record.topic for _, record in kept])
-                progress.add(len(kept))
-                if state["documents"] == at_most:
-                    break
-            writer.checkpoint(part)
-    if state["without_text"]:
-        where = f"the first at {state['first_without_text']}"
-        log.warning("%d records have no text and are left out, %s", state["without_text"], where)
-    if not state["documents"]:
-        what = f"all {state['without_text']} records lack text" if state["without_text"] else "there are no records"
-        raise ValueError(f"the data hold no document: {what}; give documents with text")
+    stored, without_text, first_without_text = 0, 0, None
+    for number, part in enumerate(reader.parts()):
+        if stored == at_most:
+            break
+        left = None if at_most is None else at_most - stored
+        store = partial(_store, reader, part, folder / f"{number:06}.parquet", left, progress)
+        facts = stages.once(f"reading part {number}", store)
+        stored, without_text = stored + facts["stored"], without_text + facts["without_text"]
+        first_without_text = first_without_text or facts["first_without_text"]
+    if without_text:
+        log.warning("%d records have no text and are left out, the first at %s", without_text, first_without_text)
+    if not stored:
+        cause = f"all {without_text} records lack text" if without_text else "there are no records"
+        raise ValueError(f"the data hold no document: {cause}; give documents with text")
     documents = Documents(folder)
     return {
-        "documents_read": state["documents"],
-        "documents_without_text": state["without_text"],
+        "documents_read": stored,
+        "documents_without_text": without_text,
         "documents_with_given_topic": int((documents.given_D != NO_TOPIC).sum()),
-        "text_bytes": state["bytes"],
+        "text_bytes": int(documents.bytes_D.sum()),
     }
 
 
-def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Up to 1,000 records, or about a MiB of text, at a time."""
-    batch: list[Record] = []
+def _store(reader: Reader, part: str, file: Path, at_most: int | None, progress: Progress) -> Mapping[str, Any]:
+    """Write one part's documents to `file`; returns the counts behind `store_documents`."""
+    facts: dict[str, Any] = {"stored": 0, "without_text": 0, "first_without_text": None}
+
+    def documents() -> Iterator[dict[str, Any]]:
+        for record in reader.read(part):
+            if text := clean(record.text or ""):
+                yield {"text": text, "bytes": len(text.encode()), "topic": record.topic}
+            else:
+                facts["without_text"] += 1
+                facts["first_without_text"] = facts["first_without_text"] or record.place
+
+    with pq.ParquetWriter(file, _SCHEMA) as writer:
+        for chunk in _chunked(itertools.islice(documents(), at_most)):
+            writer.write_batch(pa.RecordBatch.from_pylist(chunk, _SCHEMA))
+            facts["stored"] += len(chunk)
+            progress.add(len(chunk))
+    return facts
+
+
+def _chunked(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Documents together as long as they have at most CHUNK_BYTES; a larger one comes alone."""
+    chunk: list[dict[str, Any]] = []
     size = 0
-    for record in records:
-        batch.append(record)
-        size += len(record.text or "")
-        if len(batch) == 1000 or size >= 1 << 20:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    for document in documents:
+        if chunk and size + document["bytes"] > CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(document)
+        size += document["bytes"]
+    if chunk:
+        yield chunk

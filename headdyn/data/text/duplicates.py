@@ -1,7 +1,7 @@
 """Exact and near duplicates among documents: hashes of whole texts, then MinHash with banding (Broder 1997).
 
-Letters: D documents, W words of a chunk, H hash functions. What stays in memory is some tens of bytes a document; the
-signatures (480 bytes each) are on disk. Written on numpy because nothing here needs an index: every band is one sort.
+Letters: D documents, W words of a chunk, H hash functions. Some tens of bytes a document stay in memory; the
+signatures (480 bytes each) are on disk. Plain numpy does, since no index is needed: every band is one sort.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from scipy.sparse.csgraph import connected_components
 
 from headdyn.core.randomness import generator
 from headdyn.data.text.documents import Documents
-from headdyn.data.text.stages import Progress, in_threads
+from headdyn.data.text.stages import Progress
+from headdyn.data.threads import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,15 @@ SHINGLE_WORDS = 3
 # A pair of Jaccard similarity s shares a band with probability 1 − (1 − s^6)^20: 0.998 at 0.8, 0.92 at 0.7.
 BANDS, BAND_HASHES = 20, 6
 HASHES = BANDS * BAND_HASHES
-_CHUNK_BYTES = 1 << 20
 _ROWS_AT_ONCE = 1 << 15
-_PREDECESSORS = 8
+_PREDECESSORS = 8  # of a document in a bucket, those that it is compared with
 
 _BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 def exact_duplicates(documents: Documents) -> np.ndarray:
-    """True [D] for every document whose cleaned text an earlier one has, letter for letter."""
+    """True [D] for every document with the same cleaned text, letter for letter, as an earlier one."""
     hash_D = np.empty(len(documents), np.uint64)
     for rows, texts in documents.chunks():
         digests = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts]
@@ -47,21 +47,21 @@ def exact_duplicates(documents: Documents) -> np.ndarray:
 
 
 def near_duplicates(documents: Documents, rows: np.ndarray, jaccard: float, seed: int, folder: Path) -> np.ndarray:
-    """True for those of `rows` that an earlier one resembles: all but the first of each linked group.
+    """True for those of `rows` that resemble an earlier one: all but the first of each linked group.
 
     Two documents are linked where the estimated Jaccard similarity of their sets of three-word runs (case aside) is
-    at least `jaccard`; the estimate's standard error is at most 0.046. Text that sets no spaces between words has few
-    runs, so there only copies of long stretches are found. `folder` takes the signatures for the time being.
+    at least `jaccard`; the estimate's standard error is at most 0.046. Text without spaces between words has few
+    runs, so there only copies of long stretches are found. `folder` holds the signatures while this function runs.
     """
     file = folder / "signatures.u32"
     multiplier_H, offset_H = _hash_functions(seed)
     progress = Progress("near duplicates", "documents", len(rows))
     with file.open("wb") as out:
-        chunks = (texts for _, texts in documents.chunks(rows, chunk_bytes=_CHUNK_BYTES))
+        chunks = (texts for _, texts in documents.chunks(rows))
         for signature_DH in in_threads(lambda texts: signatures(texts, multiplier_H, offset_H), chunks):
             signature_DH.tofile(out)
             progress.add(len(signature_DH))
-    group_D = np.arange(len(rows))  # of each document, the first that it is linked to
+    group_D = np.arange(len(rows))  # for each document, the first document that it is linked to
     for band in range(BANDS):
         group_D = _linked(group_D, file, band, jaccard)
     file.unlink()
@@ -69,9 +69,9 @@ def near_duplicates(documents: Documents, rows: np.ndarray, jaccard: float, seed
 
 
 def signatures(texts: list[str], multiplier_H: np.ndarray, offset_H: np.ndarray) -> np.ndarray:
-    """MinHash signatures [D, H] uint32: the least value of each hash function over a text's three-word runs.
+    """MinHash signatures [D, H] uint32: the smallest value of each hash function over a text's three-word runs.
 
-    The share of equal entries of two signatures estimates the Jaccard similarity of the two sets without bias.
+    The share of equal entries of two signatures is an unbiased estimate of the Jaccard similarity of the two sets.
     A text of fewer than three words is one run.
     """
     hash_W, document_W = _word_hashes(texts)
@@ -84,9 +84,9 @@ def signatures(texts: list[str], multiplier_H: np.ndarray, offset_H: np.ndarray)
         shifted[:-ahead] = hash_W[ahead:]
         shingle = _mixed(shingle) + np.where(same, shifted, 0)
         whole &= same
-    first_word = np.diff(document_W, prepend=-1) > 0
-    kept = whole | first_word
-    shingle, document = _mixed(shingle[kept]), document_W[kept]
+    first_word = np.diff(document_W, prepend=-1) > 0  # so that a text of fewer words has a run too
+    run = whole | first_word
+    shingle, document = _mixed(shingle[run]), document_W[run]
     begins = np.searchsorted(document, np.arange(len(texts)))
     signature_DH = np.empty((len(texts), len(multiplier_H)), np.uint32)
     value = np.empty_like(shingle)
@@ -108,8 +108,8 @@ def _hash_functions(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _word_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """A hash of every word [W] uint64 and the number of its text [W]; every text must have a word.
 
-    A word is a run of non-space bytes of the casefolded text. Its hash is the polynomial Σ byte_j B^(j − start), had
-    from running sums modulo 2^64: sums up to its end less those up to its start, times B^(−start).
+    A word is a run of non-space bytes of the casefolded text. Its hash is the polynomial Σ byte_j B^(j − start) modulo
+    2^64, computed as the difference of two running sums, at the word's end and its start, times B^(−start).
     """
     data = np.frombuffer("\0".join(text.casefold() for text in texts).encode() + b"\0", np.uint8)
     space = data <= 0x20
@@ -139,8 +139,8 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 def _linked(group_D: np.ndarray, file: Path, band: int, jaccard: float) -> np.ndarray:
     """The groups after linking similar documents that agree on a band's hashes.
 
-    In a bucket of equal hashes each document is held against the first and against the few before it, not against all:
-    time stays linear where thousands share a boilerplate text.
+    In a bucket of equal hashes each document is compared with the first and with the few before it, not with all: time
+    stays linear where thousands share a boilerplate text.
     """
     count = len(group_D)
     key_D = _band_keys(file, band, count)
@@ -151,8 +151,8 @@ def _linked(group_D: np.ndarray, file: Path, band: int, jaccard: float) -> np.nd
     signature_DH = np.memmap(file, np.uint32, "r", shape=(count, HASHES))
     links = [np.stack([np.arange(count), group_D])]
     for before in (first, *(place - lag for lag in range(1, _PREDECESSORS + 1))):
-        held = np.flatnonzero((before >= first) & (before < place))
-        pairs = np.stack([order[before[held]], order[held]])
+        compared = np.flatnonzero((before >= first) & (before < place))
+        pairs = np.stack([order[before[compared]], order[compared]])
         pairs = pairs[:, group_D[pairs[0]] != group_D[pairs[1]]]
         for begin in range(0, pairs.shape[1], _ROWS_AT_ONCE):
             i, j = pairs[:, begin : begin + _ROWS_AT_ONCE]
@@ -168,23 +168,18 @@ def _band_keys(file: Path, band: int, count: int) -> np.ndarray:
     """One hash [D] of each document's hashes in a band."""
     key_D = np.zeros(count, np.uint64)
     for first in range(0, count, _ROWS_AT_ONCE):
-        rows_DH = _rows(file, first, min(count - first, _ROWS_AT_ONCE))
+        # Read and not mapped, since mapped pages would count as this process's memory.
+        rows_DH = np.fromfile(file, np.uint32, _ROWS_AT_ONCE * HASHES, offset=first * HASHES * 4).reshape(-1, HASHES)
         key = key_D[first : first + len(rows_DH)]
         for h in range(band * BAND_HASHES, (band + 1) * BAND_HASHES):
             key[:] = _mixed(key + rows_DH[:, h])
     return key_D
 
 
-def _rows(file: Path, first: int, count: int) -> np.ndarray:
-    """Signatures read, not mapped: mapped pages would count as this process's memory."""
-    offset = first * HASHES * 4
-    return np.fromfile(file, np.uint32, count * HASHES, offset=offset).reshape(count, HASHES)
-
-
 def find_duplicates(
     documents: Documents, folder: Path, *, jaccard: float | None, seed: int
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """The documents to keep, ascending [K], and how many of each kind fell out. `jaccard=None`: exact ones only."""
+    """The documents to keep, ascending [K], and how many duplicates were removed. `jaccard=None`: exact ones only."""
     exact_D = exact_duplicates(documents)
     rows = np.flatnonzero(~exact_D)
     near = np.zeros(len(rows), bool) if jaccard is None else near_duplicates(documents, rows, jaccard, seed, folder)

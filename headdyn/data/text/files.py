@@ -1,6 +1,6 @@
 """Documents from files: JSON lines, JSON, CSV, TSV, Parquet and plain text, one file or a folder of them.
 
-Every format is read as a stream: what is held at once is one document, or one block of a columnar file.
+Every format is read as a stream: one document, or one block of a columnar file, is in memory at a time.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class TextFiles:
 
     A record's text is its `text_column`, its given topic its `topic_column`; `topic_column=None` takes a column called
     "topic" where there is one. Plain text has no columns: a .txt file is one document (`file`), or each of its
-    paragraphs set apart by blank lines is one (`blank_lines`). Encodings are Python's names; Parquet has its own.
-    Errors are ValueErrors that name file and line, or record.
+    paragraphs between blank lines is one (`blank_lines`). Encodings are Python's names; Parquet has its own.
+    Errors are ValueErrors that name the file and the line or record.
     """
 
     path: Path
@@ -46,41 +46,52 @@ class TextFiles:
     txt_documents: TxtDocuments = "file"
 
     def parts(self) -> list[str]:
-        """The files."""
-        files, unknown = files_of(self.path)
+        """All files as one part: reading them again after an interruption takes seconds."""
+        unknown = files_of(self.path)[1]
         if unknown:
             log.warning("%d files under %s are of no known type and left out", unknown, self.path)
-        return [str(file) for file in files]
+        return [str(self.path)]
 
     def read(self, part: str) -> Iterator[Record]:
-        """One file's documents."""
-        file = Path(part)
-        try:
-            yield from _READERS[file.suffix.lower()](self, file)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{file} is not {self.encoding} text: byte {error.object[error.start]:#04x} cannot stand where it does "
-                f"({error.reason}); name its encoding with data.encoding=..., e.g. latin-1"
-            ) from error
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{file} cannot be read as {file.suffix}: {str(error).splitlines()[0]}") from error
+        """The documents of all files."""
+        for file in files_of(Path(part))[0]:
+            if file.stat().st_size:
+                yield from self._read(file)
 
     def fingerprint(self) -> list[str]:
-        """SHA-256 of every file's bytes in reading order: what the files hold, wherever they lie."""
+        """SHA-256 of the bytes of every file in reading order: the same contents give the same, wherever they lie."""
         hashes = []
         for file in files_of(self.path)[0]:
             with file.open("rb") as opened:
                 hashes.append(file.suffix.lower() + " " + hashlib.file_digest(opened, "sha256").hexdigest())
         return hashes
 
+    def _read(self, file: Path) -> Iterator[Record]:
+        try:
+            yield from _READERS[file.suffix.lower()](self, file)
+        except UnicodeDecodeError as error:
+            problem = f"byte {error.object[error.start]:#04x} cannot stand where it does ({error.reason})"
+        except pa.ArrowInvalid as error:
+            problem = str(error).splitlines()[0]
+            if "utf8" not in problem.lower():
+                raise ValueError(f"{file} cannot be read as {file.suffix}: {problem}") from error
+        else:
+            return
+        raise ValueError(
+            f"{file} is not {self.encoding} text: {problem}; name its encoding with data.encoding=..., e.g. latin-1"
+        )
+
     @property
     def _encoding(self) -> str:
-        """Python's own name for UTF-8 that may begin with a byte-order mark, as some editors write it."""
+        """For UTF-8, Python's name of it with or without the byte-order mark that some editors write."""
         return "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
 
-    def _wanted(self, names: Iterable[str]) -> list[str]:
-        columns = (self.text_column, self.topic_column or DEFAULT_TOPIC_COLUMN)
-        return [name for name in dict.fromkeys(columns) if name in names]
+    def _check_columns(self, names: Iterable[str], place: str) -> None:
+        for setting, column in (("text_column", self.text_column), ("topic_column", self.topic_column)):
+            if column is not None and column not in names:
+                raise ValueError(
+                    f"{place} has no column {column!r}; it has {_listed(names)}; set data.{setting} to one of them"
+                )
 
     def _record(self, values: Mapping[str, Any], names: Iterable[str], place: str) -> Record:
         text, topic = values.get(self.text_column), values.get(self.topic_column or DEFAULT_TOPIC_COLUMN)
@@ -91,71 +102,60 @@ class TextFiles:
             )
         return Record(text, None if topic in (None, "") else str(topic), place)
 
-    def _check_columns(self, names: Iterable[str], place: str) -> None:
-        for setting, column in (("text_column", self.text_column), ("topic_column", self.topic_column)):
-            if column is not None and column not in names:
-                raise ValueError(
-                    f"{place} has no column {column!r}; it has {_listed(names)}; set data.{setting} to one of them"
-                )
-
     def _jsonl(self, file: Path) -> Iterator[Record]:
-        with file.open(encoding=self._encoding) as lines:
-            number = 0
-            seen = False
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    values = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}:{number} is not JSON ({error}); mend or remove the line") from error
-                yield self._json_record(values, f"{file}:{number}", first=not seen)
-                seen = True
+        def values() -> Iterator[tuple[str, Any]]:
+            with file.open(encoding=self._encoding) as lines:
+                for number, line in enumerate(lines, 1):
+                    try:
+                        if line.strip():
+                            yield f"{file}:{number}", json.loads(line)
+                    except json.JSONDecodeError as error:
+                        raise ValueError(f"{file}:{number} is not JSON ({error}); mend or remove the line") from error
+
+        return self._objects(values())
 
     def _json(self, file: Path) -> Iterator[Record]:
-        for number, values in enumerate(_json_values(file, self._encoding), 1):
-            yield self._json_record(values, f"{file}, record {number}", first=number == 1)
+        values = enumerate(_json_values(file, self._encoding), 1)
+        return self._objects((f"{file}, record {number}", value) for number, value in values)
 
-    def _json_record(self, values: Any, place: str, *, first: bool) -> Record:
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"{place} is a {type(values).__name__}, not an object with columns; write it as "
-                f'{{"{self.text_column}": ...}}'
-            )
-        if first:  # later records may lack a key; they count as without it
-            self._check_columns(values, place)
-        return self._record(values, values, place)
+    def _objects(self, values: Iterable[tuple[str, Any]]) -> Iterator[Record]:
+        """The records of JSON values, each given with its place."""
+        checked = False
+        for place, value in values:
+            if not isinstance(value, dict):
+                raise ValueError(
+                    f"{place} is a {type(value).__name__}, not an object with columns; write it as "
+                    f'{{"{self.text_column}": ...}}'
+                )
+            if not checked:  # later records may lack a key; they count as records without text or topic
+                self._check_columns(value, place)
+                checked = True
+            yield self._record(value, value, place)
 
     def _csv(self, file: Path) -> Iterator[Record]:
-        if file.stat().st_size == 0:
-            return
         read = pa.csv.ReadOptions(encoding=self.encoding, block_size=_CSV_BLOCK_BYTES)
         delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
         parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        try:
-            with pa.csv.open_csv(file, read_options=read, parse_options=parse) as reader:
-                names = reader.schema.names
-            self._check_columns(names, str(file))
-            wanted = self._wanted(names)  # the others are not converted: their types may change half-way
-            types = {name: pa.string() for name in wanted}
-            convert = pa.csv.ConvertOptions(include_columns=wanted, column_types=types, strings_can_be_null=False)
-            with pa.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as reader:
-                yield from self._rows(file, reader, names)
-        except pa.ArrowInvalid as error:
-            if "utf8" in str(error).lower():
-                raise ValueError(
-                    f"{file} is not {self.encoding} text ({str(error).splitlines()[0]}); "
-                    "name its encoding with data.encoding=..., e.g. latin-1"
-                ) from error
-            raise
+        with pa.csv.open_csv(file, read_options=read, parse_options=parse) as reader:
+            names = reader.schema.names
+        columns = self._columns(file, names)  # the others are not converted: their types may change half-way
+        convert = pa.csv.ConvertOptions(
+            include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
+        )
+        with pa.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as reader:
+            yield from self._rows(file, reader, names)
 
     def _parquet(self, file: Path) -> Iterator[Record]:
-        if file.stat().st_size == 0:
-            return
         with pa.parquet.ParquetFile(file) as opened:
             names = opened.schema_arrow.names
-            self._check_columns(names, str(file))
-            yield from self._rows(file, opened.iter_batches(batch_size=1000, columns=self._wanted(names)), names)
+            batches = opened.iter_batches(batch_size=1000, columns=self._columns(file, names))
+            yield from self._rows(file, batches, names)
+
+    def _columns(self, file: Path, names: list[str]) -> list[str]:
+        """The columns to read: that of the texts, and that of the topics where there is one."""
+        self._check_columns(names, str(file))
+        columns = (self.text_column, self.topic_column or DEFAULT_TOPIC_COLUMN)
+        return [name for name in dict.fromkeys(columns) if name in names]
 
     def _rows(self, file: Path, batches: Iterable[pa.RecordBatch], names: list[str]) -> Iterator[Record]:
         rows = (values for batch in batches for values in batch.to_pylist())
@@ -193,7 +193,7 @@ assert tuple(_READERS) == SUFFIXES
 
 
 def _json_values(file: Path, encoding: str) -> Iterator[Any]:
-    """The elements of a JSON array, or JSON values one after another, without holding more than one and a buffer."""
+    """The elements of a JSON array, or JSON values one after another; one of them and a buffer are in memory."""
     decoder = json.JSONDecoder()
     with file.open(encoding=encoding) as opened:
         buffer = ""
@@ -203,7 +203,7 @@ def _json_values(file: Path, encoding: str) -> Iterator[Any]:
         buffer = buffer[in_array:]
         ended = False
         while not ended:
-            # Reading as much again as is there keeps a huge value from being parsed too often.
+            # The buffer is doubled each time, so that a huge value is not parsed too often.
             more = opened.read(max(_READ_CHARACTERS, len(buffer)))
             ended, buffer = not more, (buffer + more).lstrip(_SPACES)
             while buffer and not (in_array and buffer[0] == "]"):

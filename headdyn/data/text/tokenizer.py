@@ -1,12 +1,11 @@
 """A byte-level BPE tokenizer learnt from the training documents, and documents turned into tokens with it.
 
-Any text can be written in its tokens and read back to the byte. Letters: V vocabulary, D documents.
+Any text becomes tokens, and these become the same bytes again. Letters: V vocabulary, D documents.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,28 +16,25 @@ from headdyn.core.randomness import generator
 from headdyn.data.text.documents import Documents
 from headdyn.data.text.stages import Progress
 
-log = logging.getLogger(__name__)
-
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's; stands at the end of every document
+END_OF_TEXT = "<|endoftext|>"  # as in GPT-2; stands at the end of every document
 END_ID = 0
-TRAINING_BYTES = 64 << 20  # a random part of the documents; more changes rare merges only
-_LEAST_PAIR_COUNT = 2
+TRAINING_BYTES = 64 << 20  # of randomly chosen documents; more text changes rare merges only
 
 
 def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, seed: int) -> tuple[Tokenizer, int]:
-    """A tokenizer of exactly `vocab_size` tokens, and the bytes it was learnt from: `rows`, or a random part.
+    """A tokenizer of exactly `vocab_size` tokens, and how many bytes of `rows` it was learnt from.
 
-    A merge must occur twice. Raises ValueError where the text has too few that do.
+    A pair must occur twice to be merged. Raises ValueError where too few pairs of the text do.
     """
     drawn = generator(seed, "text/tokenizer sample").permutation(rows)
-    sizes = documents.bytes_of(drawn)
+    sizes = documents.bytes_D[drawn]
     drawn = np.sort(drawn[np.cumsum(sizes) <= max(TRAINING_BYTES, int(sizes[0]))])
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        min_frequency=_LEAST_PAIR_COUNT,
+        min_frequency=2,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[END_OF_TEXT],
         show_progress=False,
@@ -58,14 +54,14 @@ def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, see
             f"tokens no pair inside a word occurs twice; set data.vocab_size to {reached} or less, or bring more text"
         )
     assert tokenizer.token_to_id(END_OF_TEXT) == END_ID
-    tokenizer.encode_special_tokens = True  # a document that spells the mark out holds no mark
-    return tokenizer, int(documents.bytes_of(drawn).sum())
+    tokenizer.encode_special_tokens = True  # a document that spells the mark out is not ended by it
+    return tokenizer, int(documents.bytes_D[drawn].sum())
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, sequence_length: int) -> None:
     """Write a folder that transformers' AutoTokenizer.from_pretrained opens.
 
-    The class is named as both transformers 4 and 5 know it; version 5 itself would write a name that 4 does not.
+    The class has the name that both transformers 4 and 5 know; version 5 itself would write one that 4 does not know.
     """
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -87,14 +83,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, documents: Documents, rows: np.ndarray, tokens_file: Path) -> np.ndarray:
-    """Write the tokens of documents `rows` end to end (uint16), each document closed by END_ID; where each ends [D].
+    """Write the tokens of documents `rows` end to end (uint16), each document closed by END_ID.
 
-    The library encodes a chunk's documents on all cores.
+    Returns where each document ends [D]. The library encodes the documents of a chunk on all cores.
     """
     progress = Progress("tokenising", "documents", len(rows))
     lengths: list[np.ndarray] = []
     with tokens_file.open("wb") as out:
-        for chosen, texts in documents.chunks(rows, chunk_bytes=1 << 20):
+        for chosen, texts in documents.chunks(rows):
             encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
             np.concatenate([np.array([*ids, END_ID], np.uint16) for ids in encoded]).tofile(out)
             lengths.append(np.array([len(ids) + 1 for ids in encoded]))

@@ -1,4 +1,4 @@
-"""Topics of documents: mini-batch k-means on their embeddings, and how far to believe the clusters (science.md §0).
+"""Topics of documents: k-means on their embeddings, and how far the clusters can be believed (science.md §0).
 
 Letters: D documents, E embedding width, S topics, G given topics, R draws of a null.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import random_table
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import silhouette_score
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -37,12 +38,12 @@ def cluster(sample_DE: np.ndarray, num_topics: int, rng: np.random.Generator) ->
     state = int(rng.integers(2**31))
     if len(sample_DE) > _BATCH:
         means = MiniBatchKMeans(num_topics, n_init=10, batch_size=_BATCH, random_state=state)
-    else:  # a batch would hold all points; Lloyd's steps then leave no cluster empty
+    else:  # a batch would hold all points; full k-means then leaves no cluster empty
         means = KMeans(num_topics, n_init=10, random_state=state)
-    # One thread: a batch is a millisecond's work, and sums split among more depend on how many there are.
+    # One thread: a batch is a millisecond's work, and sums split among threads would depend on their number.
     with threadpool_limits(1), warnings.catch_warnings(action="ignore"):
         sizes_S = np.bincount(means.fit_predict(sample_DE), minlength=num_topics)
-    if not sizes_S.all():  # scikit-learn only warns
+    if not sizes_S.all():  # of which scikit-learn only warns
         raise ValueError(
             f"data.num_topics={num_topics}, but {len(sample_DE)} documents fall into {np.count_nonzero(sizes_S)} "
             "distinct clusters at most; lower data.num_topics"
@@ -53,28 +54,25 @@ def cluster(sample_DE: np.ndarray, num_topics: int, rng: np.random.Generator) ->
 
 def assign(centres_SE: np.ndarray, file: Path, count: int) -> np.ndarray:
     """The nearest centre [D] uint8 of every embedding in `file`, read some rows at a time."""
-    topics_D = np.empty(count, np.uint8)
+    topics_D, width = np.empty(count, np.uint8), centres_SE.shape[1]
     for first in range(0, count, _ROWS_AT_ONCE):
-        rows_DE = read_rows(file, centres_SE.shape[1], first, min(_ROWS_AT_ONCE, count - first))
+        # Read and not mapped, since mapped pages would count as this process's memory.
+        rows_DE = np.fromfile(file, np.float32, _ROWS_AT_ONCE * width, offset=4 * first * width).reshape(-1, width)
         distance_DS = (centres_SE**2).sum(1) - 2 * rows_DE @ centres_SE.T
         topics_D[first : first + len(rows_DE)] = distance_DS.argmin(1)
     return topics_D
 
 
-def read_rows(file: Path, width: int, first: int, count: int) -> np.ndarray:
-    """Embeddings [at most `count`, E], read and not mapped: mapped pages would count as this process's memory."""
-    return np.fromfile(file, np.float32, count * width, offset=4 * first * width).reshape(-1, width)
-
-
 def quality(sample_DE: np.ndarray, topics_D: np.ndarray, num_topics: int, seed: int) -> Mapping[str, Any]:
     """Silhouette with its null, and stability over seeds, on the sample that the clusters were fitted to.
 
-    The null clusters structureless points the same way: as many draws from the Gaussian with the embeddings' mean and
-    covariance, brought to unit length. Stability is the adjusted Rand index between clusterings from different seeds.
+    For the null, points without structure are clustered in the same way: as many draws from the Gaussian with the
+    embeddings' mean and covariance, scaled to unit length. Stability is the adjusted Rand index between clusterings
+    from different seeds.
     """
     rng = generator(seed, "text/cluster quality")
-    again = [cluster(sample_DE, num_topics, rng)[1] for _ in range(_STABILITY_SEEDS)]
-    pairs = [adjusted_rand(_table(a, b)) for a, b in itertools.combinations(again, 2)]
+    repeats = [cluster(sample_DE, num_topics, rng)[1] for _ in range(_STABILITY_SEEDS)]
+    pairs = [adjusted_rand(contingency_matrix(a, b)) for a, b in itertools.combinations(repeats, 2)]
     facts: dict[str, Any] = {
         "stability_adjusted_rand": float(np.mean(pairs)),
         "stability_adjusted_rand_least": float(np.min(pairs)),
@@ -91,7 +89,7 @@ def quality(sample_DE: np.ndarray, topics_D: np.ndarray, num_topics: int, seed: 
         null.append(_silhouette(points_DE, cluster(points_DE, num_topics, rng)[1]))
     if observed is None or None in null:
         return facts | {
-            "silhouette_absent": f"{len(sample_DE)} documents in {num_topics} clusters leave none to compare"
+            "silhouette_absent": f"{len(sample_DE)} documents in {num_topics} clusters leave nothing to compare"
         }
     null_R = np.array(null, float)
     return facts | {
@@ -104,7 +102,7 @@ def quality(sample_DE: np.ndarray, topics_D: np.ndarray, num_topics: int, seed: 
 
 
 def _silhouette(points_DE: np.ndarray, topics_D: np.ndarray) -> float | None:
-    """Mean silhouette of the first points, or None where it is undefined: one cluster only, or as many as points."""
+    """Mean silhouette of the first points; None with one cluster only or one a point, where it is undefined."""
     points_DE, topics_D = points_DE[:SILHOUETTE_DOCUMENTS], topics_D[:SILHOUETTE_DOCUMENTS]
     defined = 2 <= len(np.unique(topics_D)) < len(topics_D)
     return float(silhouette_score(points_DE, topics_D)) if defined else None
@@ -113,10 +111,10 @@ def _silhouette(points_DE: np.ndarray, topics_D: np.ndarray) -> float | None:
 def agreement(topics_D: np.ndarray, given_D: np.ndarray, seed: int) -> Mapping[str, Any]:
     """Adjusted Rand index between clusters and given topics, with its permutation null.
 
-    Which document carries which given topic is permuted. Only the table of counts matters, so tables with its margins
-    are drawn in place of permutations; that is the same law.
+    The null permutes the given topics over the documents. The index depends on the table of counts alone, so tables
+    with the same margins are drawn in place of permutations; their law is the same.
     """
-    table_SG = _table(topics_D, given_D)
+    table_SG = contingency_matrix(topics_D, given_D)
     observed = adjusted_rand(table_SG)
     rng = generator(seed, "text/agreement null")
     margins = table_SG.sum(1), table_SG.sum(0)
@@ -131,14 +129,6 @@ def agreement(topics_D: np.ndarray, given_D: np.ndarray, seed: int) -> Mapping[s
         "given_topics": table_SG.shape[1],
         "given_documents": len(topics_D),
     }
-
-
-def _table(a_D: np.ndarray, b_D: np.ndarray) -> np.ndarray:
-    """How many documents go with each pair of labels [labels of a, labels of b], of the labels that occur."""
-    a_labels, a_D = np.unique(a_D, return_inverse=True)
-    b_labels, b_D = np.unique(b_D, return_inverse=True)
-    counts = np.bincount(a_D * len(b_labels) + b_D, minlength=len(a_labels) * len(b_labels))
-    return counts.reshape(len(a_labels), len(b_labels))
 
 
 def adjusted_rand(table_SG: np.ndarray) -> float:
@@ -158,9 +148,9 @@ def adjusted_rand(table_SG: np.ndarray) -> float:
 
 
 def top_terms(texts: Sequence[str], topics_D: np.ndarray, num_topics: int) -> list[list[str]]:
-    """Every topic's ten terms whose mean TF-IDF weight in it most exceeds that in all documents; none for no document.
+    """The ten terms of every topic whose mean TF-IDF weight in it most exceeds that in all documents.
 
-    Whatever embedding made the topics, the terms are those of `embedding.fit_terms`.
+    A topic without documents has none. The terms are those of `embedding.fit_terms`, whatever the embedding.
     """
     vectorizer, weights = fit_terms(list(texts))
     names = vectorizer.get_feature_names_out()

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 from transformers import AutoTokenizer
 
+from headdyn.core.settings import ConfigError
+from headdyn.core.settings import build as build_settings
 from headdyn.core.store import Store
 from headdyn.data.corpus import Corpus, corpus_recipe
 from headdyn.data.text import build
@@ -172,25 +174,30 @@ def test_a_build_goes_on_after_an_interruption(
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"vocab_size": 256}, "data.vocab_size=256 must lie in 257..65536"),
-        ({"vocab_size": 65537}, "data.vocab_size=65537"),
-        ({"num_topics": 1}, "data.num_topics=1 must lie in 2..256"),
+        ({"vocab_size": 256}, "data.vocab_size=256 must be at least 257"),
+        ({"vocab_size": 65537}, "data.vocab_size=65537 must be at most 65536"),
+        ({"num_topics": 1}, "data.num_topics=1 must be at least 2"),
+        ({"num_topics": 257}, "data.num_topics=257 must be at most 256"),
         ({"sequence_length": 23}, "data.sequence_length=23 .* 24 or more"),
-        ({"pieces_per_sequence": 1}, "data.pieces_per_sequence=1"),
-        ({"train_sequences": 0}, "data.train_sequences=0"),
-        ({"val_share": 0.0}, "data.val_share=0.0"),
-        ({"near_duplicate_jaccard": 0.5}, "data.near_duplicate_jaccard=0.5 must lie in 0.7..1"),
-        ({"topics": "nice"}, "data.topics='nice'"),
-        ({"embedding": "bert"}, "data.embedding='bert'"),
-        ({"seed": -1}, "data.seed=-1"),
-        ({"txt_documents": "line"}, "data.txt_documents='line'"),
-        ({"documents": 1}, "data.documents=1"),
+        ({"pieces_per_sequence": 1}, "data.pieces_per_sequence=1 must be at least 2"),
+        ({"train_sequences": 0}, "data.train_sequences=0 must be at least 1 or null"),
+        ({"val_sequences": -1}, "data.val_sequences=-1 must be at least 1 or null"),
+        ({"val_share": 0.0}, "data.val_share=0.0 must be above 0"),
+        ({"val_share": 0.6}, "data.val_share=0.6 must be at most 0.5"),
+        ({"near_duplicate_jaccard": 0.5}, "data.near_duplicate_jaccard=0.5 must be at least 0.7 or null"),
+        ({"topics": "nice"}, "data.topics='nice' must be one of clusters, given"),
+        ({"embedding": "bert"}, "data.embedding='bert' must be one of auto, minilm, tfidf"),
+        ({"seed": -1}, "data.seed=-1 must be at least 0"),
+        ({"txt_documents": "line"}, "data.txt_documents='line' must be one of file, blank_lines"),
+        ({"documents": 1}, "data.documents=1 must be at least 2 or null"),
         ({"encoding": "utf-9"}, "data.encoding='utf-9'"),
         ({"path": "nowhere.jsonl"}, "data.path=nowhere.jsonl does not exist"),
     ],
 )
 def test_impossible_settings(settings: LocalText, wrong: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ConfigError, match=words):
+        build_settings(LocalText, {**asdict(settings), **wrong}, "data")
+    with pytest.raises(ValueError):
         replace(settings, **wrong)
 
 

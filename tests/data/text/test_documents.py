@@ -53,22 +53,25 @@ def test_cleaning(raw: str, cleaned: str) -> None:
     assert clean(raw).encode().decode() == cleaned
 
 
-def test_what_is_stored_is_read_back(tmp_path: Path) -> None:
-    facts = store_documents(Parts(list(TEXTS)), tmp_path / "d")
-    documents = Documents(tmp_path / "d")
+def test_what_is_stored_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cleaned = [clean(text) for text in TEXTS]
+    rng = np.random.default_rng(0)
+    for chunk_bytes in (1, 50, 300, 10**6):
+        monkeypatch.setattr("headdyn.data.text.documents.CHUNK_BYTES", chunk_bytes)
+        facts = store_documents(Parts(list(TEXTS)), tmp_path / str(chunk_bytes))
+        documents = Documents(tmp_path / str(chunk_bytes))
+        for rows in (None, np.arange(40), np.array([0, 39]), np.sort(rng.permutation(40)[:17]), np.array([], int)):
+            expected = range(40) if rows is None else rows.tolist()
+            chunks = list(documents.chunks(rows))
+            assert [row for part, _ in chunks for row in part] == list(expected)
+            assert [text for _, texts in chunks for text in texts] == [cleaned[row] for row in expected]
+            sizes = [sum(len(text.encode()) for text in texts) for _, texts in chunks]
+            assert all(size <= chunk_bytes or len(texts) == 1 for size, (_, texts) in zip(sizes, chunks, strict=True))
     assert len(documents) == facts["documents_read"] == 40
     assert facts["documents_with_given_topic"] == 26 and facts["text_bytes"] == sum(len(t.encode()) for t in cleaned)
     names = [None if t == NO_TOPIC else documents.given_names[t] for t in documents.given_D]
     assert names == [None if n % 3 == 0 else f"topic {n % 3}" for n in range(40)]
-    rng = np.random.default_rng(0)
-    for chunk_bytes in (1, 50, 300, 10**6):
-        for rows in (None, np.arange(40), np.array([0, 39]), np.sort(rng.permutation(40)[:17]), np.array([], int)):
-            expected = range(40) if rows is None else rows.tolist()
-            chunks = list(documents.chunks(rows, chunk_bytes=chunk_bytes))
-            assert [row for part, _ in chunks for row in part] == list(expected)
-            assert [text for _, texts in chunks for text in texts] == [cleaned[row] for row in expected]
-    assert documents.bytes_of(np.array([0, 5, 39])).tolist() == [len(cleaned[n].encode()) for n in (0, 5, 39)]
+    assert documents.bytes_D.tolist() == [len(text.encode()) for text in cleaned]
 
 
 def test_reading_goes_on_after_a_stop(tmp_path: Path) -> None:
@@ -77,12 +80,13 @@ def test_reading_goes_on_after_a_stop(tmp_path: Path) -> None:
         store_documents(Parts(list(TEXTS), stop=25), tmp_path / "torn")
     again = Parts(list(TEXTS))
     facts = store_documents(again, tmp_path / "torn")
-    assert again.read_parts == ["2", "3"] and facts["documents_read"] == 40
+    assert len(Documents(tmp_path / "torn")) == 40 and again.read_parts == ["2", "3"] and facts["documents_read"] == 40
+    assert len(list((tmp_path / "whole").iterdir())) == 8
     for file in (tmp_path / "whole").iterdir():
         assert (tmp_path / "torn" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_records_without_text_are_left_out_and_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_records_without_text_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     texts = [None if n in (3, 20) else " \u200b" if n == 30 else text for n, text in enumerate(TEXTS)]
     with caplog.at_level(logging.WARNING):
         facts = store_documents(Parts(texts), tmp_path / "d")

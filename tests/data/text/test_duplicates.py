@@ -138,7 +138,7 @@ def test_exact_and_near_ones_are_counted_apart(tmp_path: Path) -> None:
 def test_pieces_of_the_work_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int, rows: int) -> None:
     texts, _ = planted(40, 2)
     texts += [text + " more" for text in texts[::4]]
+    monkeypatch.setattr("headdyn.data.text.documents.CHUNK_BYTES", chunk)
     documents = stored(tmp_path, texts)
-    monkeypatch.setattr(duplicates, "_CHUNK_BYTES", chunk)
     monkeypatch.setattr(duplicates, "_ROWS_AT_ONCE", rows)
     assert near_duplicates(documents, np.arange(50), 0.8, 0, tmp_path).tolist() == [False] * 40 + [True] * 10

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from headdyn.data.text import stages
-from headdyn.data.text.stages import Progress, Stages, in_threads
+from headdyn.data.text.stages import Progress, Stages
 
 
 def test_a_step_is_done_once_and_again_only_if_it_was_cut_short(tmp_path: Path) -> None:
@@ -31,35 +28,7 @@ def test_a_step_is_done_once_and_again_only_if_it_was_cut_short(tmp_path: Path) 
     assert [file.name for file in (tmp_path / "w").iterdir()] == ["step.done.json"]
 
 
-def test_threads_keep_order_and_do_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "cores", lambda: 3)
-    taken: list[int] = []
-
-    def items() -> Iterator[int]:
-        for number in range(40):
-            taken.append(number)
-            yield number
-
-    both = threading.Barrier(2)
-
-    def work(number: int) -> int:
-        if number < 2:
-            both.wait(timeout=10)  # returns only if two run at once
-        time.sleep(0.001 * (number % 3))
-        return number**2
-
-    results = in_threads(work, items())
-    assert next(results) == 0 and len(taken) <= 5
-    assert list(results) == [number**2 for number in range(1, 40)]
-
-    def broken(number: int) -> int:
-        return 1 // (number - 5)
-
-    with pytest.raises(ZeroDivisionError):
-        list(in_threads(broken, range(40)))
-
-
-def test_progress_is_told_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_logged_now_and_then(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter([0.0, 5.0, 20.0, 25.0, 40.0])
     monkeypatch.setattr(stages.time, "monotonic", lambda: next(now))
     progress = Progress("reading", "documents", 100)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics.cluster import contingency_matrix
 
 from headdyn.data.text import topics as clusters
 from headdyn.data.text.documents import Documents, store_documents
@@ -64,7 +65,7 @@ def test_adjusted_rand_against_scikit_learn() -> None:
     for _ in range(20):
         a, b = rng.integers(rng.integers(1, 6), size=50), rng.integers(rng.integers(1, 6), size=50)
         b[:20] = a[:20]
-        assert clusters.adjusted_rand(clusters._table(a, b)) == pytest.approx(adjusted_rand_score(a, b), abs=1e-12)
+        assert clusters.adjusted_rand(contingency_matrix(a, b)) == pytest.approx(adjusted_rand_score(a, b), abs=1e-12)
     assert clusters.adjusted_rand(np.array([[5]])) == 1.0
 
 
@@ -142,7 +143,7 @@ class Lengths:
 
 
 def test_embedding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
-    monkeypatch.setattr("headdyn.data.text.embedding._CHUNK_BYTES", 1000)
+    monkeypatch.setattr("headdyn.data.text.documents.CHUNK_BYTES", 1000)
     store_documents(TextFiles(path=jsonl(tmp_path / "a.jsonl", texts)), tmp_path / "d")
     documents, rows, file = Documents(tmp_path / "d"), np.arange(0, 400, 3), tmp_path / "rows"
     with pytest.raises(KeyboardInterrupt):
@@ -167,7 +168,7 @@ def test_the_sample_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(fifty) == 50 and (np.diff(fifty) > 0).all() and np.ptp(fifty) > 200
     monkeypatch.setattr("headdyn.data.text.embedding.SAMPLE_BYTES", 2000)
     few = sample_rows(documents, rows, np.random.default_rng(0))
-    assert 2 <= len(few) < 50 and documents.bytes_of(few).sum() <= 2000
+    assert 2 <= len(few) < 50 and documents.bytes_D[few].sum() <= 2000
     monkeypatch.setattr("headdyn.data.text.embedding.SAMPLE_BYTES", 1)
     assert len(sample_rows(documents, rows, np.random.default_rng(0))) == 1
 

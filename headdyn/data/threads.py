@@ -1,0 +1,33 @@
+"""Work spread over threads: pays for work that releases the interpreter lock, as numpy does inside its loops."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def in_threads(function: Callable[[In], Out], items: Iterable[In], *, at_most: int | None = None) -> Iterator[Out]:
+    """`function(item)` of every item, in order, on all cores or on `at_most` of them.
+
+    Only one item a thread is read ahead of the results taken; an executor's own `map` would read all items at once.
+    """
+    threads = min(usable_cores(), at_most or usable_cores())
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Out]] = deque()
+        for item in items:
+            ahead.append(pool.submit(function, item))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
