@@ -24,6 +24,13 @@ class Factors:
     left_NDd: Tensor
     right_NDd: Tensor
 
+    def __getitem__(self, heads: slice) -> Factors:
+        return Factors(self.left_NDd[heads], self.right_NDd[heads])
+
+    def to(self, device: torch.device) -> Factors:
+        """The factors on this device."""
+        return Factors(self.left_NDd.to(device), self.right_NDd.to(device))
+
 
 @torch.no_grad()
 def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from headdyn.analysis.sequences import Sequences
 from headdyn.models.decoder import Decoder
 
 _TINY = 1e-30  # added before the logarithm, so that masked keys give 0 ln 0 = 0
@@ -158,23 +159,16 @@ class Sums:
 
 
 @torch.no_grad()
-def collect(
-    decoder: Decoder,
-    tokens_NT: np.ndarray,
-    topics_NT: np.ndarray,
-    swaps_NR: np.ndarray,
-    num_topics: int,
-    documents_NT: np.ndarray | None = None,
-) -> Sums:
+def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_topics: int) -> Sums:
     """Run the decoder over the sequences batch by batch, layer by layer, keeping sums only.
 
-    `swaps_NR` gives for each sequence the indices of the sequences whose labels and tokens serve as its null. With
-    `documents_NT` attention, and uniform attention with it, stays inside documents.
+    `swaps_NR` gives for each sequence the indices of the sequences whose labels and tokens serve as its null. Where the
+    sequences have documents, attention, and uniform attention with it, stays inside them.
     Memory is that of one batch's patterns at one layer, whatever N.
     """
     c, device = decoder.config, decoder.embed.weight.device
+    tokens_NT, topics_NT = sequences.tokens_NT, sequences.topics_NT
     count, length = tokens_NT.shape
-    tokens_NT, topics_NT = tokens_NT.astype(np.int64), topics_NT.astype(np.int64)
     profiles_JQK = position_profiles(length).to(device)
     heads: dict[str, np.ndarray] = {}
     uniform: dict[str, np.ndarray] = {}
@@ -186,17 +180,15 @@ def collect(
                 into[name] = np.empty((count, layers, *sum_BHX.shape[1:]))
             into[name][rows, layer] = sum_BHX.cpu().numpy()
 
-    size = max(1, _BATCH_WEIGHTS[device.type] // (c.num_heads * length**2))
-    for start in range(0, count, size):
-        rows = slice(start, start + size)
-        tokens_BT, topics_BT = (torch.from_numpy(array[rows]).to(device) for array in (tokens_NT, topics_NT))
+    at_once = _BATCH_WEIGHTS[device.type] // (c.num_heads * length**2)
+    for rows, tokens_BT, documents_BT in sequences.batches(at_once, device):
         swaps_RB = swaps_NR[rows].T
-        tokens_RBT, topics_RBT = (torch.from_numpy(array[swaps_RB]).to(device) for array in (tokens_NT, topics_NT))
+        topics_BT, topics_RBT, tokens_RBT = (
+            torch.from_numpy(array).to(device) for array in (topics_NT[rows], topics_NT[swaps_RB], tokens_NT[swaps_RB])
+        )
         reference = Reference.of(tokens_BT, topics_BT, (tokens_RBT, topics_RBT), num_topics)
-        documents_BT = None
         uniform_BHQK = profiles_JQK[:1].expand(len(tokens_BT), -1, -1, -1)
-        if documents_NT is not None:
-            documents_BT = torch.from_numpy(documents_NT[rows].astype(np.int64)).to(device)
+        if documents_BT is not None:
             uniform_BHQK = uniform_BHQK * (documents_BT[:, None, :, None] == documents_BT[:, None, None])
             uniform_BHQK = uniform_BHQK / uniform_BHQK.sum(-1, keepdim=True)
         keep(uniform, rows, 0, 1, head_sums(uniform_BHQK, reference))

@@ -1,31 +1,31 @@
 """Topic selectivity of any map from queries to keys, with the label-swap null (science.md §6).
 
-Letters as in models/decoder.py; N sequences, R swaps, J attentions by position alone, X many maps at once. A statistic
-is a sum over queries and sequences divided by a sum; its units are sequences.
+Letters as in models/decoder.py; N sequences, R swaps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headdyn.core.statistics import bootstrap_interval, ratio_contributions, sign_flip_test, without_controls
+from headdyn.analysis.sequences import Sequences
+from headdyn.core.records import HeadTable
 from headdyn.data.corpus import Corpus
 
-_LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's rounding of sums over T: no ratio
+ONE_TOPIC = "attention stays inside documents, each of one topic"
 
 
-def check_swaps(analysis: str, label_swaps: int, corpus: Corpus) -> None:
-    """Raise ValueError where a corpus has too few validation sequences for an analysis's label-swap null."""
-    if len(corpus.val) <= label_swaps:
-        raise ValueError(
-            f"analysis.{analysis}.label_swaps={label_swaps} needs more validation sequences than that, but the corpus "
-            f"has {len(corpus.val)}; bring more text, or leave {analysis} out of analysis=[...]"
-        )
+def drawn_sequences(
+    corpus: Corpus, count: int, label_swaps: int, generator: np.random.Generator, length: int | None = None
+) -> tuple[Sequences, np.ndarray]:
+    """`count` validation sequences (or all), and for each of them the indices of R others among them, [N, R]."""
+    count = min(count, len(corpus.val))
+    chosen = generator.choice(len(corpus.val), count, replace=False)
+    return Sequences.of(corpus, chosen, length), balanced_swaps(count, label_swaps, generator)
 
 
 def balanced_swaps(count: int, swaps: int, generator: np.random.Generator) -> np.ndarray:
@@ -46,47 +46,16 @@ def topic_contrast(
     return own_TS @ own_TS.mT - other_TX @ other_TX.mT / len(swapped_RT)
 
 
-def scale(denominator: np.ndarray) -> np.ndarray:
-    """Mean denominator per sequence, NaN where there is nothing to divide by."""
-    mean = denominator.mean(0, dtype=float)
-    return np.where(mean > _LEAST_SHARE, mean, np.nan)
+def without_topics(table: HeadTable, words: Sequence[str]) -> HeadTable:
+    """The table with every metric whose name holds one of these words absent.
 
-
-def units(numerator: np.ndarray, denominator: np.ndarray | int) -> np.ndarray:
-    """Per-sequence values whose mean is the ratio of sums, NaN where that is undefined."""
-    numerator, denominator = np.broadcast_arrays(numerator, denominator)
-    return np.where(np.isnan(scale(denominator)), np.nan, ratio_contributions(numerator, denominator))
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Ratios of sums with 95 % intervals and p against 0, all shaped X; NaN where there is nothing to divide by."""
-
-    value: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    p: np.ndarray
-
-
-def estimate(
-    numerator_NX: np.ndarray,
-    denominator_NX: np.ndarray | int,
-    generator: np.random.Generator,
-    *,
-    controls_NJ: np.ndarray | None = None,
-    sign_flips: int = 9_999,
-    bootstrap_draws: int = 2_000,
-) -> Estimate:
-    """Ratios whose numerators are 0 on average under the null, by BCa and sign flips over sequences.
-
-    `controls_NJ`, whose means are 0, is taken out of the spread (`core.statistics.without_controls`): the values stay.
+    For a corpus that confines attention to documents: there a mask, not the model, keeps attention inside one topic.
     """
-    numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
-    controls_NJ = np.empty((len(numerator_NX), 0)) if controls_NJ is None else controls_NJ
-    values_NX = without_controls(units(numerator_NX, denominator_NX), controls_NJ)
-    low, high = bootstrap_interval(values_NX, generator, draws=bootstrap_draws)
-    share_NX = (numerator_NX / scale(denominator_NX)).reshape(len(numerator_NX), -1)
-    p = np.full(share_NX.shape[1], np.nan)
-    there = ~np.isnan(share_NX).any(0)
-    p[there] = sign_flip_test(without_controls(share_NX[:, there], controls_NJ), generator, draws=sign_flips)
-    return Estimate(values_NX.mean(0), low, high, p.reshape(numerator_NX.shape[1:]))
+    keep = ("metric", "layer", "head", "n", "unit")
+    rows = [
+        {**{name: row[name] for name in keep}, "reason": ONE_TOPIC}
+        if any(word in row["metric"] for word in words)
+        else row
+        for row in table.rows()
+    ]
+    return HeadTable.from_rows(rows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, lift_grid
+from headdyn.analysis.head_panels import head_panel
+from headdyn.analysis.tensorlens import TensorLens
+from headdyn.core.figures import Curve, Figure, Interval, curves, head_map, interval_plot, lift_grid
 from headdyn.core.records import HeadTable
 
 _NAMES = {"raw": "raw attention", "rollout": "attention rollout", "tensorlens": "TensorLens"}
@@ -15,20 +16,12 @@ _NAMES = {"raw": "raw attention", "rollout": "attention rollout", "tensorlens": 
 
 def instruments_figure(table: HeadTable) -> Figure:
     """Topic selectivity of the model by each instrument, with intervals and nulls."""
-    rows = []
+    whole, rows = table.summary(), []
     for suffix, group in (("_no_self", "share of what is not on the query"), ("", "share of everything")):
         for name, label in _NAMES.items():
-            scalar = table.summary()[f"{name}_selectivity{suffix}"]
-            rows.append(
-                Interval(
-                    label=label,
-                    value=scalar.get("value"),
-                    low=scalar.get("ci_low"),
-                    high=scalar.get("ci_high"),
-                    null=scalar.get("null"),
-                    group=group,
-                )
-            )
+            scalar = whole[f"{name}_selectivity{suffix}"]
+            value, low, high, null = (scalar.get(column) for column in ("value", "ci_low", "ci_high", "null"))
+            rows.append(Interval(label=label, value=value, low=low, high=high, null=null, group=group))
     return interval_plot(rows, xlabel="topic selectivity (95 % interval over sequences)", zero_line=True)
 
 
@@ -38,10 +31,10 @@ def layers_figure(table: HeadTable) -> Figure:
     for name, label in _NAMES.items():
         metric = f"{name}_selectivity_no_self"
         value_L, low_L, high_L = (table.layer_series(metric, part) for part in ("value", "ci_low", "ci_high"))
-        there = np.flatnonzero(np.isfinite(value_L))
-        if len(there):
+        at = np.flatnonzero(np.isfinite(value_L))
+        if len(at):
             title = f"{label} ({'of the layer' if name == 'raw' else 'up to the layer'})"
-            lines.append(Curve(label=title, x=there, y=value_L[there], low=low_L[there], high=high_L[there]))
+            lines.append(Curve(label=title, x=at, y=value_L[at], low=low_L[at], high=high_L[at]))
     return curves(
         lines,
         xlabel="layer",
@@ -54,24 +47,9 @@ def layers_figure(table: HeadTable) -> Figure:
 
 def heads_figure(table: HeadTable) -> Figure:
     """What each head writes for topic, and what the next token's logit owes to it."""
-    panels = (
-        ("head_written_selectivity", "topic selectivity of writes", "share"),
-        ("head_topic_nats", "logit from the query's topic", "nats"),
-        ("head_logit_excess_nats", "logit carried, beyond other tokens'", "nats"),
-    )
-    return head_map(
-        [
-            HeadMap(
-                title=title,
-                unit=unit,
-                note="null 0",
-                centre=0,
-                value_LH=table.matrix(metric),
-                marked_LH=table.matrix(metric, "q") < 0.05,
-            )
-            for metric, title, unit in panels
-        ]
-    )
+    names = ("head_written_selectivity", "head_topic_nats", "head_logit_excess_nats")
+    panels = [head_panel(TensorLens.metrics, table, name, tested=name, note="null 0", centre=0) for name in names]
+    return head_map(panels)
 
 
 def maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
@@ -81,5 +59,5 @@ def maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
         np.stack([[maps[name] * lift_QK for name in _NAMES]]),
         rows=[""],
         columns=list(_NAMES.values()),
-        boundaries=(np.flatnonzero(np.diff(topics_T.astype(int))) + 1).tolist(),
+        boundaries=(np.flatnonzero(np.diff(topics_T)) + 1).tolist(),
     )

@@ -7,7 +7,9 @@ import torch
 
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.pattern_sums import collect
+from headdyn.analysis.sequences import Sequences
 from headdyn.core.records import HeadTable
+from headdyn.core.settings import build
 from headdyn.data.corpus import Split
 from tests import small_models
 from tests.analysis import tiny
@@ -92,8 +94,8 @@ def test_selectivity_is_within_minus_its_null_and_finds_the_topic_head_alone(tab
 def test_a_quarter_of_same_topic_keys_in_the_null_worked_by_hand(corpus):
     """The own-topic head under other labels: its attention is uniform over its own segments, so count overlaps."""
     chosen, swaps = np.arange(8), (np.arange(8)[:, None] + [1, 2, 5]) % 8
-    tokens, topics = corpus.val.tokens_NT[:8], corpus.val.topics_NT[:8]
-    sums = collect(tiny.PatternModel(heads, 1, 6), tokens, topics, swaps, TOPICS)
+    topics = corpus.val.topics_NT[:8]
+    sums = collect(tiny.PatternModel(heads, 1, 6), Sequences.of(corpus, chosen), swaps, TOPICS)
     for n in chosen:
         expected = 0.0
         for m in swaps[n]:
@@ -154,7 +156,7 @@ def under_the_null() -> np.ndarray:
         table = SETTINGS(model, corpus, np.random.default_rng(seed)).table
         columns = [table.matrix("selectivity", column)[0] for column in ("p", "value", "ci_low", "ci_high")]
         swaps = (np.arange(48)[:, None] + np.arange(1, 21)) % 48
-        sums = collect(model, corpus.val.tokens_NT, corpus.val.topics_NT, swaps, TOPICS).heads
+        sums = collect(model, Sequences.of(corpus, slice(None)), swaps, TOPICS).heads
         plain = (sums["within"] - sums["swapped"])[:, 0].std(0, ddof=1) / LENGTH / np.sqrt(48)
         out.append([*columns, plain])
     return np.moveaxis(np.array(out), 1, 0)
@@ -203,12 +205,12 @@ def test_a_small_validation_split_is_taken_whole_and_one_too_small_for_the_null_
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"label_swaps": 5}, "label_swaps=5 is too few"),
+        ({"label_swaps": 5}, "label_swaps=5 must be at least 20"),
         ({"sequences": 20}, "sequences=20 must exceed label_swaps=20"),
-        ({"sign_flips": 999}, "sign_flips=999"),
-        ({"bootstrap_draws": 5}, "bootstrap_draws=5"),
+        ({"sign_flips": 999}, "sign_flips=999 must be at least 9999"),
+        ({"bootstrap_draws": 5}, "bootstrap_draws=5 must be at least 100"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        AttentionStatistics(**settings)
+    with pytest.raises(ValueError, match=f"^analysis.attention.{message}"):
+        build(AttentionStatistics, settings, "analysis.attention")

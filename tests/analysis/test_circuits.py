@@ -14,6 +14,7 @@ from headdyn.analysis.circuit_factors import (
     unembed_embed,
 )
 from headdyn.analysis.circuits import Circuits
+from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
 from tests import small_models
 from tests.analysis import tiny
@@ -257,8 +258,13 @@ def test_tables_hold_every_spectrum_and_pair():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"null_draws": 3}, "null_draws=3"), ({"offsets": (0, 1)}, "offsets=\\(0, 1\\)")]
+    ("settings", "message"),
+    [
+        ({"null_draws": 3}, "null_draws=3 must be at least 100"),
+        ({"offsets": [0, 1]}, r"offsets\[0\]=0 must be at least 1"),
+        ({"directions": 0}, "directions=0 must be at least 1"),
+    ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Circuits(**settings)
+    with pytest.raises(ValueError, match=f"^analysis.circuits.{message}"):
+        build(Circuits, settings, "analysis.circuits")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from headdyn.analysis.contract import Analysis
 from headdyn.analysis.series.circuit_course import FOLLOWED
 from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import Findings, HeadTable
+from headdyn.core.settings import targeted
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus, Split
 from headdyn.models.decoder import Decoder
@@ -36,15 +35,10 @@ def load(option: Path) -> Analysis:
     """The analysis as the option's file gives it, without Hydra: `_target_` and settings of the declared types."""
     text = option.read_text(encoding="utf-8")
     assert text.startswith(f"# @package analysis.{option.stem}\n")
-    settings = yaml.safe_load(text.replace("${protocol.name}", "seed"))
-    module, _, name = settings.pop("_target_").rpartition(".")
-    cls = getattr(importlib.import_module(module), name)
-    hints = typing.get_type_hints(cls)
-    converted = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    assert set(converted) == {field.name for field in dataclasses.fields(cls)}, "the file states every setting"
-    for key, value in converted.items():
-        assert typing.get_origin(hints[key]) is tuple or isinstance(value, hints[key])
-    return cls(**converted)
+    node = yaml.safe_load(text.replace("${protocol.name}", "seed"))
+    analysis = targeted(node, f"analysis.{option.stem}")
+    assert node.keys() - {"_target_"} == {f.name for f in dataclasses.fields(analysis)}, "the file states every setting"
+    return analysis
 
 
 def materials(option: Path) -> list[str]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headdyn.analysis.loss import HeldOutLoss, token_losses
+from headdyn.analysis.loss import HeldOutLoss
+from headdyn.analysis.loss_measure import token_losses
 from headdyn.data.corpus import Corpus, Split
 from headdyn.data.micro_languages import MicroLanguages
 from tests import small_models

@@ -6,6 +6,7 @@ import torch
 
 from headdyn.analysis import pattern_sums
 from headdyn.analysis.pattern_sums import Counts, Reference, collect, head_sums
+from headdyn.analysis.sequences import Sequences
 from tests import small_models
 from tests.analysis import tiny
 
@@ -152,12 +153,12 @@ def test_mass_too_small_to_renormalise_is_left_out_and_small_mass_is_not():
 
 def test_streaming_gives_the_same_whatever_the_batch(monkeypatch):
     decoder = small_models.drawn(small_models.GQA, dtype=torch.float32)
-    split = tiny.corpus(rows=7, length=12).val
+    corpus = tiny.corpus(rows=7, length=12)
     swaps = (np.arange(7)[:, None] + [1, 3]) % 7
     results = []
     for weights in (1, 4 * 12**2 * 3, 2**30):  # one sequence at a time, three, all
         monkeypatch.setitem(pattern_sums._BATCH_WEIGHTS, "cpu", weights)
-        results.append(collect(decoder, split.tokens_NT, split.topics_NT, swaps, 3))
+        results.append(collect(decoder, Sequences.of(corpus, slice(None)), swaps, 3))
     for other in results[1:]:
         for name, sum_NLH in results[0].heads.items():
             np.testing.assert_allclose(other.heads[name], sum_NLH, rtol=1e-4, atol=1e-4)
@@ -165,9 +166,9 @@ def test_streaming_gives_the_same_whatever_the_batch(monkeypatch):
 
 def test_patterns_come_from_their_own_layer_and_uniform_is_uniform():
     decoder = small_models.drawn(small_models.MHA, dtype=torch.float32)
-    split = tiny.corpus(rows=3, length=12).val
+    split = Sequences.of(tiny.corpus(rows=3, length=12), slice(None))
     tokens = torch.from_numpy(split.tokens_NT.astype(np.int64))
-    sums = collect(decoder, split.tokens_NT, split.topics_NT, np.array([[1], [2], [0]]), 3)
+    sums = collect(decoder, split, np.array([[1], [2], [0]]), 3)
     trace = decoder.trace(tokens, sites=("pattern",), logits=None)
     own = (split.topics_NT[:, :, None] == split.topics_NT[:, None, :]).astype(float)
     for layer in range(3):

@@ -10,8 +10,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from headdyn.analysis import probes
-from headdyn.analysis.probes import Part, TopicProbes
+from headdyn.analysis import probes_measure as probes
+from headdyn.analysis.probes import TopicProbes
+from headdyn.analysis.sequences import Sequences
+from headdyn.core.settings import build
 from headdyn.data.corpus import Corpus, Split
 from headdyn.models.decoder import Trace
 from tests import small_models
@@ -129,24 +131,25 @@ def test_the_null_is_the_best_baseline(findings):
 def test_baselines_read_tokens_and_positions_and_nothing_else():
     telling = tiny.corpus(rows=60, length=LENGTH, count=TOPICS, vocab_size=VOCAB, tell=1.0).val
     parts = [
-        Part(telling.tokens_NT[at].astype(np.int64), telling.topics_NT[at]) for at in np.split(np.arange(60), (30, 40))
+        Sequences(telling.tokens_NT[at].astype(np.int64), telling.topics_NT[at])
+        for at in np.split(np.arange(60), (30, 40))
     ]
-    corpus = SimpleNamespace(vocab_size=VOCAB, num_topics=TOPICS)
-    assert probes._baselines(*parts, corpus)["token_identity"].mean() == 1
+    assert probes.baseline_accuracies(*parts, VOCAB, TOPICS)["token_identity"].mean() == 1
     by_place = [
-        Part(part.tokens_NT, np.tile(np.arange(LENGTH) * TOPICS // LENGTH, (len(part.tokens_NT), 1))) for part in parts
+        Sequences(part.tokens_NT, np.tile(np.arange(LENGTH) * TOPICS // LENGTH, (len(part.tokens_NT), 1)))
+        for part in parts
     ]
-    assert probes._baselines(*by_place, corpus)["position"].mean() == 1
-    assert probes._baselines(*by_place, corpus)["token_identity"].mean() < 0.6
-    constant = [Part(part.tokens_NT, np.full_like(part.topics_NT, 2)) for part in parts]
-    assert probes._baselines(*constant, corpus)["majority"].mean() == 1
+    assert probes.baseline_accuracies(*by_place, VOCAB, TOPICS)["position"].mean() == 1
+    assert probes.baseline_accuracies(*by_place, VOCAB, TOPICS)["token_identity"].mean() < 0.6
+    constant = [Sequences(part.tokens_NT, np.full_like(part.topics_NT, 2)) for part in parts]
+    assert probes.baseline_accuracies(*constant, VOCAB, TOPICS)["majority"].mean() == 1
 
 
 def test_the_table_baseline_is_the_saturated_logistic_regression():
     generator = np.random.default_rng(0)
     ids, topics = generator.integers(4, size=(1, 4000)), generator.integers(3, size=(1, 4000))
     topics[(ids == 1) & (generator.random(ids.shape) < 0.5)] = 2
-    table = probes._table(ids, topics, ids, topics, 4, 3)
+    table = probes.topic_table(ids, topics, ids, topics, 4, 3)
     model = LogisticRegression(C=1e6, max_iter=1000).fit(np.eye(4)[ids[0]], topics[0])
     np.testing.assert_allclose(table, model.predict_proba(np.eye(4)), atol=2e-3)  # the smoothing of 0.1 counts
 
@@ -158,10 +161,10 @@ def test_the_folded_probe_is_scikit_learns(classes):
     x = generator.normal(3, [0.1, 1, 10, 0], size=(400, 4))  # one column is constant
     x[:, :2] += topics[:, None] * [0.1, 0.2]
     settings = TopicProbes(penalties=(0.01,))
-    probe, _ = settings._probe_pair(x[:300], topics[:300], x[300:], topics[300:], topics[:300])
+    probe, _ = probes.probe_pair(settings, x[:300], topics[:300], x[300:], topics[300:], topics[:300])
     scaler = StandardScaler().fit(x[:300])
     model = LogisticRegression(C=1 / (0.01 * 300), max_iter=1000).fit(scaler.transform(x[:300]), topics[:300])
-    predicted = probes._predict(probe, torch.from_numpy(x)[None])[0]
+    predicted = probes.predict(probe, torch.from_numpy(x)[None])[0]
     np.testing.assert_array_equal(predicted, model.predict(scaler.transform(x)))
     assert np.mean(predicted == topics) > 1 / classes + 0.15
 
@@ -173,8 +176,8 @@ def test_the_penalty_is_chosen_on_sequences_that_were_not_fitted():
     new_topics = generator.integers(2, size=500)
     new = generator.normal(size=(500, 60)) + 0.5 * new_topics[:, None] * (np.arange(60) < 3)
     settings = TopicProbes(penalties=(1.0, 1e-6))
-    chosen, _ = settings._probe_pair(x, topics, new, new_topics, topics)
-    overfit, _ = settings._probe_pair(x, topics, x, topics, topics)  # mutant: chosen on the fitted rows
+    chosen, _ = probes.probe_pair(settings, x, topics, new, new_topics, topics)
+    overfit, _ = probes.probe_pair(settings, x, topics, x, topics, topics)  # mutant: chosen on the fitted rows
     assert np.abs(overfit.weight_DC).max() > 5 * np.abs(chosen.weight_DC).max()
 
 
@@ -192,14 +195,16 @@ def test_a_fingerprint_of_the_sequence_is_worth_nothing_when_sequences_are_split
     model = StreamModel(split, fingerprint, fingerprint)
     table = SETTINGS(model, corpus, np.random.default_rng(0)).table
     assert table.summary()["probe_accuracy_middle"]["value"] < 0.55
-    fit, choose, _ = SETTINGS._parts(corpus, np.random.default_rng(0))
-    pairs = SETTINGS._fit(model, fit, choose, np.zeros(60000, int) + (np.arange(60000) % 2), np.random.default_rng(0))
-    leaked, _ = probes._score(model, fit, np.zeros(60000, int), pairs)
+    fit, choose, _ = probes.split_parts(SETTINGS, corpus, np.random.default_rng(0))
+    pairs = probes.fit_probes(
+        SETTINGS, model, fit, choose, np.zeros(60000, int) + (np.arange(60000) % 2), np.random.default_rng(0)
+    )
+    leaked, _ = probes.score(model, fit, np.zeros(60000, int), pairs)
     assert leaked.mean() > 0.9
 
 
 def test_parts_share_no_sequence(corpus):
-    parts = SETTINGS._parts(corpus, np.random.default_rng(3))
+    parts = probes.split_parts(SETTINGS, corpus, np.random.default_rng(3))
     rows = [row.tobytes() for part in parts for row in part.tokens_NT]
     assert len(set(rows)) == len(rows) == 48 + 16 + 48
 
@@ -211,9 +216,9 @@ def test_residual_streams_are_read_behind_the_document_mask():
     masked = dataclasses.replace(
         corpus, val=dataclasses.replace(corpus.val, documents_NT=documents_NT), mask_documents=True
     )
-    part = Part.of(masked, np.arange(6))
-    ((_, residuals),) = probes._residuals(decoder, part)
-    ((_, alone),) = probes._residuals(decoder, Part(part.tokens_NT[:, :6], part.topics_NT[:, :6]))
+    part = Sequences.of(masked, np.arange(6))
+    ((_, residuals),) = probes.residuals(decoder, part)
+    ((_, alone),) = probes.residuals(decoder, Sequences(part.tokens_NT[:, :6], part.topics_NT[:, :6]))
     np.testing.assert_allclose(residuals[-1][:, :6], alone[-1], atol=1e-5)
     second = decoder.trace(torch.from_numpy(part.tokens_NT), sites=("resid_post",), logits=None)["resid_post", 2]
     assert (residuals[-1][:, 6:] - second[:, 6:]).abs().max() > 0.1  # the second document cannot see the first
@@ -221,7 +226,7 @@ def test_residual_streams_are_read_behind_the_document_mask():
 
 def test_a_small_validation_split_is_cut_in_the_same_proportions(corpus):
     large = dataclasses.replace(SETTINGS, fit_sequences=640, choose_sequences=160, test_sequences=480)
-    sizes = [len(part.tokens_NT) for part in large._parts(corpus, np.random.default_rng(0))]
+    sizes = [len(part.tokens_NT) for part in probes.split_parts(large, corpus, np.random.default_rng(0))]
     assert len(corpus.val) == 128 and sizes == [64, 16, 48]
 
 
@@ -241,12 +246,12 @@ def test_a_corpus_of_one_topic_is_an_error(corpus):
     ("settings", "message"),
     [
         ({"test_sequences": 0}, "test_sequences=0 must be at least 1"),
-        ({"penalties": ()}, "one or more numbers above 0"),
-        ({"penalties": (0.1, -1.0)}, "one or more numbers above 0"),
-        ({"sign_flips": 10}, "sign_flips=10 is too few"),
-        ({"bootstrap_draws": 10}, "bootstrap_draws=10"),
+        ({"penalties": []}, "penalties=.* must be .*at least 1 item"),
+        ({"penalties": [0.1, -1.0]}, r"penalties\[1\]=-1.0 must be above 0"),
+        ({"sign_flips": 10}, "sign_flips=10 must be at least 9999"),
+        ({"bootstrap_draws": 10}, "bootstrap_draws=10 must be at least 100"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        TopicProbes(**settings)
+    with pytest.raises(ValueError, match=f"^analysis.probes.{message}"):
+        build(TopicProbes, settings, "analysis.probes")

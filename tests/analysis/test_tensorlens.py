@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from headdyn.analysis.attention import AttentionStatistics
+from headdyn.analysis.estimates import estimate
 from headdyn.analysis.pattern_sums import position_profiles
-from headdyn.analysis.selectivity import balanced_swaps, estimate, topic_contrast
-from headdyn.analysis.tensorlens import TensorLens, flow_maps, logit_shares, rollout
+from headdyn.analysis.selectivity import balanced_swaps, topic_contrast
+from headdyn.analysis.tensorlens import TensorLens
+from headdyn.analysis.token_flow import flow_maps, logit_shares, rollout
+from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import freeze, full_tensor
 from tests import small_models
@@ -264,8 +267,8 @@ def test_documents_reach_every_pass_on_the_decoders_device(corpus, monkeypatch):
         given.append(documents_BT)
         raise Seen
 
-    monkeypatch.setattr("headdyn.analysis.tensorlens.freeze", freezing)
-    monkeypatch.setattr("headdyn.analysis.tensorlens._jacobian_error", jacobian)
+    monkeypatch.setattr("headdyn.analysis.tensorlens_measure.freeze", freezing)
+    monkeypatch.setattr("headdyn.analysis.tensorlens_measure.jacobian_error", jacobian)
     split = dataclasses.replace(corpus.val, documents_NT=corpus.val.topics_NT.astype(np.uint16))
     with pytest.raises(Seen):
         run(Decoder(small_models.MHA).to("meta"), dataclasses.replace(corpus, val=split, mask_documents=True))
@@ -336,8 +339,8 @@ def test_inside_documents_topic_figures_are_absent_with_the_reason(corpus):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"branch": "down"}, "branch='down' must be up or gate"),
-        ({"label_swaps": 5}, "label_swaps=5 is too few"),
+        ({"branch": "down"}, "branch='down' must be one of up, gate"),
+        ({"label_swaps": 5}, "label_swaps=5 must be at least 20"),
         ({"sequences": 20}, "sequences=20 must exceed label_swaps=20"),
         ({"tokens": 2}, "tokens=2 must be at least 8"),
         ({"targets": 0}, "targets=0 must be at least 1"),
@@ -345,5 +348,5 @@ def test_inside_documents_topic_figures_are_absent_with_the_reason(corpus):
     ],
 )
 def test_impossible_settings_are_refused(settings, match):
-    with pytest.raises(ValueError, match=match):
-        TensorLens(**settings)
+    with pytest.raises(ValueError, match=f"^analysis.tensorlens.{match}"):
+        build(TensorLens, settings, "analysis.tensorlens")

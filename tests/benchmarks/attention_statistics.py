@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headdyn.analysis.pattern_sums import collect
+from headdyn.analysis.pattern_sums import Sums, collect
+from headdyn.analysis.sequences import Sequences
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
@@ -48,6 +49,11 @@ def inputs(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def our_decoder() -> Decoder:
     return Decoder(CONFIG).initialise(torch.Generator().manual_seed(0), std=CONFIG.d_model**-0.5)
+
+
+def our_collect(decoder: Decoder, count: int) -> Sums:
+    tokens_NT, topics_NT, swaps_NR = inputs(count)
+    return collect(decoder, Sequences(tokens_NT, topics_NT), swaps_NR, TOPICS)
 
 
 def plain_sums(
@@ -140,7 +146,7 @@ def one(side: str, count: int, folder: Path) -> dict[str, float]:
     """A single measurement; what a child process runs."""
     if side == "ours":
         decoder = our_decoder()
-        return measure(decoder, lambda: collect(decoder, *inputs(count), TOPICS))
+        return measure(decoder, lambda: our_collect(decoder, count))
     model = hugging_face(folder)
     return measure(model, lambda: plain_collect(model, count, int(side)))
 
@@ -152,7 +158,7 @@ def in_a_process(side: str, count: int, folder: Path) -> dict[str, float]:
 
 def agree(folder: Path) -> float:
     """The largest difference between the two sides' sums, per query."""
-    ours = collect(our_decoder(), *inputs(1 + SWAPS), TOPICS).heads
+    ours = our_collect(our_decoder(), 1 + SWAPS).heads
     theirs = plain_collect(hugging_face(folder), 1 + SWAPS, 1 + SWAPS)
     assert set(ours) == set(theirs), set(ours) ^ set(theirs)
     return max(float(np.abs(ours[name] - theirs[name]).max()) / LENGTH for name in ours)

@@ -1,0 +1,186 @@
+"""Rows of what every head looks at, from sums over its attention patterns (science.md §6).
+
+Letters as in pattern_sums.py; M metrics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headdyn.analysis.attention import AttentionStatistics
+from headdyn.analysis.estimates import flip_p, mean_denominator, means, ratio_units
+from headdyn.analysis.head_panels import head_panel
+from headdyn.analysis.pattern_sums import Counts, Sums, collect
+from headdyn.analysis.selectivity import ONE_TOPIC, drawn_sequences, without_topics
+from headdyn.core.figures import Figure, head_map
+from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import ratio_contributions, spread_beyond_sampling, without_controls
+from headdyn.data.corpus import Corpus
+from headdyn.models.decoder import Decoder
+
+_UNDEFINED = "no queries, or no attention, to divide by"
+_TOPICAL = ("within", "cross", "cluster", "selectivity", "specialisation")  # in names of metrics that read topics
+_SELECTIVITIES = ("selectivity", "selectivity_no_self")
+Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadcasting to [N, L, H]
+
+
+def measure(
+    settings: AttentionStatistics, decoder: Decoder, corpus: Corpus, generator: np.random.Generator
+) -> Findings:
+    """Head rows of every metric but the uniform references, model rows of all; two figures of head maps."""
+    settings.check(corpus)
+    sequences, swaps_NR = drawn_sequences(corpus, settings.sequences, settings.label_swaps, generator)
+    sums = collect(decoder, sequences, swaps_NR, corpus.num_topics)
+    table = HeadTable.concat(
+        [
+            *_ratio_rows(settings, sums, generator),
+            *_uniform_rows(settings, sums, generator),
+            *_specialisation_rows(sums),
+        ]
+    )
+    if corpus.mask_documents:
+        table = without_topics(table, _TOPICAL)
+    table = table.with_q()
+    return Findings(table=table, figures={"topics": _topics_figure(table), "roles": _roles_figure(table)})
+
+
+def _ratio_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
+    """Rows of every statistic that is a ratio, for heads and for their mean (over heads where it is defined)."""
+    ratios, swapped, uniform = _ratios(sums.heads, sums.counts), _swapped(sums), _ratios(sums.uniform, sums.counts)
+    by_name = {name: ratio_units(*ratio) for name, ratio in ratios.items()}
+    by_name |= {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
+    units_NMLH = np.stack(list(by_name.values()), axis=1)
+    heads = means(units_NMLH, generator, draws=settings.bootstrap_draws)
+    model_NM = np.asfortranarray(_mean_over_heads(units_NMLH))  # columns that lie together are summed pairwise
+    model = means(model_NM, generator, draws=settings.bootstrap_draws)
+    rows = []
+    for m, name in enumerate(ratios):
+        null_LH = ratio_units(*(swapped.get(name) or uniform[name])).mean(0) + np.zeros_like(heads.value[m])
+        p_LH, p = np.full_like(null_LH, np.nan), np.array(np.nan)
+        if name in _SELECTIVITIES:
+            null_LH = np.zeros_like(heads.value[m])
+            p_LH, p = _p_values(settings, *ratios[name], sums.labels_NJ, generator)
+        rows += [
+            heads[m].rows(name, null=null_LH, p=p_LH, reason=_UNDEFINED),
+            model[m].rows(name, null=_mean_over_heads(null_LH), p=p, reason=_UNDEFINED),
+        ]
+    return rows
+
+
+def _p_values(
+    settings: AttentionStatistics,
+    numerator_NLH: np.ndarray,
+    denominator: np.ndarray | int,
+    labels_NJ: np.ndarray,
+    generator: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sign flips of per-sequence selectivities, of heads and of their mean; NaN where there is no selectivity.
+
+    They act on the numerators, in which the null's value is 0 whatever the denominators.
+    """
+    share_NLH = numerator_NLH / mean_denominator(np.broadcast_to(denominator, numerator_NLH.shape))
+    columns = np.concatenate((share_NLH.reshape(len(share_NLH), -1), _mean_over_heads(share_NLH)[:, None]), axis=1)
+    p = flip_p(columns, labels_NJ, generator, draws=settings.sign_flips)
+    return p[:-1].reshape(share_NLH.shape[1:]), p[-1]
+
+
+def _uniform_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
+    """Model rows of the topic ratios that causal-uniform attention has on the same sequences."""
+    ratios = _ratios(sums.uniform, sums.counts)
+    rows = []
+    for name in ("within_ratio", "within_ratio_no_self", "cluster_ratio"):
+        found = means(ratio_units(*ratios[name])[:, 0, 0], generator, draws=settings.bootstrap_draws)
+        rows.append(found.rows(f"{name}_uniform", reason=_UNDEFINED))
+    return rows
+
+
+def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
+    """Numerator and denominator per sequence of every statistic, [N, L, H] and what broadcasts to it."""
+    length, later = counts.length, counts.length - 1  # queries, and those with t ≥ 1
+    elsewhere = length - sums["self"]  # attention not on the query itself; 0 at t = 0
+    return {
+        "entropy_nats": (sums["entropy"], length),
+        "entropy_normalised": (sums["entropy_normalised"], later),
+        "entropy_within_nats": (sums["entropy_within"], sums["entropy_within_queries"]),
+        "entropy_cross_nats": (sums["entropy_cross"], sums["entropy_cross_queries"]),
+        "within_ratio": (sums["within"], length),
+        "within_ratio_no_self": (sums["within"] - sums["self"], elsewhere),
+        # Queries without other-topic keys have all of their attention within: counting them out leaves the rest.
+        "cluster_ratio": (sums["within"] - (length - counts.cross), sums["cross"]),
+        "selectivity": (sums["within"] - sums["swapped"], length),
+        "selectivity_no_self": (sums["within"] - sums["swapped"], elsewhere),
+        "sink_rate": (sums["sink"], later),
+        "previous_token": (sums["previous"], later),
+        "induction": (sums["induction"], counts.induction),
+        "distance_tokens": (sums["distance"], later),
+    }
+
+
+def _swapped(sums: Sums) -> dict[str, Ratio]:
+    """The same for the statistics whose null holds the attention against other sequences."""
+    counts, heads = sums.counts, sums.heads
+    length = counts.length
+    return {
+        "within_ratio": (heads["swapped"], length),
+        "within_ratio_no_self": (heads["swapped"] - heads["self"], length - heads["self"]),
+        "cluster_ratio": (heads["swapped"] - (length - counts.cross_swapped), length - heads["swapped"]),
+        "induction": (heads["induction_swapped"], counts.induction_swapped),
+    }
+
+
+def _mean_over_heads(values_LH: np.ndarray) -> np.ndarray:
+    """Mean over the last two axes, of the heads that have a value; NaN where none has."""
+    there = ~np.isnan(values_LH)
+    total, heads = np.where(there, values_LH, 0).sum((-2, -1)), there.sum((-2, -1))
+    return np.divide(total, heads, out=np.full(np.shape(total), np.nan), where=heads > 0)
+
+
+def _specialisation_rows(sums: Sums) -> list[HeadTable]:
+    """Rows of the variance over topics, of those topics that occur."""
+    topics_NLHS = sums.heads["topics"]
+    count, layers, heads, _ = topics_NLHS.shape
+    occurs_S = sums.counts.topics_NS.sum(0) > 0
+    queries_NLHS = sums.counts.topics_NS[:, None, None, occurs_S]
+    units_NXS = ratio_contributions(topics_NLHS[..., occurs_S], queries_NLHS).reshape(count, layers * heads, -1)
+    units_NXS = units_NXS if occurs_S.sum() > 1 else np.full_like(units_NXS, np.nan)
+    by_head = [part.reshape(layers, heads) for part in spread_beyond_sampling(units_NXS)]
+    # All heads at once: centred within each, so that the spread of heads' own levels does not enter.
+    centred_NXS = units_NXS - units_NXS.mean(-1, keepdims=True)
+    whole = [part[0] for part in spread_beyond_sampling(centred_NXS.reshape(count, 1, -1))]
+    common: dict[str, Any] = {"n": count, "unit": "sequence", "reason": "fewer than two topics occur"}
+    rows: list[HeadTable] = []
+    kinds: tuple[Any, ...] = ((HeadTable.per_head, by_head), (HeadTable.whole, whole))
+    for table, (raw, noise, low, high) in kinds:
+        interval = {"ci_low": low, "ci_high": high}
+        rows.append(table("specialisation_raw", raw, null=noise, **common))
+        rows.append(table("specialisation", raw - noise, null=0.0, **interval, **common))
+    return rows
+
+
+def _topics_figure(table: HeadTable) -> Figure:
+    whole = table.summary()
+    within, uniform = whole["within_ratio"], whole["within_ratio_uniform"]
+    nulls = ONE_TOPIC
+    if "null" in within:
+        nulls = f"label-swap null {100 * within['null']:.0f}, uniform {100 * uniform['value']:.0f}"
+    metrics = AttentionStatistics.metrics
+    return head_map(
+        [
+            head_panel(metrics, table, "selectivity", tested="selectivity", note="null 0", centre=0),
+            head_panel(metrics, table, "within_ratio", note=nulls, limits=(0, 100)),
+            head_panel(metrics, table, "entropy_normalised", note="uniform 100", limits=(0, 100)),
+        ]
+    )
+
+
+def _roles_figure(table: HeadTable) -> Figure:
+    panels = []
+    for name, null in (("previous_token", "uniform"), ("induction", "token-swap null"), ("sink_rate", "uniform")):
+        whole = table.summary()[name]
+        note = f"{null} {100 * whole['null']:.1f}" if "null" in whole else ""
+        limits = (0.0, 100 * float(np.nanmax(table.matrix(name), initial=0.0)))
+        panels.append(head_panel(AttentionStatistics.metrics, table, name, note=note, limits=limits))
+    return head_map(panels)

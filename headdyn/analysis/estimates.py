@@ -1,0 +1,93 @@
+"""Values with their interval, p and null, and the table rows they become.
+
+N independent units (sequences, heads); X, what is estimated of the same units at once: nothing, layers, layers × heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.records import HeadTable
+from headdyn.core.statistics import bootstrap_interval, ratio_contributions, sign_flip_test, without_controls
+
+_LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's rounding of sums over T: no ratio
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Means over `n` units with 95 % intervals and two-sided p against 0, all shaped X; NaN is absent."""
+
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    n: int
+
+    def __getitem__(self, where: Any) -> Estimate:
+        """The estimates at an index into X."""
+        return Estimate(value=self.value[where], low=self.low[where], high=self.high[where], p=self.p[where], n=self.n)
+
+    def rows(self, metric: str, *, unit: str = "sequence", **columns: Any) -> HeadTable:
+        """Rows of the model, the layers or the heads: of values shaped [], [L] or [L, H].
+
+        `columns` are further ones (null, or another p), and the `reason` why values are absent where they are.
+        """
+        table = (HeadTable.whole, HeadTable.per_layer, HeadTable.per_head)[np.ndim(self.value)]
+        found = {"ci_low": self.low, "ci_high": self.high, "p": self.p, "n": self.n, "unit": unit}
+        return table(metric, self.value, **{**found, **columns})  # type: ignore[arg-type]
+
+
+def means(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 2_000) -> Estimate:
+    """Means over units with BCa intervals; p is absent."""
+    low, high = bootstrap_interval(values_NX, generator, draws=draws)
+    return Estimate(value=values_NX.mean(0), low=low, high=high, p=np.full_like(low, np.nan), n=len(values_NX))
+
+
+def mean_denominator(denominator_NX: np.ndarray) -> np.ndarray:
+    """Mean denominator of a unit, shaped X; NaN where there is nothing to divide by."""
+    mean_X = denominator_NX.mean(0, dtype=float)
+    return np.where(mean_X > _LEAST_SHARE, mean_X, np.nan)
+
+
+def ratio_units(numerator_NX: np.ndarray, denominator_NX: np.ndarray | int) -> np.ndarray:
+    """Values of units, [N, X], whose mean is the ratio of sums; NaN where there is nothing to divide by."""
+    numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
+    undefined_X = np.isnan(mean_denominator(denominator_NX))
+    return np.where(undefined_X, np.nan, ratio_contributions(numerator_NX, denominator_NX))
+
+
+def flip_p(
+    values_NX: np.ndarray, controls_NJ: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999
+) -> np.ndarray:
+    """Two-sided p of each mean against 0 by sign flips, shaped X, the controls taken out; NaN where a value is."""
+    columns = values_NX.reshape(len(values_NX), -1)
+    p = np.full(columns.shape[1], np.nan)
+    defined = ~np.isnan(columns).any(0)
+    p[defined] = sign_flip_test(without_controls(columns[:, defined], controls_NJ), generator, draws=draws)
+    return p.reshape(values_NX.shape[1:])
+
+
+def estimate(
+    numerator_NX: np.ndarray,
+    denominator_NX: np.ndarray | int,
+    generator: np.random.Generator,
+    *,
+    controls_NJ: np.ndarray | None = None,
+    sign_flips: int = 9_999,
+    bootstrap_draws: int = 2_000,
+) -> Estimate:
+    """Ratios of sums whose numerators are 0 on average under the null: BCa intervals, and p by sign flips.
+
+    `controls_NJ`, whose means are 0, is taken out of the spread (`core.statistics.without_controls`): the values stay.
+    """
+    numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
+    controls_NJ = np.empty((len(numerator_NX), 0)) if controls_NJ is None else controls_NJ
+    values_NX = without_controls(ratio_units(numerator_NX, denominator_NX), controls_NJ)
+    found = means(values_NX, generator, draws=bootstrap_draws)
+    # The flips act on the numerators, where the null's value is 0 whatever the denominators.
+    share_NX = numerator_NX / mean_denominator(denominator_NX)
+    p = flip_p(share_NX, controls_NJ, generator, draws=sign_flips)
+    return Estimate(value=found.value, low=found.low, high=found.high, p=p, n=found.n)

@@ -1,0 +1,68 @@
+"""Held-out losses of a model, and of the exact Bayes filter on the same sequences. N sequences of T tokens."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from headdyn.analysis.estimates import means
+from headdyn.analysis.loss import HeldOutLoss
+from headdyn.analysis.sequences import Sequences
+from headdyn.core.figures import Curve, curves
+from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import ratio_contributions
+from headdyn.data.corpus import Corpus
+from headdyn.models.decoder import Decoder
+
+_BATCH_TOKENS = 2**14
+
+
+def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
+    """Model rows, and the loss by position in the sequence, which shows how topics are inferred in context."""
+
+    def row(metric: str, values_N: np.ndarray, null: float) -> HeadTable:
+        return means(values_N, generator, draws=settings.bootstrap_draws).rows(metric, null=null)
+
+    loss_NT = token_losses(decoder, corpus, settings.sequences)
+    position_T = np.arange(1, loss_NT.shape[1] + 1)
+    model_N, random = np.nanmean(loss_NT, axis=1), math.log(corpus.vocab_size)
+    parts = [row("loss_nats", model_N, random)]
+    lines = [Curve(label="model", x=position_T, y=np.nanmean(loss_NT, axis=0))]
+    if corpus.oracle is None:
+        absent = {"reason": "the corpus has no exact law to compare with"}
+        parts += [HeadTable.whole(metric, None, **absent) for metric in ("excess_nats", "gap_closed")]
+    else:
+        bayes_NT, _ = corpus.oracle.filter(np.asarray(corpus.val.tokens_NT[: settings.sequences]))
+        bayes_N = bayes_NT.mean(axis=1)
+        parts.append(row("excess_nats", model_N - bayes_N, 0.0))
+        parts.append(row("gap_closed", ratio_contributions(random - model_N, random - bayes_N), 0.0))
+        lines.append(Curve(label="Bayes filter", x=position_T, y=bayes_NT.mean(axis=0)))
+    figure = curves(
+        lines,
+        xlabel="position in the sequence (tokens)",
+        ylabel="loss (nats)",
+        title="Loss by position",
+        references={name: level for name, level in corpus.reference_nats.items() if name != "floor"},
+    )
+    return Findings(table=HeadTable.concat(parts), figures={"by_position": figure})
+
+
+@torch.no_grad()
+def token_losses(decoder: Decoder, corpus: Corpus, sequences: int) -> np.ndarray:
+    """Held-out loss in nats of predicting token t + 1 from tokens 0..t, [N, T-1].
+
+    Where attention stays inside documents, a document's first token cannot be predicted: NaN there.
+    """
+    chosen = Sequences.of(corpus, slice(sequences))
+    at_once = _BATCH_TOKENS // chosen.tokens_NT.shape[1]
+    parts = []
+    for _, tokens_BT, documents_BT in chosen.batches(at_once, decoder.embed.weight.device):
+        logits_BTV = decoder(tokens_BT, documents_BT)[:, :-1].float()
+        loss_BT = F.cross_entropy(logits_BTV.mT, tokens_BT[:, 1:], reduction="none").double()
+        if documents_BT is not None:
+            loss_BT[documents_BT[:, 1:] != documents_BT[:, :-1]] = torch.nan
+        parts.append(loss_BT.cpu().numpy())
+    return np.concatenate(parts)

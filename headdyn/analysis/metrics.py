@@ -1,0 +1,53 @@
+"""Kinds of metrics that several analyses measure, and bounds that their settings share. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from headdyn.core.records import Metric
+from headdyn.core.settings import settings
+
+if TYPE_CHECKING:
+    from headdyn.data.corpus import Corpus
+
+share = partial(
+    Metric, low=0, high=1, unit="%", scale=100, digits=1, difference_unit="points"
+)  # of attention, tokens …
+share_difference = partial(Metric, low=-1, high=1, unit="points", scale=100, digits=2)  # one share less another
+nats = partial(Metric, unit="nats")
+cosine = partial(Metric, low=-1, high=1, unit="cosine", digits=2)
+
+BootstrapDraws = Annotated[int, Field(ge=100)]  # resamples of the units behind an interval
+SignFlips = Annotated[int, Field(ge=9_999)]  # fewer cannot resolve q-values over many heads
+LabelSwaps = Annotated[int, Field(ge=20)]  # other sequences whose labels each sequence is held against
+
+
+@settings
+class LabelSwapSettings:
+    """Settings of an analysis whose null holds `sequences` of them against the labels of `label_swaps` others each."""
+
+    sequences: int
+    label_swaps: LabelSwaps = 20
+    sign_flips: SignFlips = 9_999
+    bootstrap_draws: BootstrapDraws = 2_000
+
+    name: ClassVar[str]  # of the analysis, in messages
+    needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
+
+    def __post_init__(self) -> None:
+        if self.sequences <= self.label_swaps:
+            raise ValueError(
+                f"analysis.{self.name}.sequences={self.sequences} must exceed label_swaps={self.label_swaps}: "
+                "each sequence is held against the labels of that many others"
+            )
+
+    def check(self, corpus: Corpus) -> None:
+        """Raise ValueError where the corpus has too few validation sequences for the label-swap null."""
+        if len(corpus.val) <= self.label_swaps:
+            raise ValueError(
+                f"analysis.{self.name}.label_swaps={self.label_swaps} needs more validation sequences than that, but "
+                f"the corpus has {len(corpus.val)}; bring more text, or leave {self.name} out of analysis=[...]"
+            )

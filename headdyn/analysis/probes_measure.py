@@ -1,0 +1,267 @@
+"""Topic probes fitted, chosen and scored, with their baselines and control task (science.md §7).
+
+Letters as in models/decoder.py; N sequences, P probed positions a sequence, X probed tokens, S topics, C classes;
+L + 1 places in the residual stream, 0 behind the embedding and l behind layer l.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy import special
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from torch import Tensor
+
+from headdyn.analysis.estimates import means
+from headdyn.analysis.probes import TopicProbes
+from headdyn.analysis.sequences import Sequences
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import sign_flip_test
+from headdyn.data.corpus import Corpus
+from headdyn.models.decoder import Decoder
+
+_BATCH_TOKENS = 4096  # of a traced batch: 4096 × D × L floats of residual stream
+_SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts to choose from for the table baselines
+_BASELINES = {"majority": "commonest topic", "token_identity": "token alone", "position": "position alone"}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier of raw activations, its standardisation folded in: label = argmax(x @ weight + bias)."""
+
+    weight_DC: np.ndarray
+    bias_C: np.ndarray
+    classes_C: np.ndarray
+
+
+def measure(settings: TopicProbes, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
+    """Layer rows of accuracy, control accuracy and selectivity; model rows of the middle layer and the baselines."""
+    fit, choose, test = split_parts(settings, corpus, generator)
+    control_V = generator.choice(fit.topics_NT.ravel(), size=corpus.vocab_size)  # the topics' own frequencies
+    probes = fit_probes(settings, decoder, fit, choose, control_V, generator)
+    right_NL, control_right_NL = score(decoder, test, control_V, probes)
+    ceiling_N = None
+    if corpus.oracle is not None:
+        ceiling_N = (corpus.oracle.filter(test.tokens_NT)[1].argmax(-1) == test.topics_NT).mean(1)
+    baselines = baseline_accuracies(fit, choose, test, corpus.vocab_size, corpus.num_topics)
+    table = _table(settings, right_NL, control_right_NL, baselines, ceiling_N, generator)
+    return Findings(table=table, figures={"accuracy": _figure(table)})
+
+
+def split_parts(settings: TopicProbes, corpus: Corpus, generator: np.random.Generator) -> list[Sequences]:
+    """Sequences to fit on, to choose the penalty on and to test on; no two parts share one."""
+    settings.check(corpus)
+    wanted = (settings.fit_sequences, settings.choose_sequences, settings.test_sequences)
+    share = min(1.0, len(corpus.val) / sum(wanted))
+    sizes = [max(1, int(share * size)) for size in wanted]
+    chosen = generator.permutation(len(corpus.val))[: sum(sizes)]
+    parts = [Sequences.of(corpus, at) for at in np.split(chosen, np.cumsum(sizes)[:-1])]
+    if len(np.unique(parts[0].topics_NT)) < 2:
+        raise ValueError(
+            f"a topic probe needs two topics, but the {settings.fit_sequences} sequences to fit on have one; "
+            "raise analysis.probes.fit_sequences, or leave probes out of analysis=[...]"
+        )
+    return parts
+
+
+def fit_probes(
+    settings: TopicProbes,
+    decoder: Decoder,
+    fit: Sequences,
+    choose: Sequences,
+    control_V: np.ndarray,
+    generator: np.random.Generator,
+) -> list[tuple[Probe, Probe]]:
+    """The topic probe and the control probe of every place, on the same positions and with the same penalty."""
+    at_fit, at_choose = (_positions(part, settings.tokens_per_sequence, generator) for part in (fit, choose))
+    fit_states, choose_states = _states(decoder, fit, at_fit), _states(decoder, choose, at_choose)
+    topics_X, chosen_X = fit.topics_NT[at_fit], choose.topics_NT[at_choose]
+    control_X = control_V[fit.tokens_NT[at_fit]]
+    # Fits this small lose by threads: on two busy cores 0.5 s each with two, 0.03 s with one.
+    with threadpool_limits(limits=1):
+        return [
+            probe_pair(settings, fit_XD, topics_X, choose_XD, chosen_X, control_X)
+            for fit_XD, choose_XD in zip(fit_states, choose_states, strict=True)
+        ]
+
+
+def _positions(part: Sequences, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`count` random positions of each sequence (or all), as indices of sequences and of positions, [X] each."""
+    every_NT = np.tile(np.arange(part.tokens_NT.shape[1]), (len(part), 1))
+    columns_NP = generator.permuted(every_NT, axis=1)[:, :count]
+    return np.repeat(np.arange(len(part)), columns_NP.shape[1]), columns_NP.ravel()
+
+
+def probe_pair(
+    settings: TopicProbes,
+    fit_XD: np.ndarray,
+    topics_X: np.ndarray,
+    choose_XD: np.ndarray,
+    chosen_X: np.ndarray,
+    control_X: np.ndarray,
+) -> tuple[Probe, Probe]:
+    """The probe with the penalty that loses least on the tokens to choose on, and the control task's with the same."""
+    mean_D, scale_D = fit_XD.mean(0), fit_XD.std(0)
+    scale_D = np.where(scale_D > 0, scale_D, 1)
+    scaled_XD = (fit_XD - mean_D) / scale_D
+    model = LogisticRegression(warm_start=True, max_iter=settings.max_iterations)
+    candidates = []
+    for penalty in sorted(settings.penalties, reverse=True):
+        model.set_params(C=1 / (penalty * len(topics_X))).fit(scaled_XD, topics_X)
+        probe = _unstandardised(model, mean_D, scale_D)
+        candidates.append((_log_loss(probe, choose_XD, chosen_X), penalty, probe))
+    _, best, probe = min(candidates, key=lambda candidate: candidate[0])
+    control = LogisticRegression(C=1 / (best * len(topics_X)), max_iter=settings.max_iterations)
+    return probe, _unstandardised(control.fit(scaled_XD, control_X), mean_D, scale_D)
+
+
+def _table(
+    settings: TopicProbes,
+    right_NL: np.ndarray,
+    control_right_NL: np.ndarray,
+    baselines: Mapping[str, np.ndarray],
+    ceiling_N: np.ndarray | None,
+    generator: np.random.Generator,
+) -> HeadTable:
+    def rows(metric: str, values_NX: np.ndarray, **columns: Any) -> HeadTable:
+        return means(values_NX, generator, draws=settings.bootstrap_draws).rows(metric, **columns)
+
+    best_N = max(baselines.values(), key=lambda right_N: float(right_N.mean()))
+    null = float(best_N.mean())
+    p_L = sign_flip_test(right_NL - best_N[:, None], generator, draws=settings.sign_flips)
+    accuracy = means(right_NL, generator, draws=settings.bootstrap_draws)
+    middle = (right_NL.shape[1] - 1) // 2
+    parts = [
+        accuracy.rows("probe_accuracy", null=null, p=p_L),
+        accuracy[middle].rows("probe_accuracy_middle", null=null, p=p_L[middle]),
+        rows("probe_control_accuracy", control_right_NL),
+        rows("probe_selectivity", right_NL - control_right_NL, null=0.0),
+        *(rows(f"probe_{name}", right_N) for name, right_N in baselines.items()),
+    ]
+    if ceiling_N is None:
+        absent = {"reason": "the corpus has no Bayes filter", "n": len(right_NL), "unit": "sequence"}
+        parts.append(HeadTable.whole("probe_ceiling", None, **absent))
+    else:
+        parts.append(rows("probe_ceiling", ceiling_N, null=null))
+    return HeadTable.concat(parts).with_q()
+
+
+def residuals(decoder: Decoder, part: Sequences) -> Iterator[tuple[slice, list[Float[Tensor, "B T D"]]]]:
+    """Batches of sequences, each with its residual stream at every place, in float32."""
+    layers = range(decoder.config.num_layers)
+    at_once = _BATCH_TOKENS // part.tokens_NT.shape[1]
+    for rows, tokens_BT, documents_BT in part.batches(at_once, decoder.embed.weight.device):
+        with torch.no_grad():
+            embedded_BTD = decoder.embeddings(tokens_BT, 0)
+            trace = decoder.trace(
+                tokens_BT, start=(0, embedded_BTD), sites=("resid_post",), logits=None, documents_BT=documents_BT
+            )
+        yield rows, [embedded_BTD.float(), *(trace["resid_post", layer].float() for layer in layers)]
+
+
+def _states(decoder: Decoder, part: Sequences, at: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """The residual stream at chosen (sequence, position) pairs, one [X, D] for every place."""
+    sequence_X, position_X = at
+    states: list[list[np.ndarray]] = [[] for _ in range(decoder.config.num_layers + 1)]
+    for rows, places in residuals(decoder, part):
+        here_X = (sequence_X >= rows.start) & (sequence_X < rows.stop)
+        at_B, at_T = (torch.from_numpy(index[here_X]) for index in (sequence_X - rows.start, position_X))
+        for state, residual_BTD in zip(states, places, strict=True):
+            state.append(residual_BTD[at_B.to(residual_BTD.device), at_T.to(residual_BTD.device)].cpu().numpy())
+    return [np.concatenate(state) for state in states]
+
+
+def score(
+    decoder: Decoder, test: Sequences, control_V: np.ndarray, probes: Sequence[tuple[Probe, Probe]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Share of each test sequence's tokens that topic and control probes get right, both [N, L + 1]."""
+    right, control_right = np.empty((2, len(test), len(probes)))
+    control_NT = control_V[test.tokens_NT]
+    for rows, places in residuals(decoder, test):
+        for place, (residual_BTD, (probe, control)) in enumerate(zip(places, probes, strict=True)):
+            right[rows, place] = (predict(probe, residual_BTD) == test.topics_NT[rows]).mean(1)
+            control_right[rows, place] = (predict(control, residual_BTD) == control_NT[rows]).mean(1)
+    return right, control_right
+
+
+def predict(probe: Probe, x_BTD: Float[Tensor, "B T D"]) -> np.ndarray:
+    """The probe's class of every token, [B, T]."""
+    weight_DC, bias_C = (torch.from_numpy(array).to(x_BTD) for array in (probe.weight_DC, probe.bias_C))
+    return probe.classes_C[(x_BTD @ weight_DC + bias_C).argmax(-1).cpu().numpy()]
+
+
+def _unstandardised(model: LogisticRegression, mean_D: np.ndarray, scale_D: np.ndarray) -> Probe:
+    """The model as a probe of raw activations. For two classes scikit-learn holds one row of weights, the second's."""
+    weight_CD, bias_C = model.coef_, model.intercept_
+    if len(model.classes_) == 2:
+        weight_CD, bias_C = np.stack((0 * weight_CD[0], weight_CD[0])), np.array([0 * bias_C[0], bias_C[0]])
+    weight_DC = (weight_CD / scale_D).T
+    return Probe(weight_DC=weight_DC, bias_C=bias_C - mean_D @ weight_DC, classes_C=model.classes_)
+
+
+def _log_loss(probe: Probe, x_XD: np.ndarray, topics_X: np.ndarray) -> float:
+    """Mean −log p of the true topic in nats, over the tokens whose topic occurred in fitting."""
+    known = np.isin(topics_X, probe.classes_C)
+    log_probability_XC = special.log_softmax(x_XD[known] @ probe.weight_DC + probe.bias_C, axis=1)
+    return float(-log_probability_XC[np.arange(known.sum()), np.searchsorted(probe.classes_C, topics_X[known])].mean())
+
+
+def baseline_accuracies(
+    fit: Sequences, choose: Sequences, test: Sequences, vocab_size: int, num_topics: int
+) -> dict[str, np.ndarray]:
+    """Per-sequence accuracy [N] on the test part of the fit part's commonest topic, of token and of position alone."""
+    majority = np.bincount(fit.topics_NT.ravel(), minlength=num_topics).argmax()
+    right = {"majority": (test.topics_NT == majority).mean(1)}
+    length = test.tokens_NT.shape[1]
+    tokens = [part.tokens_NT for part in (fit, choose, test)]
+    positions = [np.broadcast_to(np.arange(length), part.tokens_NT.shape) for part in (fit, choose, test)]
+    for name, (fit_NT, choose_NT, test_NT), size in (
+        ("token_identity", tokens, vocab_size),
+        ("position", positions, length),
+    ):
+        table_XS = topic_table(fit_NT, fit.topics_NT, choose_NT, choose.topics_NT, size, num_topics)
+        right[name] = (table_XS.argmax(-1)[test_NT] == test.topics_NT).mean(1)
+    return right
+
+
+def topic_table(
+    ids_NT: np.ndarray, topics_NT: np.ndarray, choose_ids: np.ndarray, choose_topics: np.ndarray, size: int, count: int
+) -> np.ndarray:
+    """p(topic | id), [size, S], from counts, smoothed towards the topics' frequencies as suits the part to choose on.
+
+    A table over one discrete feature is what logistic regression on its one-hot code converges to.
+    """
+    counts_XS = np.bincount((ids_NT * count + topics_NT).ravel(), minlength=size * count).reshape(size, count)
+    prior_S = (counts_XS.sum(0) + 1) / (counts_XS.sum() + count)
+    tables = [counts_XS + strength * prior_S for strength in _SMOOTHING]
+    tables = [table / table.sum(1, keepdims=True) for table in tables]
+    losses = [-np.log(table[choose_ids, choose_topics]).mean() for table in tables]
+    return tables[int(np.argmin(losses))]
+
+
+def _figure(table: HeadTable) -> Figure:
+    whole = table.summary()
+    places = np.arange(len(table.layer_series("probe_accuracy")))
+    lines = []
+    for metric, label in (("probe_accuracy", "topic probe"), ("probe_control_accuracy", "control task")):
+        y, low, high = (table.layer_series(metric, column) for column in ("value", "ci_low", "ci_high"))
+        lines.append(Curve(label=label, x=places, y=y, low=low, high=high))
+    references = {"Bayes ceiling": "ceiling"} | {label: name for name, label in _BASELINES.items()}
+    return curves(
+        lines,
+        xlabel="layer of the residual stream (0: the embedding)",
+        ylabel="accuracy (share of test tokens)",
+        references={
+            label: whole[f"probe_{name}"]["value"]
+            for label, name in references.items()
+            if "value" in whole[f"probe_{name}"]
+        },
+        whole_x=True,
+    )

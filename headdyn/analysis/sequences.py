@@ -1,0 +1,50 @@
+"""Validation sequences as an analysis takes them: some of the corpus's, and batches of them on the model's device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from headdyn.data.corpus import Corpus
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Tokens and topics of N sequences; their documents only where the corpus confines attention to documents."""
+
+    tokens_NT: np.ndarray
+    topics_NT: np.ndarray
+    documents_NT: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, corpus: Corpus, at: np.ndarray | slice, length: int | None = None) -> Sequences:
+        """The validation sequences at these indices, cut to their first `length` tokens."""
+        val = corpus.val
+
+        def cut(array: np.ndarray) -> np.ndarray:
+            return np.asarray(array[at])[:, :length].astype(np.int64)
+
+        documents_NT = None
+        if corpus.mask_documents:
+            assert val.documents_NT is not None
+            documents_NT = cut(val.documents_NT)
+        return cls(cut(val.tokens_NT), cut(val.topics_NT), documents_NT)
+
+    def __len__(self) -> int:
+        return len(self.tokens_NT)
+
+    def batches(
+        self, size: int, device: torch.device
+    ) -> Iterator[tuple[slice, Int[Tensor, "B T"], Int[Tensor, "B T"] | None]]:
+        """`size` sequences at a time (at least one): which they are, their tokens, their documents."""
+        size = max(1, size)
+        for start in range(0, len(self), size):
+            rows = slice(start, min(start + size, len(self)))
+            tokens_BT = torch.from_numpy(self.tokens_NT[rows]).to(device)
+            documents_BT = None if self.documents_NT is None else torch.from_numpy(self.documents_NT[rows]).to(device)
+            yield rows, tokens_BT, documents_BT
