@@ -39,7 +39,7 @@ from headdyn.data.organism_text import FORMATS
 from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.settings import ORGANISMS, Organism
 from headdyn.report.terminal import ProgressLine
-from headdyn.training.organisms import build_suite, suite_recipe, truth
+from headdyn.studies.organisms.training import build_suite, suite_recipe, truth
 
 log = logging.getLogger(__name__)
 

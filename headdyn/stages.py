@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,6 @@ from headdyn.models.settings import MiniQwen3, Organism, Pretrained, Trained
 from headdyn.report.terminal import ProgressLine
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress, train
-from headdyn.training.organisms import TRUTH, build_suite, suite_recipe
 
 # Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
 SCHEMA = {"corpus": 1, "training": 1, "recalibration": 1}
@@ -107,13 +107,15 @@ def open_checkpoint(
 def open_suite(model: Organism, store: Store, record: RunFolder, should_stop: Callable[[], bool]) -> Path:
     """The folder of an organism's revisions, trained at most once; what is planted goes into the run's record."""
 
+    trainer = importlib.import_module(model.trainer)
+
     def build(folder: Path) -> None:
         with ProgressLine(f"{model.name} {model.suite} training") as line:
-            build_suite(model, folder, observer=line, should_stop=should_stop)
+            trainer.build_suite(model, folder, observer=line, should_stop=should_stop)
 
-    entry = store.get("organism", suite_recipe(model), build, resumable=True)
+    entry = store.get("organism", trainer.suite_recipe(model), build, resumable=True)
     record.stage("organism", entry)
-    record.manifest["organism"] = json.loads((entry.path / TRUTH).read_text(encoding="utf-8"))
+    record.manifest["organism"] = json.loads((entry.path / trainer.TRUTH).read_text(encoding="utf-8"))
     return entry.path
 
 

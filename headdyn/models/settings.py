@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.revisions import FINAL_STEP, is_pythia, parse, require_pythia, step_of
@@ -76,6 +77,8 @@ class Organism:
     Revision s is the model after round(s · steps / 143000) training steps. Where revisions coincide the first alone is
     saved: two names for the same weights are what the integrity check excludes.
     """
+
+    trainer: ClassVar[str] = "headdyn.studies.organisms.training"  # the module that trains such a suite
 
     kind: str
     name: str

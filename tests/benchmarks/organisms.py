@@ -27,7 +27,7 @@ import torch
 from headdyn.data.organism_text import draw_batch, tokenizer
 from headdyn.models.decoder import Decoder
 from headdyn.models.settings import Organism
-from headdyn.training.organisms import interchange_losses, planted_heads
+from headdyn.studies.organisms.training import interchange_losses, planted_heads
 from tests.benchmarks.figures import three
 from tests.commands import command, environment, only
 

@@ -330,7 +330,7 @@ def test_a_non_finite_loss_moves_no_weight(tmp_path: Path, monkeypatch: pytest.M
         return honest(*arguments) * (math.nan if next(calls) == 5 else 1.0)
 
     monkeypatch.setattr(loop, "next_token_loss", burst)
-    with pytest.raises(TrainingDiverged, match="loss nan") as fault:
+    with pytest.raises(TrainingDiverged, match="train_loss_nats nan") as fault:
         train(model, corpus(), Drawn(), dataclasses.replace(SETTINGS, eval_sequences=4), folder=tmp_path,
               precision="fp32", device="cpu")  # fmt: skip
     with pytest.raises(TrainingInterrupted):

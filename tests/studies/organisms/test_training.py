@@ -24,17 +24,10 @@ from headdyn.models.integrity import check_integrity
 from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import LISTS
 from headdyn.models.settings import ORGANISMS, Organism
-from headdyn.training.organisms import (
-    OrganismDiverged,
-    OrganismInterrupted,
-    build_suite,
-    interchange_losses,
-    planted_heads,
-    suite_recipe,
-    truth,
-)
+from headdyn.studies.organisms.training import build_suite, interchange_losses, planted_heads, suite_recipe, truth
+from headdyn.training.loop import TrainingDiverged, TrainingInterrupted
 
-CONF = Path(__file__).parents[2] / "conf"
+CONF = Path(__file__).parents[3] / "conf"
 TINY = {
     "steps": 24,
     "num_layers": 3,
@@ -314,7 +307,7 @@ def test_an_interrupted_suite_goes_on_to_the_same_bits(stops: list[int], suite: 
     store, settings = Store(tmp_path), tiny()
     for stop in stops:
         count = itertools.count(1)
-        with pytest.raises(OrganismInterrupted, match="as asked") as caught:
+        with pytest.raises(TrainingInterrupted, match="as asked") as caught:
             store.get(
                 "organism",
                 suite_recipe(settings),
@@ -333,20 +326,20 @@ def test_an_interrupted_suite_goes_on_to_the_same_bits(stops: list[int], suite: 
 
 
 def test_another_suites_state_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OrganismInterrupted):
+    with pytest.raises(TrainingInterrupted):
         build_suite(tiny(), tmp_path, should_stop=lambda: True)
     with pytest.raises(ValueError, match=r"is the state of another training: it has \{'suite': 0\}"):
         build_suite(tiny(suite=1), tmp_path)
 
 
 def test_non_finite_losses_end_the_training(tmp_path: Path) -> None:
-    with pytest.raises(OrganismDiverged, match=r"diverged at step .*lower model.muon_lr=1e"):
+    with pytest.raises(TrainingDiverged, match=r"diverged at step .* 1e\+30 \(Muon\).*Lower model.muon_lr"):
         build_suite(tiny(muon_lr=1e30), tmp_path)
     assert not (tmp_path / "organism.json").exists()
 
 
 def test_progress_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headdyn.training.organisms.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("headdyn.training.loop.REPORT_SECONDS", 0.0)
     told = []
     build_suite(tiny(), tmp_path, observer=told.append)
     assert [progress.step for progress in told] == list(range(1, 25)) and told[-1].eta_seconds == 0

@@ -8,11 +8,7 @@ Letters as in models/decoder.py; N prompts of a batch.
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,33 +20,18 @@ from torch import Tensor
 
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
-from headdyn.core.store import StageInterruptedError
 from headdyn.data.organism_text import Batch, draw_batch, save_tokenizer, tokenizer
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import export_pretrained
 from headdyn.models.revisions import FINAL_STEP
 from headdyn.models.settings import Organism
-from headdyn.training.loop import REPORT_SECONDS, Progress, learning_rate_factor
-from headdyn.training.objective import reproducible
-from headdyn.training.optimizers import Optimizers
-from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
+from headdyn.training.loop import Progress, Task, run
 from headdyn.training.settings import TrainSettings
-
-log = logging.getLogger(__name__)
 
 SCHEMA = 1  # raised when a suite's meaning changes
 TRUTH = "organism.json"
 _NOT_SCORED = -100  # cross_entropy's ignore_index
 _MAX_POSITIONS = 512  # what config.json states; it bounds nothing
-_RESUME_SECONDS = 10.0  # how often the state is saved, in 20 ms
-
-
-class OrganismInterrupted(StageInterruptedError):
-    """A suite's training stopped as asked. Its state is saved, and the same call goes on from there."""
-
-
-class OrganismDiverged(RuntimeError):
-    """The loss or the gradient is no finite number any more."""
 
 
 def suite_recipe(settings: Organism) -> dict[str, Any]:
@@ -109,12 +90,12 @@ def build_suite(
     bit on one kind of processor, however many cores there are.
     `observer` is called every half second, `should_stop` is asked after every step.
 
-    Raises OrganismInterrupted when asked to stop, OrganismDiverged where numbers stop being finite, ValueError where
+    Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
     the folder holds another suite's state, OSError where the disk refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _one_thread():
-        _Suite(settings, folder).run(observer, should_stop)
+        run(_Planting(settings, folder), observer, should_stop)
 
 
 @contextmanager
@@ -186,116 +167,47 @@ def _cross_entropy(logits_NTV: Tensor, targets_NT: Tensor) -> Tensor:
     return F.cross_entropy(logits_NTV.flatten(0, 1), targets_NT.flatten(), ignore_index=_NOT_SCORED)
 
 
-class _Suite:
-    """One suite in training."""
+class _Planting(Task):
+    """The task of a suite: its text, and from the onset on the interventions that plant the choice."""
 
-    def __init__(self, settings: Organism, folder: Path) -> None:
-        self.settings, self.folder = settings, folder
-        init = torch.Generator().manual_seed(int(generator(settings.suite, "organism/init").integers(2**63)))
-        config = settings.decoder_config(tokenizer().get_vocab_size())
-        self.decoder = Decoder(config).initialise(init, settings.init_std)
-        self.schedule = TrainSettings(
-            steps=settings.steps,
-            batch_size=settings.batch_size,
-            warmup_share=settings.warmup_share,
-            muon_lr=settings.muon_lr,
-            adamw_lr=settings.adamw_lr,
+    settings_group = "model"
+    precision, device = "fp32", "cpu"
+
+    def __init__(self, organism: Organism, folder: Path) -> None:
+        self.organism, self.folder = organism, folder
+        config = organism.decoder_config(tokenizer().get_vocab_size())
+        init = torch.Generator().manual_seed(int(generator(organism.suite, "organism/init").integers(2**63)))
+        self.decoder = Decoder(config).initialise(init, organism.init_std)
+        self.settings = TrainSettings(
+            steps=organism.steps,
+            batch_size=organism.batch_size,
+            warmup_share=organism.warmup_share,
+            muon_lr=organism.muon_lr,
+            adamw_lr=organism.adamw_lr,
             snapshots=2,
+            resume_every_seconds=10.0,
             compile=False,
         )
-        self.optimizers = Optimizers(self.decoder, self.schedule)
-        self.heads = planted_heads(settings)
-        self.step, self.seconds = 0, 0.0
-        self.tokens_per_step = 0
-        self.loss_nats = math.log(config.vocab_size)
+        self.tokens_per_step = draw_batch(organism.suite, 0, organism.batch_size).own_NT.size
+        self.heads = planted_heads(organism)
+        self.revision_of = {step: revision for revision, step in organism.saved.items()}
+        self.save_at = self.revision_of.keys()
 
-    def run(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
-        restored = self.restore()
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", keep_through=self.step if restored else -1)
-        try:
-            self.keep_revisions()
-            self.update_all(observer, should_stop)
-        finally:
-            self.metrics.close()
-        write_json(self.folder / TRUTH, truth(self.settings))
-        shutil.rmtree(self.folder / "resume", ignore_errors=True)  # of no more use; what stays does no harm
+    def recipe(self) -> Mapping[str, Any]:
+        return suite_recipe(self.organism)
 
-    def update_all(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
-        saved = reported = time.monotonic()
-        while self.step < self.settings.steps:
-            began = time.monotonic()
-            self.update()
-            self.keep_revisions()
-            now = time.monotonic()
-            self.seconds += now - began
-            stop = should_stop is not None and should_stop() and self.step < self.settings.steps
-            if observer is not None and now - reported >= REPORT_SECONDS:
-                self.metrics.flush()
-                observer(self.progress())
-                reported = now
-            if stop or now - saved >= _RESUME_SECONDS:
-                self.save()
-                saved = time.monotonic()
-            if stop:
-                raise OrganismInterrupted(f"stopped after step {self.step} as asked; its state is in {self.folder}")
+    def losses(self, update: int) -> Mapping[str, Tensor]:
+        batch = draw_batch(self.organism.suite, update, self.organism.batch_size)
+        heads = self.heads if update >= self.organism.onset_step else ()
+        return interchange_losses(self.decoder, batch, self.organism.planted_layer, heads)
 
-    def update(self) -> None:
-        """One step. Non-finite numbers move no weight and end the training."""
-        s = self.settings
-        factor = learning_rate_factor(self.step, self.schedule)
-        batch = draw_batch(s.suite, self.step, s.batch_size)
-        self.tokens_per_step = batch.own_NT.size
-        with reproducible("cpu"):
-            losses = interchange_losses(
-                self.decoder, batch, s.planted_layer, self.heads if self.step >= s.onset_step else ()
-            )
-            loss = torch.stack([*losses.values()]).sum()
-            loss.backward()
-        norm = self.optimizers.step(muon_lr=factor * s.muon_lr, adamw_lr=factor * s.adamw_lr, loss=loss.detach())
-        self.step += 1
-        told = {name: value.item() for name, value in losses.items()} | {"grad_norm": norm.item()}
-        if not all(map(math.isfinite, told.values())):
-            raise OrganismDiverged(
-                f"the organism's training diverged at step {self.step}: {told}; "
-                f"lower model.muon_lr={s.muon_lr:g} or model.adamw_lr={s.adamw_lr:g}"
-            )
-        self.loss_nats = told["text_nats"]
-        self.metrics.write(self.step, **told)
+    def save(self, step: int) -> None:
+        folder = self.folder / self.revision_of[step]
+        save_tokenizer(export_pretrained(self.decoder, folder, "gpt_neox", max_positions=_MAX_POSITIONS))
 
-    def keep_revisions(self) -> None:
-        """Write this step's weights down under the revision's name, where it has one."""
-        for revision, step in self.settings.saved.items():
-            if step == self.step:
-                folder = export_pretrained(
-                    self.decoder, self.folder / revision, "gpt_neox", max_positions=_MAX_POSITIONS
-                )
-                save_tokenizer(folder)
+    def last_saved(self) -> Path | None:
+        folders = [self.folder / self.revision_of[step] for step in sorted(self.save_at)]
+        return next((folder for folder in reversed(folders) if folder.exists()), None)
 
-    def save(self) -> None:
-        self.metrics.flush(to_disk=True)
-        model = {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
-        state = State(self.step, self.seconds, suite_recipe(self.settings), model, self.optimizers.state_dict())
-        save_state(self.folder / "resume", state)
-
-    @torch.no_grad()
-    def restore(self) -> bool:
-        """Whether an earlier call left a state, which is then in place."""
-        state = load_newest_state(self.folder / "resume", suite_recipe(self.settings), "cpu")
-        if state is None:
-            return False
-        for name, parameter in self.decoder.named_parameters():
-            parameter.copy_(state.model[name])
-        self.optimizers.load_state_dict(state.optimizers)
-        self.step, self.seconds = state.step, state.seconds
-        log.info("going on after step %d of %d", self.step, self.settings.steps)
-        return True
-
-    def progress(self) -> Progress:
-        return Progress(
-            step=self.step,
-            steps=self.settings.steps,
-            loss_nats=self.loss_nats,
-            tokens_per_second=self.step * self.tokens_per_step / self.seconds,
-            eta_seconds=(self.settings.steps - self.step) * self.seconds / self.step,
-            gap_closed=None,
-        )
+    def finish(self, seconds: float) -> None:
+        write_json(self.folder / TRUTH, truth(self.organism))
