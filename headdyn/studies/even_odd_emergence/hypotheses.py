@@ -1,0 +1,80 @@
+"""The study's hypotheses H1 to H5 on when and how suddenly heads specialise, judged from one measure's trajectory.
+
+`analysis.emergence.judge` names this module; the judgement stands beside each measure of a series' verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from headdyn.analysis.series.judgement import Rules
+
+STATEMENTS: Mapping[str, str] = {
+    "H1": "early: it emerges in the first {first:.0%} of training",
+    "H2": "mid: it emerges between {early:.0%} and {late:.0%} of training",
+    "H3": "late: it emerges in the last {last:.0%} of training",
+    "H4": "gradual: no single interval between checkpoints holds {sudden:.0%} of the rise",
+    "H5": "sudden: a single interval between checkpoints holds at least {sudden:.0%} of the rise",
+}
+_PROBABILITY_OF = {"H1": "within_first", "H2": "mid", "H3": "late", "H4": "gradual", "H5": "sudden"}
+
+
+def judge(said: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
+    """Each hypothesis supported, rejected, or undecided, from what is `said` of a measure (judgement.judge).
+
+    Undecided is what the checkpoints lie too far apart to tell, and the pace of what did not emerge or was there from
+    the first checkpoint on. `probability` is the share of bootstrap draws in which the hypothesis holds.
+    """
+    timing, timing_evidence = _timing(said, rules)
+    pace, pace_evidence = _pace(said)
+    words = {
+        "first": rules.first,
+        "early": rules.early,
+        "late": rules.late,
+        "last": 1 - rules.late,
+        "sudden": rules.sudden,
+    }
+    odds = said.get("probabilities")
+    return {
+        name: {
+            "statement": statement.format(**words),
+            "verdict": (timing | pace)[name],
+            "evidence": timing_evidence if name in timing else pace_evidence,
+            **({} if odds is None else {"probability": odds[_PROBABILITY_OF[name]]}),
+        }
+        for name, statement in STATEMENTS.items()
+    }
+
+
+def _timing(said: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], str]:
+    """Verdicts on H1 to H3, and their evidence."""
+    at, after, possible = said["emerges_at_share"], said["emerges_after_share"] or 0.0, said["possible_classes"]
+    if at is None:
+        return dict.fromkeys(("H1", "H2", "H3"), "rejected"), said["none_reason"]
+    verdicts = {
+        "H1": "supported" if at <= rules.first else "rejected" if after >= rules.first else "undecided",
+        "H2": _one_of(possible, "mid"),
+        "H3": _one_of(possible, "late"),
+    }
+    since = "the first checkpoint or before" if said["emerges_after_step"] is None else said["emerges_after_step"]
+    return verdicts, f"it emerges after step {since} and by step {said['emerges_at_step']} ({after:.1%} to {at:.1%})"
+
+
+def _pace(said: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+    """Verdicts on H4 and H5, and their evidence."""
+    undecided = dict.fromkeys(("H4", "H5"), "undecided")
+    if said["emerges_at_share"] is None:
+        return undecided, "nothing emerged, so there is no pace"
+    if said["pace"] is None:
+        return undecided, "it is there from the first checkpoint on"
+    sudden = said["pace"] == "sudden"
+    first, last = said["jump_steps"]
+    return (
+        {"H4": "rejected" if sudden else "supported", "H5": "supported" if sudden else "rejected"},
+        f"{said['jump_share']:.0%} of the rise lies between steps {first} and {last}",
+    )
+
+
+def _one_of(possible: list[str], word: str) -> str:
+    return "rejected" if word not in possible else "supported" if possible == [word] else "undecided"
