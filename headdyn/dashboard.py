@@ -23,12 +23,13 @@ from headdyn.core.records import write_json
 from headdyn.core.store import explain_os_error, require_writable
 from headdyn.core.tracking import TrackingSettings, unreachable
 from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, Section, in_depth, of_sweep
-from headdyn.sweep.factors import FACTORS
+from headdyn.sweep.factors import CHOICES
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report
     from wandb_workspaces.workspaces import Workspace
 
+FACTORS = {name: choice.pair for name, choice in CHOICES.items()}
 _WIDE = ("images", "table", "artifact", "compare", "parallel")
 # The client's own patience is minutes; a command that is waited for answers within seconds.
 _PATIENCE = {"WANDB_SILENT": "true", "WANDB_HTTP_TIMEOUT": "6", "WANDB_X_GRAPHQL_RETRY_MAX": "2"}

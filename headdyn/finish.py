@@ -17,6 +17,7 @@ from headdyn.pipeline import analyse_snapshot, build_analysis
 from headdyn.report.run_table import write_run_table
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
+from headdyn.sweep.factors import varying
 from headdyn.sweep.matched_loss import matched_loss
 from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite
 from headdyn.sweep.series import Series, judge_series
@@ -36,6 +37,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | N
         "command": None if arguments is None else shlex.join(["python", "-m", "headdyn.run", *arguments]),
         "written": now(),
         "jobs": [{"name": job.name, "factors": dict(job.factors)} for job in jobs],
+        "swept": varying([job.factors for job in jobs]),
     }
     write_json(folder / SWEEP, content)
     configs = {job.name: job for job in jobs}

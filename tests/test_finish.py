@@ -51,9 +51,7 @@ def test_finish_tells_of_failed_jobs_and_still_reports(
     assert "RuntimeError: the loss is no number <b>" in " ".join(capsys.readouterr().out.split())
 
 
-def test_runs_that_vary_in_something_else_do_not_stop_the_report(
-    tmp_path: Path, analysed: list[tuple[str, int]]
-) -> None:
+def test_a_swept_mode_is_a_factor(tmp_path: Path, analysed: list[tuple[str, int]]) -> None:
     entries = [
         run(
             tmp_path / "x",
@@ -66,5 +64,8 @@ def test_runs_that_vary_in_something_else_do_not_stop_the_report(
         for o in ("shuffled", "topic")
     ]
     assert finish(tmp_path / "x", jobs_of(entries))
+    assert json.loads((tmp_path / "x" / "sweep.json").read_text())["swept"] == ["data_ordering", "mode"]
     rows = json.loads((tmp_path / "x" / "effects.json").read_text())
-    assert {row["group"] for row in rows} == {"smoke", "laptop"}
+    (row,) = [r for r in rows if r["factors"] == ["mode"] and r["outcome"] == "loss_nats" and r["kind"] == "contrast"]
+    assert row["group"] == "" and row["levels"] == {"mode": ["smoke", "laptop"]}
+    assert row["value"] == pytest.approx(0.1)

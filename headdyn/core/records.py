@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headdyn.core.numbers import fixed, spelled
 from headdyn.core.statistics import benjamini_hochberg
 
 if TYPE_CHECKING:
@@ -133,8 +134,10 @@ class HeadTable:
             raise ValueError(f"{path} is damaged, it holds no table ({error}); run its command again") from error
 
     def write(self, path: Path) -> None:
-        """Write the table as parquet."""
-        pq.write_table(self.table, path)
+        """Write the table as parquet, whole or not at all: a temporary file beside it, then a rename."""
+        temporary = path.with_name(path.name + ".tmp")
+        pq.write_table(self.table, temporary)
+        temporary.replace(path)
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -218,6 +221,17 @@ class Metric:
     digits: int = 3
     difference_unit: str = ""  # of a difference between two values ("points" for percentages); "" is `unit`
     outcome: bool = False
+
+    @property
+    def of_differences(self) -> str:
+        """The unit of a difference between two values."""
+        return self.difference_unit or self.unit
+
+    def spelled(self, scalar: Mapping[str, Any], *, signed: bool = False) -> str:
+        """`59.3 [58.9, 59.7]` in the metric's unit, with a sign before positive values where asked for, or a dash."""
+        if scalar.get("value") is not None and scalar.get("ci_low") is None:
+            return fixed(self.scale * scalar["value"], self.digits, signed=signed)
+        return spelled(scalar, scale=self.scale, signed=signed)
 
 
 @dataclass(frozen=True, kw_only=True)

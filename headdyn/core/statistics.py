@@ -6,10 +6,8 @@ many questions asked of the same units and answered at once. The answers to one 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy import special
@@ -199,65 +197,58 @@ def spread_beyond_sampling(
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One effect of a two-level design: a factor's (one name) or an interaction (several). `n` counts seeds.
+    """A mean over `n` seeds. One seed gives a value and no interval, no seed gives no value."""
 
-    The interval is absent with one seed, the value too, with a reason, where no seed has every cell.
-    """
-
-    factors: tuple[str, ...]
     value: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
     p: float | None = None
     n: int = 0
-    reason: str | None = None
+    detectable: float | None = None  # the smallest effect that as many seeds with this spread would reveal
 
 
-def factorial_effects(
-    cells: Iterable[Mapping[str, Any]], factors: Mapping[str, tuple[Any, Any]], *, level: float = 0.95
-) -> list[Effect]:
-    """All main effects and interactions of a 2^k design, each computed within a seed, then averaged over seeds.
-
-    A cell is `{factor: level, ..., "seed": s, "value": v}`, and `factors` names the (low, high) level of each factor;
-    cells at other levels are left out. A main effect is the mean at high minus the mean at low; an interaction of two
-    is half the difference between one's effects at the other's high and low level, and so on (Box, Hunter & Hunter):
-    every effect is Σ ± value / 2^(k−1). Interval and p are Student's over seeds. One factor makes it a paired contrast.
-    Seeds that lack a cell are left out, since a contrast over the rest would mix effects.
-    Raises ValueError where two cells of a seed are the same.
-    """
-    names = list(factors)
-    by_seed: dict[Any, dict[tuple[int, ...], float]] = {}
-    for cell in cells:
-        if any(cell[name] not in factors[name] for name in names):
-            continue
-        key = tuple(factors[name].index(cell[name]) for name in names)
-        values = by_seed.setdefault(cell["seed"], {})
-        if key in values:
-            raise ValueError(f"two cells of seed {cell['seed']} have the same levels {[cell[n] for n in names]}")
-        values[key] = float(cell["value"])
-    corners = list(itertools.product((0, 1), repeat=len(names)))
-    whole = {seed: values for seed, values in by_seed.items() if len(values) == len(corners)}
-    reason = f"no seed has all {len(corners)} cells (seeds seen: {sorted(by_seed, key=str)})"
-    values_NC = np.array([[values[corner] for corner in corners] for values in whole.values()])
-
-    effects = []
-    for order in range(1, len(names) + 1):
-        for chosen in itertools.combinations(range(len(names)), order):
-            label = tuple(names[i] for i in chosen)
-            if not whole:
-                effects.append(Effect(factors=label, reason=reason))
-                continue
-            signs = np.array([np.prod([2 * corner[i] - 1 for i in chosen]) for corner in corners])
-            per_seed = values_NC @ signs / 2 ** (len(names) - 1)
-            effects.append(_effect(label, per_seed, level))
-    return effects
-
-
-def _effect(label: tuple[str, ...], per_seed: np.ndarray, level: float) -> Effect:
-    mean, seeds = float(per_seed.mean()), len(per_seed)
-    if seeds < 2:
-        return Effect(factors=label, value=mean, n=seeds)
-    low, high = t_interval(per_seed, level=level)
-    error = per_seed.std(ddof=1) / np.sqrt(seeds)
+def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
+    """Mean of one value a seed, tested against 0: Student's interval and two-sided p."""
+    seeds = len(per_seed_N)
+    if seeds == 0:
+        return Effect()
+    mean = float(per_seed_N.mean())
+    if seeds == 1:
+        return Effect(value=mean, n=1)
+    low, high = t_interval(per_seed_N, level=level)
+    spread = float(per_seed_N.std(ddof=1))
+    error = spread / np.sqrt(seeds)
     p = 2 * special.stdtr(seeds - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
-    return Effect(factors=label, value=mean, ci_low=float(low), ci_high=float(high), p=float(p), n=seeds)
+    return Effect(
+        value=mean,
+        ci_low=float(low),
+        ci_high=float(high),
+        p=float(p),
+        n=seeds,
+        detectable=smallest_detectable(spread, seeds, alpha=1 - level),
+    )
+
+
+def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
+    """The smallest true mean that a two-sided t test of `units` values with this standard deviation finds.
+
+    With d = mean · √units / spread the test statistic follows a noncentral t with units − 1 degrees of freedom and
+    noncentrality d. The answer is the mean at which P(|t| > critical value) = power, both tails counted, by bisection.
+    Raises ValueError for fewer than two units.
+    """
+    if units < 2:
+        raise ValueError(f"units={units} have no spread; a smallest detectable effect needs at least 2")
+    degrees = units - 1
+    critical = special.stdtrit(degrees, 1 - alpha / 2)
+
+    def found(noncentrality: float) -> float:
+        below, above = special.nctdtr(degrees, noncentrality, np.array([-critical, critical]))
+        return float(np.nan_to_num(below) + 1 - above)  # scipy gives NaN for a lower tail under 1e-15
+
+    low, high = 0.0, 1.0
+    while found(high) < power:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if found(middle) < power else (low, middle)
+    return high * spread / float(np.sqrt(units))

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headdyn.core.numbers import level, quantity
-from headdyn.sweep.effects import OUTCOMES
-from headdyn.sweep.factors import FACTORS
+from headdyn.sweep.factors import CHOICES
+from headdyn.sweep.outcomes import _EARLIER as OUTCOMES
+
+FACTORS = {name: choice.pair for name, choice in CHOICES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,157 +1,165 @@
 """What the factors of a sweep do, in sentences: effects, interactions and contrasts at matched loss.
 
 The units are training runs (seeds): with one seed a sentence gives the value and says that there can be no interval.
-Where an interval holds 0 it says that no effect was detected, never that there is none.
+A sentence says "effect" where q < 0.05, else that no effect of so much or more was detected, never that there is none;
+so much is what as many seeds with this spread would reveal in four of five repetitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headdyn.core.numbers import count, fixed, level, listed, p_value, quantity
-from headdyn.sweep.effects import effect_name, simple_effect
-from headdyn.sweep.factors import FACTORS
-from headdyn.sweep.record import Job
+from headdyn.core.numbers import count, fixed, listed, p_value
+from headdyn.core.records import Metric
+from headdyn.sweep.effects import SLOPE, effect_name
+from headdyn.sweep.factors import CHOICES, level_label
 
-ABOUT_HEADS = ("selectivity", "within_ratio", "probe_accuracy_middle")
+ALPHA = 0.05
 ONE_SEED = "One seed, so no interval can be given: the unit of a claim about a factor is a training."
-_CONTRASTS = {
-    "data_ordering": "Topic-ordered less shuffled training",
-    "attention": "GQA less MHA",
-    "position_enc": "DroPE less RoPE",
-}
 
 Row = Mapping[str, Any]
+Metrics = Callable[[str], Metric]
 
 
-def factor(name: str, effects: Sequence[Row]) -> list[str]:
-    """A factor's main effects on what heads and residual stream know of topics, and on the loss."""
-    rows = {
-        row["outcome"]: row
-        for row in effects
-        if row["factors"] == [name] and row["levels"][name] == list(FACTORS[name])
-    }
-    told = [rows[outcome] for outcome in (*ABOUT_HEADS, "loss_nats") if outcome in rows]
-    there = [row for row in told if row["value"] is not None]
-    if not told:
-        return []
-    sentences = _answer(there, f"{_CONTRASTS[name]}, averaged over the other factors")
-    reasons: dict[str, list[str]] = {}
-    for row in told:
-        if row["value"] is None:
-            reasons.setdefault(row["reason"], []).append(outcome_name(row["outcome"]))
-    sentences += [f"Absent for {listed(names)}: {reason}." for reason, names in reasons.items()]
-    if name == "position_enc" and there:
-        sentences += _against_control(effects)
+def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
+    """A factor's own effects: a sentence for each of its contrasts on the first outcome, then one for the others.
+
+    Of a choice with control arms the contrast of its usual pair comes first.
+    """
+    rows = [row for row in effects if row["factors"] == [name]]
+    pair = list(CHOICES[name].pair) if name in CHOICES else []
+    names = {effect_name(row): row["levels"][name] == pair for row in rows}
+    sentences: list[str] = []
+    for contrast in sorted(names, key=lambda contrast: not names[contrast]):
+        asked = [row for row in rows if effect_name(row) == contrast]
+        sentences += _on_outcomes(asked, _spelled_out(asked[0], name), metric, with_warning=not sentences)
     return sentences
 
 
-def interactions(effects: Sequence[Row], jobs: Sequence[Job]) -> list[str]:
-    """Interactions of the factors on topic selectivity, within ratio and probes: those whose interval excludes 0.
-
-    Of two factors that interact, each one's effect is told at both levels of the other: their average is neither's.
-    """
-    rows = [
-        row
-        for row in effects
-        if len(row["factors"]) > 1
-        and row["outcome"] in ABOUT_HEADS
-        and row["value"] is not None
-        and all(row["levels"][name] == list(FACTORS[name]) for name in row["factors"])
-    ]
+def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics) -> list[str]:
+    """Interactions with q < 0.05. Of two factors each one's effect is told at both levels of the other."""
+    rows = [row for row in effects if len(row["factors"]) > 1 and row["value"] is not None]
     if not rows:
         return []
     if all(row["n"] < 2 for row in rows):
         return [f"{ONE_SEED} The values are in the table of effects."]
-    clear = [row for row in rows if _excludes_zero(row)]
-    outcomes = listed([outcome_name(outcome) for outcome in ABOUT_HEADS if any(r["outcome"] == outcome for r in rows)])
-    kept = sum(row.get("q") is not None and row["q"] < 0.05 for row in clear)
-    head = (
-        f"{len(clear)} of {len(rows)} interactions on {outcomes} have an interval that excludes 0 "
-        f"({count(max(row['n'] for row in rows), 'seed')}), {kept} of them with q < 0.05."
-    )
-    return [head, *(f"{effect_name(row)}, {_effect(row)}{_simple(row, jobs)}." for row in clear)]
+    clear = [row for row in rows if is_effect(row)]
+    outcomes = count(len({row["outcome"] for row in rows}), "outcome")
+    head = f"{len(clear)} of {len(rows)} interactions on {outcomes} have q < {ALPHA:g} ({_seeds(rows)})."
+    return [head, *(f"{effect_name(row)}: {effect(row, metric)}{_taken_apart(row, simple, metric)}." for row in clear)]
 
 
-def _simple(row: Row, jobs: Sequence[Job]) -> str:
-    """`; topic order −0.37 [−0.50, −0.24] points in RoPE runs and …`, for an interaction of two factors."""
-    if len(row["factors"]) != 2:
-        return ""
-    parts = []
-    for factor, other in (row["factors"], row["factors"][::-1]):
-        for held in FACTORS[other]:
-            runs = [job.run for job in jobs if job.factors.get(other) == held]
-            found = simple_effect(runs, factor, row["outcome"])
-            if found is not None and found["value"] is not None:
-                told = difference({**found, "outcome": row["outcome"]})
-                parts.append(
-                    f"{effect_name({'factors': [factor], 'levels': row['levels']})} {told} in {level(held)} runs"
-                )
-    return f"; {listed(parts)}" if parts else ""
-
-
-def matched(pairs: Sequence[Row], pooled: Sequence[Row]) -> list[str]:
+def matched(pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> list[str]:
     """Topic-ordered against shuffled training at nearly equal held-out loss."""
-    told = {row["outcome"]: row for row in pooled}
-    rows = [told[outcome] for outcome in ABOUT_HEADS if outcome in told and told[outcome].get("value") is not None]
+    rows = [row for row in pooled if row.get("value") is not None]
     if not rows:
         return []
     apart = [abs(pair["loss_difference"]) for pair in pairs]
-    sentences = _answer(
-        rows, "At the snapshots nearest in loss, topic-ordered less shuffled training, averaged over pairs"
-    )
-    return [*sentences, f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."]
-
-
-def _answer(rows: Sequence[Row], contrast: str) -> list[str]:
-    """Effects on several outcomes: one sentence where there is one seed, else a verdict and a sentence each."""
-    if not rows:
-        return []
-    seeds = max(row["n"] for row in rows)
-    if seeds < 2:
-        values = ", ".join(f"{outcome_name(row['outcome'])} {difference(row)}" for row in rows)
-        return [f"{ONE_SEED} {contrast}: {values}."]
-    return [f"{verdict(rows)} {contrast}, {count(seeds, 'seed')}:", *(f"{_effect(row)}." for row in rows)]
-
-
-def _against_control(effects: Sequence[Row]) -> list[str]:
-    """DroPE against RoPE that trained on for as long, or that this sweep has no such arm."""
-    rows = [
-        row
-        for row in effects
-        if row["factors"] == ["position_enc"]
-        and row["levels"]["position_enc"] == ["rope_control", "drope"]
-        and row["outcome"] in ABOUT_HEADS
-        and row["value"] is not None
+    contrast = "topic-ordered less shuffled training at the snapshots nearest in loss, averaged over pairs"
+    return [
+        *_on_outcomes(rows, contrast, metric),
+        f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart.",
     ]
-    if not rows:
-        return [
-            "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this "
-            "sweep, would tell the two apart."
-        ]
-    return [f"Against RoPE with the same extra training, {_effect(row)}." for row in rows]
 
 
-def verdict(rows: Iterable[Row], names: Mapping[str, str] | None = None) -> str:
-    """`The interval excludes 0 for …; no effect detected on …, whose interval holds 0`; `names` of other outcomes."""
-    told = [(row, (names or {}).get(row["outcome"]) or outcome_name(row["outcome"])) for row in rows]
-    clear = [name for row, name in told if _excludes_zero(row)]
-    rest = [name for row, name in told if not _excludes_zero(row)]
-    parts = [f"The interval excludes 0 for {listed(clear)}."] if clear else []
-    if rest:
-        parts.append(f"No effect detected on {listed(rest)}: the interval holds 0.")
-    return " ".join(parts)
-
-
-def _excludes_zero(row: Row) -> bool:
+def is_effect(row: Row) -> bool:
+    """Whether a row counts as an effect. Rows of records made before every test had a q count by their interval."""
+    if row.get("q") is not None:
+        return bool(row["q"] < ALPHA)
     return row.get("ci_low") is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
 
 
-def _effect(row: Row) -> str:
+def verdict(row: Row, metric: Metrics) -> str:
+    """`Effect on topic selectivity: +3.1 [1.0, 5.2] points (…)`, or that none of so much or more was detected."""
+    if is_effect(row):
+        return f"Effect on {effect(row, metric)}"
+    if row.get("detectable") is None:
+        return f"No effect detected on {effect(row, metric)}"
+    return f"No effect of {_detectable(row, metric)} or more detected on {effect(row, metric)}"
+
+
+def effect(row: Row, metric: Metrics) -> str:
     """`topic selectivity −3.1 [−5.2, −1.0] points (p = 0.02, q = 0.05)`."""
     tests = [_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None]
-    return f"{outcome_name(row['outcome'])} {difference(row)}" + (f" ({', '.join(tests)})" if tests else "")
+    label = metric(row["outcome"]).label
+    return f"{label} {difference(row, metric)}" + (f" ({', '.join(tests)})" if tests else "")
+
+
+def difference(row: Row, metric: Metrics) -> str:
+    """`−0.19 [−0.26, −0.11] points`."""
+    m = metric(row["outcome"])
+    return f"{m.spelled(row, signed=True)} {m.of_differences}".rstrip()
+
+
+def _on_outcomes(rows: Sequence[Row], contrast: str, metric: Metrics, *, with_warning: bool = True) -> list[str]:
+    """One contrast on every outcome: a verdict on the first, the others listed by whether there is an effect."""
+    present = [row for row in rows if row["value"] is not None]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row["value"] is None:
+            reasons.setdefault(row["reason"], []).append(metric(row["outcome"]).label)
+    absent = [f"Absent for {listed(labels)}: {reason}." for reason, labels in reasons.items()]
+    if not present:
+        return absent
+    if max(row["n"] for row in present) < 2:
+        values = ", ".join(f"{metric(row['outcome']).label} {difference(row, metric)}" for row in present)
+        return [f"{f'{ONE_SEED} ' if with_warning else ''}{_capital(contrast)}: {values}.", *absent]
+    first, *others = present
+    sentences = [f"{verdict(first, metric)}: {contrast}, {_seeds(present)}."]
+    clear = [effect(row, metric) for row in others if is_effect(row)]
+    if clear:
+        sentences.append(f"Also an effect on {listed(clear)}.")
+    rest = [f"{metric(row['outcome']).label} ({_missed(row, metric)})" for row in others if not is_effect(row)]
+    if rest:
+        sentences.append(f"No effect detected on {listed(rest)}.")
+    return [*sentences, *absent]
+
+
+def _missed(row: Row, metric: Metrics) -> str:
+    """What an effect that was not detected came to, and what would have been detected."""
+    limit = "" if row.get("detectable") is None else f"; {_detectable(row, metric)} would be detected"
+    return f"{difference(row, metric)}{limit}"
+
+
+def _detectable(row: Row, metric: Metrics) -> str:
+    m = metric(row["outcome"])
+    two_digits = float(f"{m.scale * row['detectable']:.2g}")
+    return f"{two_digits:g} {m.of_differences}".rstrip()
+
+
+def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
+    """`; topic order −0.37 [−0.50, −0.24] points (…) in RoPE runs and …`, for an interaction of two factors."""
+    if len(row["factors"]) != 2:
+        return ""
+    parts = []
+    for name, other in (row["factors"], row["factors"][::-1]):
+        for candidate in simple:
+            held = candidate["held"].get(other)
+            if (
+                (candidate["group"], candidate["outcome"]) == (row["group"], row["outcome"])
+                and candidate["levels"] == {name: row["levels"][name]}
+                and held in row["levels"][other]
+                and candidate["value"] is not None
+            ):
+                q = "" if candidate.get("q") is None else f" ({_test('q', candidate['q'])})"
+                what = effect_name({**candidate, "held": {}})
+                parts.append(f"{what} {difference(candidate, metric)}{q} in {level_label(other, held)} runs")
+    return f"; {listed(parts)}" if parts else ""
+
+
+def _spelled_out(row: Row, name: str) -> str:
+    """What is compared: `DroPE less RoPE, averaged over the other factors`."""
+    if row.get("kind") == SLOPE:
+        contrast = f"change with {effect_name(row)}"
+    else:
+        low, high = (level_label(name, level) for level in row["levels"][name])
+        contrast = f"{high} less {low}"
+    return f"{contrast}, averaged over the other factors"
+
+
+def _seeds(rows: Sequence[Row]) -> str:
+    return count(max(row["n"] for row in rows), "seed")
 
 
 def _test(name: str, value: float) -> str:
@@ -159,12 +167,5 @@ def _test(name: str, value: float) -> str:
     return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"
 
 
-def difference(row: Row) -> str:
-    """`−0.19 [−0.26, −0.11] points`."""
-    q = quantity(row["outcome"])
-    return f"{q.spelled(row, signed=True)} {q.of_differences}"
-
-
-def outcome_name(outcome: str) -> str:
-    """What a reader calls it: `topic selectivity`."""
-    return quantity(outcome).label
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

@@ -1,79 +1,61 @@
-"""What the factors of a design do: effects within a seed, averaged over seeds, from finished runs' records alone."""
+"""What the factors of a design do: worked out within a seed, averaged over seeds, from finished runs' records alone.
+
+The unit of a claim about a factor is a training: with one seed there is a value and no interval. Definitions are in
+docs/science.md, "Effects over seeds".
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import combinations, permutations, product
 from typing import Any
 
 import numpy as np
 
-from headdyn.core.numbers import QUANTITIES, level
 from headdyn.core.run_folder import RunRecord
-from headdyn.core.statistics import benjamini_hochberg, factorial_effects
-from headdyn.sweep.factors import FACTORS, NAMES, OTHER_POSITIONS
-from headdyn.sweep.groups import comparable
-
-OUTCOMES = tuple(QUANTITIES)
+from headdyn.core.statistics import benjamini_hochberg, effect_over_seeds
+from headdyn.sweep.factors import CHOICES, Contrast, Factor, factor_names, factors_of, level_label, level_of, short_name
+from headdyn.sweep.groups import Group, comparable
+from headdyn.sweep.outcomes import outcomes_of
 
 Rows = list[dict[str, Any]]
 
+# The kinds of rows. The first three are the design's effects, one family of q; simple effects are another family.
+CONTRAST, SLOPE, INTERACTION, SIMPLE, MEAN = "contrast", "slope", "interaction", "simple", "mean"
 
-def factor_effects(runs: Sequence[RunRecord], outcomes: Sequence[str] = OUTCOMES) -> Rows:
-    """Main effects and interactions of the factors that are there at both levels, by group and outcome.
 
-    Each is worked out within a seed; with one seed there is a value and no interval, since the unit of such a claim is
-    a training run. q (Benjamini–Hochberg) is over all rows that have a p. A group in which two runs of one seed have
-    the same levels has no contrast: its rows say so. Checkpoints of one training are no arms of a design.
+def factor_effects(
+    runs: Sequence[RunRecord], *, swept: Iterable[str] = (), outcomes: Sequence[str] | None = None
+) -> Rows:
+    """Every effect of the factors on every outcome, by group of comparable runs.
+
+    `swept` are the keys that a command varied; `outcomes` default to those that the runs' configurations name. A row of
+
+    - kind "contrast": two levels of a factor, the higher less the lower, averaged over the other factors' levels;
+    - "slope": three or more numbers, by least squares against the level or log2 of it (`against`);
+    - "interaction": of two factors half the difference between one's effects at the other's two levels, and so on;
+    - "simple": a factor's contrast where one other factor is held at a level (`held`);
+    - "mean": one level, averaged over the other factors' levels. It has an interval and no p.
+
+    `levels` are those compared. A row without a value has a `reason`; `detectable` is the smallest effect that would be
+    found with 80 % power. Checkpoints of one training are no arms of a design.
     """
     rows: Rows = []
-    for group in comparable(runs):
+    swept = list(swept)
+    for group in comparable(runs, swept):
         if len({run.factors.get("revision") for run in group.runs}) > 1:
             continue
-        for levels, wanted in _designs(group.runs):
-            for outcome in outcomes:
-                found = _design_effects(group.runs, levels, outcome)
-                rows += [
-                    {
-                        "group": group.name,
-                        "outcome": outcome,
-                        "levels": {n: list(levels[n]) for n in row["factors"]},
-                        **row,
-                    }
-                    for row in found
-                    if wanted is None or wanted in row["factors"]
-                ]
-    return with_q(rows)
-
-
-def simple_effect(
-    runs: Sequence[RunRecord], factor: str, outcome: str, levels: tuple[str, str] | None = None, **held: str
-) -> dict[str, Any] | None:
-    """The effect of one factor where others are held at a level, averaged over the rest; None without both levels.
-
-    As `simple_effect(runs, "data_ordering", "selectivity", position_enc="drope")`.
-    """
-    pair = levels or FACTORS[factor]
-    kept = [run for run in runs if all(run.factors.get(name) == level for name, level in held.items())]
-    if not {run.factors.get(factor) for run in kept} >= set(pair):
-        return None
-    others = {
-        name: both
-        for name, both in FACTORS.items()
-        if name not in (factor, *held) and {run.factors.get(name) for run in kept} >= set(both)
-    }
-    rows = _design_effects(kept, {factor: pair, **others}, outcome)
-    return next((row for row in rows if tuple(row["factors"]) == (factor,)), None)
-
-
-def effect_name(row: Mapping[str, Any]) -> str:
-    """`topic order`, `GQA × DroPE`, `DroPE against RoPE-control`: what an effect is called."""
-    names = []
-    for factor in row["factors"]:
-        low, high = row["levels"].get(factor, FACTORS[factor])
-        usual = (low, high) == FACTORS[factor]
-        names.append(NAMES[factor] if usual else f"{level(high)} against {level(low)}")
-    return " × ".join(names)
+        factors = factors_of(group.runs, factor_names(swept))
+        tested = outcomes_of(group.runs)
+        for outcome in tested.names if outcomes is None else outcomes:
+            cells = _Cells.of(group, factors, outcome)
+            if cells is not None:
+                rows += [{"primary": outcome == tested.primary, **row} for row in _rows(cells)]
+    effects = with_q([row for row in rows if row["kind"] in (CONTRAST, SLOPE, INTERACTION)])
+    simple = with_q([row for row in rows if row["kind"] == SIMPLE])
+    return [*effects, *simple, *(row for row in rows if row["kind"] == MEAN)]
 
 
 def with_q(rows: Rows) -> Rows:
@@ -84,46 +66,100 @@ def with_q(rows: Rows) -> Rows:
     return [{**row, "q": by_row.get(id(row))} for row in rows]
 
 
-def _design_effects(runs: Sequence[RunRecord], levels: Mapping[str, tuple[str, str]], outcome: str) -> Rows:
-    cells: dict[tuple[Any, ...], RunRecord] = {}
-    values = []
-    for run in runs:
-        if not all(run.factors.get(name) in pair for name, pair in levels.items()):
-            continue
-        key = (*(run.factors[name] for name in levels), run.factors["seed"])
-        value = run.value(outcome)
-        if value is None:
-            continue
-        if key in cells and value == cells[key].value(outcome):
-            continue  # one training, of which two sweeps measured this alike
-        if key in cells:
-            reason = f"{cells[key].name} and {run.name} have the same levels and seed, so that no contrast is defined"
-            return [
-                {
-                    "factors": [*levels],
-                    "value": None,
-                    "ci_low": None,
-                    "ci_high": None,
-                    "p": None,
-                    "n": 0,
-                    "reason": reason,
-                }
-            ]
-        cells[key] = run
-        values.append({**dict(zip([*levels, "seed"], key, strict=True)), "value": value})
-    if not values:
-        return []
-    effects = factorial_effects(values, dict(levels))
-    return [{**dataclasses.asdict(effect), "factors": list(effect.factors)} for effect in effects]
+@dataclasses.dataclass(frozen=True)
+class _Cells:
+    """One outcome of a group: `values` is [seeds, levels of the first factor, of the second, …], NaN where absent."""
+
+    group: str
+    outcome: str
+    factors: Sequence[Factor]
+    seeds: Sequence[Any]
+    values: np.ndarray
+    conflict: str = ""
+
+    @classmethod
+    def of(cls, group: Group, factors: Sequence[Factor], outcome: str) -> _Cells | None:
+        """None where no run has a value, or nothing varies."""
+        seeds = list(dict.fromkeys(run.factors.get("seed") for run in group.runs))
+        values = np.full((len(seeds), *(len(factor.levels) for factor in factors)), np.nan)
+        first: dict[tuple[int, ...], RunRecord] = {}
+        conflict = ""
+        for run in group.runs:
+            value, levels = run.value(outcome), [level_of(run, factor.name) for factor in factors]
+            if value is None or any(level not in f.levels for level, f in zip(levels, factors, strict=True)):
+                continue
+            places = [f.levels.index(level) for level, f in zip(levels, factors, strict=True)]
+            at = (seeds.index(run.factors.get("seed")), *places)
+            other = first.setdefault(at, run)
+            if other.value(outcome) != value:  # equal values are one training, which two sweeps measured alike
+                conflict = f"{other.name} and {run.name} have the same levels and seed, so that no contrast is defined"
+            values[at] = value
+        if not first or not factors:
+            return None
+        return cls(group.name, outcome, factors, seeds, values, conflict)
+
+    def row(self, kind: str, contrasts: Sequence[Contrast], held: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The product of contrasts of different factors, other factors held at a level or averaged over."""
+        asked = {contrast.factor: contrast.weights for contrast in contrasts}
+        at_level = {name: {level: 1.0} for name, level in (held or {}).items()}
+        places, weights = [], []
+        for factor in self.factors:
+            average = dict.fromkeys(factor.averaged, 1 / len(factor.averaged))
+            by_level = asked.get(factor.name) or at_level.get(factor.name) or average
+            places.append([factor.levels.index(level) for level in by_level])
+            weights.append(np.array(list(by_level.values())))
+        row: dict[str, Any] = {
+            "group": self.group,
+            "outcome": self.outcome,
+            "kind": kind,
+            "levels": {contrast.factor: contrast.levels for contrast in contrasts},
+            "factors": list(asked),
+        }
+        row |= {"held": dict(held)} if held else {}
+        against = {contrast.factor: contrast.against for contrast in contrasts if contrast.against}
+        row |= {"against": against} if against else {}
+        cells_SC = self.values[np.ix_(range(len(self.seeds)), *places)].reshape(len(self.seeds), -1)
+        whole_SC = cells_SC[~np.isnan(cells_SC).any(1)]
+        weight_C = reduce(np.multiply.outer, weights).ravel() / 2 ** (len(contrasts) - 1)
+        effect = effect_over_seeds(whole_SC @ weight_C if not self.conflict else np.array([]))
+        reason = None
+        if self.conflict:
+            reason = self.conflict
+        elif not len(whole_SC):
+            reason = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
+        return row | dataclasses.asdict(effect) | {"reason": reason}
 
 
-def _designs(runs: Sequence[RunRecord]) -> list[tuple[dict[str, tuple[str, str]], str | None]]:
-    """Designs among the runs: the factors' own levels, then each further pair of positions, of which only effects of
-    the positions are wanted."""
-    seen = {name: {run.factors.get(name) for run in runs} for name in FACTORS}
-    varied = {name: levels for name, levels in FACTORS.items() if seen[name] >= set(levels)}
-    designs: list[tuple[dict[str, tuple[str, str]], str | None]] = [(varied, None)] if varied else []
-    for pair in OTHER_POSITIONS:
-        if seen["position_enc"] >= set(pair):
-            designs.append(({**varied, "position_enc": pair}, "position_enc"))
-    return designs
+def _rows(cells: _Cells) -> Rows:
+    rows: Rows = []
+    for factor in cells.factors:
+        rows += [cells.row(SLOPE if contrast.against else CONTRAST, [contrast]) for contrast in factor.contrasts()]
+    for order in range(2, len(cells.factors) + 1):
+        for several in combinations(cells.factors, order):
+            rows += [cells.row(INTERACTION, chosen) for chosen in product(*(f.interacting() for f in several))]
+    for factor, other in permutations(cells.factors, 2):
+        for contrast, level in product(factor.interacting(), other.levels):
+            rows.append(cells.row(SIMPLE, [contrast], {other.name: level}))
+    for factor in cells.factors:
+        for level in factor.levels:
+            mean = cells.row(MEAN, [Contrast(factor=factor.name, weights={level: 1.0})])
+            rows.append(mean | {"p": None, "q": None, "detectable": None})
+    return rows
+
+
+def effect_name(row: Mapping[str, Any]) -> str:
+    """What an effect is called: `topic order`, `GQA × DroPE`, `DroPE against RoPE-control`, `layers 2 against 1`."""
+    name = " × ".join(_contrast_name(factor, row) for factor in row["factors"])
+    held = [level_label(factor, level) for factor, level in row.get("held", {}).items()]
+    return f"{name} in {', '.join(held)} runs" if held else name
+
+
+def _contrast_name(factor: str, row: Mapping[str, Any]) -> str:
+    against = row.get("against", {}).get(factor)
+    if against:
+        return f"a doubling of {short_name(factor)}" if against.startswith("log2") else f"{short_name(factor)}, slope"
+    low, high = row["levels"][factor]
+    if factor in CHOICES and (low, high) == CHOICES[factor].pair:
+        return CHOICES[factor].effect
+    shown = level_label(factor, low).removeprefix(f"{short_name(factor)} ")
+    return f"{level_label(factor, high)} against {shown}"

@@ -1,14 +1,177 @@
-"""What a sweep varies: the factors, their levels in order, and how a reader meets them."""
+"""What a sweep varies: its factors, their levels in order, and how a reader meets them.
+
+A factor is a choice that acts on a training (attention, data_ordering, position_enc), or any key that a sweep's command
+varies. What differs only between merged sweeps is no factor: such runs stand beside each other (see groups.py). Seeds
+repeat a condition, checkpoints (revisions) belong to one training, and a protocol changes what a number means: none of
+them is ever a factor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
 
-# The two levels of each factor, (low, high): an effect is high minus low. Positions have more pairs worth a contrast.
-FACTORS: Mapping[str, tuple[str, str]] = {
-    "data_ordering": ("shuffled", "topic"),
-    "attention": ("mha", "gqa"),
-    "position_enc": ("rope", "drope"),
+import numpy as np
+
+from headdyn.core.run_folder import RunRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A group of choices in conf/: the question about it, and how its options are called, low to high.
+
+    Effects of other factors are averaged over `pair` alone where a sweep has both: further options are control arms.
+    `effect` is what the difference between the two of the pair is called.
+    """
+
+    question: str
+    options: Mapping[str, str]
+    pair: tuple[str, str]
+    effect: str
+
+
+CHOICES: Mapping[str, Choice] = {
+    "data_ordering": Choice(
+        question="Does the order of the data matter?",
+        options={"shuffled": "shuffled", "topic": "topic"},
+        pair=("shuffled", "topic"),
+        effect="topic order",
+    ),
+    "attention": Choice(
+        question="Do grouped queries (GQA) matter?",
+        options={"mha": "MHA", "gqa": "GQA"},
+        pair=("mha", "gqa"),
+        effect="GQA",
+    ),
+    "position_enc": Choice(
+        question="Does dropping positions (DroPE) matter?",
+        options={"rope": "RoPE", "rope_control": "RoPE-control", "drope": "DroPE", "nope": "NoPE"},
+        pair=("rope", "drope"),
+        effect="DroPE",
+    ),
 }
-NAMES = {"data_ordering": "topic order", "attention": "GQA", "position_enc": "DroPE"}
-OTHER_POSITIONS = (("rope_control", "drope"), ("rope", "rope_control"), ("rope", "nope"))
+
+NEVER = ("seed", "revision", "experiment", "protocol", "study")
+LOG_SPAN = 4.0  # positive levels whose ratio exceeds this are taken on a log scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast:
+    """One question about a factor: the weights of its levels, which sum to 0.
+
+    A pair's are −1 and +1. A slope's are those of least squares, against the level or log2 of it (`against`).
+    """
+
+    factor: str
+    weights: Mapping[Any, float]
+    against: str = ""
+
+    @property
+    def levels(self) -> list[Any]:
+        return list(self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factor:
+    """A key that varies, its levels from low to high, and those over which effects of other factors are averaged."""
+
+    name: str
+    levels: tuple[Any, ...]
+    averaged: tuple[Any, ...]
+
+    @property
+    def numeric(self) -> bool:
+        """Whether the levels are numbers."""
+        return all(isinstance(level, int | float) and not isinstance(level, bool) for level in self.levels)
+
+    def pairs(self) -> list[Contrast]:
+        """Every two levels, high less low."""
+        return [
+            Contrast(factor=self.name, weights={low: -1.0, high: 1.0}) for low, high in combinations(self.levels, 2)
+        ]
+
+    def slope(self) -> Contrast | None:
+        """The trend over three or more numbers: a unit of the level, or a doubling of it where they span much."""
+        if len(self.levels) < 3 or not self.numeric:
+            return None
+        doubling = min(self.levels) > 0 and max(self.levels) / min(self.levels) > LOG_SPAN
+        x = np.log2(self.levels) if doubling else np.array(self.levels, dtype=float)
+        x = x - x.mean()
+        weights = (x / (x**2).sum()).tolist()
+        return Contrast(
+            factor=self.name,
+            weights=dict(zip(self.levels, weights, strict=True)),
+            against="log2(level)" if doubling else "level",
+        )
+
+    def contrasts(self) -> list[Contrast]:
+        """What is asked of the factor: its pairs, and its slope where there is one."""
+        slope = self.slope()
+        return [*self.pairs(), *([slope] if slope else [])]
+
+    def interacting(self) -> list[Contrast]:
+        """What is asked of the factor in interactions: of three or more numbers the slope alone."""
+        slope = self.slope()
+        return [slope] if slope else self.pairs()
+
+
+def factors_of(runs: Sequence[RunRecord], names: Iterable[str]) -> list[Factor]:
+    """The named factors of which the runs have two or more levels."""
+    factors = []
+    for name in names:
+        levels = ordered(name, [level for run in runs if (level := level_of(run, name)) is not MISSING])
+        if len(levels) > 1:
+            choice = CHOICES.get(name)
+            pair = choice.pair if choice and set(choice.pair) <= set(levels) else levels
+            factors.append(Factor(name=name, levels=tuple(levels), averaged=tuple(pair)))
+    return factors
+
+
+def factor_names(swept: Iterable[str]) -> list[str]:
+    """The keys that are factors where a command sweeps the given ones."""
+    return [*CHOICES, *(name for name in dict.fromkeys(swept) if name not in CHOICES and name not in NEVER)]
+
+
+def varying(factors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that differ between the jobs of one command: what it sweeps."""
+    names = dict.fromkeys(name for given in factors for name in given)
+    return [name for name in names if len({str(given.get(name)) for given in factors}) > 1]
+
+
+MISSING = object()
+
+
+def level_of(run: RunRecord, name: str) -> Any:
+    """A run's level of a factor: as it was started with, else as its settings have it; MISSING where it has none."""
+    node: Any = run.factors.get(name, MISSING)
+    if node is MISSING:
+        node = run.manifest.get("config", {})
+        for part in name.split("."):
+            node = node.get(part, MISSING) if isinstance(node, Mapping) else MISSING
+    return str(node) if isinstance(node, Mapping | list) else node
+
+
+def ordered(name: str, levels: Collection[Any]) -> list[Any]:
+    """Distinct levels from low to high: numbers by size, known options as their table has them, others as met."""
+    distinct = list(dict.fromkeys(levels))
+    if all(isinstance(level, int | float) and not isinstance(level, bool) for level in distinct):
+        return sorted(distinct)
+    known = list(CHOICES[name].options) if name in CHOICES else []
+    return sorted(distinct, key=lambda level: known.index(level) if level in known else math.inf)
+
+
+def level_label(name: str, level: Any) -> str:
+    """A level as a reader meets it: `MHA`, `layers 1`, `muon lr 0.02`, `s3`."""
+    if name == "seed":
+        return f"s{level}"
+    if name in CHOICES:
+        return CHOICES[name].options.get(str(level), str(level))
+    return f"{short_name(name)} {level}" if "." in name else str(level)
+
+
+def short_name(name: str) -> str:
+    """A key in a reader's words: `layers` for model.num_layers."""
+    return name.rpartition(".")[2].removeprefix("num_").replace("_", " ")

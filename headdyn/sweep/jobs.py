@@ -11,14 +11,12 @@ import matplotlib
 from matplotlib.colors import to_hex
 
 from headdyn.core.figures import PALETTE
-from headdyn.core.numbers import level
-from headdyn.core.records import HeadTable
+from headdyn.core.records import HeadTable, Metric
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.factors import FACTORS
+from headdyn.sweep.factors import CHOICES, level_label, ordered
 from headdyn.sweep.groups import comparable
+from headdyn.sweep.outcomes import metrics_of, unnamed
 
-# What is told by colour first, by dashes next, by the mark's shape last.
-_CHANNELS = ("data_ordering", "attention", "position_enc", "group", "protocol", "mode", "model", "data", "seed")
 _LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKS = ("circle", "square", "up")
@@ -59,6 +57,15 @@ class Job:
         """The run's metrics.jsonl, read once."""
         return self.run.metrics()
 
+    @cached_property
+    def glossary(self) -> Mapping[str, Metric]:
+        """What the run's analyses say of their metrics."""
+        return metrics_of([self.run])
+
+    def metric(self, name: str) -> Metric:
+        """How a reader meets a scalar of the run."""
+        return self.glossary.get(name) or unnamed(name)
+
     @property
     def training(self) -> str:
         """Names the training the run stands on: arms of one training share it."""
@@ -82,15 +89,15 @@ class Job:
         return found if isinstance(found, Mapping) else {"value": found}
 
 
-def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]:
-    """Jobs of runs and the factors they were started with, in that order."""
-    group_of = {run.folder: group.name for group in comparable([r for r, _ in runs]) for run in group.runs}
+def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
+    """Jobs of runs and the factors they were started with, in that order; `swept` are the keys a command varied."""
+    group_of = {run.folder: group.name for group in comparable([r for r, _ in runs], swept) for run in group.runs}
     groups = list(dict.fromkeys(group_of.values()))
     factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
-    names = factor_names([given for _, given in runs])
+    names = reading_order([given for _, given in runs])
     varied = [name for name in names if len({str(f.get(name)) for f in factors}) > 1]
     labels = [
-        " ".join(_word(name, f.get(name)) for name in varied) or run.name
+        " ".join(level_label(name, f[name]) for name in varied if name in f) or run.name
         for f, (run, _) in zip(factors, runs, strict=True)
     ]
     if len(groups) > 1:  # a mode that tells the groups apart is in the labels already
@@ -104,21 +111,18 @@ def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]]) -> list[Job]
     ]
 
 
-def factor_names(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The factors in the order they are read: known ones, then any other, the seed last."""
+def reading_order(factors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys of jobs' factors in the order they are read: known ones, then any other, the seed last."""
     others = dict.fromkeys(name for given in factors for name in given if name not in (*_LABELLED, "experiment"))
     return [*_LABELLED[:-1], *others, _LABELLED[-1]]
 
 
-def _word(factor: str, name: Any) -> str:
-    return f"s{name}" if factor == "seed" else level(name)
-
-
 def _styles(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
     """A look for every job: the first varied factor gives the colour, the second the dashes, the third the mark."""
-    levels = {name: _ordered(name, [str(f.get(name)) for f in factors]) for name in _CHANNELS}
-    told = [name for name in _CHANNELS if len(levels[name]) > 1]
-    places = [[levels[name].index(str(f.get(name))) for name in told] + [0, 0, 0] for f in factors]
+    names = [*CHOICES, *(name for name in reading_order(factors) if name not in CHOICES)]
+    levels = {name: [str(level) for level in ordered(name, [f.get(name) for f in factors])] for name in names}
+    varied = [name for name in names if len(levels[name]) > 1]
+    places = [[levels[name].index(str(f.get(name))) for name in varied] + [0, 0, 0] for f in factors]
     return [
         Style(PALETTE[colour % len(PALETTE)], _DASHES[dash % len(_DASHES)], _MARKS[mark % len(_MARKS)])
         for colour, dash, mark, *_ in places
@@ -138,11 +142,3 @@ def _by_revision(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
         dash = _DASHES[others.index(str(f.get("group")) + str(f.get("protocol"))) % len(_DASHES)]
         styles.append(Style(to_hex(ramp(0.9 * place)), dash))
     return styles
-
-
-def _ordered(name: str, levels: Sequence[str]) -> list[str]:
-    """Levels with the factor's low and high first, so that a level looks the same in every sweep."""
-    seen = dict.fromkeys(levels)
-    return [known for known in FACTORS.get(name, ()) if known in seen] + [
-        v for v in seen if v not in FACTORS.get(name, ())
-    ]

@@ -7,6 +7,8 @@ tells of the drop of positions.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +16,9 @@ import numpy as np
 
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
-from headdyn.core.statistics import t_interval
-from headdyn.sweep.effects import OUTCOMES, Rows
+from headdyn.core.statistics import effect_over_seeds
+from headdyn.sweep.effects import Rows, with_q
+from headdyn.sweep.outcomes import outcomes_of
 
 Analyse = Callable[[RunRecord, int], HeadTable]
 
@@ -31,14 +34,15 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
             others = {name: level for name, level in run.factors.items() if name != "data_ordering"}
             cell = tuple(sorted((name, str(level)) for name, level in others.items()))
             cells.setdefault(cell, {})[str(run.factors["data_ordering"])] = run
+    outcomes = outcomes_of(runs).names
     rows: Rows = []
     for arms in cells.values():
         if set(arms) == {"shuffled", "topic"}:
-            rows += _pair(arms["shuffled"], arms["topic"], analyse)
+            rows += _pair(arms["shuffled"], arms["topic"], analyse, outcomes)
     return rows
 
 
-def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse) -> Rows:
+def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse, outcomes: Sequence[str]) -> Rows:
     arms = {"shuffled": shuffled, "topic": topic}
     losses = {name: {int(s): v for s, v in run.scalars["snapshot_losses_nats"].items()} for name, run in arms.items()}
     steps = matched_steps(losses)
@@ -50,6 +54,7 @@ def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse) -> Rows:
     pair = {
         "attention": shuffled.factors["attention"],
         "position_enc": shuffled.factors["position_enc"],
+        "factors": {name: level for name, level in shuffled.factors.items() if name not in ("data_ordering", "seed")},
         "seed": shuffled.factors["seed"],
         "runs": {name: run.name for name, run in arms.items()},
         "steps": steps,
@@ -63,7 +68,7 @@ def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse) -> Rows:
             **{name: sides[name][outcome] for name in arms},
             "difference": sides["topic"][outcome]["value"] - sides["shuffled"][outcome]["value"],
         }
-        for outcome in OUTCOMES
+        for outcome in outcomes
         if all(sides[name].get(outcome, {}).get("value") is not None for name in arms)
     ]
 
@@ -78,26 +83,21 @@ def matched_steps(losses: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
 
 
 def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:
-    """Matched-loss differences (topic − shuffled) averaged over attention and positions, then over seeds.
+    """Matched-loss differences (topic − shuffled) averaged over all other factors, then over seeds.
 
-    One row for each group and outcome; Student's interval over seeds where there are two or more. A seed counts only
-    with every cell that any seed has, since a mean over the rest would compare other things.
+    One row for each group and outcome, with Student's interval and p over seeds; all rows are one family of q. A seed
+    counts only with every cell that any seed has, since a mean over the rest would compare other things.
     """
-    by_question: dict[tuple[str, str], dict[Any, dict[Any, float]]] = {}
+    by_question: dict[tuple[str, str], dict[Any, dict[str, float]]] = {}
     for pair in pairs:
+        cell = pair.get("factors") or {name: pair[name] for name in ("attention", "position_enc")}
         cells = by_question.setdefault((pair.get("group", ""), pair["outcome"]), {})
-        cells.setdefault(pair["seed"], {})[pair["attention"], pair["position_enc"]] = pair["difference"]
+        cells.setdefault(pair["seed"], {})[json.dumps(cell, sort_keys=True)] = pair["difference"]
     rows: Rows = []
     for (group, outcome), seeds in by_question.items():
         every = set().union(*seeds.values())
         per_seed = np.array([np.mean(list(cells.values())) for cells in seeds.values() if set(cells) == every])
-        row: dict[str, Any] = {"group": group, "outcome": outcome, "n": len(per_seed)}
-        if not len(per_seed):
-            row["reason"] = f"no seed has all {len(every)} pairs"
-        else:
-            row["value"] = float(per_seed.mean())
-        if len(per_seed) > 1:
-            low, high = t_interval(per_seed)
-            row |= {"ci_low": float(low), "ci_high": float(high)}
-        rows.append(row)
-    return rows
+        reason = None if len(per_seed) else f"no seed has all {len(every)} pairs"
+        effect = dataclasses.asdict(effect_over_seeds(per_seed))
+        rows.append({"group": group, "outcome": outcome, **effect, "reason": reason})
+    return with_q(rows)

@@ -24,16 +24,18 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     jobs: dict[str, dict[str, Any]] = {}
     runs: dict[str, RunRecord] = {}
     pairs: dict[str, dict[str, Any]] = {}
-    sources, notes = [], []
+    sources, notes, swept = [], [], dict[str, None]()
     for folder in folders:
         if is_run(folder):
             content: dict[str, Any] = {
                 "name": folder.name,
                 "jobs": [{"name": ".", "factors": single_job(folder).factors}],
+                "swept": [],
             }
         else:
             content = sweep_json(folder)
         sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
+        swept |= dict.fromkeys(content["swept"])
         for job in content["jobs"]:
             run = RunRecord.read((folder / job.get("folder", job["name"])).resolve())
             entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
@@ -49,13 +51,14 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         "command": None,
         "written": now(),
         "jobs": list(jobs.values()),
+        "swept": list(swept),
         "sources": sources,
         "notes": list(dict.fromkeys(notes)),
     }
-    results = computed(list(runs.values()), list(pairs.values()))
+    results = computed(list(runs.values()), list(swept), list(pairs.values()))
     out.mkdir(parents=True, exist_ok=True)
-    for name, content in {SWEEP: merged, **results}.items():
-        write_json(out / name, content)
+    for name, written in {SWEEP: merged, **results}.items():
+        write_json(out / name, written)
 
 
 def _relative(folder: Path, start: Path) -> str:

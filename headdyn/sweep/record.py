@@ -5,25 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import read_json, write_json
+from headdyn.core.records import Metric, read_json, write_json
 from headdyn.core.run_folder import MANIFEST, RunRecord
-from headdyn.sweep.effects import factor_effects
+from headdyn.sweep.effects import MEAN, SIMPLE, factor_effects
+from headdyn.sweep.factors import Factor, factor_names, factors_of, varying
 from headdyn.sweep.groups import comparable
 from headdyn.sweep.jobs import Job as Job
-from headdyn.sweep.jobs import build_jobs, factor_names
+from headdyn.sweep.jobs import build_jobs, reading_order
 from headdyn.sweep.matched_loss import pooled
+from headdyn.sweep.outcomes import Outcomes, metrics_of, outcomes_of, unnamed
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """A sweep folder's records. `pairs` are contrasts of the orderings at matched loss, `pooled` the same over seeds.
+    """A sweep folder's records.
 
-    `sources` names the sweeps that a merged one was made of.
+    `swept` are the keys that its command varied. `effects` are the design's rows (contrasts, slopes, interactions),
+    `simple_effects` those of one factor at a level of another, `level_means` those of one level (see effects.py).
+    `pairs` are contrasts of the orderings at matched loss, `pooled` the same over seeds. `sources` names the sweeps
+    that a merged one was made of.
     """
 
     folder: Path
@@ -32,6 +38,9 @@ class SweepRecord:
     effects: Sequence[Mapping[str, Any]]
     pairs: Sequence[Mapping[str, Any]]
     pooled: Sequence[Mapping[str, Any]]
+    simple_effects: Sequence[Mapping[str, Any]] = ()
+    level_means: Sequence[Mapping[str, Any]] = ()
+    swept: Sequence[str] = ()
     command: str | None = None
     written: str | None = None
     sources: Sequence[Mapping[str, Any]] = ()
@@ -52,21 +61,41 @@ class SweepRecord:
         """The names of the groups of comparable runs; one group's name is empty."""
         return list(dict.fromkeys(job.group for job in self.complete))
 
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        """The metrics that the sweep tests."""
+        return outcomes_of(job.run for job in self.complete)
+
+    @cached_property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What the runs' analyses say of their metrics, by name."""
+        return metrics_of(job.run for job in self.jobs)
+
+    def metric(self, name: str) -> Metric:
+        """How a reader meets a scalar."""
+        return self.metrics.get(name) or unnamed(name)
+
     @property
     def group_settings(self) -> dict[str, str]:
         """In what each of several groups differs from the others, as it is spelled in a command."""
-        found = comparable([job.run for job in self.jobs])
+        groups = comparable([job.run for job in self.jobs], self.swept)
         spelled = {
-            g.name: ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in g.differs.items()) for g in found
+            group.name: ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in group.differs.items())
+            for group in groups
         }
-        return spelled if len(found) > 1 else {}
+        return spelled if len(groups) > 1 else {}
+
+    @property
+    def factors(self) -> list[Factor]:
+        """The factors of which complete jobs have two or more levels."""
+        return factors_of([job.run for job in self.complete], factor_names(self.swept))
 
     @property
     def varied(self) -> dict[str, list[str]]:
-        """The factors in which jobs differ, with their levels in the order met; the filter's choices."""
-        names = factor_names([job.factors for job in self.jobs])
+        """The keys in which jobs differ, with their levels in the order met; the filter's choices."""
+        names = reading_order([job.factors for job in self.jobs])
         levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in names}
-        varied = {name: seen for name, seen in levels.items() if len(seen) > 1}
+        varied = {name: several for name, several in levels.items() if len(several) > 1}
         return varied | ({"group": self.groups} if len(self.groups) > 1 else {})
 
     @property
@@ -82,14 +111,17 @@ class SweepRecord:
         """Raises ValueError for a folder that is no finished sweep's."""
         content = sweep_json(folder)
         runs = [(RunRecord.read(folder / job.get("folder", job["name"])), job["factors"]) for job in content["jobs"]]
-        matched, effects = _matched(folder), folder / EFFECTS
+        matched, rows = _matched(folder), read_json(folder / EFFECTS) if (folder / EFFECTS).exists() else []
         return cls(
             folder=folder,
             name=content["name"],
-            jobs=build_jobs(runs),
-            effects=read_json(effects) if effects.exists() else [],
+            jobs=build_jobs(runs, content["swept"]),
+            effects=[row for row in rows if row.get("kind") not in (SIMPLE, MEAN)],
+            simple_effects=[row for row in rows if row.get("kind") == SIMPLE],
+            level_means=[row for row in rows if row.get("kind") == MEAN],
             pairs=matched["pairs"],
             pooled=matched["pooled"],
+            swept=content["swept"],
             command=content.get("command"),
             written=content.get("written"),
             sources=content.get("sources", ()),
@@ -121,7 +153,10 @@ def is_run(folder: Path) -> bool:
 
 
 def sweep_json(folder: Path) -> dict[str, Any]:
-    """The sweep's own record. Raises ValueError for an unfinished or a foreign folder."""
+    """The sweep's own record; `swept` names what its command varied.
+
+    Raises ValueError for an unfinished or a foreign folder.
+    """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run's (outputs/RUN) or a sweep's (multirun/SWEEP)")
     if is_sweep(folder):
@@ -130,7 +165,9 @@ def sweep_json(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{folder / SWEEP} is not a sweep's record: it lacks name or jobs")
         if not all(isinstance(job, dict) and {"name", "factors"} <= set(job) for job in content["jobs"]):
             raise ValueError(f"{folder / SWEEP} is not a sweep's record: a job lacks its name or factors")
-        return content
+        # Earlier records do not say what their command varied; of a merged one it cannot be known.
+        varied = [] if content.get("sources") else varying([job["factors"] for job in content["jobs"]])
+        return {"swept": varied, **content}
     runs = [path.parent.name for path in folder.glob(f"*/{MANIFEST}") if is_run(path.parent)]
     if runs:
         raise ValueError(
@@ -147,17 +184,19 @@ def matched_pairs(folder: Path) -> list[dict[str, Any]]:
 
 def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     """Write effects.json and matched_loss.json of the jobs that sweep.json names, from their records."""
-    jobs = sweep_json(folder)["jobs"]
-    results = computed([RunRecord.read(folder / job.get("folder", job["name"])) for job in jobs], pairs)
-    for name, content in results.items():
-        write_json(folder / name, content)
+    content = sweep_json(folder)
+    runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
+    for name, results in computed(runs, content["swept"], pairs).items():
+        write_json(folder / name, results)
 
 
-def computed(runs: Sequence[RunRecord], pairs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def computed(
+    runs: Sequence[RunRecord], swept: Sequence[str], pairs: Sequence[Mapping[str, Any]]
+) -> dict[str, Sequence[Any] | Mapping[str, Any]]:
     """What is worked out over runs, by the file that holds it."""
-    group_of = {run.name: group.name for group in comparable(runs) for run in group.runs}
-    told = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
-    return {EFFECTS: factor_effects(runs), MATCHED: {"pairs": told, "pooled": pooled(told)}}
+    group_of = {run.name: group.name for group in comparable(runs, swept) for run in group.runs}
+    grouped = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
+    return {EFFECTS: factor_effects(runs, swept=swept), MATCHED: {"pairs": grouped, "pooled": pooled(grouped)}}
 
 
 def _matched(folder: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What a sweep's numbers say, in sentences computed from its records: values, intervals and numbers of units.
 
 A sentence about a factor has training runs (seeds) as its units: with one seed it gives the value and says that there
-can be no interval. A sentence about one run has sequences as its units. Where an interval holds 0 the sentence says
-that no effect was detected, never that there is none.
+can be no interval. A sentence about one run has sequences as its units. It says "effect" where q < 0.05, else that no
+effect of so much or more was detected, never that there is none.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headdyn.core.numbers import count, fixed, level, listed, quantity, spelled
-from headdyn.sweep.effect_words import ONE_SEED, Row, difference, factor, interactions, matched, verdict
-from headdyn.sweep.effects import simple_effect
+from headdyn.core.numbers import count, fixed, listed, spelled
+from headdyn.sweep.effect_words import (
+    ALPHA,
+    ONE_SEED,
+    Row,
+    difference,
+    factor,
+    interactions,
+    is_effect,
+    matched,
+)
+from headdyn.sweep.factors import CHOICES, level_label
 from headdyn.sweep.record import Job, SweepRecord
 
-_QUESTIONS = {
-    "data_ordering": "Does the order of the data matter?",
-    "position_enc": "Does dropping positions (DroPE) matter?",
-    "attention": "Do grouped queries (GQA) matter?",
-}
 # What topic order leaves in the heads, by positions.
 _ORDER_AT = {
     "rope": "Does topic order leave topic-selective attention with RoPE?",
@@ -48,29 +52,35 @@ class Statement:
 
 def statements(sweep: SweepRecord) -> list[Statement]:
     """Every question the sweep's records can answer, group by group."""
-    found = []
+    answered = []
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group]
-        effects, pairs, pooled = (
+        effects, simple, pairs, pooled = (
             [row for row in rows if row.get("group", "") == group]
-            for rows in (sweep.effects, sweep.pairs, sweep.pooled)
+            for rows in (sweep.effects, sweep.simple_effects, sweep.pairs, sweep.pooled)
         )
+        names = dict.fromkeys(name for row in effects for name in row["factors"])
         answers = [
             ("Did the models learn?", learning(jobs)),
-            *((question, factor(name, effects)) for name, question in _QUESTIONS.items()),
-            ("Do the factors interact?", interactions(effects, jobs)),
-            ("Do the orderings differ at matched loss?", matched(pairs, pooled)),
+            *((question_about(name), factor(name, effects, sweep.metric)) for name in names),
+            ("Do the factors interact?", interactions(effects, simple, sweep.metric)),
+            ("Do the orderings differ at matched loss?", matched(pairs, pooled, sweep.metric)),
             ("Did the DroPE arms recover?", recovery(jobs)),
-            *((question, by_instruments(jobs, position)) for position, question in _ORDER_AT.items()),
+            *((q, by_instruments(jobs, position, [*effects, *simple])) for position, q in _ORDER_AT.items()),
         ]
-        found += [Statement(question, sentences, group) for question, sentences in answers if sentences]
-    return found
+        answered += [Statement(question, sentences, group) for question, sentences in answers if sentences]
+    return answered
+
+
+def question_about(name: str) -> str:
+    """What is asked of a factor."""
+    return CHOICES[name].question if name in CHOICES else f"Does {name} matter?"
 
 
 def learning(jobs: Sequence[Job]) -> list[str]:
     """Whether each training left the loss of the topic-blind mixture, when, and how much of the gap it closed."""
-    told = [job for job in jobs if not job.recalibrated and job.scalar("loss_nats").get("value") is not None]
-    trainings = list({job.training: job for job in told}.values())
+    measured = [job for job in jobs if not job.recalibrated and job.scalar("loss_nats").get("value") is not None]
+    trainings = list({job.training: job for job in measured}.values())
     judged = [job for job in trainings if job.run.value("mixture_nats") is not None]
     sentences = []
     if judged:
@@ -113,49 +123,57 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
             f"{job.label}: {facts['parent_loss_nats']:.3f} nats with RoPE, {losses[0]:.3f} right after the drop, "
             f"{losses[facts['steps']]:.3f} after {count(facts['steps'], 'recalibration step')}: {verdict}."
         )
+    if not any(job.factors.get("position_enc") == "rope_control" for job in jobs):
+        sentences.append(
+            "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this "
+            "sweep, would tell the two apart."
+        )
     return sentences
 
 
-def by_instruments(jobs: Sequence[Job], position: str) -> list[str]:
+def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -> list[str]:
     """The ordering's effect at one kind of positions, by attention, rollout, TensorLens and probes; every arm's own.
 
-    Where TensorLens was run, raw attention is told as TensorLens and rollout are: on the same sequences, without the
-    query's own position.
+    `effects` are the group's rows, simple effects among them. Where TensorLens was run, raw attention is measured as
+    TensorLens and rollout are: on the same sequences, without the query's own position.
     """
     arms = [job for job in jobs if job.factors.get("position_enc") == position]
     if not {job.factors.get("data_ordering") for job in arms} >= {"shuffled", "topic"}:
         return []
+    held = {"position_enc": position} if len(arms) < len(jobs) else {}
+    row_of = {r["outcome"]: r for r in effects if r["factors"] == ["data_ordering"] and r.get("held", {}) == held}
     recorded = {name for job in arms for name in job.run.scalars}
     alike = "raw_selectivity_no_self" in recorded
     details, rows = [], []
     for outcome, instrument in _INSTRUMENTS.items():
         if outcome not in recorded or (alike and outcome == "selectivity"):
             continue
-        row = simple_effect([job.run for job in arms], "data_ordering", outcome)
+        row = row_of.get(outcome)
         if row is None:
             given = [job.scalar(outcome).get("reason") for job in arms]
-            reasons = dict.fromkeys(filter(None, given)) or {"no contrast of the two orders is defined": None}
+            reasons = dict.fromkeys(filter(None, given)) or {"it is no outcome of this sweep": None}
             details.append(f"By {instrument}: absent, {listed(list(reasons))}.")
         elif row["value"] is None:
             details.append(f"By {instrument}: absent, {row['reason']}.")
         else:
-            rows.append({**row, "outcome": outcome})
+            rows.append(row)
         for ordering in ("topic", "shuffled"):
             same = [job for job in arms if job.factors.get("data_ordering") == ordering]
-            told = [_arm(job, outcome, jobs) for job in same if job.scalar(outcome).get("value") is not None]
-            if told:
-                details.append(f"By {instrument}, {ordering}: {'; '.join(told)}.")
+            texts = [_arm(job, outcome, jobs) for job in same if job.scalar(outcome).get("value") is not None]
+            if texts:
+                details.append(f"By {instrument}, {ordering}: {'; '.join(texts)}.")
     if not rows:
         return details
     by_quantity = {
         "topic selectivity": [row for row in rows if "selectivity" in row["outcome"]],
         "probe accuracy at the middle layer": [row for row in rows if row["outcome"].startswith("probe")],
     }
+    metric = arms[0].metric
     differences = listed(
         [
-            f"in {name} by " + listed([f"{difference(row)} ({_INSTRUMENTS[row['outcome']]})" for row in told])
-            for name, told in by_quantity.items()
-            if told
+            f"in {name} by " + listed([f"{difference(row, metric)} ({_INSTRUMENTS[row['outcome']]})" for row in some])
+            for name, some in by_quantity.items()
+            if some
         ]
     )
     seeds = max(row["n"] for row in rows)
@@ -163,18 +181,22 @@ def by_instruments(jobs: Sequence[Job], position: str) -> list[str]:
     if damaged:
         details.insert(0, f"{damaged} of the {len(arms)} arms have not recovered from the drop.")
     at = "After" if position == "drope" else "With"
-    head = f"{at} {level(position)}, topic-ordered training differs from shuffled {differences}"
+    head = f"{at} {level_label('position_enc', position)}, topic-ordered training differs from shuffled {differences}"
     if alike:
         details.insert(0, "Selectivities are of what is not read from the query's own position.")
     if seeds < 2:
         return [f"{ONE_SEED} {head}.", *details]
-    return [f"{verdict(rows, _INSTRUMENTS)} {head}; {count(seeds, 'seed')}.", *details]
+    clear = [_INSTRUMENTS[row["outcome"]] for row in rows if is_effect(row)]
+    rest = [_INSTRUMENTS[row["outcome"]] for row in rows if not is_effect(row)]
+    parts = [f"An effect by {listed(clear)} (q < {ALPHA:g})"] if clear else []
+    parts += [f"{'none' if clear else 'No effect'} detected by {listed(rest)}"] if rest else []
+    return [f"{', '.join(parts)}. {head}; {count(seeds, 'seed')}.", *details]
 
 
 def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
     """One arm's figure after the drop, with what it stands against, and the same before the drop."""
-    scalar, q = job.scalar(outcome), quantity(outcome)
-    text = f"{job.label} {spelled(scalar, scale=q.scale)} {q.unit}"
+    scalar, metric = job.scalar(outcome), job.metric(outcome)
+    text = f"{job.label} {spelled(scalar, scale=metric.scale)} {metric.unit}"
     if _INSTRUMENTS[outcome] == "raw attention":
         rows = [r for r in job.heads.where(metric="selectivity").rows() if r["head"] is not None and r["q"] is not None]
         if rows:
@@ -182,16 +204,16 @@ def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
             text += f", {selective} of {len(rows)} heads above 0 at q < 0.05"
     elif outcome.startswith("probe"):
         if scalar.get("null") is not None:
-            text += f", best baseline {fixed(q.scale * scalar['null'], 1)} %"
+            text += f", best baseline {fixed(metric.scale * scalar['null'], 1)} %"
         ceiling = job.scalar("probe_ceiling").get("value")
         if ceiling is not None:
-            text += f", Bayes ceiling {fixed(q.scale * ceiling, 1)} %"
+            text += f", Bayes ceiling {fixed(metric.scale * ceiling, 1)} %"
     if job.factors.get("position_enc") == "rope":
         return text
     for other in jobs:
         before = other.scalar(outcome).get("value")
         if other.training == job.training and other.factors.get("position_enc") == "rope" and before is not None:
-            text += f" (before the drop {fixed(q.scale * before, q.places)})"
+            text += f" (before the drop {fixed(metric.scale * before, metric.digits)})"
     return text
 
 

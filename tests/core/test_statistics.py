@@ -2,16 +2,19 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 
 from headdyn.core.statistics import (
+    Effect,
     benjamini_hochberg,
     binomial_interval,
     bootstrap_interval,
     draws_test,
-    factorial_effects,
+    effect_over_seeds,
     ratio_contributions,
     sign_flip_test,
+    smallest_detectable,
     spread_beyond_sampling,
     t_interval,
     without_controls,
@@ -214,63 +217,49 @@ def test_controls_leave_the_mean_and_take_what_they_explain():
     np.testing.assert_allclose((repeated - repeated.mean(0)) * np.sqrt(36 / 37), freed - freed.mean(0), atol=1e-12)
 
 
-# --- Factorial effects
+# --- Effects over seeds
 
 
-def cells(function, seeds=(0, 1, 2)):
-    for seed in seeds:
-        for a, b, c in itertools.product(("mha", "gqa"), ("shuffled", "topic"), ("rope", "drope")):
-            value = function(seed, 2 * (a == "gqa") - 1, 2 * (b == "topic") - 1, 2 * (c == "drope") - 1)
-            yield {"attention": a, "ordering": b, "position": c, "seed": seed, "value": value}
+def test_an_effect_over_seeds_is_students():
+    per_seed = np.array([0.8, 1.6, 0.6])
+    effect = effect_over_seeds(per_seed)
+    assert (effect.value, effect.n) == (pytest.approx(1), 3)
+    np.testing.assert_allclose((effect.ci_low, effect.ci_high), t_interval(per_seed))
+    assert effect.p == pytest.approx(scipy.stats.ttest_1samp(per_seed, 0).pvalue)
 
 
-FACTORS = {"attention": ("mha", "gqa"), "ordering": ("shuffled", "topic"), "position": ("rope", "drope")}
+def test_one_seed_has_no_interval_and_no_seed_no_value():
+    one = effect_over_seeds(np.array([2.0]))
+    assert (one.value, one.ci_low, one.p, one.n, one.detectable) == (2, None, None, 1, None)
+    assert effect_over_seeds(np.array([])) == Effect()
+    assert effect_over_seeds(np.array([0.5, 0.5])).p == 0 and effect_over_seeds(np.zeros(2)).p == 1
 
 
-def test_effects_of_a_model_with_known_coefficients():
-    noise = {0: -0.1, 1: 0.3, 2: -0.2}
-    # y = 5 + seed's own level + a + (0.5 + noise) c + 0.25 a b; an effect is twice its coefficient.
-    table = list(cells(lambda s, a, b, c: 5 + 10 * s + a + (0.5 + noise[s]) * c + 0.25 * a * b))
-    effects = {effect.factors: effect for effect in factorial_effects(table, FACTORS)}
-    assert len(effects) == 7
-    assert effects["attention",].value == pytest.approx(2)
-    assert effects["ordering",].value == pytest.approx(0)
-    assert effects["position",].value == pytest.approx(1)
-    assert effects["attention", "ordering"].value == pytest.approx(0.5)
-    assert effects["attention", "ordering", "position"].value == pytest.approx(0)
-
-    per_seed = np.array([2 * (0.5 + noise[s]) for s in (0, 1, 2)])
-    position = effects["position",]
-    np.testing.assert_allclose((position.ci_low, position.ci_high), t_interval(per_seed))
-    assert position.p == pytest.approx(scipy.stats.ttest_1samp(per_seed, 0).pvalue)
-    assert position.n == 3
-    # Mutant: an unpaired contrast would drown it in the differences between seeds.
-    by_level = {level: [row["value"] for row in table if row["position"] == level] for level in ("rope", "drope")}
-    assert scipy.stats.ttest_ind(by_level["rope"], by_level["drope"]).pvalue > 0.5 > position.p
+@pytest.mark.parametrize(("units", "effect"), [(5, 1.6820), (10, 0.9960), (20, 0.6604), (50, 0.4042)])
+def test_smallest_detectable_effects_are_those_of_power_tables(units, effect):
+    # A paired t test at 0.05, power 0.8: dz as statsmodels' TTestPower().solve_power gives it.
+    assert smallest_detectable(1.0, units) == pytest.approx(effect, abs=5e-5)
+    assert smallest_detectable(3.0, units) == pytest.approx(3 * effect, abs=2e-4)
 
 
-def test_one_factor_is_a_paired_contrast_and_other_levels_are_left_out():
-    before, after = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.7, 4.3])
-    table = [
-        {"position": level, "seed": seed, "value": value}
-        for level, values in (("rope", before), ("drope", after), ("nope", after + 9))
-        for seed, value in enumerate(values)
-    ]
-    (effect,) = factorial_effects(table, {"position": ("rope", "drope")})
-    assert effect.value == pytest.approx(0.5)
-    assert effect.p == pytest.approx(scipy.stats.ttest_rel(after, before).pvalue)
+@pytest.mark.parametrize("units", [2, 3, 4, 8])
+@pytest.mark.parametrize("power", [0.5, 0.8, 0.95])
+def test_the_smallest_detectable_effect_is_found_with_its_power(units, power):
+    effect = smallest_detectable(2.0, units, power=power)
+    critical = scipy.stats.t.ppf(0.975, units - 1)
+
+    # |t| > critical for t = (Z + δ) / √(V / df), V chi-squared: averaged over V by quadrature, not by the noncentral t.
+    def missed(v):
+        half, shift = critical * np.sqrt(v / (units - 1)), effect * np.sqrt(units) / 2
+        law = scipy.stats.norm.cdf(half - shift) - scipy.stats.norm.cdf(-half - shift)
+        return law * scipy.stats.chi2.pdf(v, units - 1)
+
+    chance = 1 - scipy.integrate.quad(missed, 0, np.inf, limit=200)[0]
+    assert chance == pytest.approx(power, abs=1e-5)
+    # Mutant: the normal law in place of the noncentral t promises more than two seeds hold.
+    assert (scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(power)) * 2 / np.sqrt(units) < 0.95 * effect
 
 
-def test_one_seed_gives_no_interval_and_incomplete_seeds_are_left_out():
-    table = list(cells(lambda s, a, b, c: a + s))
-    one = factorial_effects(table[:8], FACTORS)[0]
-    assert (one.value, one.ci_low, one.p, one.n) == (2, None, None, 1)
-    assert factorial_effects(table[:-1], FACTORS)[0].n == 2
-    none = factorial_effects(table[:7], FACTORS)[0]
-    assert none.value is None and "no seed has all 8 cells" in str(none.reason)
-
-
-def test_effects_refuse_a_cell_given_twice():
-    table = list(cells(lambda s, a, b, c: a))
-    with pytest.raises(ValueError, match="two cells of seed 0"):
-        factorial_effects([*table, table[0]], FACTORS)
+def test_one_unit_detects_nothing():
+    with pytest.raises(ValueError, match="at least 2"):
+        smallest_detectable(1.0, 1)

@@ -197,14 +197,19 @@ def run(
     return {"name": name, "factors": factors}
 
 
-def sweep(folder: Path, jobs: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """sweep.json and what is computed over the runs."""
+def sweep(
+    folder: Path,
+    jobs: Sequence[Mapping[str, Any]],
+    pairs: Sequence[Mapping[str, Any]] = (),
+    swept: Sequence[str] | None = None,
+) -> Path:
+    """sweep.json and what is computed over the runs; `swept` is by default what differs between them."""
     content = {
         "name": folder.name,
         "command": "python -m headdyn.run -m x=1,2",
         "written": "2026-01-09T00:00:00+00:00",
         "jobs": list(jobs),
-    }
+    } | ({} if swept is None else {"swept": list(swept)})
     write_json(folder / SWEEP, content)
     rewrite(folder, pairs)
     return folder

@@ -165,7 +165,7 @@ def test_groups_of_other_settings_stand_side_by_side(tmp_path: Path) -> None:
         for mode, steps in (("smoke", 120), ("laptop", 800))
         for o in ("shuffled", "topic")
     ]
-    folder = sweep(tmp_path, entries)
+    folder = sweep(tmp_path, entries, swept=["data_ordering"])  # as merged of two commands
     assert SweepRecord.read(folder).groups == ["smoke", "laptop"]
     _, read = page(folder)
     assert "train.steps=120" in read.text and "Held-out loss (laptop)" in read.text

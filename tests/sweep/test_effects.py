@@ -1,12 +1,14 @@
+import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.effects import effect_name, factor_effects, simple_effect, with_q
-from headdyn.sweep.groups import comparable
-from headdyn.sweep.matched_loss import pooled
+from headdyn.core.statistics import smallest_detectable, t_interval
+from headdyn.sweep.effects import effect_name, factor_effects, with_q
 from tests.report.folders import matrix, measured, run
 
 
@@ -28,7 +30,11 @@ def records(folder: Path, entries: list[dict[str, Any]]) -> list[RunRecord]:
 
 
 def effects_of(rows: list[dict[str, Any]], outcome: str) -> dict[tuple[str, ...], dict[str, Any]]:
-    return {tuple(row["factors"]): row for row in rows if row["outcome"] == outcome}
+    return {tuple(row["factors"]): row for row in rows if row["outcome"] == outcome and is_of_design(row)}
+
+
+def is_of_design(row: dict[str, Any]) -> bool:
+    return row["kind"] in ("contrast", "slope", "interaction")
 
 
 def test_effects_equal_contrasts_worked_by_hand(tmp_path: Path) -> None:
@@ -73,62 +79,11 @@ def test_an_outcome_no_seed_has_whole_is_absent_with_its_reason(tmp_path: Path) 
     assert "no seed has all 2 cells" in order["reason"]
 
 
-def test_other_settings_make_another_group(tmp_path: Path) -> None:
-    entries = [
-        run(tmp_path / mode, ordering=ordering, mode=mode, settings={"train": {"steps": steps}})
-        for mode, steps in (("smoke", 120), ("laptop", 800))
-        for ordering in ("shuffled", "topic")
-    ]
-    runs = [RunRecord.read(tmp_path / ("smoke" if "smoke" in e["name"] else "laptop") / e["name"]) for e in entries]
-    assert [(g.name, g.differs["train.steps"], len(g.runs)) for g in comparable(runs)] == [
-        ("smoke", 120, 2),
-        ("laptop", 800, 2),
-    ]
-    assert {row["group"] for row in factor_effects(runs)} == {"smoke", "laptop"}
-
-
-def test_seeds_make_no_group_even_where_the_corpus_follows_them(tmp_path: Path) -> None:
-    (group,) = comparable(records(tmp_path, [run(tmp_path, seed=0), run(tmp_path, seed=1)]))
-    assert (group.name, group.differs) == ("", {})
-
-
-def test_variants_of_one_option_are_not_pooled(tmp_path: Path) -> None:
-    entries = []
-    for heads in (1, 2):
-        settings = {"attention": {"name": "gqa", "num_kv_heads": heads}}
-        entries.append(
-            RunRecord.read(
-                tmp_path / str(heads) / run(tmp_path / str(heads), attention="gqa", settings=settings)["name"]
-            )
-        )
-    groups = comparable(entries)
-    assert [(g.name, g.differs) for g in groups] == [
-        ("A", {"attention.num_kv_heads": 1}),
-        ("B", {"attention.num_kv_heads": 2}),
-    ]
-
-
-def test_analyses_with_other_settings_are_not_pooled_and_further_ones_change_nothing(tmp_path: Path) -> None:
-    def entry(seed: int, **analysis: Any) -> dict[str, Any]:
-        return run(tmp_path, seed=seed, settings={"analysis": {"loss": {"sequences": 256}, **analysis}})
-
-    same = records(tmp_path, [entry(0, tensorlens={"branch": "up"}), entry(1)])
-    assert len(comparable(same)) == 1  # which analyses ran may differ
-    other = RunRecord.read(tmp_path / entry(2, tensorlens={"branch": "gate"})["name"])
-    groups = comparable([*same, other])
-    assert [(g.differs.get("analysis.tensorlens.branch"), [r.factors["seed"] for r in g.runs]) for g in groups] == [
-        ("up", [0]),
-        (None, [1]),  # of either kind it could be said that it belongs there
-        ("gate", [2]),
-    ]
-    assert all("analysis.loss.sequences" not in g.differs for g in groups)
-
-
 def test_two_runs_of_one_cell_have_no_contrast(tmp_path: Path) -> None:
     first = records(tmp_path / "a", [run(tmp_path / "a", ordering=o) for o in ("shuffled", "topic")])
     other = {"loss_nats": measured(2.5, null=4.0, n=256)}
     again = records(tmp_path / "b", [run(tmp_path / "b", ordering="topic", length=6, values=other)])
-    rows = {row["outcome"]: row for row in factor_effects([*first, *again])}
+    rows = {row["outcome"]: row for row in factor_effects([*first, *again]) if is_of_design(row)}
     assert rows["loss_nats"]["value"] is None and "same levels and seed" in rows["loss_nats"]["reason"]
     assert rows["selectivity"]["value"] == 0  # measured alike by both: one number, not two
 
@@ -137,21 +92,29 @@ def test_an_outcome_that_one_of_two_sweeps_measured_keeps_its_contrast(tmp_path:
     first = records(tmp_path / "a", [run(tmp_path / "a", ordering=o) for o in ("shuffled", "topic")])
     less = {"selectivity": None}
     again = records(tmp_path / "b", [run(tmp_path / "b", values=less)])
-    rows = {row["outcome"]: row for row in factor_effects([*again, *first])}
+    rows = {row["outcome"]: row for row in factor_effects([*again, *first]) if is_of_design(row)}
     assert rows["selectivity"]["value"] == 0 and rows["loss_nats"]["value"] == 0
 
 
 def test_effect_of_order_where_positions_are_dropped(tmp_path: Path) -> None:
-    runs = records(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity))
-    row = simple_effect(runs, "data_ordering", "selectivity", position_enc="drope")
-    assert row is not None and row["value"] == pytest.approx(0.12) and row["n"] == 2
-    assert simple_effect(runs, "data_ordering", "selectivity", position_enc="nope") is None
+    rows = factor_effects(records(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))
+    simple = [row for row in rows if row["kind"] == "simple" and row["outcome"] == "selectivity"]
+    assert len(simple) == 3 * 2 * 2  # three factors, each at both levels of the two others
+    (row,) = [r for r in simple if r["factors"] == ["data_ordering"] and r["held"] == {"position_enc": "drope"}]
+    assert row["value"] == pytest.approx(0.12) and row["n"] == 2
+    assert effect_name(row) == "topic order in DroPE runs"
+    # Their p-values are a family of their own: adding them changes no q of the design's effects.
+    tested = [row for row in rows if row["kind"] == "simple" and row["p"] is not None]
+    assert [row["q"] for row in tested] == [row["q"] for row in with_q(tested)]
+    design = [row for row in rows if is_of_design(row)]
+    assert [row["q"] for row in design] == [row["q"] for row in with_q(design)]
 
 
 def test_control_arms_give_drope_a_second_contrast(tmp_path: Path) -> None:
     values = {"rope": 0.3, "rope_control": 0.25, "drope": 0.1}
     entries = [run(tmp_path, position=p, values={"selectivity": measured(v)}) for p, v in values.items()]
-    rows = [row for row in factor_effects(records(tmp_path, entries)) if row["outcome"] == "selectivity"]
+    rows = factor_effects(records(tmp_path, entries))
+    rows = [row for row in rows if row["outcome"] == "selectivity" and row["kind"] == "contrast"]
     found = {tuple(row["levels"]["position_enc"]): row["value"] for row in rows}
     assert found == {
         ("rope", "drope"): pytest.approx(-0.2),
@@ -161,32 +124,160 @@ def test_control_arms_give_drope_a_second_contrast(tmp_path: Path) -> None:
     assert {effect_name(row) for row in rows} == {"DroPE", "DroPE against RoPE-control", "RoPE-control against RoPE"}
 
 
-def pair(seed: int, attention: str, difference: float) -> dict[str, Any]:
-    return {
-        "seed": seed,
-        "attention": attention,
-        "position_enc": "rope",
-        "outcome": "selectivity",
-        "difference": difference,
-    }
-
-
-def test_matched_differences_are_averaged_within_a_seed_then_over_seeds() -> None:
-    pairs = [pair(0, "mha", 0.1), pair(0, "gqa", 0.3), pair(1, "mha", 0.2), pair(1, "gqa", 0.6)]
-    (row,) = pooled(pairs)
-    # Per seed 0.2 and 0.4; their mean 0.3, standard error 0.1, times 12.7062.
-    assert (row["value"], row["ci_low"], row["ci_high"], row["n"]) == pytest.approx(
-        (0.3, -0.97062, 1.57062, 2), abs=1e-5
-    )
-
-
-def test_a_seed_without_one_of_the_pairs_does_not_count() -> None:
-    (row,) = pooled([pair(0, "mha", 0.1), pair(0, "gqa", 0.3), pair(1, "mha", 0.9)])
-    assert (row["value"], row["n"]) == (pytest.approx(0.2), 1)
-    assert "ci_low" not in row
-
-
 def test_q_values_are_over_the_rows_that_have_a_p() -> None:
     rows = with_q([{"p": 0.01}, {"p": None}, {"p": 0.04}, {"p": 0.03}])
     # Benjamini–Hochberg by hand: 0.01·3/1, then min(0.03·3/2, 0.04·3/3) for both others.
     assert [row["q"] for row in rows] == [pytest.approx(0.03), None, pytest.approx(0.04), pytest.approx(0.04)]
+
+
+# --- Any key as a factor: records made by hand, one value a run
+
+
+def made(name: str, factors: dict[str, Any], value: float | None, config: dict[str, Any] | None = None) -> RunRecord:
+    scalars = {} if value is None else {"outcome": {"value": value}}
+    return RunRecord(Path(name), {"status": "complete", "factors": factors, "config": config or {}}, scalars)
+
+
+def design(function: Any, seeds: tuple[int, ...] = (0, 1, 2), **levels: tuple[Any, ...]) -> list[RunRecord]:
+    """A run for every combination of levels and every seed. A key's double underscore stands for a dot."""
+    keys = [key.replace("__", ".") for key in levels]
+    runs = []
+    for seed in seeds:
+        for cell in itertools.product(*levels.values()):
+            factors = {**dict(zip(keys, cell, strict=True)), "seed": seed}
+            runs.append(made(str(factors), factors, function(seed, *cell)))
+    return runs
+
+
+def rows_of(runs: list[RunRecord], *swept: str) -> list[dict[str, Any]]:
+    return factor_effects(runs, swept=swept, outcomes=["outcome"])
+
+
+def test_effects_of_a_model_with_known_coefficients() -> None:
+    noise = {0: -0.1, 1: 0.3, 2: -0.2}
+
+    # y = 5 + seed's own level + a + (0.5 + noise) c + 0.25 a b; an effect is twice its coefficient.
+    def value(seed: int, ordering: str, attention: str, position: str) -> float:
+        a, b, c = (
+            2 * (level == high) - 1 for level, high in ((attention, "gqa"), (ordering, "topic"), (position, "drope"))
+        )
+        return 5 + 10 * seed + a + (0.5 + noise[seed]) * c + 0.25 * a * b
+
+    runs = design(value, data_ordering=("shuffled", "topic"), attention=("mha", "gqa"), position_enc=("rope", "drope"))
+    effects = effects_of(rows_of(runs), "outcome")
+    assert len(effects) == 7
+    assert effects["attention",]["value"] == pytest.approx(2)
+    assert effects["data_ordering",]["value"] == pytest.approx(0)
+    assert effects["position_enc",]["value"] == pytest.approx(1)
+    assert effects["data_ordering", "attention"]["value"] == pytest.approx(0.5)
+    assert effects["data_ordering", "attention", "position_enc"]["value"] == pytest.approx(0)
+
+    per_seed = np.array([2 * (0.5 + noise[s]) for s in (0, 1, 2)])
+    position = effects["position_enc",]
+    np.testing.assert_allclose((position["ci_low"], position["ci_high"]), t_interval(per_seed))
+    assert position["p"] == pytest.approx(scipy.stats.ttest_1samp(per_seed, 0).pvalue)
+    assert position["n"] == 3
+    assert position["detectable"] == pytest.approx(smallest_detectable(per_seed.std(ddof=1), 3))
+    # Mutant: an unpaired contrast would drown it in the differences between seeds.
+    by_level = {
+        level: [run.value("outcome") for run in runs if run.factors["position_enc"] == level]
+        for level in ("rope", "drope")
+    }
+    assert scipy.stats.ttest_ind(by_level["rope"], by_level["drope"]).pvalue > 0.5 > position["p"]
+
+
+def test_a_swept_key_with_two_levels_is_a_factor() -> None:
+    before, after = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.7, 4.3])
+    runs = design(lambda seed, layers: (before, after)[layers - 1][seed], model__num_layers=(2, 1))
+    (row,) = [row for row in rows_of(runs, "model.num_layers") if is_of_design(row)]
+    assert row["levels"] == {"model.num_layers": [1, 2]}  # numbers from low to high, in whatever order they were swept
+    assert row["value"] == pytest.approx(0.5)
+    assert row["p"] == pytest.approx(scipy.stats.ttest_rel(after, before).pvalue)
+    assert effect_name(row) == "layers 2 against 1"
+    assert rows_of(runs) == []  # what no command swept is no factor
+
+
+@pytest.mark.parametrize(
+    ("levels", "x", "against"),
+    [
+        ((0.01, 0.02, 0.04), (0.01, 0.02, 0.04), "level"),
+        ((1, 2, 8), (0, 1, 3), "log2(level)"),
+        ((0, 1, 8), (0, 1, 8), "level"),
+    ],
+)
+def test_three_numbers_have_means_pairs_and_a_slope(levels: Any, x: Any, against: str) -> None:
+    def value(seed: int, level: float, attention: str) -> float:
+        return seed + 3 * x[levels.index(level)] * (1 + 0.1 * seed) + (attention == "gqa")
+
+    rows = rows_of(design(value, train__muon_lr=levels, attention=("mha", "gqa")), "train.muon_lr", "attention")
+    contrasts = {
+        tuple(r["levels"]["train.muon_lr"]): r
+        for r in rows
+        if r["kind"] == "contrast" and "train.muon_lr" in r["levels"]
+    }
+    assert set(contrasts) == set(itertools.combinations(levels, 2))
+    assert contrasts[levels[0], levels[2]]["value"] == pytest.approx(3.3 * (x[2] - x[0]))
+    (slope,) = [row for row in rows if row["kind"] == "slope"]
+    assert slope["value"] == pytest.approx(3.3) and slope["n"] == 3
+    assert slope["against"] == {"train.muon_lr": against}
+    by_seed = [np.polyfit(x, [value(s, level, "mha") for level in levels], 1)[0] for s in (0, 1, 2)]
+    np.testing.assert_allclose((slope["ci_low"], slope["ci_high"]), t_interval(np.array(by_seed)))
+    # Interactions with it are of the slope alone: attention shifts every level alike.
+    (interaction,) = [row for row in rows if row["kind"] == "interaction"]
+    assert interaction["against"] == {"train.muon_lr": against}
+    assert interaction["value"] == pytest.approx(0, abs=1e-9)
+    means = {
+        row["levels"]["train.muon_lr"][0]: row
+        for row in rows
+        if row["kind"] == "mean" and "train.muon_lr" in row["levels"]
+    }
+    assert means[levels[1]]["value"] == pytest.approx(np.mean([value(s, levels[1], "mha") + 0.5 for s in (0, 1, 2)]))
+    assert means[levels[1]]["p"] is None and means[levels[1]]["ci_low"] is not None
+
+
+def test_three_names_have_every_pair_and_others_are_averaged_over_all() -> None:
+    height = {"a": 0.0, "b": 1.0, "c": 5.0}
+    runs = design(
+        lambda seed, kind, layers: height[kind] + (kind == "c") * layers,
+        data__kind=("b", "a", "c"),
+        model__layers=(1, 2),
+    )
+    rows = [row for row in rows_of(runs, "data.kind", "model.layers") if is_of_design(row)]
+    pairs = {tuple(row["levels"]["data.kind"]): row["value"] for row in rows if row["factors"] == ["data.kind"]}
+    assert pairs == {("b", "a"): -1, ("b", "c"): 5.5, ("a", "c"): 6.5}  # in the order met
+    (layers,) = [row for row in rows if row["factors"] == ["model.layers"]]
+    assert layers["value"] == pytest.approx(1 / 3)  # 0, 0 and 1 over the three kinds
+    assert sum(row["kind"] == "interaction" for row in rows) == 3
+
+
+def test_control_arms_do_not_enter_other_factors_averages() -> None:
+    topic = {"rope": 1.0, "drope": 3.0, "rope_control": 100.0}
+    runs = design(
+        lambda seed, position, ordering: topic[position] * (ordering == "topic"),
+        position_enc=("rope", "drope", "rope_control"),
+        data_ordering=("shuffled", "topic"),
+    )
+    (order,) = [row for row in rows_of(runs) if row["kind"] == "contrast" and row["factors"] == ["data_ordering"]]
+    assert order["value"] == 2
+
+
+def test_a_level_that_a_run_does_not_state_is_read_from_its_settings() -> None:
+    stated = made("a", {"train.steps": 200, "seed": 0}, 1.0, {"train": {"steps": 200}})
+    silent = made("b", {"seed": 0}, 4.0, {"train": {"steps": 100}})
+    (row,) = [row for row in rows_of([stated, silent], "train.steps") if row["kind"] == "contrast"]
+    assert row["levels"] == {"train.steps": [100, 200]} and row["value"] == -3
+
+
+def test_the_family_of_q_is_the_outcomes_times_the_effects(tmp_path: Path) -> None:
+    entries = matrix(tmp_path, seeds=(0, 1, 2), selectivity=selectivity)
+    runs = records(tmp_path, entries)
+    for run_ in runs:
+        run_.manifest["config"]["outcomes"] = {"primary": "entropy_nats", "others": ["selectivity"]}
+    rows = [row for row in factor_effects(runs) if is_of_design(row)]
+    assert list(dict.fromkeys(row["outcome"] for row in rows)) == ["entropy_nats", "selectivity"]
+    assert len(rows) == 2 * 7
+    assert {row["outcome"] for row in rows if row["primary"]} == {"entropy_nats"}
+    alone = [row for row in factor_effects(runs, outcomes=["selectivity"]) if is_of_design(row)]
+    ours = [row for row in rows if row["outcome"] == "selectivity"]
+    assert [row["p"] for row in alone] == [row["p"] for row in ours]
+    assert [row["q"] for row in alone] != [row["q"] for row in ours]

@@ -1,10 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.matched_loss import matched_loss, matched_steps
+from headdyn.sweep.matched_loss import matched_loss, matched_steps, pooled
 from tests.report.folders import run
 
 
@@ -42,3 +43,28 @@ def test_arms_that_differ_in_anything_but_order_are_no_pair(tmp_path: Path) -> N
         raise AssertionError("there is nothing to analyse")
 
     assert matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse) == []
+
+
+def pair(seed: int, attention: str, difference: float) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "attention": attention,
+        "position_enc": "rope",
+        "outcome": "selectivity",
+        "difference": difference,
+    }
+
+
+def test_matched_differences_are_averaged_within_a_seed_then_over_seeds() -> None:
+    pairs = [pair(0, "mha", 0.1), pair(0, "gqa", 0.3), pair(1, "mha", 0.2), pair(1, "gqa", 0.6)]
+    (row,) = pooled(pairs)
+    # Per seed 0.2 and 0.4; their mean 0.3, standard error 0.1, times 12.7062.
+    assert (row["value"], row["ci_low"], row["ci_high"], row["n"]) == pytest.approx(
+        (0.3, -0.97062, 1.57062, 2), abs=1e-5
+    )
+
+
+def test_a_seed_without_one_of_the_pairs_does_not_count() -> None:
+    (row,) = pooled([pair(0, "mha", 0.1), pair(0, "gqa", 0.3), pair(1, "mha", 0.9)])
+    assert (row["value"], row["n"]) == (pytest.approx(0.2), 1)
+    assert row["ci_low"] is None and row["q"] is None
