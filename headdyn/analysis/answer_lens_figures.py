@@ -6,25 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from headdyn.core.figures import HeadMap, Interval, head_map, interval_plot
+from headdyn.analysis.answer_lens import AnswerLens
+from headdyn.analysis.head_panels import head_panel
+from headdyn.core.figures import Figure, Interval, head_map, interval_plot
 from headdyn.core.records import HeadTable
 
 
 def heads_figure(heads: HeadTable) -> Figure:
     """What heads put into Δ, marked where it is not what other pairs' answers get."""
-    panels = []
-    for kind, title in (("direct", "Δ written for the output"), ("carried", "Δ by all paths")):
-        panels.append(
-            HeadMap(
-                title=title,
-                unit="nats",
-                value_LH=heads.matrix(f"answer_{kind}_nats"),
-                centre=0.0,
-                marked_LH=heads.matrix(f"answer_{kind}_excess_nats", "q") < 0.05,
-            )
-        )
+    panels = [
+        head_panel(AnswerLens.metrics, heads, f"answer_{kind}_nats", tested=f"answer_{kind}_excess_nats", centre=0.0)
+        for kind in ("direct", "carried")
+    ]
     return head_map(panels, mark="q < 0.05, against other pairs' answers")
 
 
@@ -32,17 +26,10 @@ def tokens_figure(
     rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompts: str
 ) -> Figure:
     """What the token at each position puts into Δ, coloured by what the position is."""
-    intervals = [
-        Interval(
-            label=label,
-            value=row["value"],
-            low=row.get("ci_low"),
-            high=row.get("ci_high"),
-            null=row["null"],
-            group=place,
-        )
-        for row, label, place in zip(rows, labels, places, strict=True)
-    ]
+    intervals = []
+    for row, label, place in zip(rows, labels, places, strict=True):
+        low, high = row.get("ci_low"), row.get("ci_high")
+        intervals.append(Interval(label=label, value=row["value"], low=low, high=high, null=row["null"], group=place))
     return interval_plot(intervals, xlabel=f"Δ put there by the token, nats ({prompts})", zero_line=True)
 
 

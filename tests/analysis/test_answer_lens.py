@@ -7,8 +7,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from headdyn.analysis.answer_lens import AnswerLens, answer_directions
+from headdyn.analysis.answer_lens import AnswerLens
+from headdyn.analysis.answer_lens_measure import answer_directions
 from headdyn.analysis.interventions.patching import Patch, PromptPatching
+from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import freeze, full_tensor
@@ -206,7 +208,9 @@ def test_a_head_that_writes_for_short_answers_whatever_the_numbers_is_no_finding
 
 def test_the_pictured_tokens_are_of_prompts_in_one_order(monkeypatch):
     family, pictured = prompts(bug_pairs=9, control_pairs=2, formats=(BIGGER,)), []
-    monkeypatch.setattr("headdyn.analysis.answer_lens.tokens_figure", lambda *given: pictured.append(given) or Figure())
+    monkeypatch.setattr(
+        "headdyn.analysis.answer_lens_measure.tokens_figure", lambda *given: pictured.append(given) or Figure()
+    )
     decoder = model()
     run(decoder, family)
     ((rows, labels, places, words),) = pictured
@@ -229,7 +233,7 @@ def test_the_pictured_tokens_are_of_prompts_in_one_order(monkeypatch):
 
 def test_prompts_frozen_a_few_at_once_say_the_same(family, monkeypatch):
     whole = run(model(), family).rows()
-    monkeypatch.setattr("headdyn.analysis.answer_lens._MOST_FLOATS", 1)
+    monkeypatch.setattr("headdyn.analysis.answer_lens_measure._MOST_FLOATS", 1)
     for row, other in zip(run(model(), family).rows(), whole, strict=True):
         assert row["metric"] == other["metric"]
         assert row["value"] == pytest.approx(other["value"], abs=1e-9) and row["p"] == other["p"]
@@ -253,10 +257,10 @@ def test_what_cannot_be_done_is_refused(family):
     with pytest.raises(ValueError, match=r"hold 1 bug pairs.*set data\.bug_pairs to 2 or more"):
         run(model(), prompts(bug_pairs=1))
     for settings, match in (
-        ({"wording": "seed"}, "wording='seed' is unknown; choose one of clean, corrupted"),
-        ({"dtype": "bfloat16"}, "dtype='bfloat16' is unknown; choose one of float64, float32"),
-        ({"branch": "down"}, "branch='down' is unknown"),
+        ({"wording": "seed"}, "wording='seed' must be one of clean, corrupted"),
+        ({"dtype": "bfloat16"}, "dtype='bfloat16' must be one of float64, float32"),
+        ({"branch": "down"}, "branch='down' must be one of up, gate"),
         ({"sign_flips": 9}, "sign_flips=9 must be at least 999"),
     ):
-        with pytest.raises(ValueError, match=match):
-            AnswerLens(**settings)
+        with pytest.raises(ValueError, match=f"^analysis.answer_lens.{match}"):
+            build(AnswerLens, settings, "analysis.answer_lens")

@@ -1,0 +1,222 @@
+"""Rows of what answers owe to tokens, heads and MLPs, from prompts frozen at themselves (science.md §9).
+
+Letters as in models/frozen.py and data/comparisons.py: P pairs, N rows of a group. K = 2 readouts of the same rows: the
+pair's own answers, and the mean over all other pairs' answers, which is the null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from headdyn.analysis.answer_lens import PARTS, PLACES, AnswerLens
+from headdyn.analysis.answer_lens_figures import heads_figure, token_labels, tokens_figure
+from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers
+from headdyn.analysis.interventions.patching import in_dtype
+from headdyn.core.figures import Figure
+from headdyn.core.records import Findings, HeadTable
+from headdyn.data.comparisons import PromptGroup, Prompts
+from headdyn.models.decoder import Decoder
+from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
+
+_PLACES = list(PLACES)  # a position's place is an index into it
+_MOST_FLOATS = 2**26  # held of the prompts frozen at once, and about four times that while gradients are taken
+
+
+def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+    """Head, layer and model rows; a map of the heads, and the tokens of the prompts most alike."""
+    bugs = prompts.where(prompts.is_bug_P)
+    if len(bugs.pairs) < 2:
+        raise ValueError(
+            f"the prompts hold {len(bugs.pairs)} bug pairs, and the null of one pair's answers is other pairs' "
+            "answers; set data.bug_pairs to 2 or more"
+        )
+    model, clean = in_dtype(decoder, getattr(torch, settings.dtype)), settings.wording == "clean"
+    lenses = [
+        group_lens(model, group, direction_KND, branch=settings.branch, clean=clean)
+        for group, direction_KND in zip(bugs.groups, answer_directions(model, bugs), strict=True)
+    ]
+    names = ("answer", "direct", "carried", "mlps", "embedding", "biases", "places")
+    by_pair = {name: bugs.by_pair([lens[name] for lens in lenses]) for name in names}
+    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
+    heads = HeadTable.from_rows(_head_rows(make, by_pair)).with_q()
+    present = {place for group in bugs.groups for place in lens_tokens(group, clean=clean)[1].tolist()}
+    others = [
+        *_layer_rows(make, by_pair),
+        *_model_rows(make, by_pair, present),
+        _error_row(lenses, len(bugs.pairs)),
+    ]
+    figures = {"heads": heads_figure(heads), "tokens": _tokens(make, bugs, lenses, clean=clean)}
+    return Findings(table=HeadTable.concat([heads, HeadTable.from_rows(others)]), figures=figures)
+
+
+def answer_directions(decoder: Decoder, prompts: Prompts) -> list[Float[Tensor, "K N D"]]:
+    """For each group the unembedding of right less wrong, each row's own, and the mean over all other pairs'."""
+    unembed_VD = decoder.unembed.weight.detach()
+    own = [
+        unembed_VD[torch.from_numpy(group.right_NA[:, 0])] - unembed_VD[torch.from_numpy(group.wrong_NA[:, 0])]
+        for group in prompts.groups
+    ]
+    mean_DP = torch.from_numpy(prompts.by_pair([part.T.double().cpu().numpy() for part in own]))
+    other_PD = ((mean_DP.sum(1, keepdim=True) - mean_DP) / (len(prompts.pairs) - 1)).T.to(unembed_VD)
+    return [
+        torch.stack((part, other_PD[torch.from_numpy(group.units_N)]))
+        for part, group in zip(own, prompts.groups, strict=True)
+    ]
+
+
+def lens_tokens(group: PromptGroup, *, clean: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens before the one where the answers differ, [N, T], and what each position is, an index into PLACES."""
+    prompt_NT = group.clean_NT if clean else group.corrupted_NT
+    start = group.span.source_start if clean else group.span.target_start
+    place_T = np.full(prompt_NT.shape[1] + group.shared_NC.shape[1], _PLACES.index("wording"))
+    place_T[start : start + group.span.length] = _PLACES.index("block")
+    place_T[prompt_NT.shape[1] :] = _PLACES.index("prefix")
+    return np.concatenate((prompt_NT, group.shared_NC), axis=1), place_T
+
+
+def group_lens(
+    decoder: Decoder, group: PromptGroup, direction_KND: Float[Tensor, "K N D"], *, branch: Branch, clean: bool
+) -> dict[str, np.ndarray]:
+    """Everything about one group's rows, in nats, rows on the last axis.
+
+    `answer` [K, N], as the model itself gives it; `tokens` [K, T, N] and `places` [K, 3, N], its sums over PLACES;
+    `direct` and `carried` [K, L, H, N]; `mlps` [K, L, N]; `embedding` and `biases` [K, N]; of the pair's own answers
+    what the sums miss Δ by, `error` [N], and gradient × input in the tokens' place, `control` [N].
+    """
+    tokens_NT, place_T = lens_tokens(group, clean=clean)
+    c, device = decoder.config, decoder.embed.weight.device
+    row_floats = c.num_layers * tokens_NT.shape[1] * (c.num_heads * tokens_NT.shape[1] + c.d_ff + 2 * c.d_model)
+    at_once = max(1, _MOST_FLOATS // row_floats)
+    parts = []
+    for start in range(0, len(tokens_NT), at_once):
+        rows = slice(start, start + at_once)
+        parts.append(_lens(decoder, torch.from_numpy(tokens_NT[rows]).to(device), direction_KND[:, rows], branch))
+    lens = {name: torch.cat([part[name] for part in parts], dim=-1).double().cpu().numpy() for name in parts[0]}
+    lens["places"] = np.stack([lens["tokens"][:, place_T == place].sum(1) for place in range(len(PLACES))], axis=1)
+    sums = [lens["places"].sum(1), lens["embedding"] + lens["direct"].sum((1, 2)) + lens["mlps"].sum(1)]
+    lens["error"] = np.max([np.abs(part + lens["biases"] - lens["answer"])[0] for part in sums], axis=0)
+    lens["control"] = np.abs(lens.pop("gradient_times_input") - lens["answer"][0])
+    return lens
+
+
+def _lens(
+    decoder: Decoder, tokens_NT: Int[Tensor, "N T"], direction_KND: Float[Tensor, "K N D"], branch: Branch
+) -> dict[str, Tensor]:
+    """The shares of some rows frozen together, rows on the last axis; `gradient_times_input` is the control's."""
+    frozen = freeze(decoder, tokens_NT, branch=branch)
+    answer_KN, gradient_times_input_N = _answers(frozen, tokens_NT, direction_KND)
+    last = frozen.tail(tokens_NT.shape[1] - 1)  # Δ is read at the last position alone
+    cotangent_KBTD = direction_KND.new_zeros(len(direction_KND), *frozen.residual[0].shape)
+    cotangent_KBTD[:, :, -1:] = torch.stack([last.readout(part_ND[:, None]) for part_ND in direction_KND])
+    pulled, z_LBTHd = pull(frozen, cotangent_KBTD)
+    direct = direct_shares(frozen, cotangent_KBTD)
+    norm_bias = frozen.decoder.norm.bias
+    beside_KN = 0 if norm_bias is None else (direction_KND * norm_bias).sum(-1)
+    return {
+        "answer": answer_KN,
+        "gradient_times_input": gradient_times_input_N,
+        "tokens": pulled.token_shares(frozen).mT,
+        "carried": (pulled.z_LKBTHd * z_LBTHd[:, None]).sum((3, 5)).permute(1, 0, 3, 2),
+        "direct": direct.heads_LKBH.permute(1, 0, 3, 2),
+        "mlps": direct.mlps_LKB.transpose(0, 1),
+        "embedding": direct.embedding_KB,
+        "biases": (direct.biases_KB + beside_KN).detach(),
+    }
+
+
+def _answers(
+    frozen: Frozen, tokens_NT: Tensor, direction_KND: Tensor
+) -> tuple[Float[Tensor, "K N"], Float[Tensor, " N"]]:
+    """Δ of both readouts as the model itself has it, and Σ_j ⟨∂Δ/∂x_j, x_j⟩: the Jacobian in the tensor's place."""
+    decoder, last = frozen.decoder, len(frozen.layers) - 1
+    x_NTD = frozen.residual[0].detach().requires_grad_()
+    with torch.enable_grad():
+        trace = decoder.trace(tokens_NT, start=(0, x_NTD), sites=("resid_post",), layers=(last,), logits=None)
+        answer_KN = (decoder.norm(trace["resid_post", last][:, -1]) * direction_KND).sum(-1)
+        (gradient_NTD,) = torch.autograd.grad(answer_KN[0].sum(), x_NTD)
+    return answer_KN.detach(), (gradient_NTD * x_NTD).sum((1, 2)).detach()
+
+
+def _head_rows(make: PairRows, by_pair: Mapping[str, np.ndarray]) -> list[Row]:
+    rows = []
+    for kind in ("direct", "carried"):
+        own_PX, other_PX = (part_LHP.reshape(-1, part_LHP.shape[-1]).T for part_LHP in by_pair[kind])
+        num_heads = by_pair[kind].shape[2]
+        for group in (
+            make.means(f"answer_{kind}_nats", own_PX, other_PX),
+            make.effects(f"answer_{kind}_excess_nats", own_PX - other_PX),
+        ):
+            rows += [{**row, "layer": i // num_heads, "head": i % num_heads} for i, row in enumerate(group)]
+    return rows
+
+
+def _layer_rows(make: PairRows, by_pair: Mapping[str, np.ndarray]) -> list[Row]:
+    rows = []
+    for name, (own_LP, other_LP) in (("heads", by_pair["direct"].sum(2)), ("mlp", by_pair["mlps"])):
+        group = make.means(f"layer_{name}_answer_nats", own_LP.T, other_LP.T)
+        rows += at_layers({layer: [row] for layer, row in enumerate(group)})
+    return rows
+
+
+def _model_rows(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> list[Row]:
+    """Δ and its parts; of the places of tokens, those that are present in the prompts."""
+
+    def mean(name: str, own_P: np.ndarray, other_P: np.ndarray) -> list[Row]:
+        return make.means(f"answer_{name}nats", own_P[:, None], other_P[:, None])
+
+    parts = {**by_pair, "heads": by_pair["direct"].sum((1, 2)), "mlps": by_pair["mlps"].sum(1)}
+    rows = mean("", *parts["answer"])
+    for name in PARTS:
+        rows += mean(f"{name}_", *parts[name])
+    shares = make.shares("share", np.stack([parts[name][0] for name in PARTS]), parts["answer"][0], "Δ is")
+    rows += [{**row, "metric": f"answer_{name}_share"} for name, row in zip(PARTS, shares, strict=True)]
+    for place, name in enumerate(PLACES):
+        own_P, other_P = parts["places"][:, place]
+        absent = {"reason": "the prompts have no such tokens", "n": len(own_P), "unit": "pair"}
+        rows += mean(f"{name}_", own_P, other_P) if place in present else [{"metric": f"answer_{name}_nats", **absent}]
+    return rows
+
+
+def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> Row:
+    row: Row = {"metric": "answer_lens_error", "n": pairs, "unit": "pair"}
+    largest = max(np.abs(lens["answer"][0]).max() for lens in lenses)
+    if not largest:
+        return {**row, "reason": "Δ is 0 for every prompt"}
+    error, control = (float(max(lens[name].max() for lens in lenses) / largest) for name in ("error", "control"))
+    return {**row, "value": error, "null": control}
+
+
+def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
+    """The picture of the prompts that are most alike: of one format, with the numbers in one order."""
+    cells = []
+    for group, lens in zip(prompts.groups, lenses, strict=True):
+        first_N = right_first(prompts, group, clean=clean)
+        for is_first, rows_N in ((True, first_N), (False, ~first_N)):
+            cells.append((group.rows(rows_N), lens["tokens"][..., rows_N], is_first))
+    group, token_KTN, is_first = max(cells, key=lambda cell: len(cell[0]))
+    tokens_NT, place_T = lens_tokens(group, clean=clean)
+    return tokens_figure(
+        token_rows(make, group, token_KTN),
+        token_labels(tokens_NT, prompts.decode),
+        [PLACES[_PLACES[place]][0] for place in place_T],
+        f"format {group.format}, the right number {'first' if is_first else 'last'}",
+    )
+
+
+def right_first(prompts: Prompts, group: PromptGroup, *, clean: bool) -> np.ndarray:
+    """Which rows name the right number before the wrong one, [N]."""
+    texts = [prompts.decode(row.tolist()) for row in (group.clean_NT if clean else group.corrupted_NT)]
+    pairs = [prompts.pairs[unit] for unit in group.units_N]
+    return np.array([text.index(pair.right) < text.index(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
+
+
+def token_rows(make: PairRows, group: PromptGroup, token_KTN: np.ndarray) -> list[Row]:
+    """What the token at each position puts into Δ, mean over the pairs of these rows."""
+    pairs, pair_N = np.unique(group.units_N, return_inverse=True)
+    share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
+    return make.means("tokens", *((token_TN @ share_NP).T for token_TN in token_KTN))
