@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from headdyn.analysis.metrics import BootstrapDraws, nats
+from headdyn.analysis.metrics import BootstrapDraws, nats, share
 from headdyn.core.records import Findings, Metric
 from headdyn.core.settings import settings
 
@@ -61,46 +62,40 @@ class AnswerLens:
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "answer_direct_nats": nats(
-            label="Δ written by a head", meaning="Δ written by a head for the output itself; null: other pairs' answers"
+            "Δ written by a head", "Δ written by a head for the output itself; null: other pairs' answers"
         ),
         "answer_carried_nats": nats(
-            label="Δ carried by a head",
-            meaning="Δ that runs through a head, to the output and through later layers; null: other pairs' answers",
+            "Δ carried by a head",
+            "Δ that runs through a head, to the output and through later layers; null: other pairs' answers",
         ),
         "answer_direct_excess_nats": nats(
-            label="Δ written by a head, beyond other answers'", meaning="answer_direct_nats less its null"
+            "Δ written by a head, beyond other answers'", "answer_direct_nats less its null"
         ),
         "answer_carried_excess_nats": nats(
-            label="Δ carried by a head, beyond other answers'", meaning="answer_carried_nats less its null"
+            "Δ carried by a head, beyond other answers'", "answer_carried_nats less its null"
         ),
-        "layer_heads_answer_nats": nats(
-            label="Δ written by a layer's heads", meaning="answer_direct_nats of all heads of the layer"
-        ),
+        "layer_heads_answer_nats": nats("Δ written by a layer's heads", "answer_direct_nats of all heads of the layer"),
         "layer_mlp_answer_nats": nats(
-            label="Δ written by a layer's MLP", meaning="Δ written by the layer's MLP for the output itself"
+            "Δ written by a layer's MLP", "Δ written by the layer's MLP for the output itself"
         ),
         "answer_nats": nats(
-            label="Δ, right less wrong answer",
-            meaning="mean Δ over bug pairs; null: of other pairs' answers",
-            outcome=True,
+            "Δ, right less wrong answer", "mean Δ over bug pairs; null: of other pairs' answers", outcome=True
         ),
         **{
-            f"answer_{name}_nats": nats(label=f"Δ of {label}", meaning=f"Δ {meaning}", outcome=True)
+            f"answer_{name}_nats": nats(f"Δ of {label}", f"Δ {meaning}", outcome=True)
             for name, (label, meaning) in PARTS.items()
         },
         **{
-            f"answer_{name}_share": Metric(
-                label=f"share of Δ of {label}",
-                meaning=f"answer_{name}_nats over answer_nats; the shares of the four parts sum to 1",
-                unit="%",
-                scale=100,
-                digits=1,
-                difference_unit="points",
+            f"answer_{name}_share": share(
+                f"share of Δ of {label}",
+                f"answer_{name}_nats over answer_nats; the shares of the four parts sum to 1",
+                low=-math.inf,
+                high=math.inf,
             )
             for name, (label, _) in PARTS.items()
         },
         **{
-            f"answer_{name}_nats": nats(label=f"Δ of tokens: {label}", meaning=f"Δ {meaning}")
+            f"answer_{name}_nats": nats(f"Δ of tokens: {label}", f"Δ {meaning}")
             for name, (label, meaning) in PLACES.items()
         },
         "answer_lens_error": Metric(

@@ -43,41 +43,36 @@ class AttentionStatistics(LabelSwapSettings):
     rows: ClassVar[Literal["head"]] = "head"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "entropy_nats": nats(
-            label="attention entropy",
-            meaning="entropy of a query's attention, mean over all queries",
-            low=0,
-            outcome=True,
+            "attention entropy", "entropy of a query's attention, mean over all queries", low=0, outcome=True
         ),
         "entropy_normalised": share(
-            label="attention entropy, of its maximum",
-            meaning="entropy over ln(t + 1), mean over queries t ≥ 1; 100 % is uniform attention",
+            "attention entropy, of its maximum",
+            "entropy over ln(t + 1), mean over queries t ≥ 1; 100 % is uniform attention",
         ),
         "entropy_within_nats": nats(
-            label="entropy within the topic",
-            meaning="entropy of attention renormalised over same-topic keys, mean over all queries",
+            "entropy within the topic",
+            "entropy of attention renormalised over same-topic keys, mean over all queries",
             low=0,
         ),
         "entropy_cross_nats": nats(
-            label="entropy across topics",
-            meaning="entropy of attention renormalised over other-topic keys, mean over queries with mass on any",
+            "entropy across topics",
+            "entropy of attention renormalised over other-topic keys, mean over queries with mass on any",
             low=0,
         ),
         "within_ratio": share(
-            label="within-topic attention",
-            meaning="attention on keys of the query's topic, mean over all queries",
-            outcome=True,
+            "within-topic attention", "attention on keys of the query's topic, mean over all queries", outcome=True
         ),
         "within_ratio_no_self": share(
-            label="within-topic attention, self left out",
-            meaning="share of the attention that is not on the query itself that is on keys of its topic",
+            "within-topic attention, self left out",
+            "share of the attention that is not on the query itself that is on keys of its topic",
             outcome=True,
         ),
         "within_ratio_uniform": share(
-            label="within-topic attention of uniform attention", meaning="within_ratio of causal-uniform attention"
+            "within-topic attention of uniform attention", "within_ratio of causal-uniform attention"
         ),
         "within_ratio_no_self_uniform": share(
-            label="within-topic attention of uniform attention, self left out",
-            meaning="within_ratio_no_self of causal-uniform attention",
+            "within-topic attention of uniform attention, self left out",
+            "within_ratio_no_self of causal-uniform attention",
         ),
         "cluster_ratio": Metric(
             label="within- over cross-topic attention",
@@ -90,13 +85,9 @@ class AttentionStatistics(LabelSwapSettings):
             meaning="cluster_ratio of causal-uniform attention",
             low=0,
         ),
-        "selectivity": share_difference(
-            label="topic selectivity", meaning="within_ratio minus its label-swap null", outcome=True
-        ),
+        "selectivity": share_difference("topic selectivity", "within_ratio minus its label-swap null", outcome=True),
         "selectivity_no_self": share_difference(
-            label="topic selectivity, self left out",
-            meaning="within_ratio_no_self minus its label-swap null",
-            outcome=True,
+            "topic selectivity, self left out", "within_ratio_no_self minus its label-swap null", outcome=True
         ),
         "specialisation": Metric(
             label="specialisation",
@@ -115,17 +106,13 @@ class AttentionStatistics(LabelSwapSettings):
             unit="share²",
             digits=5,
         ),
-        "sink_rate": share(
-            label="attention on position 0", meaning="attention on position 0, mean over queries t ≥ 1", outcome=True
-        ),
+        "sink_rate": share("attention on position 0", "attention on position 0, mean over queries t ≥ 1", outcome=True),
         "previous_token": share(
-            label="attention on the previous token",
-            meaning="attention on position t − 1, mean over queries t ≥ 1",
-            outcome=True,
+            "attention on the previous token", "attention on position t − 1, mean over queries t ≥ 1", outcome=True
         ),
         "induction": share(
-            label="induction",
-            meaning="attention on keys right behind earlier occurrences of the query's token (the query itself "
+            "induction",
+            "attention on keys right behind earlier occurrences of the query's token (the query itself "
             "excluded), mean over queries that have such keys",
             outcome=True,
         ),

@@ -5,6 +5,7 @@ Letters as in models/decoder.py; N heads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,11 @@ class Factors:
 
     left_NDd: Tensor
     right_NDd: Tensor
+
+    @classmethod
+    def stacked(cls, parts: Sequence[Factors]) -> Factors:
+        """The circuits of several layers, one after another."""
+        return cls(torch.cat([part.left_NDd for part in parts]), torch.cat([part.right_NDd for part in parts]))
 
     def __getitem__(self, heads: slice) -> Factors:
         return Factors(self.left_NDd[heads], self.right_NDd[heads])

@@ -82,35 +82,33 @@ def token_readouts(
     """
     found = singular_directions(factors, directions)
     embed_VD, unembed_VD = vocabulary(decoder)
-    heads, tokens = decoder.config.num_heads, min(tokens, len(embed_VD))
-    names = ("circuit", "layer", "head", "direction", "share", "side", "rank", "token", "text", "deviations")
-    columns: dict[str, list[Any]] = {name: [] for name in names}
+    tables = []
     for start in range(0, len(found.share_NX), _HEADS_AT_ONCE):
         some = slice(start, start + _HEADS_AT_ONCE)
+        share_NX = found.share_NX[some].cpu().numpy()
         first_NXV = _placed(found.left_NDX[some], embed_VD)
         second_NXV = _placed(found.right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
         sign_NX1 = second_NXV.gather(2, second_NXV.abs().argmax(2, keepdim=True)).sign()
         for side, place_NXV in zip(SIDES[circuit], (first_NXV, second_NXV), strict=True):
-            top = (place_NXV * sign_NX1).topk(tokens, dim=2)
-            for n, x, rank in np.ndindex(*top.values.shape):
-                token, share = int(top.indices[n, x, rank]), float(found.share_NX[start + n, x])
-                if share == 0:  # a circuit of lower rank has no such direction
-                    continue
-                row = {
-                    "circuit": circuit,
-                    "layer": (start + n) // heads,
-                    "head": (start + n) % heads,
-                    "direction": x,
-                    "share": share,
-                    "side": side,
-                    "rank": rank,
-                    "token": token,
-                    "text": text(token),
-                    "deviations": float(top.values[n, x, rank]),
-                }
-                for column, entry in row.items():
-                    columns[column].append(entry)
-    return pa.table(columns)
+            top = (place_NXV * sign_NX1).topk(min(tokens, len(embed_VD)), dim=2)
+            token_NXR, deviations_NXR = top.indices.cpu().numpy(), top.values.double().cpu().numpy()
+            # A circuit of lower rank has no such direction: its share is 0.
+            n, x, rank = np.nonzero(np.broadcast_to(share_NX[:, :, None] > 0, token_NXR.shape))
+            layer, head = np.divmod(start + n, decoder.config.num_heads)
+            columns = {
+                "circuit": [circuit] * len(n),
+                "layer": layer,
+                "head": head,
+                "direction": x,
+                "share": share_NX[n, x],
+                "side": [side] * len(n),
+                "rank": rank,
+                "token": token_NXR[n, x, rank],
+                "text": [text(token) for token in token_NXR[n, x, rank].tolist()],
+                "deviations": deviations_NXR[n, x, rank],
+            }
+            tables.append(pa.table(columns))
+    return pa.concat_tables(tables, promote_options="default")
 
 
 def _placed(direction_NDX: Tensor, vectors_VD: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from headdyn.analysis.metrics import cosine
 from headdyn.core.records import Findings, Metric
 from headdyn.core.settings import settings
 
@@ -22,6 +21,10 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def _circuit_metrics(name: str, title: str) -> dict[str, Metric]:
+    cosines = {
+        "similarity": ("within the layer", "mean cosine with the layer's other heads"),
+        "nearest": ("to the nearest head", "largest cosine with any other head of the model"),
+    }
     return {
         f"{name}_effective_rank": Metric(
             label=f"effective rank of {title}",
@@ -31,16 +34,17 @@ def _circuit_metrics(name: str, title: str) -> dict[str, Metric]:
             digits=2,
             outcome=True,
         ),
-        f"{name}_similarity": cosine(
-            label=f"similarity of {title} within the layer",
-            meaning=f"mean cosine of W_{title} with those of the layer's other heads",
-            outcome=True,
-        ),
-        f"{name}_nearest": cosine(
-            label=f"similarity of {title} to the nearest head",
-            meaning=f"largest cosine of W_{title} with that of any other head of the model",
-            outcome=True,
-        ),
+        **{
+            f"{name}_{kind}": Metric(
+                label=f"similarity of {title} {label}",
+                meaning=f"{meaning}, of W_{title} as a matrix",
+                low=-1,
+                high=1,
+                unit="cosine",
+                outcome=True,
+            )
+            for kind, (label, meaning) in cosines.items()
+        },
     }
 
 

@@ -11,13 +11,15 @@ add terms that are linear in one side only, and the rotation, except where a rel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from headdyn.analysis import circuit_figures as figures
 from headdyn.analysis.circuit_factors import (
     Factors,
     copying_scores,
@@ -27,13 +29,6 @@ from headdyn.analysis.circuit_factors import (
     random_circuits,
     singular_values,
     unembed_embed,
-)
-from headdyn.analysis.circuit_figures import (
-    clusters_figure,
-    heads_figure,
-    readouts_figure,
-    similarity_figure,
-    spectra_figure,
 )
 from headdyn.analysis.circuit_readouts import furthest, token_names, token_readouts
 from headdyn.analysis.circuits import Circuits
@@ -54,126 +49,111 @@ def measure(
 ) -> Findings:
     """Head rows and model rows of every metric, the three tables, five figures; `material` names the tokens."""
     c = decoder.config
-    circuits = _whole_model(decoder)
-    similarity = {name: cosines(factors) for name, factors in circuits.items()}
+    circuits, tokens_DD = _whole_model(decoder), unembed_embed(decoder)
+    model = Measured.of(c, circuits, tokens_DD)
+    similarity = dict(model.similarity)
     for offset in settings.offsets if c.rotary_dim else ():
-        similarity[f"qk offset {offset}"] = cosines(_whole_model(decoder, offset)["qk"])
-    spectra = {name: singular_values(factors) for name, factors in circuits.items()}
-    tokens_DD = unembed_embed(decoder)
-    measured = _measures(c, circuits, spectra, similarity, tokens_DD)
-
-    nulls: list[dict[str, Tensor]] = []
-    null_spectra: list[dict[str, Tensor]] = []
-    null_similarity: list[dict[str, Tensor]] = []
+        similarity[f"qk offset {offset}"] = cosines(_whole_model(decoder, offset)["qk"]).cpu().numpy()
+    null = []
     for _ in range(-(-settings.null_draws // (c.num_layers * c.num_heads))):
         drawn = {name: factors.to(tokens_DD.device) for name, factors in random_circuits(c, generator).items()}
-        null_spectra.append({name: singular_values(factors) for name, factors in drawn.items()})
-        null_similarity.append({name: cosines(factors) for name, factors in drawn.items()})
-        nulls.append(_measures(c, drawn, null_spectra[-1], null_similarity[-1], tokens_DD))
-    rows = []
-    for name, value_N in measured.items():
-        null_R = torch.cat([null[name] for null in nulls])
-        rows += _rows(name, _numpy(value_N), _numpy(null_R), c, generator)
+        null.append(Measured.of(c, drawn, tokens_DD))
+    rows: list[HeadTable] = []
+    for name, value_LH in model.values.items():
+        rows += _rows(name, value_LH, np.concatenate([random.values[name].ravel() for random in null]), generator)
     table = HeadTable.concat(rows).with_q()
+    text = token_names(material)
 
-    def readouts_of(name: str, factors: Factors) -> pa.Table:
-        text = token_names(material)
+    def read(name: str, factors: Factors) -> pa.Table:
         return token_readouts(name, factors, decoder, directions=settings.directions, tokens=settings.tokens, text=text)
 
-    readouts = {name: readouts_of(name, circuits[name]) for name in ("qk", "ov")}
-    by_chance = {name: furthest(readouts_of(name, drawn[name][:_NULL_READOUTS])) for name in readouts}
-    matrices = {name: _numpy(cosine_NN) for name, cosine_NN in similarity.items()}
-    null_matrices = [{name: _numpy(cosine_NN) for name, cosine_NN in null.items()} for null in null_similarity]
+    readouts = {name: read(name, circuits[name]) for name in ("qk", "ov")}
+    by_chance = {name: furthest(read(name, drawn[name][:_NULL_READOUTS])) for name in readouts}
+    null_similarity = [random.similarity for random in null]
     return Findings(
         table=table,
         figures={
-            "heads": heads_figure(table, c.head_dim),
-            "spectra": spectra_figure(spectra, null_spectra),
-            "similarity": similarity_figure(matrices, null_matrices, c.num_heads),
-            "clusters": clusters_figure(matrices, null_matrices, c.num_heads),
-            "readouts": readouts_figure(readouts, by_chance),
+            "heads": figures.heads_figure(table, c.head_dim),
+            "spectra": figures.spectra_figure(model.spectra, [random.spectra for random in null]),
+            "similarity": figures.similarity_figure(similarity, null_similarity, c.num_heads),
+            "clusters": figures.clusters_figure(similarity, null_similarity, c.num_heads),
+            "readouts": figures.readouts_figure(readouts, by_chance),
         },
         tables={
-            "spectra": pa.concat_tables(_spectrum_rows(spectra, c)),
-            "head_similarity": pa.concat_tables(_similarity_rows(matrices, c)),
+            "spectra": _spectra_table(model.spectra, c),
+            "head_similarity": _similarity_table(similarity, c),
             "readouts": pa.concat_tables(readouts.values(), promote_options="default"),
         },
     )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is measured of a whole model's circuits, or of random ones.
+
+    `values` holds every metric, [L, H], NaN where a circuit is zero or a head has no other to compare with; `spectra`
+    and `similarity` hold, by circuit, singular values [N, d] and cosines [N, N].
+    """
+
+    values: Mapping[str, np.ndarray]
+    spectra: dict[str, Tensor]
+    similarity: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, config: DecoderConfig, circuits: Mapping[str, Factors], tokens_DD: Tensor) -> Measured:
+        """`tokens_DD` is W_U W_E, for the copying score."""
+        spectra = {name: singular_values(factors) for name, factors in circuits.items()}
+        similarity = {name: cosines(factors) for name, factors in circuits.items()}
+        values = {f"{name}_effective_rank": effective_rank(spectra[name]) for name in circuits}
+        values["copying_score"] = copying_scores(circuits["ov"], tokens_DD)
+        layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
+        itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
+        peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
+        for name, cosine_NN in similarity.items():
+            values[f"{name}_similarity"] = (cosine_NN * peers_NN).sum(1) / peers_NN.sum(1)
+            nearest_N = cosine_NN.masked_fill(itself_NN, -torch.inf).amax(1)
+            values[f"{name}_nearest"] = nearest_N.where(nearest_N.isfinite(), torch.nan)
+        return cls(
+            {name: value_N.view(config.num_layers, -1).cpu().numpy() for name, value_N in values.items()},
+            spectra,
+            {name: cosine_NN.cpu().numpy() for name, cosine_NN in similarity.items()},
+        )
+
+
 def _whole_model(decoder: Decoder, offset: int = 0) -> dict[str, Factors]:
     """The circuits of all layers' heads, stacked."""
     layers = [folded(decoder, layer, offset) for layer in range(decoder.config.num_layers)]
-    return {
-        name: Factors(
-            torch.cat([layer[name].left_NDd for layer in layers]),
-            torch.cat([layer[name].right_NDd for layer in layers]),
-        )
-        for name in ("qk", "ov")
-    }
+    return {name: Factors.stacked([layer[name] for layer in layers]) for name in ("qk", "ov")}
 
 
-def _numpy(x: Tensor) -> np.ndarray:
-    return x.cpu().numpy()
-
-
-def _measures(
-    config: DecoderConfig,
-    circuits: Mapping[str, Factors],
-    spectra: Mapping[str, Tensor],
-    similarity: Mapping[str, Tensor],
-    tokens_DD: Tensor,
-) -> dict[str, Tensor]:
-    """Every metric by name, [N]; NaN where a circuit is zero or a head has no other to compare with."""
-    measures = {f"{name}_effective_rank": effective_rank(spectra[name]) for name in ("qk", "ov")}
-    measures["copying_score"] = copying_scores(circuits["ov"], tokens_DD)
-    layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
-    itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
-    peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
-    for name in ("qk", "ov"):
-        cosine_NN = similarity[name]
-        measures[f"{name}_similarity"] = (cosine_NN * peers_NN).sum(1) / peers_NN.sum(1)
-        nearest_N = cosine_NN.masked_fill(itself_NN, -torch.inf).amax(1)
-        measures[f"{name}_nearest"] = nearest_N.where(nearest_N.isfinite(), torch.nan)
-    return measures
-
-
-def _rows(
-    name: str, value_N: np.ndarray, null_R: np.ndarray, config: DecoderConfig, generator: np.random.Generator
-) -> list[HeadTable]:
+def _rows(name: str, value_LH: np.ndarray, null_R: np.ndarray, generator: np.random.Generator) -> Sequence[HeadTable]:
     """Head rows with null and p, and the model row: mean over heads, interval over heads."""
-    value_LH = value_N.reshape(config.num_layers, config.num_heads)
     null_R = null_R[~np.isnan(null_R)]
     null = null_R.mean() if len(null_R) else np.nan
     p_LH = np.where(np.isnan(value_LH), np.nan, draws_test(value_LH, null_R)) if len(null_R) else np.nan
-    defined_N = value_N[~np.isnan(value_N)]
-    rows = [HeadTable.per_head(name, value_LH, null=null, p=p_LH, n=1, unit="head", reason=_ABSENT)]
+    defined_N = value_LH[~np.isnan(value_LH)]
+    heads = HeadTable.per_head(name, value_LH, null=null, p=p_LH, n=1, unit="head", reason=_ABSENT)
     if len(defined_N):
-        rows.append(means(defined_N, generator).rows(name, null=null, unit="head"))
-    else:
-        rows.append(HeadTable.whole(name, None, null=null, n=0, unit="head", reason=_ABSENT))
-    return rows
+        return heads, means(defined_N, generator).rows(name, null=null, unit="head")
+    return heads, HeadTable.whole(name, None, null=null, n=0, unit="head", reason=_ABSENT)
 
 
-def _spectrum_rows(spectra: Mapping[str, Tensor], config: DecoderConfig) -> Iterator[pa.Table]:
-    """One row per singular value, a table for each circuit."""
-    layer_N, head_N = np.divmod(np.arange(config.num_layers * config.num_heads), config.num_heads)
+def _spectra_table(spectra: Mapping[str, Tensor], config: DecoderConfig) -> pa.Table:
+    """One row per singular value."""
+    tables = []
     for name, values_Nd in spectra.items():
-        count, width = values_Nd.shape
-        columns = {
-            "circuit": np.full(count * width, name),
-            "layer": layer_N.repeat(width),
-            "head": head_N.repeat(width),
-            "index": np.tile(np.arange(width), count),
-            "singular_value": _numpy(values_Nd).ravel(),
-        }
-        yield pa.table(columns)
+        layer, head, index = np.indices((config.num_layers, config.num_heads, values_Nd.shape[1])).reshape(3, -1)
+        columns = {"circuit": np.full(len(layer), name), "layer": layer, "head": head, "index": index}
+        tables.append(pa.table({**columns, "singular_value": values_Nd.cpu().numpy().ravel()}))
+    return pa.concat_tables(tables)
 
 
-def _similarity_rows(similarity: Mapping[str, np.ndarray], config: DecoderConfig) -> Iterator[pa.Table]:
-    """One row per pair of heads, a table for each circuit."""
+def _similarity_table(similarity: Mapping[str, np.ndarray], config: DecoderConfig) -> pa.Table:
+    """One row per pair of heads."""
     layer_N, head_N = np.divmod(np.arange(config.num_layers * config.num_heads), config.num_heads)
     a, b = np.triu_indices(len(layer_N), 1)
     pairs = {"layer_a": layer_N[a], "head_a": head_N[a], "layer_b": layer_N[b], "head_b": head_N[b]}
-    for name, cosine_NN in similarity.items():
-        yield pa.table({"circuit": np.full(len(a), name), **pairs, "cosine": cosine_NN[a, b]})
+    return pa.concat_tables(
+        pa.table({"circuit": np.full(len(a), name), **pairs, "cosine": cosine_NN[a, b]})
+        for name, cosine_NN in similarity.items()
+    )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from headdyn.analysis.metrics import BootstrapDraws, nats
+from headdyn.analysis.metrics import BootstrapDraws, nats, share
 from headdyn.core.records import Findings, Metric
 from headdyn.core.settings import settings
 
@@ -34,24 +35,16 @@ class HeldOutLoss:
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss_nats": nats(
-            label="held-out loss",
-            meaning="mean next-token loss on held-out sequences; null: uniform guessing",
-            low=0,
-            outcome=True,
+            "held-out loss", "mean next-token loss on held-out sequences; null: uniform guessing", low=0, outcome=True
         ),
         "excess_nats": nats(
-            label="loss above the Bayes floor",
-            meaning="loss above the exact Bayes filter's on the same sequences",
-            outcome=True,
+            "loss above the Bayes floor", "loss above the exact Bayes filter's on the same sequences", outcome=True
         ),
-        "gap_closed": Metric(
-            label="gap closed",
-            meaning="(ln V − loss)/(ln V − Bayes loss) on the same sequences: 0 is guessing, 1 the Bayes filter",
+        "gap_closed": share(
+            "gap closed",
+            "(ln V − loss)/(ln V − Bayes loss) on the same sequences: 0 is guessing, 1 the Bayes filter",
+            low=-math.inf,
             high=1.05,
-            unit="%",
-            scale=100,
-            digits=1,
-            difference_unit="points",
             outcome=True,
         ),
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -13,12 +12,23 @@ from headdyn.core.settings import settings
 if TYPE_CHECKING:
     from headdyn.data.corpus import Corpus
 
-share = partial(
-    Metric, low=0, high=1, unit="%", scale=100, digits=1, difference_unit="points"
-)  # of attention, tokens …
-share_difference = partial(Metric, low=-1, high=1, unit="points", scale=100, digits=2)  # one share less another
-nats = partial(Metric, unit="nats")
-cosine = partial(Metric, low=-1, high=1, unit="cosine", digits=2)
+
+def share(label: str, meaning: str, **more: Any) -> Metric:
+    """A share of attention, tokens, prompts …; a reader sees it in percent."""
+    percent = {"unit": "%", "scale": 100, "digits": 1, "difference_unit": "points"}
+    return Metric(label=label, meaning=meaning, **{"low": 0, "high": 1, **percent, **more})
+
+
+def share_difference(label: str, meaning: str, **more: Any) -> Metric:
+    """One share less another; a reader sees it in points."""
+    points = {"unit": "points", "scale": 100, "digits": 2}
+    return Metric(label=label, meaning=meaning, **{"low": -1, "high": 1, **points, **more})
+
+
+def nats(label: str, meaning: str, **more: Any) -> Metric:
+    """An entropy, a loss or a logit."""
+    return Metric(label=label, meaning=meaning, unit="nats", **more)
+
 
 BootstrapDraws = Annotated[int, Field(ge=100)]  # resamples of the units behind an interval
 SignFlips = Annotated[int, Field(ge=9_999)]  # fewer cannot resolve q-values over many heads

@@ -49,26 +49,20 @@ class TopicProbes:
     rows: ClassVar[Literal["layer"]] = "layer"
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = {
-        "probe_accuracy": share(label="probe accuracy", meaning="share of test tokens whose topic the probe gives"),
+        "probe_accuracy": share("probe accuracy", "share of test tokens whose topic the probe gives"),
         "probe_accuracy_middle": share(
-            label="probe accuracy at the middle layer", meaning="probe_accuracy behind layer L // 2", outcome=True
+            "probe accuracy at the middle layer", "probe_accuracy behind layer L // 2", outcome=True
         ),
         "probe_control_accuracy": share(
-            label="probe accuracy on the control task", meaning="accuracy on random topics per token type"
+            "probe accuracy on the control task", "accuracy on random topics per token type"
         ),
         "probe_selectivity": share_difference(
-            label="probe accuracy beyond the control task",
-            meaning="probe_accuracy minus probe_control_accuracy",
-            digits=1,
+            "probe accuracy beyond the control task", "probe_accuracy minus probe_control_accuracy", digits=1
         ),
-        "probe_majority": share(
-            label="accuracy of the commonest topic", meaning="accuracy of always giving the commonest topic"
-        ),
-        "probe_token_identity": share(label="accuracy from the token alone", meaning="accuracy from the token alone"),
-        "probe_position": share(label="accuracy from the position alone", meaning="accuracy from the position alone"),
-        "probe_ceiling": share(
-            label="accuracy of the Bayes filter", meaning="accuracy of the Bayes filter's topic posterior"
-        ),
+        "probe_majority": share("accuracy of the commonest topic", "accuracy of always giving the commonest topic"),
+        "probe_token_identity": share("accuracy from the token alone", "accuracy from the token alone"),
+        "probe_position": share("accuracy from the position alone", "accuracy from the position alone"),
+        "probe_ceiling": share("accuracy of the Bayes filter", "accuracy of the Bayes filter's topic posterior"),
     }
 
     def check(self, corpus: Corpus) -> None:

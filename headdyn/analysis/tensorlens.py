@@ -62,15 +62,15 @@ class TensorLens(LabelSwapSettings):
     metrics: ClassVar[Mapping[str, Metric]] = {
         **{
             f"{name}_selectivity{suffix}": share_difference(
-                label=f"{label} topic selectivity{left_out}", meaning=f"{meaning}{left_out}", outcome=True
+                f"{label} topic selectivity{left_out}", f"{meaning}{left_out}", outcome=True
             )
             for name, (label, meaning) in _INSTRUMENTS.items()
             for suffix, left_out in (("", ""), ("_no_self", ", self left out"))
         },
         **{
             f"tensorlens_less_{name}_no_self": share_difference(
-                label=f"TensorLens less {label}, self left out",
-                meaning=f"tensorlens_selectivity_no_self less {name}_selectivity_no_self, on the same sequences",
+                f"TensorLens less {label}, self left out",
+                f"tensorlens_selectivity_no_self less {name}_selectivity_no_self, on the same sequences",
                 low=-2,
                 high=2,
                 outcome=True,
@@ -78,35 +78,32 @@ class TensorLens(LabelSwapSettings):
             for name, label in (("raw", "raw attention"), ("rollout", "attention rollout"))
         },
         "tensorlens_aligned_selectivity": share_difference(
-            label="TensorLens' topic selectivity along the output",
-            meaning="selectivity of ⟨T_ij x_j, y_i⟩/‖y_i‖², signed shares of the output that sum to 1 with the biases'",
+            "TensorLens' topic selectivity along the output",
+            "selectivity of ⟨T_ij x_j, y_i⟩/‖y_i‖², signed shares of the output that sum to 1 with the biases'",
             low=-math.inf,
             high=math.inf,
             outcome=True,
         ),
         "head_written_selectivity": share_difference(
-            label="topic selectivity of writes",
-            meaning="selectivity of ‖A_ij a_j M_h x_j‖: attention by how much is written for it",
+            "topic selectivity of writes", "selectivity of ‖A_ij a_j M_h x_j‖: attention by how much is written for it"
         ),
-        "tensorlens_self": share(
-            label="TensorLens on the token itself", meaning="‖T_ii x_i‖ over its row's sum, mean over queries"
-        ),
+        "tensorlens_self": share("TensorLens on the token itself", "‖T_ii x_i‖ over its row's sum, mean over queries"),
         "tensorlens_topic_nats": nats(
-            label="logit from the query's topic",
-            meaning="next token's logit put there by input tokens of the query's topic, beyond label swap",
+            "logit from the query's topic",
+            "next token's logit put there by input tokens of the query's topic, beyond label swap",
             outcome=True,
         ),
         "head_topic_nats": nats(
-            label="logit by way of a head from the query's topic",
-            meaning="next token's logit carried by a head from keys of the query's topic, beyond label swap",
+            "logit by way of a head from the query's topic",
+            "next token's logit carried by a head from keys of the query's topic, beyond label swap",
         ),
         "head_logit_nats": nats(
-            label="logit carried by a head",
-            meaning="next token's logit carried by a head, ⟨frozen gradient at z, z⟩; null: of other sequences' tokens",
+            "logit carried by a head",
+            "next token's logit carried by a head, ⟨frozen gradient at z, z⟩; null: of other sequences' tokens",
         ),
         "head_logit_excess_nats": nats(
-            label="logit carried, beyond other tokens'",
-            meaning="head_logit_nats less its null: what a head writes for the token that follows here",
+            "logit carried, beyond other tokens'",
+            "head_logit_nats less its null: what a head writes for the token that follows here",
         ),
         "tensorlens_error": Metric(
             label="TensorLens' relative error",
