@@ -30,7 +30,7 @@ from headdyn.data.comparisons import Comparisons
 from headdyn.data.corpus import Source
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
-from headdyn.models.settings import MiniQwen3, Organism, Pretrained, Trained
+from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
 
@@ -153,7 +153,6 @@ MODEL_KINDS: Mapping[str, type] = {
     "mini_qwen3": MiniQwen3,
     "trained": Trained,
     "pretrained": Pretrained,
-    "organism": Organism,
 }
 
 # What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
@@ -170,7 +169,7 @@ class RunConfig:
 
     mode: Mode
     protocol: Protocol
-    model: MiniQwen3 | Trained | Pretrained | Organism
+    model: MiniQwen3 | Trained | Pretrained | BuiltSuite
     attention: AttentionSettings
     data: Source | Comparisons
     data_ordering: Ordering
@@ -305,11 +304,9 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     alias, ordering = choices.get("ordering"), choices.get("data_ordering")
     if alias not in (None, ordering):
         raise ConfigError(f"ordering={alias} and data_ordering={ordering} disagree; give only one of them")
-    kind = plain["model"].get("kind") if isinstance(plain["model"], dict) else None
-    if not isinstance(kind, str) or kind not in MODEL_KINDS:
-        raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
+    model = _model(plain["model"])
     factors = {group: str(choices[group]) for group in FACTORS if choices.get(group)}
-    if not issubclass(MODEL_KINDS[kind], MiniQwen3):
+    if not isinstance(model, MiniQwen3):
         for group in TRAINING_GROUPS:
             factors.pop(group, None)
             for said in overrides:
@@ -322,7 +319,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     return RunConfig(
         mode=build(Mode, plain["mode"], "mode"),
         protocol=build(Protocol, plain["protocol"], "protocol"),
-        model=build(MODEL_KINDS[kind], plain["model"], "model"),
+        model=model,
         attention=build(AttentionSettings, plain["attention"], "attention"),
         data=targeted(plain["data"], "data"),
         data_ordering=targeted(plain["data_ordering"], "data_ordering"),
@@ -339,6 +336,16 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
         factors={**factors, "seed": plain["seed"]},
         resolved=plain,
     )
+
+
+def _model(node: Any) -> Any:
+    """The model's settings: of one of the kinds here, or of the class that `_target_` names (a BuiltSuite)."""
+    if isinstance(node, dict) and "_target_" in node:
+        return targeted(node, "model")
+    kind = node.get("kind") if isinstance(node, dict) else None
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
+        raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
+    return build(MODEL_KINDS[kind], node, "model")
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key, vector_figures
 from headdyn.core.store import require_writable
 from headdyn.models.revisions import is_pythia, parse
-from headdyn.models.settings import Organism, Pretrained, Trained
+from headdyn.models.settings import MiniQwen3, Pretrained, Trained
 
 HYDRA_VERSION = "1.3"
 PACKAGED = Path(__file__).parent / "conf"
@@ -84,15 +84,16 @@ def make_plan(arguments: Sequence[str]) -> Plan:
 
 def _revisions(config: RunConfig) -> tuple[str, ...]:
     """The checkpoints that `model.revisions` names, for a sweep to run one by one. Raises ConfigError."""
-    model = config.model
-    if not isinstance(model, (Trained, Pretrained, Organism)) or model.revisions is None:
+    model, revisions = config.model, getattr(config.model, "revisions", None)
+    if revisions is None:
         return ()
     try:
         if isinstance(model, Trained):
             return tuple(f"step{step}" for step in log_spaced(config.train.steps, config.train.snapshots))
-        if isinstance(model, Organism):
-            return model.series(model.revisions)
-        return parse(model.revisions, pythia=is_pythia(model.name), main=model.allow_main)
+        if isinstance(model, Pretrained):
+            return parse(revisions, pythia=is_pythia(model.name), main=model.allow_main)
+        assert not isinstance(model, MiniQwen3)
+        return model.series(revisions)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -118,7 +119,9 @@ def _require_one_job(
         )
     for name, choice in checked.analysis.items():
         if "series" in choice.needs:
-            raise ConfigError(f"analysis={name} compares checkpoints; add -m and model.revisions=... (seed_11, say)")
+            raise ConfigError(
+                f"analysis={name} compares checkpoints; add -m and model.revisions=... (original_11, say)"
+            )
 
 
 def _require_output(folder: Path) -> None:

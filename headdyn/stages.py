@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ from headdyn.models.checkpoints import load_snapshot, snapshot_steps, state_hash
 from headdyn.models.decoder import Decoder
 from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import step_of
-from headdyn.models.settings import MiniQwen3, Organism, Pretrained, Trained
+from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.report.terminal import ProgressLine
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress, train
@@ -82,13 +81,14 @@ def open_checkpoint(
 ) -> Subject:
     """A checkpoint that comes trained, with the comparison prompts in its own tokens."""
     model, data = config.model, config.data
-    assert isinstance(model, Pretrained | Organism)
+    assert not isinstance(model, MiniQwen3)
     assert isinstance(data, Comparisons)
-    name = model.name
-    if isinstance(model, Organism):
+    name, keep = model.name, True
+    if isinstance(model, Pretrained):
+        keep = model.keep_downloads
+    else:
         with record.timed("training"):
             name = str(open_suite(model, store, record, should_stop))
-    keep = isinstance(model, Organism) or model.keep_downloads
     with record.timed("checkpoint"):
         loaded = load_checkpoint(name, model.revision, store, dtype=getattr(torch, model.dtype), keep=keep)
     if loaded.tokenizer is None:
@@ -104,18 +104,16 @@ def open_checkpoint(
     return Subject(loaded.decoder.to(here.device), data.prompts(loaded.tokenizer), loaded.step or 0)
 
 
-def open_suite(model: Organism, store: Store, record: RunFolder, should_stop: Callable[[], bool]) -> Path:
-    """The folder of an organism's revisions, trained at most once; what is planted goes into the run's record."""
-
-    trainer = importlib.import_module(model.trainer)
+def open_suite(model: BuiltSuite, store: Store, record: RunFolder, should_stop: Callable[[], bool]) -> Path:
+    """The folder of a suite's revisions, trained at most once; what is known of it goes into the run's record."""
 
     def build(folder: Path) -> None:
-        with ProgressLine(f"{model.name} {model.suite} training") as line:
-            trainer.build_suite(model, folder, observer=line, should_stop=should_stop)
+        with ProgressLine(f"{model.name} training") as line:
+            model.build(folder, observer=line, should_stop=should_stop)
 
-    entry = store.get("organism", trainer.suite_recipe(model), build, resumable=True)
-    record.stage("organism", entry)
-    record.manifest["organism"] = json.loads((entry.path / trainer.TRUTH).read_text(encoding="utf-8"))
+    entry = store.get(model.stage, model.recipe(), build, resumable=True)
+    record.stage(model.stage, entry)
+    record.manifest["truth"] = model.truth()
     return entry.path
 
 

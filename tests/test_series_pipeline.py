@@ -147,7 +147,7 @@ def test_the_organism_is_built_once_and_its_states_are_told_apart(place: Path, s
     assert len({record.manifest["checkpoint"]["state_hash"] for record in records}) == len(REVISIONS)
     for record in records:
         assert record.manifest["checkpoint"]["revision"] == record.factors["revision"]
-        assert record.manifest["organism"]["heads"] == [0, 2] and record.manifest["organism"]["layer"] == 1
+        assert record.manifest["truth"]["heads"] == [0, 2] and record.manifest["truth"]["layer"] == 1
 
 
 def test_the_verdict_is_of_every_checkpoint_and_stands_in_timeline_and_report(sweep: Path) -> None:

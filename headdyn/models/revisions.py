@@ -22,18 +22,19 @@ def _revisions(steps: Sequence[int]) -> tuple[str, ...]:
 PYTHIA = _revisions(PYTHIA_STEPS)
 FINAL = PYTHIA[-1]  # `main` holds the same weights, says the suite's README, but its name says no step
 
-# seed_11: the emergence study's (seed 002), whose last point was loaded from main; seed_8: the weight clusters' (000).
+# original_11, original_8: the checkpoints of the original studies; the last point of the eleven was loaded from main.
 LISTS = MappingProxyType(
     {
         "pythia_all": PYTHIA,
         "pythia_log": _revisions([0, *(2**i for i in range(10)), *(1_000 * 2**i for i in range(8)), FINAL_STEP]),
-        "seed_11": _revisions(
+        "original_11": _revisions(
             [1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 80_000, 100_000, 120_000, FINAL_STEP]
         ),
-        "seed_8": _revisions([1_000, 5_000, 10_000, 20_000, 40_000, 80_000, 120_000, FINAL_STEP]),
+        "original_8": _revisions([1_000, 5_000, 10_000, 20_000, 40_000, 80_000, 120_000, FINAL_STEP]),
     }
 )
 
+_FORMER_NAMES = {"seed_11": "original_11", "seed_8": "original_8"}  # accepted, and mentioned nowhere
 _STEP = re.compile(r"(?:^|[-_])step[-_]?(\d+)(?![\d.])")
 
 
@@ -64,6 +65,7 @@ def parse(text: str | Sequence[str], *, pythia: bool = True, main: bool = False)
     Raises ValueError for an empty series, main unasked, or a step that Pythia lacks, with the nearest it has.
     """
     items = [item.strip() for item in (text.split(",") if isinstance(text, str) else text)]
+    items = [_FORMER_NAMES.get(item, item) for item in items]
     if not items or not all(items):
         raise ValueError(f"model.revisions={text!r} names no revision; choose {', '.join(LISTS)} or step1000,step2000")
     found: list[str] = []

@@ -24,10 +24,10 @@ from pathlib import Path
 
 import torch
 
-from headdyn.data.organism_text import draw_batch, tokenizer
+from headdyn.studies.organisms.text import draw_batch, tokenizer
 from headdyn.models.decoder import Decoder
-from headdyn.models.settings import Organism
-from headdyn.studies.organisms.training import interchange_losses, planted_heads
+from headdyn.studies.organisms.settings import Organism
+from headdyn.studies.organisms.training import interchange_losses
 from tests.benchmarks.figures import three
 from tests.commands import command, environment, only
 
@@ -64,7 +64,7 @@ def children_cpu_seconds() -> float:
 
 
 def planting() -> None:
-    settings = Organism(kind="organism", name="organism_planted", organism="planted")
+    settings = Organism(name="organism_planted", organism="planted")
     config = settings.decoder_config(tokenizer().get_vocab_size())
     decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), settings.init_std)
     batch = draw_batch(settings.suite, 0, settings.batch_size)
@@ -78,7 +78,7 @@ def planting() -> None:
         return time.perf_counter() - begun
 
     torch.set_num_threads(1)  # as suites are trained
-    heads = planted_heads(settings)
+    heads = settings.planted_heads
     seconds(heads)
     ratios = [seconds(heads) / seconds(()) for _ in range(REPETITIONS)]
     print(f"  losses and gradients of a step that plants: {three(ratios)} times those of its text alone")

@@ -24,8 +24,8 @@ def test_the_seeds_lists() -> None:
     """The steps in the timeline of seed 002 and in the silhouettes of seed 000's study, typed from their tables."""
     eleven = [1000, 2000, 4000, 8000, 16000, 32000, 64000, 80000, 100000, 120000, 143000]
     eight = [1000, 5000, 10000, 20000, 40000, 80000, 120000, 143000]
-    assert [step_of(revision) for revision in parse("seed_11")] == eleven
-    assert [step_of(revision) for revision in parse("seed_8")] == eight
+    assert [step_of(revision) for revision in parse("original_11")] == eleven
+    assert [step_of(revision) for revision in parse("original_8")] == eight
     log = [step_of(revision) for revision in parse("pythia_log")]
     assert len(log) == 20 and log[0] == 0 and log[-1] == 143000
     assert all(b <= 2 * a for a, b in itertools.pairwise(log[1:]))
@@ -34,7 +34,7 @@ def test_the_seeds_lists() -> None:
 def test_a_series_stands_in_the_order_of_training() -> None:
     assert parse("step143000, step512,step1000") == ("step512", "step1000", "step143000")
     assert parse(["step2", "step1", "step2"]) == ("step1", "step2")
-    assert len(parse("seed_11,seed_8")) == len(set(LISTS["seed_11"]) | set(LISTS["seed_8"]))
+    assert len(parse("original_11,original_8")) == len(set(LISTS["original_11"]) | set(LISTS["original_8"]))
     assert in_order(["main", "step20", "v1", "step3"]) == ("step3", "step20", "main", "v1")
     assert parse("pythia_all") == PYTHIA
 
@@ -51,7 +51,7 @@ def test_a_series_stands_in_the_order_of_training() -> None:
         ("1000", "the nearest of Pythia's are step1000$"),
         ("143k", "the nearest of Pythia's are step143000$"),
         ("stepp1000", "is none of Pythia's; did you mean step1000"),
-        ("seed11", "did you mean seed_11"),
+        ("original11", "did you mean original_11"),
         ("", "names no revision"),
         ("step1000,,step2000", "names no revision"),
         ("step1000,main", r"holds main, .* the last one is step143000 \(model.allow_main=true"),
@@ -78,7 +78,7 @@ def test_main_and_other_suites() -> None:
     with pytest.raises(ValueError, match=r"holds main.*name the step"):
         parse("main", pythia=False)
     with pytest.raises(ValueError, match="lists Pythia's steps"):
-        parse("seed_11", pythia=False)
+        parse("original_11", pythia=False)
     names = ("EleutherAI/pythia-160m", "EleutherAI/pythia-160m-seed3", "/models/pythia-2.8b-deduped/", "pythia-70m")
     assert all(map(is_pythia, names))
     assert not any(map(is_pythia, ("EleutherAI/pythia-160m-v0", "gpt2", "someone/my-pythia-160m")))

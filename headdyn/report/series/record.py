@@ -92,7 +92,8 @@ class Series:
     @property
     def organism(self) -> Mapping[str, Any]:
         """What was planted into the suite; empty where nothing is known."""
-        return next((job.run.manifest["organism"] for job in self.complete if "organism" in job.run.manifest), {})
+        manifests = [job.run.manifest for job in self.complete]
+        return next((m[key] for m in manifests for key in ("truth", "organism") if key in m), {})
 
     def points(self, metric: str) -> Points | None:
         """A metric over the steps; None where no checkpoint that counts has it."""

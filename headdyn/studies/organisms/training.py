@@ -7,7 +7,6 @@ Letters as in models/decoder.py; N prompts of a batch.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,60 +19,16 @@ from torch import Tensor
 
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
-from headdyn.data.organism_text import Batch, draw_batch, save_tokenizer, tokenizer
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import export_pretrained
-from headdyn.models.revisions import FINAL_STEP
-from headdyn.models.settings import Organism
+from headdyn.studies.organisms.settings import Organism
+from headdyn.studies.organisms.text import Batch, draw_batch, save_tokenizer, tokenizer
 from headdyn.training.loop import Progress, Task, run
 from headdyn.training.settings import TrainSettings
 
-SCHEMA = 1  # raised when a suite's meaning changes
 TRUTH = "organism.json"
 _NOT_SCORED = -100  # cross_entropy's ignore_index
 _MAX_POSITIONS = 512  # what config.json states; it bounds nothing
-
-
-def suite_recipe(settings: Organism) -> dict[str, Any]:
-    """Everything the weights depend on, which a store names a suite by; not which of its revisions is asked for."""
-    ignored = ("kind", "name", "revision", "revisions", "dtype")
-    return {"schema": SCHEMA, **{k: v for k, v in dataclasses.asdict(settings).items() if k not in ignored}}
-
-
-def planted_heads(settings: Organism) -> tuple[int, ...]:
-    """The heads that carry the choice: the even ones, a half drawn from the suite's seed, all, or none."""
-    heads = range(settings.num_heads)
-    if settings.organism == "planted":
-        return tuple(heads[::2])
-    if settings.organism == "scattered":
-        draws = generator(settings.suite, "organism/half")
-        return tuple(sorted(draws.choice(settings.num_heads, settings.num_heads // 2, replace=False).tolist()))
-    return tuple(heads) if settings.organism == "diffuse" else ()
-
-
-def truth(settings: Organism) -> dict[str, Any]:
-    """What is known of a suite by construction; `organism.json` beside its revisions.
-
-    `onset` is null where nothing is planted. Planting begins behind the weights of `after_revision`, so those of
-    `by_revision` are the first saved ones that it has touched; how soon it shows is for a detector to say.
-    """
-    after, by = settings.onset_revisions
-    onset = {
-        "training_step": settings.onset_step,
-        "step": settings.onset_step * FINAL_STEP / settings.steps,
-        "after_revision": after,
-        "by_revision": by,
-    }
-    heads = planted_heads(settings)
-    return {
-        "organism": settings.organism,
-        "suite": settings.suite,
-        "layer": settings.planted_layer if heads else None,
-        "heads": list(heads),
-        "onset": onset if heads else None,
-        "revisions": dict(settings.saved),
-        "settings": suite_recipe(settings),
-    }
 
 
 def build_suite(
@@ -189,12 +144,12 @@ class _Planting(Task):
             compile=False,
         )
         self.tokens_per_step = draw_batch(organism.suite, 0, organism.batch_size).own_NT.size
-        self.heads = planted_heads(organism)
+        self.heads = organism.planted_heads
         self.revision_of = {step: revision for revision, step in organism.saved.items()}
         self.save_at = self.revision_of.keys()
 
     def recipe(self) -> Mapping[str, Any]:
-        return suite_recipe(self.organism)
+        return self.organism.recipe()
 
     def losses(self, update: int) -> Mapping[str, Tensor]:
         batch = draw_batch(self.organism.suite, update, self.organism.batch_size)
@@ -210,4 +165,4 @@ class _Planting(Task):
         return next((folder for folder in reversed(folders) if folder.exists()), None)
 
     def finish(self, seconds: float) -> None:
-        write_json(self.folder / TRUTH, truth(self.organism))
+        write_json(self.folder / TRUTH, self.organism.truth())

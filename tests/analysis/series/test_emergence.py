@@ -153,7 +153,7 @@ def seed_points() -> list[SeriesPoint]:
 
 
 def test_seed_002_from_its_own_table() -> None:
-    assert [p.revision for p in seed_points()] == list(LISTS["seed_11"])
+    assert [p.revision for p in seed_points()] == list(LISTS["original_11"])
     findings = found(seed_points(), total_steps=143_000)
     verdict = findings.verdict
     said = verdict["measures"]["strength"]

@@ -16,15 +16,16 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
+from headdyn.core.settings import build
 from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair
-from headdyn.data.organism_text import FORMATS, Batch, batch_of, draw_batch, tokenizer
+from headdyn.studies.organisms.text import FORMATS, Batch, batch_of, draw_batch, tokenizer
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.integrity import check_integrity
 from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import LISTS
-from headdyn.models.settings import ORGANISMS, Organism
-from headdyn.studies.organisms.training import build_suite, interchange_losses, planted_heads, suite_recipe, truth
+from headdyn.studies.organisms.settings import KINDS, Organism
+from headdyn.studies.organisms.training import build_suite, interchange_losses
 from headdyn.training.loop import TrainingDiverged, TrainingInterrupted
 
 CONF = Path(__file__).parents[3] / "conf"
@@ -39,7 +40,7 @@ TINY = {
 
 
 def organism(kind: str = "planted", **changes: Any) -> Organism:
-    return Organism(kind="organism", name=f"organism_{kind}", organism=kind, **changes)
+    return Organism(name=f"organism_{kind}", organism=kind, **changes)
 
 
 def tiny(kind: str = "planted", **changes: Any) -> Organism:
@@ -60,13 +61,14 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ORGANISMS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_options_state_every_setting_at_its_default(kind: str) -> None:
     option = yaml.safe_load((CONF / "model" / f"organism_{kind}.yaml").read_text(encoding="utf-8"))
     base = yaml.safe_load((CONF / "model" / "organism_planted.yaml").read_text(encoding="utf-8"))
     assert option.pop("defaults", ["organism_planted"]) == ["organism_planted"]
     merged = {**base, **option}
     assert merged.pop("suite") == "${seed}"
+    assert merged.pop("_target_") == f"{Organism.__module__}.{Organism.__qualname__}"
     assert Organism(**merged) == organism(kind)
     assert set(merged) | {"suite"} == {field.name for field in dataclasses.fields(Organism)}
 
@@ -82,7 +84,7 @@ def test_revisions_and_their_training_steps() -> None:
     assert settings.onset_step == 100 and settings.onset_revisions == ("step32000", "step40000")
     steps = list(settings.saved.values())
     assert steps == sorted(set(steps)), "no two revisions have the same weights"
-    for name in ("seed_11", "seed_8"):
+    for name in ("original_11", "original_8"):
         assert settings.series(name) == LISTS[name]
     assert settings.series("pythia_log") == ("step0", "step256", *LISTS["pythia_log"][11:])
     assert settings.series("step1000, step64000") == ("step1000", "step64000")
@@ -91,38 +93,38 @@ def test_revisions_and_their_training_steps() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"organism": "grown"}, "model.organism='grown' is unknown; it is one of planted, scattered, diffuse, null"),
+        ({"organism": "grown"}, "model.organism='grown' must be one of planted, scattered, diffuse, null"),
         ({"revision": "step256000"}, "the nearest is step143000"),
         ({"revision": "main"}, "model.revision=main is none of Pythia's"),
         ({"revision": "step2"}, "after 0 of 400 training steps, as step0 is; ask for step0"),
-        ({"revision": "step3000"}, "is not saved.*Add it: model.kept=seed_11,seed_8,pythia_log,step3000"),
-        ({"revisions": "seed_11,step2"}, "ask for step0"),
+        ({"revision": "step3000"}, "is not saved.*Add it: model.kept=original_11,original_8,pythia_log,step3000"),
+        ({"revisions": "original_11,step2"}, "ask for step0"),
         ({"num_heads": 7}, "model.num_heads=7 has no even and odd half"),
         ({"d_model": 90}, "model.d_model=90 is not a multiple of model.num_heads=12; set model.d_model=96"),
         ({"num_layers": 2}, "model.layer=1 is the last of model.num_layers=2.*set model.num_layers=3"),
         ({"layer": 3}, "model.layer=3 is out of range; this suite's are 0 to 2"),
-        ({"onset": 1.0}, "model.onset=1.0 must lie in 0..1"),
+        ({"onset": 1.0}, "model.onset=1.0 must be below 1"),
         ({"batch_size": 5}, "model.batch_size=5 must be even"),
         ({"muon_lr": 0.0}, "model.muon_lr=0.0 must be above 0"),
-        ({"dtype": "int8"}, "model.dtype='int8' is unknown"),
+        ({"dtype": "int8"}, "model.dtype='int8' must be one of float32, float16"),
         ({"suite": -1}, "model.suite=-1 must be at least 0"),
     ],
 )
 def test_bad_settings_are_refused_with_the_fix(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Organism(**{"kind": "organism", "name": "o", "organism": "planted", **changes})
+        build(Organism, {"name": "o", "organism": "planted", **changes}, "model")
 
 
 def test_what_is_planted_where() -> None:
-    assert planted_heads(organism("planted")) == (0, 2, 4, 6, 8, 10)
-    assert planted_heads(organism("diffuse")) == tuple(range(12)) and planted_heads(organism("null")) == ()
-    halves = [planted_heads(organism("scattered", suite=suite)) for suite in range(200)]
+    assert organism("planted").planted_heads == (0, 2, 4, 6, 8, 10)
+    assert organism("diffuse").planted_heads == tuple(range(12)) and organism("null").planted_heads == ()
+    halves = [organism("scattered", suite=suite).planted_heads for suite in range(200)]
     assert all(len(set(half)) == 6 and half == tuple(sorted(half)) for half in halves)
     share_H = np.mean([np.isin(np.arange(12), half) for half in halves], axis=0)
     assert np.abs(share_H - 0.5).max() < 4 * np.sqrt(0.25 / 200) and len(set(halves)) > 150
-    known = truth(organism("scattered", suite=3))
+    known = organism("scattered", suite=3).truth()
     assert known["heads"] == list(halves[3]) and known["layer"] == 1 and known["onset"]["step"] == 35750
-    assert truth(organism("null"))["onset"] is None and truth(organism("null"))["layer"] is None
+    assert organism("null").truth()["onset"] is None and organism("null").truth()["layer"] is None
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -256,7 +258,7 @@ def test_layout_and_parity_with_hugging_face(suite: Path, tmp_path: Path) -> Non
         "organism.json",
         *sorted(settings.saved),
     ]
-    assert json.loads((suite / "organism.json").read_text()) == json.loads(json.dumps(truth(settings)))
+    assert json.loads((suite / "organism.json").read_text()) == json.loads(json.dumps(settings.truth()))
     hashes = {}
     for revision in settings.saved:
         loaded = load_checkpoint(str(suite), revision, Store(tmp_path), dtype=torch.float32)
@@ -310,19 +312,19 @@ def test_an_interrupted_suite_goes_on_to_the_same_bits(stops: list[int], suite: 
         with pytest.raises(TrainingInterrupted, match="as asked") as caught:
             store.get(
                 "organism",
-                suite_recipe(settings),
+                settings.recipe(),
                 lambda folder, stop=stop, count=count: build_suite(
                     settings, folder, should_stop=lambda: next(count) >= stop
                 ),
                 resumable=True,
             )
         assert isinstance(caught.value, StageInterruptedError)
-    entry = store.get("organism", suite_recipe(settings), lambda folder: build_suite(settings, folder), resumable=True)
+    entry = store.get("organism", settings.recipe(), lambda folder: build_suite(settings, folder), resumable=True)
     assert weights(entry.path) == weights(suite)
     for name in ("metrics.jsonl", "organism.json"):
         assert (entry.path / name).read_bytes() == (suite / name).read_bytes()
-    again = store.get("organism", suite_recipe(settings), pytest.fail)
-    assert not again.built and suite_recipe(settings) == suite_recipe(tiny(revision="step64000", dtype="float16"))
+    again = store.get("organism", settings.recipe(), pytest.fail)
+    assert not again.built and settings.recipe() == tiny(revision="step64000", dtype="float16").recipe()
 
 
 def test_another_suites_state_is_refused(tmp_path: Path) -> None:

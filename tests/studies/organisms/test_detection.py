@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headdyn import organism_study
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import balanced_splits, split_table
 from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core.records import HeadTable
 from headdyn.core.store import Store
-from headdyn.models.settings import Organism
-from headdyn.organism_study import Row, default_settings, main, markdown, study, summarise
+from headdyn.studies.organisms import detection
+from headdyn.studies.organisms.__main__ import main
+from headdyn.studies.organisms.detection import Row, default_settings, markdown, study, summarise
+from headdyn.studies.organisms.settings import Organism
 
 QUICK = Specialization(sign_flips=999, bootstrap_draws=100, groups_per_size=1, fractions=(0.0, 1.0))
 KINDS = ("planted", "null")
@@ -25,7 +26,6 @@ KINDS = ("planted", "null")
 
 def small(kind: str, suite: int) -> Organism:
     return Organism(
-        kind="organism",
         name=f"organism_{kind}",
         organism=kind,
         suite=suite,
@@ -33,7 +33,7 @@ def small(kind: str, suite: int) -> Organism:
         num_heads=4,
         d_model=16,
         batch_size=2,
-        kept="seed_11",
+        kept="original_11",
     )
 
 
@@ -63,13 +63,13 @@ def test_a_row_says_what_is_true_and_what_was_found(record: tuple[Path, Path]) -
 def test_what_is_on_record_is_not_done_again(record: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in (record[0] / "suites").iterdir()}
     done: list[tuple[str, int]] = []
-    examine = organism_study.examine
+    examine = detection.examine
 
     def counted(organism: Organism, *rest: Any) -> Row:
         done.append((organism.organism, organism.suite))
         return examine(organism, *rest)
 
-    monkeypatch.setattr(organism_study, "examine", counted)
+    monkeypatch.setattr(detection, "examine", counted)
     rows = run(*record, suites=2, kinds=("planted",))
     assert done == [("planted", 1)] and [(row["kind"], row["suite"]) for row in rows] == [
         ("null", 0),
@@ -92,9 +92,7 @@ def test_a_record_of_other_settings_is_not_added_to(record: tuple[Path, Path]) -
 
 
 def test_by_default_the_suites_of_the_options() -> None:
-    assert default_settings("scattered", 3) == Organism(
-        kind="organism", name="organism_scattered", organism="scattered", suite=3
-    )
+    assert default_settings("scattered", 3) == Organism(name="organism_scattered", organism="scattered", suite=3)
 
 
 def test_a_number_of_suites_that_cannot_be(capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,10 +134,10 @@ def points(success_K: list[float], heads: tuple[int, ...]) -> list[SeriesPoint]:
 )
 @pytest.mark.parametrize("heads", [(0, 2), (1, 2), (0, 1, 2, 3)])
 def test_onsets_against_the_truth(heads: tuple[int, ...], success_K: list[float], found: tuple[Any, ...]) -> None:
-    row = organism_study._onset(points(success_K, heads), {"heads": heads, "onset": {"step": 35750.0}})
+    row = detection._onset(points(success_K, heads), {"heads": heads, "onset": {"step": 35750.0}})
     assert (row["onset_after"], row["onset_at"], row["onset_off_by"]) == found
     wrong_half = {"heads": (0, 3), "onset": {"step": 35750.0}}  # the mutant: heads that carry nothing
-    assert organism_study._onset(points(success_K, (1, 2)), wrong_half)["onset_off_by"] is None
+    assert detection._onset(points(success_K, (1, 2)), wrong_half)["onset_off_by"] is None
 
 
 def row(kind: str, **said: Any) -> Row:

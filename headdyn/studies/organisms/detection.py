@@ -1,4 +1,4 @@
-"""How well the detectors do on suites whose answer is known: `python -m headdyn.organism_study --suites 5`.
+"""How often the detectors find what is true of suites whose answer is known.
 
 Every suite is trained, analysed at the eleven checkpoints of the emergence study, and recorded in a file of its own as
 it comes, so that the same command continues where it stopped and more suites add to the record. The suite is the unit
@@ -7,7 +7,6 @@ of every statistic (science.md §16). Shape suffixes as in analysis/intervention
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import logging
@@ -28,47 +27,28 @@ from headdyn.analysis.interventions.splits import rank_test
 from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.onset import first_above
 from headdyn.analysis.series.points import SeriesPoint, SplitSummary
-from headdyn.core import machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
 from headdyn.core.run_folder import git_revision
+from headdyn.core.settings import build
 from headdyn.core.statistics import binomial_interval
-from headdyn.core.store import Store, cache_root, recipe_key
+from headdyn.core.store import Store, recipe_key
 from headdyn.data.comparisons import Comparisons
-from headdyn.data.organism_text import FORMATS
 from headdyn.models.pretrained import load_checkpoint
-from headdyn.models.settings import ORGANISMS, Organism
 from headdyn.report.terminal import ProgressLine
-from headdyn.studies.organisms.training import build_suite, suite_recipe, truth
+from headdyn.studies.organisms.settings import KINDS, Organism
+from headdyn.studies.organisms.text import FORMATS
 
 log = logging.getLogger(__name__)
 
 SCHEMA = 1  # raised when a row's meaning changes
-SERIES = "seed_11"
+SERIES = "original_11"
 ALPHA = 0.05
 THRESHOLD = 0.5  # of success, from which on an effect counts as there: Emergence's
 LEARNT = 0.9  # of the bug pairs right when asked plainly and wrong after "Q:", else a suite shows nothing
 FLIPPED = 0.9  # of the answers, by patching all heads
 
 Row = dict[str, Any]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. 0 when every suite asked for is on record."""
-    parser = argparse.ArgumentParser(prog="python -m headdyn.organism_study", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--suites", type=int, default=5, help="how many of each kind, numbered from 0 (default: 5)")
-    parser.add_argument("--kinds", nargs="+", choices=ORGANISMS, default=list(ORGANISMS), metavar="KIND",
-                        help=f"of {', '.join(ORGANISMS)} (default: all)")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("experiments/model_organisms"), help="where the record is")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: one per core)")
-    chosen = parser.parse_args(arguments)
-    if chosen.suites < 1:
-        parser.error(f"--suites={chosen.suites} must be at least 1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    machine.resolve("cpu", "fp32", chosen.threads)
-    machine.keep_freed_memory()
-    study(chosen.out, kinds=chosen.kinds, suites=chosen.suites, store=Store(cache_root()))
-    return 0
 
 
 def study(
@@ -92,9 +72,7 @@ def study(
         for kind in kinds:
             organism = make(kind, suite)
             path = folder / f"{kind}_{suite:03d}.json"
-            key = recipe_key(
-                "organism_study", {"schema": SCHEMA, "suite": suite_recipe(organism), "by": repr(analysis)}
-            )
+            key = recipe_key("organism_study", {"schema": SCHEMA, "suite": organism.recipe(), "by": repr(analysis)})
             if path.exists():
                 if json.loads(path.read_text(encoding="utf-8"))["key"] != key:
                     raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
@@ -125,7 +103,7 @@ def write_record(out: Path) -> list[Row]:
 
 def default_settings(kind: str, suite: int) -> Organism:
     """The suite that `model=organism_KIND seed=SUITE` trains."""
-    return Organism(kind="organism", name=f"organism_{kind}", organism=kind, suite=suite)
+    return build(Organism, {"name": f"organism_{kind}", "organism": kind, "suite": suite}, "model")
 
 
 # -- one suite --------------------------------------------------------------------------------------------------------
@@ -136,9 +114,9 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
 
     def build(folder: Path) -> None:
         with ProgressLine(f"{organism.name} {organism.suite}") as line:
-            build_suite(organism, folder, observer=line)
+            organism.build(folder, observer=line)
 
-    entry = store.get("organism", suite_recipe(organism), build, resumable=True)
+    entry = store.get("organism", organism.recipe(), build, resumable=True)
     began = time.process_time()
     points = []
     for revision in organism.series(SERIES):
@@ -156,7 +134,7 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
             )
         )
     verdict = Emergence()(points, generator(organism.suite, "analysis/emergence")).verdict
-    known = truth(organism)
+    known = organism.truth()
     return {
         "kind": organism.organism,
         "suite": organism.suite,
@@ -244,12 +222,12 @@ class Question:
 
 
 QUESTIONS = (
-    Question("task learnt", ORGANISMS, lambda row: row["learnt"]),
-    Question("even/odd found, last checkpoint", ORGANISMS, lambda row: row["found"]),
-    Question("even/odd found, trajectory", ORGANISMS, lambda row: row["found_by_trajectory"]),
-    Question("strength > 0.5, the seeds' rule", ORGANISMS, lambda row: row["even_success"] - row["odd_success"] > 0.5),
+    Question("task learnt", KINDS, lambda row: row["learnt"]),
+    Question("even/odd found, last checkpoint", KINDS, lambda row: row["found"]),
+    Question("even/odd found, trajectory", KINDS, lambda row: row["found_by_trajectory"]),
+    Question("strength > 0.5, the seeds' rule", KINDS, lambda row: row["even_success"] - row["odd_success"] > 0.5),
     Question("planted half ranked first", ("planted", "scattered"), lambda row: row["half_rank"] == 1),
-    Question("all heads flip ≥ 90 %", ORGANISMS, lambda row: row["all_flips"]),
+    Question("all heads flip ≥ 90 %", KINDS, lambda row: row["all_flips"]),
     Question("onset in its interval", ("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),
 )
 
@@ -257,7 +235,7 @@ QUESTIONS = (
 def summarise(rows: Sequence[Row]) -> list[Row]:
     """Per kind and question: suites that say yes, of how many, and the share's Clopper–Pearson interval (95 %)."""
     found = []
-    for kind in ORGANISMS:
+    for kind in KINDS:
         mine = [row for row in rows if row["kind"] == kind]
         for question in QUESTIONS if mine else ():
             if kind in question.kinds:
@@ -283,7 +261,7 @@ def _cells(summary: Sequence[Row]) -> list[list[str]]:
     lines = []
     for question in QUESTIONS:
         line = [question.name]
-        for kind in ORGANISMS:
+        for kind in KINDS:
             row = by_place.get((kind, question.name))
             line.append(
                 "–" if row is None else f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
@@ -294,13 +272,13 @@ def _cells(summary: Sequence[Row]) -> list[list[str]]:
 
 def markdown(summary: Sequence[Row]) -> str:
     """The summary as a table for a README."""
-    lines = [["", *ORGANISMS], ["---"] * (len(ORGANISMS) + 1), *_cells(summary)]
+    lines = [["", *KINDS], ["---"] * (len(KINDS) + 1), *_cells(summary)]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _table(summary: Sequence[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, title="Suites of which it is true (Clopper–Pearson, 95 %)", title_justify="left")
-    for name in ("", *ORGANISMS):
+    for name in ("", *KINDS):
         table.add_column(name)
     for line in _cells(summary):
         table.add_row(*line)
@@ -317,7 +295,3 @@ def _in_words(row: Row) -> str:
         f"even {row['even_success']:.2f} odd {row['odd_success']:.2f} all {row['all_success']:.2f}, "
         f"p {row['p_two_sided']:.3g}, over the trajectory {row['trajectory_p']:.3g}{onset}"
     )
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,0 +1,211 @@
+"""What conf/model/organism_* may say, and what is true of such a suite by construction. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import Field
+
+from headdyn.core.randomness import generator
+from headdyn.core.settings import settings
+from headdyn.models.config import DecoderConfig
+from headdyn.models.revisions import FINAL_STEP, parse, require_pythia, step_of
+
+SCHEMA = 1  # raised when a suite's meaning changes
+Kind = Literal["planted", "scattered", "diffuse", "null"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class Organism:
+    """A small GPT-NeoX checkpoint suite with a known answer, trained here (science.md §16).
+
+    Revision s is the model after round(s · steps / 143000) training steps. Where revisions coincide the first alone is
+    saved: two names for the same weights are what the integrity check excludes.
+    """
+
+    name: str
+    organism: Kind
+    suite: Annotated[int, Field(ge=0)] = 0  # which draw: initial weights, batches and the scattered half
+    revision: str = f"step{FINAL_STEP}"
+    revisions: str | None = None  # a list to sweep, e.g. original_11, or step1000,step2000
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
+    kept: str = "original_11,original_8,pythia_log"  # the revisions to save
+    num_layers: Annotated[int, Field(ge=1)] = 3
+    num_heads: Annotated[int, Field(ge=2)] = 12
+    d_model: int = 96
+    layer: int | None = None  # where to plant; None is the middle layer, ⌊L/2⌋, as analyses choose
+    rotary_fraction: Share = 0.5
+    init_std: Annotated[float, Field(gt=0)] = 0.02
+    steps: Annotated[int, Field(ge=2)] = 400
+    batch_size: Annotated[int, Field(ge=2)] = 32  # number pairs, each read in both formats; half of them are bug pairs
+    muon_lr: Annotated[float, Field(gt=0)] = 0.02
+    adamw_lr: Annotated[float, Field(gt=0)] = 3e-3
+    warmup_share: Share = 0.05
+    onset: Share = 0.25  # the share of training after which the choice is planted
+
+    stage: ClassVar[str] = "organism"
+
+    def __post_init__(self) -> None:
+        if self.num_heads % 2:
+            raise ValueError(f"model.num_heads={self.num_heads} has no even and odd half; set an even number")
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"model.d_model={self.d_model} is not a multiple of model.num_heads={self.num_heads}; "
+                f"set model.d_model={self.num_heads * max(2, round(self.d_model / self.num_heads))}"
+            )
+        if not 0 <= self.planted_layer < self.num_layers:
+            raise ValueError(f"model.layer={self.layer} is out of range; this suite's are 0 to {self.num_layers - 1}")
+        if self.planted_layer == self.num_layers - 1:
+            raise ValueError(
+                f"model.layer={self.planted_layer} is the last of model.num_layers={self.num_layers}, and no layer "
+                "behind it reads what is planted there; set model.num_layers=3 or more"
+            )
+        if self.batch_size % 2:
+            raise ValueError(f"model.batch_size={self.batch_size} must be even: half of the pairs are bug pairs")
+        self.decoder_config(vocab_size=2)
+        self.require_saved(self.revision)
+        if self.revisions is not None:
+            self.series(self.revisions)
+
+    def build(
+        self,
+        folder: Path,
+        *,
+        observer: Callable[[Any], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> None:
+        """Train the suite; see headdyn.studies.organisms.training.build_suite."""
+        from headdyn.studies.organisms.training import build_suite
+
+        build_suite(self, folder, observer=observer, should_stop=should_stop)
+
+    def recipe(self) -> dict[str, Any]:
+        """Everything the weights depend on, which a store names a suite by; not which of its revisions is asked for."""
+        ignored = ("name", "revision", "revisions", "dtype")
+        return {"schema": SCHEMA, **{k: v for k, v in dataclasses.asdict(self).items() if k not in ignored}}
+
+    def decoder_config(self, vocab_size: int) -> DecoderConfig:
+        """A GPT-NeoX as Pythia is: parallel residual, LayerNorm, biases, part of each head rotated, untied."""
+        return DecoderConfig(
+            vocab_size=vocab_size,
+            num_layers=self.num_layers,
+            d_model=self.d_model,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_heads,
+            head_dim=self.d_model // self.num_heads,
+            d_ff=4 * self.d_model,
+            norm="layer",
+            norm_eps=1e-5,
+            parallel_residual=True,
+            rotary_fraction=self.rotary_fraction,
+            rotary_theta=1e4,
+            qk_norm=False,
+            mlp="gelu",
+            qkv_bias=True,
+            out_bias=True,
+            mlp_bias=True,
+            tied_embeddings=False,
+        )
+
+    # -- what is planted ----------------------------------------------------------------------------------------------
+
+    @property
+    def planted_heads(self) -> tuple[int, ...]:
+        """The heads that carry the choice: the even ones, a half drawn from the suite's seed, all, or none."""
+        heads = range(self.num_heads)
+        if self.organism == "planted":
+            return tuple(heads[::2])
+        if self.organism == "scattered":
+            draws = generator(self.suite, "organism/half")
+            return tuple(sorted(draws.choice(self.num_heads, self.num_heads // 2, replace=False).tolist()))
+        return tuple(heads) if self.organism == "diffuse" else ()
+
+    @property
+    def planted_layer(self) -> int:
+        """The layer that holds what is planted."""
+        return self.num_layers // 2 if self.layer is None else self.layer
+
+    @property
+    def onset_step(self) -> int:
+        """The training step from which on the choice is planted."""
+        return round(self.onset * self.steps)
+
+    @property
+    def onset_revisions(self) -> tuple[str | None, str | None]:
+        """The saved revisions that the onset lies between: (the last before planting began, the first after)."""
+        before = [revision for revision, step in self.saved.items() if step <= self.onset_step]
+        after = [revision for revision, step in self.saved.items() if step > self.onset_step]
+        return (before[-1] if before else None, after[0] if after else None)
+
+    def truth(self) -> dict[str, Any]:
+        """What is known of the suite by construction; `organism.json` beside its revisions.
+
+        `onset` is null where nothing is planted. Planting begins behind the weights of `after_revision`, so those of
+        `by_revision` are the first saved ones that it has touched; how soon it shows is for a detector to say.
+        """
+        after, by = self.onset_revisions
+        onset = {
+            "training_step": self.onset_step,
+            "step": self.onset_step * FINAL_STEP / self.steps,
+            "after_revision": after,
+            "by_revision": by,
+        }
+        heads = self.planted_heads
+        return {
+            "organism": self.organism,
+            "suite": self.suite,
+            "layer": self.planted_layer if heads else None,
+            "heads": list(heads),
+            "onset": onset if heads else None,
+            "revisions": dict(self.saved),
+            "settings": self.recipe(),
+        }
+
+    # -- which revisions there are ------------------------------------------------------------------------------------
+
+    @property
+    def saved(self) -> Mapping[str, int]:
+        """The revisions this suite saves, in the order of training, and the training step of each."""
+        first: dict[int, str] = {}
+        for revision in parse(self.kept):
+            first.setdefault(self.training_step(revision), revision)
+        return {revision: step for step, revision in first.items()}
+
+    def training_step(self, revision: str) -> int:
+        """How many updates a revision has seen."""
+        step = step_of(require_pythia(revision))
+        assert step is not None
+        return round(step * self.steps / FINAL_STEP)
+
+    def require_saved(self, revision: str) -> str:
+        """The revision, if this suite saves it. Raises ValueError with what to ask for in its place."""
+        step, saved = self.training_step(revision), self.saved
+        if revision in saved:
+            return revision
+        twin = next((other for other, other_step in saved.items() if other_step == step), None)
+        if twin is not None:
+            raise ValueError(
+                f"model.revision={revision} is the model after {step} of {self.steps} training steps, as {twin} is; "
+                f"ask for {twin}"
+            )
+        raise ValueError(
+            f"model.revision={revision} is not saved; model.kept={self.kept} gives {', '.join(saved)}. "
+            f"Add it: model.kept={self.kept},{revision}"
+        )
+
+    def series(self, text: str) -> tuple[str, ...]:
+        """The revisions a series asks for: of a list those that are saved, of single ones each.
+
+        Raises ValueError for a single one that is not saved.
+        """
+        items = [item.strip() for item in text.split(",")]
+        wanted = parse(text)
+        for revision in set(wanted) & set(items):
+            self.require_saved(revision)
+        return tuple(revision for revision in wanted if revision in self.saved)
