@@ -24,9 +24,9 @@ from pathlib import Path
 
 import torch
 
-from headdyn.studies.organisms.text import draw_batch, tokenizer
 from headdyn.models.decoder import Decoder
 from headdyn.studies.organisms.settings import Organism
+from headdyn.studies.organisms.text import draw_batch, tokenizer
 from headdyn.studies.organisms.training import interchange_losses
 from tests.benchmarks.figures import three
 from tests.commands import command, environment, only

@@ -19,12 +19,12 @@ from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads
 from headdyn.core.settings import build
 from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair
-from headdyn.studies.organisms.text import FORMATS, Batch, batch_of, draw_batch, tokenizer
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.integrity import check_integrity
 from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import LISTS
 from headdyn.studies.organisms.settings import KINDS, Organism
+from headdyn.studies.organisms.text import FORMATS, Batch, batch_of, draw_batch, tokenizer
 from headdyn.studies.organisms.training import build_suite, interchange_losses
 from headdyn.training.loop import TrainingDiverged, TrainingInterrupted
 
