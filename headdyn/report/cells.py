@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from headdyn.core.numbers import ABSENT, fixed, p_value, quantity
+from headdyn.core.numbers import ABSENT, fixed, p_value
+from headdyn.core.records import Metric
 from headdyn.sweep.jobs import Job
+from headdyn.sweep.outcomes import outcomes_of, unnamed
 
-# The seed study's columns with what they need beside them, and what a reader asks next.
-TOPICS = (
-    *("loss_nats", "gap_closed", "within_ratio", "selectivity", "entropy_nats", "probe_accuracy_middle"),
-    *("sink_rate",),
-)
-# What runs on comparison prompts record: head groups patched, the study's own verdict, clusters of heads.
-PROMPTS = (
-    *("plain_success", "even_success", "odd_success", "all_success", "strength", "strength_nats"),
-    *("control_strength_nats", "seed_strength"),
-    *("qk_best_silhouette", "ov_best_silhouette", "behaviour_best_silhouette"),
-)
+# What a reader holds some numbers against: another scalar of the run, and what it is called there.
+_BESIDE = {
+    "within_ratio": ("within_ratio_uniform", "uniform"),
+    "probe_accuracy_middle": ("probe_ceiling", "ceiling"),
+    "loss_nats": ("floor_nats", "floor"),
+}
 
 
 def columns_for(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """The columns of a table over these runs: what any of them recorded, be it as absent for a reason."""
+    """The columns of a table over these runs: the outcomes that any of them recorded, be it as absent for a reason."""
     recorded = {name for job in jobs for name in job.run.scalars}
-    return tuple(name for name in (PROMPTS if of_prompts(jobs) else TOPICS) if name in recorded)
+    return tuple(name for name in outcomes_of(job.run for job in jobs).names if name in recorded)
 
 
 def of_prompts(jobs: Sequence[Job]) -> bool:
     """Whether these runs are on comparison prompts, and none on a corpus."""
-    recorded = {name for job in jobs for name in job.run.scalars}
-    return not recorded.isdisjoint(PROMPTS) and "loss_nats" not in recorded
+    return bool(jobs) and not any("corpus" in job.run.manifest for job in jobs)
 
 
 @dataclass(frozen=True)
@@ -47,32 +43,25 @@ class Cell:
 
 def summary_cell(job: Job, name: str) -> Cell:
     """A run's number with what a reader holds it against."""
-    if name in PROMPTS and name not in job.run.scalars:
+    if of_prompts([job]) and name not in job.run.scalars:
         return Cell(ABSENT, note="not measured")
-    scalar, q = job.scalar(name), quantity(name)
-    found = cell(scalar, name)
-    if not found.reason and name in PROMPTS and scalar.get("p") is not None:
-        return Cell(found.value, found.interval, found.null, f"p {p_value(scalar['p'])}")
-    if not found.reason and name == "within_ratio":
-        uniform = job.scalar("within_ratio_uniform").get("value")
-        note = "" if uniform is None else f"uniform {fixed(q.scale * uniform, 1)}"
-        return Cell(found.value, found.interval, found.null, note)
-    if not found.reason and name == "probe_accuracy_middle":
-        ceiling = job.scalar("probe_ceiling").get("value")
-        return Cell(
-            found.value, found.interval, found.null, "" if ceiling is None else f"ceiling {fixed(100 * ceiling, 1)}"
-        )
-    if not found.reason and name == "loss_nats":
-        floor = job.run.value("floor_nats")
-        return Cell(found.value, found.interval, found.null, "" if floor is None else f"floor {floor:.3f}")
-    return found
+    scalar, metric = job.scalar(name), job.metric(name)
+    parts = cell(scalar, metric)
+    if parts.reason:
+        return parts
+    other, word = _BESIDE.get(name, ("", ""))
+    beside = job.run.value(other)
+    if beside is not None:
+        digits = max(1, metric.digits) if metric.scale == 1 else 1
+        return replace(parts, note=f"{word} {fixed(metric.scale * beside, digits)}")
+    return replace(parts, note="" if scalar.get("p") is None else f"p {p_value(scalar['p'])}")
 
 
-def cell(scalar: Mapping[str, Any], name: str, *, signed: bool = False) -> Cell:
-    """A scalar's parts in its quantity's unit; without a value its reason."""
+def cell(scalar: Mapping[str, Any], metric: Metric | str, *, signed: bool = False) -> Cell:
+    """A scalar's parts in the metric's unit; without a value its reason."""
+    metric = unnamed(metric) if isinstance(metric, str) else metric
     if scalar.get("value") is None:
         return Cell(reason=str(scalar.get("reason", "not computed")))
-    q = quantity(name)
-    value, _, interval = q.spelled(scalar, signed=signed).partition(" ")
+    value, _, interval = metric.spelled(scalar, signed=signed).partition(" ")
     null = scalar.get("null")
-    return Cell(value, interval, "" if not null else f"null {fixed(q.scale * null, max(1, q.places - 1))}")
+    return Cell(value, interval, "" if not null else f"null {fixed(metric.scale * null, max(1, metric.digits - 1))}")

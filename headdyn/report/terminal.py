@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,18 +15,18 @@ from typing import Any, Protocol, Self
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from headdyn.core.numbers import ABSENT, MINUS, Quantity, decimals, fixed, p_value, quantity
-from headdyn.report.cells import of_prompts
+from headdyn.core.numbers import ABSENT, MINUS, decimals, fixed, p_value
+from headdyn.core.records import Metric
+from headdyn.report.cells import columns_for
 from headdyn.report.prompt_run import in_words
 from headdyn.report.series.record import read_series
-from headdyn.report.series.words import series_statements
+from headdyn.report.series.words import headline
 from headdyn.sweep.effect_words import ONE_SEED
 from headdyn.sweep.record import SweepRecord, single_job
-from headdyn.sweep.words import statements
+from headdyn.sweep.words import question_about, statements
 
 log = logging.getLogger(__name__)
 
@@ -92,69 +94,40 @@ def describe(p: Progress) -> str:
     return f"step {p.step}/{p.steps}  loss {p.loss_nats:.3f} nats{gap}  {speed}  {left} left"
 
 
-# The seed's summary columns with what they need beside them, and gap closed: scalar, title.
-_COLUMNS = (
-    ("loss_nats", "val loss\n(nats)"),
-    ("gap_closed", "gap\nclosed\n(%)"),
-    ("within_ratio", "within\n(%)"),
-    ("selectivity", "selec-\ntivity\n(points)"),
-    ("entropy_nats", "entropy\n(nats)"),
-    ("probe_accuracy_middle", "probe,\nmiddle\n(%)"),
-)
-# The same of runs on comparison prompts; those that no run recorded are left out.
-_PROMPT_COLUMNS = (
-    ("plain_success", "plain\n(%)"),
-    ("even_success", "even\n(%)"),
-    ("odd_success", "odd\n(%)"),
-    ("all_success", "all\nheads\n(%)"),
-    ("strength", "strength"),
-    ("strength_nats", "of Δ\n(nats)"),
-    ("control_strength_nats", "of Δ,\ncontrols\n(nats)"),
-)
-_SEED_COLUMNS = (
-    ("seed_plain_success", "plain\n(%)"),
-    ("seed_even_success", "even\n(%)"),
-    ("seed_odd_success", "odd\n(%)"),
-    ("seed_strength", "strength"),
-)
-_CLUSTER_COLUMNS = (
-    ("qk_best_silhouette", "silhouette,\nQK circuits"),
-    ("ov_best_silhouette", "silhouette,\nOV circuits"),
-    ("behaviour_best_silhouette", "silhouette,\neffects"),
-)
-# What intervals, p and null of a table are.
-_SEQUENCES = "{} over held-out sequences; vs: what chance gives (null)"
-_PAIRS = "{} over bug pairs; p: even/odd's exact rank among all balanced splits of one checkpoint's layer"
-_STUDY = "as the study judged its one prompt (protocol=seed): no units to give an interval of"
-_HEADS = "best of all clusterings; p against random heads; vs: their mean (null)"
 _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
+_LABEL = 18  # columns for the name of a run
 
 
 def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
-    """A sweep's table, its answers in a sentence each, the jobs that did not finish, and where the report is."""
-    if sweep.complete:
-        recorded = {name for job in sweep.complete for name in job.run.scalars}
-        about_prompts = ((_PROMPT_COLUMNS, _PAIRS), (_SEED_COLUMNS, _STUDY), (_CLUSTER_COLUMNS, _HEADS))
-        for columns, over in about_prompts if of_prompts(sweep.complete) else ((_COLUMNS, _SEQUENCES),):
-            if there := [(name, title) for name, title in columns if name in recorded]:
-                console.print(summary_table(sweep, console, there, over))
-    said = False  # once is enough on a terminal
-    for statement in (*series_statements(read_series(sweep)), *statements(sweep)):
-        lead = statement.sentences[0].removeprefix(f"{ONE_SEED} " if said else "")
-        said |= statement.sentences[0].startswith(ONE_SEED)
-        where = f" ({statement.group})" if statement.group else ""
-        console.print(Text(f"{statement.question}{where}", style="bold"))
-        details = statement.sentences[1:] if lead.endswith(":") else ()
-        for text in (lead, *(f"- {sentence}" for sentence in details)):
-            console.print(Padding(Text(_encodable(text, console)), (0, 0, 0, 2)))
-    if len(sweep.jobs) == 1:
-        for sentence in in_words(sweep.jobs[0]):
-            console.print(Padding(Text(_encodable(sentence, console)), (0, 0, 0, 2)))
+    """A sweep's table, what it says in a sentence or a few, the jobs that did not finish, and where the report is."""
+    columns = columns_for(sweep.complete)
+    if columns:
+        console.print(summary_table(sweep, console, columns))
+    for sentence in headlines(sweep):
+        console.print(Text(_encodable(sentence, console)))
     for job in sweep.failed:
         error = job.run.manifest.get("error", "it left no error")
         console.print(Text(f"{job.run.name}: {job.run.status}. {error}", style="red"))
     if page is not None:
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+def headlines(sweep: SweepRecord) -> list[str]:
+    """What to read if little is read: of factors the effect on the primary outcome, of series when something emerged.
+
+    Where there is neither, the first sentence of every answer.
+    """
+    series = read_series(sweep)
+    if series:
+        return [headline(each) for each in series]
+    if len(sweep.jobs) == 1 and (sentences := in_words(sweep.jobs[0])):
+        return sentences
+    every = statements(sweep)
+    questions = {question_about(factor.name) for factor in sweep.factors}
+    answers = [statement for statement in every if statement.question in questions] or every
+    leads = dict.fromkeys((statement.group, statement.sentences[0].rstrip(":")) for statement in answers)
+    sentences = [f"{group}: {lead}" if group else lead for group, lead in leads]
+    return sentences[:1] + [sentence.replace(f"{ONE_SEED} ", "") for sentence in sentences[1:]]
 
 
 def print_run(folder: Path) -> None:
@@ -163,42 +136,55 @@ def print_run(folder: Path) -> None:
     print_summary(Console(), alone, folder / "report.html")
 
 
-def summary_table(sweep: SweepRecord, console: Console, columns: Sequence[tuple[str, str]], over: str) -> Table:
-    """One row a complete run: each number with its interval, and the null where chance is not zero.
+def summary_table(sweep: SweepRecord, console: Console, columns: Sequence[str]) -> Table:
+    """One row a complete run: as many outcomes as fit, each with its interval, and the null where chance is not zero.
 
     Below 112 columns the interval is given as ± half its width; from 176 on it stands beside the value.
     """
     width = console.width
+    made: list[list[str]] = []
+    for name in columns:
+        metric = sweep.metric(name)
+        cells = [_cell(job.scalar(name), job.metric(name), width) for job in sweep.complete]
+        title = f"{metric.label} ({metric.unit})" if metric.unit else metric.label
+        widest = max(len(line) for text in (*cells, title.replace(" ", "\n")) for line in text.splitlines())
+        made.append([textwrap.fill(title, widest, break_long_words=False), *cells])
+    widths = (max(len(line) for text in column for line in text.splitlines()) + 2 for column in made)
+    fitting = sum(total <= width for total in itertools.accumulate(widths, initial=_LABEL)) - 1
+    chosen = made[: max(1, fitting)]
     how = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
+    left_out = len(made) - len(chosen)
+    more = f"; {left_out} more in summary.csv" if left_out else ""
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption=_encodable(over.format(how), console),
+        caption=_encodable(f"{how} within the run; vs: what chance gives (null){more}", console),
         pad_edge=False,
         show_edge=False,
         caption_justify="left",
     )
     table.add_column("run", overflow="fold", min_width=12)
-    for _, title in columns:
-        table.add_column(title, justify="right", no_wrap=True)
-    for job in sweep.complete:
-        cells = (_cell(job.scalar(name), quantity(name), width, with_p=over is not _SEQUENCES) for name, _ in columns)
-        table.add_row(job.label, *(Text(_encodable(cell, console)) for cell in cells))
+    for title, *_ in chosen:
+        table.add_column(Text(_encodable(title, console)), justify="right", no_wrap=True)
+    for number, job in enumerate(sweep.complete, 1):
+        table.add_row(job.label, *(Text(_encodable(column[number], console)) for column in chosen))
     return table
 
 
-def _cell(scalar: Mapping[str, Any], q: Quantity, width: int, *, with_p: bool = False) -> str:
+def _cell(scalar: Mapping[str, Any], metric: Metric, width: int) -> str:
     if scalar.get("value") is None:
         return "absent"
     low, high = scalar.get("ci_low"), scalar.get("ci_high")
-    text = q.spelled(scalar)
+    text = metric.spelled(scalar)
     if low is not None and high is not None:
         value, _, interval = text.partition(" ")
-        places = decimals(q.scale * scalar["value"], q.scale * low, q.scale * high)
-        half = f"±{q.scale * (high - low) / 2:.{places}f}"
+        places = decimals(metric.scale * scalar["value"], metric.scale * low, metric.scale * high)
+        half = f"±{metric.scale * (high - low) / 2:.{places}f}"
         text = f"{value}\n{half}" if width < _NARROW else f"{value}{' ' if width >= _WIDE else chr(10)}{interval}"
-    if with_p and scalar.get("p") is not None:
+    if scalar.get("p") is not None:
         text += f"\np {p_value(scalar['p'])}"
-    return f"{text}\nvs {fixed(q.scale * scalar['null'], max(1, q.places - 1))}" if scalar.get("null") else text
+    if scalar.get("null"):
+        text += f"\nvs {fixed(metric.scale * scalar['null'], max(1, metric.digits - 1))}"
+    return text
 
 
 def _encodable(text: str, console: Console) -> str:

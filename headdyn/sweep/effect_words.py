@@ -103,8 +103,9 @@ def _on_outcomes(rows: Sequence[Row], contrast: str, metric: Metrics, *, with_wa
     if not present:
         return absent
     if max(row["n"] for row in present) < 2:
-        values = ", ".join(f"{metric(row['outcome']).label} {difference(row, metric)}" for row in present)
-        return [f"{f'{ONE_SEED} ' if with_warning else ''}{_capital(contrast)}: {values}.", *absent]
+        values = [f"{metric(row['outcome']).label} {difference(row, metric)}" for row in present]
+        lead = f"{f'{ONE_SEED} ' if with_warning else ''}{_capital(contrast)}: {values[0]}."
+        return [lead, *([f"Also {listed(values[1:])}."] if values[1:] else []), *absent]
     first, *others = present
     sentences = [f"{verdict(first, metric)}: {contrast}, {_seeds(present)}."]
     clear = [effect(row, metric) for row in others if is_effect(row)]

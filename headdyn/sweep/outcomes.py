@@ -20,6 +20,8 @@ from headdyn.core.run_folder import RunRecord
 _EARLIER = (
     *("selectivity", "within_ratio", "probe_accuracy_middle", "loss_nats", "gap_closed", "raw_selectivity_no_self"),
     *("rollout_selectivity_no_self", "tensorlens_selectivity_no_self", "entropy_nats", "sink_rate", "specialisation"),
+    *("plain_success", "even_success", "odd_success", "all_success", "strength", "strength_nats"),
+    *("control_strength_nats", "qk_best_silhouette", "ov_best_silhouette", "behaviour_best_silhouette"),
 )
 
 

@@ -32,16 +32,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("width", [80, 120, 200])
 def test_the_table_fits_and_holds_every_number(folder: Path, width: int) -> None:
     text = printed(folder, width)
-    table = text.split("Did the models learn?")[0].splitlines()
+    table = text.split("One seed" if "One seed" in text else "Topic less")[0].split("No effect")[0].splitlines()
     assert max(len(line) for line in table) <= width
     assert "…" not in text  # nothing is cut off
-    for number in ("2.400", "80.0", "60.0", "10.0", "2.000", "70.0"):
+    for number in ("10.0", "60.0", "70.0", "2.400", "80.0"):
         assert number in text
+    assert ("2.000" in text) == (width > 80)  # what has no room is left out, and said to be
+    assert ("3 more in" in text) == (width == 80)
     assert "absent" in text
     assert ("±0.010" in text) == (width < 112)
     assert ("[2.390, 2.410]" in "\n".join(table)) == (width >= 112)
     assert ("2.400 [2.390, 2.410]" in "\n".join(table)) == (width >= 176)
     assert "\x1b" not in text  # no colours where it is piped
+
+
+def test_after_the_table_stand_the_primary_outcomes_answers_and_the_page(folder: Path) -> None:
+    lines = printed(folder, 400).splitlines()
+    after = lines[next(i for i, line in enumerate(lines) if line.startswith("[95 % interval]")) + 1 :]
+    assert [line.split(" (p")[0] for line in after[:3]] == [
+        "No effect of 0 points or more detected on topic selectivity 0.000 [0.000, 0.000] points",
+        "No effect of 0 points or more detected on topic selectivity 0.000 [0.000, 0.000] points",
+        "No effect of 0 points or more detected on topic selectivity 0.000 [0.000, 0.000] points",
+    ]
+    assert after[0].endswith(": topic less shuffled, averaged over the other factors, 2 seeds.")
+    assert after[3].startswith("mha_shuffled_nope_s1") and after[4].startswith("report: ") and len(after) == 5
 
 
 def test_a_failed_job_is_named_with_its_error(folder: Path) -> None:
@@ -50,7 +64,7 @@ def test_a_failed_job_is_named_with_its_error(folder: Path) -> None:
 
 def test_an_old_encoding_gets_plain_signs(folder: Path) -> None:
     text = printed(folder, 80, encoding="ascii")
-    assert "+-0.010" in text and "?" not in text.split("Did the models")[0]
+    assert "+-0.010" in text and "?" not in text
 
 
 def test_markup_in_an_error_is_shown_as_it_is(tmp_path: Path) -> None:
