@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from headdyn.config import RunConfig, check
 from headdyn.core.records import log_spaced
-from headdyn.core.settings import ConfigError, unknown_key, vector_figures
+from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
 from headdyn.models.revisions import is_pythia, parse
 from headdyn.models.settings import MiniQwen3, Pretrained, Trained
@@ -125,8 +125,7 @@ def _require_one_job(
 
 
 def _require_output(folder: Path) -> None:
-    """Refuse a folder that cannot be written, or figures of no format, before any job starts. Raises ConfigError."""
-    vector_figures()
+    """Refuse a folder that cannot be written, before any job starts. Raises ConfigError."""
     try:
         require_writable(folder, "output folder", "HEADDYN_OUT (or hydra.run.dir, hydra.sweep.dir)")
     except ValueError as error:

@@ -106,9 +106,9 @@ def assert_kept(record: RunRecord, tables: set[str], figures: dict[str, set[str]
         assert declared & set(record.heads().table["metric"].to_pylist()), f"{name} left no rows"
     for table in tables:
         assert pq.read_table(record.folder / f"{table}.parquet").num_rows, table
-    drawn = {f"{name}_{title}.png" for name, titles in figures.items() for title in titles}
-    there = {path.name: path.read_bytes() for path in (record.folder / "figures").iterdir()}
-    assert set(there) == drawn and all(content.startswith(b"\x89PNG") for content in there.values())
+    drawn = {f"{name}_{title}.json" for name, titles in figures.items() for title in titles}
+    stored = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (record.folder / "figures").iterdir()}
+    assert set(stored) == drawn and all("vega-lite" in spec["$schema"] for spec in stored.values())
     assert (record.folder / "report.html").stat().st_size > 10_000
 
 

@@ -6,30 +6,21 @@ Letters as in circuits.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from headdyn.analysis.circuit_readouts import SIDES, by_head
-from headdyn.core.figures import Curve, HeadMap, curves, head_map, similarity_grid
+from headdyn.core.figures import Curve, Figure, HeadMap, Tree, curves, head_map, similarity_grid, text_tables, tree_grid
 from headdyn.core.records import HeadTable
 
 _TITLES = {"qk": "QK", "ov": "OV"}
 _MOST_HEADS = 16  # rows of the readouts' figure
-_MOST_LABELLED = 64  # heads whose names fit beside a matrix
-_COLUMN_POINTS = 135.0  # of a readout's tokens; the column has 167, of which the number behind them takes 30
-_GREY = "0.35"
 
 
 def heads_figure(table: HeadTable, width: int) -> Figure:
@@ -109,51 +100,33 @@ def clusters_figure(
     closer than chance brings any pair. Colours reach at least twice as far as that pair, so that noise looks faint.
     A circuit of zeros is like nothing (cosine 0). Labels are layer.head.
     """
-    count = len(similarity["qk"])
-    side = min(7.0, max(3.2, 0.17 * count))
-    figure = Figure(figsize=(2 * side + 1.4, 1.35 * side + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(2, 2, height_ratios=(0.3, 1), squeeze=False)
-    own_NN = np.eye(count, dtype=bool)
     closest = _closest(null)
+    panels = []
+    for name, title in _TITLES.items():
+        cosine_NN = np.where(np.eye(len(similarity[name]), dtype=bool), 1, np.nan_to_num(similarity[name]))
+        order, place_J4, height_J4 = _tree(cosine_NN)
+        panels.append(
+            Tree(
+                title=title,
+                labels=[f"{n // heads}.{n % heads}" for n in order],
+                cosine_NN=cosine_NN[np.ix_(order, order)],
+                place_J4=place_J4,
+                height_J4=height_J4,
+                chance=1 - closest[name],
+            )
+        )
     reach = _reach({name: similarity[name] for name in _TITLES}, closest)
-    image = None
-    for column, name in enumerate(_TITLES):
-        cosine_NN = np.where(own_NN, 1, np.nan_to_num(similarity[name]))
-        order = _tree(grid[0, column], cosine_NN, 1 - closest[name])
-        shown_NN = np.where(own_NN, np.nan, cosine_NN)[np.ix_(order, order)]
-        axes = grid[1, column]
-        image = axes.imshow(shown_NN, cmap="PuOr_r", vmin=-reach, vmax=reach, interpolation="nearest", aspect="auto")
-        names = [f"{n // heads}.{n % heads}" for n in order]
-        size = 7 if count <= 32 else 5
-        labelled = count <= _MOST_LABELLED
-        axes.set_xticks(range(count) if labelled else [], names if labelled else [], fontsize=size, rotation=90)
-        axes.set_yticks(range(count) if labelled else [], names if labelled else [], fontsize=size)
-        axes.set_xlabel("layer.head" if labelled else f"{count} heads in the tree's order", fontsize=8)
-        grid[0, column].set_title(f"{_TITLES[name]} (dashed: the closest random heads)", fontsize=9)
-    assert image is not None
-    bar = figure.colorbar(image, ax=grid[1, :].tolist(), shrink=0.8, pad=0.01)
-    bar.set_label(f"cosine of circuits (colours reach ±{reach:.2g})", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-    return figure
+    return tree_grid(panels, reach=reach, title="Heads whose circuits are alike stand side by side (layer.head)")
 
 
-def _tree(axes: Axes, cosine_NN: np.ndarray, chance: float) -> list[int]:
-    """Draw the tree; the heads in the order of its leaves."""
-    axes.set_ylabel("1 − cosine", fontsize=8)
-    axes.tick_params(labelsize=7)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
+def _tree(cosine_NN: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """The heads in the order of the tree's leaves, and the corners of its joins: places and heights, [J, 4] each."""
     if len(cosine_NN) < 2:
-        axes.set_axis_off()
-        return list(range(len(cosine_NN)))
+        return list(range(len(cosine_NN))), np.empty((0, 4)), np.empty((0, 4))
     distance_NN = np.clip(1 - (cosine_NN + cosine_NN.T) / 2, 0, None)
     np.fill_diagonal(distance_NN, 0)
-    joins = linkage(squareform(distance_NN, checks=False), "average")
-    tree = dendrogram(joins, ax=axes, no_labels=True, link_color_func=lambda _: _GREY)
-    axes.axhline(chance, color="#D55E00", ls="--", lw=1)
-    low, high = min(joins[:, 2].min(), chance), max(joins[:, 2].max(), chance)
-    axes.set_ylim(max(0, low - 0.15 * (high - low + 0.01)), high + 0.05 * (high - low + 0.01))
-    return [int(leaf) for leaf in tree["leaves"]]
+    tree = dendrogram(linkage(squareform(distance_NN, checks=False), "average"), no_plot=True)
+    return [int(leaf) for leaf in tree["leaves"]], (np.array(tree["icoord"]) - 5) / 10, np.array(tree["dcoord"])
 
 
 def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, float]) -> Figure:
@@ -162,52 +135,25 @@ def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, fl
     At most 16 heads a circuit. In brackets how far the first token lies, in standard deviations over the vocabulary;
     what random heads give stands above.
     """
-    tables = {name: by_head(table) for name, table in readouts.items()}
-    rows = min(_MOST_HEADS, max(len(heads) for heads in tables.values()))
-    figure = Figure(figsize=(13, 0.27 * rows + 1.0))
-    FigureCanvasAgg(figure)
-    for column, (name, heads) in enumerate(tables.items()):
-        axes = figure.add_axes((0.01 + 0.5 * column, 0.02, 0.48, 0.96))
-        axes.set_axis_off()
-        axes.set_xlim(0, 1)
-        axes.set_ylim(rows + 1.6, -0.6)
-        axes.text(0, -0.3, f"{_TITLES[name]}: random heads reach {by_chance[name]:.1f} sd", fontsize=9, weight="bold")
-        for x, title in zip((0, 0.1, 0.22, 0.62), ("head", "share of σ²", *SIDES[name]), strict=True):
-            axes.text(x, 0.8, title, fontsize=8, color=_GREY)
-        axes.axhline(1.05, color=_GREY, lw=0.6)
-        ranked = sorted(heads.items(), key=lambda item: -next(iter(item[1].values()))["share"])[:_MOST_HEADS]
-        for row, ((layer, head), sides) in enumerate(ranked):
+    tables: dict[str, list[list[str]]] = {}
+    for name, table in readouts.items():
+        by_share = sorted(by_head(table).items(), key=lambda item: -next(iter(item[1].values()))["share"])
+        rows = [["head", "share of σ²", *SIDES[name]]]
+        for (layer, head), sides in by_share[:_MOST_HEADS]:
             share = next(iter(sides.values()))["share"]
-            axes.text(0, row + 1.8, f"{layer}.{head}", fontsize=8)
-            axes.text(0.1, row + 1.8, f"{100 * share:.0f} %", fontsize=8)
-            for x, side in zip((0.22, 0.62), SIDES[name], strict=True):
-                axes.text(x, row + 1.8, _spelled(sides[side]), fontsize=8)
-    return figure
+            spelled = [_spelled(sides[side]) for side in SIDES[name]]
+            rows.append([f"{layer}.{head}", f"{100 * share:.0f} %", *spelled])
+        tables[f"{_TITLES[name]}: random heads reach {by_chance[name]:.1f} sd"] = rows
+    return text_tables(tables, widths=(40, 75, 200, 200))
 
 
 def _spelled(side: Mapping[str, Any]) -> str:
-    """`12 7 40 … (3.1)`: as many tokens as fit into the column, then how far the first one lies."""
-    shown: list[str] = []
-    left = _COLUMN_POINTS
-    for token in side["texts"]:
-        text = token.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
-        # The figures' font has no glyphs of most scripts; a code point says more than an empty box.
-        text = "".join(c if _has_glyph(c) else f"U+{ord(c):04X}" for c in text)
-        if not shown:
-            while _points(text) > left:
-                text = text[:-1]
-        left -= _points(text) + _points(" ")
-        if left < 0 and shown:
-            break
-        shown.append(text)
-    return f"{' '.join(shown)}  ({side['deviations'][0]:.1f})"
+    """`(3.1) 12 7 40 …`: how far the first token lies, then the tokens; the figure cuts what has no room."""
+    texts = [token.replace("\n", "\u21b5").replace(" ", "\u2423") or "\u2205" for token in side["texts"]]
+    # Fonts for print lack the glyphs of most scripts; a code point says more than an empty box.
+    texts = ["".join(c if _has_glyph(c) else f"U+{ord(c):04X}" for c in text) for text in texts]
+    return f"({side['deviations'][0]:.1f})  {' '.join(texts)}"
 
 
 def _has_glyph(character: str) -> bool:
     return character in "\u21b5\u2423\u2205" or (" " < character < "\u0530" and character.isprintable())
-
-
-@lru_cache(maxsize=4096)
-def _points(text: str) -> float:
-    """How wide a text is in the size of the readouts, in points."""
-    return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=8), False)[0])

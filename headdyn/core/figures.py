@@ -1,34 +1,87 @@
-"""Drawing primitives on matplotlib's object interface: no pyplot, so no global state, no window and no leaked figure.
+"""Drawing, in one grammar: a figure is a table and a Vega-Lite spec, made with Altair.
 
-Colours are told apart by colour-blind readers (Okabe & Ito 2008; cividis; PuOr), and never the only difference:
-curves also differ in their dashes or marks, significance is an asterisk, a null is a hollow diamond.
+Reports embed the spec, where Vega draws it with tooltips and legends that filter; vl-convert turns it into SVG, PDF or
+PNG without a browser. Colours are told apart by colour-blind readers (Okabe & Ito 2008; cividis; PuOr) and are never
+the only difference: curves also differ in dashes and marks, significance is an asterisk, a null is a hollow diamond.
 """
 
 from __future__ import annotations
 
-import io
+import base64
+import functools
+import json
+import math
+import struct
 import textwrap
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Normalize, PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.ticker import MaxNLocator
 
-from headdyn.core.settings import vector_figures
+if TYPE_CHECKING:
+    import altair as alt
+else:
 
+    class _Altair:
+        """Altair, imported when the first figure is drawn: it takes 0.3 s."""
+
+        def __getattr__(self, name: str) -> Any:
+            import altair
+
+            return getattr(altair, name)
+
+    alt = _Altair()
+
+FORMATS = ("pdf", "svg", "png")
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-_DASHES = ("-", "--", "-.", ":")
-_MARKS = ("o", "s", "^", "v", "P", "X", "*", "p")  # no diamond, which is a null
-_GREY = "0.35"
-_DPI = 120
-_MOST_LABELLED_CELLS = 192  # numbers in a head map's cells: more than this and they no longer fit
+CIVIDIS = ("#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838")
+PUOR = ("#2d004b", "#5f3a91", "#9990bf", "#cfcfe5", "#f7f7f6", "#fed59f", "#ee9b39", "#bd6109", "#7f3b08")
+DASHES = ([1, 0], [6, 3], [6, 2, 1, 2], [1, 2])
+MARKS = ("circle", "square", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left", "stroke")
+GREY = "#595959"
+CONFIG: Mapping[str, Any] = {
+    "font": "system-ui, Helvetica, Arial, Liberation Sans, sans-serif",
+    "view": {"stroke": None},
+    "axis": {"labelColor": "#333", "titleColor": "#333", "titleFontWeight": "normal", "gridColor": "#e8e8e8"}
+    | {"labelFontSize": 11, "titleFontSize": 12, "labelLimit": 360, "domainColor": "#999", "tickColor": "#999"},
+    "legend": {"labelLimit": 420, "titleFontWeight": "normal", "symbolLimit": 0, "labelFontSize": 11},
+    "title": {"anchor": "start", "fontSize": 13, "subtitleFontSize": 11, "subtitleColor": GREY, "offset": 8},
+}
+_MOST_LABELLED_CELLS = 192  # a head map with more cells than this has no room for their numbers
+_MOST_MARKED_POINTS = 16  # a curve with more points than this is marked at eight of them
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An Altair chart and its caption: what the picture shows and what chance would look like."""
+
+    chart: alt.TopLevelMixin
+    caption: str = ""
+
+    def spec(self) -> dict[str, Any]:
+        """The Vega-Lite specification with its data as plain JSON; the caption is its description."""
+        described = {"description": self.caption} if self.caption else {}
+        return self.chart.to_dict(validate=False) | described | {"config": CONFIG}
+
+    def save(self, path: Path) -> None:
+        """Write the figure as .json (its specification), .svg, .pdf or .png, making its folder."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(self.spec(), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        else:
+            path.write_bytes(rendered(self.spec(), path.suffix[1:]))
+
+
+def rendered(spec: Mapping[str, Any], kind: str) -> bytes:
+    """A Vega-Lite specification drawn without a browser, as the bytes of a file of this kind (one of FORMATS)."""
+    import vl_convert
+
+    if kind == "png":
+        return vl_convert.vegalite_to_png(dict(spec), scale=2)
+    return vl_convert.vegalite_to_pdf(dict(spec)) if kind == "pdf" else vl_convert.vegalite_to_svg(dict(spec)).encode()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +114,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """One row of an interval plot; what is None is not drawn. Rows of one `group` share a colour."""
+    """One row of an interval plot; what is None is not drawn. Rows of one `group` share a colour and a mark."""
 
     label: str
     value: float | None
@@ -71,31 +124,79 @@ class Interval:
     group: str = ""
 
 
-def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05") -> Figure:
+@dataclass(frozen=True, kw_only=True)
+class NullRanges:
+    """One panel: at each place a value, its interval if it has one, and what chance gives (5th to 95th percentile).
+
+    Arrays run over `labels`; a value that is NaN is drawn as the word "none". `null_X3` holds the 5th percentile, the
+    mean and the 95th percentile.
+    """
+
+    title: str
+    labels: Sequence[str]
+    value_X: np.ndarray
+    null_X3: np.ndarray
+    ylabel: str
+    xlabel: str = ""
+    low_X: np.ndarray | None = None
+    high_X: np.ndarray | None = None
+    marked_X: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """One panel of heads as points: numbered, coloured by label; a label of −1 (in no cluster) is a hollow mark."""
+
+    title: str
+    points_H2: np.ndarray
+    labels_H: np.ndarray
+    xlabel: str = ""
+    ylabel: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """One panel: a tree over items above their matrix of cosines, the items in the order of the tree's leaves.
+
+    `place_J4` and `height_J4` are the four corners of each join: along the items (0 is the first), and 1 − cosine.
+    `chance` is the height at which chance would bring the first join.
+    """
+
+    title: str
+    labels: Sequence[str]
+    cosine_NN: np.ndarray
+    place_J4: np.ndarray
+    height_J4: np.ndarray
+    chance: float
+
+
+def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str = "") -> Figure:
     """Heat maps over layer × head, with the values in their cells; `mark` says what an asterisk means."""
     layers, heads = panels[0].value_LH.shape
-    width, height = max(3.3, 0.42 * heads + 1.2), max(1.9, 0.33 * layers + 1.1)
-    columns = min(len(panels), max(1, int(13 / width)))
-    rows = -(-len(panels) // columns)
-    figure = _figure(width * columns, height * rows)
-    for i, panel in enumerate(panels):
-        x, y = width * (i % columns), height * (rows - 1 - i // columns)
-        axes = _axes(figure, x + 0.45, y + 0.45, width - 1.05, height - 0.95)
-        image = axes.imshow(panel.value_LH, aspect="auto", interpolation="nearest", **_colours(panel))
-        bar = _axes(figure, x + width - 0.52, y + 0.45, 0.1, height - 0.95)
-        figure.colorbar(image, cax=bar)
-        bar.tick_params(labelsize=7)
-        _label_cells(axes, panel, image)
-        marked = panel.marked_LH is not None
-        note = "    ".join(part for part in (panel.note, f"* {mark}" if marked else "") if part)
-        title = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
-        axes.set_title(title + (f"\n{note}" if note else ""), fontsize=8.5)
-        axes.set_xlabel("head", fontsize=8)
-        axes.set_ylabel("layer", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=16))
-    return figure
+    side = 34 if layers * heads <= _MOST_LABELLED_CELLS else 15
+    drawn = []
+    for panel in panels:
+        low, high, colours = _colours(panel)
+        texts_LH, rows = _cell_texts(panel), []
+        for (layer, head), value in np.ndenumerate(panel.value_LH):
+            share = (value - low) / (high - low)
+            dark = abs(share - 0.5) > 0.33 if colours is PUOR else share < 0.55
+            cell = {"layer": layer, "head": head, "value": float(value), "text": texts_LH[layer, head]}
+            rows += [cell | {"ink": "white" if dark else "black"}] if math.isfinite(value) else []
+        places = _names(alt.X("head:O"), range(heads)), _names(alt.Y("layer:O"), range(layers))
+        legend = alt.Legend(title=None, gradientLength=min(120, max(60, side * layers)), tickCount=4)
+        colour = alt.Fill("value:Q", scale=_ramp_scale((low, high), colours), legend=legend)
+        tips = _tips("layer:O", "head:O", **{"value:Q": panel.title})
+        notes = "    ".join(note for note in (panel.note, f"* {mark}" if panel.marked_LH is not None else "") if note)
+        name = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
+        base = _chart(rows).encode(*places)
+        cells = base.mark_rect(stroke="white").encode(colour, tooltip=tips)
+        chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*_ink())).properties(
+            width=side * heads, height=side * layers, title=_title(name, side * heads + 80, notes)
+        )
+        drawn.append(chart)
+    columns = min(len(panels), max(1, int(1060 / (side * heads + 110))))
+    return Figure(alt.concat(*drawn, columns=columns).resolve_scale(fill="independent"), caption)
 
 
 def curves(
@@ -107,38 +208,57 @@ def curves(
     references: Mapping[str, float] | None = None,
     log_x: bool = False,
     whole_x: bool = False,
+    span: tuple[float, float] | None = None,
+    caption: str = "",
 ) -> Figure:
-    """Curves with bands over x, and labelled horizontal reference lines. `log_x` shows x = 0 too, at the left end."""
-    figure = _figure(6.6, 3.6, "constrained")
-    axes = figure.subplots()
-    for i, line in enumerate(lines):
-        colour, (dash, mark) = PALETTE[i % len(PALETTE)], _look(i)
-        # Dashes alone tell the first curves apart; where there are more, a long one has a mark now and then.
-        every = 1 if len(line.x) <= 16 else len(line.x) // 8
-        mark = mark if every == 1 or len(lines) > len(_DASHES) else ""
-        axes.plot(line.x, line.y, dash, color=colour, label=line.label, lw=1.6, marker=mark, ms=3.5, markevery=every)
-        if line.low is not None and line.high is not None:
-            low, high = np.asarray(line.low, dtype=float), np.asarray(line.high, dtype=float)
-            axes.fill_between(line.x, low, high, color=colour, alpha=0.18, lw=0)
-    for i, (name, level) in enumerate((references or {}).items()):
-        axes.axhline(level, color=_GREY, lw=1.1, ls=(0, (1 + 3 * i, 2)), label=f"{name} ({level:.3g})", zorder=1)
+    """Curves with bands over x, and labelled horizontal reference lines; `span` is a range of x to shade.
+
+    `log_x` starts at the first x; where that is 0, it is shown at the left end.
+    """
+    width, height = 520, 270
+    names = list(dict.fromkeys(line.label for line in lines))
+    rows: list[dict[str, Any]] = []
+    for line in lines:
+        every = 1 if len(line.x) <= _MOST_MARKED_POINTS else -(-len(line.x) // 8)
+        for i, point in enumerate(zip(line.x, line.y, strict=True)):
+            rows.append(
+                {"series": line.label, **dict(zip("xy", map(_number, point), strict=True)), "marked": i % every == 0}
+            )
+            if line.low is not None and line.high is not None:
+                rows[-1] |= {"low": _number(line.low[i]), "high": _number(line.high[i])}
+    first, last = (extreme((row["x"] for row in rows), default=0) for extreme in (min, max))
+    x = alt.X("x:Q", title=xlabel).scale(nice=False, zero=False).axis(grid=False, tickMinStep=1 if whole_x else 0)
     if log_x:
-        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-        axes.set_xlim(0, 1.15 * max(1, *(np.max(line.x) for line in lines)))
-        axes.xaxis.set_major_formatter("{x:g}")
-    if whole_x:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if title:
-        axes.set_title(title, fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return figure
-
-
-def _look(number: int) -> tuple[str, str]:
-    """Dashes and mark of a figure's curve of this number: the first differ in both, no two of 32 agree in both."""
-    return _DASHES[number % len(_DASHES)], _MARKS[(number + number // len(_DASHES)) % len(_MARKS)]
+        first = first / 1.2
+        x = x.scale(type="log" if first else "symlog", domain=[first, max(1.15 * last, 1)], nice=False)
+        x = x.axis(grid=False, values=_log_ticks(first, last), format="~s", labelOverlap=True)
+    y = alt.Y("y:Q", title=ylabel).scale(zero=False)
+    pick = alt.selection_point(name="pick", fields=["series"], bind="legend")
+    legend = alt.Legend(title=None, orient="top", columns=_legend_columns(names), symbolStrokeWidth=2, symbolSize=60)
+    shapes = [MARKS[(i + i // len(DASHES)) % len(MARKS)] for i in range(len(names))]  # no two of 32 lines look alike
+    colour = alt.Color("series:N", scale=_categories(names, PALETTE), legend=legend)
+    dash = alt.StrokeDash("series:N", scale=_categories(names, DASHES), legend=None)
+    shape = alt.Shape("series:N", scale=_categories(names, shapes), legend=legend)
+    seen = alt.condition(pick, alt.value(1), alt.value(0.08))
+    base = _chart(rows).encode(x)
+    layers: list[Any] = []
+    if span is not None:
+        shade = _chart([{"from": max(span[0], first), "to": span[1]}]).mark_rect(color="#f2c14e", opacity=0.3)
+        layers.append(shade.encode(x="from:Q", x2="to:Q"))
+    banded = any("low" in row for row in rows)
+    if banded:
+        fill = alt.Fill("series:N", scale=_categories(names, PALETTE), legend=None)
+        band = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=ylabel), alt.Y2("high:Q"), fill)
+        layers.append(band.transform_filter(pick))
+    layers += _reference_lines(references or {}, rows, width, height)
+    layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=seen))
+    tips = _tips(
+        **{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ({"low:Q": "from", "high:Q": "to"} if banded else {})
+    )
+    points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
+    layers.append(points.encode(y, colour, shape, opacity=seen, tooltip=tips).add_params(pick))
+    chart = alt.layer(*layers).resolve_legend(fill="independent", strokeDash="independent")
+    return Figure(chart.properties(width=width, height=height, title=_title(title, width)), caption)
 
 
 def pattern_grid(
@@ -148,20 +268,16 @@ def pattern_grid(
     columns: Sequence[str],
     boundaries: Sequence[Sequence[float]] = (),
     title: str = "",
+    caption: str = "",
 ) -> Figure:
     """Attention patterns in R × C panels on one colour scale (0..1, square root), each row's topic boundaries as lines.
 
-    A boundary is the position of the first token of a segment.
+    A boundary is the position of the first token of a segment. Keys after the query are drawn empty.
     """
-    return _squares(
-        pattern_RCQK,
-        (rows, columns),
-        ("query position (tokens)", "key position (tokens)"),
-        boundaries or [()] * len(rows),
-        {"cmap": "cividis", "norm": PowerNorm(0.5, vmin=0, vmax=1)},
-        "attention weight (square-root scale)",
-        title,
-    )
+    causal = np.tri(pattern_RCQK.shape[-1], dtype=bool)
+    root_RCQK = np.where(causal, np.sqrt(np.clip(pattern_RCQK, 0, 1)), np.nan)
+    squares = _Squares(CIVIDIS, (0, 1), "attention weight (square-root scale)", _TOKENS, title, roots=True)
+    return Figure(squares.grid(root_RCQK, rows, columns, boundaries or [()] * len(rows)), caption)
 
 
 def lift_grid(
@@ -171,177 +287,400 @@ def lift_grid(
     columns: Sequence[str],
     boundaries: Sequence[float] = (),
     title: str = "",
+    caption: str = "",
 ) -> Figure:
     """Maps over causal-uniform attention, A_qk (q + 1), in R × C panels on one logarithmic scale; 0 is drawn empty.
 
     Boundaries as in `pattern_grid`, the same in every row.
     """
-    return _squares(
-        np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan),
-        (rows, columns),
-        ("query position (tokens)", "key position (tokens)"),
-        [boundaries] * len(rows),
-        {"cmap": "PuOr_r", "norm": Normalize(-3, 3)},
-        "log2 of weight over uniform attention's",
-        title,
-    )
+    log_RCQK = np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan)
+    squares = _Squares(PUOR, (-3, 3), "log2 of weight over uniform attention's", _TOKENS, title)
+    return Figure(squares.grid(log_RCQK, rows, columns, [boundaries] * len(rows)), caption)
 
 
 def similarity_grid(
-    matrices_CNN: np.ndarray, *, columns: Sequence[str], reach: float, boundaries: Sequence[float] = (), title: str = ""
+    matrices_CNN: np.ndarray,
+    *,
+    columns: Sequence[str],
+    reach: float,
+    boundaries: Sequence[float] = (),
+    title: str = "",
+    caption: str = "",
 ) -> Figure:
     """Matrices of cosines between heads side by side; heads are numbered through the layers, boundaries split those.
 
-    Colours run from −reach to reach. A head's cosine with itself says nothing and is left out.
+    Colours run from −reach to reach. A head's cosine with itself is always 1 and is left out.
     """
-    own_NN = np.eye(matrices_CNN.shape[-1], dtype=bool)
-    return _squares(
-        np.where(own_NN, np.nan, matrices_CNN)[None],
-        ([""], columns),
-        ("head, numbered through the layers", "head, numbered through the layers"),
-        [boundaries],
-        {"cmap": "PuOr_r", "norm": Normalize(-reach, reach)},
-        f"cosine (colours reach ±{reach:.2g})",
-        title,
-    )
+    others_CNN = np.where(np.eye(matrices_CNN.shape[-1], dtype=bool), np.nan, matrices_CNN)
+    squares = _Squares(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})", _HEADS, title)
+    return Figure(squares.grid(others_CNN[None], [""], columns, [boundaries]), caption)
 
 
-def interval_plot(rows: Sequence[Interval], *, xlabel: str, title: str = "", zero_line: bool = False) -> Figure:
-    """Marks with intervals, one row each from the top, a null as a hollow diamond; rows without a value say so."""
-    figure = _figure(6.4, 1.2 + 0.26 * len(rows), "constrained")
-    axes = figure.subplots()
+def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption: str = "") -> Figure:
+    """Trees above their matrices of cosines, side by side; the dashed line is where chance brings the first join."""
+    count = len(panels[0].labels)
+    squares = _Squares(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})", ("", ""))
+    side = min(480, max(220, 15 * count))
+    drawn = []
+    for panel in panels:
+        low, high = min([*panel.height_J4[:, 1], panel.chance]), max([*panel.height_J4[:, 1], panel.chance])
+        room = 0.1 * (high - low + 0.01)
+        x = alt.X("place:Q", axis=None).scale(domain=[-0.5, count - 0.5], nice=False)
+        y = alt.Y("height:Q", title="1 − cosine").scale(domain=[max(0, low - room), high + room], nice=False)
+        corners = [
+            {"join": join, "corner": corner, "place": float(place), "height": float(panel.height_J4[join, corner])}
+            for (join, corner), place in np.ndenumerate(panel.place_J4)
+        ]
+        joins = _chart(corners).mark_line(color=GREY, strokeWidth=1.2, clip=True)
+        chance = _chart([{"height": float(panel.chance)}]).mark_rule(color=PALETTE[1], strokeDash=[5, 3]).encode(y)
+        tree = alt.layer(joins.encode(x, y, detail="join:N", order="corner:O"), chance)
+        tree = tree.properties(
+            width=side, height=110, title=_title(panel.title, side, "dashed: where chance joins first")
+        )
+        others_NN = np.where(np.eye(count, dtype=bool), np.nan, panel.cosine_NN)
+        drawn.append(alt.vconcat(tree, squares.one(others_NN, side, labels=panel.labels), spacing=4))
+    return Figure(alt.hconcat(*drawn, title=_title(title, 2 * side)).resolve_scale(color="shared"), caption)
+
+
+def interval_plot(
+    rows: Sequence[Interval], *, xlabel: str, title: str = "", zero_line: bool = False, caption: str = ""
+) -> Figure:
+    """Marks with intervals, one row each from the top, a null as a hollow diamond; "absent" where there is no value."""
     groups = list(dict.fromkeys(row.group for row in rows))
-    for place, row in enumerate(rows):
-        number = groups.index(row.group)
-        colour, mark = PALETTE[number % len(PALETTE)], _MARKS[number % len(_MARKS)]
-        if row.value is None:
-            axes.text(0.5, place, "absent", transform=axes.get_yaxis_transform(), color=_GREY, fontsize=7, va="center")
-            continue
-        if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [place, place], color=colour, lw=2, solid_capstyle="butt")
-        axes.plot(row.value, place, mark, color=colour, ms=5)
-        if row.null is not None:
-            axes.plot(row.null, place, "D", mfc="white", mec=_GREY, ms=5, zorder=1.5)
-    for i, group in enumerate(groups):
-        if group:
-            axes.plot([], [], f"{_MARKS[i % len(_MARKS)]}-", color=PALETTE[i % len(PALETTE)], label=group)
-    if any(row.null is not None for row in rows):
-        axes.plot([], [], "D", mfc="white", mec=_GREY, label="null")
-    if zero_line:
-        axes.axvline(0, color=_GREY, lw=1, zorder=0)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel(xlabel)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))  # long labels of rows may leave half of the width
-    axes.tick_params(axis="x", labelsize=8)
-    if title:
-        figure.suptitle(wrapped(title, figure), fontsize=10)
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if named := axes.get_legend_handles_labels()[1]:
-        # Below, where groups with long names leave the axes their width.
-        figure.legend(loc="outside lower center", ncols=len(named), fontsize=8, frameon=False)
-    return figure
+    values = [vars(row) | {"row": place, "absent": row.value is None} for place, row in enumerate(rows)]
+    base = _chart(values).encode(_names(alt.Y("row:O"), [row.label for row in rows], title=None))
+    named = [group for group in groups if group]
+    legend = alt.Legend(title=None, orient="bottom", columns=_legend_columns(named), values=named) if named else None
+    pick = alt.selection_point(name="pick", fields=["group"], bind="legend")
+    colour = alt.Color("group:N", scale=_categories(groups, PALETTE), legend=legend)
+    shape = alt.Shape("group:N", scale=_categories(groups, MARKS), legend=legend)
+    seen = alt.condition(pick, alt.value(1), alt.value(0.1))
+    tips = _tips("label:N", *(["group:N"] if named else []), "value:Q", "low:Q", "high:Q", "null:Q")
+    low, x = (alt.X(f"{end}:Q", title=xlabel).scale(zero=zero_line).axis(tickCount=6) for end in ("low", "value"))
+    layers: list[Any] = [_chart([{"zero": 0}]).mark_rule(color=GREY).encode(x="zero:Q")] if zero_line else []
+    bars = base.mark_rule(strokeWidth=2.4).transform_filter("isValid(datum.low) && isValid(datum.high)")
+    layers.append(bars.encode(low, alt.X2("high:Q"), colour, opacity=seen))
+    with_null = any(row.null is not None and row.value is not None for row in rows)
+    if with_null:
+        diamonds = base.mark_point(shape="diamond", color=GREY, fill="white", size=60, opacity=1)
+        layers.append(
+            diamonds.transform_filter("isValid(datum.null) && !datum.absent").encode(x="null:Q", tooltip=tips)
+        )
+    marks = base.mark_point(filled=True, size=58).transform_filter("!datum.absent")
+    layers.append(marks.encode(x, colour, shape, opacity=seen, tooltip=tips).add_params(pick))
+    if any(row.value is None for row in rows):
+        words = base.mark_text(text="absent", color=GREY, align="left").transform_filter("datum.absent")
+        layers.append(words.encode(x=alt.value(4)))
+    heading = _title(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
+    return Figure(alt.layer(*layers).properties(width=460, height=max(40, 20 * len(rows)), title=heading), caption)
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG file's content."""
-    if engine := figure.get_layout_engine():  # once; savefig would draw everything a second time to lay it out
-        figure.set_dpi(_DPI)
-        engine.execute(figure)
-        figure.set_layout_engine("none")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()
+def null_ranges(
+    panels: Sequence[NullRanges], *, columns: int, title: str = "", mark: str = "q < 0.05", caption: str = ""
+) -> Figure:
+    """Values as dots before the range that chance gives them, in a grid of panels; an asterisk means `mark`."""
+    drawn = []
+    for panel in panels:
+        columns_by_name = {"value": panel.value_X, "low": panel.low_X, "high": panel.high_X}
+        columns_by_name |= dict(zip(("null_low", "null_mean", "null_high"), np.asarray(panel.null_X3).T, strict=True))
+        rows = []
+        for place, label in enumerate(panel.labels):
+            row: dict[str, Any] = {n: None if X is None else _number(X[place]) for n, X in columns_by_name.items()}
+            marked = panel.marked_X is not None and panel.marked_X[place] and row["value"] is not None
+            top = row["value"] if row["high"] is None else row["high"]
+            rows.append(row | {"place": place, "label": label, "star": "*" if marked else "", "top": top})
+        base = _chart(rows).encode(_names(alt.X("place:O"), panel.labels, title=panel.xlabel or None))
+        tips = _tips("label:N", *(f"{name}:Q" for name in columns_by_name))
+        y = {n: alt.Y(f"{n}:Q", title=panel.ylabel).scale(zero=False) for n in (*columns_by_name, "top")}
+        layers = [
+            base.mark_bar(color="#d1d1d1").encode(y["null_low"], alt.Y2("null_high:Q"), tooltip=tips),
+            base.mark_tick(color=GREY, thickness=1.5).encode(y["null_mean"]),
+            base.mark_rule(color=PALETTE[0], strokeWidth=1.8).encode(y["low"], alt.Y2("high:Q")),
+            base.mark_point(color=PALETTE[0], filled=True, size=44, opacity=1).encode(y["value"], tooltip=tips),
+            base.mark_text(dy=-9, fontSize=13).encode(y["top"], text="star:N"),
+            base.mark_text(text="none", color=GREY).encode(y=alt.value(172)).transform_filter("!isValid(datum.value)"),
+        ]
+        width = max(180, 26 * len(rows))
+        drawn.append(alt.layer(*layers).properties(width=width, height=180, title=_title(panel.title, width)))
+    starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
+    heading = _title(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
+    return Figure(alt.concat(*drawn, columns=columns, title=heading), caption)
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, making its folder, and beside it in the vector format that is asked for, if any."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png_bytes(figure))
-    if kind := vector_figures():
-        figure.savefig(path.with_suffix(f".{kind}"))
+def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
+    """One strip a clustering, one cell a head: the cluster's number and colour; a hollow cell is a head in none.
+
+    `columns` stand side by side, each a list of names and labels.
+    """
+    heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
+    drawn = []
+    for strips in columns:
+        rows = [
+            {"strip": place, "name": name, "head": head, **_cluster(label)}
+            for place, (name, labels_H) in enumerate(strips)
+            for head, label in enumerate(labels_H.tolist())
+        ]
+        x = _names(alt.X("head:O"), range(heads), orient="top")
+        base = _chart(rows).encode(x, _names(alt.Y("strip:O"), [name for name, _ in strips], title=None))
+        tips = _tips("head:O", "cluster:N", **{"name:N": "clustering"})
+        cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(_fill(), tooltip=tips)
+        numbers = base.mark_text(fontSize=9).encode(*_ink())
+        drawn.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
+    return Figure(alt.hconcat(*drawn, title=_title(title, 22 * heads * len(columns) + 160)), caption)
 
 
-def wrapped(title: str, figure: Figure) -> str:
-    """A title in ten points, on as many lines as the figure's width asks for (12 letters an inch at most)."""
-    return textwrap.fill(title, int(12 * figure.get_figwidth()))
+def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", caption: str = "") -> Figure:
+    """Heads as numbered points, panel by panel."""
+    drawn = []
+    for panel in panels:
+        labelled = zip(panel.points_H2.tolist(), panel.labels_H.tolist(), strict=True)
+        rows = [{"x": x, "y": y, "head": head, **_cluster(label)} for head, ((x, y), label) in enumerate(labelled)]
+        x = alt.X("x:Q", title=panel.xlabel or None).scale(zero=False, padding=14).axis(tickCount=4)
+        y = alt.Y("y:Q", title=panel.ylabel or None).scale(zero=False, padding=14).axis(tickCount=4)
+        base = _chart(rows).encode(x, y)
+        points = base.mark_circle(size=190, stroke=GREY, opacity=0.75)
+        points = points.encode(_fill(), tooltip=_tips("head:O", "cluster:N"))
+        numbers = base.mark_text(fontSize=9).encode(*_ink("head:O"))
+        drawn.append(alt.layer(points, numbers).properties(width=190, height=190, title=_title(panel.title, 210)))
+    return Figure(alt.concat(*drawn, columns=columns, title=_title(title, 240 * columns)), caption)
 
 
-def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> Figure:
-    figure = Figure(figsize=(width, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
+def text_tables(tables: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
+    """Tables of texts side by side, by title; their first rows are headings. Columns cut what is longer than they."""
+    lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in tables.values())
+    x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
+    y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
+    drawn = []
+    for title, rows in tables.items():
+        cells = [
+            {"x": lefts[column], "y": 9 + 18 * row, "text": text, "width": widths[column] - 8, "heading": row == 0}
+            for row, texts in enumerate(rows)
+            for column, text in enumerate(texts)
+        ]
+        ink = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
+        texts = _chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
+        texts = texts.encode(x, y, text="text:N", color=ink, tooltip="text:N")
+        drawn.append(texts.properties(width=lefts[-1], height=height, title=_title(title, lefts[-1])))
+    return Figure(alt.hconcat(*drawn, spacing=30), caption)
 
 
-def _axes(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
-    """Axes placed in inches from the lower left corner: grids drawn so take half the time of a constrained layout."""
-    across, up = figure.get_size_inches()
-    return figure.add_axes((x / across, y / up, width / across, height / up))
+# -- pictures of matrices ---------------------------------------------------------------------------------------------
+
+_TOKENS = ("key position (tokens)", "query position (tokens)")
+_HEADS = ("head, numbered through the layers",) * 2
 
 
-def _colours(panel: HeadMap) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Squares:
+    """Matrices as pictures on one colour scale; with `roots` the legend gives the squares of their values."""
+
+    colours: Sequence[str]
+    limits: tuple[float, float]
+    unit: str
+    axes: tuple[str, str]
+    title: str = ""
+    roots: bool = False
+
+    def grid(
+        self,
+        value_RCNN: np.ndarray,
+        rows: Sequence[str],
+        columns: Sequence[str],
+        boundaries: Sequence[Sequence[float]],
+    ) -> Any:
+        """R × C panels, with a line in front of every boundary of their row on both axes."""
+        side = int(min(300, max(110, 980 / len(columns))))
+        lines = []
+        for row, (name, value_CNN) in enumerate(zip(rows, value_RCNN, strict=True)):
+            titles = [[columns[c] if row == 0 else "", name if c == 0 else ""] for c in range(len(columns))]
+            line = [
+                self.one(value_NN, side, "\n".join(filter(None, titles[c])), boundaries[row], first=c == 0)
+                for c, value_NN in enumerate(value_CNN)
+            ]
+            lines.append(alt.hconcat(*line, spacing=12))
+        return alt.vconcat(*lines, title=_title(self.title, max(330, len(columns) * side))).resolve_scale(
+            color="shared"
+        )
+
+    def one(
+        self,
+        value_NN: np.ndarray,
+        side: int,
+        title: str = "",
+        boundaries: Sequence[float] = (),
+        *,
+        labels: Sequence[str] | None = None,
+        first: bool = True,
+    ) -> Any:
+        """One matrix as an image of so many pixels; `labels` name its rows and columns where there is room."""
+        size = len(value_NN)
+        axis: dict[str, Any] = {"grid": False, "tickCount": 4, "tickMinStep": 1, "labels": labels is None or size <= 64}
+        if labels is not None:
+            axis |= {"values": list(range(size)), "labelExpr": f"{json.dumps(list(labels))}[datum.value]"}
+        x = alt.X("x:Q", title=self.axes[0] or None).scale(domain=[-0.5, size - 0.5], nice=False)
+        x = x.axis(**axis, labelAngle=0 if labels is None else -90)
+        y = alt.Y("y:Q", title=self.axes[1] if self.axes[1] and first else None)
+        y = y.scale(domain=[size - 0.5, -0.5], nice=False).axis(**axis)
+        middle = (size - 1) / 2
+        image = {"x": middle, "y": middle, "value": 0, "url": data_uri(value_NN, self.colours, self.limits)}
+        legend = alt.Legend(title=textwrap.wrap(self.unit, 22), gradientLength=min(180, side))
+        if self.roots:
+            legend["values"], legend["labelExpr"] = (
+                [0, 0.5, math.sqrt(0.5), 1],
+                "format(datum.value * datum.value, '.2~g')",
+            )
+        colour = alt.Color("value:Q", scale=_ramp_scale(self.limits, self.colours), legend=legend)
+        base = _chart([image]).encode(x, y)
+        layers = [
+            base.mark_image(width=side, height=side, aspect=False).encode(url="url:N"),
+            base.mark_point(size=0, opacity=1).encode(colour),  # has the legend, which an image cannot have
+        ]
+        edges = [{"edge": edge - 0.5} for edge in boundaries if 0 < edge < size]
+        if edges:
+            ink = "white" if self.colours is CIVIDIS else GREY
+            lines = _chart(edges).mark_rule(color=ink, strokeWidth=0.6)
+            layers += [lines.encode(x="edge:Q"), lines.encode(y="edge:Q")]
+        return alt.layer(*layers).properties(width=side, height=side, title=_title(title, side))
+
+
+def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, float]) -> str:
+    """A matrix as a PNG inside a spec, row 0 on top, a square of pixels a number; NaN is transparent."""
+    place_YX = np.clip((value_YX - limits[0]) / (limits[1] - limits[0]), 0, 1)
+    index_YX = np.where(np.isnan(value_YX), 255, np.rint(254 * np.nan_to_num(place_YX))).astype(np.uint8)
+    index_YX = np.kron(index_YX, np.ones((max(1, 512 // len(index_YX)),) * 2, np.uint8))  # or renderers would blur it
+    height, width = index_YX.shape
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),
+        b"PLTE": _palette(tuple(colours)),
+        b"tRNS": b"\xff" * 255 + b"\0",
+        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in index_YX), 9),
+        b"IEND": b"",
+    }
+    parts = [kind + body for kind, body in chunks.items()]
+    png = b"".join(struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
+    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + png).decode()
+
+
+@functools.cache
+def _palette(colours: tuple[str, ...]) -> bytes:
+    """255 colours from the first to the last, and one for what is transparent."""
+    return b"".join(bytes.fromhex(mixed(colours, share)[1:]) for share in np.linspace(0, 1, 255)) + bytes(3)
+
+
+def mixed(colours: Sequence[str], share: float) -> str:
+    """The colour so far (0 to 1) on the way from the first to the last, linear from one to the next."""
+    anchors_A3 = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
+    place = share * (len(colours) - 1)
+    return "#" + "".join(f"{round(np.interp(place, range(len(colours)), channel)):02x}" for channel in anchors_A3.T)
+
+
+# -- parts of charts --------------------------------------------------------------------------------------------------
+
+
+def _chart(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+    return alt.Chart(alt.Data(values=list(rows)))
+
+
+def _names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
+    """An ordinal channel whose values are places in a list of names, all of them shown; long ones stand upright."""
+    upright = isinstance(channel, alt.X) and max((len(str(name)) for name in names), default=0) > 3
+    spelled = f"{json.dumps([str(name) for name in names])}[datum.value]"
+    axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": -90 if upright else 0} | axis
+    if "title" not in axis:
+        axis["title"] = str(channel.shorthand).partition(":")[0]
+    return channel.scale(domain=list(range(len(names)))).axis(labelExpr=spelled, labelOverlap=True, **axis)
+
+
+def _tips(*fields: str, **titles: str) -> list[alt.Tooltip]:
+    """What is shown where a reader points: fields under their own names, then fields under the names given."""
+    named = {field: field.partition(":")[0].replace("_", " ") for field in fields} | titles
+    return [
+        alt.Tooltip(field, title=title, format=".4~g") if field.endswith(":Q") else alt.Tooltip(field, title=title)
+        for field, title in named.items()
+    ]
+
+
+def _ink(text: str = "text:N") -> tuple[alt.Text, alt.Color]:
+    return alt.Text(text), alt.Color("ink:N", scale=None)
+
+
+def _fill() -> alt.Fill:
+    return alt.Fill("colour:N", scale=None)
+
+
+def _cluster(label: int) -> dict[str, Any]:
+    """How a head's cluster is drawn: its colour and number; −1 is in none, and hollow."""
+    colour = PALETTE[label % len(PALETTE)] if label >= 0 else "white"
+    text, name = (str(label), str(label)) if label >= 0 else ("", "none")
+    return {"colour": colour, "text": text, "cluster": name, "ink": "white" if colour == "#000000" else "black"}
+
+
+def _categories(names: Sequence[str], looks: Sequence[Any]) -> alt.Scale:
+    return alt.Scale(domain=list(names), range=[looks[i % len(looks)] for i in range(len(names))])
+
+
+def _ramp_scale(limits: tuple[float, float], colours: Sequence[str]) -> alt.Scale:
+    domain = np.linspace(*limits, len(colours)).tolist()
+    return alt.Scale(domain=domain, range=list(colours), clamp=True, nice=False, interpolate="rgb")
+
+
+def _colours(panel: HeadMap) -> tuple[float, float, Sequence[str]]:
+    """The values at the ends of a panel's colours, and the colours."""
     finite = panel.value_LH[np.isfinite(panel.value_LH)]
     if panel.centre is not None:
-        reach = max(np.abs(finite - panel.centre).max(initial=0), 1e-12)
-        return {"cmap": "PuOr_r", "vmin": panel.centre - reach, "vmax": panel.centre + reach}
+        reach = float(max(np.abs(finite - panel.centre).max(initial=0), 1e-12))
+        return panel.centre - reach, panel.centre + reach, PUOR
     low, high = panel.limits or (finite.min(initial=np.inf), finite.max(initial=-np.inf))
-    return {"cmap": "cividis", "vmin": low, "vmax": high} if low <= high else {"cmap": "cividis"}
+    return (float(low), float(high), CIVIDIS) if low < high else (low - 0.5, low + 0.5, CIVIDIS)
 
 
-def _label_cells(axes: Axes, panel: HeadMap, image: AxesImage) -> None:
-    """Write every cell's value, dark on light and light on dark; beyond the most that fit, the asterisk alone."""
-    numbers = panel.value_LH.size <= _MOST_LABELLED_CELLS
+def _cell_texts(panel: HeadMap) -> np.ndarray:
+    """What stands in every cell: the value and, if it is marked, an asterisk; beyond what has room, the asterisk."""
     largest = np.abs(panel.value_LH[np.isfinite(panel.value_LH)]).max(initial=0)
     decimals = 2 if largest >= 0.095 else 3 if largest >= 0.0095 else 4
-    zero = f"-{0:.{decimals}f}"
-    for (layer, head), value in np.ndenumerate(panel.value_LH):
-        if not np.isfinite(value):
-            continue
-        star = "*" if panel.marked_LH is not None and panel.marked_LH[layer, head] else ""
-        red, green, blue, _ = image.cmap(image.norm(value))
-        ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
-        number = f"{value:.{decimals}f}"
-        text = (zero[1:] if number == zero else number) + star if numbers else star
-        axes.text(head, layer, text, ha="center", va="center", fontsize=6.5, color=ink)
+    texts_LH = np.full(panel.value_LH.shape, "", object)
+    for cell, value in np.ndenumerate(panel.value_LH):
+        number = f"{value:.{decimals}f}".replace("-", "−") if panel.value_LH.size <= _MOST_LABELLED_CELLS else ""
+        star = "*" if panel.marked_LH is not None and panel.marked_LH[cell] else ""
+        texts_LH[cell] = (number.lstrip("−") if not number.strip("−0.") else number) + star
+    return texts_LH
 
 
-def _squares(
-    panels_RCNN: np.ndarray,
-    names: tuple[Sequence[str], Sequence[str]],
-    axis_labels: tuple[str, str],
-    boundaries: Sequence[Sequence[float]],
-    scale: Mapping[str, Any],
-    unit: str,
-    title: str,
-) -> Figure:
-    """R × C square panels on one colour scale, with a line in front of every boundary of their row on both axes."""
-    rows, columns, size, _ = panels_RCNN.shape
-    side = min(2.8, max(0.9, 9.0 / columns))
-    left, right, top, bottom, gap = 0.75, 0.95, 0.65 if title else 0.35, 0.55, 0.1
-    width, height = left + columns * (side + gap) + right, top + rows * (side + gap) + bottom
-    figure = _figure(width, height)
-    line = "white" if scale["cmap"] == "cividis" else "0.3"
-    for r, c in np.ndindex(rows, columns):
-        edges = [place - 0.5 for place in boundaries[r] if 0 < place < size]
-        axes = _axes(figure, left + c * (side + gap), bottom + (rows - 1 - r) * (side + gap), side, side)
-        image = axes.imshow(panels_RCNN[r, c], interpolation="nearest", aspect="auto", **scale)
-        axes.hlines(edges, -0.5, size - 0.5, color=line, lw=0.5)
-        axes.vlines(edges, -0.5, size - 0.5, color=line, lw=0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-        axes.tick_params(labelsize=6, labelbottom=r == rows - 1, labelleft=c == 0)
-        if r == 0:
-            axes.set_title(names[1][c], fontsize=8)
-        if c == 0 and names[0][r]:
-            axes.set_ylabel(names[0][r], fontsize=8, labelpad=2)
-    bar_height = min(3.0, height - top - bottom)
-    bar = _axes(figure, width - right + 0.1, (bottom + height - top - bar_height) / 2, 0.12, bar_height)
-    figure.colorbar(image, cax=bar).set_label(unit, fontsize=8)
-    bar.tick_params(labelsize=7)
-    figure.text(0.1 / width, 0.5, axis_labels[0], rotation=90, va="center", fontsize=8)
-    figure.text((left + width - right) / 2 / width, 0.12 / height, axis_labels[1], ha="center", fontsize=8)
-    if title:
-        figure.text(0.5, 1 - 0.3 / height, title, ha="center", fontsize=10)
-    return figure
+def _title(text: str, width: float, note: str = "") -> alt.TitleParams:
+    """A title on as many lines as the width (pixels) asks for, a note below it."""
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, max(12, int(width / 6.8)))]
+    return alt.TitleParams(text=lines, subtitle=textwrap.wrap(note, max(12, int(width / 5.6))))
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    return max(1, int(80 / (6 + max(map(len, names), default=1))))
+
+
+def _reference_lines(
+    levels: Mapping[str, float], rows: Sequence[Mapping[str, Any]], width: int, height: int
+) -> list[alt.Chart]:
+    """Dashed horizontal lines, named at their right end; names that would overlap are moved apart."""
+    values = [v for row in rows for v in (row["y"], row.get("low"), row.get("high")) if v is not None]
+    low, high = min([*values, *levels.values()], default=0), max([*values, *levels.values()], default=0)
+    line_height = 13 * ((high - low) or 1) / height
+    lines, place = [], -math.inf
+    for name, level in sorted(levels.items(), key=lambda item: item[1]):
+        place = max(level, place + line_height)
+        lines.append({"level": level, "place": place, "text": f"{name} {level:.3g}".replace("-", "−")})
+    rules = _chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
+    names = _chart(lines).mark_text(align="left", dx=5, color=GREY)
+    return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")] if levels else []
+
+
+def _log_ticks(first: float, last: float) -> list[float]:
+    """Powers of ten from the first to the last value; where they are fewer than three, also their doubles and fives."""
+    powers = [10.0**k for k in range(math.ceil(math.log10(max(last, 1))) + 1)]
+    ticks = [p for p in powers if first <= p <= last]
+    if len(ticks) < 3:
+        ticks = [m * p for p in powers for m in (1, 2, 5) if first <= m * p <= last]
+    return [0.0, *ticks] if first == 0 else ticks
+
+
+def _number(value: Any) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -18,7 +18,7 @@ from headdyn.core.numbers import fixed, spelled
 from headdyn.core.statistics import benjamini_hochberg
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from headdyn.core.figures import Figure
 
 SCHEMA = pa.schema(
     [

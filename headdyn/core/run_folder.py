@@ -23,7 +23,7 @@ from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possi
 from headdyn.core.tracking import NoTracker, Tracker
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from headdyn.core.figures import Figure
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
@@ -219,12 +219,10 @@ class RunFolder:
         self.summarise(**table.summary())
 
     def figure(self, section: str, title: str, figure: Figure) -> None:
-        """Keep a figure as figures/SECTION_TITLE.png and send it to the tracker as SECTION/TITLE."""
-        from headdyn.core.figures import save_png
-
-        path = self.path / "figures" / f"{section}_{title}.png"
-        save_png(figure, path)
-        self.tracker.image(f"{section}/{title}", path)
+        """Keep a figure as figures/SECTION_TITLE.json (Vega-Lite), and send it to the tracker as SECTION/TITLE."""
+        path = self.path / "figures" / f"{section}_{title}.json"
+        figure.save(path)
+        self.tracker.figure(f"{section}/{title}", path)
 
     def describe(self, name: str, about: str, metrics: Mapping[str, Metric]) -> None:
         """Keep what an analysis's numbers mean in the manifest, where a report finds it: None is a range's open end."""

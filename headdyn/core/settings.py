@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import importlib
 import json
-import os
 import sys
 import types
 import typing
@@ -45,17 +44,6 @@ class AnalysisChoice:
     target: str
     settings: Mapping[str, Any]
     needs: frozenset[str]  # what its class says it must be given: corpus, prompts, series
-
-
-def vector_figures() -> str | None:
-    """The format in which figures are also written beside their PNG: HEADDYN_FIGURES, pdf or svg; None is neither.
-
-    No setting of a run: nothing it computes depends on it. Off by default, since each takes 0.04 to 0.26 s to write.
-    """
-    kind = os.environ.get("HEADDYN_FIGURES") or None
-    if kind not in (None, "pdf", "svg"):
-        raise ConfigError(f"HEADDYN_FIGURES={kind} is unknown; it is pdf or svg")
-    return kind
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODES = ("offline", "online")
+# How W&B shows a Vega-Lite specification, on its own site: the page that a report is needs no network, this one does.
+_VEGA_PAGE = """<!doctype html><meta charset="utf-8"><div id="figure"></div>
+<script src="https://cdn.jsdelivr.net/npm/vega@6"></script><script src="https://cdn.jsdelivr.net/npm/vega-lite@6"></script>
+<script src="https://cdn.jsdelivr.net/npm/vega-embed@7"></script>
+<script>vegaEmbed("#figure", SPEC, {actions: true});</script>"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ class Tracker(Protocol):
 
     def table(self, name: str, table: HeadTable) -> None: ...
 
-    def image(self, name: str, path: Path) -> None: ...
+    def figure(self, name: str, path: Path) -> None: ...
 
     def artifact(self, name: str, kind: str, path: Path) -> None: ...
 
@@ -61,7 +66,7 @@ class NoTracker:
 
     def table(self, name: str, table: HeadTable) -> None: ...
 
-    def image(self, name: str, path: Path) -> None: ...
+    def figure(self, name: str, path: Path) -> None: ...
 
     def artifact(self, name: str, kind: str, path: Path) -> None: ...
 
@@ -87,10 +92,16 @@ class WandbTracker:
         rows = [[row[column] for column in names] for row in table.rows()]
         self.run.log({name: wandb.Table(columns=names, data=rows)})
 
-    def image(self, name: str, path: Path) -> None:
+    def figure(self, name: str, path: Path) -> None:
         import wandb
 
-        self.run.log({name: wandb.Image(str(path))})
+        self.run.log(
+            {
+                name: wandb.Html(
+                    _VEGA_PAGE.replace("SPEC", path.read_text(encoding="utf-8").replace("</", r"<\/")), inject=False
+                )
+            }
+        )
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
         import wandb

@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 
+from headdyn.core.figures import CIVIDIS, PUOR, mixed
 from headdyn.core.numbers import fixed
 from headdyn.report.charts import svg
 
@@ -28,12 +28,9 @@ class Colours:
     def __call__(self, value: float) -> tuple[str, str]:
         """Fill and ink of a value."""
         share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        red, green, blue, _ = self._map()(min(1.0, max(0.0, share)))
-        ink = "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "#fff"
-        return "#" + "".join(f"{round(255 * c):02x}" for c in (red, green, blue)), ink
-
-    def _map(self) -> matplotlib.colors.Colormap:
-        return matplotlib.colormaps["cividis" if self.centre is None else "PuOr_r"]
+        fill = mixed(CIVIDIS if self.centre is None else PUOR, min(1.0, max(0.0, share)))
+        red, green, blue = bytes.fromhex(fill[1:])
+        return fill, "#000" if 0.299 * red + 0.587 * green + 0.114 * blue > 127 else "#fff"
 
     def bar(self, label: str, null: float | None = None) -> Markup:
         """A labelled colour bar, with a hollow diamond at the null."""

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from headdyn.core.figures import PALETTE, png_bytes
+from headdyn.core.figures import CIVIDIS, PALETTE, mixed, rendered
 from headdyn.core.numbers import decimals, duration, fixed, number, p_value, spelled
+from headdyn.core.records import read_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -42,11 +40,11 @@ def write_page(path: Path, template: str, **content: Any) -> None:
     temporary.replace(path)
 
 
-def picture(source: Figure | Path, alt: str) -> Markup:
-    """A figure, or a PNG file, as an inline image."""
-    data = source.read_bytes() if isinstance(source, Path) else png_bytes(source)
-    encoded = base64.b64encode(data).decode()
-    return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(alt, encoded)
+def picture(path: Path, alt: str) -> Markup:
+    """A stored figure as an inline image; older runs left PNG files."""
+    old = path.suffix == ".png"
+    encoded = base64.b64encode(path.read_bytes() if old else rendered(read_json(path), "svg")).decode()
+    return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(alt, "png" if old else "svg+xml", encoded)
 
 
 def measured(scalar: Mapping[str, Any]) -> Markup:
@@ -70,8 +68,7 @@ def measured(scalar: Mapping[str, Any]) -> Markup:
 
 def shades() -> str:
     """cividis as 256 RGB bytes in base64: what a pattern's byte is drawn in."""
-    colours = matplotlib.colormaps["cividis"](np.arange(256))[:, :3]
-    return base64.b64encode(np.rint(255 * colours).astype(np.uint8).tobytes()).decode()
+    return base64.b64encode(bytes.fromhex("".join(mixed(CIVIDIS, i / 255)[1:] for i in range(256)))).decode()
 
 
 def _file(name: str) -> Markup:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from safetensors import safe_open
 
-from headdyn.core.figures import pattern_grid
+from headdyn.core.figures import Figure, pattern_grid
 from headdyn.core.records import HeadTable
 from headdyn.report.head_data import telling
 

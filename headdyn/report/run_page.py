@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from headdyn.core.figures import Curve, curves, save_png
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.numbers import count, duration, level, number, units
 from headdyn.core.run_folder import METRICS, read_metrics
 from headdyn.report.glossary import chapters
@@ -30,7 +28,7 @@ def write_run_page(folder: Path) -> Path:
     manifest, scalars = job.run.manifest, job.run.scalars
     tested = [row for row in job.heads.rows() if row["q"] is not None and row["head"] is not None]
     for name, figure in training_figures(read_metrics(folder / METRICS), scalars).items():
-        save_png(figure, folder / "figures" / f"training_{name}.png")
+        figure.save(folder / "figures" / f"training_{name}.json")
     page = folder / "report.html"
     write_page(
         page,
@@ -90,9 +88,9 @@ def _absent_together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figures(folder: Path, analyses: Sequence[str]) -> list[tuple[str, list[Any]]]:
-    """The PNG figures by section: training, then the analyses in the order they ran, then any other."""
+    """The figures by section: training, then the analyses in the order they ran, then any other."""
     found: dict[str, list[Any]] = {section: [] for section in ("training", *analyses)}
-    for path in sorted((folder / "figures").glob("*.png")):
+    for path in sorted(path for path in (folder / "figures").glob("*") if path.suffix in (".json", ".png")):
         section = next((name for name in found if path.stem.startswith(f"{name}_")), path.stem.partition("_")[0])
         title = path.stem.removeprefix(f"{section}_").replace("_", " ")
         found.setdefault(section, []).append(picture(path, f"{section}: {title}"))

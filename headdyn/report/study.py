@@ -13,7 +13,9 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
+from headdyn.core.figures import rendered
 from headdyn.core.numbers import quantity, spelled
+from headdyn.core.records import read_json
 from headdyn.report.cells import Cell, columns_for, summary_cell
 from headdyn.report.series.charts import series_charts
 from headdyn.report.series.other_analyses import other_analyses
@@ -64,8 +66,9 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
     for name in COPIED:
         if (sweep_folder / name).is_file():
             written.append(Path(shutil.copyfile(sweep_folder / name, out / name)))
-    for figure in sorted((sweep_folder / "figures").glob("*.png")):
-        written.append(Path(shutil.copyfile(figure, out / figure.name)))
+    for figure in sorted((sweep_folder / "figures").glob("*.json")):
+        written.append(out / f"{figure.stem}.svg")
+        written[-1].write_bytes(rendered(read_json(figure), "svg"))
     (out / RESULTS).write_text(_results(sweep, series, written), encoding="utf-8")
     return [*written, out / RESULTS]
 

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import matplotlib
-from matplotlib.colors import to_hex
-
-from headdyn.core.figures import PALETTE
+from headdyn.core.figures import PALETTE, mixed
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.factors import CHOICES, level_label, ordered
@@ -20,6 +17,7 @@ from headdyn.sweep.outcomes import metrics_of, unnamed
 _LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _MARKS = ("circle", "square", "up")
+_RAMP = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#bddf26")  # viridis
 
 
 @dataclass(frozen=True)
@@ -135,10 +133,9 @@ def _by_revision(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
     if len(revisions) < 2:
         return []
     others = list(dict.fromkeys(str(f.get("group")) + str(f.get("protocol")) for f in factors))
-    ramp = matplotlib.colormaps["viridis"]
     styles = []
     for f in factors:
         place = revisions.index(str(f.get("revision"))) / (len(revisions) - 1)
         dash = _DASHES[others.index(str(f.get("group")) + str(f.get("protocol"))) % len(_DASHES)]
-        styles.append(Style(to_hex(ramp(0.9 * place)), dash))
+        styles.append(Style(mixed(_RAMP, place), dash))
     return styles

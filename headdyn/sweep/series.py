@@ -13,7 +13,6 @@ import pyarrow.parquet
 
 from headdyn.analysis.series.emergence import SeriesAnalysis
 from headdyn.analysis.series.points import read_point
-from headdyn.core.figures import save_png
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
 from headdyn.core.run_folder import RunRecord
@@ -45,8 +44,8 @@ def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
             findings = analysis(points, generator(series.seed, f"analysis/{name}"))
             summary, figures = findings.table.summary(), {}
             for title, figure in findings.figures.items():
-                figures[title] = f"figures/{name}_{title}{number or ''}.png"
-                save_png(figure, folder / figures[title])
+                figures[title] = f"figures/{name}_{title}{number or ''}.json"
+                figure.save(folder / figures[title])
             for title, table in findings.tables.items():
                 tables.setdefault(title, []).append(table.append_column("series", [[number] * len(table)]))
             verdicts.append(

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from headdyn.analysis.answer_lens import AnswerLens
 from headdyn.analysis.answer_lens_measure import answer_directions
 from headdyn.analysis.interventions.patching import Patch, PromptPatching
+from headdyn.core.figures import Figure
 from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder

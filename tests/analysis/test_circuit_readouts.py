@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ import torch
 from headdyn.analysis.circuit_factors import Factors, cosines, folded, singular_values
 from headdyn.analysis.circuit_figures import clusters_figure, readouts_figure
 from headdyn.analysis.circuit_readouts import by_head, furthest, singular_directions, token_names, token_readouts
-from headdyn.core.figures import png_bytes
+from headdyn.core.figures import rendered
 from headdyn.data.text.tokenizer import save_tokenizer
 from headdyn.models.decoder import Decoder
 from tests import small_models, small_tokenizer
 from tests.analysis import tiny
+from tests.figure_checks import charts, rows
 
 UNTIED = dataclasses.replace(small_models.MHA, d_model=32, tied_embeddings=False, num_layers=1)
 
@@ -102,13 +104,11 @@ def test_a_corpus_of_text_names_its_tokens(tmp_path):
     assert token_names(corpus)(1) == "two"
 
 
-def test_tokens_the_font_cannot_draw_are_shown_by_their_code(recwarn):
+def test_tokens_the_font_cannot_draw_are_shown_by_their_code():
     decoder = planted(7, 11)
     table = token_readouts("ov", folded(decoder, 0)["ov"], decoder, directions=1, tokens=3, text=lambda _: "中 $\n")
     figure = readouts_figure({"ov": table, "qk": table.slice(0, 0)}, {"qk": 2.0, "ov": 2.0})
-    png_bytes(figure)
-    assert not [w for w in recwarn if "Glyph" in str(w.message)]
-    assert any("U+4E2D␣\\$↵" in text.get_text() for axes in figure.axes for text in axes.texts)
+    assert any("U+4E2D␣$↵" in row["text"] for row in rows(figure, "text"))
 
 
 def test_heads_that_are_alike_stand_side_by_side_below_chance():
@@ -118,19 +118,21 @@ def test_heads_that_are_alike_stand_side_by_side_below_chance():
     matrix = cosines(Factors(left, right)).numpy()
     null = cosines(drawn(heads=8)).numpy()
     figure = clusters_figure({"qk": matrix, "ov": matrix}, [{"qk": null, "ov": null}], heads=4)
-    tree, _, shown, _, _ = figure.axes
-    names = [label.get_text() for label in shown.get_xticklabels()]
+    label = next(unit["encoding"]["y"]["axis"] for unit in charts(figure.spec()) if unit["mark"]["type"] == "image")
+    names = json.loads(label["labelExpr"].partition("[datum")[0])
     assert abs(names.index("0.1") - names.index("1.2")) == 1 and len(set(names)) == 8
-    chance = tree.lines[-1].get_ydata()[0]
-    joins = sorted(path.vertices[1, 1] for path in tree.collections[0].get_paths())
+    (chance,) = [row["height"] for row in rows(figure, "height") if "join" not in row]
+    joins = sorted(row["height"] for row in rows(figure, "join") if row["corner"] == 1)
     assert joins[0] < 1e-6 < chance < joins[1] + 0.2
 
 
 def test_a_zero_circuit_is_like_nothing_and_draws():
     matrix = np.full((4, 4), np.nan)
-    assert clusters_figure({"qk": matrix, "ov": matrix}, [{"qk": matrix, "ov": matrix}], heads=4).axes
+    figure = clusters_figure({"qk": matrix, "ov": matrix}, [{"qk": matrix, "ov": matrix}], heads=4)
+    assert rendered(figure.spec(), "svg")
     empty = readouts(
         small_models.drawn(UNTIED), "ov", Factors(torch.zeros(4, 32, 6).double(), torch.zeros(4, 32, 6).double())
     )
     assert empty.num_rows == 0 and "deviations" in empty.column_names
-    assert readouts_figure({"ov": empty, "qk": readouts(small_models.drawn(UNTIED), "qk")}, {"qk": 2.0, "ov": 2.0}).axes
+    tables = {"ov": empty, "qk": readouts(small_models.drawn(UNTIED), "qk")}
+    assert rendered(readouts_figure(tables, {"qk": 2.0, "ov": 2.0}).spec(), "svg")

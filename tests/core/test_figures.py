@@ -1,28 +1,41 @@
 import itertools
+import json
+import math
 import subprocess
 import sys
 
-import matplotlib
+import altair
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from matplotlib.image import imread
 
 from headdyn.core.figures import (
+    CIVIDIS,
+    FORMATS,
     PALETTE,
+    PUOR,
     Curve,
+    Figure,
     HeadMap,
     Interval,
+    NullRanges,
+    Scatter,
+    Tree,
     curves,
+    data_uri,
     head_map,
     interval_plot,
+    label_strips,
+    lift_grid,
+    mixed,
+    null_ranges,
     pattern_grid,
-    png_bytes,
-    save_png,
+    rendered,
+    scatter_panels,
     similarity_grid,
+    text_tables,
+    tree_grid,
 )
-from headdyn.core.settings import ConfigError
-from tests.figure_checks import alike, clipped, overlapping, visible_texts
+from tests.figure_checks import alike, charts, clipped, decoded, overlapping, rows, texts
 
 
 def a_head_map(layers: int = 4, heads: int = 4) -> Figure:
@@ -38,148 +51,278 @@ def a_head_map(layers: int = 4, heads: int = 4) -> Figure:
     return head_map([selectivity, within, within])
 
 
+STEPS = np.array([0, 1, 2, 4, 8, 100, 800])
+
+
 def some_curves(**options) -> Figure:
-    steps = np.array([0, 1, 2, 4, 8, 100, 800])
     lines = [
-        Curve(label=name, x=steps, y=4 - np.log1p(steps) / k, low=3 - np.log1p(steps), high=5 - np.log1p(steps))
+        Curve(label=name, x=STEPS, y=4 - np.log1p(STEPS) / k, low=3 - np.log1p(STEPS), high=5 - np.log1p(STEPS))
         for k, name in enumerate(("mha shuffled rope", "mha topic rope"), 3)
     ]
-    references = {"random": 4.16, "mixture": 3.21, "floor": 2.43}
+    references = {"random": 4.16, "mixture": 3.21, "bigram": 3.2, "floor": 2.43}
     return curves(lines, xlabel="step", ylabel="loss (nats per token)", title="loss", references=references, **options)
 
 
+PATTERN_RCQK = np.tril(np.ones((2, 3, 20, 20))) / np.arange(1, 21)[:, None]
+
+
 def a_pattern_grid() -> Figure:
-    pattern = np.tril(np.ones((2, 3, 20, 20))) / np.arange(1, 21)[:, None]
     return pattern_grid(
-        pattern, rows=["layer 0", "layer 1"], columns=["a", "b", "c"], boundaries=[(0, 8, 13), (5,)], title="one"
+        PATTERN_RCQK, rows=["layer 0", "layer 1"], columns=["a", "b", "c"], boundaries=[(0, 8, 13), (5,)], title="one"
     )
 
 
+INTERVALS = [
+    Interval(label=f"mha_shuffled_rope_{i}", value=i, low=i - 0.5, high=i + 0.2, null=0.3, group="x") for i in range(5)
+]
+
+
 def an_interval_plot() -> Figure:
-    rows = [
-        Interval(label=f"mha_shuffled_rope_{i}", value=i, low=i - 0.5, high=i + 0.2, null=0.3, group="x")
-        for i in range(5)
-    ]
-    return interval_plot([*rows, Interval(label="failed", value=None)], xlabel="within ratio (share)", title="summary")
+    return interval_plot(
+        [*INTERVALS, Interval(label="failed", value=None)], xlabel="within ratio (share)", title="summary"
+    )
+
+
+def some_null_ranges() -> Figure:
+    panel = NullRanges(
+        title="k-means, k = 2",
+        labels=["0", "1", "2"],
+        value_X=np.array([0.1, np.nan, 0.4]),
+        null_X3=np.array([[0.1, 0.15, 0.2]] * 3),
+        low_X=np.array([0.05, np.nan, 0.3]),
+        high_X=np.array([0.15, np.nan, 0.5]),
+        marked_X=np.array([False, True, True]),
+        ylabel="silhouette",
+        xlabel="layer",
+    )
+    return null_ranges([panel] * 4, columns=2, title="Do the heads of a layer form clusters? Below 0.25 they do not")
+
+
+def some_strips() -> Figure:
+    strips = [("even / odd", np.arange(8) % 2), ("k-means: k = 8", np.array([0, 1, -1, 6, 7, 2, 3, 4]))]
+    return label_strips([strips, strips[:1]], title="Clusters of the heads of layer 3 (hollow: in none)")
+
+
+def a_scatter() -> Figure:
+    points = np.random.default_rng(0).normal(size=(8, 2))
+    panel = Scatter(
+        title="QK: principal components", points_H2=points, labels_H=np.arange(8) % 3 - 1, xlabel="1 (40 %)"
+    )
+    return scatter_panels([panel] * 3, columns=3, title="Heads")
+
+
+def a_tree_grid() -> Figure:
+    cosine_NN = np.array([[1, 0.5, 0.1], [0.5, 1, 0.2], [0.1, 0.2, 1]])
+    place_J4, height_J4 = np.array([[0, 0, 1, 1], [0.5, 0.5, 2, 2]]), np.array([[0, 0.5, 0.5, 0], [0.5, 0.85, 0.85, 0]])
+    tree = Tree(
+        title="QK",
+        labels=["0.1", "1.2", "0.0"],
+        cosine_NN=cosine_NN,
+        place_J4=place_J4,
+        height_J4=height_J4,
+        chance=0.7,
+    )
+    return tree_grid([tree, tree], reach=0.5, title="Heads")
+
+
+def a_text_table() -> Figure:
+    cells = [["head", "share", "tokens"], ["0.1", "20 %", "a b ␣c " * 40], ["3.2", "7 %", "Δ"]]
+    return text_tables({"QK: random heads reach 3 sd": cells, "OV": cells[:2]}, widths=(40, 70, 200))
 
 
 FIGURES = {
     "head_map": a_head_map,
     "small_head_map": lambda: a_head_map(2, 4),
     "large_head_map": lambda: a_head_map(12, 12),
+    "huge_head_map": lambda: a_head_map(24, 16),
     "curves": some_curves,
-    "log_curves": lambda: some_curves(log_x=True),
+    "log_curves": lambda: some_curves(log_x=True, span=(4, 100)),
     "pattern_grid": a_pattern_grid,
+    "lift_grid": lambda: lift_grid(8 * PATTERN_RCQK[:1], rows=[""], columns=["a", "b", "c"], boundaries=(8,)),
     "similarity_grid": lambda: similarity_grid(
         np.stack([np.eye(8)] * 2), columns=["QK", "OV"], reach=0.1, boundaries=(4,), title="x"
     ),
     "interval_plot": an_interval_plot,
+    "null_ranges": some_null_ranges,
+    "label_strips": some_strips,
+    "scatter_panels": a_scatter,
+    "tree_grid": a_tree_grid,
+    "text_tables": a_text_table,
 }
 
 
+# -- every figure -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_clipped_and_no_texts_collide(name):
+def test_the_specification_is_valid_and_the_same_every_time(name):
     figure = FIGURES[name]()
-    assert clipped(figure) == [] and overlapping(figure) == []
-
-
-def test_the_clipping_check_sees_a_clipped_label():
-    figure = a_head_map()
-    figure.text(0.99, 0.5, "far outside")
-    assert clipped(figure) == ["far outside"]
-
-
-def test_the_check_of_overlaps_sees_crowded_tick_labels():
-    figure = an_interval_plot()
-    figure.axes[0].set_xticks(np.linspace(0, 1, 20), [f"{x:.4f}" for x in np.linspace(0, 1, 20)])
-    assert ("0.0000", "0.0526") in overlapping(figure)
-
-
-@pytest.mark.parametrize("points", [4, 40])
-def test_no_two_curves_differ_in_colour_alone(points):
-    x = np.arange(points)
-    figure = curves([Curve(label=str(i), x=x, y=x + i) for i in range(20)], xlabel="x", ylabel="y")
-    looks = [(line.get_linestyle(), line.get_marker()) for line in figure.axes[0].lines]
-    assert len(set(looks)) == 20 and alike(figure) == []
-    few = curves([Curve(label=str(i), x=x, y=x + i) for i in range(4)], xlabel="x", ylabel="y").axes[0].lines
-    assert len({line.get_linestyle() for line in few}) == 4
-
-
-def test_groups_of_an_interval_plot_differ_in_their_marks():
-    rows = [Interval(label="a", value=1.0, null=0.0, group=group) for group in ("x", "y")]
-    assert alike(interval_plot(rows, xlabel="x")) == []
-
-
-def test_similarity_leaves_the_diagonal_out_and_reaches_as_far_as_told():
-    cosine_NN = np.array([[1.0, 0.03], [0.03, 1.0]])
-    figure = similarity_grid(cosine_NN[None], columns=["QK"], reach=0.06)
-    image = figure.axes[0].images[0]
-    assert image.get_clim() == (-0.06, 0.06)
-    assert np.isnan(np.ma.filled(image.get_array(), np.nan)[np.eye(2, dtype=bool)]).all()
-    told = [text.get_text() for text in visible_texts(figure)]
-    assert "cosine (colours reach ±0.06)" in told and told.count("head, numbered through the layers") == 2
+    figure.chart.to_dict(validate=True)
+    assert json.dumps(figure.spec(), allow_nan=False) == json.dumps(FIGURES[name]().spec())
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_png_is_whole_and_the_same_every_time(name, tmp_path):
-    first = png_bytes(FIGURES[name]())
-    assert first == png_bytes(FIGURES[name]())
-    save_png(FIGURES[name](), tmp_path / "new" / "figure.png")
-    picture = imread(tmp_path / "new" / "figure.png")
-    assert picture.std() > 0.01  # something is drawn
+def test_it_is_drawn_without_a_browser_and_nothing_is_clipped_or_collides(name):
+    figure = FIGURES[name]()
+    svg = rendered(figure.spec(), "svg").decode()
+    assert svg.startswith("<svg") and len(svg) > 2000 and "NaN" not in svg
+    assert clipped(figure) == [] and overlapping(figure) == [] and alike(figure) == []
 
 
-def test_vectors_are_written_beside_the_png_where_they_are_asked_for(tmp_path, monkeypatch):
-    save_png(an_interval_plot(), tmp_path / "plain" / "figure.png")
-    assert [path.name for path in (tmp_path / "plain").iterdir()] == ["figure.png"]
-    for kind, start in (("pdf", b"%PDF-"), ("svg", b"<?xml")):
-        monkeypatch.setenv("HEADDYN_FIGURES", kind)
-        save_png(an_interval_plot(), tmp_path / kind / "figure.png")
-        assert (tmp_path / kind / f"figure.{kind}").read_bytes().startswith(start)
-        assert (tmp_path / kind / "figure.png").read_bytes() == (tmp_path / "plain" / "figure.png").read_bytes()
-    monkeypatch.setenv("HEADDYN_FIGURES", "eps")
-    with pytest.raises(ConfigError, match="HEADDYN_FIGURES=eps is unknown; it is pdf or svg"):
-        save_png(an_interval_plot(), tmp_path / "figure.png")
+def test_the_clipping_check_sees_a_cut_label():
+    rows = [Interval(label="a very long name of a row " * 4, value=1.0)]
+    assert clipped(interval_plot(rows, xlabel="x"))
 
 
-def test_drawing_leaves_matplotlib_as_it_was():
-    before = dict(matplotlib.rcParams)
-    for make in FIGURES.values():
-        make()
-    assert dict(matplotlib.rcParams) == before
-    code = "import sys, headdyn.core.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+def test_the_check_of_overlaps_sees_crowded_names_of_rows():
+    crowded = an_interval_plot().chart.properties(height=20).to_dict()
+    crowded["config"] = {"axis": {"labelOverlap": False}}
+    spec = json.loads(json.dumps(crowded).replace('"labelOverlap": true', '"labelOverlap": false'))
+    assert ("mha_shuffled_rope_0", "mha_shuffled_rope_1") in overlapping(Figure(altair.Chart.from_dict(spec)))
+
+
+def test_a_figure_is_saved_as_its_specification_and_as_pictures(tmp_path):
+    figure = interval_plot(INTERVALS, xlabel="share", caption="What chance would look like: all at 0.3.")
+    for kind in ("json", *FORMATS):
+        figure.save(tmp_path / "new" / f"figure.{kind}")
+    starts = {"json": b"{", "svg": b"<svg", "pdf": b"%PDF-", "png": b"\x89PNG"}
+    assert all((tmp_path / f"new/figure.{kind}").read_bytes().startswith(start) for kind, start in starts.items())
+    stored = json.loads((tmp_path / "new/figure.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(figure.spec()))
+    assert stored["description"] == "What chance would look like: all at 0.3."
+
+
+def test_importing_figures_is_cheap():
+    code = "import sys, headdyn.core.figures; sys.exit('altair' in sys.modules or 'vl_convert' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -- what each holds --------------------------------------------------------------------------------------------------
 
 
 def test_head_map_writes_values_and_asterisks_and_leaves_absent_cells_empty():
     values = np.array([[0.25, np.nan], [-0.001, 0.5]])
     figure = head_map([HeadMap(title="x", unit="share", value_LH=values, marked_LH=np.array([[1, 1], [0, 0]], bool))])
-    cells = [text.get_text() for text in figure.axes[0].texts]
-    assert cells == ["0.25*", "0.00", "0.50"]
-    small = head_map([HeadMap(title="x", unit="", value_LH=np.array([[0.0012, -0.00001]]))])
-    assert [text.get_text() for text in small.axes[0].texts] == ["0.0012", "0.0000"]
-    assert figure.axes[0].get_xlabel() == "head" and figure.axes[0].get_ylabel() == "layer"
-    assert "* q < 0.05" in figure.axes[0].get_title() and "share" in figure.axes[0].get_title()
+    cells = [(row["layer"], row["head"], row["value"], row["text"]) for row in rows(figure, "head")]
+    assert cells == [(0, 0, 0.25, "0.25*"), (1, 0, -0.001, "0.00"), (1, 1, 0.5, "0.50")]
+    small = head_map([HeadMap(title="x", unit="", value_LH=np.array([[0.0012, -0.00001, -0.0052]]))])
+    assert [row["text"] for row in rows(small, "head")] == ["0.0012", "0.0000", "−0.0052"]
+    words = [text.text for text in texts(figure)]
+    assert {"head", "layer", "x (share)", "* q < 0.05"} <= set(words)
 
 
 def test_diverging_colours_are_symmetric_about_the_null():
     figure = head_map([HeadMap(title="x", unit="", value_LH=np.array([[0.1, 0.5]]), centre=0.2)])
-    low, high = figure.axes[0].images[0].get_clim()
-    assert (low + high) / 2 == pytest.approx(0.2) and high == pytest.approx(0.5)
+    scale = next(charts(figure.spec()))["encoding"]["fill"]["scale"]
+    assert scale["domain"][4] == pytest.approx(0.2) and scale["domain"][-1] == pytest.approx(0.5)
+    assert scale["range"] == list(PUOR)
 
 
-def test_curves_carry_units_references_and_step_zero():
+def test_curves_carry_their_numbers_bands_and_references():
     figure = some_curves(log_x=True)
-    axes = figure.axes[0]
-    assert axes.get_ylabel() == "loss (nats per token)"
-    assert [line.get_label() for line in axes.lines][2:] == ["random (4.16)", "mixture (3.21)", "floor (2.43)"]
-    assert axes.transData.transform((0, 3))[0] >= axes.bbox.x0 - 1e-6  # on the axis although it is logarithmic
+    points = rows(figure, "series")
+    assert [row["x"] for row in points] == [*STEPS, *STEPS]
+    np.testing.assert_allclose([row["y"] for row in points[:7]], 4 - np.log1p(STEPS) / 3)
+    np.testing.assert_allclose([row["low"] for row in points[:7]], 3 - np.log1p(STEPS))
+    np.testing.assert_allclose([row["high"] for row in points[7:]], 5 - np.log1p(STEPS))
+    assert any(unit["mark"]["type"] == "area" and "y2" in unit["encoding"] for unit in charts(figure.spec()))
+    levels = rows(figure, "level")
+    assert {row["text"]: row["level"] for row in levels} == {
+        "floor 2.43": 2.43, "bigram 3.2": 3.2, "mixture 3.21": 3.21, "random 4.16": 4.16,
+    }  # fmt: skip
+    words = {text.text for text in texts(figure)}
+    assert {"step", "loss (nats per token)", "mha shuffled rope", "floor 2.43", "0", "100"} <= words
+    absent = curves([Curve(label="a", x=[0, 1], y=[math.nan, 2])], xlabel="x", ylabel="y")
+    assert [row["y"] for row in rows(absent, "series")] == [None, 2]
 
 
-def test_pattern_grid_draws_a_boundary_before_its_token():
-    for axes, expected in zip(a_pattern_grid().axes, [[7.5, 12.5]] * 3 + [[4.5]] * 3, strict=False):
-        places = sorted({segment[0][1] for segment in axes.collections[0].get_segments()})
-        assert places == expected  # the segment at 0 needs no line
+def test_steps_on_a_log_axis_start_where_the_checkpoints_do():
+    steps = [64, 512, 143_000]
+    figure = curves([Curve(label="a", x=steps, y=[1, 2, 3])], xlabel="step", ylabel="y", log_x=True, span=(0, 512))
+    scale = next(unit["encoding"]["x"]["scale"] for unit in charts(figure.spec()) if "scale" in unit["encoding"]["x"])
+    assert scale["type"] == "log" and 32 < scale["domain"][0] < 64
+    (span,) = rows(figure, "to")
+    assert (span["from"], span["to"]) == (scale["domain"][0], 512)
+
+
+@pytest.mark.parametrize("points", [4, 40])
+def test_no_two_curves_differ_in_colour_alone(points):
+    x = np.arange(points)
+    assert alike(curves([Curve(label=str(i), x=x, y=x + i) for i in range(20)], xlabel="x", ylabel="y")) == []
+    few = curves([Curve(label=str(i), x=x, y=x + i) for i in range(4)], xlabel="x", ylabel="y").spec()
+    dashes = next(unit["encoding"]["strokeDash"]["scale"] for unit in charts(few) if "strokeDash" in unit["encoding"])
+    assert len(set(map(str, dashes["range"]))) == 4
+
+
+def test_the_check_of_looks_sees_lines_that_differ_in_colour_alone():
+    x = np.arange(3)
+    assert alike(curves([Curve(label=str(i), x=x, y=x + i) for i in range(33)], xlabel="x", ylabel="y"))
+
+
+def test_an_interval_plot_holds_values_intervals_and_nulls_and_says_what_is_absent():
+    figure = an_interval_plot()
+    drawn = rows(figure, "label")
+    assert [(row["value"], row["low"], row["high"], row["null"]) for row in drawn[:5]] == [
+        (row.value, row.low, row.high, row.null) for row in INTERVALS
+    ]
+    bars = [unit for unit in charts(figure.spec()) if unit["mark"]["type"] == "rule" and "x2" in unit["encoding"]]
+    assert len(bars) == 1
+    words = [text.text for text in texts(figure)]
+    assert words.count("absent") == 1 and "hollow diamond: null, what chance gives" in words
+    rows_of_groups = [Interval(label="a", value=1.0, null=0.0, group=group) for group in ("x", "y")]
+    assert alike(interval_plot(rows_of_groups, xlabel="x")) == []
+
+
+def test_null_ranges_hold_what_chance_gives_and_say_none_where_nothing_is():
+    figure = some_null_ranges()
+    row, absent, marked = rows(figure, "null_mean")[:3]
+    assert [row[name] for name in ("value", "low", "high", "null_low", "null_mean", "null_high")] == [
+        0.1, 0.05, 0.15, 0.1, 0.15, 0.2,
+    ]  # fmt: skip
+    assert absent["value"] is None and absent["star"] == "" and (marked["star"], marked["top"]) == ("*", 0.5)
+    assert [text.text for text in texts(figure)].count("none") == 4
+
+
+def test_clusters_have_their_number_and_a_head_in_none_is_hollow():
+    for figure in (some_strips(), a_scatter()):
+        alone = next(row for row in rows(figure, "cluster") if row["cluster"] == "none")
+        assert (alone["colour"], alone["text"]) == ("white", "")
+    dark = next(row for row in rows(some_strips(), "cluster") if row["cluster"] == "6")
+    assert (dark["colour"], dark["ink"]) == ("#000000", "white")
+
+
+def test_a_picture_holds_every_number_of_its_matrix():
+    value_YX = np.array([[0.0, 0.25], [1.0, np.nan]])
+    index_YX = decoded(data_uri(value_YX, CIVIDIS, (0, 1)))
+    assert index_YX.shape == (512, 512)
+    assert index_YX[[0, 0, 511, 511], [0, 511, 0, 511]].tolist() == [0, 64, 254, 255]  # 255 is transparent
+    assert decoded(data_uri(np.array([[-9.0, 9.0]]), PUOR, (-3, 3)))[0, [0, -1]].tolist() == [0, 254]
+    assert (mixed(CIVIDIS, 0), mixed(CIVIDIS, 1), mixed(["#000000", "#ffffff"], 0.5)) == (*CIVIDIS[::8], "#808080")
+
+
+def test_patterns_are_drawn_by_their_roots_with_a_boundary_before_its_token():
+    figure = a_pattern_grid()
+    images = rows(figure, "url")
+    index_QK = decoded(images[0]["url"])[::25, ::25][:20, :20]
+    np.testing.assert_array_equal(index_QK[np.triu_indices(20, 1)], 255)  # keys after the query are empty
+    np.testing.assert_allclose(index_QK[19, :20] / 254, np.sqrt(1 / 20), atol=1 / 254)
+    assert [row["edge"] for row in rows(figure, "edge")] == [7.5, 12.5, 4.5]  # the segment at 0 needs no line
+
+
+def test_similarity_leaves_the_diagonal_out_and_reaches_as_far_as_asked():
+    figure = similarity_grid(np.array([[[1.0, 0.03], [0.03, 1.0]]]), columns=["QK"], reach=0.06)
+    index_NN = decoded(rows(figure, "url")[0]["url"])[[0, 0, 511], [0, 511, 0]]
+    assert index_NN.tolist() == [255, round(254 * 0.75), round(254 * 0.75)]
+    words = [text.text for text in texts(figure)]
+    assert "cosine (colours reach" in words and words.count("head, numbered through the layers") == 2
+
+
+def test_a_tree_stands_over_its_matrix_with_the_height_of_chance():
+    figure = a_tree_grid()
+    corners = [row for row in rows(figure, "corner") if row["join"] == 1]
+    assert [row["height"] for row in corners] == [0.5, 0.85, 0.85, 0]
+    assert [row["height"] for row in rows(figure, "height") if "join" not in row] == [0.7]
+    assert [text.text for text in texts(figure)].count("1.2") == 4  # on both axes of both matrices
 
 
 def test_palette_is_told_apart_without_red_and_green():
@@ -187,7 +330,7 @@ def test_palette_is_told_apart_without_red_and_green():
     matrix = np.array(
         [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
     )
-    colours = np.array([matplotlib.colors.to_rgb(colour) for colour in PALETTE]) ** 2.2
+    colours = (np.array([list(bytes.fromhex(colour[1:])) for colour in PALETTE]) / 255) ** 2.2
     seen = np.clip(colours @ matrix.T, 0, 1) ** (1 / 2.2)
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen[:6], 2)]
     assert min(distances) > 0.15

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.core.figures import Curve, curves, save_png
+from headdyn.core.figures import Curve, curves
 from headdyn.core.records import HeadTable
 from headdyn.core.tracking import TrackingSettings, open_tracker
 
@@ -51,14 +51,14 @@ def history(found: list[dict]) -> list[dict]:
     return [record["history"] for record in found if record["type"] == "history"]
 
 
-def test_an_offline_run_holds_metrics_table_image_and_artifact(tmp_path):
-    save_png(curves([Curve(label="a", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y"), tmp_path / "figure.png")
+def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
+    curves([Curve(label="a </script>", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y").save(tmp_path / "figure.json")
     (tmp_path / "patterns.safetensors").write_bytes(b"12345")
     with open_in(tmp_path) as tracker:
         tracker.log({"val_loss_nats": 2.5}, step=40)
         tracker.summarise({"gap_closed": {"value": 0.9}})
         tracker.table("heads/x", HeadTable.from_rows([{"metric": "sink_rate", "layer": 0, "head": 1, "value": 0.25}]))
-        tracker.image("loss", tmp_path / "figure.png")
+        tracker.figure("loss", tmp_path / "figure.json")
         tracker.artifact("run-a-patterns", "attention", tmp_path / "patterns.safetensors")
     found = records(tmp_path / "run-a")
     text = json.dumps(history(found))
@@ -68,7 +68,13 @@ def test_an_offline_run_holds_metrics_table_image_and_artifact(tmp_path):
     assert run["config"]["update"]["factors"] == {"seed": 3}
     assert any(record["type"] == "artifact" and record["artifact"]["type"] == "attention" for record in found)
     media = tmp_path / "run-a" / "wandb"
-    assert list(media.rglob("*.table.json")) and list(media.rglob("media/images/**/*.png"))
+    assert list(media.rglob("*.table.json")) and len(list(media.rglob("media/html/**/*.html"))) == 1
+    (page,) = media.rglob("media/html/**/*.html")
+    text = page.read_text(encoding="utf-8")
+    spec = text[text.index("{") : text.rindex(", {actions")].replace("<\\/", "</")
+    assert "</script>" in spec and json.loads(spec) == json.loads(
+        (tmp_path / "figure.json").read_text(encoding="utf-8")
+    )
 
 
 def test_each_job_of_a_process_has_a_run_of_its_own(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headdyn.core.figures import Curve, curves, save_png
+from headdyn.core.figures import Curve, curves
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import HEADS, MANIFEST, SUMMARY
 from headdyn.sweep.record import VERDICT
@@ -266,7 +266,7 @@ def two_protocols(root: Path) -> tuple[Path, Path]:
 def followed(folder: Path, *, series: int = 0) -> None:
     """Add what an analysis of the same series left that judges no emergence: a change, a figure and a table."""
     entries = json.loads((folder / VERDICT).read_text(encoding="utf-8"))
-    save_png(curves([Curve(label="QK", x=[1, 2], y=[3, 2])], xlabel="step", ylabel="rank"), folder / "figures/rank.png")
+    curves([Curve(label="QK", x=[1, 2], y=[3, 2])], xlabel="step", ylabel="rank").save(folder / "figures/rank.json")
     pq.write_table(pa.table({"step": [1, 2], "mean": [3.0, 2.0], "series": [series] * 2}), folder / "ranks.parquet")
     entry = {
         **{part: entries[0][part] for part in ("factors", "runs")},
@@ -278,7 +278,7 @@ def followed(folder: Path, *, series: int = 0) -> None:
             "copying_change": {"reason": "no head has a value at both ends", "n": 12, "unit": "head"},
         },
         "meanings": {"rank_change": "last checkpoint less first: rank", "copying_change": "the same of copying"},
-        "figures": {"rank": "figures/rank.png"},
+        "figures": {"rank": "figures/rank.json"},
         "tables": ["ranks"],
     }
     write_json(folder / VERDICT, [*entries, entry])

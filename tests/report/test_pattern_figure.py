@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from headdyn.core.figures import Figure
 from headdyn.core.records import HeadTable
 from headdyn.report.pattern_figure import telling_patterns
-from tests.figure_checks import clipped, overlapping
+from tests.figure_checks import clipped, decoded, overlapping, rows, texts
 from tests.report.folders import heads, patterns
 
 
@@ -16,15 +17,22 @@ def kept(tmp_path: Path) -> Path:
     return tmp_path / "patterns.safetensors"
 
 
+def titles(figure: Figure) -> list[str]:
+    """The titles of the panels, line by line, without the figure's own."""
+    return [text.text for text in texts(figure) if text.role == "title-text"][:-1]
+
+
 def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kept: Path) -> None:
     figure = telling_patterns(heads(np.array([[0.0, 0.1], [0.3, 0.2]])), kept)
-    panels = figure.axes[:2]
-    assert panels[0].get_title() == "most topic-selective\nlayer 1, head 0"
-    assert [axes.get_ylabel() for axes in panels] == ["sequence 1", "sequence 2"]
+    assert titles(figure) == ["most topic-selective", "layer 1, head 0", "sequence 1", "sequence 2"]
     stored = load_file(kept)["pattern.1"][:, 0].astype(np.float32)
-    for n, axes in enumerate(panels):
-        assert np.array_equal(np.asarray(axes.images[0].get_array()), stored[n])
-        assert {segment[0][1] for segment in axes.collections[0].get_segments()} == {5.5}  # type: ignore[attr-defined]
+    images = rows(figure, "url")
+    assert len(images) == 2
+    for image, pattern_QK in zip(images, stored[:2], strict=True):
+        index_QK = decoded(image["url"])[::42, ::42][:12, :12]  # 512 // 12 pixels a number
+        lower = np.tril_indices(12)
+        np.testing.assert_array_equal(index_QK[lower], np.rint(254 * np.sqrt(pattern_QK[lower])))
+    assert [row["edge"] for row in rows(figure, "edge")] == [5.5]  # in both rows
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
@@ -34,13 +42,13 @@ def test_a_head_of_two_roles_is_drawn_once(kept: Path) -> None:
     shown = (value_LH, 1 - value_LH, value_LH)
     tables = [HeadTable.per_head(role, v_LH, n=1, unit="sequence") for role, v_LH in zip(roles, shown, strict=True)]
     figure = telling_patterns(HeadTable.concat(tables), kept)
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     both, other = "most topic-selective and strongest induction", "strongest previous-token"
-    assert titles == [f"{both}\nlayer 1, head 0", f"{other}\nlayer 0, head 0"]
+    found = " ".join(titles(figure))
+    assert found == f"{both} layer 1, head 0 sequence 1 {other} layer 0, head 0 sequence 2"
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
 def test_without_roles_the_first_head_is_shown_and_it_says_so(kept: Path) -> None:
     figure = telling_patterns(HeadTable.concat([]), kept)
-    assert figure.axes[0].get_title() == "no roles were measured\nlayer 0, head 0"
+    assert titles(figure)[:2] == ["no roles were measured", "layer 0, head 0"]
     assert clipped(figure) == [] and overlapping(figure) == []

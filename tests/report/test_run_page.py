@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.core.figures import Curve, curves, save_png
+from headdyn.core.figures import Curve, curves
 from headdyn.report.run_page import figures, metric_groups, write_run_page
 from tests.report.folders import GLOSSARY, measured, run
 from tests.report.test_sweep_page import Text
@@ -17,8 +17,8 @@ def test_the_page_has_numbers_by_analysis_and_nothing_from_outside(tmp_path: Pat
     assert "gone absent: too few tokens" in read.text
     assert "2.400 nats before the change, 3.100 right after, 2.500 after 8 steps" in read.text
     assert "1 have q < 0.05" in read.text  # one of the four heads
-    assert (folder / "figures" / "training_loss.png").exists() and (
-        folder / "figures" / "training_recovery.png"
+    assert (folder / "figures" / "training_loss.json").exists() and (
+        folder / "figures" / "training_recovery.json"
     ).exists()
 
 
@@ -52,7 +52,7 @@ def test_metrics_absent_for_one_reason_share_a_line_behind_those_with_values() -
 def test_figures_come_in_the_order_of_the_analyses(tmp_path: Path) -> None:
     line = curves([Curve(label="a", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y")
     for name in ("circuits_heads", "attention_topics", "attention_roles", "training_loss", "head_clusters_map"):
-        save_png(line, tmp_path / "figures" / f"{name}.png")
+        line.save(tmp_path / "figures" / f"{name}.json")
     found = figures(tmp_path, ["attention", "head_clusters", "circuits"])
     assert [(section, len(images)) for section, images in found] == [
         ("training", 1),

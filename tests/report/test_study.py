@@ -54,7 +54,7 @@ def test_a_single_run_is_no_study(folder: Path, tmp_path: Path, capsys: pytest.C
     assert "single run" in capsys.readouterr().err
 
 
-def test_analyses_of_a_series_that_judge_no_emergence_are_told_and_their_figures_copied(tmp_path: Path) -> None:
+def test_analyses_of_a_series_that_judge_no_emergence_are_told_and_their_figures_drawn(tmp_path: Path) -> None:
     sweep_folder = emerging(tmp_path / "sweep")
     followed(sweep_folder)
     write_study(sweep_folder, tmp_path / "study")
@@ -62,4 +62,6 @@ def test_analyses_of_a_series_that_judge_no_emergence_are_told_and_their_figures
     assert "## Circuit course\n\n2 checkpoints, step 1000 to 143000. step32000 is left out: it fell over." in told
     assert "| rank_change | −1.25 [−1.50, −1.00] | 12 heads | last checkpoint less first: rank |" in told
     assert "| copying_change | absent: no head has a value at both ends | 12 heads |" in told
-    assert "![rank](rank.png)" in told and (tmp_path / "study" / "rank.png").is_file()
+    assert "![rank](rank.svg)" in told and (tmp_path / "study" / "rank.svg").read_text(encoding="utf-8").startswith(
+        "<svg"
+    )

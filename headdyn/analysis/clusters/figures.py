@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.seed_clusters import SeedClusters
 from headdyn.analysis.clusters.suite import SEED_KEY, Clouds, Suite
-from headdyn.core.head_figures import NullRanges, Scatter, label_strips, null_ranges, scatter_panels
+from headdyn.core.figures import Figure, NullRanges, Scatter, label_strips, null_ranges, scatter_panels
 from headdyn.core.records import HeadTable
 
 

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from matplotlib.figure import Figure
 
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.figures import percentiles
@@ -22,8 +21,7 @@ from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Ki
 from headdyn.analysis.interventions.patching import chosen_layer, in_dtype
 from headdyn.analysis.interventions.seed_ablation import METRICS as SEED_METRICS
 from headdyn.analysis.interventions.seed_ablation import seed_ablation, smaller
-from headdyn.core.figures import HeadMap, head_map
-from headdyn.core.head_figures import NullRanges, null_ranges
+from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval
 from headdyn.data.comparisons import Prompts

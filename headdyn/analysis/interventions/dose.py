@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
-from headdyn.core.figures import Curve, curves
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.statistics import bootstrap_interval
 
 

@@ -12,11 +12,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from headdyn.analysis.interventions.pair_rows import PairRows, Row
 from headdyn.analysis.interventions.patching import Patch, PromptPatching, in_dtype
-from headdyn.core.figures import HeadMap, head_map
+from headdyn.core.figures import Figure, HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder

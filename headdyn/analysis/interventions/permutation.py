@@ -17,12 +17,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 import torch
-from matplotlib.figure import Figure
 
 from headdyn.analysis.interventions.pair_rows import PairRows, Row
 from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.seed_patching import response_table, seed_responses, verdict_rows
-from headdyn.core.figures import Interval, interval_plot
+from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder

@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from headdyn.analysis.interventions.dose import (
     Dose,
@@ -26,7 +25,7 @@ from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers
 from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.seed_patching import Response, response_table, seed_responses, verdict_rows
 from headdyn.analysis.interventions.splits import Splits, balanced_splits, rank_test, split_table
-from headdyn.core.figures import Curve, Interval, curves, interval_plot
+from headdyn.core.figures import Curve, Figure, Interval, curves, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.series.emergence import SeriesFindings
 from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order
-from headdyn.core.figures import Curve, curves
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.statistics import bootstrap_interval
 

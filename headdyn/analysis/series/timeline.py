@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from matplotlib.figure import Figure
 
 from headdyn.analysis.series.head_matching import Match
 from headdyn.analysis.series.points import SeriesPoint
-from headdyn.core.figures import Curve, curves
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import HeadTable
 
 SUCCESSES = {
@@ -78,8 +77,7 @@ def strength_figure(
         lines.append(Curve(label="95 % null band", x=steps, y=np.zeros(len(steps)), low=-band_K, high=band_K))
     threshold = said["threshold"]
     references = {} if threshold is None else {said["rule"]: threshold}
-    figure = _over_steps(lines, f"strength ({unit})", _emergence(said), references)
-    return None if figure is None else _shaded(figure, said)
+    return _over_steps(lines, f"strength ({unit})", _emergence(said), references, _span(said))
 
 
 def success_figure(points: Sequence[SeriesPoint]) -> Figure | None:
@@ -111,14 +109,14 @@ def detail_figure(
     places = [steps.index(each["emerges_at_step"]) for each in emerging]
     window = slice(max(min(places) - 3, 0), max(places) + 3)
     sizes = {name: np.abs(value_K).max() for name, value_K in values.items()}
-    figure = curves(
+    return curves(
         [Curve(label=name, x=steps[window], y=values[name][window] / size) for name, size in sizes.items() if size > 0],
         xlabel="training step (linear)",
         ylabel="share of the highest |value|",
         title="Around emergence",
         references={"half": 0.5, "none": 0.0},
+        span=_span(emerging[0]),
     )
-    return _shaded(figure, emerging[0])
 
 
 def layers_figure(points: Sequence[SeriesPoint]) -> Figure | None:
@@ -169,15 +167,17 @@ def divergence_figure(divergence: HeadTable) -> Figure | None:
 
 
 def _over_steps(
-    lines: Sequence[Curve | None], ylabel: str, title: str, references: Mapping[str, float] | None = None
+    lines: Sequence[Curve | None],
+    ylabel: str,
+    title: str,
+    references: Mapping[str, float] | None = None,
+    span: tuple[float, float] | None = None,
 ) -> Figure | None:
     drawn = [line for line in lines if line is not None and len(line.x)]
     if not drawn:
         return None
-    figure = curves(drawn, xlabel="training step", ylabel=ylabel, title=title, references=references, log_x=True)
-    first = min(min(line.x) for line in drawn)
-    figure.axes[0].set_xlim(left=first / 1.2)  # decades without a checkpoint are no use
-    return figure
+    xlabel = "training step"
+    return curves(drawn, xlabel=xlabel, ylabel=ylabel, title=title, references=references, log_x=True, span=span)
 
 
 def _emergence(said: Mapping[str, Any]) -> str:
@@ -188,7 +188,6 @@ def _emergence(said: Mapping[str, Any]) -> str:
     return f"Emerges {since} step {said['emerges_at_step']} ({said['class']})"
 
 
-def _shaded(figure: Figure, said: Mapping[str, Any]) -> Figure:
-    if said["emerges_at_step"] is not None:
-        figure.axes[0].axvspan(said["emerges_after_step"] or 0, said["emerges_at_step"], color="0.5", alpha=0.15, lw=0)
-    return figure
+def _span(said: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The steps between which something emerged."""
+    return None if said["emerges_at_step"] is None else (said["emerges_after_step"] or 0, said["emerges_at_step"])

@@ -185,7 +185,10 @@ def collect_series(folders: Sequence[Path]) -> CollectedSeries:
             if any(entry["runs"] == known["runs"] and entry["analysis"] == known["analysis"] for known in entries):
                 continue
             number = numbers.setdefault(tuple(sorted(entry["runs"].items())), len(numbers))
-            placed = {title: f"figures/{entry['analysis']}_{title}{number or ''}.png" for title in entry["figures"]}
+            placed = {
+                title: f"figures/{entry['analysis']}_{title}{number or ''}{Path(file).suffix}"
+                for title, file in entry["figures"].items()
+            }
             figures |= {placed[title]: folder / file for title, file in entry["figures"].items()}
             entries.append({**entry, "series": number, "figures": placed})
             for name in entry["tables"]:

@@ -23,7 +23,7 @@ from headdyn.analysis.series.head_matching import load_circuits, save_circuits
 from headdyn.analysis.series.judgement import Rules, judge
 from headdyn.analysis.series.points import CIRCUITS, SeriesPoint, SplitSummary, read_point
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
-from headdyn.core.figures import png_bytes
+from headdyn.core.figures import rendered
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunFolder, RunRecord
 from headdyn.models.revisions import LISTS, step_of
@@ -329,7 +329,7 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
             assert row["strength_nats"] == p.table.summary()["strength_nats"]["value"]
             assert row["strength_nats_ci_low"] == p.table.summary()["strength_nats"]["ci_low"]
     assert {"strength", "strength_nats", "success", "log_odds", "layers", "heads"} <= set(findings.figures)
-    assert all(png_bytes(figure).startswith(b"\x89PNG") for figure in findings.figures.values())
+    assert all(rendered(figure.spec(), "svg").startswith(b"<svg") for figure in findings.figures.values())
     with torch.no_grad():
         assert set(load_circuits(tmp_path / "step1000" / CIRCUITS)) == {"qk", "ov"}
 
