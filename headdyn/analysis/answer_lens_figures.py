@@ -42,5 +42,5 @@ def token_labels(tokens_NT: np.ndarray, decode: Callable[[Sequence[int]], str]) 
 
 def _drawable(text: str) -> str:
     """A token's text in the glyphs of the figures' font: signs for breaks and spaces, numbers for other scripts."""
-    text = text.replace("\n", "\u21b5").replace(" ", "\u2423").replace("$", r"\$") or "\u2205"
+    text = text.replace("\n", "\u21b5").replace(" ", "\u2423") or "\u2205"
     return "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in text)

@@ -209,7 +209,7 @@ def test_a_head_that_writes_for_short_answers_whatever_the_numbers_is_no_finding
 def test_the_pictured_tokens_are_of_prompts_in_one_order(monkeypatch):
     family, pictured = prompts(bug_pairs=9, control_pairs=2, formats=(BIGGER,)), []
     monkeypatch.setattr(
-        "headdyn.analysis.answer_lens_measure.tokens_figure", lambda *given: pictured.append(given) or Figure()
+        "headdyn.analysis.answer_lens_measure.tokens_figure", lambda *given: pictured.append(given) or Figure(None)
     )
     decoder = model()
     run(decoder, family)
