@@ -4,10 +4,11 @@ A study is a package whose `__init__.py` states
 
     STUDY = Study(title=..., question=...)      what it is called and what it asked, wherever a reader meets it
 
-and may define two functions, which a sweep's report calls if a run of the sweep names the package:
+and may define functions that a sweep's report calls (report/extension.py):
 
     sections(sweep) -> Sequence[Section]        parts of the page: the study's own figures beside ours, what misleads
     headlines(sweep) -> Sequence[Statement]     its questions, answered from these runs
+    checks(sweep) -> Sequence[Check]            what is known of the result, against what was found
 
 A run names it by `study: headdyn.studies.NAME` in its preset (conf/experiment), or by running one of its procedures.
 Beside them a study's folder holds

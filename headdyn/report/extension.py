@@ -1,0 +1,70 @@
+"""What packages outside headdyn's report add to it: sections, answers in words and checks.
+
+A run names a package by `study:`, or by the class that it chose as `_target_` for an analysis, a model or its data. Of
+such a package these functions are called where it defines them, each with the sweep's record:
+
+    sections(sweep) -> Sequence[Section]        parts of the page
+    headlines(sweep) -> Sequence[Statement]     questions with their answers
+    checks(sweep) -> Sequence[Check]            what is checked about the runs
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from headdyn.report.quality import Check
+from headdyn.report.section import Section
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import Statement
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """The parts of the page that the packages add."""
+    return [section for found in _called("sections", sweep) for section in found]
+
+
+def headlines(sweep: SweepRecord) -> list[Statement]:
+    """The questions that the packages answer."""
+    return [statement for found in _called("headlines", sweep) for statement in found]
+
+
+def checks(sweep: SweepRecord) -> list[Check]:
+    """The checks that the packages make."""
+    return [check for found in _called("checks", sweep) for check in found]
+
+
+def packages(sweep: SweepRecord) -> list[ModuleType]:
+    """The packages that the sweep's runs name and that can be imported, in the order met."""
+    named = dict.fromkeys(name for job in sweep.jobs for name in _named(job.run.manifest.get("config", {})))
+    return [module for name in named if (module := _imported(name)) is not None]
+
+
+def _named(config: Mapping[str, Any]) -> Iterator[str]:
+    if config.get("study"):
+        yield str(config["study"])
+    yield from _packages_of_classes(config)
+
+
+def _packages_of_classes(node: Mapping[str, Any]) -> Iterator[str]:
+    """The package around the module of every class that a configuration names."""
+    for key, value in node.items():
+        if key == "_target_" and isinstance(value, str):
+            yield value.rpartition(".")[0].rpartition(".")[0]
+        elif isinstance(value, Mapping):
+            yield from _packages_of_classes(value)
+
+
+def _imported(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name) if name else None
+    except ImportError:  # of another machine, or of an older version: its numbers are shown without its words
+        return None
+
+
+def _called(function: str, sweep: SweepRecord) -> Iterator[Any]:
+    for module in packages(sweep):
+        if hasattr(module, function):
+            yield getattr(module, function)(sweep)
