@@ -1,39 +1,40 @@
-"""The segment process of a micro-language, and exact inference under it (science.md §1).
+"""The segment process of micro-languages, and exact inference under it (science.md §1).
 
-A sequence is k ~ U{min_segments..max_segments} segments of min_segment + Multinomial(T − k·min_segment, 1/k) tokens,
-topics independent and uniform: a hidden semi-Markov model. Letters: N sequences, T tokens, S topics, V vocabulary,
-R segments still to come, the present one included.
+A sequence has k segments, k uniform in min_segments..max_segments. Their lengths are min_segment + Multinomial(T −
+k·min_segment, 1/k) tokens, their topics independent and uniform: a hidden semi-Markov model. Letters: N sequences,
+T tokens, S topics, V vocabulary, R segments still to come, the present one included.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from scipy.special import gammaln
 
-_CHUNK_BYTES = 2**23  # of filter state: at 1 MB the inner loops get short, 1.7 times slower at T 512
+from headdyn.core.settings import settings
+from headdyn.data.corpus import Count
+
+_CHUNK_BYTES = 2**23  # of filter state: with 1 MB the inner loops get short, 1.7 times slower at T 512
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class SegmentLaw:
-    """How sequences are cut into segments; lengths in tokens. Raises ValueError where the segments cannot fit."""
+    """How sequences are cut into segments; lengths in tokens."""
 
-    sequence_length: int
-    min_segments: int
+    sequence_length: Annotated[int, Field(ge=2)]
+    min_segments: Count
     max_segments: int
-    min_segment: int
+    min_segment: Count
 
     def __post_init__(self) -> None:
-        if self.sequence_length < 2:
-            raise ValueError(f"data.sequence_length={self.sequence_length} leaves nothing to predict; set at least 2")
-        if not 1 <= self.min_segments <= self.max_segments:
+        if self.min_segments > self.max_segments:
             raise ValueError(
                 f"data.min_segments={self.min_segments} and data.max_segments={self.max_segments} are no range; "
                 "set 1 <= min_segments <= max_segments"
             )
-        if self.min_segment < 1:
-            raise ValueError(f"data.min_segment={self.min_segment} must be at least 1 token")
         if self.max_segments * self.min_segment > self.sequence_length:
             raise ValueError(
                 f"data.max_segments={self.max_segments} of data.min_segment={self.min_segment} tokens or more need "
@@ -46,17 +47,17 @@ class SegmentLaw:
         segments_N = generator.integers(self.min_segments, self.max_segments + 1, size=count)
         lengths = np.zeros((count, self.max_segments), np.int64)
         for k in range(self.min_segments, self.max_segments + 1):
-            mine = np.flatnonzero(segments_N == k)
+            with_k = np.flatnonzero(segments_N == k)
             spare = self.sequence_length - k * self.min_segment
-            lengths[mine, :k] = self.min_segment + generator.multinomial(spare, np.full(k, 1 / k), size=len(mine))
+            lengths[with_k, :k] = self.min_segment + generator.multinomial(spare, np.full(k, 1 / k), size=len(with_k))
         return lengths
 
     def hazard(self) -> np.ndarray:
-        """P(a segment that began at s ends before u | it has not ended before u − 1 …): [R − 1, T, T] over (R, s, u).
+        """The chance that a segment ends at a place, given that it did not end earlier: [R − 1, T, T] over (R, s, u).
 
-        Entry [r − 2, s, u]: of a segment that began at s with r segments still to come (itself included), the chance
-        that the next one begins at u, given that it did not begin earlier. With `left` tokens beyond the minimum to
-        share, its own extra length is Binomial(left, 1/r). Last segments (r = 1) never end and have no entry.
+        Entry [r − 2, s, u] is for a segment that began at s, with r segments still to come, itself included: the chance
+        that the next one begins at u, given that it did not begin before u. With `left` tokens beyond the minimum to
+        share, the segment's own extra length is Binomial(left, 1/r). Last segments (r = 1) never end: no entry.
         """
         length = self.sequence_length
         r, s, u = np.ogrid[2 : self.max_segments + 1, :length, :length]
@@ -75,9 +76,9 @@ class SegmentLaw:
 class BayesFilter:
     """The exact filter of the law that generated a corpus: no predictor has a lower expected loss.
 
-    What is to come depends on the past only through (segments still to come, start of the segment, topic), since the
-    extra length of a segment is Binomial in the tokens left: this state is exact, whatever the number of segments was.
-    Given the start, topic and segments to come are independent, so [T, S] and [R, T] arrays carry it.
+    The future depends on the past only through (segments still to come, start of the segment, topic), since the extra
+    length of a segment is Binomial in the tokens left. Given the start, the topic and the number of segments to come
+    are independent, so arrays [T, S] and [R, T] hold the whole state.
     """
 
     transitions_SVV: np.ndarray
@@ -86,8 +87,9 @@ class BayesFilter:
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next-token loss [N, T-1] in nats, and the topic posterior [N, T, S] of token t given x_0..x_t.
 
-        Token 0 is uniform and not scored; loss t is that of predicting x_{t+1} from x_0..x_t. Sequences may be cut
-        short, as the filter looks at the past only. Raises ValueError for longer ones, and for tokens out of range.
+        Token 0 is uniform and not scored; entry t is the loss of predicting x_{t+1} from x_0..x_t. Sequences may be
+        shorter than the law's, since the filter looks at the past only. Raises ValueError for longer ones, and for
+        tokens out of range.
         """
         num_topics, vocab_size, _ = self.transitions_SVV.shape
         tokens_NT = np.asarray(tokens_NT)
@@ -108,10 +110,10 @@ class BayesFilter:
         return loss_NT, posterior_NTS
 
     def _filter(self, tokens_NT: np.ndarray, hazard_RTT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The recursion for sequences that fit the cache; N is the inner axis of everything.
+        """The recursion, for as many sequences as fit the processor's cache; N is the inner axis of all arrays.
 
-        Weights are joint with the past and divided by its probability at every step, so they sum to 1 over all states
-        and neither overflow nor vanish, whatever T.
+        Weights are joint probabilities of state and past, divided by that of the past at every step: they sum to 1 over
+        all states and neither overflow nor vanish, whatever T.
         """
         num_topics, num_ending = len(self.transitions_SVV), len(hazard_RTT)
         count, length = tokens_NT.shape
@@ -120,8 +122,8 @@ class BayesFilter:
         loss_TN, posterior_TSN = np.empty((length - 1, count)), np.empty((length, num_topics, count))
 
         weight_RTN = np.zeros((num_ending, length, count))  # segments with others to follow, by their start
-        topic_TSN = np.empty((length, num_topics, count))  # law of the segment's topic, by its start
-        last_SN = np.zeros((num_topics, count))  # last segments: their start no longer matters
+        topic_TSN = np.empty((length, num_topics, count))  # distribution of the segment's topic, by its start
+        last_SN = np.zeros((num_topics, count))  # last segments, whose start no longer matters
         prior = 1 / (self.law.max_segments - self.law.min_segments + 1)
         for k in range(self.law.min_segments, self.law.max_segments + 1):
             if k == 1:

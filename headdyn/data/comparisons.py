@@ -1,9 +1,10 @@
-"""Number comparison: which is bigger, 9.8 or 9.11? Prompts in a clean and a corrupted format, with both answers.
+"""Number comparison: which is bigger, 9.8 or 9.11? Prompts in a clean and a corrupted wording, with both answers.
 
 The task of the checkpoint studies (science.md §10). No torch and no tokenizer library here: any tokenizer with
-Hugging Face's `encode` and `decode` serves, and rows of equal length stand together, so nothing is ever padded.
+Hugging Face's `encode` and `decode` serves, and rows of equal length form a group, so nothing is ever padded.
 
-Letters: N rows of a group, T tokens of a prompt, C answer tokens that both answers share, A answer tokens compared.
+Letters: N rows of a group, T tokens of a prompt, C answer tokens that both answers share, A answer tokens compared,
+P pairs.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from difflib import SequenceMatcher
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from headdyn.core.randomness import generator
+from headdyn.core.settings import settings
+from headdyn.data.corpus import Count, Seed
 
 Alignment = Literal["left", "right", "span"]
 
 
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; it needs no padding token."""
+    """What a tokenizer must offer; it needs no padding token."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model is used to."""
@@ -32,11 +37,11 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Format:
-    """One way to ask, twice: templates with {first} and {second}, and the answer's with {answer}.
+    """One way to ask, in two wordings: templates with {first} and {second}, and the answer's with {answer}.
 
-    The corrupted wording is the one a model is expected to get wrong.
+    The corrupted wording is the one that a model is expected to get wrong.
     """
 
     name: str
@@ -45,16 +50,16 @@ class Format:
     answer: str = " {answer}"
 
     def __post_init__(self) -> None:
-        for field, needed in (
-            ("clean", ("first", "second")),
-            ("corrupted", ("first", "second")),
-            ("answer", ("answer",)),
+        for field, number in (
+            ("clean", "first"),
+            ("clean", "second"),
+            ("corrupted", "first"),
+            ("corrupted", "second"),
+            ("answer", "answer"),
         ):
-            for name in needed:
-                if getattr(self, field).count(f"{{{name}}}") != 1:
-                    raise ValueError(
-                        f"data.formats: {field}={getattr(self, field)!r} must hold {{{name}}} exactly once"
-                    )
+            template = getattr(self, field)
+            if template.count(f"{{{number}}}") != 1:
+                raise ValueError(f"data.formats: {field}={template!r} must hold {{{number}}} exactly once")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -91,7 +96,8 @@ class Pair:
         return self.long if self.is_bug else self.short
 
 
-SEED_PAIR = Pair(whole=9, tenths=8, hundredths=11)
+ORIGINAL_PAIR = Pair(whole=9, tenths=8, hundredths=11)
+SEED_PAIR = ORIGINAL_PAIR
 
 
 def all_pairs(*, bug: bool) -> list[Pair]:
@@ -111,7 +117,7 @@ def all_pairs(*, bug: bool) -> list[Pair]:
 
 @dataclass(frozen=True)
 class Block:
-    """`length` positions of the source prompt and of the target prompt that stand for each other."""
+    """`length` positions of the source prompt, and the positions of the target prompt that they correspond to."""
 
     source_start: int
     target_start: int
@@ -122,9 +128,15 @@ class Block:
         return Block(self.target_start, self.source_start, self.length)
 
 
+def longest_common_block(source: Sequence[int], target: Sequence[int]) -> Block:
+    """The longest run of tokens that both sequences hold, the first of several; length 0 where they share none."""
+    match = SequenceMatcher(None, source, target, autojunk=False).find_longest_match()
+    return Block(match.a, match.b, match.size)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptGroup:
-    """Rows of one format with equal token counts and the same common block. Token ids are int64, no answer included.
+    """Rows of one format with equal token counts and the same common block. Token ids are int64, without the answer.
 
     Δ = log p(right) − log p(wrong) is read after prompt and `shared_NC`: over `right_NA` against `wrong_NA`, which
     differ at their first token. Answers of different token length are cut there, so A = 1 (science.md §10).
@@ -148,47 +160,53 @@ class PromptGroup:
         return dataclasses.replace(self, **arrays)
 
     def block(self, alignment: Alignment) -> Block:
-        """Which corrupted positions (target) the clean ones (source) stand for.
+        """Which corrupted positions (target) the clean ones (source) correspond to.
 
         Raises ValueError for an unknown alignment.
         """
         clean, corrupted = self.clean_NT.shape[1], self.corrupted_NT.shape[1]
         length = min(clean, corrupted)
-        if alignment == "left":
-            return Block(0, 0, length)
-        if alignment == "right":
-            return Block(clean - length, corrupted - length, length)
-        if alignment == "span":
-            return self.span
-        raise ValueError(f"alignment={alignment!r} is unknown; it is one of left, right and span")
+        blocks = {
+            "left": Block(0, 0, length),
+            "right": Block(clean - length, corrupted - length, length),
+            "span": self.span,
+        }
+        if alignment not in blocks:
+            raise ValueError(f"alignment={alignment!r} is unknown; it is one of {', '.join(blocks)}")
+        return blocks[alignment]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """What an analysis that `needs` "prompts" is called with in place of a corpus.
 
-    A statistic averages a pair's rows (its variants in `groups`) and then takes pairs as units. `seed_prompt` is the
-    seed study's own, one row whose unit is no index into `pairs`; only it is judged by generated strings.
+    A statistic first averages the rows of a pair (its variants in `groups`) and then takes pairs as units.
+    `original_prompt` is that of the original studies, one row whose unit is no index into `pairs`; it is the only one
+    judged by generated text.
     """
 
     name: str
     pairs: tuple[Pair, ...]
     groups: tuple[PromptGroup, ...]
-    seed_prompt: PromptGroup
+    original_prompt: PromptGroup
     decode: Callable[[Sequence[int]], str]
     facts: Mapping[str, Any]
+
+    @property
+    def seed_prompt(self) -> PromptGroup:
+        return self.original_prompt
 
     @property
     def is_bug_P(self) -> np.ndarray:
         """Which pairs are bug pairs; the others are controls."""
         return np.array([pair.is_bug for pair in self.pairs])
 
-    def where(self, keep_P: np.ndarray) -> Prompts:
+    def where(self, chosen_P: np.ndarray) -> Prompts:
         """Only the pairs marked true, renumbered, with their rows."""
-        number_P = np.cumsum(keep_P) - 1
-        kept = [group.rows(keep_P[group.units_N]) for group in self.groups]
-        groups = [dataclasses.replace(group, units_N=number_P[group.units_N]) for group in kept if len(group)]
-        pairs = tuple(pair for pair, keep in zip(self.pairs, keep_P, strict=True) if keep)
+        number_P = np.cumsum(chosen_P) - 1
+        chosen = [group.rows(chosen_P[group.units_N]) for group in self.groups]
+        groups = [dataclasses.replace(group, units_N=number_P[group.units_N]) for group in chosen if len(group)]
+        pairs = tuple(self.pairs[unit] for unit in np.flatnonzero(chosen_P))
         return dataclasses.replace(self, pairs=pairs, groups=tuple(groups))
 
     def by_pair(self, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -199,40 +217,32 @@ class Prompts:
         return values @ share_NP
 
 
-def judged_right(text: str, pair: Pair = SEED_PAIR) -> bool:
+def judged_right(text: str, pair: Pair = ORIGINAL_PAIR) -> bool:
     """The seed's verdict on a continuation: it names the right number and not the wrong one."""
     return pair.right in text.lower() and pair.wrong not in text.lower()
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Comparisons:
     """A family of number comparisons; a conf/data option. `prompts(tokenizer)` puts it into tokens.
 
     `variants_per_pair` of the 2 × len(formats) wordings (order of the numbers × format) are asked of each pair, in
-    turn, so that all are equally frequent. The seed's prompt is 9.8 against 9.11 in the first format.
-    Raises ValueError for settings that no family can have; nothing is drawn before `prompts`.
+    turn, so that all are equally frequent. The original studies' prompt is 9.8 against 9.11 in the first format.
     """
 
     formats: tuple[Format, ...]
-    bug_pairs: int = 32
-    control_pairs: int = 16
-    variants_per_pair: int = 1
+    bug_pairs: Annotated[int, Field(ge=1, le=3240)] = 32
+    control_pairs: Annotated[int, Field(ge=0, le=3240)] = 16
+    variants_per_pair: Count = 1
     allow_chat_template: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
         names = [form.name for form in self.formats]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"data.formats has the names {names}; give at least one, each once")
-        for field, least, most in (
-            ("bug_pairs", 1, 3240),
-            ("control_pairs", 0, 3240),
-            ("variants_per_pair", 1, 2 * len(names)),
-        ):
-            if not least <= getattr(self, field) <= most:
-                raise ValueError(f"data.{field}={getattr(self, field)} must lie in {least}..{most}")
-        if self.seed < 0:
-            raise ValueError(f"data.seed={self.seed} must be 0 or more")
+        if self.variants_per_pair > 2 * len(names):
+            raise ValueError(f"data.variants_per_pair={self.variants_per_pair} must lie in 1..{2 * len(names)}")
 
     def pairs(self) -> tuple[Pair, ...]:
         """The pairs drawn, bug pairs first; a longer family of the same seed begins with a shorter one's pairs."""
@@ -255,17 +265,18 @@ class Comparisons:
                 "model, but these prompts are plain text; choose a base model, or set data.allow_chat_template=true"
             )
         pairs = self.pairs()
-        rows = [_Row.of(tokenizer, pairs[unit], unit, form, right_first) for unit, form, right_first in self._turns()]
+        rows = [_row(tokenizer, pairs[unit], unit, form, right_first) for unit, form, right_first in self._variants()]
         return Prompts(
             name="comparisons",
             pairs=pairs,
             groups=_grouped(rows),
-            seed_prompt=_grouped([_Row.of(tokenizer, SEED_PAIR, -1, self.formats[0], True)])[0],
+            original_prompt=_row(tokenizer, ORIGINAL_PAIR, -1, self.formats[0], True),
             decode=tokenizer.decode,
             facts={"bug_pairs": self.bug_pairs, "control_pairs": self.control_pairs, "rows": len(rows)},
         )
 
-    def _turns(self) -> Iterator[tuple[int, Format, bool]]:
+    def _variants(self) -> Iterator[tuple[int, Format, bool]]:
+        """Every row's pair, format, and whether the right number stands first."""
         variants = [(form, right_first) for form in self.formats for right_first in (True, False)]
         for unit in range(self.bug_pairs + self.control_pairs):
             turn = unit if unit < self.bug_pairs else unit - self.bug_pairs
@@ -273,53 +284,44 @@ class Comparisons:
                 yield unit, *variants[(turn * self.variants_per_pair + i) % len(variants)]
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One prompt pair in tokens."""
-
-    unit: int
-    format: str
-    clean: list[int]
-    corrupted: list[int]
-    shared: list[int]
-    right: list[int]
-    wrong: list[int]
-    span: Block
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer, pair: Pair, unit: int, form: Format, right_first: bool) -> _Row:
-        first, second = (pair.right, pair.wrong) if right_first else (pair.wrong, pair.right)
-        texts = [template.format(first=first, second=second) for template in (form.clean, form.corrupted)]
-        clean, corrupted = (tokenizer.encode(text) for text in texts)
-        answers = [
-            [_continuation(tokenizer, text, form.answer.format(answer=number)) for text in texts]
-            for number in (pair.right, pair.wrong)
-        ]
-        for after_clean, after_corrupted in answers:
-            if after_clean != after_corrupted:
-                raise ValueError(
-                    f"the answer's tokens are {after_clean} after {texts[0]!r} but {after_corrupted} after "
-                    f"{texts[1]!r}; end both wordings of the format alike"
-                )
-        right, wrong = answers[0][0], answers[1][0]
-        differ = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), None)
-        if differ is None:
+def _row(tokenizer: Tokenizer, pair: Pair, unit: int, form: Format, right_first: bool) -> PromptGroup:
+    """One pair asked in one format and order, as a group of one row."""
+    first, second = (pair.right, pair.wrong) if right_first else (pair.wrong, pair.right)
+    texts = [template.format(first=first, second=second) for template in (form.clean, form.corrupted)]
+    clean, corrupted = (tokenizer.encode(text) for text in texts)
+    answers = []
+    for number in (pair.right, pair.wrong):
+        after_clean, after_corrupted = (
+            _continuation(tokenizer, text, form.answer.format(answer=number)) for text in texts
+        )
+        if after_clean != after_corrupted:
             raise ValueError(
-                f"the answers {pair.right} and {pair.wrong} share all tokens of the shorter one: {right}, {wrong}"
+                f"the answer's tokens are {after_clean} after {texts[0]!r} but {after_corrupted} after "
+                f"{texts[1]!r}; end both wordings of the format alike"
             )
-        end = len(right) if len(right) == len(wrong) else differ + 1
-        span = longest_common_block(clean, corrupted)
-        common = tokenizer.decode(clean[span.source_start : span.source_start + span.length])
-        if not (pair.right in common and pair.wrong in common):
-            raise ValueError(
-                f"{texts[0]!r} and {texts[1]!r} do not align: their longest common token block is {common!r}, which "
-                "lacks the numbers; ask with the same words in both wordings of the format"
-            )
-        return cls(unit, form.name, clean, corrupted, right[:differ], right[differ:end], wrong[differ:end], span)
+        answers.append(after_clean)
+    right, wrong = answers
+    differ = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), None)
+    if differ is None:
+        raise ValueError(
+            f"the answers {pair.right} and {pair.wrong} share all tokens of the shorter one: {right}, {wrong}"
+        )
+    end = len(right) if len(right) == len(wrong) else differ + 1
+    span = longest_common_block(clean, corrupted)
+    common = tokenizer.decode(clean[span.source_start : span.source_start + span.length])
+    if not (pair.right in common and pair.wrong in common):
+        raise ValueError(
+            f"{texts[0]!r} and {texts[1]!r} do not align: their longest common token block is {common!r}, which "
+            "lacks the numbers; ask with the same words in both wordings of the format"
+        )
+    tokens = {"clean_NT": clean, "corrupted_NT": corrupted, "shared_NC": right[:differ]}
+    tokens |= {"right_NA": right[differ:end], "wrong_NA": wrong[differ:end]}
+    arrays = {name: np.array([ids], np.int64) for name, ids in tokens.items()}
+    return PromptGroup(format=form.name, units_N=np.array([unit]), span=span, **arrays)
 
 
 def _continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
-    """The answer's tokens behind the prompt's. Raises ValueError where the two merge."""
+    """The answer's tokens after the prompt's. Raises ValueError where a token spans both."""
     before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + answer)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError(
@@ -329,40 +331,15 @@ def _continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
     return whole[len(before) :]
 
 
-def longest_common_block(source: Sequence[int], target: Sequence[int]) -> Block:
-    """The longest run of tokens that both sequences hold, the first of several; length 0 where they share none."""
-    best = Block(0, 0, 0)
-    ends = [0] * (len(target) + 1)  # length of the common run that ends at the previous source token, per target place
-    for i, token in enumerate(source):
-        row = [0] * (len(target) + 1)
-        for j, other in enumerate(target):
-            if token == other:
-                row[j + 1] = ends[j] + 1
-                if row[j + 1] > best.length:
-                    best = Block(i + 1 - row[j + 1], j + 1 - row[j + 1], row[j + 1])
-        ends = row
-    return best
-
-
-def _grouped(rows: Sequence[_Row]) -> tuple[PromptGroup, ...]:
-    groups: dict[tuple[object, ...], list[_Row]] = {}
+def _grouped(rows: Sequence[PromptGroup]) -> tuple[PromptGroup, ...]:
+    """Rows of one format, equal token counts and the same common block together, in order of first appearance."""
+    groups: dict[tuple[object, ...], list[PromptGroup]] = {}
     for row in rows:
-        lengths = tuple(len(part) for part in (row.clean, row.corrupted, row.shared, row.right))
-        groups.setdefault((row.format, lengths, row.span), []).append(row)
-    return tuple(
-        PromptGroup(
-            format=members[0].format,
-            units_N=np.array([row.unit for row in members]),
-            clean_NT=_ids([row.clean for row in members]),
-            corrupted_NT=_ids([row.corrupted for row in members]),
-            shared_NC=_ids([row.shared for row in members]),
-            right_NA=_ids([row.right for row in members]),
-            wrong_NA=_ids([row.wrong for row in members]),
-            span=members[0].span,
-        )
-        for members in groups.values()
-    )
-
-
-def _ids(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    return np.array(rows, dtype=np.int64).reshape(len(rows), -1)
+        shapes = tuple(value.shape for value in vars(row).values() if isinstance(value, np.ndarray))
+        groups.setdefault((row.format, shapes, row.span), []).append(row)
+    together = []
+    for members in groups.values():
+        names = [name for name, value in vars(members[0]).items() if isinstance(value, np.ndarray)]
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(row, name) for row in members]) for name in names}
+        together.append(dataclasses.replace(members[0], **arrays))
+    return tuple(together)

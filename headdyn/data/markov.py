@@ -7,15 +7,15 @@ N sequences, T tokens, R rows of a table.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
 
-_MOST_SIGNATURES = 50  # signature bigrams a topic of the seed study has at most
+from headdyn.data.threads import in_threads
+
+_MOST_SIGNATURES = 50  # signature bigrams of a topic of the original study, at most
 _BALANCE_TOLERANCE = 1e-5  # worst column sum's distance from 1; float32 sums of 4096 terms are exact to 4e-6
 _MOST_BALANCINGS = 10_000
 _ALIAS_CELLS = 2**17  # cells to a piece of the alias build: each of its dozen arrays is 1 MB at most
@@ -23,8 +23,10 @@ _WALK_SEQUENCES = 8192  # sequences that step together: each array of one step i
 _WALK_STEPS = 32  # steps buffered before they are transposed out: a full cache line of uint16 a sequence
 
 
-def seed_chains(vocab_size: int, num_topics: int, concentration: float, generator: np.random.Generator) -> np.ndarray:
-    """The seed study's chains [S, V, V]: Dirichlet(0.5) rows, boosted own tokens, signature bigrams.
+def original_chains(
+    vocab_size: int, num_topics: int, concentration: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Chains [S, V, V] as the original study drew them: Dirichlet(0.5) rows, boosted own tokens, signature bigrams.
 
     Topic s owns the V // S tokens from s·(V // S) on; their columns are multiplied by `concentration`, so that single
     tokens reveal the topic (the defect that `matched_chains` removes). Up to 50 of the own tokens a get a signature
@@ -33,10 +35,10 @@ def seed_chains(vocab_size: int, num_topics: int, concentration: float, generato
     own = vocab_size // num_topics
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
     for topic, chain_VV in enumerate(transitions_SVV):
-        mine = slice(topic * own, (topic + 1) * own)
+        owned = slice(topic * own, (topic + 1) * own)
         # A squared standard normal is a Gamma(1/2) variate (up to scale), and 4 times cheaper to draw.
         weights_VV = generator.standard_normal((vocab_size, vocab_size)) ** 2
-        weights_VV[:, mine] *= concentration
+        weights_VV[:, owned] *= concentration
         first = topic * own + generator.choice(own, size=min(_MOST_SIGNATURES, own), replace=False)
         second = topic * own + generator.integers(own, size=len(first))
         weights_VV[first] *= 0.3
@@ -50,8 +52,8 @@ def matched_chains(
 ) -> np.ndarray:
     """Doubly stochastic chains [S, V, V], each of mean row entropy ln V − `target_gap_nats`.
 
-    The stationary law of every chain is uniform, so a token alone says nothing about its topic. Rows are proportional
-    to exp(β z) with z standard normal, balanced by Sinkhorn's iteration; β is solved for topic by topic on the same z.
+    The stationary law of every chain is uniform, so a single token does not reveal its topic. Rows are proportional to
+    exp(β z) with z standard normal, balanced by Sinkhorn's iteration; each topic's β is solved for on the same z.
     Raises ValueError where the gap is so near ln V that chains this sparse cannot be balanced.
     """
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
@@ -61,7 +63,7 @@ def matched_chains(
         normals_VV = generators[topic].standard_normal((vocab_size, vocab_size), dtype=np.float32)
         transitions_SVV[topic] = _with_gap(target_gap_nats, normals_VV)
 
-    in_two_threads(fill, range(num_topics))
+    _in_two_threads(fill, range(num_topics))
     return transitions_SVV
 
 
@@ -90,7 +92,7 @@ class _UnbalancedError(Exception):
 
 
 def _balanced(beta: float, normals_VV: np.ndarray) -> np.ndarray:
-    """The doubly stochastic matrix of the form diag(u) exp(β z) diag(v) (Sinkhorn 1964), with rows summing to 1."""
+    """The doubly stochastic matrix of the form diag(u) exp(β z) diag(v) (Sinkhorn 1964); its rows sum to 1."""
     kernel_VV = normals_VV - normals_VV.max(1, keepdims=True)
     kernel_VV *= np.float32(beta)
     np.exp(kernel_VV, out=kernel_VV)
@@ -130,9 +132,9 @@ class AliasSampler:
     """Draws from every row of a stack of chains by Walker's alias method, one memory access a token.
 
     A cell packs a threshold (high bits) and an alias (low ⌈log₂ V⌉ bits) into a uint32. Row probabilities are first
-    rounded to whole numbers of units whose sum is exactly V cells of 2^(32 − ⌈log₂ V⌉) units, and the table is exact in
-    those integers. With V a power of two the law sampled is the rounded row: each probability to 2^-33, the largest
-    to V × 2^-33.
+    rounded to whole numbers of units, V cells of 2^(32 − ⌈log₂ V⌉) units in all, and the table holds these integers
+    exactly. With V a power of two the tokens follow the rounded row: each probability to 2^-33, the largest to
+    V × 2^-33.
     """
 
     def __init__(self, transitions_SVV: np.ndarray) -> None:
@@ -141,22 +143,22 @@ class AliasSampler:
         rows_RV = transitions_SVV.reshape(-1, self.vocab_size)
         self.table_RV = np.empty(rows_RV.shape, np.uint32)
         step = max(1, _ALIAS_CELLS // self.vocab_size)
-        # glibc gives freed memory back to the system piece by piece, and to fault it in again took more than half of
-        # this build (35 against 15 ns a cell at V 4096). Freeing one large block raises its threshold (mallopt(3)).
+        # glibc returns freed memory to the system piece by piece, and getting it back took more than half of this
+        # build (35 against 15 ns a cell at V 4096). Freeing one large block raises glibc's threshold (mallopt(3)).
         np.empty(2**24, np.uint8)
 
         def fill(start: int) -> None:
             piece = slice(start, start + step)
             self.table_RV[piece] = _alias_rows(rows_RV[piece], self.alias_bits)
 
-        in_two_threads(fill, range(0, len(rows_RV), step))
+        _in_two_threads(fill, range(0, len(rows_RV), step))
 
     def walk(self, topics_NT: np.ndarray, key: np.ndarray, first: int, out_NT: np.ndarray) -> None:
-        """Fill `out_NT` (uint16) with tokens: uniform at t = 0, then each drawn from its own topic's row of the last.
+        """Fill `out_NT` (uint16): a uniform token at t = 0, then each from its topic's row of the token before it.
 
         Sequence n of the call is number `first` + n of its stream, and its random number at t is a function of `key`
-        (Philox, two words), that number and t alone: how a corpus is cut into calls changes nothing. `first` is a
-        multiple of 8, the 32-bit words to a Philox block.
+        (Philox, two words), that number and t alone: how a corpus is cut into calls changes nothing. `first` must be a
+        multiple of 8, the number of 32-bit words in a Philox block.
         """
         assert first % 8 == 0
         count, length = topics_NT.shape
@@ -191,10 +193,10 @@ class AliasSampler:
 def _alias_rows(rows_RV: np.ndarray, alias_bits: int) -> np.ndarray:
     """The packed alias table of every row, all rows in one sweep.
 
-    Cells short of a full cell ("light") are topped up, in order, from those with a surplus ("heavy"): a light cell's
-    donor is the heavy one whose cumulated surplus first exceeds the light's cumulated want, and a heavy cell that is
-    drawn below full tops itself up from the next. Wants and surpluses of a row are equal, exactly, in integers, so one
-    cumulative sum runs through all rows at once and no donor lies in another row.
+    Cells below a full cell ("light") are filled, in order, from those above ("heavy"): the donor of a light cell is the
+    first heavy cell whose cumulated surplus exceeds the light cell's cumulated want, and a heavy cell that gave away
+    too much is filled from the next heavy one. Wants and surpluses of a row are equal integers, so one cumulative sum
+    runs through all rows at once and no donor is in another row.
     """
     count, vocab = rows_RV.shape
     full = 1 << (32 - alias_bits)
@@ -228,11 +230,9 @@ def sample_tokens(
     def walk(first: int) -> None:
         sampler.walk(topics_NT[first : first + chunk], key, first, out_NT[first : first + chunk])
 
-    in_two_threads(walk, range(0, len(topics_NT), chunk))
+    _in_two_threads(walk, range(0, len(topics_NT), chunk))
 
 
-def in_two_threads(work: Callable[[int], None], items: Iterable[int]) -> None:
-    """Call `work` on every item, on at most two cores; numpy lets go of the interpreter lock inside its loops."""
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(work, items):
-            pass
+def _in_two_threads(work: Callable[[int], None], items: Iterable[int]) -> None:
+    for _ in in_threads(work, items, at_most=2):
+        pass

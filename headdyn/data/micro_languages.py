@@ -1,112 +1,81 @@
 """Micro-languages: sequences whose segments follow one of S Markov chains, with exact labels and exact loss lines.
 
-The source of a synthetic corpus (science.md §1). Letters: N sequences, T tokens, S topics, V vocabulary.
+A synthetic corpus (science.md §1). Letters: N sequences, T tokens, S topics, V vocabulary.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import BeforeValidator, Field
 
 from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.settings import settings
 from headdyn.data.bayes import BayesFilter, SegmentLaw, blind_bigram_loss
-from headdyn.data.corpus import Corpus, Split
+from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split, mean_and_error
 from headdyn.data.markov import (
     AliasSampler,
     matched_chains,
+    original_chains,
     row_entropy_nats,
     sample_tokens,
-    seed_chains,
     stationary_law,
 )
 
-Chains = Literal["matched", "seed"]
-
-_MOST_CELLS = 2**30  # transition probabilities: 4 GB a table, and the build holds three
+_MOST_CELLS = 2**30  # transition probabilities: 4 GB a table, of which the build holds three
 _REFERENCE_SEQUENCES = 2000  # held-out sequences behind floor and mixture: a standard error of about 0.002 nats
 _COUNT_SEQUENCES = 8192  # counted at once: 34 MB of indices at T 512
 
 
-@dataclass(frozen=True, kw_only=True)
-class MicroLanguages:
+def _renamed(name: Any) -> Any:
+    return "original" if name == "seed" else name  # as it was called before
+
+
+@settings
+class MicroLanguages(SegmentLaw):
     """A corpus of topic segments, each a stretch of its topic's Markov chain; a conf/data option.
 
     `generator=matched` sets the learnable gap ln V − (entropy rate given the topic) to `target_gap_nats`, with chains
-    that share the uniform unigram law. `generator=seed` is the seed study's, with its own tokens boosted by
-    `concentration`. Each reads only its own setting of the two. `min_segment` is in tokens.
-    Raises ValueError for settings that no corpus can have; nothing is drawn before `build`.
+    that all have the uniform unigram law. `generator=original` draws the chains of the original study, whose own tokens
+    are boosted by `concentration`. Each of the two reads only its own setting.
     """
 
-    generator: Chains
-    vocab_size: int
-    num_topics: int
-    sequence_length: int
-    min_segments: int
-    max_segments: int
-    min_segment: int
-    train_sequences: int
-    val_sequences: int
-    target_gap_nats: float | None = None
-    concentration: float | None = None
-    seed: int
+    generator: Annotated[Literal["matched", "original"], BeforeValidator(_renamed)]
+    vocab_size: Annotated[int, Field(ge=2, le=65536)]  # stored as uint16
+    num_topics: NumTopics
+    train_sequences: Count
+    val_sequences: Count
+    target_gap_nats: Annotated[float, Field(gt=0)] | None = None
+    concentration: Annotated[float, Field(gt=0)] | None = None
+    seed: Seed
 
     def __post_init__(self) -> None:
-        if self.generator not in get_args(Chains):
-            raise ValueError(f"data.generator={self.generator!r} is unknown; choose one of {get_args(Chains)}")
-        if not 2 <= self.vocab_size <= 65536:
-            raise ValueError(f"data.vocab_size={self.vocab_size} must lie in 2..65536: tokens are stored as uint16")
-        if not 2 <= self.num_topics <= 256:
-            raise ValueError(f"data.num_topics={self.num_topics} must lie in 2..256: topics are stored as uint8")
+        super().__post_init__()
         if self.num_topics * self.vocab_size**2 > _MOST_CELLS:
             raise ValueError(
                 f"data.num_topics={self.num_topics} chains over data.vocab_size={self.vocab_size} need tables of "
                 f"{self.num_topics * self.vocab_size**2 * 4 / 2**30:.0f} GiB each, of which the build holds three; "
                 f"set vocab_size to {math.isqrt(_MOST_CELLS // self.num_topics)} or less"
             )
-        for name in ("train_sequences", "val_sequences"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0:
-            raise ValueError(f"data.seed={self.seed} must be 0 or more")
-        if self.generator == "matched":
-            self._check_matched()
-        else:
-            self._check_seed()
-        _ = self.segment_law  # which makes its own checks
-
-    def _check_matched(self) -> None:
-        if self.target_gap_nats is None or not 0 < self.target_gap_nats < math.log(self.vocab_size):
+        if self.generator == "matched" and not 0 < (self.target_gap_nats or 0) < math.log(self.vocab_size):
             raise ValueError(
                 f"data.target_gap_nats={self.target_gap_nats} must lie between 0 and ln V = "
                 f"{math.log(self.vocab_size):.3f} nats for data.vocab_size={self.vocab_size}; half of it is plenty"
             )
-
-    def _check_seed(self) -> None:
-        if self.concentration is None or not 0 < self.concentration < math.inf:
+        if self.generator == "original" and self.concentration is None:
             raise ValueError(
-                f"data.concentration={self.concentration} must be a number above 0 under data.generator=seed; "
-                "the study's are 5 and 100, and 1 boosts nothing"
+                "data.concentration=null must be a number above 0 under data.generator=original; the study's are 5 and "
+                "100, and 1 boosts nothing"
             )
-        if self.vocab_size < self.num_topics:
+        if self.generator == "original" and self.vocab_size < self.num_topics:
             raise ValueError(
                 f"data.vocab_size={self.vocab_size} leaves no own token to each of data.num_topics={self.num_topics}; "
                 f"set vocab_size to {self.num_topics} or more"
             )
-
-    @property
-    def segment_law(self) -> SegmentLaw:
-        """How the corpus's sequences are cut into segments."""
-        return SegmentLaw(
-            sequence_length=self.sequence_length,
-            min_segments=self.min_segments,
-            max_segments=self.max_segments,
-            min_segment=self.min_segment,
-        )
 
     def build(self, folder: Path) -> None:
         """Draw chains and sequences, and measure the lines that a loss is judged by.
@@ -128,26 +97,26 @@ class MicroLanguages:
         transitions_SVV = np.load(folder / "transitions.npy", mmap_mode="r")
         return Corpus(
             name="micro_languages",
-            train=_open_split(folder, "train"),
-            val=_open_split(folder, "val"),
+            train=Split.open(folder, "train"),
+            val=Split.open(folder, "val"),
             vocab_size=self.vocab_size,
             topic_names=tuple(f"topic {topic}" for topic in range(self.num_topics)),
             reference_nats={name: facts[f"{name}_nats"] for name in ("random", "mixture", "floor")},
             facts=facts,
-            oracle=BayesFilter(transitions_SVV=transitions_SVV, law=self.segment_law),
+            oracle=BayesFilter(transitions_SVV=transitions_SVV, law=self),
         )
 
     def _chains(self) -> np.ndarray:
         rng = generator(self.seed, "micro_languages/chains")
-        if self.generator == "seed":
+        if self.generator == "original":
             assert self.concentration is not None
-            return seed_chains(self.vocab_size, self.num_topics, self.concentration, rng)
+            return original_chains(self.vocab_size, self.num_topics, self.concentration, rng)
         assert self.target_gap_nats is not None
         return matched_chains(self.vocab_size, self.num_topics, self.target_gap_nats, rng)
 
     def _draw(self, sampler: AliasSampler, split: str, count: int, folder: Path) -> None:
         rng = generator(self.seed, f"micro_languages/{split} segments")
-        lengths_NK = self.segment_law.draw(count, rng)
+        lengths_NK = self.draw(count, rng)
         segment_topics_NK = rng.integers(self.num_topics, size=lengths_NK.shape, dtype=np.uint8)
         shape = (count, self.sequence_length)
         topics_NT = np.repeat(segment_topics_NK.ravel(), lengths_NK.ravel()).reshape(shape)
@@ -159,18 +128,17 @@ class MicroLanguages:
 
     def _facts(self, folder: Path, transitions_SVV: np.ndarray) -> dict[str, Any]:
         """What goes on record of the corpus just written to `folder`."""
-        train, val = _open_split(folder, "train"), _open_split(folder, "val")
+        train, val = Split.open(folder, "train"), Split.open(folder, "val")
         random_nats = math.log(self.vocab_size)
         gap_S = random_nats - np.array([self._entropy_rate_nats(chain_VV) for chain_VV in transitions_SVV])
         if self.target_gap_nats is not None and self.generator == "matched":
             assert abs(gap_S.mean() / self.target_gap_nats - 1) <= 0.02, (gap_S, self.target_gap_nats)
 
-        successors_VS = self._count(train.tokens_NT[:, :-1], train.topics_NT[:, 1:]) + 1  # a token may never have come
+        successors_VS = self._count(train.tokens_NT[:, :-1], train.topics_NT[:, 1:]) + 1  # none may have occurred
         topic_given_token_VS = successors_VS / successors_VS.sum(1, keepdims=True)
         held_out = slice(0, _REFERENCE_SEQUENCES)
         tokens_NT, topics_NT = np.asarray(val.tokens_NT[held_out]), val.topics_NT[held_out]
-        bayes = BayesFilter(transitions_SVV=transitions_SVV, law=self.segment_law)
-        floor_NT, posterior_NTS = bayes.filter(tokens_NT)
+        floor_NT, posterior_NTS = BayesFilter(transitions_SVV=transitions_SVV, law=self).filter(tokens_NT)
         mixture_NT = blind_bigram_loss(transitions_SVV, topic_given_token_VS, tokens_NT)
         commonest_V = self._count(train.tokens_NT, train.topics_NT).argmax(1)
         return {
@@ -179,10 +147,10 @@ class MicroLanguages:
             "known_topic_entropy_nats": random_nats - float(gap_S.mean()),
             "realised_gap_nats": float(gap_S.mean()),
             "realised_gap_nats_by_topic": gap_S.tolist(),
-            **_mean_and_error("mixture_nats", mixture_NT),
-            **_mean_and_error("floor_nats", floor_NT),
-            **_mean_and_error("bayes_topic_accuracy", posterior_NTS.argmax(2) == topics_NT),
-            **_mean_and_error("token_identity_accuracy", commonest_V[tokens_NT] == topics_NT),
+            **mean_and_error("mixture_nats", mixture_NT),
+            **mean_and_error("floor_nats", floor_NT),
+            **mean_and_error("bayes_topic_accuracy", posterior_NTS.argmax(2) == topics_NT),
+            **mean_and_error("token_identity_accuracy", commonest_V[tokens_NT] == topics_NT),
             "chance_accuracy": 1 / self.num_topics,
             "held_out_sequences": len(tokens_NT),
             "train_tokens": train.tokens_NT.size,
@@ -202,17 +170,3 @@ class MicroLanguages:
             pairs_NT = tokens_NT[part].astype(np.int64) * self.num_topics + topics_NT[part]
             counts += np.bincount(pairs_NT.ravel(), minlength=cells)
         return counts.reshape(self.vocab_size, self.num_topics)
-
-
-def _open_split(folder: Path, split: str) -> Split:
-    return Split(
-        tokens_NT=np.load(folder / f"{split}_tokens.npy", mmap_mode="r"),
-        topics_NT=np.load(folder / f"{split}_topics.npy", mmap_mode="r"),
-    )
-
-
-def _mean_and_error(name: str, value_NT: np.ndarray) -> dict[str, float]:
-    """A mean with its standard error; the units are sequences. A single sequence gives no error."""
-    mean_N = value_NT.mean(1)
-    mean = {name: float(mean_N.mean())}
-    return mean if len(mean_N) == 1 else mean | {f"{name}_se": float(mean_N.std(ddof=1) / math.sqrt(len(mean_N)))}

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal, Protocol, get_args
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from headdyn.core.randomness import generator as named_generator
-
-WithinBlock = Literal["fixed", "shuffled"]
+from headdyn.core.settings import settings
+from headdyn.data.corpus import Count
 
 
 class Ordering(Protocol):
@@ -26,7 +26,7 @@ class Ordering(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Shuffled:
     """A fresh permutation every epoch."""
 
@@ -37,26 +37,18 @@ class Shuffled:
         return generator.permutation(len(dominant_N))
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TopicOrdered:
     """Sorted by dominant topic, in `blocks` rounds: each round shows one block of every topic, in order of topic id.
 
     Block b of a topic with n sequences holds those of corpus rank n·b/blocks to n·(b+1)/blocks, every epoch the same;
-    `blocks=1` is one global sort. Inside a block the order is the corpus's own (`fixed`, as in the seed study) or
-    drawn afresh each epoch (`shuffled`).
+    `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own (`fixed`, as in the original study)
+    or drawn afresh each epoch (`shuffled`).
     """
 
-    blocks: int = 1
-    within_block: WithinBlock = "shuffled"
+    blocks: Count = 1
+    within_block: Literal["fixed", "shuffled"] = "shuffled"
     follows_topics: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.blocks < 1:
-            raise ValueError(f"data_ordering.blocks={self.blocks} must be at least 1; 1 sorts the whole epoch by topic")
-        if self.within_block not in get_args(WithinBlock):
-            raise ValueError(
-                f"data_ordering.within_block={self.within_block!r} is unknown; choose one of {get_args(WithinBlock)}"
-            )
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """One epoch's order [N]; `fixed` blocks draw nothing from the generator."""
@@ -95,7 +87,7 @@ class BatchSchedule:
     """Which sequences make up the batch of every step: a pure function of (seed, step).
 
     The epochs' permutations follow one another without end, and step s takes places s·B to (s+1)·B of that stream, so
-    a batch may straddle two epochs and no sequence is dropped. Raises ValueError where a batch exceeds the corpus.
+    a batch may belong to two epochs and no sequence is dropped. Raises ValueError where a batch exceeds the corpus.
     """
 
     def __init__(self, *, ordering: Ordering, dominant_N: np.ndarray, batch_size: int, seed: int) -> None:
@@ -108,7 +100,7 @@ class BatchSchedule:
         self.dominant_N = np.asarray(dominant_N)
         self.batch_size = batch_size
         self.seed = seed
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)  # a batch touches two epochs at most
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)  # a batch belongs to two epochs at most
 
     def indices(self, step: int) -> np.ndarray:
         """The sequence indices [B] int64 of the batch at `step`, counted from 0."""

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.corpus_generation
 
-The loop is what a plain reading of the seed study's description gives (one token at a time, each from its topic's row
+The loop is what a plain reading of the original study's description gives (one token at a time, each from its topic's row
 of the last). Two honest ways to draw a token are timed and the faster one is the baseline: numpy's `choice` with the
 row's probabilities, and a search in the row's cumulative probabilities with uniforms drawn beforehand. The chains are
 the same for both sides and left out; each side's own tables (cumulative sums; alias tables) are timed and given with
@@ -22,7 +22,7 @@ import numpy as np
 
 from headdyn.core.randomness import generator
 from headdyn.data.bayes import SegmentLaw
-from headdyn.data.markov import AliasSampler, sample_tokens, seed_chains
+from headdyn.data.markov import AliasSampler, original_chains, sample_tokens
 
 VOCAB_SIZE, NUM_TOPICS, CONCENTRATION = 4096, 5, 5.0
 LAW = SegmentLaw(sequence_length=512, min_segments=2, max_segments=5, min_segment=32)
@@ -79,7 +79,7 @@ def spread(values: Sequence[float], unit: float = 1.0) -> str:
 
 def main() -> None:
     start = time.perf_counter()
-    transitions_SVV = seed_chains(VOCAB_SIZE, NUM_TOPICS, CONCENTRATION, generator(0, "benchmark chains"))
+    transitions_SVV = original_chains(VOCAB_SIZE, NUM_TOPICS, CONCENTRATION, generator(0, "benchmark chains"))
     chains_seconds = time.perf_counter() - start
     topics_NT = draw_topics(OUR_SEQUENCES)
     tokens_NT = np.zeros(topics_NT.shape, np.uint16)

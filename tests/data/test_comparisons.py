@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import yaml
 
+from headdyn.core.settings import ConfigError, build
 from headdyn.data.comparisons import (
-    SEED_PAIR,
+    ORIGINAL_PAIR,
     Block,
     Comparisons,
     Format,
@@ -34,8 +36,8 @@ def test_every_pair_is_classed_by_exact_arithmetic() -> None:
             assert not pair.right.startswith(pair.wrong) and not pair.wrong.startswith(pair.right)
 
 
-def test_the_seed_pair() -> None:
-    assert (SEED_PAIR.right, SEED_PAIR.wrong, SEED_PAIR.is_bug) == ("9.8", "9.11", True)
+def test_the_original_pair() -> None:
+    assert (ORIGINAL_PAIR.right, ORIGINAL_PAIR.wrong, ORIGINAL_PAIR.is_bug) == ("9.8", "9.11", True)
     control = Pair(whole=9, tenths=2, hundredths=35)
     assert (control.right, control.wrong, control.is_bug) == ("9.35", "9.2", False)
 
@@ -73,7 +75,7 @@ def test_tokens_spell_the_prompts_and_their_answers() -> None:
 
 
 def test_answers_agree_up_to_the_last_token_as_in_pythia() -> None:
-    group, tokenizer = prompts().seed_prompt, byte_level()
+    group, tokenizer = prompts().original_prompt, byte_level()
     assert tokenizer.convert_ids_to_tokens(group.shared_NC[0].tolist()) == ["Ġ9", "."]
     assert tokenizer.convert_ids_to_tokens([*group.right_NA[0], *group.wrong_NA[0]]) == ["8", "11"]
     assert len(group) == 1 and tokenizer.decode(group.corrupted_NT[0]) == "Q: Which is bigger: 9.8 or 9.11?\nA:"
@@ -81,7 +83,7 @@ def test_answers_agree_up_to_the_last_token_as_in_pythia() -> None:
 
 def test_answers_of_different_length_are_compared_at_the_first_differing_token() -> None:
     tokenizer = Pieces(" 9")  # digits apart: 9.8 is " 9" "." "8", 9.11 is " 9" "." "1" "1"
-    group = Comparisons(formats=(BIGGER,)).prompts(tokenizer).seed_prompt
+    group = Comparisons(formats=(BIGGER,)).prompts(tokenizer).original_prompt
     assert [tokenizer.decode(part[0]) for part in (group.shared_NC, group.right_NA, group.wrong_NA)] == [
         " 9.",
         "8",
@@ -91,7 +93,7 @@ def test_answers_of_different_length_are_compared_at_the_first_differing_token()
 
 def test_answers_of_equal_length_keep_every_token_from_the_first_that_differs() -> None:
     tokenizer = Pieces(r" \d", r"\.1", "1", r"\.", "8")
-    group = Comparisons(formats=(BIGGER,), bug_pairs=1).prompts(tokenizer).seed_prompt
+    group = Comparisons(formats=(BIGGER,), bug_pairs=1).prompts(tokenizer).original_prompt
     tails = [tokenizer.decode(part[0]) for part in (group.shared_NC, group.right_NA, group.wrong_NA)]
     assert tails == [" 9", ".8", ".11"] and group.right_NA.shape == (1, 2)
 
@@ -204,14 +206,20 @@ def test_a_tokenizer_without_padding_token_serves() -> None:
     [
         ({"formats": ()}, "data.formats has the names"),
         ({"formats": (BIGGER, BIGGER)}, "each once"),
-        ({"bug_pairs": 0}, "data.bug_pairs=0 must lie in 1..3240"),
-        ({"control_pairs": 4000}, "data.control_pairs=4000"),
+        ({"bug_pairs": 0}, "data.bug_pairs=0 must be at least 1"),
+        ({"bug_pairs": 3241}, "data.bug_pairs=3241 must be at most 3240"),
+        ({"control_pairs": 4000}, "data.control_pairs=4000 must be at most 3240"),
+        ({"variants_per_pair": 0}, "data.variants_per_pair=0 must be at least 1"),
         ({"variants_per_pair": 3}, r"data.variants_per_pair=3 must lie in 1..2"),
-        ({"seed": -1}, "data.seed=-1"),
+        ({"seed": -1}, "data.seed=-1 must be at least 0"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    node = {"formats": [asdict(BIGGER)], **settings}
+    node["formats"] = [form if isinstance(form, dict) else asdict(form) for form in node["formats"]]
+    with pytest.raises(ConfigError, match=message):
+        build(Comparisons, node, "data")
+    with pytest.raises(ValueError):
         Comparisons(**{"formats": (BIGGER,), **settings})
 
 
@@ -227,6 +235,6 @@ def test_the_default_family_and_no_torch() -> None:
     assert node.pop("_target_") == f"{Comparisons.__module__}.Comparisons"
     formats = tuple(Format(**form) for form in node.pop("formats"))
     family = Comparisons(formats=formats, **node).prompts(byte_level())
-    assert byte_level().decode(family.seed_prompt.clean_NT[0]) == "Which is bigger: 9.8 or 9.11?"
+    assert byte_level().decode(family.original_prompt.clean_NT[0]) == "Which is bigger: 9.8 or 9.11?"
     check = "import sys, headdyn.data.comparisons; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

@@ -11,9 +11,9 @@ from headdyn.data import markov
 from headdyn.data.markov import (
     AliasSampler,
     matched_chains,
+    original_chains,
     row_entropy_nats,
     sample_tokens,
-    seed_chains,
     stationary_law,
 )
 
@@ -28,7 +28,7 @@ def matched(vocab_size: int = 64, gap: float = 1.8, seed: int = 0, num_topics: i
 
 
 def seeded(vocab_size: int, num_topics: int, concentration: float) -> np.ndarray:
-    return seed_chains(
+    return original_chains(
         vocab_size=vocab_size,
         num_topics=num_topics,
         concentration=concentration,
@@ -63,19 +63,19 @@ def test_a_gap_that_leaves_nothing_random_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_threads_do_not_change_the_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     both = matched(), AliasSampler(matched()).table_RV
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda: 1)
     monkeypatch.setattr(markov, "_ALIAS_CELLS", 1)
     assert np.array_equal(both[0], matched()) and np.array_equal(both[1], AliasSampler(matched()).table_RV)
 
 
-def test_seed_chains_have_the_studys_entropy() -> None:
-    """V 4096, 5 topics, concentration 5: the seed study's log gives 7.28 nats, and a learnable gap of 1.04."""
+def test_original_chains_have_the_studys_entropy() -> None:
+    """V 4096, 5 topics, concentration 5: the original study's log gives 7.28 nats, and a learnable gap of 1.04."""
     chain_VV = seeded(4096, 5, 5.0)[0]
     entropy = stationary_law(chain_VV) @ row_entropy_nats(chain_VV)
     assert entropy == pytest.approx(7.28, abs=0.005)
 
 
-def test_seed_chains_boost_own_tokens_and_signature_bigrams() -> None:
+def test_original_chains_boost_own_tokens_and_signature_bigrams() -> None:
     """Mean entropy of the rows without a signature against its expectation for Dirichlet rows in two groups."""
     vocab_size, num_topics, boost = 1024, 4, 20.0
     transitions_SVV = seeded(vocab_size, num_topics, boost).astype(np.float64)
@@ -161,5 +161,5 @@ def test_tokens_do_not_depend_on_chunks_threads_or_how_many_sequences_there_are(
     assert np.array_equal(whole, tokens(203, 8)) and np.array_equal(whole, tokens(203, 64))
     assert np.array_equal(whole[:77], tokens(77, 16))
     assert len(np.unique(whole, axis=0)) == 203
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda: 1)
     assert np.array_equal(whole, tokens(203, 16))

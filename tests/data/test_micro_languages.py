@@ -4,13 +4,14 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from headdyn.core.settings import ConfigError, build
 from headdyn.data.corpus import Corpus
 from headdyn.data.micro_languages import MicroLanguages
 
@@ -37,8 +38,8 @@ def matched(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def seeded(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return built(replace(LAPTOP, generator="seed"), tmp_path_factory.mktemp("seed"))
+def boosted(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return built(replace(LAPTOP, generator="original"), tmp_path_factory.mktemp("original"))
 
 
 def built(source: MicroLanguages, folder: Path) -> Corpus:
@@ -78,10 +79,10 @@ def test_mixture_is_the_mean_chain_on_matched(matched: Corpus) -> None:
     assert matched.reference_nats["mixture"] == pytest.approx(exact, abs=1e-3)
 
 
-def test_one_token_tells_nothing_on_matched_and_the_topic_on_seed(matched: Corpus, seeded: Corpus) -> None:
+def test_one_token_tells_nothing_on_matched_and_the_topic_on_original(matched: Corpus, boosted: Corpus) -> None:
     facts = matched.facts
     assert abs(facts["token_identity_accuracy"] - 1 / 3) < 4 * facts["token_identity_accuracy_se"] < 0.02
-    assert seeded.facts["token_identity_accuracy"] > 0.9
+    assert boosted.facts["token_identity_accuracy"] > 0.9
     assert facts["bayes_topic_accuracy"] > 0.95  # the topic is there to be found, in the transitions
 
 
@@ -119,7 +120,7 @@ def advantage(loss_NT: np.ndarray, floor_NT: np.ndarray) -> float:
     return difference_N.mean() / (difference_N.std(ddof=1) / math.sqrt(len(difference_N)))
 
 
-@pytest.mark.parametrize("which", ["matched", "seeded"])
+@pytest.mark.parametrize("which", ["matched", "boosted"])
 def test_nothing_beats_the_bayes_floor(which: str, request: pytest.FixtureRequest) -> None:
     corpus = request.getfixturevalue(which)
     floor_NT, posterior_NTS = corpus.oracle.filter(corpus.val.tokens_NT)
@@ -156,7 +157,7 @@ def test_topic_posterior_is_calibrated(matched: Corpus) -> None:
 def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = replace(LAPTOP, train_sequences=300, val_sequences=64)
     for name, cores in (("one", 1), ("two", 2), ("other", 2)):
-        monkeypatch.setattr("os.cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda cores=cores: cores)
         (tmp_path / name).mkdir()
         (replace(source, seed=1) if name == "other" else source).build(tmp_path / name)
     for file in ("train_tokens.npy", "train_topics.npy", "val_tokens.npy", "transitions.npy", "facts.json"):
@@ -168,33 +169,43 @@ def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generator": "markov"}, r"data.generator='markov' is unknown; choose one of \('matched', 'seed'\)"),
-        ({"vocab_size": 70_000}, r"data.vocab_size=70000 must lie in 2\.\.65536"),
-        ({"vocab_size": 1}, r"data.vocab_size=1 must lie in 2\.\.65536"),
+        ({"generator": "markov"}, "data.generator='markov' must be one of matched, original"),
+        ({"vocab_size": 70_000}, "data.vocab_size=70000 must be at most 65536"),
+        ({"vocab_size": 1}, "data.vocab_size=1 must be at least 2"),
         ({"vocab_size": 65_536}, r"need tables of 48 GiB each.*set vocab_size to 18918 or less"),
-        ({"num_topics": 1}, r"data.num_topics=1 must lie in 2\.\.256"),
+        ({"num_topics": 1}, "data.num_topics=1 must be at least 2"),
+        ({"num_topics": 257}, "data.num_topics=257 must be at most 256"),
+        ({"sequence_length": 1}, "data.sequence_length=1 must be at least 2"),
         ({"sequence_length": 63}, r"need 64 tokens, but data.sequence_length=63; lower min_segment to 15 or less"),
         ({"min_segments": 5}, "data.min_segments=5 and data.max_segments=4 are no range"),
-        ({"min_segment": 0}, "data.min_segment=0 must be at least 1 token"),
+        ({"min_segments": 0}, "data.min_segments=0 must be at least 1"),
+        ({"min_segment": 0}, "data.min_segment=0 must be at least 1"),
         ({"train_sequences": 0}, "data.train_sequences=0 must be at least 1"),
         ({"val_sequences": 0}, "data.val_sequences=0 must be at least 1"),
         ({"target_gap_nats": 4.2}, r"data.target_gap_nats=4.2 must lie between 0 and ln V = 4.159 nats"),
-        ({"target_gap_nats": 0.0}, r"data.target_gap_nats=0.0 must lie between 0 and ln V"),
-        ({"target_gap_nats": float("nan")}, "data.target_gap_nats=nan must lie between 0"),
+        ({"target_gap_nats": 0.0}, "data.target_gap_nats=0.0 must be above 0"),
+        ({"target_gap_nats": float("nan")}, "data.target_gap_nats=nan must be a finite number"),
         ({"target_gap_nats": None}, "data.target_gap_nats=None must lie between 0"),
-        ({"generator": "seed", "concentration": None}, "data.concentration=None must be a number above 0"),
-        ({"generator": "seed", "concentration": 0.0}, "data.concentration=0.0 must be a number above 0"),
+        ({"generator": "original", "concentration": None}, "data.concentration=null must be a number above 0"),
+        ({"generator": "original", "concentration": 0.0}, "data.concentration=0.0 must be above 0"),
+        ({"generator": "original", "concentration": float("inf")}, "data.concentration=inf must be a finite number"),
         (
-            {"generator": "seed", "vocab_size": 2},
+            {"generator": "original", "vocab_size": 2},
             "leaves no own token to each of data.num_topics=3; set vocab_size to 3",
         ),
-        ({"seed": -1}, "seed=-1 must be 0 or more"),
+        ({"seed": -1}, "data.seed=-1 must be at least 0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_impossible_settings(change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
+        build(MicroLanguages, {**asdict(LAPTOP), **change}, "data")
+    with pytest.raises(ValueError):
         replace(LAPTOP, **change)  # type: ignore[arg-type]
+
+
+def test_the_original_generator_answers_to_its_former_name() -> None:
+    assert replace(LAPTOP, generator="seed") == replace(LAPTOP, generator="original") != LAPTOP
 
 
 def test_settings_are_checked_without_torch() -> None:

@@ -5,6 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from headdyn.core.settings import ConfigError, build
 from headdyn.data.ordering import BatchSchedule, CyclePlace, Ordering, Shuffled, TopicOrdered, dominant_topics
 
 ORDERINGS = [
@@ -105,7 +106,11 @@ def test_passes_and_the_place_where_training_ends() -> None:
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"batch_size=102 does not fit a corpus of 101 sequences; set it to 1\.\.101"):
         schedule(Shuffled(), batch_size=102)
-    with pytest.raises(ValueError, match=r"data_ordering\.blocks=0 must be at least 1"):
-        TopicOrdered(blocks=0)
-    with pytest.raises(ValueError, match="within_block='sorted' is unknown; choose one of"):
-        TopicOrdered(within_block="sorted")  # type: ignore[arg-type]
+    for node, message in (
+        ({"blocks": 0}, r"data_ordering\.blocks=0 must be at least 1"),
+        ({"within_block": "sorted"}, r"data_ordering\.within_block='sorted' must be one of fixed, shuffled"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build(TopicOrdered, node, "data_ordering")
+        with pytest.raises(ValueError):
+            TopicOrdered(**node)  # type: ignore[arg-type]
