@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from headdyn.core.figures import CIVIDIS, PALETTE, mixed, rendered
+from headdyn.core.figures import CIVIDIS, PALETTE, Figure, mixed, rendered
 from headdyn.core.numbers import decimals, duration, fixed, number, p_value, spelled
 from headdyn.core.records import read_json
 
@@ -19,6 +19,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def write_page(path: Path, template: str, **content: Any) -> None:
     """Render a template of headdyn/report/templates into one file, whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(render(template, **content), encoding="utf-8")
+    temporary.replace(path)
+
+
+def render(template: str, **content: Any) -> Markup:
+    """A template of headdyn/report/templates with this content: a whole page, or the inside of a section."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -34,10 +41,16 @@ def write_page(path: Path, template: str, **content: Any) -> None:
         "shades": shades(),
         "palette": PALETTE,
     }
-    text = environment.get_template(template).render(**content)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    return Markup(environment.get_template(template).render(**content))
+
+
+def drawn(figure: Figure) -> Markup:
+    """A figure in a page, with its caption."""
+    svg = base64.b64encode(rendered(figure.spec(), "svg")).decode()
+    caption = Markup("<figcaption>{}</figcaption>").format(figure.caption) if figure.caption else ""
+    return Markup('<figure><img alt="{}" src="data:image/svg+xml;base64,{}">{}</figure>').format(
+        figure.caption, svg, caption
+    )
 
 
 def picture(path: Path, alt: str) -> Markup:
