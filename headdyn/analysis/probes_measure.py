@@ -51,7 +51,7 @@ def measure(settings: TopicProbes, decoder: Decoder, corpus: Corpus, generator: 
     if corpus.oracle is not None:
         ceiling_N = (corpus.oracle.filter(test.tokens_NT)[1].argmax(-1) == test.topics_NT).mean(1)
     baselines = baseline_accuracies(fit, choose, test, corpus.vocab_size, corpus.num_topics)
-    table = _table(settings, right_NL, control_right_NL, baselines, ceiling_N, generator)
+    table = accuracy_rows(settings, right_NL, control_right_NL, baselines, ceiling_N, generator)
     return Findings(table=table, figures={"accuracy": _figure(table)})
 
 
@@ -122,7 +122,7 @@ def probe_pair(
     return probe, _unstandardised(control.fit(scaled_XD, control_X), mean_D, scale_D)
 
 
-def _table(
+def accuracy_rows(
     settings: TopicProbes,
     right_NL: np.ndarray,
     control_right_NL: np.ndarray,

@@ -7,9 +7,11 @@ import torch
 
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.pattern_sums import collect
+from headdyn.analysis.selectivity import drawn_sequences
 from headdyn.analysis.sequences import Sequences
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import build
+from headdyn.core.statistics import ratio_contributions, spread_beyond_sampling
 from headdyn.data.corpus import Split
 from tests import small_models
 from tests.analysis import tiny
@@ -91,6 +93,17 @@ def test_selectivity_is_within_minus_its_null_and_finds_the_topic_head_alone(tab
         assert abs(row(table, "selectivity", head)["value"]) < 1e-5
 
 
+def test_a_head_that_avoids_its_topic_is_found_as_surely_as_one_that_seeks_it(corpus):
+    def pattern(tokens_BT: torch.Tensor, layer: int) -> torch.Tensor:
+        same = (tokens_BT // OWN)[:, :, None] == (tokens_BT // OWN)[:, None, :]
+        return tiny.causal_softmax(torch.stack((30.0 * same, -30.0 * same), dim=1))
+
+    table = SETTINGS(tiny.PatternModel(pattern, 1, 2), corpus, np.random.default_rng(1)).table
+    seeks, avoids = (table.where(metric="selectivity", head=head).rows()[0] for head in range(2))
+    assert seeks["value"] > 0.15 and avoids["value"] < -0.15
+    assert seeks["p"] == avoids["p"] == 1e-4  # mutant: a test to one side
+
+
 def test_a_quarter_of_same_topic_keys_in_the_null_worked_by_hand(corpus):
     """The own-topic head under other labels: its attention is uniform over its own segments, so count overlaps."""
     chosen, swaps = np.arange(8), (np.arange(8)[:, None] + [1, 2, 5]) % 8
@@ -130,6 +143,15 @@ def test_specialisation_finds_a_head_that_serves_one_topic(corpus):
     assert uniform["ci_low"] < 0 < uniform["ci_high"]
     raw = table.where(metric="specialisation_raw", head=1).rows()[0]
     assert raw["value"] > 0 and raw["null"] > 0  # the seed's figure: above 0 although nothing is specialised
+
+
+def test_the_interval_of_specialisation_is_one_of_95_percent(corpus, table):
+    sequences, swaps_NR = drawn_sequences(corpus, 48, 20, np.random.default_rng(1))  # as `table` drew them
+    sums = collect(tiny.PatternModel(heads, 2, 6), sequences, swaps_NR, TOPICS)
+    units = ratio_contributions(sums.heads["topics"][:, 1], sums.counts.topics_NS[:, None])
+    *_, low, high = spread_beyond_sampling(units, level=0.95)
+    np.testing.assert_allclose(table.matrix("specialisation", "ci_low")[1], low)
+    np.testing.assert_allclose(table.matrix("specialisation", "ci_high")[1], high)
 
 
 def noise_heads(count: int, seed: int) -> tiny.PatternModel:

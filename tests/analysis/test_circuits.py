@@ -224,6 +224,21 @@ def test_twin_heads_are_found_and_random_heads_are_not():
     assert (table.matrix("qk_similarity") <= 1).all() and table.matrix("qk_similarity")[0, 1] > 0.25
 
 
+def test_a_value_far_below_the_random_heads_is_found_as_surely_as_one_far_above():
+    decoder = small_models.drawn(small_models.MHA)
+    attention = decoder.blocks[0].attention
+    with torch.no_grad():
+        value, output = attention.v.weight.view(4, 6, 16), attention.o.weight.view(16, 4, 6)
+        value[1, 1:], output[:, 1, 1:] = 1e-6, 1e-6  # head 1 uses one direction
+        value[2], output[:, 2] = torch.eye(16)[:6], torch.eye(16)[:, :6]  # head 2 all six alike
+        decoder.blocks[0].norm1.weight.fill_(1)
+    table = run(decoder, null_draws=400).table
+    rank, p = table.matrix("ov_effective_rank")[0], table.matrix("ov_effective_rank", "p")[0]
+    null = table.matrix("ov_effective_rank", "null")[0]
+    assert rank[1] < 1.1 < null[1] < 5.9 < rank[2]
+    assert p[1] < 0.01 and p[2] < 0.01  # mutant: to one side, one of these is 1
+
+
 def test_heads_of_an_untrained_model_look_like_the_null():
     config = dataclasses.replace(small_models.GQA, num_layers=6, qk_norm=False)
     p = []

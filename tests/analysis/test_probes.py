@@ -145,6 +145,41 @@ def test_baselines_read_tokens_and_positions_and_nothing_else():
     assert probes.baseline_accuracies(*constant, VOCAB, TOPICS)["majority"].mean() == 1
 
 
+def test_the_majority_topic_is_that_of_the_sequences_fitted_on():
+    tokens = np.zeros((10, LENGTH), dtype=np.int64)
+    fit, choose, test = (Sequences(tokens, np.full_like(tokens, common)) for common in (2, 1, 0))
+    test.topics_NT[:, :4] = 2  # the test part's own commonest topic is 0
+    right = probes.baseline_accuracies(fit, choose, test, VOCAB, TOPICS)
+    np.testing.assert_allclose(right["majority"], 4 / LENGTH)  # mutant: from the test part it would be 16 / 20
+
+
+def paired(right_N: np.ndarray, control_N: np.ndarray, baseline_N: np.ndarray) -> dict[str, dict]:
+    """The rows of one place's accuracies by sequence, with one baseline."""
+    columns = right_N[:, None], control_N[:, None]
+    baselines = {"majority": baseline_N, "token_identity": 0 * baseline_N}
+    table = probes.accuracy_rows(SETTINGS, *columns, baselines, None, np.random.default_rng(0))
+    return {row["metric"]: row for row in table.rows() if row["layer"] == 0}
+
+
+def test_differences_are_of_the_same_sequences():
+    """Sequences differ far more than probe, control and baseline do on any one of them."""
+    generator = np.random.default_rng(1)
+    level_N, noise_N = generator.uniform(0.2, 0.8, 48), generator.normal(0, 0.005, 48)
+    rows = paired(level_N + 0.01 + noise_N, level_N, level_N)
+    accuracy, difference = rows["probe_accuracy"], rows["probe_selectivity"]
+    assert accuracy["p"] < 0.001 and accuracy["ci_high"] - accuracy["ci_low"] > 0.08  # the spread of the sequences
+    assert difference["value"] == pytest.approx((0.01 + noise_N).mean())
+    assert difference["ci_low"] > 0.005 and difference["ci_high"] - difference["ci_low"] < 0.005
+    mixed = np.roll(level_N, 7)  # mutant: a difference to other sequences drowns
+    assert paired(level_N + 0.01 + noise_N, mixed, mixed)["probe_accuracy"]["p"] > 0.1
+
+
+def test_a_probe_below_its_baseline_is_found_as_surely_as_one_above():
+    baseline_N = np.random.default_rng(2).uniform(0.4, 0.6, 48)
+    above, below = (paired(baseline_N + by, baseline_N, baseline_N)["probe_accuracy"]["p"] for by in (0.1, -0.1))
+    assert above == below == 1e-4  # mutant: a test to one side
+
+
 def test_the_table_baseline_is_the_saturated_logistic_regression():
     generator = np.random.default_rng(0)
     ids, topics = generator.integers(4, size=(1, 4000)), generator.integers(3, size=(1, 4000))

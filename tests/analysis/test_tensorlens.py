@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from headdyn.analysis.attention import AttentionStatistics
-from headdyn.analysis.estimates import estimate
 from headdyn.analysis.pattern_sums import position_profiles
-from headdyn.analysis.selectivity import balanced_swaps, topic_contrast
+from headdyn.analysis.selectivity import balanced_swaps
 from headdyn.analysis.tensorlens import TensorLens
+from headdyn.analysis.tensorlens_measure import target_positions
 from headdyn.analysis.token_flow import flow_maps, logit_shares, rollout
 from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
@@ -50,35 +50,23 @@ def test_rollout_of_two_layers_by_hand():
     assert not torch.allclose(rollout(torch.stack((second, first)))[1], expected)  # mutant: layers the wrong way round
 
 
-def test_the_contrast_by_hand():
-    topics, others = torch.tensor([0, 0, 1]), torch.tensor([[0, 1, 1], [0, 0, 0]])
-    same = torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]])
-    mean = torch.tensor([[1.0, 0.5, 0.5], [0.5, 1, 1], [0.5, 1, 1]])
-    torch.testing.assert_close(topic_contrast(topics, others, 2), same - mean)
+@pytest.mark.parametrize(("length", "count"), [(8, 1), (9, 8), (24, 3), (24, 100), (256, 8)])
+def test_every_target_has_a_next_token(length, count):
+    targets = target_positions(length, count).tolist()
+    assert targets == sorted(set(targets)) and 1 <= len(targets) <= count
+    assert targets[0] >= 0 and targets[-1] == length - 2  # mutant: the last position's next token would be the first
 
 
-def test_attention_by_position_alone_has_no_selectivity_under_balanced_swaps():
-    generator = np.random.default_rng(0)
-    topics_NT = torch.from_numpy(tiny.topics(40, LENGTH, 3, generator))
-    profile_QK = position_profiles(LENGTH)[2]
-
-    def mean(swaps_NR: np.ndarray) -> float:
-        parts = [topic_contrast(topics_NT[n], topics_NT[swaps_NR[n]], 3) for n in range(40)]
-        return float((torch.stack(parts) * profile_QK).sum((1, 2)).mean() / LENGTH)
-
-    assert abs(mean(balanced_swaps(40, 20, generator))) < 1e-6
-    unbalanced_NR = np.tile(np.arange(20), (40, 1))  # mutant: the same twenty labels for all
-    assert abs(mean(unbalanced_NR)) > 1e-3
-
-
-def test_an_estimate_is_the_ratio_of_sums_and_absent_without_a_denominator():
-    generator = np.random.default_rng(0)
-    numerator_NX, denominator_NX = generator.normal(0.5, 1, (30, 2)), np.full((30, 2), 2.0)
-    denominator_NX[:, 1] = 0
-    found = estimate(numerator_NX, denominator_NX, generator, bootstrap_draws=200)
-    assert found.value[0] == pytest.approx(numerator_NX[:, 0].sum() / 60)
-    assert found.low[0] < found.value[0] < found.high[0] and found.p[0] < 0.05
-    assert np.isnan([found.value[1], found.low[1], found.p[1]]).all()
+def test_what_follows_a_target_is_the_next_token_and_never_the_first():
+    decoder, tokens_T = small_models.drawn(small_models.GQA), small_models.tokens(1, 9)[0]
+    frozen, ones_QK = freeze(decoder, tokens_T[None]), torch.ones(9, 9, dtype=torch.float64)
+    targets_K = target_positions(9, 4)
+    before = logit_shares(frozen, tokens_T, tokens_T[None], ones_QK, targets_K)["head_logit_nats"]
+    for place in range(9):
+        other_T = tokens_T.clone()
+        other_T[place] = (other_T[place] + 1) % small_models.GQA.vocab_size
+        after = logit_shares(frozen, other_T, tokens_T[None], ones_QK, targets_K)["head_logit_nats"]
+        assert torch.allclose(before, after) == (place - 1 not in targets_K.tolist()), place
 
 
 @pytest.mark.parametrize("name", small_models.CONFIGS)
