@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import Field
 
-from headdyn.core.settings import (
-    AnalysisChoice,
-    ConfigError,
-    analysis_choice,
-    build,
-    checked_value,
-    targeted,
-    unknown_key,
-)
+from headdyn.core.settings import ConfigError, build, checked_value, settings, targeted, unknown_key
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.comparisons import Comparisons
 from headdyn.data.corpus import Source
@@ -33,20 +28,19 @@ from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
+if TYPE_CHECKING:
+    from headdyn.analysis.contract import Analysis
 
-@dataclass(frozen=True, kw_only=True)
+
+@settings
 class AttentionSettings:
     """conf/attention: heads per key/value group."""
 
     name: str
-    num_kv_heads: int | None = None  # null: one per query head
-
-    def __post_init__(self) -> None:
-        if self.num_kv_heads is not None and self.num_kv_heads < 1:
-            raise ValueError(f"attention.num_kv_heads={self.num_kv_heads} must be at least 1, or null for MHA")
+    num_kv_heads: Annotated[int, Field(ge=1)] | None = None  # null: one per query head
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class PositionSettings:
     """conf/position_enc: whether training rotates, whether the final model does, and what happens between."""
 
@@ -62,7 +56,7 @@ class PositionSettings:
             raise ValueError("dropping RoPE needs position_enc.recalibration (recalibration.steps=0 for the raw drop)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ProtocolRecalibration:
     """How a protocol recalibrates after a positional change."""
 
@@ -72,18 +66,23 @@ class ProtocolRecalibration:
     lr_scale: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Protocol:
-    """conf/protocol: every choice that science.md gives two ways. Group files refer to these values."""
+    """conf/protocol: every choice that science.md gives two ways. Group files refer to these values.
+
+    `companions` maps the name of an analysis to further analyses, by name, that run whenever it runs.
+    """
 
     name: str
     generator: str
     blocks: int
     within_block: str
     recalibration: ProtocolRecalibration
+    companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    analyses: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModeModel:
     """A mode's model size."""
 
@@ -95,7 +94,7 @@ class ModeModel:
     d_ff: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModeLanguages:
     """A mode's micro-languages."""
 
@@ -111,7 +110,7 @@ class ModeLanguages:
     concentration: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModeText:
     """A mode's real text: upper limits, which a small corpus does not reach; null is no limit."""
 
@@ -123,7 +122,7 @@ class ModeText:
     embedding: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class ModeTrain:
     """A mode's training budget and rates."""
 
@@ -137,7 +136,7 @@ class ModeTrain:
     compile: bool
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Mode:
     """conf/mode: sizes, steps and learning rates. Group files refer to these values."""
 
@@ -155,17 +154,47 @@ MODEL_KINDS: Mapping[str, type] = {
     "pretrained": Pretrained,
 }
 
+Natural = Annotated[int, Field(ge=0)]
+Scalar = str | int | float | bool | None
+
+# The values that belong to no group, and their types.
+VALUES: Mapping[str, Any] = {
+    "seed": Natural,
+    "force": bool,
+    "device": Literal["auto", "cpu", "cuda"],
+    "precision": Literal["auto", "bf16", "fp32"],
+    "threads": Natural,
+    "patterns_kept": Natural,
+    "study": str | None,
+    "swept": tuple[str, ...],
+}
 # What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
 TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
-
+# The groups whose option is always a factor; any other key is one where the command line overrides it, except these.
 FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
-DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("auto", "bf16", "fp32")
+NO_FACTORS = (
+    *("seed", "force", "device", "threads", "patterns_kept", "tracking", "study", "outcomes", "swept"),
+    *("cluster", "local", "ordering", "hydra", "model.revision", "model.revisions", "model.kept"),
+)
+# What changes no number: a mode and a protocol's companions act through other groups alone.
+_NOT_COMPUTED = ("force", "tracking", "threads", "mode", "study", "outcomes", "swept")
+
+
+@settings
+class Outcomes:
+    """What the runs of a sweep are compared by: one primary outcome, and the others; null is every one measured."""
+
+    primary: str | tuple[str, ...] | None = None  # several are refused once the choices are known
+    others: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One run, checked. Its fields are the configuration's groups and values; `factors` are the options chosen."""
+    """One run, checked. Its fields are the configuration's groups and values.
+
+    `factors` are what tells this run from others: the options of the groups, every further key that the command line
+    overrides, the checkpoint's revision and the seed. `swept` names the keys that the sweep gives several levels.
+    """
 
     mode: Mode
     protocol: Protocol
@@ -175,24 +204,21 @@ class RunConfig:
     data_ordering: Ordering
     position_enc: PositionSettings
     train: TrainSettings
-    analysis: Mapping[str, AnalysisChoice]
+    analysis: Mapping[str, Analysis]
     tracking: TrackingSettings
+    outcomes: Outcomes
     seed: int
     force: bool
     device: str
     precision: str
     threads: int
     patterns_kept: int
-    factors: Mapping[str, str | int]
+    study: str | None  # the package whose words and tables the report adds
+    swept: tuple[str, ...]
+    factors: Mapping[str, Scalar]
     resolved: Mapping[str, Any] = field(repr=False)  # the plain nested dict that all of the above came from
 
     def __post_init__(self) -> None:
-        for name in ("seed", "threads", "patterns_kept"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be 0 or more")
-        for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}={getattr(self, name)!r} is unknown; it is one of {', '.join(known)}")
         self._check_analyses()
         if not self.trains:
             return
@@ -201,10 +227,10 @@ class RunConfig:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
-            wanted, there = getattr(self.train, ours), getattr(self.data, theirs, None)
-            if there is not None and wanted > there:
+            wanted, available = getattr(self.train, ours), getattr(self.data, theirs, None)
+            if available is not None and wanted > available:
                 raise ConfigError(
-                    f"train.{ours}={wanted} exceeds data.{theirs}={there}; lower the one or raise the other"
+                    f"train.{ours}={wanted} exceeds data.{theirs}={available}; lower the one or raise the other"
                 )
 
     def _check_analyses(self) -> None:
@@ -221,18 +247,18 @@ class RunConfig:
                 f"data={self.factors['data']} is what models are trained on here, and model={model} comes trained; add "
                 "data=comparisons and analyses of prompts, such as analysis=[specialization]"
             )
-        for name, choice in self.analysis.items():
-            layer, layers = choice.settings.get("layer"), getattr(self.model, "num_layers", None)
+        for name, analysis in self.analysis.items():
+            layer, layers = getattr(analysis, "layer", None), getattr(self.model, "num_layers", None)
             if layer is not None and layers is not None and not 0 <= layer < layers:
                 raise ConfigError(
                     f"analysis.{name}.layer={layer} is out of range: model={model} has layers 0 to {layers - 1}"
                 )
-            if "prompts" in choice.needs and not asked:
+            if "prompts" in analysis.needs and not asked:
                 raise ConfigError(
                     f"analysis={name} asks a language model in words; add data=comparisons and a model that has them, "
                     "such as model=organism_planted"
                 )
-            if "corpus" in choice.needs and asked:
+            if "corpus" in analysis.needs and asked:
                 raise ConfigError(
                     f"analysis={name} reads sequences with known topics, and model={model} has none; choose analyses "
                     "of prompts or weights, such as analysis=[specialization,circuits]"
@@ -244,33 +270,39 @@ class RunConfig:
             )
 
     @property
-    def series(self) -> str:
-        """What the runs of one series have in common: the name without the revision; empty where there is none."""
-        if self.factors.get("revision") is None:
-            return ""
-        others = {name: value for name, value in self.factors.items() if name != "revision"}
-        return json.dumps(others, sort_keys=True)
-
-    @property
     def trains(self) -> bool:
         """Whether the model is a Mini-Qwen3 trained by this project; else it comes trained."""
         return isinstance(self.model, MiniQwen3)
 
     @property
+    def series(self) -> str:
+        """The same for all runs that differ in their checkpoint's revision alone; empty where there is no revision."""
+        return "" if self.factors.get("revision") is None else self._recipe_hash("revision")
+
+    @property
     def hash(self) -> str:
-        """8 hex digits over everything that changes what the run computes (a mode acts only through other groups)."""
-        left_out = ("force", "tracking", "threads", "mode", *(() if self.trains else TRAINING_GROUPS))
+        """8 hex digits over everything that changes what the run computes."""
+        return self._recipe_hash()
+
+    def _recipe_hash(self, *left_out_of_model: str) -> str:
+        left_out = (*_NOT_COMPUTED, *(() if self.trains else TRAINING_GROUPS))
         recipe = {key: value for key, value in self.resolved.items() if key not in left_out}
         # Which other checkpoints a series has changes nothing in this one's run.
-        recipe["model"] = {key: value for key, value in recipe["model"].items() if key != "revisions"}
+        left_out_of_model = ("revisions", *left_out_of_model)
+        recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in left_out_of_model}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
         """The run folder's name, readable and stable: what tells it from its neighbours, the seed and the hash."""
         groups = ("attention", "data_ordering", "position_enc") if self.trains else ("model",)
-        parts = [*(str(self.factors[group]) for group in groups), str(self.factors.get("revision", ""))]
-        return "_".join((*filter(None, parts), f"s{self.seed}", self.hash)).replace("/", "-")
+        parts = [str(self.factors[group]) for group in groups]
+        for key in self.swept:
+            if key in self.factors and key not in (*groups, "seed"):
+                parts.append(f"{key.rpartition('.')[2]}-{self.factors[key]}" if "." in key else str(self.factors[key]))
+        parts.append(str(self.factors.get("revision", "")))
+        parts = [re.sub(r"[^\w.-]+", "-", part)[:60] for part in parts if part]
+        return "_".join((*parts, f"s{self.seed}", self.hash))
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
         """The decoder to train; DroPE's still has the rotation it is trained with."""
@@ -304,48 +336,118 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     alias, ordering = choices.get("ordering"), choices.get("data_ordering")
     if alias not in (None, ordering):
         raise ConfigError(f"ordering={alias} and data_ordering={ordering} disagree; give only one of them")
+    for group in (*FACTORS[:-1], "analysis"):
+        if not isinstance(plain[group], dict) or (group in FACTORS and not isinstance(choices.get(group), str)):
+            raise ConfigError(
+                f"{group} must name one option of conf/{group}, or of a folder of your own (--config-dir)"
+            )
     model = _model(plain["model"])
-    factors = {group: str(choices[group]) for group in FACTORS if choices.get(group)}
-    if not isinstance(model, MiniQwen3):
-        for group in TRAINING_GROUPS:
-            factors.pop(group, None)
-            for said in overrides:
-                if said.lstrip("+~").split("=")[0].split(".")[0] == group:
-                    raise ConfigError(
-                        f"{said} has no effect on model={factors['model']}, which comes trained; leave it out"
-                    )
-    if plain["model"].get("revision") is not None:
-        factors["revision"] = str(plain["model"]["revision"])
+    comes_trained = not isinstance(model, MiniQwen3)
+    for override in overrides if comes_trained else ():
+        if _key(override).partition(".")[0] in TRAINING_GROUPS:
+            raise ConfigError(
+                f"{override} has no effect on model={choices['model']}, which comes trained; leave it out"
+            )
+    protocol, data = build(Protocol, plain["protocol"], "protocol"), targeted(plain["data"], "data")
+    analyses = {name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()}
+    plain["protocol"].pop("companions", None)  # those that run are among the analyses
+    plain["protocol"].pop("analyses", None)
+    material = "prompts" if isinstance(data, Comparisons) else "corpus"
+    for name in tuple(analyses):
+        for title, node in protocol.companions.get(name, {}).items():
+            companion = _analysis(node, f"protocol.companions.{name}.{title}")
+            if companion.needs <= {material, "series"}:
+                analyses[title], plain["analysis"][title] = companion, node
+    values = {name: checked_value(hint, plain[name], name) for name, hint in VALUES.items()}
+    if values["study"] is not None and not _importable(values["study"]):
+        raise ConfigError(f"study={values['study']} is no package that can be imported; leave it out, or null")
+    outcomes, choices_of_outcomes = build(Outcomes, plain["outcomes"], "outcomes"), outcome_names(analyses.values())
+    if outcomes.primary not in choices_of_outcomes and "outcomes.primary" not in map(_key, overrides):
+        outcomes = dataclasses.replace(outcomes, primary=next(iter(choices_of_outcomes), None))
+        plain["outcomes"]["primary"] = outcomes.primary
     return RunConfig(
         mode=build(Mode, plain["mode"], "mode"),
-        protocol=build(Protocol, plain["protocol"], "protocol"),
+        protocol=protocol,
         model=model,
         attention=build(AttentionSettings, plain["attention"], "attention"),
-        data=targeted(plain["data"], "data"),
+        data=data,
         data_ordering=targeted(plain["data_ordering"], "data_ordering"),
         position_enc=build(PositionSettings, plain["position_enc"], "position_enc"),
         train=build(TrainSettings, plain["train"], "train"),
-        analysis={name: analysis_choice(node, f"analysis.{name}") for name, node in plain["analysis"].items()},
+        analysis=analyses,
         tracking=build(TrackingSettings, plain["tracking"], "tracking"),
-        seed=checked_value(int, plain["seed"], "seed"),
-        force=checked_value(bool, plain["force"], "force"),
-        device=checked_value(str, plain["device"], "device"),
-        precision=checked_value(str, plain["precision"], "precision"),
-        threads=checked_value(int, plain["threads"], "threads"),
-        patterns_kept=checked_value(int, plain["patterns_kept"], "patterns_kept"),
-        factors={**factors, "seed": plain["seed"]},
+        outcomes=outcomes,
+        factors=_factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ()),
         resolved=plain,
+        **values,
     )
 
 
-def _model(node: Any) -> Any:
+def _model(node: dict[str, Any]) -> Any:
     """The model's settings: of one of the kinds here, or of the class that `_target_` names (a BuiltSuite)."""
-    if isinstance(node, dict) and "_target_" in node:
+    if "_target_" in node:
         return targeted(node, "model")
-    kind = node.get("kind") if isinstance(node, dict) else None
+    kind = node.get("kind")
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
     return build(MODEL_KINDS[kind], node, "model")
+
+
+def _analysis(node: Any, where: str) -> Analysis:
+    """The analysis that a group of conf/analysis describes. Raises ConfigError."""
+    if isinstance(node, dict) and "_target_" not in node:
+        name = where.rpartition(".")[2]
+        raise ConfigError(
+            f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
+            f"analysis=[...], or take its settings away with ~{where}"
+        )
+    analysis = targeted(node, where)
+    lacking = [name for name in ("rows", "needs", "metrics", "__call__") if not hasattr(analysis, name)]
+    if lacking:
+        raise ConfigError(
+            f"{where}._target_={node['_target_']} is no analysis: it lacks {', '.join(lacking)} "
+            "(see headdyn/analysis/contract.py)"
+        )
+    return analysis
+
+
+def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
+    """The metrics that may be an outcome of a sweep, of runs that are analysed so."""
+    per_run = [analysis for analysis in analyses if "series" not in analysis.needs]
+    return [name for analysis in per_run for name, metric in analysis.metrics.items() if metric.outcome]
+
+
+def _factors(
+    plain: Mapping[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], left_out: Sequence[str]
+) -> dict[str, Scalar]:
+    """What tells a run from others, by name; of overridden keys those whose value is a single one."""
+    factors: dict[str, Scalar] = {name: str(choices[name]) for name in FACTORS if choices.get(name)}
+    for key in (_key(override) for override in overrides if not override.startswith("~")):
+        level = choices.get(key, plain)
+        for part in key.split(".") if level is plain else ():
+            level = level.get(part) if isinstance(level, Mapping) else None
+        if not is_no_factor(key) and isinstance(level, Scalar):
+            factors[key] = level
+    if plain["model"].get("revision") is not None:
+        factors["revision"] = str(plain["model"]["revision"])
+    return {name: level for name, level in factors.items() if name not in left_out} | {"seed": plain["seed"]}
+
+
+def is_no_factor(key: str) -> bool:
+    """Whether runs are not compared by this key, though the command line gives it several values."""
+    return key in NO_FACTORS or re.split("[./]", key)[0] in NO_FACTORS or key == "analysis"
+
+
+def _key(override: str) -> str:
+    """The key of an override as the command line gives it: `train.steps` of `++train.steps=300`."""
+    return override.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def _importable(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:
@@ -356,7 +458,13 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0] + (f" (at {error.full_key})" if error.full_key else "")) from error
+        raise ConfigError(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """What an error of OmegaConf says, in one line with the key it is about."""
+    key = getattr(error, "full_key", None)
+    return str(error).partition("\n")[0] + (f" (at {key})" if key else "")
 
 
 def _run_name(*, _root_: DictConfig) -> str:

@@ -13,7 +13,7 @@ from headdyn.analysis.series.emergence import SeriesAnalysis
 from headdyn.config import RunConfig
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import RunRecord
-from headdyn.pipeline import analyse_snapshot, build_analysis
+from headdyn.pipeline import analyse_snapshot
 from headdyn.report.run_table import write_run_table
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
@@ -59,7 +59,7 @@ def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Seri
     """The jobs that differ in their revision alone, series by series, where an analysis of series was chosen."""
     by_series: dict[str, list[tuple[RunConfig, RunRecord]]] = {}
     for job, run in zip(jobs, runs, strict=True):
-        if job.series and any("series" in choice.needs for choice in job.analysis.values()):
+        if job.series and any("series" in analysis.needs for analysis in job.analysis.values()):
             by_series.setdefault(job.series, []).append((job, run))
     return [
         Series(
@@ -67,9 +67,9 @@ def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Seri
             revisions=[str(job.factors["revision"]) for job, _ in members],
             factors={name: value for name, value in members[0][0].factors.items() if name != "revision"},
             analyses={
-                name: cast(SeriesAnalysis, build_analysis(choice))
-                for name, choice in members[0][0].analysis.items()
-                if "series" in choice.needs
+                name: cast(SeriesAnalysis, analysis)
+                for name, analysis in members[0][0].analysis.items()
+                if "series" in analysis.needs
             },
             seed=members[0][0].seed,
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import logging
 import signal
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from headdyn.analysis.contract import Analysis
 from headdyn.analysis.interventions.patching import chosen_layer
 from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
@@ -26,7 +24,6 @@ from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunFolder, read_manifest
-from headdyn.core.settings import AnalysisChoice
 from headdyn.core.store import StageInterruptedError, Store, explain_os_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus
@@ -97,8 +94,7 @@ def run(config: RunConfig, folder: Path) -> None:
 
 def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, should_stop: Callable[[], bool]) -> None:
     """The run itself: corpus or prompts → model → analyses → record."""
-    choices = {name: choice for name, choice in config.analysis.items() if "series" not in choice.needs}
-    analyses = {name: build_analysis(choice) for name, choice in choices.items()}
+    analyses = {name: analysis for name, analysis in config.analysis.items() if "series" not in analysis.needs}
     if config.trains:
         corpus, entry = open_corpus(config, store, record)
         for analysis in analyses.values():
@@ -127,7 +123,7 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
 
 def compared_layer(config: RunConfig, decoder: Decoder) -> int:
     """The layer whose heads a series follows: the one an analysis was told, else the middle one as theirs is."""
-    told = (choice.settings.get("layer") for choice in config.analysis.values())
+    told = (getattr(analysis, "layer", None) for analysis in config.analysis.values())
     return chosen_layer(next((layer for layer in told if layer is not None), None), decoder.config.num_layers)
 
 
@@ -148,17 +144,11 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
     for name in names:
         if name in config.analysis:
             rng = generator(config.seed, f"analysis/{name}")
-            findings = build_analysis(config.analysis[name])(decoder.to(here.device), corpus, rng)
+            findings = config.analysis[name](decoder.to(here.device), corpus, rng)
             tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
     table = HeadTable.concat(tables)
     table.write(path)
     return table
-
-
-def build_analysis(choice: AnalysisChoice) -> Analysis:
-    """The analysis a configuration names; its settings were checked already."""
-    module, _, name = choice.target.rpartition(".")
-    return getattr(importlib.import_module(module), name)(**choice.settings)
 
 
 @torch.no_grad()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from headdyn.config import RunConfig, check
+from headdyn.config import RunConfig, check, is_no_factor, one_line, outcome_names
 from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
@@ -24,6 +28,7 @@ from headdyn.models.revisions import is_pythia, parse
 from headdyn.models.settings import MiniQwen3, Pretrained, Trained
 
 HYDRA_VERSION = "1.3"
+RUN_NAME = "${headdyn_run:}"  # in conf/config.yaml: a run's folder is called as the run is
 PACKAGED = Path(__file__).parent / "conf"
 CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
@@ -35,51 +40,92 @@ class Plan:
     jobs: tuple[RunConfig, ...]
     folder: Path
     is_sweep: bool
-    arguments: tuple[str, ...]  # as Hydra gets them: the revisions of a series spelt out
+    arguments: tuple[str, ...]  # as Hydra gets them: with the revisions of a series and the swept keys spelt out
 
 
 def make_plan(arguments: Sequence[str]) -> Plan:
     """Compose and check every job of the command. Raises ConfigError or Hydra's own composition errors."""
     args = get_args_parser().parse_args(list(arguments))
-    extra = [f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"] if args.config_dir else []
+    for option in ("config_name", "config_path", "package"):
+        if getattr(args, option):
+            raise ConfigError(
+                f"--{option.replace('_', '-')} {getattr(args, option)} is not supported; put a preset into the folder "
+                "experiment of your own configuration, and name that folder with --config-dir"
+            )
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise ConfigError(f"--config-dir {args.config_dir} is no folder")
     overrides = _overrides(arguments)
+    with _composing(arguments) as compose_job:
 
-    def composed(job: Sequence[str]) -> tuple[DictConfig, RunConfig]:
-        cfg = compose("config", overrides=[*job, *extra], return_hydra_config=True)
-        return cfg, check(cfg, cfg.hydra.runtime.choices, job)
+        def composed(job: Sequence[str]) -> tuple[DictConfig, RunConfig]:
+            cfg = compose_job(job)
+            return cfg, check(cfg, cfg.hydra.runtime.choices, job)
 
-    with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
         # The first job alone: a bad value answers before a large sweep is composed.
-        base, checked = composed(BasicSweeper.split_arguments(overrides, None)[0][0])
-        swept_by_preset = dict(base.hydra.sweeper.get("params") or {})
-        revisions = _revisions(checked)
+        base, first = composed(_jobs(overrides)[0])
+        params = dict(base.hydra.sweeper.get("params") or {})
+        revisions = _revisions(first)
+        on_command_line = [o.get_key_element() for o in overrides if o.is_sweep_override()]
         if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
-            _require_one_job(base, checked, overrides, swept_by_preset, revisions)
+            _require_outcomes([first], overrides)
+            _require_one_job(base, first, overrides, params, revisions)
             folder = Path(str(base.hydra.run.dir)).absolute()
             _require_output(folder)
-            return Plan((checked,), folder, False, tuple(arguments))
-        if not base.hydra.sweeper._target_.endswith("BasicSweeper"):
-            raise ConfigError(
-                f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic"
-            )
+            return Plan((first,), folder, False, tuple(arguments))
+        _require_our_sweeper(base)
         if revisions:
-            said = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
-            if said:
+            single = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
+            if single:
                 raise ConfigError(
-                    f"{said[0]} and model.revisions={getattr(checked.model, 'revisions', None)} both name checkpoints; "
+                    f"{single[0]} and model.revisions={getattr(first.model, 'revisions', None)} both name checkpoints; "
                     "give one of them (model.revisions=null drops a preset's)"
                 )
             arguments = [*arguments, f"model.revision={','.join(revisions)}"]
-        params = [f"{key}={value}" for key, value in swept_by_preset.items()]
-        every = OverridesParser.create().parse_overrides(
-            [*params, *get_args_parser().parse_args(list(arguments)).overrides]
-        )
-        jobs = tuple(composed(job)[1] for job in BasicSweeper.split_arguments(every, None)[0])
-        swept = [o.get_key_element() for o in overrides if o.is_sweep_override()]
-        os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in swept if key not in swept_by_preset])
+        swept = [*params, *(key for key in on_command_line if key not in params)]
+        if swept:
+            arguments = [*arguments, f"swept=[{','.join(swept)}]"]
+        preset = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+        jobs = tuple(composed(job)[1] for job in _jobs([*preset, *_overrides(arguments)]))
+        _require_single_levels(jobs, swept)
+        _require_outcomes(jobs, overrides)
+        os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
         folder = Path(str(OmegaConf.select(base, "hydra.sweep.dir"))).absolute()
         _require_output(folder)
         return Plan(jobs, folder, True, tuple(arguments))
+
+
+@contextmanager
+def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
+    """Inside, the function that composes a job's configuration from its overrides; a --config-dir is searched too."""
+    config_dir = get_args_parser().parse_args(list(arguments)).config_dir
+    extra = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
+
+    def compose_job(job: Sequence[str]) -> DictConfig:
+        try:
+            return compose("config", overrides=[*job, *extra], return_hydra_config=True)
+        except HydraException:
+            raise
+        except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
+            raise ConfigError(_no_option(job) or one_line(error)) from error
+
+    with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
+        yield compose_job
+
+
+def _no_option(job: Sequence[str]) -> str | None:
+    """What to say of a group that is given a number, null or the like in place of an option's name."""
+    loader = GlobalHydra.instance().config_loader()
+    for override in OverridesParser.create().parse_overrides(list(job)):
+        options = loader.get_group_options(override.get_key_element())
+        value = override.value()
+        if options and not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
+            return f"{override.input_line} names no option; {override.get_key_element()} is {', '.join(options)}"
+    return None
+
+
+def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
+    """The overrides of every job: one for each combination of the swept values."""
+    return BasicSweeper.split_arguments(list(overrides), None)[0]
 
 
 def _revisions(config: RunConfig) -> tuple[str, ...]:
@@ -102,7 +148,7 @@ def _require_one_job(
     base: DictConfig,
     checked: RunConfig,
     overrides: Sequence[Override],
-    swept_by_preset: Mapping[str, str],
+    params: Mapping[str, str],
     revisions: Sequence[str],
 ) -> None:
     """Refuse a command without -m that names several runs, of which Hydra would silently do one."""
@@ -110,18 +156,57 @@ def _require_one_job(
     if several:
         raise ConfigError(f"{several[0]} names several values; add -m to run them all")
     preset = f"experiment={base.hydra.runtime.choices.experiment}"
-    if swept_by_preset:
-        raise ConfigError(f"{preset} sweeps {', '.join(swept_by_preset)}; add -m to run all of its conditions")
+    if params:
+        raise ConfigError(f"{preset} sweeps {', '.join(params)}; add -m to run all of its conditions")
     if revisions:
         raise ConfigError(
             f"model.revisions names {len(revisions)} checkpoints; add -m to run them all, or choose one with "
             f"model.revisions=null model.revision={revisions[-1]}"
         )
-    for name, choice in checked.analysis.items():
-        if "series" in choice.needs:
+    for name, analysis in checked.analysis.items():
+        if "series" in analysis.needs:
             raise ConfigError(
                 f"analysis={name} compares checkpoints; add -m and model.revisions=... (original_11, say)"
             )
+
+
+def _require_our_sweeper(base: DictConfig) -> None:
+    """Refuse another sweeper, and run folders under another name than the run's own, which all jobs might share."""
+    if not base.hydra.sweeper._target_.endswith("BasicSweeper"):
+        raise ConfigError(f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic")
+    subdir = OmegaConf.to_container(base.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
+    if subdir != RUN_NAME:
+        raise ConfigError(
+            f"hydra.sweep.subdir={subdir} would not give every run the folder of its name; leave it out "
+            "(hydra.sweep.dir says where the sweep's folder is)"
+        )
+
+
+def _require_single_levels(jobs: Sequence[RunConfig], swept: Sequence[str]) -> None:
+    """Refuse a swept key with a list or a group as one of its values: runs are compared by level."""
+    for key in swept:
+        for job in jobs:
+            if not is_no_factor(key) and key not in job.factors:
+                raise ConfigError(
+                    f"{key} is swept, and one of its values is no single number, word, true, false or null, so that "
+                    "runs could not be compared by it; sweep over keys inside it, or give each value a name as an "
+                    "option of a group"
+                )
+
+
+def _require_outcomes(jobs: Sequence[RunConfig], overrides: Sequence[Override]) -> None:
+    """Refuse outcomes that no analysis of the command measures, and more than one primary outcome."""
+    analyses = [analysis for job in jobs for analysis in job.analysis.values()]
+    choices, settings = outcome_names(analyses), jobs[0].outcomes
+    swept = any(o.is_sweep_override() and o.get_key_element().startswith("outcomes") for o in overrides)
+    if swept or isinstance(settings.primary, tuple):
+        raise ConfigError(f"a sweep has one primary outcome; set outcomes.primary to one of {', '.join(choices)}")
+    named = [("primary", settings.primary), *(("others", name) for name in settings.others or ())]
+    for key, name in named:
+        if name is not None and name not in choices:
+            measured = any(name in analysis.metrics for analysis in analyses)
+            fact = "is no metric to compare runs by" if measured else "is measured by no analysis"
+            raise ConfigError(f"outcomes.{key}={name} {fact}; choose from {', '.join(choices) or 'other analyses'}")
 
 
 def _require_output(folder: Path) -> None:
@@ -132,24 +217,28 @@ def _require_output(folder: Path) -> None:
         raise ConfigError(str(error)) from error
 
 
-def one_ordering(arguments: Sequence[str]) -> list[str]:
-    """Spell `ordering=` as `data_ordering=`; ConfigError if both are given, since Hydra would silently take one."""
+def plain_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command line with headdyn's own shorthands spelt out, as Hydra needs them. Raises ConfigError.
+
+    `ordering=` is `data_ordering=`, and both at once are refused, since Hydra would silently take one. The protocol
+    `seed` is `original`. The lists of `model.revisions` and `model.kept` are quoted, because Hydra reads an unquoted
+    comma as a sweep.
+    """
     short = [a for a in arguments if a.startswith("ordering=")]
     long = [a for a in arguments if a.startswith("data_ordering=")]
     if short and long:
         raise ConfigError(f"{short[0]} and {long[0]} are the same choice; give only one of them")
-    return [f"data_{a}" if a.startswith("ordering=") else a for a in arguments]
-
-
-def one_series(arguments: Sequence[str]) -> list[str]:
-    """Quote `model.revisions=step1000,step2000` and `model.kept=…`: one list, where Hydra would sweep over two of one
-    each."""
-    quoted = []
+    spelt_out = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        one = key in ("model.revisions", "model.kept") and "," in value and not {"'", '"'} & set(value)
-        quoted.append(f"{key}='{value}'" if one else argument)
-    return quoted
+        if key == "ordering":
+            argument = f"data_{argument}"
+        elif key == "protocol":
+            argument = "protocol=" + re.sub(r"\bseed\b", "original", value)
+        elif key in ("model.revisions", "model.kept") and "," in value and not {"'", '"'} & set(value):
+            argument = f"{key}='{value}'"
+        spelt_out.append(argument)
+    return spelt_out
 
 
 def informational(arguments: Sequence[str]) -> bool:
@@ -171,25 +260,36 @@ def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """A composition error in one line that says what can be done; Hydra's own hint suggests appending unknown keys."""
-    text = str(error)
-    refused = re.match(r"Could not override '([^']+)'", text)
-    if refused and "not in struct" in f"{text}{error.__cause__}":
-        key = refused[1]
-        others = [
-            str(o.input_line) for o in _overrides(arguments) if o.get_key_element() != key and not o.is_sweep_override()
-        ]
-        with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
-            return unknown_key(key, _keys(compose("config", overrides=others)))
     if isinstance(error, ConfigError):
-        return text
-    cause = f"\n{error.__cause__}" if error.__cause__ is not None and str(error.__cause__) not in text else ""
-    return f"{text}{cause}".strip()
+        return str(error)
+    refused = re.match(r"Could not override '([^']+)'", str(error))
+    if refused and "not in struct" in f"{error}{error.__cause__}":
+        key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group
+        return _unknown(max(key, refused[1], key=len), refused[1], arguments)
+    cause = str(error.__cause__ or "")
+    text = f"{error} {'' if cause in str(error) else cause}".partition("Config search path")[0]
+    return " ".join(text.split())
+
+
+def _unknown(key: str, override: str, arguments: Sequence[str]) -> str:
+    """What to say of a key that a job's configuration lacks: what there is, or with which values it exists."""
+    overrides = [o for o in _overrides(arguments) if o.get_key_element() != override]
+    with _composing(arguments) as compose_job:
+        jobs = _jobs(overrides)[:8]  # enough to tell two values of a swept group apart, within two seconds
+        keys = {tuple(job): _keys(compose_job(job)) for job in jobs}
+    having, lacking = ([job for job, known in keys.items() if (key in known) is has] for has in (True, False))
+    if having and lacking:
+        here, there = (
+            " ".join(o for o in a if o not in b) for a, b in ((having[0], lacking[0]), (lacking[0], having[0]))
+        )
+        return f"{key} exists with {here}, not with {there}; sweep over these in commands of their own"
+    return unknown_key(key, next(iter(keys.values())))
 
 
 def _keys(node: DictConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration."""
+    """Every dotted key of a configuration, but for Hydra's own."""
     keys = []
-    for name in map(str, node):
+    for name in (str(name) for name in node if name != "hydra"):
         keys.append(f"{prefix}{name}")
         child = node._get_node(name)
         if isinstance(child, DictConfig):

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from headdyn.config import RunConfig, check
 from headdyn.core.settings import ConfigError
 from headdyn.models.settings import Pretrained
-from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, one_ordering, one_series
+from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, plain_arguments
 
 
 class JobError(CompactHydraException):
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     plan = None
     try:
-        arguments = one_series(one_ordering(arguments))
+        arguments = plain_arguments(arguments)
         if not informational(arguments):
             plan = make_plan(arguments)
     except (ConfigError, HydraException) as error:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from headdyn.config import check
 from headdyn.core.settings import ConfigError
-from headdyn.plan import CONF, explain, make_plan, one_ordering
+from headdyn.plan import CONF, explain, make_plan, plain_arguments
 from headdyn.run import main
 
 
@@ -24,7 +24,7 @@ def composed(*overrides: str):
 
 def refusal(*arguments: str) -> str:
     with pytest.raises((ConfigError, HydraException)) as caught:
-        make_plan(one_ordering(arguments))
+        make_plan(plain_arguments(arguments))
     return explain(caught.value, arguments)
 
 
@@ -68,6 +68,34 @@ def refusal(*arguments: str) -> str:
         (["tracking.mode=sometimes"], ["tracking.mode='sometimes'", "offline"]),
         (["-m", "attention=mha,gqa", "model.num_heads=3", "model.head_dim=32"], ["num_heads=3"]),
         (["nonsense"], ["nonsense"]),
+        (["mode=1"], ["mode=1 names no option; mode is laptop"]),
+        (["analysis=5"], ["analysis=5 names no option; analysis is ablation"]),
+        (["analysis=[5]"], ["analysis=[5] names no option"]),
+        (["-m", "data=3"], ["data=3 names no option; data is comparisons"]),
+        (["-m", "mode=smoke,3"], ["mode=3 names no option; mode is laptop"]),
+        (["model=null"], ["model=null names no option; model is gpt2"]),
+        (["attention=[mha]"], ["attention must name one option"]),
+        (["position_enc={a:1}"], ["unknown key position_enc.a", "position_enc.name"]),
+        (["--config-dir", "nowhere_at_all"], ["--config-dir nowhere_at_all is no folder"]),
+        (["--config-dir", "tests", "trian.steps=1"], ["unknown key trian.steps", "did you mean train.steps"]),
+        (["--config-dir", "tests", "train.stepz=1"], ["unknown key train.stepz", "did you mean train.steps"]),
+        (["--config-name", "other"], ["--config-name other is not supported", "--config-dir"]),
+        (
+            ["-m", "position_enc=rope,drope", "position_enc.recalibration.steps=600"],
+            ["position_enc.recalibration.steps exists with position_enc=drope, not with position_enc=rope"],
+        ),
+        (["-m", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir=x", "leave it out"]),
+        (["hydra.run.dir=[1]"], ["hydra.run.dir"]),
+        (["-m", "hydra.sweeper.params=3"], ["hydra.sweeper.params=3"]),
+        (["study=headdyn.no_such_study"], ["study=headdyn.no_such_study", "imported"]),
+        (
+            ["-m", "train.adamw_betas=[0.9,0.95],[0.8,0.9]"],
+            ["train.adamw_betas is swept, and one of its values is no single number"],
+        ),
+        (["outcomes.primary=lozz"], ["outcomes.primary=lozz is measured by no analysis"]),
+        (["outcomes.primary=[a,b]"], ["one primary outcome"]),
+        (["-m", "outcomes.primary=a,b"], ["one primary outcome"]),
+        (["outcomes.others=[lozz]"], ["outcomes.others=lozz is measured by no analysis"]),
         (["experiment=mechanistic", "model=organism_planted", "analysis.patching=null"], ["analysis.patching"]),
         (
             ["experiment=mechanistic", "model=organism_planted", "analysis.specialization.layer=99"],
@@ -78,6 +106,7 @@ def refusal(*arguments: str) -> str:
 )
 def test_a_bad_setting_is_refused_by_name(arguments, words):
     message = refusal(*arguments)
+    assert "\n" not in message
     for word in words:
         assert word in message
 
@@ -103,7 +132,7 @@ def test_help_shows_the_groups_and_three_commands(capsys):
         "attention: gqa, mha",
         "mode: laptop",
         "position_enc: drope",
-        "protocol: corrected, seed",
+        "protocol: corrected, original",
         "analysis:",
     ):
         assert group in shown
@@ -111,11 +140,84 @@ def test_help_shows_the_groups_and_three_commands(capsys):
 
 
 def test_ordering_is_short_for_data_ordering():
-    assert one_ordering(["-m", "ordering=topic,shuffled"]) == ["-m", "data_ordering=topic,shuffled"]
+    assert plain_arguments(["-m", "ordering=topic,shuffled"]) == ["-m", "data_ordering=topic,shuffled"]
     alias = composed("ordering=topic")  # the alias group itself, as a raw compose sees it
     assert alias.factors["data_ordering"] == "topic"
     with pytest.raises(ConfigError, match="disagree"):
         composed("ordering=topic", "data_ordering=shuffled")
+
+
+def test_the_originals_protocol_has_its_earlier_name_too():
+    assert plain_arguments(["protocol=seed"]) == ["protocol=original"]
+    assert plain_arguments(["-m", "protocol=corrected,seed", "seed=0,1"])[1:] == [
+        "protocol=corrected,original",
+        "seed=0,1",
+    ]
+
+
+def test_every_overridden_key_is_a_factor_and_a_swept_ones_level_is_in_the_runs_name():
+    plan = make_plan(
+        [
+            "-m",
+            "mode=smoke",
+            "model.num_layers=1,2",
+            "train.compile=false",
+            "attention=mha,gqa",
+            "seed=0,1",
+            "threads=1",
+        ]
+    )
+    assert len({job.name for job in plan.jobs}) == 8
+    factors = plan.jobs[0].factors
+    assert (factors["model.num_layers"], factors["train.compile"], factors["seed"]) == (1, False, 0)
+    assert "threads" not in factors
+    assert plan.jobs[0].swept == ("model.num_layers", "attention", "seed")
+    assert plan.jobs[0].name == f"mha_shuffled_rope_num_layers-1_s0_{plan.jobs[0].hash}"
+    # The name alone says what was swept: the hash is that of the same settings given to a single run.
+    assert plan.jobs[0].hash == make_plan(["mode=smoke", "model.num_layers=1", "train.compile=false"]).jobs[0].hash
+    lists = make_plan(["mode=smoke", "train.adamw_betas=[0.8,0.9]", "~analysis.circuits"]).jobs[0].factors
+    assert set(lists) == {*("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "seed")}
+
+
+@pytest.mark.parametrize("other", ["model.name=a,b", "model.dtype=float32,float64", "data.seed=0,1", "seed=0,1"])
+def test_a_series_are_the_jobs_that_differ_in_their_revision_alone(other):
+    arguments = ["model=huggingface", "model.name=a", "data=comparisons", "analysis=[circuits]"]
+    plan = make_plan(["-m", *arguments, "model.revisions='step1,step2,step3'", other])
+    members = {}
+    for job in plan.jobs:
+        members.setdefault(job.series, []).append(job.factors["revision"])
+    assert list(members.values()) == [["step1", "step2", "step3"]] * 2
+
+
+def test_two_learning_rates_are_two_series():
+    plan = make_plan(["-m", "mode=smoke", "model=trained", "model.revisions=snapshots", "train.muon_lr=0.01,0.02"])
+    assert len({job.series for job in plan.jobs}) == 2 and len(plan.jobs) == 12
+    assert make_plan(["mode=smoke"]).jobs[0].series == ""
+
+
+COMPANION = "{depth_twin: {_target_: their_twins.Lens, depth: 2}, on_prompts: {_target_: their_twins.OnPrompts}}"
+
+
+def test_a_protocols_companions_run_beside_the_analyses_that_they_accompany(tmp_path, monkeypatch):
+    (tmp_path / "their_twins.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Lens:\n"
+        "    depth: int = 3\n"
+        "    rows, needs, metrics = 'model', frozenset({'corpus'}), {}\n"
+        "    def __call__(self, decoder, material, generator): ...\n"
+        "class OnPrompts(Lens):\n"
+        "    needs = frozenset({'prompts'})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    companions = [f"+protocol.companions.loss={COMPANION}", f"+protocol.companions.probes={COMPANION}"]
+    run = make_plan(["mode=smoke", "analysis=[loss]", *companions]).jobs[0]
+    assert list(run.analysis) == ["loss", "depth_twin"]  # probes does not run, and OnPrompts has no prompts here
+    assert run.analysis["depth_twin"].depth == 2
+    assert run.resolved["analysis"]["depth_twin"]["depth"] == 2 and "companions" not in run.resolved["protocol"]
+    assert run.hash != make_plan(["mode=smoke", "analysis=[loss]"]).jobs[0].hash
+    bad = refusal("mode=smoke", "+protocol.companions.loss={twin: {_target_: their_twins.Lens, depth: deep}}")
+    assert bad == "protocol.companions.loss.twin.depth='deep' must be a valid integer"
 
 
 def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
@@ -128,7 +230,7 @@ def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
 
 
 def test_the_command_line_wins_over_a_preset():
-    plan = make_plan(one_ordering(["-m", "experiment=matrix", "attention=mha", "ordering=topic"]))
+    plan = make_plan(plain_arguments(["-m", "experiment=matrix", "attention=mha", "ordering=topic"]))
     assert {job.factors["attention"] for job in plan.jobs} == {"mha"}
     assert {job.factors["data_ordering"] for job in plan.jobs} == {"topic"}
     assert len(plan.jobs) == 2
@@ -144,25 +246,25 @@ def test_the_hash_follows_what_a_run_computes_and_nothing_else():
 
 
 @pytest.mark.parametrize("mode", ["smoke", "laptop", "sanity", "run1", "v2"])
-@pytest.mark.parametrize("protocol", ["corrected", "seed"])
+@pytest.mark.parametrize("protocol", ["corrected", "original"])
 def test_every_mode_and_protocol_composes(mode, protocol):
     run = composed(f"mode={mode}", f"protocol={protocol}", "attention=gqa", "ordering=topic", "position_enc=drope")
     assert run.attention.num_kv_heads * 2 == run.model.num_heads
-    assert run.data.generator == ("original" if protocol == "seed" else "matched")
-    assert run.data_ordering.within_block == ("fixed" if protocol == "seed" else "shuffled")
+    assert run.data.generator == ("original" if protocol == "original" else "matched")
+    assert run.data_ordering.within_block == ("fixed" if protocol == "original" else "shuffled")
 
 
 def test_the_protocols_recalibrate_as_science_md_5_says():
-    seed = composed("mode=run1", "protocol=seed", "position_enc=drope").position_enc.recalibration
-    assert (seed.count(10_000), seed.warmup_share, seed.lr_scale) == (100, 0.1, 0.1)
+    original = composed("mode=run1", "protocol=original", "position_enc=drope").position_enc.recalibration
+    assert (original.count(10_000), original.warmup_share, original.lr_scale) == (100, 0.1, 0.1)
     corrected = composed("mode=run1", "position_enc=drope").position_enc.recalibration
     assert (corrected.count(10_000), corrected.lr_scale) == (2000, 1.0)
 
 
-def test_the_sizes_are_the_seeds():
+def test_the_sizes_are_the_original_studies():
     run1 = composed("mode=run1").decoder_config(4096)
     assert (run1.d_model, run1.num_layers, run1.num_heads, run1.head_dim, run1.d_ff) == (512, 8, 8, 64, 1376)
-    sanity = composed("mode=sanity", "protocol=seed")
+    sanity = composed("mode=sanity", "protocol=original")
     assert (sanity.data.vocab_size, sanity.data.concentration, sanity.train.steps) == (512, 100.0, 5000)
     assert sanity.train.warmup_steps == 250
 
@@ -179,7 +281,11 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
         "            raise ValueError(f'depth={self.depth} must be at least 1')\n"
         "        if self.depth > 9:\n"
         "            raise LookupError('no such depth')\n"
+        "    rows, needs, metrics = 'model', frozenset(), {}\n"
         "def function(): ...\n"
+        "@dataclass(frozen=True)\n"
+        "class Other:\n"
+        "    depth: int = 3\n"
     )
     (tmp_path / "their_slip.py").write_text("class Lens(:\n")
     (tmp_path / "their_exit.py").write_text("raise SystemExit(3)\n")
@@ -190,6 +296,7 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
         "_target_: their_lens.Lens, depth: deep": "analysis.lens.depth='deep' must be a valid integer",
         "_target_: their_lens.Lens, dept: 1": "unknown key analysis.lens.dept; did you mean analysis.lens.depth",
         "_target_: their_lens.function": "analysis.lens._target_=their_lens.function is no dataclass",
+        "_target_: their_lens.Other": "their_lens.Other is no analysis: it lacks rows, needs, metrics, __call__",
         "_target_: their_slip.Lens": "analysis.lens._target_=their_slip.Lens cannot be imported: invalid syntax",
         "_target_: their_exit.Lens": "analysis.lens._target_=their_exit.Lens cannot be imported: 3",
     }.items():

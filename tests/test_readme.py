@@ -13,7 +13,7 @@ from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
 from headdyn.models.frozen import tensor_norms
-from headdyn.plan import make_plan, one_ordering, one_series
+from headdyn.plan import make_plan, plain_arguments
 from tests.small_models import GPT2, GQA, MHA, NEOX, drawn
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +36,7 @@ def test_commands_compose(source: Path, tmp_path: Path, monkeypatch: pytest.Monk
         if {"--help"} & set(arguments):
             continue
         arguments = [f"data.path={text_file}" if a.startswith("data.path=") else a for a in arguments]
-        assert make_plan(one_series(one_ordering(arguments))).jobs
+        assert make_plan(plain_arguments(arguments)).jobs
 
 
 def test_there_are_commands_to_check() -> None:

@@ -44,6 +44,11 @@ PACKAGES = (
 )
 
 
+def renamed(factors: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's factors as they are called today: older records call the protocol `original` seed."""
+    return {**factors, "protocol": "original"} if factors.get("protocol") == "seed" else dict(factors)
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The run's manifest; `{"status": "absent"}` where there is none yet.
 
@@ -62,6 +67,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{path} is no run's record: it lacks {missing}; give a run's, or run its command again")
     except ValueError as error:
         return {"status": "damaged", "error": str(error)}
+    manifest["factors"] = renamed(manifest["factors"])
+    if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
+        protocol["name"] = "original"
     try:
         if manifest["status"] == "complete" and manifest.get("glossary"):  # an analysis is there before its numbers
             _require_results(folder)

@@ -12,8 +12,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Literal, TypeVar, cast
 
@@ -35,15 +34,6 @@ _BOUNDS = {
 
 class ConfigError(ValueError):
     """A setting that cannot be: the message says which, what it is, and how to mend it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnalysisChoice:
-    """One conf/analysis option: the class to call and its checked settings."""
-
-    target: str
-    settings: Mapping[str, Any]
-    needs: frozenset[str]  # what its class says it must be given: corpus, prompts, series
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -167,32 +157,10 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 
 
 def targeted(node: Any, where: str) -> Any:
-    """The object a group's `_target_` names, built from its settings; a user's package may hold the class."""
-    cls, settings_of_it = _target(node, where)
-    return build(cls, settings_of_it, where)
+    """The object of the dataclass that a group names by `_target_`, built from the group's other keys.
 
-
-def analysis_choice(node: Any, where: str) -> AnalysisChoice:
-    """An analysis and its checked settings; its module is imported, so it must import nothing heavy at its top."""
-    if isinstance(node, dict) and "_target_" not in node:
-        name = where.rpartition(".")[2]
-        raise ConfigError(
-            f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
-            f"analysis=[...], or take its settings away with ~{where}"
-        )
-    cls, given = _target(node, where)
-    checked = build(cls, given, where)
-    return AnalysisChoice(
-        target=node["_target_"],
-        settings={f.name: getattr(checked, f.name) for f in dataclasses.fields(checked)},
-        needs=getattr(cls, "needs", frozenset()),
-    )
-
-
-def _target(node: Any, where: str) -> tuple[type, dict[str, Any]]:
-    """The dataclass that a group names by `_target_`, and the group's other keys. Raises ConfigError.
-
-    A class of headdyn or of the user's own packages: nothing of Python's library, and nothing that is no dataclass.
+    The class is headdyn's or of a user's own package; its module is imported. Raises ConfigError for anything else:
+    what Python itself comes with, and what is no dataclass.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")
@@ -206,4 +174,4 @@ def _target(node: Any, where: str) -> tuple[type, dict[str, Any]]:
         raise ConfigError(f"{where}._target_={target} cannot be imported: {_one_line(error)}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{where}._target_={target} is no dataclass; its settings must be a dataclass's fields")
-    return cls, {key: value for key, value in node.items() if key != "_target_"}
+    return build(cls, {key: value for key, value in node.items() if key != "_target_"}, where)

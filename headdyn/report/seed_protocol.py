@@ -29,7 +29,7 @@ class Point:
 
 def explanation(jobs: Sequence[Job]) -> list[Point]:
     """Every point that concerns complete runs under protocol=seed; none where there are none."""
-    told = [job for job in jobs if job.complete and job.factors.get("protocol") == "seed"]
+    told = [job for job in jobs if job.complete and job.factors.get("protocol") == "original"]
     points = []
     if any("seed_strength" in job.run.scalars for job in told):
         points += _patching(told)

@@ -16,7 +16,18 @@ from headdyn.sweep.factors import factor_names, level_of
 
 # What two runs of one group may differ in: what changes no number's meaning, and which analyses ran, though not with
 # what settings. Checkpoints of one training belong together.
-_NOT_COMPARED = ("seed", "force", "device", "threads", "tracking", "patterns_kept", "outcomes", "study", "analysis")
+_NOT_COMPARED = (
+    "seed",
+    "force",
+    "device",
+    "threads",
+    "tracking",
+    "patterns_kept",
+    "outcomes",
+    "study",
+    "swept",
+    "analysis",
+)
 _OF_REVISIONS = ("model.revision", "model.revisions")
 
 Settings = dict[str, Any]

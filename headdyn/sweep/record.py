@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.core.records import Metric, read_json, write_json
-from headdyn.core.run_folder import MANIFEST, RunRecord
+from headdyn.core.run_folder import MANIFEST, RunRecord, renamed
 from headdyn.sweep.effects import MEAN, SIMPLE, factor_effects
 from headdyn.sweep.factors import Factor, factor_names, factors_of, varying
 from headdyn.sweep.groups import comparable
@@ -110,7 +110,8 @@ class SweepRecord:
     def read(cls, folder: Path) -> SweepRecord:
         """Raises ValueError for a folder that is no finished sweep's."""
         content = sweep_json(folder)
-        runs = [(RunRecord.read(folder / job.get("folder", job["name"])), job["factors"]) for job in content["jobs"]]
+        folders = [folder / job.get("folder", job["name"]) for job in content["jobs"]]
+        runs = [(RunRecord.read(f), renamed(job["factors"])) for f, job in zip(folders, content["jobs"], strict=True)]
         matched, rows = _matched(folder), read_json(folder / EFFECTS) if (folder / EFFECTS).exists() else []
         return cls(
             folder=folder,

@@ -102,7 +102,7 @@ def test_two_protocols_stand_side_by_side(tmp_path: Path) -> None:
     read = Text((tmp_path / "c" / "report.html").read_text(encoding="utf-8")).text
     assert "Series side by side" in read
     assert "protocol=corrected (32 000, 64 000], mid (32 000, 64 000], mid 0.33" in read
-    assert "protocol=seed none, none none, none 1.00" in read
+    assert "protocol=original none, none none, none 1.00" in read
 
 
 def test_the_page_is_rebuilt_from_the_records_alone(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Pat
     merge([one, other], tmp_path / "c")
     collect_series([one, other]).write(tmp_path / "c")
     read = text(tmp_path / "c")
-    assert "Circuit course: protocol=corrected" in read and "Circuit course: protocol=seed" in read
+    assert "Circuit course: protocol=corrected" in read and "Circuit course: protocol=original" in read
     told = json.loads((one / VERDICT).read_text(encoding="utf-8"))
     (one / VERDICT).write_text(json.dumps(told[1:]), encoding="utf-8")
     alone = text(one)

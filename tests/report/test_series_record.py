@@ -54,9 +54,9 @@ def test_merged_series_are_numbered_anew_and_count_once(tmp_path: Path) -> None:
     assert [entry["series"] for entry in json.loads((out / VERDICT).read_text())] == [0, 1]
     assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
     found = read_series(SweepRecord.read(out))
-    assert [each.title for each in found] == ["protocol=corrected", "protocol=seed"]
+    assert [each.title for each in found] == ["protocol=corrected", "protocol=original"]
     assert [len(each.complete) for each in found] == [4, 4]
-    assert [job.factors["protocol"] for job in found[1].complete] == ["seed"] * 4
+    assert [job.factors["protocol"] for job in found[1].complete] == ["original"] * 4
 
 
 def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_and_tables(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from headdyn.core.numbers import level
 from headdyn.core.records import read_json, write_json
+from headdyn.core.run_folder import renamed
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import VERDICT, SweepRecord
 
@@ -118,7 +119,7 @@ def read_series(sweep: SweepRecord) -> list[Series]:
         Series(
             number=entry["series"],
             title=titles[entry["series"]],
-            factors=entry["factors"],
+            factors=renamed(entry["factors"]),
             verdict=entry["verdict"],
             rows=_rows(sweep.folder, TIMELINE, entry["series"]),
             jobs={revision: by_name[name] for revision, name in entry["runs"].items() if name in by_name},
@@ -144,8 +145,9 @@ def verdicts(folder: Path) -> list[dict[str, Any]]:
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """What tells each series from the others, by its number; "" for one alone."""
-    varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
-    return {entry["series"]: " ".join(_word(name, entry["factors"].get(name)) for name in varied) for entry in entries}
+    factors = {entry["series"]: renamed(entry["factors"]) for entry in entries}
+    varied = [n for n in _TITLED_BY if len({str(each.get(n)) for each in factors.values()}) > 1]
+    return {series: " ".join(_word(name, each.get(name)) for name in varied) for series, each in factors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
