@@ -50,16 +50,11 @@ class Format:
     answer: str = " {answer}"
 
     def __post_init__(self) -> None:
-        for field, number in (
-            ("clean", "first"),
-            ("clean", "second"),
-            ("corrupted", "first"),
-            ("corrupted", "second"),
-            ("answer", "answer"),
-        ):
-            template = getattr(self, field)
-            if template.count(f"{{{number}}}") != 1:
-                raise ValueError(f"data.formats: {field}={template!r} must hold {{{number}}} exactly once")
+        both = ("first", "second")
+        for field, numbers in (("clean", both), ("corrupted", both), ("answer", ("answer",))):
+            for number in numbers:
+                if (template := getattr(self, field)).count(f"{{{number}}}") != 1:
+                    raise ValueError(f"data.formats: {field}={template!r} must hold {{{number}}} exactly once")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -153,13 +153,8 @@ class LocalText(TextSource):
         """The files."""
         from headdyn.data.text.files import TextFiles
 
-        return TextFiles(
-            path=Path(self.path),
-            text_column=self.text_column,
-            topic_column=self.topic_column,
-            encoding=self.encoding,
-            txt_documents=self.txt_documents,
-        )
+        settings_of_files = {f.name: getattr(self, f.name) for f in dataclasses.fields(TextFiles)}
+        return TextFiles(**{**settings_of_files, "path": Path(self.path)})
 
     def recipe(self) -> dict[str, Any]:
         """The settings, with the files' contents in place of their path: an edited file makes another corpus."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
@@ -29,16 +29,6 @@ _RARE_WORD_MARK = "<unk>"  # printed by some corpora in place of rare words, so 
 
 class NoTermsError(ValueError):
     """Too few words recur among documents to weigh."""
-
-
-class Embedding(Protocol):
-    """Turns texts into unit rows [D, E] float32."""
-
-    width: int
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """The rows of `texts`."""
-        ...
 
 
 class Tfidf:
@@ -129,7 +119,7 @@ def texts_of(documents: Documents, rows: np.ndarray) -> list[str]:
     return [text[:EMBEDDED_CHARACTERS] for _, texts in documents.chunks(rows) for text in texts]
 
 
-def embed(embedding: Embedding, documents: Documents, rows: np.ndarray, file: Path) -> Mapping[str, Any]:
+def embed(embedding: Tfidf | MiniLM, documents: Documents, rows: np.ndarray, file: Path) -> Mapping[str, Any]:
     """Append the embeddings of `rows` to `file` (float32 rows), going on where an interrupted call stopped."""
     row_bytes = 4 * embedding.width
     done = file.stat().st_size // row_bytes if file.exists() else 0

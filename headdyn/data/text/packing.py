@@ -8,11 +8,12 @@ segments of micro-languages are, and nothing marks a cut: the model has to notic
 document. The end-of-text token stands only where a document ends. No sequence is a single piece, since a piece has at
 most 1.75 times the intended tokens: the middle one where 3.5 intended lengths are cut into three.
 
-Letters: D documents, P pieces, N sequences, T tokens, G spans (a piece's part in one sequence).
+Letters: D documents, P pieces, N sequences, T tokens, S topics.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,8 +62,9 @@ def pack(
     length = sequence_length
     document_P, end_P = cut(np.diff(ends_D, prepend=0), length / pieces_per_sequence, rng)
     order_P = rng.permutation(len(end_P))
-    start_P = np.concatenate([[0], end_P[:-1]])[order_P]
-    laid_P = np.cumsum(end_P[order_P] - start_P)  # where each piece ends in the stream of shuffled pieces
+    size_P = np.diff(end_P, prepend=0)[order_P]
+    start_P = end_P[order_P] - size_P
+    laid_P = np.cumsum(size_P)  # where each piece ends in the stream of shuffled pieces
     document_P = document_P[order_P]
     count = int(laid_P[-1]) // length
     if count == 0:
@@ -73,24 +75,19 @@ def pack(
     count = count if at_most is None else min(count, at_most)
     files = {"tokens": np.uint16, "topics": np.uint8, "documents": np.uint16}
     opened = {name: _npy(folder / f"{split}_{name}.npy", (count, length), dtype) for name, dtype in files.items()}
-    totals: dict[str, int] = {}
+    totals: Counter[str] = Counter()
     progress = Progress(f"packing {split}", "sequences", count)
     step = max(1, _SEQUENCES_AT_ONCE_TOKENS // length)
     for first in range(0, count, step):
-        last = min(first + step, count)
-        spans = _Spans(laid_P, start_P, first * length, last * length, length)
+        place_NT = np.arange(first * length, min(first + step, count) * length).reshape(-1, length)
+        piece_NT = np.searchsorted(laid_P, place_NT, side="right")
         stream = np.memmap(tokens_file, np.uint16, "r")  # opened anew, so that pages used before are released
-        document_G, topic_G = document_P[spans.piece_G], topics_D[document_P[spans.piece_G]]
-        local_G = _numbered(spans.sequence_G, document_G)
-        for name, values in (
-            ("tokens", stream[spans.sources()]),
-            ("topics", np.repeat(topic_G, spans.length_G)),
-            ("documents", np.repeat(local_G, spans.length_G)),
-        ):
+        tokens_NT = stream[place_NT + (start_P - laid_P + size_P)[piece_NT]]
+        number_NT, topics_NT, sums = _labels(document_P[piece_NT], topics_D)
+        for name, values in (("tokens", tokens_NT), ("topics", topics_NT), ("documents", number_NT)):
             values.astype(files[name]).tofile(opened[name])
-        for key, value in _composition(spans, document_G, topic_G, local_G, last - first).items():
-            totals[key] = totals.get(key, 0) + value
-        progress.add(last - first)
+        totals.update(sums)
+        progress.add(len(place_NT))
     for file in opened.values():
         file.close()
     return {
@@ -106,55 +103,30 @@ def pack(
     }
 
 
-class _Spans:
-    """The parts of pieces that fill tokens `first` to `last` of the shuffled stream; none crosses into a new sequence.
+def _labels(document_NT: np.ndarray, topics_D: np.ndarray) -> tuple[np.ndarray, np.ndarray, Mapping[str, int]]:
+    """Every token's document, numbered from 0 within its sequence in order of first appearance, and its topic.
 
-    `piece_G` is the piece of each, `length_G` its number of tokens, `sequence_G` its sequence, counted from `first`.
+    The third value are sums over the sequences that tell how documents and topics mix in them.
     """
-
-    def __init__(self, laid_P: np.ndarray, start_P: np.ndarray, first: int, last: int, length: int) -> None:
-        inside = laid_P[np.searchsorted(laid_P, first, side="right") : np.searchsorted(laid_P, last)]
-        edges = np.union1d(np.arange(first, last + 1, length), inside)
-        begin_G, end_G = edges[:-1], edges[1:]
-        self.piece_G = np.searchsorted(laid_P, begin_G, side="right")
-        self.length_G = end_G - begin_G
-        self.sequence_G = (begin_G - first) // length
-        piece_begin_G = np.where(self.piece_G > 0, laid_P[self.piece_G - 1], 0)
-        self._source_G = start_P[self.piece_G] + begin_G - piece_begin_G
-
-    def sources(self) -> np.ndarray:
-        """The place of every token in the token file."""
-        before_G = np.cumsum(self.length_G) - self.length_G
-        return np.repeat(self._source_G - before_G, self.length_G) + np.arange(self.length_G.sum())
-
-
-def _numbered(sequence_G: np.ndarray, document_G: np.ndarray) -> np.ndarray:
-    """Documents numbered from 0 within their sequence, in order of first appearance [G]."""
-    pair_G = sequence_G * (document_G.max() + 1) + document_G
-    _, first, which_G = np.unique(pair_G, return_index=True, return_inverse=True)
+    count, topics = len(document_NT), int(topics_D.max()) + 1
+    sequence_N1 = np.arange(count)[:, None]
+    pair_NT = sequence_N1 * len(topics_D) + document_NT
+    _, first, which_NT = np.unique(pair_NT, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    number_G = rank[which_G]
-    first_of_sequence = np.searchsorted(sequence_G, sequence_G)
-    return number_G - number_G[first_of_sequence]
-
-
-def _composition(
-    spans: _Spans, document_G: np.ndarray, topic_G: np.ndarray, local_G: np.ndarray, count: int
-) -> Mapping[str, int]:
-    """How documents and topics mix in `count` sequences, as sums over these."""
-    topics = int(topic_G.max()) + 1
-    cell_G = spans.sequence_G * topics + topic_G
-    tokens_NS = np.bincount(cell_G, spans.length_G, count * topics).reshape(count, topics)
-    _, first = np.unique(spans.sequence_G * (local_G.max() + 1) + local_G, return_index=True)
-    documents_NS = np.bincount(cell_G[first], minlength=count * topics).reshape(count, topics)
-    return {
+    number_NT = rank[which_NT] - rank[which_NT[:, :1]]
+    topics_NT = topics_D[document_NT]
+    cell_NT = sequence_N1 * topics + topics_NT
+    tokens_NS = np.bincount(cell_NT.ravel(), minlength=count * topics).reshape(count, topics)
+    documents_NS = np.bincount(cell_NT.ravel()[first], minlength=count * topics).reshape(count, topics)
+    sums = {
         "documents": int(documents_NS.sum()),
         "topics": int((documents_NS > 0).sum()),
         "dominant_tokens": int(tokens_NS.max(1).sum()),
         "several_topics": int(((documents_NS > 0).sum(1) > 1).sum()),
         "topic_twice": int((documents_NS > 1).any(1).sum()),
     }
+    return number_NT, topics_NT, sums
 
 
 def _npy(path: Path, shape: tuple[int, ...], dtype: type) -> BinaryIO:
