@@ -13,13 +13,12 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import Field
 
-from headdyn.core.settings import ConfigError, build, checked_value, settings, targeted, unknown_key
+from headdyn.core.settings import ConfigError, Count, Natural, build, checked_value, settings, targeted, unknown_key
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.comparisons import Comparisons
 from headdyn.data.corpus import Source
@@ -37,7 +36,7 @@ class AttentionSettings:
     """conf/attention: heads per key/value group."""
 
     name: str
-    num_kv_heads: Annotated[int, Field(ge=1)] | None = None  # null: one per query head
+    num_kv_heads: Count | None = None  # null: one per query head
 
 
 @settings
@@ -154,7 +153,6 @@ MODEL_KINDS: Mapping[str, type] = {
     "pretrained": Pretrained,
 }
 
-Natural = Annotated[int, Field(ge=0)]
 Scalar = str | int | float | bool | None
 
 # The values that belong to no group, and their types.

@@ -14,13 +14,18 @@ import types
 import typing
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import pydantic
 import pydantic.dataclasses
 from pydantic_core import ErrorDetails
 
 Cls = TypeVar("Cls")
+
+Natural = Annotated[int, pydantic.Field(ge=0)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+Positive = Annotated[float, pydantic.Field(gt=0)]
+Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 # Strict: text is no number and true is no 1, but a whole number may stand for a float. NaN and infinity are refused.
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)

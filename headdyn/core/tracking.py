@@ -7,10 +7,11 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlparse
+
+from headdyn.core.settings import settings
 
 if TYPE_CHECKING:
     import wandb
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MODES = ("offline", "online")
 # How W&B shows a Vega-Lite specification, on its own site: the page that a report is needs no network, this one does.
 _VEGA_PAGE = """<!doctype html><meta charset="utf-8"><div id="figure"></div>
 <script src="https://cdn.jsdelivr.net/npm/vega@6"></script><script src="https://cdn.jsdelivr.net/npm/vega-lite@6"></script>
@@ -27,20 +27,14 @@ _VEGA_PAGE = """<!doctype html><meta charset="utf-8"><div id="figure"></div>
 <script>vegaEmbed("#figure", SPEC, {actions: true});</script>"""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class TrackingSettings:
     """`backend=wandb` mirrors every run to W&B, by default into an offline folder beside the run's own records."""
 
-    backend: str = "wandb"
-    mode: str = "offline"
+    backend: Literal["wandb", "none"] = "wandb"
+    mode: Literal["offline", "online"] = "offline"
     project: str = "headdyn"
     entity: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.backend not in ("wandb", "none"):
-            raise ValueError(f"tracking.backend={self.backend!r} is unknown; it is wandb or none")
-        if self.mode not in MODES:
-            raise ValueError(f"tracking.mode={self.mode!r} is unknown; it is {' or '.join(MODES)}")
 
 
 class Tracker(Protocol):

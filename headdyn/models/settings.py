@@ -3,54 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
+from headdyn.core.settings import Count, Positive, settings
 from headdyn.models.revisions import is_pythia, require_pythia, step_of
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class MiniQwen3:
     """conf/model/mini_qwen3: trained from scratch by this run."""
 
     kind: str
     name: str
-    d_model: int
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    d_ff: int
-    rotary_theta: float = 1e6
-    init_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        for name in ("d_model", "num_layers", "num_heads", "head_dim", "d_ff"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name in ("rotary_theta", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be above 0")
+    d_model: Count
+    num_layers: Count
+    num_heads: Count
+    head_dim: Count
+    d_ff: Count
+    rotary_theta: Positive = 1e6
+    init_std: Positive = 0.02
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Trained(MiniQwen3):
     """conf/model/trained: a Mini-Qwen3 as it was at one of its snapshots; `revisions=snapshots` sweeps them all."""
 
     revision: str | None = None  # step000400 or step400; null is the last
-    revisions: str | None = None
+    revisions: Literal["snapshots"] | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.revision is not None and step_of(self.revision) is None:
             raise ValueError(f"model.revision={self.revision} names no training step; write model.revision=step400")
-        if self.revisions not in (None, "snapshots"):
-            raise ValueError(f"model.revisions={self.revisions} is unknown for a run's own snapshots; it is snapshots")
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Pretrained:
     """conf/model/pythia_160m, gpt2, huggingface …: a checkpoint on the hub or in a local folder."""
 
@@ -58,13 +47,11 @@ class Pretrained:
     name: str  # hub id, a folder, or a folder of revisions
     revision: str = "main"
     revisions: str | None = None  # a list to sweep, e.g. original_11, pythia_log, or step1000,step2000
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     keep_downloads: bool = True
     allow_main: bool = False  # let main, which states no step, into a series
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"model.dtype={self.dtype!r} is unknown; it is one of {', '.join(DTYPES)}")
         if is_pythia(self.name) and self.revision != "main":
             require_pythia(self.revision)
 

@@ -12,6 +12,7 @@ import pytest
 
 from headdyn.core.figures import Curve, curves
 from headdyn.core.records import HeadTable
+from headdyn.core.settings import ConfigError, build
 from headdyn.core.tracking import TrackingSettings, open_tracker
 
 
@@ -137,5 +138,8 @@ def test_none_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("settings", [{"backend": "mlflow"}, {"mode": "disabled"}])
 def test_unknown_settings_are_refused(settings):
-    with pytest.raises(ValueError, match="is unknown"):
+    with pytest.raises(ValueError, match=r"Input should be '\w+' or '\w+'"):
         TrackingSettings(**settings)
+    (name, value) = next(iter(settings.items()))
+    with pytest.raises(ConfigError, match=rf"tracking\.{name}='{value}' must be one of "):
+        build(TrackingSettings, settings, "tracking")
