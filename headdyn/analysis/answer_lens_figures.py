@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from headdyn.analysis.answer_lens import AnswerLens
-from headdyn.analysis.head_panels import head_panel
+from headdyn.analysis.figure_parts import drawable, head_panel
 from headdyn.core.figures import Figure, Interval, head_map, interval_plot
 from headdyn.core.records import HeadTable
 
@@ -19,7 +19,13 @@ def heads_figure(heads: HeadTable) -> Figure:
         head_panel(AnswerLens.metrics, heads, f"answer_{kind}_nats", tested=f"answer_{kind}_excess_nats", centre=0.0)
         for kind in ("direct", "carried")
     ]
-    return head_map(panels, mark="q < 0.05, against other pairs' answers")
+    return head_map(
+        panels,
+        mark="q < 0.05, against other pairs' answers",
+        caption="What each head adds to Δ, the logit of the right answer less that of the wrong one: by what it "
+        "writes for the output itself, and by all paths. A head that writes for answers whatever the numbers are "
+        "adds as much to other pairs' answers; a star marks those that add more or less.",
+    )
 
 
 def tokens_figure(
@@ -30,17 +36,17 @@ def tokens_figure(
     for row, label, place in zip(rows, labels, places, strict=True):
         low, high = row.get("ci_low"), row.get("ci_high")
         intervals.append(Interval(label=label, value=row["value"], low=low, high=high, null=row["null"], group=place))
-    return interval_plot(intervals, xlabel=f"Δ put there by the token, nats ({prompts})", zero_line=True)
+    return interval_plot(
+        intervals,
+        xlabel=f"Δ put there by the token, nats ({prompts})",
+        zero_line=True,
+        caption="What each token of the prompt adds to Δ, the logit of the right answer less that of the wrong one, "
+        "with 95 % intervals over pairs. Hollow diamonds: what the same token adds to the answers of other pairs.",
+    )
 
 
 def token_labels(tokens_NT: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[str]:
     """The token at each position; where prompts differ, the first one's with an ellipsis."""
     alike_T = (tokens_NT == tokens_NT[:1]).all(0)
-    texts = [_drawable(decode([token])) for token in tokens_NT[0].tolist()]
+    texts = [drawable(decode([token])) for token in tokens_NT[0].tolist()]
     return [text if alike else f"{text} …" for text, alike in zip(texts, alike_T, strict=True)]
-
-
-def _drawable(text: str) -> str:
-    """A token's text in the glyphs of the figures' font: signs for breaks and spaces, numbers for other scripts."""
-    text = text.replace("\n", "\u21b5").replace(" ", "\u2423") or "\u2205"
-    return "".join(c if c in "\u21b5\u2423\u2205" or " " < c < "\u0530" else f"U+{ord(c):04X}" for c in text)

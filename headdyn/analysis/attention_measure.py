@@ -12,7 +12,7 @@ import numpy as np
 
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.estimates import flip_p, mean_denominator, means, ratio_units
-from headdyn.analysis.head_panels import head_panel
+from headdyn.analysis.figure_parts import head_panel
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
 from headdyn.analysis.selectivity import ONE_TOPIC, drawn_sequences, without_topics
 from headdyn.core.figures import Figure, head_map
@@ -167,12 +167,17 @@ def _topics_figure(table: HeadTable) -> Figure:
     if "null" in within:
         nulls = f"label-swap null {100 * within['null']:.0f}, uniform {100 * uniform['value']:.0f}"
     metrics = AttentionStatistics.metrics
+    panels = [
+        head_panel(metrics, table, "selectivity", tested="selectivity", note="null 0", centre=0),
+        head_panel(metrics, table, "within_ratio", note=nulls, limits=(0, 100)),
+        head_panel(metrics, table, "entropy_normalised", note="uniform 100", limits=(0, 100)),
+    ]
     return head_map(
-        [
-            head_panel(metrics, table, "selectivity", tested="selectivity", note="null 0", centre=0),
-            head_panel(metrics, table, "within_ratio", note=nulls, limits=(0, 100)),
-            head_panel(metrics, table, "entropy_normalised", note="uniform 100", limits=(0, 100)),
-        ]
+        panels,
+        caption="Which heads read from tokens of the query's own topic more than their habit of reading near or far "
+        "explains (selectivity; chance is 0), how much of their attention stays in the topic, and how spread out it "
+        "is. Much within-topic attention alone is no clustering: under labels of other sequences the same heads have "
+        "the share that the note calls label-swap null.",
     )
 
 
@@ -183,4 +188,9 @@ def _roles_figure(table: HeadTable) -> Figure:
         note = f"{null} {100 * whole['null']:.1f}" if "null" in whole else ""
         limits = (0.0, 100 * float(np.nanmax(table.matrix(name), initial=0.0)))
         panels.append(head_panel(AttentionStatistics.metrics, table, name, note=note, limits=limits))
-    return head_map(panels)
+    return head_map(
+        panels,
+        caption="Three roles that heads take in language models: reading the previous token, what followed an "
+        "earlier occurrence of the same token (induction), and position 0, which serves as a sink. The number above "
+        "each map is what uniform attention, or other sequences' tokens, would give.",
+    )

@@ -1,12 +1,11 @@
 """Pictures of circuits: spectra, similarity and its clusters, and the tokens that heads are about (science.md §8).
 
-Letters as in circuits.py.
+Letters as in circuits_measure.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,9 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from headdyn.analysis.circuit_readouts import SIDES, by_head
-from headdyn.core.figures import Curve, Figure, HeadMap, Tree, curves, head_map, similarity_grid, text_tables, tree_grid
+from headdyn.analysis.circuits import Circuits
+from headdyn.analysis.figure_parts import drawable, head_panel
+from headdyn.core.figures import Curve, Figure, Tree, curves, head_map, similarity_grid, text_tables, tree_grid
 from headdyn.core.records import HeadTable
 
 _TITLES = {"qk": "QK", "ov": "OV"}
@@ -25,27 +26,18 @@ _MOST_HEADS = 16  # rows of the readouts' figure
 
 def heads_figure(table: HeadTable, width: int) -> Figure:
     """Effective ranks (of at most `width`) and copying scores by head, the random heads' mean above each map."""
-    panels: list[HeadMap] = []
     whole = table.summary()
-    for name, title in (
-        ("qk_effective_rank", "QK effective rank"),
-        ("ov_effective_rank", "OV effective rank"),
-        ("copying_score", "copying score"),
-    ):
-        null = whole[name].get("null")
-        copying = name == "copying_score"
-        shown: dict[str, Any] = {"centre": 0.0} if copying else {"limits": (1, width)}
-        panels.append(
-            HeadMap(
-                title=title,
-                unit="Σλ / Σ|λ|" if copying else "dimensions",
-                note="" if null is None else f"random heads {null:.2f}",
-                value_LH=table.matrix(name),
-                marked_LH=table.matrix(name, "q") < 0.05,
-                **shown,
-            )
-        )
-    return head_map(panels)
+    panels = []
+    for name in ("qk_effective_rank", "ov_effective_rank", "copying_score"):
+        scale = {"centre": 0.0} if name == "copying_score" else {"limits": (1.0, float(width))}
+        note = f"random heads {whole[name]['null']:.2f}" if "null" in whole[name] else ""
+        panels.append(head_panel(Circuits.metrics, table, name, tested=name, note=note, **scale))
+    return head_map(
+        panels,
+        caption=f"How many of its {width} directions each head's weights use, and whether its OV circuit raises the "
+        "logit of the token it reads (copying score above 0). Heads without structure look like the random heads "
+        "named above each map; a star marks a head further from their mean than chance allows.",
+    )
 
 
 def spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]]) -> Figure:
@@ -62,50 +54,27 @@ def spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]])
         ylabel="singular value / Frobenius norm",
         title="spectra: mean over heads, 10th to 90th percentile",
         whole_x=True,
+        caption="The strength of every direction of the heads' circuits, strongest first. A steeper line than the "
+        "random heads' means that heads have settled on few directions.",
     )
 
 
-def similarity_figure(
+def similarity_figures(
     similarity: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]], heads: int
-) -> Figure:
-    """Cosines between heads in the order of the layers, one matrix a circuit, in the colours of `clusters_figure`."""
-    matrices_CNN = np.stack(list(similarity.values()))
-    names = [name.replace("qk", "QK").replace("ov", "OV") for name in similarity]
-    reach = _reach(similarity, _closest(null))
-    return similarity_grid(matrices_CNN, columns=names, reach=reach, boundaries=range(0, matrices_CNN.shape[1], heads))
+) -> dict[str, Figure]:
+    """Cosines between heads on one colour scale: `similarity` in the order of the layers, one matrix a circuit;
+    `clusters` in the order of the tree by average linkage of 1 − cosine, QK beside OV.
 
-
-def _closest(null: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """The cosine of the most alike two of as many random heads, on average over draws, by circuit."""
-    return {name: float(np.mean([_between(draw[name]).max(initial=0) for draw in null])) for name in _TITLES}
-
-
-def _reach(similarity: Mapping[str, np.ndarray], closest: Mapping[str, float]) -> float:
-    """How far colours go: to the furthest pair, and twice as far as random heads at least: noise looks faint."""
-    furthest = max(np.abs(_between(cosine_NN)).max(initial=1e-3) for cosine_NN in similarity.values())
-    return float(max(furthest, *(2 * cosine for cosine in closest.values())))
-
-
-def _between(cosine_NN: np.ndarray) -> np.ndarray:
-    """The cosines of different heads; a circuit of zeros is like nothing."""
-    return np.nan_to_num(cosine_NN)[~np.eye(len(cosine_NN), dtype=bool)]
-
-
-def clusters_figure(
-    similarity: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]], heads: int
-) -> Figure:
-    """The heads by average linkage of 1 − cosine: the tree, and the cosines in its order, QK beside OV.
-
-    The dashed line is where the most alike two of as many random heads join, on average over draws: joins below it are
-    closer than chance brings any pair. Colours reach at least twice as far as that pair, so that noise looks faint.
     A circuit of zeros is like nothing (cosine 0). Labels are layer.head.
     """
-    closest = _closest(null)
-    panels = []
+    closest = {name: float(np.mean([_between(draw[name]).max(initial=0) for draw in null])) for name in _TITLES}
+    furthest = max(np.abs(_between(cosine_NN)).max(initial=1e-3) for cosine_NN in similarity.values())
+    reach = float(max(furthest, *(2 * cosine for cosine in closest.values())))
+    trees = []
     for name, title in _TITLES.items():
         cosine_NN = np.where(np.eye(len(similarity[name]), dtype=bool), 1, np.nan_to_num(similarity[name]))
         order, place_J4, height_J4 = _tree(cosine_NN)
-        panels.append(
+        trees.append(
             Tree(
                 title=title,
                 labels=[f"{n // heads}.{n % heads}" for n in order],
@@ -115,8 +84,32 @@ def clusters_figure(
                 chance=1 - closest[name],
             )
         )
-    reach = _reach({name: similarity[name] for name in _TITLES}, closest)
-    return tree_grid(panels, reach=reach, title="Heads whose circuits are alike stand side by side (layer.head)")
+    chance = "The most alike two of as many random heads have a cosine of " + " and ".join(
+        f"{closest[name]:.2f} ({title})" for name, title in _TITLES.items()
+    )
+    matrices_CNN = np.stack(list(similarity.values()))
+    return {
+        "similarity": similarity_grid(
+            matrices_CNN,
+            columns=[name.replace("qk", "QK").replace("ov", "OV") for name in similarity],
+            reach=reach,
+            boundaries=range(0, matrices_CNN.shape[1], heads),
+            caption="How alike the circuits of two heads are, heads in the order of the layers: 1 is the same up to "
+            f"scale, 0 unrelated. {chance}; colours reach at least twice as far, so that noise looks faint.",
+        ),
+        "clusters": tree_grid(
+            trees,
+            reach=reach,
+            title="Heads whose circuits are alike stand side by side (layer.head)",
+            caption="Heads joined by how alike their circuits are, and the cosines in the tree's order. Joins below "
+            f"the dashed line are closer than chance brings any pair. {chance}.",
+        ),
+    }
+
+
+def _between(cosine_NN: np.ndarray) -> np.ndarray:
+    """The cosines of different heads, 0 with a circuit of zeros."""
+    return np.nan_to_num(cosine_NN)[~np.eye(len(cosine_NN), dtype=bool)]
 
 
 def _tree(cosine_NN: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
@@ -130,30 +123,21 @@ def _tree(cosine_NN: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
 
 
 def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, float]) -> Figure:
-    """The first singular direction of the heads that lean on it most, as the tokens furthest along it on each side.
-
-    At most 16 heads a circuit. In brackets how far the first token lies, in standard deviations over the vocabulary;
-    what random heads give stands above.
-    """
+    """The first singular direction of the heads that lean on it most, as the tokens furthest along it on each side."""
     tables: dict[str, list[list[str]]] = {}
     for name, table in readouts.items():
         by_share = sorted(by_head(table).items(), key=lambda item: -next(iter(item[1].values()))["share"])
         rows = [["head", "share of σ²", *SIDES[name]]]
         for (layer, head), sides in by_share[:_MOST_HEADS]:
             share = next(iter(sides.values()))["share"]
-            spelled = [_spelled(sides[side]) for side in SIDES[name]]
-            rows.append([f"{layer}.{head}", f"{100 * share:.0f} %", *spelled])
+            readings = [sides[side] for side in SIDES[name]]
+            texts = (f"({one['deviations'][0]:.1f})  {' '.join(map(drawable, one['texts']))}" for one in readings)
+            rows.append([f"{layer}.{head}", f"{100 * share:.0f} %", *texts])
         tables[f"{_TITLES[name]}: random heads reach {by_chance[name]:.1f} sd"] = rows
-    return text_tables(tables, widths=(40, 75, 200, 200))
-
-
-def _spelled(side: Mapping[str, Any]) -> str:
-    """`(3.1) 12 7 40 …`: how far the first token lies, then the tokens; the figure cuts what has no room."""
-    texts = [token.replace("\n", "\u21b5").replace(" ", "\u2423") or "\u2205" for token in side["texts"]]
-    # Fonts for print lack the glyphs of most scripts; a code point says more than an empty box.
-    texts = ["".join(c if _has_glyph(c) else f"U+{ord(c):04X}" for c in text) for text in texts]
-    return f"({side['deviations'][0]:.1f})  {' '.join(texts)}"
-
-
-def _has_glyph(character: str) -> bool:
-    return character in "\u21b5\u2423\u2205" or (" " < character < "\u0530" and character.isprintable())
+    return text_tables(
+        tables,
+        widths=(40, 75, 200, 200),
+        caption=f"The tokens furthest along the strongest direction of each circuit, for the {_MOST_HEADS} heads that "
+        "lean on it most. In brackets how far the first token lies, in standard deviations over the vocabulary; "
+        "random heads reach the number above the table.",
+    )

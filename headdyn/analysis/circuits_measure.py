@@ -69,14 +69,12 @@ def measure(
 
     readouts = {name: read(name, circuits[name]) for name in ("qk", "ov")}
     by_chance = {name: furthest(read(name, drawn[name][:_NULL_READOUTS])) for name in readouts}
-    null_similarity = [random.similarity for random in null]
     return Findings(
         table=table,
         figures={
             "heads": figures.heads_figure(table, c.head_dim),
             "spectra": figures.spectra_figure(model.spectra, [random.spectra for random in null]),
-            "similarity": figures.similarity_figure(similarity, null_similarity, c.num_heads),
-            "clusters": figures.clusters_figure(similarity, null_similarity, c.num_heads),
+            **figures.similarity_figures(similarity, [random.similarity for random in null], c.num_heads),
             "readouts": figures.readouts_figure(readouts, by_chance),
         },
         tables={

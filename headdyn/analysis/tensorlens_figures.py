@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from headdyn.analysis.head_panels import head_panel
+from headdyn.analysis.figure_parts import head_panel
 from headdyn.analysis.tensorlens import TensorLens
 from headdyn.core.figures import Curve, Figure, Interval, curves, head_map, interval_plot, lift_grid
 from headdyn.core.records import HeadTable
@@ -22,7 +22,14 @@ def instruments_figure(table: HeadTable) -> Figure:
             scalar = whole[f"{name}_selectivity{suffix}"]
             value, low, high, null = (scalar.get(column) for column in ("value", "ci_low", "ci_high", "null"))
             rows.append(Interval(label=label, value=value, low=low, high=high, null=null, group=group))
-    return interval_plot(rows, xlabel="topic selectivity (95 % interval over sequences)", zero_line=True)
+    return interval_plot(
+        rows,
+        xlabel="topic selectivity (95 % interval over sequences)",
+        zero_line=True,
+        caption="How much more the whole model reads from tokens of the query's topic than from the same places "
+        "under other sequences' topics, by three instruments. 0 is chance. Compare the instruments without the query "
+        "itself: TensorLens and rollout hold the residual stream, raw attention does not.",
+    )
 
 
 def layers_figure(table: HeadTable) -> Figure:
@@ -42,6 +49,7 @@ def layers_figure(table: HeadTable) -> Figure:
         title="Mean over sequences with 95 % band",
         references={"label-swap null": 0.0},
         whole_x=True,
+        caption="Topic selectivity layer by layer. 0, the label-swap null, is what attention by position alone gives.",
     )
 
 
@@ -49,7 +57,12 @@ def heads_figure(table: HeadTable) -> Figure:
     """What each head writes for topic, and what the next token's logit owes to it."""
     names = ("head_written_selectivity", "head_topic_nats", "head_logit_excess_nats")
     panels = [head_panel(TensorLens.metrics, table, name, tested=name, note="null 0", centre=0) for name in names]
-    return head_map(panels)
+    return head_map(
+        panels,
+        caption="Which heads write more for keys of the query's topic, and what the logit of the next token owes to "
+        "each head. 0 is chance: the labels, or the next tokens, of other sequences. A star marks a head that "
+        "differs.",
+    )
 
 
 def maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
@@ -60,4 +73,6 @@ def maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
         rows=[""],
         columns=list(_NAMES.values()),
         boundaries=(np.flatnonzero(np.diff(topics_T)) + 1).tolist(),
+        caption="What every token reads from every earlier one in one sequence, over what uniform attention would "
+        "read. Lines are topic boundaries: blocks along the diagonal are attention within a topic.",
     )

@@ -9,7 +9,7 @@ import tokenizers
 import torch
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded, singular_values
-from headdyn.analysis.circuit_figures import clusters_figure, readouts_figure
+from headdyn.analysis.circuit_figures import readouts_figure, similarity_figures
 from headdyn.analysis.circuit_readouts import by_head, furthest, singular_directions, token_names, token_readouts
 from headdyn.core.figures import rendered
 from headdyn.data.text.tokenizer import save_tokenizer
@@ -117,7 +117,7 @@ def test_heads_that_are_alike_stand_side_by_side_below_chance():
     left[6], right[6] = 2 * left[1], right[1]  # heads 1 and 6 are one circuit
     matrix = cosines(Factors(left, right)).numpy()
     null = cosines(drawn(heads=8)).numpy()
-    figure = clusters_figure({"qk": matrix, "ov": matrix}, [{"qk": null, "ov": null}], heads=4)
+    figure = similarity_figures({"qk": matrix, "ov": matrix}, [{"qk": null, "ov": null}], heads=4)["clusters"]
     label = next(unit["encoding"]["y"]["axis"] for unit in charts(figure.spec()) if unit["mark"]["type"] == "image")
     names = json.loads(label["labelExpr"].partition("[datum")[0])
     assert abs(names.index("0.1") - names.index("1.2")) == 1 and len(set(names)) == 8
@@ -128,8 +128,8 @@ def test_heads_that_are_alike_stand_side_by_side_below_chance():
 
 def test_a_zero_circuit_is_like_nothing_and_draws():
     matrix = np.full((4, 4), np.nan)
-    figure = clusters_figure({"qk": matrix, "ov": matrix}, [{"qk": matrix, "ov": matrix}], heads=4)
-    assert rendered(figure.spec(), "svg")
+    figures = similarity_figures({"qk": matrix, "ov": matrix}, [{"qk": matrix, "ov": matrix}], heads=4)
+    assert all(rendered(figure.spec(), "svg") for figure in figures.values())
     empty = readouts(
         small_models.drawn(UNTIED), "ov", Factors(torch.zeros(4, 32, 6).double(), torch.zeros(4, 32, 6).double())
     )

@@ -1,4 +1,4 @@
-"""Panels of head maps from an analysis's table."""
+"""Parts that figures of several analyses share: panels of heads, and texts that every font can draw."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 from headdyn.core.figures import HeadMap
 from headdyn.core.records import HeadTable, Metric
+
+_SIGNS = {"\n": "\u21b5", " ": "\u2423"}  # a return arrow, an open box
 
 
 def head_panel(
@@ -21,3 +23,12 @@ def head_panel(
         marked_LH=table.matrix(tested, "q") < 0.05 if tested else None,
         **shown,
     )
+
+
+def drawable(text: str) -> str:
+    """A token's text with signs for spaces and breaks, and code points for scripts that fonts for print lack."""
+    text = "".join(_SIGNS.get(c, c) for c in text) or "\u2205"
+    drawn = (
+        c if c in "\u21b5\u2423\u2205" or (" " < c < "\u0530" and c.isprintable()) else f"U+{ord(c):04X}" for c in text
+    )
+    return "".join(drawn)
