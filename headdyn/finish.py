@@ -9,7 +9,7 @@ from typing import cast
 
 from rich.console import Console
 
-from headdyn.analysis.series.emergence import SeriesAnalysis
+from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.config import RunConfig
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import RunRecord

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from headdyn.analysis.interventions.patching import chosen_layer
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
@@ -111,7 +111,10 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
     if config.series:
-        save_circuits(subject.decoder, compared_layer(config, subject.decoder), record.path / CIRCUITS)
+        for analysis in config.analysis.values():
+            if "circuits" in analysis.needs:
+                layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
+                save_circuits(subject.decoder, layer, record.path / CIRCUITS)
     if isinstance(subject.material, Corpus):
         patterns = record.path / "patterns.safetensors"
         save_patterns(subject.decoder, subject.material, config.patterns_kept, patterns)
@@ -119,12 +122,6 @@ def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, shou
         if config.patterns_kept:
             shown = telling_patterns(HeadTable.concat(record.tables), patterns)
             record.figure("patterns", "telling_heads", shown)
-
-
-def compared_layer(config: RunConfig, decoder: Decoder) -> int:
-    """The layer whose heads a series follows: the one an analysis was told, else the middle one as theirs is."""
-    told = (getattr(analysis, "layer", None) for analysis in config.analysis.values())
-    return chosen_layer(next((layer for layer in told if layer is not None), None), decoder.config.num_layers)
 
 
 def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:

@@ -1,23 +1,31 @@
-"""What every analysis is: a frozen dataclass of settings, called on a decoder and what it reads."""
+"""What every analysis is: a frozen dataclass of settings (`core.settings.settings`), called on what it is about.
+
+Settings are checked by importing the class, so its module imports nothing heavy (torch, scipy, scikit-learn): it states
+settings and metrics, and `__call__` imports the sibling module that measures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
-
-import numpy as np
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from headdyn.core.records import Findings, Metric
-from headdyn.models.decoder import Decoder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from headdyn.analysis.series.points import SeriesPoint
+    from headdyn.models.decoder import Decoder
 
 
 @runtime_checkable
 class Analysis(Protocol):
     """One file and one YAML (`_target_`) each; there is no registry, so another package can add its own.
 
-    `rows` is the unit of a row, `needs` what the analysis must be given beside the decoder, `metrics` every metric it
-    may put into its table with the range its values lie in. It leaves the decoder unchanged and draws every random
-    number from the generator it is given.
+    `rows` is the unit of a row, `needs` what the analysis must be given beside the decoder ("corpus" or "prompts"),
+    `metrics` every metric it may put into its table with the range its values lie in. It leaves the decoder unchanged
+    and draws every random number from the generator it is given.
     """
 
     rows: ClassVar[Literal["model", "layer", "head", "split", "order"]]
@@ -25,5 +33,39 @@ class Analysis(Protocol):
     metrics: ClassVar[Mapping[str, Metric]]
 
     def __call__(self, decoder: Decoder, material: Any, generator: np.random.Generator, /) -> Findings:
-        """`material` is what `needs` says: a Corpus, Prompts, or for a series the points of its runs."""
+        """`material` is what `needs` says: a Corpus or Prompts, and either of them where it needs neither."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesFindings(Findings):
+    """Findings on a whole series; `verdict` holds plain values for verdict.json."""
+
+    verdict: Mapping[str, Any]
+
+
+class SeriesAnalysis(Protocol):
+    """An analysis of a whole series of checkpoints, called once when the runs of the series have ended.
+
+    `needs` holds "series". Where it also holds "circuits", every run of the series keeps the QK and OV circuits of the
+    layer that the attribute `layer` names (None: the middle one, see `chosen_layer`), as `SeriesPoint.circuits`.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    metrics: ClassVar[Mapping[str, Metric]]
+
+    def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator, /) -> SeriesFindings:
+        """`points` are the series' checkpoints in any order, failed ones among them."""
+        ...
+
+
+def chosen_layer(layer: int | None, num_layers: int) -> int:
+    """The layer that a setting names, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12.
+
+    Raises ValueError for a layer out of range.
+    """
+    if layer is None:
+        return num_layers // 2
+    if not 0 <= layer < num_layers:
+        raise ValueError(f"layer={layer} is out of range; this model's are 0 to {num_layers - 1}")
+    return layer

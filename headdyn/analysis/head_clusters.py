@@ -34,8 +34,9 @@ from headdyn.analysis.clusters.rows import (
 from headdyn.analysis.clusters.seed_weights import SEED_EPS
 from headdyn.analysis.clusters.suite import Clouds, Recipe
 from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.pair_rows import PairRows
-from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, in_dtype
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, in_dtype
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.statistics import benjamini_hochberg
 from headdyn.data.comparisons import Prompts

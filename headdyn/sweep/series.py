@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from headdyn.analysis.series.emergence import SeriesAnalysis
+from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.analysis.series.points import read_point
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def load(option: Path) -> Analysis:
     """The analysis as the option's file gives it, without Hydra: `_target_` and settings of the declared types."""
     text = option.read_text(encoding="utf-8")
     assert text.startswith(f"# @package analysis.{option.stem}\n")
-    node = yaml.safe_load(text.replace("${protocol.name}", "seed"))
+    node = yaml.safe_load(re.sub(r"\$\{oc.select:.*\}", "null", text).replace("${protocol.name}", "seed"))
     analysis = targeted(node, f"analysis.{option.stem}")
     assert node.keys() - {"_target_"} == {f.name for f in dataclasses.fields(analysis)}, "the file states every setting"
     return analysis
@@ -43,7 +44,7 @@ def load(option: Path) -> Analysis:
 
 def materials(option: Path) -> list[str]:
     """What the analysis is given here: what it needs, or both kinds where it needs neither."""
-    return sorted(load(option).needs or {"corpus", "prompts"})
+    return sorted(load(option).needs - {"circuits"} or {"corpus", "prompts"})
 
 
 CASES = [(option, material) for option in OPTIONS for material in materials(option)]

@@ -17,8 +17,9 @@ import torch
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.figures import percentiles
 from headdyn.analysis.clusters.geometry import CIRCUITS, circuit_cosines
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Kind, Texts, group_rank, head_groups
-from headdyn.analysis.interventions.patching import chosen_layer, in_dtype
+from headdyn.analysis.interventions.patching import in_dtype
 from headdyn.analysis.interventions.seed_ablation import METRICS as SEED_METRICS
 from headdyn.analysis.interventions.seed_ablation import seed_ablation, smaller
 from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges

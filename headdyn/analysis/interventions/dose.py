@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.statistics import bootstrap_interval
@@ -30,7 +31,7 @@ class Dose:
     @property
     def success_C(self) -> np.ndarray:
         """Share of pairs with Δ > 0."""
-        return (self.delta_CP > 0).mean(1)
+        return succeeds(self.delta_CP).mean(1)
 
     def threshold(self) -> float | None:
         """The smallest dose from which on every cell succeeds on more than half of the pairs; None where none is."""
@@ -44,7 +45,7 @@ class Dose:
         """
         pairs = self.delta_CP.shape[1]
         counts_RP = generator.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
-        thresholds_R = self._thresholds(counts_RP @ (self.delta_CP > 0).T / pairs)
+        thresholds_R = self._thresholds(counts_RP @ succeeds(self.delta_CP).T / pairs)
         low, high = np.quantile(np.minimum(thresholds_R, self.dose_C.max()), (0.025, 0.975), method="nearest")
         return low.item(), high.item()
 

@@ -14,6 +14,11 @@ from headdyn.core.statistics import binomial_interval, bootstrap_interval, ratio
 Row = dict[str, Any]
 
 
+def succeeds(delta: np.ndarray) -> np.ndarray:
+    """Whether the right answer is likelier than the wrong one: Δ > 0. Equally likely is no success."""
+    return np.asarray(delta) > 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairRows:
     """Makes rows with 95 % intervals over pairs, drawing from one generator; with one pair there is no interval."""
@@ -24,7 +29,7 @@ class PairRows:
 
     def success(self, metric: str, delta_P: np.ndarray) -> Row:
         """Share of pairs with a value above 0, as Δ is where they succeed, with the Clopper–Pearson interval."""
-        wins = int((delta_P > 0).sum())
+        wins = int(succeeds(delta_P).sum())
         low, high = binomial_interval(wins, len(delta_P))
         return _row(metric, delta_P, wins / len(delta_P), low.item(), high.item())
 
@@ -34,7 +39,7 @@ class PairRows:
         The interval joins two Clopper–Pearson ones at 97.5 %, of the pairs where only the first succeeds and of those
         where only the second does, so it covers at 95 % at least. A bootstrap's would have no width where all agree.
         """
-        first, second = first_P > 0, second_P > 0
+        first, second = succeeds(first_P), succeeds(second_P)
         gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
         (low, high), (low_lost, high_lost) = (binomial_interval(k, len(first), level=0.975) for k in (gained, lost))
         value = (gained - lost) / len(first)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.restart import Restart, Site, slices
 from headdyn.data.comparisons import Alignment, PromptGroup, Prompts
 from headdyn.models.decoder import Decoder, Edit
@@ -227,15 +228,3 @@ def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.nda
             raise ValueError(f"head {outside[0]} is out of range; this model's are 0 to {num_heads - 1}")
         row[list(heads)] = 1
     return weight_CH
-
-
-def chosen_layer(layer: int | None, num_layers: int) -> int:
-    """The layer asked for, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12, as in the seed studies.
-
-    Raises ValueError for a layer out of range.
-    """
-    if layer is None:
-        return num_layers // 2
-    if not 0 <= layer < num_layers:
-        raise ValueError(f"layer={layer} is out of range; this model's are 0 to {num_layers - 1}")
-    return layer

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.pair_rows import PairRows, Row
-from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.seed_patching import response_table, seed_responses, verdict_rows
 from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.records import Findings, HeadTable, Metric

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.dose import (
     Dose,
     by_fraction,
@@ -22,7 +23,7 @@ from headdyn.analysis.interventions.dose import (
     size_figure,
 )
 from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers
-from headdyn.analysis.interventions.patching import Patch, PromptPatching, chosen_layer, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.seed_patching import Response, response_table, seed_responses, verdict_rows
 from headdyn.analysis.interventions.splits import Splits, balanced_splits, rank_test, split_table
 from headdyn.core.figures import Curve, Figure, Interval, curves, interval_plot

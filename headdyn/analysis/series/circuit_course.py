@@ -5,19 +5,22 @@ K checkpoints, N heads of the whole model.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from headdyn.analysis.circuits import Circuits
-from headdyn.analysis.series.emergence import SeriesFindings
-from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order
-from headdyn.core.figures import Curve, Figure, curves
+from headdyn.analysis.contract import SeriesFindings
+from headdyn.analysis.metrics import BootstrapDraws
 from headdyn.core.records import HeadTable, Metric
-from headdyn.core.statistics import bootstrap_interval
+from headdyn.core.settings import settings
+
+if TYPE_CHECKING:
+    from headdyn.analysis.series.points import SeriesPoint
+    from headdyn.core.figures import Figure
 
 # Metrics of Circuits that are drawn together: figure, its y axis, and the label of each.
 _PICTURES = {
@@ -29,7 +32,7 @@ _PICTURES = {
 FOLLOWED = tuple(metric for _, labels in _PICTURES.values() for metric in labels)
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class CircuitCourse:
     """How the heads' circuits change over a series, from what `circuits` measured at every checkpoint.
 
@@ -38,53 +41,52 @@ class CircuitCourse:
     `circuit_course`: per checkpoint and metric the heads' mean, 10th and 90th percentile, and the mean of random
     heads. Revisions that hold the weights of another are left out (`headdyn.models.integrity`), as are failed ones,
     both with their reason.
-    Raises ValueError for settings that give no interval.
     """
 
     final: str | None = None
-    bootstrap_draws: int = 2_000
+    bootstrap_draws: BootstrapDraws = 2_000
 
     rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"series"})
     metrics: ClassVar[Mapping[str, Metric]] = {
-        f"{metric}_change": Metric(meaning=f"last checkpoint less first: {Circuits.metrics[metric].meaning}")
-        for metric in FOLLOWED
-    }
-
-    def __post_init__(self) -> None:
-        if self.bootstrap_draws < 100:
-            raise ValueError(f"analysis.circuit_course.bootstrap_draws={self.bootstrap_draws} must be at least 100")
+        f"{name}_change": dataclasses.replace(
+            metric, label=f"change of {metric.label}", meaning=f"last checkpoint less first: {metric.meaning}",
+            low=-np.inf, high=np.inf, outcome=False,
+        )
+        for name, metric in Circuits.metrics.items() if name in FOLLOWED
+    }  # fmt: skip
 
     def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
         """The changes, a figure for each kind of measure, and the table behind them."""
-        left_out = self._left_out(points)
+        from headdyn.analysis.series.points import excluded_from, in_order
+
+        excluded, _ = excluded_from(in_order(points), self.final)
+        unmeasured = [p for p in points if p.table is not None and not len(p.table.where(metric=FOLLOWED[0]))]
+        left_out = {
+            **{p.revision: p.error for p in points if p.error is not None},
+            **{p.revision: "circuits were not among its analyses" for p in unmeasured},
+            **excluded,
+        }
         counted = {p.step: p.table for p in points if p.revision not in left_out and p.step is not None and p.table}
         steps = sorted(counted)
-        values = {metric: _by_step(counted, steps, metric) for metric in FOLLOWED}
         verdict: dict[str, Any] = {"steps": steps, "left_out": left_out}
         if len(steps) < 2:
             verdict["reason"] = f"{len(steps)} checkpoints with circuits are no series; add analysis=[circuits,...]"
             return SeriesFindings(table=HeadTable.concat([]), verdict=verdict)
+        values = {m: np.array([counted[step].matrix(m).ravel() for step in steps]) for m in FOLLOWED}
+        nulls = {m: [counted[step].summary()[m].get("null") for step in steps] for m in FOLLOWED}
         rows = [self._change(metric, values[metric], generator) for metric in FOLLOWED]
-        drawn = {name: _picture(name, steps, values, counted) for name in _PICTURES}
+        figures = {name: _picture(name, steps, values, nulls) for name in _PICTURES}
         return SeriesFindings(
             table=HeadTable.from_rows(rows),
-            figures={name: figure for name, figure in drawn.items() if figure is not None},
-            tables={"circuit_course": _table(steps, values, counted)},
+            figures={name: figure for name, figure in figures.items() if figure is not None},
+            tables={"circuit_course": _table(steps, values, nulls)},
             verdict=verdict | {"changes": {row["metric"]: row.get("value") for row in rows}},
         )
 
-    def _left_out(self, points: Sequence[SeriesPoint]) -> dict[str, str]:
-        failed = {p.revision: p.error for p in points if p.error is not None}
-        bare = {
-            p.revision: "circuits were not among its analyses"
-            for p in points
-            if p.table is not None and not len(p.table.where(metric=FOLLOWED[0]))
-        }
-        excluded, _ = excluded_from(in_order(points), self.final)
-        return failed | bare | excluded
-
     def _change(self, metric: str, value_KN: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
+        from headdyn.core.statistics import bootstrap_interval
+
         row = {"metric": f"{metric}_change", "unit": "head"}
         change_N = value_KN[-1] - value_KN[0]
         change_N = change_N[~np.isnan(change_N)]
@@ -95,53 +97,42 @@ class CircuitCourse:
         return row | {"value": float(change_N.mean()), "null": 0.0, "n": len(change_N)} | interval
 
 
-def _by_step(tables: Mapping[int, HeadTable], steps: Sequence[int], metric: str) -> np.ndarray:
-    """[K, N], NaN where a head has no value."""
-    return np.array([tables[step].matrix(metric).ravel() for step in steps]) if steps else np.empty((0, 0))
-
-
 def _spread(value_KN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, 10th and 90th percentile over the heads that have a value, [K] each; a checkpoint must have one."""
     low_K, high_K = np.nanquantile(value_KN, (0.1, 0.9), axis=1)
     return np.nanmean(value_KN, axis=1), low_K, high_K
 
 
-def _null(table: HeadTable, metric: str) -> float | None:
-    return table.summary()[metric].get("null")
-
-
 def _picture(
-    name: str, steps: Sequence[int], values: Mapping[str, np.ndarray], tables: Mapping[int, HeadTable]
+    name: str, steps: Sequence[int], values: Mapping[str, np.ndarray], nulls: Mapping[str, Sequence[float | None]]
 ) -> Figure | None:
-    """Means over heads with their spread, random heads as dashed lines; None where no head has a value."""
+    """Means over heads with their spread, random heads as reference lines; None where no head has a value."""
+    from headdyn.core.figures import Curve, curves
+
     ylabel, labels = _PICTURES[name]
-    lines, nulls = [], []
-    for metric, label in labels.items():
-        if np.isnan(values[metric]).all(axis=1).any():
-            continue
-        mean_K, low_K, high_K = _spread(values[metric])
-        lines.append(Curve(label=label, x=steps, y=mean_K, low=low_K, high=high_K))
-        null = _null(tables[steps[-1]], metric)
-        if null is not None:
-            nulls.append((f"random heads, {label}", null))
-    if not lines:
+    labels = {m: label for m, label in labels.items() if not np.isnan(values[m]).all(axis=1).any()}
+    if not labels:
         return None
+    spreads = {label: _spread(values[metric]) for metric, label in labels.items()}
+    last = {f"random heads, {label}": nulls[metric][-1] for metric, label in labels.items()}
     return curves(
-        lines,
+        [Curve(label=label, x=steps, y=mean, low=low, high=high) for label, (mean, low, high) in spreads.items()],
         xlabel="training step",
         ylabel=ylabel,
         title="Mean over heads, 10th to 90th percentile",
-        references=dict(nulls),
+        references={label: null for label, null in last.items() if null is not None},
         log_x=True,
+        caption="Line: mean over all heads of the model; band: their spread. Random heads are what chance gives.",
     )
 
 
-def _table(steps: Sequence[int], values: Mapping[str, np.ndarray], tables: Mapping[int, HeadTable]) -> pa.Table:
+def _table(
+    steps: Sequence[int], values: Mapping[str, np.ndarray], nulls: Mapping[str, Sequence[float | None]]
+) -> pa.Table:
     rows = []
     for metric, value_KN in values.items():
-        for step, value_N in zip(steps, value_KN, strict=True):
-            there_1N = value_N[~np.isnan(value_N)][None]
-            mean, low, high = (float(x[0]) for x in _spread(there_1N)) if there_1N.size else (None, None, None)
-            null = _null(tables[step], metric)
+        for step, value_N, null in zip(steps, value_KN, nulls[metric], strict=True):
+            known_1N = value_N[~np.isnan(value_N)][None]
+            mean, low, high = (float(x[0]) for x in _spread(known_1N)) if known_1N.size else (None, None, None)
             rows.append({"step": step, "metric": metric, "mean": mean, "low": low, "high": high, "null": null})
     return pa.Table.from_pylist(rows)

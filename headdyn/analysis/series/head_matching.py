@@ -1,12 +1,12 @@
 """Which head of one checkpoint is which head of another: the same index is not the same function (science.md §15).
 
-Heads are matched by the gauge-free cosines of their QK and OV circuits (science.md §8). Letters as in circuits.py, with
-the heads of one layer only: H of an earlier checkpoint, J of a later one.
+Heads are matched by the gauge-free cosines of their QK and OV circuits (science.md §8). Letters as in
+circuit_factors.py, for the heads of one layer: H of an earlier checkpoint, J of a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -16,24 +16,21 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
 
-from headdyn.analysis.circuit_factors import Factors, folded
+from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.models.decoder import Decoder
-
-_SIDES = ("left", "right")
 
 
 def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
     """Keep what the heads of a layer are compared by, so that it can be done when the weights are gone.
 
-    Each circuit is scaled to norm 1, its two factors alike, which no cosine sees; then float16 does: on Pythia-160m's
-    shape cosines move by 2e-6, and a checkpoint takes 4.7 MB.
+    Each circuit is scaled to norm 1, its two factors alike, which changes no cosine; then float16 is precise enough: on
+    Pythia-160m's shape cosines move by 2e-6, and a checkpoint takes 4.7 MB.
     """
     tensors = {}
     for name, factors in folded(decoder, layer).items():
         left_HDd, right_HDd = factors.left_NDd, factors.right_NDd
-        norm_H = _inner(factors, factors).diagonal().sqrt()
+        norm_H = ((left_HDd.mT @ left_HDd) * (right_HDd.mT @ right_HDd)).sum((1, 2)).sqrt()
         balance_H = (right_HDd.norm(dim=(1, 2)) / left_HDd.norm(dim=(1, 2))).sqrt().where(norm_H > 0, 1)
         scale_H = norm_H.where(norm_H > 0, 1).rsqrt()
         tensors[f"{name}.left"] = (left_HDd * (scale_H * balance_H)[:, None, None]).half().contiguous()
@@ -44,30 +41,18 @@ def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
 def load_circuits(path: Path) -> dict[str, Factors]:
     """What `save_circuits` kept, as the circuits "qk" and "ov" in float32."""
     stored = {name: tensor.float() for name, tensor in load_file(path).items()}
-    return {name: Factors(*(stored[f"{name}.{side}"] for side in _SIDES)) for name in ("qk", "ov")}
-
-
-def _inner(earlier: Factors, later: Factors) -> Tensor:
-    """⟨A_h, B_j⟩ of every head's circuit of one with every of the other, [H, J]; see `circuit_factors.cosines`."""
-    heads, _, width = earlier.left_NDd.shape
-    others = later.left_NDd.shape[0]
-
-    def product(a_HDd: Tensor, b_JDd: Tensor) -> Tensor:
-        a_XD, b_YD = (x.mT.flatten(0, 1) for x in (a_HDd, b_JDd))
-        return (a_XD @ b_YD.mT).view(heads, width, others, -1)
-
-    return (product(earlier.left_NDd, later.left_NDd) * product(earlier.right_NDd, later.right_NDd)).sum((1, 3))
+    return {name: Factors(stored[f"{name}.left"], stored[f"{name}.right"]) for name in ("qk", "ov")}
 
 
 def head_cosines(earlier: Mapping[str, Factors], later: Mapping[str, Factors]) -> np.ndarray:
     """Mean of the QK and the OV cosine of every earlier head with every later one, [H, J]; 0 for a circuit of zeros."""
-    total_HJ = torch.zeros(1)
-    for name in ("qk", "ov"):
-        a, b = earlier[name], later[name]
-        norm_H, norm_J = (_inner(x, x).diagonal().sqrt() for x in (a, b))
-        scale_HJ = norm_H[:, None] * norm_J
-        total_HJ = total_HJ + (_inner(a, b) / scale_HJ.where(scale_HJ > 0, 1)) / 2
-    return total_HJ.double().cpu().numpy()
+    both = [
+        Factors(torch.cat((a.left_NDd, b.left_NDd)), torch.cat((a.right_NDd, b.right_NDd)))
+        for a, b in ((earlier[name], later[name]) for name in ("qk", "ov"))
+    ]
+    heads = len(earlier["qk"].left_NDd)
+    cosine_2HJ = torch.stack([cosines(factors)[:heads, heads:] for factors in both])
+    return cosine_2HJ.nan_to_num(0).mean(0).double().cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,30 +82,20 @@ def match_series(circuits: Mapping[int, Mapping[str, Factors]]) -> dict[tuple[in
     return {(a, b): match_heads(head_cosines(circuits[a], circuits[b])) for a, b in pairs}
 
 
-def lineages(matches: Mapping[tuple[int, int], Match], steps: Sequence[int]) -> np.ndarray:
-    """Which index each head of the last step had at every step, [K, H]: followed back step by step."""
-    last = matches[steps[-2], steps[-1]]
-    rows = [np.arange(len(last.assigned_J))]
-    for a, b in reversed(list(pairwise(steps))):
-        rows.append(matches[a, b].assigned_J[rows[-1]])
-    return np.stack(rows[::-1])
-
-
 def match_table(matches: Mapping[tuple[int, int], Match]) -> pa.Table:
     """One row per matched pair of steps and later head."""
-    columns: dict[str, list[int | float]] = {}
-    for (a, b), match in matches.items():
-        for head, (best, assigned) in enumerate(zip(match.best_J.tolist(), match.assigned_J.tolist(), strict=True)):
-            row = {
-                "earlier_step": a,
-                "later_step": b,
-                "head": head,
-                "best_match": best,
-                "assigned": assigned,
-                "cosine_same_index": match.cosine_HJ[head, head].item(),
-                "cosine_best_match": match.cosine_HJ[best, head].item(),
-                "cosine_assigned": match.cosine_HJ[assigned, head].item(),
-            }
-            for name, value in row.items():
-                columns.setdefault(name, []).append(value)
-    return pa.table(columns)
+    rows = [
+        {
+            "earlier_step": a,
+            "later_step": b,
+            "head": head,
+            "best_match": best,
+            "assigned": assigned,
+            "cosine_same_index": match.cosine_HJ[head, head].item(),
+            "cosine_best_match": match.cosine_HJ[best, head].item(),
+            "cosine_assigned": match.cosine_HJ[assigned, head].item(),
+        }
+        for (a, b), match in matches.items()
+        for head, (best, assigned) in enumerate(zip(match.best_J.tolist(), match.assigned_J.tolist(), strict=True))
+    ]
+    return pa.Table.from_pylist(rows)

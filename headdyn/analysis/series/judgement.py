@@ -1,15 +1,15 @@
-"""What a trajectory says about emergence: when, how suddenly, how surely; and the seed study's hypotheses H1 to H5.
+"""What one trajectory over checkpoints says about emergence: when, how suddenly, how surely (science.md §15).
 
-Science.md §15. Everything here is computed from arrays and returned as plain values for verdict.json.
+Everything here is computed from arrays and returned as plain values for verdict.json. Letters as in onset.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from headdyn.analysis.series.onset import (
     climbs,
@@ -19,43 +19,42 @@ from headdyn.analysis.series.onset import (
     margins,
     possible_stages,
     resampled,
-    share_of,
     stage,
     turns,
 )
+from headdyn.core.settings import settings
 
-HYPOTHESES: Mapping[str, str] = {
-    "H1": "early: it emerges in the first {first:.0%} of training",
-    "H2": "mid: it emerges between {early:.0%} and {late:.0%} of training",
-    "H3": "late: it emerges in the last {last:.0%} of training",
-    "H4": "gradual: no single interval between checkpoints holds {sudden:.0%} of the rise",
-    "H5": "sudden: a single interval between checkpoints holds at least {sudden:.0%} of the rise",
-}
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings
 class Rules:
-    """Where the words begin, as shares of training or of the total rise. `first` is the seed's H1.
+    """Where the words begin, as shares of training or of the total rise.
 
-    A reversal must also undo `turn` of the total rise: pairs agree so closely that moves of no consequence exceed
-    their sampling error.
+    `first` is a stricter bound than `early`, for the probability that it emerges within that share of training.
+    `sudden` is the share of the rise that the steepest interval must hold at least. A reversal must undo `turn` of the
+    rise as well as exceed its sampling error: pairs agree so closely that moves without consequence exceed that.
     """
 
-    early: float = 0.25
-    late: float = 0.75
-    first: float = 0.10
-    sudden: float = 0.5
-    turn: float = 0.1
+    early: Share = 0.25
+    late: Share = 0.75
+    first: Share = 0.10
+    sudden: Share = 0.5
+    turn: Share = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.early < self.late:
+            raise ValueError(f"analysis.emergence.early={self.early} must be below late={self.late}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A trajectory over K checkpoints. It has emerged where it exceeds `threshold`, None for half of its highest value.
+    """A trajectory over K checkpoints, emerged where it exceeds `threshold`, or half of its highest value (None).
 
-    `value_KP` are the pairs' values whose means are the trajectory: without several of them nothing is said about
-    sampling. `beyond_chance` is whether the trajectory is more than chance gives, None where that cannot be told, and
-    `against_chance` how it was told, or why not. A measure without a threshold of its own emerges only if it is beyond
-    chance: the highest point of noise has a half, too.
+    `value_KP` are the pairs' values whose means are the trajectory; without several pairs nothing is said about
+    sampling. `beyond_chance` is whether the trajectory is more than chance gives (None: this cannot be told), and
+    `against_chance` by what test, or why there is none. A measure without a threshold emerges only if it is beyond
+    chance, since the highest point of noise has a half, too.
     """
 
     name: str
@@ -71,59 +70,65 @@ class Measure:
 def judge(
     measure: Measure, total_steps: int, rules: Rules, generator: np.random.Generator, draws: int = 2_000
 ) -> dict[str, Any]:
-    """Everything said of one measure. What cannot be said is absent, with a reason beside it."""
+    """Everything there is to say of one measure. What cannot be said is absent, with a reason beside it."""
     steps, value_K = measure.steps, measure.value_K
-    by_pair = measure.value_KP if measure.value_KP is not None and measure.value_KP.shape[1] > 1 else None
+    pairs = 0 if measure.value_KP is None else measure.value_KP.shape[1]
+    by_pair = measure.value_KP if pairs > 1 else None
     threshold = float(half_of_highest(value_K)) if measure.threshold is None else measure.threshold
-    chance = measure.threshold is None and not measure.beyond_chance
-    index = len(steps) if chance else int(first_above(value_K, threshold))
-    at, after = share_of(steps, total_steps, index), share_of(steps, total_steps, index - 1) if index else None
+    unproven = measure.threshold is None and not measure.beyond_chance
+    index = len(steps) if unproven else int(first_above(value_K, threshold))
+    at = steps[index] if index < len(steps) else None
+    after = steps[index - 1] if at is not None and index else None
+    at_share, after_share = (None if step is None else step / total_steps for step in (at, after))
     rising = climbs(value_K[None])
     noise_KK = 0.0 if by_pair is None else margins(by_pair)
-    count, steady = turns(value_K, np.maximum(noise_KK, rules.turn * rising.rise_B[0]))
-    said: dict[str, Any] = {
+    reversals, monotone = turns(value_K, np.maximum(noise_KK, rules.turn * rising.rise_B[0]))
+    judgement: dict[str, Any] = {
         "rule": "above half of its highest value" if measure.threshold is None else f"above {threshold:g}",
         "threshold": threshold if np.isfinite(threshold) else None,
-        "n": None if measure.value_KP is None else measure.value_KP.shape[1],
+        "n": pairs or None,
         "p": measure.p,
         "beyond_chance": measure.beyond_chance,
         "against_chance": measure.against_chance,
-        "emerges_after_step": steps[index - 1] if at is not None and index else None,
-        "emerges_at_step": None if at is None else steps[index],
-        "emerges_after_share": after if at is not None else None,
-        "emerges_at_share": at,
-        "class": stage(at, rules.early, rules.late),
-        "possible_classes": possible_stages(after, at, rules.early, rules.late),
+        "emerges_after_step": after,
+        "emerges_at_step": at,
+        "emerges_after_share": after_share,
+        "emerges_at_share": at_share,
+        "class": stage(at_share, rules.early, rules.late),
+        "possible_classes": possible_stages(after_share, at_share, rules.early, rules.late),
         **_rise(rising, steps, total_steps, rules, emerged=at is not None),
-        "monotone": steady,
-        "reversals": count,
+        "monotone": monotone,
+        "reversals": reversals,
         "highest": float(value_K.max()),
         "last": float(value_K[-1]),
     }
-    if at is None:
-        said["none_reason"] = (
-            f"not shown to be beyond chance: {measure.against_chance}"
-            if chance
-            else f"it never rises above its null or its beginning: its highest excess is {said['highest']:.3g}"
-            if not np.isfinite(threshold)
-            else f"it never rises above {threshold:g}: its highest value is {said['highest']:.3g}"
-        )
+    if at is not None:
+        judgement["appearances"], judgement["disappearances"] = crossings(value_K, threshold)
+    elif unproven:
+        judgement["none_reason"] = f"not shown to be beyond chance: {measure.against_chance}"
     else:
-        said["appearances"], said["disappearances"] = crossings(value_K, threshold)
+        least = (
+            f"{threshold:g}: its highest value"
+            if np.isfinite(threshold)
+            else "its null or its beginning: its highest excess"
+        )
+        judgement["none_reason"] = f"it never rises above {least} is {judgement['highest']:.3g}"
     if by_pair is None:
-        said["probabilities_reason"] = (
-            "values by pair are missing" if measure.value_KP is None else "one pair has no sampling error to tell"
+        judgement["probabilities_reason"] = (
+            "one pair has no sampling error to tell" if pairs else "values by pair are missing"
         )
-    elif not chance:
-        said |= _resampled(measure, by_pair, total_steps, rules, generator, draws)
+    elif unproven:
+        judgement["probabilities_reason"] = judgement["none_reason"]
     else:
-        said["probabilities_reason"] = said["none_reason"]
-    return said | {"hypotheses": _hypotheses(said, rules)}
+        judgement |= _over_draws(measure, resampled(by_pair, generator, draws), total_steps, rules)
+    return judgement
 
 
 def _rise(rising: Any, steps: tuple[int, ...], total_steps: int, rules: Rules, *, emerged: bool) -> dict[str, Any]:
-    """The total rise and its steepest interval, and how much of training that interval covers: what lies in it, no
-    checkpoint tells. A pace is given to what emerged only."""
+    """The total rise and its steepest interval, whose width limits what can be known: no checkpoint lies inside it.
+
+    Only what emerged has a pace.
+    """
     share, jump = float(rising.share_B[0]), int(rising.jump_B[0])
     if np.isnan(share):
         return {"rise": 0.0, "pace": None}
@@ -137,21 +142,14 @@ def _rise(rising: Any, steps: tuple[int, ...], total_steps: int, rules: Rules, *
     }
 
 
-def _resampled(
-    measure: Measure,
-    value_KP: np.ndarray,
-    total_steps: int,
-    rules: Rules,
-    generator: np.random.Generator,
-    draws: int,
-) -> dict[str, Any]:
-    """Probabilities of every class and hypothesis, and the interval of the step, over bootstrap draws of the pairs."""
-    steps, draw_BK = measure.steps, resampled(value_KP, generator, draws)
+def _over_draws(measure: Measure, draw_BK: np.ndarray, total_steps: int, rules: Rules) -> dict[str, Any]:
+    """Probabilities of every class and pace, and the interval of the step, over bootstrap draws of the trajectory."""
+    steps = measure.steps
     threshold = half_of_highest(draw_BK) if measure.threshold is None else measure.threshold
     index_B = first_above(draw_BK, threshold)
     share_B = np.array([*(step / total_steps for step in steps), np.inf])[index_B]
-    emerged_B, share_of_rise_B = np.isfinite(share_B), climbs(draw_BK).share_B
-    sudden_B = emerged_B & (share_of_rise_B >= rules.sudden)
+    emerged_B = np.isfinite(share_B)
+    sudden_B = emerged_B & (climbs(draw_BK).share_B >= rules.sudden)
     early_B, late_B = share_B <= rules.early, emerged_B & (share_B >= rules.late)
     probability = {
         "none": ~emerged_B,
@@ -162,53 +160,8 @@ def _resampled(
         "gradual": emerged_B & ~sudden_B,
         "within_first": share_B <= rules.first,
     }
-    found: dict[str, Any] = {"probabilities": {name: float(hit_B.mean()) for name, hit_B in probability.items()}}
+    shares = {"probabilities": {name: float(hit_B.mean()) for name, hit_B in probability.items()}}
     low, high = np.quantile(index_B, [0.025, 0.975], method="inverted_cdf").astype(int).tolist()
     if high < len(steps):
-        return found | {"emerges_at_step_95": [steps[low], steps[high]]}
-    return found | {"emerges_at_step_95_reason": f"{(~emerged_B).mean():.0%} of the draws never exceed the threshold"}
-
-
-def _hypotheses(said: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
-    """Each hypothesis supported, rejected, or undecided where the checkpoints lie too far apart or nothing emerged."""
-    at, after = said["emerges_at_share"], said["emerges_after_share"] or 0.0
-    possible = said["possible_classes"]
-    if at is None:
-        when, evidence = dict.fromkeys(("H1", "H2", "H3"), "rejected"), said["none_reason"]
-        pace = dict.fromkeys(("H4", "H5"), "undecided")
-        how = "nothing emerged, so there is no pace"
-    else:
-        when = {
-            "H1": "supported" if at <= rules.first else "rejected" if after >= rules.first else "undecided",
-            "H2": _one_of(possible, "mid"),
-            "H3": _one_of(possible, "late"),
-        }
-        since = "the first checkpoint or before" if said["emerges_after_step"] is None else said["emerges_after_step"]
-        evidence = f"it emerges after step {since} and by step {said['emerges_at_step']} ({after:.1%} to {at:.1%})"
-        sudden = said["pace"] == "sudden"
-        pace = {"H4": "rejected" if sudden else "supported", "H5": "supported" if sudden else "rejected"}
-        first, last = said["jump_steps"] if said["rise"] else (None, None)
-        how = f"{said.get('jump_share', 0):.0%} of the rise lies between steps {first} and {last}"
-        if said["pace"] is None:
-            pace, how = dict.fromkeys(("H4", "H5"), "undecided"), "it is there from the first checkpoint on"
-    words = {
-        "first": rules.first,
-        "early": rules.early,
-        "late": rules.late,
-        "last": 1 - rules.late,
-        "sudden": rules.sudden,
-    }
-    names = {"H1": "within_first", "H2": "mid", "H3": "late", "H4": "gradual", "H5": "sudden"}
-    return {
-        name: {
-            "statement": HYPOTHESES[name].format(**words),
-            "verdict": (when | pace)[name],
-            "evidence": evidence if name in when else how,
-            **({"probability": said["probabilities"][names[name]]} if "probabilities" in said else {}),
-        }
-        for name in HYPOTHESES
-    }
-
-
-def _one_of(possible: list[str], word: str) -> str:
-    return "rejected" if word not in possible else "supported" if possible == [word] else "undecided"
+        return shares | {"emerges_at_step_95": [steps[low], steps[high]]}
+    return shares | {"emerges_at_step_95_reason": f"{(~emerged_B).mean():.0%} of the draws never exceed the threshold"}

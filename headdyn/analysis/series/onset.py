@@ -5,14 +5,9 @@ Letters: K checkpoints in the order of training, P pairs, B trajectories at once
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-from scipy import special
-
-Stage = Literal["early", "mid", "late", "none"]
 
 
 def first_above(value_BK: np.ndarray, threshold_B: np.ndarray | float) -> np.ndarray:
@@ -44,8 +39,8 @@ class Climbs:
 def climbs(value_BK: np.ndarray) -> Climbs:
     """The total rise is from the lowest point to a later highest: a trajectory that falls again has risen all the same.
 
-    Measuring from the first to the last checkpoint instead would find no rise in 0, 1, 0. The last lowest point and the
-    first highest one delimit it.
+    The difference of the first and the last checkpoint would show no rise in the values 0, 1, 0. Where the lowest value
+    occurs several times before the highest, the rise starts at the last of them; it ends at the first highest one.
     """
     count = value_BK.shape[-1]
     lowest_BK = np.minimum.accumulate(value_BK, axis=-1)
@@ -67,7 +62,7 @@ def climbs(value_BK: np.ndarray) -> Climbs:
 def turns(value_K: np.ndarray, margin_KK: np.ndarray | float = 0.0) -> tuple[int, bool]:
     """How often the trajectory reverses its direction, and whether it never falls.
 
-    A move from checkpoint i to j counts once it exceeds margin[i, j], so that noise turns nothing (see `margins`).
+    A move from checkpoint i to j counts where it exceeds margin[i, j], so that noise is no reversal (see `margins`).
     """
     margin_KK = np.broadcast_to(margin_KK, (len(value_K),) * 2)
     count, direction, fell = 0, 0, False
@@ -87,6 +82,8 @@ def margins(value_KP: np.ndarray, level: float = 0.95) -> np.ndarray:
 
     Student's paired interval, at a level that holds for all K (K − 1) / 2 comparisons together (Bonferroni).
     """
+    from scipy import special
+
     count, pairs = value_KP.shape
     tail = (1 - level) / max(count * (count - 1), 2)
     covariance_KK = np.atleast_2d(np.cov(value_KP))
@@ -96,25 +93,32 @@ def margins(value_KP: np.ndarray, level: float = 0.95) -> np.ndarray:
 
 
 def crossings(value_K: np.ndarray, threshold: float) -> tuple[int, int]:
-    """How often the trajectory appears above a threshold, and how often it goes again; the first may be above."""
+    """How often the trajectory goes above a threshold, and how often it falls below again.
+
+    A trajectory that is above it at the first checkpoint has gone above it there.
+    """
     change_K = np.diff((value_K > threshold).astype(int), prepend=0)
     return int((change_K > 0).sum()), int((change_K < 0).sum())
 
 
-def stage(share: float | None, early: float = 0.25, late: float = 0.75) -> Stage:
-    """The word for a share of training at which something emerged; None is never."""
-    if share is None:
-        return "none"
-    return "early" if share <= early else "late" if share >= late else "mid"
+def possible_stages(after: float | None, at: float | None, early: float = 0.25, late: float = 0.75) -> list[str]:
+    """Every stage that an emergence after share `after` of training and by share `at` may have had.
 
-
-def possible_stages(after: float | None, at: float | None, early: float = 0.25, late: float = 0.75) -> list[Stage]:
-    """Every word that a true emergence within (after, at] could have: checkpoints lie apart. `after=None` is 0."""
+    Checkpoints lie apart, so there may be several. The stage is "early" up to share `early` of training, "late" from
+    share `late` on, else "mid". `after=None` is 0, and `at=None` is no emergence: "none".
+    """
     if at is None:
         return ["none"]
     after = 0.0 if after is None else after
     inside = {"early": after < early, "mid": after < late and at > early, "late": at >= late}
-    return [word for word, fits in inside.items() if fits]  # type: ignore[misc]
+    return [word for word, fits in inside.items() if fits]
+
+
+def stage(share: float | None, early: float = 0.25, late: float = 0.75) -> str:
+    """The stage of an emergence at exactly this share of training; None is no emergence."""
+    if share is None:
+        return "none"
+    return "early" if share <= early else "late" if share >= late else "mid"
 
 
 def resampled(value_KP: np.ndarray, generator: np.random.Generator, draws: int) -> np.ndarray:
@@ -127,14 +131,9 @@ def resampled(value_KP: np.ndarray, generator: np.random.Generator, draws: int) 
 def null_band(strength_KS: np.ndarray, level: float = 0.95) -> np.ndarray | None:
     """The |strength| that a split must exceed to be significant over the whole trajectory, [K], the same everywhere.
 
-    Exactly what `max_statistic_p` (interventions/splits.py) finds at p ≤ 1 − level. None where there are too few splits
-    for that: the strongest and its mirror image are 2 of S.
+    A split outside the band is one that `max_statistic_p` (interventions/splits.py) gives p ≤ 1 − level. None where
+    there are too few splits for any to reach it: the strongest and its mirror image are already 2 of S.
     """
     strongest_S = np.sort(np.abs(strength_KS).max(0))[::-1]
     allowed = int((1 - level) * len(strongest_S) + 1e-9)
     return np.full(len(strength_KS), strongest_S[allowed], dtype=float) if allowed >= 2 else None
-
-
-def share_of(steps: Sequence[int], total: int, index: int) -> float | None:
-    """The share of training done at a checkpoint; None for an index past the last."""
-    return steps[index] / total if index < len(steps) else None

@@ -1,4 +1,4 @@
-"""What the jobs of a series left, one point a revision: the input of every analysis of many checkpoints.
+"""What the runs of a series left, one point a revision: the input of every analysis of many checkpoints.
 
 Letters as in splits.py: S labelled splits, P pairs.
 """
@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headdyn.analysis.circuit_factors import Factors
+from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.splits import Splits, read_splits
-from headdyn.analysis.series.head_matching import load_circuits
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
 from headdyn.models.integrity import check_integrity
 from headdyn.models.revisions import step_of
+
+if TYPE_CHECKING:
+    from headdyn.analysis.circuit_factors import Factors
 
 CIRCUITS = "circuits.safetensors"  # in a run's folder: what `head_matching.save_circuits` wrote
 CLUSTERS = ("clusterings", "distances")  # tables of HeadClusters
@@ -51,15 +53,14 @@ class SplitSummary:
             layer = layers[0]
         splits, delta_SP = read_splits(table, layer)
         names = table.filter(pc.equal(table["layer"], layer))["pair"].slice(0, delta_SP.shape[1]).to_pylist()
-        even, odd = splits.even_odd, len(splits) - 1 - splits.even_odd
         return cls(
             splits=splits,
             layer=layer,
             pairs=tuple(names),
-            even_P=delta_SP[even],
-            odd_P=delta_SP[odd],
+            even_P=delta_SP[splits.even_odd],
+            odd_P=delta_SP[::-1][splits.even_odd],
             strength_S=splits.strengths(delta_SP),
-            success_S=splits.strengths(delta_SP > 0),
+            success_S=splits.strengths(succeeds(delta_SP)),
         )
 
 
@@ -90,6 +91,12 @@ def in_order(points: Sequence[SeriesPoint]) -> list[SeriesPoint]:
     return sorted(points, key=lambda point: (point.step is None, point.step or 0))
 
 
+def with_metric(points: Sequence[SeriesPoint], metric: str) -> dict[int, dict[str, Any]]:
+    """The model row of a metric by step, at the points that have a value for it."""
+    rows = {point.step: point.summary().get(metric, {}) for point in points if point.step is not None}
+    return {step: row for step, row in rows.items() if "value" in row}
+
+
 def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dict[str, str], list[list[str]]]:
     """Which revisions do not count and why, failed ones apart, and groups of revisions with equal weights.
 
@@ -103,20 +110,18 @@ def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dic
 
 
 def read_point(record: RunRecord, revision: str, *, layer: int | None = None) -> SeriesPoint:
-    """The point a run of one revision left in its folder; a run that is not complete gives its error.
+    """The point that a run of one revision left in its folder; a run that is not complete gives its error.
 
-    Reads heads.parquet, and where they are, the tables and circuits that a series compares; the weights' hash stands in
-    the manifest as `checkpoint.state_hash`.
+    Reads heads.parquet and, where there are any, the tables and circuits that a series compares; the weights' hash
+    stands in the manifest as `checkpoint.state_hash`.
     """
-    step = step_of(revision)
+    from headdyn.analysis.series.head_matching import load_circuits
+
+    step, folder = step_of(revision), record.folder
     if record.status != "complete":
         return SeriesPoint(revision=revision, step=step, error=record.manifest.get("error") or f"run {record.status}")
-    folder = record.folder
-    tables = {
-        path.stem: pq.read_table(path)
-        for name in ("splits", *CLUSTERS)
-        if (path := folder / f"{name}.parquet").exists()
-    }
+    paths = {name: folder / f"{name}.parquet" for name in ("splits", *CLUSTERS)}
+    tables = {name: pq.read_table(path) for name, path in paths.items() if path.exists()}
     return SeriesPoint(
         revision=revision,
         step=step,
@@ -124,5 +129,5 @@ def read_point(record: RunRecord, revision: str, *, layer: int | None = None) ->
         splits=SplitSummary.of(tables["splits"], layer) if "splits" in tables else None,
         state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
         circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
-        clusters={name: tables[name] for name in CLUSTERS} if all(name in tables for name in CLUSTERS) else None,
+        clusters={name: tables[name] for name in CLUSTERS} if set(tables) >= set(CLUSTERS) else None,
     )

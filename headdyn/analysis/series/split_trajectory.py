@@ -1,4 +1,4 @@
-"""Even/odd among all balanced splits over a whole trajectory: by pair, with its null (science.md §11, §15).
+"""Even/odd among all splits of a layer's heads over a whole trajectory: by pair, with its null (science.md §11, §15).
 
 Letters as in splits.py, K checkpoints.
 """
@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.splits import Splits, max_statistic_p
 from headdyn.analysis.series.judgement import Measure
 from headdyn.analysis.series.onset import null_band
-from headdyn.analysis.series.points import SeriesPoint, SplitSummary
+from headdyn.analysis.series.points import SeriesPoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +36,20 @@ class SplitTrajectory:
         parts = [point.splits for point in counted if point.splits is not None]
         if len(parts) < len(counted):
             return None
+        first = parts[0]
         for point, part in zip(counted, parts, strict=True):
-            if not _comparable(part, parts[0]):
+            same_splits = np.array_equal(part.splits.half_SH, first.splits.half_SH)
+            if not same_splits or (part.pairs, part.layer) != (first.pairs, first.layer):
                 raise ValueError(
                     f"{point.revision} measured other splits, pairs or another layer than {counted[0].revision}; "
                     "run all revisions with one seed and the same data and analysis.specialization"
                 )
         even_KP, odd_KP = (np.stack([getattr(part, side) for part in parts]) for side in ("even_P", "odd_P"))
         return cls(
-            splits=parts[0].splits,
-            layer=parts[0].layer,
+            splits=first.splits,
+            layer=first.layer,
             nats_KP=even_KP - odd_KP,
-            success_KP=(even_KP > 0).astype(float) - (odd_KP > 0),
+            success_KP=succeeds(even_KP).astype(float) - succeeds(odd_KP),
             strength_KS=np.stack([part.strength_S for part in parts]),
             success_KS=np.stack([part.success_S for part in parts]),
         )
@@ -66,21 +69,31 @@ class SplitTrajectory:
         return int(p_K.argmin()), float(p_K.min())
 
     def measures(self, steps: Sequence[int], threshold: float, alpha: float) -> list[Measure]:
-        """The thresholded and the continuous measure. Both are held against the null of Δ: that of success ties."""
+        """The thresholded and the continuous measure. Both are held against the null of Δ: that of success has ties."""
         p, least = self.best[1], 2 / len(self.splits)
-        why = f"p = {p:.3g} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
+        test = f"p = {p:.3g} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
         if least > alpha:
-            why += f"; so few splits cannot give less than {least:.2g}"
-        told: dict[str, Any] = {"p": p, "beyond_chance": p <= alpha, "against_chance": why}
-        values = (("strength", threshold, self.success_KP), ("strength_nats", None, self.nats_KP))
+            test += f"; so few splits cannot give less than {least:.2g}"
         return [
-            Measure(name=name, steps=tuple(steps), value_K=v.mean(1), threshold=t, value_KP=v, **told)
-            for name, t, v in values
+            Measure(
+                name=name,
+                steps=tuple(steps),
+                value_K=value_KP.mean(1),
+                threshold=least_value,
+                value_KP=value_KP,
+                p=p,
+                beyond_chance=p <= alpha,
+                against_chance=test,
+            )
+            for name, least_value, value_KP in (
+                ("strength", threshold, self.success_KP),
+                ("strength_nats", None, self.nats_KP),
+            )
         ]
 
     def verdict(self, steps: Sequence[int], alpha: float) -> dict[str, Any]:
         """Whether even/odd is more than any split, and which split is the strongest at any time."""
-        (at, p), strongest = self.best, self._strongest()
+        (at, p), strongest = self.best, int(self.strength_KS.max(0).argmax())
         return {
             "found": p <= alpha,
             "p": p,
@@ -94,15 +107,7 @@ class SplitTrajectory:
             "even_odd_is_strongest": strongest == self.splits.even_odd,
         }
 
-    def _strongest(self) -> int:
-        return int(self.strength_KS.max(0).argmax())
-
     def columns(self) -> dict[str, np.ndarray]:
         """The timeline's columns: p over the trajectory, and the bands beyond which a split is significant."""
         bands = {"strength_band": null_band(self.success_KS), "strength_nats_band": null_band(self.strength_KS)}
         return {"trajectory_p": self.p_K, **{name: band_K for name, band_K in bands.items() if band_K is not None}}
-
-
-def _comparable(one: SplitSummary, other: SplitSummary) -> bool:
-    same_splits = np.array_equal(one.splits.half_SH, other.splits.half_SH)
-    return same_splits and (one.pairs, one.layer) == (other.pairs, other.layer)

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from headdyn.analysis.series.head_matching import Match
-from headdyn.analysis.series.points import SeriesPoint
+from headdyn.analysis.series.judgement import Measure
+from headdyn.analysis.series.points import SeriesPoint, with_metric
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import HeadTable
 
@@ -41,9 +42,9 @@ def timeline_table(
             "reason": reason,
             "state_hash": point.state_hash,
         }
-        for metric, found in point.summary().items():
-            row[metric] = found.get("value")
-            row |= {f"{metric}_{part}": found.get(part) for part in ("ci_low", "ci_high", "null", "p")}
+        for metric, columns in point.summary().items():
+            row[metric] = columns.get("value")
+            row |= {f"{metric}_{part}": columns.get(part) for part in ("ci_low", "ci_high", "null", "p")}
         if reason is None:
             row |= {name: float(values[place]) for name, values in bands.items()}
             place += 1
@@ -56,54 +57,61 @@ def timeline_table(
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def metric_curve(points: Sequence[SeriesPoint], metric: str, label: str) -> Curve | None:
-    """A model metric with its interval over the steps that have it; None where fewer than two do."""
-    found = [(point.step, point.summary().get(metric, {})) for point in points]
-    there = [(step, row) for step, row in found if "value" in row and step is not None]
-    if len(there) < 2:
-        return None
-    value = [row["value"] for _, row in there]
-    low, high = ([row.get(end, row["value"]) for _, row in there] for end in ("ci_low", "ci_high"))
-    return Curve(label=label, x=[step for step, _ in there], y=value, low=low, high=high)
-
-
 def strength_figure(
-    points: Sequence[SeriesPoint], metric: str, unit: str, said: Mapping[str, Any], band_K: np.ndarray | None
+    points: Sequence[SeriesPoint], metric: str, unit: str, judgement: Mapping[str, Any], band_K: np.ndarray | None
 ) -> Figure | None:
     """A strength over log steps with its interval, the null band about 0, and the emergence interval shaded."""
     lines = [metric_curve(points, metric, "even − odd")]
     if band_K is not None:
         steps = [point.step for point in points if point.step is not None]
         lines.append(Curve(label="95 % null band", x=steps, y=np.zeros(len(steps)), low=-band_K, high=band_K))
-    threshold = said["threshold"]
-    references = {} if threshold is None else {said["rule"]: threshold}
-    return _over_steps(lines, f"strength ({unit})", _emergence(said), references, _span(said))
+    at, after = judgement["emerges_at_step"], judgement["emerges_after_step"]
+    since = "at or before" if after is None else f"after step {after} and by"
+    title = "No emergence" if at is None else f"Emerges {since} step {at} ({judgement['class']})"
+    threshold = judgement["threshold"]
+    return _over_steps(
+        lines,
+        f"strength ({unit})",
+        title,
+        "With the even heads patched less with the odd ones, and its 95 % interval over pairs. Inside the null band it "
+        "is what splits of the heads reach by chance. Shaded: the interval in which it emerges.",
+        references={} if threshold is None else {judgement["rule"]: threshold},
+        span=_emergence_span(judgement),
+    )
 
 
 def success_figure(points: Sequence[SeriesPoint]) -> Figure | None:
     """Success rates over log steps, patched and not; None where no table has them."""
-    lines = [metric_curve(points, metric, label) for metric, label in SUCCESSES.items()]
-    return _over_steps(lines, "success (share of bug pairs)", "Answers that are right")
+    return _over_steps(
+        [metric_curve(points, metric, label) for metric, label in SUCCESSES.items()],
+        "success (share of bug pairs)",
+        "Answers that are right",
+        "Share of the bug pairs answered rightly, with 95 % intervals over pairs. Guessing gives one half.",
+    )
 
 
 def log_odds_figure(points: Sequence[SeriesPoint]) -> Figure | None:
     """Mean Δ over log steps: unpatched, of the source, and with either half patched where splits were measured."""
     lines = [metric_curve(points, "plain_nats", "nothing patched"), metric_curve(points, "source_nats", "the source")]
-    split = [(point.step, point.splits) for point in points if point.splits is not None and point.step is not None]
-    for name, half in (("even heads", "even_P"), ("odd heads", "odd_P")):
-        if split:
-            y = [getattr(splits, half).mean() for _, splits in split]
-            lines.append(Curve(label=name, x=[step for step, _ in split], y=y))
+    split = {point.step: point.splits for point in points if point.splits is not None and point.step is not None}
+    for name, half in (("even heads", "even_P"), ("odd heads", "odd_P")) if split else ():
+        y = [getattr(splits, half).mean() for splits in split.values()]
+        lines.append(Curve(label=name, x=list(split), y=y))
     return _over_steps(
-        lines, "mean Δ (nats)", "Log-odds of right against wrong", references={"right and wrong alike": 0.0}
+        lines,
+        "mean Δ (nats)",
+        "Log-odds of right against wrong",
+        "Mean log-odds of the right answer against the wrong one. At 0 both are equally likely.",
+        references={"right and wrong alike": 0.0},
     )
 
 
 def detail_figure(
-    steps: Sequence[int], values: Mapping[str, np.ndarray], said: Mapping[str, Mapping[str, Any]]
+    steps: Sequence[int], measures: Sequence[Measure], judgements: Mapping[str, Mapping[str, Any]]
 ) -> Figure | None:
     """Every measure as a share of its highest value, around where those that emerge do so; None where none does."""
-    emerging = [said[name] for name in values if said[name]["emerges_at_step"] is not None]
+    values = {m.name: m.value_K for m in measures if m.steps == tuple(steps)}
+    emerging = [judgements[name] for name in values if judgements[name]["emerges_at_step"] is not None]
     if not emerging:
         return None
     places = [steps.index(each["emerges_at_step"]) for each in emerging]
@@ -115,23 +123,26 @@ def detail_figure(
         ylabel="share of the highest |value|",
         title="Around emergence",
         references={"half": 0.5, "none": 0.0},
-        span=_span(emerging[0]),
+        span=_emergence_span(emerging[0]),
+        caption="Every measure over its highest value, at the checkpoints around emergence. A thresholded measure may "
+        "jump where the continuous one beneath it rises slowly.",
     )
 
 
 def layers_figure(points: Sequence[SeriesPoint]) -> Figure | None:
     """strength_nats of every layer over log steps; None where the tables have no such rows."""
-    by_layer: dict[int, list[tuple[int, float]]] = {}
+    by_layer: dict[int, dict[int, float]] = {}
     for point in points:
         if point.table is not None and point.step is not None:
             for row in point.table.where(metric="strength_nats", head=None).rows():
                 if row["layer"] is not None and row["value"] is not None:
-                    by_layer.setdefault(row["layer"], []).append((point.step, row["value"]))
-    lines = [
-        Curve(label=f"layer {layer}", x=[step for step, _ in found], y=[value for _, value in found])
-        for layer, found in sorted(by_layer.items())
-    ]
-    return _over_steps(lines, "strength (nats)", "Even − odd at every layer")
+                    by_layer.setdefault(row["layer"], {})[point.step] = row["value"]
+    return _over_steps(
+        [Curve(label=f"layer {layer}", x=list(y), y=list(y.values())) for layer, y in sorted(by_layer.items())],
+        "strength (nats)",
+        "Even − odd at every layer",
+        "Δ with a layer's even heads patched less that with its odd ones; 0 is no difference.",
+    )
 
 
 def heads_figure(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
@@ -148,8 +159,13 @@ def heads_figure(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
         Curve(label=name, x=steps, y=value_KJ.mean(1), low=value_KJ.min(1), high=value_KJ.max(1))
         for name, value_KJ in (("own index", own_KJ), ("best match", best_KJ))
     ]
-    lines.append(Curve(label="other indices", x=steps, y=other_K))
-    return _over_steps(lines, "cosine of circuits (least to most)", f"Heads against those of step {last}")
+    return _over_steps(
+        [*lines, Curve(label="other indices", x=steps, y=other_K)],
+        "cosine of circuits (least to most)",
+        f"Heads against those of step {last}",
+        "Mean over heads of the cosine with the last checkpoint's circuits; bands reach from the least to the greatest "
+        "head. Heads of other indices are what chance would look like.",
+    )
 
 
 def divergence_figure(divergence: HeadTable) -> Figure | None:
@@ -158,36 +174,36 @@ def divergence_figure(divergence: HeadTable) -> Figure | None:
     for row in divergence.rows():
         if row["value"] is not None:
             by_metric.setdefault(row["metric"], {}).setdefault(row["step"], []).append(row["value"])
-    lines = []
-    for metric, found in by_metric.items():
-        means = [float(np.mean(values)) for values in found.values()]
-        lines.append(Curve(label=metric.replace("_", " "), x=list(found), y=means))
-    title = "Clusters against those of the checkpoint before"
-    return _over_steps(lines, "divergence (mean over layers)", title, references={"unrelated": 1.0})
+    return _over_steps(
+        [
+            Curve(label=metric.replace("_", " "), x=list(values), y=[float(np.mean(of)) for of in values.values()])
+            for metric, values in by_metric.items()
+        ],
+        "divergence (mean over layers)",
+        "Clusters against those of the checkpoint before",
+        "0: the same clusters or distances as at the checkpoint before; 1: unrelated ones, as chance would have it.",
+        references={"unrelated": 1.0},
+    )
 
 
-def _over_steps(
-    lines: Sequence[Curve | None],
-    ylabel: str,
-    title: str,
-    references: Mapping[str, float] | None = None,
-    span: tuple[float, float] | None = None,
-) -> Figure | None:
+def metric_curve(points: Sequence[SeriesPoint], metric: str, label: str) -> Curve | None:
+    """A model metric with its interval over the steps that have it; None where fewer than two do."""
+    rows = with_metric(points, metric)
+    if len(rows) < 2:
+        return None
+    value, low, high = (
+        [row.get(part, row["value"]) for row in rows.values()] for part in ("value", "ci_low", "ci_high")
+    )
+    return Curve(label=label, x=list(rows), y=value, low=low, high=high)
+
+
+def _over_steps(lines: Sequence[Curve | None], ylabel: str, title: str, caption: str, **more: Any) -> Figure | None:
     drawn = [line for line in lines if line is not None and len(line.x)]
     if not drawn:
         return None
-    xlabel = "training step"
-    return curves(drawn, xlabel=xlabel, ylabel=ylabel, title=title, references=references, log_x=True, span=span)
+    return curves(drawn, xlabel="training step", ylabel=ylabel, title=title, caption=caption, log_x=True, **more)
 
 
-def _emergence(said: Mapping[str, Any]) -> str:
-    if said["emerges_at_step"] is None:
-        return "No emergence"
-    after = said["emerges_after_step"]
-    since = f"after step {after} and by" if after is not None else "at or before"
-    return f"Emerges {since} step {said['emerges_at_step']} ({said['class']})"
-
-
-def _span(said: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The steps between which something emerged."""
-    return None if said["emerges_at_step"] is None else (said["emerges_after_step"] or 0, said["emerges_at_step"])
+def _emergence_span(judgement: Mapping[str, Any]) -> tuple[float, float] | None:
+    at = judgement["emerges_at_step"]
+    return None if at is None else (judgement["emerges_after_step"] or 0, at)

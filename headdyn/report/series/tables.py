@@ -38,7 +38,7 @@ def verdict_table(series: Series) -> tuple[list[str], list[tuple[str, list[str]]
 
 def hypothesis_table(series: Series) -> tuple[list[str], list[dict[str, Any]]]:
     """(measures, rows): each hypothesis with the study's claim, and verdict, probability and evidence by measure."""
-    told = list(series.measures)
+    told = [name for name, said in series.measures.items() if "hypotheses" in said]
     if not told:
         return [], []
     rows = []

@@ -97,7 +97,7 @@ def others(series: Series) -> list[str]:
 
 def hypotheses(series: Series) -> list[str]:
     """H1 to H5 by every measure; the details say on what evidence."""
-    told = [name for name in series.measures if name != "seed_strength"]
+    told = [name for name, said in series.measures.items() if name != "seed_strength" and "hypotheses" in said]
     if not told:
         return []
     leads, details = [], []
@@ -107,7 +107,7 @@ def hypotheses(series: Series) -> list[str]:
         evidence = dict.fromkeys(one["evidence"] for one in of.values())
         details.append(f"{_upper(measure_name(name))}: {'; '.join(evidence)}.")
     lead = _upper("; ".join(leads))
-    if "seed_strength" in series.measures:
+    if "hypotheses" in series.measures.get("seed_strength", ()):
         of = series.measures["seed_strength"]["hypotheses"]
         details.append(
             "By the study's own strength, which has one prompt and no null and decides nothing: "

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.patching import (
     SEED_PATCH,
     GroupPatching,
     Patch,
     PromptPatching,
-    chosen_layer,
     heads_as_weights,
 )
 from headdyn.analysis.interventions.restart import Restart

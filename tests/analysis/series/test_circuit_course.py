@@ -10,6 +10,7 @@ from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.series.circuit_course import FOLLOWED, CircuitCourse
 from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import HeadTable
+from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
 from tests import small_models
 from tests.analysis import tiny
@@ -85,4 +86,4 @@ def test_a_model_of_one_head_a_layer_has_no_similarity():
 
 def test_too_few_draws_are_refused():
     with pytest.raises(ValueError, match="bootstrap_draws=5 must be at least 100"):
-        CircuitCourse(bootstrap_draws=5)
+        build(CircuitCourse, {"bootstrap_draws": 5}, "analysis.circuit_course")

@@ -16,9 +16,11 @@ import torch
 from scipy.stats import binom
 
 from headdyn.analysis.clusters.suite import SEED_KEY
+from headdyn.analysis.contract import SeriesFindings
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import balanced_splits, rank_test, split_table
-from headdyn.analysis.series.emergence import Emergence, SeriesFindings, _from_rows
+from headdyn.analysis.series.emergence import Emergence
+from headdyn.analysis.series.emergence_measure import measure_from_rows
 from headdyn.analysis.series.head_matching import load_circuits, save_circuits
 from headdyn.analysis.series.judgement import Rules, judge
 from headdyn.analysis.series.points import CIRCUITS, SeriesPoint, SplitSummary, read_point
@@ -26,8 +28,9 @@ from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.core.figures import rendered
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunFolder, RunRecord
+from headdyn.core.settings import build
 from headdyn.models.revisions import LISTS, step_of
-from tests.analysis.series.test_judgement import SEED_TIMELINE
+from tests.analysis.series.test_judgement import ORIGINAL_TIMELINE
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
 
@@ -137,13 +140,13 @@ def test_without_structure_little_is_found() -> None:
     assert np.mean(naive) > 0.07
 
 
-# -- seed 002 ---------------------------------------------------------------------------------------------------------
+# -- the study of even and odd heads ---------------------------------------------------------------------------------------------------------
 
 
-def seed_points() -> list[SeriesPoint]:
-    """The seed's table as rows of tables without splits: one prompt, greedy, so one unit."""
+def original_points() -> list[SeriesPoint]:
+    """The study's table as rows of tables without splits: one prompt, greedy, so one unit."""
     points = []
-    for step, even, odd in SEED_TIMELINE:
+    for step, even, odd in ORIGINAL_TIMELINE:
         values = {"even_success": even, "odd_success": odd, "strength": even - odd}
         rows = [{"metric": metric, "value": float(v), "n": 1, "unit": "prompt"} for metric, v in values.items()]
         points.append(
@@ -152,9 +155,9 @@ def seed_points() -> list[SeriesPoint]:
     return points
 
 
-def test_seed_002_from_its_own_table() -> None:
-    assert [p.revision for p in seed_points()] == list(LISTS["original_11"])
-    findings = found(seed_points(), total_steps=143_000)
+def test_the_even_odd_study_from_its_own_table() -> None:
+    assert [p.revision for p in original_points()] == list(LISTS["original_11"])
+    findings = found(original_points(), total_steps=143_000, judge="headdyn.studies.even_odd_emergence.hypotheses")
     verdict = findings.verdict
     said = verdict["measures"]["strength"]
     assert (said["emerges_after_step"], said["emerges_at_step"], said["class"]) == (120000, 143000, "late")
@@ -163,7 +166,7 @@ def test_seed_002_from_its_own_table() -> None:
     # "Capabilities appear, disappear, then reappear with specialization."
     assert verdict["capability"]["even_success"] == {"appearances": 2, "disappearances": 1, "last": 1.0}
     assert verdict["capability"]["odd_success"] == {"appearances": 1, "disappearances": 1, "last": 0.0}
-    # What the seed's table cannot say is absent, with its reason.
+    # What the study's table cannot say is absent, with its reason.
     assert verdict["even_odd"] == {"reason": "no splits were measured at every checkpoint"}
     assert "reason" in verdict["agreement"] and "probabilities" not in said and said["p"] is None
     assert verdict["widest_interval"]["steps"] == [32000, 64000]
@@ -222,7 +225,7 @@ def test_checkpoints_must_be_comparable() -> None:
 
 
 def test_any_metric_can_be_followed() -> None:
-    """Seed 000's query silhouettes above 0.5, and above half of their highest excess over random heads."""
+    """The cluster study's query silhouettes above 0.5, and above half of their highest excess over random heads."""
     rows = [(1000, 0.02), (5000, 0.06), (10000, 0.05), (80000, 0.05), (120000, 0.65), (143000, 0.61)]
     points = []
     for step, value in rows:
@@ -260,10 +263,10 @@ def test_the_highest_of_many_intervals_is_beyond_chance_no_more_often_than_alpha
         return sum(rule(measured_rows(np.zeros(12), seed, null=null)) for seed in range(series))
 
     def widened(rows: dict[int, dict[str, Any]]) -> bool:
-        return bool(_from_rows("m", rows, None, alpha).beyond_chance)
+        return bool(measure_from_rows("m", rows, None, alpha).beyond_chance)
 
     def as_they_are(rows: dict[int, dict[str, Any]]) -> bool:  # mutant: each interval's own 95 %
-        return bool(_from_rows("m", rows, None, 12 * alpha).beyond_chance)
+        return bool(measure_from_rows("m", rows, None, 12 * alpha).beyond_chance)
 
     def first_is_exact(rows: dict[int, dict[str, Any]]) -> bool:  # mutant: the first checkpoint taken for the null
         base = rows[min(rows)]["value"]
@@ -349,6 +352,19 @@ def test_the_splits_of_one_layer() -> None:
         SplitSummary.of(table)
 
 
+def test_equally_likely_answers_are_no_success() -> None:
+    """Δ = 0 where even heads are patched and below it where odd ones are: neither half repairs."""
+    level = planted(1000, 1000)
+    assert level.splits is not None
+    splits = balanced_splits(HEADS, rng())
+    delta_SP = np.full((len(splits), 3), -1.0)
+    delta_SP[splits.even_odd] = 0
+    summary = SplitSummary.of(split_table(splits, {6: delta_SP}, ["a", "b", "c"]))
+    assert summary.success_S[splits.even_odd] == 0 and summary.strength_S[splits.even_odd] == 1
+    trajectory = SplitTrajectory.of([dataclasses.replace(level, splits=summary)])
+    assert trajectory is not None and (trajectory.success_KP == 0).all()
+
+
 def test_it_is_deterministic() -> None:
     points = [planted(step, 64000) for step in STEPS]
     one, other = found(points, seed=3), found(points[::-1], seed=3)
@@ -359,15 +375,23 @@ def test_it_is_deterministic() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"threshold": 1.5}, "analysis.emergence.threshold=1.5 must lie between 0 and 1"),
+        ({"threshold": 1.5}, "analysis.emergence.threshold=1.5 must be below 1"),
         ({"early": 0.8}, "analysis.emergence.early=0.8 must be below late=0.75"),
         ({"bootstrap_draws": 10}, "analysis.emergence.bootstrap_draws=10 must be at least 100"),
         ({"total_steps": 0}, "analysis.emergence.total_steps=0"),
+        (
+            {"judge": "headdyn.nowhere"},
+            "analysis.emergence.judge=headdyn.nowhere names no module with a function judge",
+        ),
+        (
+            {"judge": "headdyn.analysis"},
+            "analysis.emergence.judge=headdyn.analysis names no module with a function judge",
+        ),
     ],
 )
 def test_impossible_settings(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Emergence(**settings)
+        build(Emergence, settings, "analysis.emergence")
 
 
 def clusters(labels: list[int]) -> dict[str, pa.Table]:

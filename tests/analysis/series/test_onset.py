@@ -7,7 +7,6 @@ import pytest
 import scipy.stats
 
 from headdyn.analysis.interventions.splits import balanced_splits, max_statistic_p
-from headdyn.analysis.series import onset
 from headdyn.analysis.series.onset import (
     climbs,
     crossings,
@@ -175,4 +174,3 @@ def test_too_few_splits_have_no_band() -> None:
     strength_KS = np.stack([splits.strengths(rng(k).normal(size=(6, 1))) for k in range(3)])
     assert null_band(strength_KS) is None
     assert (null_band(np.zeros((2, 70))) == 0).all()
-    assert onset.share_of([1, 2], 4, 2) is None and onset.share_of([1, 2], 4, 1) == 0.5

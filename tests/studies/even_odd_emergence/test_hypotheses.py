@@ -10,6 +10,7 @@ import pytest
 from headdyn.analysis.series.judgement import Measure, Rules
 from headdyn.analysis.series.judgement import judge as judge_measure
 from headdyn.studies.even_odd_emergence.hypotheses import STATEMENTS, judge
+from tests.analysis.series.test_judgement import ORIGINAL_TIMELINE
 
 TOTAL = 1000
 
@@ -62,3 +63,12 @@ def test_probabilities_are_those_of_the_draws() -> None:
     pairs_KP = np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     found = judged([0.0, 1.0], [100, 900], value_KP=pairs_KP)
     assert found["H3"]["probability"] == 1 and found["H1"]["probability"] == 0 and found["H5"]["probability"] == 1
+
+
+def test_the_studys_conclusions_follow_from_its_table() -> None:
+    steps, even, odd = zip(*ORIGINAL_TIMELINE, strict=True)
+    measure = Measure(name="strength", steps=steps, value_K=np.subtract(even, odd).astype(float), threshold=0.5)
+    found = judge(judge_measure(measure, 143_000, Rules(), np.random.default_rng(0)), Rules())
+    verdicts = {name: one["verdict"] for name, one in found.items()}
+    assert verdicts.pop("H3") == verdicts.pop("H5") == "supported" and set(verdicts.values()) == {"rejected"}
+    assert "probability" not in found["H3"], "one prompt has no sampling error that could be told"

@@ -1,0 +1,214 @@
+"""How a series of checkpoints is judged: which of them count, what each measure says, which head is which.
+
+Letters as in onset.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from headdyn.analysis.clusters.divergence import cluster_divergence
+from headdyn.analysis.contract import SeriesFindings
+from headdyn.analysis.series import timeline
+from headdyn.analysis.series.emergence import Emergence
+from headdyn.analysis.series.head_matching import Match, match_series, match_table
+from headdyn.analysis.series.judgement import Measure, judge
+from headdyn.analysis.series.onset import crossings
+from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order, with_metric
+from headdyn.analysis.series.split_trajectory import SplitTrajectory
+from headdyn.core.records import HeadTable
+
+EVEN_ODD = ("strength", "strength_nats")
+Row = dict[str, Any]
+
+
+def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
+    """Everything that `Emergence` says of a series under these settings."""
+    points = in_order(points)
+    total = chosen.total_steps or max((p.step for p in points if p.step is not None), default=1)
+    excluded, duplicates = excluded_from(points, chosen.final)
+    counted = [p for p in points if p.error is None and p.revision not in excluded]
+    steps = [p.step for p in counted if p.step is not None]
+    verdict: dict[str, Any] = {
+        "checkpoints": len(points),
+        "counted": [p.revision for p in counted],
+        "excluded": excluded,
+        "duplicates": duplicates,
+        "failed": {p.revision: p.error for p in points if p.error is not None},
+        "unmeasured": [*chosen.thresholded, *chosen.continuous],
+        "unhashed": [p.revision for p in points if p.error is None and p.state_hash is None],
+        "total_steps": total,
+    }
+    if len(counted) < 2:
+        verdict["reason"] = f"{len(counted)} checkpoints that count are no series"
+        tables = {"timeline": timeline.timeline_table(points, excluded, total, {})}
+        return SeriesFindings(table=HeadTable.concat([]), tables=tables, verdict=verdict)
+    trajectory = SplitTrajectory.of(counted)
+    measures = _measures(chosen, counted, steps, trajectory)
+    judgements = {}
+    for each in measures:
+        judgement = judge(each, total, chosen, generator, chosen.bootstrap_draws)
+        judgements[each.name] = judgement | chosen.hypotheses(judgement)
+    matches = match_series({p.step: p.circuits for p in counted if p.circuits is not None and p.step is not None})
+    divergence = _divergence(counted, chosen.relabellings, generator)
+    no_splits = {"reason": "no splits were measured at every checkpoint"}
+    after, at = max(pairwise(steps), key=lambda pair: pair[1] - pair[0])
+    verdict |= {
+        "widest_interval": {"steps": [after, at], "training_share": (at - after) / total},
+        "even_odd": no_splits if trajectory is None else trajectory.verdict(steps, chosen.alpha),
+        "measures": judgements,
+        "unmeasured": [name for name in verdict["unmeasured"] if name not in judgements],
+        "agreement": _agreement(judgements),
+        "capability": _capability(counted, chosen.threshold),
+        "heads": _kept(matches),
+    }
+    columns = {} if trajectory is None else trajectory.columns()
+    tables = {
+        "timeline": timeline.timeline_table(points, excluded, total, columns),
+        **({"head_matches": match_table(matches)} if matches else {}),
+        **({"cluster_divergence": divergence.table} if len(divergence) else {}),
+    }
+    figures = {
+        **{
+            name: timeline.strength_figure(counted, name, unit, judgements[name], columns.get(f"{name}_band"))
+            for name, unit in zip(EVEN_ODD, ("share of bug pairs", "nats"), strict=True)
+            if name in judgements
+        },
+        "success": timeline.success_figure(counted),
+        "log_odds": timeline.log_odds_figure(counted),
+        "layers": timeline.layers_figure(counted),
+        "detail": timeline.detail_figure(steps, measures, judgements),
+        "heads": timeline.heads_figure(matches),
+        "cluster_divergence": timeline.divergence_figure(divergence),
+    }
+    return SeriesFindings(
+        table=HeadTable.from_rows(_rows(judgements, trajectory, matches)),
+        figures={name: figure for name, figure in figures.items() if figure is not None},
+        tables=tables,
+        verdict=verdict,
+    )
+
+
+def _measures(
+    chosen: Emergence, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None
+) -> list[Measure]:
+    """Even/odd's two measures, by pair where there are splits, then those asked for, where tables hold them."""
+    measures = [] if trajectory is None else trajectory.measures(steps, chosen.threshold, chosen.alpha)
+    names = dict.fromkeys((*EVEN_ODD, *chosen.thresholded, *chosen.continuous))
+    for name in [name for name in names if name not in {each.name for each in measures}]:
+        rows = with_metric(counted, name)
+        if len(rows) > 1:
+            relative = name in chosen.continuous or name == "strength_nats"
+            measures.append(measure_from_rows(name, rows, None if relative else chosen.threshold, chosen.alpha))
+    return measures
+
+
+def measure_from_rows(
+    name: str, rows: Mapping[int, Mapping[str, Any]], threshold: float | None, alpha: float
+) -> Measure:
+    """A metric's trajectory from its rows; without a threshold, its excess over the null or the first checkpoint."""
+    steps, value_K = tuple(rows), np.array([row["value"] for row in rows.values()])
+    if threshold is not None:
+        return Measure(name=name, steps=steps, value_K=value_K, threshold=threshold)
+    base_K = np.array([row.get("null", value_K[0]) for row in rows.values()])
+    highest = int((value_K - base_K).argmax())
+    row, test = rows[steps[highest]], {}
+    if "p" in row:
+        p = min(1.0, len(steps) * row["p"])
+        test = {
+            "p": p,
+            "beyond_chance": bool(p <= alpha),
+            "against_chance": f"p = {p:.3g}, its highest value's times the checkpoints",
+        }
+    elif "ci_low" in row:
+        # The highest of K checkpoints is looked for: its interval is widened to 1 − alpha/K, as a normal one would be.
+        wider = norm.ppf(1 - alpha / (2 * len(steps))) / norm.ppf(0.975)
+        low = row["value"] - wider * (row["value"] - row["ci_low"])
+        first, against = rows[steps[0]], base_K[highest]
+        if "null" not in row:  # the first checkpoint is uncertain, too
+            against = first["value"] + wider * (first.get("ci_high", first["value"]) - first["value"])
+        comparison = (
+            f"the interval of its highest of {len(steps)} values begins at {low:.3g}, chance gives {against:.3g}"
+        )
+        test = {"beyond_chance": bool(low > against), "against_chance": comparison}
+    return Measure(name=name, steps=steps, value_K=value_K - base_K, **test)
+
+
+def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np.random.Generator) -> HeadTable:
+    """Rows of every checkpoint that kept its clusters against the one before that did, under its own step."""
+    clusters = [(point.step, point.clusters) for point in counted if point.clusters is not None]
+    return HeadTable.concat(
+        cluster_divergence(before, after, generator, relabellings=relabellings).labelled(step=step)
+        for (_, before), (step, after) in pairwise(clusters)
+    )
+
+
+def _agreement(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Whether the thresholded and the continuous measure agree: a score that jumps may ride on a slow rise."""
+    missing = [name for name in EVEN_ODD if name not in judgements]
+    if missing:
+        return {"reason": f"{' and '.join(missing)} was not measured"}
+    one, other = (judgements[name] for name in EVEN_ODD)
+    return {word: one[word] == other[word] for word in ("class", "pace", "emerges_at_step")}
+
+
+def _capability(counted: Sequence[SeriesPoint], threshold: float) -> dict[str, dict[str, Any]]:
+    """How often each success rate rises above the threshold and falls again: what is learnt may be lost."""
+    rates = {metric: [row["value"] for row in with_metric(counted, metric).values()] for metric in timeline.SUCCESSES}
+    changes = {metric: crossings(np.array(values), threshold) for metric, values in rates.items() if values}
+    return {
+        metric: {"appearances": appears, "disappearances": disappears, "last": rates[metric][-1]}
+        for metric, (appears, disappears) in changes.items()
+    }
+
+
+def _kept(matches: Mapping[tuple[int, int], Match]) -> dict[str, Any]:
+    if not matches:
+        return {"reason": "the checkpoints' circuits were not kept"}
+    steps = sorted({step for pair in matches for step in pair})
+    return {
+        "kept_to_next": {f"{a}-{b}": matches[a, b].kept for a, b in pairwise(steps)},
+        "kept_to_last": {str(step): matches[step, steps[-1]].kept for step in steps[:-1]},
+        "chance": 1 / len(next(iter(matches.values())).best_J),
+    }
+
+
+def _rows(
+    judgements: Mapping[str, Mapping[str, Any]],
+    trajectory: SplitTrajectory | None,
+    matches: Mapping[tuple[int, int], Match],
+) -> list[Row]:
+    rows = [row for name in EVEN_ODD if name in judgements for row in _dates(name, judgements[name])]
+    if trajectory is not None:
+        at, p = trajectory.best
+        value, pairs = trajectory.nats_KP[at].mean().item(), trajectory.nats_KP.shape[1]
+        strength = {"metric": "trajectory_strength_nats", "value": value, "null": 0.0}
+        rows.append(strength | {"p": p, "n": pairs, "unit": "pair"})
+    if matches:
+        kept = _kept(matches)
+        value, heads = float(np.mean(list(kept["kept_to_next"].values()))), len(next(iter(matches.values())).best_J)
+        rows.append({"metric": "heads_kept", "value": value, "null": kept["chance"], "n": heads, "unit": "head"})
+    return rows
+
+
+def _dates(name: str, judgement: Mapping[str, Any]) -> list[Row]:
+    count: Row = {"n": judgement["n"] or 1, "unit": "pair"}
+    ends = judgement.get("emerges_at_step_95")
+    interval = {} if ends is None else {"ci_low": float(ends[0]), "ci_high": float(ends[1])}
+    reason = judgement.get("none_reason") or "it is there from the first checkpoint on"
+
+    def row(kind: str, value: float | None, **columns: Any) -> Row:
+        result = {"reason": reason} if value is None else {"value": float(value), **columns}
+        return {"metric": f"{name}_{kind}", **result, **count}
+
+    return [
+        row("emerges_at", judgement["emerges_at_step"], **interval),
+        row("emerges_after", judgement["emerges_after_step"]),
+        row("largest_jump", judgement.get("jump_share") if judgement["pace"] else None),
+        row("reversals", judgement["reversals"]),
+    ]
