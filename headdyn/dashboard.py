@@ -1,9 +1,10 @@
-"""W&B dashboards as code: `python -m headdyn.dashboard --entity ENTITY --project PROJECT` (extra `dashboard`).
+"""W&B dashboards as code: `python -m headdyn.dashboard [SWEEP] --entity ENTITY --project PROJECT` (extra `dashboard`).
 
-Those of report/panels.py, each as a workspace and as a report, are saved at W&B: new ones with every call, and all of
-them or none. With `--out FOLDER`, with WANDB_MODE=offline, and where W&B cannot be reached, what would have been saved
-is written as JSON instead. Runs recorded offline are uploaded later by one command, on the machine that recorded them
-(their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
+Made from a sweep's records: its factors and outcomes (or its checkpoints), and one run in depth, each as a workspace
+and as a report (report/panels.py); new ones with every call, and all of them or none. The specifications of figures are
+registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=offline, and where W&B cannot be reached,
+what would have been saved is written as JSON instead. Runs recorded offline are uploaded later by one command, on the
+machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
 
     wandb sync --entity ENTITY --project PROJECT multirun/*/*/wandb/offline-run-*
 """
@@ -14,23 +15,20 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headdyn.core.numbers import level
-from headdyn.core.records import write_json
+from headdyn.core.records import read_json, write_json
 from headdyn.core.store import explain_os_error, require_writable
-from headdyn.core.tracking import TrackingSettings, unreachable
-from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, Section, in_depth, of_sweep
-from headdyn.sweep.factors import CHOICES
+from headdyn.core.tracking import TrackingSettings, custom_chart, preset_name, unreachable
+from headdyn.report.panels import Dashboard, Section, figures, of_run, of_sweep
+from headdyn.sweep.record import SWEEP, SweepRecord, is_run, single_job
 
 if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report
     from wandb_workspaces.workspaces import Workspace
 
-FACTORS = {name: choice.pair for name, choice in CHOICES.items()}
-_WIDE = ("images", "table", "artifact", "compare", "parallel")
 # The client's own patience is minutes; a command that is waited for answers within seconds.
 _PATIENCE = {"WANDB_SILENT": "true", "WANDB_HTTP_TIMEOUT": "6", "WANDB_X_GRAPHQL_RETRY_MAX": "2"}
 _KNOWN = """query Known($entity: String!, $project: String!) {
@@ -47,25 +45,30 @@ class DashboardError(ValueError):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save or write the dashboards. Returns the exit status: 2 where what was asked for was not done."""
     parser = argparse.ArgumentParser(prog="python -m headdyn.dashboard", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument(
+        "path", nargs="?", type=Path, metavar="SWEEP", help="a sweep's folder or a run's; default newest"
+    )
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; default $WANDB_ENTITY")
     parser.add_argument("--project", default=TrackingSettings.project, help="default %(default)s")
-    parser.add_argument("--sweep", help="show the runs of this sweep alone, by its folder's name; default all")
+    parser.add_argument("--every-run", action="store_true", help="show all runs of the project, not the sweep's alone")
     parser.add_argument("--run", help="the run to show in depth, by name; default the newest")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the specs there as JSON, save nothing online")
-    asked = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    dashboards = (of_sweep(MATRIX, asked.sweep), of_sweep(EMERGENCE, asked.sweep), in_depth(asked.run))
-    folder = asked.out or Path(os.environ.get("HEADDYN_OUT", ".")) / "dashboards"
-    online = asked.out is None and os.environ.get("WANDB_MODE", "online") == "online"
+    folder = given.out or Path(os.environ.get("HEADDYN_OUT", ".")) / "dashboards"
+    online = given.out is None and os.environ.get("WANDB_MODE", "online") == "online"
+    entity = given.entity or ""
     try:
         require_client()
+        path = given.path or newest_sweep(Path(os.environ.get("HEADDYN_OUT", ".")) / "multirun")
+        dashboards, presets = of_records(path, entity, given.run, every_run=given.every_run)
         problem = unreachable() if online else None
         if online and problem is None:
-            for url in save(dashboards, asked.entity or "", asked.project):
+            for url in save(dashboards, presets, entity, given.project):
                 print(url)
             return 0
-        files = write(dashboards, asked.entity or "", asked.project, folder)
+        files = write(dashboards, entity, given.project, folder)
         if problem is not None:
             raise DashboardError(f"{problem}; nothing was saved, the {len(files)} specs are in {folder} instead")
     except (OSError, ValueError) as error:
@@ -74,6 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"offline: {len(files)} specs written to {folder}, nothing saved at W&B")
     return 0
+
+
+def newest_sweep(multirun: Path) -> Path:
+    """The sweep that ended last. Raises DashboardError where there is none."""
+    records = sorted(multirun.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        raise DashboardError(f"{multirun} holds no finished sweep; give the folder of a sweep or of a run")
+    return records[-1].parent
+
+
+def of_records(
+    path: Path, entity: str, run: str | None, *, every_run: bool = False
+) -> tuple[list[Dashboard], Mapping[str, Path]]:
+    """The dashboards of a sweep's or a run's folder, and the figures whose specifications are to be presets.
+
+    Raises ValueError for a folder that is neither, and for a `run` that is none of the sweep's.
+    """
+    if is_run(path):
+        job = single_job(path)
+        return [of_run(job, entity)], figures([job])
+    sweep = SweepRecord.read(path)
+    by_name = {job.run.name: job for job in sweep.complete}
+    if run is not None and run not in by_name:
+        raise DashboardError(f"--run {run} is no complete run of {path}; it has {', '.join(by_name) or 'none'}")
+    dashboards = [of_sweep(sweep, entity, every_run=every_run)]
+    if by_name:
+        dashboards.append(of_run(by_name[run or next(reversed(by_name))], entity, newest=run is None))
+    return dashboards, figures(sweep.complete)
 
 
 def require_client() -> None:
@@ -108,12 +139,13 @@ def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Pa
     return written
 
 
-def save(dashboards: Sequence[Dashboard], entity: str, project: str) -> list[str]:
+def save(dashboards: Sequence[Dashboard], presets: Mapping[str, Path], entity: str, project: str) -> list[str]:
     """Save every dashboard at W&B and return their addresses; what was saved before a failure is deleted again."""
     require_project(entity, project)
     views: list[Any] = []
     try:
         with client_errors():
+            register(presets, entity)
             for dashboard in dashboards:
                 views += [workspace(dashboard, entity, project), report(dashboard, entity, project, online=True)]
             return [view.save().url for view in views]
@@ -124,6 +156,21 @@ def save(dashboards: Sequence[Dashboard], entity: str, project: str) -> list[str
     except BaseException:  # Ctrl-C too
         undo(views)
         raise
+
+
+def register(presets: Mapping[str, Path], entity: str) -> None:
+    """Make every figure's specification a preset of the entity; one that is there already stays."""
+    import wandb
+
+    for key, path in presets.items():
+        _, _, spec = custom_chart(read_json(path))
+        try:
+            wandb.Api().create_custom_chart(
+                entity, preset_name(key), f"headdyn {key}", spec_type="vega2", access="private", spec=spec
+            )
+        except Exception as error:  # the client's errors have no base class of their own
+            if "exist" not in str(error).lower():
+                raise
 
 
 def require_project(entity: str, project: str) -> None:
@@ -191,7 +238,7 @@ def workspace(dashboard: Dashboard, entity: str, project: str) -> Workspace:
         entity=entity,
         project=project,
         sections=[
-            ws.Section(name=section.title, panels=_panels(dashboard, section), is_open=number == 0)
+            ws.Section(name=section.title, panels=_placed(dashboard, section), is_open=number == 0)
             for number, section in enumerate(dashboard.sections)
         ],
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=dashboard.most_runs),
@@ -219,67 +266,40 @@ def report(dashboard: Dashboard, entity: str, project: str, *, online: bool) -> 
 
 
 def _grid(dashboard: Dashboard, section: Section, place: dict[str, str]) -> PanelGrid:
-    """A section's panels over its run sets: one of all runs, or one for each level of its `arms`.
+    """A section's panels over its run sets: one of all runs, or one for each of its `arms`.
 
     Runs in arms are not grouped: their panels group them by another factor.
     """
     import wandb_workspaces.reports.v2 as wr
 
-    arms = {level(arm): f"Config('factors.value.{section.arms}') == {arm!r}" for arm in FACTORS.get(section.arms, ())}
     runsets = []
-    for number, (name, arm) in enumerate((arms or {"runs": ""}).items()):
+    for number, (name, arm) in enumerate((section.arms or {"runs": ""}).items()):
         runset = wr.Runset(name=name, filters=" and ".join(filter(None, (dashboard.where, arm))), **place)
-        if not arms:
+        if not section.arms:
             runset.groupby = [f"config.{group}" for group in dashboard.groups]
         if dashboard.order:
             runset.order = [wr.OrderBy(wr.Config(dashboard.order), ascending=True)]
         runset._id = f"{dashboard.name}-{section.title}-runs-{number}".replace(" ", "-")
         runsets.append(runset)
-    return wr.PanelGrid(runsets=runsets, panels=_panels(dashboard, section))
+    return wr.PanelGrid(runsets=runsets, panels=_placed(dashboard, section))
 
 
-def _panels(dashboard: Dashboard, section: Section) -> list[Any]:
+def _placed(dashboard: Dashboard, section: Section) -> list[Any]:
     """The section's panels, row by row on a grid of 24 columns; ids name the place, so that equal specs are equal."""
     import wandb_workspaces.reports.v2 as wr
 
-    panels, x, y = [], 0, 0
-    for number, chart in enumerate(section.charts):
-        panel = _panel(chart, dashboard.most_runs)
-        width, height = (24, 12) if chart.kind in _WIDE else (8, 7)
+    narrow = (wr.LinePlot, wr.BarPlot, wr.ScatterPlot)
+    x, y = 0, 0
+    for number, panel in enumerate(section.panels):
+        width, height = (8, 7) if isinstance(panel, narrow) else (24, 12)
         if x + width > 24:
             x, y = 0, y + 7
         panel.layout = wr.Layout(x=x, y=y, w=width, h=height)
         panel._id = f"{dashboard.name}-{section.title}-{number}".replace(" ", "-")
-        panels.append(panel)
+        if isinstance(panel, wr.LinePlot):
+            panel.max_runs_to_show = dashboard.most_runs
         x, y = (0, y + height) if width == 24 else (x + width, y)
-    return panels
-
-
-def _panel(chart: Chart, most_runs: int) -> Any:
-    import wandb_workspaces.reports.v2 as wr
-
-    def entry(key: str) -> Any:
-        return wr.Config(key.removeprefix("config:")) if key.startswith("config:") else wr.SummaryMetric(key)
-
-    match chart.kind:
-        case "line":
-            return wr.LinePlot(title=chart.title, x="step", y=list(chart.keys), max_runs_to_show=most_runs)
-        case "bar":
-            pooled = {"groupby": wr.Config(chart.by), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
-            return wr.BarPlot(title=chart.title, metrics=list(chart.keys), **pooled)
-        case "scatter":
-            return wr.ScatterPlot(title=chart.title, x=entry(chart.by), y=entry(chart.keys[0]), log_x=chart.log_x)
-        case "parallel":
-            columns = [wr.ParallelCoordinatesPlotColumn(metric=entry(key)) for key in chart.keys]
-            return wr.ParallelCoordinatesPlot(title=chart.title, columns=columns)
-        case "images":
-            return wr.MediaBrowser(title=chart.title, media_keys=list(chart.keys), num_columns=2)
-        case "table":
-            return wr.WeavePanelSummaryTable(table_name=chart.keys[0])
-        case "artifact":
-            return wr.WeavePanelArtifact(artifact=chart.keys[0], tab="files")
-        case "compare":
-            return wr.RunComparer(diff_only="split")
+    return list(section.panels)
 
 
 if __name__ == "__main__":

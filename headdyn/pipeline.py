@@ -72,7 +72,7 @@ def run(config: RunConfig, folder: Path) -> None:
             folder,
             name=config.name,
             group=folder.parent.name,
-            tags=[f"{name} {value}" for name, value in config.factors.items()],
+            factors=config.factors,
             job_type="train" if config.trains else "analyse",
             config={
                 **config.resolved,

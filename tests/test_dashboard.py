@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,14 +17,20 @@ from typing import Any
 
 import pytest
 import wandb
+import wandb_workspaces.reports.v2 as wr
 
 from headdyn import dashboard
+from headdyn.core.figures import Curve, curves
 from headdyn.dashboard import main, report, workspace
 from headdyn.models.families import export_pretrained
-from headdyn.report.panels import EMERGENCE, MATRIX, Chart, Dashboard, in_depth, of_sweep
+from headdyn.report.panels import Dashboard, of_run, of_sweep
 from headdyn.run import main as run_main
+from headdyn.sweep.merge import merge
+from headdyn.sweep.record import SweepRecord
 from tests.commands import TINY, only
 from tests.core.test_tracking import records
+from tests.report.folders import run as run_folder
+from tests.report.folders import sweep as sweep_folder
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level
 
@@ -75,7 +83,7 @@ def read(folder: Path) -> Logged:
             summary |= flat(record["summary"].get("update", {}))
     config = flat({key: {"value": value} for key, value in run["config"]["update"].items()})
     config = {key: value for key, value in config.items() if value is not None}
-    kinds = {"image-file": "image", "table-file": "table"}
+    kinds = {"table-file": "table"}
     media = {(kinds[v], k.removesuffix("._type")) for k, v in history.items() if k.endswith("._type")}
     artifacts = {("artifact", record["artifact"]["name"]) for record in found if record["type"] == "artifact"}
     keys = {("history", k) for k, v in history.items() if isinstance(v, int | float)}
@@ -109,6 +117,31 @@ def logged(place: Path) -> dict[str, Logged]:
         assert run_main([*PROMPT_RUN, f"model.name={place / 'suite'}"]) == 0
     outputs = place / "outputs"
     return {"matrix": read(only(outputs, "mha_*")), "prompts": read(only(outputs, "huggingface_*"))}
+
+
+@pytest.fixture(scope="module")
+def sweeps(place: Path, logged: dict[str, Logged]) -> dict[str, SweepRecord]:
+    """The run of the matrix beside a copy that says it has grouped queries, and the checkpoint by itself."""
+    first, prompts = only(place / "outputs", "mha_*"), only(place / "outputs", "huggingface_*")
+    second = place / "copies" / "outputs" / "gqa"
+    shutil.copytree(first, second, ignore=shutil.ignore_patterns("wandb"))
+    manifest = json.loads((second / "manifest.json").read_text())
+    manifest["factors"]["attention"] = manifest["config"]["attention"]["name"] = "gqa"
+    (second / "manifest.json").write_text(json.dumps(manifest))
+    merge([first, second], place / "multirun" / "matrix")
+    merge([prompts], place / "multirun" / "prompts")
+    return {name: SweepRecord.read(place / "multirun" / name) for name in ("matrix", "prompts")}
+
+
+@pytest.fixture(scope="module")
+def views(sweeps: dict[str, SweepRecord]) -> dict[str, Dashboard]:
+    return {
+        "factors": of_sweep(sweeps["matrix"], "someone"),
+        "checkpoints": of_sweep(sweeps["prompts"], "someone"),
+        "run": of_run(sweeps["matrix"].jobs[0], "someone"),
+        "checkpoint": of_run(sweeps["prompts"].jobs[0], "someone"),
+        "newest": of_run(sweeps["matrix"].jobs[0], "someone", newest=True),
+    }
 
 
 # -- what specs name --------------------------------------------------------------------------------------------------
@@ -148,8 +181,10 @@ def panel_keys(kind: str, config: dict[str, Any]) -> set[tuple[str, str]]:
             return {tuple(config[axis].split(":", 1)) for axis in ("xAxis", "yAxis")}
         case "Parallel Coordinates Plot":
             return {tuple(column["accessor"].split(":", 1)) for column in config["columns"]}
-        case "Media Browser":
-            return {("image", key) for key in config["mediaKeys"]}
+        case "Vega2":
+            (table,) = re.findall(r'"name": "tableKey", "value": "([^"]*)"', json.dumps(config))
+            assert config["panelDefId"] == f"someone/headdyn_{table.removesuffix('_table').replace('/', '_')}"
+            return {("table", table)}
         case "Weave":
             text = json.dumps(config)
             (constant,) = re.findall(r'"nodeType": "const", "type": "string", "val": "([^"]*)"', text)
@@ -168,84 +203,108 @@ def missing(one: Dashboard, *runs: Logged) -> set[tuple[str, str]]:
     return named(specs(one)) - frozenset().union(*(run.keys for run in runs))
 
 
-def test_the_matrix_names_what_its_runs_log(logged):
-    assert not missing(MATRIX, logged["matrix"])
-    keys = named(specs(MATRIX))
-    assert {("config", f"factors.value.{f}") for f in ("attention", "data_ordering", "position_enc")} < keys
+def test_a_sweep_names_what_its_runs_log(logged, views):
+    assert not missing(views["factors"], logged["matrix"])
+    keys = named(specs(views["factors"]))
+    assert {("config", "factors.value.attention"), ("config", "seed.value")} < keys
     assert {("summary", "selectivity.value"), ("history", "val_loss_nats"), ("table", "heads/attention")} < keys
+    assert ("table", "attention/topics_table") in keys  # a figure's table, for its custom chart
 
 
-def test_emergence_names_what_checkpoints_log(logged):
-    assert not missing(EMERGENCE, *logged.values())
-    prompts, weights, topics, _ = EMERGENCE.sections
-    assert not missing(dataclasses.replace(EMERGENCE, sections=(prompts, weights)), logged["prompts"])
-    # The sort and filter by step are of checkpoints, which a snapshot of a training is too.
-    step = {("config", "checkpoint_step.value")}
-    assert missing(dataclasses.replace(EMERGENCE, sections=(topics,)), logged["matrix"]) == step
+def test_checkpoints_name_what_they_log(logged, views):
+    assert not missing(views["checkpoints"], logged["prompts"])
+    assert ("summary", "ov_effective_rank.value") in named(specs(views["checkpoints"]))
     assert logged["prompts"].config["checkpoint_step.value"] == 1000
 
 
-def test_one_run_in_depth_names_what_runs_log(logged):
-    run = in_depth(logged["matrix"].name)
-    assert not missing(run, *logged.values())
-    assert ("artifact", f"{logged['matrix'].name}-patterns") in named(specs(run))
-    # And the other way: no picture and no table of heads that a run logs lacks a panel.
-    media = {key for run in logged.values() for key in run.keys if key[0] in ("image", "table")}
-    assert {("image", "patterns/telling_heads"), ("table", "heads/permutation")} < media
-    assert media <= named(specs(run))
-    assert not missing(in_depth(None), *logged.values())
+def test_one_run_in_depth_names_what_runs_log(logged, views):
+    for kind, run in (("run", "matrix"), ("checkpoint", "prompts")):
+        assert not missing(views[kind], logged[run])
+        # And the other way: no figure and no table of heads that a run logs lacks a panel.
+        media = {key for key in logged[run].keys if key[0] == "table"}
+        assert media and media <= named(specs(views[kind]))
+    assert ("table", "patterns/telling_heads_table") in named(specs(views["run"]))
+    assert ("artifact", f"{logged['matrix'].name}-patterns") in named(specs(views["run"]))
+    assert not missing(views["newest"], logged["matrix"])
 
 
 def passes(one: Dashboard, run: Logged) -> bool:
     """Whether a run passes the dashboard's filter, as the app would judge it."""
     (runset,) = specs(one)[0]["section"]["runSets"]
-    ops = {"=": lambda a, b: a == b, ">=": lambda a, b: a is not None and a >= b}
+    ops = {
+        "=": lambda a, b: a == b,
+        ">=": lambda a, b: a is not None and a >= b,
+        "IN": lambda a, b: a in b,
+    }
     own: dict[tuple[str, str], Any] = {("config", key): value for key, value in run.config.items()}
     own |= {("run", "displayName"): run.name, ("run", "group"): run.group}
     items = runset["filters"]["filters"]
     return all(ops[i["op"]](own.get((i["key"]["section"], i["key"]["name"])), i["value"]) for i in items)
 
 
-def test_filters_let_their_own_runs_through(logged):
+def test_filters_let_their_own_runs_through(logged, views, sweeps):
     matrix, prompts = logged["matrix"], logged["prompts"]
-    assert passes(MATRIX, matrix) and not passes(MATRIX, prompts)
-    assert passes(EMERGENCE, prompts) and not passes(EMERGENCE, matrix)
-    assert passes(in_depth(matrix.name), matrix) and not passes(in_depth(matrix.name), prompts)
-    assert passes(of_sweep(MATRIX, "outputs"), matrix) and not passes(of_sweep(MATRIX, "another"), matrix)
-    assert not missing(of_sweep(MATRIX, "outputs"), matrix) and of_sweep(MATRIX, None) is MATRIX
-    assert passes(in_depth(None), matrix) and passes(in_depth(None), prompts)
+    assert passes(views["factors"], matrix)
+    assert passes(views["checkpoints"], prompts) and not passes(views["checkpoints"], matrix)
+    assert passes(views["run"], matrix) and not passes(views["run"], prompts)
+    other = dataclasses.replace(matrix, group="another")
+    assert not passes(views["factors"], other)
+    assert passes(of_sweep(sweeps["matrix"], "someone", every_run=True), other)
+    assert passes(views["newest"], matrix) and passes(views["newest"], prompts)
 
 
-def with_chart(**chart: Any) -> Dashboard:
-    (first, *_) = MATRIX.sections
-    return dataclasses.replace(MATRIX, sections=(dataclasses.replace(first, charts=(Chart(**chart),)),))
+def test_any_swept_key_has_its_panels(tmp_path: Path) -> None:
+    entries = []
+    for layers in (1, 2):
+        entry = run_folder(tmp_path / str(layers), settings={"model": {"num_layers": layers}})
+        factors = {**entry["factors"], "model.num_layers": layers}
+        entries.append({"name": f"layers{layers}", "folder": f"{layers}/{entry['name']}", "factors": factors})
+    one = of_sweep(SweepRecord.read(sweep_folder(tmp_path, entries)), "someone")
+    assert one.groups == ["model.num_layers"]
+    assert "Effects of model.num_layers" in [section.title for section in one.sections]
+    keys = named(specs(one))
+    assert {("config", "model.value.num_layers"), ("summary", "selectivity.value")} < keys
+
+
+def with_panel(one: Dashboard, panel: Any) -> Dashboard:
+    (first, *_) = one.sections
+    return dataclasses.replace(one, sections=(dataclasses.replace(first, panels=[panel]),))
+
+
+def bar(metric: str, by: str) -> Any:
+    return wr.BarPlot(metrics=[metric], groupby=wr.Config(by), groupby_aggfunc="mean")
+
+
+def chart(table: str) -> Any:
+    name = f"someone/headdyn_{table.replace('/', '_')}"
+    return wr.CustomChart(query={"summaryTable": {"tableKey": f"{table}_table"}}, chart_name=name)
 
 
 @pytest.mark.parametrize(
     ("mutant", "unlogged"),
     [
-        (with_chart(kind="line", keys=("val_loss",)), ("history", "val_loss")),
-        (with_chart(kind="bar", keys=("selectivity.mean",), by="factors.attention"), ("summary", "selectivity.mean")),
-        (with_chart(kind="bar", keys=("selectivity.value",), by="factors.order"), ("config", "factors.value.order")),
-        (with_chart(kind="scatter", keys=("selectivity",), by="config:seed"), ("summary", "selectivity")),
-        (with_chart(kind="scatter", keys=("loss_nats.value",), by="config:step"), ("config", "step.value")),
-        (with_chart(kind="parallel", keys=("config:attention",)), ("config", "attention.value")),
-        (with_chart(kind="images", keys=("attention/topic",)), ("image", "attention/topic")),
-        (with_chart(kind="table", keys=("heads/attend",)), ("table", "heads/attend")),
-        (with_chart(kind="artifact", keys=("patterns",)), ("artifact", "patterns")),
-        (dataclasses.replace(MATRIX, groups=("factors.heads",)), ("config", "factors.value.heads")),
-        (dataclasses.replace(MATRIX, order="factors.time"), ("config", "factors.value.time")),
-        (dataclasses.replace(MATRIX, columns=("config:factors.seed",)), ("config", "factors.seed")),
-        (dataclasses.replace(MATRIX, where="Config('factors.model') == 'a'"), ("config", "factors.model")),
+        (lambda one: with_panel(one, wr.LinePlot(x="step", y=["val_loss"])), ("history", "val_loss")),
+        (lambda one: with_panel(one, bar("selectivity.mean", "factors.attention")), ("summary", "selectivity.mean")),
+        (lambda one: with_panel(one, bar("selectivity.value", "factors.order")), ("config", "factors.value.order")),
+        (lambda one: with_panel(one, wr.ScatterPlot(x=wr.Config("seed"), y=wr.SummaryMetric("selectivity"))), ("summary", "selectivity")),
+        (lambda one: with_panel(one, wr.ScatterPlot(x=wr.Config("step"), y=wr.SummaryMetric("loss_nats.value"))), ("config", "step.value")),
+        (lambda one: with_panel(one, wr.ParallelCoordinatesPlot(columns=[wr.ParallelCoordinatesPlotColumn(metric=wr.Config("attention"))])), ("config", "attention.value")),
+        (lambda one: with_panel(one, chart("attention/topic")), ("table", "attention/topic_table")),
+        (lambda one: with_panel(one, wr.WeavePanelSummaryTable(table_name="heads/attend")), ("table", "heads/attend")),
+        (lambda one: with_panel(one, wr.WeavePanelArtifact(artifact="patterns", tab="files")), ("artifact", "patterns")),
+        (lambda one: dataclasses.replace(one, groups=("factors.heads",)), ("config", "factors.value.heads")),
+        (lambda one: dataclasses.replace(one, order="factors.time"), ("config", "factors.value.time")),
+        (lambda one: dataclasses.replace(one, columns=("config:factors.seed",)), ("config", "factors.seed")),
+        (lambda one: dataclasses.replace(one, where="Config('factors.model') == 'a'"), ("config", "factors.model")),
     ],
     ids=lambda value: value[1] if isinstance(value, tuple) else "",
-)
-def test_a_key_that_no_run_logs_is_found(logged, mutant, unlogged):
-    assert missing(mutant, logged["matrix"]) == {unlogged}
+)  # fmt: skip
+def test_a_key_that_no_run_logs_is_found(logged, views, mutant, unlogged):
+    assert missing(mutant(views["factors"]), logged["matrix"]) == {unlogged}
 
 
-def test_panels_of_a_grid_do_not_overlap():
-    for one in (MATRIX, EMERGENCE, in_depth("a")):
+def test_panels_of_a_grid_do_not_overlap(views):
+    for one in views.values():
         for block in specs(one)[1]["blocks"]:
             panels = block.get("metadata", {}).get("panelBankSectionConfig", {}).get("panels", [])
             cells = [
@@ -258,7 +317,7 @@ def test_panels_of_a_grid_do_not_overlap():
 
 
 def test_the_documented_command_finds_the_offline_runs(place, logged):
-    (place / "multirun").mkdir()
+    (place / "multirun").mkdir(exist_ok=True)
     (place / "multirun" / "sweep").symlink_to(place / "outputs")
     (command,) = re.findall(r"^    (wandb sync .*)$", dashboard.__doc__, re.MULTILINE)
     wandb_here = shlex.quote(str(Path(sys.executable).with_name("wandb")))
@@ -281,6 +340,8 @@ class Server:
         self.entity: dict[str, str] | None = {"id": "E"}
         self.project: dict[str, str] | None = {"id": "P", "internalId": "P"}
         self.fails = self.refuses = self.keeps = False
+        self.has_presets = False
+        self.presets: list[dict[str, Any]] = []
         self.upserts: list[dict[str, Any]] = []
         self.deleted: list[str] = []
         self.created = False
@@ -293,6 +354,12 @@ class Server:
             place = {"id": "P", "name": "headdyn", "entityName": "someone"}
             view = {**variables, "id": f"V{len(self.upserts)}", "project": place, "description": ""}
             return {"data": {"upsertView": {"inserted": True, "view": view}}}
+        if "createCustomChart" in query or "CreateCustomChart" in query:
+            self.presets.append(variables)
+            if self.has_presets:
+                return {"errors": [{"message": "a chart with this name already exists"}], "data": None}
+            chart = {"id": "C", "name": variables.get("name")}
+            return {"data": {"createCustomChart": {"chart": chart}}}
         if "deleteView" in query:
             self.deleted.append(variables["id"])
             return {"data": {"deleteView": {"success": not self.keeps}}}
@@ -367,24 +434,65 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_six_views_are_saved_and_their_addresses_printed(server, capsys):
+@pytest.fixture
+def small(tmp_path: Path) -> SweepRecord:
+    """A sweep of two orderings where the command looks for the newest one, one of its runs with a figure."""
+    older, folder = tmp_path / "multirun" / "older", tmp_path / "multirun" / "newer"
+    sweep_folder(older, [run_folder(older)])
+    os.utime(older / "sweep.json", (0, 0))
+    entries = [run_folder(folder, ordering=ordering) for ordering in ("shuffled", "topic")]
+    drawn = curves([Curve(label="a", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y")
+    drawn.save(folder / entries[0]["name"] / "figures" / "attention_roles.json")
+    return SweepRecord.read(sweep_folder(folder, entries))
+
+
+def of(sweep: SweepRecord) -> list[Dashboard]:
+    return [of_sweep(sweep, "someone"), of_run(sweep.complete[-1], "someone", newest=True)]
+
+
+def test_four_views_are_saved_and_their_addresses_printed(server, small, capsys):
     assert main(HERE) == 0
     out, err = capsys.readouterr()
     addresses = out.splitlines()
-    assert len(addresses) == 6 and all("/someone/headdyn" in address for address in addresses) and not err
+    assert len(addresses) == 4 and all("/someone/headdyn" in address for address in addresses) and not err
     assert [(saved["type"], saved["displayName"]) for saved in server.upserts] == [
-        (kind, one.title) for one in (MATRIX, EMERGENCE, in_depth(None)) for kind in ("project-view", "runs")
+        (kind, one.title) for one in of(small) for kind in ("project-view", "runs")
     ]
     assert not server.deleted and not server.created
     saved = json.loads(server.upserts[1]["spec"])
     runsets = [run for block in saved["blocks"] for run in block.get("metadata", {}).get("runSets", [])]
     assert {run["project"]["id"] for run in runsets} == {"P"}
-    offline = specs(MATRIX)
+    offline = specs(of(small)[0])
     assert json.loads(server.upserts[0]["spec"]) == offline[0]
     assert named(saved) == named(offline[1])
+    (preset,) = server.presets
+    assert (preset["entity"], preset["chartName"]) == ("someone", "headdyn_attention_roles")
+    assert '"name": "wandb"' in preset["spec"] and "datum['dataset']" in preset["spec"]
 
 
-def test_an_unknown_entity_or_project_saves_nothing(server, capsys):
+def test_a_preset_that_is_there_already_stays(server, small, capsys):
+    server.has_presets = True
+    assert main(HERE) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_run_by_itself_has_a_dashboard(server, small, capsys):
+    assert main([str(small.complete[0].run.folder), *HERE]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert {saved["displayName"] for saved in server.upserts} == {f"headdyn run {small.complete[0].run.name}"}
+
+
+def test_a_named_run_is_shown_and_an_unknown_one_refused(server, small, capsys):
+    assert "--run other is no complete run of" in refused(capsys, "--run", "other")
+    assert main([*HERE, "--run", small.complete[0].run.name]) == 0
+    assert server.upserts[-1]["displayName"] == f"headdyn run {small.complete[0].run.name}"
+
+
+def test_without_a_sweep_it_says_what_to_give(capsys):
+    assert "holds no finished sweep; give the folder" in refused(capsys)
+
+
+def test_an_unknown_entity_or_project_saves_nothing(server, small, capsys):
     server.entity = server.project = None
     assert "--entity someone is unknown" in refused(capsys)
     server.entity = {"id": "E"}
@@ -392,56 +500,56 @@ def test_an_unknown_entity_or_project_saves_nothing(server, capsys):
     assert not server.upserts
 
 
-def test_what_was_saved_before_a_failure_is_deleted(server, capsys):
+def test_what_was_saved_before_a_failure_is_deleted(server, small, capsys):
     server.fails = True
     line = refused(capsys)
     assert "out of space; nothing was saved" in line
     assert len(server.upserts) == 3 and server.deleted == ["V1", "V2", "V3"]
     server.upserts, server.deleted, server.keeps = [], [], True
-    assert f"still there, to be deleted by hand: {MATRIX.title}" in refused(capsys)
+    assert f"still there, to be deleted by hand: {of(small)[0].title}" in refused(capsys)
 
 
-def test_a_refused_key_is_said(server, capsys):
+def test_a_refused_key_is_said(server, small, capsys):
     server.refuses = True
     assert "wandb login --relogin" in refused(capsys)
 
 
-def test_a_missing_entity_is_asked_for(server, capsys):
+def test_a_missing_entity_is_asked_for(server, small, capsys):
     assert main(["--project", "headdyn"]) == 2
     assert "--entity is missing" in capsys.readouterr().err
 
 
-def test_without_a_key_the_specs_are_written_and_it_is_said(server, capsys, monkeypatch, tmp_path):
+def test_without_a_key_the_specs_are_written_and_it_is_said(server, small, capsys, monkeypatch, tmp_path):
     monkeypatch.delenv("WANDB_API_KEY")
     line = refused(capsys)
-    assert "wandb login" in line and "6 specs are in" in line
-    assert len(list((tmp_path / "dashboards").glob("*.json"))) == 6
+    assert "wandb login" in line and "4 specs are in" in line
+    assert len(list((tmp_path / "dashboards").glob("*.json"))) == 4
 
 
-def test_without_a_network_the_specs_are_written_and_it_is_said(capsys, monkeypatch, tmp_path):
+def test_without_a_network_the_specs_are_written_and_it_is_said(small, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert "cannot be reached" in refused(capsys)
-    assert len(list((tmp_path / "dashboards").glob("*.json"))) == 6
+    assert len(list((tmp_path / "dashboards").glob("*.json"))) == 4
 
 
-def test_offline_specs_are_written_alike_each_time(capsys, monkeypatch, tmp_path):
+def test_offline_specs_are_written_alike_each_time(small, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert main([]) == 0
     assert capsys.readouterr().out.count("\n") == 1
     first = {path.name: path.read_text() for path in (tmp_path / "dashboards").iterdir()}
     assert main(["--out", str(tmp_path / "there")]) == 0
     assert {path.name: path.read_text() for path in (tmp_path / "there").iterdir()} == first
-    assert set(first) == {f"{name}_{kind}.json" for name in ("matrix", "emergence", "run") for kind in ("workspace", "report")}  # fmt: skip
+    assert set(first) == {f"{name}_{kind}.json" for name in ("factors", "run") for kind in ("workspace", "report")}  # fmt: skip
     assert json.loads(first["run_report.json"])["spec"]["blocks"]
 
 
-def test_a_folder_that_cannot_be_written_is_said(capsys, tmp_path):
+def test_a_folder_that_cannot_be_written_is_said(small, capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert "--out" in refused(capsys, "--out", str(tmp_path / "file"))
 
 
-def test_without_the_extra_it_says_what_to_install(capsys, monkeypatch):
+def test_without_the_extra_it_says_what_to_install(small, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb_workspaces.workspaces", None)
     assert "pip install 'headdyn[dashboard]'" in refused(capsys, "--out", "anywhere")
 

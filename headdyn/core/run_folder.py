@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from headdyn.core.records import Findings, HeadTable, Metric, read_json, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
-from headdyn.core.tracking import NoTracker, Tracker
+from headdyn.core.tracking import Tracker
 
 if TYPE_CHECKING:
     from headdyn.core.figures import Figure
@@ -138,7 +138,7 @@ class RunFolder:
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         self.path = path
-        self.tracker: Tracker = NoTracker()
+        self.tracker: Tracker = Tracker()
         self.tables: list[HeadTable] = []
         self.scalars: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {"status": "running", **facts}

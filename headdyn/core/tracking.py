@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
+from headdyn.core.records import HeadTable, read_json
 from headdyn.core.settings import settings
 
 if TYPE_CHECKING:
     import wandb
 
-    from headdyn.core.records import HeadTable
-
 log = logging.getLogger(__name__)
 
-# How W&B shows a Vega-Lite specification, on its own site: the page that a report is needs no network, this one does.
-_VEGA_PAGE = """<!doctype html><meta charset="utf-8"><div id="figure"></div>
-<script src="https://cdn.jsdelivr.net/npm/vega@6"></script><script src="https://cdn.jsdelivr.net/npm/vega-lite@6"></script>
-<script src="https://cdn.jsdelivr.net/npm/vega-embed@7"></script>
-<script>vegaEmbed("#figure", SPEC, {actions: true});</script>"""
+_DATASET = "dataset"  # the column that says which of a figure's tables a row is of
 
 
 @settings
@@ -37,8 +33,8 @@ class TrackingSettings:
     entity: str | None = None
 
 
-class Tracker(Protocol):
-    """Where a run's numbers also go."""
+class Tracker:
+    """Where a run's numbers also go; this one sends them nowhere."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -51,21 +47,7 @@ class Tracker(Protocol):
     def artifact(self, name: str, kind: str, path: Path) -> None: ...
 
 
-class NoTracker:
-    """Sends nothing."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
-
-    def summarise(self, scalars: Mapping[str, Any]) -> None: ...
-
-    def table(self, name: str, table: HeadTable) -> None: ...
-
-    def figure(self, name: str, path: Path) -> None: ...
-
-    def artifact(self, name: str, kind: str, path: Path) -> None: ...
-
-
-class WandbTracker:
+class WandbTracker(Tracker):
     """One W&B run. Metrics carry their own step, so that replayed and live ones plot alike."""
 
     def __init__(self, run: wandb.Run) -> None:
@@ -89,13 +71,12 @@ class WandbTracker:
     def figure(self, name: str, path: Path) -> None:
         import wandb
 
-        self.run.log(
-            {
-                name: wandb.Html(
-                    _VEGA_PAGE.replace("SPEC", path.read_text(encoding="utf-8").replace("</", r"<\/")), inject=False
-                )
-            }
-        )
+        columns, rows, _ = custom_chart(read_json(path))
+        table = wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)
+        if self.run.entity:
+            self.run.log({name: wandb.plot_table(f"{self.run.entity}/{preset_name(name)}", table, fields={})})
+        else:  # no preset can be named, but the dashboards' panels find the table by its key
+            self.run.log({f"{name}_table": table})
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
         import wandb
@@ -108,40 +89,41 @@ class WandbTracker:
 
 @contextmanager
 def open_tracker(
-    settings: TrackingSettings,
+    choice: TrackingSettings,
     folder: Path,
     *,
     name: str,
     group: str,
-    tags: Sequence[str],
+    factors: Mapping[str, Any],
     job_type: str,
     config: Mapping[str, Any],
     staging: Path,
 ) -> Iterator[Tracker]:
     """A tracker for one run, finished on leaving: a run that was not would swallow the next job's numbers.
 
-    An online run without a key or a reachable server falls back to offline with a warning, within seconds.
+    The run is tagged with its factors, KEY=LEVEL. An online run without a key or a reachable server falls back to
+    offline with a warning, within seconds.
     """
-    if settings.backend == "none":
-        yield NoTracker()
+    if choice.backend == "none":
+        yield Tracker()
         return
     # W&B stages artifacts and caches under these; without them it writes into the home folder.
     os.environ.setdefault("WANDB_DATA_DIR", str(staging))
     os.environ.setdefault("WANDB_CACHE_DIR", str(staging))
     import wandb
 
-    mode = os.environ.get("WANDB_MODE", settings.mode)
+    mode = os.environ.get("WANDB_MODE", choice.mode)
     if mode == "online" and (problem := unreachable()):
         log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
         mode = "offline"
     run = wandb.init(
-        project=settings.project,
-        entity=settings.entity,
+        project=choice.project,
+        entity=choice.entity,
         mode=mode,  # type: ignore[arg-type]
         dir=str(folder),
         name=name,
         group=group,
-        tags=list(tags),
+        tags=[f"{key}={level}"[:64] for key, level in factors.items()],  # the app takes no longer ones
         job_type=job_type,
         config=dict(config),
         reinit="finish_previous",
@@ -172,3 +154,45 @@ def unreachable() -> str | None:
         return None if wandb.login(prompt=False) else "no API key is configured (run `wandb login`)"
     except wandb.Error as error:  # a key that is refused, a server that does not answer as one
         return f"{server.hostname} refused the login ({error}; `wandb login --relogin` takes another key)"
+
+
+def preset_name(figure: str) -> str:
+    """The name of the custom chart that shows a figure, SECTION/TITLE."""
+    return f"headdyn_{figure.replace('/', '_')}"
+
+
+def custom_chart(spec: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
+    """A figure's Vega-Lite specification as W&B's custom charts have it: one table (columns, rows) and a preset.
+
+    The preset reads the data called "wandb". Where the figure has several tables, the column `dataset` numbers them in
+    the order in which the specification names them, and each of its views keeps the rows of its own.
+    """
+    tables: list[list[Mapping[str, Any]]] = []
+
+    def preset(node: Any) -> Any:
+        if isinstance(node, list):
+            return [preset(child) for child in node]
+        if not isinstance(node, Mapping):
+            return node
+        data = node.get("data")
+        rows = None
+        if isinstance(data, Mapping):
+            rows = data.get("values") or spec.get("datasets", {}).get(data.get("name"))
+        changed = {key: preset(child) for key, child in node.items() if key not in ("data", "datasets")}
+        if not isinstance(rows, list):
+            return changed | ({} if data is None else {"data": data})
+        if rows not in tables:
+            tables.append(rows)
+        own = {"filter": f"datum['{_DATASET}'] === {tables.index(rows)}"}
+        return changed | {"data": {"name": "wandb"}, "transform": [own, *changed.get("transform", [])]}
+
+    shared = preset(spec)
+    columns = list(dict.fromkeys(name for rows in tables for row in rows for name in row))
+    cells = [
+        [number, *(_cell(row.get(name)) for name in columns)] for number, rows in enumerate(tables) for row in rows
+    ]
+    return [_DATASET, *columns], cells, shared
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value

@@ -1,4 +1,4 @@
-"""What the W&B dashboards show: the matrix, emergence over checkpoints, one run in depth. Plain data, no client.
+"""What the W&B dashboards show of a sweep and of one run, worked out from its records, as the client's panels.
 
 Keys are those that runs log (core/tracking.py). A scalar with an interval is a nested summary: `selectivity.value`,
 `.ci_low`, `.null`. A run's config has its `factors` nested, and of every checkpoint the `checkpoint_step` as a number.
@@ -8,37 +8,27 @@ them, `factors.value.attention`. Groups, axes and sort keys say `factors.attenti
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from headdyn.core.numbers import level, quantity
-from headdyn.sweep.factors import CHOICES
-from headdyn.sweep.outcomes import _EARLIER as OUTCOMES
+from headdyn.core.tracking import preset_name
+from headdyn.sweep.factors import level_label
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
 
-FACTORS = {name: choice.pair for name, choice in CHOICES.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One panel. `keys` are logged metrics of a line, else summary entries, `config:...` of parallel, media, tables."""
-
-    kind: Literal["line", "bar", "scatter", "parallel", "images", "table", "artifact", "compare"]
-    title: str = ""
-    keys: tuple[str, ...] = ()
-    by: str = ""  # of bars the config entry that groups runs, of a scatter the x axis (`config:...` or a summary entry)
-    log_x: bool = False
+_TESTED = "Effects within a seed, with intervals and tests, are in the sweep's report.html."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Panels under one heading. In a report, `arms` is a factor each of whose levels is a run set of its own."""
+    """Panels under one heading. In a report, each of `arms` (a name and a filter) is a set of runs of its own."""
 
     title: str
     text: str
-    charts: tuple[Chart, ...]
-    arms: str = ""
+    panels: Sequence[Any]
+    arms: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,188 +38,161 @@ class Dashboard:
     name: str
     title: str
     text: str
-    sections: tuple[Section, ...]
+    sections: Sequence[Section]
     where: str = ""
-    groups: tuple[str, ...] = ()
+    groups: Sequence[str] = ()
     order: str = ""  # the config entry to sort by, ascending; empty is the newest run first
-    columns: tuple[str, ...] = ()  # shown in the workspace's table of runs
+    columns: Sequence[str] = ()  # shown in the workspace's table of runs
     most_runs: int = 100
 
 
-def _label(metric: str) -> str:
-    q = quantity(metric)  # at W&B values are as they were recorded, so that percents and points are shares
-    return f"{q.label} ({q.unit if q.scale == 1 else 'share'})"
+def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Dashboard:
+    """A sweep's factors and outcomes, or its checkpoints over training; with `every_run` not of its own runs alone."""
+    import wandb_workspaces.reports.v2 as wr
 
-
-def _bars(factor: str, arms: str) -> Section:
-    """Every outcome by a factor's level, its null beside it where that is not 0 by construction."""
-    with_null = ("within_ratio", "entropy_nats", "probe_accuracy_middle", "sink_rate")
-    charts = [
-        Chart(
-            kind="bar",
-            title=_label(outcome),
-            keys=(f"{outcome}.value", *([f"{outcome}.null"] if outcome in with_null else [])),
-            by=f"factors.{factor}",
+    groups = list(dict.fromkeys(job.run.folder.resolve().parent.name for job in sweep.jobs))
+    where = "" if every_run else f"Metric('Group') in {groups}"
+    recorded = {name for job in sweep.complete for name in job.run.scalars}
+    outcomes = [name for name in sweep.outcomes.names if name in recorded]
+    factors = [factor.name for factor in sweep.factors]
+    shown = tuple(f"summary:{name}.value" for name in outcomes)
+    if any(job.factors.get("revision") is not None for job in sweep.complete):
+        step = wr.Config("checkpoint_step")
+        over = [
+            wr.ScatterPlot(title=_label(sweep, name), x=step, y=wr.SummaryMetric(f"{name}.value"), log_x=True)
+            for name in outcomes
+        ]
+        text = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
+        return Dashboard(
+            name="checkpoints",
+            title=f"headdyn {sweep.name}",
+            text="Every run is a checkpoint; what emerges, and when, is in the sweep's report.html.",
+            where=" and ".join(filter(None, ("Config('checkpoint_step.value') >= 0", where))),
+            order="checkpoint_step",
+            columns=(_column("factors.model"), _column("seed"), _column("checkpoint_step"), *shown),
+            sections=(Section(title="Outcomes", text=text, panels=over), *_media(sweep.complete, entity)),
         )
-        for outcome in OUTCOMES
+    columns = [
+        *(wr.ParallelCoordinatesPlotColumn(metric=wr.Config(_entry(name))) for name in factors),
+        *(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(f"{name}.value")) for name in outcomes[:3]),
     ]
-    low, high = map(level, FACTORS[factor])
-    text = (
-        f"{high} against {low}: means over runs, whiskers from the lowest run to the highest, which is no interval: "
-        "runs of a bar differ in other factors too. Effects within a seed, with intervals: the sweep's report.html."
+    together = wr.ParallelCoordinatesPlot(title="conditions to outcomes", columns=columns)
+    return Dashboard(
+        name="factors",
+        title=f"headdyn {sweep.name}",
+        text=f"What do {', '.join(factors) or 'these settings'} do to attention heads? {_TESTED}",
+        where=where,
+        groups=[_entry(name) for name in factors],
+        columns=(*(_column(_entry(name)) for name in dict.fromkeys([*factors, "mode"])), _column("seed"), *shown),
+        sections=(
+            *(_bars(sweep, name, outcomes) for name in factors),
+            Section(title="Factors and outcomes", text="Every run a line through its conditions.", panels=[together]),
+            _training(sweep.complete),
+            *_media(sweep.complete, entity),
+        ),
     )
-    return Section(title=f"Effects of {factor}", text=text, charts=tuple(charts), arms=arms)
 
 
-def _over_steps(metrics: Sequence[str]) -> tuple[Chart, ...]:
-    return tuple(
-        Chart(kind="scatter", title=_label(m), keys=(f"{m}.value",), by="config:checkpoint_step", log_x=True)
-        for m in metrics
-    )
+def of_run(job: Job, entity: str, *, newest: bool = False) -> Dashboard:
+    """Everything that one run logged. `newest` shows the newest run of the project in the same panels."""
+    import wandb_workspaces.reports.v2 as wr
 
-
-def _tables(*analyses: str) -> tuple[Chart, ...]:
-    return tuple(Chart(kind="table", title=name, keys=(f"heads/{name}",)) for name in analyses)
-
-
-_TRAINING = Section(
-    title="Training",
-    text="Over the training step. A recalibration after dropping positions is not part of these curves.",
-    charts=tuple(
-        Chart(kind="line", title=title, keys=keys)
-        for title, keys in {
-            "loss (nats)": ("val_loss_nats", "train_loss_nats"),
-            "gradient norm": ("grad_norm",),
-            "learning rates": ("muon_lr", "adamw_lr"),
-            "tokens per second": ("tokens_per_second",),
-        }.items()
-    ),
-)
-_TOPIC_IMAGES = Chart(kind="images", title="Heads: topics and roles", keys=("attention/topics", "attention/roles"))
-_PATTERNS = Chart(kind="images", title="Attention patterns of telling heads", keys=("patterns/telling_heads",))
-_INSTRUMENTS = tuple(f"{name}_selectivity_no_self.value" for name in ("raw", "rollout", "tensorlens"))
-_PROMPTS = (
-    *("plain_success", "even_success", "odd_success", "all_success", "source_success"),
-    *("strength", "strength_nats", "control_strength_nats"),
-)
-_SILHOUETTES = ("qk_best_silhouette", "ov_best_silhouette", "behaviour_best_silhouette")
-_STEPS = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
-
-MATRIX = Dashboard(
-    name="matrix",
-    title="headdyn 2x2x2 matrix",
-    text="What do the order of the data, grouped queries and dropped positions do to attention heads? Runs of other "
-    "modes, data or protocols are pooled with these unless one sweep is chosen (--sweep, or the filter by group).",
-    where="Config('factors.value.model') == 'mini_qwen3'",
-    groups=tuple(f"factors.{factor}" for factor in FACTORS),
-    columns=(
-        *(f"config:factors.value.{factor}" for factor in (*FACTORS, "mode", "seed")),
-        *(f"summary:{outcome}.value" for outcome in OUTCOMES),
-    ),
-    sections=(
-        _bars("data_ordering", arms="position_enc"),
-        _bars("attention", arms="data_ordering"),
-        _bars("position_enc", arms="data_ordering"),
-        Section(
-            title="Factors and outcomes",
-            text="Every run a line through its conditions and what came of them.",
-            charts=(
-                Chart(
-                    kind="parallel",
-                    title="conditions to outcomes",
-                    keys=(
-                        *(f"config:factors.{factor}" for factor in FACTORS),
-                        *(f"{m}.value" for m in ("loss_nats", "selectivity", "probe_accuracy_middle")),
-                    ),
-                ),
-            ),
-        ),
-        Section(
-            title="The whole model",
-            text="Topic selectivity, self key left out, by raw attention, by rollout and by TensorLens; of runs that "
-            "measured it (analysis=all).",
-            charts=tuple(
-                Chart(kind="bar", title=f"topic selectivity (share) by {f}", keys=_INSTRUMENTS, by=f"factors.{f}")
-                for f in FACTORS
-            ),
-        ),
-        _TRAINING,
-        Section(
-            title="Heads",
-            text="Head maps, patterns and rows.",
-            charts=(_TOPIC_IMAGES, _PATTERNS, *_tables("attention", "probes")),
-        ),
-    ),
-)
-
-EMERGENCE = Dashboard(
-    name="emergence",
-    title="headdyn emergence over checkpoints",
-    text="When do heads specialise? Every run is a checkpoint; the verdict on a series is in its sweep's report.html.",
-    where="Config('checkpoint_step.value') >= 0",
-    order="checkpoint_step",
-    columns=("config:factors.value.model", "config:factors.value.seed", "config:checkpoint_step.value"),
-    sections=(
-        Section(title="Comparison prompts", text=_STEPS, charts=_over_steps(_PROMPTS)),
-        Section(title="Weight clusters", text=_STEPS, charts=_over_steps(_SILHOUETTES)),
-        Section(
-            title="Topic heads",
-            text=_STEPS,
-            charts=(
-                *_over_steps(("loss_nats", "selectivity", "specialisation", "probe_accuracy_middle")),
-                Chart(kind="scatter", title="selectivity over loss", keys=("selectivity.value",), by="loss_nats.value"),
-            ),
-        ),
-        Section(
-            title="Heads",
-            text="Checkpoint by checkpoint.",
-            charts=(
-                Chart(kind="images", title="Comparison prompts", keys=("specialization/null", "specialization/heads")),
-                _TOPIC_IMAGES,
-                *_tables("specialization", "attention"),
-            ),
-        ),
-    ),
-)
-
-
-def of_sweep(dashboard: Dashboard, sweep: str | None) -> Dashboard:
-    """The dashboard of one sweep's runs alone, where one is named: a sweep is a group of runs at W&B."""
-    if sweep is None:
-        return dashboard
-    where = f"{dashboard.where} and Metric('Group') == {sweep!r}"
-    return dataclasses.replace(dashboard, title=f"{dashboard.title}: {sweep}", where=where)
-
-
-def in_depth(run: str | None) -> Dashboard:
-    """Everything of one run, of the newest where none is named; of analyses it did not do, panels stay empty."""
-    images = {
-        "Attention": ("patterns/telling_heads", "attention/topics", "attention/roles"),
-        "Whole model": tuple(f"tensorlens/{n}" for n in ("maps", "heads", "instruments", "layers")),
-        "Loss and probes": ("loss/by_position", "probes/accuracy"),
-        "Circuits": tuple(f"circuits/{n}" for n in ("heads", "spectra", "similarity", "clusters", "readouts")),
-        "Ablation": ("ablation/heads", "ablation/groups"),
-        "Comparison prompts": (
-            *(f"specialization/{n}" for n in ("null", "layers", "heads", "group_sizes", "fractions")),
-            *("patching/heads", "permutation/orders", "answer_lens/heads", "answer_lens/tokens"),
-        ),
-        "Clusters": tuple(f"head_clusters/{n}" for n in ("silhouettes", "assignments", "points")),
-    }
-    rows = (
-        *("loss", "attention", "probes", "circuits", "tensorlens", "ablation"),
-        *("patching", "specialization", "permutation", "answer_lens", "head_clusters"),
-    )
-    patterns = (Chart(kind="artifact", title="patterns", keys=(f"{run}-patterns",)),) if run else ()
+    name = job.run.name
+    record: list[Any] = [wr.RunComparer(diff_only="split")]
+    if (job.run.folder / "patterns.safetensors").exists() and not newest:
+        record.append(wr.WeavePanelArtifact(artifact=f"{name}-patterns", tab="files"))
     return Dashboard(
         name="run",
-        title=f"headdyn run {run}" if run else "headdyn run in depth",
-        text=f"{run}." if run else "The newest run; name another with --run, or choose it in the run set.",
-        where=f"Metric('Name') == {run!r}" if run else "",
+        title="headdyn run in depth" if newest else f"headdyn run {name}",
+        text="The newest run; name another with --run, or choose it in the run set." if newest else f"{name}.",
+        where="" if newest else f"Metric('Name') == {name!r}",
         most_runs=1,
         sections=(
-            _TRAINING,
-            *(Section(title=t, text="", charts=(Chart(kind="images", title=t, keys=k),)) for t, k in images.items()),
-            Section(title="HeadTables", text="A row a head, a layer or the model.", charts=_tables(*rows)),
-            Section(title="Record", text="Config and summary.", charts=(*patterns, Chart(kind="compare"))),
+            *([_training([job])] if job.metrics else []),
+            *_media([job], entity),
+            Section(title="Record", text="Config and summary.", panels=record),
         ),
     )
+
+
+def figures(jobs: Iterable[Job]) -> dict[str, Path]:
+    """The runs' figures by the key that they are logged under, SECTION/TITLE; their files are SECTION_TITLE.json."""
+    keyed = {}
+    for job in jobs:
+        sections = sorted((*job.run.manifest.get("glossary", {}), "patterns"), key=len, reverse=True)
+        for path in sorted((job.run.folder / "figures").glob("*.json")):
+            section = next((name for name in sections if path.stem.startswith(f"{name}_")), None)
+            if section is not None:
+                keyed[f"{section}/{path.stem.removeprefix(f'{section}_')}"] = path
+    return keyed
+
+
+def _bars(sweep: SweepRecord, factor: str, outcomes: Sequence[str]) -> Section:
+    """Every outcome by a factor's level, its null beside it where that is not 0 by construction."""
+    import wandb_workspaces.reports.v2 as wr
+
+    pooled = {"groupby": wr.Config(_entry(factor)), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
+    bars = []
+    for name in outcomes:
+        has_null = any(job.scalar(name).get("null") for job in sweep.complete)
+        metrics = [f"{name}.value", f"{name}.null"] if has_null else [f"{name}.value"]
+        bars.append(wr.BarPlot(title=_label(sweep, name), metrics=metrics, **pooled))
+    levels = next(each.levels for each in sweep.factors if each.name == factor)
+    other = next((each for each in sweep.factors if each.name != factor), None)
+    arms = {} if other is None else {level_label(other.name, one): _is(other.name, one) for one in other.levels}
+    text = (
+        f"{' against '.join(level_label(factor, level) for level in reversed(levels))}: means over runs, whiskers from "
+        f"the lowest run to the highest, which is no interval: runs of a bar differ in other factors too. {_TESTED}"
+    )
+    return Section(title=f"Effects of {factor}", text=text, panels=bars, arms=arms)
+
+
+def _training(jobs: Iterable[Job]) -> Section:
+    """What the runs logged step by step, the losses in one panel."""
+    import wandb_workspaces.reports.v2 as wr
+
+    logged = dict.fromkeys(name for job in jobs for name in job.metrics)
+    losses = [name for name in logged if name.endswith("loss_nats")]
+    titled = {"loss (nats)": losses, **{name.replace("_", " "): [name] for name in logged if name not in losses}}
+    lines = [wr.LinePlot(title=title, x="step", y=keys) for title, keys in titled.items() if keys]
+    text = "Over the training step. A recalibration after dropping positions is not part of these curves."
+    return Section(title="Training", text=text, panels=lines)
+
+
+def _media(jobs: Sequence[Job], entity: str) -> list[Section]:
+    """A section for the figures of each analysis, and one for the tables of heads."""
+    import wandb_workspaces.reports.v2 as wr
+
+    by_section: dict[str, list[Any]] = {}
+    for key in figures(jobs):
+        query = {"summaryTable": {"tableKey": f"{key}_table"}}
+        chart = wr.CustomChart(
+            query=query, chart_name=f"{entity}/{preset_name(key)}", chart_fields={}, chart_strings={}
+        )
+        by_section.setdefault(key.partition("/")[0], []).append(chart)
+    analyses = dict.fromkeys(name for job in jobs for name in job.run.manifest.get("glossary", {}))
+    tables = [wr.WeavePanelSummaryTable(table_name=f"heads/{name}") for name in analyses]
+    return [
+        *(Section(title=f"Figures of {name}", text="", panels=charts) for name, charts in by_section.items()),
+        Section(title="Tables", text="A row a head, a layer or the model.", panels=tables),
+    ]
+
+
+def _label(sweep: SweepRecord, name: str) -> str:
+    metric = sweep.metric(name)  # at W&B values are as they were recorded, so that percents and points are shares
+    unit = metric.unit if metric.scale == 1 else "share"
+    return f"{metric.label} ({unit})" if unit else metric.label
+
+
+def _entry(factor: str) -> str:
+    """A factor as a config entry: a dotted key is one of the config's own."""
+    return factor if "." in factor else f"factors.{factor}"
+
+
+def _column(entry: str) -> str:
+    first, _, rest = entry.partition(".")
+    return f"config:{first}.value.{rest}" if rest else f"config:{first}.value"
+
+
+def _is(factor: str, level: object) -> str:
+    return f"Config({_column(_entry(factor)).removeprefix('config:')!r}) == {level!r}"

@@ -2,18 +2,20 @@
 
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from headdyn.core.figures import Curve, curves
+from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, rendered
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import ConfigError, build
-from headdyn.core.tracking import TrackingSettings, open_tracker
+from headdyn.core.tracking import TrackingSettings, custom_chart, open_tracker
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +29,12 @@ def _no_account(monkeypatch, tmp_path):
 def open_in(tmp_path: Path, name: str = "run-a", **settings):
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
-    described = {"group": "a-sweep", "tags": ["mha", "seed 0"], "job_type": "train", "config": {"factors": {"seed": 3}}}
+    described = {
+        "group": "a-sweep",
+        "factors": {"attention": "mha", "seed": 0},
+        "job_type": "train",
+        "config": {"factors": {"seed": 3}},
+    }
     return open_tracker(TrackingSettings(**settings), folder, name=name, staging=tmp_path / "staging", **described)
 
 
@@ -65,17 +72,50 @@ def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
     text = json.dumps(history(found))
     assert "val_loss_nats" in text and "2.5" in text and "40" in text
     run = next(record["run"] for record in found if record["type"] == "run")
-    assert (run["run_group"], run["job_type"], run["tags"]) == ("a-sweep", "train", ["mha", "seed 0"])
+    assert (run["run_group"], run["job_type"], run["tags"]) == ("a-sweep", "train", ["attention=mha", "seed=0"])
     assert run["config"]["update"]["factors"] == {"seed": 3}
     assert any(record["type"] == "artifact" and record["artifact"]["type"] == "attention" for record in found)
-    media = tmp_path / "run-a" / "wandb"
-    assert list(media.rglob("*.table.json")) and len(list(media.rglob("media/html/**/*.html"))) == 1
-    (page,) = media.rglob("media/html/**/*.html")
-    text = page.read_text(encoding="utf-8")
-    spec = text[text.index("{") : text.rindex(", {actions")].replace("<\\/", "</")
-    assert "</script>" in spec and json.loads(spec) == json.loads(
-        (tmp_path / "figure.json").read_text(encoding="utf-8")
-    )
+    tables = list((tmp_path / "run-a" / "wandb").rglob("*.table.json"))
+    assert len(tables) == 2  # of heads and of the figure
+    drawn = next(table for path in tables if "dataset" in (table := json.loads(path.read_text()))["columns"])
+    assert "a </script>" in json.dumps(drawn["data"])
+
+
+def test_a_figure_of_a_known_account_is_a_custom_chart(tmp_path):
+    curves([Curve(label="a", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y").save(tmp_path / "figure.json")
+    with open_in(tmp_path, entity="someone") as tracker:
+        tracker.figure("loss/curve", tmp_path / "figure.json")
+    text = json.dumps(records(tmp_path / "run-a"))
+    assert "someone/headdyn_loss_curve" in text and "loss/curve_table" in text
+
+
+def drawn(spec: dict) -> bytes:
+    return re.sub(rb"gradient_\d+", b"gradient", rendered(spec, "svg"))  # which the renderer numbers on
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        curves([Curve(label=name, x=[0, 1, 2], y=[1, k, 0]) for k, name in enumerate("ab")], xlabel="x", ylabel="y"),
+        head_map([HeadMap(title="m", unit="share", value_LH=np.arange(6.0).reshape(2, 3), marked_LH=np.eye(2, 3, dtype=bool))]),
+        interval_plot([Interval(label="row", value=1.0, low=0.5, high=2.0, null=0.0)], xlabel="x"),
+    ],
+    ids=["curves", "head_map", "interval_plot"],
+)
+def test_a_custom_chart_draws_what_the_figure_does(chart):
+    spec = chart.spec()
+    columns, rows, preset = custom_chart(spec)
+    text = json.dumps(preset)
+    assert "datasets" not in text and '"values"' not in text.replace(
+        '"values": []', ""
+    )  # a preset holds no run's numbers
+    table = [dict(zip(columns, row, strict=True)) for row in rows]
+    filled = json.loads(json.dumps(preset).replace('{"name": "wandb"}', json.dumps({"values": table})))
+    assert drawn(filled) == drawn(spec)
+    # Mutant: without the filters every view would draw every table's rows.
+    if len({row[0] for row in rows}) > 1:
+        mixed = json.loads(json.dumps(filled).replace("datum['dataset'] ===", "0 <="))
+        assert drawn(mixed) != drawn(spec)
 
 
 def test_each_job_of_a_process_has_a_run_of_its_own(tmp_path):
