@@ -7,6 +7,7 @@ pair's own answers, and the mean over all other pairs' answers, which is the nul
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 
 from headdyn.analysis.answer_lens import PARTS, PLACES, AnswerLens
 from headdyn.analysis.answer_lens_figures import heads_figure, token_labels, tokens_figure
-from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers
+from headdyn.analysis.estimates import means
+from headdyn.analysis.interventions.pair_rows import PairRows, Row
 from headdyn.analysis.interventions.patching import in_dtype
 from headdyn.core.figures import Figure
 from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import sign_flip_test
 from headdyn.data.comparisons import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
@@ -43,15 +46,10 @@ def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator:
     names = ("answer", "direct", "carried", "mlps", "embedding", "biases", "places")
     by_pair = {name: bugs.by_pair([lens[name] for lens in lenses]) for name in names}
     make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
-    heads = HeadTable.from_rows(_head_rows(make, by_pair)).with_q()
     present = {place for group in bugs.groups for place in lens_tokens(group, clean=clean)[1].tolist()}
-    others = [
-        *_layer_rows(make, by_pair),
-        *_model_rows(make, by_pair, present),
-        _error_row(lenses, len(bugs.pairs)),
-    ]
-    figures = {"heads": heads_figure(heads), "tokens": _tokens(make, bugs, lenses, clean=clean)}
-    return Findings(table=HeadTable.concat([heads, HeadTable.from_rows(others)]), figures=figures)
+    table = HeadTable.concat([_table(make, by_pair, present), _error_row(lenses, len(bugs.pairs))]).with_q()
+    figures = {"heads": heads_figure(table), "tokens": _tokens(make, bugs, lenses, clean=clean)}
+    return Findings(table=table, figures=figures)
 
 
 def answer_directions(decoder: Decoder, prompts: Prompts) -> list[Float[Tensor, "K N D"]]:
@@ -142,53 +140,47 @@ def _answers(
     return answer_KN.detach(), (gradient_NTD * x_NTD).sum((1, 2)).detach()
 
 
-def _head_rows(make: PairRows, by_pair: Mapping[str, np.ndarray]) -> list[Row]:
-    rows = []
+def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> HeadTable:
+    """Rows of heads, layers and the model from values of pairs on the last axis; `present` are the places there are."""
+    parts: list[HeadTable] = []
+
+    def add(metric: str, values_XP: np.ndarray, **columns: Any) -> None:
+        found = means(np.moveaxis(values_XP, -1, 0), make.generator, draws=make.bootstrap_draws)
+        parts.append(found.rows(metric, unit="pair", **columns))
+
     for kind in ("direct", "carried"):
-        own_PX, other_PX = (part_LHP.reshape(-1, part_LHP.shape[-1]).T for part_LHP in by_pair[kind])
-        num_heads = by_pair[kind].shape[2]
-        for group in (
-            make.means(f"answer_{kind}_nats", own_PX, other_PX),
-            make.effects(f"answer_{kind}_excess_nats", own_PX - other_PX),
-        ):
-            rows += [{**row, "layer": i // num_heads, "head": i % num_heads} for i, row in enumerate(group)]
-    return rows
-
-
-def _layer_rows(make: PairRows, by_pair: Mapping[str, np.ndarray]) -> list[Row]:
-    rows = []
-    for name, (own_LP, other_LP) in (("heads", by_pair["direct"].sum(2)), ("mlp", by_pair["mlps"])):
-        group = make.means(f"layer_{name}_answer_nats", own_LP.T, other_LP.T)
-        rows += at_layers({layer: [row] for layer, row in enumerate(group)})
-    return rows
-
-
-def _model_rows(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> list[Row]:
-    """Δ and its parts; of the places of tokens, those that are present in the prompts."""
-
-    def mean(name: str, own_P: np.ndarray, other_P: np.ndarray) -> list[Row]:
-        return make.means(f"answer_{name}nats", own_P[:, None], other_P[:, None])
-
-    parts = {**by_pair, "heads": by_pair["direct"].sum((1, 2)), "mlps": by_pair["mlps"].sum(1)}
-    rows = mean("", *parts["answer"])
+        own_LHP, other_LHP = by_pair[kind]
+        add(f"answer_{kind}_nats", own_LHP, null=other_LHP.mean(-1))
+        p_LH = sign_flip_test(np.moveaxis(own_LHP - other_LHP, -1, 0), make.generator, draws=make.sign_flips)
+        add(f"answer_{kind}_excess_nats", own_LHP - other_LHP, null=0.0, p=p_LH)
+    heads_KLP, mlps_KLP = by_pair["direct"].sum(2), by_pair["mlps"]
+    for name, (own_LP, other_LP) in {"heads": heads_KLP, "mlp": mlps_KLP}.items():
+        add(f"layer_{name}_answer_nats", own_LP, null=other_LP.mean(-1))
+    whole = {**by_pair, "heads": by_pair["direct"].sum((1, 2)), "mlps": mlps_KLP.sum(1)}
+    add("answer_nats", whole["answer"][0], null=whole["answer"][1].mean())
     for name in PARTS:
-        rows += mean(f"{name}_", *parts[name])
-    shares = make.shares("share", np.stack([parts[name][0] for name in PARTS]), parts["answer"][0], "Δ is")
-    rows += [{**row, "metric": f"answer_{name}_share"} for name, row in zip(PARTS, shares, strict=True)]
+        add(f"answer_{name}_nats", whole[name][0], null=whole[name][1].mean())
+    shares = make.shares("share", np.stack([whole[name][0] for name in PARTS]), whole["answer"][0], "Δ is")
+    named = zip(PARTS, shares, strict=True)
+    parts.append(HeadTable.from_rows({**row, "metric": f"answer_{name}_share"} for name, row in named))
     for place, name in enumerate(PLACES):
-        own_P, other_P = parts["places"][:, place]
-        absent = {"reason": "the prompts have no such tokens", "n": len(own_P), "unit": "pair"}
-        rows += mean(f"{name}_", own_P, other_P) if place in present else [{"metric": f"answer_{name}_nats", **absent}]
-    return rows
+        own_P, other_P = whole["places"][:, place]
+        if place in present:
+            add(f"answer_{name}_nats", own_P, null=other_P.mean())
+        else:
+            absent = {"reason": "the prompts have no such tokens", "n": len(own_P), "unit": "pair"}
+            parts.append(HeadTable.whole(f"answer_{name}_nats", None, **absent))
+    return HeadTable.concat(parts)
 
 
-def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> Row:
-    row: Row = {"metric": "answer_lens_error", "n": pairs, "unit": "pair"}
+def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> HeadTable:
+    """How exact the sums are, over the largest Δ."""
     largest = max(np.abs(lens["answer"][0]).max() for lens in lenses)
+    common: dict[str, Any] = {"n": pairs, "unit": "pair"}
     if not largest:
-        return {**row, "reason": "Δ is 0 for every prompt"}
-    error, control = (float(max(lens[name].max() for lens in lenses) / largest) for name in ("error", "control"))
-    return {**row, "value": error, "null": control}
+        return HeadTable.whole("answer_lens_error", None, reason="Δ is 0 for every prompt", **common)
+    error, control = (max(lens[name].max() for lens in lenses) / largest for name in ("error", "control"))
+    return HeadTable.whole("answer_lens_error", error, null=control, **common)
 
 
 def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
