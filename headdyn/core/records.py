@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headdyn.core.numbers import fixed, spelled
-from headdyn.core.statistics import benjamini_hochberg
 
 if TYPE_CHECKING:
     from headdyn.core.figures import Figure
@@ -166,6 +165,8 @@ class HeadTable:
 
     def with_q(self) -> HeadTable:
         """The table with Benjamini–Hochberg q-values over all its rows that carry a p (one family)."""
+        from headdyn.core.statistics import benjamini_hochberg  # scipy, which stating a metric does without
+
         p = np.array([np.nan if value is None else value for value in self.table["p"].to_pylist()], dtype=float)
         tested = ~np.isnan(p)
         q = np.full(len(p), np.nan)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,10 @@ from tests.figure_checks import alike, clipped, overlapping
 FOLDER = Path(__file__).parents[2] / "conf" / "analysis"
 LISTS = {"all": "corpus", "all_prompts": "prompts"}  # options that name others
 OPTIONS = sorted(option for option in FOLDER.glob("*.yaml") if option.stem not in LISTS)
+HEAVY = ("torch", "scipy", "sklearn", "transformers", "altair")
+STILL_HEAVY = {
+    *("ablation", "circuit_course", "emergence", "head_clusters", "patching", "permutation", "specialization"),
+}
 ROWS = {"head", "layer", "model", "split", "order"}
 
 
@@ -36,7 +43,7 @@ def load(option: Path) -> Analysis:
     """The analysis as the option's file gives it, without Hydra: `_target_` and settings of the declared types."""
     text = option.read_text(encoding="utf-8")
     assert text.startswith(f"# @package analysis.{option.stem}\n")
-    node = yaml.safe_load(re.sub(r"\$\{oc.select:.*\}", "null", text).replace("${protocol.name}", "seed"))
+    node = yaml.safe_load(re.sub(r"\$\{oc.select:.*\}", "null", text).replace("${protocol.analyses}", "seed"))
     analysis = targeted(node, f"analysis.{option.stem}")
     assert node.keys() - {"_target_"} == {f.name for f in dataclasses.fields(analysis)}, "the file states every setting"
     return analysis
@@ -143,6 +150,26 @@ def test_it_declares_what_it_is(option):
     assert dataclasses.is_dataclass(analysis) and type(analysis).__dataclass_params__.frozen
     assert analysis.rows in ROWS and isinstance(analysis.needs, frozenset)
     assert all(metric.meaning and metric.low < metric.high for metric in analysis.metrics.values())
+
+
+def test_checking_an_analysis_imports_nothing_heavy():
+    """Its module is imported when a command is checked: settings and metrics; what computes is in its sibling."""
+    light = [option for option in OPTIONS if option.stem not in STILL_HEAVY]
+    nodes = {option.stem: yaml.safe_load(option.read_text(encoding="utf-8")) for option in light}
+    code = (
+        "import json, sys; from headdyn.core.settings import targeted\n"
+        "for name, node in json.loads(sys.argv[1]).items(): targeted(node, f'analysis.{name}')\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, json.dumps(nodes)], capture_output=True, text=True, check=True)
+    assert len(nodes) >= 6 and shown.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.stem)
+def test_every_metric_has_a_label_of_its_own(option):
+    labels = [metric.label for metric in load(option).metrics.values()]
+    assert option.stem in STILL_HEAVY or (all(labels) and len(set(labels)) == len(labels))
+    assert not any("_" in label for label in labels)
 
 
 def test_it_is_deterministic_under_its_generator(analysis, findings, decoder, corpus):
