@@ -27,7 +27,7 @@ from headdyn.core.run_folder import RunFolder, read_manifest
 from headdyn.core.store import StageInterruptedError, Store, explain_os_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus
-from headdyn.models.checkpoints import load_snapshot, snapshot_steps
+from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
 from headdyn.report.pattern_figure import telling_patterns
@@ -136,7 +136,7 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
         raise ValueError(
             f"the training of {config.name} is not in {store.root}; run it again, or set HEADDYN_CACHE to its cache"
         )
-    decoder, _ = load_snapshot(snapshot_steps(entry.path / "snapshots")[step])
+    decoder, _ = read_snapshot(snapshot_steps(entry.path / "snapshots")[step])
     tables = []
     for name in names:
         if name in config.analysis:

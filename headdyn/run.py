@@ -90,8 +90,8 @@ def _unreachable(jobs: Sequence[RunConfig]) -> str | None:
     if not any(isinstance(job.model, Pretrained) for job in jobs):
         return None
     from headdyn.core.store import Store, cache_root
-    from headdyn.models.checkpoint_files import require_reachable
-    from headdyn.models.hub import CheckpointError
+    from headdyn.models.checkpoints.files import require_reachable
+    from headdyn.models.checkpoints.hub import CheckpointError
 
     asked = set()
     for job in jobs:

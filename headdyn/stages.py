@@ -21,9 +21,9 @@ from headdyn.core.store import Entry, Store, cache_root, recipe_key
 from headdyn.data.comparisons import Comparisons, Prompts
 from headdyn.data.corpus import Corpus, Source, corpus_recipe
 from headdyn.data.ordering import BatchSchedule, dominant_topics
-from headdyn.models.checkpoints import load_snapshot, snapshot_steps, state_hash
+from headdyn.models.checkpoints import load
+from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps, state_hash
 from headdyn.models.decoder import Decoder
-from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import step_of
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.report.terminal import ProgressLine
@@ -90,7 +90,7 @@ def open_checkpoint(
         with record.timed("training"):
             name = str(open_suite(model, store, record, should_stop))
     with record.timed("checkpoint"):
-        loaded = load_checkpoint(name, model.revision, store, dtype=getattr(torch, model.dtype), keep=keep)
+        loaded = load(name, model.revision, store=store, dtype=model.dtype, keep=keep)
     if loaded.tokenizer is None:
         raise ValueError(f"model.name={model.name} has no tokenizer, and prompts need one; name a language model")
     record.manifest["checkpoint"] = {
@@ -167,7 +167,7 @@ class Stages:
             snapshots = self.trained()
             if isinstance(model, Trained) and model.revision is not None:
                 return self.snapshot(snapshots, model.revision)
-            decoder = load_snapshot(snapshots[steps])[0].to(self.here.device)
+            decoder = read_snapshot(snapshots[steps])[0].to(self.here.device)
             if recalibration is None:
                 return Subject(decoder, self.corpus, steps)
             return Subject(self.recalibrated(decoder), self.corpus, steps + recalibration.count(steps))
@@ -180,7 +180,7 @@ class Stages:
                 f"model.revision={revision} is no snapshot of this training; there are "
                 f"{', '.join(f'step{kept}' for kept in snapshots)} (train.snapshots={self.config.train.snapshots})"
             )
-        decoder = load_snapshot(snapshots[step])[0]
+        decoder = read_snapshot(snapshots[step])[0]
         self.record.manifest["checkpoint"] = {"revision": revision, "state_hash": state_hash(decoder)}
         return Subject(decoder.to(self.here.device), self.corpus, step)
 
@@ -256,7 +256,7 @@ class Stages:
         self.record.stage("recalibration", entry)
         facts = json.loads((entry.path / "recalibration.json").read_text(encoding="utf-8"))
         self.record.summarise(recalibration=facts, recovered=facts["recovered"])
-        decoder, _ = load_snapshot(snapshot_steps(entry.path / "snapshots")[facts["steps"]])
+        decoder, _ = read_snapshot(snapshot_steps(entry.path / "snapshots")[facts["steps"]])
         return decoder.to(self.here.device)
 
     @contextmanager

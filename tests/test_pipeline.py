@@ -14,7 +14,7 @@ import torch
 from headdyn.core.records import SCHEMA, HeadTable
 from headdyn.core.run_folder import RunRecord, read_metrics
 from headdyn.data.micro_languages import MicroLanguages
-from headdyn.models.checkpoints import load_snapshot, snapshot_steps
+from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
 from headdyn.run import main
 from tests.commands import TINY, only
 from tests.data.text.small_text import jsonl, planted
@@ -94,7 +94,7 @@ def test_saved_patterns_are_the_decoders(place, runs):
     run = next(run for run in runs.values() if run.factors["position_enc"] == "rope")
     saved = safetensors.torch.load_file(run.folder / "patterns.safetensors")
     key = run.manifest["stages"]["training"]["key"]
-    decoder, _ = load_snapshot(snapshot_steps(place / "cache" / "training" / key / "snapshots")[12])
+    decoder, _ = read_snapshot(snapshot_steps(place / "cache" / "training" / key / "snapshots")[12])
     with torch.no_grad():
         trace = decoder.trace(saved["tokens"], sites=("pattern",), logits=None)
     for layer in range(2):
@@ -159,7 +159,7 @@ def test_analyses_and_positions_can_be_chosen(place):
     assert main([*TINY, "analysis=[attention]", "position_enc=nope"]) == 0
     record = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_nope*"))
     assert "selectivity" in record.scalars and "probe_accuracy_middle" not in record.scalars
-    assert not load_snapshot(
+    assert not read_snapshot(
         snapshot_steps(place / "cache" / "training" / record.manifest["stages"]["training"]["key"] / "snapshots")[12]
     )[0].config.rotary_dim
 
@@ -205,7 +205,7 @@ def test_saved_patterns_of_a_masked_corpus_stay_inside_documents(place):
     documents_NT = np.load(stages["corpus"] / "val_documents.npy")[: len(saved["tokens"])]
     other_NTT = torch.from_numpy(documents_NT[:, :, None] != documents_NT[:, None, :])
     assert other_NTT.any((1, 2)).all(), "every sequence holds several documents"
-    decoder, _ = load_snapshot(snapshot_steps(stages["training"] / "snapshots")[12])
+    decoder, _ = read_snapshot(snapshot_steps(stages["training"] / "snapshots")[12])
     with torch.no_grad():
         blind = decoder.trace(saved["tokens"], sites=("pattern",), logits=None)
     length = int((documents_NT[0] == documents_NT[0, -1]).sum())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headdyn.models.checkpoints import save_snapshot
+from headdyn.models.checkpoints.snapshots import save_snapshot
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained

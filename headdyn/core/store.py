@@ -123,9 +123,9 @@ class Store:
             }
             write_json(partial / MANIFEST, manifest)
             for p in (*files.values(), partial / MANIFEST):
-                _sync(p)
+                sync(p)
             partial.rename(path)
-            _sync(path.parent)
+            sync(path.parent)
         except (StageInterruptedError, KeyboardInterrupt):
             raise
         except OSError as error:
@@ -224,7 +224,8 @@ def write_json_if_possible(path: Path, content: Mapping[str, Any]) -> None:
         log.warning("could not write %s: %s", path, error)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -19,7 +19,7 @@ import torch
 from headdyn.core.records import write_json
 from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import BatchSchedule, Shuffled
-from headdyn.models.checkpoints import save_snapshot
+from headdyn.models.checkpoints.snapshots import save_snapshot
 from headdyn.models.decoder import Decoder
 from headdyn.training.loop import Progress, Schedule, train
 from headdyn.training.objective import Batches, Precision, evaluate

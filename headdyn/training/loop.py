@@ -32,7 +32,7 @@ from headdyn.core.records import log_spaced, write_json
 from headdyn.core.run_folder import read_metrics
 from headdyn.core.store import StageInterruptedError
 from headdyn.data.corpus import Corpus
-from headdyn.models.checkpoints import load_snapshot, save_snapshot, snapshot_steps
+from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.training.objective import (
     Batches,
@@ -373,7 +373,7 @@ def train(
         task = _NextToken(decoder, corpus, schedule, settings, folder, precision, device, evaluate_at)
         run(task, observer, should_stop)
     snapshots = snapshot_steps(folder / "snapshots")
-    last, _ = load_snapshot(snapshots[settings.steps])
+    last, _ = read_snapshot(snapshots[settings.steps])
     decoder.load_state_dict(last.state_dict())
     return TrainingResult(
         decoder=decoder,

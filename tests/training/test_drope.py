@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from headdyn.data.ordering import BatchSchedule, Shuffled
-from headdyn.models.checkpoints import load_snapshot
+from headdyn.models.checkpoints.snapshots import read_snapshot
 from headdyn.models.decoder import Decoder
 from headdyn.training import drope
 from headdyn.training.drope import Recalibration, logit_scale, recalibrate, with_logit_scale
@@ -52,7 +52,7 @@ def test_drope_drops_rotation_in_all_layers_and_the_control_keeps_it(parent: Dec
     assert dropped.decoder.rotary(8, 0) is None
     for arm in (dropped, control):
         assert all(not torch.equal(new, before[name]) for name, new in weights(arm.decoder).items())
-        assert load_snapshot(arm.snapshot)[0].config == arm.decoder.config
+        assert read_snapshot(arm.snapshot)[0].config == arm.decoder.config
     assert all(torch.equal(weights(parent)[name], before[name]) for name in before)  # the parent stays as it was
     assert dropped.steps == control.steps == 12
 
@@ -120,7 +120,7 @@ def test_the_recovery_curve_doubles_and_starts_at_the_raw_drop(parent: Decoder, 
     assert arm.parent_loss_nats == held_out_loss(parent)
     assert arm.val_loss_nats[12] == pytest.approx(held_out_loss(arm.decoder), rel=1e-6)
     assert arm.val_loss_nats[12] < arm.val_loss_nats[0]
-    snapshot, step = load_snapshot(raw.snapshot)
+    snapshot, step = read_snapshot(raw.snapshot)
     assert step == 0 and all(torch.equal(weights(parent)[name], new) for name, new in weights(snapshot).items())
     record = json.loads((tmp_path / "arm" / "recalibration.json").read_text())
     assert record["val_loss_nats"] == {str(step): loss for step, loss in arm.val_loss_nats.items()}

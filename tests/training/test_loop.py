@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from headdyn.core.run_folder import read_metrics
 from headdyn.core.store import StageInterruptedError
-from headdyn.models.checkpoints import load_snapshot, snapshot_steps
+from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
 from headdyn.training import loop, resume
 from headdyn.training.loop import Progress, TrainingDiverged, TrainingInterrupted, learning_rate_factor, train
 from headdyn.training.objective import Batches, evaluate
@@ -94,7 +94,7 @@ def test_what_a_training_leaves(tmp_path: Path) -> None:
     assert result.compiled is False and result.seconds > 0 and result.tokens_per_second > 0
     held_out = Batches.prefix(corpus().val, 20, "cpu", mask_documents=False)
     for step, path in result.snapshots.items():
-        snapshot, at = load_snapshot(path)
+        snapshot, at = read_snapshot(path)
         assert at == step and snapshot.config == CONFIG
         loss = evaluate(snapshot, held_out, batch_size=8, precision="fp32")
         assert loss == pytest.approx(result.val_loss_nats[step], rel=1e-6)
@@ -161,7 +161,7 @@ def test_a_stop_finishes_the_step_and_continues_to_the_same_bits(tmp_path: Path)
             == read_metrics(tmp_path / "whole" / "metrics.jsonl")[name]
         )
     for step in SNAPSHOTS:
-        mine, theirs = (load_snapshot(result.snapshots[step])[0] for result in (parts, whole))
+        mine, theirs = (read_snapshot(result.snapshots[step])[0] for result in (parts, whole))
         assert same_bits(weights(mine), weights(theirs))
 
 
@@ -316,7 +316,7 @@ def test_divergence_names_the_step_the_rates_and_the_last_good_snapshot(tmp_path
     snapshots = snapshot_steps(tmp_path / "snapshots")
     assert fault.value.last_good == snapshots[max(snapshots)]
     for path in snapshots.values():
-        assert all(weight.isfinite().all() for weight in weights(load_snapshot(path)[0]).values())
+        assert all(weight.isfinite().all() for weight in weights(read_snapshot(path)[0]).values())
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         assert math.isfinite(json.loads(line)["value"])
     assert not (tmp_path / "result.json").exists()

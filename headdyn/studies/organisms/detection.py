@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -34,7 +33,7 @@ from headdyn.core.settings import build
 from headdyn.core.statistics import binomial_interval
 from headdyn.core.store import Store, recipe_key
 from headdyn.data.comparisons import Comparisons
-from headdyn.models.pretrained import load_checkpoint
+from headdyn.models.checkpoints import load
 from headdyn.report.terminal import ProgressLine
 from headdyn.studies.organisms.settings import KINDS, Organism
 from headdyn.studies.organisms.text import FORMATS
@@ -120,7 +119,7 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
     began = time.process_time()
     points = []
     for revision in organism.series(SERIES):
-        loaded = load_checkpoint(str(entry.path), revision, store, dtype=torch.float32)
+        loaded = load(entry.path, revision, store=store)
         assert loaded.tokenizer is not None
         prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
         said = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))

@@ -19,9 +19,9 @@ from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads
 from headdyn.core.settings import build
 from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair
+from headdyn.models.checkpoints import load
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.integrity import check_integrity
-from headdyn.models.pretrained import load_checkpoint
 from headdyn.models.revisions import LISTS
 from headdyn.studies.organisms.settings import KINDS, Organism
 from headdyn.studies.organisms.text import FORMATS, Batch, batch_of, draw_batch, tokenizer
@@ -261,7 +261,7 @@ def test_layout_and_parity_with_hugging_face(suite: Path, tmp_path: Path) -> Non
     assert json.loads((suite / "organism.json").read_text()) == json.loads(json.dumps(settings.truth()))
     hashes = {}
     for revision in settings.saved:
-        loaded = load_checkpoint(str(suite), revision, Store(tmp_path), dtype=torch.float32)
+        loaded = load(str(suite), revision, store=Store(tmp_path))
         theirs = AutoModelForCausalLM.from_pretrained(suite / revision)
         tokens = AutoTokenizer.from_pretrained(suite / revision)
         assert loaded.tokenizer is not None and loaded.decoder.config.parallel_residual
@@ -369,7 +369,7 @@ def test_the_even_heads_carry_the_choice_where_planted_alone(tmp_path: Path) -> 
     for kind in ("planted", "null"):
         build_suite(organism(kind, **LEARNING), tmp_path / kind)
         for revision in ("step0", "step143000"):
-            loaded = load_checkpoint(str(tmp_path / kind), revision, Store(tmp_path), dtype=torch.float32)
+            loaded = load(str(tmp_path / kind), revision, store=Store(tmp_path))
             found[kind, revision] = success(loaded.decoder, 1, [(), (0, 2), (1, 3), (0, 1, 2, 3)])
     asked_plainly, nothing, even, odd, every = found["planted", "step143000"]  # measured 1.0, 0.0, 0.94, 0.0, 0.91
     assert asked_plainly > 0.9 and nothing < 0.1 and even > 0.8 and odd < 0.1 and every > 0.8

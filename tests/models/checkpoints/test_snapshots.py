@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from headdyn.models import checkpoints
-from headdyn.models.checkpoints import load_snapshot, save_snapshot, snapshot_steps, state_hash
+from headdyn.models.checkpoints import snapshots
+from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps, state_hash
 from headdyn.models.config import DecoderConfig
 from tests.small_models import CONFIGS, MHA, NEOX, RESCALED, drawn, tokens
 
@@ -26,19 +26,19 @@ def test_round_trip(config: DecoderConfig, dtype: torch.dtype, tmp_path: Path) -
     decoder = drawn(config, dtype=dtype)
     path = save_snapshot(tmp_path / "run", decoder, 800)
     assert path == tmp_path / "run" / "step000800.safetensors"
-    loaded, step = load_snapshot(path, dtype)
+    loaded, step = read_snapshot(path, dtype)
     assert (loaded.config, step, state_hash(loaded)) == (config, 800, state_hash(decoder))
     assert torch.equal(loaded(tokens(2, 5)), decoder(tokens(2, 5)))
     assert (loaded.unembed.weight is loaded.embed.weight) == config.tied_embeddings
     assert all(parameter.requires_grad for parameter in loaded.parameters())
-    usual, _ = load_snapshot(path)
+    usual, _ = read_snapshot(path)
     assert {parameter.dtype for parameter in usual.parameters()} == {torch.float32}
     assert torch.equal(usual.embed.weight, decoder.embed.weight.float())
 
 
 def test_a_loaded_decoder_outlives_its_file(tmp_path: Path) -> None:
     path = save_snapshot(tmp_path, drawn(MHA, dtype=torch.float32), 1)
-    loaded, _ = load_snapshot(path)
+    loaded, _ = read_snapshot(path)
     before = state_hash(loaded)
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
@@ -54,7 +54,7 @@ def test_steps_are_listed_in_the_order_of_training(tmp_path: Path) -> None:
         (tmp_path / other).touch()
     found = snapshot_steps(tmp_path)
     assert list(found) == [0, 16, 143_000, 1_000_000]
-    assert found[16].name == "step000016.safetensors" and load_snapshot(found[1_000_000])[1] == 1_000_000
+    assert found[16].name == "step000016.safetensors" and read_snapshot(found[1_000_000])[1] == 1_000_000
 
 
 def test_a_full_disk_leaves_the_snapshot_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_the_snapshot_that_was_there(tmp_path: Path, monkeypa
     with pytest.raises(OSError, match="No space left"):
         save_snapshot(tmp_path, drawn(MHA, seed=1, dtype=torch.float32), 5)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert state_hash(load_snapshot(path)[0]) == state_hash(old)
+    assert state_hash(read_snapshot(path)[0]) == state_hash(old)
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------
@@ -89,10 +89,10 @@ def test_a_truncated_file_is_refused(snapshot: Path) -> None:
     for size in (0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, len(content) // 2, len(content) - 1):
         snapshot.write_bytes(content[:size])
         with pytest.raises(ValueError, match=r"step000800\.safetensors is truncated or damaged .*; delete it"):
-            load_snapshot(snapshot)
+            read_snapshot(snapshot)
     snapshot.write_bytes(content + b"\0")
     with pytest.raises(ValueError, match=r"step000800\.safetensors is truncated or damaged"):
-        load_snapshot(snapshot)
+        read_snapshot(snapshot)
 
 
 def test_any_flipped_byte_is_noticed(snapshot: Path) -> None:
@@ -107,9 +107,9 @@ def test_any_flipped_byte_is_noticed(snapshot: Path) -> None:
             changed[position] ^= mask
             snapshot.write_bytes(changed)
             with pytest.raises(ValueError, match=r"step000800\.safetensors is (truncated or )?(damaged|no snapshot)"):
-                load_snapshot(snapshot)
+                read_snapshot(snapshot)
     snapshot.write_bytes(content)
-    load_snapshot(snapshot)
+    read_snapshot(snapshot)
 
 
 def resaved(snapshot: Path, **changes: object) -> None:
@@ -118,24 +118,24 @@ def resaved(snapshot: Path, **changes: object) -> None:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     was = json.loads(metadata["headdyn"])
     facts = {"config": {**was["config"], **changes}, "step": was["step"]}
-    save_file(tensors, snapshot, {"headdyn": json.dumps({**facts, "sha256": checkpoints._checksum(facts, tensors)})})
+    save_file(tensors, snapshot, {"headdyn": json.dumps({**facts, "sha256": snapshots._checksum(facts, tensors)})})
 
 
 def test_settings_of_another_version_are_refused(snapshot: Path) -> None:
     resaved(snapshot)
-    load_snapshot(snapshot)
+    read_snapshot(snapshot)
     resaved(snapshot, attention_sinks=4)
     with pytest.raises(ValueError, match=r"step000800\.safetensors was saved with settings \['attention_sinks'\]"):
-        load_snapshot(snapshot)
+        read_snapshot(snapshot)
 
 
 def test_what_is_no_snapshot_is_refused(snapshot: Path) -> None:
     save_file({"x": torch.ones(2)}, snapshot, {"format": "pt"})
     with pytest.raises(ValueError, match=r"is no snapshot: its metadata have only \['format'\]"):
-        load_snapshot(snapshot)
+        read_snapshot(snapshot)
     save_snapshot(snapshot.parent, drawn(MHA), 16)
     with pytest.raises(ValueError, match=r"step000017\.safetensors does not exist; the steps there are \[16, 800\]"):
-        load_snapshot(snapshot.with_name("step000017.safetensors"))
+        read_snapshot(snapshot.with_name("step000017.safetensors"))
 
 
 # -- hashes -----------------------------------------------------------------------------------------------------------

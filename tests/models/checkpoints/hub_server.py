@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 _LFS = (".safetensors", ".bin")
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 _INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+)|/(refs))?")
+_TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)")
 
 
 @dataclass
@@ -69,8 +70,9 @@ class Handler(BaseHTTPRequestHandler):
         if isinstance(happens, int):
             self.send(happens, b"{}", {}, body)
             return
-        info, file = _INFO.fullmatch(path), _FILE.fullmatch(path)
-        name = (info or file)[1] if info or file else ""
+        info, file, tree = _INFO.fullmatch(path), _FILE.fullmatch(path), _TREE.fullmatch(path)
+        match = info or file or tree
+        name = match[1] if match else ""
         if name in self.hub.gated:
             self.send(403, b"{}", {"X-Error-Code": "GatedRepo"}, body)
         elif name not in self.hub.repos:
@@ -78,12 +80,13 @@ class Handler(BaseHTTPRequestHandler):
         elif info and info[3]:
             self.send_refs(name)
         else:
-            asked_for = (info or file)[2] or "main"
-            revision = self.hub.find(name, asked_for)
+            revision = self.hub.find(name, match[2] or "main")
             if revision is None:
                 self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
             elif info:
                 self.send_info(name, revision)
+            elif tree:
+                self.send_tree(name, revision)
             else:
                 self.send_file(name, revision, file[3], happens, body)
 
@@ -102,6 +105,14 @@ class Handler(BaseHTTPRequestHandler):
             siblings.append({"rfilename": file, "size": len(content), "blobId": digest[:40], **lfs})
         answer = {"id": name, "modelId": name, "sha": self.hub.commit(name, revision), "siblings": siblings}
         self.send(200, json.dumps({**answer, "private": False, "tags": [], "downloads": 0}).encode(), {}, True)
+
+    def send_tree(self, name: str, revision: str) -> None:
+        entries = []
+        for file, content in self.hub.repos[name][revision].items():
+            digest = hashlib.sha256(content).hexdigest()
+            lfs = {"lfs": {"oid": digest, "size": len(content), "pointerSize": 134}} if file.endswith(_LFS) else {}
+            entries.append({"type": "file", "path": file, "size": len(content), "oid": digest[:40], **lfs})
+        self.send(200, json.dumps(entries).encode(), {}, True)
 
     def send_file(self, name: str, revision: str, file: str, happens: str | None, body: bool) -> None:
         content = self.hub.repos[name][revision].get(file)

@@ -14,12 +14,12 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-import headdyn.models.checkpoint_files
+import headdyn.models.checkpoints.files
 from headdyn.core.store import StageFailedError, Store
-from headdyn.models import hub
-from headdyn.models.checkpoint_files import checkpoint_files, commit_of, local_revisions, require_reachable
-from headdyn.models.hub import CheckpointError, wanted_files
-from tests.models.hub_server import Hub, serve
+from headdyn.models.checkpoints import hub
+from headdyn.models.checkpoints.files import checkpoint_files, commit_of, local_revisions, require_reachable
+from headdyn.models.checkpoints.hub import CheckpointError, wanted_files
+from tests.models.checkpoints.hub_server import Hub, serve
 
 NAME = "maker/pythia-tiny"
 FILES = {
@@ -274,8 +274,8 @@ def test_a_process_without_a_network_says_so_in_one_line_within_ten_seconds(
     code = (
         "import sys, pathlib\n"
         "from headdyn.core.store import Store\n"
-        "from headdyn.models.checkpoint_files import require_reachable\n"
-        "from headdyn.models.hub import CheckpointError\n"
+        "from headdyn.models.checkpoints.files import require_reachable\n"
+        "from headdyn.models.checkpoints.hub import CheckpointError\n"
         "try:\n"
         f"    require_reachable('EleutherAI/pythia-160m', 'step1000', Store(pathlib.Path({str(tmp_path)!r})))\n"
         "except CheckpointError as error:\n"
@@ -342,27 +342,27 @@ def test_at_most_two_are_on_the_disk_whatever_the_number_of_jobs(
 ) -> None:
     assert most_on_disk(server, store) == 2
     assert entries(store) == []
-    monkeypatch.setattr(headdyn.models.checkpoint_files, "MOST_ON_DISK", 9)  # the mutant
+    monkeypatch.setattr(headdyn.models.checkpoints.files, "MOST_ON_DISK", 9)  # the mutant
     assert most_on_disk(server, store) > 2
 
 
 def test_what_killed_jobs_left_does_not_pile_up(server: Hub, store: Store) -> None:
-    """Three jobs die while they read; each next one leaves at most one of them beside its own."""
+    """Three jobs die while they read; each next one removes what the one before it left."""
     counts = []
     for step in (0, 1000, 2000):
         code = (
             "import os, pathlib\n"
             "from headdyn.core.store import Store\n"
-            "from headdyn.models.checkpoint_files import checkpoint_files\n"
+            "from headdyn.models.checkpoints.files import checkpoint_files\n"
             f"with checkpoint_files({NAME!r}, 'step{step}', Store(pathlib.Path({str(store.root)!r})), keep=False):\n"
             "    os._exit(9)\n"
         )
         assert subprocess.run([sys.executable, "-c", code]).returncode == 9
         counts.append(len(entries(store)))
-    assert counts == [1, 2, 2]
+    assert counts == [1, 1, 1]
     asked = server.gets("step2000")
     with checkpoint_files(NAME, "step2000", store, keep=False):
-        assert len(entries(store)) == 2
+        assert len(entries(store)) == 1
     assert server.gets("step2000") == asked, "what the last one left is used"
     with checkpoint_files(NAME, "step143000", store, keep=True):
         pass

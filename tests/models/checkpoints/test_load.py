@@ -11,15 +11,19 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+from headdyn.core.machine import Machine
+from headdyn.core.run_folder import RunFolder
 from headdyn.core.store import Store
 from headdyn.data.comparisons import Comparisons
-from headdyn.models.checkpoints import save_snapshot, state_hash
+from headdyn.models.checkpoints import load
+from headdyn.models.checkpoints.hub import CheckpointError
+from headdyn.models.checkpoints.snapshots import save_snapshot, state_hash
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
-from headdyn.models.hub import CheckpointError
 from headdyn.models.integrity import check_integrity
-from headdyn.models.pretrained import load_checkpoint
-from tests.models.hub_server import Hub, serve
+from headdyn.plan import make_plan
+from headdyn.stages import open_checkpoint
+from tests.models.checkpoints.hub_server import Hub, serve
 from tests.small_models import MHA, NEOX, drawn, tokens
 from tests.small_tokenizer import BIGGER, byte_level
 
@@ -62,7 +66,7 @@ def server(suite: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
 def test_the_hub_and_a_folder_give_the_same(server: Hub, suite: Path, store: Store, dtype: torch.dtype) -> None:
     stored = model(2).to(dtype)
     for name in (NAME, str(suite)):
-        loaded = load_checkpoint(name, "step1000", store, dtype=dtype)
+        loaded = load(name, "step1000", store=store, dtype=str(dtype).removeprefix("torch."))
         assert {parameter.dtype for parameter in loaded.decoder.parameters()} == {dtype}
         assert (loaded.name, loaded.revision, loaded.step) == (name, "step1000", 1000)
         assert loaded.state_hash == state_hash(stored)
@@ -75,7 +79,7 @@ def test_the_hub_and_a_folder_give_the_same(server: Hub, suite: Path, store: Sto
 
 def test_prompts_fit_the_loaded_tokenizer(suite: Path, store: Store) -> None:
     """It has no padding token, and needs none."""
-    loaded = load_checkpoint(str(suite), "step0", store, dtype=torch.float32)
+    loaded = load(str(suite), "step0", store=store)
     assert loaded.tokenizer.pad_token is None
     family = Comparisons(formats=(BIGGER,), bug_pairs=3, control_pairs=1)
     assert len(family.prompts(loaded.tokenizer).pairs) == 4
@@ -88,13 +92,13 @@ def test_a_chat_models_template_is_seen(suite: Path, store: Store, tmp_path: Pat
     shutil.copytree(suite, tmp_path / "chat")
     (tmp_path / "chat" / "step0" / "tokenizer.json").write_bytes((suite / "tokenizer.json").read_bytes())
     (tmp_path / "chat" / "step0" / "chat_template.jinja").write_text("{{ messages }}")
-    loaded = load_checkpoint(str(tmp_path / "chat"), "step0", store, dtype=torch.float32)
+    loaded = load(str(tmp_path / "chat"), "step0", store=store)
     with pytest.raises(ValueError, match="chat model"):
         Comparisons(formats=(BIGGER,)).prompts(loaded.tokenizer)
 
 
 def test_copies_show_in_the_hashes(suite: Path, store: Store) -> None:
-    hashes = {r: load_checkpoint(str(suite), r, store, dtype=torch.float32).state_hash for r in REVISIONS}
+    hashes = {r: load(str(suite), r, store=store).state_hash for r in REVISIONS}
     assert check_integrity(hashes, "step143000").duplicates == (("step0", "step1"),)
 
 
@@ -104,10 +108,11 @@ def test_snapshots_of_a_run(tmp_path: Path, store: Store) -> None:
         save_snapshot(tmp_path / "snapshots", decoder, step)
     name = str(tmp_path / "snapshots")
     for revision, step in (("step16", 16), ("step000800", 800), ("main", 800)):
-        loaded = load_checkpoint(name, revision, store, dtype=torch.float32)
+        loaded = load(name, revision, store=store)
         assert loaded.state_hash == state_hash(decoders[step]) and loaded.tokenizer is None
+    assert load(tmp_path / "snapshots" / "step000016.safetensors").step == 16
     with pytest.raises(CheckpointError, match=r"has no snapshot step17; its steps are \[0, 16, 800\]"):
-        load_checkpoint(name, "step17", store, dtype=torch.float32)
+        load(name, "step17", store=store)
 
 
 # -- what does not load -----------------------------------------------------------------------------------------------
@@ -118,8 +123,8 @@ def test_truncated_weights_are_refused_and_the_next_revision_loads(server: Hub, 
     for size in (0, 7, 100, len(whole) - 1):
         server.repos[NAME]["step0"]["model.safetensors"] = whole[:size]
         with pytest.raises(ValueError, match=r"model.safetensors cannot be read .*; download the checkpoint again"):
-            load_checkpoint(NAME, "step0", store, dtype=torch.float32)
-    assert load_checkpoint(NAME, "step1000", store, dtype=torch.float32).step == 1000
+            load(NAME, "step0", store=store)
+    assert load(NAME, "step1000", store=store).step == 1000
     assert not any(path.is_dir() for path in (store.root / "checkpoint").iterdir())
 
 
@@ -134,13 +139,16 @@ def test_truncated_weights_are_refused_and_the_next_revision_loads(server: Hub, 
 def test_other_damage_is_named(server: Hub, store: Store, spoil: dict[str, bytes], told: str) -> None:
     server.repos[NAME]["step0"] |= spoil
     with pytest.raises(ValueError, match=told):
-        load_checkpoint(NAME, "step0", store, dtype=torch.float32)
+        load(NAME, "step0", store=store)
 
 
 def test_a_checkpoint_without_a_tokenizer(suite: Path, tmp_path: Path, store: Store) -> None:
     shutil.copytree(suite / "step0", tmp_path / "bare")
-    with pytest.raises(CheckpointError, match="bare has no tokenizer"):
-        load_checkpoint(str(tmp_path / "bare"), "main", store, dtype=torch.float32)
+    assert load(tmp_path / "bare", store=store).tokenizer is None
+    arguments = ["model=huggingface", f"model.name={tmp_path / 'bare'}", "data=comparisons", "analysis=[circuits]"]
+    record = RunFolder(tmp_path / "run", {})
+    with pytest.raises(ValueError, match="bare has no tokenizer, and prompts need one; name a language model"), record:
+        open_checkpoint(make_plan(arguments).jobs[0], store, Machine("cpu", "fp32", 1), record, lambda: False)
 
 
 @torch.no_grad()
@@ -150,12 +158,12 @@ def test_weights_that_are_no_numbers(suite: Path, tmp_path: Path, store: Store) 
     shutil.copytree(suite, tmp_path / "spoilt")
     export_pretrained(spoilt, tmp_path / "spoilt" / "step0", "gpt_neox")
     with pytest.raises(CheckpointError, match=r"step0: blocks.1.mlp.up.weight holds NaN or infinite weights"):
-        load_checkpoint(str(tmp_path / "spoilt"), "step0", store, dtype=torch.float32)
+        load(str(tmp_path / "spoilt"), "step0", store=store)
 
 
 def test_without_a_network_a_local_suite_loads(suite: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert load_checkpoint(str(suite), "step143000", store, dtype=torch.float32).step == 143000
+    assert load(str(suite), "step143000", store=store).step == 143000
     with pytest.raises(CheckpointError, match=r"HF_HUB_OFFLINE is set .* model=organism_planted"):
-        load_checkpoint(NAME, "step0", store, dtype=torch.float32)
+        load(NAME, "step0", store=store)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from headdyn.core.store import sync
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 
@@ -38,22 +38,16 @@ def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
     content = save(tensors, {_METADATA: json.dumps({**facts, "sha256": _checksum(facts, tensors)})})
     temporary = path.with_suffix(".tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(content)
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    directory = os.open(folder, os.O_RDONLY)  # the rename, too, must reach the disk
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(folder)  # the rename, too, must reach the disk
     return path
 
 
-def load_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, int]:
+def read_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, int]:
     """The decoder of a snapshot, converted to `dtype`, and its step.
 
     Raises ValueError naming the file where it is missing, truncated or changed in any byte, where it is no snapshot,
@@ -83,8 +77,7 @@ def load_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decod
 
 def snapshot_steps(folder: Path) -> dict[int, Path]:
     """Step and file of every snapshot in a folder, in the order of training; empty where it has none."""
-    found = {int(match[1]): path for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    return dict(sorted((int(match[1]), path) for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))))
 
 
 def state_hash(decoder: Decoder) -> str:

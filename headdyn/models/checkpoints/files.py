@@ -9,14 +9,16 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from headdyn.core.store import Store, recipe_key
-from headdyn.models.hub import (
+from headdyn.models.checkpoints.hub import (
     SOURCE,
     CheckpointError,
     describe,
@@ -37,9 +39,9 @@ def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> I
     """A folder with config, tokenizer and weights of one revision, to be read inside the block.
 
     `name` is a local folder, of one checkpoint (revision main) or with a folder per revision, or a name on the hub.
-    What the hub's own cache holds is used from there and left there. Anything else is downloaded into the store: whole
-    files of an interrupted download are gone on from, a failing connection is retried with growing pauses, checksums
-    are the hub's. With `keep=False` the files go when the block ends, and at most two such revisions are on the disk.
+    What the hub's own cache holds is used from there and left there. Anything else is downloaded into the store; an
+    interrupted download is continued. With `keep=False` the files are removed when the block ends, and at most
+    MOST_ON_DISK such revisions are on the disk.
     Raises CheckpointError, in one line, where it cannot be had; OSError where the disk refuses.
     """
     folder = local_folder(name, revision) or _in_hub_cache(name, revision)
@@ -49,18 +51,15 @@ def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> I
     recipe = _recipe(name, revision)
     root, key = store.root / "checkpoint", recipe_key("checkpoint", recipe)
     root.mkdir(parents=True, exist_ok=True)
-    kept = root / f"{key}.kept"
-    with nullcontext() if keep else _one_of_two(root), FileLock(root / f"{key}.in_use.lock"):
+    with nullcontext() if keep else _place(root, key), _in_use(root, key):
         if keep:
-            kept.touch()
-        else:
-            _make_room(root, key)
+            _kept(root, key).touch()
         entry = store.get("checkpoint", recipe, lambda to: download(name, revision, to), resumable=True)
         try:
             yield entry.path
         finally:
-            if not kept.exists():
-                _evict(entry.path)
+            if not _kept(root, key).exists():
+                _remove(root, key)
 
 
 def require_reachable(name: str, revision: str, store: Store) -> None:
@@ -75,7 +74,7 @@ def require_reachable(name: str, revision: str, store: Store) -> None:
 
 
 def local_folder(name: str, revision: str) -> Path | None:
-    """The folder a name means, or None where it is meant for the hub (ORGANISATION/MODEL, and no folder here).
+    """The folder that a name means, or None where it is meant for the hub (ORGANISATION/MODEL, and no folder here).
 
     Raises CheckpointError for a path that is no folder, and for a folder without the revision.
     """
@@ -88,9 +87,11 @@ def local_folder(name: str, revision: str) -> Path | None:
         return root / revision
     if revision == "main" and (root / "config.json").is_file():
         return root
-    there = local_revisions(root)
-    if there:
-        raise CheckpointError(f"{root} has no revision {revision}; the nearest there are {nearest(revision, there)}")
+    available = local_revisions(root)
+    if available:
+        raise CheckpointError(
+            f"{root} has no revision {revision}; the nearest there are {nearest(revision, available)}"
+        )
     if (root / "config.json").is_file():
         raise CheckpointError(f"{root} holds one checkpoint and no folder {revision}; leave model.revision out")
     raise CheckpointError(f"{root} holds no checkpoint: neither config.json nor folders that do")
@@ -111,14 +112,8 @@ def _recipe(name: str, revision: str) -> dict[str, Any]:
     return {"schema": SCHEMA, "name": name, "revision": revision, "endpoint": endpoint()}
 
 
-# -- what is on the disk ----------------------------------------------------------------------------------------------
-
-
 def _in_hub_cache(name: str, revision: str) -> Path | None:
     """The snapshot's folder in the hub's own cache, if all that is needed lies there."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
     try:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
@@ -135,57 +130,46 @@ def _in_hub_cache(name: str, revision: str) -> Path | None:
     return folder if complete and any(map(is_tokenizer, wanted)) else None
 
 
+# -- how many are on the disk -----------------------------------------------------------------------------------------
+#
+# A revision that nobody keeps is downloaded by the holder of one of MOST_ON_DISK numbered places, who writes its key
+# there and removes the files when done. What a killed holder left is removed by the next holder of its place.
+
+
 @contextmanager
-def _one_of_two(root: Path) -> Iterator[None]:
-    """Wait until fewer than two jobs of this machine hold a revision that will be evicted."""
+def _place(root: Path, key: str) -> Iterator[None]:
+    """Wait for a place on the disk for `key`, and clear it of what another key left there."""
     while True:
         for number in range(MOST_ON_DISK):
-            slot = FileLock(root / f"slot-{number}.lock")
+            holder = root / f"place-{number}.key"
             try:
-                slot.acquire(timeout=0)
+                place = FileLock(root / f"place-{number}.lock").acquire(timeout=0)
             except Timeout:
                 continue
-            try:
+            with place:
+                previous = holder.read_text() if holder.exists() else key
+                if previous != key and not _kept(root, previous).exists():
+                    with suppress(Timeout), _in_use(root, previous, timeout=0):  # in use: the holder's to remove
+                        _remove(root, previous)
+                holder.write_text(key)
                 yield
-            finally:
-                slot.release()
             return
         time.sleep(0.1)
 
 
-def _make_room(root: Path, own: str) -> None:
-    """Remove what killed jobs left, oldest first, until one other revision at most is on the disk; then take a place.
-
-    One job at a time, and the place is a folder, so that two jobs cannot both count themselves the second.
-    """
-    with FileLock(root / "room.lock"):
-        others = [path for path in root.iterdir() if path.is_dir() and not _stays(root, path, own)]
-        left = len(others)
-        for path in sorted(others, key=lambda path: path.stat().st_mtime):
-            if left < MOST_ON_DISK:
-                break
-            try:
-                with FileLock(root / f"{_key(path)}.in_use.lock", timeout=0):
-                    _evict(path)
-                    left -= 1
-            except Timeout:
-                continue  # another job is reading it
-        if not (root / own).is_dir():
-            (root / f"{own}.partial").mkdir(exist_ok=True)
+def _in_use(root: Path, key: str, timeout: float = -1) -> FileLock:
+    return FileLock(root / f"{key}.in_use.lock", timeout=timeout)
 
 
-def _stays(root: Path, path: Path, own: str) -> bool:
-    if ".damaged" in path.name:
-        return False
-    return _key(path) == own or (root / f"{_key(path)}.kept").exists()
+def _kept(root: Path, key: str) -> Path:
+    """The mark of a revision that is to stay."""
+    return root / f"{key}.kept"
 
 
-def _key(path: Path) -> str:
-    return path.name.partition(".")[0]
-
-
-def _evict(path: Path) -> None:
-    """Remove a folder; one that is removed by half must not pass for a finished stage, so it is renamed first."""
-    if path.suffix == "":
-        path = path.rename(path.with_suffix(".partial"))
-    shutil.rmtree(path)
+def _remove(root: Path, key: str) -> None:
+    """Remove a revision; one that is removed by half must not pass for a finished stage, so it is renamed first."""
+    if (root / key).is_dir():
+        (root / key).rename(root / f"{key}.partial")
+    for path in root.glob(f"{key}.*"):
+        if path.is_dir():
+            shutil.rmtree(path)

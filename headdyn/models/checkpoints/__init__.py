@@ -1,0 +1,104 @@
+"""A checkpoint in memory, wherever it comes from: `load(...)`.
+
+`snapshots.py` reads and writes what trainings here save, `files.py` finds a checkpoint's files on this machine,
+`hub.py` downloads them. Torch is imported only when something is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from headdyn.core.store import Store, cache_root
+from headdyn.models.checkpoints.files import checkpoint_files, commit_of
+from headdyn.models.checkpoints.hub import CheckpointError
+from headdyn.models.revisions import step_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from headdyn.models.decoder import Decoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One revision in memory. `state_hash` is of the weights as loaded, so compare it at one dtype only."""
+
+    name: str
+    revision: str
+    step: int | None  # None where neither the files nor the revision's name state one (main)
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase | None  # None where there is none: snapshots on micro-languages have no text
+    state_hash: str
+    commit: str | None  # on the hub; None for what was read from a local folder
+
+
+def load(
+    name: str | Path,
+    revision: str = "main",
+    *,
+    dtype: str = "float32",
+    store: Store | None = None,
+    keep: bool = False,
+) -> Checkpoint:
+    """Load a checkpoint, its weights converted to `dtype`.
+
+    `name` is a snapshot file of a training here or a folder of such snapshots (revision step800; main is the last), a
+    local Hugging Face folder or a folder with one of them a revision, or a name on the hub. `keep` is whether what is
+    downloaded stays on the disk, in `store` (default: the cache of all runs).
+    Raises CheckpointError where it cannot be had, ValueError for an unknown family or damaged files, both in one line.
+    """
+    import torch
+
+    from headdyn.models.checkpoints.snapshots import read_snapshot, state_hash
+    from headdyn.models.families import load_pretrained
+
+    weights, tokenizer, commit, step = getattr(torch, dtype), None, None, step_of(revision)
+    snapshot = _snapshot(Path(name).expanduser(), revision)
+    if snapshot is not None:
+        decoder, step = read_snapshot(snapshot, weights)
+    else:
+        with checkpoint_files(str(name), revision, store or Store(cache_root()), keep=keep) as folder:
+            decoder, commit = load_pretrained(folder, weights), commit_of(folder)
+            tokenizer = _tokenizer(folder, Path(name).expanduser())
+    for parameter, values in decoder.named_parameters():
+        if not values.isfinite().all():
+            raise CheckpointError(f"{name} {revision}: {parameter} holds NaN or infinite weights; its file is damaged")
+    return Checkpoint(
+        name=str(name),
+        revision=revision,
+        step=step,
+        decoder=decoder,
+        tokenizer=tokenizer,
+        state_hash=state_hash(decoder),
+        commit=commit,
+    )
+
+
+def _snapshot(path: Path, revision: str) -> Path | None:
+    """The snapshot file that is meant, or None where `path` is neither one nor a folder of them."""
+    from headdyn.models.checkpoints.snapshots import snapshot_steps
+
+    if path.suffix == ".safetensors":
+        return path
+    snapshots = snapshot_steps(path)
+    if not snapshots:
+        return None
+    step = max(snapshots) if revision == "main" else step_of(revision)
+    if step not in snapshots:
+        raise CheckpointError(f"{path} has no snapshot {revision}; its steps are {list(snapshots)}")
+    return snapshots[step]
+
+
+def _tokenizer(*folders: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the first of the folders that has one: a suite may keep one for all its revisions."""
+    from transformers import AutoTokenizer
+
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            try:
+                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"the tokenizer in {folder} does not load: {error}") from error
+    return None
