@@ -10,13 +10,13 @@ from typing import Any
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.numbers import count, duration, level, number, units
 from headdyn.core.run_folder import METRICS, read_metrics
+from headdyn.report import extension
 from headdyn.report.glossary import chapters
 from headdyn.report.page import picture, write_page
 from headdyn.report.prompt_run import in_words, null_pictures, tables
 from headdyn.report.quality import run_checks
-from headdyn.report.seed_protocol import answers, explanation
 from headdyn.report.text_topics import text_topics
-from headdyn.sweep.record import SWEEP, single_job
+from headdyn.sweep.record import SWEEP, SweepRecord, single_job
 
 _REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
 _STANDING_OUT = 12  # heads in the table of those with the smallest q
@@ -40,7 +40,7 @@ def write_run_page(folder: Path) -> Path:
         words=in_words(job),
         nulls=null_pictures(job),
         tables=tables(job),
-        series={"points": explanation([job]), "answers": answers([job])},
+        sections=extension.sections(SweepRecord.of(job)),
         figures=figures(folder, list(manifest.get("glossary", {}))),
         heads=sorted(tested, key=lambda row: (row["q"], -abs(row["value"])))[:_STANDING_OUT],
         heads_tested=len(tested),

@@ -13,12 +13,13 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from headdyn.core.figures import rendered
+from headdyn.core.figures import Figure, rendered
 from headdyn.core.numbers import quantity, spelled
 from headdyn.core.records import read_json
+from headdyn.report import extension
 from headdyn.report.cells import Cell, columns_for, summary_cell
-from headdyn.report.series.charts import series_charts
-from headdyn.report.series.other_analyses import other_analyses
+from headdyn.report.sections.series_changes import changes
+from headdyn.report.series.curves import other_curves, primary_curve
 from headdyn.report.series.record import Series, read_series
 from headdyn.report.series.words import series_statements
 from headdyn.report.sweep_charts import effect_charts, loss_charts, probe_charts, recovery_charts
@@ -51,15 +52,14 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
     }
     for number, each in enumerate(series, 1):
         name = "series" if len(series) == 1 else f"series_{number}"
-        charts[name] = [chart for _, _, parts in series_charts(each) for chart in parts]
+        for called, curve in {**_primary(each), **other_curves(each)}.items():
+            written.append(out / f"{name}_{slug(called)}.svg")
+            curve.save(written[-1])
     for name, made in charts.items():
         for chart in made:
             title = re.search(r'aria-label="([^"]*)"', str(chart))
             assert title is not None
-            slug = re.sub(
-                r"\W+", "_", html.unescape(title[1]).lower().replace("δ", "delta").replace("'", ""), flags=re.ASCII
-            ).strip("_")
-            path = out / (f"{name}.svg" if len(made) == 1 else f"{name}_{slug}.svg")
+            path = out / (f"{name}.svg" if len(made) == 1 else f"{name}_{slug(html.unescape(title[1]))}.svg")
             assert path not in written, f"two charts are called {path.name}"
             path.write_text(standalone(str(chart)), encoding="utf-8")
             written.append(path)
@@ -71,6 +71,16 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
         written[-1].write_bytes(rendered(read_json(figure), "svg"))
     (out / RESULTS).write_text(_results(sweep, series, written), encoding="utf-8")
     return [*written, out / RESULTS]
+
+
+def _primary(series: Series) -> dict[str, Figure]:
+    figure = primary_curve(series)
+    return {} if figure is None or series.primary is None else {series.metric(series.primary).label: figure}
+
+
+def slug(title: str) -> str:
+    """A chart's title as a part of a file's name."""
+    return re.sub(r"\W+", "_", title.lower().replace("δ", "delta").replace("'", ""), flags=re.ASCII).strip("_")
 
 
 def standalone(markup: str) -> str:
@@ -144,10 +154,10 @@ def _results(sweep: SweepRecord, series: Sequence[Series], written: Sequence[Pat
     lines += ["", "Brackets hold 95 % intervals; null: what chance gives.", ""]
     for job in sweep.failed:
         lines.append(f"- {job.run.name}: {job.run.status}. {job.run.manifest.get('error', 'it left no error')}")
-    for statement in [*series_statements(series), *statements(sweep)]:
+    for statement in [*series_statements(series), *extension.headlines(sweep), *statements(sweep)]:
         lines += [f"## {statement.question}" + (f" ({statement.group})" if statement.group else ""), ""]
         lines += [*(f"- {sentence}" for sentence in statement.sentences), ""]
-    for part in other_analyses(sweep):
+    for part in changes(sweep):
         lines += [f"## {part.title}", "", part.text or f"Absent: {part.reason}.", ""]
         lines += ["| metric | value | units | meaning |", "|---|---|---|---|"] if part.rows else []
         for metric, scalar, units, meaning in part.rows:

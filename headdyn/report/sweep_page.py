@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.core.numbers import ABSENT, LEVELS, QUANTITIES, fixed, level, listed, number, p_value, quantity
+from headdyn.report import extension
 from headdyn.report.cells import Cell, cell, columns_for, of_prompts, summary_cell
 from headdyn.report.glossary import chapters
 from headdyn.report.head_data import ROLES, patterns, series_course, statistics, telling_heads, training_course
 from headdyn.report.page import write_page
 from headdyn.report.quality import checks, in_order, machine
-from headdyn.report.seed_table import seed_table
-from headdyn.report.series.page import series_content
+from headdyn.report.sections import series as series_verdict
+from headdyn.report.sections import series_changes, series_checkpoints, series_curves
 from headdyn.report.series.quality import series_checks
 from headdyn.report.series.record import Series, read_series
 from headdyn.report.series.words import series_statements, share
@@ -42,6 +43,8 @@ def write_sweep_page(folder: Path) -> Path:
     prompts = of_prompts(jobs)
     settings = _group_settings(sweep, of_prompts=prompts)
     shown = sweep.jobs if series else jobs
+    parts = [each.section(sweep) for each in (series_verdict, series_curves, series_changes, series_checkpoints)]
+    sections = [*filter(None, parts), *extension.sections(sweep)]
     page = folder / "report.html"
     write_page(
         page,
@@ -50,8 +53,9 @@ def write_sweep_page(folder: Path) -> Path:
         sweep=sweep,
         facts=_facts(sweep, settings),
         status=[_status(job, folder) for job in sweep.jobs],
-        statements=[*series_statements(series), *statements(sweep)],
-        series=series_content(sweep, series),
+        statements=[*series_statements(series), *extension.headlines(sweep), *statements(sweep)],
+        sections=sections,
+        of_series=bool(series),
         of_prompts=prompts,
         remarks=_remarks(sweep, series),
         groups=sweep.groups,
@@ -73,8 +77,7 @@ def write_sweep_page(folder: Path) -> Path:
         strips=_strips(sweep, kept),
         left_out=list(dict.fromkeys(part["left_out"] for part in kept.values() if part["left_out"])),
         text_topics=text_topics(job.run.manifest for job in jobs),
-        seed=None if prompts else seed_table(sweep),
-        checks=in_order([*checks(sweep), *series_checks(series)]),
+        checks=in_order([*checks(sweep), *series_checks(series), *extension.checks(sweep)]),
         chapters=chapters(job.run for job in jobs),
         data=_data(sweep, kept, series),
         patterns=kept,

@@ -132,8 +132,7 @@ def headlines(sweep: SweepRecord) -> list[str]:
 
 def print_run(folder: Path) -> None:
     """A single finished run's numbers, and where its report is."""
-    alone = SweepRecord(folder=folder, name=folder.name, jobs=[single_job(folder)], effects=[], pairs=[], pooled=[])
-    print_summary(Console(), alone, folder / "report.html")
+    print_summary(Console(), SweepRecord.of(single_job(folder)), folder / "report.html")
 
 
 def summary_table(sweep: SweepRecord, console: Console, columns: Sequence[str]) -> Table:

@@ -23,7 +23,10 @@ Importing a study's package is cheap: whatever it needs is imported when it is c
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +35,8 @@ class Study:
 
     title: str
     question: str
+
+
+def deferred(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module that is imported only when the function is called."""
+    return lambda *arguments: getattr(importlib.import_module(module), function)(*arguments)

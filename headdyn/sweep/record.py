@@ -107,6 +107,12 @@ class SweepRecord:
         return list(by_training.values())
 
     @classmethod
+    def of(cls, job: Job) -> SweepRecord:
+        """A run by itself, as a sweep of one."""
+        folder = job.run.folder
+        return cls(folder=folder, name=folder.name, jobs=[job], effects=[], pairs=[], pooled=[])
+
+    @classmethod
     def read(cls, folder: Path) -> SweepRecord:
         """Raises ValueError for a folder that is no finished sweep's."""
         content = sweep_json(folder)

@@ -20,14 +20,45 @@ STEPS = (1_000, 32_000, 64_000, 143_000)
 TRAINING = 143_000
 PAIRS = ("9.8/9.11", "3.4/3.34")
 SPLITS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of four heads; even/odd is number 1
+
+
+def metric(label: str, unit: str = "", meaning: str = "", **more: Any) -> dict[str, Any]:
+    """What a run's glossary says of a metric."""
+    plain = {"meaning": meaning or f"what {label} is", "label": label, "low": None, "high": None, "unit": unit}
+    return {**plain, "scale": 1.0, "digits": 3, "difference_unit": "", "outcome": True, **more}
+
+
+RIGHT = {"scale": 100.0, "digits": 1, "difference_unit": "points", "low": 0.0, "high": 1.0}
 GLOSSARY = {
     "specialization": {
         "about": "Patches `groups` of heads.",
         "metrics": {
-            "strength": {"meaning": "even_success − odd_success", "low": -1.0, "high": 1.0, "unit": ""},
-            "strength_nats": {"meaning": "the same of Δ", "low": None, "high": None, "unit": "nats"},
+            "plain_success": metric("nothing patched", "% right", **RIGHT),
+            "even_success": metric("even heads patched", "% right", **RIGHT),
+            "odd_success": metric("odd heads patched", "% right", **RIGHT),
+            "all_success": metric("all heads patched", "% right", **RIGHT),
+            "strength": metric(
+                "strength", "even − odd, share of pairs", "even_success − odd_success", low=-1.0, high=1.0, digits=2
+            ),
+            "strength_nats": metric("strength of Δ", "even − odd, nats", "the same of Δ"),
+            "control_strength_nats": metric("strength of Δ on controls", "even − odd, nats"),
         },
-    }
+    },
+    "original_patching": {
+        "about": "Patches as the study did.",
+        "metrics": {
+            "original_strength": metric(
+                "strength as the study judged it", "one prompt, −1, 0 or 1", digits=0, outcome=False
+            )
+        },
+    },
+    "head_clusters": {
+        "about": "Clusters heads.",
+        "metrics": {
+            "qk_best_silhouette": metric("silhouette, QK circuits", "best of all clusterings"),
+            "ov_best_silhouette": metric("silhouette, OV circuits", "best of all clusterings"),
+        },
+    },
 }
 
 
@@ -82,7 +113,11 @@ def run(
         "factors": factors,
         "seed": 0,
         "machine": {"device": "cpu", "precision": "bf16", "threads": 1},
-        "config": {"model": {"name": model, "revision": f"step{step}"}, "protocol": {"name": protocol}},
+        "config": {
+            "model": {"name": model, "revision": f"step{step}"},
+            "protocol": {"name": protocol},
+            "study": "headdyn.studies.even_odd_emergence",
+        },
         "started": "2026-01-01T00:00:00+00:00",
         "versions": {"headdyn": "0.1.0"},
         "python": "3.11.0",
@@ -180,7 +215,7 @@ def verdict(
         "unhashed": [],
         "total_steps": TRAINING,
         "widest_interval": {"steps": [64_000, 143_000], "training_share": 79 / 143},
-        "even_odd": {
+        "split": {
             "found": found,
             "p": 1 / 3 if found else 1.0,
             "least_possible_p": 1 / 3,
@@ -190,7 +225,7 @@ def verdict(
             "layer": 1,
             "pairs": 32,
             "strongest_split": [0, 2] if found else [0, 1],
-            "even_odd_is_strongest": found,
+            "is_strongest": found,
         },
         "measures": {
             "strength": said(at, after),
@@ -244,6 +279,7 @@ def series(
 
 def emerging(root: Path, said: Mapping[str, Any] | None = None, **settings: Any) -> Path:
     """Four checkpoints whose even heads repair everything from step 64000 on."""
+    root.mkdir(parents=True, exist_ok=True)
     values = [
         scalars(0.25, 0.25, 0.0),
         scalars(0.25, 0.25, 0.0),
@@ -260,7 +296,7 @@ def two_protocols(root: Path) -> tuple[Path, Path]:
     """The sweep of `emerging` under each protocol, in folders of their own."""
     for name in "ab":
         (root / name).mkdir()
-    return emerging(root / "a"), emerging(root / "b", protocol="seed")
+    return emerging(root / "a"), emerging(root / "b", protocol="original")
 
 
 def followed(folder: Path, *, series: int = 0) -> None:

@@ -4,11 +4,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from headdyn.report.prompt_run import histogram, in_words, null_pictures, tables
 from headdyn.report.run_page import write_run_page
-from headdyn.report.seed_protocol import explanation
 from headdyn.sweep.record import single_job
 from tests.report.series_folders import run, scalars
 from tests.report.test_sweep_page import Text
@@ -82,23 +80,3 @@ def test_the_page_has_what_was_measured_alone(tmp_path: Path) -> None:
         assert absent not in read
     orders(path, 1e-15, 2.0)
     assert "Head permutation" in Text(write_run_page(path).read_text(encoding="utf-8")).text
-
-
-@pytest.mark.parametrize(("protocol", "count"), [("seed", 1), ("corrected", 0)])
-def test_virtual_permutation_is_explained_under_its_protocol(tmp_path: Path, protocol: str, count: int) -> None:
-    verdicts = {"seed_identity_success": {"value": 1.0, "n": 1}, "seed_swap_success": {"value": 0.0, "n": 1}}
-    job = single_job(folder(tmp_path, values=scalars(1.0, 0.25, 4.0, **verdicts), protocol=protocol))
-    points = explanation([job])
-    assert len(points) == count
-    assert all("identity right, swap wrong" in point.here for point in points)
-
-
-def test_misread_weights_are_explained_with_their_null(tmp_path: Path) -> None:
-    found = {
-        "seed_query_silhouette": {"value": 0.625, "null": 0.5, "n": 4},
-        "qk_silhouette": {"value": 0.0, "null": 0.125},
-    }
-    job = single_job(folder(tmp_path, values=scalars(1.0, 0.25, 4.0, **found), protocol="seed"))
-    first, _ = explanation([job])
-    assert "query 0.625 (random pieces 0.500)" in first.here
-    assert "QK circuits 0.000 (null 0.125)" in first.here

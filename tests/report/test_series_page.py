@@ -1,19 +1,14 @@
 import json
 from pathlib import Path
-from typing import Any
 
 from headdyn.report.__main__ import build
 from headdyn.report.series.record import collect_series
-from headdyn.report.series.study import concerns, known_final, studies
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import VERDICT
 from tests.report.folders import matrix, sweep
 from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, two_protocols, verdict
 from tests.report.test_sweep_page import Text
-
-SEED = {"value": 1.0, "null": 0.0, "n": 1, "unit": "prompt"}
-HALVES = {"seed_even_success": {"value": 1.0, "n": 1}, "seed_odd_success": {"value": 0.0, "n": 1}}
 
 
 def text(folder: Path) -> str:
@@ -23,7 +18,7 @@ def text(folder: Path) -> str:
 def test_the_page_answers_and_shows_nothing_that_was_not_measured(tmp_path: Path) -> None:
     read = text(emerging(tmp_path))
     assert "Yes: even/odd specialisation emerges after step 32 000 and by step 64 000" in read
-    for heading in ("Verdict", "The hypotheses H1 to H5", "Strength over training", "Checkpoints", "Quality control"):
+    for heading in ("When does it emerge?", "Over training", "Checkpoints", "Quality control"):
         assert heading in read
     for absent in (
         "Attention patterns",
@@ -31,10 +26,10 @@ def test_the_page_answers_and_shows_nothing_that_was_not_measured(tmp_path: Path
         "DroPE",
         "held-out loss",
         "within-topic",
-        "What the study did",
+        "why it misleads",
     ):
         assert absent not in read
-    assert "absent" not in read.split("Summary")[-1].split("Verdict")[0]
+    assert "absent" not in read.split("Summary")[-1].split("When does it emerge?")[0]
 
 
 def test_the_summary_has_a_row_a_checkpoint_failed_ones_too(tmp_path: Path) -> None:
@@ -42,7 +37,7 @@ def test_the_summary_has_a_row_a_checkpoint_failed_ones_too(tmp_path: Path) -> N
     entries = [run(tmp_path, step, value) for step, value in zip(STEPS, values, strict=True)]
     told = verdict(failed={"step32000": "ValueError: the file is cut off"}, excluded={"step1000": "a copy"})
     read = text(series(tmp_path, entries, told, values))
-    summary = read.split("Controls are pairs")[-1].split("Both kinds of measure")[0]
+    summary = read.split("Controls are pairs")[-1].split("counts as emerged when")[0]
     assert (
         "step143000 100 % of training 25 [12, 38] 100 [88, 112] 0 [−12, 12] 100 [88, 112] 1.00 [0.88, 1.12]" in summary
     )
@@ -51,53 +46,30 @@ def test_the_summary_has_a_row_a_checkpoint_failed_ones_too(tmp_path: Path) -> N
     assert "2 of 4 checkpoints count" not in read.split("Not finished")[0]
 
 
-def test_verdict_and_hypotheses_are_tables_of_both_measures(tmp_path: Path) -> None:
+def test_the_verdict_is_a_table_of_both_measures(tmp_path: Path) -> None:
     read = text(emerging(tmp_path))
     assert "counts as emerged when above 0.5 above half of its highest value" in read
     assert "emergence: (last step below, first step above] (32 000, 64 000] (32 000, 64 000]" in read
     assert "probability of mid 88 % 88 %" in read
-    assert "H3 statement 3 confirmed emerges at step 143000 rejected probability 88 % evidence 3" in read
+
+
+def test_the_answer_and_the_primary_curve_stand_before_the_verdict(tmp_path: Path) -> None:
+    page = write_sweep_page(emerging(tmp_path)).read_text(encoding="utf-8").split("When does it emerge?</h2>")[1]
+    answer, curve, table = (page.index(part) for part in ("Yes: even/odd", "<figure", "counts as emerged when"))
+    assert answer < curve < table
+    assert (
+        "95 % of all splits (chance)" not in page[:curve] and "Of all splits 95 % stay within the band" in page[:table]
+    )
 
 
 def test_weights_are_told_by_hash_and_dtype(tmp_path: Path) -> None:
     assert "step64000 64 000 45 % yes 000000000000 – float32" in text(emerging(tmp_path))
 
 
-def test_what_the_study_did_is_explained_under_its_protocol_with_numbers(tmp_path: Path) -> None:
-    more: list[dict[str, Any]] = [
-        {"seed_strength": SEED | {"value": value}, **HALVES} for value in (1.0, 1.0, 0.0, 1.0)
-    ]
-    read = text(emerging(tmp_path, protocol="seed", more=more))
-    assert "What the study did, and why it misleads" in read
-    assert "W_O mixes all heads into every number" in read
-    # The study's strength is 1, 1, 0 and 1, ours 0, 0, 0.75 and 1.
-    assert "+1 at 3, 0 at 1, −1 at 0" in read and "disagree on “above 0.5” at 3 of 4" in read
-    assert "Among 6 splits, even/odd's Δ has p from 0.33 to 0.33 checkpoint by checkpoint, below 0.05 at 0 of 4" in read
-    assert "virtual permutation" not in read and "query_key_value" not in read  # not measured here
-
-
-def test_the_studys_figures_stand_beside_those_of_its_model(tmp_path: Path) -> None:
-    (tmp_path / "own").mkdir()
-    more: list[dict[str, Any]] = [{"seed_strength": SEED, **HALVES}] * 4
-    read = text(emerging(tmp_path / "own", model="EleutherAI/pythia-160m", protocol="seed", more=more))
-    assert "step 143 000 yes, no +1 yes, no 1 1.00 [0.88, 1.12] 8.00 [7.88, 8.12]" in read
-    assert "step 16 000 no, no 0 absent: not run" in read
-    other = text(emerging(tmp_path))
-    assert "The studies' figures are of EleutherAI/pythia-160m alone; of some/suite they report none." in other
-    assert "yes, no" not in other
-
-
-def test_the_studys_figures_concern_one_model() -> None:
-    assert concerns("EleutherAI/pythia-160m") and concerns("/suites/pythia-160m/") and not concerns("pythia-1.4b")
-    assert known_final("EleutherAI/pythia-160m") == 1 and known_final("pythia-70m") is None
-    rows = studies()["pythia_emergence"]["rows"]
-    assert all(row[3] == row[1] - row[2] for row in rows)  # a strength is even less odd, in the study's table too
-
-
 def test_two_protocols_stand_side_by_side(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", verdict(None, None), protocol="seed")
+    one, other = emerging(tmp_path / "a"), emerging(tmp_path / "b", verdict(None, None), protocol="original")
     build([one, other], tmp_path / "c")
     read = Text((tmp_path / "c" / "report.html").read_text(encoding="utf-8")).text
     assert "Series side by side" in read
@@ -124,7 +96,7 @@ def test_checkpoints_share_one_course_in_the_pages_data(tmp_path: Path) -> None:
 
 def test_a_matrix_has_nothing_of_series(tmp_path: Path) -> None:
     read = text(sweep(tmp_path, matrix(tmp_path)))
-    for absent in ("Verdict", "Checkpoints", "H1", "checkpoint"):
+    for absent in ("emerge", "Checkpoints", "H1", "checkpoint"):
         assert absent not in read.split("Glossary")[0]
 
 
@@ -155,4 +127,4 @@ def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Pat
     told = json.loads((one / VERDICT).read_text(encoding="utf-8"))
     (one / VERDICT).write_text(json.dumps(told[1:]), encoding="utf-8")
     alone = text(one)
-    assert "Circuit course" in alone and "The hypotheses H1 to H5" not in alone
+    assert "Circuit course" in alone and "When does it emerge?" not in alone

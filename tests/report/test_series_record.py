@@ -29,7 +29,7 @@ def test_a_series_has_its_points_in_order(tmp_path: Path) -> None:
     assert (points.steps, points.value) == (list(STEPS), [0.0, 0.0, 0.75, 1.0])
     assert points.low == [-0.125, -0.125, 0.625, 0.875]
     assert one.points("selectivity") is None
-    assert one.of_prompts and one.model == "some/suite" and one.title == ""
+    assert one.model == "some/suite" and one.title == "" and one.primary == "strength_nats"
 
 
 def test_checkpoints_that_do_not_count_have_no_points(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_a
 
 def test_sweeps_recorded_before_meanings_and_tables_are_rebuilt_and_merged(tmp_path: Path) -> None:
     folders = []
-    for name, protocol in (("a", "corrected"), ("b", "seed")):
+    for name, protocol in (("a", "corrected"), ("b", "original")):
         (tmp_path / name).mkdir()
         folder = emerging(tmp_path / name, protocol=protocol)
         followed(folder)
@@ -97,3 +97,12 @@ def test_sweeps_recorded_before_meanings_and_tables_are_rebuilt_and_merged(tmp_p
     # Both analyses of a series stand on its timeline, which is there once.
     assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
     assert "Series side by side" in Text((out / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_a_verdict_under_its_former_names_says_the_same(tmp_path: Path) -> None:
+    folder = emerging(tmp_path)
+    (now,) = read_series(SweepRecord.read(folder))
+    former = (folder / VERDICT).read_text().replace('"split"', '"even_odd"')
+    (folder / VERDICT).write_text(former.replace('"is_strongest"', '"even_odd_is_strongest"'))
+    (then,) = read_series(SweepRecord.read(folder))
+    assert '"even_odd"' in former and then.verdict == now.verdict and then.split["is_strongest"]

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from headdyn.report.series.record import read_series
-from headdyn.report.series.words import counted, even_odd, headline, heads, hypotheses, interval, others, stage
+from headdyn.report.series.words import counted, headline, heads, interval, other_measures, split_answer, stage
 from headdyn.sweep.record import SweepRecord
 from tests.report.series_folders import emerging, said, verdict
 
@@ -14,7 +14,7 @@ def only(root: Path, told: dict[str, Any] | None = None) -> Any:
 
 
 def test_an_emergence_is_told_as_an_interval_with_its_class_and_pace(tmp_path: Path) -> None:
-    lead, strength, *_ = even_odd(only(tmp_path))
+    lead, strength, *_ = split_answer(only(tmp_path))
     assert lead.startswith("Yes: even/odd specialisation emerges after step 32 000 and by step 64 000")
     assert "22 % to 45 % of training" in lead and "mid, or early" in lead
     assert "p = 0.33" in lead and "the least that so many splits can give" in lead
@@ -25,32 +25,26 @@ def test_an_emergence_is_told_as_an_interval_with_its_class_and_pace(tmp_path: P
 
 def test_none_is_said_to_be_none(tmp_path: Path) -> None:
     one = only(tmp_path, verdict(None, None))
-    lead, strength, *rest = even_odd(one)
+    lead, strength, *rest = split_answer(one)
     assert lead.startswith("Not beyond chance") and "p = 1.00" in lead and "Yes" not in lead
-    assert strength.startswith("Strength (thresholded: share of pairs right): none, never above 0.5")
+    assert strength.startswith("Strength: none, never above 0.5")
     assert any("ranks heads 0 and 1 first, not the even ones" in text for text in rest)
     assert headline(one) == lead[:-1] + "."
 
 
 def test_a_threshold_passed_by_chance_is_no_evidence(tmp_path: Path) -> None:
-    lead = even_odd(only(tmp_path, verdict(found=False)))[0]
+    lead = split_answer(only(tmp_path, verdict(found=False)))[0]
     assert lead.startswith("Not beyond chance") and "no evidence of even/odd structure" in lead
 
 
 def test_beyond_chance_without_emergence_claims_no_date(tmp_path: Path) -> None:
-    lead = even_odd(only(tmp_path, verdict(None, None, found=True)))[0]
-    assert "beyond chance" in lead and "neither measure passes its threshold" in lead and "emerges" not in lead
+    lead = split_answer(only(tmp_path, verdict(None, None, found=True)))[0]
+    assert "beyond chance" in lead and "no measure of it passes its threshold" in lead and "emerges" not in lead
 
 
 def test_measures_that_tell_two_stories_are_said_to(tmp_path: Path) -> None:
     told = verdict(agreement={"class": True, "pace": False, "emerges_at_step": False})
-    assert any("differ in pace and step" in text for text in even_odd(only(tmp_path, told)))
-
-
-def test_hypotheses_are_told_by_every_measure(tmp_path: Path) -> None:
-    lead, *evidence = hypotheses(only(tmp_path))
-    assert lead.count("H1 rejected") == 2 and lead.count("H5 supported") == 2
-    assert "evidence 1; evidence 2" in evidence[0]
+    assert any("differ in pace and step" in text for text in split_answer(only(tmp_path, told)))
 
 
 def test_what_was_left_out_has_its_reason(tmp_path: Path) -> None:
@@ -67,19 +61,28 @@ def test_what_was_left_out_has_its_reason(tmp_path: Path) -> None:
 
 
 def test_too_few_checkpoints_have_no_verdict(tmp_path: Path) -> None:
-    told = {key: value for key, value in verdict().items() if key not in ("measures", "even_odd", "heads")}
+    told = {key: value for key, value in verdict().items() if key not in ("measures", "split", "heads")}
     one = only(tmp_path, told | {"reason": "1 checkpoints that count are no series"})
-    assert even_odd(one) == ["No verdict: 1 checkpoints that count are no series."]
-    assert hypotheses(one) == [] and others(one) == [] and heads(one) == []
+    assert other_measures(one) == ["No verdict: 1 checkpoints that count are no series."]
+    assert split_answer(one) == [] and heads(one) == []
+    assert headline(one) == "No verdict: 1 checkpoints that count are no series."
+
+
+def test_splits_that_were_not_measured_everywhere_have_no_verdict(tmp_path: Path) -> None:
+    measures = {"selectivity": said(32_000, 1_000)}
+    told = verdict(measures=measures, split={"reason": "no splits were measured at every checkpoint"})
+    assert split_answer(only(tmp_path, told)) == [
+        "No verdict on even/odd: no splits were measured at every checkpoint."
+    ]
 
 
 def test_other_measures_are_dated_and_missing_ones_named(tmp_path: Path) -> None:
     measures = {"selectivity": said(32_000, 1_000), "specialisation": said(None, None)}
     told = verdict(measures=measures, unmeasured=["weight_silhouette"])
-    lead, *details = others(only(tmp_path, told))
+    lead, *details = other_measures(only(tmp_path, told))
     assert "Topic selectivity emerges after step 1 000 and by step 32 000" in lead
     assert "no emergence shown of specialisation" in lead
-    assert details[-1] == "Not measured at any checkpoint, so not dated: weight_silhouette."
+    assert details[-1] == "Not measured at any checkpoint, so not dated: weight silhouette."
 
 
 @pytest.mark.parametrize(

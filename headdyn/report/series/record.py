@@ -1,7 +1,8 @@
-"""Series of checkpoints as a sweep's folder tells them: the verdict on each, and its timeline, a row a checkpoint."""
+"""Series of checkpoints as a sweep's folder holds them: the verdict on each, and its timeline, a row a checkpoint."""
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,16 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from headdyn.core.numbers import level
-from headdyn.core.records import read_json, write_json
-from headdyn.core.run_folder import renamed
+from headdyn.core.records import Metric, read_json, write_json
+from headdyn.sweep.factors import level_label
 from headdyn.sweep.jobs import Job
+from headdyn.sweep.outcomes import unnamed
 from headdyn.sweep.record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
 _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
 # Of sweeps that were recorded before entries said so.
 _DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
+_FORMER_NAMES: Mapping[str, str] = json.loads(Path(__file__).with_name("former_names.json").read_text("utf-8"))
 _TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 
 
@@ -46,7 +48,10 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """The checkpoints of one training, in its order. `title` tells it from the sweep's other series, "" where alone."""
+    """The checkpoints of one training, in its order. `title` tells it from the sweep's other series, "" where alone.
+
+    `figures` are the files of the figures that the analysis drew, by title.
+    """
 
     number: int
     title: str
@@ -54,6 +59,7 @@ class Series:
     verdict: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     jobs: Mapping[str, Job]
+    figures: Mapping[str, Path]
     folder: Path
 
     @property
@@ -73,13 +79,23 @@ class Series:
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, Any]]:
-        """What is said of each measure; empty where too few checkpoints count."""
+        """The judgement of each measure; empty where too few checkpoints count."""
         return self.verdict.get("measures", {})
 
     @property
-    def of_prompts(self) -> bool:
-        """Whether the checkpoints were run on comparison prompts."""
-        return any("strength_nats" in row for row in self.rows)
+    def split(self) -> Mapping[str, Any]:
+        """What was found of the split of the heads among all splits; empty where none was measured."""
+        return self.verdict.get("split", {"reason": self.verdict.get("reason", "no split was measured")})
+
+    @property
+    def split_measures(self) -> list[str]:
+        """The measures of that split: those of which there is a band that other splits keep within."""
+        return [name for name in self.measures if any(f"{name}_band" in row for row in self.rows)]
+
+    @property
+    def primary(self) -> str | None:
+        """The measure that is shown first: the split's last one (it has no threshold to jump at), else the first."""
+        return next(reversed(self.split_measures), next(iter(self.measures), None))
 
     @property
     def model(self) -> str:
@@ -91,19 +107,23 @@ class Series:
         return str(self.factors.get("model", ""))
 
     @property
-    def organism(self) -> Mapping[str, Any]:
-        """What was planted into the suite; empty where nothing is known."""
+    def truth(self) -> Mapping[str, Any]:
+        """What is known of the checkpoints by construction; empty where nothing is."""
         manifests = [job.run.manifest for job in self.complete]
         return next((m[key] for m in manifests for key in ("truth", "organism") if key in m), {})
 
+    def metric(self, name: str) -> Metric:
+        """How a reader meets a metric of the checkpoints."""
+        return next((job.glossary[name] for job in self.jobs.values() if name in job.glossary), unnamed(name))
+
     def points(self, metric: str) -> Points | None:
         """A metric over the steps; None where no checkpoint that counts has it."""
-        there = [row for row in self.counted if _number(row.get(metric)) is not None]
-        if not there:
+        having = [row for row in self.counted if _number(row.get(metric)) is not None]
+        if not having:
             return None
-        columns = [[_number(row.get(f"{metric}{part}")) for row in there] for part in ("_ci_low", "_ci_high", "_null")]
+        columns = [[_number(row.get(f"{metric}{part}")) for row in having] for part in ("_ci_low", "_ci_high", "_null")]
         low, high, null = ([math.nan if v is None else v for v in column] for column in columns)
-        return Points([row["step"] for row in there], [row[metric] for row in there], low, high, null)
+        return Points([row["step"] for row in having], [row[metric] for row in having], low, high, null)
 
     def table(self, name: str) -> list[dict[str, Any]]:
         """This series' rows of one of the sweep's tables; empty where it was not written."""
@@ -119,10 +139,11 @@ def read_series(sweep: SweepRecord) -> list[Series]:
         Series(
             number=entry["series"],
             title=titles[entry["series"]],
-            factors=renamed(entry["factors"]),
+            factors=entry["factors"],
             verdict=entry["verdict"],
             rows=_rows(sweep.folder, TIMELINE, entry["series"]),
             jobs={revision: by_name[name] for revision, name in entry["runs"].items() if name in by_name},
+            figures={title: sweep.folder / file for title, file in entry["figures"].items()},
             folder=sweep.folder,
         )
         for entry in entries
@@ -131,7 +152,7 @@ def read_series(sweep: SweepRecord) -> list[Series]:
 
 
 def verdicts(folder: Path) -> list[dict[str, Any]]:
-    """What the analyses of whole series said, an entry for each of each series; empty where there were none.
+    """What the analyses of whole series said, an entry for each analysis of each series; empty where there were none.
 
     What older sweeps do not say gets its default. Raises ValueError for a file that is no such record.
     """
@@ -140,14 +161,20 @@ def verdicts(folder: Path) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(e, dict) and set(e) >= _NEEDED for e in entries):
         lacking = ", ".join(sorted(_NEEDED))
         raise ValueError(f"{path} is no record of series: it needs {lacking} of each; run the sweep's command again")
-    return [{**_DEFAULTS, **entry} for entry in entries]
+    return [{**_DEFAULTS, **entry, "verdict": _renamed(entry["verdict"])} for entry in entries]
+
+
+def _renamed(record: Any) -> Any:
+    """A record under the names that its entries have today."""
+    if isinstance(record, dict):
+        return {_FORMER_NAMES.get(name, name): _renamed(value) for name, value in record.items()}
+    return record
 
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """What tells each series from the others, by its number; "" for one alone."""
-    factors = {entry["series"]: renamed(entry["factors"]) for entry in entries}
-    varied = [n for n in _TITLED_BY if len({str(each.get(n)) for each in factors.values()}) > 1]
-    return {series: " ".join(_word(name, each.get(name)) for name in varied) for series, each in factors.items()}
+    varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
+    return {entry["series"]: " ".join(_level(name, entry["factors"].get(name)) for name in varied) for entry in entries}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +224,8 @@ def collect_series(folders: Sequence[Path]) -> CollectedSeries:
                 rows = _table(folder, name, entry["series"])
                 if rows is not None:
                     place = rows.schema.get_field_index("series")
-                    told = rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64()))
-                    tables.setdefault(name, {}).setdefault(number, told)
+                    numbered = rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64()))
+                    tables.setdefault(name, {}).setdefault(number, numbered)
     for source in figures.values():
         if not source.is_file():
             raise ValueError(f"{source} is gone, which {VERDICT} names; run the sweep's command again")
@@ -215,7 +242,8 @@ def _table(folder: Path, name: str, number: int) -> pa.Table | None:
         table = pq.read_table(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is damaged, it holds no table ({error}); run the sweep's command again") from error
-    return table.filter(pc.equal(table["series"], number))
+    names = [_FORMER_NAMES.get(name, name) for name in table.column_names]
+    return table.filter(pc.equal(table["series"], number)).rename_columns(names)
 
 
 def _rows(folder: Path, name: str, number: int) -> list[dict[str, Any]]:
@@ -223,8 +251,8 @@ def _rows(folder: Path, name: str, number: int) -> list[dict[str, Any]]:
     return [] if table is None else table.to_pylist()
 
 
-def _word(factor: str, name: Any) -> str:
-    return f"s{name}" if factor == "seed" else f"protocol={name}" if factor == "protocol" else level(name)
+def _level(factor: str, level: Any) -> str:
+    return f"protocol={level}" if factor == "protocol" else level_label(factor, level)
 
 
 def _number(value: Any) -> float | None:

@@ -1,124 +1,112 @@
-"""The tables of a series: its verdict by measure, H1 to H5 beside the study's claims, what its checkpoints are."""
+"""The tables of a series: what is said of each measure, which weights its checkpoints have, several series compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headdyn.core.numbers import ABSENT, count, fixed, number, p_value, quantity
+from headdyn.core.numbers import ABSENT, count, fixed, number, p_value
+from headdyn.core.records import Metric
 from headdyn.report.series.record import Series
-from headdyn.report.series.study import claims
-from headdyn.report.series.words import interval, measure_name, share, stage
+from headdyn.report.series.words import STAGES, halves, interval, share, stage
 
-Said = Mapping[str, Any]
+CHECKPOINT_COLUMNS = (
+    *("revision", "step", "of training", "counts", "weights' hash\nSHA-256, first 12 digits", "commit", "dtype"),
+    "why it does not count",
+)
+Judgement = Mapping[str, Any]
 
 
 def verdict_table(series: Series) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """(measures, rows): a row for each thing that is said, a column for each measure."""
-    said = series.measures
-    rows: list[tuple[str, Callable[[str, Said], str]]] = [
-        ("counts as emerged when", lambda _, m: m["rule"]),
-        ("emergence: (last step below, first step above]", lambda _, m: interval(m)),
-        ("as shares of training", _shares),
-        ("first step above, 95 % of bootstrap draws", _ends),
-        ("class", lambda _, m: stage(m)),
-        *((f"probability of {word}", _probability(word)) for word in ("none", "early", "mid", "late")),
-        ("pace", lambda _, m: m["pace"] or "none: nothing emerged"),
-        ("probability of sudden", _probability("sudden")),
-        ("largest interval: share of the rise", _jump),
-        ("its width, share of training", lambda _, m: share(m.get("jump_width_share"))),
-        ("monotone", lambda _, m: "yes" if m["monotone"] else f"no, {count(m['reversals'], 'reversal')} beyond noise"),
-        ("highest; at the last checkpoint", _highest),
-        ("beyond chance", _beyond),
-        ("units", lambda _, m: ABSENT if m["n"] is None else f"{m['n']} pairs"),
-    ]
-    told = [(label, [of(n, m) for n, m in said.items()]) for label, of in rows]
-    return [measure_name(name) for name in said], [row for row in told if set(row[1]) != {ABSENT}]
+    """(measures, rows): a column a measure; a row whose cells are all absent is left out."""
+    columns = [(series.metric(name), judgement) for name, judgement in series.measures.items()]
+    rows = {
+        "counts as emerged when": [j["rule"] for _, j in columns],
+        "emergence: (last step below, first step above]": [interval(j) for _, j in columns],
+        "as shares of training": [_shares(j) for _, j in columns],
+        "first step above, 95 % of bootstrap draws": [_ends(j) for _, j in columns],
+        "class": [stage(j) for _, j in columns],
+        **{f"probability of {word}": [_probability(j, word) for _, j in columns] for word in STAGES},
+        "pace": [j["pace"] or "none: nothing emerged" for _, j in columns],
+        "probability of sudden": [_probability(j, "sudden") for _, j in columns],
+        "largest interval: share of the rise": [_jump(j) for _, j in columns],
+        "its width, share of training": [share(j.get("jump_width_share")) for _, j in columns],
+        "monotone": [_monotone(j) for _, j in columns],
+        "highest; at the last checkpoint": [_highest(metric, j) for metric, j in columns],
+        "beyond chance": [_beyond(j) for _, j in columns],
+        "units": [ABSENT if j["n"] is None else count(j["n"], "pair") for _, j in columns],
+    }
+    headings = [f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric, _ in columns]
+    return headings, [(label, cells) for label, cells in rows.items() if set(cells) != {ABSENT}]
 
 
-def hypothesis_table(series: Series) -> tuple[list[str], list[dict[str, Any]]]:
-    """(measures, rows): each hypothesis with the study's claim, and verdict, probability and evidence by measure."""
-    told = [name for name, said in series.measures.items() if "hypotheses" in said]
-    if not told:
-        return [], []
-    rows = []
-    for name, claim in claims().items():
-        verdicts = []
-        for measure in told:
-            one = series.measures[measure]["hypotheses"][name]
-            odds = f"probability {share(one['probability'])}" if "probability" in one else ""
-            verdicts.append((one["verdict"], odds, one["evidence"]))
-        statement = series.measures[told[0]]["hypotheses"][name]["statement"]
-        rows.append({"name": name, "statement": statement, "claim": claim, "verdicts": verdicts})
-    return [measure_name(name) for name in told], rows
-
-
-def identity_rows(series: Series) -> list[dict[str, str]]:
-    """What every checkpoint's weights are: by hash, commit and dtype, and whether it counts."""
+def checkpoint_rows(series: Series) -> list[list[str]]:
+    """What every checkpoint's weights are, and whether it counts; cells as in CHECKPOINT_COLUMNS."""
     rows = []
     for row in series.rows:
         job = series.jobs.get(row["revision"])
         facts = {} if job is None else job.run.manifest.get("checkpoint", {})
         rows.append(
-            {
-                "revision": row["revision"],
-                "step": ABSENT if row["step"] is None else number(row["step"]),
-                "share": share(row["training_share"]),
-                "counts": "yes" if row["counts"] else "no",
-                "reason": row.get("reason") or "",
-                "hash": (row.get("state_hash") or ABSENT)[:12],
-                "commit": (facts.get("commit") or ABSENT)[:12],
-                "dtype": facts.get("dtype") or ABSENT,
-                "number": "" if job is None else str(job.number),
-            }
+            [
+                row["revision"],
+                ABSENT if row["step"] is None else number(row["step"]),
+                share(row["training_share"]),
+                "yes" if row["counts"] else "no",
+                (row.get("state_hash") or ABSENT)[:12],
+                (facts.get("commit") or ABSENT)[:12],
+                facts.get("dtype") or ABSENT,
+                row.get("reason") or "",
+            ]
         )
     return rows
 
 
 def compared(series: Sequence[Series]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Several series side by side: where each measure emerged, and whether even/odd is beyond chance."""
-    names = list(dict.fromkeys(name for each in series for name in each.measures))
+    """Several series side by side: where each measure emerged, and whether the split is beyond chance."""
+    labels = {name: each.metric(name).label for each in series for name in each.measures}
     rows = []
     for each in series:
-        cells = []
-        for name in names:
-            said = each.measures.get(name)
-            cells.append(ABSENT if said is None else f"{interval(said)}, {said['class']}")
-        split = each.verdict.get("even_odd", {})
-        p = p_value(split.get("p"))
-        rows.append((each.title or each.model, [*cells, p if "p" in split else ABSENT]))
-    return [*(measure_name(name) for name in names), "p of even/odd over the trajectory"], rows
+        judged = [each.measures.get(name) for name in labels]
+        cells = [
+            ABSENT if judgement is None else f"{interval(judgement)}, {judgement['class']}" for judgement in judged
+        ]
+        rows.append((each.title or each.model, [*cells, p_value(each.split.get("p"))]))
+    return [*labels.values(), f"p of {'/'.join(halves(series[0]))} over the trajectory"], rows
 
 
-def _shares(_: str, said: Said) -> str:
-    if said["emerges_at_share"] is None:
+def _shares(judgement: Judgement) -> str:
+    if judgement["emerges_at_share"] is None:
         return ABSENT
-    low = said["emerges_after_share"]
-    return f"{'0 %' if low is None else share(low)} to {share(said['emerges_at_share'])}"
+    low = judgement["emerges_after_share"]
+    return f"{'0 %' if low is None else share(low)} to {share(judgement['emerges_at_share'])}"
 
 
-def _ends(_: str, said: Said) -> str:
-    if "emerges_at_step_95" in said:
-        return " to ".join(number(step) for step in said["emerges_at_step_95"])
-    return str(said.get("emerges_at_step_95_reason") or said.get("probabilities_reason") or ABSENT)
+def _ends(judgement: Judgement) -> str:
+    if "emerges_at_step_95" in judgement:
+        return " to ".join(number(step) for step in judgement["emerges_at_step_95"])
+    return str(judgement.get("emerges_at_step_95_reason") or judgement.get("probabilities_reason") or ABSENT)
 
 
-def _probability(word: str) -> Callable[[str, Said], str]:
-    return lambda _, said: share(said.get("probabilities", {}).get(word))
+def _probability(judgement: Judgement, word: str) -> str:
+    return share(judgement.get("probabilities", {}).get(word))
 
 
-def _jump(_: str, said: Said) -> str:
-    if "jump_share" not in said:
+def _jump(judgement: Judgement) -> str:
+    if "jump_share" not in judgement:
         return "no rise"
-    first, last = said["jump_steps"]
-    return f"{share(said['jump_share'])}, steps {number(first)} to {number(last)}"
+    first, last = judgement["jump_steps"]
+    return f"{share(judgement['jump_share'])}, steps {number(first)} to {number(last)}"
 
 
-def _highest(name: str, said: Said) -> str:
-    q = quantity(name)
-    return "; ".join(fixed(q.scale * said[key], q.places, signed=True) for key in ("highest", "last"))
+def _monotone(judgement: Judgement) -> str:
+    return "yes" if judgement["monotone"] else f"no, {count(judgement['reversals'], 'reversal')} beyond noise"
 
 
-def _beyond(_: str, said: Said) -> str:
-    word = {True: "yes", False: "not shown", None: "cannot be told"}[said["beyond_chance"]]
-    return f"{word}: {said['against_chance']}"
+def _highest(metric: Metric, judgement: Judgement) -> str:
+    ends = (fixed(metric.scale * judgement[key], metric.digits, signed=True) for key in ("highest", "last"))
+    return "; ".join(ends)
+
+
+def _beyond(judgement: Judgement) -> str:
+    word = {True: "yes", False: "not shown", None: "cannot be told"}[judgement["beyond_chance"]]
+    return f"{word}: {judgement['against_chance']}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study
+from headdyn.studies import Study, deferred
 
 STUDY = Study(
     title="Even and odd heads",
@@ -11,3 +11,7 @@ STUDY = Study(
         "the odd ones not?"
     ),
 )
+
+sections = deferred("headdyn.studies.even_odd_emergence.page", "sections")
+headlines = deferred("headdyn.studies.even_odd_emergence.page", "headlines")
+checks = deferred("headdyn.studies.even_odd_emergence.page", "checks")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study
+from headdyn.studies import Study, deferred
 
 STUDY = Study(
     title="Head swapping",
     question="Does what a head does depend on the index at which it sits?",
 )
+
+sections = deferred("headdyn.studies.head_swapping.page", "sections")

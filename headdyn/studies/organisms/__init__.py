@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study
+from headdyn.studies import Study, deferred
 
 STUDY = Study(
     title="Model organisms",
     question="Do the methods find structure that was planted, at the right time, and none where nothing was planted?",
 )
+
+checks = deferred("headdyn.studies.organisms.page", "checks")

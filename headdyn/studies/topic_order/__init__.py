@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study
+from headdyn.studies import Study, deferred
 
 STUDY = Study(
     title="Topic order",
@@ -11,3 +11,5 @@ STUDY = Study(
         "lasts when position encodings are dropped?"
     ),
 )
+
+sections = deferred("headdyn.studies.topic_order.page", "sections")

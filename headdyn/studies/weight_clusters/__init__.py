@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study
+from headdyn.studies import Study, deferred
 
 STUDY = Study(
     title="Weight clusters",
     question="When do the heads of a layer fall into clusters by their weights, and do the clusters say what heads do?",
 )
+
+sections = deferred("headdyn.studies.weight_clusters.page", "sections")

@@ -1,0 +1,139 @@
+"""Any metric over the steps of a series: its intervals, what chance gives, and where it emerged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.numbers import fixed, number
+from headdyn.core.records import Metric
+from headdyn.report.series.record import Points, Series
+from headdyn.sweep.outcomes import outcomes_of
+
+_MOST_LINES = 6  # a metric more and its null more are told apart no longer
+# What some metrics are read against: other scalars of the runs, the same at every checkpoint or nearly so.
+_REFERENCES: Mapping[str, Sequence[str]] = {
+    "loss_nats": ("random_nats", "unigram_nats", "mixture_nats", "bigram_nats", "trigram_nats", "floor_nats"),
+    "probe_accuracy_middle": ("probe_majority", "probe_token_identity", "probe_position", "probe_ceiling"),
+}
+
+
+def primary_curve(series: Series) -> Figure | None:
+    """The measure that answers the series' question, over training."""
+    return None if series.primary is None else curve(series, [series.primary])
+
+
+def other_curves(series: Series) -> dict[str, Figure]:
+    """The other measures and every outcome that the checkpoints measured, by title.
+
+    Measures have a chart each; outcomes of one analysis and unit share one.
+    """
+    names = dict.fromkeys((*series.measures, *outcomes_of(job.run for job in series.complete).names))
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        points = series.points(name)
+        if name != series.primary and points is not None and len(points.steps) > 1:
+            alone = name in series.measures or name in _REFERENCES
+            metric = series.metric(name)
+            groups.setdefault(name if alone else (_analysis(series, name), metric.unit, metric.scale), []).append(name)
+    parts = [group[i : i + _MOST_LINES] for group in groups.values() for i in range(0, len(group), _MOST_LINES)]
+    return {title(series, part): figure for part in parts if (figure := curve(series, part)) is not None}
+
+
+def curve(
+    series: Series, names: Sequence[str], *, more: Sequence[Curve] = (), references: Mapping[str, float] | None = None
+) -> Figure | None:
+    """Metrics of one unit over the steps, with intervals; None where no checkpoint has them.
+
+    Of one metric alone also: the band within which 95 % of all splits stay, what it is read against, the threshold and
+    the span in which it emerged. `more` are further lines, in the metric's own scale.
+    """
+    found = [(name, points) for name in names if (points := series.points(name)) is not None]
+    if not found:
+        return None
+    metric = series.metric(found[0][0])
+    lines, levels, captions = [], dict(references or {}), []
+    for name, points in found:
+        label = series.metric(name).label
+        lines.append(_line(label, points, metric.scale))
+        null = [(step, v) for step, v in zip(points.steps, points.null, strict=True) if math.isfinite(v)]
+        if null and not any(v for _, v in null):
+            levels["chance: 0"] = 0.0
+        elif null:
+            of = "chance" if len(found) == 1 else f"chance, {label}"
+            lines.append(Curve(label=of, x=[s for s, _ in null], y=[metric.scale * v for _, v in null]))
+        captions.append(f"{label}: {meaning}" if (meaning := series.metric(name).meaning) else label)
+    span = None
+    if len(found) == 1:
+        (name, points), judgement = found[0], series.measures.get(found[0][0], {})
+        band = _band(series, name, metric)
+        lines += band
+        captions += _band_caption(series, name, metric, drawn=bool(band))
+        levels |= _references(series, name, metric)
+        if judgement.get("threshold") is not None and not judgement["rule"].startswith("above half"):
+            levels[f"threshold {judgement['threshold']:g}"] = metric.scale * judgement["threshold"]
+        if judgement.get("emerges_at_step") is not None:
+            span = (judgement["emerges_after_step"] or points.steps[0], judgement["emerges_at_step"])
+            captions.append("Shaded: the interval in which it emerges")
+    return curves(
+        [*lines, *more],
+        xlabel="training step",
+        ylabel=metric.unit or metric.label,
+        title=title(series, [name for name, _ in found]),
+        references=levels,
+        log_x=True,
+        span=span,
+        caption=". ".join(captions) + ".",
+    )
+
+
+def title(series: Series, names: Sequence[str]) -> str:
+    """What a chart of these metrics is called: the metric's label, or of several their analysis and unit."""
+    text = series.metric(names[0]).label
+    if len(names) > 1:
+        text = f"{_analysis(series, names[0]).replace('_', ' ')}: {series.metric(names[0]).unit or text}"
+    return text[:1].upper() + text[1:]
+
+
+def _line(label: str, points: Points, scale: float) -> Curve:
+    low, high = (points.low, points.high) if points.has_interval else (None, None)
+    value, low, high = (None if ends is None else [scale * v for v in ends] for ends in (points.value, low, high))
+    return Curve(label=label, x=points.steps, y=value or [], low=low, high=high)
+
+
+def _band(series: Series, name: str, metric: Metric) -> list[Curve]:
+    """The range in which 95 % of all splits stay at every checkpoint; none where it reaches what is possible."""
+    band = series.points(f"{name}_band")
+    if band is None or max(band.value) >= metric.high:
+        return []
+    ends = [metric.scale * v for v in band.value]
+    zero = [0.0] * len(ends)
+    return [Curve(label="95 % of all splits (chance)", x=band.steps, y=zero, low=[-v for v in ends], high=ends)]
+
+
+def _band_caption(series: Series, name: str, metric: Metric, *, drawn: bool) -> list[str]:
+    if series.points(f"{name}_band") is None:
+        return []
+    if not drawn:
+        return [f"More than one split in twenty reaches the bound {number(metric.high)}, so chance has no band here"]
+    return [
+        "Of all splits 95 % stay within the band at every checkpoint: a split that leaves it is significant over the "
+        "whole trajectory"
+    ]
+
+
+def _references(series: Series, name: str, metric: Metric) -> dict[str, float]:
+    levels = {}
+    for other in _REFERENCES.get(name, ()):
+        value = series.complete[-1].run.value(other) if series.complete else None
+        if value is not None:
+            word = other.removesuffix("_nats").removeprefix("probe_").replace("_", " ")
+            levels[f"{word} {fixed(metric.scale * value, metric.digits)}"] = metric.scale * value
+    return levels
+
+
+def _analysis(series: Series, name: str) -> str:
+    """The analysis that measured a metric."""
+    glossaries = (job.run.manifest.get("glossary", {}) for job in series.complete)
+    return next((title for each in glossaries for title, part in each.items() if name in part["metrics"]), "")

@@ -1,0 +1,61 @@
+"""What was found of a suite against what is true of it by construction."""
+
+from __future__ import annotations
+
+from headdyn.core.numbers import count, listed, number, p_value, spelled
+from headdyn.report.quality import Check
+from headdyn.report.series.record import Series, read_series
+from headdyn.report.series.words import halves
+from headdyn.sweep.record import SweepRecord
+
+
+def checks(sweep: SweepRecord) -> list[Check]:
+    """Whether the planted structure is found, and dated where planting began."""
+    found = []
+    for each in read_series(sweep):
+        if each.truth:
+            of = f" ({each.title})" if each.title else ""
+            found += [Check(c.question + of, c.verdict, c.facts) for c in (_final(each), *_onset(each))]
+    return found
+
+
+def _final(series: Series) -> Check:
+    question, truth, split = "Does the final checkpoint show the known result?", series.truth, series.split
+    end = [row for row in series.rows if row["step"] is not None][-1]
+    if not end["counts"]:
+        return Check(question, "note", f"the last checkpoint, {end['revision']}, does not count: {end['reason']}")
+    if "found" not in split:
+        return Check(question, "note", f"no verdict: {split['reason']}")
+    wanted, found, name = truth["organism"] == "planted", split["found"], "/".join(halves(series))
+    planted = "nothing is planted"
+    if truth["heads"]:
+        heads = listed([str(head) for head in truth["heads"]])
+        planted = f"the choice is planted into heads {heads} of layer {truth['layer']}"
+    strength = spelled(series.complete[-1].scalar("strength"), signed=True)
+    facts = (
+        f"organism {truth['organism']}: {planted}, so {name} must {'' if wanted else 'not '}be found; it was "
+        f"{'' if found else 'not '}found (p {p_value(split['p'])}), and {end['revision']} has strength {strength}"
+    )
+    return Check(question, "ok" if found == wanted else "fails", facts)
+
+
+def _onset(series: Series) -> list[Check]:
+    """Where planting began against where emergence was dated: within one checkpoint interval."""
+    onset = series.truth.get("onset")
+    if not onset or series.truth["organism"] != "planted":
+        return []
+    question = "Is the onset dated where planting began?"
+    judgement = series.measures.get("strength_nats", {})
+    known = f"planting began at step {number(round(onset['step']))}"
+    steps = [row["step"] for row in series.counted]
+    if not steps or steps[-1] <= onset["step"]:
+        return [Check(question, "note", f"{known}; no checkpoint behind it counts")]
+    if judgement.get("emerges_at_step") is None:
+        return [Check(question, "fails", f"{known}; no emergence was found")]
+    true, found = sum(step <= onset["step"] for step in steps), steps.index(judgement["emerges_at_step"])
+    after = judgement["emerges_after_step"]
+    facts = (
+        f"{known}; strength of Δ emerges in ({'' if after is None else number(after)}, "
+        f"{number(judgement['emerges_at_step'])}], {count(abs(found - true), 'checkpoint interval')} off"
+    )
+    return [Check(question, "ok" if abs(found - true) <= 1 else "fails", facts)]

@@ -1,0 +1,99 @@
+"""The figures of the study's Run 1 beside ours: only where ours were made as the study's were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from headdyn.core.numbers import count, fixed, spelled
+from headdyn.core.statistics import t_interval
+from headdyn.report.cells import Cell
+from headdyn.report.markup import soft, table
+from headdyn.report.section import Section
+from headdyn.studies.pages import figures
+from headdyn.sweep.factors import level_label
+from headdyn.sweep.groups import flat
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """Nothing where no training follows protocol=original: the study's figures are compared with nothing else."""
+    reported = figures("topic_order")
+    trainings = [job for job in sweep.jobs if "data_ordering" in job.factors]
+    jobs = [job for job in trainings if job.factors.get("protocol") == reported["protocol"]]
+    if not jobs:
+        return []
+    same = [job for job in jobs if job.factors.get("mode") == reported["mode"]]
+    inside = beside(same, reported) if same else soft(other_modes(jobs))
+    return [Section("beside", "The study's figures beside ours", inside)]
+
+
+def other_modes(jobs: Sequence[Job]) -> str:
+    """Why there is no comparison."""
+    modes = ", ".join(dict.fromkeys(str(job.factors.get("mode")) for job in jobs))
+    return (
+        "The study reports figures for its Run 1 alone (27 M parameters, V 4096, T 512, 10,000 steps). These runs "
+        f"follow its protocol at mode={modes}: another corpus and another model, so that its table is no yardstick for "
+        "them. mode=run1 protocol=original repeats Run 1 and shows it here."
+    )
+
+
+def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
+    """The study's table with our values in the same cells."""
+    columns = reported["columns"]
+    rows = []
+    for row in reported["rows"]:
+        cell = {name: row[name] for name in ("attention", "data_ordering", "position_enc")}
+        ours = [job for job in jobs if all(job.factors.get(name) == level for name, level in cell.items())]
+        label = " ".join(level_label(name, level) for name, level in cell.items())
+        cells: list[str | Cell] = [label]
+        for theirs, (scalar, form) in zip(row["values"], columns.items(), strict=True):
+            cells += [Cell(fixed(theirs, form["decimals"])), our_cell(ours, scalar, form["scale"])]
+        rows.append(cells)
+    headings = [f"{form['title']}\n{whose}" for form in columns.values() for whose in ("the study", "ours")]
+    facts = (
+        f"Source: {reported['source']}. Uniform guessing {reported['random_loss_nats']:.4f} nats; the study's own "
+        f"estimate of the floor {reported['bayes_loss_nats_claimed']} nats; runtime {reported['runtime']}."
+    )
+    claims = Markup("<p>What it claimed:</p>\n<ul>{}</ul>\n").format(
+        Markup("").join(Markup("<li>{}</li>\n").format(claim) for claim in reported["claims"])
+    )
+    numbers = [" ".join(str(job.number) for job in jobs if job.label == row[0]) for row in rows]
+    warning = deviations(jobs, reported["settings"])
+    return (
+        (soft(warning) if warning else Markup(""))
+        + table(["", *headings], rows, numbers=numbers)
+        + soft(facts)
+        + claims
+    )
+
+
+def our_cell(jobs: Sequence[Job], scalar: str, scale: float) -> Cell:
+    """One run's value with its interval over sequences, or several seeds' mean with Student's interval over seeds."""
+    measured = [job.scalar(scalar) for job in jobs if job.scalar(scalar).get("value") is not None]
+    if not measured:
+        reasons = dict.fromkeys(str(job.scalar(scalar).get("reason", "")) for job in jobs)
+        return Cell(reason="; ".join(reasons) or "not run")
+    if len(measured) == 1:
+        value, _, interval = spelled(measured[0], scale=scale).partition(" ")
+        return Cell(value, interval)
+    values = np.array([each["value"] for each in measured])
+    low, high = t_interval(values)
+    over_seeds = {"value": float(values.mean()), "ci_low": float(low), "ci_high": float(high)}
+    value, _, interval = spelled(over_seeds, scale=scale).partition(" ")
+    return Cell(value, interval, note=count(len(values), "seed"))
+
+
+def deviations(jobs: Sequence[Job], settings: Mapping[str, Any]) -> str:
+    """What was run otherwise than in the study, so that the two columns are not taken for the same experiment."""
+    differing: dict[str, None] = {}
+    for job in jobs:
+        config = flat(job.run.manifest.get("config", {}))
+        for key, theirs in settings.items():
+            if key in config and config[key] != theirs:
+                differing[f"{key}={config[key]} where the study had {theirs}"] = None
+    return f"Not the study's settings: {'; '.join(differing)}." if differing else ""

@@ -1,0 +1,101 @@
+"""The study's silhouettes beside ours, and what misleads in how it read and clustered the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from markupsafe import Markup
+
+from headdyn.core.figures import Curve, Figure
+from headdyn.core.numbers import fixed, listed, number
+from headdyn.report.cells import Cell
+from headdyn.report.markup import gallery, soft, table
+from headdyn.report.page import drawn
+from headdyn.report.section import Section
+from headdyn.report.series.curves import curve
+from headdyn.report.series.record import Series, read_series
+from headdyn.studies.pages import Point, figures, first_cell, is_of, jobs_by_step, misleading
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+
+PARTS = ("query", "key", "value")
+OURS = ("qk_silhouette", "ov_silhouette")
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """The study's figures beside ours, and what misleads."""
+    return [section for section in (_beside(read_series(sweep)), _misleads(sweep)) if section is not None]
+
+
+def silhouette(part: str) -> str:
+    """The metric of the silhouette of the pieces that the study called query, key or value heads."""
+    return f"original_{part}_silhouette"
+
+
+def _beside(series: Sequence[Series]) -> Section | None:
+    reported = figures("weight_clusters")["silhouettes"]
+    same = [each for each in series if any(each.points(name) for name in (*map(silhouette, PARTS), *OURS))]
+    parts = [gallery(drawn(figure) for each in same if (figure := _curve(each)) is not None)]
+    if any(is_of(each.model, reported) for each in same):
+        theirs = {row[0]: row[1:] for row in reported["rows"]}
+        ours = jobs_by_step([each for each in same if is_of(each.model, reported)])
+        rows = []
+        for step in sorted(theirs.keys() | ours.keys()):
+            cells = [Cell(fixed(value, 3)) for value in theirs.get(step, [None] * len(PARTS))]
+            cells += [first_cell(ours.get(step, []), name) for name in (*map(silhouette, PARTS), *OURS)]
+            rows.append([Cell(f"step {number(step)}"), *cells])
+        headings = [f"{whose}\n{part}" for whose in ("the study", "ours, as the study did it") for part in PARTS]
+        headings += [f"ours\n{name}" for name in ("QK circuits", "OV circuits")]
+        source = soft(f"Source: {reported['source']}. {reported['note']}.")
+        parts.append(source + table(["", *headings], rows))
+    elif same:
+        parts.append(soft(f"The study's figures are of {reported['model']} alone, not of {same[0].model}."))
+    return Section("silhouettes", "Silhouettes of two weight clusters", Markup("").join(parts)) if same else None
+
+
+def _curve(series: Series) -> Figure | None:
+    """Silhouettes of the pieces that the study clustered, which are no heads; its own beside them for its model."""
+    reported = figures("weight_clusters")["silhouettes"]
+    steps, *columns = zip(*reported["rows"], strict=True)
+    theirs = [Curve(label=f"the study's {part}", x=steps, y=y) for part, y in zip(PARTS, columns, strict=True)]
+    return curve(series, [silhouette(part) for part in PARTS], more=theirs if is_of(series.model, reported) else ())
+
+
+def _misleads(sweep: SweepRecord) -> Section | None:
+    jobs = [job for job in sweep.complete if silhouette(PARTS[0]) in job.run.scalars]
+    if not jobs:
+        return None
+    return Section(
+        "misleads_clusters", "What the study did with the weights, and why it misleads", misleading(points(jobs))
+    )
+
+
+def points(jobs: Sequence[Job]) -> list[Point]:
+    """How the study read and clustered the weights, with the last run's numbers."""
+    last, parts = jobs[-1], []
+    for part in PARTS:
+        scalar = last.scalar(silhouette(part))
+        if scalar.get("value") is not None:
+            null = "" if scalar.get("null") is None else f" (random pieces {fixed(scalar['null'], 3)})"
+            parts.append(f"{part} {fixed(scalar['value'], 3)}{null}")
+    here = f"{last.label}: silhouettes of the pieces, {listed(parts)}" if parts else ""
+    heads = [
+        f"{name.partition('_')[0].upper()} circuits {fixed(scalar['value'], 3)} (null {fixed(scalar.get('null'), 3)})"
+        for name in OURS
+        if (scalar := last.scalar(name)).get("value") is not None
+    ]
+    here += f"; of heads rightly unpacked, {listed(heads)}" if heads else ""
+    sizes = [v for part in PARTS if (v := last.run.value(f"original_{part}_smallest_cluster")) is not None]
+    here += f". The smaller of two clusters holds {listed([fixed(v, 0) for v in sizes])} pieces" if sizes else ""
+    return [
+        Point(
+            "It read the packed query_key_value matrix as [3, heads, …].",
+            "GPT-NeoX packs [heads, 3, …]: its “query head 6” is rows of queries, keys and values of several heads.",
+            f"{here}." if here else "",
+        ),
+        Point(
+            "It took a high silhouette for two kinds of heads.",
+            "One outlying piece against all others gives a high silhouette too: a cluster of one is an outlier. And a "
+            "silhouette needs a null, as random points have one above 0.",
+        ),
+    ]
