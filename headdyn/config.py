@@ -77,6 +77,7 @@ class Protocol:
     blocks: int
     within_block: str
     recalibration: ProtocolRecalibration
+    study: str | None = None  # what the key `study` is where no experiment names another
     companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
     analyses: str = ""
 
@@ -348,6 +349,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
             )
     protocol, data = build(Protocol, plain["protocol"], "protocol"), targeted(plain["data"], "data")
     analyses = {name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()}
+    plain["protocol"].pop("study", None)
     plain["protocol"].pop("companions", None)  # those that run are among the analyses
     plain["protocol"].pop("analyses", None)
     material = "prompts" if isinstance(data, Comparisons) else "corpus"

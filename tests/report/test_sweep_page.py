@@ -119,15 +119,6 @@ def test_matched_pairs_show_both_losses_and_the_difference(tmp_path: Path) -> No
     assert "topic selectivity +2.00 points" in read.text  # in words
 
 
-def test_the_studys_table_is_shown_for_run1_alone(tmp_path: Path) -> None:
-    _, run1 = page(sweep(tmp_path / "a", [run(tmp_path / "a", protocol="seed", mode="run1")]))
-    assert "7.9702" in run1.text and "Attention Clustering Experiment Log" in run1.text
-    _, smoke = page(sweep(tmp_path / "b", [run(tmp_path / "b", protocol="seed", mode="smoke")]))
-    assert "7.9702" not in smoke.text and "mode=run1 protocol=seed repeats Run 1" in smoke.text
-    _, corrected = page(sweep(tmp_path / "c", [run(tmp_path / "c")]))
-    assert "The study's figures" not in corrected.text
-
-
 def test_the_glossary_has_every_metric_with_range_and_unit(tmp_path: Path) -> None:
     _, read = page(sweep(tmp_path, [run(tmp_path)]))
     glossary = read.text.split("Glossary")[-1]

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from headdyn.report.sweep_page import write_sweep_page
 from headdyn.studies.topic_order import sections
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import measured, run, sweep
@@ -51,3 +52,17 @@ def test_other_modes_say_why_there_is_no_table(tmp_path: Path, protocol: str, mo
 
 def test_the_corrected_protocol_is_never_held_against_it(tmp_path: Path) -> None:
     assert sections(SweepRecord.read(sweep(tmp_path, [run(tmp_path, mode="run1")]))) == []
+
+
+def test_the_page_shows_the_table_for_run1_alone(tmp_path: Path) -> None:
+    named = {"study": "headdyn.studies.topic_order"}
+
+    def read(name: str, **factors: str) -> str:
+        folder = sweep(tmp_path / name, [run(tmp_path / name, settings=named, **factors)])
+        return Text(write_sweep_page(folder).read_text(encoding="utf-8")).text
+
+    run1 = read("a", **RUN1)
+    assert "7.9702" in run1 and "Attention Clustering Experiment Log" in run1
+    smoke = read("b", protocol="original", mode="smoke")
+    assert "7.9702" not in smoke and "mode=run1 protocol=original repeats Run 1" in smoke
+    assert "The study's figures" not in read("c")
