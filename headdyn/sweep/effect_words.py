@@ -33,7 +33,8 @@ def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
     sentences: list[str] = []
     for contrast in sorted(names, key=lambda contrast: not names[contrast]):
         asked = [row for row in rows if effect_name(row) == contrast]
-        sentences += _on_outcomes(asked, _spelled_out(asked[0], name), metric, with_warning=not sentences)
+        averaged = any(len(row["factors"]) > 1 for row in effects)
+        sentences += _on_outcomes(asked, _spelled_out(asked[0], name, averaged), metric, with_warning=not sentences)
     return sentences
 
 
@@ -149,14 +150,14 @@ def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
     return f"; {listed(parts)}" if parts else ""
 
 
-def _spelled_out(row: Row, name: str) -> str:
+def _spelled_out(row: Row, name: str, averaged: bool) -> str:
     """What is compared: `DroPE less RoPE, averaged over the other factors`."""
     if row.get("kind") == SLOPE:
         contrast = f"change with {effect_name(row)}"
     else:
         low, high = (level_label(name, level) for level in row["levels"][name])
         contrast = f"{high} less {low}"
-    return f"{contrast}, averaged over the other factors"
+    return f"{contrast}, averaged over the other factors" if averaged else contrast
 
 
 def _seeds(rows: Sequence[Row]) -> str:

@@ -27,18 +27,19 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     sources, notes, swept = [], [], dict[str, None]()
     for folder in folders:
         if is_run(folder):
+            job = single_job(folder)
             content: dict[str, Any] = {
                 "name": folder.name,
-                "jobs": [{"name": ".", "factors": single_job(folder).factors}],
-                "swept": [],
+                "jobs": [{"name": ".", "factors": job.factors}],
+                "swept": job.run.manifest.get("config", {}).get("swept", []),
             }
         else:
             content = sweep_json(folder)
         sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
         swept |= dict.fromkeys(content["swept"])
-        for job in content["jobs"]:
-            run = RunRecord.read((folder / job.get("folder", job["name"])).resolve())
-            entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
+        for part in content["jobs"]:
+            run = RunRecord.read((folder / part.get("folder", part["name"])).resolve())
+            entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": part["factors"]}
             if run.name in jobs:
                 notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
                 if runs[run.name].status == "complete":

@@ -82,7 +82,7 @@ def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
     told = answers(sweep(tmp_path, entries))
     sentences = told["Does model.num_layers matter?"]
     assert sentences[0].startswith("Effect on topic selectivity +3.010 [")
-    assert ": layers 2 less layers 1, averaged over the other factors, 3 seeds." in sentences[0]
+    assert ": layers 2 less layers 1, 3 seeds." in sentences[0]
     slope = next(text for text in sentences if "a doubling of layers" in text)
     assert slope.startswith("Effect on topic selectivity +3.02 [")
 
@@ -181,7 +181,7 @@ def test_drope_is_held_against_equal_training_where_there_is_such_an_arm(tmp_pat
     positions = ("rope", "drope", "rope_control") if with_control else ("rope", "drope")
     told = answers(sweep(tmp_path, [run(tmp_path, position=p) for p in positions]))
     asked = told["Does dropping positions (DroPE) matter?"]
-    assert any(text.startswith("DroPE less RoPE-control, averaged") for text in asked) == with_control
+    assert any(text.startswith("DroPE less RoPE-control: ") for text in asked) == with_control
     # The usual pair comes first, with the warning that one seed has no interval.
-    assert asked[0].startswith(f"{ONE_SEED} DroPE less RoPE, ")
+    assert asked[0].startswith(f"{ONE_SEED} DroPE less RoPE: ")
     assert any("is not in this sweep" in text for text in told["Did the DroPE arms recover?"]) != with_control
