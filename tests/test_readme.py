@@ -1,7 +1,8 @@
-"""What the README says works, works: commands, the Python example."""
+"""What the README and docs/ say works, works: commands, links, Python examples, numbers."""
 
 import ast
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tests.small_models import GPT2, GQA, MHA, NEOX, drawn
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = ROOT / "docs" / "commands.md"
 STUDIES = sorted(ROOT.glob("experiments/*/README.md"))
 
 
@@ -27,7 +29,7 @@ def commands(text: str) -> list[list[str]]:
     return [line.split() for line in lines]
 
 
-@pytest.mark.parametrize("source", [ROOT / "README.md", *STUDIES], ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("source", [ROOT / "README.md", COMMANDS, *STUDIES], ids=lambda path: path.parent.name)
 def test_commands_compose(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
     text_file = tmp_path / "text.jsonl"
@@ -40,7 +42,34 @@ def test_commands_compose(source: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands(README)) >= 8
+    assert len(commands(README)) >= 6
+    assert len(commands(COMMANDS.read_text(encoding="utf-8"))) >= 16
+
+
+def test_it_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 150
+    for source in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8"))
+        assert not [link for link in links if not (source.parent / link).exists()]
+
+
+def test_every_study_is_introduced_by_its_title() -> None:
+    science = (ROOT / "docs" / "science.md").read_text(encoding="utf-8")
+    folders = [file.parent.name for file in (ROOT / "headdyn" / "studies").glob("*/__init__.py")]
+    studies = [importlib.import_module(f"headdyn.studies.{name}").STUDY for name in folders]
+    assert len(studies) == 5
+    for study in studies:
+        assert (
+            f"| {study.title} |" in README
+            and f"**{study.title}.** {study.question}".replace("“", '"').replace("”", '"') in science
+        )
+
+
+def test_its_numbers_are_those_on_record() -> None:
+    """Every number with an interval, and every count of suites, stands in the study that it is taken from."""
+    numbers = re.findall(r"[−+]?\d[\d.]* \[[^]]+\]", README)
+    matrix = (ROOT / "experiments" / "matrix" / "README.md").read_text(encoding="utf-8")
+    assert len(numbers) == 7 and all(number in matrix for number in numbers)
 
 
 def test_the_python_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,11 +89,11 @@ def test_the_python_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ids=["gpt2", "neox", "qwen3", "qwen2"],
 )
 def test_tensorlens_runs_on_a_hugging_face_checkpoint(config: DecoderConfig, tmp_path: Path, capsys) -> None:
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    (code,) = re.findall(r"```python\n(.*?)```", COMMANDS.read_text(encoding="utf-8"), re.DOTALL)
     config = dataclasses.replace(config, head_dim=config.d_model // config.num_heads)
     export_pretrained(drawn(config, dtype=torch.float32), tmp_path)
     names = {"FOLDER": tmp_path, "torch": torch}
-    exec(compile(ast.parse(code), "README.md", "exec"), names)
+    exec(compile(ast.parse(code), "commands.md", "exec"), names)
     width = config.d_model
     assert capsys.readouterr().out.startswith(str(torch.Size([8, width, 8, width])))
     frozen, tokens_BT = names["frozen"], names["tokens_BT"]
