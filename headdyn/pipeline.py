@@ -20,27 +20,36 @@ from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
-from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
-from headdyn.core.records import HeadTable
+from headdyn.core.records import Findings, HeadTable
 from headdyn.core.run_folder import RunFolder, read_manifest
-from headdyn.core.store import StageInterruptedError, Store, explain_os_error
+from headdyn.core.store import StageInterruptedError, explain_os_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus
-from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
+from headdyn.models.checkpoints import load
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
 from headdyn.report.pattern_figure import telling_patterns
 from headdyn.report.run_page import write_run_page
-from headdyn.stages import Stages, find_corpus, is_outdated, open_checkpoint, open_corpus, open_store, training_recipe
+from headdyn.stages import (
+    Subject,
+    Work,
+    find_corpus,
+    is_outdated,
+    open_checkpoint,
+    open_corpus,
+    open_store,
+    train_subject,
+    training_recipe,
+)
 
 log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, folder: Path) -> None:
-    """Do one run and leave its record in `folder`; nothing, where that is complete already, its
-    text unchanged, and not forced.
+    """Do one run and leave its record in `folder`.
 
+    Nothing is done where that is complete already and its text unchanged, unless `force` is set.
     Raises KeyboardInterrupt when asked to stop (SIGINT, SIGTERM) after saving where it was, and whatever failed.
     """
     before = read_manifest(folder)
@@ -55,15 +64,16 @@ def run(config: RunConfig, folder: Path) -> None:
     machine.return_freed_memory()
     if config.trains:
         machine.keep_freed_memory()  # elsewhere an earlier checkpoint's memory would stay beside the next one's
-    store = open_store()
+    store, settings, factors = open_store(), dict(config.resolved), dict(config.factors)
     facts = {
         "name": config.name,
         "hash": config.hash,
-        "factors": dict(config.factors),
+        "factors": factors,
         "seed": config.seed,
         "machine": dataclasses.asdict(here),
-        "config": dict(config.resolved),
+        "config": settings,
     }
+    checkpoint_step = step_of(str(factors.get("revision")))  # a number, for an axis
     with (
         stop_on_signals() as should_stop,
         RunFolder(folder, facts) as record,
@@ -72,18 +82,14 @@ def run(config: RunConfig, folder: Path) -> None:
             folder,
             name=config.name,
             group=folder.parent.name,
-            factors=config.factors,
+            factors=factors,
             job_type="train" if config.trains else "analyse",
-            config={
-                **config.resolved,
-                "factors": dict(config.factors),
-                "checkpoint_step": step_of(str(config.factors.get("revision"))),  # a number, for an axis
-            },
+            config={**settings, "factors": factors, "checkpoint_step": checkpoint_step},
             staging=store.root / "wandb",
         ) as record.tracker,
     ):
         try:
-            work(config, store, here, record, should_stop)
+            _work(Work(config=config, store=store, machine=here, record=record, should_stop=should_stop))
         except StageInterruptedError as stop:
             log.warning("%s: stopped as asked; the same command continues from here", config.name)
             raise KeyboardInterrupt(str(stop)) from stop
@@ -92,36 +98,42 @@ def run(config: RunConfig, folder: Path) -> None:
     write_run_page(folder)
 
 
-def work(config: RunConfig, store: Store, here: Machine, record: RunFolder, should_stop: Callable[[], bool]) -> None:
+def _work(work: Work) -> None:
     """The run itself: corpus or prompts → model → analyses → record."""
+    config, record = work.config, work.record
     analyses = {name: analysis for name, analysis in config.analysis.items() if "series" not in analysis.needs}
     if config.trains:
-        corpus, entry = open_corpus(config, store, record)
+        corpus, entry = open_corpus(work)
         for analysis in analyses.values():
             if hasattr(analysis, "check"):
-                analysis.check(corpus)  # a corpus too small is said before anything is trained on it
-        subject = Stages(config, corpus, entry, store, here, record, should_stop).subject()
+                analysis.check(corpus)  # a corpus that is too small is refused before anything is trained on it
+        subject = train_subject(work, corpus, entry.key)
     else:
-        subject = open_checkpoint(config, store, here, record, should_stop)
+        subject = open_checkpoint(work)
     for name, analysis in analyses.items():
-        if should_stop():
+        if work.should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")
         with record.timed(name):
             findings = analysis(subject.decoder, subject.material, generator(config.seed, f"analysis/{name}"))
+        if not isinstance(findings, Findings):
+            raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
-    if config.series:
-        for analysis in config.analysis.values():
-            if "circuits" in analysis.needs:
-                layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
-                save_circuits(subject.decoder, layer, record.path / CIRCUITS)
+    _keep_internals(config, subject, record)
+
+
+def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> None:
+    """Keep what is needed of the model itself later on: circuits for analyses of series, patterns for pages."""
+    for analysis in config.analysis.values() if config.series else ():
+        if "circuits" in analysis.needs:
+            layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
+            save_circuits(subject.decoder, layer, record.path / CIRCUITS)
     if isinstance(subject.material, Corpus):
         patterns = record.path / "patterns.safetensors"
         save_patterns(subject.decoder, subject.material, config.patterns_kept, patterns)
         record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
         if config.patterns_kept:
-            shown = telling_patterns(HeadTable.concat(record.tables), patterns)
-            record.figure("patterns", "telling_heads", shown)
+            record.figure("patterns", "telling_heads", telling_patterns(HeadTable.concat(record.tables), patterns))
 
 
 def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:
@@ -136,13 +148,11 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
         raise ValueError(
             f"the training of {config.name} is not in {store.root}; run it again, or set HEADDYN_CACHE to its cache"
         )
-    decoder, _ = read_snapshot(snapshot_steps(entry.path / "snapshots")[step])
+    decoder = load(entry.path / "snapshots", f"step{step}").decoder.to(here.device)
     tables = []
-    for name in names:
-        if name in config.analysis:
-            rng = generator(config.seed, f"analysis/{name}")
-            findings = config.analysis[name](decoder.to(here.device), corpus, rng)
-            tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
+    for name in (name for name in names if name in config.analysis):
+        findings = config.analysis[name](decoder, corpus, generator(config.seed, f"analysis/{name}"))
+        tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
     table = HeadTable.concat(tables)
     table.write(path)
     return table
@@ -154,24 +164,22 @@ def save_patterns(decoder: Decoder, corpus: Corpus, count: int, path: Path) -> N
 
     float16, `pattern.LAYER` [N, H, T, T]; one layer's patterns are in memory at a time before they are rounded.
     """
-    tokens_NT = torch.from_numpy(corpus.val.tokens_NT[:count].astype("int64"))
-    tensors = {"tokens": tokens_NT, "topics": torch.from_numpy(corpus.val.topics_NT[:count].astype("int64"))}
+    device, val = decoder.embed.weight.device, corpus.val
+    tokens_NT, topics_NT = (torch.from_numpy(ids[:count].astype("int64")) for ids in (val.tokens_NT, val.topics_NT))
     documents_NT = None
-    if corpus.mask_documents and corpus.val.documents_NT is not None:
-        documents_NT = torch.from_numpy(corpus.val.documents_NT[:count].astype("int64")).to(decoder.embed.weight.device)
-    resid_BTD = None
+    if corpus.mask_documents and val.documents_NT is not None:
+        documents_NT = torch.from_numpy(val.documents_NT[:count].astype("int64")).to(device)
+    tensors, start = {"tokens": tokens_NT, "topics": topics_NT}, None
     for layer in range(decoder.config.num_layers):
-        start = None if resid_BTD is None else (layer, resid_BTD)
-        sites = ("pattern", "resid_post")
         trace = decoder.trace(
-            tokens_NT.to(decoder.embed.weight.device),
-            sites=sites,
+            tokens_NT.to(device),
+            sites=("pattern", "resid_post"),
             layers=(layer,),
             start=start,
             logits=None,
             documents_BT=documents_NT,
         )
-        resid_BTD = trace["resid_post", layer]
+        start = (layer + 1, trace["resid_post", layer])
         tensors[f"pattern.{layer}"] = trace["pattern", layer].half().cpu().contiguous()
     save_file(tensors, path)
 

@@ -185,11 +185,11 @@ def test_the_raw_drop_and_the_control_arm(place):
     assert not raw.scalars["recalibration"]["keep_rotary"] and control.scalars["recalibration"]["keep_rotary"]
 
 
-def test_the_seeds_protocol_runs_with_its_own_generator_and_recipe(place):
+def test_the_originals_protocol_runs_with_its_own_generator_and_recipe(place):
     assert main([*TINY, "protocol=seed", "ordering=topic", "position_enc=drope", "analysis=[loss]"]) == 0
     record = RunRecord.read(only(place / "out" / "outputs", "mha_topic_drope*"))
     resolved = record.manifest["config"]
-    assert resolved["data"]["generator"] == "seed" and resolved["data_ordering"]["within_block"] == "fixed"
+    assert resolved["data"]["generator"] == "original" and resolved["data_ordering"]["within_block"] == "fixed"
     assert record.scalars["recalibration"]["steps"] == 0  # 1 % of 12 steps
     assert MicroLanguages.__name__ in resolved["data"]["_target_"]
 

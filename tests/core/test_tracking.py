@@ -97,7 +97,13 @@ def drawn(spec: dict) -> bytes:
     "chart",
     [
         curves([Curve(label=name, x=[0, 1, 2], y=[1, k, 0]) for k, name in enumerate("ab")], xlabel="x", ylabel="y"),
-        head_map([HeadMap(title="m", unit="share", value_LH=np.arange(6.0).reshape(2, 3), marked_LH=np.eye(2, 3, dtype=bool))]),
+        head_map(
+            [
+                HeadMap(
+                    title="m", unit="share", value_LH=np.arange(6.0).reshape(2, 3), marked_LH=np.eye(2, 3, dtype=bool)
+                )
+            ]
+        ),
         interval_plot([Interval(label="row", value=1.0, low=0.5, high=2.0, null=0.0)], xlabel="x"),
     ],
     ids=["curves", "head_map", "interval_plot"],

@@ -22,7 +22,7 @@ from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
 from headdyn.models.integrity import check_integrity
 from headdyn.plan import make_plan
-from headdyn.stages import open_checkpoint
+from headdyn.stages import Work, open_checkpoint
 from tests.models.checkpoints.hub_server import Hub, serve
 from tests.small_models import MHA, NEOX, drawn, tokens
 from tests.small_tokenizer import BIGGER, byte_level
@@ -148,7 +148,8 @@ def test_a_checkpoint_without_a_tokenizer(suite: Path, tmp_path: Path, store: St
     arguments = ["model=huggingface", f"model.name={tmp_path / 'bare'}", "data=comparisons", "analysis=[circuits]"]
     record = RunFolder(tmp_path / "run", {})
     with pytest.raises(ValueError, match="bare has no tokenizer, and prompts need one; name a language model"), record:
-        open_checkpoint(make_plan(arguments).jobs[0], store, Machine("cpu", "fp32", 1), record, lambda: False)
+        machine, config = Machine("cpu", "fp32", 1), make_plan(arguments).jobs[0]
+        open_checkpoint(Work(config=config, store=store, machine=machine, record=record, should_stop=lambda: False))
 
 
 @torch.no_grad()
