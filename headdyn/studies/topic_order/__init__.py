@@ -13,3 +13,4 @@ STUDY = Study(
 )
 
 sections = deferred("headdyn.studies.topic_order.page", "sections")
+headlines = deferred("headdyn.studies.topic_order.instruments", "headlines")

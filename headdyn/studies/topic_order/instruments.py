@@ -1,0 +1,122 @@
+"""What topic order leaves in the heads: by raw attention, by rollout, by TensorLens and by probes, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from headdyn.core.numbers import count, fixed, listed, spelled
+from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Row, difference, is_effect
+from headdyn.sweep.factors import level_label
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import Statement
+
+_QUESTIONS = {
+    "rope": "Does topic order leave topic-selective attention with RoPE?",
+    "drope": "Does topic order leave topic-selective attention after DroPE?",
+}
+_INSTRUMENTS = {
+    "selectivity": "raw attention",
+    "raw_selectivity_no_self": "raw attention",
+    "rollout_selectivity_no_self": "attention rollout",
+    "tensorlens_selectivity_no_self": "TensorLens",
+    "probe_accuracy_middle": "probes",
+}
+
+
+def headlines(sweep: SweepRecord) -> list[Statement]:
+    """The effect of the ordering with RoPE and after DroPE, group by group."""
+    answered = []
+    for group in sweep.groups:
+        jobs = [job for job in sweep.complete if job.group == group]
+        effects = [row for row in (*sweep.effects, *sweep.simple_effects) if row["group"] == group]
+        for position, question in _QUESTIONS.items():
+            if sentences := by_instruments(jobs, position, effects):
+                answered.append(Statement(question, sentences, group))
+    return answered
+
+
+def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -> list[str]:
+    """The ordering's effect at one kind of positions, by attention, rollout, TensorLens and probes; every arm's own.
+
+    `effects` are the group's rows, simple effects among them. Where TensorLens was run, raw attention is measured as
+    TensorLens and rollout are: on the same sequences, without the query's own position.
+    """
+    arms = [job for job in jobs if job.factors.get("position_enc") == position]
+    if not {job.factors.get("data_ordering") for job in arms} >= {"shuffled", "topic"}:
+        return []
+    held = {"position_enc": position} if len(arms) < len(jobs) else {}
+    row_of = {r["outcome"]: r for r in effects if r["factors"] == ["data_ordering"] and r.get("held", {}) == held}
+    recorded = {name for job in arms for name in job.run.scalars}
+    alike = "raw_selectivity_no_self" in recorded
+    details, rows = [], []
+    for outcome, instrument in _INSTRUMENTS.items():
+        if outcome not in recorded or (alike and outcome == "selectivity"):
+            continue
+        row = row_of.get(outcome)
+        if row is None:
+            given = [job.scalar(outcome).get("reason") for job in arms]
+            reasons = dict.fromkeys(filter(None, given)) or {"it is no outcome of this sweep": None}
+            details.append(f"By {instrument}: absent, {listed(list(reasons))}.")
+        elif row["value"] is None:
+            details.append(f"By {instrument}: absent, {row['reason']}.")
+        else:
+            rows.append(row)
+        for ordering in ("topic", "shuffled"):
+            same = [job for job in arms if job.factors.get("data_ordering") == ordering]
+            texts = [_arm(job, outcome, jobs) for job in same if job.scalar(outcome).get("value") is not None]
+            if texts:
+                details.append(f"By {instrument}, {ordering}: {'; '.join(texts)}.")
+    if not rows:
+        return details
+    by_quantity = {
+        "topic selectivity": [row for row in rows if "selectivity" in row["outcome"]],
+        "probe accuracy at the middle layer": [row for row in rows if row["outcome"].startswith("probe")],
+    }
+    metric = arms[0].metric
+    differences = listed(
+        [
+            f"in {name} by " + listed([f"{difference(row, metric)} ({_INSTRUMENTS[row['outcome']]})" for row in some])
+            for name, some in by_quantity.items()
+            if some
+        ]
+    )
+    seeds = max(row["n"] for row in rows)
+    damaged = sum(not job.run.scalars["recalibration"]["recovered"] for job in arms if job.recalibrated)
+    if damaged:
+        details.insert(0, f"{damaged} of the {len(arms)} arms have not recovered from the drop.")
+    at = "After" if position == "drope" else "With"
+    head = f"{at} {level_label('position_enc', position)}, topic-ordered training differs from shuffled {differences}"
+    if alike:
+        details.insert(0, "Selectivities are of what is not read from the query's own position.")
+    if seeds < 2:
+        return [f"{ONE_SEED} {head}.", *details]
+    clear = [_INSTRUMENTS[row["outcome"]] for row in rows if is_effect(row)]
+    rest = [_INSTRUMENTS[row["outcome"]] for row in rows if not is_effect(row)]
+    parts = [f"An effect by {listed(clear)} (q < {ALPHA:g})"] if clear else []
+    parts += [f"{'none' if clear else 'No effect'} detected by {listed(rest)}"] if rest else []
+    return [f"{', '.join(parts)}. {head}; {count(seeds, 'seed')}.", *details]
+
+
+def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
+    """One arm's figure after the drop, with what it stands against, and the same before the drop."""
+    scalar, metric = job.scalar(outcome), job.metric(outcome)
+    text = f"{job.label} {spelled(scalar, scale=metric.scale)} {metric.unit}"
+    if _INSTRUMENTS[outcome] == "raw attention":
+        rows = [r for r in job.heads.where(metric="selectivity").rows() if r["head"] is not None and r["q"] is not None]
+        if rows:
+            selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
+            text += f", {selective} of {len(rows)} heads above 0 at q < 0.05"
+    elif outcome.startswith("probe"):
+        if scalar.get("null") is not None:
+            text += f", best baseline {fixed(metric.scale * scalar['null'], 1)} %"
+        ceiling = job.scalar("probe_ceiling").get("value")
+        if ceiling is not None:
+            text += f", Bayes ceiling {fixed(metric.scale * ceiling, 1)} %"
+    if job.factors.get("position_enc") == "rope":
+        return text
+    for other in jobs:
+        before = other.scalar(outcome).get("value")
+        if other.training == job.training and other.factors.get("position_enc") == "rope" and before is not None:
+            text += f" (before the drop {fixed(metric.scale * before, metric.digits)})"
+    return text
