@@ -15,7 +15,8 @@ Beside them a study's folder holds
 
     procedures of the original study    ordinary analyses, which conf/protocol/original.yaml adds to a run's own
                                         (`companions`); their metrics begin with `original_`
-    figures.json                        the numbers that the study reports, with their source; none measured here
+    study.json                          what the study reports, with its source, none of it measured here; what in its
+                                        procedure misleads
     hypotheses.py                       how the study's hypotheses are judged (`analysis.emergence.judge`)
 
 Importing a study's package is cheap: whatever it needs is imported when it is called.

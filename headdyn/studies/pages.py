@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,36 +11,28 @@ from typing import Any
 from markupsafe import Markup
 
 from headdyn.report.cells import Cell, cell
+from headdyn.report.markup import soft
 from headdyn.report.series.record import Series
 from headdyn.sweep.jobs import Job
 
-MISLEADS = (
+_MISLEADS = (
     "protocol=original repeats the procedure as it was run, so that its figures can be compared; none of it is "
     "evidence about heads."
 )
 
 
-@dataclass(frozen=True)
-class Point:
-    """One thing a study did: what it was, why it says nothing about heads, and what these runs measured of it."""
-
-    did: str
-    misleads: str
-    here: str = ""
-
-
-def misleading(points: Sequence[Point]) -> Markup:
-    """The points as a list."""
-    item = Markup("<dt>{}</dt>\n<dd>{}{}</dd>\n")
-    here = Markup(' <span class="here">{}</span>')
-    items = (item.format(p.did, p.misleads, here.format(p.here) if p.here else "") for p in points)
-    return Markup('<p class="soft">{}</p>\n<dl class="points">\n{}</dl>\n').format(MISLEADS, Markup("").join(items))
-
-
 @cache
-def figures(study: str) -> Mapping[str, Any]:
-    """The numbers that a study reports, from its figures.json; none of them is measured here."""
-    return json.loads((Path(__file__).parent / study / "figures.json").read_text(encoding="utf-8"))
+def facts(study: str) -> Mapping[str, Any]:
+    """What a study reports, none of it measured here, and what it did that misleads: its study.json."""
+    return json.loads((Path(__file__).parent / study / "study.json").read_text(encoding="utf-8"))
+
+
+def misleading(study: str, *here: str) -> Markup:
+    """What the study did and why that says nothing about heads; `here` is what these runs measured of each point."""
+    point = Markup('<dt>{}</dt>\n<dd>{} <span class="here">{}</span></dd>\n')
+    points = zip(facts(study)["misleads"], here, strict=True)
+    items = Markup("").join(point.format(one["did"], one["misleads"], measured) for one, measured in points)
+    return soft(_MISLEADS) + Markup('<dl class="points">\n{}</dl>\n').format(items)
 
 
 def is_of(model: str, reported: Mapping[str, Any]) -> bool:

@@ -101,3 +101,9 @@ def test_a_class_that_the_checkpoints_cannot_tell_names_both() -> None:
 def test_head_identity_is_told_with_chance(tmp_path: Path) -> None:
     (text,) = heads(only(tmp_path))
     assert "50 to 100 % of the heads" in text and "chance 25 %" in text
+
+
+def test_what_an_original_procedure_measured_is_left_to_its_study(tmp_path: Path) -> None:
+    measures = {"selectivity": said(32_000, 1_000), "original_strength": said(1_000, None)}
+    told = verdict(measures=measures, unmeasured=["original_other"])
+    assert not any("original" in sentence for sentence in other_measures(only(tmp_path, told)))

@@ -21,16 +21,21 @@ def series_statements(series: Sequence[Series]) -> list[Statement]:
     """Every question that these series' verdicts answer, series by series."""
     statements = []
     for each in series:
-        alone = sum(other.group == each.group for other in series) == 1  # then the group says which series it is
-        which = f" ({each.title})" if each.title and not (alone and each.group) else ""
-        answers = [
-            (f"Do {' and '.join(halves(each))} heads specialise, and when?{which}", split_answer(each)),
-            (f"Did what was measured emerge, and when?{which}", other_measures(each)),
-            (f"Is a head the same head at another checkpoint?{which}", heads(each)),
-            (f"Which checkpoints count?{which}", counted(each)),
-        ]
-        statements += [Statement(question, sentences, each.group) for question, sentences in answers if sentences]
+        answers = {
+            f"Do {' and '.join(halves(each))} heads specialise, and when?": split_answer(each),
+            "Did what was measured emerge, and when?": other_measures(each),
+            "Is a head the same head at another checkpoint?": heads(each),
+            "Which checkpoints count?": counted(each),
+        }
+        statements += [statement(each, series, *answer) for answer in answers.items() if answer[1]]
     return statements
+
+
+def statement(one: Series, series: Sequence[Series], question: str, sentences: Sequence[str]) -> Statement:
+    """An answer about one of several series: its group says which, if it has the group to itself, else its title."""
+    alone = sum(other.group == one.group for other in series) == 1
+    which = f" ({one.title})" if one.title and not (alone and one.group) else ""
+    return Statement(question + which, sentences, one.group)
 
 
 def headline(series: Series) -> str:
@@ -76,9 +81,13 @@ def split_answer(series: Series) -> list[str]:
 
 
 def other_measures(series: Series) -> list[str]:
-    """The measures beside those of the split that the verdict dates, in the order they were asked for."""
-    names = [name for name in series.measures if name not in series.split_measures]
-    unmeasured = [series.metric(name).label for name in series.verdict.get("unmeasured", [])]
+    """The measures beside those of the split that the verdict dates, in the order they were asked for.
+
+    What an original procedure measured is for its study to tell.
+    """
+    names = [name for name in series.measures if name not in series.split_measures and not is_original(name)]
+    missing = series.verdict.get("unmeasured", [])
+    unmeasured = [series.metric(name).label for name in missing if not is_original(name)]
     absent = [f"Not measured at any checkpoint, so not dated: {listed(unmeasured)}."] if unmeasured else []
     if "reason" in series.verdict:
         return [f"No verdict: {series.verdict['reason']}."]
@@ -89,6 +98,11 @@ def other_measures(series: Series) -> list[str]:
     others = [series.metric(name).label for name in names if name not in emerged]
     parts += [f"no emergence shown of {listed(others)}"] if others else []
     return [f"{_capital('; '.join(parts))}:", *(_story(series, name) for name in names), *absent]
+
+
+def is_original(metric: str) -> bool:
+    """Whether a metric is one of a companion's, which repeats an original procedure (`protocol.companions`)."""
+    return metric.startswith("original_")
 
 
 def heads(series: Series) -> list[str]:

@@ -17,8 +17,8 @@ from headdyn.report.quality import Check
 from headdyn.report.section import Section
 from headdyn.report.series.curves import curve
 from headdyn.report.series.record import Series, read_series
-from headdyn.report.series.words import interval, share
-from headdyn.studies.pages import Point, figures, first_cell, is_of, jobs_by_step, misleading
+from headdyn.report.series.words import interval, share, statement
+from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
@@ -35,16 +35,10 @@ def sections(sweep: SweepRecord) -> list[Section]:
 
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
-    """What becomes of the hypotheses, and what the study's own measure says."""
-    statements = []
+    """What becomes of the study's hypotheses, series by series."""
     series = read_series(sweep)
-    for each in series:
-        alone = sum(other.group == each.group for other in series) == 1
-        which = f" ({each.title})" if each.title and not (alone and each.group) else ""
-        if sentences := hypotheses(each):
-            question = f"What becomes of the study's hypotheses H1 to H5?{which}"
-            statements.append(Statement(question, sentences, each.group))
-    return statements
+    question = "What becomes of the study's hypotheses H1 to H5?"
+    return [statement(each, series, question, said) for each in series if (said := hypotheses(each))]
 
 
 def checks(sweep: SweepRecord) -> list[Check]:
@@ -79,7 +73,7 @@ def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _hypotheses(series: Sequence[Series]) -> Section | None:
     """Each hypothesis with the study's claim, and verdict, probability and evidence by measure."""
-    reported, parts = figures("even_odd_emergence")["timeline"], []
+    reported, parts = facts("even_odd_emergence")["timeline"], []
     for each in series:
         judged = {name: j["hypotheses"] for name, j in each.measures.items() if "hypotheses" in j}
         if not judged:
@@ -108,7 +102,7 @@ def _verdict(judged: Mapping[str, Any]) -> str:
 
 def _beside(series: Sequence[Series]) -> Section | None:
     """The study's timeline | ours as it judged it | ours over pairs, a row a step, for each model."""
-    reported, parts = figures("even_odd_emergence")["timeline"], []
+    reported, parts = facts("even_odd_emergence")["timeline"], []
     measured = [each for each in series if each.points("strength") is not None]
     for model in dict.fromkeys(each.model for each in measured):
         same = [each for each in measured if each.model == model]
@@ -160,27 +154,26 @@ def _right(success: float | None) -> str:
 
 
 def _heads_alone(series: Sequence[Series]) -> Section | None:
-    """Δ with one head patched alone, over training, where one layer's heads were."""
+    """Δ with one head patched alone, over training, where the heads of one layer were."""
     drawings = []
     for each in series:
-        rows = [(row["step"], each.jobs[row["revision"]]) for row in each.counted if row["revision"] in each.jobs]
-        cells = [(step, cell) for step, job in rows for cell in job.heads.where(metric="head_effect_nats").rows()]
-        cells = [(step, cell) for step, cell in cells if cell["head"] is not None and cell["value"] is not None]
-        if len({cell["layer"] for _, cell in cells}) != 1 or len({step for step, _ in cells}) < 2:
-            continue
-        heads = sorted({cell["head"] for _, cell in cells})
-        lines = [
-            Curve(
-                label=f"head {head}",
-                x=[step for step, cell in cells if cell["head"] == head],
-                y=[cell["value"] for _, cell in cells if cell["head"] == head],
-            )
-            for head in heads
+        rows = [
+            (step, row["head"], row["value"], row["layer"])
+            for step, jobs in jobs_by_step([each]).items()
+            for row in jobs[0].heads.where(metric="head_effect_nats").rows()
+            if row["head"] is not None and row["value"] is not None
         ]
-        title = f"Each head of layer {cells[0][1]['layer']} patched alone{': ' if each.title else ''}{each.title}"
+        layers, steps = {row[3] for row in rows}, {row[0] for row in rows}
+        if len(layers) != 1 or len(steps) < 2:
+            continue
+        lines = [
+            Curve(label=f"head {head}", x=[r[0] for r in rows if r[1] == head], y=[r[2] for r in rows if r[1] == head])
+            for head in sorted({row[1] for row in rows})
+        ]
+        title = f"Heads of layer {layers.pop()} patched alone{f': {each.title}' if each.title else ''}"
         caption = "Change of Δ. Many numbers without a correction: one head that stands out is no finding."
         drawings.append(
-            curves(lines, xlabel="training step", ylabel="change of Δ (nats)", title=title, log_x=True, caption=caption)
+            curves(lines, xlabel="training step", ylabel="Δ (nats)", title=title, log_x=True, caption=caption)
         )
     return Section("heads_alone", "Heads patched alone", gallery(map(drawn, drawings))) if drawings else None
 
@@ -189,55 +182,32 @@ def _misleads(sweep: SweepRecord) -> Section | None:
     jobs = [job for job in sweep.complete if job.run.value(OWN) is not None]
     if not jobs:
         return None
-    return Section("misleads", "What the study did, and why it misleads", misleading(points(jobs)) + answers(jobs))
+    same, cells = trials(jobs)
+    repeated = f"Repeated trials wrote the same text in {same} of {cells} cells." if cells else ""
+    points = misleading("even_odd_emergence", strengths(jobs), "", "", repeated, _null(jobs))
+    return Section("misleads", "What the study did, and why it misleads", points + answers(jobs))
 
 
-def points(jobs: Sequence[Job]) -> list[Point]:
-    """How the study patched, for runs that repeat it."""
-    own = [job.run.value(OWN) or 0.0 for job in jobs]
-    ours = [job.run.value("strength") for job in jobs]
+def strengths(jobs: Sequence[Job]) -> str:
+    """The study's strengths beside those of real heads."""
+    own, ours = [job.run.value(OWN) or 0.0 for job in jobs], [job.run.value("strength") for job in jobs]
     levels = ", ".join(f"{word} at {own.count(level)}" for word, level in (("+1", 1), ("0", 0), ("−1", -1)))
     here = f"Over {count(len(own), 'checkpoint')} the study's strength is {levels}"
     pairs = [(theirs, value) for theirs, value in zip(own, ours, strict=True) if value is not None]
-    if pairs:
-        low, high = (extreme(value for _, value in pairs) for extreme in (min, max))
-        apart = sum((theirs > 0.5) != (value > 0.5) for theirs, value in pairs)
-        here += (
-            f"; real heads patched at the prompt, over {jobs[0].scalar('strength').get('n')} pairs, give strengths "
-            f"from {fixed(low, 2)} to {fixed(high, 2)}, and the two disagree on “above 0.5” at {apart} of {len(pairs)}"
-        )
+    if not pairs:
+        return f"{here}."
+    low, high = (extreme(value for _, value in pairs) for extreme in (min, max))
+    apart = sum((theirs > 0.5) != (value > 0.5) for theirs, value in pairs)
+    return (
+        f"{here}; real heads patched at the prompt, over {jobs[0].scalar('strength').get('n')} pairs, give strengths "
+        f"from {fixed(low, 2)} to {fixed(high, 2)}, and the two disagree on “above 0.5” at {apart} of {len(pairs)}."
+    )
+
+
+def trials(jobs: Sequence[Job]) -> tuple[int, int]:
+    """In how many cells repeated trials wrote the same text, and of how many."""
     agreeing = [row["agreeing"] == 1 for job in jobs for row in responses(job)]
-    trials = f"Repeated trials wrote the same text in {sum(agreeing)} of {len(agreeing)} cells." if agreeing else ""
-    return [
-        Point(
-            "It cut the output of the attention layer, behind W_O, into as many pieces as there are heads and called "
-            "piece i head i.",
-            "W_O mixes all heads into every number. A piece is a slice of the residual stream's axes, no head: “even "
-            "heads” were every other slice.",
-            f"{here}.",
-        ),
-        Point(
-            "Its hook stayed on while the model generated with a cache.",
-            "Each new token's activation was overwritten, in the patched pieces, with that of the clean prompt's first "
-            "token. The answer is in part what that does to decoding.",
-        ),
-        Point(
-            "It aligned the two prompts from the left.",
-            "They differ in their first tokens (“Which …” against “Q: Which …”), so that every token took the values "
-            "of another word, and each number those of a word that is none.",
-        ),
-        Point(
-            "It judged one prompt, 15 times, by whether 20 greedy tokens contain “9.8” and lack “9.11”.",
-            "Greedy decoding repeats itself: 15 trials are one, so that a success rate can only be 0 or 1 and a "
-            "strength only −1, 0 or 1, and every change is a jump. A model that writes both numbers fails.",
-            trials,
-        ),
-        Point(
-            "It compared even with odd and with no other split.",
-            "There are as many balanced splits as ways to choose half the heads; some split is always the strongest.",
-            _null(jobs),
-        ),
-    ]
+    return sum(agreeing), len(agreeing)
 
 
 def _null(jobs: Sequence[Job]) -> str:
@@ -258,7 +228,7 @@ def responses(job: Job) -> list[dict[str, Any]]:
 
 def answers(jobs: Sequence[Job]) -> Markup:
     """What each model wrote under each patch, and whether the study called it right; the study's own answers last."""
-    reported = figures("even_odd_emergence")["answers"]
+    reported = facts("even_odd_emergence")["answers"]
     written = {job.label: {row["name"]: row for row in responses(job)} for job in jobs}
     written[f"the study, {reported['model']}"] = {row["name"]: row for row in reported["rows"]}
     names = list(dict.fromkeys(name for rows in written.values() for name in rows))
@@ -277,7 +247,7 @@ def _answer(row: Mapping[str, Any] | None) -> Markup:
 
 def _final(series: Series) -> Check:
     question = f"Does the final checkpoint show the known result?{f' ({series.title})' if series.title else ''}"
-    reported = figures("even_odd_emergence")["timeline"]
+    reported = facts("even_odd_emergence")["timeline"]
     if not series.counted or not series.complete:
         return Check(question, "note", "no checkpoint counts")
     last, job = series.counted[-1], series.complete[-1]
@@ -287,20 +257,18 @@ def _final(series: Series) -> Check:
     if not is_of(series.model, reported):
         return Check(question, "note", f"no known result for {series.model}, so the end cannot be checked against one")
     if last["step"] != _FINAL_STEP:
-        facts = f"the study's is of step {_FINAL_STEP}; the last that counts here is {last['revision']}"
-        return Check(question, "note", facts)
+        text = f"the study's is of step {_FINAL_STEP}; the last that counts here is {last['revision']}"
+        return Check(question, "note", text)
     known, own = float(reported["rows"][-1][3]), job.run.value(OWN)
     ours = f"over pairs, strength is {spelled(job.scalar('strength'), signed=True)}"
     theirs = f"the study reports strength {fixed(known, 0, signed=True)} on one prompt"
     if own is None:
         return Check(question, "note", f"{theirs}; not run under protocol=original; {ours}")
-    facts = f"{theirs}; as it judged it, {fixed(own, 0, signed=True)} here; {ours}"
-    return Check(question, "ok" if own == known else "fails", facts)
+    text = f"{theirs}; as it judged it, {fixed(own, 0, signed=True)} here; {ours}"
+    return Check(question, "ok" if own == known else "fails", text)
 
 
 def _trials(jobs: Sequence[Job]) -> list[Check]:
-    agreeing = [row["agreeing"] == 1 for job in jobs for row in responses(job)]
-    if not agreeing:
-        return []
-    facts = f"repeated greedy trials wrote the same text in {sum(agreeing)} of {len(agreeing)} cells"
-    return [Check("Are the study's trials repeatable?", "ok" if all(agreeing) else "note", facts)]
+    same, cells = trials(jobs)
+    text = f"repeated greedy trials wrote the same text in {same} of {cells} cells"
+    return [Check("Are the study's trials repeatable?", "ok" if same == cells else "note", text)] if cells else []

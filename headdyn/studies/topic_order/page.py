@@ -13,7 +13,7 @@ from headdyn.core.statistics import t_interval
 from headdyn.report.cells import Cell
 from headdyn.report.markup import soft, table
 from headdyn.report.section import Section
-from headdyn.studies.pages import figures
+from headdyn.studies.pages import facts
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.groups import flat
 from headdyn.sweep.jobs import Job
@@ -22,7 +22,7 @@ from headdyn.sweep.record import SweepRecord
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """Nothing where no training follows protocol=original: the study's figures are compared with nothing else."""
-    reported = figures("topic_order")
+    reported = facts("topic_order")
     trainings = [job for job in sweep.jobs if "data_ordering" in job.factors]
     jobs = [job for job in trainings if job.factors.get("protocol") == reported["protocol"]]
     if not jobs:
@@ -55,7 +55,7 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
             cells += [Cell(fixed(theirs, form["decimals"])), our_cell(ours, scalar, form["scale"])]
         rows.append(cells)
     headings = [f"{form['title']}\n{whose}" for form in columns.values() for whose in ("the study", "ours")]
-    facts = (
+    about = (
         f"Source: {reported['source']}. Uniform guessing {reported['random_loss_nats']:.4f} nats; the study's own "
         f"estimate of the floor {reported['bayes_loss_nats_claimed']} nats; runtime {reported['runtime']}."
     )
@@ -67,7 +67,7 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
     return (
         (soft(warning) if warning else Markup(""))
         + table(["", *headings], rows, numbers=numbers)
-        + soft(facts)
+        + soft(about)
         + claims
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
@@ -14,7 +14,7 @@ from headdyn.report.page import drawn
 from headdyn.report.section import Section
 from headdyn.report.series.curves import curve
 from headdyn.report.series.record import Series, read_series
-from headdyn.studies.pages import Point, figures, first_cell, is_of, jobs_by_step, misleading
+from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
@@ -33,7 +33,7 @@ def silhouette(part: str) -> str:
 
 
 def _beside(series: Sequence[Series]) -> Section | None:
-    reported = figures("weight_clusters")["silhouettes"]
+    reported = facts("weight_clusters")["silhouettes"]
     same = [each for each in series if any(each.points(name) for name in (*map(silhouette, PARTS), *OURS))]
     parts = [gallery(drawn(figure) for each in same if (figure := _curve(each)) is not None)]
     if any(is_of(each.model, reported) for each in same):
@@ -55,7 +55,7 @@ def _beside(series: Sequence[Series]) -> Section | None:
 
 def _curve(series: Series) -> Figure | None:
     """Silhouettes of the pieces that the study clustered, which are no heads; its own beside them for its model."""
-    reported = figures("weight_clusters")["silhouettes"]
+    reported = facts("weight_clusters")["silhouettes"]
     steps, *columns = zip(*reported["rows"], strict=True)
     theirs = [Curve(label=f"the study's {part}", x=steps, y=y) for part, y in zip(PARTS, columns, strict=True)]
     return curve(series, [silhouette(part) for part in PARTS], more=theirs if is_of(series.model, reported) else ())
@@ -65,37 +65,28 @@ def _misleads(sweep: SweepRecord) -> Section | None:
     jobs = [job for job in sweep.complete if silhouette(PARTS[0]) in job.run.scalars]
     if not jobs:
         return None
-    return Section(
-        "misleads_clusters", "What the study did with the weights, and why it misleads", misleading(points(jobs))
+    title = "What the study did with the weights, and why it misleads"
+    return Section("misleads_clusters", title, misleading("weight_clusters", silhouettes(jobs[-1]), ""))
+
+
+def silhouettes(job: Job) -> str:
+    """A run's silhouettes of the misread pieces and of heads, with their nulls."""
+
+    def with_nulls(names: Mapping[str, str], null: str) -> str:
+        scalars = {
+            label: scalar for name, label in names.items() if (scalar := job.scalar(name)).get("value") is not None
+        }
+        of_null = {
+            label: f" ({null} {fixed(s['null'], 3)})" if s.get("null") is not None else ""
+            for label, s in scalars.items()
+        }
+        return listed([f"{label} {fixed(scalar['value'], 3)}{of_null[label]}" for label, scalar in scalars.items()])
+
+    parts = with_nulls({silhouette(part): part for part in PARTS}, "random pieces")
+    heads = with_nulls(dict(zip(OURS, ("QK circuits", "OV circuits"), strict=True)), "null")
+    sizes = [v for part in PARTS if (v := job.run.value(f"original_{part}_smallest_cluster")) is not None]
+    here = f"{job.label}: silhouettes of the pieces, {parts}" + (
+        f"; of heads rightly unpacked, {heads}" if heads else ""
     )
-
-
-def points(jobs: Sequence[Job]) -> list[Point]:
-    """How the study read and clustered the weights, with the last run's numbers."""
-    last, parts = jobs[-1], []
-    for part in PARTS:
-        scalar = last.scalar(silhouette(part))
-        if scalar.get("value") is not None:
-            null = "" if scalar.get("null") is None else f" (random pieces {fixed(scalar['null'], 3)})"
-            parts.append(f"{part} {fixed(scalar['value'], 3)}{null}")
-    here = f"{last.label}: silhouettes of the pieces, {listed(parts)}" if parts else ""
-    heads = [
-        f"{name.partition('_')[0].upper()} circuits {fixed(scalar['value'], 3)} (null {fixed(scalar.get('null'), 3)})"
-        for name in OURS
-        if (scalar := last.scalar(name)).get("value") is not None
-    ]
-    here += f"; of heads rightly unpacked, {listed(heads)}" if heads else ""
-    sizes = [v for part in PARTS if (v := last.run.value(f"original_{part}_smallest_cluster")) is not None]
     here += f". The smaller of two clusters holds {listed([fixed(v, 0) for v in sizes])} pieces" if sizes else ""
-    return [
-        Point(
-            "It read the packed query_key_value matrix as [3, heads, …].",
-            "GPT-NeoX packs [heads, 3, …]: its “query head 6” is rows of queries, keys and values of several heads.",
-            f"{here}." if here else "",
-        ),
-        Point(
-            "It took a high silhouette for two kinds of heads.",
-            "One outlying piece against all others gives a high silhouette too: a cluster of one is an outlier. And a "
-            "silhouette needs a null, as random points have one above 0.",
-        ),
-    ]
+    return f"{here}."

@@ -12,7 +12,7 @@ from headdyn.report.quality import Check
 from headdyn.report.series.record import read_series
 from headdyn.studies.even_odd_emergence import checks, headlines, sections
 from headdyn.studies.even_odd_emergence.page import hypotheses
-from headdyn.studies.pages import figures, is_of
+from headdyn.studies.pages import facts, is_of
 from headdyn.sweep.record import SweepRecord
 from tests.report.series_folders import STEPS, emerging, said, verdict
 from tests.report.test_sweep_page import Text
@@ -72,7 +72,7 @@ def test_the_studys_figures_stand_beside_those_of_its_model(tmp_path: Path) -> N
 
 
 def test_the_studys_figures_concern_one_model() -> None:
-    reported = figures("even_odd_emergence")["timeline"]
+    reported = facts("even_odd_emergence")["timeline"]
     assert is_of(PYTHIA, reported) and is_of("/suites/pythia-160m/", reported) and not is_of("pythia-1.4b", reported)
     assert all(row[3] == row[1] - row[2] for row in reported["rows"])  # a strength is even less odd, in its table too
     assert reported["rows"][-1] == [143_000, 1, 0, 1]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.studies.weight_clusters import sections
-from headdyn.studies.weight_clusters.page import points
+from headdyn.studies.weight_clusters.page import silhouettes
 from headdyn.sweep.record import SweepRecord, single_job
 from tests.report.series_folders import emerging, run, scalars
 from tests.report.test_sweep_page import Text
@@ -24,9 +24,9 @@ def parts(folder: Path) -> dict[str, str]:
 
 def test_misread_weights_are_explained_with_their_null(tmp_path: Path) -> None:
     name = run(tmp_path, 143_000, scalars(1.0, 0.25, 4.0, **MEASURED), protocol="original")["name"]
-    first, _ = points([single_job(tmp_path / name)])
-    assert "query 0.625 (random pieces 0.500)" in first.here
-    assert "QK circuits 0.000 (null 0.125)" in first.here and "holds 1 pieces" in first.here
+    here = silhouettes(single_job(tmp_path / name))
+    assert "query 0.625 (random pieces 0.500)" in here
+    assert "QK circuits 0.000 (null 0.125)" in here and "holds 1 pieces" in here
 
 
 def test_the_studys_silhouettes_stand_beside_those_of_its_model(tmp_path: Path) -> None:
