@@ -1,4 +1,4 @@
-"""Shapes are checked under pytest only: jaxtyping and beartype wrap every function of the decoder that names them."""
+"""Shapes are checked under pytest only: jaxtyping and beartype wrap every function that names shapes in these modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
 
+import headdyn.analysis.answer_lens_measure
+import headdyn.analysis.circuit_factors
+import headdyn.analysis.circuit_readouts
+import headdyn.analysis.pattern_sums
+import headdyn.analysis.selectivity
+import headdyn.analysis.token_flow
 import headdyn.models.decoder
 import headdyn.models.frozen
 import headdyn.models.layers
@@ -35,7 +41,7 @@ def _check_shapes(module: ModuleType) -> None:
 
 
 def _gives_shapes(function: Callable[..., Any]) -> bool:
-    return any("Tensor, " in str(a) or "Rotary" in str(a) for a in function.__annotations__.values())
+    return any("Tensor, '" in str(a) or "Rotary" in str(a) for a in function.__annotations__.values())
 
 
 def _checked_unless_compiling(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,4 +57,10 @@ def _checked_unless_compiling(function: Callable[..., Any]) -> Callable[..., Any
 _check_shapes(headdyn.models.layers)
 _check_shapes(headdyn.models.decoder)
 _check_shapes(headdyn.models.frozen)
+_check_shapes(headdyn.analysis.selectivity)
+_check_shapes(headdyn.analysis.pattern_sums)
+_check_shapes(headdyn.analysis.token_flow)
+_check_shapes(headdyn.analysis.circuit_factors)
+_check_shapes(headdyn.analysis.circuit_readouts)
+_check_shapes(headdyn.analysis.answer_lens_measure)
 torch.set_num_threads(1)  # so that sums are split alike on every machine

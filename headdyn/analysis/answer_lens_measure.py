@@ -141,12 +141,12 @@ def _answers(
 
 
 def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> HeadTable:
-    """Rows of heads, layers and the model from values of pairs on the last axis; `present` are the places there are."""
+    """Rows of heads, layers and the model from values with pairs on the last axis, of the places that are `present`."""
     parts: list[HeadTable] = []
 
     def add(metric: str, values_XP: np.ndarray, **columns: Any) -> None:
-        found = means(np.moveaxis(values_XP, -1, 0), make.generator, draws=make.bootstrap_draws)
-        parts.append(found.rows(metric, unit="pair", **columns))
+        values = means(np.moveaxis(values_XP, -1, 0), make.generator, draws=make.bootstrap_draws)
+        parts.append(values.rows(metric, unit="pair", **columns))
 
     for kind in ("direct", "carried"):
         own_LHP, other_LHP = by_pair[kind]

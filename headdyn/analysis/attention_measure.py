@@ -48,7 +48,7 @@ def measure(
 
 
 def _ratio_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
-    """Rows of every statistic that is a ratio, for heads and for their mean (over heads where it is defined)."""
+    """Rows of every statistic that is a ratio: of each head, and of the mean over the heads that have a value."""
     ratios, swapped, uniform = _ratios(sums.heads, sums.counts), _swapped(sums), _ratios(sums.uniform, sums.counts)
     by_name = {name: ratio_units(*ratio) for name, ratio in ratios.items()}
     by_name |= {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
@@ -77,9 +77,9 @@ def _p_values(
     labels_NJ: np.ndarray,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sign flips of per-sequence selectivities, of heads and of their mean; NaN where there is no selectivity.
+    """p of the selectivities of heads and of their mean by sign flips over sequences; NaN where one is undefined.
 
-    They act on the numerators, in which the null's value is 0 whatever the denominators.
+    The flips act on the numerators, where the null's value is 0 whatever the denominators.
     """
     share_NLH = numerator_NLH / mean_denominator(np.broadcast_to(denominator, numerator_NLH.shape))
     columns = np.concatenate((share_NLH.reshape(len(share_NLH), -1), _mean_over_heads(share_NLH)[:, None]), axis=1)
@@ -92,13 +92,13 @@ def _uniform_rows(settings: AttentionStatistics, sums: Sums, generator: np.rando
     ratios = _ratios(sums.uniform, sums.counts)
     rows = []
     for name in ("within_ratio", "within_ratio_no_self", "cluster_ratio"):
-        found = means(ratio_units(*ratios[name])[:, 0, 0], generator, draws=settings.bootstrap_draws)
-        rows.append(found.rows(f"{name}_uniform", reason=_UNDEFINED))
+        uniform = means(ratio_units(*ratios[name])[:, 0, 0], generator, draws=settings.bootstrap_draws)
+        rows.append(uniform.rows(f"{name}_uniform", reason=_UNDEFINED))
     return rows
 
 
 def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
-    """Numerator and denominator per sequence of every statistic, [N, L, H] and what broadcasts to it."""
+    """Numerator and denominator of every statistic, by sequence: [N, L, H] or what broadcasts to it."""
     length, later = counts.length, counts.length - 1  # queries, and those with t ≥ 1
     elsewhere = length - sums["self"]  # attention not on the query itself; 0 at t = 0
     return {
@@ -120,7 +120,7 @@ def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
 
 
 def _swapped(sums: Sums) -> dict[str, Ratio]:
-    """The same for the statistics whose null holds the attention against other sequences."""
+    """The ratios under other sequences' labels and tokens: the null of the statistics named here."""
     counts, heads = sums.counts, sums.heads
     length = counts.length
     return {
@@ -132,14 +132,14 @@ def _swapped(sums: Sums) -> dict[str, Ratio]:
 
 
 def _mean_over_heads(values_LH: np.ndarray) -> np.ndarray:
-    """Mean over the last two axes, of the heads that have a value; NaN where none has."""
-    there = ~np.isnan(values_LH)
-    total, heads = np.where(there, values_LH, 0).sum((-2, -1)), there.sum((-2, -1))
+    """Mean over the heads that have a value (the last two axes); NaN where none has."""
+    defined = ~np.isnan(values_LH)
+    total, heads = np.where(defined, values_LH, 0).sum((-2, -1)), defined.sum((-2, -1))
     return np.divide(total, heads, out=np.full(np.shape(total), np.nan), where=heads > 0)
 
 
 def _specialisation_rows(sums: Sums) -> list[HeadTable]:
-    """Rows of the variance over topics, of those topics that occur."""
+    """Rows of the variance of within-topic attention over the topics that occur."""
     topics_NLHS = sums.heads["topics"]
     count, layers, heads, _ = topics_NLHS.shape
     occurs_S = sums.counts.topics_NS.sum(0) > 0

@@ -5,8 +5,8 @@ Letters as in circuits.py; X directions of a head, largest singular value first.
 A circuit left rightᵀ = Σ σ u vᵀ takes from the token direction u to v: QK scores a query along u against a key along
 v, OV reads along u and writes along v. A token's place along a direction is that of its embedding, as the head's norm
 would scale it alone (rms 1), or for what OV writes its logit; both in standard deviations over the vocabulary, so that
-heads and models compare. Embeddings are what layer 0 reads. Deeper layers read what others wrote, too: there a readout
-is a reading of the weights, not of what is seen.
+heads and models compare. Only layer 0 reads embeddings alone. Deeper layers also read what earlier layers wrote: of
+those a readout tells what the weights prefer, not what the head sees.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from headdyn.models.decoder import Decoder
 if TYPE_CHECKING:
     from headdyn.analysis.circuit_factors import Factors
 
-_HEADS_AT_ONCE = 32  # of which the whole vocabulary's places are held
+_HEADS_AT_ONCE = 32  # whose places of the whole vocabulary are in memory at once
 SIDES = {"qk": ("query", "key"), "ov": ("reads", "writes")}
 
 
@@ -77,17 +77,17 @@ def token_readouts(
 ) -> pa.Table:
     """The tokens furthest along each direction: a row for each head, direction, side and rank.
 
-    A singular pair is free to change both its signs; the one taken puts the vocabulary's furthest token on the side
-    that is written (or the key) at the positive end. Circuits are numbered as in `Decoder`'s layers, head by head.
+    Both vectors of a singular pair may change sign together. The sign chosen puts the vocabulary's furthest token, on
+    the side that is written (or the key's side), at the positive end. Circuits are numbered through the layers.
     """
-    found = singular_directions(factors, directions)
+    top_pairs = singular_directions(factors, directions)
     embed_VD, unembed_VD = vocabulary(decoder)
     tables = []
-    for start in range(0, len(found.share_NX), _HEADS_AT_ONCE):
+    for start in range(0, len(top_pairs.share_NX), _HEADS_AT_ONCE):
         some = slice(start, start + _HEADS_AT_ONCE)
-        share_NX = found.share_NX[some].cpu().numpy()
-        first_NXV = _placed(found.left_NDX[some], embed_VD)
-        second_NXV = _placed(found.right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
+        share_NX = top_pairs.share_NX[some].cpu().numpy()
+        first_NXV = _placed(top_pairs.left_NDX[some], embed_VD)
+        second_NXV = _placed(top_pairs.right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
         sign_NX1 = second_NXV.gather(2, second_NXV.abs().argmax(2, keepdim=True)).sign()
         for side, place_NXV in zip(SIDES[circuit], (first_NXV, second_NXV), strict=True):
             top = (place_NXV * sign_NX1).topk(min(tokens, len(embed_VD)), dim=2)
@@ -139,12 +139,12 @@ def token_names(material: Any) -> Callable[[int], str]:
 
 
 def by_head(readouts: pa.Table) -> dict[tuple[int, int], dict[str, dict[str, Any]]]:
-    """Of every head's first direction: for each side its share and the texts of its tokens, in order."""
-    found: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
+    """For each head and side, the first direction's share of σ² and its furthest tokens: texts and deviations."""
+    heads: dict[tuple[int, int], dict[str, dict[str, Any]]] = {}
     for row in readouts.to_pylist():
         if row["direction"] == 0:
-            sides = found.setdefault((row["layer"], row["head"]), {})
+            sides = heads.setdefault((row["layer"], row["head"]), {})
             side = sides.setdefault(row["side"], {"share": row["share"], "texts": [], "deviations": []})
             side["texts"].append(row["text"])
             side["deviations"].append(row["deviations"])
-    return found
+    return heads

@@ -1,10 +1,12 @@
-"""Values with their interval, p and null, and the table rows they become.
+"""Means and ratios over independent units with their intervals and p, and the table rows that they become.
 
-N independent units (sequences, heads); X, what is estimated of the same units at once: nothing, layers, layers × heads.
+N units (sequences, pairs, heads); X is the shape of what is estimated of the same units at once: [] for one number, [L]
+for layers, [L, H] for heads; J control variates.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ _LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's ro
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Means over `n` units with 95 % intervals and two-sided p against 0, all shaped X; NaN is absent."""
+    """Means over `n` units with 95 % intervals and two-sided p against 0, all shaped X; NaN stands for absent."""
 
     value: np.ndarray
     low: np.ndarray
@@ -31,13 +33,13 @@ class Estimate:
         return Estimate(value=self.value[where], low=self.low[where], high=self.high[where], p=self.p[where], n=self.n)
 
     def rows(self, metric: str, *, unit: str = "sequence", **columns: Any) -> HeadTable:
-        """Rows of the model, the layers or the heads: of values shaped [], [L] or [L, H].
+        """One row for the model, each layer or each head, as the values are shaped [], [L] or [L, H].
 
-        `columns` are further ones (null, or another p), and the `reason` why values are absent where they are.
+        `columns` are further columns (`null`, or another `p`), and the `reason` for values that are absent.
         """
         table = (HeadTable.whole, HeadTable.per_layer, HeadTable.per_head)[np.ndim(self.value)]
-        found = {"ci_low": self.low, "ci_high": self.high, "p": self.p, "n": self.n, "unit": unit}
-        return table(metric, self.value, **{**found, **columns})  # type: ignore[arg-type]
+        own = {"ci_low": self.low, "ci_high": self.high, "p": self.p, "n": self.n, "unit": unit}
+        return table(metric, self.value, **{**own, **columns})  # type: ignore[arg-type]
 
 
 def means(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 2_000) -> Estimate:
@@ -47,13 +49,13 @@ def means(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int =
 
 
 def mean_denominator(denominator_NX: np.ndarray) -> np.ndarray:
-    """Mean denominator of a unit, shaped X; NaN where there is nothing to divide by."""
+    """Mean of the denominators over units, shaped X; NaN where it is 0 to within rounding."""
     mean_X = denominator_NX.mean(0, dtype=float)
     return np.where(mean_X > _LEAST_SHARE, mean_X, np.nan)
 
 
 def ratio_units(numerator_NX: np.ndarray, denominator_NX: np.ndarray | int) -> np.ndarray:
-    """Values of units, [N, X], whose mean is the ratio of sums; NaN where there is nothing to divide by."""
+    """Values of units, [N, X], whose mean is Σ numerator / Σ denominator; NaN where the denominator is 0."""
     numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
     undefined_X = np.isnan(mean_denominator(denominator_NX))
     return np.where(undefined_X, np.nan, ratio_contributions(numerator_NX, denominator_NX))
@@ -62,7 +64,10 @@ def ratio_units(numerator_NX: np.ndarray, denominator_NX: np.ndarray | int) -> n
 def flip_p(
     values_NX: np.ndarray, controls_NJ: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999
 ) -> np.ndarray:
-    """Two-sided p of each mean against 0 by sign flips, shaped X, the controls taken out; NaN where a value is."""
+    """Two-sided p of each mean against 0, shaped X, by sign flips of the values less what the controls explain.
+
+    NaN for a column that holds a NaN.
+    """
     columns = values_NX.reshape(len(values_NX), -1)
     p = np.full(columns.shape[1], np.nan)
     defined = ~np.isnan(columns).any(0)
@@ -81,13 +86,13 @@ def estimate(
 ) -> Estimate:
     """Ratios of sums whose numerators are 0 on average under the null: BCa intervals, and p by sign flips.
 
-    `controls_NJ`, whose means are 0, is taken out of the spread (`core.statistics.without_controls`): the values stay.
+    `controls_NJ` have a mean of 0 in truth. What they explain of the units' spread is taken out, which narrows
+    intervals and leaves the values as they are (`core.statistics.without_controls`).
     """
     numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
     controls_NJ = np.empty((len(numerator_NX), 0)) if controls_NJ is None else controls_NJ
     values_NX = without_controls(ratio_units(numerator_NX, denominator_NX), controls_NJ)
-    found = means(values_NX, generator, draws=bootstrap_draws)
+    interval = means(values_NX, generator, draws=bootstrap_draws)
     # The flips act on the numerators, where the null's value is 0 whatever the denominators.
-    share_NX = numerator_NX / mean_denominator(denominator_NX)
-    p = flip_p(share_NX, controls_NJ, generator, draws=sign_flips)
-    return Estimate(value=found.value, low=found.low, high=found.high, p=p, n=found.n)
+    p = flip_p(numerator_NX / mean_denominator(denominator_NX), controls_NJ, generator, draws=sign_flips)
+    return dataclasses.replace(interval, p=p)

@@ -31,13 +31,13 @@ def nats(label: str, meaning: str, **more: Any) -> Metric:
 
 
 BootstrapDraws = Annotated[int, Field(ge=100)]  # resamples of the units behind an interval
-SignFlips = Annotated[int, Field(ge=9_999)]  # fewer cannot resolve q-values over many heads
+SignFlips = Annotated[int, Field(ge=9_999)]  # draws behind a p; fewer cannot resolve q-values over many heads
 LabelSwaps = Annotated[int, Field(ge=20)]  # other sequences whose labels each sequence is held against
 
 
 @settings
 class LabelSwapSettings:
-    """Settings of an analysis whose null holds `sequences` of them against the labels of `label_swaps` others each."""
+    """Settings of an analysis of `sequences` sequences; the labels of `label_swaps` others are each one's null."""
 
     sequences: int
     label_swaps: LabelSwaps = 20

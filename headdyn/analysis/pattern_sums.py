@@ -22,14 +22,14 @@ from headdyn.models.decoder import Decoder
 
 _TINY = 1e-30  # added before the logarithm, so that masked keys give 0 ln 0 = 0
 _LEAST_MASS = 1e-20  # a row is renormalised over keys that hold at least this: far above _TINY, far below any attention
-# Weights in a batch's patterns at one layer, H × T × T a sequence. On a CPU they had better stay in the cache: at H4
-# T256 D256, one thread, 34 ms a sequence with 2^19 or 2^20, 36 with 2^22, 48 with 2^23; the peak grows in proportion.
+# Attention weights of a batch at one layer, H × T × T a sequence. A CPU is fastest where they fit into its cache: at H4
+# T256 D256, one thread, 34 ms a sequence with 2^19 or 2^20, 36 with 2^22, 48 with 2^23; peak memory is in proportion.
 _BATCH_WEIGHTS = {"cpu": 2**19, "cuda": 2**26}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What a batch's patterns are held against, the same for every layer and head; all float32 on one device."""
+    """Weights over keys that a batch's patterns are summed with, the same for every layer and head; float32."""
 
     topics_BSK: Tensor  # one-hot
     columns_BCK: Tensor  # the S topics, then the key's position, then [key = 0]
@@ -37,7 +37,7 @@ class Reference:
 
     @classmethod
     def of(cls, tokens_BT: Tensor, topics_BT: Tensor, swapped: tuple[Tensor, Tensor], num_topics: int) -> Reference:
-        """`swapped` are tokens and topics of R other sequences for each of these, both [R, B, T]."""
+        """`swapped` holds tokens and topics of R other sequences for each of these, both [R, B, T]."""
         tokens_RBT, topics_RBT = swapped
         swaps, _, length = topics_RBT.shape
         topics_BSK = F.one_hot(topics_BT, num_topics).mT.float()
@@ -61,7 +61,7 @@ def _behind(match_BQK: Tensor) -> Tensor:
 
 
 def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> dict[str, Tensor]:
-    """Sums over queries of everything §6 asks of a pattern (rows sum to 1, lower triangular), each [B, H].
+    """Sums over queries of every statistic of §6, each [B, H]; the pattern's rows sum to 1, lower triangular.
 
     `topics` is [B, H, S]: the same-topic mass of the queries of each topic.
     """
@@ -80,16 +80,16 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
     within_BHQ = within_BSHQ.sum(1)
     cross_BHQ = (topic_mass_BSHQ - within_BSHQ).sum(1)
     entropy_BHQ = surprise_BSHQ.sum(1)
-    entropy_within_BHQ, kept_within = _renormalised((surprise_BSHQ * own_BSHQ).sum(1), within_BHQ)
-    entropy_cross_BHQ, kept_cross = _renormalised((surprise_BSHQ * (1 - own_BSHQ)).sum(1), cross_BHQ)
+    entropy_within_BHQ, has_within = _renormalised((surprise_BSHQ * own_BSHQ).sum(1), within_BHQ)
+    entropy_cross_BHQ, has_cross = _renormalised((surprise_BSHQ * (1 - own_BSHQ)).sum(1), cross_BHQ)
     position_Q = torch.arange(length, dtype=torch.float32, device=pattern_BHQK.device)
     return {
         "entropy": entropy_BHQ.sum(-1),
         "entropy_normalised": (entropy_BHQ[..., 1:] / position_Q[1:].log1p()).sum(-1),
         "entropy_within": entropy_within_BHQ.sum(-1),
-        "entropy_within_queries": kept_within.sum(-1),
+        "entropy_within_queries": has_within.sum(-1),
         "entropy_cross": entropy_cross_BHQ.sum(-1),
-        "entropy_cross_queries": kept_cross.sum(-1),
+        "entropy_cross_queries": has_cross.sum(-1),
         "within": within_BHQ.sum(-1),
         "cross": cross_BHQ.sum(-1),
         "swapped": weighed_BHC[..., 0],
@@ -104,15 +104,15 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
 
 
 def _renormalised(surprise_BHQ: Tensor, mass_BHQ: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy of rows renormalised over a set of keys, −Σ (A/m) ln (A/m), 0 and not kept where the set has no mass."""
-    kept = mass_BHQ > _LEAST_MASS
-    mass_BHQ = mass_BHQ.where(kept, 1)
-    return (surprise_BHQ / mass_BHQ + mass_BHQ.log()).where(kept, 0), kept
+    """Entropy of rows renormalised over a set of keys of mass m, −Σ (A/m) ln (A/m), and whether there is any mass."""
+    has_mass = mass_BHQ > _LEAST_MASS
+    mass_BHQ = mass_BHQ.where(has_mass, 1)
+    return (surprise_BHQ / mass_BHQ + mass_BHQ.log()).where(has_mass, 0), has_mass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many queries stand behind a sum: per sequence, shaped [N, 1, 1] to divide [N, L, H]."""
+    """How many queries every sum runs over: by sequence, shaped [N, 1, 1] to divide [N, L, H]."""
 
     length: int
     cross: np.ndarray  # queries with other-topic keys: those from the second topic's first token on
@@ -123,7 +123,7 @@ class Counts:
 
     @classmethod
     def of(cls, tokens_NT: np.ndarray, topics_NT: np.ndarray, swaps_NR: np.ndarray, num_topics: int) -> Counts:
-        """Count for sequences whose null is the sequences at `swaps_NR`."""
+        """Counts of these sequences, and of the sequences at `swaps_NR`, which are their null."""
         length = tokens_NT.shape[1]
         other_NT = topics_NT != topics_NT[:, :1]
         cross_N = (np.maximum.accumulate(other_NT, axis=1)).sum(1)
@@ -146,10 +146,10 @@ def _followed(tokens_T: np.ndarray) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """What `collect` leaves of the patterns: sums by name as `head_sums` gives them, over [N, L, H].
+    """Sums over the patterns of all sequences, by the names of `head_sums`: [N, L, H], or [N, L, H, S] for `topics`.
 
-    `uniform` holds the same of causal-uniform attention on the same sequences, over [N, 1, 1]. `labels_NJ` is within
-    minus swapped, per query, of J attentions that know positions only: what a sequence's labels alone make of it.
+    `uniform` holds the same of causal-uniform attention on the same sequences, [N, 1, 1]. `labels_NJ` is `within` less
+    `swapped`, per query, of J attentions by position alone: the selectivity that labels give by themselves.
     """
 
     heads: dict[str, np.ndarray]

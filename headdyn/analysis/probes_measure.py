@@ -1,7 +1,7 @@
 """Topic probes fitted, chosen and scored, with their baselines and control task (science.md §7).
 
 Letters as in models/decoder.py; N sequences, P probed positions a sequence, X probed tokens, S topics, C classes;
-L + 1 places in the residual stream, 0 behind the embedding and l behind layer l.
+L + 1 places in the residual stream: 0 is the embedding, l what layer l leaves.
 """
 
 from __future__ import annotations
@@ -28,8 +28,13 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS = 4096  # of a traced batch: 4096 × D × L floats of residual stream
-_SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts to choose from for the table baselines
-_BASELINES = {"majority": "commonest topic", "token_identity": "token alone", "position": "position alone"}
+_SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts of the baselines' tables, one of which is chosen
+_REFERENCES = {
+    "ceiling": "Bayes ceiling",
+    "majority": "commonest topic",
+    "token_identity": "token alone",
+    "position": "position alone",
+}
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def fit_probes(
     fit_states, choose_states = _states(decoder, fit, at_fit), _states(decoder, choose, at_choose)
     topics_X, chosen_X = fit.topics_NT[at_fit], choose.topics_NT[at_choose]
     control_X = control_V[fit.tokens_NT[at_fit]]
-    # Fits this small lose by threads: on two busy cores 0.5 s each with two, 0.03 s with one.
+    # Fits this small are slower with more threads: on two busy cores 0.5 s each with two, 0.03 s with one.
     with threadpool_limits(limits=1):
         return [
             probe_pair(settings, fit_XD, topics_X, choose_XD, chosen_X, control_X)
@@ -107,7 +112,7 @@ def probe_pair(
     chosen_X: np.ndarray,
     control_X: np.ndarray,
 ) -> tuple[Probe, Probe]:
-    """The probe with the penalty that loses least on the tokens to choose on, and the control task's with the same."""
+    """The topic probe with the penalty whose loss on the tokens to choose on is least, and the control task's probe."""
     mean_D, scale_D = fit_XD.mean(0), fit_XD.std(0)
     scale_D = np.where(scale_D > 0, scale_D, 1)
     scaled_XD = (fit_XD - mean_D) / scale_D
@@ -218,16 +223,17 @@ def _log_loss(probe: Probe, x_XD: np.ndarray, topics_X: np.ndarray) -> float:
 def baseline_accuracies(
     fit: Sequences, choose: Sequences, test: Sequences, vocab_size: int, num_topics: int
 ) -> dict[str, np.ndarray]:
-    """Per-sequence accuracy [N] on the test part of the fit part's commonest topic, of token and of position alone."""
+    """Accuracies on each test sequence, [N], of three rules learnt on the fit part.
+
+    They are the commonest topic, the topic that goes with the token, and the topic that goes with the position.
+    """
     majority = np.bincount(fit.topics_NT.ravel(), minlength=num_topics).argmax()
     right = {"majority": (test.topics_NT == majority).mean(1)}
     length = test.tokens_NT.shape[1]
     tokens = [part.tokens_NT for part in (fit, choose, test)]
     positions = [np.broadcast_to(np.arange(length), part.tokens_NT.shape) for part in (fit, choose, test)]
-    for name, (fit_NT, choose_NT, test_NT), size in (
-        ("token_identity", tokens, vocab_size),
-        ("position", positions, length),
-    ):
+    features = {"token_identity": (tokens, vocab_size), "position": (positions, length)}
+    for name, ((fit_NT, choose_NT, test_NT), size) in features.items():
         table_XS = topic_table(fit_NT, fit.topics_NT, choose_NT, choose.topics_NT, size, num_topics)
         right[name] = (table_XS.argmax(-1)[test_NT] == test.topics_NT).mean(1)
     return right
@@ -236,9 +242,10 @@ def baseline_accuracies(
 def topic_table(
     ids_NT: np.ndarray, topics_NT: np.ndarray, choose_ids: np.ndarray, choose_topics: np.ndarray, size: int, count: int
 ) -> np.ndarray:
-    """p(topic | id), [size, S], from counts, smoothed towards the topics' frequencies as suits the part to choose on.
+    """p(topic | id), [size, S], from counts smoothed towards the topics' frequencies.
 
-    A table over one discrete feature is what logistic regression on its one-hot code converges to.
+    The smoothing is the one of `_SMOOTHING` with the least loss on the part to choose on. Logistic regression on the
+    one-hot code of a discrete feature converges to such a table.
     """
     counts_XS = np.bincount((ids_NT * count + topics_NT).ravel(), minlength=size * count).reshape(size, count)
     prior_S = (counts_XS.sum(0) + 1) / (counts_XS.sum() + count)
@@ -255,16 +262,12 @@ def _figure(table: HeadTable) -> Figure:
     for metric, label in (("probe_accuracy", "topic probe"), ("probe_control_accuracy", "control task")):
         y, low, high = (table.layer_series(metric, column) for column in ("value", "ci_low", "ci_high"))
         lines.append(Curve(label=label, x=places, y=y, low=low, high=high))
-    references = {"Bayes ceiling": "ceiling"} | {label: name for name, label in _BASELINES.items()}
+    levels = {label: whole[f"probe_{name}"].get("value") for name, label in _REFERENCES.items()}
     return curves(
         lines,
         xlabel="layer of the residual stream (0: the embedding)",
         ylabel="accuracy (share of test tokens)",
-        references={
-            label: whole[f"probe_{name}"]["value"]
-            for label, name in references.items()
-            if "value" in whole[f"probe_{name}"]
-        },
+        references={label: level for label, level in levels.items() if level is not None},
         whole_x=True,
         caption="How well a linear probe tells a token's topic from each place in the residual stream, with 95 % "
         "bands over test sequences. Chance is the best of the baselines (horizontal lines). A probe that learns the "

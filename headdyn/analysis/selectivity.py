@@ -41,8 +41,8 @@ def topic_contrast(
     topics_T: Int[Tensor, " T"], swapped_RT: Int[Tensor, "R T"], num_topics: int
 ) -> Float[Tensor, "Q K"]:
     """[query and key share a topic], less its mean under the labels of R other sequences; 0 on the diagonal."""
-    own_TS = F.one_hot(topics_T.long(), num_topics).float()
-    other_TX = F.one_hot(swapped_RT.long(), num_topics).float().permute(1, 0, 2).flatten(1)
+    own_TS = F.one_hot(topics_T, num_topics).float()
+    other_TX = F.one_hot(swapped_RT, num_topics).float().permute(1, 0, 2).flatten(1)
     return own_TS @ own_TS.mT - other_TX @ other_TX.mT / len(swapped_RT)
 
 

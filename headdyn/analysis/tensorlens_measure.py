@@ -97,30 +97,30 @@ def _table(settings: TensorLens, sums: dict[str, np.ndarray], generator: np.rand
     controls_NJ, targeted_NJ = sums["profiles"], sums["targeted_profiles"]
     parts: list[HeadTable] = []
 
-    def add(metric: str, found: Estimate, null: float | np.ndarray = 0.0) -> None:
-        parts.append(found.rows(metric, null=null, reason="no token is read from any other"))
+    def add(metric: str, values: Estimate, null: float | np.ndarray = 0.0) -> None:
+        parts.append(values.rows(metric, null=null, reason="no token is read from any other"))
 
-    def add_layers_and_model(metric: str, found: Estimate, null: float = 0.0) -> None:
-        add(metric, found[:-1], null)
-        add(metric, found[-1], null)
+    def add_layers_and_model(metric: str, values: Estimate, null: float = 0.0) -> None:
+        add(metric, values[:-1], null)
+        add(metric, values[-1], null)
 
     model_N: dict[str, np.ndarray] = {}  # each instrument's selectivity of the model without the self key
     for name in ("raw", "rollout", "tensorlens"):
         topical_NX, own_NX = (_with_model(sums[f"{name}_{part}"], mean=name == "raw") for part in ("topical", "self"))
         for suffix, read_NX in (("", np.ones_like(own_NX)), ("_no_self", 1 - own_NX)):
-            found = estimate(topical_NX, read_NX, generator, controls_NJ=controls_NJ, **draws)
-            add_layers_and_model(f"{name}_selectivity{suffix}", found)
+            selectivity = estimate(topical_NX, read_NX, generator, controls_NJ=controls_NJ, **draws)
+            add_layers_and_model(f"{name}_selectivity{suffix}", selectivity)
         if name == "tensorlens":
-            found = means(own_NX, generator, draws=settings.bootstrap_draws)
-            add_layers_and_model("tensorlens_self", found, np.nan)
+            own = means(own_NX, generator, draws=settings.bootstrap_draws)
+            add_layers_and_model("tensorlens_self", own, np.nan)
         model_N[name] = ratio_units(topical_NX[:, -1], 1 - own_NX[:, -1])
     for name in ("raw", "rollout"):
         difference_N = model_N["tensorlens"] - model_N[name]
-        found = estimate(difference_N, 1, generator, controls_NJ=controls_NJ, **draws)
-        add(f"tensorlens_less_{name}_no_self", found)
+        difference = estimate(difference_N, 1, generator, controls_NJ=controls_NJ, **draws)
+        add(f"tensorlens_less_{name}_no_self", difference)
     carried_NLH, swapped_NLH = sums["head_logit_nats"], sums["head_swapped_nats"]
-    found = means(carried_NLH, generator, draws=settings.bootstrap_draws)
-    add("head_logit_nats", found, swapped_NLH.mean(0))
+    carried = means(carried_NLH, generator, draws=settings.bootstrap_draws)
+    add("head_logit_nats", carried, swapped_NLH.mean(0))
     for name, values_NX, given_NJ in (
         ("head_written_selectivity", sums["head_written_selectivity"], controls_NJ),
         ("head_topic_nats", sums["head_topic_nats"], targeted_NJ),

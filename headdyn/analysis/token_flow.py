@@ -22,10 +22,10 @@ def row_shares(weight_XQK: Float[Tensor, "*X Q K"]) -> Float[Tensor, "*X Q K"]:
 def rollout(mean_LQK: Float[Tensor, "L Q K"]) -> Float[Tensor, "L Q K"]:
     """Attention rollout up to every layer, from the mean attention of each layer's heads (Abnar & Zuidema 2020)."""
     mixed_LQK = (mean_LQK + torch.eye(mean_LQK.shape[-1], dtype=mean_LQK.dtype, device=mean_LQK.device)) / 2
-    found = [mixed_LQK[0]]
+    products = [mixed_LQK[0]]
     for layer_QK in mixed_LQK[1:]:
-        found.append(layer_QK @ found[-1])
-    return torch.stack(found)
+        products.append(layer_QK @ products[-1])
+    return torch.stack(products)
 
 
 @torch.no_grad()
@@ -55,13 +55,15 @@ def logit_shares(
     contrast_QK: Float[Tensor, "Q K"],
     targets_K: Int[Tensor, " targets"],
 ) -> dict[str, Tensor]:
-    """Means over targets of what the next token's logit owes, in nats, from one gradient of the frozen map a target.
+    """Shares of the next token's logit in nats, means over targets, from one gradient of the frozen map for each.
 
-    `head_logit_nats` [L, H]; `head_swapped_nats` [L, H] the same of the tokens that R other sequences have in the next
-    one's place, their mean; `head_topic_nats` [L, H] and `tensorlens_topic_nats` [] weighted by the topic contrast of
-    target and key.
+    `head_logit_nats` [L, H] is what each head carries; `head_swapped_nats` [L, H] what it carries for the tokens that R
+    other sequences have in the same place, their mean; `head_topic_nats` [L, H] and `tensorlens_topic_nats` [] are
+    shares of keys weighted by the topic contrast of target and key.
     """
-    following_TD = frozen.unembedding(tokens_T.roll(-1)[None])[0]  # the last one is no target
+    following_TD = frozen.unembedding(tokens_T.roll(-1)[None])[
+        0
+    ]  # rolled round, the last position has the first token: it is no target
     swapped_TD = frozen.unembedding(swapped_RT.roll(-1, dims=1)).mean(0)
     targets, (length, width) = len(targets_K), following_TD.shape
     cotangent_KBTD = following_TD.new_zeros(targets + 1, 1, length, width)
@@ -84,14 +86,17 @@ def logit_shares(
 
 
 def jacobian_error(frozen: Frozen, documents_BT: Tensor | None) -> Float[Tensor, ""]:
-    """The error that `flow_maps` states, with the model's Jacobian at x in T's place: what freezing is for."""
+    """The relative error of `flow_maps` if the model's Jacobian at x stood in T's place: why the model is frozen."""
     decoder, last = frozen.decoder, len(frozen.layers) - 1
 
     def model(x_BTD: Tensor) -> Tensor:
         trace = decoder.trace(
             torch.zeros(x_BTD.shape[:2], dtype=torch.long, device=x_BTD.device),
             start=(0, x_BTD),
-            sites=("pattern", "resid_post"),  # patterns formed in the open: the fused kernel has no forward derivative
+            sites=(
+                "pattern",
+                "resid_post",
+            ),  # asking for patterns avoids the fused kernel, which has no forward derivative
             logits=None,
             documents_BT=documents_BT,
         )

@@ -46,7 +46,7 @@ def test_the_contrast_by_hand():
 
 def test_attention_by_position_alone_has_no_selectivity_under_balanced_swaps():
     generator = np.random.default_rng(0)
-    topics_NT = torch.from_numpy(tiny.topics(40, LENGTH, 3, generator))
+    topics_NT = torch.from_numpy(tiny.topics(40, LENGTH, 3, generator).astype(np.int64))
     profile_QK = position_profiles(LENGTH)[2]
 
     def mean(swaps_NR: np.ndarray) -> float:
