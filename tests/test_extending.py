@@ -1,0 +1,287 @@
+"""Adding things is cheap: a package outside headdyn adds one of each, and everything shows up without touching headdyn.
+
+The package lies in a temporary folder, as a user's would in the folder that the command is called from: an analysis and
+its YAML, a section and an answer for the report, an ordering, a corpus. One sweep uses all of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headdyn.core.records import HeadTable
+from tests.commands import TINY, environment, only, run
+
+PACKAGE = {
+    # A study: named by `study=visitors`, found by the report.
+    "visitors/__init__.py": """
+        from markupsafe import Markup
+
+        from headdyn.report.section import Section
+        from headdyn.sweep.words import Statement
+
+
+        def sections(sweep):
+            rows = "".join(f"<li>{job.run.name}</li>" for job in sweep.complete)
+            return [Section(anchor="visitors", title="Their own part", html=Markup(f"<ul>{rows}</ul>"), headline="Eight.")]
+
+
+        def headlines(sweep):
+            return [Statement("How many runs are there?", [f"There are {len(sweep.complete)}."])]
+        """,
+    # An analysis: one module, one YAML.
+    "visitors/growth.py": '''
+        from typing import Annotated, ClassVar
+
+        from pydantic import Field
+
+        from headdyn.core.records import Findings, HeadTable, Metric
+        from headdyn.core.settings import settings
+
+
+        @settings
+        class Growth:
+            """How much longer the residual stream's vectors are behind the last layer than before the first."""
+
+            sequences: Annotated[int, Field(ge=1)] = 4
+
+            rows: ClassVar[str] = "model"
+            needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
+            metrics: ClassVar = {
+                "stream_growth": Metric(
+                    meaning="norm of the residual stream behind the last layer over that of the embedding",
+                    label="growth of the stream",
+                    low=0,
+                    unit="times",
+                    outcome=True,
+                )
+            }
+
+            def __call__(self, decoder, corpus, generator):
+                import torch
+
+                tokens_BT = torch.from_numpy(corpus.val.tokens_NT[: self.sequences].astype("int64"))
+                last = decoder.config.num_layers
+                trace = decoder.trace(tokens_BT, sites=("resid_pre", "resid_post"), logits=None)
+                growth = trace["resid_post", last - 1].norm(dim=-1) / trace["resid_pre", 0].norm(dim=-1)
+                return Findings(table=HeadTable.whole("stream_growth", float(growth.mean()), n=self.sequences, unit="sequence"))
+        ''',
+    "visitors/order.py": '''
+        from typing import ClassVar
+
+        import numpy as np
+
+        from headdyn.core.settings import settings
+
+
+        @settings
+        class Reversed:
+            """The highest topic first, the same every epoch."""
+
+            follows_topics: ClassVar[bool] = True
+
+            def epoch(self, dominant_N, generator):
+                return np.argsort(-dominant_N.astype(int), kind="stable")
+        ''',
+    "visitors/counting.py": '''
+        import json
+        import math
+        from typing import Annotated
+
+        import numpy as np
+        from pydantic import Field
+
+        from headdyn.core.settings import settings
+        from headdyn.data.corpus import Corpus, Split
+
+
+        @settings
+        class CountingUp:
+            """Sequences that count up modulo V; the topic is the step, 1 or 2."""
+
+            vocab_size: Annotated[int, Field(ge=3)]
+            sequence_length: int
+            train_sequences: int
+            val_sequences: int
+            seed: int
+
+            def build(self, folder):
+                rng = np.random.default_rng(self.seed)
+                for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
+                    start_N1, topic_N1 = rng.integers(self.vocab_size, size=(count, 1)), rng.integers(2, size=(count, 1))
+                    tokens_NT = (start_N1 + (1 + topic_N1) * np.arange(self.sequence_length)) % self.vocab_size
+                    np.save(folder / f"{split}_tokens.npy", tokens_NT.astype(np.uint16))
+                    np.save(folder / f"{split}_topics.npy", np.broadcast_to(topic_N1, tokens_NT.shape).astype(np.uint8))
+                (folder / "facts.json").write_text(json.dumps({"random_nats": math.log(self.vocab_size)}))
+
+            def open(self, folder):
+                facts = json.loads((folder / "facts.json").read_text())
+                return Corpus(
+                    name="counting",
+                    train=Split.open(folder, "train"),
+                    val=Split.open(folder, "val"),
+                    vocab_size=self.vocab_size,
+                    topic_names=("by one", "by two"),
+                    reference_nats={"random": facts["random_nats"]},
+                    facts=facts,
+                )
+        ''',
+    "their_conf/analysis/growth.yaml": """
+        # @package analysis.growth
+        _target_: visitors.growth.Growth
+        sequences: 8
+        """,
+    "their_conf/data_ordering/reversed.yaml": "_target_: visitors.order.Reversed\n",
+    "their_conf/data/counting.yaml": """
+        _target_: visitors.counting.CountingUp
+        vocab_size: 24
+        sequence_length: 32
+        train_sequences: 96
+        val_sequences: 48
+        seed: ${seed}
+        """,
+}
+THEIRS = ("--config-dir", "their_conf", "data=counting", "analysis=[loss,growth]", "study=visitors")
+VARIED = ("data_ordering=shuffled,reversed", "model.num_layers=1,2", "seed=0,1")
+
+
+def write_package(root: Path) -> None:
+    for name, text in PACKAGE.items():
+        lines = text.strip("\n").splitlines()
+        indent = len(lines[0]) - len(lines[0].lstrip())
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("".join(line[indent:] + "\n" for line in lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("extending")
+    write_package(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sweep(place: Path) -> tuple[Path, str]:
+    """The sweep's folder and what the terminal showed."""
+    done = run(place, "-m", *THEIRS, *VARIED, *TINY, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return only(place / "out" / "multirun"), done.stdout
+
+
+def effects(folder: Path) -> list[dict[str, Any]]:
+    return json.loads((folder / "effects.json").read_text(encoding="utf-8"))
+
+
+def test_headdyn_does_not_know_the_package() -> None:
+    root = Path(__file__).parents[1]
+    texts = [file.read_text(encoding="utf-8") for part in ("headdyn", "conf") for file in (root / part).rglob("*.*ml")]
+    texts += [file.read_text(encoding="utf-8") for file in (root / "headdyn").rglob("*.py")]
+    assert len(texts) > 100
+    assert not any(word in text for text in texts for word in ("visitors", "stream_growth", "CountingUp"))
+
+
+def test_the_metric_is_in_the_terminal_and_the_summary(sweep: tuple[Path, str]) -> None:
+    folder, shown = sweep
+    assert {"growth", "stream", "(times)"} <= set(shown.split())  # the column's head, on several lines
+    with (folder / "summary.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 8
+    for row in rows:
+        table = HeadTable.read(folder / row["run"] / "heads.parquet").where(metric="stream_growth").rows()
+        assert len(table) == 1 and table[0]["value"] == float(row["stream_growth"]) > 0
+
+
+def test_the_metric_is_tested_like_any_outcome(sweep: tuple[Path, str]) -> None:
+    folder, _ = sweep
+    rows = [row for row in effects(folder) if row["outcome"] == "stream_growth"]
+    contrasts = {tuple(row["factors"]): row for row in rows if row["kind"] in ("contrast", "interaction")}
+    both = ("data_ordering", "model.num_layers")
+    assert {tuple(sorted(factors)) for factors in contrasts} == {both[:1], both[1:], both}
+    with (folder / "summary.csv").open(encoding="utf-8", newline="") as file:
+        values = {
+            (row["data_ordering"], int(row["model.num_layers"]), int(row["seed"])): float(row["stream_growth"])
+            for row in csv.DictReader(file)
+        }
+    layers = contrasts["model.num_layers",]
+    by_seed = [
+        np.mean([values[order, 2, seed] - values[order, 1, seed] for order in ("shuffled", "reversed")])
+        for seed in (0, 1)
+    ]
+    assert layers["value"] == pytest.approx(np.mean(by_seed), rel=1e-12) and layers["n"] == 2
+    assert layers["ci_low"] < layers["value"] < layers["ci_high"] and layers["q"] is not None
+    assert {row["outcome"] for row in effects(folder)} >= {"stream_growth", "loss_nats"}
+
+
+def test_the_page_shows_metric_section_answer_and_levels(sweep: tuple[Path, str]) -> None:
+    folder, _ = sweep
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for words in (
+        "growth of the stream",
+        "norm of the residual stream behind the last layer over that of the embedding",
+        "Their own part",
+        "How many runs are there?",
+        "There are 8.",
+        "reversed",
+        "num_layers",
+    ):
+        assert words in page, words
+
+
+def test_the_metric_and_the_factor_are_in_the_dashboards(place: Path, sweep: tuple[Path, str]) -> None:
+    folder, _ = sweep
+    command = [sys.executable, "-m", "headdyn.dashboard", str(folder), "--out", "specs"]
+    done = subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    specs = "".join(file.read_text(encoding="utf-8") for file in (place / "specs").glob("*.json"))
+    assert "stream_growth" in specs and "model.num_layers" in specs
+
+
+def test_their_ordering_and_corpus_were_used(sweep: tuple[Path, str]) -> None:
+    folder, _ = sweep
+    manifests = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/manifest.json")]
+    assert len(manifests) == 8
+    for manifest in manifests:
+        assert manifest["config"]["data"]["_target_"] == "visitors.counting.CountingUp"
+        assert manifest["factors"]["data_ordering"] in ("shuffled", "reversed")
+    losses = {}
+    for file in folder.glob("*/summary.json"):
+        manifest = json.loads((file.parent / "manifest.json").read_text(encoding="utf-8"))
+        key = manifest["factors"]["data_ordering"], manifest["factors"]["model.num_layers"], manifest["factors"]["seed"]
+        losses[key] = json.loads(file.read_text(encoding="utf-8"))["loss_nats"]["value"]
+    assert len(losses) == len(set(losses.values())) == 8  # every condition trained differently
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("analysis.growth.sequences=0",), "analysis.growth.sequences=0 must be at least 1"),
+        (("data.vocab_size=2",), "data.vocab_size=2 must be at least 3"),
+        (("+data_ordering.blocks=2",), "unknown key data_ordering.blocks"),
+        (("outcomes.primary=stream_width",), "stream_width"),
+        (("study=nowhere_at_all",), "study=nowhere_at_all"),
+    ],
+)
+def test_their_settings_are_checked_like_ours(place: Path, arguments: tuple[str, ...], words: str) -> None:
+    done = run(place, "-m", *THEIRS, "data_ordering=reversed", *TINY, *arguments)
+    assert done.returncode != 0 and words in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_their_metric_may_be_the_primary_outcome(place: Path, sweep: tuple[Path, str]) -> None:
+    folder, _ = sweep
+    assert not any(row["primary"] for row in effects(folder) if row["outcome"] == "stream_growth")
+    chosen = "outcomes={primary: stream_growth, others: [loss_nats]}"
+    done = run(place, "-m", *THEIRS, "data_ordering=reversed", *VARIED[1:], *TINY, chosen, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (other,) = (other for other in (place / "out" / "multirun").iterdir() if other != folder)
+    rows = effects(other)
+    assert {row["outcome"] for row in rows if row["primary"]} == {"stream_growth"}
+    assert {row["outcome"] for row in rows} == {"stream_growth", "loss_nats"}
+    assert "growth of the stream" in " ".join(done.stdout.rpartition("─")[2].split())
