@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from headdyn.analysis.answer_lens import AnswerLens
-from headdyn.analysis.figure_parts import drawable, head_panel
-from headdyn.core.figures import Figure, Interval, head_map, interval_plot
+from headdyn.analysis.figure_parts import drawable, head_panel, interval
+from headdyn.core.figures import Figure, head_map, interval_plot
 from headdyn.core.records import HeadTable
 
 
@@ -32,12 +32,8 @@ def tokens_figure(
     rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompts: str
 ) -> Figure:
     """What the token at each position puts into Δ, coloured by what the position is."""
-    intervals = []
-    for row, label, place in zip(rows, labels, places, strict=True):
-        low, high = row.get("ci_low"), row.get("ci_high")
-        intervals.append(Interval(label=label, value=row["value"], low=low, high=high, null=row["null"], group=place))
     return interval_plot(
-        intervals,
+        [interval(label, row, place) for row, label, place in zip(rows, labels, places, strict=True)],
         xlabel=f"Δ put there by the token, nats ({prompts})",
         zero_line=True,
         caption="What each token of the prompt adds to Δ, the logit of the right answer less that of the wrong one, "

@@ -1,11 +1,13 @@
-"""Parts that figures of several analyses share: panels of heads, and texts that every font can draw."""
+"""Parts that figures of several analyses share: from tables to panels, curves and intervals, from tokens to texts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from headdyn.core.figures import HeadMap
+import numpy as np
+
+from headdyn.core.figures import Curve, HeadMap, Interval
 from headdyn.core.records import HeadTable, Metric
 
 _SIGNS = {"\n": "\u21b5", " ": "\u2423"}  # a return arrow, an open box
@@ -23,6 +25,19 @@ def head_panel(
         marked_LH=table.matrix(tested, "q") < 0.05 if tested else None,
         **options,
     )
+
+
+def layer_curve(table: HeadTable, metric: str, label: str) -> Curve:
+    """One metric over the layers that have a value, with its interval as a band."""
+    value_L, low_L, high_L = (table.layer_series(metric, column) for column in ("value", "ci_low", "ci_high"))
+    at = np.flatnonzero(np.isfinite(value_L))
+    return Curve(label=label, x=at, y=value_L[at], low=low_L[at], high=high_L[at])
+
+
+def interval(label: str, row: Mapping[str, Any], group: str = "") -> Interval:
+    """A row of an interval plot from a row of a table or of its summary."""
+    value, low, high, null = (row.get(column) for column in ("value", "ci_low", "ci_high", "null"))
+    return Interval(label=label, value=value, low=low, high=high, null=null, group=group)
 
 
 def drawable(text: str) -> str:

@@ -19,9 +19,10 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from headdyn.analysis.estimates import means
+from headdyn.analysis.figure_parts import layer_curve
 from headdyn.analysis.probes import TopicProbes
 from headdyn.analysis.sequences import Sequences
-from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.figures import Figure, curves
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import sign_flip_test
 from headdyn.data.corpus import Corpus
@@ -257,14 +258,12 @@ def topic_table(
 
 def _figure(table: HeadTable) -> Figure:
     whole = table.summary()
-    places = np.arange(len(table.layer_series("probe_accuracy")))
-    lines = []
-    for metric, label in (("probe_accuracy", "topic probe"), ("probe_control_accuracy", "control task")):
-        y, low, high = (table.layer_series(metric, column) for column in ("value", "ci_low", "ci_high"))
-        lines.append(Curve(label=label, x=places, y=y, low=low, high=high))
     levels = {label: whole[f"probe_{name}"].get("value") for name, label in _REFERENCES.items()}
     return curves(
-        lines,
+        [
+            layer_curve(table, "probe_accuracy", "topic probe"),
+            layer_curve(table, "probe_control_accuracy", "control task"),
+        ],
         xlabel="layer of the residual stream (0: the embedding)",
         ylabel="accuracy (share of test tokens)",
         references={label: level for label, level in levels.items() if level is not None},

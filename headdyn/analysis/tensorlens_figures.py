@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from headdyn.analysis.figure_parts import head_panel
+from headdyn.analysis.figure_parts import head_panel, interval, layer_curve
 from headdyn.analysis.tensorlens import TensorLens
-from headdyn.core.figures import Curve, Figure, Interval, curves, head_map, interval_plot, lift_grid
+from headdyn.core.figures import Figure, curves, head_map, interval_plot, lift_grid
 from headdyn.core.records import HeadTable
 
 _NAMES = {"raw": "raw attention", "rollout": "attention rollout", "tensorlens": "TensorLens"}
@@ -16,14 +16,14 @@ _NAMES = {"raw": "raw attention", "rollout": "attention rollout", "tensorlens": 
 
 def instruments_figure(table: HeadTable) -> Figure:
     """Topic selectivity of the model by each instrument, with intervals and nulls."""
-    whole, rows = table.summary(), []
-    for suffix, group in (("_no_self", "share of what is not on the query"), ("", "share of everything")):
-        for name, label in _NAMES.items():
-            scalar = whole[f"{name}_selectivity{suffix}"]
-            value, low, high, null = (scalar.get(column) for column in ("value", "ci_low", "ci_high", "null"))
-            rows.append(Interval(label=label, value=value, low=low, high=high, null=null, group=group))
+    whole = table.summary()
+    groups = {"_no_self": "share of what is not on the query", "": "share of everything"}
     return interval_plot(
-        rows,
+        [
+            interval(label, whole[f"{name}_selectivity{suffix}"], group)
+            for suffix, group in groups.items()
+            for name, label in _NAMES.items()
+        ],
         xlabel="topic selectivity (95 % interval over sequences)",
         zero_line=True,
         caption="How much more the whole model reads from tokens of the query's topic than from the same places "
@@ -36,14 +36,10 @@ def layers_figure(table: HeadTable) -> Figure:
     """Selectivity up to every layer by instrument, self key left out."""
     lines = []
     for name, label in _NAMES.items():
-        metric = f"{name}_selectivity_no_self"
-        value_L, low_L, high_L = (table.layer_series(metric, part) for part in ("value", "ci_low", "ci_high"))
-        at = np.flatnonzero(np.isfinite(value_L))
-        if len(at):
-            title = f"{label} ({'of the layer' if name == 'raw' else 'up to the layer'})"
-            lines.append(Curve(label=title, x=at, y=value_L[at], low=low_L[at], high=high_L[at]))
+        reach = "of the layer" if name == "raw" else "up to the layer"
+        lines.append(layer_curve(table, f"{name}_selectivity_no_self", f"{label} ({reach})"))
     return curves(
-        lines,
+        [line for line in lines if len(line.x)],
         xlabel="layer",
         ylabel="topic selectivity, self key left out",
         title="Mean over sequences with 95 % band",
