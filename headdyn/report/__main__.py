@@ -21,7 +21,7 @@ from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.merge import merge
-from headdyn.sweep.record import SweepRecord, is_run, matched_pairs, rewrite, single_job, sweep_json
+from headdyn.sweep.record import SweepRecord, is_run, matched_loss_json, rewrite, single_job, sweep_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
         sweep_json(paths[0])
         collect_series(paths)
         folder = paths[0]
-        rewrite(folder, matched_pairs(folder))
+        rewrite(folder, matched_loss_json(folder)["pairs"])
     else:
         if out is None:
             raise ValueError(f"{len(paths)} folders are merged into a new one; say where with --out=FOLDER")

@@ -1,8 +1,8 @@
 """What the factors of a sweep do, in sentences: effects, interactions and contrasts at matched loss.
 
 The units are training runs (seeds): with one seed a sentence gives the value and says that there can be no interval.
-A sentence says "effect" where q < 0.05, else that no effect of so much or more was detected, never that there is none;
-so much is what as many seeds with this spread would reveal in four of five repetitions.
+A sentence says "effect" where q < 0.05. Elsewhere it says that no effect of x or more was detected, never that there is
+none: x is the effect that as many seeds with this spread would reveal in four of five repetitions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from headdyn.core.numbers import count, fixed, listed, p_value
 from headdyn.core.records import Metric
-from headdyn.sweep.effects import SLOPE, effect_name
+from headdyn.sweep.effects import effect_name
 from headdyn.sweep.factors import CHOICES, level_label
 
 ALPHA = 0.05
@@ -23,18 +23,23 @@ Metrics = Callable[[str], Metric]
 
 
 def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
-    """A factor's own effects: a sentence for each of its contrasts on the first outcome, then one for the others.
+    """A factor's own effects, contrast by contrast: on the first outcome a sentence, on the others a list.
 
     Of a choice with control arms the contrast of its usual pair comes first.
     """
-    rows = [row for row in effects if row["factors"] == [name]]
-    pair = list(CHOICES[name].pair) if name in CHOICES else []
-    names = {effect_name(row): row["levels"][name] == pair for row in rows}
+    usual = list(CHOICES[name].pair) if name in CHOICES else []
+    by_contrast: dict[str, list[Row]] = {}
+    for row in sorted(effects, key=lambda row: row["levels"].get(name) != usual):
+        if row["factors"] == [name]:
+            by_contrast.setdefault(effect_name(row), []).append(row)
+    over_others = ", averaged over the other factors" if any(len(row["factors"]) > 1 for row in effects) else ""
     sentences: list[str] = []
-    for contrast in sorted(names, key=lambda contrast: not names[contrast]):
-        asked = [row for row in rows if effect_name(row) == contrast]
-        averaged = any(len(row["factors"]) > 1 for row in effects)
-        sentences += _on_outcomes(asked, _spelled_out(asked[0], name, averaged), metric, with_warning=not sentences)
+    for contrast, rows in by_contrast.items():
+        less = f"change with {contrast}"
+        if not rows[0].get("against"):
+            low, high = (level_label(name, level) for level in rows[0]["levels"][name])
+            less = f"{high} less {low}"
+        sentences += _on_outcomes(rows, f"{less}{over_others}", metric, with_warning=not sentences)
     return sentences
 
 
@@ -58,33 +63,29 @@ def matched(pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> lis
         return []
     apart = [abs(pair["loss_difference"]) for pair in pairs]
     contrast = "topic-ordered less shuffled training at the snapshots nearest in loss, averaged over pairs"
-    return [
-        *_on_outcomes(rows, contrast, metric),
-        f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart.",
-    ]
+    closest = f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."
+    return [*_on_outcomes(rows, contrast, metric), closest]
 
 
 def is_effect(row: Row) -> bool:
-    """Whether a row counts as an effect. Rows of records made before every test had a q count by their interval."""
+    """Whether a row counts as an effect: q < 0.05; of earlier records without q, an interval that excludes 0."""
     if row.get("q") is not None:
         return bool(row["q"] < ALPHA)
     return row.get("ci_low") is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
 
 
 def verdict(row: Row, metric: Metrics) -> str:
-    """`Effect on topic selectivity: +3.1 [1.0, 5.2] points (…)`, or that none of so much or more was detected."""
-    if is_effect(row):
-        return f"Effect on {effect(row, metric)}"
-    if row.get("detectable") is None:
-        return f"No effect detected on {effect(row, metric)}"
-    return f"No effect of {_detectable(row, metric)} or more detected on {effect(row, metric)}"
+    """`Effect on topic selectivity +3.1 [1.0, 5.2] points (…)`, or that none of so much or more was detected."""
+    limit = f" of {_detectable(row, metric)} or more" if row.get("detectable") is not None else ""
+    return (
+        f"Effect on {effect(row, metric)}" if is_effect(row) else f"No effect{limit} detected on {effect(row, metric)}"
+    )
 
 
 def effect(row: Row, metric: Metrics) -> str:
     """`topic selectivity −3.1 [−5.2, −1.0] points (p = 0.02, q = 0.05)`."""
-    tests = [_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None]
-    label = metric(row["outcome"]).label
-    return f"{label} {difference(row, metric)}" + (f" ({', '.join(tests)})" if tests else "")
+    tests = ", ".join(_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None)
+    return f"{metric(row['outcome']).label} {difference(row, metric)}" + (f" ({tests})" if tests else "")
 
 
 def difference(row: Row, metric: Metrics) -> str:
@@ -103,25 +104,23 @@ def _on_outcomes(rows: Sequence[Row], contrast: str, metric: Metrics, *, with_wa
     absent = [f"Absent for {listed(labels)}: {reason}." for reason, labels in reasons.items()]
     if not present:
         return absent
-    if max(row["n"] for row in present) < 2:
-        values = [f"{metric(row['outcome']).label} {difference(row, metric)}" for row in present]
-        lead = f"{f'{ONE_SEED} ' if with_warning else ''}{_capital(contrast)}: {values[0]}."
-        return [lead, *([f"Also {listed(values[1:])}."] if values[1:] else []), *absent]
     first, *others = present
+    if max(row["n"] for row in present) < 2:
+        warning = f"{ONE_SEED} " if with_warning else ""
+        lead = f"{warning}{contrast[0].upper()}{contrast[1:]}: {effect(first, metric)}."
+        return [lead, *([f"Also {listed([effect(row, metric) for row in others])}."] if others else []), *absent]
     sentences = [f"{verdict(first, metric)}: {contrast}, {_seeds(present)}."]
-    clear = [effect(row, metric) for row in others if is_effect(row)]
-    if clear:
+    if clear := [effect(row, metric) for row in others if is_effect(row)]:
         sentences.append(f"Also an effect on {listed(clear)}.")
-    rest = [f"{metric(row['outcome']).label} ({_missed(row, metric)})" for row in others if not is_effect(row)]
-    if rest:
+    if rest := [_undetected(row, metric) for row in others if not is_effect(row)]:
         sentences.append(f"No effect detected on {listed(rest)}.")
     return [*sentences, *absent]
 
 
-def _missed(row: Row, metric: Metrics) -> str:
-    """What an effect that was not detected came to, and what would have been detected."""
-    limit = "" if row.get("detectable") is None else f"; {_detectable(row, metric)} would be detected"
-    return f"{difference(row, metric)}{limit}"
+def _undetected(row: Row, metric: Metrics) -> str:
+    """`held-out loss (+0.01 [−0.02, +0.04] nats; 0.05 nats would be detected)`."""
+    limit = f"; {_detectable(row, metric)} would be detected" if row.get("detectable") is not None else ""
+    return f"{metric(row['outcome']).label} ({difference(row, metric)}{limit})"
 
 
 def _detectable(row: Row, metric: Metrics) -> str:
@@ -131,33 +130,17 @@ def _detectable(row: Row, metric: Metrics) -> str:
 
 
 def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
-    """`; topic order −0.37 [−0.50, −0.24] points (…) in RoPE runs and …`, for an interaction of two factors."""
-    if len(row["factors"]) != 2:
-        return ""
-    parts = []
-    for name, other in (row["factors"], row["factors"][::-1]):
-        for candidate in simple:
-            held = candidate["held"].get(other)
-            if (
-                (candidate["group"], candidate["outcome"]) == (row["group"], row["outcome"])
-                and candidate["levels"] == {name: row["levels"][name]}
-                and held in row["levels"][other]
-                and candidate["value"] is not None
-            ):
-                q = "" if candidate.get("q") is None else f" ({_test('q', candidate['q'])})"
-                what = effect_name({**candidate, "held": {}})
-                parts.append(f"{what} {difference(candidate, metric)}{q} in {level_label(other, held)} runs")
+    """`; topic order in RoPE runs −0.37 [−0.50, −0.24] points (q = 0.01) and …`, for an interaction of two factors."""
+    parts = [
+        f"{effect_name(one)} {difference(one, metric)}" + (f" ({_test('q', one['q'])})" if one["q"] is not None else "")
+        for one in simple
+        if len(row["factors"]) == 2
+        and one["value"] is not None
+        and all(one[key] == row[key] for key in ("group", "outcome"))
+        and all(row["levels"].get(name) == levels for name, levels in one["levels"].items())
+        and all(level in row["levels"].get(name, ()) for name, level in one["held"].items())
+    ]
     return f"; {listed(parts)}" if parts else ""
-
-
-def _spelled_out(row: Row, name: str, averaged: bool) -> str:
-    """What is compared: `DroPE less RoPE, averaged over the other factors`."""
-    if row.get("kind") == SLOPE:
-        contrast = f"change with {effect_name(row)}"
-    else:
-        low, high = (level_label(name, level) for level in row["levels"][name])
-        contrast = f"{high} less {low}"
-    return f"{contrast}, averaged over the other factors" if averaged else contrast
 
 
 def _seeds(rows: Sequence[Row]) -> str:
@@ -167,7 +150,3 @@ def _seeds(rows: Sequence[Row]) -> str:
 def _test(name: str, value: float) -> str:
     text = p_value(value)
     return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]

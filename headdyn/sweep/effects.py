@@ -50,9 +50,9 @@ def factor_effects(
         factors = factors_of(group.runs, factor_names(swept))
         tested = outcomes_of(group.runs)
         for outcome in tested.names if outcomes is None else outcomes:
-            cells = _Cells.of(group, factors, outcome)
+            cells = _Cells.of(group, factors, outcome, outcome == tested.primary)
             if cells is not None:
-                rows += [{"primary": outcome == tested.primary, **row} for row in _rows(cells)]
+                rows += _rows(cells)
     effects = with_q([row for row in rows if row["kind"] in (CONTRAST, SLOPE, INTERACTION)])
     simple = with_q([row for row in rows if row["kind"] == SIMPLE])
     return [*effects, *simple, *(row for row in rows if row["kind"] == MEAN)]
@@ -72,13 +72,14 @@ class _Cells:
 
     group: str
     outcome: str
+    primary: bool
     factors: Sequence[Factor]
     seeds: Sequence[Any]
     values: np.ndarray
     conflict: str = ""
 
     @classmethod
-    def of(cls, group: Group, factors: Sequence[Factor], outcome: str) -> _Cells | None:
+    def of(cls, group: Group, factors: Sequence[Factor], outcome: str, primary: bool) -> _Cells | None:
         """None where no run has a value, or nothing varies."""
         seeds = list(dict.fromkeys(run.factors.get("seed") for run in group.runs))
         values = np.full((len(seeds), *(len(factor.levels) for factor in factors)), np.nan)
@@ -96,7 +97,7 @@ class _Cells:
             values[at] = value
         if not first or not factors:
             return None
-        return cls(group.name, outcome, factors, seeds, values, conflict)
+        return cls(group.name, outcome, primary, factors, seeds, values, conflict)
 
     def row(self, kind: str, contrasts: Sequence[Contrast], held: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The product of contrasts of different factors, other factors held at a level or averaged over."""
@@ -108,43 +109,40 @@ class _Cells:
             by_level = asked.get(factor.name) or at_level.get(factor.name) or average
             places.append([factor.levels.index(level) for level in by_level])
             weights.append(np.array(list(by_level.values())))
-        row: dict[str, Any] = {
+        cells_SC = self.values[np.ix_(range(len(self.seeds)), *places)].reshape(len(self.seeds), -1)
+        whole_SC = cells_SC[~np.isnan(cells_SC).any(1) & (not self.conflict)]
+        weight_C = reduce(np.multiply.outer, weights).ravel() / 2 ** (len(contrasts) - 1)
+        effect = effect_over_seeds(whole_SC @ weight_C)
+        if kind == MEAN:  # which is tested against nothing
+            effect = dataclasses.replace(effect, p=None, detectable=None)
+        lacking = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
+        against = {contrast.factor: contrast.against for contrast in contrasts if contrast.against}
+        return {
             "group": self.group,
             "outcome": self.outcome,
+            "primary": self.primary,
             "kind": kind,
             "levels": {contrast.factor: contrast.levels for contrast in contrasts},
             "factors": list(asked),
+            **({"held": dict(held)} if held else {}),
+            **({"against": against} if against else {}),
+            **dataclasses.asdict(effect),
+            "q": None,
+            "reason": None if len(whole_SC) else self.conflict or lacking,
         }
-        row |= {"held": dict(held)} if held else {}
-        against = {contrast.factor: contrast.against for contrast in contrasts if contrast.against}
-        row |= {"against": against} if against else {}
-        cells_SC = self.values[np.ix_(range(len(self.seeds)), *places)].reshape(len(self.seeds), -1)
-        whole_SC = cells_SC[~np.isnan(cells_SC).any(1)]
-        weight_C = reduce(np.multiply.outer, weights).ravel() / 2 ** (len(contrasts) - 1)
-        effect = effect_over_seeds(whole_SC @ weight_C if not self.conflict else np.array([]))
-        reason = None
-        if self.conflict:
-            reason = self.conflict
-        elif not len(whole_SC):
-            reason = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
-        return row | dataclasses.asdict(effect) | {"reason": reason}
 
 
 def _rows(cells: _Cells) -> Rows:
-    rows: Rows = []
-    for factor in cells.factors:
-        rows += [cells.row(SLOPE if contrast.against else CONTRAST, [contrast]) for contrast in factor.contrasts()]
+    own = [contrast for factor in cells.factors for contrast in (*factor.pairs(), *factor.slope())]
+    rows = [cells.row(SLOPE if contrast.against else CONTRAST, [contrast]) for contrast in own]
     for order in range(2, len(cells.factors) + 1):
         for several in combinations(cells.factors, order):
             rows += [cells.row(INTERACTION, chosen) for chosen in product(*(f.interacting() for f in several))]
     for factor, other in permutations(cells.factors, 2):
-        for contrast, level in product(factor.interacting(), other.levels):
-            rows.append(cells.row(SIMPLE, [contrast], {other.name: level}))
-    for factor in cells.factors:
-        for level in factor.levels:
-            mean = cells.row(MEAN, [Contrast(factor=factor.name, weights={level: 1.0})])
-            rows.append(mean | {"p": None, "q": None, "detectable": None})
-    return rows
+        asked = product(factor.interacting(), other.levels)
+        rows += [cells.row(SIMPLE, [contrast], {other.name: level}) for contrast, level in asked]
+    levels = [(factor.name, level) for factor in cells.factors for level in factor.levels]
+    return [*rows, *(cells.row(MEAN, [Contrast(name, {level: 1.0})]) for name, level in levels)]
 
 
 def effect_name(row: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from headdyn.core.run_folder import RunRecord
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Choice:
     """A group of choices in conf/: the question about it, and how its options are called, low to high.
 
@@ -33,32 +33,19 @@ class Choice:
     effect: str
 
 
+_POSITIONS = {"rope": "RoPE", "rope_control": "RoPE-control", "drope": "DroPE", "nope": "NoPE"}
+_ORDERS = {"shuffled": "shuffled", "topic": "topic"}
 CHOICES: Mapping[str, Choice] = {
-    "data_ordering": Choice(
-        question="Does the order of the data matter?",
-        options={"shuffled": "shuffled", "topic": "topic"},
-        pair=("shuffled", "topic"),
-        effect="topic order",
-    ),
-    "attention": Choice(
-        question="Do grouped queries (GQA) matter?",
-        options={"mha": "MHA", "gqa": "GQA"},
-        pair=("mha", "gqa"),
-        effect="GQA",
-    ),
-    "position_enc": Choice(
-        question="Does dropping positions (DroPE) matter?",
-        options={"rope": "RoPE", "rope_control": "RoPE-control", "drope": "DroPE", "nope": "NoPE"},
-        pair=("rope", "drope"),
-        effect="DroPE",
-    ),
+    "data_ordering": Choice("Does the order of the data matter?", _ORDERS, ("shuffled", "topic"), "topic order"),
+    "attention": Choice("Do grouped queries (GQA) matter?", {"mha": "MHA", "gqa": "GQA"}, ("mha", "gqa"), "GQA"),
+    "position_enc": Choice("Does dropping positions (DroPE) matter?", _POSITIONS, ("rope", "drope"), "DroPE"),
 }
 
 NEVER = ("seed", "revision", "experiment", "protocol", "study")
 LOG_SPAN = 4.0  # positive levels whose ratio exceeds this are taken on a log scale
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Contrast:
     """One question about a factor: the weights of its levels, which sum to 0.
 
@@ -74,48 +61,31 @@ class Contrast:
         return list(self.weights)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Factor:
     """A key that varies, its levels from low to high, and those over which effects of other factors are averaged."""
 
     name: str
-    levels: tuple[Any, ...]
-    averaged: tuple[Any, ...]
-
-    @property
-    def numeric(self) -> bool:
-        """Whether the levels are numbers."""
-        return all(isinstance(level, int | float) and not isinstance(level, bool) for level in self.levels)
+    levels: Sequence[Any]
+    averaged: Sequence[Any]
 
     def pairs(self) -> list[Contrast]:
         """Every two levels, high less low."""
-        return [
-            Contrast(factor=self.name, weights={low: -1.0, high: 1.0}) for low, high in combinations(self.levels, 2)
-        ]
+        return [Contrast(self.name, {low: -1.0, high: 1.0}) for low, high in combinations(self.levels, 2)]
 
-    def slope(self) -> Contrast | None:
+    def slope(self) -> list[Contrast]:
         """The trend over three or more numbers: a unit of the level, or a doubling of it where they span much."""
-        if len(self.levels) < 3 or not self.numeric:
-            return None
+        if len(self.levels) < 3 or not _are_numbers(self.levels):
+            return []
         doubling = min(self.levels) > 0 and max(self.levels) / min(self.levels) > LOG_SPAN
         x = np.log2(self.levels) if doubling else np.array(self.levels, dtype=float)
         x = x - x.mean()
-        weights = (x / (x**2).sum()).tolist()
-        return Contrast(
-            factor=self.name,
-            weights=dict(zip(self.levels, weights, strict=True)),
-            against="log2(level)" if doubling else "level",
-        )
-
-    def contrasts(self) -> list[Contrast]:
-        """What is asked of the factor: its pairs, and its slope where there is one."""
-        slope = self.slope()
-        return [*self.pairs(), *([slope] if slope else [])]
+        weights = dict(zip(self.levels, (x / (x**2).sum()).tolist(), strict=True))
+        return [Contrast(self.name, weights, "log2(level)" if doubling else "level")]
 
     def interacting(self) -> list[Contrast]:
         """What is asked of the factor in interactions: of three or more numbers the slope alone."""
-        slope = self.slope()
-        return [slope] if slope else self.pairs()
+        return self.slope() or self.pairs()
 
 
 def factors_of(runs: Sequence[RunRecord], names: Iterable[str]) -> list[Factor]:
@@ -126,7 +96,7 @@ def factors_of(runs: Sequence[RunRecord], names: Iterable[str]) -> list[Factor]:
         if len(levels) > 1:
             choice = CHOICES.get(name)
             pair = choice.pair if choice and set(choice.pair) <= set(levels) else levels
-            factors.append(Factor(name=name, levels=tuple(levels), averaged=tuple(pair)))
+            factors.append(Factor(name, levels, pair))
     return factors
 
 
@@ -157,10 +127,14 @@ def level_of(run: RunRecord, name: str) -> Any:
 def ordered(name: str, levels: Collection[Any]) -> list[Any]:
     """Distinct levels from low to high: numbers by size, known options as their table has them, others as met."""
     distinct = list(dict.fromkeys(levels))
-    if all(isinstance(level, int | float) and not isinstance(level, bool) for level in distinct):
+    if _are_numbers(distinct):
         return sorted(distinct)
     known = list(CHOICES[name].options) if name in CHOICES else []
     return sorted(distinct, key=lambda level: known.index(level) if level in known else math.inf)
+
+
+def _are_numbers(levels: Collection[Any]) -> bool:
+    return all(isinstance(level, int | float) and not isinstance(level, bool) for level in levels)
 
 
 def level_label(name: str, level: Any) -> str:

@@ -14,23 +14,16 @@ from typing import Any
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.factors import factor_names, level_of
 
-# What two runs of one group may differ in: what changes no number's meaning, and which analyses ran, though not with
-# what settings. Checkpoints of one training belong together.
+# What two runs of one group may differ in: what changes no number's meaning. Which analyses ran may differ too, though
+# not with what settings. Checkpoints of one training belong together.
 _NOT_COMPARED = (
-    "seed",
-    "force",
-    "device",
-    "threads",
-    "tracking",
-    "patterns_kept",
-    "outcomes",
-    "study",
-    "swept",
-    "analysis",
+    *("seed", "force", "device", "threads", "tracking", "patterns_kept"),
+    *("outcomes", "study", "swept", "analysis"),
 )
 _OF_REVISIONS = ("model.revision", "model.revisions")
 
 Settings = dict[str, Any]
+Run = tuple[RunRecord, Settings]
 
 
 @dataclass(frozen=True)
@@ -41,6 +34,11 @@ class Group:
     differs: Mapping[str, Any]
     runs: Sequence[RunRecord]
 
+    @property
+    def spelled(self) -> str:
+        """In what it differs, as in a command: `mode=smoke, train.steps=120`."""
+        return ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in self.differs.items())
+
 
 def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Group]:
     """Complete runs by group, in the order met; `swept` are the keys that a command varied, which are factors then.
@@ -48,81 +46,66 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
     A group is named by the settings that tell it from the others: by a choice alone (`smoke`) where one tells all
     groups apart, else by the fewest keys (`train.steps=200`).
     """
-    complete = [run for run in runs if run.status == "complete"]
     factors = factor_names(swept)
-    flattened = [flat(run.manifest.get("config", {})) for run in complete]
-    shared = _shared_keys(complete, flattened, factors)
-    members: dict[str, list[RunRecord]] = {}
-    for part in _parted(list(zip(complete, flattened, strict=True)), shared):
-        keys = [*shared, *_variant_keys(part, factors)]
-        for run, settings in part:
-            compared = {key: settings[key] for key in keys if key in settings}
-            members.setdefault(json.dumps(compared, sort_keys=True), []).append(run)
-    of_group: list[Settings] = [json.loads(key) for key in members]
-    every = dict.fromkeys(key for compared in of_group for key in compared)
+    complete = [(run, flat(run.manifest.get("config", {}))) for run in runs if run.status == "complete"]
+    shared = _shared_keys(complete, factors)
+    members: dict[str, list[Run]] = {}
+    for part in _parted(complete, shared).values():
+        members |= _parted(part, [*shared, *_variant_keys(part, factors)])
+    compared: list[Settings] = [json.loads(key) for key in members]
     # A mode acts through other groups, which are named themselves.
-    differing = [k for k in every if (k == "mode.name" or not k.startswith("mode.")) and _distinct(of_group, [k]) > 1]
+    every = [k for k in dict.fromkeys(k for one in compared for k in one) if k == "mode.name" or k[:5] != "mode."]
+    differing = [key for key in every if _distinct(compared, [key]) > 1]
     return [
-        Group(name, {key: compared[key] for key in differing if key in compared}, part)
-        for name, compared, part in zip(_names(of_group, differing), of_group, members.values(), strict=True)
+        Group(name, {key: one[key] for key in differing if key in one}, [run for run, _ in part])
+        for name, one, part in zip(_names(compared, differing), compared, members.values(), strict=True)
     ]
 
 
-def _shared_keys(runs: Sequence[RunRecord], flattened: Sequence[Settings], factors: Sequence[str]) -> list[str]:
-    """The settings in which all runs of a group agree: no factor's, and only those of analyses that differ at all."""
+def _shared_keys(runs: Sequence[Run], factors: Sequence[str]) -> list[str]:
+    """The settings in which all runs of a group agree: neither a factor's nor an analysis's."""
     shared = []
-    for key in dict.fromkeys(key for settings in flattened for key in settings):
+    for key in dict.fromkeys(key for _, settings in runs for key in settings):
         top = key.partition(".")[0]
-        if key in factors or top in factors or top in _NOT_COMPARED or key in _OF_REVISIONS or key.endswith(".seed"):
+        if {key, top} & {*factors, *_NOT_COMPARED, *_OF_REVISIONS} or key.endswith(".seed"):
             continue
-        values = [json.dumps(settings.get(key)) for settings in flattened]
-        if len(set(values)) > 1 and values == [json.dumps(run.factors.get("seed")) for run in runs]:
+        values = [json.dumps(settings.get(key)) for _, settings in runs]
+        if len(set(values)) > 1 and values == [json.dumps(run.factors.get("seed")) for run, _ in runs]:
             continue  # it follows the seed
-        by_mode = {(run.factors.get("mode"), value) for run, value in zip(runs, values, strict=True)}
-        if "mode" in factors and len(by_mode) == len({mode for mode, _ in by_mode}):
-            continue  # it follows from the mode
-        shared.append(key)
-    return [*shared, *_unlike_analyses(flattened, factors)]
+        by_mode = {(run.factors.get("mode"), value) for (run, _), value in zip(runs, values, strict=True)}
+        if "mode" not in factors or len(by_mode) > len({mode for mode, _ in by_mode}):  # else it follows the mode
+            shared.append(key)
+    return shared
 
 
-def _unlike_analyses(flattened: Sequence[Settings], factors: Sequence[str]) -> list[str]:
-    """All settings of the analyses whose settings differ between the runs that have them.
+def _variant_keys(part: Sequence[Run], factors: Sequence[str]) -> list[str]:
+    """The settings of a factor's option, or of an analysis, that several runs have and not all alike.
 
-    With another `branch` TensorLens is another map: its numbers are not to be pooled.
+    `attention=gqa` with one K/V head and with two are two conditions; TensorLens with another `branch` is another map.
     """
-    of_analysis: dict[str, list[Settings]] = {}
-    for settings in flattened:
-        own: dict[str, Settings] = {}
-        for key, value in settings.items():
-            if key.startswith("analysis.") and key not in factors:
-                own.setdefault(key.split(".")[1], {})[key] = value
-        for name, part in own.items():
-            of_analysis.setdefault(name, []).append(part)
-    unlike = [parts for parts in of_analysis.values() if len({json.dumps(part, sort_keys=True) for part in parts}) > 1]
-    return list(dict.fromkeys(key for parts in unlike for part in parts for key in part))
-
-
-def _parted(runs: Sequence[tuple[RunRecord, Settings]], keys: Sequence[str]) -> list[list[tuple[RunRecord, Settings]]]:
-    """The runs by their values of the settings named."""
-    parts: dict[str, list[tuple[RunRecord, Settings]]] = {}
-    for run, settings in runs:
-        values = {key: settings[key] for key in keys if key in settings}
-        parts.setdefault(json.dumps(values, sort_keys=True), []).append((run, settings))
-    return list(parts.values())
-
-
-def _variant_keys(part: Sequence[tuple[RunRecord, Settings]], factors: Sequence[str]) -> list[str]:
-    """The settings of factors whose one option occurs with several: `attention=gqa` with one K/V head and with two."""
-    keys = []
-    for factor in factors:
+    present = dict.fromkeys(key for _, settings in part for key in settings)
+    analyses = dict.fromkeys(".".join(key.split(".")[:2]) for key in present if key.startswith("analysis."))
+    keys: list[str] = []
+    for owner in (*factors, *analyses):
+        own = [key for key in present if key.startswith(f"{owner}.") and not key.endswith(".seed")]
+        own = [key for key in own if key not in (*factors, *_OF_REVISIONS)]
         variants: dict[Any, set[str]] = {}
-        own = [key for key in dict.fromkeys(k for _, s in part for k in s) if key.startswith(f"{factor}.")]
-        own = [key for key in own if key not in factors and not key.endswith(".seed") and key not in _OF_REVISIONS]
         for run, settings in part:
-            variants.setdefault(level_of(run, factor), set()).add(json.dumps([settings.get(key) for key in own]))
+            if not settings.keys().isdisjoint(own):
+                values = json.dumps([settings.get(key) for key in own])
+                variants.setdefault(owner in analyses or level_of(run, owner), set()).add(values)
         if any(len(several) > 1 for several in variants.values()):
             keys += own
     return keys
+
+
+def _parted(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
+    """The runs by their values of the settings named, as JSON."""
+    parts: dict[str, list[Run]] = {}
+    for run, settings in runs:
+        values = json.dumps({key: settings[key] for key in keys if key in settings}, sort_keys=True)
+        parts.setdefault(values, []).append((run, settings))
+    return parts
 
 
 def _distinct(settings: Sequence[Settings], keys: Sequence[str]) -> int:

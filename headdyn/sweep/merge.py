@@ -10,7 +10,7 @@ from typing import Any
 
 from headdyn.core.records import write_json
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.record import SWEEP, computed, is_run, matched_pairs, now, single_job, sweep_json
+from headdyn.sweep.record import SWEEP, is_run, matched_loss_json, now, rewrite, single_job, sweep_json
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
@@ -45,7 +45,7 @@ def merge(folders: Sequence[Path], out: Path) -> None:
                 if runs[run.name].status == "complete":
                     continue
             jobs[run.name], runs[run.name] = entry, run
-        for pair in matched_pairs(folder):
+        for pair in matched_loss_json(folder)["pairs"]:
             pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
     merged = {
         "name": out.name,
@@ -56,10 +56,9 @@ def merge(folders: Sequence[Path], out: Path) -> None:
         "sources": sources,
         "notes": list(dict.fromkeys(notes)),
     }
-    results = computed(list(runs.values()), list(swept), list(pairs.values()))
     out.mkdir(parents=True, exist_ok=True)
-    for name, written in {SWEEP: merged, **results}.items():
-        write_json(out / name, written)
+    write_json(out / SWEEP, merged)
+    rewrite(out, list(pairs.values()))
 
 
 def _relative(folder: Path, start: Path) -> str:

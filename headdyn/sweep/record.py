@@ -79,11 +79,7 @@ class SweepRecord:
     def group_settings(self) -> dict[str, str]:
         """In what each of several groups differs from the others, as it is spelled in a command."""
         groups = comparable([job.run for job in self.jobs], self.swept)
-        spelled = {
-            group.name: ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in group.differs.items())
-            for group in groups
-        }
-        return spelled if len(groups) > 1 else {}
+        return {group.name: group.spelled for group in groups} if len(groups) > 1 else {}
 
     @property
     def factors(self) -> list[Factor]:
@@ -118,7 +114,7 @@ class SweepRecord:
         content = sweep_json(folder)
         folders = [folder / job.get("folder", job["name"]) for job in content["jobs"]]
         runs = [(RunRecord.read(f), renamed(job["factors"])) for f, job in zip(folders, content["jobs"], strict=True)]
-        matched, rows = _matched(folder), read_json(folder / EFFECTS) if (folder / EFFECTS).exists() else []
+        matched, rows = matched_loss_json(folder), read_json(folder / EFFECTS) if (folder / EFFECTS).exists() else []
         return cls(
             folder=folder,
             name=content["name"],
@@ -149,11 +145,6 @@ def single_job(folder: Path) -> Job:
     return build_jobs([(run, run.factors)])[0]
 
 
-def is_sweep(folder: Path) -> bool:
-    """Whether the folder is a sweep's that has ended."""
-    return (folder / SWEEP).is_file()
-
-
 def is_run(folder: Path) -> bool:
     """Whether the folder is a run's, finished or not, whole or damaged."""
     return (folder / MANIFEST).is_file()
@@ -166,7 +157,7 @@ def sweep_json(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run's (outputs/RUN) or a sweep's (multirun/SWEEP)")
-    if is_sweep(folder):
+    if (folder / SWEEP).is_file():
         content = read_json(folder / SWEEP)
         if not isinstance(content, dict) or not {"name", "jobs"} <= set(content):
             raise ValueError(f"{folder / SWEEP} is not a sweep's record: it lacks name or jobs")
@@ -184,29 +175,18 @@ def sweep_json(folder: Path) -> dict[str, Any]:
     raise ValueError(f"{folder} holds neither a run ({MANIFEST}) nor a sweep ({SWEEP})")
 
 
-def matched_pairs(folder: Path) -> list[dict[str, Any]]:
-    """The contrasts at matched loss that a sweep's folder holds; none where it was not made."""
-    return _matched(folder)["pairs"]
-
-
 def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Write effects.json and matched_loss.json of the jobs that sweep.json names, from their records."""
+    """Write what is worked out over the jobs that sweep.json names: effects.json and matched_loss.json."""
     content = sweep_json(folder)
     runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
-    for name, results in computed(runs, content["swept"], pairs).items():
-        write_json(folder / name, results)
-
-
-def computed(
-    runs: Sequence[RunRecord], swept: Sequence[str], pairs: Sequence[Mapping[str, Any]]
-) -> dict[str, Sequence[Any] | Mapping[str, Any]]:
-    """What is worked out over runs, by the file that holds it."""
-    group_of = {run.name: group.name for group in comparable(runs, swept) for run in group.runs}
+    group_of = {run.name: group.name for group in comparable(runs, content["swept"]) for run in group.runs}
     grouped = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
-    return {EFFECTS: factor_effects(runs, swept=swept), MATCHED: {"pairs": grouped, "pooled": pooled(grouped)}}
+    write_json(folder / EFFECTS, factor_effects(runs, swept=content["swept"]))
+    write_json(folder / MATCHED, {"pairs": grouped, "pooled": pooled(grouped)})
 
 
-def _matched(folder: Path) -> dict[str, Any]:
+def matched_loss_json(folder: Path) -> dict[str, Any]:
+    """The contrasts at matched loss that a sweep left, `pairs` and `pooled`. Raises ValueError for a damaged file."""
     path = folder / MATCHED
     content = read_json(path) if path.exists() else {"pairs": [], "pooled": []}
     if not isinstance(content, dict) or not {"pairs", "pooled"} <= set(content):

@@ -1,8 +1,7 @@
 """What a sweep's numbers say, in sentences computed from its records: values, intervals and numbers of units.
 
-A sentence about a factor has training runs (seeds) as its units: with one seed it gives the value and says that there
-can be no interval. A sentence about one run has sequences as its units. It says "effect" where q < 0.05, else that no
-effect of so much or more was detected, never that there is none.
+Sentences about factors are in effect_words.py, and have trainings (seeds) as units; those here are about single runs,
+and have sequences.
 """
 
 from __future__ import annotations
@@ -10,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from headdyn.core.numbers import count, listed, spelled
-from headdyn.sweep.effect_words import (
-    Row,
-    factor,
-    interactions,
-    matched,
-)
+from headdyn.core.numbers import count, listed, spelled, units
+from headdyn.sweep.effect_words import factor, interactions, matched
 from headdyn.sweep.factors import CHOICES
 from headdyn.sweep.record import Job, SweepRecord
+
+_ALSO_TRAINED_LONGER = (
+    "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this sweep, "
+    "would tell the two apart."
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Statement:
 
 
 def statements(sweep: SweepRecord) -> list[Statement]:
-    """Every question the sweep's records can answer, group by group."""
+    """Every question that the sweep's records can answer, group by group."""
     answered = []
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group]
@@ -63,25 +62,20 @@ def learning(jobs: Sequence[Job]) -> list[str]:
     """Whether each training left the loss of the topic-blind mixture, when, and how much of the gap it closed."""
     measured = [job for job in jobs if not job.recalibrated and job.scalar("loss_nats").get("value") is not None]
     trainings = list({job.training: job for job in measured}.values())
-    judged = [job for job in trainings if job.run.value("mixture_nats") is not None]
-    sentences = []
-    if judged:
-        orderings = dict.fromkeys(str(job.factors.get("data_ordering")) for job in judged)
-        of = {name: [job for job in judged if str(job.factors.get("data_ordering")) == name] for name in orderings}
-        named = {"topic": "topic-ordered"}
-        left = [f"{sum(map(_below_plateau, same))} of {len(same)} {named.get(o, o)}" for o, same in of.items()]
-        sentences.append(
+    by_order: dict[str, list[Job]] = {}
+    for job in trainings:
+        if job.run.value("mixture_nats") is not None:
+            by_order.setdefault(str(job.factors.get("data_ordering")), []).append(job)
+    left = [
+        f"{sum(map(_below_plateau, same))} of {len(same)} {'topic-ordered' if order == 'topic' else order}"
+        for order, same in by_order.items()
+    ]
+    lead = "There is no exact law to judge these trainings by; their losses beside simple references:"
+    if left:
+        lead = (
             f"Of the trainings, {listed(left)} ones left the topic-blind plateau, the loss of the best bigram mixture."
         )
-    elif trainings:
-        sentences.append("There is no exact law to judge these trainings by; their losses beside simple references:")
-    for job in trainings:
-        ended = f"{job.label}: ended at {spelled(job.scalar('loss_nats'))} nats"
-        if job.scalar("gap_closed").get("value") is not None:
-            closed = spelled(job.scalar("gap_closed"), scale=100)
-            ended += f", having closed {closed} % of the gap from uniform guessing to the Bayes floor"
-        sentences.append(f"{ended} ({_units(job.scalar('loss_nats'))}); {_beside(job)}.")
-    return sentences
+    return [lead, *map(_ended, trainings)] if trainings else []
 
 
 def recovery(jobs: Sequence[Job]) -> list[str]:
@@ -89,38 +83,36 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     arms = [job for job in jobs if job.recalibrated and job.factors.get("position_enc") == "drope"]
     if not arms:
         return []
-    facts_of = {job.number: job.run.scalars["recalibration"] for job in arms}
-    back = [job for job in arms if facts_of[job.number]["recovered"]]
-    limits = {facts.get("recovered_within_nats") for facts in facts_of.values()}
-    limit = limits.pop() if len(limits) == 1 else None
-    within = "" if limit is None else f" to within {limit:g} nats of the loss before the drop"
-    others = "them" if not back else "the others"
-    warning = "" if len(back) == len(arms) else f"; what is said of {others} is said of damaged models"
-    sentences = [f"{len(back)} of {count(len(arms), 'DroPE arm')} recovered{within}{warning}."]
+    recovered = sum(job.run.scalars["recalibration"]["recovered"] for job in arms)
+    limits = {job.run.scalars["recalibration"].get("recovered_within_nats") for job in arms} - {None}
+    within = f" to within {limits.pop():g} nats of the loss before the drop" if len(limits) == 1 else ""
+    others = "the others" if recovered else "them"
+    warning = "" if recovered == len(arms) else f"; sentences about {others} describe damaged models"
+    sentences = [f"{recovered} of {count(len(arms), 'DroPE arm')} recovered{within}{warning}."]
     for job in arms:
-        facts = facts_of[job.number]
+        facts = job.run.scalars["recalibration"]
         losses = {int(step): loss for step, loss in facts["val_loss_nats"].items()}
-        verdict = "recovered" if facts["recovered"] else "not recovered"
         sentences.append(
             f"{job.label}: {facts['parent_loss_nats']:.3f} nats with RoPE, {losses[0]:.3f} right after the drop, "
-            f"{losses[facts['steps']]:.3f} after {count(facts['steps'], 'recalibration step')}: {verdict}."
+            f"{losses[facts['steps']]:.3f} after {count(facts['steps'], 'recalibration step')}: "
+            f"{'recovered' if facts['recovered'] else 'not recovered'}."
         )
-    if not any(job.factors.get("position_enc") == "rope_control" for job in jobs):
-        sentences.append(
-            "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this "
-            "sweep, would tell the two apart."
-        )
-    return sentences
+    has_control = any(job.factors.get("position_enc") == "rope_control" for job in jobs)
+    return sentences if has_control else [*sentences, _ALSO_TRAINED_LONGER]
 
 
-def _below_plateau(job: Job) -> bool:
-    loss, mixture = job.scalar("loss_nats"), job.run.value("mixture_nats")
-    assert mixture is not None
-    return bool(loss.get("ci_high", loss["value"]) < mixture)
+def _ended(job: Job) -> str:
+    loss, gap = job.scalar("loss_nats"), job.scalar("gap_closed")
+    closed = ""
+    if gap.get("value") is not None:
+        closed = f", having closed {spelled(gap, scale=100)} % of the gap from uniform guessing to the Bayes floor"
+    return (
+        f"{job.label}: ended at {spelled(loss)} nats{closed} ({units(loss) or 'units not recorded'}); {_beside(job)}."
+    )
 
 
 def _beside(job: Job) -> str:
-    """Between which evaluations the held-out loss left the plateau for good; without one, simple references."""
+    """Between which evaluations the held-out loss left the plateau for good; without a plateau, simple references."""
     mixture, series = job.run.value("mixture_nats"), job.metrics.get("val_loss_nats", [])
     if mixture is None:
         known = {name: job.run.value(f"{name}_nats") for name in ("random", "unigram", "bigram", "trigram")}
@@ -129,10 +121,10 @@ def _beside(job: Job) -> str:
         return f"not clear of the plateau at {mixture:.3f} nats"
     above = [step for step, loss in series if loss >= mixture]
     below = [step for step, loss in series if loss < mixture and (not above or step > above[-1])]
-    if not above or not below:
-        return f"below the plateau at {mixture:.3f} nats"
-    return f"below the plateau at {mixture:.3f} nats for good since between steps {above[-1]} and {below[0]}"
+    since = f" for good since between steps {above[-1]} and {below[0]}" if above and below else ""
+    return f"below the plateau at {mixture:.3f} nats{since}"
 
 
-def _units(scalar: Row) -> str:
-    return count(scalar["n"], scalar["unit"]) if scalar.get("n") else "units not recorded"
+def _below_plateau(job: Job) -> bool:
+    loss, mixture = job.scalar("loss_nats"), job.run.value("mixture_nats")
+    return mixture is not None and bool(loss.get("ci_high", loss["value"]) < mixture)

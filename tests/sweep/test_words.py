@@ -131,3 +131,20 @@ def test_drope_is_held_against_equal_training_where_there_is_such_an_arm(tmp_pat
     # The usual pair comes first, with the warning that one seed has no interval.
     assert asked[0].startswith(f"{ONE_SEED} DroPE less RoPE: ")
     assert any("is not in this sweep" in text for text in told["Did the DroPE arms recover?"]) != with_control
+
+
+def test_an_interaction_is_taken_apart_by_simple_effects(tmp_path: Path) -> None:
+    def interacting(seed: int, ordering: str, position: str, **_: Any) -> float:
+        both = ordering == "topic" and position == "drope"
+        return 0.1 + 0.08 * both + 0.0002 * seed * (ordering == "topic") + 0.0001 * seed * both
+
+    told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=interacting)))
+    head, *clear = told["Do the factors interact?"]
+    assert head == "1 of 32 interactions on 8 outcomes have q < 0.05 (3 seeds)."
+    (text,) = clear
+    assert text.startswith("topic order × DroPE: topic selectivity +4.005 [+3.993, +4.017] points (p < 0.001, q < 0.001)")
+    # Each factor's effect at both levels of the other, with the q of the family of simple effects.
+    assert re.search(r"topic order in RoPE runs \+0\.02 \[−0\.03, \+0\.07\] points \(q = ", text)
+    assert "topic order in DroPE runs +8.03 [+7.96, +8.10] points (q " in text
+    assert "DroPE in shuffled runs 0.000 [0.000, 0.000] points (q = 1.00)" in text
+    assert "DroPE in topic runs +8.010 [+7.985, +8.035] points (q " in text
