@@ -224,7 +224,9 @@ QUESTIONS = (
     Question("task learnt", KINDS, lambda row: row["learnt"]),
     Question("even/odd found, last checkpoint", KINDS, lambda row: row["found"]),
     Question("even/odd found, trajectory", KINDS, lambda row: row["found_by_trajectory"]),
-    Question("strength > 0.5, the seeds' rule", KINDS, lambda row: row["even_success"] - row["odd_success"] > 0.5),
+    Question(
+        "strength > 0.5, the original studies' rule", KINDS, lambda row: row["even_success"] - row["odd_success"] > 0.5
+    ),
     Question("planted half ranked first", ("planted", "scattered"), lambda row: row["half_rank"] == 1),
     Question("all heads flip ≥ 90 %", KINDS, lambda row: row["all_flips"]),
     Question("onset in its interval", ("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),

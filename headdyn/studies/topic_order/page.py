@@ -45,7 +45,7 @@ def other_modes(jobs: Sequence[Job]) -> str:
 def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
     """The study's table with our values in the same cells."""
     columns = reported["columns"]
-    rows = []
+    rows, numbers = [], []
     for row in reported["rows"]:
         cell = {name: row[name] for name in ("attention", "data_ordering", "position_enc")}
         ours = [job for job in jobs if all(job.factors.get(name) == level for name, level in cell.items())]
@@ -54,6 +54,7 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
         for theirs, (scalar, form) in zip(row["values"], columns.items(), strict=True):
             cells += [Cell(fixed(theirs, form["decimals"])), our_cell(ours, scalar, form["scale"])]
         rows.append(cells)
+        numbers.append(" ".join(str(job.number) for job in ours))
     headings = [f"{form['title']}\n{whose}" for form in columns.values() for whose in ("the study", "ours")]
     about = (
         f"Source: {reported['source']}. Uniform guessing {reported['random_loss_nats']:.4f} nats; the study's own "
@@ -62,14 +63,9 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
     claims = Markup("<p>What it claimed:</p>\n<ul>{}</ul>\n").format(
         Markup("").join(Markup("<li>{}</li>\n").format(claim) for claim in reported["claims"])
     )
-    numbers = [" ".join(str(job.number) for job in jobs if job.label == row[0]) for row in rows]
     warning = deviations(jobs, reported["settings"])
-    return (
-        (soft(warning) if warning else Markup(""))
-        + table(["", *headings], rows, numbers=numbers)
-        + soft(about)
-        + claims
-    )
+    before = soft(warning) if warning else Markup("")
+    return before + table(["", *headings], rows, numbers=numbers) + soft(about) + claims
 
 
 def our_cell(jobs: Sequence[Job], scalar: str, scale: float) -> Cell:

@@ -155,7 +155,7 @@ def test_the_summary_counts_suites() -> None:
     one = summary["null", "even/odd found, last checkpoint"]
     assert (one["yes"], one["suites"]) == (1, 3) and one["ci_low"] == pytest.approx(1 - 0.975 ** (1 / 3))
     assert ("null", "onset in its interval") not in summary and ("scattered", "task learnt") not in summary
-    assert summary["null", "strength > 0.5, the seeds' rule"]["yes"] == 1  # 0.6 is above, 0.5 is not
+    assert summary["null", "strength > 0.5, the original studies' rule"]["yes"] == 1  # 0.6 is above, 0.5 is not
     lines = markdown(summarise(rows)).splitlines()
     assert lines[0] == "|  | planted | scattered | diffuse | null |"
     assert "| even/odd found, last checkpoint | 5/5 (0.48–1.00) | – | – | 1/3 (0.01–0.91) |" in lines
