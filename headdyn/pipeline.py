@@ -21,8 +21,8 @@ from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
 from headdyn.core.randomness import generator
-from headdyn.core.records import Findings, HeadTable
-from headdyn.core.run_folder import RunFolder, read_manifest
+from headdyn.core.records import Findings, HeadTable, write_json
+from headdyn.core.run_folder import MANIFEST, RunFolder, read_manifest
 from headdyn.core.store import StageInterruptedError, explain_os_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.corpus import Corpus
@@ -45,6 +45,8 @@ from headdyn.stages import (
 
 log = logging.getLogger(__name__)
 
+FOR_REPORTS = ("study", "outcomes")  # settings that reports alone read: those of the last command count
+
 
 def run(config: RunConfig, folder: Path) -> None:
     """Do one run and leave its record in `folder`.
@@ -56,6 +58,9 @@ def run(config: RunConfig, folder: Path) -> None:
     if before["status"] == "complete" and not config.force:
         if not is_outdated(config, before):
             log.info("%s: already complete (force=true runs it again)", config.name)
+            settings = {**before["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
+            if settings != before["config"]:
+                write_json(folder / MANIFEST, {**before, "config": settings})
             return
         log.warning("%s: its text has changed since it was run; running it again", config.name)
     elif before["status"] == "damaged":
