@@ -12,13 +12,15 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import PlainValidator
 
-from headdyn.core.settings import ConfigError, Count, Natural, build, checked_value, settings, targeted, unknown_key
+from headdyn.analysis.contract import Analysis
+from headdyn.core.settings import ConfigError, Count, Natural, build, settings, targeted, unknown_key
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.comparisons import Comparisons
 from headdyn.data.corpus import Source
@@ -27,8 +29,65 @@ from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
-if TYPE_CHECKING:
-    from headdyn.analysis.contract import Analysis
+MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
+# What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
+TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
+# The groups whose option is always a factor; any other key is one where the command line overrides it, except these.
+FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
+NO_FACTORS = (
+    *("seed", "force", "device", "threads", "patterns_kept", "tracking", "study", "outcomes", "swept"),
+    *("cluster", "local", "ordering", "hydra", "model.revision", "model.revisions", "model.kept"),
+)
+# What changes no number; a mode acts through other groups.
+_NOT_COMPUTED = ("force", "tracking", "threads", "mode", "study", "outcomes", "swept")
+_NEEDS = {
+    "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
+    "model=organism_planted",
+    "corpus": "reads sequences with known topics, and this model has none; choose analyses of prompts or weights, such "
+    "as analysis=[specialization,circuits]",
+}
+
+Scalar = str | int | float | bool | None
+
+
+@settings
+class Protocol:
+    """conf/protocol: every choice that docs/science.md gives two ways, which the other groups refer to.
+
+    `companions` maps the name of an analysis to further analyses, by name, that run whenever it runs.
+    """
+
+    name: str
+    generator: str
+    blocks: int
+    within_block: str
+    recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale"], float]
+    study: str | None = None  # what the key `study` is where no experiment names another
+    companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    analyses: str = ""
+
+
+@settings
+class Mode:
+    """conf/mode: sizes, steps and learning rates, which the other groups refer to and check."""
+
+    name: str
+    model: Mapping[Literal["d_model", "num_layers", "num_heads", "gqa_kv_heads", "head_dim", "d_ff"], int]
+    micro_languages: Mapping[
+        Literal["vocab_size", "num_topics", "sequence_length", "min_segments", "max_segments", "min_segment"]
+        | Literal["train_sequences", "val_sequences", "target_gap_nats", "concentration"],
+        float,
+    ]
+    text: Mapping[
+        Literal["vocab_size", "sequence_length", "num_topics", "train_sequences", "val_sequences", "embedding"],
+        int | str | None,  # null is no limit
+    ]
+    train: Mapping[
+        Literal["steps", "batch_size", "muon_lr", "adamw_lr", "snapshots"]
+        | Literal["eval_every_steps", "eval_sequences", "compile"],
+        float | bool,
+    ]
+    recalibration_floor_steps: int
 
 
 @settings
@@ -56,130 +115,6 @@ class PositionSettings:
 
 
 @settings
-class ProtocolRecalibration:
-    """How a protocol recalibrates after a positional change."""
-
-    share: float
-    floor_steps: int
-    warmup_share: float
-    lr_scale: float
-
-
-@settings
-class Protocol:
-    """conf/protocol: every choice that science.md gives two ways. Group files refer to these values.
-
-    `companions` maps the name of an analysis to further analyses, by name, that run whenever it runs.
-    """
-
-    name: str
-    generator: str
-    blocks: int
-    within_block: str
-    recalibration: ProtocolRecalibration
-    study: str | None = None  # what the key `study` is where no experiment names another
-    companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    analyses: str = ""
-
-
-@settings
-class ModeModel:
-    """A mode's model size."""
-
-    d_model: int
-    num_layers: int
-    num_heads: int
-    gqa_kv_heads: int
-    head_dim: int
-    d_ff: int
-
-
-@settings
-class ModeLanguages:
-    """A mode's micro-languages."""
-
-    vocab_size: int
-    num_topics: int
-    sequence_length: int
-    min_segments: int
-    max_segments: int
-    min_segment: int
-    train_sequences: int
-    val_sequences: int
-    target_gap_nats: float
-    concentration: float
-
-
-@settings
-class ModeText:
-    """A mode's real text: upper limits, which a small corpus does not reach; null is no limit."""
-
-    vocab_size: int
-    sequence_length: int
-    num_topics: int
-    train_sequences: int | None
-    val_sequences: int
-    embedding: str
-
-
-@settings
-class ModeTrain:
-    """A mode's training budget and rates."""
-
-    steps: int
-    batch_size: int
-    muon_lr: float
-    adamw_lr: float
-    snapshots: int
-    eval_every_steps: int
-    eval_sequences: int
-    compile: bool
-
-
-@settings
-class Mode:
-    """conf/mode: sizes, steps and learning rates. Group files refer to these values."""
-
-    name: str
-    model: ModeModel
-    micro_languages: ModeLanguages
-    text: ModeText
-    train: ModeTrain
-    recalibration_floor_steps: int
-
-
-MODEL_KINDS: Mapping[str, type] = {
-    "mini_qwen3": MiniQwen3,
-    "trained": Trained,
-    "pretrained": Pretrained,
-}
-
-Scalar = str | int | float | bool | None
-
-# The values that belong to no group, and their types.
-VALUES: Mapping[str, Any] = {
-    "seed": Natural,
-    "force": bool,
-    "device": Literal["auto", "cpu", "cuda"],
-    "precision": Literal["auto", "bf16", "fp32"],
-    "threads": Natural,
-    "patterns_kept": Natural,
-    "study": str | None,
-    "swept": tuple[str, ...],
-}
-# What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
-TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
-# The groups whose option is always a factor; any other key is one where the command line overrides it, except these.
-FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
-NO_FACTORS = (
-    *("seed", "force", "device", "threads", "patterns_kept", "tracking", "study", "outcomes", "swept"),
-    *("cluster", "local", "ordering", "hydra", "model.revision", "model.revisions", "model.kept"),
-)
-# What changes no number: a mode and a protocol's companions act through other groups alone.
-_NOT_COMPUTED = ("force", "tracking", "threads", "mode", "study", "outcomes", "swept")
-
-
-@settings
 class Outcomes:
     """What the runs of a sweep are compared by: one primary outcome, and the others; null is every one measured."""
 
@@ -187,7 +122,51 @@ class Outcomes:
     others: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+def _model(node: Any) -> Any:
+    """The model's settings: of one of the kinds here, or of the class that `_target_` names (a BuiltSuite)."""
+    if not isinstance(node, dict) or "_target_" in node:
+        return targeted(node, "model") if isinstance(node, dict) else node
+    if node.get("kind") not in MODEL_KINDS:
+        raise ConfigError(f"model.kind={node.get('kind')!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
+    return build(MODEL_KINDS[node["kind"]], node, "model")
+
+
+def _analysis(node: Any, where: str) -> Any:
+    """The analysis that a group of conf/analysis describes. Raises ConfigError."""
+    if isinstance(node, dict) and "_target_" not in node:
+        name = where.rpartition(".")[2]
+        raise ConfigError(
+            f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
+            f"analysis=[...], or take its settings away with ~{where}"
+        )
+    analysis = targeted(node, where)
+    lacking = [name for name in ("rows", "needs", "metrics", "__call__") if not hasattr(analysis, name)]
+    if lacking:
+        raise ConfigError(
+            f"{where}._target_={node['_target_']} is no analysis: it lacks {', '.join(lacking)} "
+            "(see headdyn/analysis/contract.py)"
+        )
+    return analysis
+
+
+def _importable(package: str | None) -> str | None:
+    try:
+        found = package is None or importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError, AttributeError):
+        found = False
+    if not found:
+        raise ConfigError(f"study={package} is no package that can be imported; leave it out, or null")
+    return package
+
+
+def _target(group: str) -> PlainValidator:
+    return PlainValidator(lambda node: targeted(node, group))
+
+
+_ANALYSES = PlainValidator(lambda nodes: {name: _analysis(node, f"analysis.{name}") for name, node in nodes.items()})
+
+
+@settings
 class RunConfig:
     """One run, checked. Its fields are the configuration's groups and values.
 
@@ -197,34 +176,31 @@ class RunConfig:
 
     mode: Mode
     protocol: Protocol
-    model: MiniQwen3 | Trained | Pretrained | BuiltSuite
+    model: Annotated[MiniQwen3 | Trained | Pretrained | BuiltSuite, PlainValidator(_model)]
     attention: AttentionSettings
-    data: Source | Comparisons
-    data_ordering: Ordering
+    data: Annotated[Source | Comparisons, _target("data")]
+    data_ordering: Annotated[Ordering, _target("data_ordering")]
     position_enc: PositionSettings
     train: TrainSettings
-    analysis: Mapping[str, Analysis]
+    analysis: Annotated[Mapping[str, Analysis], _ANALYSES]
     tracking: TrackingSettings
     outcomes: Outcomes
-    seed: int
+    seed: Natural
     force: bool
-    device: str
-    precision: str
-    threads: int
-    patterns_kept: int
-    study: str | None  # the package whose words and tables the report adds
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "bf16", "fp32"]
+    threads: Natural
+    patterns_kept: Natural
+    study: Annotated[str | None, PlainValidator(_importable)]  # the package that adds to the report
     swept: tuple[str, ...]
     factors: Mapping[str, Scalar]
     resolved: Mapping[str, Any] = field(repr=False)  # the plain nested dict that all of the above came from
 
     def __post_init__(self) -> None:
-        self._check_analyses()
+        self._require_a_fit()
         if not self.trains:
             return
-        try:
-            self.decoder_config(vocab_size=2)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        self.decoder_config(vocab_size=2)
         for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
             wanted, available = getattr(self.train, ours), getattr(self.data, theirs, None)
             if available is not None and wanted > available:
@@ -232,41 +208,37 @@ class RunConfig:
                     f"train.{ours}={wanted} exceeds data.{theirs}={available}; lower the one or raise the other"
                 )
 
-    def _check_analyses(self) -> None:
-        """Refuse a model, data and analyses that cannot meet."""
-        model = self.factors["model"]
-        asked = isinstance(self.data, Comparisons)
-        if asked and self.trains:
+    def _require_a_fit(self) -> None:
+        """Refuse a model, data and analyses that do not fit together."""
+        model, layers = self.factors["model"], getattr(self.model, "num_layers", None)
+        if self.trains and self.material == "prompts":
             raise ConfigError(
                 f"data=comparisons asks a language model in words, and model={model} has only token numbers; choose "
                 "model=organism_planted, pythia_160m, gpt2 or huggingface"
             )
-        if not asked and not self.trains:
+        if not self.trains and self.material == "corpus":
             raise ConfigError(
                 f"data={self.factors['data']} is what models are trained on here, and model={model} comes trained; add "
                 "data=comparisons and analyses of prompts, such as analysis=[specialization]"
             )
         for name, analysis in self.analysis.items():
-            layer, layers = getattr(analysis, "layer", None), getattr(self.model, "num_layers", None)
+            layer = getattr(analysis, "layer", None)
             if layer is not None and layers is not None and not 0 <= layer < layers:
                 raise ConfigError(
                     f"analysis.{name}.layer={layer} is out of range: model={model} has layers 0 to {layers - 1}"
                 )
-            if "prompts" in analysis.needs and not asked:
-                raise ConfigError(
-                    f"analysis={name} asks a language model in words; add data=comparisons and a model that has them, "
-                    "such as model=organism_planted"
-                )
-            if "corpus" in analysis.needs and asked:
-                raise ConfigError(
-                    f"analysis={name} reads sequences with known topics, and model={model} has none; choose analyses "
-                    "of prompts or weights, such as analysis=[specialization,circuits]"
-                )
+            for need in (analysis.needs & set(_NEEDS)) - {self.material}:
+                raise ConfigError(f"analysis={name} {_NEEDS[need]}")
         if isinstance(self.model, Trained) and self.position_enc.recalibration is not None:
             raise ConfigError(
                 f"model=trained follows a training through its snapshots, and position_enc="
                 f"{self.factors['position_enc']} adds a second one; choose position_enc=rope or nope"
             )
+
+    @property
+    def material(self) -> str:
+        """What the model reads: corpus or prompts."""
+        return _material(self.data)
 
     @property
     def trains(self) -> bool:
@@ -327,88 +299,45 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     """
     plain = {"analysis": {}, **_plain(cfg)}  # analysis=[] leaves no node at all
     known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "resolved")]
-    for key in (*plain, *known):
-        if key not in known:
-            raise ConfigError(unknown_key(key, known))
-        if key not in plain:
-            raise ConfigError(f"{key} is missing; set {key}=...")
-    alias, ordering = choices.get("ordering"), choices.get("data_ordering")
-    if alias not in (None, ordering):
-        raise ConfigError(f"ordering={alias} and data_ordering={ordering} disagree; give only one of them")
+    for key in set(plain) - set(known):
+        raise ConfigError(unknown_key(key, known))
     for group in (*FACTORS[:-1], "analysis"):
         if not isinstance(plain[group], dict) or (group in FACTORS and not isinstance(choices.get(group), str)):
             raise ConfigError(
                 f"{group} must name one option of conf/{group}, or of a folder of your own (--config-dir)"
             )
-    model = _model(plain["model"])
-    comes_trained = not isinstance(model, MiniQwen3)
+    alias, ordering = choices.get("ordering"), choices["data_ordering"]
+    if alias not in (None, ordering):
+        raise ConfigError(f"ordering={alias} and data_ordering={ordering} disagree; give only one of them")
+    comes_trained = not isinstance(_model(plain["model"]), MiniQwen3)
     for override in overrides if comes_trained else ():
         if _key(override).partition(".")[0] in TRAINING_GROUPS:
             raise ConfigError(
                 f"{override} has no effect on model={choices['model']}, which comes trained; leave it out"
             )
-    protocol, data = build(Protocol, plain["protocol"], "protocol"), targeted(plain["data"], "data")
-    analyses = {name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()}
-    plain["protocol"].pop("study", None)
-    plain["protocol"].pop("companions", None)  # those that run are among the analyses
-    plain["protocol"].pop("analyses", None)
-    material = "prompts" if isinstance(data, Comparisons) else "corpus"
-    for name in tuple(analyses):
+    _add_companions(plain)
+    analyses = [_analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()]
+    possible = outcome_names(analyses)
+    if "outcomes.primary" not in map(_key, overrides) and plain["outcomes"]["primary"] not in possible:
+        plain["outcomes"]["primary"] = next(iter(possible), None)  # of runs that do not measure the usual one
+    factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
+    return build(RunConfig, {**plain, "factors": factors, "resolved": plain}, "")
+
+
+def _add_companions(plain: dict[str, Any]) -> None:
+    """Add the analyses of the protocol to those that they accompany, but for those that read what this run lacks."""
+    protocol, material = build(Protocol, plain["protocol"], "protocol"), _material(targeted(plain["data"], "data"))
+    for name in tuple(plain["analysis"]):
         for title, node in protocol.companions.get(name, {}).items():
-            companion = _analysis(node, f"protocol.companions.{name}.{title}")
-            if companion.needs <= {material, "series"}:
-                analyses[title], plain["analysis"][title] = companion, node
-    values = {name: checked_value(hint, plain[name], name) for name, hint in VALUES.items()}
-    if values["study"] is not None and not _importable(values["study"]):
-        raise ConfigError(f"study={values['study']} is no package that can be imported; leave it out, or null")
-    outcomes, choices_of_outcomes = build(Outcomes, plain["outcomes"], "outcomes"), outcome_names(analyses.values())
-    if outcomes.primary not in choices_of_outcomes and "outcomes.primary" not in map(_key, overrides):
-        outcomes = dataclasses.replace(outcomes, primary=next(iter(choices_of_outcomes), None))
-        plain["outcomes"]["primary"] = outcomes.primary
-    return RunConfig(
-        mode=build(Mode, plain["mode"], "mode"),
-        protocol=protocol,
-        model=model,
-        attention=build(AttentionSettings, plain["attention"], "attention"),
-        data=data,
-        data_ordering=targeted(plain["data_ordering"], "data_ordering"),
-        position_enc=build(PositionSettings, plain["position_enc"], "position_enc"),
-        train=build(TrainSettings, plain["train"], "train"),
-        analysis=analyses,
-        tracking=build(TrackingSettings, plain["tracking"], "tracking"),
-        outcomes=outcomes,
-        factors=_factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ()),
-        resolved=plain,
-        **values,
-    )
+            needs = _analysis(node, f"protocol.companions.{name}.{title}").needs & set(_NEEDS)
+            if needs <= {material}:
+                plain["analysis"][title] = node
+    for key in ("companions", "analyses", "study"):  # recorded as what they add to this run
+        plain["protocol"].pop(key, None)
 
 
-def _model(node: dict[str, Any]) -> Any:
-    """The model's settings: of one of the kinds here, or of the class that `_target_` names (a BuiltSuite)."""
-    if "_target_" in node:
-        return targeted(node, "model")
-    kind = node.get("kind")
-    if not isinstance(kind, str) or kind not in MODEL_KINDS:
-        raise ConfigError(f"model.kind={kind!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
-    return build(MODEL_KINDS[kind], node, "model")
-
-
-def _analysis(node: Any, where: str) -> Analysis:
-    """The analysis that a group of conf/analysis describes. Raises ConfigError."""
-    if isinstance(node, dict) and "_target_" not in node:
-        name = where.rpartition(".")[2]
-        raise ConfigError(
-            f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
-            f"analysis=[...], or take its settings away with ~{where}"
-        )
-    analysis = targeted(node, where)
-    lacking = [name for name in ("rows", "needs", "metrics", "__call__") if not hasattr(analysis, name)]
-    if lacking:
-        raise ConfigError(
-            f"{where}._target_={node['_target_']} is no analysis: it lacks {', '.join(lacking)} "
-            "(see headdyn/analysis/contract.py)"
-        )
-    return analysis
+def _material(data: Source | Comparisons) -> str:
+    return "prompts" if isinstance(data, Comparisons) else "corpus"
 
 
 def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
@@ -441,13 +370,6 @@ def is_no_factor(key: str) -> bool:
 def _key(override: str) -> str:
     """The key of an override as the command line gives it: `train.steps` of `++train.steps=300`."""
     return override.lstrip("+~").partition("=")[0].partition("@")[0]
-
-
-def _importable(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError, AttributeError):
-        return False
 
 
 def _plain(cfg: DictConfig) -> dict[str, Any]:

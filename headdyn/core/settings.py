@@ -12,7 +12,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -85,25 +85,29 @@ def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
 
 def _first_problem(hint: Any, value: Any, where: str, errors: Sequence[ErrorDetails]) -> str:
     """The first error in one line; an unknown key comes before the others, since a typo may explain them."""
-    error = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    error = next(filter(_is_unknown_key, errors), errors[0])
     kind, path = error["type"], _path_in(value, error["loc"])
     key, parent, hints = _dotted(where, path), _dotted(where, path[:-1]), _types_at(hint, path)
-    if kind == "unexpected_keyword_argument":
-        group = next(h for h in _types_at(hint, path[:-1]) if dataclasses.is_dataclass(h))
-        return unknown_key(key, [f"{parent}.{f.name}" for f in dataclasses.fields(group)])
+    if _is_unknown_key(error):
+        return unknown_key(key, [_dotted(parent, [name]) for h in _types_at(hint, path[:-1]) for name in _names_in(h)])
     if kind == "value_error":  # from a __post_init__
         message = _one_line(error["ctx"]["error"])
-        return message if where in message else f"{where}: {message}"
+        return message if key in message else f"{key}: {message}"
     for part in path:
         value = value[part]
     if kind in ("missing", "too_long") and isinstance(value, list):
         length = next(len(typing.get_args(h)) for h in hints if typing.get_origin(h) is tuple)
         return f"{key}={value} has {len(value)} entries, not {length}"
     if kind == "missing":
-        return f"{key}.{error['loc'][-1]} is missing; set {key}.{error['loc'][-1]}=..."
+        key = _dotted(where, error["loc"])
+        return f"{key} is missing; set {key}=..."
     alike = [e for e in errors if e["loc"][: len(path)] == path]  # one from each member of a union
     must_be = [_must_be(e, hints) for e in alike] + ["null"] * (type(None) in hints)
     return f"{key}={value!r} must be {' or '.join(dict.fromkeys(must_be))}"
+
+
+def _is_unknown_key(error: ErrorDetails) -> bool:
+    return error["type"] == "unexpected_keyword_argument" or "[key]" in error["loc"]
 
 
 def _must_be(error: ErrorDetails, hints: Sequence[Any]) -> str:
@@ -116,7 +120,7 @@ def _must_be(error: ErrorDetails, hints: Sequence[Any]) -> str:
 
 
 def _dotted(where: str, path: Sequence[int | str]) -> str:
-    return where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return (where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)).lstrip(".")
 
 
 def _path_in(value: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
@@ -137,10 +141,20 @@ def _types_at(hint: Any, path: Sequence[int | str]) -> tuple[Any, ...]:
         for member in _members(hint):
             if dataclasses.is_dataclass(member):
                 hint = typing.get_type_hints(member).get(str(key))
+            elif isinstance(key, str) and typing.get_origin(member) is Mapping:
+                hint = typing.get_args(member)[1]
             elif typing.get_origin(member) is tuple and isinstance(key, int):
                 inner = typing.get_args(member)
                 hint = inner[0] if inner[-1] is ... else inner[key]
     return _members(hint)
+
+
+def _names_in(hint: Any) -> list[str]:
+    """The keys that a group of this type may have."""
+    if dataclasses.is_dataclass(hint):
+        return [f.name for f in dataclasses.fields(hint)]
+    keys = _members(typing.get_args(hint)[0]) if typing.get_origin(hint) is Mapping else ()
+    return [name for literal in keys for name in typing.get_args(literal)]
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
