@@ -24,8 +24,7 @@ from headdyn.config import RunConfig, check, is_no_factor, one_line, outcome_nam
 from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
-from headdyn.models.revisions import is_pythia, parse
-from headdyn.models.settings import MiniQwen3, Pretrained, Trained
+from headdyn.models.settings import MiniQwen3, Trained
 
 HYDRA_VERSION = "1.3"
 RUN_NAME = "${headdyn_run:}"  # in conf/config.yaml: a run's folder is called as the run is
@@ -64,16 +63,13 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         # The first job alone: a bad value answers before a large sweep is composed.
         base, first = composed(_jobs(overrides)[0])
         params = dict(base.hydra.sweeper.get("params") or {})
-        revisions = _revisions(first)
         on_command_line = [o.get_key_element() for o in overrides if o.is_sweep_override()]
         if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
             _require_outcomes([first], overrides)
-            _require_one_job(base, first, overrides, params, revisions)
-            folder = Path(str(base.hydra.run.dir)).absolute()
-            _require_output(folder)
-            return Plan((first,), folder, False, tuple(arguments))
+            _require_one_job(first, overrides, params)
+            return Plan((first,), _output(base.hydra.run.dir), False, tuple(arguments))
         _require_our_sweeper(base)
-        if revisions:
+        if revisions := _revisions(first):
             single = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
             if single:
                 raise ConfigError(
@@ -89,9 +85,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _require_single_levels(jobs, swept)
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
-        folder = Path(str(OmegaConf.select(base, "hydra.sweep.dir"))).absolute()
-        _require_output(folder)
-        return Plan(jobs, folder, True, tuple(arguments))
+        return Plan(jobs, _output(base.hydra.sweep.dir), True, tuple(arguments))
 
 
 @contextmanager
@@ -130,44 +124,32 @@ def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
 
 def _revisions(config: RunConfig) -> tuple[str, ...]:
     """The checkpoints that `model.revisions` names, for a sweep to run one by one. Raises ConfigError."""
-    model, revisions = config.model, getattr(config.model, "revisions", None)
-    if revisions is None:
-        return ()
+    model = config.model
+    if isinstance(model, MiniQwen3):
+        every = isinstance(model, Trained) and model.revisions is not None
+        steps = log_spaced(config.train.steps, config.train.snapshots) if every else ()
+        return tuple(f"step{step}" for step in steps)
     try:
-        if isinstance(model, Trained):
-            return tuple(f"step{step}" for step in log_spaced(config.train.steps, config.train.snapshots))
-        if isinstance(model, Pretrained):
-            return parse(revisions, pythia=is_pythia(model.name), main=model.allow_main)
-        assert not isinstance(model, MiniQwen3)
-        return model.series(revisions)
+        return () if model.revisions is None else model.series(model.revisions)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def _require_one_job(
-    base: DictConfig,
-    checked: RunConfig,
-    overrides: Sequence[Override],
-    params: Mapping[str, str],
-    revisions: Sequence[str],
-) -> None:
+def _require_one_job(job: RunConfig, overrides: Sequence[Override], params: Mapping[str, str]) -> None:
     """Refuse a command without -m that names several runs, of which Hydra would silently do one."""
-    several = [o.input_line for o in overrides if o.is_sweep_override()]
-    if several:
-        raise ConfigError(f"{several[0]} names several values; add -m to run them all")
-    preset = f"experiment={base.hydra.runtime.choices.experiment}"
+    for override in (o for o in overrides if o.is_sweep_override()):
+        raise ConfigError(f"{override.input_line} names several values; add -m to run them all")
     if params:
+        preset = f"experiment={job.factors['experiment']}"
         raise ConfigError(f"{preset} sweeps {', '.join(params)}; add -m to run all of its conditions")
-    if revisions:
+    if revisions := _revisions(job):
         raise ConfigError(
             f"model.revisions names {len(revisions)} checkpoints; add -m to run them all, or choose one with "
             f"model.revisions=null model.revision={revisions[-1]}"
         )
-    for name, analysis in checked.analysis.items():
+    for name, analysis in job.analysis.items():
         if "series" in analysis.needs:
-            raise ConfigError(
-                f"analysis={name} compares checkpoints; add -m and model.revisions=... (original_11, say)"
-            )
+            raise ConfigError(f"analysis={name} compares checkpoints; add -m and model.revisions=step1000,step2000")
 
 
 def _require_our_sweeper(base: DictConfig) -> None:
@@ -209,12 +191,14 @@ def _require_outcomes(jobs: Sequence[RunConfig], overrides: Sequence[Override]) 
             raise ConfigError(f"outcomes.{key}={name} {fact}; choose from {', '.join(choices) or 'other analyses'}")
 
 
-def _require_output(folder: Path) -> None:
-    """Refuse a folder that cannot be written, before any job starts. Raises ConfigError."""
+def _output(folder: str) -> Path:
+    """The folder for what the command leaves, found writable before any job starts. Raises ConfigError."""
+    path = Path(folder).absolute()
     try:
-        require_writable(folder, "output folder", "HEADDYN_OUT (or hydra.run.dir, hydra.sweep.dir)")
+        require_writable(path, "output folder", "HEADDYN_OUT (or hydra.run.dir, hydra.sweep.dir)")
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return path
 
 
 def plain_arguments(arguments: Sequence[str]) -> list[str]:

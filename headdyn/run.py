@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from headdyn.config import RunConfig, check
+from headdyn.config import check
 from headdyn.core.settings import ConfigError
 from headdyn.models.settings import Pretrained
 from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, plain_arguments
@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
     if plan is not None:
-        impossible = _unreachable(plan.jobs) or _not_on_this_machine(plan)
-        if impossible:
-            for made in (plan.folder, plan.folder.parent):  # by the trial of writing there
+        obstacle = _obstacle(plan)
+        if obstacle:
+            for folder in (plan.folder, plan.folder.parent):
                 with suppress(OSError):
-                    made.rmdir()  # only where it is empty
-            print(f"headdyn: {impossible}", file=sys.stderr)
+                    folder.rmdir()  # if the write test made it: nothing but an empty folder can be removed so
+            print(f"headdyn: {obstacle}", file=sys.stderr)
             return 1
     sys.argv = [sys.argv[0], *(arguments if plan is None else plan.arguments)]
     status = 0
@@ -85,36 +85,27 @@ def job(cfg: DictConfig) -> None:
         ) from error
 
 
-def _unreachable(jobs: Sequence[RunConfig]) -> str | None:
-    """Why a model of the jobs cannot be had at all, asked once a model; a single bad revision fails its own job."""
-    if not any(isinstance(job.model, Pretrained) for job in jobs):
-        return None
-    from headdyn.core.store import Store, cache_root
-    from headdyn.models.checkpoints.files import require_reachable
-    from headdyn.models.checkpoints.hub import CheckpointError
+def _obstacle(plan: Plan) -> str | None:
+    """Why no job of the plan can be done: a model that is nowhere, a device that this machine lacks; else None.
 
-    asked = set()
-    for job in jobs:
-        model = job.model
-        if isinstance(model, Pretrained) and model.name not in asked:
-            asked.add(model.name)
-            try:
-                require_reachable(model.name, model.revision, Store(cache_root()))
-            except CheckpointError as error:
-                return str(error)
-    return None
-
-
-def _not_on_this_machine(plan: Plan) -> str | None:
-    """Why this machine cannot do what a job asks of it. Of jobs that a launcher takes elsewhere it is not asked."""
-    asked = {(job.device, job.precision, job.threads) for job in plan.jobs if job.device == "cuda"}
-    if not asked or any(argument.startswith(("cluster=", "hydra/launcher=")) for argument in plan.arguments):
-        return None
-    from headdyn.core import machine
-
+    Each model is asked for once: a single bad revision fails its own job. Of jobs that a launcher takes to another
+    machine no device is asked for.
+    """
+    models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
+    elsewhere = any(argument.startswith(("cluster=", "hydra/launcher=")) for argument in plan.arguments)
+    cuda = {(job.device, job.precision, job.threads) for job in plan.jobs if job.device == "cuda" and not elsewhere}
     try:
-        for choice in asked:
-            machine.resolve(*choice)
+        if models:
+            from headdyn.core.store import Store, cache_root
+            from headdyn.models.checkpoints.files import require_reachable
+
+            for model in models.values():
+                require_reachable(model.name, model.revision, Store(cache_root()))
+        if cuda:
+            from headdyn.core import machine
+
+            for choice in cuda:
+                machine.resolve(*choice)
     except ValueError as error:
         return str(error)
     return None

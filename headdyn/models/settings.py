@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from headdyn.core.settings import Count, Positive, settings
-from headdyn.models.revisions import is_pythia, require_pythia, step_of
+from headdyn.models.revisions import is_pythia, parse, require_pythia, step_of
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
@@ -54,6 +54,10 @@ class Pretrained:
     def __post_init__(self) -> None:
         if is_pythia(self.name) and self.revision != "main":
             require_pythia(self.revision)
+
+    def series(self, text: str) -> tuple[str, ...]:
+        """The revisions that `model.revisions=text` asks for, in the order of training. Raises ValueError."""
+        return parse(text, pythia=is_pythia(self.name), main=self.allow_main)
 
 
 class BuiltSuite(Protocol):
