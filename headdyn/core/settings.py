@@ -113,6 +113,8 @@ def _is_unknown_key(error: ErrorDetails) -> bool:
 def _must_be(error: ErrorDetails, hints: Sequence[Any]) -> str:
     if error["type"] in _BOUNDS:
         return f"{_BOUNDS[error['type']]} {next(iter(error['ctx'].values()))}"
+    if error["type"] == "too_short":
+        return f"a list of {error['ctx']['min_length']} or more"
     if error["type"] == "literal_error":
         choices = [str(choice) for h in hints if typing.get_origin(h) is Literal for choice in typing.get_args(h)]
         return f"one of {', '.join(choices)}"
