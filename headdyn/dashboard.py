@@ -12,10 +12,9 @@ machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Save or write the dashboards. Returns the exit status: 2 where what was asked for was not done."""
     parser = argparse.ArgumentParser(prog="python -m headdyn.dashboard", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
-        "path", nargs="?", type=Path, metavar="SWEEP", help="a sweep's folder or a run's; default newest"
+        "path", nargs="?", type=Path, metavar="SWEEP", help="a sweep's folder or a run's; or the newest"
     )
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team; default $WANDB_ENTITY")
     parser.add_argument("--project", default=TrackingSettings.project, help="default %(default)s")
     parser.add_argument("--every-run", action="store_true", help="show all runs of the project, not the sweep's alone")
-    parser.add_argument("--run", help="the run to show in depth, by name; default the newest")
+    parser.add_argument("--run", help="the run to show in depth, by name; default the sweep's last")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the specs there as JSON, save nothing online")
     given = parser.parse_args(arguments)
     for name, value in _PATIENCE.items():
@@ -60,19 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     online = given.out is None and os.environ.get("WANDB_MODE", "online") == "online"
     entity = given.entity or ""
     try:
-        require_client()
         path = given.path or newest_sweep(Path(os.environ.get("HEADDYN_OUT", ".")) / "multirun")
         dashboards, presets = of_records(path, entity, given.run, every_run=given.every_run)
         problem = unreachable() if online else None
         if online and problem is None:
-            for url in save(dashboards, presets, entity, given.project):
-                print(url)
+            print(*save(dashboards, presets, entity, given.project), sep="\n")
             return 0
         files = write(dashboards, entity, given.project, folder)
         if problem is not None:
             raise DashboardError(f"{problem}; nothing was saved, the {len(files)} specs are in {folder} instead")
-    except (OSError, ValueError) as error:
-        line = explain_os_error(error, folder) if isinstance(error, OSError) else error
+    except (OSError, ValueError, ImportError) as error:
+        line = explain_os_error(error, folder) if isinstance(error, OSError) else str(error)
+        if isinstance(error, ImportError):
+            line = f"dashboards need the package {error.name}, which is absent; pip install 'headdyn[dashboard]'"
         print(f"headdyn: {line}", file=sys.stderr)
         return 2
     print(f"offline: {len(files)} specs written to {folder}, nothing saved at W&B")
@@ -101,23 +100,10 @@ def of_records(
     by_name = {job.run.name: job for job in sweep.complete}
     if run is not None and run not in by_name:
         raise DashboardError(f"--run {run} is no complete run of {path}; it has {', '.join(by_name) or 'none'}")
-    dashboards = [of_sweep(sweep, entity, every_run=every_run)]
-    if by_name:
-        dashboards.append(of_run(by_name[run or next(reversed(by_name))], entity, newest=run is None))
-    return dashboards, figures(sweep.complete)
-
-
-def require_client() -> None:
-    """Raise DashboardError where the extra is not installed."""
-    try:
-        import wandb_workspaces.workspaces  # noqa: F401
-    except ImportError as error:
-        raise DashboardError(
-            f"dashboards need the package {error.name}, which is absent; pip install 'headdyn[dashboard]'"
-        ) from error
-
-
-# -- writing and saving -----------------------------------------------------------------------------------------------
+    shown = [by_name[run]] if run else sweep.complete[-1:]
+    return [of_sweep(sweep, entity, every_run=every_run), *(of_run(job, entity) for job in shown)], figures(
+        sweep.complete
+    )
 
 
 def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Path) -> list[Path]:
@@ -125,37 +111,34 @@ def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Pa
     require_writable(folder, "folder of specs", "--out")
     written = []
     for dashboard in dashboards:
-        views = {
-            "workspace": workspace(dashboard, entity, project),
-            "report": report(dashboard, entity, project, online=False),
-        }
-        for kind, view in views.items():
+        whole, parts = workspace(dashboard, entity, project), report(dashboard, entity, project, online=False)
+        for kind, view in {"workspace": whole, "report": parts}.items():
             spec = view._to_model().spec.model_dump(by_alias=True, exclude_none=True, mode="json")
+            about = {"entity": entity, "project": project, "kind": kind, "title": dashboard.title}
             written.append(folder / f"{dashboard.name}_{kind}.json")
-            write_json(
-                written[-1],
-                {"entity": entity, "project": project, "kind": kind, "title": dashboard.title, "spec": spec},
-            )
+            write_json(written[-1], {**about, "spec": spec})
     return written
 
 
 def save(dashboards: Sequence[Dashboard], presets: Mapping[str, Path], entity: str, project: str) -> list[str]:
-    """Save every dashboard at W&B and return their addresses; what was saved before a failure is deleted again."""
-    require_project(entity, project)
+    """Save every dashboard at W&B and return their addresses; what was saved before a failure is deleted again.
+
+    Raises DashboardError for whatever fails: the client's errors have no base class of their own.
+    """
     views: list[Any] = []
     try:
-        with client_errors():
-            register(presets, entity)
-            for dashboard in dashboards:
-                views += [workspace(dashboard, entity, project), report(dashboard, entity, project, online=True)]
-            return [view.save().url for view in views]
-    except DashboardError as error:
+        require_project(entity, project)
+        register(presets, entity)
+        for dashboard in dashboards:
+            views += [workspace(dashboard, entity, project), report(dashboard, entity, project, online=True)]
+        return [view.save().url for view in views]
+    except BaseException as error:  # Ctrl-C too
         left = undo(views)
+        if not isinstance(error, Exception):
+            raise
+        line = " ".join(str(error).split()) or type(error).__name__
         rest = f"still there, to be deleted by hand: {', '.join(left)}" if left else "nothing was saved"
-        raise DashboardError(f"{error}; {rest}") from error
-    except BaseException:  # Ctrl-C too
-        undo(views)
-        raise
+        raise DashboardError(f"{'' if isinstance(error, DashboardError) else 'W&B: '}{line}; {rest}") from error
 
 
 def register(presets: Mapping[str, Path], entity: str) -> None:
@@ -163,27 +146,23 @@ def register(presets: Mapping[str, Path], entity: str) -> None:
     import wandb
 
     for key, path in presets.items():
-        _, _, spec = custom_chart(read_json(path))
+        chart = {"entity": entity, "name": preset_name(key), "display_name": f"headdyn {key}"}
         try:
             wandb.Api().create_custom_chart(
-                entity, preset_name(key), f"headdyn {key}", spec_type="vega2", access="private", spec=spec
+                **chart, spec_type="vega2", access="private", spec=custom_chart(read_json(path))[-1]
             )
-        except Exception as error:  # the client's errors have no base class of their own
+        except Exception as error:
             if "exist" not in str(error).lower():
                 raise
 
 
 def require_project(entity: str, project: str) -> None:
     """Raise DashboardError where W&B knows no such entity or project, or does not show it to this key."""
-    import wandb
-    from wandb_workspaces._graphql import execute_graphql
-
     if not entity:
         raise DashboardError("--entity is missing; give --entity USER_OR_TEAM, or --out FOLDER for the specs alone")
-    with client_errors("; nothing was saved"):
-        known = execute_graphql(wandb.Api(), _KNOWN, {"entity": entity, "project": project})
+    known = _ask(_KNOWN, entity=entity, project=project)
     if known.get("entity") is None:
-        raise DashboardError(f"--entity {entity} is unknown to W&B, or hidden from this key; nothing was saved")
+        raise DashboardError(f"--entity {entity} is unknown to W&B, or hidden from this key")
     if known.get("project") is None:
         raise DashboardError(
             f"--project {project} is unknown to W&B in {entity}; upload runs first: wandb sync --entity {entity} "
@@ -193,36 +172,23 @@ def require_project(entity: str, project: str) -> None:
 
 def undo(views: Sequence[Any]) -> list[str]:
     """Delete the views that have been saved. Returns the titles of those that would not go."""
-    import wandb
-    from wandb_workspaces._graphql import execute_graphql
-
     left = []
     for view in views:
-        saved, title = getattr(view, "_internal_id", "") or getattr(view, "id", ""), getattr(view, "title", None)
-        if not saved:
-            continue
+        saved = getattr(view, "_internal_id", "") or getattr(view, "id", "")
         try:
-            with client_errors():
-                gone = execute_graphql(wandb.Api(), _DELETE, {"id": saved})["deleteView"]["success"]
-        except DashboardError:
+            gone = not saved or _ask(_DELETE, id=saved)["deleteView"]["success"]
+        except Exception:
             gone = False
         if not gone:
-            left.append(title or view.name)
+            left.append(getattr(view, "title", None) or view.name)
     return left
 
 
-@contextlib.contextmanager
-def client_errors(but: str = "") -> Iterator[None]:
-    """The client's errors as DashboardErrors of one line. They have no base class of their own."""
-    try:
-        yield
-    except Exception as error:
-        raise DashboardError(f"W&B: {one_line(error)}{but}") from error
+def _ask(query: str, **variables: str) -> dict[str, Any]:
+    import wandb
+    from wandb_workspaces._graphql import execute_graphql
 
-
-def one_line(error: Exception) -> str:
-    """An error's message, its lines joined."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return execute_graphql(wandb.Api(), query, variables)
 
 
 # -- as the client's objects ------------------------------------------------------------------------------------------
@@ -233,14 +199,13 @@ def workspace(dashboard: Dashboard, entity: str, project: str) -> Workspace:
     import wandb_workspaces.workspaces as ws
 
     key = ws.Config(dashboard.order) if dashboard.order else ws.Metric("CreatedTimestamp")
+    sections = [ws.Section(name=section.title, panels=_placed(dashboard, section)) for section in dashboard.sections]
+    sections[0].is_open = True
     return ws.Workspace(
         name=dashboard.title,
         entity=entity,
         project=project,
-        sections=[
-            ws.Section(name=section.title, panels=_placed(dashboard, section), is_open=number == 0)
-            for number, section in enumerate(dashboard.sections)
-        ],
+        sections=sections,
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=dashboard.most_runs),
         runset_settings=ws.RunsetSettings(
             filters=dashboard.where,

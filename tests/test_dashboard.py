@@ -140,7 +140,6 @@ def views(sweeps: dict[str, SweepRecord]) -> dict[str, Dashboard]:
         "checkpoints": of_sweep(sweeps["prompts"], "someone"),
         "run": of_run(sweeps["matrix"].jobs[0], "someone"),
         "checkpoint": of_run(sweeps["prompts"].jobs[0], "someone"),
-        "newest": of_run(sweeps["matrix"].jobs[0], "someone", newest=True),
     }
 
 
@@ -225,7 +224,6 @@ def test_one_run_in_depth_names_what_runs_log(logged, views):
         assert media and media <= named(specs(views[kind]))
     assert ("table", "patterns/telling_heads_table") in named(specs(views["run"]))
     assert ("artifact", f"{logged['matrix'].name}-patterns") in named(specs(views["run"]))
-    assert not missing(views["newest"], logged["matrix"])
 
 
 def passes(one: Dashboard, run: Logged) -> bool:
@@ -250,7 +248,6 @@ def test_filters_let_their_own_runs_through(logged, views, sweeps):
     other = dataclasses.replace(matrix, group="another")
     assert not passes(views["factors"], other)
     assert passes(of_sweep(sweeps["matrix"], "someone", every_run=True), other)
-    assert passes(views["newest"], matrix) and passes(views["newest"], prompts)
 
 
 def test_any_swept_key_has_its_panels(tmp_path: Path) -> None:
@@ -447,7 +444,7 @@ def small(tmp_path: Path) -> SweepRecord:
 
 
 def of(sweep: SweepRecord) -> list[Dashboard]:
-    return [of_sweep(sweep, "someone"), of_run(sweep.complete[-1], "someone", newest=True)]
+    return [of_sweep(sweep, "someone"), of_run(sweep.complete[-1], "someone")]
 
 
 def test_four_views_are_saved_and_their_addresses_printed(server, small, capsys):

@@ -51,67 +51,60 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
     import wandb_workspaces.reports.v2 as wr
 
     groups = list(dict.fromkeys(job.run.folder.resolve().parent.name for job in sweep.jobs))
-    where = "" if every_run else f"Metric('Group') in {groups}"
+    where = [] if every_run else [f"Metric('Group') in {groups}"]
     recorded = {name for job in sweep.complete for name in job.run.scalars}
     outcomes = [name for name in sweep.outcomes.names if name in recorded]
     factors = [factor.name for factor in sweep.factors]
-    shown = tuple(f"summary:{name}.value" for name in outcomes)
-    if any(job.factors.get("revision") is not None for job in sweep.complete):
+    of_checkpoints = any(job.factors.get("revision") is not None for job in sweep.complete)
+    if of_checkpoints:
         step = wr.Config("checkpoint_step")
         over = [
             wr.ScatterPlot(title=_label(sweep, name), x=step, y=wr.SummaryMetric(f"{name}.value"), log_x=True)
             for name in outcomes
         ]
-        text = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
-        return Dashboard(
-            name="checkpoints",
-            title=f"headdyn {sweep.name}",
-            text="Every run is a checkpoint; what emerges, and when, is in the sweep's report.html.",
-            where=" and ".join(filter(None, ("Config('checkpoint_step.value') >= 0", where))),
-            order="checkpoint_step",
-            columns=(_column("factors.model"), _column("seed"), _column("checkpoint_step"), *shown),
-            sections=(Section(title="Outcomes", text=text, panels=over), *_media(sweep.complete, entity)),
-        )
-    columns = [
-        *(wr.ParallelCoordinatesPlotColumn(metric=wr.Config(_entry(name))) for name in factors),
-        *(wr.ParallelCoordinatesPlotColumn(metric=wr.SummaryMetric(f"{name}.value")) for name in outcomes[:3]),
-    ]
-    together = wr.ParallelCoordinatesPlot(title="conditions to outcomes", columns=columns)
+        about = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
+        sections = [Section(title="Outcomes", text=about, panels=over)]
+        shown, where = ["factors.model", "checkpoint_step"], ["Config('checkpoint_step.value') >= 0", *where]
+        text = "Every run is a checkpoint; what emerges, and when, is in the sweep's report.html."
+    else:
+        entries = [*map(wr.Config, map(_entry, factors)), *(wr.SummaryMetric(f"{name}.value") for name in outcomes[:3])]
+        columns = [wr.ParallelCoordinatesPlotColumn(metric=entry) for entry in entries]
+        together = wr.ParallelCoordinatesPlot(title="conditions to outcomes", columns=columns)
+        about = "Every run a line through its conditions."
+        sections = [_bars(sweep, name, outcomes) for name in factors]
+        sections += [Section(title="Factors and outcomes", text=about, panels=[together]), _training(sweep.complete)]
+        shown = [_entry(name) for name in dict.fromkeys([*factors, "mode"])]
+        text = f"What do {', '.join(factors) or 'these settings'} do to attention heads? {_TESTED}"
     return Dashboard(
-        name="factors",
+        name="checkpoints" if of_checkpoints else "factors",
         title=f"headdyn {sweep.name}",
-        text=f"What do {', '.join(factors) or 'these settings'} do to attention heads? {_TESTED}",
-        where=where,
-        groups=[_entry(name) for name in factors],
-        columns=(*(_column(_entry(name)) for name in dict.fromkeys([*factors, "mode"])), _column("seed"), *shown),
-        sections=(
-            *(_bars(sweep, name, outcomes) for name in factors),
-            Section(title="Factors and outcomes", text="Every run a line through its conditions.", panels=[together]),
-            _training(sweep.complete),
-            *_media(sweep.complete, entity),
-        ),
+        text=text,
+        where=" and ".join(where),
+        order="checkpoint_step" if of_checkpoints else "",
+        groups=[] if of_checkpoints else [_entry(name) for name in factors],
+        columns=[*map(_column, [*shown, "seed"]), *(f"summary:{name}.value" for name in outcomes)],
+        sections=[*sections, *_media(sweep.complete, entity)],
     )
 
 
-def of_run(job: Job, entity: str, *, newest: bool = False) -> Dashboard:
-    """Everything that one run logged. `newest` shows the newest run of the project in the same panels."""
+def of_run(job: Job, entity: str) -> Dashboard:
+    """Everything that one run logged."""
     import wandb_workspaces.reports.v2 as wr
 
-    name = job.run.name
-    record: list[Any] = [wr.RunComparer(diff_only="split")]
-    if (job.run.folder / "patterns.safetensors").exists() and not newest:
+    name, record = job.run.name, [wr.RunComparer(diff_only="split")]
+    if (job.run.folder / "patterns.safetensors").exists():
         record.append(wr.WeavePanelArtifact(artifact=f"{name}-patterns", tab="files"))
     return Dashboard(
         name="run",
-        title="headdyn run in depth" if newest else f"headdyn run {name}",
-        text="The newest run; name another with --run, or choose it in the run set." if newest else f"{name}.",
-        where="" if newest else f"Metric('Name') == {name!r}",
+        title=f"headdyn run {name}",
+        text="Its curves, figures and tables.",
+        where=f"Metric('Name') == {name!r}",
         most_runs=1,
-        sections=(
+        sections=[
             *([_training([job])] if job.metrics else []),
             *_media([job], entity),
             Section(title="Record", text="Config and summary.", panels=record),
-        ),
+        ],
     )
 
 
