@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import math
@@ -18,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import pyarrow.parquet as pq
+
 from headdyn.core.records import Findings, HeadTable, Metric, read_json, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import Tracker
@@ -32,15 +33,8 @@ _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds"), dict),
 }
 PACKAGES = (
-    "headdyn",
-    "torch",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "transformers",
-    "muon-optimizer",
-    "hydra-core",
-    "wandb",
+    *("headdyn", "torch", "numpy", "scipy", "scikit-learn"),
+    *("transformers", "muon-optimizer", "hydra-core", "wandb"),
 )
 
 
@@ -58,20 +52,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.exists():
         return {"status": "absent"}
+    manifest: dict[str, Any] = {}
     try:
-        manifest = read_json(path)
-        found = manifest if isinstance(manifest, Mapping) else {}
-        lacking = [name for name, kind in _FACTS.items() if not isinstance(found.get(name), kind)]
+        content = read_json(path)
+        facts = content if isinstance(content, dict) else {}
+        lacking = [name for name, kind in _FACTS.items() if not isinstance(facts.get(name), kind)]
         if lacking:
-            missing = ", ".join(lacking)
-            raise ValueError(f"{path} is no run's record: it lacks {missing}; give a run's, or run its command again")
-    except ValueError as error:
-        return {"status": "damaged", "error": str(error)}
-    manifest["factors"] = renamed(manifest["factors"])
-    if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
-        protocol["name"] = "original"
-    try:
-        if manifest["status"] == "complete" and manifest.get("glossary"):  # an analysis is there before its numbers
+            raise ValueError(
+                f"{path} is no run's record: it lacks {', '.join(lacking)}; give a run's, or run its command again"
+            )
+        manifest = {**facts, "factors": renamed(facts["factors"])}
+        if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
+            protocol["name"] = "original"
+        if manifest["status"] == "complete" and manifest.get("glossary"):  # what an analysis measures comes before it
             _require_results(folder)
     except ValueError as error:
         return {**manifest, "status": "damaged", "error": str(error)}
@@ -79,10 +72,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _require_results(folder: Path) -> None:
-    gone = [name for name in (SUMMARY, HEADS) if not (folder / name).is_file()]
-    if gone:
-        raise ValueError(f"{folder} says that it is complete, but lacks {' and '.join(gone)}; run its command again")
-    read_json(folder / SUMMARY)
+    missing = [name for name in (SUMMARY, HEADS) if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(f"{folder} says that it is complete, but lacks {' and '.join(missing)}; run its command again")
+    if not isinstance(read_json(folder / SUMMARY), dict):
+        raise ValueError(f"{folder / SUMMARY} is damaged, it holds no scalars by name; run its command again")
     HeadTable.check(folder / HEADS)
 
 
@@ -98,9 +92,9 @@ class RunRecord:
     def read(cls, folder: Path) -> RunRecord:
         """Raises no error for what is in the folder: a record that cannot be read has the status "damaged"."""
         manifest, summary = read_manifest(folder), folder / SUMMARY
-        whole = manifest["status"] not in ("absent", "damaged") and summary.exists()
+        readable = manifest["status"] not in ("absent", "damaged") and summary.exists()
         try:
-            return cls(folder, manifest, read_json(summary) if whole else {})
+            return cls(folder, manifest, read_json(summary) if readable else {})
         except ValueError as error:
             return cls(folder, {**manifest, "status": "damaged", "error": str(error)}, {})
 
@@ -171,18 +165,14 @@ class RunFolder:
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:
             self.manifest["status"] = "complete"
-        elif isinstance(error, KeyboardInterrupt | StageInterruptedError):
+            self.save_manifest()
+            return
+        if isinstance(error, KeyboardInterrupt | StageInterruptedError):
             self.manifest |= {"status": "interrupted", "error": str(error) or type(error).__name__}
         else:
-            self.manifest |= {
-                "status": "failed",
-                "error": f"{type(error).__name__}: {error}",
-                "traceback": "".join(traceback.format_exception(kind, error, trace)),
-            }
-        if error is None:
-            self.save_manifest()
-        else:
-            write_json_if_possible(self.path / MANIFEST, self.manifest)
+            text, lines = f"{type(error).__name__}: {error}", traceback.format_exception(kind, error, trace)
+            self.manifest |= {"status": "failed", "error": text, "traceback": "".join(lines)}
+        write_json_if_possible(self.path / MANIFEST, self.manifest)
 
     def save_manifest(self) -> None:
         write_json(self.path / MANIFEST, self.manifest)
@@ -221,8 +211,6 @@ class RunFolder:
         for title, figure in findings.figures.items():
             self.figure(name, title, figure)
         for title, further in findings.tables.items():
-            import pyarrow.parquet as pq
-
             pq.write_table(further, self.path / f"{title}.parquet")
         self.summarise(**table.summary())
 
@@ -235,7 +223,7 @@ class RunFolder:
     def describe(self, name: str, about: str, metrics: Mapping[str, Metric]) -> None:
         """Keep what an analysis's numbers mean in the manifest, where a report finds it: None is a range's open end."""
         entries = {
-            metric: {**dataclasses.asdict(m), "low": _finite(m.low), "high": _finite(m.high)}
+            metric: {name: value if value not in (-math.inf, math.inf) else None for name, value in vars(m).items()}
             for metric, m in metrics.items()
         }
         self.manifest.setdefault("glossary", {})[name] = {"about": about, "metrics": entries}
@@ -253,12 +241,11 @@ class MetricsFollower:
             return
         with self.source.open("rb") as file:
             file.seek(self.offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]  # a line still being written is left for the next time
+            appended = file.read()
+        whole = appended[: appended.rfind(b"\n") + 1]  # a line still being written is left for the next time
         self.offset += len(whole)
         by_step: dict[int, dict[str, float]] = {}
-        for line in whole.splitlines():
-            entry = json.loads(line)
+        for entry in map(json.loads, whole.splitlines()):
             by_step.setdefault(entry["step"], {})[entry["name"]] = entry["value"]
         for step, metrics in by_step.items():
             self.run.log(step, metrics)
@@ -270,14 +257,12 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     Raises ValueError, which names the file, for a line that is cut off.
     """
     series: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is damaged, a line is no JSON ({error}); run its command again with force=true"
-            ) from error
-        series.setdefault(entry["name"], []).append((entry["step"], entry["value"]))
+    try:
+        for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines() if path.exists() else ()):
+            series.setdefault(entry["name"], []).append((entry["step"], entry["value"]))
+    except ValueError as error:
+        fix = "run its command again with force=true"
+        raise ValueError(f"{path} is damaged, a line is no JSON ({error}); {fix}") from error
     return series
 
 
@@ -292,10 +277,6 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return described.stdout.strip()
-
-
-def _finite(bound: float) -> float | None:
-    return bound if math.isfinite(bound) else None
 
 
 def _version(package: str) -> str | None:

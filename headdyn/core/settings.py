@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import pydantic
 import pydantic.dataclasses
@@ -59,25 +59,17 @@ def build(cls: type, node: Any, where: str) -> Any:
     if not isinstance(node, dict):
         names = ", ".join(f.name for f in dataclasses.fields(cls))
         raise ConfigError(f"{where}={node!r} must be a group of settings: {names}")
-    return checked_value(cls, node, where)
-
-
-def checked_value(hint: Any, value: Any, key: str) -> Any:
-    """A plain value as the type `hint`, which is whatever a field of settings can have. Raises ConfigError."""
     try:
         # As JSON, where a list may stand for a tuple however strict the types are.
-        return _adapter(hint).validate_json(json.dumps(value, default=str))
+        return _adapter(cls).validate_json(json.dumps(node, default=str))
     except pydantic.ValidationError as error:
-        raise ConfigError(_first_problem(hint, value, key, error.errors())) from error
+        raise ConfigError(_first_problem(cls, node, where, error.errors())) from error
     except (Exception, SystemExit) as error:  # a user's class may raise anything
-        raise ConfigError(f"{key} cannot be checked: {type(error).__name__}: {_one_line(error)}") from error
+        raise ConfigError(f"{where} cannot be checked: {type(error).__name__}: {_one_line(error)}") from error
 
 
 @cache
-def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
-    if not dataclasses.is_dataclass(hint):
-        return pydantic.TypeAdapter(hint, config=_STRICT)
-    cls: Any = hint
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
     if not pydantic.dataclasses.is_pydantic_dataclass(cls):  # a user's plain dataclass is checked as strictly
         cls = pydantic.dataclasses.dataclass(cls, config=_STRICT, frozen=cls.__dataclass_params__.frozen)
     return pydantic.TypeAdapter(cls)
@@ -87,7 +79,7 @@ def _first_problem(hint: Any, value: Any, where: str, errors: Sequence[ErrorDeta
     """The first error in one line; an unknown key comes before the others, since a typo may explain them."""
     error = next(filter(_is_unknown_key, errors), errors[0])
     kind, path = error["type"], _path_in(value, error["loc"])
-    key, parent, hints = _dotted(where, path), _dotted(where, path[:-1]), _types_at(hint, path)
+    key, parent = _dotted(where, path), _dotted(where, path[:-1])
     if _is_unknown_key(error):
         return unknown_key(key, [_dotted(parent, [name]) for h in _types_at(hint, path[:-1]) for name in _names_in(h)])
     if kind == "value_error":  # from a __post_init__
@@ -95,14 +87,15 @@ def _first_problem(hint: Any, value: Any, where: str, errors: Sequence[ErrorDeta
         return message if key in message else f"{key}: {message}"
     for part in path:
         value = value[part]
-    if kind in ("missing", "too_long") and isinstance(value, list):
-        length = next(len(typing.get_args(h)) for h in hints if typing.get_origin(h) is tuple)
-        return f"{key}={value} has {len(value)} entries, not {length}"
+    alike = [e for e in errors if e["loc"][: len(path)] == path]  # one from each member of a union
+    if kind == "missing" and isinstance(value, list):
+        return f"{key}={value} has {len(value)} entries, not {int(alike[-1]['loc'][-1]) + 1}"
+    if kind == "too_long":
+        return f"{key}={value} has {len(value)} entries, not {error['ctx']['max_length']}"
     if kind == "missing":
         key = _dotted(where, error["loc"])
         return f"{key} is missing; set {key}=..."
-    alike = [e for e in errors if e["loc"][: len(path)] == path]  # one from each member of a union
-    must_be = [_must_be(e, hints) for e in alike] + ["null"] * (type(None) in hints)
+    must_be = [_must_be(e) for e in alike] + ["null"] * (type(None) in _types_at(hint, path))
     return f"{key}={value!r} must be {' or '.join(dict.fromkeys(must_be))}"
 
 
@@ -110,15 +103,14 @@ def _is_unknown_key(error: ErrorDetails) -> bool:
     return error["type"] == "unexpected_keyword_argument" or "[key]" in error["loc"]
 
 
-def _must_be(error: ErrorDetails, hints: Sequence[Any]) -> str:
+def _must_be(error: ErrorDetails) -> str:
     if error["type"] in _BOUNDS:
         return f"{_BOUNDS[error['type']]} {next(iter(error['ctx'].values()))}"
     if error["type"] == "too_short":
         return f"a list of {error['ctx']['min_length']} or more"
     if error["type"] == "literal_error":
-        choices = [str(choice) for h in hints if typing.get_origin(h) is Literal for choice in typing.get_args(h)]
-        return f"one of {', '.join(choices)}"
-    return _one_line(error["msg"]).removeprefix("Input should be ")
+        return f"one of {error['ctx']['expected'].replace(' or ', ', ').replace(chr(39), '')}"
+    return "a group of settings" if error["type"] == "dataclass_type" else error["msg"].removeprefix("Input should be ")
 
 
 def _dotted(where: str, path: Sequence[int | str]) -> str:

@@ -67,98 +67,87 @@ class Store:
 
     def find(self, kind: str, recipe: Mapping[str, Any]) -> Entry | None:
         """The finished stage, or None; a damaged one counts as absent and stays where it is."""
-        key = recipe_key(kind, recipe)
-        path = self.root / kind / key
-        return self._finished(path, key) if path.is_dir() and self.damage(path) is None else None
+        path = self.root / kind / recipe_key(kind, recipe)
+        return self._entry(path) if path.is_dir() and self.damage(path) is None else None
 
     def get(
         self, kind: str, recipe: Mapping[str, Any], build: Callable[[Path], None], *, resumable: bool = False
     ) -> Entry:
-        """The finished stage, built now by `build(folder)` if it is not there.
+        """The finished stage, built now by `build(folder)` if there is none.
 
-        A `resumable` build finds in its folder what an interrupted one left. A build that fails leaves a mark, so that
+        A `resumable` build gets the folder that an interrupted one left. A build that fails leaves a mark, so that
         jobs which were waiting for it raise StageFailedError in place of failing again; a later call tries anew.
         """
-        key = recipe_key(kind, recipe)
-        path = self.root / kind / key
+        path = self.root / kind / recipe_key(kind, recipe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        asked = time.time()
+        called = time.time()
         if path.is_dir() and path in self._verified:
-            return self._finished(path, key)
+            return self._entry(path)
         with self._locked(path):
             if path.is_dir():
                 damage = self.damage(path)
                 if damage is None:
-                    return self._finished(path, key)
+                    return self._entry(path)
                 self._set_aside(path, damage)
             failed = path.with_suffix(".failed.json")
-            if failed.exists() and failed.stat().st_mtime > asked:
-                raise StageFailedError(f"{kind} {key} failed in another job: {json.loads(failed.read_text())['error']}")
-            self._build(kind, recipe, path, build, resumable, failed)
-        return Entry(path, key, True, json.loads((path / MANIFEST).read_text())["build_seconds"])
+            if failed.exists() and failed.stat().st_mtime > called:
+                error = json.loads(failed.read_text())["error"]
+                raise StageFailedError(f"{kind} {path.name} failed in another job: {error}")
+            try:
+                self._build(path, {"kind": kind, "recipe": dict(recipe)}, build, resumable)
+            except (StageInterruptedError, KeyboardInterrupt):
+                raise
+            except Exception as error:
+                text = explain_os_error(error, path) if isinstance(error, OSError) else str(error)
+                write_json_if_possible(failed, {"error": text, "traceback": traceback.format_exc()})
+                if isinstance(error, OSError):
+                    raise OSError(error.errno, text) from error
+                raise
+            failed.unlink(missing_ok=True)
+            self._verified.add(path)
+        return self._entry(path, built=True)
 
-    def _build(
-        self,
-        kind: str,
-        recipe: Mapping[str, Any],
-        path: Path,
-        build: Callable[[Path], None],
-        resumable: bool,
-        failed: Path,
-    ) -> None:
+    def _build(self, path: Path, facts: Mapping[str, Any], build: Callable[[Path], None], resumable: bool) -> None:
         partial = path.with_suffix(".partial")
         if partial.exists() and not resumable:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
         begun = time.monotonic()
-        try:
-            build(partial)
-            seconds = time.monotonic() - begun
-            files = {str(p.relative_to(partial)): p for p in sorted(partial.rglob("*")) if p.is_file()}
-            manifest = {
-                "kind": kind,
-                "recipe": dict(recipe),
-                "build_seconds": seconds,
-                "files": {name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for name, p in files.items()},
-            }
-            write_json(partial / MANIFEST, manifest)
-            for p in (*files.values(), partial / MANIFEST):
-                sync(p)
-            partial.rename(path)
-            sync(path.parent)
-        except (StageInterruptedError, KeyboardInterrupt):
-            raise
-        except OSError as error:
-            explained = explain_os_error(error, partial)
-            write_json_if_possible(failed, {"error": explained, "traceback": traceback.format_exc()})
-            raise OSError(error.errno, explained) from error
-        except Exception as error:
-            write_json_if_possible(failed, {"error": str(error), "traceback": traceback.format_exc()})
-            raise
-        failed.unlink(missing_ok=True)
-        self._verified.add(path)
+        build(partial)
+        seconds = time.monotonic() - begun
+        files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
+        sums = {
+            str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files
+        }
+        write_json(partial / MANIFEST, {**facts, "build_seconds": seconds, "files": sums})
+        for file in (*files, partial / MANIFEST):
+            sync(file)
+        partial.rename(path)
+        sync(path.parent)
 
     def damage(self, path: Path) -> str | None:
         """What is wrong with a finished stage's files, or None; every byte is read once per process."""
         if path in self._verified:
             return None
         try:
-            files = json.loads((path / MANIFEST).read_text())["files"]
-        except (OSError, ValueError, KeyError) as error:
-            return f"its manifest is unreadable ({error})"
-        for name, expected in files.items():
+            manifest = json.loads((path / MANIFEST).read_text())
+            float(manifest["build_seconds"])
+            expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return f"its manifest is unreadable ({type(error).__name__}: {error})"
+        for name, (size, sha256) in expected.items():
             file = path / name
             if not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{name} holds {file.stat().st_size} bytes, not {expected['bytes']}"
-            if file_hash(file) != expected["sha256"]:
+            if file.stat().st_size != size:
+                return f"{name} holds {file.stat().st_size} bytes, not {size}"
+            if file_hash(file) != sha256:
                 return f"{name} does not match its checksum"
         self._verified.add(path)
         return None
 
-    def _finished(self, path: Path, key: str) -> Entry:
-        return Entry(path, key, False, json.loads((path / MANIFEST).read_text())["build_seconds"])
+    def _entry(self, path: Path, built: bool = False) -> Entry:
+        return Entry(path, path.name, built, json.loads((path / MANIFEST).read_text())["build_seconds"])
 
     def _set_aside(self, path: Path, damage: str) -> None:
         number = 1
@@ -171,14 +160,12 @@ class Store:
     def _locked(self, path: Path) -> Iterator[None]:
         lock = FileLock(path.with_suffix(".lock"))
         try:
-            lock.acquire(timeout=0.2)
+            held = lock.acquire(timeout=0.2)
         except Timeout:
             log.info("waiting for another job that builds %s", path)
-            lock.acquire()
-        try:
+            held = lock.acquire()
+        with held:
             yield
-        finally:
-            lock.release()
 
 
 def cache_root() -> Path:
