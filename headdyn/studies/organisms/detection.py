@@ -12,14 +12,12 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import rank_test
@@ -43,11 +41,22 @@ log = logging.getLogger(__name__)
 SCHEMA = 1  # raised when a row's meaning changes
 SERIES = "original_11"
 ALPHA = 0.05
-THRESHOLD = 0.5  # of success, from which on an effect counts as there: Emergence's
+THRESHOLD = 0.5  # of success, from which on a planted effect counts as shown: Emergence's
 LEARNT = 0.9  # of the bug pairs right when asked plainly and wrong after "Q:", else a suite shows nothing
 FLIPPED = 0.9  # of the answers, by patching all heads
 
 Row = dict[str, Any]
+
+# What is asked of the suites: of which kinds, and whether a suite's row says yes.
+QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool]]] = {
+    "task learnt": (KINDS, lambda row: row["learnt"]),
+    "even/odd found, last checkpoint": (KINDS, lambda row: row["found"]),
+    "even/odd found, trajectory": (KINDS, lambda row: row["found_by_trajectory"]),
+    "strength > 0.5, the original studies' rule": (KINDS, lambda row: row["even_success"] - row["odd_success"] > 0.5),
+    "planted half ranked first": (("planted", "scattered"), lambda row: row["half_rank"] == 1),
+    "all heads flip ≥ 90 %": (KINDS, lambda row: row["all_flips"]),
+    "onset in its interval": (("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),
+}
 
 
 def study(
@@ -65,24 +74,32 @@ def study(
     Raises ValueError where `out` holds a suite that was done otherwise.
     """
     make, analysis = settings or default_settings, analysis or Specialization()
-    folder = out / "suites"
-    folder.mkdir(parents=True, exist_ok=True)
-    for suite in range(suites):  # a suite of every kind first, so that an interrupted study compares kinds
-        for kind in kinds:
-            organism = make(kind, suite)
-            path = folder / f"{kind}_{suite:03d}.json"
-            key = recipe_key("organism_study", {"schema": SCHEMA, "suite": organism.recipe(), "by": repr(analysis)})
-            if path.exists():
-                if json.loads(path.read_text(encoding="utf-8"))["key"] != key:
-                    raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
-                continue
-            row = {"key": key, "git": git_revision(), **examine(organism, store, analysis)}
-            write_json(path, row)
-            write_record(out)
-            log.info("%s %d: %s", kind, suite, _in_words(row))
+    (out / "suites").mkdir(parents=True, exist_ok=True)
+    # A suite of every kind first, so that a study that was interrupted compares kinds.
+    for organism in (make(kind, suite) for suite in range(suites) for kind in kinds):
+        path = out / "suites" / f"{organism.organism}_{organism.suite:03d}.json"
+        key = record_key(organism, analysis)
+        if path.exists():
+            if json.loads(path.read_text(encoding="utf-8"))["key"] != key:
+                raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
+            continue
+        row = {"key": key, "git": git_revision(), **examine(organism, store, analysis)}
+        write_json(path, row)
+        write_record(out)
+        log.info("%s %d: %s", organism.organism, organism.suite, _in_words(row))
     rows = write_record(out)
-    Console().print(_table(summarise(rows)))
+    Console().print(Markdown(f"Suites of which it is true (Clopper–Pearson, 95 %)\n\n{markdown(summarise(rows))}"))
     return rows
+
+
+def default_settings(kind: str, suite: int) -> Organism:
+    """The suite that `model=organism_KIND seed=SUITE` trains."""
+    return build(Organism, {"name": f"organism_{kind}", "organism": kind, "suite": suite}, "model")
+
+
+def record_key(organism: Organism, analysis: Specialization) -> str:
+    """Names everything that a suite's row depends on."""
+    return recipe_key("organism_study", {"schema": SCHEMA, "suite": organism.recipe(), "by": repr(analysis)})
 
 
 def write_record(out: Path) -> list[Row]:
@@ -93,16 +110,10 @@ def write_record(out: Path) -> list[Row]:
     with (out / "study.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
         writer.writeheader()
-        writer.writerows(
-            {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()} for row in rows
-        )
+        for row in rows:
+            writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
     (out / "table.md").write_text(markdown(summary), encoding="utf-8")
     return rows
-
-
-def default_settings(kind: str, suite: int) -> Organism:
-    """The suite that `model=organism_KIND seed=SUITE` trains."""
-    return build(Organism, {"name": f"organism_{kind}", "organism": kind, "suite": suite}, "model")
 
 
 # -- one suite --------------------------------------------------------------------------------------------------------
@@ -111,29 +122,19 @@ def default_settings(kind: str, suite: int) -> Organism:
 def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
     """Train a suite, or find it trained, and put what the detectors say of it beside what is true."""
 
-    def build(folder: Path) -> None:
+    def train(folder: Path) -> None:
         with ProgressLine(f"{organism.name} {organism.suite}") as line:
             organism.build(folder, observer=line)
 
-    entry = store.get("organism", organism.recipe(), build, resumable=True)
+    entry = store.get(organism.stage, organism.recipe(), train, resumable=True)
     began = time.process_time()
-    points = []
-    for revision in organism.series(SERIES):
-        loaded = load(entry.path, revision, store=store)
-        assert loaded.tokenizer is not None
-        prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
-        said = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))
-        points.append(
-            SeriesPoint(
-                revision=revision,
-                step=loaded.step,
-                table=said.table,
-                splits=SplitSummary.of(said.tables["splits"]),
-                state_hash=loaded.state_hash,
-            )
-        )
+    points = [_point(organism, entry.path, revision, store, analysis) for revision in organism.series(SERIES)]
     verdict = Emergence()(points, generator(organism.suite, "analysis/emergence")).verdict
     known = organism.truth()
+    emerges = {
+        name: [verdict["measures"][name][end] for end in ("emerges_after_step", "emerges_at_step")]
+        for name in ("strength", "strength_nats")
+    }
     return {
         "kind": organism.organism,
         "suite": organism.suite,
@@ -146,29 +147,39 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
         "found_by_trajectory": verdict["even_odd"]["found"],
         "trajectory_p": verdict["even_odd"]["p"],
         **_onset(points, known),
-        "even_odd_emerges": [
-            verdict["measures"]["strength"][name] for name in ("emerges_after_step", "emerges_at_step")
-        ],
-        "even_odd_nats_emerge": [
-            verdict["measures"]["strength_nats"][name] for name in ("emerges_after_step", "emerges_at_step")
-        ],
+        "even_odd_emerges": emerges["strength"],
+        "even_odd_nats_emerge": emerges["strength_nats"],
     }
+
+
+def _point(organism: Organism, folder: Path, revision: str, store: Store, analysis: Specialization) -> SeriesPoint:
+    """A checkpoint of the suite, analysed."""
+    loaded = load(folder, revision, store=store)
+    assert loaded.tokenizer is not None
+    prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
+    findings = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))
+    splits = SplitSummary.of(findings.tables["splits"])
+    return SeriesPoint(
+        revision=revision, step=loaded.step, table=findings.table, splits=splits, state_hash=loaded.state_hash
+    )
+
+
+def _values(point: SeriesPoint) -> dict[str, float]:
+    return {name: row["value"] for name, row in point.summary().items() if "value" in row}
 
 
 def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
     """What the last checkpoint shows. `half_rank` is the planted half's place in the scan over all splits."""
     assert point.splits is not None
-    value = {name: row["value"] for name, row in point.summary().items() if "value" in row}
-    splits, strength_S = point.splits.splits, point.splits.strength_S
-    test = rank_test(strength_S, splits.even_odd)
-    half = _half(point.splits, heads)
+    values, splits, strength_S = _values(point), point.splits.splits, point.splits.strength_S
+    test, half = rank_test(strength_S, splits.even_odd), _half(point.splits, heads)
+    names = ("plain_success", "source_success", "even_success", "odd_success", "all_success", "strength_nats")
     return {
-        **{name: value[name] for name in ("plain_success", "source_success")},
-        **{name: value[name] for name in ("even_success", "odd_success", "all_success", "strength_nats")},
-        "learnt": value["source_success"] >= LEARNT and value["plain_success"] <= 1 - LEARNT,
+        **{name: values[name] for name in names},
+        "learnt": values["source_success"] >= LEARNT and values["plain_success"] <= 1 - LEARNT,
         "p_two_sided": test.p_two_sided,
         "found": test.p_two_sided < ALPHA,
-        "all_flips": value["all_success"] >= FLIPPED,
+        "all_flips": values["all_success"] >= FLIPPED,
         "half_rank": None if half is None else rank_test(strength_S, half).rank,
         "strongest_half": list(splits.heads(int(strength_S.argmax()))),
     }
@@ -187,111 +198,58 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
     less that with nothing patched (an untrained model answers half of the pairs rightly).
     `onset_off_by` counts checkpoints between the interval found and the true one; null where it never shows.
     """
+    row: Row = {"true_onset": None, "onset_after": None, "onset_at": None, "onset_off_by": None}
     if known["onset"] is None:
-        return {"true_onset": None, "onset_after": None, "onset_at": None, "onset_off_by": None}
-    steps, values = [], []
+        return row
+    steps, effects = [], []
     for point in points:
         assert point.splits is not None and point.step is not None
-        half = _half(point.splits, known["heads"])
-        value = {name: row["value"] for name, row in point.summary().items() if "value" in row}
-        whole = value["all_success"] - value["plain_success"]
-        values.append(whole if half is None else point.splits.success_S[half])
+        half, values = _half(point.splits, known["heads"]), _values(point)
+        whole = values["all_success"] - values["plain_success"]
+        effects.append(whole if half is None else point.splits.success_S[half])
         steps.append(point.step)
-    found, true = int(first_above(np.array(values), THRESHOLD)), known["onset"]["step"]
-    at = next(i for i, step in enumerate(steps) if step > true)
-    there = found < len(steps)
-    return {
-        "true_onset": true,
-        "onset_after": steps[found - 1] if there and found else None,
-        "onset_at": steps[found] if there else None,
-        "onset_off_by": found - at if there else None,
+    row["true_onset"] = known["onset"]["step"]
+    shown = int(first_above(np.array(effects), THRESHOLD))
+    if shown == len(steps):
+        return row
+    true = next(i for i, step in enumerate(steps) if step > row["true_onset"])
+    return row | {
+        "onset_after": steps[shown - 1] if shown else None,
+        "onset_at": steps[shown],
+        "onset_off_by": shown - true,
     }
 
 
 # -- all suites -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Question:
-    """One column of the summary: for which kinds it is asked, and whether a suite's row says yes."""
-
-    name: str
-    kinds: tuple[str, ...]
-    asks: Callable[[Row], bool]
-
-
-QUESTIONS = (
-    Question("task learnt", KINDS, lambda row: row["learnt"]),
-    Question("even/odd found, last checkpoint", KINDS, lambda row: row["found"]),
-    Question("even/odd found, trajectory", KINDS, lambda row: row["found_by_trajectory"]),
-    Question(
-        "strength > 0.5, the original studies' rule", KINDS, lambda row: row["even_success"] - row["odd_success"] > 0.5
-    ),
-    Question("planted half ranked first", ("planted", "scattered"), lambda row: row["half_rank"] == 1),
-    Question("all heads flip ≥ 90 %", KINDS, lambda row: row["all_flips"]),
-    Question("onset in its interval", ("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),
-)
-
-
 def summarise(rows: Sequence[Row]) -> list[Row]:
     """Per kind and question: suites that say yes, of how many, and the share's Clopper–Pearson interval (95 %)."""
-    found = []
+    summary = []
     for kind in KINDS:
-        mine = [row for row in rows if row["kind"] == kind]
-        for question in QUESTIONS if mine else ():
-            if kind in question.kinds:
-                hits = sum(map(question.asks, mine))
-                low, high = binomial_interval(hits, len(mine))
-                found.append(
-                    {
-                        "kind": kind,
-                        "question": question.name,
-                        "yes": hits,
-                        "suites": len(mine),
-                        "share": hits / len(mine),
-                        "ci_low": float(low),
-                        "ci_high": float(high),
-                    }
-                )
-    return found
-
-
-def _cells(summary: Sequence[Row]) -> list[list[str]]:
-    """One line a question, one column a kind; a dash where it is not asked."""
-    by_place = {(row["kind"], row["question"]): row for row in summary}
-    lines = []
-    for question in QUESTIONS:
-        line = [question.name]
-        for kind in KINDS:
-            row = by_place.get((kind, question.name))
-            line.append(
-                "–" if row is None else f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
-            )
-        lines.append(line)
-    return lines
+        suites = [row for row in rows if row["kind"] == kind]
+        for question, (kinds, says_yes) in QUESTIONS.items():
+            if suites and kind in kinds:
+                yes = sum(map(says_yes, suites))
+                low, high = map(float, binomial_interval(yes, len(suites)))
+                counts = {"kind": kind, "question": question, "yes": yes, "suites": len(suites)}
+                summary.append({**counts, "share": yes / len(suites), "ci_low": low, "ci_high": high})
+    return summary
 
 
 def markdown(summary: Sequence[Row]) -> str:
-    """The summary as a table for a README."""
-    lines = [["", *KINDS], ["---"] * (len(KINDS) + 1), *_cells(summary)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def _table(summary: Sequence[Row]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Suites of which it is true (Clopper–Pearson, 95 %)", title_justify="left")
-    for name in ("", *KINDS):
-        table.add_column(name)
-    for line in _cells(summary):
-        table.add_row(*line)
-    return table
+    """The summary as a table: a line a question, a column a kind, a dash where it is not asked."""
+    cells = {
+        (row["question"], row["kind"]): f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
+        for row in summary
+    }
+    lines = [[question, *(cells.get((question, kind), "–") for kind in KINDS)] for question in QUESTIONS]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [["", *KINDS], ["---"] * (len(KINDS) + 1), *lines])
 
 
 def _in_words(row: Row) -> str:
-    onset = (
-        ""
-        if row["true_onset"] is None
-        else f", onset {row['onset_after']}–{row['onset_at']} (true {row['true_onset']:g})"
-    )
+    onset = "" if row["true_onset"] is None else f", onset {row['onset_after']}–{row['onset_at']}"
+    onset += "" if row["true_onset"] is None else f" (true {row['true_onset']:g})"
     return (
         f"even {row['even_success']:.2f} odd {row['odd_success']:.2f} all {row['all_success']:.2f}, "
         f"p {row['p_two_sided']:.3g}, over the trajectory {row['trajectory_p']:.3g}{onset}"

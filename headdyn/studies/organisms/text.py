@@ -36,17 +36,14 @@ _PIECES = r" ?[A-Za-z]+| ?\d|[\s\S]"  # a word or a digit with the space before 
 @functools.cache
 def tokenizer() -> Tokenizer:
     """Whole words and single digits, `` 9.11`` being `` 9``, ``.``, ``1``, ``1``; any other word is <unk>."""
-    sample = "".join(
-        (*(form.clean + form.corrupted for form in FORMATS), *"0123456789.\n", *(f" {d}" for d in range(10)))
-    )
+    words = "".join(form.clean + form.corrupted for form in FORMATS).replace("{first}", "").replace("{second}", "")
     splitter = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
-    text = sample.replace("{first}", "").replace("{second}", "")
+    text = words + "0123456789.\n" + "".join(f" {digit}" for digit in range(10))
     pieces = sorted({piece for piece, _ in splitter.pre_tokenize_str(text)})
     vocabulary = {piece: i for i, piece in enumerate([_UNKNOWN, *pieces])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
-    made.pre_tokenizer = splitter
-    made.decoder = decoders.Fuse()
-    return made
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.pre_tokenizer, tokenizer.decoder = splitter, decoders.Fuse()
+    return tokenizer
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -83,31 +80,31 @@ def draw_batch(suite: int, step: int, pairs: int) -> Batch:
     A function of suite and step alone, the same for every kind of organism.
     """
     draws = generator(suite, f"organism/batch/{step}")
-    asked = []
+    questions = []
     for i in range(pairs):
         pool = _pairs(i < pairs // 2)
         pair, form = pool[draws.integers(len(pool))], FORMATS[draws.integers(len(FORMATS))]
-        asked.append((pair, form, bool(draws.integers(2))))
-    return batch_of(asked)
+        questions.append((pair, form, bool(draws.integers(2))))
+    return batch_of(questions)
 
 
-def batch_of(asked: Sequence[tuple[Pair, Format, bool]]) -> Batch:
-    """The prompts of these pairs, each as (pair, format, whether the right number stands first)."""
-    plain = [_prompt(form.clean, pair, right_first) for pair, form, right_first in asked]
-    corrupted = [_prompt(form.corrupted, pair, right_first) for pair, form, right_first in asked]
-    right = [form.answer.format(answer=pair.right) for pair, form, _ in asked]
-    misled = [form.answer.format(answer=pair.long) for pair, form, _ in asked]
+def batch_of(questions: Sequence[tuple[Pair, Format, bool]]) -> Batch:
+    """The prompts of these questions, each (pair, format, whether the right number stands first)."""
+    plain = [_prompt(form.clean, pair, right_first) for pair, form, right_first in questions]
+    corrupted = [_prompt(form.corrupted, pair, right_first) for pair, form, right_first in questions]
+    right = [form.answer.format(answer=pair.right) for pair, form, _ in questions]
+    misled = [form.answer.format(answer=pair.long) for pair, form, _ in questions]
     prompts = _encoded([*plain, *corrupted])
     own, other = _encoded([*right, *misled]), _encoded([*misled, *right])
     length = max(len(p) + max(len(a), len(b)) for p, a, b in zip(prompts, own, other, strict=True)) + _SCORED_ENDS
     own_NT, own_scored_NT = _rows(prompts, own, length)
     other_NT, other_scored_NT = _rows(prompts, other, length)
     partner_NT = np.full((len(prompts), length), -1)
-    for i, (_, form, _) in enumerate(asked):
+    for i, (_, form, _) in enumerate(questions):
         block = _block(form)
         places = np.arange(block.length)
         partner_NT[i, block.source_start + places] = block.target_start + places
-        partner_NT[i + len(asked), block.target_start + places] = block.source_start + places
+        partner_NT[i + len(questions), block.target_start + places] = block.source_start + places
     return Batch(
         own_NT=own_NT,
         other_NT=other_NT,
