@@ -64,7 +64,6 @@ class Protocol:
     recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale"], float]
     study: str | None = None  # what the key `study` is where no experiment names another
     companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
-    analyses: str = ""
 
 
 @settings
@@ -332,7 +331,7 @@ def _add_companions(plain: dict[str, Any]) -> None:
             needs = _analysis(node, f"protocol.companions.{name}.{title}").needs & set(_NEEDS)
             if needs <= {material}:
                 plain["analysis"][title] = node
-    for key in ("companions", "analyses", "study"):  # recorded as what they add to this run
+    for key in ("companions", "study"):  # recorded as what they add to this run
         plain["protocol"].pop(key, None)
 
 

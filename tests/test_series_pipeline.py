@@ -240,22 +240,21 @@ def test_what_is_left_out_changes_no_verdict(sweep: Path, damaged: Path) -> None
 # -- as the studies ran it --------------------------------------------------------------------------------------------
 
 
-def test_the_seeds_protocol_adds_its_own_rows(place: Path, sweep: Path) -> None:
+def test_the_original_protocol_runs_the_studys_procedure_beside(place: Path, sweep: Path) -> None:
     arguments = (*EVEN_ODD, *ORGANISM, "model.revisions=step1000,step143000", "protocol=seed")
-    quick = ("analysis.specialization.seed_trials=1", "analysis.specialization.seed_tokens=4")
-    made = swept(place, (*arguments, *quick))
-    assert "seed_protocol" in made.name
+    companion = "protocol.companions.specialization.original_patching"
+    made = swept(place, (*arguments, f"{companion}.trials=1", f"{companion}.tokens=4"))
     for record in runs_of(made).values():
         metrics = set(record.heads().table["metric"].to_pylist())
-        seed = {name for name in metrics if name.startswith("seed_")}
-        assert {"seed_strength", "seed_even_success", "seed_odd_success"} <= seed and "strength_nats" in metrics
-        assert record.heads().where(metric="seed_strength").rows()[0]["n"] == 1  # greedy: equal trials are one
-        assert pq.read_table(record.folder / "seed_responses.parquet").num_rows
+        own = {"original_strength", "original_plain_success", "original_even_success", "original_odd_success"}
+        assert {name for name in metrics if name.startswith("original_")} == own and "strength_nats" in metrics
+        assert record.heads().where(metric="original_strength").rows()[0]["n"] == 1  # greedy: equal trials are one
+        assert pq.read_table(record.folder / "original_responses.parquet").num_rows == 3
         assert not record.manifest["stages"]["organism"]["built"]  # the protocol changes no training
     ours = {metric for record in runs_of(sweep).values() for metric in record.heads().table["metric"].to_pylist()}
-    assert not any(name.startswith("seed_") for name in ours)
-    said = verdict_of(made)["verdict"]
-    assert "seed_strength" in said["measures"] and "seed_strength" not in said["unmeasured"]
+    assert not any(name.startswith("original_") for name in ours)
+    judged = verdict_of(made)["verdict"]
+    assert "original_strength" in judged["measures"] and "original_strength" not in judged["unmeasured"]
 
 
 # -- the other experiments --------------------------------------------------------------------------------------------
@@ -290,7 +289,7 @@ def test_what_the_heads_do(place: Path, sweep: Path) -> None:
     quick = (
         *("analysis.patching.sign_flips=999", "analysis.patching.bootstrap_draws=100"),
         *("analysis.ablation.texts=4", "analysis.ablation.donors=1", "analysis.ablation.random_groups=20"),
-        *("analysis.ablation.splits=100", "analysis.ablation.swaps=19", "analysis.ablation.bootstrap_draws=100"),
+        *("analysis.ablation.splits=100", "analysis.ablation.bootstrap_draws=100"),
     )
     arguments = ("experiment=mechanistic", *ORGANISM, *PROMPTS, *SPECIALIZATION, *CIRCUITS, *CLUSTERS, *quick)
     record = single(place, arguments)

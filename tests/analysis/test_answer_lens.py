@@ -8,7 +8,8 @@ import torch
 
 from headdyn.analysis.answer_lens import AnswerLens
 from headdyn.analysis.answer_lens_measure import answer_directions
-from headdyn.analysis.interventions.patching import Patch, PromptPatching
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching
 from headdyn.core.figures import Figure
 from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts

@@ -33,19 +33,22 @@ FOLDER = Path(__file__).parents[2] / "conf" / "analysis"
 LISTS = {"all": "corpus", "all_prompts": "prompts"}  # options that name others
 OPTIONS = sorted(option for option in FOLDER.glob("*.yaml") if option.stem not in LISTS)
 HEAVY = ("torch", "scipy", "sklearn", "transformers", "altair")
-STILL_HEAVY = {
-    *("ablation", "circuit_course", "emergence", "head_clusters", "patching", "permutation", "specialization"),
-}
 ROWS = {"head", "layer", "model", "split", "order"}
+
+
+def node(option: Path) -> dict[str, Any]:
+    """What the option's file says, settings of other analyses that it refers to being absent."""
+    text = option.read_text(encoding="utf-8")
+    assert text.startswith(f"# @package analysis.{option.stem}\n")
+    return yaml.safe_load(re.sub(r"\$\{oc.select:.*\}", "null", text))
 
 
 def load(option: Path) -> Analysis:
     """The analysis as the option's file gives it, without Hydra: `_target_` and settings of the declared types."""
-    text = option.read_text(encoding="utf-8")
-    assert text.startswith(f"# @package analysis.{option.stem}\n")
-    node = yaml.safe_load(re.sub(r"\$\{oc.select:.*\}", "null", text).replace("${protocol.analyses}", "seed"))
-    analysis = targeted(node, f"analysis.{option.stem}")
-    assert node.keys() - {"_target_"} == {f.name for f in dataclasses.fields(analysis)}, "the file states every setting"
+    analysis = targeted(node(option), f"analysis.{option.stem}")
+    assert node(option).keys() - {"_target_"} == {f.name for f in dataclasses.fields(analysis)}, (
+        "the file states every setting"
+    )
     return analysis
 
 
@@ -154,8 +157,7 @@ def test_it_declares_what_it_is(option):
 
 def test_checking_an_analysis_imports_nothing_heavy():
     """Its module is imported when a command is checked: settings and metrics; what computes is in its sibling."""
-    light = [option for option in OPTIONS if option.stem not in STILL_HEAVY]
-    nodes = {option.stem: yaml.safe_load(option.read_text(encoding="utf-8")) for option in light}
+    nodes = {option.stem: node(option) for option in OPTIONS}
     code = (
         "import json, sys; from headdyn.core.settings import targeted\n"
         "for name, node in json.loads(sys.argv[1]).items(): targeted(node, f'analysis.{name}')\n"
@@ -168,7 +170,7 @@ def test_checking_an_analysis_imports_nothing_heavy():
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.stem)
 def test_every_metric_has_a_label_of_its_own(option):
     labels = [metric.label for metric in load(option).metrics.values()]
-    assert option.stem in STILL_HEAVY or (all(labels) and len(set(labels)) == len(labels))
+    assert all(labels) and len(set(labels)) == len(labels)
     assert not any("_" in label for label in labels)
 
 

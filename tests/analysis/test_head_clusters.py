@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from headdyn.analysis.clusters import KINDS
 from headdyn.analysis.clusters.divergence import cluster_divergence, head_distances, head_labels
 from headdyn.analysis.clusters.figures import tsne, tsne_perplexity
 from headdyn.analysis.clusters.geometry import circuit_cosines
-from headdyn.analysis.clusters.rows import KINDS, cluster_metrics
-from headdyn.analysis.clusters.seed_weights import PARTS
 from headdyn.analysis.head_clusters import HeadClusters
-from headdyn.analysis.interventions.patching import Patch, PromptPatching
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching
 from headdyn.core.records import Findings
+from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder, Edit
 from tests.analysis import tiny
@@ -53,7 +54,7 @@ def family() -> Prompts:
 
 @pytest.fixture(scope="module")
 def planted(family: Prompts) -> Findings:
-    return analysed(two_kinds_of_heads(), family, protocol="seed")
+    return analysed(two_kinds_of_heads(), family)
 
 
 def row(findings: Findings, metric: str, layer: int | None = None) -> dict:
@@ -95,13 +96,12 @@ def test_the_models_rows_are_those_of_the_layer_asked_for(family: Prompts, plant
     summary = planted.table.summary()
     for metric in ("qk_silhouette", "behaviour_first_component", "ov_behaviour_rand"):
         assert summary[metric]["value"] == row(planted, metric, 1)["value"]
-    assert {name for name in summary if not name.startswith("seed_")} == set(cluster_metrics()) - {
+    assert set(summary) == set(HeadClusters.metrics) - {
         "effect_nats",
         *(f"{kind}_alone" for kind in KINDS),
     }
     other = analysed(two_kinds_of_heads(), family, layer=0).table.summary()
     assert other["qk_silhouette"]["value"] == row(planted, "qk_silhouette", 0)["value"]
-    assert not any(name.startswith("seed_") for name in other)
 
 
 @torch.no_grad()
@@ -150,17 +150,6 @@ def test_a_checkpoint_like_the_one_before_has_not_moved(planted: Findings) -> No
         assert found["value"] == pytest.approx(0, abs=1e-9) and found["p"] < 0.2
 
 
-def test_the_seeds_clusters_stand_beside(planted: Findings) -> None:
-    summary = planted.table.summary()
-    kinds = set(planted.tables["clusterings"]["kind"].to_pylist())
-    assert kinds == {*KINDS, *(f"seed_{part}" for part in PARTS)}
-    for part in PARTS:
-        assert -1 <= summary[f"seed_{part}_silhouette"]["value"] <= 1
-    # Even and odd heads are as different as can be; pieces read askew do not show it.
-    assert summary["seed_prediction_accuracy"]["value"] == 0
-    assert set(planted.figures) == {"silhouettes", "assignments", "points"}
-
-
 def test_weights_alone_are_clustered_where_there_are_no_prompts(planted: Findings) -> None:
     findings = analysed(two_kinds_of_heads(), tiny.corpus())
     assert "reason" in findings.table.summary()["behaviour_silhouette"]
@@ -197,18 +186,17 @@ def test_the_perplexity_stays_below_the_number_of_heads() -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"kmeans_k": (3, 4)}, "kmeans_k=.3, 4. must hold 2"),
-        ({"ward_k": (1, 2)}, "ward_k=.1, 2. must be 2 clusters or more"),
-        ({"dbscan_eps": (0.5, 1.2)}, "are shares of the median distance"),
-        ({"dbscan_eps": (0.5, 0.5)}, "holds a value twice"),
+        ({"kmeans_k": [3, 4]}, "kmeans_k=.3, 4. must hold 2"),
+        ({"ward_k": [1, 2]}, r"ward_k\[0\]=1 must be at least 2"),
+        ({"dbscan_eps": [0.5, 1.2]}, r"dbscan_eps\[1\]=1.2 must be below 1"),
+        ({"dbscan_eps": [0.5, 0.5]}, "holds a value twice"),
         ({"null_draws": 50}, "null_draws=50 must be at least 200"),
-        ({"dtype": "int8"}, "dtype='int8' is unknown"),
-        ({"protocol": "mine"}, "protocol='mine' is unknown"),
+        ({"dtype": "int8"}, "dtype='int8' must be one of float64, float32"),
     ],
 )
 def test_impossible_settings(settings: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        HeadClusters(**settings)
+        build(HeadClusters, settings, "analysis.head_clusters")
 
 
 def test_impossible_models_and_prompts(family: Prompts) -> None:

@@ -34,7 +34,8 @@ from transformer_lens import patching as theirs
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.utils import logging
 
-from headdyn.analysis.interventions.patching import GroupPatching, Patch
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import GroupPatching
 from headdyn.analysis.interventions.splits import balanced_splits
 from headdyn.data.comparisons import Block, PromptGroup
 from headdyn.models.decoder import Decoder

@@ -12,7 +12,8 @@ from transformer_lens import patching as theirs
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen3Config
 
-from headdyn.analysis.interventions.patching import GroupPatching, Patch
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import GroupPatching
 from headdyn.data.comparisons import Block, PromptGroup
 from headdyn.models.families import load_pretrained
 from tests.parity import hugging_face

@@ -1,1 +1,5 @@
-"""Groups of heads: how they are found, what chance gives, and how the seed studies found theirs."""
+"""Groups of heads: how they are found, and what chance gives."""
+
+CIRCUITS = ("qk", "ov")
+# What heads are clustered by.
+KINDS = {"qk": "QK circuits", "ov": "OV circuits", "behaviour": "effects under mean-ablation"}

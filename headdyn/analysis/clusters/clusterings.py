@@ -119,7 +119,7 @@ def ward(distance_RHH: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
 
 
 def dbscan(distance_RHH: np.ndarray, eps_RE: np.ndarray) -> list[np.ndarray]:
-    """Labels [R, H] of DBSCAN with min_samples = 2 (the seed's), for each of a cloud's E radii; −1 is noise.
+    """Labels [R, H] of DBSCAN with min_samples = 2, for each of a cloud's E radii; −1 is noise.
 
     With two samples every point that has a neighbour within eps is a core point, so clusters are the connected pieces
     of the graph of neighbours, and a piece of one point is noise.
@@ -146,6 +146,12 @@ def singled_out(labels_RH: np.ndarray) -> np.ndarray:
     """The labels with −1 for every point that is alone in its cluster: an outlier is no cluster."""
     alone_RH = (labels_RH[..., :, None] == labels_RH[..., None, :]).sum(-1) == 1
     return renumbered(np.where(alone_RH, -1, labels_RH))
+
+
+def smaller(labels_H: np.ndarray) -> np.ndarray:
+    """The smaller of two clusters as a mask; of equal ones, that of the first point."""
+    first_H = labels_H == labels_H[0]
+    return first_H if 2 * first_H.sum() <= len(labels_H) else ~first_H
 
 
 def _members(labels_RH: np.ndarray) -> np.ndarray:

@@ -1,41 +1,24 @@
 """How far a layer's clusters and its heads' mutual distances moved between two checkpoints (science.md §12).
 
 Works on the tables that HeadClusters left, so that no two models are in memory at once. A head is followed by its
-index; where heads exchange roles, follow them by head_matching.py first.
+index; where heads exchange roles, match them by head_matching.py first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headdyn.analysis.clusters.rows import KINDS
-from headdyn.analysis.clusters.suite import SEED_KEY, Key, agreement
-from headdyn.core.records import HeadTable, Metric
-
-METRICS: Mapping[str, Metric] = {
-    f"{kind}_label_divergence": Metric(
-        meaning=f"1 − adjusted Rand index of k-means with k = 2 at this checkpoint and the one before; {words}; null: "
-        "unrelated clusters; small p: they persist",
-        low=0,
-        high=2,
-    )
-    for kind, words in KINDS.items()
-} | {
-    f"{kind}_distance_divergence": Metric(
-        meaning=f"1 − correlation of the heads' distances at this checkpoint and the one before; {words}; null: heads "
-        "dealt anew; small p: they persist",
-        low=0,
-        high=2,
-    )
-    for kind, words in KINDS.items()
-}
+from headdyn.analysis.clusters import KINDS
+from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, Key, agreement
+from headdyn.core.records import HeadTable
 
 
-def head_labels(clusterings: pa.Table, layer: int, kind: str, key: Key = SEED_KEY) -> np.ndarray:
+def head_labels(clusterings: pa.Table, layer: int, kind: str, key: Key = TWO_MEANS) -> np.ndarray:
     """The labels of one clustering of one layer, [H], from the table `clusterings`.
 
     Raises KeyError where the table does not hold it.
@@ -70,25 +53,27 @@ def cluster_divergence(
 ) -> HeadTable:
     """Layer rows of both measures for every kind that both checkpoints' `clusterings` and `distances` hold.
 
-    p counts random relabellings of the heads under which the checkpoints agree at least as well.
+    KIND_label_divergence is 1 − adjusted Rand index of k-means with k = 2, KIND_distance_divergence 1 − correlation of
+    the heads' distances; both lie in 0..2, and unrelated checkpoints have 1. A small p says that they are related: it
+    counts random relabellings of the heads under which the checkpoints agree at least as well.
     """
-    rows = []
-    kinds = [
-        kind for kind in KINDS if all(kind in set(side["distances"]["kind"].to_pylist()) for side in (before, after))
-    ]
-    layers = sorted(set(after["distances"]["layer"].to_pylist()))
-    for kind in kinds:
-        for layer in layers:
+    rows: list[dict[str, Any]] = []
+    named = [set(side["distances"]["kind"].to_pylist()) for side in (before, after)]
+    for kind in (kind for kind in KINDS if all(kind in names for names in named)):
+        for layer in sorted(set(after["distances"]["layer"].to_pylist())):
             old_H, new_H = (head_labels(side["clusterings"], layer, kind) for side in (before, after))
-            match = agreement(old_H, new_H, relabellings, generator)
-            place = {"layer": layer, "null": 1.0, "n": len(new_H), "unit": "head"}
-            rows.append(
-                place | {"metric": f"{kind}_label_divergence"} | _value(1 - match.rand, match.p_rand, "one cluster")
-            )
             old_HH, new_HH = (head_distances(side["distances"], layer, kind) for side in (before, after))
-            correlation, p = mantel(old_HH, new_HH, relabellings, generator)
-            name = {"metric": f"{kind}_distance_divergence"}
-            rows.append(place | name | _value(1 - correlation, p, "distances that are all alike"))
+            match = agreement(old_H, new_H, relabellings, generator)
+            for name, (value, p), lacking in (
+                ("label", (match.rand, match.p_rand), "one cluster"),
+                ("distance", mantel(old_HH, new_HH, relabellings, generator), "distances that are all alike"),
+            ):
+                row = {"metric": f"{kind}_{name}_divergence", "layer": layer, "n": len(new_H), "unit": "head"}
+                if np.isfinite(value):
+                    row |= {"value": min(max(1 - value, 0.0), 2.0), "null": 1.0, "p": p}
+                else:
+                    row |= {"reason": f"a checkpoint has {lacking}"}
+                rows.append(row)
     return HeadTable.from_rows(rows).with_q()
 
 
@@ -111,9 +96,3 @@ def mantel(
     dealt_RX = second_HH[order_RH[:, upper[0]], order_RH[:, upper[1]]] - second_HH[upper].mean()
     correlation_R = dealt_RX @ first_X / scale
     return float(correlation_R[0]), float((correlation_R >= correlation_R[0] - 1e-12).mean())
-
-
-def _value(value: float, p: float, found: str) -> dict[str, float | str | None]:
-    if not np.isfinite(value):
-        return {"reason": f"a checkpoint has {found}", "null": None}
-    return {"value": min(max(float(value), 0.0), 2.0), "p": p}

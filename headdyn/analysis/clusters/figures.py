@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from headdyn.analysis.clusters import clusterings
-from headdyn.analysis.clusters.seed_clusters import SeedClusters
-from headdyn.analysis.clusters.suite import SEED_KEY, Clouds, Suite
+from headdyn.analysis.clusters import KINDS, clusterings
+from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, AllClusterings, Clouds
 from headdyn.core.figures import Figure, NullRanges, Scatter, label_strips, null_ranges, scatter_panels
 from headdyn.core.records import HeadTable
 
@@ -24,7 +23,7 @@ def percentiles(null_RX: np.ndarray) -> np.ndarray:
     return out
 
 
-def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable, words: Mapping[str, str]) -> Figure:
+def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable) -> Figure:
     """Silhouettes at every layer before those of random heads: k-means with k = 2, and the best of all clusterings.
 
     0.25 is Kaufman and Rousseeuw's rule of thumb (1990): heads that are not random need not be in groups.
@@ -32,65 +31,52 @@ def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable, words: Mapp
     panels = []
     for measure, title in (("silhouette", "k-means, k = 2"), ("best_silhouette", "best of all, outliers apart")):
         for kind, clouds in kinds.items():
-            own_L = table.layer_series(f"{kind}_{measure}")
-            null_RL = np.stack(
-                [
-                    null.silhouette(SEED_KEY) if measure == "silhouette" else null.best_silhouette_R
-                    for null in clouds.nulls
-                ],
-                axis=1,
-            )
+            null_LR = [
+                null.silhouette(TWO_MEANS) if measure == "silhouette" else null.best_silhouette_R
+                for null in clouds.nulls
+            ]
             panels.append(
                 NullRanges(
-                    title=f"{words[kind]}\n{title}",
-                    labels=[str(layer) for layer in range(len(own_L))],
-                    value_X=own_L,
-                    null_X3=percentiles(null_RL),
+                    title=f"{KINDS[kind]}\n{title}",
+                    labels=[str(layer) for layer in range(len(null_LR))],
+                    value_X=table.layer_series(f"{kind}_{measure}"),
+                    null_X3=percentiles(np.stack(null_LR, axis=1)),
                     marked_X=table.layer_series(f"{kind}_{measure}", "q") < 0.05,
                     ylabel="silhouette",
                     xlabel="layer",
                 )
             )
-    title = "Do the heads of a layer form clusters? Below 0.25 is no substantial structure. Chance: random heads"
-    return null_ranges(panels, columns=len(kinds), title=title)
+    caption = "Below 0.25 a silhouette is no substantial structure. Grey: the same steps on random heads."
+    title = "Do the heads of a layer form clusters?"
+    return null_ranges(panels, columns=len(kinds), title=title, caption=caption)
 
 
 def assignment_figure(
-    suites: Mapping[str, Suite], pieces: SeedClusters | None, layer: int, repairs_H: np.ndarray | None
+    own: Mapping[str, AllClusterings], layer: int, row: int, repairs_H: np.ndarray | None = None
 ) -> Figure:
-    """Every clustering of one layer as a strip over heads, with even/odd and the heads that repair on top.
+    """Every clustering of one layer, which is a `row` of each, as a strip over heads, with even/odd on top.
 
-    DBSCAN is shown where it finds at least two clusters, or one and outliers.
+    DBSCAN is drawn where it gives at least two clusters, or one and outliers.
     """
-    heads = next(iter(suites.values())).split_RH.shape[1]
-    rows = [("even / odd", np.arange(heads) % 2)]
+    heads = next(iter(own.values())).split_RH.shape[1]
+    strips = [("even / odd", np.arange(heads) % 2)]
     if repairs_H is not None:
-        rows.append(("1: repairs the answer alone", repairs_H.astype(int)))
-    rows += [row for kind, suite in suites.items() for row in _strips(kind, suite, layer)]
-    columns = [rows]
-    if pieces is not None and pieces.suites:
-        columns.append([row for part, suite in pieces.suites.items() for row in _strips(f"seed {part}", suite, 0)])
-    return label_strips(columns, title=f"Clusters of the heads of layer {layer} (hollow: in none)")
+        strips.append(("1: repairs the answer alone", repairs_H.astype(int)))
+    for name, every in own.items():
+        for (method, parameter), labels_RH in every.labels.items():
+            labels_H = clusterings.singled_out(labels_RH)[row]
+            if method != "dbscan" or len(set(labels_H.tolist())) > 1:
+                strips.append((f"{name}: {method} {'ε' if method == 'dbscan' else 'k'} = {parameter:g}", labels_H))
+    caption = "One strip a clustering, one cell a head: cells of one colour are one cluster, hollow cells are in none."
+    return label_strips([strips], title=f"Clusters of the heads of layer {layer}", caption=caption)
 
 
-def _strips(name: str, suite: Suite, row: int) -> list[tuple[str, np.ndarray]]:
-    strips = []
-    for (method, parameter), labels_RH in suite.labels.items():
-        labels_H = clusterings.singled_out(labels_RH)[row]
-        if method != "dbscan" or len(set(labels_H.tolist())) > 1:
-            strips.append((f"{name}: {method} {'ε' if method == 'dbscan' else 'k'} = {parameter:g}", labels_H))
-    return strips
-
-
-def point_figure(suites: Mapping[str, Suite], pieces: SeedClusters | None, layer: int, seed: int) -> Figure:
-    """The heads of one layer by principal components and by t-SNE, coloured by k-means with k = 2."""
-    shown = [(kind, suite, layer) for kind, suite in suites.items()]
-    if pieces is not None:
-        shown += [(f"seed {part}", suite, 0) for part, suite in pieces.suites.items()]
+def point_figure(own: Mapping[str, AllClusterings], layer: int, row: int, seed: int) -> Figure:
+    """The heads of one layer, a `row` of each, by principal components and by t-SNE, coloured by k-means with k = 2."""
     plain, bent = [], []
-    for name, suite, row in shown:
-        points_HX, share_X = clusterings.coordinates(suite.gram_RHH[row])
-        labels_H = clusterings.singled_out(suite.split_RH)[row]
+    for name, every in own.items():
+        points_HX, share_X = clusterings.coordinates(every.gram_RHH[row])
+        labels_H = clusterings.singled_out(every.split_RH)[row]
         plain.append(
             Scatter(
                 title=f"{name}: principal components",
@@ -102,22 +88,24 @@ def point_figure(suites: Mapping[str, Suite], pieces: SeedClusters | None, layer
         )
         points_H2 = tsne(points_HX, tsne_perplexity(len(labels_H)), seed)
         bent.append(Scatter(title=f"{name}: t-SNE", points_H2=points_H2, labels_H=labels_H))
-    perplexity = f"t-SNE at perplexity {tsne_perplexity(len(labels_H)):.2g}"
-    title = f"Heads of layer {layer}, coloured by k-means with k = 2 (hollow: alone); {perplexity}"
-    return scatter_panels([*plain, *bent], columns=len(shown), title=title)
+    caption = (
+        "Every number is a head; colours are k-means clusters with k = 2 (hollow: alone). t-SNE at perplexity "
+        f"{tsne_perplexity(len(labels_H)):.2g} draws groups even of random points."
+    )
+    return scatter_panels([*plain, *bent], columns=len(own), title=f"Heads of layer {layer}", caption=caption)
 
 
 def tsne_perplexity(heads: int) -> float:
-    """5 as the seed's, or a third of the other heads where there are fewer: it must stay below their number."""
+    """5, or a third of the other heads where there are fewer: it must stay below their number."""
     return min(5.0, max(1.0, (heads - 1) / 3))
 
 
 def tsne(points_HX: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     """Two coordinates for each head by t-SNE; neither axes nor distances between groups mean anything.
 
-    Coinciding points stay together at 0: t-SNE has nothing to go by.
+    Where all points coincide they stay at 0, since t-SNE has no distances to draw.
     """
-    from sklearn.manifold import TSNE  # 1 s to import, and pictures alone need it
+    from sklearn.manifold import TSNE  # takes 1 s, and only pictures need it
 
     if not points_HX.any():
         return np.zeros((len(points_HX), 2))

@@ -1,7 +1,6 @@
 """Heads as points: inner products between the heads of a layer, and between random heads (science.md §8 and §12).
 
-Letters as in models/decoder.py; R draws. Circuits are compared, which no change of basis inside a head
-touches; what the seed study compared instead is in seed_weights.py.
+Letters as in models/decoder.py; R draws. Circuits are compared, since no change of basis inside a head changes them.
 """
 
 from __future__ import annotations
@@ -12,8 +11,6 @@ from torch import Tensor
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.models.decoder import Decoder
-
-CIRCUITS = ("qk", "ov")
 
 
 def circuit_cosines(decoder: Decoder, layer: int) -> dict[str, np.ndarray]:
@@ -39,12 +36,13 @@ def random_circuit_cosines(decoder: Decoder, draws: int, generator: np.random.Ge
 
 
 def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[str, np.ndarray]:
-    """The random heads' cosines, [R, H, H] for "qk" and "ov", as they are where all read through this layer's norm.
+    """The random heads' cosines as they would be behind this layer's norm, [R, H, H] for "qk" and "ov".
 
-    Its gains and LayerNorm's centring are folded into the circuits and common to all heads, so that fewer than D
-    dimensions count: a side with covariance C has (tr C)²/tr C² of them, and the standard deviation is one over the
-    root of both sides' product (gains of 1 ± 0.3: 1.2/D). Where a group shares one side, the other's dimensions and the
-    gains of q- and k-norm count.
+    The norm's gains and LayerNorm's centring are part of every head's circuits, so heads use fewer than D dimensions
+    and are more alike than random heads drawn in D. A side whose covariance is C has (tr C)² / tr C² dimensions, and
+    the cosines' standard deviation is 1 / √(product of both sides' dimensions); gains of 1 ± 0.3 make it 1.2/D. Heads
+    of one key/value group share a side: there the other side's dimensions count, and the d channels between the sides,
+    weighed by the gains of q- and k-norm. The random cosines are scaled by the ratio of the standard deviations.
     """
     c, w = decoder.config, decoder.head_weights(layer)
     width = c.d_model

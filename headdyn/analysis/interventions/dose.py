@@ -1,6 +1,6 @@
 """How much has to be patched: answers against the number of heads, and against the share of the source's value.
 
-The seed studies' thresholds, "8 or more even heads" and "60 %" (science.md §11). Letters as in patching.py.
+Thresholds such as "8 or more even heads" and "60 % of the source" (science.md §11). Letters as in patching.py.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Dose:
     def threshold_interval(self, generator: np.random.Generator, draws: int) -> tuple[float, float]:
         """95 % interval of the threshold over pairs (percentile bootstrap).
 
-        Resamples in which no dose suffices count as the largest one, so an upper end there is a lower bound of itself.
+        Resamples in which no dose suffices count as the largest one, so an interval that ends at the largest dose is
+        open: the true threshold may be higher, or there may be none.
         """
         pairs = self.delta_CP.shape[1]
         counts_RP = generator.multinomial(pairs, np.full(pairs, 1 / pairs), size=draws)
@@ -131,6 +132,7 @@ def size_figure(doses: Sequence[Dose]) -> Figure:
         title="Group size (band: worst to best group)",
         references={"half": 0.5},
         whole_x=True,
+        caption="Groups of heads patched together, by size. Where even heads are special, their curve rises first.",
     )
 
 
@@ -146,4 +148,5 @@ def fraction_figure(doses: Sequence[Dose], generator: np.random.Generator, draws
         ylabel="answer log-odds Δ (nats)",
         title="Interpolation (band: 95 % interval over pairs)",
         references={"undecided": 0.0},
+        caption="All heads of a kind get a mixture of their own value and the source's: 0 is unpatched, 1 patched.",
     )

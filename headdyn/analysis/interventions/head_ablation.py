@@ -20,13 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headdyn.analysis.interventions.ablation import Kind
 from headdyn.analysis.interventions.restart import Restart
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
-
-Kind = Literal["zero", "mean", "resample"]
-KINDS: tuple[Kind, ...] = ("zero", "mean", "resample")
 
 MAX_BYTES = 2**28  # of the activations and logits of the cells that run at once
 

@@ -28,10 +28,10 @@ class PairRows:
     sign_flips: int = 9_999
 
     def success(self, metric: str, delta_P: np.ndarray) -> Row:
-        """Share of pairs with a value above 0, as Δ is where they succeed, with the Clopper–Pearson interval."""
-        wins = int(succeeds(delta_P).sum())
-        low, high = binomial_interval(wins, len(delta_P))
-        return _row(metric, delta_P, wins / len(delta_P), low.item(), high.item())
+        """Share of pairs that succeed, with the Clopper–Pearson interval."""
+        wins, pairs = int(succeeds(delta_P).sum()), len(delta_P)
+        low, high = binomial_interval(wins, pairs)
+        return _row(metric, pairs, value=wins / pairs, ci_low=low, ci_high=high)
 
     def success_difference(self, metric: str, first_P: np.ndarray, second_P: np.ndarray) -> Row:
         """Success under one treatment minus success under another, of the same pairs; null 0.
@@ -43,25 +43,20 @@ class PairRows:
         gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
         (low, high), (low_lost, high_lost) = (binomial_interval(k, len(first), level=0.975) for k in (gained, lost))
         value = (gained - lost) / len(first)
-        return _row(metric, first, value, (low - high_lost).item(), (high - low_lost).item()) | {"null": 0.0}
+        return _row(metric, len(first), value=value, ci_low=low - high_lost, ci_high=high - low_lost, null=0.0)
 
     def mean(self, metric: str, values_P: np.ndarray, **columns: Any) -> Row:
         """Mean over pairs, with the BCa interval."""
-        low, high = bootstrap_interval(values_P, self.generator, draws=self.bootstrap_draws)
-        return _row(metric, values_P, values_P.mean().item(), low.item(), high.item()) | columns
+        return self._means(metric, values_P[:, None])[0] | columns
 
     def means(self, metric: str, values_PX: np.ndarray, null_PX: np.ndarray) -> list[Row]:
         """Each column's mean over pairs, with the BCa interval, beside the mean that chance gives the same pairs."""
-        low_X, high_X = bootstrap_interval(values_PX, self.generator, draws=self.bootstrap_draws)
-        columns = zip(values_PX.T, low_X.tolist(), high_X.tolist(), null_PX.mean(0).tolist(), strict=True)
-        return [_row(metric, v, v.mean().item(), low, high) | {"null": null} for v, low, high, null in columns]
+        return self._means(metric, values_PX, null=null_PX.mean(0))
 
     def effects(self, metric: str, values_PX: np.ndarray) -> list[Row]:
         """Each column's mean over pairs against 0, with the p-value of sign flips."""
         p_X = sign_flip_test(values_PX, self.generator, draws=self.sign_flips)
-        low_X, high_X = bootstrap_interval(values_PX, self.generator, draws=self.bootstrap_draws)
-        columns = zip(values_PX.T, low_X.tolist(), high_X.tolist(), p_X.tolist(), strict=True)
-        return [_row(metric, v, v.mean().item(), low, high) | {"null": 0.0, "p": p} for v, low, high, p in columns]
+        return self._means(metric, values_PX, null=np.zeros(len(p_X)), p=p_X)
 
     def recovered(self, metric: str, patched_XP: np.ndarray, target_P: np.ndarray, source_P: np.ndarray) -> list[Row]:
         """How far Δ moved from target to source, (Δ_patched − Δ_target) / (Δ_source − Δ_target), a ratio of means.
@@ -72,25 +67,30 @@ class PairRows:
         return [row | {"null": 0.0} if "value" in row else row for row in rows]
 
     def shares(self, metric: str, part_XP: np.ndarray, whole_P: np.ndarray, whole: str) -> list[Row]:
-        """Parts of a whole as ratios of means over pairs. A reason says with `whole` what the whole is.
+        """Parts of a whole as ratios of means over pairs. `whole` is what the whole is, for the reason of an absence.
 
         Absent where the whole's own interval holds 0, or there is no interval.
         """
         low, high = (b.item() for b in bootstrap_interval(whole_P, self.generator, draws=self.bootstrap_draws))
         if low > 0 or high < 0:
-            share_PX = ratio_contributions(part_XP.T, whole_P[:, None])
-            low_X, high_X = bootstrap_interval(share_PX, self.generator, draws=self.bootstrap_draws)
-            columns = zip(share_PX.T, low_X.tolist(), high_X.tolist(), strict=True)
-            return [_row(metric, v, v.mean().item(), low, high) for v, low, high in columns]
+            return self._means(metric, ratio_contributions(part_XP.T, whole_P[:, None]))
         interval = "one pair gives no interval" if math.isnan(low) else f"95 % interval {low:.3g} to {high:.3g}"
         reason = f"{whole} {whole_P.mean():.3g} nats, within noise ({interval})"
-        absent = {"metric": metric, "reason": reason, "n": len(whole_P), "unit": "pair"}
-        return [absent] * len(part_XP)
+        return [_row(metric, len(whole_P)) | {"reason": reason}] * len(part_XP)
+
+    def _means(self, metric: str, values_PX: np.ndarray, **columns_X: np.ndarray) -> list[Row]:
+        low_X, high_X = bootstrap_interval(values_PX, self.generator, draws=self.bootstrap_draws)
+        columns = {"value": values_PX.mean(0), "ci_low": low_X, "ci_high": high_X, **columns_X}
+        return [
+            _row(metric, len(values_PX), **dict(zip(columns, numbers, strict=True)))
+            for numbers in zip(*columns.values(), strict=True)
+        ]
 
 
-def _row(metric: str, values_P: np.ndarray, value: float, low: float, high: float) -> Row:
-    row: Row = {"metric": metric, "value": value, "n": len(values_P), "unit": "pair"}
-    return row if math.isnan(low) else {**row, "ci_low": low, "ci_high": high}
+def _row(metric: str, pairs: int, **numbers: Any) -> Row:
+    """A row of the numbers that are not NaN."""
+    known = {name: float(number) for name, number in numbers.items() if not math.isnan(number)}
+    return {"metric": metric, "n": pairs, "unit": "pair", **known}
 
 
 def at_layers(rows: Mapping[int, list[Row]]) -> list[Row]:

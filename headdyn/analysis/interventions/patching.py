@@ -7,8 +7,6 @@ of tokens: N, or 2N where the two answers must be read on continuations of their
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,46 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.restart import Restart, Site, slices
-from headdyn.data.comparisons import Alignment, PromptGroup, Prompts
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.restart import Restart, slices
+from headdyn.data.comparisons import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder, Edit
-
-Source = Literal["prompt", "zero", "mean"]
-Steps = Literal["prefill", "every_step", "every_position"]
-Direction = Literal["sufficiency", "necessity"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patch:
-    """What is written, where, and when.
-
-    `site`: "z" is each head's output before W_O, the only site that has heads. "attn_out_slice" is the seed study's:
-    the D numbers behind W_O cut into H pieces, each of which mixes all heads.
-    `source`: the pair's other "prompt", "zero", or the "mean" over the group's target prompts at each position.
-    `direction`: "sufficiency" writes clean values into the corrupted prompt, "necessity" corrupted into clean.
-    `alignment`: which positions stand for each other; without a source prompt all of the prompt is written.
-    `steps`: "prefill" writes into the prompt; "every_step" also into every token behind it, what the patch has at the
-    prompt's first position: a forward hook that goes on firing while a cached model decodes. "every_position" writes
-    zero or the mean at the answer's positions too, each its own: what ablating a head means.
-    Raises ValueError for a word it does not know, and where a source prompt is to be written at every position.
-    """
-
-    site: Site = "z"
-    source: Source = "prompt"
-    alignment: Alignment = "span"
-    steps: Steps = "prefill"
-    direction: Direction = "sufficiency"
-
-    def __post_init__(self) -> None:
-        kinds = {"site": Site, "source": Source, "alignment": Alignment, "steps": Steps, "direction": Direction}
-        for name, kind in kinds.items():
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; it is one of {', '.join(get_args(kind))}")
-        if self.steps == "every_position" and self.source == "prompt":
-            raise ValueError("steps=every_position needs source=zero or mean: a source prompt has no answer positions")
-
-
-SEED_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_step")  # the seed study's, as it was run
 
 
 class GroupPatching:
@@ -209,6 +171,14 @@ class PromptPatching:
         """Δ in nats of every cell and pair: for each layer weights [C, H] in, [C, P] out."""
         parts = [group.deltas(cells) for group in self._groups]
         return {layer: self.prompts.by_pair([part[layer] for part in parts]) for layer in cells}
+
+
+def bug_pairs(prompts: Prompts) -> Prompts:
+    """The prompts of the bug pairs, on which repair is measured. Raises ValueError where there are none."""
+    bugs = prompts.where(prompts.is_bug_P)
+    if not bugs.pairs:
+        raise ValueError("the prompts hold no bug pairs, on which repair is measured; set data.bug_pairs")
+    return bugs
 
 
 def in_dtype(decoder: Decoder, dtype: torch.dtype | str) -> Decoder:

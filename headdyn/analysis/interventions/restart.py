@@ -14,17 +14,16 @@ last layer is computed at the positions that are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from headdyn.analysis.interventions.patch import Site
 from headdyn.models.decoder import Decoder
 from headdyn.models.layers import Block, KeysValues
-
-Site = Literal["z", "attn_out_slice"]
 
 # Of the activations at once. On a CPU Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26 and 13 to 20 s with 2^28
 # to 2^30, which no longer fit its caches; another device has more to keep busy.

@@ -1,4 +1,4 @@
-"""Balanced splits of a layer's heads: is even against odd anything but one split among many (science.md §11)?
+"""Splits of a layer's heads into halves: is even against odd anything but one split among many (science.md §11)?
 
 Letters: S labelled splits, H heads, P pairs, K checkpoints. A labelled split names which half is "even"; swapping the
 halves is another split, with the opposite strength. Splits are rows in an order in which row S − 1 − i is the
@@ -19,7 +19,11 @@ import pyarrow.compute as pc
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Labelled balanced splits: `half_SH` marks the heads of each split's first half."""
+    """Labelled splits: `half_SH` marks the heads of each split's first half.
+
+    With an odd number of heads one half has a head more. `strengths` are then what a split has beyond the average of
+    all splits of its kind, since a larger half does more.
+    """
 
     half_SH: np.ndarray  # bool
     even_odd: int  # the row whose first half is the even heads
@@ -32,38 +36,61 @@ class Splits:
         """The heads of a split's first half."""
         return tuple(np.flatnonzero(self.half_SH[split]).tolist())
 
+    @property
+    def alike_S(self) -> np.ndarray:
+        """The splits whose first half has as many heads as even/odd's: all of them where H is even."""
+        size_S = self.half_SH.sum(1)
+        return size_S == size_S[self.even_odd]
+
+    def advantage(self, delta_SP: np.ndarray) -> float:
+        """By how much the larger half is ahead, averaged over all splits; 0 where H is even."""
+        if self.alike_S.all():
+            return 0.0
+        mean_S = np.asarray(delta_SP, dtype=float).mean(-1)
+        return float((mean_S - mean_S[::-1])[self.alike_S].mean())
+
     def strengths(self, delta_SP: np.ndarray) -> np.ndarray:
         """Mean over pairs of Δ with the first half patched minus Δ with the other half patched, [S] in nats."""
-        mean_S = np.asarray(delta_SP, dtype=float).mean(-1)
-        return mean_S - mean_S[::-1]
+        mean_S, ahead = np.asarray(delta_SP, dtype=float).mean(-1), self.advantage(delta_SP)
+        return mean_S - mean_S[::-1] - np.where(self.alike_S, ahead, -ahead)
+
+    def rank_test(self, strength_S: np.ndarray) -> RankTest:
+        """Even/odd's place among the splits like it."""
+        return rank_test(strength_S[self.alike_S], int(self.alike_S[: self.even_odd].sum()))
 
 
 def balanced_splits(
     num_heads: int, generator: np.random.Generator, *, exact_to: int = 16, sample: int = 5_000
 ) -> Splits:
-    """All C(H, H/2) labelled splits up to H = `exact_to`, else even/odd and a sample of `sample` others.
+    """All labelled splits into ⌈H/2⌉ and ⌊H/2⌋ heads up to H = `exact_to`, else even/odd and `sample` others.
 
     The sample is drawn without replacement and closed under swapping the halves, as the whole set is.
-    Raises ValueError where H is odd, so that no split is balanced.
+    Raises ValueError for a single head.
     """
-    if num_heads % 2 or num_heads < 2:
-        raise ValueError(
-            f"{num_heads} heads have no balanced split into even and odd; choose a model with an even number"
-        )
-    heads, half = np.arange(num_heads), num_heads // 2
+    if num_heads < 2:
+        raise ValueError(f"{num_heads} heads cannot be split into even and odd ones; choose a model with 2 or more")
+    heads, half, odd = np.arange(num_heads), -(-num_heads // 2), num_heads % 2
     if num_heads <= exact_to:
         # Lexicographic order reverses under complement.
         members = np.array(list(itertools.combinations(range(num_heads), half)))
         half_SH = (members[:, :, None] == heads).any(1)
     else:
-        chosen = {tuple(heads[::2].tolist()): None}  # each with head 0, standing for itself and its complement
+        chosen = {tuple(heads[::2].tolist()): None}
         while len(chosen) < 1 + sample // 2:
-            rest = generator.choice(num_heads - 1, half - 1, replace=False) + 1
-            chosen.setdefault((0, *sorted(rest.tolist())))
-        first_SH = (np.array(list(chosen))[:, :, None] == heads).any(1)
-        half_SH = np.concatenate((first_SH, ~first_SH[::-1]))
+            # Halves of one size: each with head 0, standing for itself and its complement.
+            drawn = range(num_heads) if odd else range(1, num_heads)
+            rest = generator.choice(len(drawn), half - 1 + odd, replace=False) + drawn[0]
+            chosen.setdefault(tuple(sorted({*([] if odd else [0]), *rest.tolist()})))
+        half_SH = (np.array(list(chosen))[:, :, None] == heads).any(1)
+    if odd or num_heads > exact_to:
+        half_SH = np.concatenate((half_SH, ~half_SH[::-1]))
     even_odd = int(np.flatnonzero((half_SH == (heads % 2 == 0)).all(1))[0])
-    return Splits(half_SH=half_SH, even_odd=even_odd, exact=len(half_SH) == math.comb(num_heads, half))
+    return Splits(half_SH=half_SH, even_odd=even_odd, exact=len(half_SH) == _count(num_heads))
+
+
+def _count(num_heads: int) -> int:
+    """How many labelled splits there are."""
+    return math.comb(num_heads, num_heads // 2) * (1 + num_heads % 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +118,10 @@ def max_statistic_p(strength_KS: np.ndarray, split: int) -> np.ndarray:
     """p of a split at each of K checkpoints against the strongest moment of every split: two-sided, [K].
 
     Controls the family-wise error over the trajectory: with 70 splits at H = 8, p-values checkpoint by checkpoint times
-    K could never fall below K/35. Strengths count in nats as they are. Divided by each checkpoint's root mean square
-    over the splits, a checkpoint where patching does nothing (RMS 0.002 nats in a planted suite before its onset) has
-    more extreme splits, 2.9, than one where even/odd repairs every answer and is most of the RMS itself (11 nats,
-    1.7): p was 0.35 where all splits ranked even/odd first. What is missed is an effect that only early checkpoints
-    have, smaller than the later noise.
+    K could never fall below K/35. Strengths count in nats, not in units of each checkpoint's spread over the splits: at
+    checkpoints without an effect that spread is noise, and dividing by it inflates them. (In a planted organism it was
+    0.002 nats before the onset and 11 after; with the division p was 0.35 where every later checkpoint ranked even/odd
+    first.) What is missed is an effect that only early checkpoints have, smaller than the later noise.
     """
     size_KS = np.abs(np.asarray(strength_KS, dtype=float))
     strongest_S = size_KS.max(0)
@@ -140,5 +166,5 @@ def read_splits(table: pa.Table, layer: int) -> tuple[Splits, np.ndarray]:
     heads = int(np.bitwise_or.reduce(bits_S)).bit_length()
     half_SH = (bits_S[:, None] >> np.arange(heads, dtype=np.uint64) & np.uint64(1)).astype(bool)
     even_odd = int(np.flatnonzero(rows["even_odd"].to_numpy(zero_copy_only=False)[first])[0])
-    splits = Splits(half_SH=half_SH, even_odd=even_odd, exact=len(first) == math.comb(heads, heads // 2))
+    splits = Splits(half_SH=half_SH, even_odd=even_odd, exact=len(first) == _count(heads))
     return splits, rows["delta_nats"].to_numpy().reshape(len(first), -1)

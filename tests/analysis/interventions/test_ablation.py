@@ -10,16 +10,18 @@ import torch
 
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.geometry import circuit_cosines
-from headdyn.analysis.interventions.ablation import GROUPS, Ablation, cluster_groups, energy
-from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Texts
+from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation
+from headdyn.analysis.interventions.ablation_measure import cluster_groups, energy
+from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts
 from headdyn.core.records import Findings
+from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
 from tests.analysis import tiny
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
 
-QUICK = {"dtype": "float64", "random_groups": 99, "splits": 100, "swaps": 19, "bootstrap_draws": 200}
+QUICK = {"dtype": "float64", "random_groups": 99, "splits": 100, "bootstrap_draws": 200}
 
 
 def model(heads: int = 6) -> Decoder:
@@ -136,10 +138,9 @@ def test_two_sample_tests_take_heads_as_units(family: Prompts) -> None:
 def test_a_corpus_is_read_in_place_of_prompts() -> None:
     decoder = drawn(NEOX)
     corpus = tiny.corpus(rows=6, length=12)
-    table = Ablation(**{**QUICK, "texts": 4, "protocol": "seed"})(decoder, corpus, np.random.default_rng(0)).table
+    table = Ablation(**{**QUICK, "texts": 4})(decoder, corpus, np.random.default_rng(0)).table
     summary = table.summary()
     assert summary["even_zero_kl_nats"]["n"] == 4 and summary["even_zero_kl_nats"]["unit"] == "sequence"
-    assert "reason" in summary["seed_swap_kl_nats"]
     runs = HeadAblation(decoder, Texts.of_corpus(corpus, 4), np.random.default_rng(9))
     np.testing.assert_allclose(
         table.matrix("zero_kl_nats")[2], runs.divergences("zero", {2: np.eye(4, dtype=bool)})[2].mean(-1)
@@ -151,13 +152,12 @@ def test_a_corpus_is_read_in_place_of_prompts() -> None:
     [
         ({"texts": 1}, "analysis.ablation.texts=1 must be at least 2"),
         ({"random_groups": 5}, "analysis.ablation.random_groups=5 must be at least 20"),
-        ({"dtype": "int8"}, "analysis.ablation.dtype='int8' is unknown"),
-        ({"protocol": "other"}, "analysis.ablation.protocol='other' is unknown"),
+        ({"dtype": "int8"}, "analysis.ablation.dtype='int8' must be one of float64, float32"),
     ],
 )
 def test_impossible_settings(settings: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
-        Ablation(**settings)
+        build(Ablation, settings, "analysis.ablation")
 
 
 def test_impossible_models_and_prompts(family: Prompts) -> None:

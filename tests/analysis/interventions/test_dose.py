@@ -65,6 +65,11 @@ def test_a_threshold_counts_from_the_last_failure() -> None:
     assert best.threshold() == 0
 
 
+def test_equally_likely_answers_are_no_success() -> None:
+    dose = Dose(name="x", heads=((),) * 2, dose_C=np.arange(2.0), delta_CP=np.array([[0.0, 0.0], [0.0, 1.0]]))
+    assert dose.success_C.tolist() == [0, 0.5] and dose.threshold() is None  # half of the pairs is not more than half
+
+
 def test_threshold_intervals() -> None:
     certain = sizes()[0].threshold_interval(np.random.default_rng(0), 200)
     assert certain == (2, 2)

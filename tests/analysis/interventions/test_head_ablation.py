@@ -9,10 +9,11 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig
 
-from headdyn.analysis.interventions.head_ablation import KINDS, HeadAblation, Texts, TokenGroup, group_rank, head_groups
-from headdyn.analysis.interventions.seed_ablation import slices_kept
+from headdyn.analysis.interventions.ablation import KINDS
+from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, TokenGroup, group_rank, head_groups
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import load_pretrained
+from headdyn.studies.weight_clusters.ablation import slices_kept
 from tests.analysis import tiny
 from tests.parity import hugging_face
 from tests.small_models import CONFIGS, NEOX, drawn, tokens
@@ -107,7 +108,7 @@ def test_documents_stay_apart() -> None:
     assert np.abs(ours - other).max() > 1e-4, "mutant: documents ignored"
 
 
-def test_the_seeds_slices_are_other_heads() -> None:
+def test_the_original_slices_are_other_heads() -> None:
     """Zeroing D/H numbers behind W_O is no ablation of a head: the KL is another."""
     decoder, read = drawn(NEOX), texts()
     ours = HeadAblation(decoder, read, np.random.default_rng(0)).divergences("zero", {1: mask(2)})[1][0]

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patch_map import PatchMap
-from headdyn.analysis.interventions.patching import Patch, PromptPatching
+from headdyn.analysis.interventions.patching import PromptPatching
+from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
 from tests.small_models import GQA, NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
@@ -83,7 +85,7 @@ def test_what_cannot_be_done_is_refused() -> None:
     family = prompts()
     with pytest.raises(ValueError, match="no bug pairs"):
         PatchMap(**QUICK)(model(), family.where(~family.is_bug_P), np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"analysis.patching.site='x' is unknown; choose one of z"):
-        PatchMap(site="x")
+    with pytest.raises(ValueError, match=r"analysis.patching.site='x' must be one of z, attn_out_slice"):
+        build(PatchMap, {"site": "x"}, "analysis.patching")
     with pytest.raises(ValueError, match=r"analysis.patching.sign_flips=3 must be at least 999"):
-        PatchMap(sign_flips=3)
+        build(PatchMap, {"sign_flips": 3}, "analysis.patching")

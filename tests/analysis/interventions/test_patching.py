@@ -9,17 +9,13 @@ import torch
 from torch import Tensor
 
 from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.patching import (
-    SEED_PATCH,
-    GroupPatching,
-    Patch,
-    PromptPatching,
-    heads_as_weights,
-)
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import GroupPatching, PromptPatching, heads_as_weights
 from headdyn.analysis.interventions.restart import Restart
 from headdyn.data.comparisons import Comparisons, PromptGroup
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.layers import Block
+from headdyn.studies.even_odd_emergence.patching import ORIGINAL_PATCH
 from tests.small_models import CONFIGS, NEOX, drawn
 from tests.small_tokenizer import BIGGER, Pieces, prompts
 
@@ -30,7 +26,7 @@ PATCHES = {
     "mean": Patch(source="mean"),
     "left": Patch(alignment="left"),
     "right, every step": Patch(alignment="right", steps="every_step"),
-    "seed": SEED_PATCH,
+    "original": ORIGINAL_PATCH,
 }
 LAYERS = range(3)
 # Every head alone, some together, none, fractions.
@@ -169,7 +165,7 @@ def test_answers_that_differ_in_several_tokens_are_read_on_their_own_continuatio
     group = next(group for group in family.groups if group.right_NA.shape[1] == 2)
     assert len(group) > 1
     decoder = model("neox")
-    for patch in (Patch(), SEED_PATCH, Patch(source="mean")):
+    for patch in (Patch(), ORIGINAL_PATCH, Patch(source="mean")):
         delta = GroupPatching(decoder, group, patch, LAYERS).deltas(dict.fromkeys(LAYERS, CELLS_CH))
         assert largest_difference(decoder, group, patch, delta) < 1e-12
 
@@ -204,7 +200,7 @@ def test_chunks_bound_the_batch_and_change_nothing(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_slice_of_the_attention_output_is_no_head() -> None:
-    """The seed's site: pieces behind W_O, each of which holds a part of every head."""
+    """The original site: pieces behind W_O, each of which holds a part of every head."""
     decoder, group = model("neox"), prompts().groups[0]
     tokens = torch.from_numpy(group.corrupted_NT)
     plain = decoder.trace(tokens, sites=("attn_out",), layers=(1,), logits=None)["attn_out", 1]
@@ -256,7 +252,7 @@ def test_a_hook_that_goes_on_firing_writes_over_new_tokens() -> None:
     cells = np.array([[1.0, 0, 1, 0], [0, 0, 0, 0], [0, 1, 0, 1]])
     texts = {}
     for steps in ("prefill", "every_step"):
-        patch = dataclasses.replace(SEED_PATCH, steps=steps)
+        patch = dataclasses.replace(ORIGINAL_PATCH, steps=steps)
         texts[steps] = GroupPatching(decoder, group, patch, [1]).generate(1, cells, 8)
         assert texts[steps].shape == (3, len(group), 8)
         for cell, weight_H in enumerate(cells):
@@ -295,7 +291,7 @@ def test_a_family_averages_its_groups_into_pairs() -> None:
 def test_the_decoder_is_left_as_it_was() -> None:
     decoder = model("neox")
     before = {name: part.clone() for name, part in decoder.state_dict().items()}
-    engine = GroupPatching(decoder, prompts().groups[0], SEED_PATCH, [1])
+    engine = GroupPatching(decoder, prompts().groups[0], ORIGINAL_PATCH, [1])
     engine.deltas({1: CELLS_CH})
     engine.generate(1, np.eye(4), 2)
     assert all(torch.equal(before[name], part) for name, part in decoder.state_dict().items())
@@ -313,15 +309,15 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(ValueError, match="layer=3 is out of range"):
         GroupPatching(decoder, group, Patch(), [3])
     with pytest.raises(ValueError, match="source=mean averages the prompts of a group"):
-        GroupPatching(decoder, prompts().seed_prompt, Patch(source="mean"), [1])
+        GroupPatching(decoder, prompts().original_prompt, Patch(source="mean"), [1])
     five = drawn(dataclasses.replace(NEOX, vocab_size=500, num_heads=5, num_kv_heads=5))
     with pytest.raises(ValueError, match="d_model=16 cannot be cut into 5 equal slices"):
-        GroupPatching(five, group, SEED_PATCH, [1])
+        GroupPatching(five, group, ORIGINAL_PATCH, [1])
     with pytest.raises(ValueError, match="steps=every_position needs source=zero or mean"):
         Patch(steps="every_position")
     with pytest.raises(ValueError, match="no values for tokens yet to come"):
         GroupPatching(decoder, group, Patch(source="zero", steps="every_position"), [1]).generate(1, np.eye(4), 2)
-    with pytest.raises(ValueError, match="site='mlp' is unknown; it is one of z, attn_out_slice"):
+    with pytest.raises(ValueError, match="Input should be 'z' or 'attn_out_slice'"):
         Patch(site="mlp")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="head 4 is out of range"):
         heads_as_weights([[0, 4]], 4)

@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
-from headdyn.analysis.interventions.permutation import (
-    CONTROL,
-    NOTE,
-    ORDERS,
-    HeadPermutation,
-    head_orders,
-    mismatched,
-    repetition,
-)
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.permutation import CONTROL, ORDERS, HeadPermutation
+from headdyn.analysis.interventions.permutation_measure import head_orders, mismatched, repetition
 from headdyn.core.records import Findings
+from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
 from tests.small_models import CONFIGS, GQA, NEOX, drawn, tokens
 from tests.small_tokenizer import byte_level, prompts
@@ -61,7 +56,7 @@ def test_orders_are_what_their_names_say(heads: int, groups: int) -> None:
     assert heads < 8 or orders["random"] != orders["identity"]
 
 
-def test_the_seeds_swap_for_twelve_heads() -> None:
+def test_the_swap_for_twelve_heads() -> None:
     orders = head_orders(12, 12, np.random.default_rng(0))
     assert orders["swap"] == (1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10)
     grouped = head_orders(6, 2, np.random.default_rng(0))
@@ -111,16 +106,6 @@ def test_strengths_are_those_of_the_permuted_model() -> None:
     assert summary["swap_strength_nats"]["value"] == pytest.approx(-summary["identity_strength_nats"]["value"])
 
 
-def test_the_seeds_virtual_permutation_patches_other_heads() -> None:
-    findings = analysed(model(), protocol="seed", seed_trials=2, dtypes=("float32",))
-    table = findings.tables["virtual_permutation"]
-    assert table.schema.metadata[b"note"].decode() == NOTE and "another group of heads" in NOTE
-    orders = head_orders(4, 4, np.random.default_rng(0))
-    for row in table.to_pylist():
-        assert row["heads"] == list(orders[row["name"]][::2])
-        assert findings.table.summary()[f"seed_{row['name']}_success"]["value"] == row["success"]
-
-
 def test_it_is_deterministic_and_leaves_the_model() -> None:
     decoder = model()
     before = {name: part.clone() for name, part in decoder.state_dict().items()}
@@ -132,15 +117,15 @@ def test_it_is_deterministic_and_leaves_the_model() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtypes": ()}, r"analysis.permutation.dtypes=\(\) must be distinct names"),
-        ({"dtypes": ("float32", "float32")}, "must be distinct"),
+        ({"dtypes": []}, r"analysis.permutation.dtypes=\[\] must be a list of 1 or more"),
+        ({"dtypes": ["float32", "int8"]}, r"analysis.permutation.dtypes\[1\]='int8' must be one of float64, float32"),
+        ({"dtypes": ["float32", "float32"]}, "must be distinct"),
         ({"tokens": 2}, "analysis.permutation.tokens=2 must be at least 3"),
         ({"texts": 0}, "analysis.permutation.texts=0"),
-        ({"protocol": "x"}, "analysis.permutation.protocol='x'"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        HeadPermutation(**settings)
+        build(HeadPermutation, settings, "analysis.permutation")
     with pytest.raises(ValueError, match="layer=9 is out of range"):
         analysed(model(), layer=9)

@@ -8,9 +8,11 @@ import pyarrow.compute as pc
 import pytest
 import torch
 
-from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
-from headdyn.analysis.interventions.specialization import Specialization, degree
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.core.records import Findings
+from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
 from tests.small_models import NEOX, drawn
@@ -64,6 +66,10 @@ def test_every_figure_against_patching_done_by_hand(family: Prompts) -> None:
     assert summary["strength_nats"]["p"] == np.mean([abs(s) >= abs(strength[0, 2]) - 1e-9 for s in strength.values()])
     assert summary["strength_rank"]["value"] == sum(s >= strength[0, 2] - 1e-9 for s in strength.values())
     assert summary["best_split_nats"]["value"] == pytest.approx(max(strength.values()))
+    # Strengths are symmetric about 0, so a percentile of them without |·| would be exceeded twice as often.
+    sizes = np.abs(list(strength.values()))
+    assert summary["best_split_nats"]["null"] == pytest.approx(np.quantile(sizes, 0.95))
+    assert np.quantile(list(strength.values()), 0.95) < np.quantile(sizes, 0.95) - 1e-3
     assert summary["strength_nats"]["n"] == 6 and summary["strength_rank"]["n"] == 6
 
     heads = {row["head"]: row for row in findings.table.where(metric="head_effect_nats", layer=1).rows()}
@@ -139,24 +145,28 @@ def test_splits_keep_every_pair_for_a_later_maximum(family: Prompts) -> None:
     assert everywhere.filter(pc.equal(everywhere["layer"], 1)).equals(table.combine_chunks())
 
 
+def test_an_odd_number_of_heads_is_compared_with_halves_of_its_sizes(family: Prompts) -> None:
+    decoder, bugs = model(5), family.where(family.is_bug_P)
+    summary = analysed(decoder, family).table.summary()
+    halves = list(itertools.combinations(range(5), 3))
+    others = [tuple(sorted(set(range(5)) - set(half))) for half in halves]
+    engine = PromptPatching(decoder, bugs, Patch(), [1])
+    first, second = (engine.deltas({1: heads_as_weights(part, 5)})[1].mean(1) for part in (halves, others))
+    strength = dict(zip(halves, first - second, strict=True))
+    own, mean = strength[0, 2, 4], np.mean(list(strength.values()))
+    assert summary["strength_nats"]["value"] == pytest.approx(own)
+    assert summary["strength_nats"]["null"] == pytest.approx(mean)
+    assert summary["strength_nats"]["p"] == np.mean(
+        [abs(s - mean) >= abs(own - mean) - 1e-9 for s in strength.values()]
+    )
+    assert summary["strength_rank"]["value"] == sum(s >= own - 1e-9 for s in strength.values())
+    assert summary["strength_rank"]["n"] == 10 and summary["strength_rank"]["null"] == 5.5
+
+
 def test_necessity_is_the_other_way_round(family: Prompts) -> None:
     there, back = (analysed(model(), family, direction=d).table.summary() for d in ("sufficiency", "necessity"))
     assert there["plain_nats"]["value"] == pytest.approx(back["source_nats"]["value"])
     assert there["even_success"] != back["even_success"] or there["strength_nats"] != back["strength_nats"]
-
-
-def test_the_seeds_protocol_stands_beside(family: Prompts) -> None:
-    decoder = model(dtype=torch.float32)
-    plain = analysed(decoder, family, dtype="float32")
-    findings = analysed(decoder, family, dtype="float32", protocol="seed", seed_trials=3, seed_tokens=4)
-    summary = findings.table.summary()
-    assert {name: row for name, row in summary.items() if not name.startswith("seed_")} == plain.table.summary()
-    responses = {row["name"]: row for row in findings.tables["seed_responses"].to_pylist()}
-    assert [responses[name]["heads"] for name in ("plain", "even", "odd")] == [[], [0, 2], [1, 3]]
-    for name in ("plain", "even", "odd"):
-        assert summary[f"seed_{name}_success"]["value"] == responses[name]["success"]
-        assert summary[f"seed_{name}_success"]["n"] == 1 and summary[f"seed_{name}_success"]["unit"] == "prompt"
-    assert summary["seed_strength"]["value"] == responses["even"]["success"] - responses["odd"]["success"]
 
 
 def test_it_is_deterministic_and_leaves_the_model(family: Prompts) -> None:
@@ -172,8 +182,8 @@ def test_it_is_deterministic_and_leaves_the_model(family: Prompts) -> None:
 def test_what_cannot_be_done_is_refused(family: Prompts) -> None:
     with pytest.raises(ValueError, match="layer=5 is out of range; this model's are 0 to 2"):
         analysed(model(), family, layer=5)
-    with pytest.raises(ValueError, match="3 heads have no balanced split"):
-        analysed(model(3), family)
+    with pytest.raises(ValueError, match="1 heads cannot be split into even and odd ones"):
+        analysed(model(1), family)
     with pytest.raises(ValueError, match=r"no bug pairs.*data.bug_pairs"):
         analysed(model(), family.where(~family.is_bug_P))
 
@@ -181,27 +191,14 @@ def test_what_cannot_be_done_is_refused(family: Prompts) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"site": "attn_out"}, "analysis.specialization.site='attn_out' is unknown; choose one of z, attn_out_slice"),
+        ({"site": "attn_out"}, "analysis.specialization.site='attn_out' must be one of z, attn_out_slice"),
         ({"dtype": "int8"}, "analysis.specialization.dtype"),
-        ({"protocol": "both"}, "analysis.specialization.protocol"),
         ({"bootstrap_draws": 5}, "analysis.specialization.bootstrap_draws=5 must be at least 100"),
-        ({"exact_to_heads": 24}, "analysis.specialization.exact_to_heads=24 must lie in 2..20"),
-        ({"fractions": (0.5, 1.5)}, "analysis.specialization.fractions"),
+        ({"exact_to_heads": 24}, "analysis.specialization.exact_to_heads=24 must be at most 20"),
+        ({"fractions": [0.5, 1.5]}, r"analysis.specialization.fractions\[1\]=1.5 must be at most 1"),
+        ({"fractions": []}, "analysis.specialization.fractions"),
     ],
 )
 def test_impossible_settings(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Specialization(**settings)
-
-
-def test_words_for_strengths() -> None:
-    assert [degree(s) for s in (1.0, -0.6, 0.5, 0.31, 0.3, -0.2, 0.1, 0.0)] == [
-        "strong",
-        "strong",
-        "moderate",
-        "moderate",
-        "weak",
-        "weak",
-        "none",
-        "none",
-    ]
+        build(Specialization, settings, "analysis.specialization")

@@ -36,9 +36,36 @@ def test_beyond_sixteen_heads_a_sample_that_is_closed_under_swapping() -> None:
     assert share_H[0] == 1 and np.abs(share_H[1:] - 15 / 31).max() < 4 * math.sqrt(0.25 / 251)
 
 
-def test_odd_numbers_of_heads_are_refused() -> None:
-    with pytest.raises(ValueError, match="9 heads have no balanced split"):
-        balanced_splits(9, rng())
+@pytest.mark.parametrize(("heads", "count"), [(3, 3), (5, 10), (9, 126)])
+def test_an_odd_number_of_heads_is_split_into_halves_that_differ_by_one(heads: int, count: int) -> None:
+    splits = balanced_splits(heads, rng())
+    assert len(splits) == 2 * count and splits.exact and splits.alike_S.sum() == count
+    assert (splits.half_SH[::-1] == ~splits.half_SH).all()
+    assert set(splits.half_SH.sum(1)) == {heads // 2, heads // 2 + 1}
+    assert len({tuple(row) for row in splits.half_SH}) == 2 * count
+    assert splits.heads(splits.even_odd) == tuple(range(0, heads, 2)) and splits.alike_S[splits.even_odd]
+
+
+def test_beyond_sixteen_heads_an_odd_number_is_sampled_too() -> None:
+    splits = balanced_splits(25, rng(), sample=500)
+    assert len(splits) == 502 and not splits.exact and splits.alike_S.sum() == 251
+    assert (splits.half_SH[::-1] == ~splits.half_SH).all() and len({tuple(row) for row in splits.half_SH}) == 502
+    assert np.abs(splits.half_SH[splits.alike_S].mean(0) - 13 / 25).max() < 4 * math.sqrt(0.25 / 251)
+
+
+def test_the_larger_half_is_not_stronger_for_its_size() -> None:
+    """Every head adds one nat: a half of three is one nat ahead of one of two, whichever heads they are."""
+    splits = balanced_splits(5, rng())
+    delta_S1 = splits.half_SH.sum(1, keepdims=True).astype(float)
+    assert splits.advantage(delta_S1) == 1 and (splits.strengths(delta_S1) == 0).all()
+    assert vars_of(splits.rank_test(splits.strengths(delta_S1))) == (10, 1.0, 1.0)
+    even = balanced_splits(4, rng())
+    assert even.advantage(rng().normal(size=(6, 3))) == 0
+
+
+def test_one_head_has_no_halves() -> None:
+    with pytest.raises(ValueError, match="1 heads cannot be split"):
+        balanced_splits(1, rng())
 
 
 def test_strength_is_half_against_other_half() -> None:
@@ -83,6 +110,20 @@ def test_relabelling_heads_in_all_ways_gives_uniform_p() -> None:
         thresholded.append(rank_test(splits.strengths(1.0 * (delta_S1 > 0)), splits.even_odd).p_greater)
     assert uniform(greater, 20) and uniform(two_sided, 10)
     assert not uniform(thresholded, 20)  # the mutant: success in place of Δ ties
+
+
+def test_relabelling_an_odd_number_of_heads_gives_uniform_p() -> None:
+    """Even/odd ranks among the splits whose first half is as large; among all of them its rank is too high."""
+    splits = balanced_splits(5, rng())
+    effect = {frozenset(splits.heads(i)): value for i, value in enumerate(rng(3).normal(size=20) + 5 * splits.alike_S)}
+    greater, among_all = [], []
+    for order in itertools.permutations(range(5)):
+        delta_S1 = np.array([[effect[frozenset(order[h] for h in splits.heads(i))]] for i in range(20)])
+        strength_S = splits.strengths(delta_S1)
+        greater.append(splits.rank_test(strength_S).p_greater)
+        among_all.append(rank_test(strength_S, splits.even_odd).p_greater)
+    assert uniform(greater, 10)
+    assert not uniform(among_all, 20)  # the mutant: halves of another size as if they were alike
 
 
 def uniform(p: list[float], steps: int) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from headdyn.analysis.clusters.suite import SEED_KEY
+from headdyn.analysis.clusters.all_clusterings import TWO_MEANS
 from headdyn.analysis.contract import SeriesFindings
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import balanced_splits, rank_test, split_table
@@ -396,7 +396,7 @@ def test_impossible_settings(settings: dict[str, Any], told: str) -> None:
 
 def clusters(labels: list[int]) -> dict[str, pa.Table]:
     """What HeadClusters leaves of one layer: heads of one cluster are near each other."""
-    method, parameter = SEED_KEY
+    method, parameter = TWO_MEANS
     place = {"layer": 6, "kind": "qk"}
     distances = [
         {**place, "head_a": a, "head_b": b, "distance": 0.1 if labels[a] == labels[b] else 1.0}

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from headdyn.analysis.interventions.patching import Patch, PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
 from headdyn.core.settings import build
 from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair

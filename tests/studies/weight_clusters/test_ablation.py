@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from headdyn.analysis.clusters import clusterings
-from headdyn.analysis.clusters.seed_weights import misread, packed, swapped
-from headdyn.analysis.interventions.seed_ablation import METRICS, law, seed_ablation, slices_kept, smaller
+from headdyn.analysis.clusters.clusterings import smaller
 from headdyn.models.decoder import Decoder, Edit
+from headdyn.studies.weight_clusters.ablation import OriginalAblation, law, slices_kept
+from headdyn.studies.weight_clusters.pieces import misread, packed, swapped
+from tests.analysis import tiny
 from tests.small_models import GQA, NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
 
-PROMPT = prompts(bug_pairs=1, control_pairs=0).seed_prompt
+FAMILY = prompts(bug_pairs=1, control_pairs=0)
+PROMPT = FAMILY.original_prompt
 
 
 def model(**settings) -> Decoder:
@@ -21,10 +24,11 @@ def model(**settings) -> Decoder:
     return drawn(dataclasses.replace(NEOX, **(shape | settings)))
 
 
-def rows(decoder: Decoder, prompt=PROMPT, swaps: int = 19) -> dict[str, dict]:
-    found = seed_ablation(decoder, decoder, prompt, 1, swaps, np.random.default_rng(0))
-    assert {row["metric"] for row in found} == set(METRICS)
-    return {row["metric"]: row for row in found}
+def rows(decoder: Decoder, corpus=FAMILY) -> dict[str, dict]:
+    analysis = OriginalAblation(layer=1, dtype="float64", swaps=19)
+    summary = analysis(decoder, corpus, np.random.default_rng(0)).table.summary()
+    assert set(summary) == set(analysis.metrics)
+    return summary
 
 
 def kl(plain_V: torch.Tensor, other_V: torch.Tensor) -> float:
@@ -43,15 +47,15 @@ def test_swap_and_only_these_heads_by_hand() -> None:
     labels_H = clusterings.kmeans((query_HX @ query_HX.T).numpy()[None], 2, np.random.default_rng(0))[0]
     plain_V = law(decoder, PROMPT)
     swap = kl(plain_V, law(swapped(decoder, 1, labels_H), PROMPT))
-    assert found["seed_swap_kl_nats"]["value"] == pytest.approx(swap) and swap > 1e-4
+    assert found["original_swap_kl_nats"]["value"] == pytest.approx(swap) and swap > 1e-4
 
     text = torch.from_numpy(PROMPT.corrupted_NT)
     attn_out = decoder.trace(text, sites=("attn_out",), layers=(1,), logits=None)["attn_out", 1]
     kept = attn_out.unflatten(-1, (8, 2)) * torch.from_numpy(smaller(labels_H))[:, None]
     edit = Edit(site="attn_out", layer=1, value=kept.flatten(-2), where=torch.ones((), dtype=torch.bool))
     only = kl(plain_V, law(decoder, PROMPT, [edit]))
-    assert found["seed_only_cluster_kl_nats"]["value"] == pytest.approx(only) and only > 1e-4
-    for name in ("seed_swap_kl_nats", "seed_only_cluster_kl_nats"):
+    assert found["original_only_cluster_kl_nats"]["value"] == pytest.approx(only) and only > 1e-4
+    for name in ("original_swap_kl_nats", "original_only_cluster_kl_nats"):
         assert found[name]["n"] == 1 and found[name]["unit"] == "prompt", "one prompt is one unit"
         assert found[name]["null"] > 0 and found[name]["p"] >= 1 / 20
 
@@ -62,7 +66,7 @@ def test_a_swap_of_equal_pieces_changes_nothing() -> None:
     w, noise = decoder.head_weights(1), torch.Generator().manual_seed(0)
     for weight_HDd in (w.k_GDd, w.v_GDd, w.q_HDd):
         weight_HDd.copy_(w.q_HDd[:1] + 1e-3 * torch.randn(weight_HDd.shape, generator=noise).double())
-    assert rows(decoder)["seed_swap_kl_nats"]["value"] < 1e-4 < rows(model())["seed_swap_kl_nats"]["value"]
+    assert rows(decoder)["original_swap_kl_nats"]["value"] < 1e-4 < rows(model())["original_swap_kl_nats"]["value"]
 
 
 def test_which_cluster_is_the_smaller() -> None:
@@ -94,13 +98,13 @@ def test_entries_find_planted_scales_and_pieces_rank_them() -> None:
             weight_HDd[::2] *= 4
     found = rows(decoder)
     for part in ("query", "key", "value"):
-        row = found[f"seed_{part}_ks_log10_p"]
+        row = found[f"original_{part}_ks_log10_p"]
         assert row["value"] < row["null"] < 0 and row["n"] == 8 and row["unit"] == "piece"
 
 
 def test_what_cannot_be_had_is_absent_with_its_reason() -> None:
-    without = rows(model(), prompt=None)
-    assert "use data=comparisons" in without["seed_swap_kl_nats"]["reason"]
-    assert without["seed_query_ks_log10_p"]["value"] <= 0
+    without = rows(model(), tiny.corpus())
+    assert "use data=comparisons" in without["original_swap_kl_nats"]["reason"]
+    assert without["original_query_ks_log10_p"]["value"] <= 0
     grouped = rows(drawn(dataclasses.replace(GQA, vocab_size=len(byte_level()))))
     assert all("no [3, heads, …] matrix" in row["reason"] for row in grouped.values())

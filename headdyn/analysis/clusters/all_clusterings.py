@@ -1,4 +1,4 @@
-"""All clusterings of a layer's heads that science.md §12 names, for many clouds at once, and what they say.
+"""Every clustering of a layer's heads that science.md §12 names, for many clouds at once, and how they compare.
 
 Letters as in clusterings.py. Row 0 may be the heads and the others random ones: they go through the same steps.
 """
@@ -14,11 +14,11 @@ import numpy as np
 from headdyn.analysis.clusters import clusterings
 
 Key = tuple[str, float]  # method and its parameter: k, or DBSCAN's radius
-SEED_KEY: Key = ("kmeans", 2)  # the seed studies' own choice
+TWO_MEANS: Key = ("kmeans", 2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suite:
+class AllClusterings:
     """The labels of every clustering of R clouds, and their quality."""
 
     gram_RHH: np.ndarray
@@ -32,10 +32,10 @@ class Suite:
     @property
     def split_RH(self) -> np.ndarray:
         """Labels of k-means with two clusters."""
-        return self.labels[SEED_KEY]
+        return self.labels[TWO_MEANS]
 
     def silhouette(self, key: Key) -> np.ndarray:
-        """Mean silhouette of one clustering, as the seed computed it: a point alone counts as 0; [R]."""
+        """Mean silhouette of one clustering, a point alone in its cluster counting as 0; [R]."""
         return clusterings.silhouette(self.distance_RHH, self.labels[key])
 
     @functools.cached_property
@@ -60,7 +60,7 @@ class Suite:
         within_R = (np.where(size_Rk > 0, within_Rk, 0) * size_Rk).sum(-1) / split_RH.shape[1]
         two_R = np.isfinite(between_R)
         return {
-            "silhouette": self.silhouette(SEED_KEY),
+            "silhouette": self.silhouette(TWO_MEANS),
             "best_silhouette": self.best_silhouette_R,
             "centre_distance": between_R,
             "within_variance": np.where(two_R, within_R, np.nan),
@@ -82,9 +82,9 @@ class Suite:
 class Clouds:
     """One kind of points: the heads of every layer, and random heads for each layer."""
 
-    suite: Suite  # row l: the heads of layer l
-    nulls: Sequence[Suite]  # one a layer
-    exchangeable: bool  # whether random heads are alike, so that all of them stand for each
+    own: AllClusterings  # row l: the heads of layer l
+    nulls: Sequence[AllClusterings]  # one a layer
+    exchangeable: bool  # whether random heads are alike, so that the null of one head is that of all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,21 +97,21 @@ class Recipe:
     restarts: int
     relative_eps: bool = True
 
-    def __call__(self, gram_RHH: np.ndarray, generator: np.random.Generator) -> Suite:
+    def __call__(self, gram_RHH: np.ndarray, generator: np.random.Generator) -> AllClusterings:
         """Cluster R clouds; values of k that leave no two points together are left out."""
         heads = gram_RHH.shape[-1]
         distance_RHH = clusterings.distances(gram_RHH)
         labels: dict[Key, np.ndarray] = {}
         for k in self.kmeans_k:
-            found = clusterings.kmeans(gram_RHH, k, generator, restarts=self.restarts) if k < heads else None
-            labels |= {} if found is None else {("kmeans", k): found}
+            if k < heads:
+                labels["kmeans", k] = clusterings.kmeans(gram_RHH, k, generator, restarts=self.restarts)
         ward_k = [k for k in self.ward_k if k < heads]
-        labels |= {("ward", k): found for k, found in zip(ward_k, clusterings.ward(distance_RHH, ward_k), strict=True)}
+        keys = [("ward", k) for k in ward_k] + [("dbscan", eps) for eps in self.eps]
         scale_R = np.median(distance_RHH[:, *np.triu_indices(heads, 1)], axis=-1) if self.relative_eps else 1.0
         eps_RE = np.broadcast_to(np.multiply.outer(scale_R, self.eps), (len(gram_RHH), len(self.eps)))
-        found_E = clusterings.dbscan(distance_RHH, eps_RE)
-        labels |= {("dbscan", eps): found for eps, found in zip(self.eps, found_E, strict=True)}
-        return Suite(gram_RHH=gram_RHH, labels=labels)
+        others = [*clusterings.ward(distance_RHH, ward_k), *clusterings.dbscan(distance_RHH, eps_RE)]
+        labels |= dict(zip(keys, others, strict=True))
+        return AllClusterings(gram_RHH=gram_RHH, labels=labels)
 
 
 def against_null(value: float, null_R: np.ndarray, tested: bool = True) -> tuple[float, float]:

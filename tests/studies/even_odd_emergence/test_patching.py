@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.interventions.patching import SEED_PATCH, GroupPatching, Patch
-from headdyn.analysis.interventions.seed_patching import Response, response_table, seed_responses, verdict_rows
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import GroupPatching
 from headdyn.core.records import HeadTable
+from headdyn.core.settings import build
 from headdyn.data.comparisons import judged_right
 from headdyn.models.decoder import Decoder, Edit
+from headdyn.studies.even_odd_emergence.patching import (
+    ORIGINAL_PATCH,
+    OriginalPatching,
+    Response,
+    answered,
+    response_table,
+    verdict_rows,
+)
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
 
@@ -26,15 +35,15 @@ def half(decoder: Decoder) -> Decoder:
 
 
 def test_the_patch_is_the_studys() -> None:
-    assert Patch(site="attn_out_slice", source="prompt", alignment="left", steps="every_step") == SEED_PATCH
+    assert Patch(site="attn_out_slice", source="prompt", alignment="left", steps="every_step") == ORIGINAL_PATCH
 
 
 @torch.no_grad()
 def test_responses_against_a_hook_written_as_the_study_describes_it() -> None:
     """Float16, the first min(T) positions of the sliced attention output overwritten at every call of the hook."""
     decoder, family = model(), prompts()
-    said = seed_responses(decoder, family, 1, GROUPS, trials=3, tokens=5)
-    sixteen, group = half(decoder), family.seed_prompt
+    said = answered(decoder, family, 1, GROUPS, trials=3, tokens=5)
+    sixteen, group = half(decoder), family.original_prompt
     clean = sixteen.trace(torch.from_numpy(group.clean_NT), sites=("attn_out",), layers=(1,), logits=None)[
         "attn_out", 1
     ]
@@ -59,6 +68,20 @@ def test_responses_against_a_hook_written_as_the_study_describes_it() -> None:
     assert len({response.text for response in said}) > 1
 
 
+def test_the_analysis_gives_the_verdicts_and_their_difference() -> None:
+    findings = OriginalPatching(trials=3, tokens=4)(model(), prompts(), np.random.default_rng(0))
+    summary = findings.table.summary()
+    assert set(summary) == set(OriginalPatching.metrics)
+    responses = {row["name"]: row for row in findings.tables["original_responses"].to_pylist()}
+    assert [responses[name]["heads"] for name in GROUPS] == [list(heads) for heads in GROUPS.values()]
+    for name in GROUPS:
+        row = summary[f"original_{name}_success"]
+        assert row["value"] == responses[name]["success"] and (row["n"], row["unit"]) == (1, "prompt")
+    assert summary["original_strength"]["value"] == responses["even"]["success"] - responses["odd"]["success"]
+    with pytest.raises(ValueError, match="trials=0 must be at least 1"):
+        build(OriginalPatching, {"trials": 0}, "companion")
+
+
 def test_trials_of_one_greedy_prompt_are_one_unit() -> None:
     rows = verdict_rows([Response(name="even", heads=(0,), text="9.8", success=True, agreeing=1.0)])
     assert rows[0]["n"] == 1 and rows[0]["unit"] == "prompt" and rows[0]["value"] == 1
@@ -67,11 +90,11 @@ def test_trials_of_one_greedy_prompt_are_one_unit() -> None:
 
 
 def test_slices_behind_the_projection_are_not_heads() -> None:
-    """With every head but the even ones silenced, the seed's odd pieces still carry the even heads' output."""
-    decoder, group = model(), prompts().seed_prompt
+    """With every head but the even ones silenced, the study's odd pieces still carry the even heads' output."""
+    decoder, group = model(), prompts().original_prompt
     with torch.no_grad():
         decoder.head_weights(1).o_HdD[[1, 3]] = 0
-    patch = dataclasses.replace(SEED_PATCH, steps="prefill")
+    patch = dataclasses.replace(ORIGINAL_PATCH, steps="prefill")
     odd = np.array([[0.0, 1, 0, 1]])
     engine = GroupPatching(decoder, group, dataclasses.replace(patch, site="z"), [1])
     assert engine.deltas({1: odd})[1][0, 0] == pytest.approx(engine.target_N[0], abs=1e-5)  # as heads: no effect
@@ -81,12 +104,12 @@ def test_slices_behind_the_projection_are_not_heads() -> None:
 
 def test_new_tokens_are_written_over() -> None:
     """At each new token the patched pieces are the clean prompt's first position, whatever the token."""
-    decoder, group = half(model()), prompts().seed_prompt
+    decoder, group = half(model()), prompts().original_prompt
     clean = decoder.trace(torch.from_numpy(group.clean_NT), sites=("attn_out",), layers=(1,), logits=None)[
         "attn_out", 1
     ]
     everything = Edit(site="attn_out", layer=1, value=clean[:, :1])
-    after = GroupPatching(decoder, group, SEED_PATCH, [1]).generate(1, np.ones((1, 4)), 6)[0, 0]
+    after = GroupPatching(decoder, group, ORIGINAL_PATCH, [1]).generate(1, np.ones((1, 4)), 6)[0, 0]
     prompt = torch.from_numpy(group.corrupted_NT)
     text = torch.cat((prompt, torch.from_numpy(after)[None]), dim=1)
     length, written = prompt.shape[1], clean.shape[1]
@@ -97,7 +120,7 @@ def test_new_tokens_are_written_over() -> None:
         edited = decoder.trace(text, edits=[dataclasses.replace(everything, value=value, where=where)]).logits
     assert edited is not None
     assert (edited[0, length - 1 : -1].argmax(-1).numpy() == after).all()
-    prefill = dataclasses.replace(SEED_PATCH, steps="prefill")
+    prefill = dataclasses.replace(ORIGINAL_PATCH, steps="prefill")
     assert (GroupPatching(decoder, group, prefill, [1]).generate(1, np.ones((1, 4)), 6)[0, 0] != after).any()
 
 

@@ -1,20 +1,20 @@
-"""The seed studies' weight clusters as they were computed, for comparison (science.md §12 and §13, protocol=seed).
+"""The study's pieces of weights as it read them, and its measures of two clusters of them (science.md §12 and §13).
 
 Letters as in models/decoder.py; X rows of a packed matrix, E entries of all pieces, R splits.
 
-What they did, and why none of it is evidence about heads:
-- They read the rows of GPT-NeoX's packed matrix [H, 3, d, D] as [3, H, d, D]. Piece 3h + i of the matrix is part i of
+What the study did, and why none of it is evidence about heads:
+- It read the rows of GPT-NeoX's packed matrix [H, 3, d, D] as [3, H, d, D]. Piece 3h + i of the matrix is part i of
   head h; read so, it became "head" (3h + i) mod H of part ⌊(3h + i)/H⌋. The "query heads" are the q, k and v blocks of
   the first third of the heads, so what sets queries apart from keys and values looks like clusters of heads.
-- They flattened the pieces. W_Q → W_Q R, W_K → W_K R⁻ᵀ leaves a head as it is and moves the flattened W_Q anywhere;
+- It flattened the pieces. W_Q → W_Q R, W_K → W_K R⁻ᵀ leaves a head as it is and moves the flattened W_Q anywhere;
   what is left is mostly norms, and one large norm alone gives a k = 2 silhouette of 0.6: random heads of the same norms
   are the null.
-- They tested two clusters with Kolmogorov–Smirnov on 10⁵ entries. Entries of a matrix share its scale, so any two
-  groups of heads whose scales differ by a few percent give p < 1e-6; here the same statistic is also ranked among all
+- It tested two clusters with Kolmogorov–Smirnov on 10⁵ entries. Entries of a matrix share its scale, so any two groups
+  of heads whose scales differ by a few percent give p < 1e-6; here the same statistic is also ranked among random
   splits of the pieces into groups of those sizes, which takes pieces as units.
-- They replaced every piece of a cluster by the mean of the other's and called the damage causal. Random clusters of the
+- It replaced every piece of a cluster by the mean of the other's and called the damage causal. Random clusters of the
   same sizes are the null.
-- Their separation ratio divides a distance by a variance per entry, so it has a unit and depends on the weights' scale.
+- Its separation ratio divides a distance by a variance per entry, so it has a unit and depends on the weights' scale.
 """
 
 from __future__ import annotations
@@ -31,60 +31,44 @@ from headdyn.analysis.clusters.clusterings import spread
 from headdyn.models.decoder import Decoder
 from headdyn.models.family_table import HEAD_BY_HEAD
 
-PARTS = ("query", "key", "value")
-SEED_EPS = (0.5, 1.0, 1.5, 2.0)  # DBSCAN's radii, in units of the weights
 ENTRY_SPLITS = 200  # random splits behind an entry test; each costs 11 ms on Pythia-160m's pieces
 _LEAST_LOG10_P = -300.0  # below it a float holds no p
 
 
-def packed(decoder: Decoder, layer: int) -> Tensor:
-    """The layer's query_key_value matrix as GPT-NeoX stores it, [3·H·d, D]: head by head, q, k and v of each.
+def no_pieces(decoder: Decoder) -> str | None:
+    """Why there are no pieces to misread: with grouped keys and values there are too few rows for such a matrix."""
+    heads, keys = decoder.config.num_heads, decoder.config.num_kv_heads
+    return None if keys == heads else f"{heads} query heads share {keys} keys: no [3, heads, …] matrix to misread"
 
-    Raises ValueError for grouped keys and values, of which there are too few for such a matrix.
-    """
-    c, w = decoder.config, decoder.head_weights(layer)
-    if c.num_kv_heads != c.num_heads:
-        raise ValueError(
-            f"{c.num_heads} query heads share {c.num_kv_heads} key/value heads, so there is no [3, heads, …] matrix to "
-            "misread; use protocol=corrected"
-        )
+
+def packed(decoder: Decoder, layer: int) -> Tensor:
+    """The layer's query_key_value matrix as GPT-NeoX stores it, [3·H·d, D]: head by head, q, k and v of each."""
+    w = decoder.head_weights(layer)
     parts = [part_HDd.detach().mT.flatten(0, 1) for part_HDd in (w.q_HDd, w.k_GDd, w.v_GDd)]
-    return HEAD_BY_HEAD.pack(parts, c.num_heads)
+    return HEAD_BY_HEAD.pack(parts, decoder.config.num_heads)
 
 
 def misread(packed_XD: Tensor, heads: int) -> Tensor:
-    """What the seed took for the heads' query, key and value weights, in this order: [3, H, d·D]."""
+    """What the study took for the heads' query, key and value weights, in this order: [3, H, d·D]."""
     return packed_XD.unflatten(0, (3, heads, -1)).flatten(2)
 
 
-def misread_blocks(heads: int) -> dict[str, list[tuple[int, str]]]:
-    """The true head and part of each of the seed's pieces: for 12 heads its "query head 6" is head 2's query block."""
-    pieces = [(number // 3, PARTS[number % 3]) for number in range(3 * heads)]
-    return {part: pieces[i * heads : (i + 1) * heads] for i, part in enumerate(PARTS)}
-
-
-def with_packed(decoder: Decoder, layer: int, packed_XD: Tensor) -> Decoder:
-    """The same model, all other tensors shared, with this query_key_value matrix in one layer."""
-    names = [f"blocks.{layer}.attention.{part}.weight" for part in "qkv"]
-    parts = HEAD_BY_HEAD.unpack(packed_XD, 3, decoder.config.num_heads)
-    return Decoder.from_state(decoder.config, decoder.state_dict() | dict(zip(names, parts, strict=True)))
-
-
 def swapped(decoder: Decoder, layer: int, labels_H: np.ndarray) -> Decoder:
-    """The model after the seed's cluster swap: each "query" piece becomes the mean piece of the other of two clusters.
+    """The model after the study's cluster swap: each "query" piece becomes the mean piece of the other of two clusters.
 
-    Raises ValueError unless the labels are 0 and 1.
+    All other tensors are shared with the model. Raises ValueError unless the labels are 0 and 1.
     """
     if set(labels_H.tolist()) != {0, 1}:
         raise ValueError(f"a swap needs two clusters labelled 0 and 1; got labels {sorted(set(labels_H.tolist()))}")
-    matrix_XD = packed(decoder, layer)
-    pieces_3HdD = matrix_XD.clone().unflatten(0, (3, len(labels_H), -1))
+    pieces_3HdD = packed(decoder, layer).clone().unflatten(0, (3, len(labels_H), -1))
     means = [pieces_3HdD[0, torch.from_numpy(labels_H == label)].mean(0) for label in (0, 1)]
     pieces_3HdD[0] = torch.stack([means[1 - label] for label in labels_H.tolist()])
-    return with_packed(decoder, layer, pieces_3HdD.flatten(0, 2))
+    parts = HEAD_BY_HEAD.unpack(pieces_3HdD.flatten(0, 2), 3, len(labels_H))
+    names = [f"blocks.{layer}.attention.{part}.weight" for part in "qkv"]
+    return Decoder.from_state(decoder.config, decoder.state_dict() | dict(zip(names, parts, strict=True)))
 
 
-def seed_spread(gram_RHH: np.ndarray, labels_RH: np.ndarray, width: int) -> dict[str, np.ndarray]:
+def original_spread(gram_RHH: np.ndarray, labels_RH: np.ndarray, width: int) -> dict[str, np.ndarray]:
     """The study's centre distance, variance within clusters (per entry, clusters counting alike) and their ratio."""
     between_R, within_Rk = spread(gram_RHH, labels_RH)
     known_Rk = np.isfinite(within_Rk)
@@ -111,10 +95,10 @@ class EntryTest:
 def entry_test(
     pieces_HX: Tensor, labels_H: np.ndarray, generator: np.random.Generator, draws: int = ENTRY_SPLITS
 ) -> EntryTest:
-    """Kolmogorov–Smirnov (asymptotic) and Wasserstein between the entries of cluster 0 and all others, as the seed did.
+    """Kolmogorov–Smirnov (asymptotic) and Wasserstein between the entries of cluster 0 and all others.
 
-    The entries are sorted once; a split then costs one pass. The seed drew 1,000 entries for Wasserstein, this takes
-    all.
+    The entries are sorted once; a split then costs one pass. The study drew 1,000 entries for Wasserstein, here all
+    are taken.
     """
     width = pieces_HX.shape[1]
     entries_E, order_E = pieces_HX.flatten().double().sort()

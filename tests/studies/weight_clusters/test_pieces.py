@@ -1,4 +1,4 @@
-"""The seed's reading of GPT-NeoX's packed matrix, and why what it found are not heads."""
+"""The study's reading of GPT-NeoX's packed matrix, and why what it found are not heads."""
 
 from __future__ import annotations
 
@@ -12,18 +12,10 @@ from transformers import GPTNeoXConfig
 
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.geometry import circuit_cosines, random_directions
-from headdyn.analysis.clusters.seed_weights import (
-    PARTS,
-    entry_test,
-    misread,
-    misread_blocks,
-    packed,
-    seed_spread,
-    swapped,
-    with_packed,
-)
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import load_pretrained
+from headdyn.studies.weight_clusters.clusters import PARTS
+from headdyn.studies.weight_clusters.pieces import entry_test, misread, no_pieces, original_spread, packed, swapped
 from tests.parity import hugging_face
 from tests.small_models import GQA, NEOX, drawn, tokens
 
@@ -45,6 +37,12 @@ def with_weights(decoder: Decoder, layer: int, change) -> Decoder:
     return other
 
 
+def misread_blocks(heads: int) -> dict[str, list[tuple[int, str]]]:
+    """The true head and part of each of the study's pieces, as pieces.py says in words."""
+    blocks = [(number // 3, PARTS[number % 3]) for number in range(3 * heads)]
+    return {part: blocks[i * heads : (i + 1) * heads] for i, part in enumerate(PARTS)}
+
+
 def two_clusters(pieces_HX: torch.Tensor) -> tuple[np.ndarray, float]:
     gram = (pieces_HX @ pieces_HX.T).detach().numpy()[None]
     labels_RH = clusterings.kmeans(gram, 2, np.random.default_rng(0))
@@ -60,7 +58,7 @@ def test_packed_as_hugging_face_packs_it(tmp_path) -> None:
     assert torch.equal(packed(load_pretrained(folder, torch.float32), 1), theirs)
 
 
-def test_the_seeds_query_heads_are_blocks_of_the_first_heads() -> None:
+def test_the_studys_query_heads_are_blocks_of_the_first_heads() -> None:
     """Each block of the matrix is filled with its own number; 12 heads: "query head 6" is head 2's query block."""
     code = {part: i for i, part in enumerate(PARTS)}
 
@@ -78,7 +76,7 @@ def test_the_seeds_query_heads_are_blocks_of_the_first_heads() -> None:
     assert not torch.equal(pieces_3HX[0], right.to(pieces_3HX)), "mutant: a right reading would have given this"
 
 
-def test_heads_that_are_all_alike_are_clusters_to_the_seed() -> None:
+def test_heads_that_are_all_alike_are_clusters_to_the_study() -> None:
     """Every head has the same circuits, so nothing can be told apart; keys twice as large make "clusters" of 1.0."""
 
     def same(part: str, weight_HDd: torch.Tensor) -> torch.Tensor:
@@ -92,7 +90,7 @@ def test_heads_that_are_all_alike_are_clusters_to_the_seed() -> None:
     assert (labels_H == labels_H[1]).tolist() == is_key_H.tolist(), "what it calls clusters are keys and the rest"
 
 
-def test_another_basis_of_the_same_heads_gives_the_seed_other_clusters() -> None:
+def test_another_basis_of_the_same_heads_gives_the_study_other_clusters() -> None:
     decoder = model(rotary_fraction=0.0, max_positions=24)
     turn_Hdd = torch.randn(HEADS, 8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -107,7 +105,7 @@ def test_another_basis_of_the_same_heads_gives_the_seed_other_clusters() -> None
     assert clusterings.adjusted_rand(clusterings.contingency(ours, theirs[None]))[0] < 0.9
 
 
-def test_one_large_norm_makes_the_seeds_silhouette() -> None:
+def test_one_large_norm_makes_the_studys_silhouette() -> None:
     """Random pieces, one of them four times as large: k = 2 takes it for a cluster with a silhouette over 0.6, and
     random pieces of those norms do the same."""
     norm_H = np.where(np.arange(HEADS) == 5, 4.0, 1.0)
@@ -146,11 +144,11 @@ def test_entries_as_units_find_a_difference_where_pieces_as_units_do_not() -> No
     assert found.p_log10_p < 0.06, "2 of 70 splits"
 
 
-def test_seed_spread_by_hand() -> None:
+def test_spread_by_hand() -> None:
     """Pieces (0, 0), (2, 2) | (8, 8): centres 7√2 apart; the variance of an entry is 1 in the first and 0 in the other
     cluster, 1/2 on average, clusters counting alike."""
     points = np.array([[0.0, 0], [2, 2], [8, 8]])
-    found = seed_spread((points @ points.T)[None], np.array([[0, 0, 1]]), 2)
+    found = original_spread((points @ points.T)[None], np.array([[0, 0, 1]]), 2)
     assert found["centre_distance"][0] == pytest.approx(7 * np.sqrt(2))
     assert found["within_variance"][0] == pytest.approx(0.5)
     assert found["separation"][0] == pytest.approx(14 * np.sqrt(2))
@@ -168,11 +166,10 @@ def test_a_swap_puts_the_other_clusters_mean_into_query_pieces_alone() -> None:
     for name, part in changed.state_dict().items():
         assert torch.equal(part, before[name]) or name.startswith("blocks.1.attention.")
     assert all(torch.equal(part, before[name]) for name, part in decoder.state_dict().items()), "nothing is restored"
-    assert torch.equal(packed(with_packed(decoder, 1, packed(decoder, 1)), 1), packed(decoder, 1))
     with pytest.raises(ValueError, match="two clusters labelled 0 and 1"):
         swapped(decoder, 1, np.zeros(HEADS, dtype=int))
 
 
 def test_grouped_keys_have_no_such_matrix() -> None:
-    with pytest.raises(ValueError, match="4 query heads share 2 key/value heads"):
-        packed(drawn(GQA), 0)
+    assert no_pieces(drawn(GQA)) == "4 query heads share 2 keys: no [3, heads, …] matrix to misread"
+    assert no_pieces(drawn(NEOX)) is None

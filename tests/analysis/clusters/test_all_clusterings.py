@@ -7,7 +7,7 @@ import pytest
 import sklearn.metrics
 
 from headdyn.analysis.clusters import clusterings
-from headdyn.analysis.clusters.suite import Recipe, against_null, agreement, separates
+from headdyn.analysis.clusters.all_clusterings import Recipe, against_null, agreement, separates
 
 RECIPE = Recipe(kmeans_k=(2, 3), ward_k=(2,), eps=(0.5,), restarts=5)
 

@@ -1,0 +1,204 @@
+"""Heads of every layer clustered by weights and by effects, against random heads (science.md §12).
+
+Letters as in clusterings.py; L layers, P pairs. A layer's row has heads as its unit and a null, no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from headdyn.analysis.clusters import CIRCUITS, clusterings
+from headdyn.analysis.clusters.all_clusterings import Clouds, Recipe, against_null, agreement, separates
+from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
+from headdyn.analysis.clusters.geometry import behind_gains, circuit_cosines, random_circuit_cosines, random_directions
+from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
+from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.head_clusters import NO_PROMPTS, HeadClusters
+from headdyn.analysis.interventions.pair_rows import PairRows
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
+from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import benjamini_hochberg
+from headdyn.data.comparisons import Prompts
+from headdyn.data.corpus import Corpus
+from headdyn.models.decoder import Decoder
+
+ABLATE = Patch(source="mean", steps="every_position")
+# Measures with a p: the others say how a split looks, and one p is enough for whether there is one.
+TESTED = ("silhouette", "best_silhouette", "first_component")
+
+
+def measure(
+    chosen: HeadClusters, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator
+) -> Findings:
+    """Everything that `HeadClusters` reports under these settings."""
+    c = decoder.config
+    layer = chosen_layer(chosen.layer, c.num_layers)
+    if c.num_heads < 4:
+        raise ValueError(f"{c.num_heads} heads a layer cannot form clusters; this analysis needs 4 or more")
+    recipe = Recipe(kmeans_k=chosen.kmeans_k, ward_k=chosen.ward_k, eps=chosen.dbscan_eps, restarts=chosen.restarts)
+    kinds = _circuits(recipe, decoder, chosen.null_draws, generator)
+    tables, repairs_H = [], None
+    if isinstance(corpus, Prompts):
+        model = in_dtype(decoder, chosen.dtype)
+        make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
+        effect_LHP = _effects(model, corpus, ABLATE, range(c.num_layers))
+        kinds["behaviour"] = _behaviour(recipe, effect_LHP, chosen.null_draws, generator)
+        effects = make.effects("repair", _effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
+        value_H, p_H = (np.array([row[column] for row in effects]) for column in ("value", "p"))
+        repairs_H = (benjamini_hochberg(p_H) < 0.05) & (value_H > 0)
+        tables += [_effect_rows(make, effect_LHP), _agreement_rows(kinds, chosen.relabellings, generator)]
+    else:
+        tables.append(_without_prompts(chosen, c.num_layers, c.num_heads))
+    tables += [_kind_rows(kind, clouds, chosen.relabellings, generator) for kind, clouds in kinds.items()]
+    table = HeadTable.concat(tables)
+    # Two families: whether layers fall into groups, and what single heads do.
+    heads = HeadTable(table.table.filter(pc.is_valid(table.table["head"]))).with_q()
+    table = table.where(head=None).with_q()
+    rows = [row | {"layer": None} for row in table.where(layer=layer).rows()]
+    rows.append(_accuracy_row(kinds, repairs_H, layer, chosen.relabellings, generator))
+    own = {kind: clouds.own for kind, clouds in kinds.items()}
+    return Findings(
+        table=HeadTable.concat([heads, table, HeadTable.from_rows(rows)]),
+        figures={
+            "silhouettes": silhouette_figure(kinds, table),
+            "assignments": assignment_figure(own, layer, layer, repairs_H),
+            "points": point_figure(own, layer, layer, seed=int(generator.integers(2**31))),
+        },
+        tables={
+            "clusterings": clustering_table(kinds, {layer: repairs_H}),
+            "coordinates": coordinate_table(own),
+            "distances": distance_table(own),
+        },
+    )
+
+
+def _circuits(recipe: Recipe, decoder: Decoder, draws: int, generator: np.random.Generator) -> dict[str, Clouds]:
+    random_RHH = random_circuit_cosines(decoder, draws, generator)
+    layers = range(decoder.config.num_layers)
+    own = [circuit_cosines(decoder, layer) for layer in layers]
+    random = [behind_gains(random_RHH, decoder, layer) for layer in layers]
+    return {
+        kind: Clouds(
+            own=recipe(np.stack([cosines[kind] for cosines in own]), generator),
+            nulls=[recipe(cosines[kind], generator) for cosines in random],
+            exchangeable=True,
+        )
+        for kind in CIRCUITS
+    }
+
+
+def _behaviour(recipe: Recipe, effect_LHP: np.ndarray, draws: int, generator: np.random.Generator) -> Clouds:
+    pairs = effect_LHP.shape[-1]
+    gram_LHH = effect_LHP @ effect_LHP.swapaxes(-1, -2) / pairs  # distances: root mean square over pairs, in nats
+    norm_LH = np.sqrt(np.diagonal(gram_LHH, axis1=-2, axis2=-1))
+    nulls = [recipe(random_directions(norm_H, pairs, draws, generator), generator) for norm_H in norm_LH]
+    return Clouds(own=recipe(gram_LHH, generator), nulls=nulls, exchangeable=False)
+
+
+def _effects(model: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int]) -> np.ndarray:
+    """Change of Δ in nats when each head alone is patched, [L, H, P]."""
+    patching = PromptPatching(model, prompts, patch, layers)
+    deltas = patching.deltas(dict.fromkeys(layers, np.eye(model.config.num_heads)))
+    return np.stack([deltas[layer] for layer in layers]) - patching.target_P
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+def _layers(metric: str, value_L: Any, null_L: Any, p_L: Any, heads: int) -> HeadTable:
+    value_L, null_L, p_L = (np.asarray(x, dtype=float) for x in (value_L, null_L, p_L))
+    reason = "the heads do not fall into two clusters of the kind this needs"
+    return HeadTable.per_layer(metric, value_L, null=null_L, p=p_L, n=heads, unit="head", reason=reason)
+
+
+def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.random.Generator) -> HeadTable:
+    """Layer rows of every measure and of agreement with even/odd, head rows of outliers."""
+    layers, heads = clouds.own.split_RH.shape
+    tables = []
+    null_quality = [null.quality() for null in clouds.nulls]
+    for name, value_L in clouds.own.quality().items():
+        compared = [
+            against_null(value, null[name], name in TESTED) for value, null in zip(value_L, null_quality, strict=True)
+        ]
+        null_L, p_L = zip(*compared, strict=True)
+        tables.append(_layers(f"{kind}_{name}", value_L, null_L, p_L, heads))
+    even_odd_H = np.arange(heads) % 2
+    matches = [agreement(labels_H, even_odd_H, relabellings, generator) for labels_H in clouds.own.split_RH]
+    rand_L, p_rand_L = [each.rand for each in matches], [each.p_rand for each in matches]
+    tables.append(_layers(f"{kind}_even_odd_rand", rand_L, np.zeros(layers), p_rand_L, heads))
+    null_LRH = np.stack([null.alone_RH for null in clouds.nulls])
+    if clouds.exchangeable:
+        null_LRH = np.broadcast_to(null_LRH.reshape(layers, -1, 1), (layers, null_LRH[0].size, heads))
+    hits_LH = (null_LRH >= clouds.own.alone_RH[:, None] - 1e-12).sum(1)
+    columns: dict[str, Any] = {"null": null_LRH.mean(1), "p": (1 + hits_LH) / (1 + null_LRH.shape[1])}
+    count = len(clouds.own.labels)
+    alone = HeadTable.per_head(f"{kind}_alone", clouds.own.alone_RH, **columns, n=count, unit="clustering")
+    return HeadTable.concat([*tables, alone])
+
+
+def _agreement_rows(kinds: Mapping[str, Clouds], relabellings: int, generator: np.random.Generator) -> HeadTable:
+    """Layer rows of how far weight clusters and behaviour clusters agree."""
+    tables, effects_LH = [], kinds["behaviour"].own.split_RH
+    for kind in CIRCUITS:
+        pairs = zip(kinds[kind].own.split_RH, effects_LH, strict=True)
+        matches = [agreement(*pair, relabellings, generator) for pair in pairs]
+        rand, p_rand, information, null, p_information = (
+            [getattr(each, name) for each in matches]
+            for name in ("rand", "p_rand", "information_nats", "null_information_nats", "p_information")
+        )
+        heads = effects_LH.shape[1]
+        tables.append(_layers(f"{kind}_behaviour_rand", rand, np.zeros(len(rand)), p_rand, heads))
+        tables.append(_layers(f"{kind}_behaviour_information", information, null, p_information, heads))
+    return HeadTable.concat(tables)
+
+
+def _effect_rows(make: PairRows, effect_LHP: np.ndarray) -> HeadTable:
+    """Head rows of mean effects, with intervals over pairs and p by sign flips."""
+    rows = make.effects("effect_nats", effect_LHP.reshape(-1, effect_LHP.shape[-1]).T)
+    places = np.ndindex(effect_LHP.shape[:2])
+    return HeadTable.from_rows(
+        row | {"layer": layer, "head": head} for row, (layer, head) in zip(rows, places, strict=True)
+    )
+
+
+def _without_prompts(chosen: HeadClusters, layers: int, heads: int) -> HeadTable:
+    """The rows that need prompts, absent."""
+    absent = []
+    for name in chosen.metrics:
+        if name == "effect_nats" or name == "behaviour_alone":
+            absent.append(HeadTable.per_head(name, np.full((layers, heads), np.nan), reason=NO_PROMPTS))
+        elif "behaviour" in name:
+            absent.append(HeadTable.per_layer(name, np.full(layers, np.nan), reason=NO_PROMPTS))
+    return HeadTable.concat(absent)
+
+
+def _accuracy_row(
+    kinds: Mapping[str, Clouds],
+    repairs_H: np.ndarray | None,
+    layer: int,
+    relabellings: int,
+    generator: np.random.Generator,
+) -> dict[str, Any]:
+    """The model's row of prediction accuracy at one layer, against repair dealt out to the heads at random.
+
+    Weight clusterings are those by k-means and Ward of both circuits; DBSCAN leaves heads without a label.
+    """
+    row: dict[str, Any] = {"metric": "prediction_accuracy", "unit": "clustering"}
+    if repairs_H is None:
+        return row | {"reason": NO_PROMPTS}
+    if repairs_H.all() or not repairs_H.any():
+        number = "every head" if repairs_H.all() else "no head"
+        return row | {"reason": f"{number} of layer {layer} repairs the answer when patched alone: nothing to split"}
+    labels = [kinds[kind].own.labels for kind in CIRCUITS]
+    labels_CH = np.stack(
+        [labels_LH[layer] for of in labels for (method, _), labels_LH in of.items() if method != "dbscan"]
+    )
+    dealt_RH = clusterings.relabellings(repairs_H, relabellings, generator)
+    accuracy_R = separates(labels_CH, np.concatenate((repairs_H[None], dealt_RH))).mean(-1)
+    p = float((accuracy_R >= accuracy_R[0] - 1e-12).mean())
+    return row | {"value": float(accuracy_R[0]), "null": float(accuracy_R[1:].mean()), "p": p, "n": len(labels_CH)}

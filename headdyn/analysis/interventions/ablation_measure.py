@@ -1,0 +1,223 @@
+"""Heads silenced alone and in groups: rows, nulls and pictures. Letters as in head_ablation.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.clusters.figures import percentiles
+from headdyn.analysis.clusters.geometry import circuit_cosines
+from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation, Kind
+from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank, head_groups
+from headdyn.analysis.interventions.pair_rows import Row
+from headdyn.analysis.interventions.patching import in_dtype
+from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges
+from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import bootstrap_interval
+from headdyn.data.comparisons import Prompts
+from headdyn.data.corpus import Corpus
+from headdyn.models.decoder import Decoder
+
+
+def measure(chosen: Ablation, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
+    """Everything that `Ablation` reports under these settings."""
+    c = decoder.config
+    layer = chosen_layer(chosen.layer, c.num_layers)
+    if c.num_heads < 4:
+        raise ValueError(f"{c.num_heads} heads a layer make no groups; this analysis needs 4 or more")
+    of = Texts.of_prompts if isinstance(corpus, Prompts) else Texts.of_corpus
+    texts = of(corpus, chosen.texts)  # type: ignore[arg-type]
+    runs = HeadAblation(in_dtype(decoder, chosen.dtype), texts, generator, chosen.donors)
+    heads = _heads(runs, texts, generator, chosen.bootstrap_draws)
+    clusters = cluster_groups(decoder, layer, generator)
+    groups = _groups(runs, layer, clusters, chosen.random_groups, generator)
+    rows = [group.row(texts, generator, chosen.bootstrap_draws) for group in groups]
+    tested = HeadTable.from_rows([*rows, *_energies(decoder, chosen.splits, generator)]).with_q()
+    return Findings(
+        table=HeadTable.concat([heads, tested]),
+        figures={"heads": _head_figure(heads), "groups": _group_figure(groups, tested, layer)},
+        tables={"groups": _group_table(groups, tested)},
+    )
+
+
+def _heads(runs: HeadAblation, texts: Texts, generator: np.random.Generator, draws: int) -> HeadTable:
+    """Head rows beside the mean of their layer's heads, and rows of whole layers."""
+    heads, layers = runs.decoder.config.num_heads, range(runs.decoder.config.num_layers)
+    alone_HH = np.eye(heads, dtype=bool)
+    tables = []
+
+    def divergences(kind: Kind, cells_CH: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Mean KL [L, C] with its interval over units."""
+        kl = runs.divergences(kind, dict.fromkeys(layers, cells_CH))
+        kl_ULC = np.moveaxis(np.stack([kl[layer] for layer in layers]), -1, 0)
+        low, high = bootstrap_interval(kl_ULC, generator, draws=draws)
+        return kl_ULC.mean(0), {"ci_low": low, "ci_high": high}
+
+    units = {"n": texts.units, "unit": texts.unit}
+    for name, kind, cells_CH in (*((kind, kind, alone_HH) for kind in KINDS), ("only", "mean", ~alone_HH)):
+        value_LH, interval = divergences(kind, cells_CH)
+        null_LH = np.broadcast_to(value_LH.mean(-1, keepdims=True), value_LH.shape)
+        tables.append(HeadTable.per_head(f"{name}_kl_nats", value_LH, **interval, null=null_LH, **units))
+    for kind in KINDS:
+        value_L1, interval = divergences(kind, np.ones((1, heads), dtype=bool))
+        columns = {name: bound_L1[:, 0] for name, bound_L1 in interval.items()}
+        tables.append(HeadTable.per_layer(f"layer_{kind}_kl_nats", value_L1[:, 0], **columns, **units))
+    return HeadTable.concat(tables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One set of heads silenced in one way: its KL by unit, and the mean KL of R other sets of the same number."""
+
+    name: str
+    kind: Kind
+    silent_H: np.ndarray
+    kl_U: np.ndarray
+    random_RH: np.ndarray
+    null_R: np.ndarray
+
+    @property
+    def metric(self) -> str:
+        """The metric's name."""
+        return f"{self.name}_{self.kind}_kl_nats"
+
+    def row(self, texts: Texts, generator: np.random.Generator, draws: int) -> Row:
+        """The model's row, with the interval over units and the rank among random sets."""
+        low, high = (bound.item() for bound in bootstrap_interval(self.kl_U, generator, draws=draws))
+        return {
+            "metric": self.metric,
+            "value": float(self.kl_U.mean()),
+            "ci_low": low,
+            "ci_high": high,
+            "null": float(self.null_R.mean()),
+            "p": group_rank(self.kl_U.mean(), self.silent_H, self.random_RH, self.null_R),
+            "n": texts.units,
+            "unit": texts.unit,
+        }
+
+
+def _groups(
+    runs: HeadAblation,
+    layer: int,
+    clusters: Mapping[str, np.ndarray],
+    random_groups: int,
+    generator: np.random.Generator,
+) -> list[Group]:
+    """Every group silenced in every way, each with random groups of the same number."""
+    heads = np.arange(runs.decoder.config.num_heads)
+    silent = {"even": heads % 2 == 0, "odd": heads % 2 == 1, **clusters}
+    silent |= {f"only_{name}": ~mask_H for name, mask_H in clusters.items()}
+    assert set(silent) == set(GROUPS)
+    sizes = sorted({int(mask_H.sum()) for mask_H in silent.values()})
+    random = {size: head_groups(len(heads), size, random_groups, generator) for size in sizes}
+    groups = []
+    for kind in KINDS:
+        null = {s: runs.divergences(kind, {layer: masks_RH})[layer].mean(-1) for s, masks_RH in random.items()}
+        kl_CU = runs.divergences(kind, {layer: np.stack(list(silent.values()))})[layer]
+        for (name, mask_H), kl_U in zip(silent.items(), kl_CU, strict=True):
+            size = int(mask_H.sum())
+            groups.append(
+                Group(name=name, kind=kind, silent_H=mask_H, kl_U=kl_U, random_RH=random[size], null_R=null[size])
+            )
+    return groups
+
+
+def _energies(decoder: Decoder, splits: int, generator: np.random.Generator) -> list[Row]:
+    """Even against odd heads by their weights, at every layer; heads are the unit."""
+    heads = decoder.config.num_heads
+    even_H = np.arange(heads) % 2 == 0
+    splits_RH = head_groups(heads, int(even_H.sum()), splits, generator)
+    rows = []
+    for layer in range(decoder.config.num_layers):
+        for circuit, cosine_HH in circuit_cosines(decoder, layer).items():
+            distance_HH = clusterings.distances(cosine_HH[None])[0]
+            value, null_R = energy(distance_HH, even_H[None])[0], energy(distance_HH, splits_RH)
+            row = {"metric": f"{circuit}_even_odd_energy", "layer": layer, "value": float(value)}
+            p = group_rank(value, even_H, splits_RH, null_R)
+            rows.append(row | {"null": float(null_R.mean()), "p": p, "n": heads, "unit": "head"})
+    return rows
+
+
+def cluster_groups(decoder: Decoder, layer: int, generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """The smaller of the two k-means clusters of the layer's QK and of its OV circuits, as masks [H]."""
+    return {
+        f"{circuit}_cluster": clusterings.smaller(clusterings.kmeans(cosine_HH[None], 2, generator)[0])
+        for circuit, cosine_HH in circuit_cosines(decoder, layer).items()
+    }
+
+
+def energy(distance_HH: np.ndarray, first_RH: np.ndarray) -> np.ndarray:
+    """Energy distance between the points of a mask and all others (Székely & Rizzo 2004), for each of R masks, [R].
+
+    Twice the mean distance between the two less the mean distances within each, a point's to itself included: 0 or
+    more, and 0 only where both sets lie alike.
+    """
+    share_RH = first_RH / first_RH.sum(-1, keepdims=True) - ~first_RH / (~first_RH).sum(-1, keepdims=True)
+    return np.maximum(-np.einsum("rh,hk,rk->r", share_RH, distance_HH, share_RH), 0)
+
+
+def _group_table(groups: Sequence[Group], tested: HeadTable) -> pa.Table:
+    """One row per group and way of silencing it: the heads silenced, KL, and the random groups' range."""
+    by_metric, records = tested.summary(), []
+    for group in groups:
+        row = by_metric[group.metric]
+        low, mean, high = percentiles(group.null_R[:, None])[0].tolist()
+        records.append(
+            {
+                "group": group.name,
+                "kind": group.kind,
+                "silenced": np.flatnonzero(group.silent_H).tolist(),
+                "kl_nats": row["value"],
+                "null_5_percent": low,
+                "null_mean": mean,
+                "null_95_percent": high,
+                "random_groups": len(group.null_R),
+                "p": row["p"],
+                "q": row["q"],
+            }
+        )
+    return pa.Table.from_pylist(records)
+
+
+def _head_figure(heads: HeadTable) -> Figure:
+    panels = []
+    for name, title in (*((kind, f"{kind}-ablation of one head") for kind in KINDS), ("only", "only this head left")):
+        value_LH = heads.matrix(f"{name}_kl_nats")
+        small = value_LH.max() < 0.05  # cells and scale have room for three digits
+        value_LH, unit = (1e3 * value_LH, "KL, millinats") if small else (value_LH, "KL, nats")
+        panels.append(HeadMap(title=title, value_LH=value_LH, unit=unit, limits=(0, value_LH.max())))
+    caption = "How far the next token's law moves when a head is silenced; 0 is a head that the output does not need."
+    return head_map(panels, caption=caption)
+
+
+def _group_figure(groups: Sequence[Group], tested: HeadTable, layer: int) -> Figure:
+    by_metric = tested.summary()
+    panels = []
+    for kind in KINDS:
+        of_kind = [group for group in groups if group.kind == kind]
+        rows = [by_metric[group.metric] for group in of_kind]
+        columns = {name: np.array([row[name] for row in rows]) for name in ("value", "ci_low", "ci_high", "q")}
+        panels.append(
+            NullRanges(
+                title=f"{kind}-ablation",
+                labels=[group.name.replace("_", " ") for group in of_kind],
+                value_X=columns["value"],
+                low_X=columns["ci_low"],
+                high_X=columns["ci_high"],
+                null_X3=np.concatenate([percentiles(group.null_R[:, None]) for group in of_kind]),
+                marked_X=columns["q"] < 0.05,
+                ylabel="KL (nats)",
+            )
+        )
+    return null_ranges(
+        panels,
+        columns=len(KINDS),
+        title=f"Groups of heads of layer {layer} silenced",
+        mark="q < 0.05, one-sided",
+        caption="“only …” silences all others. Grey: random groups of as many heads, which is what chance gives.",
+    )

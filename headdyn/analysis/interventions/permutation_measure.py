@@ -1,0 +1,169 @@
+"""Heads reordered in the weights, and what the reordered model does. Letters as in models/decoder.py; N prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.pair_rows import PairRows, Row, succeeds
+from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.permutation import CONTROL, ORDERS, HeadPermutation
+from headdyn.core.figures import Figure, Interval, interval_plot
+from headdyn.core.records import Findings, HeadTable
+from headdyn.data.comparisons import Prompts
+from headdyn.models.decoder import Decoder
+
+
+def measure(chosen: HeadPermutation, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+    """Everything that `HeadPermutation` reports under these settings."""
+    c, bugs = decoder.config, bug_pairs(prompts)
+    layer = chosen_layer(chosen.layer, c.num_layers)
+    orders = head_orders(c.num_heads, c.num_kv_heads, generator)
+    make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws)
+    rows, records = _compare(chosen, make, decoder, prompts, layer, orders)
+    patching = PromptPatching(in_dtype(decoder, "float32"), bugs, Patch(), [layer])
+    cells = heads_as_weights([order[parity::2] for order in orders.values() for parity in (0, 1)], c.num_heads)
+    delta_O2P = patching.deltas({layer: cells})[layer].reshape(len(orders), 2, -1)
+    for name, (even_P, odd_P) in zip(orders, delta_O2P, strict=True):
+        rows.append(make.mean(f"{name}_strength_nats", even_P - odd_P))
+    return Findings(
+        table=HeadTable.from_rows(rows),
+        figures={"orders": _figure(records)},
+        tables={"orders": pa.Table.from_pylist(records)},
+    )
+
+
+def head_orders(num_heads: int, num_kv_heads: int, generator: np.random.Generator) -> dict[str, tuple[int, ...]]:
+    """The orders by name; place i holds head order[i].
+
+    With grouped queries every order keeps each key/value group together: places are exchanged within groups, groups as
+    wholes. `swap` exchanges even with odd places, `within_parity` shuffles each kind among itself.
+    """
+    size = num_heads // num_kv_heads
+    # With one head a group, the groups themselves are what can be exchanged.
+    blocks = np.arange(num_heads).reshape((1, num_heads) if size == 1 else (num_kv_heads, size))
+    swap, within, shuffled = blocks.copy(), blocks.copy(), blocks.copy()
+    even = blocks.shape[1] // 2 * 2
+    swap[:, :even] = blocks[:, :even].reshape(len(blocks), -1, 2)[:, :, ::-1].reshape(len(blocks), even)
+    for row in range(len(blocks)):
+        for parity in (0, 1):
+            places = np.flatnonzero(blocks[row] % 2 == parity)
+            within[row, places] = generator.permutation(blocks[row, places])
+        shuffled[row] = generator.permutation(blocks[row])
+    shuffled = shuffled[generator.permutation(len(shuffled))]
+    orders = (blocks, swap, within, shuffled, blocks[::-1, ::-1])
+    return {name: tuple(order.ravel().tolist()) for name, order in zip(ORDERS, orders, strict=True)}
+
+
+def mismatched(decoder: Decoder, layer: int, order: Sequence[int]) -> Decoder:
+    """The control that must fail: q, k and v reordered, W_O not, so that heads write through each other's columns."""
+    other = decoder.permuted(layer, order)
+    with torch.no_grad():
+        other.head_weights(layer).o_HdD.copy_(decoder.head_weights(layer).o_HdD)
+    return other
+
+
+def repetition(tokens_NT: np.ndarray, width: int = 3) -> np.ndarray:
+    """Share of a text's runs of `width` tokens that occurred in it before, [N]; 0 is none, near 1 a loop."""
+    windows = np.lib.stride_tricks.sliding_window_view(tokens_NT, width, axis=1)
+    return np.array([1 - len({tuple(run) for run in text.tolist()}) / len(text) for text in windows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one model does with the prompts: logits of the corrupted ones, answers' Δ per pair, greedy texts."""
+
+    logits_NV: torch.Tensor  # at the prompts' last positions
+    delta_P: np.ndarray
+    texts_NT: np.ndarray  # without the prompts
+
+    def largest_change(self, other: Outcome) -> float:
+        """max |Δlogit| over all prompts and the vocabulary."""
+        return (self.logits_NV.double() - other.logits_NV.double()).abs().max().item()
+
+    def answers_changed(self, other: Outcome) -> np.ndarray:
+        """Which pairs' answers flip, [P]."""
+        return succeeds(self.delta_P) != succeeds(other.delta_P)
+
+    def texts_changed(self, other: Outcome) -> float:
+        """Share of greedy texts with a differing token."""
+        return float((self.texts_NT != other.texts_NT).any(1).mean())
+
+
+@torch.no_grad()
+def outcome(decoder: Decoder, prompts: Prompts, texts: int, tokens: int) -> Outcome:
+    """Run a model on the corrupted prompts, unpatched, and let it write `tokens` tokens behind the first `texts`."""
+    device, last = decoder.embed.weight.device, decoder.config.num_layers - 1
+    ids = [torch.from_numpy(group.corrupted_NT).to(device) for group in prompts.groups]
+    logits = [decoder.trace(ids_NT, logits="last").logits for ids_NT in ids]
+    return Outcome(
+        logits_NV=torch.cat([part[:, -1] for part in logits if part is not None]),
+        delta_P=PromptPatching(decoder, prompts, Patch(), [last]).target_P,
+        texts_NT=decoder.generate(ids[0][:texts], tokens)[:, ids[0].shape[1] :].cpu().numpy(),
+    )
+
+
+def _compare(
+    chosen: HeadPermutation,
+    make: PairRows,
+    decoder: Decoder,
+    prompts: Prompts,
+    layer: int,
+    orders: Mapping[str, tuple[int, ...]],
+) -> tuple[list[Row], list[Row]]:
+    """Rows for the table of heads, and one record per dtype and order."""
+    rows: list[Row] = []
+    records: list[Row] = []
+    first: Outcome | None = None
+    for dtype in chosen.dtypes:
+        model = in_dtype(decoder, dtype)
+        plain = outcome(model, prompts, chosen.texts, chosen.tokens)
+        first = first or plain
+        rows += _changes(make, dtype, plain, first)
+        rows.append(make.mean(f"{dtype}_repetition", repetition(plain.texts_NT)) | {"unit": "text"})
+        for name, order in {**orders, CONTROL: orders["reverse"]}.items():
+            other = mismatched(model, layer, order) if name == CONTROL else model.permuted(layer, order)
+            result = outcome(other, prompts, chosen.texts, chosen.tokens)
+            rows += _changes(make, f"{name}_{dtype}", result, plain)
+            record: Row = {"dtype": dtype, "order": name, "heads": list(order)}
+            for against, reference in (("", plain), ("_from_first_dtype", first)):
+                record |= {
+                    f"logit_change{against}": result.largest_change(reference),
+                    f"answers_changed{against}": float(result.answers_changed(reference).mean()),
+                    f"texts_changed{against}": result.texts_changed(reference),
+                }
+            records.append(record | {"repetition": float(repetition(result.texts_NT).mean())})
+    return rows, records
+
+
+def _changes(make: PairRows, name: str, result: Outcome, reference: Outcome) -> list[Row]:
+    change = {"value": result.largest_change(reference), "null": 0.0, "n": len(result.logits_NV), "unit": "prompt"}
+    answers = make.success(f"{name}_answers_changed", result.answers_changed(reference))
+    return [{"metric": f"{name}_logit_change", **change}, answers | {"null": 0.0}]
+
+
+def _figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    rows = [
+        Interval(
+            label=f"{record['order']}, {record['dtype']}",
+            value=math.log10(max(record["logit_change"], 1e-18)),
+            group=record["dtype"],
+        )
+        for record in records
+        if record["order"] != "identity"
+    ]
+    return interval_plot(
+        rows,
+        xlabel="log10 of the largest |Δlogit| (−18: none)",
+        title="Heads reordered against heads in place",
+        caption="Reordered heads are the same function, so only rounding may change a logit. “mismatched” is the "
+        "control: W_O is left in place, and the function must change.",
+    )

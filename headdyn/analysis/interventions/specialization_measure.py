@@ -1,0 +1,161 @@
+"""Even heads against odd ones, patched and ranked among all splits. Letters as in patching.py and splits.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.dose import (
+    Dose,
+    by_fraction,
+    by_group_size,
+    dose_table,
+    fraction_figure,
+    size_figure,
+)
+from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers, succeeds
+from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
+from headdyn.analysis.interventions.specialization import Specialization
+from headdyn.analysis.interventions.splits import Splits, balanced_splits, split_table
+from headdyn.core.figures import Curve, Figure, Interval, curves, interval_plot
+from headdyn.core.records import Findings, HeadTable
+from headdyn.data.comparisons import Prompts
+from headdyn.models.decoder import Decoder
+
+
+def measure(chosen: Specialization, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+    """Everything that `Specialization` reports under these settings."""
+    heads, layers = decoder.config.num_heads, range(decoder.config.num_layers)
+    layer = chosen_layer(chosen.layer, len(layers))
+    bugs, controls = bug_pairs(prompts), prompts.where(~prompts.is_bug_P)
+    splits = balanced_splits(heads, generator, exact_to=chosen.exact_to_heads, sample=chosen.sampled_splits)
+    model, patch = in_dtype(decoder, chosen.dtype), chosen.patch(chosen.direction)
+    patching = PromptPatching(model, bugs, patch, layers)
+    pools = {"even": range(0, heads, 2), "odd": range(1, heads, 2), "any": range(heads)}
+    halves_3H = heads_as_weights([*pools.values()], heads)
+    make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
+
+    halves = patching.deltas(dict.fromkeys(layers, halves_3H))
+    nulls = patching.deltas(dict.fromkeys(layers if chosen.null_at_every_layer else [layer], splits.half_SH))
+    by_layer = {at: _halves(make, halves[at], patching, splits, nulls.get(at)) for at in layers}
+    alone = _single_heads(make, patching.deltas({layer: np.eye(heads)})[layer], patching.target_P, layer)
+    sizes = by_group_size(patching, layer, pools, heads, chosen.groups_per_size, generator)
+    fractions = by_fraction(patching, layer, pools, heads, chosen.fractions)
+    rows = [
+        make.success("plain_success", patching.target_P),
+        make.success("source_success", patching.source_P),
+        make.mean("plain_nats", patching.target_P),
+        make.mean("source_nats", patching.source_P),
+        *by_layer[layer],
+        _threshold(make, "even_size_threshold", sizes[0]),
+        _threshold(make, "any_size_threshold", sizes[2]),
+        _threshold(make, "even_fraction_threshold", fractions[0]),
+        *at_layers(by_layer),
+    ]
+    if controls.pairs:
+        beside = PromptPatching(model, controls, patch, [layer])
+        even_P, odd_P, _ = beside.deltas({layer: halves_3H})[layer]
+        rows += [
+            make.success("control_plain_success", beside.target_P),
+            make.success("control_even_success", even_P),
+            make.success("control_odd_success", odd_P),
+            make.mean("control_strength_nats", even_P - odd_P, null=0.0),
+        ]
+    return Findings(
+        table=HeadTable.concat([HeadTable.from_rows(rows), alone]),
+        figures={
+            "null": _null_figure(splits, nulls[layer], layer),
+            "layers": _interval_figure(
+                {f"layer {at}": next(row for row in by_layer[at] if row["metric"] == "strength_nats") for at in layers},
+                "strength (nats)",
+                "Even − odd at every layer",
+                "Δ with a layer's even heads patched less that with its odd ones, with 95 % intervals over pairs.",
+            ),
+            "heads": _interval_figure(
+                {f"head {row['head']}": row for row in alone.where(metric="head_effect_nats").rows()},
+                "change of Δ (nats)",
+                f"Each head of layer {layer} patched alone",
+                "How far patching one head moves the log-odds of the right answer, with 95 % intervals over pairs.",
+            ),
+            "group_sizes": size_figure(sizes),
+            "fractions": fraction_figure(fractions, generator, chosen.bootstrap_draws),
+        },
+        tables={
+            "splits": split_table(splits, nulls, [f"{pair.right}/{pair.wrong}" for pair in bugs.pairs]),
+            "group_sizes": dose_table(sizes),
+            "fractions": dose_table(fractions),
+        },
+    )
+
+
+def _halves(
+    make: PairRows, delta_3P: np.ndarray, patching: PromptPatching, splits: Splits, null_SP: np.ndarray | None
+) -> list[Row]:
+    """Rows of one layer: what even, odd and all heads do; where splits were run, even/odd's place among them too."""
+    shares = make.recovered("recovered", delta_3P, patching.target_P, patching.source_P)
+    rows: list[Row] = []
+    for name, delta_P, share in zip(("even", "odd", "all"), delta_3P, shares, strict=True):
+        rows += [make.success(f"{name}_success", delta_P), share | {"metric": f"{name}_recovered"}]
+    even_P, odd_P = delta_3P[:2]
+    success = make.success_difference("strength", even_P, odd_P)
+    strength = make.mean("strength_nats", even_P - odd_P, null=0.0)
+    if null_SP is None:
+        return [*rows, success, strength]
+    strength_S = splits.strengths(null_SP)
+    test = splits.rank_test(strength_S)
+    count = int(splits.alike_S.sum())
+    over: Row = {"n": count, "unit": "split"}
+    return [
+        *rows,
+        success | {"null": splits.advantage(succeeds(null_SP))},
+        strength | {"null": splits.advantage(null_SP), "p": test.p_two_sided},
+        {"metric": "strength_rank", "value": test.rank, "null": (count + 1) / 2, "p": test.p_greater, **over},
+        {
+            "metric": "best_split_nats",
+            "value": strength_S.max().item(),
+            "null": np.quantile(np.abs(strength_S), 0.95).item(),
+            **over,
+        },
+    ]
+
+
+def _single_heads(make: PairRows, delta_HP: np.ndarray, plain_P: np.ndarray, layer: int) -> HeadTable:
+    effects = make.effects("head_effect_nats", (delta_HP - plain_P).T)
+    success = [make.success("head_success", delta_P) for delta_P in delta_HP]
+    rows = [{**row, "layer": layer, "head": head} for kind in (effects, success) for head, row in enumerate(kind)]
+    return HeadTable.from_rows(rows).with_q()
+
+
+def _threshold(make: PairRows, metric: str, dose: Dose) -> Row:
+    value, pairs = dose.threshold(), dose.delta_CP.shape[1]
+    row: Row = {"metric": metric, "n": pairs, "unit": "pair"}
+    if value is None:
+        return row | {"reason": "no dose repairs over half the pairs in every group drawn"}
+    if pairs > 1:
+        row["ci_low"], row["ci_high"] = dose.threshold_interval(make.generator, make.bootstrap_draws)
+    return row | {"value": value}
+
+
+def _null_figure(splits: Splits, null_SP: np.ndarray, layer: int) -> Figure:
+    strength_S = splits.strengths(null_SP)
+    kind = f"all {len(splits)}" if splits.exact else f"{len(splits)} sampled"
+    return curves(
+        [Curve(label=f"{kind} splits, sorted", x=np.arange(1, len(splits) + 1), y=np.sort(strength_S)[::-1])],
+        xlabel="rank of the split",
+        ylabel="strength (nats)",
+        title=f"Even against odd among balanced splits, layer {layer}",
+        references={"even/odd": strength_S[splits.even_odd].item()},
+        whole_x=True,
+        caption="Every way to split the layer's heads into halves, by how much more one half repairs than the other. "
+        "If even/odd were a split like any other, its line could cross the curve anywhere.",
+    )
+
+
+def _interval_figure(rows: Mapping[str, Row], xlabel: str, title: str, caption: str) -> Figure:
+    intervals = [
+        Interval(label=label, value=row["value"], low=row.get("ci_low"), high=row.get("ci_high"))
+        for label, row in rows.items()
+    ]
+    return interval_plot(intervals, xlabel=xlabel, title=title, zero_line=True, caption=caption)

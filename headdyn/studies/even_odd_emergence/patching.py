@@ -1,0 +1,140 @@
+"""The study's patching as it was run, for comparison (science.md §10 and §11).
+
+What it did, and why none of it is evidence about heads:
+- It sliced the attention output behind W_O into H pieces of D/H numbers. W_O mixes all heads into every number, so a
+  piece is no head. (`Patch.site = "attn_out_slice"`)
+- It aligned prompts from the left, so that "Which" of one stood for "Q" of the other, and each number for a word.
+- Its hook went on firing while the model decoded with a cache: each new token's activation was overwritten with that of
+  the clean prompt's first token, in the patched pieces. Answers are in part what that does to decoding.
+- It judged one prompt in float16 by whether 20 greedy tokens contain "9.8" and lack "9.11", 15 times. Greedy decoding
+  repeats itself, so 15 trials are one unit, and the success rate of a group can only be 0 or 1. Two show that as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.patch import Layer, Patch
+from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.settings import settings
+from headdyn.data.comparisons import judged_right
+
+if TYPE_CHECKING:
+    from headdyn.data.comparisons import Prompts
+    from headdyn.models.decoder import Decoder
+
+ORIGINAL_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_step")
+Count = Annotated[int, Field(ge=1)]
+
+
+def verdict(how: str) -> Metric:
+    """Success on the study's one prompt, as it judged it."""
+    words = f"the study's verdict on its prompt, {how}"
+    return Metric(label=words, meaning=words, low=0, high=1, unit="one prompt, 0 or 1", digits=0)
+
+
+@settings
+class OriginalPatching:
+    """The study's own question to its one prompt: is it answered with the even pieces patched, and not with the odd?
+
+    `trials` greedy runs of `tokens` tokens each; the study made 15, all alike. Table: `original_responses`.
+    """
+
+    layer: Layer = None
+    trials: Count = 2
+    tokens: Count = 20
+
+    rows: ClassVar[Literal["model"]] = "model"
+    needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        "original_strength": Metric(
+            label="strength as the study judged it",
+            meaning="original_even_success − original_odd_success, on one prompt",
+            low=-1,
+            high=1,
+            unit="one prompt, −1, 0 or 1",
+            digits=0,
+        ),
+        **{
+            f"original_{name}_success": verdict(how)
+            for name, how in (
+                ("plain", "nothing patched"),
+                ("even", "even pieces patched its way"),
+                ("odd", "odd pieces patched its way"),
+            )
+        },
+    }
+
+    def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
+        """The study's rates and their difference; n is 1 whatever the number of trials, since all are one prompt."""
+        layer, heads = chosen_layer(self.layer, decoder.config.num_layers), range(decoder.config.num_heads)
+        groups = {"plain": (), "even": heads[::2], "odd": heads[1::2]}
+        responses = answered(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
+        success = {response.name: response.success for response in responses}
+        strength = {"metric": "original_strength", "value": float(success["even"]) - success["odd"], "null": 0.0}
+        rows = [*verdict_rows(responses), strength | {"n": 1, "unit": "prompt"}]
+        return Findings(table=HeadTable.from_rows(rows), tables={"original_responses": response_table(responses)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What the model wrote in the first trial with one group of pieces patched, and the study's verdict on it.
+
+    `agreeing` is the share of trials that wrote the same.
+    """
+
+    name: str
+    heads: tuple[int, ...]
+    text: str
+    success: bool
+    agreeing: float
+
+
+def answered(
+    decoder: Decoder,
+    prompts: Prompts,
+    layer: int,
+    groups: Mapping[str, Sequence[int]],
+    *,
+    trials: int = 2,
+    tokens: int = 20,
+) -> list[Response]:
+    """The answers to the study's prompt in float16, for each named group of "heads"; an empty group is unpatched."""
+    from headdyn.analysis.interventions.patching import GroupPatching, heads_as_weights, in_dtype
+
+    model = in_dtype(decoder, "float16")
+    patching = GroupPatching(model, prompts.original_prompt, ORIGINAL_PATCH, [layer])
+    weight_CH = heads_as_weights(list(groups.values()), decoder.config.num_heads)
+    written = patching.generate(layer, np.repeat(weight_CH, trials, axis=0), tokens)[:, 0]
+    responses = []
+    for (name, heads), trial_tokens in zip(groups.items(), written.reshape(len(groups), trials, tokens), strict=True):
+        texts = [prompts.decode(row.tolist()) for row in trial_tokens]
+        agreeing = float(np.mean([text == texts[0] for text in texts]))
+        success = judged_right(texts[0])
+        responses.append(Response(name=name, heads=tuple(heads), text=texts[0], success=success, agreeing=agreeing))
+    return responses
+
+
+def verdict_rows(responses: Sequence[Response]) -> list[dict[str, Any]]:
+    """HeadTable rows `original_NAME_success`, 0 or 1, with the interval that one prompt allows (Clopper–Pearson)."""
+    from headdyn.core.statistics import binomial_interval
+
+    rows = []
+    for response in responses:
+        low, high = binomial_interval(int(response.success), 1)
+        row = {"metric": f"original_{response.name}_success", "value": float(response.success), "n": 1}
+        rows.append(row | {"unit": "prompt", "ci_low": low.item(), "ci_high": high.item()})
+    return rows
+
+
+def response_table(responses: Sequence[Response]) -> pa.Table:
+    """One row per group: name, heads, text, success, agreeing."""
+    columns = {name: [getattr(r, name) for r in responses] for name in ("name", "text", "success", "agreeing")}
+    return pa.table({**columns, "heads": pa.array([list(r.heads) for r in responses], type=pa.list_(pa.int32()))})

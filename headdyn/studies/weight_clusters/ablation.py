@@ -1,0 +1,132 @@
+"""The study's causal and statistical checks of its weight clusters, with the nulls they lacked (science.md §13).
+
+Everything acts on the two k-means clusters of one layer's misread pieces (pieces.py says what those are and why none of
+this is evidence). KL is read at the last token of the study's one prompt: one unit, whatever was printed of it. In the
+study's public code the swap wrote through a view of the matrix that was kept to be restored, so that what it tried
+afterwards ("8 of 8 prompts differ") ran on the swapped model; here nothing changes a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.patch import Dtype, Layer
+from headdyn.analysis.metrics import nats
+from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.settings import settings
+from headdyn.data.comparisons import Prompts
+from headdyn.studies.weight_clusters.clusters import PARTS, Row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from headdyn.data.comparisons import PromptGroup
+    from headdyn.data.corpus import Corpus
+    from headdyn.models.decoder import Decoder, Edit
+
+KLS = ("original_swap_kl_nats", "original_only_cluster_kl_nats")
+
+
+@settings
+class OriginalAblation:
+    """The study's cluster swap, its "only these heads" run and its KS tests, each beside random clusters.
+
+    `swaps` random clusters stand behind each KL; `dtype` is that of the model while it is changed. Rows are absent,
+    with a reason, under grouped keys, and those of KL without the study's prompt.
+    """
+
+    layer: Layer = None
+    dtype: Dtype = "float32"
+    swaps: Annotated[int, Field(ge=19)] = 50
+
+    rows: ClassVar[Literal["model"]] = "model"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        KLS[0]: nats(
+            label="KL, the study's cluster swap",
+            meaning="KL on the study's prompt, each query piece replaced by the other cluster's mean",
+            low=0,
+        ),
+        KLS[1]: nats(
+            label="KL, only the study's smaller cluster",
+            meaning="KL on the study's prompt, slices behind W_O set to 0 but those of the smaller query cluster",
+            low=0,
+        ),
+        **{
+            f"original_{part}_ks_log10_p": Metric(
+                label=f"log10 p of the study's KS test, {part} pieces",
+                meaning=f"log10 p of the study's KS test on the entries of two clusters of {part} pieces (−300: or "
+                "less); null: its mean over random splits of the pieces; p: rank among those",
+                low=-300,
+                high=0,
+            )
+            for part in PARTS
+        },
+    }
+
+    def __call__(self, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
+        """One row of the model per metric."""
+        from headdyn.analysis.clusters import clusterings
+        from headdyn.analysis.interventions.patching import in_dtype
+        from headdyn.studies.weight_clusters.pieces import entry_test, misread, no_pieces, packed, swapped
+
+        layer, heads = chosen_layer(self.layer, decoder.config.num_layers), decoder.config.num_heads
+        if reason := no_pieces(decoder):
+            return Findings(table=HeadTable.from_rows({"metric": m, "reason": reason} for m in self.metrics))
+        rows: list[Row] = []
+        labels: dict[str, np.ndarray] = {}
+        for part, pieces_HX in zip(PARTS, misread(packed(decoder, layer), heads).double(), strict=True):
+            gram_HH = (pieces_HX @ pieces_HX.T).cpu().numpy()
+            labels[part] = clusterings.kmeans(gram_HH[None], 2, generator)[0]
+            test = entry_test(pieces_HX, labels[part], generator)
+            row: Row = {"metric": f"original_{part}_ks_log10_p", "value": test.log10_p, "null": test.null_log10_p}
+            rows.append(row | {"p": test.p_log10_p, "n": heads, "unit": "piece"})
+        if not isinstance(corpus, Prompts):
+            reason = "the study's prompt is a comparison of numbers; use data=comparisons"
+            return Findings(table=HeadTable.from_rows([*rows, *({"metric": m, "reason": reason} for m in KLS)]))
+        model, prompt = in_dtype(decoder, self.dtype), corpus.original_prompt
+        changes = (
+            lambda labels_H: law(swapped(model, layer, labels_H), prompt),
+            lambda labels_H: law(model, prompt, [slices_kept(model, layer, clusterings.smaller(labels_H))]),
+        )
+        dealt_RH = clusterings.relabellings(labels["query"], self.swaps, generator)
+        dealt_RH = np.concatenate((labels["query"][None], dealt_RH))
+        plain_V = law(model, prompt)
+        kls = (_kl_row(metric, plain_V, change, dealt_RH) for metric, change in zip(KLS, changes, strict=True))
+        return Findings(table=HeadTable.from_rows([*rows, *kls]))
+
+
+def _kl_row(metric: str, plain_V: Tensor, change: Callable[[np.ndarray], Tensor], dealt_RH: np.ndarray) -> Row:
+    """The first labelling's KL against that of the same labels dealt to other pieces."""
+    laws = (change(labels_H) for labels_H in dealt_RH)
+    kl_R = np.array([(plain_V.exp() * (plain_V - law_V)).sum().clamp_min(0).item() for law_V in laws])
+    p = float((kl_R >= kl_R[0] * (1 - 1e-9)).mean())
+    return {"metric": metric, "value": float(kl_R[0]), "null": float(kl_R[1:].mean()), "p": p, "n": 1, "unit": "prompt"}
+
+
+def law(decoder: Decoder, prompt: PromptGroup, edits: Sequence[Edit] = ()) -> Tensor:
+    """Log-probabilities of the token after the corrupted prompt, float64 [V]."""
+    import torch
+
+    tokens_1T = torch.from_numpy(prompt.corrupted_NT).to(decoder.embed.weight.device)
+    with torch.no_grad():
+        logits = decoder.trace(tokens_1T, layers=(), edits=edits, logits="last").logits
+    assert logits is not None
+    return logits[0, -1].double().log_softmax(-1)
+
+
+def slices_kept(decoder: Decoder, layer: int, kept_H: np.ndarray) -> Edit:
+    """The study's "only these heads": of the D numbers behind W_O all are set to 0 but the kept heads' D/H each."""
+    import torch
+
+    from headdyn.models.decoder import Edit
+
+    width, device = decoder.config.d_model, decoder.embed.weight.device
+    owner_D = np.arange(width) * len(kept_H) // width
+    where_D = torch.from_numpy(~kept_H[owner_D]).to(device)
+    return Edit(site="attn_out", layer=layer, value=torch.zeros((), device=device), where=where_D)
