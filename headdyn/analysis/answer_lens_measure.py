@@ -6,7 +6,7 @@ pair's own answers, and the mean over all other pairs' answers, which is the nul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headdyn.analysis.answer_lens import PARTS, PLACES, AnswerLens
-from headdyn.analysis.answer_lens_figures import heads_figure, token_labels, tokens_figure
 from headdyn.analysis.estimates import means
+from headdyn.analysis.figure_parts import drawable, head_panel, interval
 from headdyn.analysis.interventions.pair_rows import PairRows, Row
 from headdyn.analysis.interventions.patching import in_dtype
-from headdyn.core.figures import Figure
+from headdyn.core.figures import Figure, head_map, interval_plot
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import sign_flip_test
 from headdyn.data.comparisons import PromptGroup, Prompts
@@ -27,7 +27,7 @@ from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
 
 _PLACES = list(PLACES)  # a position's place is an index into it
-_MOST_FLOATS = 2**26  # held of the prompts frozen at once, and about four times that while gradients are taken
+_MOST_FLOATS = 2**26  # of the prompts frozen at once; taking gradients needs about four times as many
 
 
 def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
@@ -53,7 +53,7 @@ def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator:
 
 
 def answer_directions(decoder: Decoder, prompts: Prompts) -> list[Float[Tensor, "K N D"]]:
-    """For each group the unembedding of right less wrong, each row's own, and the mean over all other pairs'."""
+    """The directions that Δ is read along, by group: unembedding of right less wrong, own and other pairs' mean."""
     unembed_VD = decoder.unembed.weight.detach()
     own = [
         unembed_VD[torch.from_numpy(group.right_NA[:, 0])] - unembed_VD[torch.from_numpy(group.wrong_NA[:, 0])]
@@ -80,11 +80,12 @@ def lens_tokens(group: PromptGroup, *, clean: bool) -> tuple[np.ndarray, np.ndar
 def group_lens(
     decoder: Decoder, group: PromptGroup, direction_KND: Float[Tensor, "K N D"], *, branch: Branch, clean: bool
 ) -> dict[str, np.ndarray]:
-    """Everything about one group's rows, in nats, rows on the last axis.
+    """Δ of one group's rows and everything it is a sum of, in nats, by name; rows are the last axis.
 
-    `answer` [K, N], as the model itself gives it; `tokens` [K, T, N] and `places` [K, 3, N], its sums over PLACES;
-    `direct` and `carried` [K, L, H, N]; `mlps` [K, L, N]; `embedding` and `biases` [K, N]; of the pair's own answers
-    what the sums miss Δ by, `error` [N], and gradient × input in the tokens' place, `control` [N].
+    `answer` [K, N] is Δ as the model itself gives it. By token: `tokens` [K, T, N], and `places` [K, 3, N], their sums
+    over PLACES. By part: `direct` [K, L, H, N], `mlps` [K, L, N], `embedding` [K, N]. `biases` [K, N] belong to both
+    sums, `carried` [K, L, H, N] to neither. `error` [N] is what the sums miss the pair's own Δ by, and `control` [N]
+    what gradient × input would miss it by in the tokens' place.
     """
     tokens_NT, place_T = lens_tokens(group, clean=clean)
     c, device = decoder.config, decoder.embed.weight.device
@@ -105,7 +106,7 @@ def group_lens(
 def _lens(
     decoder: Decoder, tokens_NT: Int[Tensor, "N T"], direction_KND: Float[Tensor, "K N D"], branch: Branch
 ) -> dict[str, Tensor]:
-    """The shares of some rows frozen together, rows on the last axis; `gradient_times_input` is the control's."""
+    """The shares of rows that are frozen together, under the names of `group_lens`."""
     frozen = freeze(decoder, tokens_NT, branch=branch)
     answer_KN, gradient_times_input_N = _answers(frozen, tokens_NT, direction_KND)
     last = frozen.tail(tokens_NT.shape[1] - 1)  # Δ is read at the last position alone
@@ -212,3 +213,38 @@ def token_rows(make: PairRows, group: PromptGroup, token_KTN: np.ndarray) -> lis
     pairs, pair_N = np.unique(group.units_N, return_inverse=True)
     share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
     return make.means("tokens", *((token_TN @ share_NP).T for token_TN in token_KTN))
+
+
+def heads_figure(heads: HeadTable) -> Figure:
+    """What heads put into Δ, marked where it is not what other pairs' answers get."""
+    panels = [
+        head_panel(AnswerLens.metrics, heads, f"answer_{kind}_nats", tested=f"answer_{kind}_excess_nats", centre=0.0)
+        for kind in ("direct", "carried")
+    ]
+    return head_map(
+        panels,
+        mark="q < 0.05, against other pairs' answers",
+        caption="What each head adds to Δ, the logit of the right answer less that of the wrong one: by what it "
+        "writes for the output itself, and by all paths. A head that writes for answers whatever the numbers are "
+        "adds as much to other pairs' answers; a star marks those that add more or less.",
+    )
+
+
+def tokens_figure(
+    rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompts: str
+) -> Figure:
+    """What the token at each position puts into Δ, coloured by what the position is."""
+    return interval_plot(
+        [interval(label, row, place) for row, label, place in zip(rows, labels, places, strict=True)],
+        xlabel=f"Δ put there by the token, nats ({prompts})",
+        zero_line=True,
+        caption="What each token of the prompt adds to Δ, the logit of the right answer less that of the wrong one, "
+        "with 95 % intervals over pairs. Hollow diamonds: what the same token adds to the answers of other pairs.",
+    )
+
+
+def token_labels(tokens_NT: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[str]:
+    """The token at each position; where prompts differ, the first one's with an ellipsis."""
+    alike_T = (tokens_NT == tokens_NT[:1]).all(0)
+    texts = [drawable(decode([token])) for token in tokens_NT[0].tolist()]
+    return [text if alike else f"{text} …" for text, alike in zip(texts, alike_T, strict=True)]

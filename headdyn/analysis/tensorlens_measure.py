@@ -5,6 +5,7 @@ Letters as in models/frozen.py; N sequences, K targets, J attentions by position
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headdyn.analysis.estimates import Estimate, estimate, means, ratio_units
+from headdyn.analysis.figure_parts import head_panel, interval, layer_curve
 from headdyn.analysis.pattern_sums import position_profiles
 from headdyn.analysis.selectivity import drawn_sequences, topic_contrast, without_topics
 from headdyn.analysis.tensorlens import TensorLens
-from headdyn.analysis.tensorlens_figures import heads_figure, instruments_figure, layers_figure, maps_figure
 from headdyn.analysis.token_flow import flow_maps, jacobian_error, logit_shares, rollout, row_shares
+from headdyn.core.figures import Figure, curves, head_map, interval_plot, lift_grid
 from headdyn.core.records import Findings, HeadTable
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Frozen, freeze, head_flow
 
+_NAMES = {"raw": "raw attention", "rollout": "attention rollout", "tensorlens": "TensorLens"}
 _TOPICAL = ("selectivity", "topic", "_less_")  # in names of metrics that read topics
 
 
@@ -53,10 +56,10 @@ def measure(settings: TensorLens, decoder: Decoder, corpus: Corpus, generator: n
         table = without_topics(table, _TOPICAL)
     table = table.with_q()
     figures = {
-        "instruments": instruments_figure(table),
-        "layers": layers_figure(table),
-        "heads": heads_figure(table),
-        "maps": maps_figure(pictured_maps, sequences.topics_NT[pictured]),
+        "instruments": _instruments_figure(table),
+        "layers": _layers_figure(table),
+        "heads": _heads_figure(table),
+        "maps": _maps_figure(pictured_maps, sequences.topics_NT[pictured]),
     }
     return Findings(table=table, figures=figures)
 
@@ -138,3 +141,63 @@ def _with_model(values_NL: np.ndarray, *, mean: bool) -> np.ndarray:
     """The layers' values and then the model's: their mean, or the last layer's."""
     model_N1 = values_NL.mean(1, keepdims=True) if mean else values_NL[:, -1:]
     return np.concatenate((values_NL, model_N1), axis=1)
+
+
+def _instruments_figure(table: HeadTable) -> Figure:
+    """Topic selectivity of the model by each instrument, with intervals and nulls."""
+    whole = table.summary()
+    groups = {"_no_self": "share of what is not on the query", "": "share of everything"}
+    return interval_plot(
+        [
+            interval(label, whole[f"{name}_selectivity{suffix}"], group)
+            for suffix, group in groups.items()
+            for name, label in _NAMES.items()
+        ],
+        xlabel="topic selectivity (95 % interval over sequences)",
+        zero_line=True,
+        caption="How much more the whole model reads from tokens of the query's topic than from the same places "
+        "under other sequences' topics, by three instruments. 0 is chance. Compare the instruments without the query "
+        "itself: TensorLens and rollout hold the residual stream, raw attention does not.",
+    )
+
+
+def _layers_figure(table: HeadTable) -> Figure:
+    """Selectivity up to every layer by instrument, self key left out."""
+    lines = []
+    for name, label in _NAMES.items():
+        reach = "of the layer" if name == "raw" else "up to the layer"
+        lines.append(layer_curve(table, f"{name}_selectivity_no_self", f"{label} ({reach})"))
+    return curves(
+        [line for line in lines if len(line.x)],
+        xlabel="layer",
+        ylabel="topic selectivity, self key left out",
+        title="Mean over sequences with 95 % band",
+        references={"label-swap null": 0.0},
+        whole_x=True,
+        caption="Topic selectivity layer by layer. 0, the label-swap null, is what attention by position alone gives.",
+    )
+
+
+def _heads_figure(table: HeadTable) -> Figure:
+    """What each head writes for topic, and what the next token's logit owes to it."""
+    names = ("head_written_selectivity", "head_topic_nats", "head_logit_excess_nats")
+    panels = [head_panel(TensorLens.metrics, table, name, tested=name, note="null 0", centre=0) for name in names]
+    return head_map(
+        panels,
+        caption="Which heads write more for keys of the query's topic, and what the logit of the next token owes to "
+        "each head. 0 is chance: the labels, or the next tokens, of other sequences. A star marks a head that "
+        "differs.",
+    )
+
+
+def _maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
+    """The three maps of one sequence over causal-uniform attention, with its topic boundaries."""
+    lift_QK = np.arange(1, len(topics_T) + 1)[:, None]
+    return lift_grid(
+        np.stack([[maps[name] * lift_QK for name in _NAMES]]),
+        rows=[""],
+        columns=list(_NAMES.values()),
+        boundaries=(np.flatnonzero(np.diff(topics_T)) + 1).tolist(),
+        caption="What every token reads from every earlier one in one sequence, over what uniform attention would "
+        "read. Lines are topic boundaries: blocks along the diagonal are attention within a topic.",
+    )
