@@ -12,6 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 from scipy.optimize import brentq
+from scipy.special import softmax
 
 from headdyn.data.threads import in_threads
 
@@ -64,6 +65,32 @@ def matched_chains(
         transitions_SVV[topic] = _with_gap(target_gap_nats, normals_VV)
 
     _in_two_threads(fill, range(num_topics))
+    return transitions_SVV
+
+
+def unmatched_chains(
+    vocab_size: int, num_topics: int, target_gap_nats: float, generator: np.random.Generator
+) -> np.ndarray:
+    """Chains [S, V, V] whose rows vary around a law of the chain's own, of entropy rate ln V − `target_gap_nats`.
+
+    Rows are proportional to exp(β (z + w)) with z standard normal, and w a standard normal row that all rows of the
+    chain share: single tokens say much of what chain they are from. β is solved for, chain by chain.
+    """
+    transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
+    for topic in range(num_topics):
+        exponent_VV = generator.standard_normal((vocab_size, vocab_size)) + generator.standard_normal(vocab_size)
+
+        def chain(beta: float, exponent_VV: np.ndarray = exponent_VV) -> np.ndarray:
+            return softmax(beta * exponent_VV, axis=1).astype(np.float32)
+
+        def excess(beta: float, chain: Callable[[float], np.ndarray] = chain) -> float:
+            rate = stationary_law(chain(beta)) @ row_entropy_nats(chain(beta))
+            return math.log(vocab_size) - float(rate) - target_gap_nats
+
+        high = 1.0
+        while excess(high) < 0:
+            high *= 1.5
+        transitions_SVV[topic] = chain(brentq(excess, 0.0, high, rtol=1e-4))
     return transitions_SVV
 
 

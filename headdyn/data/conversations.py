@@ -1,0 +1,204 @@
+"""Conversations: speakers take turns symbol by symbol, each in a language of its own (science.md §18).
+
+Here a reader has to select: what reveals a speaker's language are that speaker's symbols, not the nearest ones.
+Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages (the topics), V symbols.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.special import softmax
+
+from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.settings import settings
+from headdyn.data.conversation_filter import ConversationFilter, Speaker
+from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split, mean_and_error
+from headdyn.data.markov import AliasSampler, matched_chains, sample_tokens, stationary_law, unmatched_chains
+
+_MOST_ASSIGNMENTS = 1000  # the filter holds a number for each
+_REFERENCE_SEQUENCES = 2000  # held-out sequences behind the lines
+_DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+_WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_SCALES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # 0 ignores the evidence
+_TRIED_SEQUENCES = 100  # for choosing among them
+
+
+@settings
+class Conversations:
+    """A corpus of conversations; a conf/data option. The topic of every token is its speaker's language.
+
+    Each symbol is by the speaker of the one before with probability 1 − `switch`, else by another, all alike, and
+    follows its speaker's language from that speaker's own last symbol. How a reader knows who speaks: a token of the
+    speaker stands before each symbol (`speaker=marker`), every token is a pair of speaker and symbol (`tag`), or not at
+    all (`hidden`, two speakers). `evidence=transitions`: all languages share the uniform unigram law; `unigrams`: each
+    has its own. `target_gap_nats` is ln V less a language's entropy rate.
+    """
+
+    speaker: Speaker
+    num_speakers: Annotated[int, Field(ge=2, le=16)]
+    switch: Annotated[float, Field(ge=0, le=1)]
+    evidence: Literal["transitions", "unigrams"]
+    num_symbols: Annotated[int, Field(ge=2, le=4096)]
+    num_topics: NumTopics
+    sequence_length: Annotated[int, Field(ge=4)]
+    train_sequences: Count
+    val_sequences: Count
+    target_gap_nats: Annotated[float, Field(gt=0)]
+    seed: Seed
+
+    def __post_init__(self) -> None:
+        speakers, topics = f"data.num_speakers={self.num_speakers}", f"data.num_topics={self.num_topics}"
+        assignments = math.perm(self.num_topics, self.num_speakers)
+        if not assignments:
+            raise ValueError(f"{speakers} need as many languages, but {topics}; raise num_topics")
+        if assignments > _MOST_ASSIGNMENTS:
+            raise ValueError(
+                f"{speakers} and {topics} have {assignments} assignments, over {_MOST_ASSIGNMENTS}; lower one"
+            )
+        if self.speaker == "hidden" and self.num_speakers != 2:
+            raise ValueError(f"{speakers} must be 2 under data.speaker=hidden, where the floor is exact for two alone")
+        if self.speaker == "marker" and self.sequence_length % 2:
+            raise ValueError(
+                f"data.sequence_length={self.sequence_length} must be even, for pairs of marker and symbol"
+            )
+        if self.target_gap_nats >= math.log(self.num_symbols):
+            raise ValueError(
+                f"data.target_gap_nats={self.target_gap_nats} must lie below ln V = {math.log(self.num_symbols):.3f} "
+                f"nats for data.num_symbols={self.num_symbols}; half of it is plenty"
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different tokens."""
+        more = {"marker": self.num_speakers, "tag": (self.num_speakers - 1) * self.num_symbols, "hidden": 0}
+        return self.num_symbols + more[self.speaker]
+
+    def build(self, folder: Path) -> None:
+        """Draw languages and conversations, and measure the lines that a loss is judged by.
+
+        Writes {train,val}_tokens.npy, {train,val}_topics.npy, transitions.npy (float32 [S, V, V]) and facts.json.
+        """
+        chains = matched_chains if self.evidence == "transitions" else unmatched_chains
+        rng = generator(self.seed, "conversations/languages")
+        transitions_SVV = chains(self.num_symbols, self.num_topics, self.target_gap_nats, rng)
+        np.save(folder / "transitions.npy", transitions_SVV)
+        sampler = AliasSampler(transitions_SVV)
+        for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
+            speakers_NM, symbols_NM, topics_NM = self._draw(sampler, split, count)
+            repeats = 2 if self.speaker == "marker" else 1
+            np.save(folder / f"{split}_tokens.npy", self._tokens(speakers_NM, symbols_NM).astype(np.uint16))
+            np.save(folder / f"{split}_topics.npy", np.repeat(topics_NM, repeats, axis=1).astype(np.uint8))
+        held_out = slice(0, _REFERENCE_SEQUENCES)
+        drawn = (array_NM[held_out] for array_NM in (speakers_NM, symbols_NM, topics_NM))
+        facts = self._facts(self._filter(transitions_SVV), *drawn)
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+
+    def open(self, folder: Path) -> Corpus:
+        """The corpus in `folder`, memory-mapped."""
+        facts = json.loads((folder / "facts.json").read_text())
+        lines = ("random", "mixture", "position_only", "speaker_blind", "floor")
+        return Corpus(
+            name="conversations",
+            train=Split.open(folder, "train"),
+            val=Split.open(folder, "val"),
+            vocab_size=self.vocab_size,
+            topic_names=tuple(f"language {topic}" for topic in range(self.num_topics)),
+            reference_nats={name: facts[f"{name}_nats"] for name in lines if f"{name}_nats" in facts},
+            facts=facts,
+            oracle=self._filter(np.load(folder / "transitions.npy", mmap_mode="r")),
+        )
+
+    def _filter(self, transitions_SVV: np.ndarray) -> ConversationFilter:
+        return ConversationFilter(transitions_SVV, self.speaker, self.num_speakers, self.switch)
+
+    def _draw(self, sampler: AliasSampler, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Who speaks, what, and in which language, each [N, M].
+
+        Each speaker's symbols are one chain of M, of which every turn of the speaker takes the next.
+        """
+        speakers, length = self.num_speakers, self.sequence_length // (2 if self.speaker == "marker" else 1)
+        rng = generator(self.seed, f"conversations/{split} speakers")
+        languages_NP = rng.random((count, self.num_topics)).argsort(1)[:, :speakers]
+        step_NM = (rng.random((count, length)) < self.switch) * rng.integers(1, speakers, size=(count, length))
+        step_NM[:, 0] = rng.integers(speakers, size=count)
+        speakers_NM = step_NM.cumsum(1) % speakers
+        chain_NPM = np.empty((count, speakers, length), np.uint16)
+        topics_NPM = np.repeat(languages_NP[..., None], length, axis=2).astype(np.uint8)
+        key = seed_sequence(self.seed, f"conversations/{split} symbols").generate_state(2, np.uint64)
+        sample_tokens(sampler, topics_NPM.reshape(-1, length), key, chain_NPM.reshape(-1, length))
+        turns_NPM = (speakers_NM[:, None] == np.arange(speakers)[:, None]).cumsum(2) - 1
+        rows_N1 = np.arange(count)[:, None]
+        turn_NM = turns_NPM[rows_N1, speakers_NM, np.arange(length)]
+        symbols_NM = chain_NPM[rows_N1, speakers_NM, turn_NM].astype(np.int64)
+        return speakers_NM, symbols_NM, languages_NP[rows_N1, speakers_NM]
+
+    def _tokens(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> np.ndarray:
+        if self.speaker == "marker":
+            return np.stack([self.num_symbols + speakers_NM, symbols_NM], axis=2).reshape(len(symbols_NM), -1)
+        return symbols_NM + (speakers_NM * self.num_symbols if self.speaker == "tag" else 0)
+
+    def _facts(
+        self, exact: ConversationFilter, speakers_NM: np.ndarray, symbols_NM: np.ndarray, topics_NM: np.ndarray
+    ) -> dict[str, Any]:
+        """The lines in nats a token. What selecting by speaker is worth is the best line without it less the floor."""
+        facts: dict[str, Any] = {"chance_accuracy": 1 / self.num_topics, "held_out_sequences": len(symbols_NM)}
+        uniform_NM = np.full(symbols_NM.shape, math.log(self.num_symbols))
+        prior_SV = np.stack([stationary_law(chain_VV) for chain_VV in exact.transitions_SVV])
+        prior_SV /= prior_SV.sum(0)  # of the languages, given a symbol
+        lines = {"random": uniform_NM, "mixture": uniform_NM.copy()}
+        if self.speaker == "hidden":
+            mixture_VV = np.einsum("sv,svw->vw", prior_SV, exact.transitions_SVV)
+            law_NM = (1 - self.switch) * mixture_VV[symbols_NM[:, :-1], symbols_NM[:, 1:]]
+            lines["mixture"][:, 1:] = -np.log(law_NM + self.switch / self.num_symbols)
+            facts["selection_worth_absent"] = "speaker=hidden: no line knows who speaks and looks at positions alone"
+        else:
+            own_NM, emission_NMS = exact.emission(speakers_NM, symbols_NM)
+            prior_NMS = np.where(own_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[own_NM])
+            lines["mixture"] = -np.log((prior_NMS * emission_NMS).sum(2))
+            lines["position_only"], facts["position_only_is"] = _position_only(prior_NMS, emission_NMS)
+            if self.num_speakers == 2:
+                lines["speaker_blind"] = uniform_NM.copy()
+                lines["speaker_blind"][:, 1:] = exact.without_speakers(symbols_NM)[0]
+        losses = {name: exact.on_tokens(loss_NM, speakers_NM) for name, loss_NM in lines.items()}
+        losses["floor"], posterior_NTS = exact.filter(self._tokens(speakers_NM, symbols_NM))
+        repeats = posterior_NTS.shape[1] // topics_NM.shape[1]
+        right_NT = posterior_NTS.argmax(2) == np.repeat(topics_NM, repeats, axis=1)
+        facts |= mean_and_error("bayes_topic_accuracy", right_NT)
+        for name, loss_NT in losses.items():
+            facts |= mean_and_error(f"{name}_nats", loss_NT)
+            facts[f"{name}_second_half_nats"] = float(loss_NT[:, loss_NT.shape[1] // 2 :].mean())
+        without = [name for name in ("position_only", "speaker_blind") if name in losses]
+        for half in ("", "_second_half") if without else ():
+            best_nats = min(facts[f"{name}{half}_nats"] for name in without)
+            facts[f"selection_worth{half}_nats"] = best_nats - facts[f"floor{half}_nats"]
+        return facts
+
+
+def _position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.ndarray, str]:
+    """The best loss [N, M] of those that weigh the evidence of earlier symbols by distance alone, and which it is.
+
+    The weights are 1 in a window or fall off geometrically, all times a scale; the best are chosen on some sequences.
+    """
+
+    def loss_NM(weights: tuple[float, int, float], part: slice) -> np.ndarray:
+        decay, window, scale = weights
+        log_NMS, evidence_NMS = np.log(emission_NMS[part]), np.zeros(emission_NMS[part].shape)
+        for m in range(1, log_NMS.shape[1]):
+            evidence_NMS[:, m] = decay * evidence_NMS[:, m - 1] + log_NMS[:, m - 1]
+            if window and m > window:
+                evidence_NMS[:, m] -= log_NMS[:, m - 1 - window]
+        law_NMS = softmax(np.log(prior_NMS[part]) + scale * evidence_NMS, axis=2)
+        return -np.log((law_NMS * emission_NMS[part]).sum(2))
+
+    kinds = [(decay, 0) for decay in _DECAYS] + [(1.0, window) for window in _WINDOWS]
+    grid = [(*kind, scale) for kind in kinds for scale in _SCALES]
+    best = min(grid, key=lambda weights: loss_NM(weights, slice(_TRIED_SEQUENCES)).mean())
+    decay, window, scale = best
+    name = f"window {window}" if window else f"decay {decay:g}"
+    return loss_NM(best, slice(None)), f"{name}, scale {scale:g}"

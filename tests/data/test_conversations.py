@@ -1,0 +1,309 @@
+"""Conversations: the filters against sums over everything, the drawn corpus against its law, the lines against the floor."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from headdyn.core.settings import ConfigError, build
+from headdyn.data.conversation_filter import ConversationFilter, Speaker
+from headdyn.data.conversations import Conversations
+from headdyn.data.corpus import Corpus
+from headdyn.data.markov import row_entropy_nats, stationary_law, unmatched_chains
+from headdyn.plan import make_plan
+
+# The trial that science.md §18 gives figures of: laptop scale.
+TRIAL = Conversations(
+    speaker="marker",
+    num_speakers=2,
+    switch=0.5,
+    evidence="transitions",
+    num_symbols=32,
+    num_topics=3,
+    sequence_length=128,
+    train_sequences=64,
+    val_sequences=1000,
+    target_gap_nats=1.8,
+    seed=0,
+)
+KINDS: list[tuple[Speaker, int, int]] = [
+    ("marker", 2, 8),
+    ("marker", 3, 6),
+    ("tag", 2, 6),
+    ("tag", 3, 5),
+    ("hidden", 2, 8),
+]
+
+
+def chains(vocab_size: int = 3, num_topics: int = 3) -> np.ndarray:
+    return np.random.default_rng(0).dirichlet(np.full(vocab_size, 0.5), size=(num_topics, vocab_size)) + 1e-3
+
+
+def exact(speaker: Speaker, speakers: int, switch: float = 0.3) -> ConversationFilter:
+    return ConversationFilter(chains(), speaker, speakers, switch)
+
+
+def spelled(speaker: Speaker, speakers_M: tuple[int, ...], symbols_M: tuple[int, ...], size: int) -> list[int]:
+    if speaker == "marker":
+        return [token for p, x in zip(speakers_M, symbols_M, strict=True) for token in (size + p, x)]
+    return [x + (size * p if speaker == "tag" else 0) for p, x in zip(speakers_M, symbols_M, strict=True)]
+
+
+def enumerated(bayes: ConversationFilter, tokens_T: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Loss [T-1] and posterior [T, S] of one sequence by summing over all speakers' turns and all languages."""
+    topics, size, _ = bayes.transitions_SVV.shape
+    per = 2 if bayes.speaker == "marker" else 1
+    count = len(tokens_T) // per
+    joint_TS = np.zeros((len(tokens_T), topics))  # p(x_0..x_t, language of token t's speaker)
+    symbols = tokens_T[1::2] if per == 2 else [token % size for token in tokens_T]
+    for speakers_M in itertools.product(range(bayes.num_speakers), repeat=count):
+        if spelled(bayes.speaker, speakers_M, tuple(symbols), size) != list(tokens_T):
+            continue
+        for languages in itertools.permutations(range(topics), bayes.num_speakers):
+            p, last = 1 / math.perm(topics, bayes.num_speakers), {}
+            for m, (speaker, symbol) in enumerate(zip(speakers_M, symbols, strict=True)):
+                if m == 0:
+                    p /= bayes.num_speakers
+                else:
+                    same = speaker == speakers_M[m - 1]
+                    p *= 1 - bayes.switch if same else bayes.switch / (bayes.num_speakers - 1)
+                if per == 2:
+                    joint_TS[2 * m, languages[speaker]] += p
+                p *= bayes.transitions_SVV[languages[speaker], last[speaker], symbol] if speaker in last else 1 / size
+                last[speaker] = symbol
+                # Hidden, every prefix of turns comes once with each way in which they go on.
+                alike = bayes.num_speakers ** (count - 1 - m) if bayes.speaker == "hidden" else 1
+                joint_TS[per * m + per - 1, languages[speaker]] += p / alike
+    evidence_T = joint_TS.sum(1)
+    return -np.diff(np.log(evidence_T)), joint_TS / evidence_T[:, None]
+
+
+def prefixes(bayes: ConversationFilter, length: int) -> np.ndarray:
+    """Random conversations of the kind, as tokens."""
+    rng = np.random.default_rng(1)
+    count = length // (2 if bayes.speaker == "marker" else 1)
+    rows = [
+        spelled(
+            bayes.speaker, tuple(rng.integers(bayes.num_speakers, size=count)), tuple(rng.integers(3, size=count)), 3
+        )
+        for _ in range(10)
+    ]
+    return np.array(rows)
+
+
+def worst_difference(wrong: ConversationFilter, right: ConversationFilter, length: int) -> float:
+    """Of the one's filter from the other's enumeration."""
+    tokens_NT = prefixes(right, length)
+    loss_NT, posterior_NTS = wrong.filter(tokens_NT)
+    worst = 0.0
+    for tokens_T, loss_T, posterior_TS in zip(tokens_NT.tolist(), loss_NT, posterior_NTS, strict=True):
+        whole_loss_T, whole_TS = enumerated(right, tokens_T)
+        worst = max(worst, np.abs(loss_T - whole_loss_T).max(), np.abs(posterior_TS - whole_TS).max())
+    return float(worst)
+
+
+@pytest.mark.parametrize("switch", [0.3, 0.9])
+@pytest.mark.parametrize(("speaker", "speakers", "length"), KINDS)
+def test_filters_equal_the_sum_over_everything(speaker: Speaker, speakers: int, length: int, switch: float) -> None:
+    bayes = exact(speaker, speakers, switch)
+    assert worst_difference(bayes, bayes, length) < 1e-12
+
+
+class FromAnyone(ConversationFilter):
+    """A mutant: symbols follow the last symbol of whoever spoke it."""
+
+    def emission(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return super().emission(np.zeros_like(speakers_NM), symbols_NM)
+
+
+@pytest.mark.parametrize(("speaker", "speakers", "length"), KINDS)
+def test_wrong_filters_fail(speaker: Speaker, speakers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = exact(speaker, speakers)
+    assert worst_difference(exact(speaker, speakers, 0.35), right, length) > 1e-3
+    if speaker == "hidden":  # languages that stay with the role in place of the speaker
+        monkeypatch.setattr(np, "lexsort", lambda keys: np.arange(len(keys[0])))
+        assert worst_difference(right, right, length) > 1e-3
+    else:
+        assert worst_difference(FromAnyone(**vars(right)), right, length) > 1e-3
+
+
+def test_probabilities_of_all_conversations_sum_to_one() -> None:
+    everything = np.array([(0, *rest) for rest in itertools.product(range(3), repeat=6)])
+    transitions_SVV = np.random.default_rng(0).dirichlet(np.ones(3), size=(3, 3))
+    loss_NT, posterior_NTS = ConversationFilter(transitions_SVV, "hidden", 2, 0.3).filter(everything)
+    assert np.exp(-loss_NT.sum(1)).sum() == pytest.approx(1, abs=1e-12)
+    assert np.abs(posterior_NTS.sum(2) - 1).max() < 1e-12
+
+
+def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens_NT = np.random.default_rng(0).integers(3, size=(20, 30))
+    whole = exact("hidden", 2).filter(tokens_NT)
+    monkeypatch.setattr("headdyn.data.conversation_filter._CHUNK_SEQUENCES", 3)
+    for one, other in zip(whole, exact("hidden", 2).filter(tokens_NT), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-13)
+
+
+def test_tokens_of_other_conversations_are_refused() -> None:
+    for speaker, tokens in (("marker", [3, 0, 1, 2]), ("marker", [3, 0, 4]), ("tag", [6, 0]), ("hidden", [0, 3])):
+        with pytest.raises(ValueError, match=f"no conversation with data.speaker={speaker}"):
+            exact(speaker, 2).filter(np.array([tokens]))  # type: ignore[arg-type]
+
+
+def built(settings: Conversations, folder: Path) -> Corpus:
+    folder.mkdir(exist_ok=True)
+    settings.build(folder)
+    return settings.open(folder)
+
+
+@pytest.fixture(scope="module")
+def trial(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return built(TRIAL, tmp_path_factory.mktemp("trial"))
+
+
+def test_the_trial_on_record(trial: Corpus) -> None:
+    facts = trial.facts
+    assert facts["random_nats"] == pytest.approx((64 * math.log(32) + 63 * math.log(2)) / 127, abs=1e-12)
+    assert facts["mixture_nats"] == pytest.approx(1.627, abs=0.02)
+    assert facts["floor_nats"] == pytest.approx(1.228, abs=0.02)
+    assert facts["bayes_topic_accuracy"] == pytest.approx(0.968, abs=0.01)
+    assert facts["selection_worth_nats"] > 0.25 and facts["selection_worth_second_half_nats"] > 0.25
+    assert list(trial.reference_nats) == ["random", "mixture", "position_only", "speaker_blind", "floor"]
+    assert trial.vocab_size == 34 and trial.train.tokens_NT.max() == 33 and trial.num_topics == 3
+    assert (trial.train.tokens_NT[:, 0::2] >= 32).all() and (trial.train.tokens_NT[:, 1::2] < 32).all()
+    assert np.array_equal(trial.train.topics_NT[:, 0::2], trial.train.topics_NT[:, 1::2])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"speaker": "tag", "evidence": "unigrams", "num_topics": 6, "switch": 0.3},
+        {"speaker": "tag", "num_speakers": 3, "num_topics": 4},
+        {"speaker": "hidden", "switch": 0.1},
+    ],
+    ids=lambda change: "-".join(map(str, change.values())),
+)
+def test_what_is_drawn_follows_the_law(change: dict[str, Any], tmp_path: Path) -> None:
+    settings = replace(TRIAL, num_symbols=8, train_sequences=600, val_sequences=100, target_gap_nats=1.0, **change)
+    corpus = built(settings, tmp_path)
+    size, speakers = 8, settings.num_speakers
+    tokens_NT, topics_NT = corpus.train.tokens_NT.astype(int), corpus.train.topics_NT.astype(int)
+    if settings.speaker == "marker":
+        speakers_NM, symbols_NM, topics_NM = tokens_NT[:, 0::2] - size, tokens_NT[:, 1::2], topics_NT[:, 1::2]
+    else:  # with hidden speakers, a speaker is known by the language
+        speakers_NM, symbols_NM, topics_NM = topics_NT, tokens_NT % size, topics_NT
+        assert settings.speaker == "hidden" or all(
+            len(set(zip(t // size, s, strict=True))) <= speakers for t, s in zip(tokens_NT, topics_NT, strict=True)
+        )
+    switches = speakers_NM[:, 1:] != speakers_NM[:, :-1]
+    assert abs(switches.mean() - settings.switch) < 4.5 * math.sqrt(
+        settings.switch * (1 - settings.switch) / switches.size
+    )
+    assert all(len(set(row)) <= speakers for row in topics_NM)
+    assert chisquare(np.bincount(topics_NM[:, 0], minlength=settings.num_topics)).pvalue > 1e-3
+    counts_SVV, first_V = np.zeros((settings.num_topics, size, size)), np.zeros(size)
+    for speakers_M, symbols_M, topics_M in zip(speakers_NM, symbols_NM, topics_NM, strict=True):
+        last: dict[int, int] = {}
+        for speaker, symbol, topic in zip(speakers_M.tolist(), symbols_M.tolist(), topics_M.tolist(), strict=True):
+            if speaker in last:
+                counts_SVV[topic, last[speaker], symbol] += 1
+            else:
+                first_V[symbol] += 1
+            last[speaker] = symbol
+    transitions_SVV = np.load(tmp_path / "transitions.npy").astype(float)
+    expected_SVV = transitions_SVV / transitions_SVV.sum(2, keepdims=True) * counts_SVV.sum(2, keepdims=True)
+    cells = expected_SVV > 5
+    statistic = ((counts_SVV - expected_SVV)[cells] ** 2 / expected_SVV[cells]).sum()
+    assert abs(statistic - cells.sum()) < 4.5 * math.sqrt(2 * cells.sum()) + settings.num_topics * size
+    assert chisquare(first_V).pvalue > 1e-3
+
+
+def advantage(loss_NT: np.ndarray, floor_NT: np.ndarray) -> float:
+    difference_N = (loss_NT - floor_NT).mean(1)
+    return difference_N.mean() / (difference_N.std(ddof=1) / math.sqrt(len(difference_N)))
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"speaker": "tag", "evidence": "unigrams"}, {"speaker": "hidden", "switch": 0.2}]
+)
+def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None:
+    settings = replace(TRIAL, val_sequences=300, **change)
+    corpus = built(settings, tmp_path)
+    facts, oracle = corpus.facts, corpus.oracle
+    assert isinstance(oracle, ConversationFilter)
+    floor_NT, posterior_NTS = oracle.filter(corpus.val.tokens_NT)
+    assert floor_NT.mean() == pytest.approx(facts["floor_nats"], abs=1e-12)
+    assert np.abs(posterior_NTS.sum(2) - 1).max() < 1e-12
+    for name in ("random", "mixture", "position_only", "speaker_blind"):
+        if f"{name}_nats" in facts:
+            assert facts["floor_nats"] < facts[f"{name}_nats"] - 3 * facts[f"{name}_nats_se"], name
+    assert facts["floor_nats"] < facts["mixture_nats"] < facts["random_nats"]
+    assert (settings.speaker == "hidden") == ("selection_worth_absent" in facts) == ("position_only_nats" not in facts)
+    if settings.speaker == "marker":  # told the languages, a predictor beats it: the comparison can fail
+        symbols_NM, speakers_NM = (
+            corpus.val.tokens_NT[:, 1::2].astype(int),
+            corpus.val.tokens_NT[:, 0::2].astype(int) - 32,
+        )
+        _, emission_NMS = oracle.emission(speakers_NM, symbols_NM)
+        told_NM = -np.log(np.take_along_axis(emission_NMS, corpus.val.topics_NT[:, 1::2, None].astype(int), 2))[..., 0]
+        assert advantage(oracle.on_tokens(told_NM, speakers_NM), floor_NT) < -3
+
+
+def test_selecting_is_worth_little_in_long_turns(trial: Corpus, tmp_path: Path) -> None:
+    seldom = built(replace(TRIAL, switch=0.02, val_sequences=300), tmp_path).facts
+    assert 0 < seldom["selection_worth_nats"] < 0.2 * trial.facts["selection_worth_nats"]
+
+
+def test_unmatched_languages_have_the_gap_asked_for_and_tell_themselves_by_single_symbols() -> None:
+    for size, gap in ((8, 0.5), (32, 1.8)):
+        for chain_VV in unmatched_chains(size, 3, gap, np.random.default_rng(0)):
+            law_V = stationary_law(chain_VV)
+            assert math.log(size) - law_V @ row_entropy_nats(chain_VV) == pytest.approx(gap, rel=0.02)
+            assert math.log(size) + law_V @ np.log(law_V) > 0.2 * gap  # matched chains: 0
+
+
+def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = replace(TRIAL, val_sequences=64)
+    for name, cores in (("one", 1), ("two", 2), ("other", 2)):
+        monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda cores=cores: cores)
+        built(replace(source, seed=1) if name == "other" else source, tmp_path / name)
+    for file in ("train_tokens.npy", "train_topics.npy", "val_tokens.npy", "transitions.npy", "facts.json"):
+        one, two, other = ((tmp_path / name / file).read_bytes() for name in ("one", "two", "other"))
+        assert one == two != other
+    assert json.loads((tmp_path / "one" / "facts.json").read_text())["held_out_sequences"] == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"speaker": "voice"}, "data.speaker='voice' must be one of marker, tag, hidden"),
+        ({"switch": 1.2}, "data.switch=1.2 must be at most 1"),
+        ({"switch": -0.1}, "data.switch=-0.1 must be at least 0"),
+        ({"evidence": "none"}, "data.evidence='none' must be one of transitions, unigrams"),
+        ({"num_speakers": 1}, "data.num_speakers=1 must be at least 2"),
+        ({"num_speakers": 4}, "data.num_speakers=4 need as many languages, but data.num_topics=3"),
+        ({"num_speakers": 6, "num_topics": 8}, "have 20160 assignments, over 1000; lower one"),
+        ({"speaker": "hidden", "num_speakers": 3}, "data.num_speakers=3 must be 2 under data.speaker=hidden"),
+        ({"sequence_length": 127}, "data.sequence_length=127 must be even"),
+        ({"target_gap_nats": 3.5}, "data.target_gap_nats=3.5 must lie below ln V = 3.466"),
+        ({"num_symbols": 1}, "data.num_symbols=1 must be at least 2"),
+        ({"num_symbols": 5000}, "data.num_symbols=5000 must be at most 4096"),
+    ],
+)
+def test_impossible_settings(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(Conversations, {**asdict(TRIAL), **change}, "data")
+
+
+def test_the_option_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
+    (job,) = make_plan(["data=conversations", "data.switch=0.1", "data.speaker=hidden"]).jobs
+    assert isinstance(job.data, Conversations) and (job.data.switch, job.data.speaker) == (0.1, "hidden")
