@@ -156,46 +156,41 @@ class HeadTable:
 
     def labelled(self, **constants: Any) -> HeadTable:
         """The table with whole columns set, as `labelled(run=..., model=..., step=...)`."""
-        table = self.table
+        table = self
         for name, value in constants.items():
-            index = table.schema.get_field_index(name)
-            column = pa.array([value] * table.num_rows, type=SCHEMA.field(name).type)
-            table = table.set_column(index, SCHEMA.field(name), column)
-        return HeadTable(table)
+            table = table._with_column(name, [value] * len(self))
+        return table
 
     def with_q(self) -> HeadTable:
         """The table with Benjamini–Hochberg q-values over all its rows that carry a p (one family)."""
         from headdyn.core.statistics import benjamini_hochberg  # scipy, which stating a metric does without
 
-        p = np.array([np.nan if value is None else value for value in self.table["p"].to_pylist()], dtype=float)
-        tested = ~np.isnan(p)
-        q = np.full(len(p), np.nan)
-        q[tested] = benjamini_hochberg(p[tested])
-        column = pa.array([None if np.isnan(value) else value for value in q], type=pa.float64())
-        return HeadTable(self.table.set_column(SCHEMA.get_field_index("q"), SCHEMA.field("q"), column))
+        p = self.table["p"].to_pylist()
+        q = iter(benjamini_hochberg(np.array([value for value in p if value is not None])).tolist())
+        return self._with_column("q", [None if value is None else next(q) for value in p])
+
+    def _with_column(self, name: str, values: Sequence[Any]) -> HeadTable:
+        column = pa.array(values, type=SCHEMA.field(name).type)
+        return HeadTable(self.table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column))
 
     def matrix(self, metric: str, column: str = "value") -> np.ndarray:
         """A [L, H] array of one metric's column, NaN where absent. Raises KeyError for a metric without head rows."""
         rows = [row for row in self.where(metric=metric).rows() if row["head"] is not None]
-        if not rows:
-            raise KeyError(f"no head rows of {metric!r}; metrics here: {sorted(set(self.table['metric'].to_pylist()))}")
-        shape = (max(row["layer"] for row in rows) + 1, max(row["head"] for row in rows) + 1)
-        matrix = np.full(shape, np.nan)
-        for row in rows:
-            if row[column] is not None:
-                matrix[row["layer"], row["head"]] = row[column]
-        return matrix
+        return self._array(f"head rows of {metric!r}", rows, column)
 
     def layer_series(self, metric: str, column: str = "value") -> np.ndarray:
-        """An [L] array of one layer-level metric's column, NaN where absent."""
+        """An [L] array of one layer-level metric's column, NaN where absent. Raises KeyError as `matrix` does."""
         rows = [row for row in self.where(metric=metric, head=None).rows() if row["layer"] is not None]
+        return self._array(f"layer rows of {metric!r}", rows, column)
+
+    def _array(self, what: str, rows: Sequence[Mapping[str, Any]], column: str) -> np.ndarray:
         if not rows:
-            raise KeyError(f"no layer rows of {metric!r}")
-        series = np.full(max(row["layer"] for row in rows) + 1, np.nan)
-        for row in rows:
-            if row[column] is not None:
-                series[row["layer"]] = row[column]
-        return series
+            raise KeyError(f"no {what}; metrics here: {sorted(set(self.table['metric'].to_pylist()))}")
+        places = [tuple(row[axis] for axis in ("layer", "head") if row[axis] is not None) for row in rows]
+        array = np.full(np.max(places, axis=0) + 1, np.nan)
+        for place, row in zip(places, rows, strict=True):
+            array[place] = np.nan if row[column] is None else row[column]
+        return array
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """The rows that describe the whole model, by metric: value, ci_low, ci_high, null, p, q, n, unit, reason."""

@@ -116,6 +116,20 @@ def test_concat_of_nothing_is_an_empty_table():
     assert len(HeadTable.concat([]).with_q()) == 0
 
 
+def test_a_table_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "heads.parquet"
+    HeadTable.whole("share", 0.5).write(path)
+
+    def fail(table, where):
+        where.write_bytes(b"PAR1 cut off")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("headdyn.core.records.pq.write_table", fail)
+    with pytest.raises(OSError, match="no space"):
+        HeadTable.whole("share", 0.7).write(path)
+    assert HeadTable.read(path).rows()[0]["value"] == 0.5
+
+
 def test_write_json_leaves_the_old_file_when_the_new_content_cannot_be_written(tmp_path):
     path = tmp_path / "facts.json"
     write_json(path, {"ä": 1})
