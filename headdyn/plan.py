@@ -170,9 +170,8 @@ def _require_single_levels(jobs: Sequence[RunConfig], swept: Sequence[str]) -> N
         for job in jobs:
             if not is_no_factor(key) and key not in job.factors:
                 raise ConfigError(
-                    f"{key} is swept, and one of its values is no single number, word, true, false or null, so that "
-                    "runs could not be compared by it; sweep over keys inside it, or give each value a name as an "
-                    "option of a group"
+                    f"{key} is swept, and one of its values is no single number, word, true, false or null, by which "
+                    "runs are compared; sweep over a key inside it, or make each value an option of a group"
                 )
 
 
@@ -227,10 +226,8 @@ def plain_arguments(arguments: Sequence[str]) -> list[str]:
 
 def informational(arguments: Sequence[str]) -> bool:
     """Whether the command asks Hydra to print something in place of running."""
-    args = get_args_parser().parse_args(list(arguments))
-    return bool(
-        args.help or args.hydra_help or args.cfg or args.info or args.shell_completion or args.experimental_rerun
-    )
+    args = vars(get_args_parser().parse_args(list(arguments)))
+    return any(args[name] for name in ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun"))
 
 
 def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
@@ -239,7 +236,7 @@ def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
     what = str(factors.get("experiment") or "-".join(key.removeprefix("data_") for key in swept) or "runs")
     digest = hashlib.sha256("".join(sorted(job.hash + job.name for job in jobs)).encode()).hexdigest()[:6]
     protocol = () if factors["protocol"] == "corrected" else (f"{factors['protocol']}_protocol",)
-    return "_".join((what, str(factors["mode"]), *protocol, digest))
+    return "_".join((what[:80], str(factors["mode"]), *protocol, digest))
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
@@ -259,13 +256,12 @@ def _unknown(key: str, override: str, arguments: Sequence[str]) -> str:
     """What to say of a key that a job's configuration lacks: what there is, or with which values it exists."""
     overrides = [o for o in _overrides(arguments) if o.get_key_element() != override]
     with _composing(arguments) as compose_job:
-        jobs = _jobs(overrides)[:8]  # enough to tell two values of a swept group apart, within two seconds
-        keys = {tuple(job): _keys(compose_job(job)) for job in jobs}
-    having, lacking = ([job for job, known in keys.items() if (key in known) is has] for has in (True, False))
+        # Eight jobs are enough to tell two values of a swept group apart, and are composed within two seconds.
+        keys = {tuple(job): _keys(compose_job(job)) for job in _jobs(overrides)[:8]}
+    having = next((set(job) for job in keys if key in keys[job]), set())
+    lacking = next((set(job) for job in keys if key not in keys[job]), set())
     if having and lacking:
-        here, there = (
-            " ".join(o for o in a if o not in b) for a, b in ((having[0], lacking[0]), (lacking[0], having[0]))
-        )
+        here, there = (" ".join(sorted(one)) for one in (having - lacking, lacking - having))
         return f"{key} exists with {here}, not with {there}; sweep over these in commands of their own"
     return unknown_key(key, next(iter(keys.values())))
 

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Integrity:
-    """`duplicates` are the groups of revisions that share one state; `excluded` says why one does not count."""
+    """What the weights' hashes say of a series.
+
+    `duplicates` are the groups of revisions that have the same weights; `excluded` says of a revision why it is not
+    counted.
+    """
 
     duplicates: tuple[tuple[str, ...], ...]
     excluded: Mapping[str, str]
@@ -20,8 +24,8 @@ class Integrity:
 def check_integrity(hashes: Mapping[str, str], final: str | None = None) -> Integrity:
     """Compare the state hashes of a series' revisions, given in the order of training.
 
-    Of revisions with equal weights at most one is named rightly and nothing tells which, so all of them are excluded
-    from emergence, but for `final`: the end of training, which its own name is taken for (None: no one is).
+    If several revisions have the same weights, at most one of them has its right name, and nothing says which: none of
+    them is counted. The exception is `final`, the revision that is known to be the end of training: it is counted.
     """
     groups: dict[str, list[str]] = {}
     for revision, digest in hashes.items():
@@ -29,10 +33,11 @@ def check_integrity(hashes: Mapping[str, str], final: str | None = None) -> Inte
     duplicates = tuple(tuple(group) for group in groups.values() if len(group) > 1)
     excluded = {}
     for group in duplicates:
-        for revision in group:
+        for revision in (revision for revision in group if revision != final):
             others = ", ".join(other for other in group if other != revision)
-            if final in group and revision != final:
-                excluded[revision] = f"its weights are those of {final}, the end of training"
-            elif revision != final:
-                excluded[revision] = f"its weights are those of {others}, so one of the names is wrong"
+            excluded[revision] = (
+                f"its weights are those of {final}, the end of training"
+                if final in group
+                else f"its weights are those of {others}, so one of the names is wrong"
+            )
     return Integrity(duplicates=duplicates, excluded=excluded)

@@ -59,29 +59,28 @@ def in_order(revisions: Sequence[str]) -> tuple[str, ...]:
 def parse(text: str | Sequence[str], *, pythia: bool = True, main: bool = False) -> tuple[str, ...]:
     """The revisions of a series, each once, in the order of training.
 
-    `text` holds revisions and names of `LISTS`, separated by commas, or is a sequence of them; lists are joined. With
-    `pythia=False` (another suite) every name is taken as it is and there are no lists. `main=True` lets main in, which
-    no series should hold: it is a copy of the last step, under a name that can be given to other weights.
-    Raises ValueError for an empty series, main unasked, or a step that Pythia lacks, with the nearest it has.
+    `text` holds revisions and names of `LISTS`, separated by commas, or is a sequence of them. Of another suite
+    (`pythia=False`) every name is taken as it is, and there are no lists. `main` lets the revision main in, which a
+    series should not hold: it is a copy of the last step, under a name that may later be given to other weights.
+    Raises ValueError for an empty series, for main without `main`, and for a step that Pythia lacks.
     """
     items = [item.strip() for item in (text.split(",") if isinstance(text, str) else text)]
     items = [_FORMER_NAMES.get(item, item) for item in items]
     if not items or not all(items):
         raise ValueError(f"model.revisions={text!r} names no revision; choose {', '.join(LISTS)} or step1000,step2000")
-    found: list[str] = []
+    if "main" in items and not main:
+        last = f"the last one is {FINAL}" if pythia else "name the step"
+        raise ValueError(
+            f"model.revisions={text!r} holds main, which is no step of a series; {last} (model.allow_main=true takes "
+            "main too)"
+        )
+    revisions: list[str] = []
     for item in items:
-        if item == "main" and not main:
-            raise ValueError(
-                f"model.revisions={text!r} holds main, which is no step of a series; the last one is {FINAL} "
-                "(model.allow_main=true takes main too)"
-                if pythia
-                else f"model.revisions={text!r} holds main, which is no step of a series; name the step, or set "
-                "model.allow_main=true"
-            )
         if not pythia and item in LISTS:
             raise ValueError(f"model.revisions={item} lists Pythia's steps, which this model may lack; name its own")
-        found += LISTS[item] if item in LISTS else [require_pythia(item) if pythia and item != "main" else item]
-    return in_order(found)
+        require = pythia and item != "main" and item not in LISTS
+        revisions += LISTS.get(item, [require_pythia(item) if require else item])
+    return in_order(revisions)
 
 
 def require_pythia(revision: str) -> str:
@@ -98,10 +97,8 @@ def require_pythia(revision: str) -> str:
         )
     step = int(digits[1]) * (1_000 if digits[2] else 1)
     if step > FINAL_STEP:
-        raise ValueError(
-            f"model.revision={revision} does not exist: Pythia's training ends at step {FINAL_STEP}; "
-            f"the nearest is {FINAL}"
-        )
+        ends = f"Pythia's training ends at step {FINAL_STEP}; the nearest is {FINAL}"
+        raise ValueError(f"model.revision={revision} does not exist: {ends}")
     below, above = max(s for s in PYTHIA_STEPS if s <= step), min(s for s in PYTHIA_STEPS if s >= step)
     nearest = " and ".join(dict.fromkeys(_revisions([below, above])))
     raise ValueError(f"model.revision={revision} does not exist; the nearest of Pythia's are {nearest}")
