@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from headdyn.core.figures import Curve, Figure, curves
-from headdyn.core.numbers import fixed, number
+from headdyn.core.numbers import number
 from headdyn.core.records import Metric
 from headdyn.report.series.record import Points, Series
 from headdyn.sweep.outcomes import outcomes_of
@@ -59,7 +59,7 @@ def curve(
         lines.append(_line(label, points, metric.scale))
         null = [(step, v) for step, v in zip(points.steps, points.null, strict=True) if math.isfinite(v)]
         if null and not any(v for _, v in null):
-            levels["chance: 0"] = 0.0
+            levels["chance"] = 0.0
         elif null:
             of = "chance" if len(found) == 1 else f"chance, {label}"
             lines.append(Curve(label=of, x=[s for s, _ in null], y=[metric.scale * v for _, v in null]))
@@ -72,7 +72,7 @@ def curve(
         captions += _band_caption(series, name, metric, drawn=bool(band))
         levels |= _references(series, name, metric)
         if judgement.get("threshold") is not None and not judgement["rule"].startswith("above half"):
-            levels[f"threshold {judgement['threshold']:g}"] = metric.scale * judgement["threshold"]
+            levels["threshold"] = metric.scale * judgement["threshold"]
         if judgement.get("emerges_at_step") is not None:
             span = (judgement["emerges_after_step"] or points.steps[0], judgement["emerges_at_step"])
             captions.append("Shaded: the interval in which it emerges")
@@ -129,7 +129,7 @@ def _references(series: Series, name: str, metric: Metric) -> dict[str, float]:
         value = series.complete[-1].run.value(other) if series.complete else None
         if value is not None:
             word = other.removesuffix("_nats").removeprefix("probe_").replace("_", " ")
-            levels[f"{word} {fixed(metric.scale * value, metric.digits)}"] = metric.scale * value
+            levels[word] = metric.scale * value
     return levels
 
 

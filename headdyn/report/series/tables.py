@@ -26,11 +26,9 @@ def verdict_table(series: Series) -> tuple[list[str], list[tuple[str, list[str]]
         "as shares of training": [_shares(j) for _, j in columns],
         "first step above, 95 % of bootstrap draws": [_ends(j) for _, j in columns],
         "class": [stage(j) for _, j in columns],
-        **{f"probability of {word}": [_probability(j, word) for _, j in columns] for word in STAGES},
-        "pace": [j["pace"] or "none: nothing emerged" for _, j in columns],
-        "probability of sudden": [_probability(j, "sudden") for _, j in columns],
+        "class over bootstrap draws": [_probabilities(j) for _, j in columns],
+        "pace": [_pace(j) for _, j in columns],
         "largest interval: share of the rise": [_jump(j) for _, j in columns],
-        "its width, share of training": [share(j.get("jump_width_share")) for _, j in columns],
         "monotone": [_monotone(j) for _, j in columns],
         "highest; at the last checkpoint": [_highest(metric, j) for metric, j in columns],
         "beyond chance": [_beyond(j) for _, j in columns],
@@ -87,15 +85,24 @@ def _ends(judgement: Judgement) -> str:
     return str(judgement.get("emerges_at_step_95_reason") or judgement.get("probabilities_reason") or ABSENT)
 
 
-def _probability(judgement: Judgement, word: str) -> str:
-    return share(judgement.get("probabilities", {}).get(word))
+def _probabilities(judgement: Judgement) -> str:
+    odds = judgement.get("probabilities")
+    return ABSENT if odds is None else ", ".join(f"{word} {share(odds[word])}" for word in STAGES)
+
+
+def _pace(judgement: Judgement) -> str:
+    if judgement["pace"] is None:
+        return "none: nothing emerged"
+    odds = judgement.get("probabilities", {}).get(judgement["pace"])
+    return judgement["pace"] + ("" if odds is None else f" (probability {share(odds)})")
 
 
 def _jump(judgement: Judgement) -> str:
     if "jump_share" not in judgement:
         return "no rise"
     first, last = judgement["jump_steps"]
-    return f"{share(judgement['jump_share'])}, steps {number(first)} to {number(last)}"
+    width = share(judgement["jump_width_share"])
+    return f"{share(judgement['jump_share'])}, steps {number(first)} to {number(last)} ({width} of training)"
 
 
 def _monotone(judgement: Judgement) -> str:
