@@ -28,7 +28,7 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
 
     loss_NT = token_losses(decoder, corpus, settings.sequences)
     position_T = np.arange(1, loss_NT.shape[1] + 1)
-    model_N, random = np.nanmean(loss_NT, axis=1), math.log(corpus.vocab_size)
+    model_N, random = np.nanmean(loss_NT, axis=1), corpus.reference_nats.get("random", math.log(corpus.vocab_size))
     parts = [row("loss_nats", model_N, random)]
     lines = [Curve(label="model", x=position_T, y=np.nanmean(loss_NT, axis=0))]
     if corpus.oracle is None:
