@@ -106,8 +106,8 @@ def charts(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every unit of a specification: what has a mark of its own."""
     if "mark" in spec:
         yield spec
-    for part in ("layer", "hconcat", "vconcat", "concat"):
-        for inner in spec.get(part, ()):
+    for part in ("layer", "hconcat", "vconcat", "concat", "spec"):
+        for inner in [spec["spec"]] if part == "spec" and part in spec else spec.get(part, ()):
             yield from charts({"data": spec["data"], **inner} if "data" in spec else inner)
 
 

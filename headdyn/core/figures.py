@@ -11,11 +11,12 @@ import base64
 import functools
 import json
 import math
+import operator
 import struct
 import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +61,12 @@ class Figure:
 
     chart: alt.TopLevelMixin
     caption: str = ""
+    tables: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # the data, by name
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite specification with its data as plain JSON; the caption is its description."""
         described = {"description": self.caption} if self.caption else {}
-        return self.chart.to_dict(validate=False) | described | {"config": CONFIG}
+        return self.chart.to_dict(validate=False) | described | {"datasets": dict(self.tables), "config": CONFIG}
 
     def save(self, path: Path) -> None:
         """Write the figure as .json (its specification), .svg, .pdf or .png, making its folder."""
@@ -103,13 +105,20 @@ class HeadMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One labelled curve with an optional band."""
+    """One labelled curve with an optional band.
+
+    `look` says what it is by up to three properties and their levels ({"order": "topic", "attention": "GQA"}), which
+    colour, dashes and mark then tell in this order; without it, they tell the labels. `runs` are the numbers of the
+    runs it is about, by which a page's filter hides it.
+    """
 
     label: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
     low: Sequence[float] | np.ndarray | None = None
     high: Sequence[float] | np.ndarray | None = None
+    look: Mapping[str, str] | None = None
+    runs: Sequence[int] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +183,7 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
     """Heat maps over layer × head, with the values in their cells; `mark` says what an asterisk means."""
     layers, heads = panels[0].value_LH.shape
     side = 34 if layers * heads <= _MOST_LABELLED_CELLS else 15
-    drawn = []
+    tables, drawn = _Tables(), []
     for panel in panels:
         low, high, colours = _colours(panel)
         texts_LH, rows = _cell_texts(panel), []
@@ -189,14 +198,14 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
         tips = _tips("layer:O", "head:O", **{"value:Q": panel.title})
         notes = "    ".join(note for note in (panel.note, f"* {mark}" if panel.marked_LH is not None else "") if note)
         name = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
-        base = _chart(rows).encode(*places)
+        base = tables.chart(rows).encode(*places)
         cells = base.mark_rect(stroke="white").encode(colour, tooltip=tips)
         chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*_ink())).properties(
             width=side * heads, height=side * layers, title=_title(name, side * heads + 80, notes)
         )
         drawn.append(chart)
     columns = min(len(panels), max(1, int(1060 / (side * heads + 110))))
-    return Figure(alt.concat(*drawn, columns=columns).resolve_scale(fill="independent"), caption)
+    return Figure(alt.concat(*drawn, columns=columns).resolve_scale(fill="independent"), caption, tables)
 
 
 def curves(
@@ -209,21 +218,21 @@ def curves(
     log_x: bool = False,
     whole_x: bool = False,
     span: tuple[float, float] | None = None,
+    y_values: Sequence[float] = (),
     caption: str = "",
 ) -> Figure:
     """Curves with bands over x, and labelled horizontal reference lines; `span` is a range of x to shade.
 
-    `log_x` starts at the first x; where that is 0, it is shown at the left end.
+    `log_x` starts at the first x; where that is 0, it is shown at the left end. The y axis also covers `y_values`.
     """
-    width, height = 520, 270
-    names = list(dict.fromkeys(line.label for line in lines))
+    tables, width, height = _Tables(), 520, 270
     rows: list[dict[str, Any]] = []
     for line in lines:
         every = 1 if len(line.x) <= _MOST_MARKED_POINTS else -(-len(line.x) // 8)
-        for i, point in enumerate(zip(line.x, line.y, strict=True)):
-            rows.append(
-                {"series": line.label, **dict(zip("xy", map(_number, point), strict=True)), "marked": i % every == 0}
-            )
+        look = {f"look{i}": level for i, level in enumerate((line.look or {"": line.label}).values())}
+        constant = {"series": line.label, **look, "runs": " ".join(map(str, line.runs))}
+        for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
+            rows.append({**constant, "x": _number(x), "y": _number(y), "marked": i % every == 0})
             if line.low is not None and line.high is not None:
                 rows[-1] |= {"low": _number(line.low[i]), "high": _number(line.high[i])}
     first, last = (extreme((row["x"] for row in rows), default=0) for extreme in (min, max))
@@ -232,33 +241,57 @@ def curves(
         first = first / 1.2
         x = x.scale(type="log" if first else "symlog", domain=[first, max(1.15 * last, 1)], nice=False)
         x = x.axis(grid=False, values=_log_ticks(first, last), format="~s", labelOverlap=True)
-    y = alt.Y("y:Q", title=ylabel).scale(zero=False)
-    pick = alt.selection_point(name="pick", fields=["series"], bind="legend")
-    legend = alt.Legend(title=None, orient="top", columns=_legend_columns(names), symbolStrokeWidth=2, symbolSize=60)
-    shapes = [MARKS[(i + i // len(DASHES)) % len(MARKS)] for i in range(len(names))]  # no two of 32 lines look alike
-    colour = alt.Color("series:N", scale=_categories(names, PALETTE), legend=legend)
-    dash = alt.StrokeDash("series:N", scale=_categories(names, DASHES), legend=None)
-    shape = alt.Shape("series:N", scale=_categories(names, shapes), legend=legend)
-    seen = alt.condition(pick, alt.value(1), alt.value(0.08))
-    base = _chart(rows).encode(x)
+    y_scale = alt.Scale(zero=False, domain=alt.DomainUnionWith(unionWith=list(y_values)) if y_values else alt.Undefined)
+    y = alt.Y("y:Q", title=ylabel, scale=y_scale)
+    colour, dash, shape, picks = _looks(lines)
+    seen = alt.condition(functools.reduce(operator.and_, picks), alt.value(1), alt.value(0.08))
+    base = tables.chart(rows).encode(x, detail="series:N")
+    if any(line.runs for line in lines):
+        base = base.add_params(alt.param(name="shown", value=".")).transform_filter("test(regexp(shown), datum.runs)")
     layers: list[Any] = []
     if span is not None:
-        shade = _chart([{"from": max(span[0], first), "to": span[1]}]).mark_rect(color="#f2c14e", opacity=0.3)
+        shade = tables.chart([{"from": max(span[0], first), "to": span[1]}]).mark_rect(color="#f2c14e", opacity=0.3)
         layers.append(shade.encode(x="from:Q", x2="to:Q"))
     banded = any("low" in row for row in rows)
     if banded:
-        fill = alt.Fill("series:N", scale=_categories(names, PALETTE), legend=None)
-        band = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=ylabel), alt.Y2("high:Q"), fill)
-        layers.append(band.transform_filter(pick))
-    layers += _reference_lines(references or {}, rows, width, height)
+        band = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=ylabel), alt.Y2("high:Q"))
+        band = band.encode(alt.Fill(colour["shorthand"], scale=colour["scale"], legend=None))
+        layers.append(functools.reduce(lambda chart, pick: chart.transform_filter(pick), picks, band))
+    layers += _reference_lines(tables, references or {}, rows, width, height)
     layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=seen))
     tips = _tips(
         **{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ({"low:Q": "from", "high:Q": "to"} if banded else {})
     )
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
-    layers.append(points.encode(y, colour, shape, opacity=seen, tooltip=tips).add_params(pick))
+    layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=seen, tooltip=tips).add_params(*picks))
     chart = alt.layer(*layers).resolve_legend(fill="independent", strokeDash="independent")
-    return Figure(chart.properties(width=width, height=height, title=_title(title, width)), caption)
+    chart = chart.resolve_legend(shape="independent") if "look1" in rows[0] else chart
+    return Figure(chart.properties(width=width, height=height, title=_title(title, width)), caption, tables)
+
+
+def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape, list[Any]]:
+    """Colour, dashes and marks of curves, and what a click in each legend picks."""
+    properties = list(lines[0].look or {"": ""})
+    looks = [line.look or {"": line.label} for line in lines]
+    levels = [list(dict.fromkeys(look.get(name, "") for look in looks)) for name in properties]
+    picks = [
+        alt.selection_point(name=f"pick{i}", fields=[f"look{i}"], bind="legend") for i in range(len(properties[:3]))
+    ]
+    legends = [
+        alt.Legend(title=name or None, orient="top", columns=_legend_columns(names), symbolSize=60 if i != 1 else 400)
+        for i, (name, names) in enumerate(zip(properties, levels, strict=True))
+    ]
+    if len(properties) == 1:  # the first curves differ in both dashes and marks, no two of 32 agree in both
+        marks = [MARKS[(i + i // len(DASHES)) % len(MARKS)] for i in range(len(levels[0]))]
+        dash = alt.StrokeDash("look0:N", scale=_categories(levels[0], DASHES), legend=None)
+        shape = alt.Shape("look0:N", scale=_categories(levels[0], marks), legend=legends[0])
+    else:
+        dash = alt.StrokeDash("look1:N", scale=_categories(levels[1], DASHES), legend=legends[1])
+        third = 2 if len(properties) > 2 else 1
+        shape = alt.Shape(
+            f"look{third}:N", scale=_categories(levels[third], MARKS), legend=legends[2] if third == 2 else None
+        )
+    return alt.Color("look0:N", scale=_categories(levels[0], PALETTE), legend=legends[0]), dash, shape, picks
 
 
 def pattern_grid(
@@ -276,8 +309,8 @@ def pattern_grid(
     """
     causal = np.tri(pattern_RCQK.shape[-1], dtype=bool)
     root_RCQK = np.where(causal, np.sqrt(np.clip(pattern_RCQK, 0, 1)), np.nan)
-    squares = _Squares(CIVIDIS, (0, 1), "attention weight (square-root scale)", _TOKENS, title, roots=True)
-    return Figure(squares.grid(root_RCQK, rows, columns, boundaries or [()] * len(rows)), caption)
+    scale = _Ramp(CIVIDIS, (0, 1), "attention weight (square-root scale)", roots=True)
+    return _pictures(root_RCQK, rows, columns, boundaries or [()] * len(rows), scale, _TOKENS, title, caption)
 
 
 def lift_grid(
@@ -294,8 +327,8 @@ def lift_grid(
     Boundaries as in `pattern_grid`, the same in every row.
     """
     log_RCQK = np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan)
-    squares = _Squares(PUOR, (-3, 3), "log2 of weight over uniform attention's", _TOKENS, title)
-    return Figure(squares.grid(log_RCQK, rows, columns, [boundaries] * len(rows)), caption)
+    scale = _Ramp(PUOR, (-3, 3), "log2 of weight over uniform attention's")
+    return _pictures(log_RCQK, rows, columns, [boundaries] * len(rows), scale, _TOKENS, title, caption)
 
 
 def similarity_grid(
@@ -312,16 +345,15 @@ def similarity_grid(
     Colours run from −reach to reach. A head's cosine with itself is always 1 and is left out.
     """
     others_CNN = np.where(np.eye(matrices_CNN.shape[-1], dtype=bool), np.nan, matrices_CNN)
-    squares = _Squares(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})", _HEADS, title)
-    return Figure(squares.grid(others_CNN[None], [""], columns, [boundaries]), caption)
+    scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
+    return _pictures(others_CNN[None], [""], columns, [boundaries], scale, _HEADS, title, caption)
 
 
 def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption: str = "") -> Figure:
     """Trees above their matrices of cosines, side by side; the dashed line is where chance brings the first join."""
     count = len(panels[0].labels)
-    squares = _Squares(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})", ("", ""))
-    side = min(480, max(220, 15 * count))
-    drawn = []
+    scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
+    tables, drawn, side = _Tables(), [], min(480, max(220, 15 * count))
     for panel in panels:
         low, high = min([*panel.height_J4[:, 1], panel.chance]), max([*panel.height_J4[:, 1], panel.chance])
         room = 0.1 * (high - low + 0.01)
@@ -331,24 +363,26 @@ def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption:
             {"join": join, "corner": corner, "place": float(place), "height": float(panel.height_J4[join, corner])}
             for (join, corner), place in np.ndenumerate(panel.place_J4)
         ]
-        joins = _chart(corners).mark_line(color=GREY, strokeWidth=1.2, clip=True)
-        chance = _chart([{"height": float(panel.chance)}]).mark_rule(color=PALETTE[1], strokeDash=[5, 3]).encode(y)
-        tree = alt.layer(joins.encode(x, y, detail="join:N", order="corner:O"), chance)
+        joins = tables.chart(corners).mark_line(color=GREY, strokeWidth=1.2, clip=True)
+        chance = tables.chart([{"height": float(panel.chance)}]).mark_rule(color=PALETTE[1], strokeDash=[5, 3])
+        tree = alt.layer(joins.encode(x, y, detail="join:N", order="corner:O"), chance.encode(y))
         tree = tree.properties(
             width=side, height=110, title=_title(panel.title, side, "dashed: where chance joins first")
         )
         others_NN = np.where(np.eye(count, dtype=bool), np.nan, panel.cosine_NN)
-        drawn.append(alt.vconcat(tree, squares.one(others_NN, side, labels=panel.labels), spacing=4))
-    return Figure(alt.hconcat(*drawn, title=_title(title, 2 * side)).resolve_scale(color="shared"), caption)
+        rows = [_picture_row(others_NN, scale)]
+        drawn.append(alt.vconcat(tree, _picture(tables, rows, count, side, scale, ("", ""), panel.labels), spacing=4))
+    chart = alt.hconcat(*drawn, title=_title(title, 2 * side)).resolve_scale(color="shared")
+    return Figure(chart, caption, tables)
 
 
 def interval_plot(
     rows: Sequence[Interval], *, xlabel: str, title: str = "", zero_line: bool = False, caption: str = ""
 ) -> Figure:
     """Marks with intervals, one row each from the top, a null as a hollow diamond; "absent" where there is no value."""
-    groups = list(dict.fromkeys(row.group for row in rows))
+    tables, groups = _Tables(), list(dict.fromkeys(row.group for row in rows))
     values = [vars(row) | {"row": place, "absent": row.value is None} for place, row in enumerate(rows)]
-    base = _chart(values).encode(_names(alt.Y("row:O"), [row.label for row in rows], title=None))
+    base = tables.chart(values).encode(_names(alt.Y("row:O"), [row.label for row in rows], title=None))
     named = [group for group in groups if group]
     legend = alt.Legend(title=None, orient="bottom", columns=_legend_columns(named), values=named) if named else None
     pick = alt.selection_point(name="pick", fields=["group"], bind="legend")
@@ -357,7 +391,7 @@ def interval_plot(
     seen = alt.condition(pick, alt.value(1), alt.value(0.1))
     tips = _tips("label:N", *(["group:N"] if named else []), "value:Q", "low:Q", "high:Q", "null:Q")
     low, x = (alt.X(f"{end}:Q", title=xlabel).scale(zero=zero_line).axis(tickCount=6) for end in ("low", "value"))
-    layers: list[Any] = [_chart([{"zero": 0}]).mark_rule(color=GREY).encode(x="zero:Q")] if zero_line else []
+    layers: list[Any] = [tables.chart([{"zero": 0}]).mark_rule(color=GREY).encode(x="zero:Q")] if zero_line else []
     bars = base.mark_rule(strokeWidth=2.4).transform_filter("isValid(datum.low) && isValid(datum.high)")
     layers.append(bars.encode(low, alt.X2("high:Q"), colour, opacity=seen))
     with_null = any(row.null is not None and row.value is not None for row in rows)
@@ -372,14 +406,16 @@ def interval_plot(
         words = base.mark_text(text="absent", color=GREY, align="left").transform_filter("datum.absent")
         layers.append(words.encode(x=alt.value(4)))
     heading = _title(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
-    return Figure(alt.layer(*layers).properties(width=460, height=max(40, 20 * len(rows)), title=heading), caption)
+    return Figure(
+        alt.layer(*layers).properties(width=380, height=max(40, 20 * len(rows)), title=heading), caption, tables
+    )
 
 
 def null_ranges(
     panels: Sequence[NullRanges], *, columns: int, title: str = "", mark: str = "q < 0.05", caption: str = ""
 ) -> Figure:
     """Values as dots before the range that chance gives them, in a grid of panels; an asterisk means `mark`."""
-    drawn = []
+    tables, drawn = _Tables(), []
     for panel in panels:
         columns_by_name = {"value": panel.value_X, "low": panel.low_X, "high": panel.high_X}
         columns_by_name |= dict(zip(("null_low", "null_mean", "null_high"), np.asarray(panel.null_X3).T, strict=True))
@@ -389,7 +425,7 @@ def null_ranges(
             marked = panel.marked_X is not None and panel.marked_X[place] and row["value"] is not None
             top = row["value"] if row["high"] is None else row["high"]
             rows.append(row | {"place": place, "label": label, "star": "*" if marked else "", "top": top})
-        base = _chart(rows).encode(_names(alt.X("place:O"), panel.labels, title=panel.xlabel or None))
+        base = tables.chart(rows).encode(_names(alt.X("place:O"), panel.labels, title=panel.xlabel or None))
         tips = _tips("label:N", *(f"{name}:Q" for name in columns_by_name))
         y = {n: alt.Y(f"{n}:Q", title=panel.ylabel).scale(zero=False) for n in (*columns_by_name, "top")}
         layers = [
@@ -404,7 +440,7 @@ def null_ranges(
         drawn.append(alt.layer(*layers).properties(width=width, height=180, title=_title(panel.title, width)))
     starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
     heading = _title(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
-    return Figure(alt.concat(*drawn, columns=columns, title=heading), caption)
+    return Figure(alt.concat(*drawn, columns=columns, title=heading), caption, tables)
 
 
 def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
@@ -413,7 +449,7 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
     `columns` stand side by side, each a list of names and labels.
     """
     heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
-    drawn = []
+    tables, drawn = _Tables(), []
     for strips in columns:
         rows = [
             {"strip": place, "name": name, "head": head, **_cluster(label)}
@@ -421,47 +457,47 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
             for head, label in enumerate(labels_H.tolist())
         ]
         x = _names(alt.X("head:O"), range(heads), orient="top")
-        base = _chart(rows).encode(x, _names(alt.Y("strip:O"), [name for name, _ in strips], title=None))
+        base = tables.chart(rows).encode(x, _names(alt.Y("strip:O"), [name for name, _ in strips], title=None))
         tips = _tips("head:O", "cluster:N", **{"name:N": "clustering"})
         cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(_fill(), tooltip=tips)
         numbers = base.mark_text(fontSize=9).encode(*_ink())
         drawn.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
-    return Figure(alt.hconcat(*drawn, title=_title(title, 22 * heads * len(columns) + 160)), caption)
+    return Figure(alt.hconcat(*drawn, title=_title(title, 22 * heads * len(columns) + 160)), caption, tables)
 
 
 def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", caption: str = "") -> Figure:
     """Heads as numbered points, panel by panel."""
-    drawn = []
+    tables, drawn = _Tables(), []
     for panel in panels:
         labelled = zip(panel.points_H2.tolist(), panel.labels_H.tolist(), strict=True)
         rows = [{"x": x, "y": y, "head": head, **_cluster(label)} for head, ((x, y), label) in enumerate(labelled)]
         x = alt.X("x:Q", title=panel.xlabel or None).scale(zero=False, padding=14).axis(tickCount=4)
         y = alt.Y("y:Q", title=panel.ylabel or None).scale(zero=False, padding=14).axis(tickCount=4)
-        base = _chart(rows).encode(x, y)
+        base = tables.chart(rows).encode(x, y)
         points = base.mark_circle(size=190, stroke=GREY, opacity=0.75)
         points = points.encode(_fill(), tooltip=_tips("head:O", "cluster:N"))
         numbers = base.mark_text(fontSize=9).encode(*_ink("head:O"))
         drawn.append(alt.layer(points, numbers).properties(width=190, height=190, title=_title(panel.title, 210)))
-    return Figure(alt.concat(*drawn, columns=columns, title=_title(title, 240 * columns)), caption)
+    return Figure(alt.concat(*drawn, columns=columns, title=_title(title, 240 * columns)), caption, tables)
 
 
-def text_tables(tables: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
+def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
     """Tables of texts side by side, by title; their first rows are headings. Columns cut what is longer than they."""
-    lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in tables.values())
+    lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in texts.values())
     x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
     y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
-    drawn = []
-    for title, rows in tables.items():
+    tables, drawn = _Tables(), []
+    for title, rows in texts.items():
         cells = [
             {"x": lefts[column], "y": 9 + 18 * row, "text": text, "width": widths[column] - 8, "heading": row == 0}
-            for row, texts in enumerate(rows)
-            for column, text in enumerate(texts)
+            for row, line in enumerate(rows)
+            for column, text in enumerate(line)
         ]
         ink = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
-        texts = _chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
-        texts = texts.encode(x, y, text="text:N", color=ink, tooltip="text:N")
-        drawn.append(texts.properties(width=lefts[-1], height=height, title=_title(title, lefts[-1])))
-    return Figure(alt.hconcat(*drawn, spacing=30), caption)
+        words = tables.chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
+        words = words.encode(x, y, text="text:N", color=ink, tooltip="text:N")
+        drawn.append(words.properties(width=lefts[-1], height=height, title=_title(title, lefts[-1])))
+    return Figure(alt.hconcat(*drawn, spacing=30), caption, tables)
 
 
 # -- pictures of matrices ---------------------------------------------------------------------------------------------
@@ -470,77 +506,98 @@ _TOKENS = ("key position (tokens)", "query position (tokens)")
 _HEADS = ("head, numbered through the layers",) * 2
 
 
+class _Tables(dict[str, Sequence[Mapping[str, Any]]]):
+    """The data of one figure. Charts refer to it by name: Altair copies what is inside of charts many times over."""
+
+    def named(self, rows: Sequence[Mapping[str, Any]]) -> alt.NamedData:
+        name = f"table{len(self)}"
+        self[name] = rows
+        return alt.NamedData(name)
+
+    def chart(self, rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+        return alt.Chart(self.named(rows))
+
+
 @dataclass(frozen=True)
-class _Squares:
-    """Matrices as pictures on one colour scale; with `roots` the legend gives the squares of their values."""
+class _Ramp:
+    """The colours of pictures and what they mean; with `roots` the legend gives the squares of the values."""
 
     colours: Sequence[str]
     limits: tuple[float, float]
     unit: str
-    axes: tuple[str, str]
-    title: str = ""
     roots: bool = False
 
-    def grid(
-        self,
-        value_RCNN: np.ndarray,
-        rows: Sequence[str],
-        columns: Sequence[str],
-        boundaries: Sequence[Sequence[float]],
-    ) -> Any:
-        """R × C panels, with a line in front of every boundary of their row on both axes."""
-        side = int(min(300, max(110, 980 / len(columns))))
-        lines = []
-        for row, (name, value_CNN) in enumerate(zip(rows, value_RCNN, strict=True)):
-            titles = [[columns[c] if row == 0 else "", name if c == 0 else ""] for c in range(len(columns))]
-            line = [
-                self.one(value_NN, side, "\n".join(filter(None, titles[c])), boundaries[row], first=c == 0)
-                for c, value_NN in enumerate(value_CNN)
-            ]
-            lines.append(alt.hconcat(*line, spacing=12))
-        return alt.vconcat(*lines, title=_title(self.title, max(330, len(columns) * side))).resolve_scale(
-            color="shared"
-        )
-
-    def one(
-        self,
-        value_NN: np.ndarray,
-        side: int,
-        title: str = "",
-        boundaries: Sequence[float] = (),
-        *,
-        labels: Sequence[str] | None = None,
-        first: bool = True,
-    ) -> Any:
-        """One matrix as an image of so many pixels; `labels` name its rows and columns where there is room."""
-        size = len(value_NN)
-        axis: dict[str, Any] = {"grid": False, "tickCount": 4, "tickMinStep": 1, "labels": labels is None or size <= 64}
-        if labels is not None:
-            axis |= {"values": list(range(size)), "labelExpr": f"{json.dumps(list(labels))}[datum.value]"}
-        x = alt.X("x:Q", title=self.axes[0] or None).scale(domain=[-0.5, size - 0.5], nice=False)
-        x = x.axis(**axis, labelAngle=0 if labels is None else -90)
-        y = alt.Y("y:Q", title=self.axes[1] if self.axes[1] and first else None)
-        y = y.scale(domain=[size - 0.5, -0.5], nice=False).axis(**axis)
-        middle = (size - 1) / 2
-        image = {"x": middle, "y": middle, "value": 0, "url": data_uri(value_NN, self.colours, self.limits)}
-        legend = alt.Legend(title=textwrap.wrap(self.unit, 22), gradientLength=min(180, side))
+    def colour(self, length: int) -> alt.Color:
+        legend = alt.Legend(title=textwrap.wrap(self.unit, 22), gradientLength=min(180, length))
         if self.roots:
-            legend["values"], legend["labelExpr"] = (
-                [0, 0.5, math.sqrt(0.5), 1],
-                "format(datum.value * datum.value, '.2~g')",
-            )
-        colour = alt.Color("value:Q", scale=_ramp_scale(self.limits, self.colours), legend=legend)
-        base = _chart([image]).encode(x, y)
-        layers = [
-            base.mark_image(width=side, height=side, aspect=False).encode(url="url:N"),
-            base.mark_point(size=0, opacity=1).encode(colour),  # has the legend, which an image cannot have
-        ]
-        edges = [{"edge": edge - 0.5} for edge in boundaries if 0 < edge < size]
-        if edges:
-            ink = "white" if self.colours is CIVIDIS else GREY
-            lines = _chart(edges).mark_rule(color=ink, strokeWidth=0.6)
-            layers += [lines.encode(x="edge:Q"), lines.encode(y="edge:Q")]
-        return alt.layer(*layers).properties(width=side, height=side, title=_title(title, side))
+            legend["values"] = [0, 0.5, math.sqrt(0.5), 1]
+            legend["labelExpr"] = "format(datum.value * datum.value, '.2~g')"
+        return alt.Color("value:Q", scale=_ramp_scale(self.limits, self.colours), legend=legend)
+
+
+def _pictures(
+    value_RCNN: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    boundaries: Sequence[Sequence[float]],
+    scale: _Ramp,
+    axes: tuple[str, str],
+    title: str,
+    caption: str,
+) -> Figure:
+    """R × C matrices as pictures, with a line in front of every boundary of their row on both axes."""
+    size, side, tables = (
+        value_RCNN.shape[-1],
+        int(min(300, max(110, 980 / len(columns)), max(150, 1000 / len(rows)))),
+        _Tables(),
+    )
+    parts = []
+    for row, column in np.ndindex(value_RCNN.shape[:2]):
+        place = {"row": rows[row], "column": columns[column]}
+        parts.append(place | _picture_row(value_RCNN[row, column], scale))
+        parts += [place | {"edge": edge - 0.5} for edge in boundaries[row] if 0 < edge < size]
+    header = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelFontSize=12, labelAnchor="start")
+    down = alt.Header(title=None, labelFontSize=12, labels=any(rows))
+    chart = _picture(tables, parts, size, side, scale, axes).facet(
+        column=alt.Column("column:N", sort=list(columns), header=header),
+        row=alt.Row("row:N", sort=list(rows), header=down),
+        spacing=12,
+    )
+    return Figure(chart.properties(title=_title(title, max(330, len(columns) * side))), caption, tables)
+
+
+def _picture_row(value_NN: np.ndarray, scale: _Ramp) -> dict[str, Any]:
+    middle = (len(value_NN) - 1) / 2
+    return {"x": middle, "y": middle, "value": 0, "url": data_uri(value_NN, scale.colours, scale.limits)}
+
+
+def _picture(
+    tables: _Tables,
+    rows: Sequence[Mapping[str, Any]],
+    size: int,
+    side: int,
+    scale: _Ramp,
+    axes: tuple[str, str],
+    labels: Sequence[str] | None = None,
+) -> Any:
+    """The chart of rows of pictures and edges; `labels` name rows and columns of the matrix where there is room."""
+    axis: dict[str, Any] = {"grid": False, "tickCount": 4, "tickMinStep": 1, "labels": labels is None or size <= 64}
+    if labels is not None:
+        axis |= {"values": list(range(size)), "labelExpr": f"{json.dumps(list(labels))}[datum.value]"}
+    x_axis, y_axis = alt.Axis(**axis, labelAngle=0 if labels is None else -90), alt.Axis(**axis)
+    x, y = alt.Scale(domain=[-0.5, size - 0.5], nice=False), alt.Scale(domain=[size - 0.5, -0.5], nice=False)
+    base = alt.Chart().encode(alt.X("x:Q", title=axes[0] or None, scale=x, axis=x_axis))
+    base = base.encode(alt.Y("y:Q", title=axes[1] or None, scale=y, axis=y_axis)).transform_filter("isValid(datum.url)")
+    edge = alt.Chart().mark_rule(color="white" if scale.colours is CIVIDIS else GREY, strokeWidth=0.6)
+    layers = [
+        base.mark_image(width=side, height=side, aspect=False).encode(url="url:N"),
+        base.mark_point(size=0, opacity=1).encode(scale.colour(side)),  # has the legend, which an image cannot have
+        edge.encode(alt.X("edge:Q")).transform_filter("isValid(datum.edge)"),
+        edge.encode(alt.Y("edge:Q")).transform_filter("isValid(datum.edge)"),
+    ]
+    return alt.layer(*layers[: 4 if any("edge" in row for row in rows) else 2], data=tables.named(rows)).properties(
+        width=side, height=side
+    )
 
 
 def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, float]) -> str:
@@ -575,10 +632,6 @@ def mixed(colours: Sequence[str], share: float) -> str:
 
 
 # -- parts of charts --------------------------------------------------------------------------------------------------
-
-
-def _chart(rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.Data(values=list(rows)))
 
 
 def _names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
@@ -657,7 +710,7 @@ def _legend_columns(names: Sequence[str]) -> int:
 
 
 def _reference_lines(
-    levels: Mapping[str, float], rows: Sequence[Mapping[str, Any]], width: int, height: int
+    tables: _Tables, levels: Mapping[str, float], rows: Sequence[Mapping[str, Any]], width: int, height: int
 ) -> list[alt.Chart]:
     """Dashed horizontal lines, named at their right end; names that would overlap are moved apart."""
     values = [v for row in rows for v in (row["y"], row.get("low"), row.get("high")) if v is not None]
@@ -667,8 +720,8 @@ def _reference_lines(
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
         place = max(level, place + line_height)
         lines.append({"level": level, "place": place, "text": f"{name} {level:.3g}".replace("-", "−")})
-    rules = _chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
-    names = _chart(lines).mark_text(align="left", dx=5, color=GREY)
+    rules = tables.chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
+    names = tables.chart(lines).mark_text(align="left", dx=5, color=GREY)
     return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")] if levels else []
 
 

@@ -2,7 +2,7 @@
 
 One run or one sweep gets its report.html anew. Several folders are merged into a new one at --out: seeds are pooled
 where all other settings agree, and what was run with other settings stands beside it. --study also writes the results
-as files to commit (see study.py).
+as files to commit (see study.py), --figures draws every figure into PATH/figures/ as PDF, SVG or PNG.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from headdyn.core.figures import FORMATS
+from headdyn.core.numbers import count
+from headdyn.report.figure_files import write_figures
 from headdyn.report.run_page import write_run_page
 from headdyn.report.run_table import write_run_table
 from headdyn.report.series.record import collect_series
@@ -33,24 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run's folder or a sweep's")
     parser.add_argument("--out", type=Path, help="where the merged report goes; needed for more than one PATH")
     parser.add_argument("--study", type=Path, help="also write a sweep's results here: Markdown, SVG charts, tables")
+    parser.add_argument("--figures", choices=FORMATS, help="also draw every figure as such a file, into PATH/figures/")
     arguments = parser.parse_args(argv)
     try:
-        build(arguments.paths, arguments.out, arguments.study)
+        folder = build(arguments.paths, arguments.out, arguments.study)
+        if arguments.figures:
+            files = write_figures(folder, arguments.figures)
+            print(f"figures: {folder / 'figures'} ({count(len(files), f'{arguments.figures} file')})")
     except ValueError as error:
         print(f"headdyn.report: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) -> None:
-    """Rebuild or merge. Raises ValueError for an unfinished or a foreign folder, before anything is written."""
+def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) -> Path:
+    """Rebuild or merge; returns the folder that has the report.
+
+    Raises ValueError for an unfinished or a foreign folder, before anything is written.
+    """
     console = Console()
     if len(paths) == 1 and out is None:
         if is_run(paths[0]):
             if study is not None:
                 raise ValueError(f"{paths[0]} is a single run; --study publishes a sweep")
             console.print(f"report: {write_run_page(paths[0])}", highlight=False, soft_wrap=True)
-            return
+            return paths[0]
         sweep_json(paths[0])
         collect_series(paths)
         folder = paths[0]
@@ -72,6 +82,7 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
     print_summary(console, SweepRecord.read(folder), page)
     if study is not None:
         console.print(f"study: {write_study(folder, study)[-1]}", highlight=False, soft_wrap=True)
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,13 +1,10 @@
-"""What the page's script shows of a head: its statistics, its attention patterns, its course over snapshots."""
+"""What pages and figures show of single heads: which ones have a role, and the attention patterns that fit a page."""
 
 from __future__ import annotations
 
-import base64
 import re
-import zlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,8 +14,6 @@ from headdyn.core.records import HeadTable
 from headdyn.sweep.record import Job
 
 PATTERNS = "patterns.safetensors"
-PATTERN_BYTES = 9_000_000  # of all patterns in a page, base64 included
-_COLUMNS = ("value", "ci_low", "ci_high", "null", "p", "q")
 
 # What makes a head worth a look: the role, and the metric whose largest value has it.
 ROLES: Mapping[str, str] = {
@@ -28,70 +23,33 @@ ROLES: Mapping[str, str] = {
 }
 
 
-def statistics(job: Job) -> dict[str, dict[str, Any]]:
-    """Every head metric of a run: `{metric: {value: [L][H], ci_low: …}}`, None where absent; empty columns left out."""
-    out: dict[str, dict[str, Any]] = {}
-    for metric in head_metrics(job.heads):
-        columns = {name: job.heads.matrix(metric, name) for name in _COLUMNS}
-        out[metric] = {name: _rounded(matrix) for name, matrix in columns.items() if not np.isnan(matrix).all()}
-    return out
+@dataclass(frozen=True)
+class Kept:
+    """The patterns of one run that a page holds.
+
+    `codes` has for each head (layer, head) the lower triangle of each sequence's pattern row by row, a byte a weight
+    holding 255·√weight, so that a weight w is off by at most 0.4 % · √w. `left_out` says what did not fit.
+    """
+
+    tokens_NT: np.ndarray
+    topics_NT: np.ndarray
+    names: Sequence[str]  # of the topics
+    codes: Mapping[tuple[int, int], Sequence[bytes]]
+    left_out: str
+
+    @property
+    def sequences(self) -> int:
+        return len(self.tokens_NT)
+
+    @property
+    def length(self) -> int:
+        return self.tokens_NT.shape[1]
 
 
 def head_metrics(table: HeadTable) -> list[str]:
     """The metrics that have a value for any head, in the table's order; one absent for all has nothing to show."""
     of_heads = pc.and_(pc.is_valid(table.table["head"]), pc.is_valid(table.table["value"]))
     return list(dict.fromkeys(table.table.filter(of_heads)["metric"].to_pylist()))
-
-
-def training_course(arms: Sequence[Job]) -> dict[str, Any]:
-    """Head metrics over the steps of the training that these arms stand on; {} where fewer than two were analysed.
-
-    Snapshots are those that any arm analysed, the end is the arm whose positions stayed as they were trained.
-    """
-    tables = {
-        int(path.stem.removeprefix("heads_step")): HeadTable.read(path)
-        for job in arms
-        for path in _snapshot_tables(job.run.folder)
-    }
-    for job in arms:
-        if not job.recalibrated and len(job.heads):
-            tables[job.heads.table["step"][0].as_py()] = job.heads
-    return _course(tables, log_x=False)
-
-
-def series_course(jobs: Mapping[int, Job]) -> dict[str, Any]:
-    """Head metrics over the checkpoints of a series, by step; {} where fewer than two have a metric."""
-    return _course({step: job.heads for step, job in jobs.items()}, log_x=True)
-
-
-def _course(tables: Mapping[int, HeadTable], *, log_x: bool) -> dict[str, Any]:
-    """`{steps, log_x, metrics: {metric: {value: [step][L][H], ci_low: …}}}`; columns that are empty are left out."""
-    steps = sorted(tables)
-    there = {step: head_metrics(table) for step, table in tables.items()}
-    by_metric = {}
-    for metric in dict.fromkeys(metric for step in reversed(steps) for metric in there[step]):
-        shown = [step for step in steps if metric in there[step]]
-        if len(shown) < 2:
-            continue
-        shape = tables[shown[-1]].matrix(metric).shape
-        columns = {}
-        for name in ("value", "ci_low", "ci_high", "null"):
-            matrices = {step: tables[step].matrix(metric, name) for step in shown}
-            if not all(np.isnan(matrix).all() for matrix in matrices.values()):
-                columns[name] = [_rounded(matrices.get(step, np.full(shape, np.nan))) for step in steps]
-        by_metric[metric] = columns
-    return {"steps": steps, "log_x": log_x, "metrics": by_metric} if by_metric else {}
-
-
-def patterns(jobs: Sequence[Job], budget: int = PATTERN_BYTES) -> dict[int, dict[str, Any]]:
-    """Attention patterns by job number, as many sequences and heads as fit the budget; what was left out is said.
-
-    A head has an entry for each kept sequence: the lower triangle row by row, a byte a weight holding 255·√weight (so
-    that a weight w is off by at most 0.4 % · √w), deflated and in base64.
-    """
-    with_patterns = [job for job in jobs if (job.run.folder / PATTERNS).is_file()]
-    share = budget // max(1, len(with_patterns))
-    return {job.number: _patterns(job, share) for job in with_patterns}
 
 
 def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
@@ -102,81 +60,54 @@ def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
 
 def telling(table: HeadTable) -> dict[str, tuple[int, int]]:
     """The head (layer, head) that has each role most, by role; roles whose metric was not measured are left out."""
-    there = head_metrics(table)
-    found: dict[str, tuple[int, int]] = {}
+    measured = head_metrics(table)
+    heads: dict[str, tuple[int, int]] = {}
     for role, metric in ROLES.items():
-        if metric in there:
+        if metric in measured:
             value_LH = table.matrix(metric)
             layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
-            found[role] = (int(layer), int(head))
-    return found
+            heads[role] = (int(layer), int(head))
+    return heads
 
 
-def _patterns(job: Job, budget: int) -> dict[str, Any]:
-    """The first sequence of as many heads as fit, telling ones first; then further sequences, of all heads or none."""
+def kept_patterns(jobs: Sequence[Job], budget: int) -> dict[int, Kept]:
+    """Attention patterns by job number, as many sequences and heads as fit into so many bytes of base64."""
+    with_patterns = [job for job in jobs if (job.run.folder / PATTERNS).is_file()]
+    return {job.number: _kept(job, budget // len(with_patterns)) for job in with_patterns}
+
+
+def _kept(job: Job, budget: int) -> Kept:
+    """The first sequence of as many heads as fit, telling ones first; then further sequences, if all heads fit."""
     with safe_open(job.run.folder / PATTERNS, framework="np") as file:
         names = list(file.keys())
-        layers = sorted(int(match[1]) for match in (re.fullmatch(r"pattern\.(\d+)", name) for name in names) if match)
+        layers = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"pattern\.(\d+)", name)))
         tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
         slices = {layer: file.get_slice(f"pattern.{layer}") for layer in layers}
-        order = _telling_first(job, [(layer, h) for layer in layers for h in range(slices[layer].get_shape()[1])])
-        triangle = np.tril_indices(tokens_NT.shape[1])
-        kept: dict[str, list[str]] = {}
-        used = sequences = 0
-        while sequences < len(tokens_NT):
-            packed: dict[str, str] = {}
-            for layer, head in order:
-                pattern_TT = slices[layer][sequences : sequences + 1, head : head + 1][0, 0]
-                text = _packed(pattern_TT[triangle])
-                if kept | packed and used + len(text) > budget:
-                    break
-                used += len(text)
-                packed[f"{layer}.{head}"] = text
-            if kept and len(packed) < len(order):
-                break
-            for name, text in packed.items():
-                kept.setdefault(name, []).append(text)
-            sequences += 1
-            if len(packed) < len(order):
-                break
-    left_out = []
-    if sequences < len(tokens_NT):
-        left_out.append(f"{sequences} of {len(tokens_NT)} sequences are here")
-    if len(kept) < len(order):
-        left_out.append(f"{len(kept)} of {len(order)} heads are here, the most telling ones")
-    topic_names = job.run.manifest.get("corpus", {}).get("topic_names")
-    return {
-        "length": tokens_NT.shape[1],
-        "sequences": sequences,
-        "tokens": tokens_NT[:sequences].tolist(),
-        "topics": topics_NT[:sequences].tolist(),
-        "topic_names": topic_names or [f"topic {i}" for i in range(int(topics_NT.max()) + 1)],
-        "heads": kept,
-        "left_out": "; ".join(left_out),
-    }
+        heads = [(layer, head) for layer in layers for head in range(slices[layer].get_shape()[1])]
+        below = np.tril_indices(tokens_NT.shape[1])
+        fitting = max(1, budget // (4 * (len(below[0]) // 3 + 1)))
+        chosen = _telling_first(job, heads)[:fitting]
+        sequences = min(len(tokens_NT), max(1, fitting // len(heads)))
+        codes = {}
+        for layer, head in chosen:
+            pattern_NTT = slices[layer][:sequences, head : head + 1][:, 0].astype(np.float32)
+            code_NX = np.rint(255 * np.sqrt(pattern_NTT[:, *below])).astype(np.uint8)
+            codes[layer, head] = [code_X.tobytes() for code_X in code_NX]
+    left_out = [f"{sequences} of {len(tokens_NT)} sequences are here"] if sequences < len(tokens_NT) else []
+    if len(chosen) < len(heads):
+        left_out.append(f"{len(chosen)} of {len(heads)} heads are here, the most telling ones")
+    names = job.run.manifest.get("corpus", {}).get("topic_names")
+    names = names or [f"topic {i}" for i in range(int(topics_NT.max()) + 1)]
+    return Kept(tokens_NT[:sequences], topics_NT[:sequences], names, codes, "; ".join(left_out))
 
 
 def _telling_first(job: Job, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Heads by the best rank they have in any role, so that a budget drops the dullest."""
-    there = [metric for metric in ROLES.values() if metric in head_metrics(job.heads)]
+    measured = head_metrics(job.heads)
     ranks = []
-    for metric in there:
-        value_LH = np.nan_to_num(job.heads.matrix(metric), nan=-np.inf)
-        place_LH = np.empty(value_LH.size, int)
-        place_LH[np.argsort(-value_LH.ravel(), kind="stable")] = np.arange(value_LH.size)
-        ranks.append(place_LH.reshape(value_LH.shape))
+    for metric in ROLES.values():
+        if metric in measured:
+            value_LH = np.nan_to_num(job.heads.matrix(metric), nan=-np.inf)
+            rank = np.argsort(np.argsort(-value_LH.ravel(), kind="stable"), kind="stable")
+            ranks.append(rank.reshape(value_LH.shape))
     return sorted(heads, key=lambda head: min((int(rank[head]) for rank in ranks), default=0))
-
-
-def _packed(weight_X: np.ndarray) -> str:
-    shade_X = np.rint(255 * np.sqrt(weight_X.astype(np.float32))).astype(np.uint8)
-    return base64.b64encode(zlib.compress(shade_X.tobytes(), 6)).decode()
-
-
-def _snapshot_tables(folder: Path) -> list[Path]:
-    return sorted(folder.glob("heads_step*.parquet"))
-
-
-def _rounded(matrix: np.ndarray) -> list[list[float | None]]:
-    """As far as any interval of a reader's table asks for; None where absent."""
-    return [[None if np.isnan(v) else float(f"{v:.6g}") for v in row] for row in matrix]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -11,7 +12,7 @@ from headdyn.report.cells import Cell
 Text = str | Markup
 
 
-def table(headings: Sequence[Text], rows: Iterable[Sequence[Text | Cell]], *, numbers: Sequence[object] = ()) -> Markup:
+def table(headings: Sequence[Text], rows: Iterable[Sequence[Any]], *, numbers: Sequence[object] = ()) -> Markup:
     """A table with its headings; a row of a job carries its number, so that the page's filter finds it.
 
     A heading may hold `heading\\nsmall print`.
@@ -42,7 +43,23 @@ def gallery(figures: Iterable[Markup]) -> Markup:
     return Markup('<div class="charts">{}</div>\n').format(Markup("\n").join(figures))
 
 
-def _cell(content: Text | Cell) -> Markup:
+def facts(entries: Mapping[str, str]) -> Markup:
+    """What is so, name by name; those without a text are left out."""
+    lines = (Markup("<dt>{}</dt><dd>{}</dd>\n").format(name, text) for name, text in entries.items() if text)
+    return Markup('<dl class="facts">{}</dl>\n').format(Markup("").join(lines))
+
+
+def bullets(sentences: Iterable[Text]) -> Markup:
+    """Sentences as a list."""
+    return Markup("<ul>{}</ul>\n").format(Markup("").join(Markup("<li>{}</li>\n").format(text) for text in sentences))
+
+
+def fold(summary: Text, html: Markup) -> Markup:
+    """What a click on its summary shows."""
+    return Markup("<details><summary>{}</summary>{}</details>\n").format(summary, html)
+
+
+def _cell(content: Any) -> Markup:
     if not isinstance(content, Cell):
         return Markup("<td>{}</td>").format(_small(content))
     if content.reason:
@@ -56,7 +73,7 @@ def _cell(content: Text | Cell) -> Markup:
     return Markup('<td class="cell"><b>{}</b>{}</td>').format(content.value, small)
 
 
-def _small(text: Text) -> Markup:
+def _small(text: Any) -> Markup:
     """What stands behind a line break is small print."""
     first, *rest = escape(text).split("\n") if not isinstance(text, Markup) else [text]
     return Markup("{}{}").format(first, Markup("").join(Markup("<small>{}</small>").format(line) for line in rest))

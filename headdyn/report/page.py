@@ -1,31 +1,55 @@
-"""Pages that open from disk with no network: one HTML file with its style, script and pictures inside."""
+"""Pages that open from disk with no network: one HTML file with its style, its figures and what draws them inside."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from headdyn.core.figures import CIVIDIS, PALETTE, Figure, mixed, rendered
+from headdyn.core.figures import CONFIG, Figure
 from headdyn.core.numbers import decimals, duration, fixed, number, p_value, spelled
 from headdyn.core.records import read_json
+from headdyn.core.store import Store, cache_root
+from headdyn.report.section import Section
 
 TEMPLATES = Path(__file__).parent / "templates"
+_VEGA_LITE = "6.4"
 
 
-def write_page(path: Path, template: str, **content: Any) -> None:
-    """Render a template of headdyn/report/templates into one file, whole or not at all."""
+def write_page(
+    path: Path,
+    *,
+    title: str,
+    lead: Markup,
+    sections: Sequence[Section],
+    runs: Mapping[int, Mapping[str, str]] | None = None,
+    varied: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """A page of sections in one file, whole or not at all.
+
+    `runs` are the levels of each run by its number, `varied` the levels of each key and how a reader meets them: what
+    the page lets a reader filter.
+    """
+    content = {"title": title, "lead": lead, "sections": sections, "runs": runs or {}, "varied": varied or {}}
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render(template, **content), encoding="utf-8")
+    temporary.write_text(render("page.html", vega=vega(), config=CONFIG, **content), encoding="utf-8")
     temporary.replace(path)
 
 
 def render(template: str, **content: Any) -> Markup:
     """A template of headdyn/report/templates with this content: a whole page, or the inside of a section."""
+    return Markup(_templates().get_template(template).render(**content))
+
+
+@functools.cache
+def _templates() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -35,29 +59,46 @@ def render(template: str, **content: Any) -> Markup:
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {"number": number, "measured": measured, "duration": duration, "p": p_value, "fixed": fixed}
-    environment.globals |= {
-        "style": _file("report.css"),
-        "script": _file("report.js"),
-        "shades": shades(),
-        "palette": PALETTE,
-    }
-    return Markup(environment.get_template(template).render(**content))
+    environment.globals |= {"file": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
+    return environment
 
 
-def drawn(figure: Figure) -> Markup:
-    """A figure in a page, with its caption."""
-    svg = base64.b64encode(rendered(figure.spec(), "svg")).decode()
-    caption = Markup("<figcaption>{}</figcaption>").format(figure.caption) if figure.caption else ""
-    return Markup('<figure><img alt="{}" src="data:image/svg+xml;base64,{}">{}</figure>').format(
-        figure.caption, svg, caption
+@functools.cache
+def vega() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed as one script. Putting it together takes 2 s, so that the store keeps it."""
+    import vl_convert
+
+    def build(folder: Path) -> None:
+        script = vl_convert.javascript_bundle(vl_version=_VEGA_LITE)  # type: ignore[call-arg]
+        (folder / "vega.js").write_text(script, encoding="utf-8")
+
+    recipe = {"vl_convert": version("vl-convert-python"), "vega_lite": _VEGA_LITE}
+    return Markup((Store(cache_root()).get("vega", recipe, build).path / "vega.js").read_text(encoding="utf-8"))
+
+
+# -- the inside of sections -------------------------------------------------------------------------------------------
+
+
+def drawn(figure: Figure | Mapping[str, Any], runs: Sequence[int] = ()) -> Markup:
+    """A figure, or its stored specification, with its caption; Vega draws it when it is first seen.
+
+    With `runs` it is hidden where the filter shows none of them.
+    """
+    spec = dict(figure.spec() if isinstance(figure, Figure) else figure)
+    spec.pop("config", None)  # the page has it once
+    caption = Markup("<figcaption>{}</figcaption>").format(spec["description"]) if spec.get("description") else ""
+    text = Markup(json.dumps(spec, ensure_ascii=False, allow_nan=False).replace("</", r"<\/"))
+    return Markup('<figure{}><div class="chart"></div><script type="application/json">{}</script>{}</figure>').format(
+        _of_runs(runs), text, caption
     )
 
 
 def picture(path: Path, alt: str) -> Markup:
-    """A stored figure as an inline image; older runs left PNG files."""
-    old = path.suffix == ".png"
-    encoded = base64.b64encode(path.read_bytes() if old else rendered(read_json(path), "svg")).decode()
-    return Markup('<img alt="{}" src="data:image/{};base64,{}">').format(alt, "png" if old else "svg+xml", encoded)
+    """A figure that a run stored; the PNG files of older runs as they are."""
+    if path.suffix == ".json":
+        return drawn(read_json(path))
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    return Markup('<figure><img alt="{}" src="data:image/png;base64,{}"></figure>').format(alt, encoded)
 
 
 def measured(scalar: Mapping[str, Any]) -> Markup:
@@ -79,10 +120,5 @@ def measured(scalar: Mapping[str, Any]) -> Markup:
     return text
 
 
-def shades() -> str:
-    """cividis as 256 RGB bytes in base64: what a pattern's byte is drawn in."""
-    return base64.b64encode(bytes.fromhex("".join(mixed(CIVIDIS, i / 255)[1:] for i in range(256)))).decode()
-
-
-def _file(name: str) -> Markup:
-    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+def _of_runs(runs: Sequence[int]) -> Markup:
+    return Markup(' data-run="{}"').format(" ".join(map(str, runs))) if runs else Markup("")

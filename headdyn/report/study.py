@@ -6,23 +6,17 @@ copied as they are. All of it is made from the sweep's records, so that a number
 
 from __future__ import annotations
 
-import html
-import re
 import shutil
-import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
 
-from headdyn.core.figures import Figure, rendered
 from headdyn.core.numbers import quantity, spelled
-from headdyn.core.records import read_json
 from headdyn.report import extension
 from headdyn.report.cells import Cell, columns_for, summary_cell
+from headdyn.report.figure_files import stored, sweep_figures, write_figure
 from headdyn.report.sections.series_changes import changes
-from headdyn.report.series.curves import other_curves, primary_curve
 from headdyn.report.series.record import Series, read_series
 from headdyn.report.series.words import series_statements
-from headdyn.report.sweep_charts import effect_charts, loss_charts, probe_charts, recovery_charts
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import statements
 
@@ -30,9 +24,6 @@ RESULTS = "results.md"
 COPIED = ("summary.csv", "timeline.csv", "effects.json", "matched_loss.json", "verdict.json")
 
 _BAR = r"\|"  # a | inside a cell of a Markdown table
-_MARGIN = 30.0
-_SVG = "http://www.w3.org/2000/svg"
-_STYLE = Path(__file__).with_name("templates") / "report.css"
 
 
 def write_study(sweep_folder: Path, out: Path) -> list[Path]:
@@ -42,92 +33,13 @@ def write_study(sweep_folder: Path, out: Path) -> list[Path]:
     """
     sweep = SweepRecord.read(sweep_folder)
     series = read_series(sweep)
-    out.mkdir(parents=True, exist_ok=True)
-    written = []
-    charts = {
-        "loss": loss_charts(sweep),
-        "recovery": recovery_charts(sweep),
-        "probes": probe_charts(sweep),
-        "effects": effect_charts(sweep.effects),
-    }
-    for number, each in enumerate(series, 1):
-        name = "series" if len(series) == 1 else f"series_{number}"
-        for called, curve in {**_primary(each), **other_curves(each)}.items():
-            written.append(out / f"{name}_{slug(called)}.svg")
-            curve.save(written[-1])
-    for name, made in charts.items():
-        for chart in made:
-            title = re.search(r'aria-label="([^"]*)"', str(chart))
-            assert title is not None
-            path = out / (f"{name}.svg" if len(made) == 1 else f"{name}_{slug(html.unescape(title[1]))}.svg")
-            assert path not in written, f"two charts are called {path.name}"
-            path.write_text(standalone(str(chart)), encoding="utf-8")
-            written.append(path)
+    specs = {name: figure.spec() for name, figure in sweep_figures(sweep).items()} | stored(sweep_folder)
+    written = [write_figure(spec, out / f"{name}.svg") for name, spec in specs.items()]
     for name in COPIED:
         if (sweep_folder / name).is_file():
             written.append(Path(shutil.copyfile(sweep_folder / name, out / name)))
-    for figure in sorted((sweep_folder / "figures").glob("*.json")):
-        written.append(out / f"{figure.stem}.svg")
-        written[-1].write_bytes(rendered(read_json(figure), "svg"))
     (out / RESULTS).write_text(_results(sweep, series, written), encoding="utf-8")
     return [*written, out / RESULTS]
-
-
-def _primary(series: Series) -> dict[str, Figure]:
-    figure = primary_curve(series)
-    return {} if figure is None or series.primary is None else {series.metric(series.primary).label: figure}
-
-
-def slug(title: str) -> str:
-    """A chart's title as a part of a file's name."""
-    return re.sub(r"\W+", "_", title.lower().replace("δ", "delta").replace("'", ""), flags=re.ASCII).strip("_")
-
-
-def standalone(markup: str) -> str:
-    """A chart of a page, legend and style included, as one SVG document on white."""
-    root = ET.fromstring(f"<div>{markup}</div>")
-    chart = next(element for element in root.iter("svg") if element.get("class") == "chart")
-    width, height = float(chart.attrib["width"]), float(chart.attrib["height"])
-    left, top, row = 12.0, height + 14, 18.0
-    for key in (element for element in root.iter("span") if element.get("class") == "key"):
-        swatch = key[0]
-        text = (swatch.tail or "").strip()
-        wide = 44 + 6.4 * len(text)
-        if left + wide > width and left > 12:
-            left, top = 12.0, top + row
-        swatch.tail = None
-        swatch.attrib |= {"x": f"{left:g}", "y": f"{top - 5:g}"}
-        chart.append(swatch)
-        label = ET.SubElement(chart, "text", {"x": f"{left + 40:g}", "y": f"{top + 4:g}", "fill": "#1d2530"})
-        label.text = text
-        left += wide
-    if left > 12:
-        height = top + row
-    for element in chart.iter():
-        element.attrib.pop("data-run", None)
-    chart.attrib |= {
-        "xmlns": _SVG,
-        "height": f"{height:g}",
-        "width": f"{width + _MARGIN:g}",  # labels at the right edge may reach over it
-        "viewBox": f"0 0 {width + _MARGIN:g} {height:g}",
-        "font-family": "system-ui, sans-serif",
-        "font-size": "11.5px",
-    }
-    style = ET.Element("style")
-    style.text = _chart_style()
-    paper = ET.Element("rect", {"width": "100%", "height": "100%", "fill": "#fff"})
-    chart[:0] = [style, paper]
-    ET.indent(chart)
-    return ET.tostring(chart, encoding="unicode") + "\n"
-
-
-def _chart_style() -> str:
-    """The report's rules for what is inside a chart, its colour names spelled out."""
-    css = _STYLE.read_text(encoding="utf-8")
-    names = dict(re.findall(r"(--[\w-]+):\s*([^;]+);", css))
-    rules = re.findall(r"svg [^{}]*\{[^}]*\}", css)
-    spelled = re.sub(r"var\((--[\w-]+)\)", lambda name: names[name[1]], "\n".join(rules))
-    return re.sub(r"\bsvg(?= \.)", "", spelled)
 
 
 def _results(sweep: SweepRecord, series: Sequence[Series], written: Sequence[Path]) -> str:

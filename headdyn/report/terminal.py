@@ -21,7 +21,7 @@ from rich.text import Text
 from headdyn.core.numbers import ABSENT, MINUS, decimals, fixed, p_value
 from headdyn.core.records import Metric
 from headdyn.report.cells import columns_for
-from headdyn.report.prompt_run import in_words
+from headdyn.report.sections import prompts
 from headdyn.report.series.record import read_series
 from headdyn.report.series.words import headline
 from headdyn.sweep.effect_words import ONE_SEED
@@ -120,8 +120,8 @@ def headlines(sweep: SweepRecord) -> list[str]:
     series = read_series(sweep)
     if series:
         return [headline(each) for each in series]
-    if len(sweep.jobs) == 1 and (sentences := in_words(sweep.jobs[0])):
-        return sentences
+    if len(sweep.jobs) == 1 and (answers := prompts.statements(sweep.jobs[0])):
+        return [sentence for answer in answers for sentence in answer.sentences]
     every = statements(sweep)
     questions = {question_about(factor.name) for factor in sweep.factors}
     answers = [statement for statement in every if statement.question in questions] or every

@@ -193,3 +193,39 @@ def test_merging_needs_a_new_folder_and_writes_nothing_when_refused(
     assert "one of the folders to merge" in refused([str(folder), "--out", str(folder)], capsys)
     assert "holds neither" in refused([str(folder), str(tmp_path), "--out", str(tmp_path / "new")], capsys)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("kind", "start"), [("pdf", b"%PDF-"), ("svg", b"<svg"), ("png", b"\x89PNG")])
+def test_figures_of_a_sweep_are_drawn_as_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, start: bytes
+) -> None:
+    folder = sweep(tmp_path, [run(tmp_path), run(tmp_path, ordering="topic")])
+    assert main([str(folder), "--figures", kind]) == 0
+    files = sorted((folder / "figures").iterdir())
+    assert {"loss", "effects_topic_selectivity", "probes_probe_accuracy_rope"} <= {path.stem for path in files}
+    assert all(path.suffix == f".{kind}" and path.read_bytes().startswith(start) for path in files)
+    assert f"({len(files)} {kind} files)" in capsys.readouterr().out
+
+
+def test_figures_of_a_run_and_of_a_merged_report_are_drawn(tmp_path: Path) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    sweep(a, [run(a)])
+    sweep(b, [run(b, ordering="topic", seed=1)])
+    one = next(a.glob("mha*"))
+    assert main([str(one), "--figures", "svg"]) == 0
+    assert (one / "figures" / "training_loss.svg").is_file() and (one / "figures" / "training_loss.json").is_file()
+    assert main([str(a), str(b), "--out", str(tmp_path / "c"), "--figures", "svg"]) == 0
+    assert (tmp_path / "c" / "figures" / "loss.svg").is_file()
+
+
+def test_an_unknown_format_is_refused_with_the_choices_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep(tmp_path, [run(tmp_path)])
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder), "--figures", "eps"])
+    assert "invalid choice: 'eps' (choose from 'pdf', 'svg', 'png')" in capsys.readouterr().err.replace(
+        "pdf, svg, png", "'pdf', 'svg', 'png'"
+    )
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before

@@ -24,7 +24,7 @@ def titles(figure: Figure) -> list[str]:
 
 def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kept: Path) -> None:
     figure = telling_patterns(heads(np.array([[0.0, 0.1], [0.3, 0.2]])), kept)
-    assert titles(figure) == ["most topic-selective", "layer 1, head 0", "sequence 1", "sequence 2"]
+    assert titles(figure) == ["sequence 1", "sequence 2", "most topic-selective", "layer 1, head 0"]
     stored = load_file(kept)["pattern.1"][:, 0].astype(np.float32)
     images = rows(figure, "url")
     assert len(images) == 2
@@ -32,7 +32,7 @@ def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kep
         index_QK = decoded(image["url"])[::42, ::42][:12, :12]  # 512 // 12 pixels a number
         lower = np.tril_indices(12)
         np.testing.assert_array_equal(index_QK[lower], np.rint(254 * np.sqrt(pattern_QK[lower])))
-    assert [row["edge"] for row in rows(figure, "edge")] == [5.5]  # in both rows
+    assert [(row["row"], row["edge"]) for row in rows(figure, "edge")] == [("sequence 1", 5.5), ("sequence 2", 5.5)]
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
@@ -44,11 +44,11 @@ def test_a_head_of_two_roles_is_drawn_once(kept: Path) -> None:
     figure = telling_patterns(HeadTable.concat(tables), kept)
     both, other = "most topic-selective and strongest induction", "strongest previous-token"
     found = " ".join(titles(figure))
-    assert found == f"{both} layer 1, head 0 sequence 1 {other} layer 0, head 0 sequence 2"
+    assert found == f"sequence 1 sequence 2 {both} layer 1, head 0 {other} layer 0, head 0"
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
 def test_without_roles_the_first_head_is_shown_and_it_says_so(kept: Path) -> None:
     figure = telling_patterns(HeadTable.concat([]), kept)
-    assert titles(figure)[:2] == ["no roles were measured", "layer 0, head 0"]
+    assert titles(figure)[2:] == ["no roles were measured", "layer 0, head 0"]
     assert clipped(figure) == [] and overlapping(figure) == []

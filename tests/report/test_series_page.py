@@ -87,11 +87,11 @@ def test_the_page_is_rebuilt_from_the_records_alone(tmp_path: Path) -> None:
 
 def test_checkpoints_share_one_course_in_the_pages_data(tmp_path: Path) -> None:
     html = write_sweep_page(emerging(tmp_path)).read_text(encoding="utf-8")
-    data = json.loads(html.split('<script type="application/json" id="data">')[1].split("</script>")[0])
-    assert {one["course"] for one in data["runs"].values()} == {"series 0"}
-    course = data["courses"]["series 0"]
-    assert course["steps"] == list(STEPS) and course["log_x"]
-    assert course["metrics"]["head_effect_nats"]["value"][0][1] == [0.0, 0.25, 0.5, 0.75]
+    heads = html.split('id="heads"')[1].split('<script type="application/json">')[1].split("</script>")[0]
+    rows = [row for row in json.loads(heads)["datasets"]["heads"] if row["course"]]
+    effect = [row for row in rows if row["metric"] == "head effect nats"]
+    assert [row["step"] for row in effect] == list(STEPS) and {row["family"] for row in rows} == {0}
+    assert effect[0]["value"][4:] == [0.0, 0.25, 0.5, 0.75]  # of layer 1
 
 
 def test_a_matrix_has_nothing_of_series(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_what_a_series_analysis_drew_without_judging_emergence_is_shown(tmp_path
     ):
         assert told in read, told
     page = write_sweep_page(folder).read_text(encoding="utf-8")
-    assert page.count('<img alt="Circuit course: rank"') == 1
+    assert page.split('id="changes"')[1].split("</details>")[0].count('<div class="chart">') == 1
 
 
 def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Path) -> None:

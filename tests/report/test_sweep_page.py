@@ -4,11 +4,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from headdyn.report.sweep_page import write_sweep_page
+from headdyn.report.page import vega
+from headdyn.report.sections.effects import effect_figures
+from headdyn.report.sections.probes import probe_figures
+from headdyn.report.sections.training import loss_figures
+from headdyn.report.sweep_page import SECTIONS, write_sweep_page
 from headdyn.sweep.record import SweepRecord
+from tests.figure_checks import clipped, overlapping, rows
 from tests.report.folders import matrix, measured, run, sweep
 
 
@@ -39,8 +43,20 @@ class Text(HTMLParser):
 
 
 def page(folder: Path) -> tuple[str, Text]:
-    html = write_sweep_page(folder).read_text(encoding="utf-8")
+    """The page without the script that draws, and its text."""
+    html = write_sweep_page(folder).read_text(encoding="utf-8").replace(str(vega()), "")
     return html, Text(html)
+
+
+def specs(html: str) -> list[dict[str, Any]]:
+    """The specifications of the page's figures."""
+    inside = re.findall(r'<div class="chart"></div><script type="application/json">(.*?)</script>', html, re.DOTALL)
+    return [json.loads(spec) for spec in inside]
+
+
+def part(read: Text, title: str, until: str) -> str:
+    """The text of one section: from its last title (the first is the link to it) to the next one's."""
+    return read.text.split(title)[-1].split(until)[0]
 
 
 def pair(**outcomes: tuple[float, float]) -> list[dict[str, Any]]:
@@ -64,7 +80,7 @@ def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
     outside = [a for a in read.addresses if not a.startswith(("#", "data:")) and not (tmp_path / a).exists()]
     assert outside == []
     assert "default-src 'none'" in html  # the browser itself would refuse to load anything
-    assert not re.search(r"url\(|@import|fetch\(|XMLHttp", html)
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttp", html)  # Vega could, and is refused
 
 
 def test_what_was_run_is_told(tmp_path: Path) -> None:
@@ -97,8 +113,10 @@ def test_a_failed_job_is_listed_with_its_error_and_its_traceback(tmp_path: Path)
     entries = [run(tmp_path), run(tmp_path, ordering="topic", status="failed")]
     absent = {"name": "never_started", "factors": {**entries[0]["factors"], "seed": 5}}
     html, read = page(sweep(tmp_path, [*entries, absent]))
-    assert "1 of 3 runs complete; 2 not" in read.text
-    assert "RuntimeError: the loss is no number <b>" in read.text and "<b> " not in html.split("Not finished")[1][:400]
+    assert "1 of 3 runs complete · 1 seed" in read.text and "; 2 not" in read.text
+    assert (
+        "RuntimeError: the loss is no number <b>" in read.text and "<b> " not in html.split("<h2>Not finished")[1][:400]
+    )
     assert "Traceback: line 1" in read.text
     assert "absent. it left no record" in read.text.split("never_started")[1]
 
@@ -112,7 +130,7 @@ def test_a_sweep_without_one_complete_run_still_has_a_page(tmp_path: Path) -> No
 def test_matched_pairs_show_both_losses_and_the_difference(tmp_path: Path) -> None:
     entries = [run(tmp_path), run(tmp_path, ordering="topic")]
     _, read = page(sweep(tmp_path, entries, pair(selectivity=(0.12, 0.1), within_ratio=(0.61, 0.6))))
-    matched = read.text.split("Orderings at matched loss")[1].split("Training")[0]
+    matched = part(read, "Orderings at matched loss", "Training")
     assert "100 / 200 2.580 2.610" in matched
     assert "10.0 [9.0, 11.0] 12.0 [11.0, 13.0] +2.00" in matched
     assert "absent: not analysed in both" in matched
@@ -127,27 +145,61 @@ def test_the_glossary_has_every_metric_with_range_and_unit(tmp_path: Path) -> No
     assert "The null is the label swap." in glossary and "Raises" not in glossary
 
 
-@pytest.mark.parametrize("run_length", [8, 40])
-def test_the_script_gets_the_heads_numbers(tmp_path: Path, run_length: int) -> None:
-    entries = [run(tmp_path, length=run_length), run(tmp_path, position="drope", length=run_length)]
+def test_it_opens_with_the_answers_the_effects_and_their_table_and_folds_the_rest(tmp_path: Path) -> None:
+    entries = matrix(tmp_path, seeds=(0, 1))
     html, _ = page(sweep(tmp_path, entries))
-    data = json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
-    assert data["runs"]["0"]["heads"]["selectivity"]["value"] == [[0.0, 0.3], [0.02, -0.04]]
-    assert data["runs"]["0"]["siblings"] == [0, 1]
-    assert data["runs"]["1"]["levels"] == {"position_enc": "drope"}
-    patterns = json.loads(re.search(r'id="patterns-1">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
-    assert patterns["length"] == run_length
-
-
-def test_head_maps_share_one_scale_over_runs(tmp_path: Path) -> None:
-    weak, strong = np.array([[0.1, 0.0]]), np.array([[0.1, 0.4]])
-    html, _ = page(sweep(tmp_path, [run(tmp_path, selectivity_LH=weak), run(tmp_path, seed=1, selectivity_LH=strong)]))
-    fills = dict(
-        re.findall(
-            r'data-head="(\d \d \d)"><rect [^>]*fill="(#\w+)"/><text[^>]*>[^<]*</text><title>[^<]*selectivity', html
-        )
+    opened, folded = html.split('<details class="section"', 1)
+    assert opened.index("<h2>Answers") < opened.index("Does the order of the data matter?")
+    assert (
+        opened.index("matter?")
+        < opened.index("<h2>Effects on")
+        < opened.index('<div class="chart">')
+        < opened.index("<th>effect")
     )
-    assert fills["0 0 0"] == fills["1 0 0"] != fills["1 0 1"]
+    assert opened.count('<div class="chart">') == 1 and folded.count('<div class="chart">') > 10
+    links = re.findall(r'<a href="#([\w-]+)">', html.split("</nav>")[0])
+    anchors = re.findall(r'<(?:section|details class="section") id="([\w-]+)"', html)
+    assert links == anchors and len(set(anchors)) == len(anchors) >= 12
+
+
+def test_every_section_of_the_tuple_has_a_module_of_its_own_folder() -> None:
+    names = {make.__module__ for make in SECTIONS}
+    assert all(name.startswith("headdyn.report.sections.") for name in names) and len(names) >= 15
+
+
+def test_figures_hold_the_records_numbers_and_can_hide_runs(tmp_path: Path) -> None:
+    entries = [run(tmp_path, ordering=ordering, seed=seed) for ordering in ("shuffled", "topic") for seed in (0, 1)]
+    record = SweepRecord.read(sweep(tmp_path, entries))
+    (figure,) = loss_figures(record).values()
+    curve = [row for row in rows(figure, "series") if row["series"] == "shuffled s0"]
+    assert [(row["x"], row["y"]) for row in curve] == record.jobs[0].metrics["val_loss_nats"]
+    assert {row["runs"] for row in curve} == {"0"} and {row["look0"] for row in curve} == {"shuffled"}
+    assert {row["text"] for row in rows(figure, "level")} == {"random 4", "mixture 3", "floor 2"}
+    effects = {row["outcome"]: row for row in record.effects}
+    shown = {name: rows(figure, "label")[0] for name, figure in effect_figures(record, list(effects)).items()}
+    for outcome, row in effects.items():
+        metric = record.metric(outcome)
+        drawn = shown[metric.label]
+        assert [drawn[name] for name in ("value", "low", "high")] == pytest.approx(
+            [metric.scale * row[name] for name in ("value", "ci_low", "ci_high")]
+        )
+    accuracy = probe_figures(record)["Probe accuracy, RoPE"]
+    point = rows(accuracy, "series")[0]
+    assert [point[name] for name in ("y", "low", "high")] == pytest.approx([34.0, 32.0, 36.0])
+    for name, figure in {
+        **loss_figures(record),
+        **probe_figures(record),
+        **effect_figures(record, list(effects)),
+    }.items():
+        assert clipped(figure) == overlapping(figure) == [], name
+
+
+def test_the_filter_knows_every_runs_levels(tmp_path: Path) -> None:
+    html, _ = page(sweep(tmp_path, [run(tmp_path), run(tmp_path, position="drope")]))
+    levels = json.loads(re.search(r'id="runs">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]
+    assert levels == {"0": {"positions": "RoPE"}, "1": {"positions": "DroPE"}}
+    assert re.findall(r'data-factor="(\w+)" value="(\w+)"', html) == [("positions", "RoPE"), ("positions", "DroPE")]
+    assert html.count('<tr data-run="0">') >= 2 and 'data-run="0 1"' in html  # a training's row has both arms
 
 
 def test_groups_of_other_settings_stand_side_by_side(tmp_path: Path) -> None:
@@ -158,13 +210,14 @@ def test_groups_of_other_settings_stand_side_by_side(tmp_path: Path) -> None:
     ]
     folder = sweep(tmp_path, entries, swept=["data_ordering"])  # as merged of two commands
     assert SweepRecord.read(folder).groups == ["smoke", "laptop"]
-    _, read = page(folder)
-    assert "train.steps=120" in read.text and "Held-out loss (laptop)" in read.text
+    html, read = page(folder)
+    assert "smoke: mode=smoke, train.steps=120" in read.text
+    assert '"Held-out loss (laptop)"' in json.dumps(specs(html))
 
 
 def test_a_lone_run_needs_no_filter_and_no_effects(tmp_path: Path) -> None:
     html, read = page(sweep(tmp_path, [run(tmp_path)]))
-    assert 'id="filter"' not in html and "Effects of the factors" not in read.text
+    assert 'id="filter"' not in html and "Effects" not in read.text.split("Glossary")[0]
 
 
 def test_what_no_run_recorded_has_no_column(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """What a report says of a text corpus, from facts whose numbers are known."""
 
-from headdyn.report.text_topics import text_topics
+import re
+from types import SimpleNamespace
+
+from headdyn.report.sections.text_topics import section
 
 FACTS = {
     "documents_read": 7600,
@@ -37,28 +40,37 @@ FACTS = {
 }
 
 
+def page(*manifests):
+    """The text of the section about runs with these manifests; "" where there is none."""
+    runs = [SimpleNamespace(run=SimpleNamespace(manifest=each)) for each in manifests]
+    made = section(SimpleNamespace(complete=runs))
+    return "" if made is None else made.html.striptags()
+
+
 def manifest(facts, key="a", name="text"):
     return {"corpus": {"name": name, "facts": facts}, "stages": {"corpus": {"key": key}}}
 
 
 def test_each_number_stands_beside_its_null():
-    (corpus,) = text_topics([manifest(FACTS), manifest(FACTS)])  # two runs on one corpus
-    facts = corpus["facts"]
+    runs = [SimpleNamespace(run=SimpleNamespace(manifest=manifest(FACTS)))] * 2  # two runs on one corpus
+    html = section(SimpleNamespace(complete=runs)).html
+    facts = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
     assert facts["documents"].endswith("2 exact and 11 near duplicates left out")
     assert "0.156" in facts["silhouette"] and "0.038" in facts["silhouette"] and "0.025" in facts["silhouette"]
     assert "0.332" in facts["agreement with given topics"] and "0.0003" in facts["agreement with given topics"]
     assert "0.60" in facts["stability"] and "0.53 to 0.68" in facts["stability"]
-    assert corpus["topics"][1] == {"name": "1 oil prices", "documents": 822, "terms": "oil, prices"}
-    assert corpus["title"] == ""
+    assert "<td>1 oil prices</td><td>822</td><td>oil, prices</td>" in html and "Corpus" not in html
 
 
 def test_given_topics_have_no_clusters_to_judge():
     given = {k: v for k, v in FACTS.items() if not k.startswith(("silhouette", "stability", "given", "embedding"))}
-    (corpus,) = text_topics([manifest({**given, "topic_terms": None})])
-    assert not {"silhouette", "stability", "topics from", "agreement with given topics"} & set(corpus["facts"])
-    assert corpus["topics"][0]["terms"] == ""
+    text = page(manifest({**given, "topic_terms": None}))
+    assert "oil prices" in text and "oil, prices" not in text
+    for absent in ("silhouette", "stability", "topics from", "agreement with given topics"):
+        assert absent not in text
 
 
 def test_two_corpora_are_told_apart_and_other_runs_have_none():
-    assert [c["title"] for c in text_topics([manifest(FACTS), manifest(FACTS, key="b")])] == ["Corpus 1", "Corpus 2"]
-    assert text_topics([manifest({}, name="micro_languages"), {}]) == []
+    text = page(manifest(FACTS), manifest(FACTS, key="b"))
+    assert "Corpus 1" in text and "Corpus 2" in text
+    assert page(manifest({}, name="micro_languages"), {}) == ""

@@ -2,71 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from headdyn.core.numbers import fixed, number, p_value
+from headdyn.report.markup import facts, heading, soft, table
+from headdyn.report.section import Section
+from headdyn.sweep.record import SweepRecord
 
 _EMBEDDINGS = {"tfidf": "TF-IDF with truncated SVD", "minilm": "MiniLM sentence embeddings"}
 
 
-def text_topics(manifests: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One entry for each different text corpus of the runs: `title`, `facts` and `topics` (name, terms, documents).
+_ABOUT = (
+    "Topics are found, not given: what heads do by topic is only as meaningful as these clusters. A document's own "
+    "earlier tokens share its topic, so within-topic attention alone says little; selectivity subtracts what it is "
+    "when the documents of a sequence swap their topics, which leaves the documents themselves in place."
+)
 
-    Empty for runs on micro-languages or prompts.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for manifest in manifests:
-        corpus = manifest.get("corpus", {})
+
+def section(sweep: SweepRecord) -> Section | None:
+    """One part for each different text corpus of the runs; none for runs on micro-languages or prompts."""
+    corpora: dict[str, Mapping[str, Any]] = {}
+    for job in sweep.complete:
+        corpus = job.run.manifest.get("corpus", {})
         if corpus.get("name") == "text":
-            found.setdefault(manifest["stages"]["corpus"]["key"], corpus["facts"])
-    entries = [{"facts": _facts(facts), "topics": _topics(facts)} for facts in found.values()]
-    return [{"title": f"Corpus {n}" if len(entries) > 1 else "", **entry} for n, entry in enumerate(entries, 1)]
+            corpora.setdefault(job.run.manifest["stages"]["corpus"]["key"], corpus["facts"])
+    if not corpora:
+        return None
+    html = soft(_ABOUT)
+    for number_of, found in enumerate(corpora.values(), 1):
+        title = heading(f"Corpus {number_of}" if len(corpora) > 1 else "")
+        html += title + facts(_facts(found)) + table(["topic", "documents", "its terms"], _topics(found))
+    return Section("topics", "Text and topics", html)
 
 
 def _facts(f: Mapping[str, Any]) -> dict[str, str]:
     removed = f"{number(f['exact_duplicates'])} exact and {number(f['near_duplicates'])} near duplicates left out"
-    told = {"documents": f"{number(f['documents_read'])} read, {removed}"}
+    entries = {"documents": f"{number(f['documents_read'])} read, {removed}"}
     if "embedding" in f:
         parts = [_EMBEDDINGS[f["embedding"]]]
         if f.get("explained_variance") is not None:
             parts.append(f"{f['components']} components, {100 * f['explained_variance']:.1f} % of the variance")
-        told["topics from"] = "clusters of " + ", ".join(parts)
+        entries["topics from"] = "clusters of " + ", ".join(parts)
     if f.get("silhouette") is not None:
-        told["silhouette"] = (
+        entries["silhouette"] = (
             f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; Gaussian points of "
             f"their covariance give {fixed(f['silhouette_null'], 3)}, their 95th percentile is "
             f"{fixed(f['silhouette_null_p95'], 3)} (p {p_value(f['silhouette_p'])})"
         )
     elif "silhouette_absent" in f:
-        told["silhouette"] = f"absent: {f['silhouette_absent']}"
+        entries["silhouette"] = f"absent: {f['silhouette_absent']}"
     if f.get("stability_adjusted_rand") is not None:
-        told["stability"] = (
+        entries["stability"] = (
             f"adjusted Rand {fixed(f['stability_adjusted_rand'], 2)} between clusterings of "
             f"{f['stability_seeds']} seeds ({fixed(f['stability_adjusted_rand_least'], 2)} to "
             f"{fixed(f['stability_adjusted_rand_most'], 2)}); 1 would be the same clusters each time"
         )
     if f.get("given_adjusted_rand") is not None:
-        told["agreement with given topics"] = (
+        entries["agreement with given topics"] = (
             f"adjusted Rand {fixed(f['given_adjusted_rand'], 3)} with {f['given_topics']} given topics of "
             f"{number(f['given_documents'])} documents; relabelled documents give "
             f"{fixed(f['given_adjusted_rand_null'], 3)}, at the 95th percentile "
             f"{fixed(f['given_adjusted_rand_null_p95'], 4)} (p {p_value(f['given_adjusted_rand_p'])})"
         )
-    told["tokens"] = (
+    entries["tokens"] = (
         f"byte-level BPE of {number(f['vocab_size'])}, {fixed(f['val_bytes_per_token'], 2)} bytes a token; "
         f"{number(f['train_sequences'])} training and {number(f['val_sequences'])} held-out sequences"
     )
-    told["a sequence"] = (
+    entries["a sequence"] = (
         f"{fixed(f['val_documents_per_sequence'], 1)} documents of {fixed(f['val_topics_per_sequence'], 1)} topics; "
         f"{100 * f['val_share_of_two_documents_of_a_topic']:.0f} % hold two documents of one topic"
     )
-    return told
+    return entries
 
 
-def _topics(f: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _topics(f: Mapping[str, Any]) -> list[list[str]]:
     terms = f.get("topic_terms") or [[] for _ in f["topic_names"]]
-    return [
-        {"name": name, "documents": documents, "terms": ", ".join(words)}
-        for name, documents, words in zip(f["topic_names"], f["topic_documents"], terms, strict=True)
-    ]
+    columns = zip(f["topic_names"], f["topic_documents"], terms, strict=True)
+    return [[name, documents, ", ".join(words)] for name, documents, words in columns]

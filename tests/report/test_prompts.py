@@ -1,3 +1,5 @@
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -5,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headdyn.report.prompt_run import histogram, in_words, null_pictures, tables
 from headdyn.report.run_page import write_run_page
-from headdyn.sweep.record import single_job
+from headdyn.report.sections import prompts
+from headdyn.sweep.record import SweepRecord, single_job
+from tests.figure_checks import rows, texts
 from tests.report.series_folders import run, scalars
 from tests.report.test_sweep_page import Text
 
@@ -32,43 +35,56 @@ def orders(path: Path, change: float, control: float) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path / "orders.parquet")
 
 
+def alone(path: Path) -> SweepRecord:
+    return SweepRecord.of(single_job(path))
+
+
+def in_words(path: Path) -> list[str]:
+    return [sentence for statement in prompts.statements(single_job(path)) for sentence in statement.sentences]
+
+
 def test_a_run_says_what_was_found(tmp_path: Path) -> None:
-    first, second, *rest = in_words(single_job(folder(tmp_path)))
-    assert "Right answers of 32 bug pairs: nothing patched 25 [12, 38] %, even heads patched 100 [88, 112] %" in first
-    assert "Strength +0.75 [+0.62, +0.88] (in the study's words: strong)" in second
-    assert "does not stand out among the 6 balanced splits" in second and "p = 0.33, rank 1" in second
+    first, second, *rest = in_words(folder(tmp_path))
+    assert "Strength +0.75 [+0.62, +0.88] (strong)" in first
+    assert "does not stand out among the 6 balanced splits" in first and "p = 0.33, rank 1" in first
+    assert "Right answers of 32 bug pairs: nothing patched 25 [12, 38] %, even heads patched 100 [88, 112] %" in second
     assert rest == ["On 16 control pairs, which the bug does not touch, strength of Δ is +0.50 [+0.38, +0.62] nats."]
 
 
 def test_reordering_heads_is_an_identity_or_said_not_to_be(tmp_path: Path) -> None:
     path = folder(tmp_path)
     orders(path, 1e-15, 2.0)
-    (said,) = [text for text in in_words(single_job(path)) if "Reordering" in text]
+    (said,) = [text for text in in_words(path) if "Reordering" in text]
     assert "is an identity in float64" in said and "the control, it is 2" in said
     orders(path, 1e-3, 2.0)
-    (said,) = [text for text in in_words(single_job(path)) if "Reordering" in text]
+    (said,) = [text for text in in_words(path) if "Reordering" in text]
     assert "is NOT an identity in float64" in said
-    (table,) = tables(single_job(path))
-    assert list(table.rows[1][:3]) == ["float64", "mismatched (control: must differ)", "2"]
+    section = prompts.orders(alone(path))
+    assert section is not None and prompts.groups(alone(path)) is None
+    assert "<td>float64</td><td>mismatched (control: must differ)</td><td>2</td>" in section.html
 
 
 def test_a_bug_that_is_not_there_is_said(tmp_path: Path) -> None:
     values = scalars(1.0, 1.0, 0.0, any_size_threshold={"value": 0.0, "n": 32, "unit": "pair"})
-    said = in_words(single_job(folder(tmp_path, values=values)))
+    said = in_words(folder(tmp_path, values=values))
     assert any("with nothing patched: there is little here to repair" in text for text in said)
 
 
 def test_the_null_counts_every_split_and_marks_even_odd(tmp_path: Path) -> None:
-    (picture,) = null_pictures(single_job(folder(tmp_path)))
-    assert "even/odd +4.000" in picture and "Balanced splits of layer 1" in picture
+    section = prompts.splits(alone(folder(tmp_path)))
+    assert section is not None
+    (spec,) = [json.loads(text) for text in re.findall(r'<script type="application/json">(.*?)</script>', section.html)]
+    assert spec["title"] == "Balanced splits of layer 1" and spec["datasets"]["own"][0]["text"] == "even/odd +4.000"
     # By construction strengths are 4, 0.2, 0, 0, −0.2 and −4; bars of 41 over ±4 hold ±0.2 in two of their own.
-    assert picture.count("1 split from") == 4 and picture.count("2 splits from") == 1
+    assert sorted(bar["splits"] for bar in spec["datasets"]["bars"]) == [1, 1, 1, 1, 2]
 
 
 def test_even_odd_stands_where_its_strength_is() -> None:
-    left = histogram(np.array([-1.0, 0.0, 1.0]), 0, "t")
-    right = histogram(np.array([-1.0, 0.0, 1.0]), 2, "t")
-    assert "even/odd −1.000" in left and "even/odd +1.000" in right and left != right
+    left = prompts.histogram(np.array([-1.0, 0.0, 1.0]), -1.0, "t")
+    right = prompts.histogram(np.array([-1.0, 0.0, 1.0]), 1.0, "t")
+    assert [row["strength"] for figure in (left, right) for row in rows(figure, "strength")] == [-1.0, 1.0]
+    assert "even/odd −1.000" in [text.text for text in texts(left)]
+    left.chart.to_dict(validate=True)
 
 
 def test_the_page_has_what_was_measured_alone(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""What every number in a report means: the analyses' own words from the runs' manifests, and what this package adds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from headdyn.core.numbers import number
+from headdyn.report.markup import fold, heading, table
+from headdyn.report.section import Section
+from headdyn.sweep.record import SweepRecord
+
+_WORDS = {
+    "interval": "95 %, in square brackets: bootstrap (BCa) over the units named, Student's over seeds",
+    "null": "what chance gives for the same data; in italics, or a hollow diamond",
+    "p, q": "p-value, and the same after Benjamini–Hochberg over its family of tests",
+    "unit": "what was drawn independently: sequences within a run, trainings (seeds) for a factor",
+    "effect": "mean at a factor's second level less mean at its first, within a seed; of two factors (×) half the "
+    "difference between one's effects at the other's two levels",
+    "detectable": "the smallest effect that as many seeds with this spread would reveal in four of five repetitions",
+    "matched loss": "two trainings compared where their held-out losses are nearest, not where their steps are",
+    "RoPE": "rotary positions",
+    "DroPE": "the RoPE model after rotation was taken out of every layer, and a short second training",
+    "RoPE-control": "the RoPE model after the same second training, rotation kept",
+    "NoPE": "trained without positions from the start",
+    "MHA, GQA": "a key/value head for each query head; one shared by several",
+    "topic, shuffled": "training meets its sequences sorted by their main topic; or in random order",
+}
+# The same for runs on comparison prompts, whose models came trained.
+_PROMPT_WORDS = {
+    "interval": "95 %, in square brackets, over pairs: Clopper–Pearson for shares, bootstrap (BCa) otherwise",
+    **{name: _WORDS[name] for name in ("null", "p, q")},
+    "unit": "what was drawn independently: a number pair, a split, a head; never a repeated greedy text",
+    "Δ": "log-odds of the right answer against the wrong one, in nats, averaged over a pair's prompts",
+    "right": "Δ above 0",
+    "bug pair, control pair": "numbers whose fractions compared as integers mislead, as 9.8 and 9.11; others",
+    "patched": "heads' outputs before W_O replaced by those of the clean prompt, at the tokens that both share",
+    "strength": "right answers with even heads patched less those with odd heads patched; of Δ the same in nats",
+    "exact null": "the same for every split of the heads into two halves; p is the rank of even/odd among them",
+    "emergence": "(last checkpoint below, first above] it; early up to 25 % of training, late from 75 %",
+    "sudden, gradual": "one interval between checkpoints holds at least half of the rise; none does",
+}
+# What the pipeline itself puts on record: meaning, range, unit.
+_RUN = {
+    "random_nats": ("loss of uniform guessing, ln V", "0 …", "nats"),
+    "mixture_nats": ("loss of the best topic-blind bigram, where a model waits before it infers topics", "0 …", "nats"),
+    "floor_nats": ("loss of the exact Bayes filter of the generating law: no model can do better", "0 …", "nats"),
+    "train_passes": ("how often training went through its corpus", "0 …", "passes"),
+    "ended_in_pass": ("share of its last pass that training had shown when it ended", "0 … 1", ""),
+    "ended_in_topic": ("main topic of the last sequence shown, under an ordering that follows topics", "", ""),
+    "tokens_per_second": ("training speed, evaluations and saving left out", "0 …", "tokens/s"),
+    "seconds": ("time of the training's updates alone", "0 …", "s"),
+    "compiled": ("whether the training step was compiled", "yes, no", ""),
+    "recovered": ("whether a recalibrated arm came back to its parent's loss, within a set distance", "yes, no", ""),
+}
+
+
+def section(sweep: SweepRecord) -> Section:
+    """What the runs' analyses say of their metrics, each analysis once, after the words that serve all."""
+    runs = [job.run for job in sweep.complete]
+    about: dict[str, Mapping[str, Any]] = {}
+    for run in runs:
+        about |= run.manifest.get("glossary", {})
+    stages = [run.manifest.get("stages") for run in runs]
+    trained = any(stage is None or "training" in stage for stage in stages) or not runs
+    html = table(["word", "meaning"], list((_WORDS if trained else _PROMPT_WORDS).items()))
+    columns = ["name", "label", "meaning", "range", "unit"]
+    if trained:
+        html += heading("training") + table(columns, [[name, "", *entry] for name, entry in _RUN.items()])
+    for name, part in about.items():
+        rows = [
+            [metric, m.get("label") or "", m["meaning"], _range(m["low"], m["high"]), m["unit"]]
+            for metric, m in part["metrics"].items()
+        ]
+        how = fold("how it is measured, and what its null is", prose(part["about"])) if part["about"] else ""
+        html += heading(name.replace("_", " ")) + how + table(columns, rows)
+    return Section("glossary", "Glossary", html, "what every number means")
+
+
+def prose(docstring: str) -> Markup:
+    """An analysis's docstring as paragraphs, backquotes as code, without the sentences on what it raises."""
+    paragraphs = []
+    for text in docstring.split("\n\n"):
+        text = re.sub(r"\s*Raises \w+Error.*", "", " ".join(text.split()))
+        if text:
+            paragraphs.append(
+                Markup("<p>{}</p>").format(Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))))
+            )
+    return Markup("").join(paragraphs)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    return f"{'' if low is None else number(low)} … {'' if high is None else number(high)}".strip()

@@ -1,0 +1,390 @@
+"""Every head of every run as a map of any metric; a click shows that head's numbers, its course and its patterns."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.figures import GREY, PALETTE, Figure, alt
+from headdyn.core.numbers import count, p_value
+from headdyn.core.records import HeadTable
+from headdyn.report.head_data import Kept, head_metrics, kept_patterns, telling_heads
+from headdyn.report.markup import soft, table
+from headdyn.report.page import drawn, measured
+from headdyn.report.section import Section
+from headdyn.report.series.record import read_series
+from headdyn.sweep.record import Job, SweepRecord
+
+_ABOUT = (
+    "Choose a metric above the maps; an asterisk marks q < 0.05. Click a head for all of its numbers, and for its "
+    "course where its training was analysed at several steps."
+)
+_PATTERNS = " Below are its attention patterns: point at a cell for its tokens and its weight."
+PATTERN_BYTES = 9_000_000  # of all patterns in a page
+_FIRST = ("selectivity", "effect_nats", "sufficiency_nats")  # the metric shown first, if it was measured
+_STANDING_OUT = 12  # heads in the table of those with the smallest q
+_COLUMNS = {"value": "value", "ci_low": "low", "ci_high": "high", "null": "null", "p": "p", "q": "q"}
+_LATIN = "".join(map(chr, range(256)))
+
+
+def section(sweep: SweepRecord) -> Section | None:
+    """The maps, with what a click on a head shows."""
+    jobs = [job for job in sweep.complete if head_metrics(job.heads)]
+    if not jobs:
+        return None
+    kept = kept_patterns(jobs, PATTERN_BYTES)
+    left_out = dict.fromkeys(part.left_out for part in kept.values() if part.left_out)
+    html = soft(_ABOUT + (_PATTERNS if kept else "")) + drawn(explorer(sweep, jobs, kept))
+    for text in left_out:
+        html += soft(f"To keep this page small {text}; all are in the runs' patterns.safetensors.")
+    return Section(
+        "heads", "Heads, layer by layer", html, "maps of every metric, courses over training, attention patterns"
+    )
+
+
+def standing_out(sweep: SweepRecord) -> Section | None:
+    """Of a run: the heads with the smallest q."""
+    tested = [row for row in sweep.jobs[0].heads.rows() if row["q"] is not None and row["head"] is not None]
+    if not tested:
+        return None
+    first = sorted(tested, key=lambda row: (row["q"], -abs(row["value"])))[:_STANDING_OUT]
+    rows = [
+        [f"{row['layer']}.{row['head']}", row["metric"], measured(row), p_value(row["p"]), p_value(row["q"])]
+        for row in first
+    ]
+    clear = f"{sum(row['q'] < 0.05 for row in tested)} of {count(len(tested), 'test')} on heads have q < 0.05"
+    html = table(["layer.head", "metric", "value", "p", "q"], rows)
+    return Section("standing-out", "Heads that stand out", html, clear)
+
+
+def explorer(sweep: SweepRecord, jobs: Sequence[Job], kept: dict[int, Kept]) -> dict[str, Any]:
+    """The Vega-Lite specification of the maps and of what a click shows."""
+    families = _families(sweep, jobs)
+    rows = [row for family in families for row in _family_rows(family)]
+    labels = _readable(rows, sweep)
+    metrics = list(labels.values())
+    first = next((labels[name] for name in _FIRST if name in labels), metrics[0])
+    ranges = {
+        metric: _range([v for row in rows if row["metric"] == metric for v in row["value"] if v is not None])
+        for metric in metrics
+    }
+    layer, head = _first_head(families[0].jobs, rows[0])
+    first_pick = {
+        "family": 0,
+        "arms": families[0].arms(families[0].jobs[-1 if families[0].of_checkpoints else 0]),
+        "layer": layer,
+        "head": head,
+    }
+    pick = alt.selection_point(name="pick", empty=False)
+    views: list[Any] = [_maps(jobs, pick)]
+    numbers = _numbers(metrics, jobs, pick)
+    views.append(alt.hconcat(_course(rows), numbers, spacing=40) if any(row["course"] for row in rows) else numbers)
+    choice = {
+        "input": "select",
+        "options": metrics,
+        "name": "metric ",
+        "labels": [f"{m}: {n}" for n, m in labels.items()],
+    }
+    fields = {"type": "point", "fields": ["family", "arms", "layer", "head"], "on": "click", "toggle": False}
+    params = [
+        {"name": "metric", "value": first, "bind": choice},
+        {"name": "ranges", "value": ranges},
+        {"name": "shown", "value": "."},
+        {"name": "pick", "select": fields, "views": ["maps"], "value": [first_pick]},
+    ]
+    datasets: dict[str, Any] = {"heads": rows}
+    if kept:
+        several = list(range(1, 1 + max(part.sequences for part in kept.values())))
+        params.append(
+            {"name": "sequence", "value": 1, "bind": {"input": "select", "options": several, "name": "sequence "}}
+        )
+        params.append({"name": "latin", "value": _LATIN})
+        views.append(_patterns(max(part.length for part in kept.values()), pick))
+        datasets |= _pattern_tables(families, kept)
+    chart = alt.vconcat(*views, spacing=28).resolve_scale(color="independent", fill="independent")
+    # Altair cannot name a view inside a facet as a selection's, so that the parameters are added to the specification.
+    drawn_by = {"usermeta": {"embedOptions": {"renderer": "canvas"}}}  # thousands of cells are too many for SVG
+    return Figure(chart).spec() | {"params": params, "datasets": datasets} | drawn_by
+
+
+def _first_head(jobs: Sequence[Job], row: Mapping[str, Any]) -> tuple[int, int]:
+    """The head that is shown before a reader has picked one: one that has a role, else any that was measured."""
+    measured = [i for i, value in enumerate(row["value"]) if value is not None]
+    return next(iter(telling_heads(jobs).values()), (row["layer"][measured[0]], row["head"][measured[0]]))
+
+
+def _maps(jobs: Sequence[Job], pick: alt.Parameter) -> Any:
+    layers, heads = (max(job.heads.matrix(head_metrics(job.heads)[0]).shape[axis] for job in jobs) for axis in (0, 1))
+    numbers = heads <= 6
+    wide, high = (44, 24) if numbers else (max(11, 170 // heads), 14)
+    x = alt.X("head:O", title="head").axis(labelAngle=0, ticks=False, domain=False, labelOverlap="greedy")
+    y = alt.Y("layer:O", title="layer").axis(ticks=False, domain=False, labelOverlap=True)
+    scale = alt.Scale(
+        domainMin=alt.expr("ranges[metric][0]"),
+        domainMax=alt.expr("ranges[metric][1]"),
+        scheme=alt.expr("ranges[metric][2]"),
+        nice=False,
+    )
+    share = "(datum.value - ranges[metric][0]) / (ranges[metric][1] - ranges[metric][0])"
+    dark = f"ranges[metric][2] === 'cividis' ? {share} < 0.55 : abs({share} - 0.5) > 0.33"
+    star = "(isValid(datum.q) && datum.q < 0.05 ? '*' : '')"
+    base = alt.Chart(alt.NamedData("heads")).encode(x, y)
+    fill = alt.Fill("value:Q", scale=scale, legend=alt.Legend(title=None))
+    cells = base.mark_rect(cursor="pointer", stroke="white").encode(fill, tooltip=_tips())
+    chosen = base.mark_rect(fillOpacity=0, stroke="black", strokeWidth=2.5).transform_filter(pick)
+    value = f"replace(format(datum.value, ranges[metric][3]), /^−(0\\.?0*)$/, '$1') + {star}" if numbers else star
+    texts = base.mark_text(fontSize=10).transform_calculate(text=value)
+    texts = texts.encode(text="text:N", color=alt.condition(dark, alt.value("white"), alt.value("black")))
+    chart = alt.layer(cells.properties(name="maps"), texts, chosen).properties(width=wide * heads, height=high * layers)
+    header = alt.Header(labelFontSize=12, labelAnchor="start", labelFontWeight="normal", labelLimit=wide * heads + 40)
+    run = alt.Facet("label:N", title=None, sort=[job.label for job in jobs], header=header)
+    return (
+        chart.facet(run, columns=max(1, int(1000 / (wide * heads + 70))), spacing=14)
+        .transform_filter("isValid(datum.run) && datum.metric === metric && test(regexp(shown), datum.run)")
+        .transform_flatten(["layer", "head", *_COLUMNS.values()])
+        .transform_filter("isValid(datum.value)")
+    )
+
+
+def _numbers(metrics: Sequence[str], jobs: Sequence[Job], pick: alt.Parameter) -> Any:
+    """All metrics of the picked head in every arm of its training."""
+    digits = {"low": 3, "high": 3, "q": 2, "p": 2}
+    low, high, q, p = (f"format(datum.{name}, '.{count}~g')" for name, count in digits.items())
+    interval = f"(isValid(datum.low) && isValid(datum.high) ? ' [' + {low} + ', ' + {high} + ']' : '')"
+    test = f"(isValid(datum.q) ? '  q ' + {q} : isValid(datum.p) ? '  p ' + {p} : '')"
+    arms = [job.label for job in sorted(jobs, key=lambda job: job.recalibrated)]
+    x = alt.X("label:N", title=None, sort=arms).axis(
+        orient="top", labelAngle=0, domain=False, ticks=False, labelLimit=230
+    )
+    y = alt.Y("metric:N", title=None, sort=list(metrics)).axis(domain=False, ticks=False, labelLimit=300)
+    return (
+        alt.Chart(alt.NamedData("heads"))
+        .mark_text(fontSize=11)
+        .transform_filter("isValid(datum.run) && test(regexp(shown), datum.run)")
+        .transform_flatten(["layer", "head", *_COLUMNS.values()])
+        .transform_filter(pick)
+        .transform_filter("isValid(datum.value)")
+        .transform_calculate(text=f"format(datum.value, '.4~g') + {interval} + {test}")
+        .encode(x, y, text="text:N", tooltip=_tips())
+        .properties(width=alt.Step(240), height=alt.Step(17), title=_head_title("'All numbers of '"))
+    )
+
+
+def _course(rows: Sequence[dict[str, Any]]) -> Any:
+    """The metric over the steps of the training: the picked head with interval and null, its layer's others in grey."""
+    steps = sorted({row["step"] for row in rows if row["course"]})
+    base = (
+        alt.Chart(alt.NamedData("heads"))
+        .transform_filter("datum.course && datum.metric === metric")
+        .transform_flatten(["layer", "head", *_COLUMNS.values()])
+        .transform_filter("datum.layer === pick.layer[0] && datum.family === pick.family[0] && isValid(datum.value)")
+        .encode(
+            alt.X("step:Q", title="training step")
+            .scale(type="symlog", nice=False)
+            .axis(values=steps, labelOverlap=True)
+        )
+    )
+    own = base.transform_filter("datum.head === pick.head[0]")
+    y = alt.Y("value:Q", title=None)
+    layers = [
+        base.mark_line(color="#c5ccd5", strokeWidth=1.2).encode(y, detail="head:N"),
+        own.mark_area(color=PALETTE[0], opacity=0.2).encode(alt.Y("low:Q", title=None), alt.Y2("high:Q")),
+        own.mark_line(color=GREY, strokeDash=[6, 3]).encode(alt.Y("null:Q", title=None)),
+        own.mark_line(color=PALETTE[0], strokeWidth=2.2, point=True).encode(y, tooltip=["step:Q", *_tips()]),
+    ]
+    note = "blue: this head with its 95 % interval; dashes: its null; grey: the layer's other heads"
+    title = alt.TitleParams(text=alt.expr(_head_words("metric + ' of '")), subtitle=note)
+    return alt.layer(*layers).properties(width=430, height=230, title=title)
+
+
+def _patterns(length: int, pick: alt.Parameter) -> Any:
+    """The picked head's patterns on the chosen sequence, an arm of its training beside the other."""
+    side = length * max(1, 270 // length)
+    query = "floor((sqrt(8 * datum.place - 7) - 1) / 2)"
+    scale = alt.Scale(domain=[0, length], nice=False)
+    down = alt.Scale(domain=[length, 0], nice=False)
+    tips = [
+        alt.Tooltip(f"{name}:N") for name in ("query", "query_token", "query_topic", "key", "key_token", "key_topic")
+    ]
+    cells = (
+        alt.Chart()
+        .mark_rect()
+        .encode(
+            alt.X("key:Q", title="key position (tokens)", scale=scale).axis(grid=False),
+            alt.X2("key_end:Q"),
+            alt.Y("query:Q", title="query position (tokens)", scale=down).axis(grid=False),
+            alt.Y2("query_end:Q"),
+            alt.Color("weight:Q", title="weight").scale(type="sqrt", domain=[0, 1], scheme="cividis"),
+            tooltip=[*tips, alt.Tooltip("weight:Q", format=".3~g")],
+        )
+    )
+    chosen = "datum.arms === pick.arms[0] && datum.sequence === sequence"
+    edges = alt.Chart(alt.NamedData("edges")).transform_filter(chosen).mark_rule(color="#d55e00", strokeWidth=0.8)
+    chart = alt.layer(cells, edges.encode(x=alt.X("edge:Q", scale=scale)), edges.encode(y=alt.Y("edge:Q", scale=down)))
+    return (
+        chart.properties(width=side, height=side)
+        .facet(alt.Facet("label:N", title=None), columns=max(1, 1000 // (side + 60)), data=alt.NamedData("patterns"))
+        .transform_filter(pick)
+        .transform_filter("datum.sequence === sequence && test(regexp(shown), datum.run)")
+        .transform_lookup("run_sequence", alt.LookupData(alt.NamedData("tokens"), "run_sequence", ["tokens", "topics"]))
+        .transform_calculate(cell="split(atob(datum.codes), '')")
+        .transform_flatten(["cell"])
+        .transform_window(place="row_number()", groupby=["run"])
+        .transform_calculate(query=query)
+        .transform_calculate(
+            key="datum.place - 1 - datum.query * (datum.query + 1) / 2",
+            weight="pow(indexof(latin, datum.cell) / 255, 2)",
+        )
+        .transform_filter("datum.weight > 0")
+        .transform_calculate(
+            key_end="datum.key + 1",
+            query_end="datum.query + 1",
+            query_token="datum.tokens[datum.query]",
+            query_topic="datum.topics[datum.query]",
+            key_token="datum.tokens[datum.key]",
+            key_topic="datum.topics[datum.key]",
+        )
+        .properties(title=_head_title("'Attention of '"))
+        .resolve_scale(x="shared", y="shared")
+    )
+
+
+def _head_words(before: str) -> str:
+    return f"{before} + 'layer ' + pick.layer[0] + ', head ' + pick.head[0]"
+
+
+def _head_title(before: str) -> Any:
+    return alt.TitleParams(text=alt.expr(_head_words(before)))
+
+
+def _tips() -> list[Any]:
+    names = [alt.Tooltip(f"{name}:N") for name in ("label", "layer", "head", "metric")]
+    return [*names, *(alt.Tooltip(f"{name}:Q", format=".4~g") for name in _COLUMNS.values())]
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Runs in which a head is the same head: the arms of a training, or the checkpoints of a series."""
+
+    number: int
+    jobs: Sequence[Job]
+    steps: Mapping[int, int]  # of the checkpoints, by the number of their run; empty for arms
+
+    @property
+    def of_checkpoints(self) -> bool:
+        return bool(self.steps)
+
+    def arms(self, job: Job) -> str:
+        """Names the runs whose numbers and patterns are shown together: a checkpoint's stand alone."""
+        return f"run {job.number}" if self.of_checkpoints else f"family {self.number}"
+
+
+def _families(sweep: SweepRecord, jobs: Sequence[Job]) -> list[_Family]:
+    numbers = {job.number for job in jobs}
+    families: list[_Family] = []
+    for series in read_series(sweep):
+        counted = [
+            (series.jobs[row["revision"]], row["step"]) for row in series.counted if row["revision"] in series.jobs
+        ]
+        steps = {job.number: step for job, step in counted}
+        mine = [job for job in series.complete if job.number in numbers]
+        families += [_Family(len(families), mine, steps)] if mine else []
+        numbers -= set(steps)
+    for siblings in sweep.siblings:
+        arms = [job for job in siblings if job.number in numbers]
+        families += [_Family(len(families), arms, {})] if arms else []
+    return families
+
+
+def _family_rows(family: _Family) -> list[dict[str, Any]]:
+    """A row a run and metric; where there are several steps, also a row for each of them in the course."""
+    rows: list[dict[str, Any]] = []
+    tables: dict[int, HeadTable] = {}
+    for job in family.jobs:
+        about = {"run": str(job.number), "family": family.number, "arms": family.arms(job), "label": job.label}
+        rows += _rows(job.heads, {**about, "course": False})
+        tables |= {
+            int(p.stem.removeprefix("heads_step")): HeadTable.read(p)
+            for p in job.run.folder.glob("heads_step*.parquet")
+        }
+    for job in family.jobs:
+        if not job.recalibrated:  # the end of the training itself, or a checkpoint
+            tables[family.steps.get(job.number, job.heads.table["step"][0].as_py())] = job.heads
+    if len(tables) > 1:
+        for step, table in sorted(tables.items()):
+            rows += _rows(
+                table, {"run": None, "family": family.number, "label": f"step {step}", "course": True, "step": step}
+            )
+    return rows
+
+
+def _rows(heads: HeadTable, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a metric with its numbers of all heads as lists."""
+    rows = []
+    for metric in head_metrics(heads):
+        matrices = {short: heads.matrix(metric, name) for name, short in _COLUMNS.items()}
+        layer_LH, head_LH = np.indices(matrices["value"].shape)
+        lists: dict[str, list[Any]] = {"layer": layer_LH.ravel().tolist(), "head": head_LH.ravel().tolist()}
+        lists |= {name: list(map(_short, matrix.ravel().tolist())) for name, matrix in matrices.items()}
+        rows.append({**about, "metric": metric, **lists})
+    return rows
+
+
+def _pattern_tables(families: Sequence[_Family], kept: Mapping[int, Kept]) -> dict[str, list[dict[str, Any]]]:
+    patterns: list[dict[str, Any]] = []
+    tokens: list[dict[str, Any]] = []
+    edges: dict[tuple[str, int, int], dict[str, Any]] = {}
+    for family, job in ((each, job) for each in families for job in each.jobs if job.number in kept):
+        part, arms = kept[job.number], family.arms(job)
+        for n, topics_T in enumerate(part.topics_NT):
+            key = {"run_sequence": f"{job.number} {n + 1}"}
+            tokens.append(key | {"tokens": part.tokens_NT[n].tolist(), "topics": [part.names[t] for t in topics_T]})
+            for edge in (np.flatnonzero(np.diff(topics_T)) + 1).tolist():
+                edges[arms, n, edge] = {"arms": arms, "sequence": n + 1, "edge": edge}
+            about = {
+                "run": str(job.number),
+                "family": family.number,
+                "arms": arms,
+                "label": job.label,
+                "sequence": n + 1,
+            }
+            for (layer, head), codes in part.codes.items():
+                text = base64.b64encode(codes[n]).decode()
+                patterns.append({**about, **key, "layer": layer, "head": head, "codes": text})
+    return {"patterns": patterns, "tokens": tokens, "edges": list(edges.values())}
+
+
+def _readable(rows: Sequence[dict[str, Any]], sweep: SweepRecord) -> dict[str, str]:
+    """Put the rows' metrics into a reader's words and units; the words by the name of the metric, in order."""
+    names = list(dict.fromkeys(row["metric"] for row in sorted(rows, key=lambda row: row["run"] is None)))
+    labels = {name: f"{m.label} ({m.unit})" if (m := sweep.metric(name)).unit else m.label for name in names}
+    labels = {name: label if list(labels.values()).count(label) == 1 else name for name, label in labels.items()}
+    for row in rows:
+        scale = sweep.metric(row["metric"]).scale
+        row["metric"] = labels[row["metric"]]
+        for column in ("value", "low", "high", "null"):
+            row[column] = [None if value is None else _short(scale * value) for value in row[column]]
+    return labels
+
+
+def _range(values: Sequence[float]) -> tuple[float, float, str, str]:
+    """The ends of a metric's colours, its colours, and the format of its numbers.
+
+    Colours diverge from 0 where values have both signs.
+    """
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    reach = max(abs(low), abs(high))
+    digits = ".0f" if reach >= 95 else ".1f" if reach >= 9.5 else ".2f" if reach >= 0.095 else ".3f"
+    if low < 0:
+        reach = max(reach, 1e-9)
+        return -reach, reach, "purpleorange", digits
+    low = 0.0 if low < high / 2 else low
+    return low, high if high > low else low + 1, "cividis", digits
+
+
+def _short(value: float) -> float | None:
+    return None if np.isnan(value) else float(f"{value:.4g}")

@@ -1,0 +1,88 @@
+"""A run's numbers: its outcomes for all to see, and every scalar behind, under the analysis that measured it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from headdyn.core.numbers import count, p_value, units
+from headdyn.report.cells import columns_for, summary_cell
+from headdyn.report.markup import gallery, heading, soft, table
+from headdyn.report.page import measured
+from headdyn.report.section import Section
+from headdyn.report.sections import figures
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+
+_ABOUT = (
+    "Square brackets hold 95 % intervals over the units in the last column; the null is what chance gives for the same "
+    "data; q is p after Benjamini–Hochberg over the analysis's tests. Model rows average over heads or tokens."
+)
+
+
+def outcomes(sweep: SweepRecord) -> Section | None:
+    """The run's outcomes in a reader's units, each with what it means, beside its main picture."""
+    job = sweep.jobs[0]
+    label = Markup('{}<small class="meaning">{}</small>')
+    rows = [
+        [label.format(metric.label, metric.meaning), summary_cell(job, name), metric.unit]
+        for name, metric in ((name, job.metric(name)) for name in columns_for([job]))
+    ]
+    parts = [
+        *filter(None, [figures.main_picture(sweep)]),
+        *([table(["outcome", "value", "unit"], rows)] if rows else []),
+    ]
+    return Section("outcomes", "Outcomes", gallery(parts), folded=False) if parts else None
+
+
+def section(sweep: SweepRecord) -> Section:
+    """Every scalar of the run; records of steps are left out."""
+    groups = metric_groups(sweep.jobs[0])
+    parts = []
+    for group, rows in groups:
+        columns = ["metric", "value", *(["q"] if any("q" in row["scalar"] for row in rows) else []), "units"]
+        lines = [
+            [
+                Markup('<span title="{}">{}</span>').format(row["meaning"], row["name"]),
+                measured(row["scalar"]),
+                *([p_value(row["scalar"]["q"]) if "q" in row["scalar"] else ""] if "q" in columns else []),
+                row["units"],
+            ]
+            for row in rows
+        ]
+        parts.append(Markup("<div>{}{}</div>").format(heading(group.replace("_", " ")), table(columns, lines)))
+    html = soft(_ABOUT) + Markup('<div class="two">{}</div>').format(Markup("\n").join(parts))
+    return Section("numbers", "All numbers", html, count(sum(len(rows) for _, rows in groups), "scalar"))
+
+
+def metric_groups(job: Job) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The run's scalars under the analysis that measured them, the pipeline's own first.
+
+    Metrics of one analysis that are absent for one reason share a row, the last of their analysis.
+    """
+    glossary = job.run.manifest.get("glossary", {})
+    owner = {metric: name for name, part in glossary.items() for metric in part["metrics"]}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, scalar in job.run.scalars.items():
+        entry = dict(scalar) if isinstance(scalar, Mapping) else {"value": scalar}
+        if not {"value", "reason"} & set(entry) or entry.get("value", "") is None:
+            continue
+        row = {"name": name, "scalar": entry, "units": units(entry), "meaning": job.metric(name).meaning}
+        groups.setdefault(owner.get(name, "corpus and training"), []).append(row)
+    return [(group, _absent_together(rows)) for group, rows in groups.items()]
+
+
+def _absent_together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows whose value is absent for the same reason as one row behind the others, which names them all."""
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["scalar"].get("value") is None:
+            by_reason.setdefault(row["scalar"]["reason"], []).append(row)
+    shared = {reason: absent for reason, absent in by_reason.items() if len(absent) > 1}
+    together = [row for row in rows if row["scalar"].get("reason") not in shared]
+    for reason, absent in shared.items():
+        names = ", ".join(row["name"] for row in absent)
+        together.append({"name": f"{len(absent)} metrics", "scalar": {"reason": reason}, "units": "", "meaning": names})
+    return together

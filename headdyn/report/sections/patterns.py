@@ -1,0 +1,92 @@
+"""Attention patterns of telling heads: for each training and role the same head in every arm of that training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup
+from safetensors import safe_open
+
+from headdyn.core.figures import pattern_grid
+from headdyn.core.numbers import fixed, p_value
+from headdyn.report.head_data import PATTERNS, ROLES, telling_heads
+from headdyn.report.markup import heading, soft, table
+from headdyn.report.page import drawn
+from headdyn.report.section import Section
+from headdyn.report.sections.training import shared_label
+from headdyn.sweep.record import Job, SweepRecord
+
+_ABOUT = (
+    "Of each training the head with the largest value of its role, judged before any change of positions (of a series, "
+    "at its last checkpoint), on the first kept sequence, and beside it the same head in the training's other arms. "
+    "White lines are where a new topic begins. Any head's patterns are under “Heads, layer by layer”."
+)
+
+Row = tuple[tuple[int, int], Sequence[Job]]  # a head (layer, head) and the runs to show it in
+
+
+def section(sweep: SweepRecord) -> Section | None:
+    """A picture for each role, a row a training, and what the heads measure."""
+    parts: list[Markup] = []
+    for role in ROLES:
+        rows: list[Row] = []
+        for siblings in map(_few, sweep.siblings):
+            of_checkpoints = len({job.factors.get("revision") for job in siblings}) > 1
+            head = telling_heads(siblings[-1:] if of_checkpoints else siblings).get(role)
+            arms = [job for job in siblings if (job.run.folder / PATTERNS).is_file()]
+            if head is not None and arms:
+                rows.append((head, arms))
+        if rows:
+            parts.append(heading(f"The {role} head of each training"))
+            parts.append(_picture(rows))
+            lines = [[job.label, f"{head[0]}.{head[1]}", _facts(job, *head)] for head, arms in rows for job in arms]
+            numbers = [job.number for _, arms in rows for job in arms]
+            parts.append(table(["run", "layer.head", "what it measures"], lines, numbers=numbers))
+    return Section("patterns", "Patterns of telling heads", soft(_ABOUT) + Markup("\n").join(parts)) if parts else None
+
+
+def _picture(rows: Sequence[Row]) -> Markup:
+    """A row a training, a column an arm; places that not every training has stay empty."""
+    arms = list(dict.fromkeys(_arm(job, jobs) for _, jobs in rows for job in jobs))
+    found: dict[tuple[int, int], np.ndarray] = {}
+    edges = []
+    for row, ((layer, head), jobs) in enumerate(rows):
+        for job in jobs:
+            with safe_open(job.run.folder / PATTERNS, framework="np") as file:
+                pattern_QK = file.get_slice(f"pattern.{layer}")[:1, head : head + 1][0, 0]
+                topics_T = file.get_tensor("topics")[0]
+            found[row, arms.index(_arm(job, jobs))] = pattern_QK.astype(np.float32)
+        edges.append((np.flatnonzero(np.diff(topics_T)) + 1).tolist())
+    size = max(len(pattern_QK) for pattern_QK in found.values())
+    pattern_RCQK = np.full((len(rows), len(arms), size, size), np.nan)
+    for place, pattern_QK in found.items():
+        pattern_RCQK[place][: len(pattern_QK), : len(pattern_QK)] = pattern_QK
+    names = [f"{shared_label(jobs)}: {layer}.{head}" for (layer, head), jobs in rows]
+    figure = pattern_grid(pattern_RCQK, rows=names, columns=arms, boundaries=edges)
+    return drawn(figure, [job.number for _, jobs in rows for job in jobs])
+
+
+def _arm(job: Job, siblings: Sequence[Job]) -> str:
+    """What tells a run from the others of its training."""
+    shared = shared_label(siblings).split()
+    return " ".join(word for word in job.label.split() if word not in shared) or job.label
+
+
+def _few(siblings: Sequence[Job]) -> Sequence[Job]:
+    """At most six of a training's checkpoints, evenly among them with both ends; arms are all shown."""
+    if len(siblings) <= 6 or len({job.factors.get("revision") for job in siblings}) == 1:
+        return siblings
+    return [siblings[round(i * (len(siblings) - 1) / 5)] for i in range(6)]
+
+
+def _facts(job: Job, layer: int, head: int) -> str:
+    """The head's numbers, as many as the run has."""
+    rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows()}
+    texts = []
+    for metric in ROLES.values():
+        row = rows.get(metric)
+        if row is not None and row["value"] is not None:
+            text = f"{metric.replace('_', ' ')} {fixed(row['value'], 3)}"
+            texts.append(text + (f" (q {p_value(row['q'])})" if row["q"] is not None else ""))
+    return ", ".join(texts)

@@ -1,0 +1,81 @@
+"""What topic a linear probe reads from the residual stream behind every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.report.looks import level_of, looks
+from headdyn.report.markup import gallery, soft
+from headdyn.report.page import drawn
+from headdyn.report.section import Section
+from headdyn.sweep.record import Job, SweepRecord
+
+_ABOUT = (
+    "Share of test tokens whose topic a linear probe reads from the residual stream, with 95 % intervals over "
+    "sequences. The ceiling is the Bayes filter's; the baselines are the commonest topic, the token alone and the "
+    "position alone. Beside it, the same less the accuracy of a probe fitted to random labels of token types (control "
+    "task)."
+)
+_REFERENCES = {
+    "ceiling": "Bayes ceiling",
+    "majority": "commonest topic",
+    "token_identity": "token alone",
+    "position": "position alone",
+}
+
+
+def section(sweep: SweepRecord) -> Section | None:
+    """Accuracy and selectivity of probes, a picture for each kind of positions."""
+    figures = probe_figures(sweep)
+    html = soft(_ABOUT) + gallery(map(drawn, figures.values()))
+    return Section("probes", "Topic probes by layer", html) if figures else None
+
+
+def probe_figures(sweep: SweepRecord) -> dict[str, Figure]:
+    """A figure for each group, metric and kind of positions; one metric's share their y axis. By title."""
+    figures, look = {}, looks(sweep, without=["position_enc"])
+    for metric, title, ylabel in (
+        ("probe_accuracy", "Probe accuracy", "probe accuracy (% of test tokens)"),
+        ("probe_selectivity", "Probe selectivity", "accuracy less the control task's (points)"),
+    ):
+        for group in sweep.groups:
+            jobs = [job for job in sweep.complete if job.group == group and _has_layers(job, metric)]
+            lines = {job.number: _line(job, metric, look[job.number] or None) for job in jobs}
+            values = [v for line in lines.values() for v in (*line.low, *line.high) if np.isfinite(v)]  # type: ignore[misc]
+            references = _references(jobs) if metric == "probe_accuracy" else {"control task": 0.0}
+            for panel in dict.fromkeys(level_of(job, "position_enc") for job in jobs):
+                of_panel = ", ".join(filter(None, (title, panel.strip("–"), group)))
+                figure = curves(
+                    [lines[job.number] for job in jobs if level_of(job, "position_enc") == panel],
+                    title=of_panel,
+                    xlabel="layer of the residual stream (0: the embedding)",
+                    ylabel=ylabel,
+                    references=references,
+                    whole_x=True,
+                    y_values=[min(values), max(values)] if values else (),
+                )
+                figures[of_panel] = figure
+    return figures
+
+
+def _line(job: Job, metric: str, look: Mapping[str, str] | None) -> Curve:
+    y, low, high = (100 * job.heads.layer_series(metric, column) for column in ("value", "ci_low", "ci_high"))
+    return Curve(label=job.label, x=range(len(y)), y=y, low=low, high=high, look=look, runs=[job.number])
+
+
+def _has_layers(job: Job, metric: str) -> bool:
+    rows = job.heads.where(metric=metric, head=None).rows()
+    return any(row["layer"] is not None and row["value"] is not None for row in rows)
+
+
+def _references(jobs: Sequence[Job]) -> dict[str, float]:
+    """Ceiling and baselines in percent, averaged over runs, which differ only by their seed's corpus."""
+    found = {}
+    for name, label in _REFERENCES.items():
+        values = [value for job in jobs if (value := job.run.value(f"probe_{name}")) is not None]
+        if values:
+            found[label] = 100 * float(np.mean(values))
+    return found

@@ -1,0 +1,222 @@
+"""What a run on comparison prompts found: its answers in words, its splits against the null, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from headdyn.core.figures import PALETTE, Figure, alt
+from headdyn.core.numbers import count, fixed, number, p_value, spelled
+from headdyn.report.markup import gallery, soft, table
+from headdyn.report.page import drawn
+from headdyn.report.section import Section
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import Statement
+
+EXACT = {"float64": 1e-10, "float32": 1e-4}  # the largest |Δlogit| that reordering heads may leave (science.md §14)
+ORDERS = ("identity", "swap", "within_parity", "random", "reverse")  # any other row of orders.parquet is the control
+_GROUPS = ("plain_success", "even_success", "odd_success", "all_success")
+_SPLITS = (
+    "Every bar counts splits of the layer's heads into two halves: Δ with one half patched less Δ with the other. Each "
+    "split and its mirror image are both there. Even/odd says something about even and odd only where it lies outside."
+)
+
+
+def statements(job: Job) -> list[Statement]:
+    """The run's answers; none where it was not on prompts."""
+    answers = {
+        "Do even and odd heads do different things?": [*_specialisation(job), *_controls(job)],
+        "How many heads does it take?": _doses(job),
+        "Is reordering heads an identity?": _permutation(job),
+    }
+    return [Statement(question, sentences) for question, sentences in answers.items() if sentences]
+
+
+def splits(sweep: SweepRecord) -> Section | None:
+    """A histogram of the strengths of all splits for each layer that ran them, even/odd marked."""
+    path = sweep.jobs[0].run.folder / "splits.parquet"
+    if not path.exists():
+        return None
+    rows = pq.read_table(path, columns=["layer", "split", "even_odd", "delta_nats"])
+    layer_X, split_X, delta_X = (rows[name].to_numpy() for name in ("layer", "split", "delta_nats"))
+    even_X = rows["even_odd"].to_numpy(zero_copy_only=False)
+    figures = []
+    for layer in sorted(set(layer_X.tolist())):
+        here_X = layer_X == layer
+        count_S = np.bincount(split_X[here_X])
+        mean_S = np.bincount(split_X[here_X], weights=delta_X[here_X]) / count_S
+        strength_S = mean_S - mean_S[::-1]  # lexicographic order reverses under complement
+        even_odd = int(split_X[here_X & even_X][0])
+        figures.append(histogram(strength_S, strength_S[even_odd].item(), f"Balanced splits of layer {layer}"))
+    return Section("splits", "Even/odd among all balanced splits", soft(_SPLITS) + gallery(map(drawn, figures)))
+
+
+def histogram(strength_S: np.ndarray, even_odd: float, title: str) -> Figure:
+    """How many splits have which strength of Δ, with a line at even/odd."""
+    reach = float(np.abs(strength_S).max()) or 1.0
+    counts, edges = np.histogram(strength_S, np.linspace(-reach, reach, 42))
+    ends = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
+    tables = {
+        "bars": [{"from": low, "to": high, "splits": n} for low, high, n in ends if n],
+        "own": [{"strength": even_odd, "text": f"even/odd {fixed(even_odd, 3, signed=True)}"}],
+    }
+    x = alt.X("from:Q", title="strength of Δ (nats): one half patched less the other")
+    bars = alt.Chart(alt.NamedData("bars")).mark_bar(color="#9aa5b1", binSpacing=0.5).encode(
+        x.bin("binned"), alt.X2("to:Q"), alt.Y("splits:Q"), tooltip=["from:Q", "to:Q", "splits:Q"]
+    )  # fmt: skip
+    own = alt.Chart(alt.NamedData("own")).encode(alt.X("strength:Q"))
+    left = even_odd < 0.4 * reach
+    text = own.mark_text(color=PALETTE[1], align="left" if left else "right", dx=5 if left else -5, y=8)
+    chart = alt.layer(bars, own.mark_rule(color=PALETTE[1], strokeWidth=2), text.encode(text="text:N"))
+    return Figure(chart.properties(width=460, height=190, title=title), "", tables)
+
+
+def orders(sweep: SweepRecord) -> Section | None:
+    """Heads reordered: a row an order and dtype."""
+    rows = [
+        [
+            row["dtype"],
+            row["order"].replace("_", " ") + ("" if row["order"] in ORDERS else " (control: must differ)"),
+            number(row["logit_change"]),
+            f"{fixed(100 * row['answers_changed'], 1)} %",
+            f"{fixed(100 * row['texts_changed'], 1)} %",
+            f"{fixed(100 * row['answers_changed_from_first_dtype'], 1)} %",
+            fixed(row["repetition"], 2),
+        ]
+        for row in _read(sweep.jobs[0], "orders.parquet")
+    ]
+    about = (
+        "Heads of one layer reordered in q, k, v and in the columns of W_O, against heads in place in the same dtype. "
+        "Repetition is the share of trigrams of greedy texts that occurred before."
+    )
+    columns = ["dtype", "order", "largest |Δlogit|", "answers changed", "texts changed"]
+    columns += ["answers changed from the first dtype", "repetition"]
+    return Section("orders", "Head permutation", soft(about) + table(columns, rows)) if rows else None
+
+
+def groups(sweep: SweepRecord) -> Section | None:
+    """Groups of heads silenced: a row a group and kind of ablation."""
+    rows = [
+        [
+            row["group"].replace("_", " "),
+            row["kind"],
+            " ".join(map(str, row["silenced"])),
+            fixed(row["kl_nats"], 4),
+            f"{fixed(row['null_mean'], 4)} [{fixed(row['null_5_percent'], 4)}, {fixed(row['null_95_percent'], 4)}]",
+            p_value(row["p"]),
+            p_value(row["q"]),
+        ]
+        for row in _read(sweep.jobs[0], "groups.parquet")
+    ]
+    about = "KL of the next token's law when a group of heads is silenced, against random groups of the same size."
+    columns = ["group", "ablation", "heads silenced", "KL (nats)", "random groups, mean [5 %, 95 %]", "p", "q"]
+    return Section("groups", "Groups of heads silenced", soft(about) + table(columns, rows)) if rows else None
+
+
+def clusterings(sweep: SweepRecord) -> Section | None:
+    """Every clustering of the heads of one layer: that which was patched, else the middle one."""
+    job = sweep.jobs[0]
+    found = _read(job, "clusterings.parquet")
+    layers = {row["layer"] for row in job.heads.where(metric="strength_rank").rows() if row["layer"] is not None}
+    layer = min(layers) if layers else max((row["layer"] for row in found), default=0) // 2
+    rows = [
+        [
+            {"qk": "QK circuits", "ov": "OV circuits"}.get(row["kind"], row["kind"]),
+            f"{row['method']} {row['parameter']:g}",
+            ", ".join(map(str, row["sizes"])) or "none",
+            number(row["outliers"]),
+            fixed(row["silhouette"], 3),
+            fixed(row["null"], 3),
+            p_value(row["p"]),
+            p_value(row["q"]),
+        ]
+        for row in found
+        if row["layer"] == layer
+    ]
+    about = (
+        f"Heads of layer {layer}. A cluster of one head is an outlier. The null is random heads put through the same "
+        "steps; a silhouette near it is no clustering."
+    )
+    columns = ["heads by", "method", "sizes", "outliers", "silhouette", "null", "p", "q"]
+    return Section("clusterings", "Clusterings", soft(about) + table(columns, rows)) if rows else None
+
+
+def _specialisation(job: Job) -> list[str]:
+    if job.scalar("strength_nats").get("value") is None:
+        return []
+    parts = [
+        f"{job.metric(name).label} {spelled(job.scalar(name), scale=100)} %"
+        for name in _GROUPS
+        if job.scalar(name).get("value") is not None
+    ]
+    strength, nats, rank = (job.scalar(name) for name in ("strength", "strength_nats", "strength_rank"))
+    p = nats.get("p")
+    verdict = ""
+    if p is not None:
+        word = "stands out among" if p <= 0.05 else "does not stand out among"
+        verdict = f". Even/odd {word} the {number(rank['n'])} balanced splits of its layer: two-sided p {_p(p)}"
+        if rank.get("value") is not None:
+            verdict += f", rank {number(rank['value'])}"
+    size = abs(strength["value"])
+    degree = next((w for w, least in (("strong", 0.5), ("moderate", 0.3), ("weak", 0.1)) if size > least), "none")
+    sentences = [
+        f"Strength {spelled(strength, signed=True)} ({degree}), of Δ {spelled(nats, signed=True)} nats{verdict}.",
+        f"Right answers of {count(strength['n'], 'bug pair')}: {', '.join(parts)}.",
+    ]
+    best = job.scalar("best_split_nats").get("value")
+    if best is not None:
+        sentences.append(f"The strongest split has {fixed(best, 3)} nats: some split always is.")
+    return sentences
+
+
+def _controls(job: Job) -> list[str]:
+    found = job.scalar("control_strength_nats")
+    if found.get("value") is None:
+        return []
+    return [
+        f"On {count(found['n'], 'control pair')}, which the bug does not touch, strength of Δ is "
+        f"{spelled(found, signed=True)} nats."
+    ]
+
+
+def _doses(job: Job) -> list[str]:
+    if "any_size_threshold" not in job.run.scalars:
+        return []
+    found = job.scalar("any_size_threshold")
+    if found.get("value") is None:
+        return [f"How many heads it takes: absent, {found['reason']}."]
+    if found["value"] == 0:
+        return ["Over half the bug pairs are answered rightly with nothing patched: there is little here to repair."]
+    return [f"From {number(found['value'])} heads on, every group that was drawn repairs over half the pairs."]
+
+
+def _permutation(job: Job) -> list[str]:
+    rows = _read(job, "orders.parquet")
+    if not rows:
+        return []
+    sentences = []
+    for dtype, limit in EXACT.items():
+        real = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] in ORDERS]
+        control = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] not in ORDERS]
+        if real:
+            held = "an identity" if max(real) <= limit else "NOT an identity"
+            sentences.append(
+                f"Reordering heads is {held} in {dtype}: the largest change of a logit is {number(max(real))} (limit "
+                f"{number(limit)}); with W_O left as it was, the control, it is {number(max(control, default=0))}."
+            )
+    return sentences
+
+
+def _read(job: Job, name: str) -> list[Mapping[str, Any]]:
+    path: Path = job.run.folder / name
+    return pq.read_table(path).to_pylist() if path.exists() else []
+
+
+def _p(p: float) -> str:
+    text = p_value(p)
+    return text if text.startswith("<") else f"= {text}"
