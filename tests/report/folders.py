@@ -13,20 +13,49 @@ from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import HEADS, MANIFEST, METRICS, SUMMARY
 from headdyn.sweep.record import SWEEP, rewrite
 
+
+def metric(label: str, unit: str, meaning: str = "", **more: Any) -> dict[str, Any]:
+    """What a run's glossary says of a metric that may be an outcome."""
+    plain = {"meaning": meaning or f"what {label} is", "label": label, "low": None, "high": None, "unit": unit}
+    return {**plain, "scale": 1.0, "digits": 3, "difference_unit": "", "outcome": True, **more}
+
+
+SHARE = {"scale": 100.0, "digits": 1, "difference_unit": "points", "low": 0.0, "high": 1.0}
+POINTS = {"scale": 100.0, "digits": 2, "low": -1.0, "high": 1.0}
 GLOSSARY = {
     "loss": {
         "about": "Loss on `sequences` held out. Raises ValueError where there are none.",
-        "metrics": {"loss_nats": {"meaning": "mean next-token loss", "low": 0.0, "high": None, "unit": "nats"}},
+        "metrics": {
+            "loss_nats": metric("held-out loss", "nats", "mean next-token loss", low=0.0),
+            "gap_closed": metric("gap closed", "%", **SHARE | {"low": None}),
+        },
     },
     "attention": {
         "about": "What heads look at.\n\nThe null is the label swap.",
         "metrics": {
-            "selectivity": {"meaning": "within_ratio minus its label-swap null", "low": -1.0, "high": 1.0, "unit": ""},
-            "within_ratio": {"meaning": "attention on the query's topic", "low": 0.0, "high": 1.0, "unit": ""},
-            "entropy_nats": {"meaning": "entropy of attention", "low": 0.0, "high": None, "unit": "nats"},
+            "selectivity": metric("topic selectivity", "points", "within_ratio minus its label-swap null", **POINTS),
+            "within_ratio": metric("within-topic attention", "%", "attention on the query's topic", **SHARE),
+            "entropy_nats": metric("attention entropy", "nats", "entropy of attention", low=0.0),
+            "sink_rate": metric("attention on position 0", "%", **SHARE),
+            "specialisation": metric("specialisation", "share²", digits=5),
+        },
+    },
+    "probes": {
+        "about": "What the residual stream tells of topics.",
+        "metrics": {"probe_accuracy_middle": metric("probe accuracy at the middle layer", "%", **SHARE)},
+    },
+    "tensorlens": {
+        "about": "Attention of the whole model.",
+        "metrics": {
+            f"{name}_selectivity_no_self": metric(f"{label} topic selectivity, self left out", "points", **POINTS)
+            for name, label in (("raw", "raw attention's"), ("rollout", "rollout's"), ("tensorlens", "TensorLens'"))
         },
     },
 }
+OTHERS = [
+    *("within_ratio", "probe_accuracy_middle", "loss_nats", "gap_closed", "raw_selectivity_no_self"),
+    *("rollout_selectivity_no_self", "tensorlens_selectivity_no_self", "entropy_nats", "sink_rate", "specialisation"),
+]
 
 
 def measured(
@@ -148,6 +177,7 @@ def run(
             "position_enc": {"name": position},
             "train": {"steps": 200},
             "data": {"seed": seed, "vocab_size": 64},
+            "outcomes": {"primary": "selectivity", "others": OTHERS},
             "seed": seed,
             **(settings or {}),
         },

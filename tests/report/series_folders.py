@@ -14,18 +14,12 @@ from headdyn.core.figures import Curve, curves
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import HEADS, MANIFEST, SUMMARY
 from headdyn.sweep.record import VERDICT
-from tests.report.folders import sweep
+from tests.report.folders import metric, sweep
 
 STEPS = (1_000, 32_000, 64_000, 143_000)
 TRAINING = 143_000
 PAIRS = ("9.8/9.11", "3.4/3.34")
 SPLITS = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))  # of four heads; even/odd is number 1
-
-
-def metric(label: str, unit: str = "", meaning: str = "", **more: Any) -> dict[str, Any]:
-    """What a run's glossary says of a metric."""
-    plain = {"meaning": meaning or f"what {label} is", "label": label, "low": None, "high": None, "unit": unit}
-    return {**plain, "scale": 1.0, "digits": 3, "difference_unit": "", "outcome": True, **more}
 
 
 RIGHT = {"scale": 100.0, "digits": 1, "difference_unit": "points", "low": 0.0, "high": 1.0}
@@ -264,9 +258,9 @@ def series(
             "state_hash": None if told is None else f"{int(revision.removeprefix('step')):064d}",
             "series": 0,
         }
-        for metric, found in (told or {}).items():
-            row[metric] = found.get("value")
-            row |= {f"{metric}_{part}": found.get(part) for part in ("ci_low", "ci_high", "null", "p")}
+        for name, found in (told or {}).items():
+            row[name] = found.get("value")
+            row |= {f"{name}_{part}": found.get(part) for part in ("ci_low", "ci_high", "null", "p")}
         rows.append(row | {name: column[k] for name, column in columns.items()})
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
