@@ -34,11 +34,11 @@ class Statement:
 
 def statements(sweep: SweepRecord) -> list[Statement]:
     """Every question that the sweep's records can answer, group by group."""
-    answered = []
+    answered, rank = [], {name: place for place, name in enumerate(sweep.outcomes.names)}
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group]
         effects, simple, pairs, pooled = (
-            [row for row in rows if row.get("group", "") == group]
+            sorted((r for r in rows if r.get("group", "") == group), key=lambda r: rank.get(r["outcome"], len(rank)))
             for rows in (sweep.effects, sweep.simple_effects, sweep.pairs, sweep.pooled)
         )
         names = dict.fromkeys(name for row in effects for name in row["factors"])
