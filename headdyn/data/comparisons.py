@@ -92,7 +92,6 @@ class Pair:
 
 
 ORIGINAL_PAIR = Pair(whole=9, tenths=8, hundredths=11)
-SEED_PAIR = ORIGINAL_PAIR
 
 
 def all_pairs(*, bug: bool) -> list[Pair]:
@@ -188,10 +187,6 @@ class Prompts:
     facts: Mapping[str, Any]
 
     @property
-    def seed_prompt(self) -> PromptGroup:
-        return self.original_prompt
-
-    @property
     def is_bug_P(self) -> np.ndarray:
         """Which pairs are bug pairs; the others are controls."""
         return np.array([pair.is_bug for pair in self.pairs])
@@ -210,11 +205,6 @@ class Prompts:
         units = np.concatenate([group.units_N for group in self.groups])
         share_NP = (units[:, None] == np.arange(len(self.pairs))) / np.bincount(units, minlength=len(self.pairs))
         return values @ share_NP
-
-
-def judged_right(text: str, pair: Pair = ORIGINAL_PAIR) -> bool:
-    """The seed's verdict on a continuation: it names the right number and not the wrong one."""
-    return pair.right in text.lower() and pair.wrong not in text.lower()
 
 
 @settings

@@ -19,7 +19,6 @@ from headdyn.data.comparisons import (
     Format,
     Pair,
     all_pairs,
-    judged_right,
     longest_common_block,
 )
 from tests.small_tokenizer import BIGGER, LARGER, Pieces, byte_level, prompts
@@ -40,19 +39,6 @@ def test_the_original_pair() -> None:
     assert (ORIGINAL_PAIR.right, ORIGINAL_PAIR.wrong, ORIGINAL_PAIR.is_bug) == ("9.8", "9.11", True)
     control = Pair(whole=9, tenths=2, hundredths=35)
     assert (control.right, control.wrong, control.is_bug) == ("9.35", "9.2", False)
-
-
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("I think the answer is:\n\n9.11\n\nA:\n\nThe", False),
-        ("I would say that the answer is 9.8.\n\nA:\n\nThe", True),
-        ("9.8 is bigger than 9.11", False),
-        ("I would say that the answer is the same as the answer to your question.", False),
-    ],
-)
-def test_verdicts_are_the_seed_studys(text: str, right: bool) -> None:
-    assert judged_right(text) is right
 
 
 def test_tokens_spell_the_prompts_and_their_answers() -> None:

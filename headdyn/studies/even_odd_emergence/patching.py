@@ -24,7 +24,7 @@ from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.patch import Layer, Patch
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings
-from headdyn.data.comparisons import judged_right
+from headdyn.data.comparisons import ORIGINAL_PAIR
 
 if TYPE_CHECKING:
     from headdyn.data.comparisons import Prompts
@@ -120,6 +120,11 @@ def answered(
         success = judged_right(texts[0])
         responses.append(Response(name=name, heads=tuple(heads), text=texts[0], success=success, agreeing=agreeing))
     return responses
+
+
+def judged_right(text: str) -> bool:
+    """The study's verdict on a continuation: it names the right number and not the wrong one."""
+    return ORIGINAL_PAIR.right in text.lower() and ORIGINAL_PAIR.wrong not in text.lower()
 
 
 def verdict_rows(responses: Sequence[Response]) -> list[dict[str, Any]]:

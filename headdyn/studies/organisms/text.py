@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from headdyn.core.randomness import generator
-from headdyn.data.comparisons import SEED_PAIR, Block, Format, Pair, all_pairs, longest_common_block
+from headdyn.data.comparisons import ORIGINAL_PAIR, Block, Format, Pair, all_pairs, longest_common_block
 
 # conf/data/comparisons' formats: what the suites are asked later.
 FORMATS = tuple(
@@ -121,7 +121,7 @@ def _pairs(bug: bool) -> list[Pair]:
 
 @functools.cache
 def _block(form: Format) -> Block:  # the numbers of all pairs have equally many digits, so one serves a format
-    source, target = _encoded([_prompt(template, SEED_PAIR, True) for template in (form.clean, form.corrupted)])
+    source, target = _encoded([_prompt(template, ORIGINAL_PAIR, True) for template in (form.clean, form.corrupted)])
     return longest_common_block(source, target)
 
 

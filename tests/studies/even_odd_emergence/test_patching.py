@@ -10,13 +10,13 @@ from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import GroupPatching
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import build
-from headdyn.data.comparisons import judged_right
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.studies.even_odd_emergence.patching import (
     ORIGINAL_PATCH,
     OriginalPatching,
     Response,
     answered,
+    judged_right,
     response_table,
     verdict_rows,
 )
@@ -24,6 +24,19 @@ from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts
 
 GROUPS = {"plain": (), "even": (0, 2), "odd": (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("I think the answer is:\n\n9.11\n\nA:\n\nThe", False),
+        ("I would say that the answer is 9.8.\n\nA:\n\nThe", True),
+        ("9.8 is bigger than 9.11", False),
+        ("I would say that the answer is the same as the answer to your question.", False),
+    ],
+)
+def test_verdicts_are_the_studys(text: str, right: bool) -> None:
+    assert judged_right(text) is right
 
 
 def model() -> Decoder:
