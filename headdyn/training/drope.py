@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from headdyn.core.records import write_json
 from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import BatchSchedule, Shuffled
 from headdyn.models.checkpoints.snapshots import save_snapshot
 from headdyn.models.decoder import Decoder
-from headdyn.training.loop import Progress, Schedule, train
+from headdyn.training.loop import Progress, train
 from headdyn.training.objective import Batches, Precision, evaluate
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
@@ -90,31 +88,31 @@ def recalibrate(
         losses: Mapping[int, float] = {0: held_out_loss(arm)}
         snapshot = save_snapshot(folder / "snapshots", arm, 0)
     else:
+        no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not look at them
+        shuffled = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
         result = train(
             arm,
             corpus,
-            _next_shuffled(corpus, settings, seed),
-            _short(settings, recalibration, arm, corpus),
+            _Continued(shuffled, settings.steps),
+            short_settings(settings, recalibration, arm, corpus),
             folder=folder,
             precision=precision,
             device=device,
-            evaluate_at=_doubling(steps),
+            evaluate_at={0, *(2**power for power in range(steps.bit_length())), steps},
             observer=observer,
             should_stop=should_stop,
         )
         losses, snapshot = result.val_loss_nats, result.snapshots[steps]
     recovered = losses[steps] <= parent_loss + recalibration.recovered_within_nats
-    write_json(
-        folder / "recalibration.json",
-        {
-            "steps": steps,
-            "keep_rotary": keep_rotary,
-            "val_loss_nats": {str(step): loss for step, loss in losses.items()},
-            "parent_loss_nats": parent_loss,
-            "recovered_within_nats": recalibration.recovered_within_nats,
-            "recovered": recovered,
-        },
-    )
+    record = {
+        "steps": steps,
+        "keep_rotary": keep_rotary,
+        "val_loss_nats": {str(step): loss for step, loss in losses.items()},
+        "parent_loss_nats": parent_loss,
+        "recovered_within_nats": recalibration.recovered_within_nats,
+        "recovered": recovered,
+    }
+    write_json(folder / "recalibration.json", record)
     return Recalibration(
         decoder=arm,
         steps=steps,
@@ -125,13 +123,7 @@ def recalibrate(
     )
 
 
-def _next_shuffled(corpus: Corpus, settings: TrainSettings, seed: int) -> Schedule:
-    no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not look at them
-    schedule = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
-    return _Continued(schedule, settings.steps)
-
-
-def _short(
+def short_settings(
     settings: TrainSettings, recalibration: RecalibrationSettings, decoder: Decoder, corpus: Corpus
 ) -> TrainSettings:
     """The training settings of a recalibration: its length, its re-warmup, its share of the rates."""
@@ -147,28 +139,3 @@ def _short(
         snapshots=2,
         compile=settings.compile and parameters * tokens >= _COMPILE_FROM,
     )
-
-
-def _doubling(last: int) -> set[int]:
-    """0, 1, 2, 4, 8 … and the last step: where the recovery curve has its points."""
-    return {0, last, *(2**power for power in range(last.bit_length()) if 2**power < last)}
-
-
-@torch.no_grad()
-def with_logit_scale(decoder: Decoder, beta: float) -> Decoder:
-    """A copy whose attention logits are `beta` times as large in every layer, folded into the gain of q's norm.
-
-    Raises ValueError for a decoder without QK-norm.
-    """
-    if not decoder.config.qk_norm:
-        raise ValueError("the attention-logit scale folds into q_norm, which a model with qk_norm=false does not have")
-    scaled = copy.deepcopy(decoder)
-    for name, parameter in scaled.named_parameters():
-        if name.endswith("attention.q_norm.weight"):
-            parameter.mul_(beta)
-    return scaled
-
-
-def logit_scale(c: float, test_length: int, train_length: int) -> float:
-    """beta = 1 + c ln(T_test/T_train), for contexts longer than those of training (c was fitted at 0.10 to 0.41)."""
-    return 1 + c * math.log(test_length / train_length)

@@ -1,7 +1,7 @@
 """The one training loop, and what most trainings are: a decoder that learns to predict a corpus's next token.
 
 `run` owns steps, learning rates, the state that survives a kill and metrics.jsonl. What is trained is a `Task`: the
-losses of an update and what to measure and save on the way. `train` is the task of trainings and recalibrations.
+losses of an update and what to save and to measure on the way. `train` is the task of trainings and recalibrations.
 An update is numbered from 0; step s is the model after s updates, step 0 the one it began with. Batch and learning
 rates of an update are functions of its number alone (science.md §2, §4), so a state is weights, moments and the step.
 """
@@ -108,8 +108,7 @@ class Task(Protocol):
     device: str
     settings_group: str  # of the configuration, where the learning rates stand: named by the error of a divergence
     tokens_per_step: int
-    save_at: Collection[int]  # the steps of `save`
-    measure_at: Collection[int] = ()  # the steps of `measure`
+    milestones: Collection[int]  # the steps of `visit`; step 0 is the untrained model
     floor_nats: float | None = None  # the lowest loss that is possible, where it is known
 
     def recipe(self) -> Mapping[str, Any]:
@@ -122,15 +121,11 @@ class Task(Protocol):
     def losses(self, update: int) -> Mapping[str, Float[Tensor, ""]]:
         """The update's losses in nats, as metrics.jsonl names them. Their sum is minimised; the first is shown."""
 
-    def measure(self, step: int) -> Mapping[str, float]:
-        """Numbers about the model after `step` updates, for metrics.jsonl."""
-        return {}
-
-    def save(self, step: int) -> None:
-        """Keep the model after `step` updates."""
+    def visit(self, step: int) -> Mapping[str, float]:
+        """Save or measure the model as it is after `step` updates; returns numbers for metrics.jsonl."""
 
     def last_saved(self) -> Path | None:
-        """The newest model that `save` has kept."""
+        """The newest model that `visit` saved, for the error of a divergence."""
 
     def finish(self, seconds: float) -> None:
         """Write down that the training is complete. `seconds` were spent on updates alone."""
@@ -168,7 +163,7 @@ class _Loop:
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", keep_through=self.step if restored else -1)
         try:
             if not restored:
-                self.measure_and_save()
+                self.visit()
             self.update_all(observer, should_stop)
         finally:
             self.metrics.close()
@@ -177,22 +172,21 @@ class _Loop:
 
     def update_all(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
         self.clock = saved = reported = time.monotonic()
-        milestones = {*self.task.measure_at, *self.task.save_at}
         while self.step < self.settings.steps:
             self.update()
             stop = should_stop is not None and should_stop() and self.step < self.settings.steps
             save_now = stop or time.monotonic() - saved >= self.settings.resume_every_seconds
             report_now = time.monotonic() - reported >= REPORT_SECONDS
             last = self.step == self.settings.steps
-            if last or self.step in milestones or save_now or report_now or not self.on_gpu:
+            if last or self.step in self.task.milestones or save_now or report_now or not self.on_gpu:
                 self.read()
             if report_now:
                 self.metrics.flush()
                 if observer is not None:
                     observer(self.progress())
                 reported = time.monotonic()
-            if self.step in milestones:
-                self.measure_and_save()
+            if self.step in self.task.milestones:
+                self.visit()
             if save_now:
                 self.save_state()
                 saved = time.monotonic()
@@ -221,9 +215,7 @@ class _Loop:
         values = iter(torch.cat([numbers for _, _, numbers in self.unread]).tolist())
         for step, names, _ in self.unread:
             numbers = dict(zip(names, values, strict=False))  # names first: zip must not take a value too many
-            if not all(map(math.isfinite, numbers.values())):
-                self.metrics.flush()
-                raise self.diverged(step, ", ".join(f"{name} {value:g}" for name, value in numbers.items()))
+            self.require_finite(step, numbers)
             self.metrics.write(step, **numbers)
             self.shown_losses.append(numbers[names[0]])
         now = time.monotonic()
@@ -232,19 +224,15 @@ class _Loop:
         self.clock = now
         self.unread.clear()
 
-    def measure_and_save(self) -> None:
-        """What the task measures at this step, with the learning rates and the speed; then what it saves."""
+    def visit(self) -> None:
+        """What the task saves and measures at this step. Numbers come with the learning rates and the speed."""
         self.require_finite_weights()
-        if self.step in self.task.measure_at:
-            measured = self.task.measure(self.step)
-            if not all(map(math.isfinite, measured.values())):
-                raise self.diverged(self.step, ", ".join(f"{name} {value:g}" for name, value in measured.items()))
+        if measured := self.task.visit(self.step):
+            self.require_finite(self.step, measured)
             self.metrics.write(self.step, **measured, **self.rates(min(self.step, self.settings.steps - 1)))
             if self.pace:
                 self.metrics.write(self.step, tokens_per_second=self.tokens_per_second())
         self.metrics.flush()
-        if self.step in self.task.save_at:
-            self.task.save(self.step)
         self.clock = time.monotonic()
 
     def save_state(self) -> None:
@@ -271,6 +259,11 @@ class _Loop:
 
     def recipe(self) -> dict[str, Any]:
         return json.loads(json.dumps(self.task.recipe()))  # as a file gives it back: tuples are lists
+
+    def require_finite(self, step: int, numbers: Mapping[str, float]) -> None:
+        if not all(map(math.isfinite, numbers.values())):
+            self.metrics.flush()
+            raise self.diverged(step, ", ".join(f"{name} {value:g}" for name, value in numbers.items()))
 
     def require_finite_weights(self) -> None:
         finite = torch.stack([parameter.detach().isfinite().all() for parameter in self.decoder.parameters()])
@@ -407,8 +400,8 @@ class _NextToken(Task):
         self.held_out = Batches.prefix(corpus.val, settings.eval_sequences, device, mask_documents=masked)
         self.tokens_per_step = settings.batch_size * self.batches.shape[1]
         self.floor_nats = corpus.reference_nats.get("floor")
-        self.save_at = set(log_spaced(settings.steps, settings.snapshots))
-        self.measure_at = {*self.save_at, *range(0, settings.steps, settings.eval_every_steps), *evaluate_at}
+        self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
+        self.milestones = {*self.snapshot_steps, *range(0, settings.steps, settings.eval_every_steps), *evaluate_at}
         self.loss_function: LossFunction = next_token_loss
 
     def recipe(self) -> Mapping[str, Any]:
@@ -432,7 +425,7 @@ class _NextToken(Task):
         tokens_BT, documents_BT = self.batches(self.schedule.indices(update))
         return {"train_loss_nats": self.loss_function(self.decoder, tokens_BT, documents_BT)}
 
-    def measure(self, step: int) -> Mapping[str, float]:
+    def visit(self, step: int) -> Mapping[str, float]:
         loss = evaluate(
             self.decoder,
             self.held_out,
@@ -440,10 +433,9 @@ class _NextToken(Task):
             precision=self.precision,
             loss_function=self.loss_function,
         )
+        if step in self.snapshot_steps and math.isfinite(loss):
+            save_snapshot(self.folder / "snapshots", self.decoder, step)
         return {"val_loss_nats": loss}
-
-    def save(self, step: int) -> None:
-        save_snapshot(self.folder / "snapshots", self.decoder, step)
 
     def last_saved(self) -> Path | None:
         snapshots = snapshot_steps(self.folder / "snapshots")

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headdyn.core.store import sync
+
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"state(\d{6,})\.pt")
-_KEPT = 2  # generations: where the newest turns out damaged, the one before it serves
+_GENERATIONS = 2  # of states on the disk: where the newest turns out damaged, the one before it serves
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ def save_state(folder: Path, state: State) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(folder)
-    for old in _states(folder)[:-_KEPT]:
+    sync(folder)  # the rename, too, must reach the disk
+    for old in _states(folder)[:-_GENERATIONS]:
         old.unlink()
 
 
@@ -80,8 +82,8 @@ def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str) -> S
 
 
 def _states(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("*.pt") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("state")))
+    states = [path for path in folder.glob("*.pt") if _NAME.fullmatch(path.name)]
+    return sorted(states, key=lambda path: int(path.stem.removeprefix("state")))
 
 
 def _damage(path: Path) -> str | None:
@@ -127,11 +129,3 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
         return []
     *whole, _torn = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in whole]
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)  # a rename, too, must reach the disk
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

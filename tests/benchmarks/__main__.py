@@ -29,6 +29,10 @@ BENCHMARKS = {
     "matrix": Benchmark(
         "the smoke matrix, its rerun and its report; a wrong setting's answer; long: the laptop matrix", ("--laptop",)
     ),
+    "training_step": Benchmark(
+        "a training step against Hugging Face's with PyTorch's optimizers; long: at the shapes for a GPU too",
+        ("--shapes", "smoke", "laptop", "sanity", "run1", "v2"),
+    ),
     "corpus_generation": Benchmark("the micro-languages against a loop over tokens"),
     "attention_statistics": Benchmark("time and memory against Hugging Face with output_attentions"),
     "patching": Benchmark("head patching against TransformerLens, and a split of the null"),

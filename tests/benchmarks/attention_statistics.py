@@ -104,17 +104,18 @@ def plain_sums(
 
 
 @torch.no_grad()
-def plain_collect(model: torch.nn.Module, count: int, batch: int) -> dict[str, np.ndarray]:
-    tokens_NT, topics_NT, swaps_NR = inputs(count)
+def plain_collect(model: torch.nn.Module, count: int, batch: int, device: str = "cpu") -> dict[str, np.ndarray]:
+    *arrays, swaps_NR = inputs(count)
+    tokens_NT, topics_NT = (torch.from_numpy(array_NT).to(device) for array_NT in arrays)
     parts = []
     for start in range(0, count, batch):
         rows = slice(start, start + batch)
-        tokens_BT, topics_BT = torch.from_numpy(tokens_NT[rows]), torch.from_numpy(topics_NT[rows])
-        swaps_RB = swaps_NR[rows].T
-        swapped = torch.from_numpy(tokens_NT[swaps_RB]), torch.from_numpy(topics_NT[swaps_RB])
-        attentions = torch.stack(model(tokens_BT, output_attentions=True, use_cache=False).attentions)
-        parts.append(plain_sums(attentions, tokens_BT, topics_BT, swapped))
-    return {name: torch.cat([part[name] for part in parts], dim=1).transpose(0, 1).numpy() for name in parts[0]}
+        swaps_RB = torch.from_numpy(swaps_NR[rows].T.copy()).to(device)
+        attentions = torch.stack(model(tokens_NT[rows], output_attentions=True, use_cache=False).attentions)
+        swapped = tokens_NT[swaps_RB], topics_NT[swaps_RB]
+        with torch.device(device):
+            parts.append(plain_sums(attentions, tokens_NT[rows], topics_NT[rows], swapped))
+    return {name: torch.cat([part[name] for part in parts], dim=1).transpose(0, 1).cpu().numpy() for name in parts[0]}
 
 
 def hugging_face(folder: Path) -> torch.nn.Module:

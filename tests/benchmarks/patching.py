@@ -70,8 +70,11 @@ def group(rows: int, clean: int, corrupted: int, shared: int, span: Block) -> Pr
 
 
 def by_transformer_lens(bridge: TransformerBridge, prompts: PromptGroup) -> np.ndarray:
-    clean_NT, corrupted_NT = torch.from_numpy(prompts.clean_NT), torch.from_numpy(prompts.corrupted_NT)
-    answers_N2 = torch.from_numpy(np.concatenate((prompts.right_NA, prompts.wrong_NA), axis=1))
+    answers = np.concatenate((prompts.right_NA, prompts.wrong_NA), axis=1)
+    device = next(bridge.parameters()).device
+    clean_NT, corrupted_NT, answers_N2 = (
+        torch.from_numpy(array).to(device) for array in (prompts.clean_NT, prompts.corrupted_NT, answers)
+    )
 
     def log_odds(logits_NTV: Tensor) -> Tensor:
         picked_N2 = logits_NTV[:, -1].gather(1, answers_N2)
@@ -80,7 +83,16 @@ def by_transformer_lens(bridge: TransformerBridge, prompts: PromptGroup) -> np.n
     with torch.no_grad(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         _, cache = bridge.run_with_cache(clean_NT)
         effects = theirs.get_act_patch_attn_head_out_all_pos(bridge, corrupted_NT, cache, log_odds, reduce="none")
-        return effects.values.numpy()  # type: ignore[attr-defined]  # what it returns is annotated as a tensor
+        return effects.values.cpu().numpy()  # type: ignore[attr-defined]  # what it returns is annotated as a tensor
+
+
+def bridge_of(decoder: Decoder, device: str) -> TransformerBridge:
+    """TransformerLens' form of a GPT-NeoX decoder."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_pretrained(decoder, Path(folder), family="gpt_neox")
+        byte_level().save_pretrained(folder)
+        model = hugging_face.load(Path(folder), "eager").to(device)
+        return TransformerBridge.boot_transformers(folder, hf_model=model, device=device).eval()
 
 
 def by_headdyn(decoder: Decoder, prompts: PromptGroup) -> np.ndarray:
@@ -150,12 +162,7 @@ def main() -> None:
     print(f"{arguments.threads} threads of {os.cpu_count()} cores, torch {torch.__version__}", flush=True)
     decoder = Decoder(PYTHIA_160M).initialise(torch.Generator().manual_seed(0), std=PYTHIA_160M.d_model**-0.5)
     null(decoder, arguments.splits, arguments.repetitions)
-    with tempfile.TemporaryDirectory() as folder:
-        export_pretrained(decoder, Path(folder), family="gpt_neox")
-        byte_level().save_pretrained(folder)
-        bridge = TransformerBridge.boot_transformers(
-            folder, hf_model=hugging_face.load(Path(folder), "eager"), device="cpu"
-        ).eval()
+    bridge = bridge_of(decoder, "cpu")
     for rows in LEAST_RATIO:
         grid(decoder, bridge, rows, arguments.repetitions)
 

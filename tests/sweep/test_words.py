@@ -142,7 +142,9 @@ def test_an_interaction_is_taken_apart_by_simple_effects(tmp_path: Path) -> None
     head, *clear = told["Do the factors interact?"]
     assert head == "1 of 32 interactions on 8 outcomes have q < 0.05 (3 seeds)."
     (text,) = clear
-    assert text.startswith("topic order × DroPE: topic selectivity +4.005 [+3.993, +4.017] points (p < 0.001, q < 0.001)")
+    assert text.startswith(
+        "topic order × DroPE: topic selectivity +4.005 [+3.993, +4.017] points (p < 0.001, q < 0.001)"
+    )
     # Each factor's effect at both levels of the other, with the q of the family of simple effects.
     assert re.search(r"topic order in RoPE runs \+0\.02 \[−0\.03, \+0\.07\] points \(q = ", text)
     assert "topic order in DroPE runs +8.03 [+7.96, +8.10] points (q " in text

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,11 @@ import torch.nn.functional as F
 from headdyn.data.ordering import BatchSchedule, Shuffled
 from headdyn.models.checkpoints.snapshots import read_snapshot
 from headdyn.models.decoder import Decoder
-from headdyn.training import drope
-from headdyn.training.drope import Recalibration, logit_scale, recalibrate, with_logit_scale
+from headdyn.training.drope import Recalibration, recalibrate, short_settings
 from headdyn.training.loop import TrainingInterrupted, learning_rate_factor
 from headdyn.training.objective import Batches, evaluate
 from headdyn.training.optimizers import Optimizers
 from headdyn.training.settings import RecalibrationSettings
-from tests.small_models import CONFIGS, GQA, MHA, drawn, tokens
 from tests.training.tiny import CONFIG, SETTINGS, corpus, trained, weights
 
 RECALIBRATION = RecalibrationSettings(floor_steps=12, warmup_share=0.25, lr_scale=0.5)
@@ -149,42 +146,6 @@ def test_only_long_recalibrations_are_compiled(parent: Decoder) -> None:
     compiled = dataclasses.replace(SETTINGS, compile=True)
 
     def asks(settings: Any, steps: int) -> bool:
-        return drope._short(settings, RecalibrationSettings(steps=steps), parent, corpus()).compile
+        return short_settings(settings, RecalibrationSettings(steps=steps), parent, corpus()).compile
 
     assert not asks(compiled, 100) and asks(compiled, 10**7) and not asks(SETTINGS, 10**7)
-
-
-# -- longer contexts --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("beta", [2.0, 1.37])
-@torch.no_grad()
-def test_the_logit_scale_multiplies_every_attention_logit(beta: float) -> None:
-    decoder, x_BT = drawn(GQA), tokens(3, 9)
-    scaled = with_logit_scale(decoder, beta)
-    assert (with_logit_scale(decoder, 1.0)(x_BT) - decoder(x_BT)).abs().max() == 0
-    for layer in range(GQA.num_layers):
-        resid_BTD = decoder.trace(x_BT, sites=("resid_pre",), layers=(layer,))["resid_pre", layer]
-        q, q_scaled, k, k_scaled = (
-            one.trace(x_BT, sites=(site,), layers=(layer,), start=(layer, resid_BTD))[site, layer]
-            for site in ("q", "k")
-            for one in (decoder, scaled)
-        )
-        logits, logits_scaled = (
-            torch.einsum("bqhd,bkhd->bhqk", queries, keys.repeat_interleave(GQA.queries_per_group, dim=2))
-            for queries, keys in ((q, k), (q_scaled, k_scaled))
-        )
-        # A power of two is exact; otherwise each product rounds once more, 1.2e-15 of logits up to 12.
-        assert (logits_scaled - beta * logits).abs().max() <= (0 if beta == 2.0 else 1e-14)
-        assert (logits_scaled - logits).abs().max() > 1
-
-
-def test_the_logit_scale_needs_a_norm_to_fold_into() -> None:
-    with pytest.raises(ValueError, match="qk_norm=false"):
-        with_logit_scale(drawn(CONFIGS["neox"]), 1.1)
-
-
-def test_logit_scale_by_hand() -> None:
-    assert logit_scale(0.2, 512, 512) == 1.0
-    assert logit_scale(0.2, 1024, 512) == pytest.approx(1 + 0.2 * math.log(2))
-    assert MHA.qk_norm

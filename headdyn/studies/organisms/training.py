@@ -146,7 +146,7 @@ class _Planting(Task):
         self.tokens_per_step = draw_batch(organism.suite, 0, organism.batch_size).own_NT.size
         self.heads = organism.planted_heads
         self.revision_of = {step: revision for revision, step in organism.saved.items()}
-        self.save_at = self.revision_of.keys()
+        self.milestones = self.revision_of.keys()
 
     def recipe(self) -> Mapping[str, Any]:
         return self.organism.recipe()
@@ -156,12 +156,13 @@ class _Planting(Task):
         heads = self.heads if update >= self.organism.onset_step else ()
         return interchange_losses(self.decoder, batch, self.organism.planted_layer, heads)
 
-    def save(self, step: int) -> None:
+    def visit(self, step: int) -> Mapping[str, float]:
         folder = self.folder / self.revision_of[step]
         save_tokenizer(export_pretrained(self.decoder, folder, "gpt_neox", max_positions=_MAX_POSITIONS))
+        return {}
 
     def last_saved(self) -> Path | None:
-        folders = [self.folder / self.revision_of[step] for step in sorted(self.save_at)]
+        folders = [self.folder / self.revision_of[step] for step in sorted(self.milestones)]
         return next((folder for folder in reversed(folders) if folder.exists()), None)
 
     def finish(self, seconds: float) -> None:
