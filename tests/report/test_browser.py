@@ -129,9 +129,7 @@ def test_a_figure_is_drawn_when_its_fold_opens_and_all_are_in_the_end(opened: Ch
     opened.run("document.querySelectorAll('details.section').forEach((part) => (part.open = true))")
     opened.until(f"{DRAWN} === document.querySelectorAll('.chart').length")
     assert opened.run(DRAWN) >= 15 and opened.errors == []
-    marks = (
-        "[...document.querySelectorAll('.chart-wrapper > svg')].every((s) => s.querySelectorAll('path, image, text').length > 10)"
-    )
+    marks = "[...document.querySelectorAll('.chart-wrapper > svg')].every((s) => s.querySelectorAll('path, image, text').length > 10)"
     assert opened.run(marks)
 
 
