@@ -9,8 +9,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console
@@ -28,41 +27,22 @@ from headdyn.sweep.effect_words import ONE_SEED
 from headdyn.sweep.record import SweepRecord, single_job
 from headdyn.sweep.words import question_about, statements
 
+if TYPE_CHECKING:
+    from headdyn.training.loop import Progress
+
 log = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 15.0
 
 
-class Progress(Protocol):
-    """What a training reports of itself."""
-
-    @property
-    def step(self) -> int: ...
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def loss_nats(self) -> float: ...
-
-    @property
-    def tokens_per_second(self) -> float: ...
-
-    @property
-    def eta_seconds(self) -> float: ...
-
-    @property
-    def gap_closed(self) -> float | None: ...
-
-
 class ProgressLine:
-    """A context manager that is called with every Progress."""
+    """A context manager that is called with every Progress of a training."""
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.live = (
-            Live(console=Console(stderr=True), transient=True, auto_refresh=False) if sys.stderr.isatty() else None
-        )
+        self.live = None
+        if sys.stderr.isatty():
+            self.live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
         self._logged = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -70,9 +50,7 @@ class ProgressLine:
             self.live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.live:
             self.live.stop()
 
