@@ -1,7 +1,7 @@
 """Which training steps a checkpoint suite has, and how a series of them is written. No torch: a typo answers at once.
 
-Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. The model organisms
-are saved under the same names, so what is said of Pythia here holds for them too.
+Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. Suites trained
+here are saved under the same names, so what is said of Pythia here holds for them too.
 """
 
 from __future__ import annotations

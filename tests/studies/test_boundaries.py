@@ -15,9 +15,9 @@ STUDIES = sorted(path.parent.name for path in (ROOT / "studies").glob("*/__init_
 ROOMS = ("core", "models", "data", "training", "analysis", "sweep", "report")
 FILES = ("pipeline.py", "stages.py", "config.py", "plan.py", "finish.py", "run.py")
 NAMES = re.compile(
-    r"even_odd|\bH[1-5]\b|"
+    r"even_odd|(?<!L\d )(?<!at )\bH[1-5]\b|"  # a size such as L4 H4 is no hypothesis
     + "|".join(rf"\b{name}\b" for name in STUDIES)
-    + r"|\bseed[_ ]stud(y|ies)|\bseeds?'s?\b|\bseed (00\d|protocol|document)|protocol=seed|\b(study|studies|document) 00\d"
+    + r"|\bseed[_ ]stud(y|ies)|\bseeds?'s?\b(?! corpus)|\bseed (00\d|protocol|document)|protocol=seed|\b(study|studies|document) 00\d"
 )
 
 
