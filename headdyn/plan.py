@@ -100,20 +100,22 @@ def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], D
         except HydraException:
             raise
         except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
-            raise ConfigError(_no_option(job) or one_line(error)) from error
+            raise ConfigError(_refused(job) or one_line(error)) from error
 
     with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
         yield compose_job
 
 
-def _no_option(job: Sequence[str]) -> str | None:
-    """What to say of a group that is given a number, null or the like in place of an option's name."""
+def _refused(job: Sequence[str]) -> str | None:
+    """What to say of an override that Hydra or OmegaConf refuses with a traceback, where that is known."""
     loader = GlobalHydra.instance().config_loader()
     for override in OverridesParser.create().parse_overrides(list(job)):
-        options = loader.get_group_options(override.get_key_element())
-        value = override.value()
+        key, value = override.get_key_element(), override.value()
+        if key.startswith("hydra.sweeper.params"):
+            return f"{override.input_line} is for presets; on the command line sweep with -m KEY=VALUE,VALUE"
+        options = loader.get_group_options(key)
         if options and not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
-            return f"{override.input_line} names no option; {override.get_key_element()} is {', '.join(options)}"
+            return f"{override.input_line} names no option; {key} is {', '.join(options)}"
     return None
 
 

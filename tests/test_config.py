@@ -87,6 +87,7 @@ def refusal(*arguments: str) -> str:
         (["-m", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir=x", "leave it out"]),
         (["hydra.run.dir=[1]"], ["hydra.run.dir"]),
         (["-m", "hydra.sweeper.params=3"], ["hydra.sweeper.params=3"]),
+        (["-m", "hydra.sweeper.params={attention:mha}"], ["is for presets", "-m KEY=VALUE,VALUE"]),
         (["study=headdyn.no_such_study"], ["study=headdyn.no_such_study", "imported"]),
         (
             ["-m", "train.adamw_betas=[0.9,0.95],[0.8,0.9]"],

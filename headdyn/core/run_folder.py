@@ -268,15 +268,11 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 def git_revision() -> str | None:
     """The commit this package runs from, with '+' behind it for uncommitted changes; None outside a checkout."""
-    root = Path(__file__).parent
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
     try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=12", "--dirty=+"],
-            cwd=root, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return described.stdout.strip()
 
 
 def _version(package: str) -> str | None:
