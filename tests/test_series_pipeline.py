@@ -156,8 +156,8 @@ def test_the_verdict_is_of_every_checkpoint_and_stands_in_timeline_and_report(sw
     assert said["counted"] == list(REVISIONS) and not said["excluded"] and not said["failed"] and not said["unhashed"]
     assert set(entry["runs"]) == set(REVISIONS) and "revision" not in entry["factors"]
     assert said["total_steps"] == 143_000
-    assert said["even_odd"]["splits"] == 6 and said["even_odd"]["least_possible_p"] == pytest.approx(2 / 6)
-    assert not said["even_odd"]["found"]  # four heads have too few splits for p ≤ 0.05, whatever they do
+    assert said["split"]["splits"] == 6 and said["split"]["least_possible_p"] == pytest.approx(2 / 6)
+    assert not said["split"]["found"]  # four heads have too few splits for p ≤ 0.05, whatever they do
     assert set(said["measures"]) >= {"strength", "strength_nats"}
     rows = timeline_of(sweep)
     assert [row["revision"] for row in rows] == list(REVISIONS)
@@ -167,7 +167,7 @@ def test_the_verdict_is_of_every_checkpoint_and_stands_in_timeline_and_report(sw
     page = words_of(sweep / "report.html")
     assert "Do even and odd heads specialise, and when?" in page
     assert "among all 6 balanced splits of layer 1" in page
-    assert f"p = {said['even_odd']['p']:.2f}" in page
+    assert f"p = {said['split']['p']:.2f}" in page
     assert "3 of 3 checkpoints count" in page
     assert all((sweep / path).is_file() for path in entry["figures"].values()) and entry["figures"]
     assert {"head_matches.parquet", "timeline.parquet"} <= {path.name for path in sweep.iterdir()}
@@ -233,7 +233,7 @@ def test_a_duplicate_is_measured_but_does_not_count(damaged: Path) -> None:
 def test_what_is_left_out_changes_no_verdict(sweep: Path, damaged: Path) -> None:
     """The three sound revisions are the organism's own files, so the verdict on them is the same."""
     ours, whole = verdict_of(damaged)["verdict"], verdict_of(sweep)["verdict"]
-    assert ours["even_odd"] == whole["even_odd"] and ours["heads"] == whole["heads"]
+    assert ours["split"] == whole["split"] and ours["heads"] == whole["heads"]
     assert ours["measures"]["strength_nats"] == whole["measures"]["strength_nats"]
 
 

@@ -67,7 +67,7 @@ def _metrics() -> dict[str, Metric]:
                 meaning=f"{meaning}; {words}",
                 **bounds | ({"unit": "nats"} if in_nats else {}),
             )
-        metrics[f"{kind}_even_odd_rand"] = rand(
+        metrics[f"{kind}_parity_rand"] = rand(
             label=f"agreement with even/odd, {_OF[kind]}",
             meaning=f"adjusted Rand index of k-means with k = 2 and even/odd; {words}",
         )

@@ -67,8 +67,8 @@ def test_planted_clusters_are_found_and_none_in_the_other_layers(planted: Findin
         assert row(planted, f"{kind}_silhouette", 1)["value"] > 0.8
         assert row(planted, f"{kind}_silhouette", 1)["q"] < 0.05
         assert row(planted, f"{kind}_best_silhouette", 1)["p"] == 1 / 201
-        assert row(planted, f"{kind}_even_odd_rand", 1)["value"] == 1
-        assert row(planted, f"{kind}_even_odd_rand", 1)["p"] < 0.06, "2 of 70 relabellings"
+        assert row(planted, f"{kind}_parity_rand", 1)["value"] == 1
+        assert row(planted, f"{kind}_parity_rand", 1)["p"] < 0.06, "2 of 70 relabellings"
         assert row(planted, f"{kind}_smallest_cluster", 1)["value"] == 4
         assert head_labels(planted.tables["clusterings"], 1, kind).tolist() == [0, 1] * 4
         assert not planted.table.matrix(f"{kind}_alone")[1].all()

@@ -140,11 +140,18 @@ def run(
     return {"name": name, "factors": factors}
 
 
-def splits(path: Path, even_odd_nats: float) -> None:
-    """Δ of six splits and two pairs: even heads give half of `even_odd_nats`, odd ones minus that, the others ±0.1."""
-    delta = {0: 0.1, 1: even_odd_nats / 2, 2: 0.0, 3: 0.0, 4: -even_odd_nats / 2, 5: -0.1}
+def splits(path: Path, strength_nats: float) -> None:
+    """Δ of six splits and two pairs: even heads give half of `strength_nats`, odd ones minus that, the others ±0.1."""
+    delta = {0: 0.1, 1: strength_nats / 2, 2: 0.0, 3: 0.0, 4: -strength_nats / 2, 5: -0.1}
     rows = [
-        {"layer": 1, "split": s, "heads": sum(2**h for h in SPLITS[s]), "even_odd": s == 1, "pair": p, "delta_nats": d}
+        {
+            "layer": 1,
+            "split": s,
+            "heads": sum(2**h for h in SPLITS[s]),
+            "is_reference": s == 1,
+            "pair": p,
+            "delta_nats": d,
+        }
         for s, d in delta.items()
         for p in PAIRS
     ]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headdyn.analysis.clusters import clusterings
+from headdyn.analysis.interventions.splits import at_least_as_high
 
 Key = tuple[str, float]  # method and its parameter: k, or DBSCAN's radius
 TWO_MEANS: Key = ("kmeans", 2)
@@ -144,7 +145,7 @@ def agreement(first_H: np.ndarray, second_H: np.ndarray, draws: int, generator: 
         return Agreement()
     table = clusterings.contingency(first_H, np.concatenate((second_H[None], dealt_RH)))
     rand_R, information_R = clusterings.adjusted_rand(table), clusterings.mutual_information(table)
-    p_rand, p_information = (float((x_R >= x_R[0] - 1e-9).mean()) for x_R in (rand_R, information_R))
+    p_rand, p_information = map(at_least_as_high, (rand_R, information_R))
     return Agreement(
         rand=float(rand_R[0]),
         p_rand=p_rand,

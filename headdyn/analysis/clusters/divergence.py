@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from headdyn.analysis.clusters import KINDS
 from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, Key, agreement
+from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.core.records import HeadTable
 
 
@@ -95,4 +96,4 @@ def mantel(
     )
     dealt_RX = second_HH[order_RH[:, upper[0]], order_RH[:, upper[1]]] - second_HH[upper].mean()
     correlation_R = dealt_RX @ first_X / scale
-    return float(correlation_R[0]), float((correlation_R >= correlation_R[0] - 1e-12).mean())
+    return float(correlation_R[0]), at_least_as_high(correlation_R)

@@ -21,6 +21,7 @@ from headdyn.analysis.head_clusters import NO_PROMPTS, HeadClusters
 from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
+from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import benjamini_hochberg
 from headdyn.data.comparisons import Prompts
@@ -127,10 +128,10 @@ def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.rando
         ]
         null_L, p_L = zip(*compared, strict=True)
         tables.append(_layers(f"{kind}_{name}", value_L, null_L, p_L, heads))
-    even_odd_H = np.arange(heads) % 2
-    matches = [agreement(labels_H, even_odd_H, relabellings, generator) for labels_H in clouds.own.split_RH]
+    parity_H = np.arange(heads) % 2
+    matches = [agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH]
     rand_L, p_rand_L = [each.rand for each in matches], [each.p_rand for each in matches]
-    tables.append(_layers(f"{kind}_even_odd_rand", rand_L, np.zeros(layers), p_rand_L, heads))
+    tables.append(_layers(f"{kind}_parity_rand", rand_L, np.zeros(layers), p_rand_L, heads))
     null_LRH = np.stack([null.alone_RH for null in clouds.nulls])
     if clouds.exchangeable:
         null_LRH = np.broadcast_to(null_LRH.reshape(layers, -1, 1), (layers, null_LRH[0].size, heads))
@@ -200,5 +201,5 @@ def _accuracy_row(
     )
     dealt_RH = clusterings.relabellings(repairs_H, relabellings, generator)
     accuracy_R = separates(labels_CH, np.concatenate((repairs_H[None], dealt_RH))).mean(-1)
-    p = float((accuracy_R >= accuracy_R[0] - 1e-12).mean())
-    return row | {"value": float(accuracy_R[0]), "null": float(accuracy_R[1:].mean()), "p": p, "n": len(labels_CH)}
+    value, null = float(accuracy_R[0]), float(accuracy_R[1:].mean())
+    return row | {"value": value, "null": null, "p": at_least_as_high(accuracy_R), "n": len(labels_CH)}

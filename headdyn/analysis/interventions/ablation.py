@@ -59,7 +59,7 @@ def _metrics() -> dict[str, Metric]:
                 outcome=group in ("even", "odd"),
             )
     for circuit in CIRCUITS:
-        metrics[f"{circuit}_even_odd_energy"] = Metric(
+        metrics[f"{circuit}_parity_energy"] = Metric(
             label=f"energy distance of even and odd {circuit.upper()} circuits",
             meaning=f"energy distance of even and odd heads by {circuit.upper()} circuits: twice the mean distance "
             "between less those within; p over splits of the heads",

@@ -13,9 +13,10 @@ from headdyn.analysis.clusters.figures import percentiles
 from headdyn.analysis.clusters.geometry import circuit_cosines
 from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation, Kind
-from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank, head_groups
+from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank
 from headdyn.analysis.interventions.pair_rows import Row
-from headdyn.analysis.interventions.patching import in_dtype
+from headdyn.analysis.interventions.patching import heads_as_weights, in_dtype
+from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import bootstrap_interval
@@ -114,7 +115,7 @@ def _groups(
     silent |= {f"only_{name}": ~mask_H for name, mask_H in clusters.items()}
     assert set(silent) == set(GROUPS)
     sizes = sorted({int(mask_H.sum()) for mask_H in silent.values()})
-    random = {size: head_groups(len(heads), size, random_groups, generator) for size in sizes}
+    random = {size: group_masks(len(heads), size, random_groups, generator) for size in sizes}
     groups = []
     for kind in KINDS:
         null = {s: runs.divergences(kind, {layer: masks_RH})[layer].mean(-1) for s, masks_RH in random.items()}
@@ -131,16 +132,21 @@ def _energies(decoder: Decoder, splits: int, generator: np.random.Generator) -> 
     """Even against odd heads by their weights, at every layer; heads are the unit."""
     heads = decoder.config.num_heads
     even_H = np.arange(heads) % 2 == 0
-    splits_RH = head_groups(heads, int(even_H.sum()), splits, generator)
+    splits_RH = group_masks(heads, int(even_H.sum()), splits, generator)
     rows = []
     for layer in range(decoder.config.num_layers):
         for circuit, cosine_HH in circuit_cosines(decoder, layer).items():
             distance_HH = clusterings.distances(cosine_HH[None])[0]
             value, null_R = energy(distance_HH, even_H[None])[0], energy(distance_HH, splits_RH)
-            row = {"metric": f"{circuit}_even_odd_energy", "layer": layer, "value": float(value)}
+            row = {"metric": f"{circuit}_parity_energy", "layer": layer, "value": float(value)}
             p = group_rank(value, even_H, splits_RH, null_R)
             rows.append(row | {"null": float(null_R.mean()), "p": p, "n": heads, "unit": "head"})
     return rows
+
+
+def group_masks(heads: int, size: int, most: int, generator: np.random.Generator) -> np.ndarray:
+    """Groups of `size` of a layer's heads as masks [R, H]: all there are, or `most` different ones."""
+    return heads_as_weights(head_groups(range(heads), size, most, generator), heads) == 1
 
 
 def cluster_groups(decoder: Decoder, layer: int, generator: np.random.Generator) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ Thresholds such as "8 or more even heads" and "60 % of the source" (science.md Â
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
+from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.statistics import bootstrap_interval
 
@@ -68,20 +68,13 @@ def by_group_size(
     """Patch groups of 0, 1, 2, â€¦ heads from each pool: all there are of a size, or a sample of `groups_per_size`."""
     doses = []
     for name, pool in pools.items():
-        groups = [group for size in range(len(pool) + 1) for group in _groups(pool, size, groups_per_size, generator)]
+        groups = [
+            group for size in range(len(pool) + 1) for group in head_groups(pool, size, groups_per_size, generator)
+        ]
         delta_CP = patching.deltas({layer: heads_as_weights(groups, num_heads)})[layer]
         sizes_C = np.array([len(group) for group in groups], dtype=float)
         doses.append(Dose(name=name, heads=tuple(groups), dose_C=sizes_C, delta_CP=delta_CP))
     return doses
-
-
-def _groups(pool: Sequence[int], size: int, most: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
-    if math.comb(len(pool), size) <= most:
-        return list(itertools.combinations(pool, size))
-    drawn: dict[tuple[int, ...], None] = {}
-    while len(drawn) < most:
-        drawn.setdefault(tuple(sorted(generator.choice(pool, size, replace=False).tolist())))
-    return list(drawn)
 
 
 def by_fraction(

@@ -9,8 +9,6 @@ be).
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -159,18 +157,6 @@ class _Group:
     def _divergence(self, x_CNAD: Tensor) -> Tensor:
         kl_CNA = (self._plain_NAV.exp() * (self._plain_NAV - self._law(x_CNAD))).sum(-1)
         return kl_CNA.clamp_min(0).mean(-1)  # rounding alone is negative
-
-
-def head_groups(num_heads: int, size: int, most: int, generator: np.random.Generator) -> np.ndarray:
-    """All groups of `size` heads as masks [R, H] where there are at most `most`, else that many different ones."""
-    heads, count = np.arange(num_heads), math.comb(num_heads, size)
-    if count <= most:
-        return np.array([np.isin(heads, members) for members in itertools.combinations(range(num_heads), size)])
-    drawn: dict[bytes, np.ndarray] = {}
-    while len(drawn) < most:
-        mask_H = np.isin(heads, generator.choice(num_heads, size, replace=False))
-        drawn.setdefault(mask_H.tobytes(), mask_H)
-    return np.array(list(drawn.values()))
 
 
 def group_rank(value: float, group_H: np.ndarray, groups_RH: np.ndarray, null_R: np.ndarray) -> float:

@@ -23,8 +23,76 @@ if TYPE_CHECKING:
     from headdyn.data.comparisons import Prompts
     from headdyn.models.decoder import Decoder
 
-right = partial(share, unit="% right")
-even_minus_odd = partial(Metric, unit="even − odd, nats")
+
+def _metrics() -> dict[str, Metric]:
+    on_bugs, on_controls = "share of bug pairs answered rightly", "share of control pairs answered rightly"
+    patched = {"plain": "nothing patched", "even": "even heads patched", "odd": "odd heads patched"}
+    right = partial(share, unit="% right")
+    even_minus_odd = partial(Metric, unit="even − odd, nats", outcome=True)
+    heads = partial(Metric, low=0, unit="heads", digits=0)
+    return {
+        "strength_nats": even_minus_odd(
+            label="strength of Δ",
+            meaning="mean Δ with even heads patched − with odd; p: two-sided rank among balanced splits",
+        ),
+        **{
+            f"{name}_success": right(label=words, meaning=f"{on_bugs}, {words}", outcome=True)
+            for name, words in (patched | {"all": "all heads patched", "source": "the source prompts"}).items()
+        },
+        "strength": Metric(
+            label="strength",
+            meaning="even_success − odd_success; its mean over all splits is 0",
+            low=-1,
+            high=1,
+            unit="even − odd, share of pairs",
+            digits=2,
+            outcome=True,
+        ),
+        "control_strength_nats": even_minus_odd(
+            label="strength of Δ on controls", meaning="strength_nats on control pairs"
+        ),
+        "plain_nats": nats(label="Δ, nothing patched", meaning="mean Δ over bug pairs, nothing patched", outcome=True),
+        "source_nats": nats(
+            label="Δ of the source prompts", meaning="mean Δ of the prompts that the values come from", outcome=True
+        ),
+        **{
+            f"{name}_recovered": Metric(
+                label=f"share of the way to the source, {name} heads",
+                meaning=f"(Δ_{name} − Δ_plain) / (Δ_source − Δ_plain)",
+            )
+            for name in ("even", "odd", "all")
+        },
+        "strength_rank": Metric(
+            label="rank of even/odd among the splits",
+            meaning="rank of even/odd's strength_nats among labelled splits; p one-sided",
+            low=1,
+            digits=0,
+        ),
+        "best_split_nats": nats(
+            label="strength of the strongest split",
+            meaning="strength_nats of the strongest split; null: 95th percentile of |strength_nats|",
+            low=0,
+        ),
+        **{
+            f"{name}_size_threshold": heads(
+                label=label,
+                meaning=f"number of heads from which on every group of {of} drawn repairs over half the pairs",
+            )
+            for name, label, of in (("even", "even heads needed", "even heads"), ("any", "heads needed", "heads"))
+        },
+        "even_fraction_threshold": share(
+            label="share of the source needed",
+            meaning="share of the source in all even heads from which on over half the pairs succeed",
+        ),
+        "head_effect_nats": nats(
+            label="effect of one head", meaning="change of mean Δ when this head alone is patched"
+        ),
+        "head_success": right(label="this head patched", meaning=f"{on_bugs}, this head alone patched"),
+        **{
+            f"control_{name}_success": right(label=f"{words} on controls", meaning=f"{on_controls}, {words}")
+            for name, words in patched.items()
+        },
+    }
 
 
 @settings
@@ -52,94 +120,7 @@ class Specialization(PatchSettings):
 
     rows: ClassVar[Literal["split"]] = "split"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
-    metrics: ClassVar[Mapping[str, Metric]] = {
-        "strength_nats": even_minus_odd(
-            label="strength of Δ",
-            meaning="mean Δ with even heads patched − with odd; p: two-sided rank among balanced splits",
-            outcome=True,
-        ),
-        "plain_success": right(
-            label="nothing patched", meaning="share of bug pairs answered rightly, nothing patched", outcome=True
-        ),
-        "even_success": right(
-            label="even heads patched", meaning="share of bug pairs answered rightly, even heads patched", outcome=True
-        ),
-        "odd_success": right(
-            label="odd heads patched", meaning="share of bug pairs answered rightly, odd heads patched", outcome=True
-        ),
-        "all_success": right(
-            label="all heads patched", meaning="share of bug pairs answered rightly, all heads patched", outcome=True
-        ),
-        "source_success": right(
-            label="the source prompts", meaning="the same for the prompts that the values come from", outcome=True
-        ),
-        "strength": Metric(
-            label="strength",
-            meaning="even_success − odd_success; its mean over all splits is 0",
-            low=-1,
-            high=1,
-            unit="even − odd, share of pairs",
-            digits=2,
-            outcome=True,
-        ),
-        "control_strength_nats": even_minus_odd(
-            label="strength of Δ on controls", meaning="strength_nats on control pairs", outcome=True
-        ),
-        "plain_nats": nats(label="Δ, nothing patched", meaning="mean Δ over bug pairs, nothing patched", outcome=True),
-        "source_nats": nats(
-            label="Δ of the source prompts", meaning="mean Δ of the prompts that the values come from", outcome=True
-        ),
-        **{
-            f"{heads}_recovered": Metric(
-                label=f"share of the way to the source, {heads} heads",
-                meaning=f"(Δ_{heads} − Δ_plain) / (Δ_source − Δ_plain)",
-            )
-            for heads in ("even", "odd", "all")
-        },
-        "strength_rank": Metric(
-            label="rank of even/odd among the splits",
-            meaning="rank of even/odd's strength_nats among labelled splits; p one-sided",
-            low=1,
-            digits=0,
-        ),
-        "best_split_nats": nats(
-            label="strength of the strongest split",
-            meaning="strength_nats of the strongest split; null: 95th percentile of |strength_nats|",
-            low=0,
-        ),
-        "even_size_threshold": Metric(
-            label="even heads needed",
-            meaning="number of heads from which on every group of even heads drawn repairs over half the pairs",
-            low=0,
-            unit="heads",
-            digits=0,
-        ),
-        "any_size_threshold": Metric(
-            label="heads needed",
-            meaning="number of heads from which on every group of heads drawn repairs over half the pairs",
-            low=0,
-            unit="heads",
-            digits=0,
-        ),
-        "even_fraction_threshold": share(
-            label="share of the source needed",
-            meaning="share of the source in all even heads from which on over half the pairs succeed",
-        ),
-        "head_effect_nats": nats(
-            label="effect of one head", meaning="change of mean Δ when this head alone is patched"
-        ),
-        "head_success": right(
-            label="this head patched", meaning="share of bug pairs answered rightly, this head alone patched"
-        ),
-        **{
-            f"control_{name}_success": right(label=f"{words} on controls", meaning=f"{name}_success on control pairs")
-            for name, words in (
-                ("plain", "nothing patched"),
-                ("even", "even heads patched"),
-                ("odd", "odd heads patched"),
-            )
-        },
-    }
+    metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
         """Model rows for `layer`, layer rows for even/odd at every layer, head rows for single heads of `layer`."""

@@ -146,7 +146,7 @@ def _null_figure(splits: Splits, null_SP: np.ndarray, layer: int) -> Figure:
         xlabel="rank of the split",
         ylabel="strength (nats)",
         title=f"Even against odd among balanced splits, layer {layer}",
-        references={"even/odd": strength_S[splits.even_odd].item()},
+        references={"even/odd": strength_S[splits.reference].item()},
         whole_x=True,
         caption="Every way to split the layer's heads into halves, by how much more one half repairs than the other. "
         "If even/odd were a split like any other, its line could cross the curve anywhere.",

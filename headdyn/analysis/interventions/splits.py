@@ -17,6 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+def head_groups(pool: Sequence[int], size: int, most: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
+    """All groups of `size` heads of a pool where there are at most `most`, else that many different ones."""
+    if math.comb(len(pool), size) <= most:
+        return list(itertools.combinations(pool, size))
+    groups: dict[tuple[int, ...], None] = {}
+    while len(groups) < most:
+        groups.setdefault(tuple(sorted(generator.choice(pool, size, replace=False).tolist())))
+    return list(groups)
+
+
+def at_least_as_high(value_R: np.ndarray) -> float:
+    """p of the first of R values: the share of all that are at least as high, itself included, up to rounding."""
+    return float((value_R >= value_R[0] - 1e-9 * np.abs(value_R).max()).mean())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """Labelled splits: `half_SH` marks the heads of each split's first half.
@@ -26,7 +41,7 @@ class Splits:
     """
 
     half_SH: np.ndarray  # bool
-    even_odd: int  # the row whose first half is the even heads
+    reference: int  # the row whose first half is the even heads
     exact: bool  # whether these are all there are
 
     def __len__(self) -> int:
@@ -40,7 +55,7 @@ class Splits:
     def alike_S(self) -> np.ndarray:
         """The splits whose first half has as many heads as even/odd's: all of them where H is even."""
         size_S = self.half_SH.sum(1)
-        return size_S == size_S[self.even_odd]
+        return size_S == size_S[self.reference]
 
     def advantage(self, delta_SP: np.ndarray) -> float:
         """By how much the larger half is ahead, averaged over all splits; 0 where H is even."""
@@ -56,7 +71,7 @@ class Splits:
 
     def rank_test(self, strength_S: np.ndarray) -> RankTest:
         """Even/odd's place among the splits like it."""
-        return rank_test(strength_S[self.alike_S], int(self.alike_S[: self.even_odd].sum()))
+        return rank_test(strength_S[self.alike_S], int(self.alike_S[: self.reference].sum()))
 
 
 def balanced_splits(
@@ -84,13 +99,14 @@ def balanced_splits(
         half_SH = (np.array(list(chosen))[:, :, None] == heads).any(1)
     if odd or num_heads > exact_to:
         half_SH = np.concatenate((half_SH, ~half_SH[::-1]))
-    even_odd = int(np.flatnonzero((half_SH == (heads % 2 == 0)).all(1))[0])
-    return Splits(half_SH=half_SH, even_odd=even_odd, exact=len(half_SH) == _count(num_heads))
+    return _labelled(half_SH)
 
 
-def _count(num_heads: int) -> int:
-    """How many labelled splits there are."""
-    return math.comb(num_heads, num_heads // 2) * (1 + num_heads % 2)
+def _labelled(half_SH: np.ndarray) -> Splits:
+    heads = half_SH.shape[1]
+    reference = int(np.flatnonzero((half_SH == (np.arange(heads) % 2 == 0)).all(1))[0])
+    every = math.comb(heads, heads // 2) * (1 + heads % 2)
+    return Splits(half_SH=half_SH, reference=reference, exact=len(half_SH) == every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +158,7 @@ def split_table(splits: Splits, deltas: Mapping[int, np.ndarray], pairs: Sequenc
                 "layer": pa.array(np.full(delta_SP.size, layer, dtype=np.int32)),
                 "split": pa.array(number_SP),
                 "heads": pa.array(bits_S[number_SP]),
-                "even_odd": pa.array(number_SP == splits.even_odd),
+                "is_reference": pa.array(number_SP == splits.reference),
                 "pair": pa.DictionaryArray.from_arrays(pa.array(pair_SP), list(pairs)),
                 "delta_nats": pa.array(delta_SP.ravel()),
             }
@@ -162,9 +178,7 @@ def read_splits(table: pa.Table, layer: int) -> tuple[Splits, np.ndarray]:
         raise KeyError(f"no splits of layer {layer}; there are layers {sorted(set(table['layer'].to_pylist()))}")
     number_X = rows["split"].to_numpy()
     first = np.flatnonzero(np.diff(number_X, prepend=-1))
-    bits_S = rows["heads"].to_numpy()[first]
+    bits_S = rows["heads"].to_numpy()[first].astype(np.uint64)
     heads = int(np.bitwise_or.reduce(bits_S)).bit_length()
     half_SH = (bits_S[:, None] >> np.arange(heads, dtype=np.uint64) & np.uint64(1)).astype(bool)
-    even_odd = int(np.flatnonzero(rows["even_odd"].to_numpy(zero_copy_only=False)[first])[0])
-    splits = Splits(half_SH=half_SH, even_odd=even_odd, exact=len(first) == _count(heads))
-    return splits, rows["delta_nats"].to_numpy().reshape(len(first), -1)
+    return _labelled(half_SH), rows["delta_nats"].to_numpy().reshape(len(first), -1)

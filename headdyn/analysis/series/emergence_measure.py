@@ -14,16 +14,17 @@ from scipy.stats import norm
 
 from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.contract import SeriesFindings
-from headdyn.analysis.series import timeline
 from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.head_matching import Match, match_series, match_table
 from headdyn.analysis.series.judgement import Measure, judge
 from headdyn.analysis.series.onset import crossings
 from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order, with_metric
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
+from headdyn.analysis.series.timeline import series_figures, timeline_table
 from headdyn.core.records import HeadTable
 
 EVEN_ODD = ("strength", "strength_nats")
+SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")
 Row = dict[str, Any]
 
 
@@ -46,7 +47,7 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
     }
     if len(counted) < 2:
         verdict["reason"] = f"{len(counted)} checkpoints that count are no series"
-        tables = {"timeline": timeline.timeline_table(points, excluded, total, {})}
+        tables = {"timeline": timeline_table(points, excluded, total, {})}
         return SeriesFindings(table=HeadTable.concat([]), tables=tables, verdict=verdict)
     trajectory = SplitTrajectory.of(counted)
     measures = _measures(chosen, counted, steps, trajectory)
@@ -60,7 +61,7 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
     after, at = max(pairwise(steps), key=lambda pair: pair[1] - pair[0])
     verdict |= {
         "widest_interval": {"steps": [after, at], "training_share": (at - after) / total},
-        "even_odd": no_splits if trajectory is None else trajectory.verdict(steps, chosen.alpha),
+        "split": no_splits if trajectory is None else trajectory.verdict(steps, chosen.alpha),
         "measures": judgements,
         "unmeasured": [name for name in verdict["unmeasured"] if name not in judgements],
         "agreement": _agreement(judgements),
@@ -69,26 +70,13 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
     }
     columns = {} if trajectory is None else trajectory.columns()
     tables = {
-        "timeline": timeline.timeline_table(points, excluded, total, columns),
+        "timeline": timeline_table(points, excluded, total, columns),
         **({"head_matches": match_table(matches)} if matches else {}),
         **({"cluster_divergence": divergence.table} if len(divergence) else {}),
     }
-    figures = {
-        **{
-            name: timeline.strength_figure(counted, name, unit, judgements[name], columns.get(f"{name}_band"))
-            for name, unit in zip(EVEN_ODD, ("share of bug pairs", "nats"), strict=True)
-            if name in judgements
-        },
-        "success": timeline.success_figure(counted),
-        "log_odds": timeline.log_odds_figure(counted),
-        "layers": timeline.layers_figure(counted),
-        "detail": timeline.detail_figure(steps, measures, judgements),
-        "heads": timeline.heads_figure(matches),
-        "cluster_divergence": timeline.divergence_figure(divergence),
-    }
     return SeriesFindings(
         table=HeadTable.from_rows(_rows(judgements, trajectory, matches)),
-        figures={name: figure for name, figure in figures.items() if figure is not None},
+        figures=series_figures(counted, measures, judgements, matches, divergence),
         tables=tables,
         verdict=verdict,
     )
@@ -159,7 +147,7 @@ def _agreement(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 def _capability(counted: Sequence[SeriesPoint], threshold: float) -> dict[str, dict[str, Any]]:
     """How often each success rate rises above the threshold and falls again: what is learnt may be lost."""
-    rates = {metric: [row["value"] for row in with_metric(counted, metric).values()] for metric in timeline.SUCCESSES}
+    rates = {metric: [row["value"] for row in with_metric(counted, metric).values()] for metric in SUCCESSES}
     changes = {metric: crossings(np.array(values), threshold) for metric, values in rates.items() if values}
     return {
         metric: {"appearances": appears, "disappearances": disappears, "last": rates[metric][-1]}

@@ -57,8 +57,8 @@ class SplitSummary:
             splits=splits,
             layer=layer,
             pairs=tuple(names),
-            even_P=delta_SP[splits.even_odd],
-            odd_P=delta_SP[::-1][splits.even_odd],
+            even_P=delta_SP[splits.reference],
+            odd_P=delta_SP[::-1][splits.reference],
             strength_S=splits.strengths(delta_SP),
             success_S=splits.strengths(succeeds(delta_SP)),
         )

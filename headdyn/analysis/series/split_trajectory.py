@@ -57,7 +57,7 @@ class SplitTrajectory:
     @cached_property
     def p_K(self) -> np.ndarray:
         """p of even/odd at each checkpoint against the strongest moment of every split; two-sided, of Δ."""
-        return max_statistic_p(self.strength_KS, self.splits.even_odd)
+        return max_statistic_p(self.strength_KS, self.splits.reference)
 
     @property
     def best(self) -> tuple[int, float]:
@@ -65,7 +65,7 @@ class SplitTrajectory:
 
         Least of p-values that each count all checkpoints, so it needs no further correction.
         """
-        p_K = np.where(self.strength_KS[:, self.splits.even_odd] > 0, self.p_K, 1.0)
+        p_K = np.where(self.strength_KS[:, self.splits.reference] > 0, self.p_K, 1.0)
         return int(p_K.argmin()), float(p_K.min())
 
     def measures(self, steps: Sequence[int], threshold: float, alpha: float) -> list[Measure]:
@@ -104,7 +104,7 @@ class SplitTrajectory:
             "layer": self.layer,
             "pairs": self.nats_KP.shape[1],
             "strongest_split": list(self.splits.heads(strongest)),
-            "even_odd_is_strongest": strongest == self.splits.even_odd,
+            "is_strongest": strongest == self.splits.reference,
         }
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headdyn.analysis.interventions.splits import read_splits
 from headdyn.core.figures import PALETTE, Figure, alt
 from headdyn.core.numbers import count, fixed, number, p_value, spelled
 from headdyn.report.markup import gallery, soft, table
@@ -42,35 +44,29 @@ def splits(sweep: SweepRecord) -> Section | None:
     path = sweep.jobs[0].run.folder / "splits.parquet"
     if not path.exists():
         return None
-    rows = pq.read_table(path, columns=["layer", "split", "even_odd", "delta_nats"])
-    layer_X, split_X, delta_X = (rows[name].to_numpy() for name in ("layer", "split", "delta_nats"))
-    even_X = rows["even_odd"].to_numpy(zero_copy_only=False)
-    figures = []
-    for layer in sorted(set(layer_X.tolist())):
-        here_X = layer_X == layer
-        count_S = np.bincount(split_X[here_X])
-        mean_S = np.bincount(split_X[here_X], weights=delta_X[here_X]) / count_S
-        strength_S = mean_S - mean_S[::-1]  # lexicographic order reverses under complement
-        even_odd = int(split_X[here_X & even_X][0])
-        figures.append(histogram(strength_S, strength_S[even_odd].item(), f"Balanced splits of layer {layer}"))
+    rows, figures = pq.read_table(path), []
+    for layer in sorted(pc.unique(rows["layer"]).to_pylist()):
+        halves, delta_SP = read_splits(rows, layer)
+        strength_S = halves.strengths(delta_SP)
+        figures.append(histogram(strength_S, strength_S[halves.reference].item(), f"Balanced splits of layer {layer}"))
     return Section("splits", "Even/odd among all balanced splits", soft(_SPLITS) + gallery(map(drawn, figures)))
 
 
-def histogram(strength_S: np.ndarray, even_odd: float, title: str) -> Figure:
+def histogram(strength_S: np.ndarray, reference: float, title: str) -> Figure:
     """How many splits have which strength of Δ, with a line at even/odd."""
     reach = float(np.abs(strength_S).max()) or 1.0
     counts, edges = np.histogram(strength_S, np.linspace(-reach, reach, 42))
     ends = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
     tables = {
         "bars": [{"from": low, "to": high, "splits": n} for low, high, n in ends if n],
-        "own": [{"strength": even_odd, "text": f"even/odd {fixed(even_odd, 3, signed=True)}"}],
+        "own": [{"strength": reference, "text": f"even/odd {fixed(reference, 3, signed=True)}"}],
     }
     x = alt.X("from:Q", title="strength of Δ (nats): one half patched less the other")
     bars = alt.Chart(alt.NamedData("bars")).mark_bar(color="#9aa5b1", binSpacing=0.5).encode(
         x.bin("binned"), alt.X2("to:Q"), alt.Y("splits:Q"), tooltip=["from:Q", "to:Q", "splits:Q"]
     )  # fmt: skip
     own = alt.Chart(alt.NamedData("own")).encode(alt.X("strength:Q"))
-    left = even_odd < 0.4 * reach
+    left = reference < 0.4 * reach
     text = own.mark_text(color=PALETTE[1], align="left" if left else "right", dx=5 if left else -5, y=8)
     chart = alt.layer(bars, own.mark_rule(color=PALETTE[1], strokeWidth=2), text.encode(text="text:N"))
     return Figure(chart.properties(width=460, height=190, title=title), "", tables)

@@ -144,8 +144,8 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
         "analysis_cpu_seconds": time.process_time() - began,
         **_final(points[-1], known["heads"]),
         "excluded": verdict["excluded"],
-        "found_by_trajectory": verdict["even_odd"]["found"],
-        "trajectory_p": verdict["even_odd"]["p"],
+        "found_by_trajectory": verdict["split"]["found"],
+        "trajectory_p": verdict["split"]["p"],
         **_onset(points, known),
         "even_odd_emerges": emerges["strength"],
         "even_odd_nats_emerge": emerges["strength_nats"],
@@ -172,7 +172,7 @@ def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
     """What the last checkpoint shows. `half_rank` is the planted half's place in the scan over all splits."""
     assert point.splits is not None
     values, splits, strength_S = _values(point), point.splits.splits, point.splits.strength_S
-    test, half = rank_test(strength_S, splits.even_odd), _half(point.splits, heads)
+    test, half = rank_test(strength_S, splits.reference), _half(point.splits, heads)
     names = ("plain_success", "source_success", "even_success", "odd_success", "all_success", "strength_nats")
     return {
         **{name: values[name] for name in names},

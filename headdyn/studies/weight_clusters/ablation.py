@@ -16,6 +16,7 @@ from pydantic import Field
 
 from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.patch import Dtype, Layer
+from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.analysis.metrics import nats
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings
@@ -105,8 +106,8 @@ def _kl_row(metric: str, plain_V: Tensor, change: Callable[[np.ndarray], Tensor]
     """The first labelling's KL against that of the same labels dealt to other pieces."""
     laws = (change(labels_H) for labels_H in dealt_RH)
     kl_R = np.array([(plain_V.exp() * (plain_V - law_V)).sum().clamp_min(0).item() for law_V in laws])
-    p = float((kl_R >= kl_R[0] * (1 - 1e-9)).mean())
-    return {"metric": metric, "value": float(kl_R[0]), "null": float(kl_R[1:].mean()), "p": p, "n": 1, "unit": "prompt"}
+    value, null = float(kl_R[0]), float(kl_R[1:].mean())
+    return {"metric": metric, "value": value, "null": null, "p": at_least_as_high(kl_R), "n": 1, "unit": "prompt"}
 
 
 def law(decoder: Decoder, prompt: PromptGroup, edits: Sequence[Edit] = ()) -> Tensor:

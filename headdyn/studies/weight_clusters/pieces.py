@@ -28,6 +28,7 @@ from scipy import special
 from torch import Tensor
 
 from headdyn.analysis.clusters.clusterings import spread
+from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.models.decoder import Decoder
 from headdyn.models.family_table import HEAD_BY_HEAD
 
@@ -116,14 +117,9 @@ def entry_test(
         log10_p=float(log10_p_R[0]),
         null_wasserstein=float(wasserstein_R[1:].mean()),
         null_log10_p=float(log10_p_R[1:].mean()),
-        p_wasserstein=_rank(wasserstein_R),
-        p_log10_p=_rank(ks_R),
+        p_wasserstein=at_least_as_high(wasserstein_R),
+        p_log10_p=at_least_as_high(ks_R),
     )
-
-
-def _rank(value_R: np.ndarray) -> float:
-    slack = 1e-9 * np.abs(value_R).max()
-    return float((value_R >= value_R[0] - slack).mean())
 
 
 def _entry_statistics(gaps_E: np.ndarray, piece_E: np.ndarray, first_H: np.ndarray) -> Sequence[float]:

@@ -128,11 +128,11 @@ def test_two_sample_tests_take_heads_as_units(family: Prompts) -> None:
         for weight_HDd in (w.q_HDd, w.k_GDd):
             weight_HDd[::2] = weight_HDd[:1] + 0.1 * weight_HDd[::2]
     table = analysed(decoder, family).table
-    rows = table.where(metric="qk_even_odd_energy", head=None).rows()
+    rows = table.where(metric="qk_parity_energy", head=None).rows()
     by_layer = {row["layer"]: row for row in rows}
     assert by_layer[1]["p"] == pytest.approx(2 / 70) and by_layer[1]["n"] == 8 and by_layer[1]["unit"] == "head"
     assert by_layer[0]["p"] > 0.05 and by_layer[2]["p"] > 0.05
-    assert all(row["p"] > 0.05 for row in table.where(metric="ov_even_odd_energy").rows())
+    assert all(row["p"] > 0.05 for row in table.where(metric="ov_parity_energy").rows())
 
 
 def test_a_corpus_is_read_in_place_of_prompts() -> None:

@@ -10,7 +10,8 @@ import torch
 from transformers import GPTNeoXConfig
 
 from headdyn.analysis.interventions.ablation import KINDS
-from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, TokenGroup, group_rank, head_groups
+from headdyn.analysis.interventions.ablation_measure import group_masks
+from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, TokenGroup, group_rank
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import load_pretrained
 from headdyn.studies.weight_clusters.ablation import slices_kept
@@ -121,7 +122,7 @@ def test_the_original_slices_are_other_heads() -> None:
 
 
 def test_cells_do_not_depend_on_how_many_run_at_once() -> None:
-    decoder, every = drawn(NEOX), head_groups(4, 2, 99, np.random.default_rng(0))
+    decoder, every = drawn(NEOX), group_masks(4, 2, 99, np.random.default_rng(0))
     for kind in KINDS:
         together, alone = (
             HeadAblation(decoder, texts(), np.random.default_rng(0), max_bytes=size).divergences(kind, {1: every})[1]
@@ -167,14 +168,14 @@ def test_one_text_of_a_length_is_refused() -> None:
 
 
 def test_groups_of_heads_are_all_or_different() -> None:
-    every = head_groups(5, 2, 10, np.random.default_rng(0))
+    every = group_masks(5, 2, 10, np.random.default_rng(0))
     assert {tuple(np.flatnonzero(row)) for row in every} == set(itertools.combinations(range(5), 2))
-    some = head_groups(8, 4, 30, np.random.default_rng(0))
+    some = group_masks(8, 4, 30, np.random.default_rng(0))
     assert len(np.unique(some, axis=0)) == 30 < math.comb(8, 4) and (some.sum(1) == 4).all()
 
 
 def test_rank_of_a_group_by_hand() -> None:
-    every = head_groups(3, 1, 10, np.random.default_rng(0))
+    every = group_masks(3, 1, 10, np.random.default_rng(0))
     assert group_rank(2.0, every[1], every, np.array([3.0, 2.0, 1.0])) == 2 / 3
     assert group_rank(2.0, every[1], every[[0, 2]], np.array([3.0, 1.0])) == 2 / 3, "a sample without the group"
     assert group_rank(2.0, every[1], every, np.array([2.0 - 1e-12, 2.0, 1.0])) == 2 / 3, "ties up to rounding"
@@ -185,7 +186,7 @@ def test_the_rank_of_a_group_is_uniform_over_relabelled_heads() -> None:
     runs = HeadAblation(
         drawn(dataclasses.replace(NEOX, num_heads=6, num_kv_heads=6)), texts(), np.random.default_rng(0)
     )
-    every = head_groups(6, 3, 20, np.random.default_rng(0))
+    every = group_masks(6, 3, 20, np.random.default_rng(0))
     value_R = runs.divergences("resample", {1: every})[1].mean(-1)
     p = sorted(group_rank(value, row, every, value_R) for value, row in zip(value_R, every, strict=True))
     np.testing.assert_allclose(p, np.arange(1, 21) / 20)

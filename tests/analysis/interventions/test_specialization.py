@@ -134,7 +134,7 @@ def test_splits_keep_every_pair_for_a_later_maximum(family: Prompts) -> None:
     decoder = model()
     table = analysed(decoder, family).tables["splits"]
     assert table.num_rows == 6 * 6 and set(table["layer"].to_pylist()) == {1}
-    even = table.filter(table["even_odd"])
+    even = table.filter(table["is_reference"])
     assert set(even["heads"].to_pylist()) == {0b0101}
     bugs = family.where(family.is_bug_P)
     delta_P = PromptPatching(decoder, bugs, Patch(), [1]).deltas({1: heads_as_weights([(0, 2)], 4)})[1][0]

@@ -20,7 +20,7 @@ def test_all_labelled_splits_once(heads: int, count: int) -> None:
     assert len({tuple(row) for row in splits.half_SH}) == count
     assert (splits.half_SH.sum(1) == heads // 2).all()
     assert (splits.half_SH[::-1] == ~splits.half_SH).all()
-    assert splits.heads(splits.even_odd) == tuple(range(0, heads, 2))
+    assert splits.heads(splits.reference) == tuple(range(0, heads, 2))
 
 
 def test_beyond_sixteen_heads_a_sample_that_is_closed_under_swapping() -> None:
@@ -29,7 +29,7 @@ def test_beyond_sixteen_heads_a_sample_that_is_closed_under_swapping() -> None:
     assert len({tuple(row) for row in splits.half_SH}) == 502
     assert (splits.half_SH.sum(1) == 16).all()
     assert (splits.half_SH[::-1] == ~splits.half_SH).all()
-    assert splits.heads(splits.even_odd) == tuple(range(0, 32, 2))
+    assert splits.heads(splits.reference) == tuple(range(0, 32, 2))
     again = balanced_splits(32, rng(), sample=500)
     assert (again.half_SH == splits.half_SH).all()
     share_H = splits.half_SH[:251].mean(0)  # head 0 stands in all of these
@@ -43,7 +43,7 @@ def test_an_odd_number_of_heads_is_split_into_halves_that_differ_by_one(heads: i
     assert (splits.half_SH[::-1] == ~splits.half_SH).all()
     assert set(splits.half_SH.sum(1)) == {heads // 2, heads // 2 + 1}
     assert len({tuple(row) for row in splits.half_SH}) == 2 * count
-    assert splits.heads(splits.even_odd) == tuple(range(0, heads, 2)) and splits.alike_S[splits.even_odd]
+    assert splits.heads(splits.reference) == tuple(range(0, heads, 2)) and splits.alike_S[splits.reference]
 
 
 def test_beyond_sixteen_heads_an_odd_number_is_sampled_too() -> None:
@@ -93,7 +93,7 @@ def vars_of(test) -> tuple[int, float, float]:
 def test_smallest_p_at_twelve_heads() -> None:
     splits = balanced_splits(12, rng())
     delta_S1 = splits.half_SH @ (np.arange(12)[:, None] % 2 == 0)  # each even head adds one nat
-    test = rank_test(splits.strengths(delta_S1.astype(float)), splits.even_odd)
+    test = rank_test(splits.strengths(delta_S1.astype(float)), splits.reference)
     assert vars_of(test) == (1, 1 / 924, 1 / 462)
 
 
@@ -104,10 +104,10 @@ def test_relabelling_heads_in_all_ways_gives_uniform_p() -> None:
     greater, two_sided, thresholded = [], [], []
     for order in itertools.permutations(range(heads)):  # head i of the relabelled model is head order[i]
         delta_S1 = np.array([[effect[frozenset(order[h] for h in splits.heads(i))]] for i in range(20)])
-        test = rank_test(splits.strengths(delta_S1), splits.even_odd)
+        test = rank_test(splits.strengths(delta_S1), splits.reference)
         greater.append(test.p_greater)
         two_sided.append(test.p_two_sided)
-        thresholded.append(rank_test(splits.strengths(1.0 * (delta_S1 > 0)), splits.even_odd).p_greater)
+        thresholded.append(rank_test(splits.strengths(1.0 * (delta_S1 > 0)), splits.reference).p_greater)
     assert uniform(greater, 20) and uniform(two_sided, 10)
     assert not uniform(thresholded, 20)  # the mutant: success in place of Δ ties
 
@@ -121,7 +121,7 @@ def test_relabelling_an_odd_number_of_heads_gives_uniform_p() -> None:
         delta_S1 = np.array([[effect[frozenset(order[h] for h in splits.heads(i))]] for i in range(20)])
         strength_S = splits.strengths(delta_S1)
         greater.append(splits.rank_test(strength_S).p_greater)
-        among_all.append(rank_test(strength_S, splits.even_odd).p_greater)
+        among_all.append(rank_test(strength_S, splits.reference).p_greater)
     assert uniform(greater, 10)
     assert not uniform(among_all, 20)  # the mutant: halves of another size as if they were alike
 
@@ -136,7 +136,7 @@ def test_sampled_splits_keep_their_level() -> None:
     draws = rng(7)
     splits = balanced_splits(20, draws, exact_to=16, sample=198)
     hits = [
-        rank_test(splits.strengths(splits.half_SH @ draws.normal(size=(20, 1))), splits.even_odd).p_two_sided <= 0.05
+        rank_test(splits.strengths(splits.half_SH @ draws.normal(size=(20, 1))), splits.reference).p_two_sided <= 0.05
         for _ in range(2000)
     ]
     assert 0.035 < np.mean(hits) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
@@ -157,12 +157,12 @@ def test_the_maximum_statistic_holds_the_family_wise_error() -> None:
     hits = 0
     for _ in range(2000):
         strength_KS = np.stack([splits.strengths(splits.half_SH @ draws.normal(size=(8, 1))) for _ in range(11)])
-        hits += max_statistic_p(strength_KS, splits.even_odd).min() <= 0.05
+        hits += max_statistic_p(strength_KS, splits.reference).min() <= 0.05
     assert hits / 2000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
     # Without it, eleven checkpoints find something nearly every other time.
     naive = sum(
         min(
-            rank_test(splits.strengths(splits.half_SH @ draws.normal(size=(8, 1))), splits.even_odd).p_two_sided
+            rank_test(splits.strengths(splits.half_SH @ draws.normal(size=(8, 1))), splits.reference).p_two_sided
             for _ in range(11)
         )
         <= 0.05
@@ -178,11 +178,11 @@ def test_checkpoints_without_an_effect_do_not_hide_one() -> None:
     before = [splits.strengths(0.001 * splits.half_SH @ draws.normal(size=(12, 1))) for _ in range(6)]
     after = [splits.strengths(k * majority_S + 0.1 * splits.half_SH @ draws.normal(size=(12, 1))) for k in range(5, 10)]
     strength_KS = np.stack([*before, *after])
-    strength_KS[6:, splits.even_odd] += 2
-    strength_KS[6:, len(splits) - 1 - splits.even_odd] -= 2
-    assert max_statistic_p(strength_KS, splits.even_odd).min() == 2 / 924
+    strength_KS[6:, splits.reference] += 2
+    strength_KS[6:, len(splits) - 1 - splits.reference] -= 2
+    assert max_statistic_p(strength_KS, splits.reference).min() == 2 / 924
     scaled_KS = strength_KS / np.sqrt((strength_KS**2).mean(1, keepdims=True))
-    assert max_statistic_p(scaled_KS, splits.even_odd).min() > 0.05  # the mutant: noise counts as much
+    assert max_statistic_p(scaled_KS, splits.reference).min() > 0.05  # the mutant: noise counts as much
 
 
 @pytest.mark.parametrize("heads", [4, 32])
@@ -192,7 +192,7 @@ def test_splits_are_read_back_as_they_were_written(heads: int) -> None:
     table = split_table(splits, deltas, ["9.8/9.11", "9.7/9.12", "8.8/8.11"])
     for layer, delta_SP in deltas.items():
         again, read_SP = read_splits(table, layer)
-        assert (again.half_SH == splits.half_SH).all() and again.even_odd == splits.even_odd
+        assert (again.half_SH == splits.half_SH).all() and again.reference == splits.reference
         assert again.exact == splits.exact and (read_SP == delta_SP).all()
     row = table.slice(len(splits) * 3 - 1, 1).to_pylist()[0]
     assert row["pair"] == "8.8/8.11" and row["layer"] == 2

@@ -83,10 +83,8 @@ def found(points: list[SeriesPoint], seed: int = 0, **settings: Any) -> SeriesFi
 @pytest.mark.parametrize("onset", STEPS[1::2])
 def test_a_planted_onset_is_dated(onset: int) -> None:
     verdict = found([planted(step, onset) for step in STEPS]).verdict
-    assert (
-        verdict["even_odd"]["found"] and verdict["even_odd"]["p"] == verdict["even_odd"]["least_possible_p"] == 2 / 70
-    )
-    assert verdict["even_odd"]["strongest_split"] == list(EVEN) and verdict["even_odd"]["even_odd_is_strongest"]
+    assert verdict["split"]["found"] and verdict["split"]["p"] == verdict["split"]["least_possible_p"] == 2 / 70
+    assert verdict["split"]["strongest_split"] == list(EVEN) and verdict["split"]["is_strongest"]
     for name in ("strength", "strength_nats"):
         said = verdict["measures"][name]
         assert said["emerges_at_step"] == onset
@@ -97,11 +95,11 @@ def test_a_planted_onset_is_dated(onset: int) -> None:
     assert verdict["agreement"] == {"class": True, "pace": True, "emerges_at_step": True}
 
 
-def test_a_scattered_half_is_not_even_odd_but_is_named() -> None:
+def test_a_scattered_half_is_not_even_and_odd_but_is_named() -> None:
     half = (0, 1, 4, 5)
     verdict = found([planted(step, 64000, half) for step in STEPS]).verdict
-    assert not verdict["even_odd"]["found"] and verdict["even_odd"]["p"] > 0.5
-    assert verdict["even_odd"]["strongest_split"] == list(half) and not verdict["even_odd"]["even_odd_is_strongest"]
+    assert not verdict["split"]["found"] and verdict["split"]["p"] > 0.5
+    assert verdict["split"]["strongest_split"] == list(half) and not verdict["split"]["is_strongest"]
     assert verdict["measures"]["strength_nats"]["class"] == "none"
     assert verdict["measures"]["strength_nats"]["none_reason"].startswith("not shown to be beyond chance: p = ")
     assert verdict["measures"]["strength"]["beyond_chance"] is False
@@ -110,8 +108,8 @@ def test_a_scattered_half_is_not_even_odd_but_is_named() -> None:
 def test_odd_heads_that_repair_are_no_emergence_of_even_ones() -> None:
     """Even/odd is the most extreme split then, downwards; a bit of noise upwards must not be dated."""
     verdict = found([planted(step, 64000, (1, 3, 5, 7)) for step in STEPS]).verdict
-    assert verdict["even_odd"]["strongest_split"] == [1, 3, 5, 7]
-    assert not verdict["even_odd"]["found"] and verdict["measures"]["strength_nats"]["class"] == "none"
+    assert verdict["split"]["strongest_split"] == [1, 3, 5, 7]
+    assert not verdict["split"]["found"] and verdict["measures"]["strength_nats"]["class"] == "none"
 
 
 def null_series(seed: int) -> list[SeriesPoint]:
@@ -134,7 +132,7 @@ def test_without_structure_little_is_found() -> None:
         hits.append(p <= 0.05)
         measure = trajectory.measures(STEPS[::2], 0.5, 0.05)[1]
         dated.append(judge(measure, 143_000, Rules(), rng(), draws=100)["class"] != "none")
-        even = trajectory.splits.even_odd
+        even = trajectory.splits.reference
         naive.append(min(rank_test(s_S, even).p_two_sided for s_S in trajectory.strength_KS) <= 0.05)
     assert np.mean(hits) <= 0.05 and sum(dated) <= sum(hits)
     assert np.mean(naive) > 0.07
@@ -155,7 +153,7 @@ def original_points() -> list[SeriesPoint]:
     return points
 
 
-def test_the_even_odd_study_from_its_own_table() -> None:
+def test_the_parity_study_from_its_own_table() -> None:
     assert [p.revision for p in original_points()] == list(LISTS["original_11"])
     findings = found(original_points(), total_steps=143_000, judge="headdyn.studies.even_odd_emergence.hypotheses")
     verdict = findings.verdict
@@ -167,10 +165,10 @@ def test_the_even_odd_study_from_its_own_table() -> None:
     assert verdict["capability"]["even_success"] == {"appearances": 2, "disappearances": 1, "last": 1.0}
     assert verdict["capability"]["odd_success"] == {"appearances": 1, "disappearances": 1, "last": 0.0}
     # What the study's table cannot say is absent, with its reason.
-    assert verdict["even_odd"] == {"reason": "no splits were measured at every checkpoint"}
+    assert verdict["split"] == {"reason": "no splits were measured at every checkpoint"}
     assert "reason" in verdict["agreement"] and "probabilities" not in said and said["p"] is None
     assert verdict["widest_interval"]["steps"] == [32000, 64000]
-    assert set(findings.figures) == {"strength", "success", "detail"}
+    assert set(findings.figures) == {"detail"}
 
 
 # -- checkpoints that do not count ------------------------------------------------------------------------------------
@@ -216,7 +214,7 @@ def test_checkpoints_must_be_comparable() -> None:
     with pytest.raises(ValueError, match="step2000 measured other splits, pairs or another layer than step1000"):
         found([points[0], other, *points[2:]])
     without = dataclasses.replace(points[3], splits=None)
-    assert found([*points[:3], without, *points[4:]]).verdict["even_odd"] == {
+    assert found([*points[:3], without, *points[4:]]).verdict["split"] == {
         "reason": "no splits were measured at every checkpoint"
     }
 
@@ -319,7 +317,7 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
     findings = found(points)
     assert findings.verdict["failed"] == {"step4000": "run absent"}
     assert findings.verdict["counted"] == ["step1000", "step2000", "step143000"]
-    assert findings.verdict["even_odd"]["splits"] == 6 and findings.verdict["even_odd"]["least_possible_p"] == 2 / 6
+    assert findings.verdict["split"]["splits"] == 6 and findings.verdict["split"]["least_possible_p"] == 2 / 6
     assert findings.verdict["measures"]["strength"]["against_chance"].endswith("cannot give less than 0.33")
     heads = findings.verdict["heads"]
     assert heads["kept_to_next"] == {"1000-2000": 0.5, "2000-143000": 1.0} and heads["chance"] == 0.25
@@ -331,7 +329,7 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
         if p.table is not None:
             assert row["strength_nats"] == p.table.summary()["strength_nats"]["value"]
             assert row["strength_nats_ci_low"] == p.table.summary()["strength_nats"]["ci_low"]
-    assert {"strength", "strength_nats", "success", "log_odds", "layers", "heads"} <= set(findings.figures)
+    assert {"log_odds", "layers", "heads"} <= set(findings.figures)
     assert all(rendered(figure.spec(), "svg").startswith(b"<svg") for figure in findings.figures.values())
     with torch.no_grad():
         assert set(load_circuits(tmp_path / "step1000" / CIRCUITS)) == {"qk", "ov"}
@@ -344,10 +342,10 @@ def test_the_splits_of_one_layer() -> None:
     assert summary.pairs == ("a", "b") and summary.layer == 1
     delta_SP = rng(2).normal(size=(6, 2))
     np.testing.assert_allclose(
-        summary.even_P - summary.odd_P, delta_SP[splits.even_odd] - delta_SP[5 - splits.even_odd]
+        summary.even_P - summary.odd_P, delta_SP[splits.reference] - delta_SP[5 - splits.reference]
     )
     strength = np.mean(summary.even_P > 0) - np.mean(summary.odd_P > 0)
-    assert summary.success_S[splits.even_odd] == strength
+    assert summary.success_S[splits.reference] == strength
     with pytest.raises(ValueError, match=r"of layers \[0, 1\]; choose one with analysis.specialization.layer"):
         SplitSummary.of(table)
 
@@ -358,9 +356,9 @@ def test_equally_likely_answers_are_no_success() -> None:
     assert level.splits is not None
     splits = balanced_splits(HEADS, rng())
     delta_SP = np.full((len(splits), 3), -1.0)
-    delta_SP[splits.even_odd] = 0
+    delta_SP[splits.reference] = 0
     summary = SplitSummary.of(split_table(splits, {6: delta_SP}, ["a", "b", "c"]))
-    assert summary.success_S[splits.even_odd] == 0 and summary.strength_S[splits.even_odd] == 1
+    assert summary.success_S[splits.reference] == 0 and summary.strength_S[splits.reference] == 1
     trajectory = SplitTrajectory.of([dataclasses.replace(level, splits=summary)])
     assert trajectory is not None and (trajectory.success_KP == 0).all()
 

@@ -101,7 +101,7 @@ ORIGINAL_SILHOUETTES = [
 ]
 
 
-def test_the_even_odd_studys_dates_follow_from_its_table() -> None:
+def test_the_parity_studys_dates_follow_from_its_table() -> None:
     steps, even, odd = zip(*ORIGINAL_TIMELINE, strict=True)
     found = said([e - o for e, o in zip(even, odd, strict=True)], list(steps), 143000)
     assert (found["emerges_after_step"], found["emerges_at_step"]) == (120000, 143000)
