@@ -125,7 +125,7 @@ def _model(node: Any) -> Any:
     """The model's settings: of one of the kinds here, or of the class that `_target_` names (a BuiltSuite)."""
     if not isinstance(node, dict) or "_target_" in node:
         return targeted(node, "model") if isinstance(node, dict) else node
-    if node.get("kind") not in MODEL_KINDS:
+    if str(node.get("kind")) not in MODEL_KINDS:
         raise ConfigError(f"model.kind={node.get('kind')!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
     return build(MODEL_KINDS[node["kind"]], node, "model")
 
@@ -301,7 +301,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     for key in set(plain) - set(known):
         raise ConfigError(unknown_key(key, known))
     for group in (*FACTORS[:-1], "analysis"):
-        if not isinstance(plain[group], dict) or (group in FACTORS and not isinstance(choices.get(group), str)):
+        if not isinstance(plain.get(group), dict) or (group in FACTORS and not isinstance(choices.get(group), str)):
             raise ConfigError(
                 f"{group} must name one option of conf/{group}, or of a folder of your own (--config-dir)"
             )
@@ -317,7 +317,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     _add_companions(plain)
     analyses = [_analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()]
     possible = outcome_names(analyses)
-    if "outcomes.primary" not in map(_key, overrides) and plain["outcomes"]["primary"] not in possible:
+    outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
+    if "outcomes.primary" not in map(_key, overrides) and outcomes.primary not in possible:
         plain["outcomes"]["primary"] = next(iter(possible), None)  # of runs that do not measure the usual one
     factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
     return build(RunConfig, {**plain, "factors": factors, "resolved": plain}, "")

@@ -142,8 +142,8 @@ def _require_one_job(job: RunConfig, overrides: Sequence[Override], params: Mapp
     for override in (o for o in overrides if o.is_sweep_override()):
         raise ConfigError(f"{override.input_line} names several values; add -m to run them all")
     if params:
-        preset = f"experiment={job.factors['experiment']}"
-        raise ConfigError(f"{preset} sweeps {', '.join(params)}; add -m to run all of its conditions")
+        preset = job.factors.get("experiment", "the preset")
+        raise ConfigError(f"experiment={preset} sweeps {', '.join(params)}; add -m to run all of its conditions")
     if revisions := _revisions(job):
         raise ConfigError(
             f"model.revisions names {len(revisions)} checkpoints; add -m to run them all, or choose one with "
