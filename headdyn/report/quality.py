@@ -116,9 +116,7 @@ def _identity(jobs: Sequence[Job]) -> list[Check]:
             f"{spelled(majority, scale=100)} %"
         )
         if not chance and generator in ("original", "seed"):  # "seed" in older records
-            facts += (
-                "; generator=seed boosts a topic's own tokens, a known defect of the study, kept under protocol=seed"
-            )
+            facts += "; generator=original boosts a topic's own tokens, a known defect that protocol=original keeps"
         found.append(Check("Do single tokens tell the topic?", "ok" if chance else "note", facts))
     return found
 

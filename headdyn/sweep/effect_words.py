@@ -75,8 +75,12 @@ def is_effect(row: Row) -> bool:
 
 
 def verdict(row: Row, metric: Metrics) -> str:
-    """`Effect on topic selectivity +3.1 [1.0, 5.2] points (…)`, or that none of so much or more was detected."""
-    limit = f" of {_detectable(row, metric)} or more" if row.get("detectable") is not None else ""
+    """`Effect on topic selectivity +3.1 [1.0, 5.2] points (…)`, or that none of so much or more was detected.
+
+    A difference as large as the smallest detectable effect, whose q is still too large, is no such bound: none is said.
+    """
+    bounded = row.get("detectable") is not None and abs(row["value"]) < row["detectable"]
+    limit = f" of {_detectable(row, metric)} or more" if bounded else ""
     return (
         f"Effect on {effect(row, metric)}" if is_effect(row) else f"No effect{limit} detected on {effect(row, metric)}"
     )

@@ -162,7 +162,7 @@ class _Loop:
         self.task.prepare()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", keep_through=self.step if restored else -1)
         try:
-            if not restored:
+            if not restored and self.step in self.task.milestones:
                 self.visit()
             self.update_all(observer, should_stop)
         finally:

@@ -62,9 +62,9 @@ def test_a_small_p_without_a_small_q_is_no_effect() -> None:
     }
     metric = Metric(meaning="", label="selectivity", unit="points", scale=100, digits=2)
     assert verdict({**row, "q": 0.04}, lambda name: metric).startswith("Effect on selectivity +2.0 [+1.0, +3.0] points")
-    assert verdict({**row, "q": 0.06}, lambda name: metric).startswith(
-        "No effect of 1.5 points or more detected on sel"
-    )
+    assert verdict({**row, "q": 0.06}, lambda name: metric).startswith("No effect detected on selectivity +2.0")
+    smaller = {**row, "value": 0.01, "q": 0.06}  # a bound is said only where the difference lies within it
+    assert verdict(smaller, lambda name: metric).startswith("No effect of 1.5 points or more detected on selectivity")
 
 
 def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def _has_layers(job: Job, metric: str) -> bool:
 
 
 def _references(jobs: Sequence[Job]) -> dict[str, float]:
-    """Ceiling and baselines in percent, averaged over runs, which differ only by their seed's corpus."""
+    """Ceiling and baselines in percent, averaged over runs: those of one random seed have the same corpus."""
     found = {}
     for name, label in _REFERENCES.items():
         values = [value for job in jobs if (value := job.run.value(f"probe_{name}")) is not None]
