@@ -265,13 +265,13 @@ def curves(
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
     layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=seen, tooltip=tips).add_params(*picks))
     chart = alt.layer(*layers).resolve_legend(fill="independent", strokeDash="independent")
-    chart = chart.resolve_legend(shape="independent") if "look1" in rows[0] else chart
+    chart = chart.resolve_legend(shape="independent") if rows and "look1" in rows[0] else chart
     return Figure(chart.properties(width=width, height=height, title=_title(title, width)), caption, tables)
 
 
 def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape, list[Any]]:
     """Colour, dashes and marks of curves, and what a click in each legend picks."""
-    properties = list(lines[0].look or {"": ""})
+    properties = list((lines[0].look if lines else None) or {"": ""})
     looks = [line.look or {"": line.label} for line in lines]
     levels = [list(dict.fromkeys(look.get(name, "") for look in looks)) for name in properties]
     picks = [
@@ -281,7 +281,7 @@ def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape
         alt.Legend(title=name or None, orient="top", columns=_legend_columns(names), symbolSize=60 if i != 1 else 400)
         for i, (name, names) in enumerate(zip(properties, levels, strict=True))
     ]
-    if len(properties) == 1:  # the first curves differ in both dashes and marks, no two of 32 agree in both
+    if len(properties) < 2:  # the first curves differ in both dashes and marks, no two of 32 agree in both
         marks = [MARKS[(i + i // len(DASHES)) % len(MARKS)] for i in range(len(levels[0]))]
         dash = alt.StrokeDash("look0:N", scale=_categories(levels[0], DASHES), legend=None)
         shape = alt.Shape("look0:N", scale=_categories(levels[0], marks), legend=legends[0])

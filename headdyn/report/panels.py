@@ -52,7 +52,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
 
     groups = list(dict.fromkeys(job.run.folder.resolve().parent.name for job in sweep.jobs))
     where = [] if every_run else [f"Metric('Group') in {groups}"]
-    recorded = {name for job in sweep.complete for name in job.run.scalars}
+    recorded = {name for job in sweep.complete for name in job.run.scalars if job.run.value(name) is not None}
     outcomes = [name for name in sweep.outcomes.names if name in recorded]
     factors = [factor.name for factor in sweep.factors]
     of_checkpoints = any(job.factors.get("revision") is not None for job in sweep.complete)

@@ -140,8 +140,8 @@ def test_matched_pairs_show_both_losses_and_the_difference(tmp_path: Path) -> No
 def test_the_glossary_has_every_metric_with_range_and_unit(tmp_path: Path) -> None:
     _, read = page(sweep(tmp_path, [run(tmp_path)]))
     glossary = read.text.split("Glossary")[-1]
-    assert "selectivity within_ratio minus its label-swap null −1 … 1" in glossary
-    assert "loss_nats mean next-token loss 0 … nats" in glossary
+    assert "selectivity topic selectivity within_ratio minus its label-swap null −1 … 1 points" in glossary
+    assert "loss_nats held-out loss mean next-token loss 0 … nats" in glossary
     assert "The null is the label swap." in glossary and "Raises" not in glossary
 
 
