@@ -150,10 +150,10 @@ def _analysis(node: Any, where: str) -> Any:
 
 def _importable(package: str | None) -> str | None:
     try:
-        found = package is None or importlib.util.find_spec(package) is not None
+        importable = package is None or importlib.util.find_spec(package) is not None
     except (ImportError, ValueError, AttributeError):
-        found = False
-    if not found:
+        importable = False
+    if not importable:
         raise ConfigError(f"study={package} is no package that can be imported; leave it out, or null")
     return package
 

@@ -22,8 +22,9 @@ from headdyn.models.decoder import Decoder
 
 _TINY = 1e-30  # added before the logarithm, so that masked keys give 0 ln 0 = 0
 _LEAST_MASS = 1e-20  # a row is renormalised over keys that hold at least this: far above _TINY, far below any attention
-# Attention weights of a batch at one layer, H × T × T a sequence. A CPU is fastest where they fit into its cache: at H4
-# T256 D256, one thread, 34 ms a sequence with 2^19 or 2^20, 36 with 2^22, 48 with 2^23; peak memory is in proportion.
+# Attention weights of a batch at one layer, H × T × T a sequence. A CPU is fastest where they fit into its cache: with
+# 4 heads, T256, D256 and one thread, 34 ms a sequence with 2^19 or 2^20, 36 with 2^22, 48 with 2^23. Peak memory is in
+# proportion.
 _BATCH_WEIGHTS = {"cpu": 2**19, "cuda": 2**26}
 
 

@@ -79,7 +79,7 @@ def verdict(row: Row, metric: Metrics) -> str:
 
     A difference as large as the smallest detectable effect, whose q is still too large, is no such bound: none is said.
     """
-    bounded = row.get("detectable") is not None and abs(row["value"]) < row["detectable"]
+    bounded = row.get("detectable") is not None and abs(row["value"]) <= row["detectable"]
     limit = f" of {_detectable(row, metric)} or more" if bounded else ""
     return (
         f"Effect on {effect(row, metric)}" if is_effect(row) else f"No effect{limit} detected on {effect(row, metric)}"

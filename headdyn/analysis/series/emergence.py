@@ -97,10 +97,10 @@ class Emergence(Rules):
         super().__post_init__()
         if self.judge is not None:
             try:
-                found = hasattr(importlib.import_module(self.judge), "judge")
+                has_judge = hasattr(importlib.import_module(self.judge), "judge")
             except (ImportError, ValueError):
-                found = False
-            if not found:
+                has_judge = False
+            if not has_judge:
                 raise ValueError(f"analysis.emergence.judge={self.judge} names no module with a function judge")
 
     def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
