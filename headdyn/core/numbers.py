@@ -76,21 +76,6 @@ PROMPT_QUANTITIES: Mapping[str, Quantity] = {
     "behaviour_best_silhouette": Quantity(label="silhouette, effects of heads", unit="best of all clusterings"),
 }
 
-# How a reader meets the levels of the factors; others are shown as they are spelled in a command.
-LEVELS: Mapping[str, str] = {
-    "mha": "MHA",
-    "gqa": "GQA",
-    "rope": "RoPE",
-    "drope": "DroPE",
-    "rope_control": "RoPE-control",
-    "nope": "NoPE",
-}
-
-
-def level(name: Any) -> str:
-    """A factor's level as a reader meets it."""
-    return LEVELS.get(str(name), str(name))
-
 
 def quantity(name: str) -> Quantity:
     """How to show a scalar; one without an entry is shown under its own name, unscaled."""
