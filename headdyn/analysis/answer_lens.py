@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, nats, share
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.comparisons import Prompts
-    from headdyn.models.decoder import Decoder
 
 # Δ is a sum in two ways, of parts of the model and of the prompt's tokens: what each is called, and what it adds.
 PARTS = {
@@ -107,7 +102,4 @@ class AnswerLens:
         ),
     }
 
-    def __call__(self, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
-        from headdyn.analysis.answer_lens_measure import measure
-
-        return measure(self, decoder, prompts, generator)
+    __call__ = measured_in("headdyn.analysis.answer_lens_measure")

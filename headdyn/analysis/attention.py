@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import LabelSwapSettings, nats, share, share_difference
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 
 @settings
@@ -126,7 +121,4 @@ class AttentionStatistics(LabelSwapSettings):
         ),
     }
 
-    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-        from headdyn.analysis.attention_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.attention_measure")

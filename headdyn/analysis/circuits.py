@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from headdyn.core.records import Findings, Metric
+from headdyn.analysis.contract import measured_in
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.comparisons import Prompts
-    from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -78,7 +72,4 @@ class Circuits:
         **_circuit_metrics("ov", "OV"),
     }
 
-    def __call__(self, decoder: Decoder, material: Corpus | Prompts, generator: np.random.Generator) -> Findings:
-        from headdyn.analysis.circuits_measure import measure
-
-        return measure(self, decoder, material, generator)
+    __call__ = measured_in("headdyn.analysis.circuits_measure")

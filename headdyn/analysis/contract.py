@@ -1,12 +1,13 @@
 """What every analysis is: a frozen dataclass of settings (`core.settings.settings`), called on what it is about.
 
 Settings are checked by importing the class, so its module imports nothing heavy (torch, scipy, scikit-learn): it states
-settings and metrics, and `__call__` imports the sibling module that measures.
+settings and metrics, and `__call__` imports the sibling module that measures (`measured_in`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -35,6 +36,18 @@ class Analysis(Protocol):
     def __call__(self, decoder: Decoder, material: Any, generator: np.random.Generator, /) -> Findings:
         """`material` is what `needs` says: a Corpus or Prompts, and either of them where it needs neither."""
         ...
+
+
+def measured_in(module: str) -> Callable[..., Any]:
+    """The `__call__` of an analysis whose work is done by `measure(analysis, *arguments)` of another module.
+
+    That module is imported at the first call, so that stating the settings costs no import of torch.
+    """
+
+    def call(analysis: Any, *arguments: Any) -> Any:
+        return importlib.import_module(module).measure(analysis, *arguments)
+
+    return call
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,22 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from headdyn.analysis.clusters import CIRCUITS, KINDS
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.interventions.patch import Dtype, Layer
 from headdyn.analysis.metrics import BootstrapDraws, nats, share
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.comparisons import Prompts
-    from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 Clusters = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1)]
 rand = partial(Metric, low=-1, high=1, digits=2)  # adjusted Rand index
@@ -133,8 +127,4 @@ class HeadClusters:
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"analysis.head_clusters.{name}={getattr(self, name)} holds a value twice")
 
-    def __call__(self, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
-        """Head, layer and model rows as `metrics` names them, three tables, three figures."""
-        from headdyn.analysis.clusters.measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.clusters.measure")

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, nats, share
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 
 @settings
@@ -49,7 +44,4 @@ class HeldOutLoss:
         ),
     }
 
-    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-        from headdyn.analysis.loss_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.loss_measure")

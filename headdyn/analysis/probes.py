@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, SignFlips, share, share_difference
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 _FEWEST_SEQUENCES = 12  # four to each part: below that neither penalty nor interval means anything
 Count = Annotated[int, Field(ge=1)]
@@ -73,7 +71,4 @@ class TopicProbes:
                 f"the corpus has {len(corpus.val)}; bring more text, or leave probes out of analysis=[...]"
             )
 
-    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-        from headdyn.analysis.probes_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.probes_measure")

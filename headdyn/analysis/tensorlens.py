@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import LabelSwapSettings, nats, share, share_difference
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 _INSTRUMENTS = {
     "tensorlens": (
@@ -114,7 +109,4 @@ class TensorLens(LabelSwapSettings):
         ),
     }
 
-    def __call__(self, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-        from headdyn.analysis.tensorlens_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.tensorlens_measure")

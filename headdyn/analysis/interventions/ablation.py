@@ -7,22 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from headdyn.analysis.clusters import CIRCUITS
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.interventions.patch import Dtype, Layer
 from headdyn.analysis.metrics import BootstrapDraws, nats
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.comparisons import Prompts
-    from headdyn.data.corpus import Corpus
-    from headdyn.models.decoder import Decoder
 
 Kind = Literal["zero", "mean", "resample"]
 KINDS: Mapping[Kind, str] = {
@@ -94,8 +88,4 @@ class Ablation:
     needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 
-    def __call__(self, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
-        """Head, layer and model rows as `metrics` names them, a table of groups, two figures."""
-        from headdyn.analysis.interventions.ablation_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.interventions.ablation_measure")

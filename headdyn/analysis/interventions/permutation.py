@@ -6,20 +6,15 @@ Weight permutation, science.md §14. Heads are reordered in q, k and v (weights 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.interventions.patch import Dtype, Layer
 from headdyn.analysis.metrics import BootstrapDraws, nats, share
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.comparisons import Prompts
-    from headdyn.models.decoder import Decoder
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 ORDERS = ("identity", "swap", "within_parity", "random", "reverse")
@@ -83,8 +78,4 @@ class HeadPermutation:
         if len(set(self.dtypes)) < len(self.dtypes):
             raise ValueError(f"analysis.permutation.dtypes={self.dtypes} must be distinct")
 
-    def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
-        """Model rows by dtype and order, with the table and figure of the orders."""
-        from headdyn.analysis.interventions.permutation_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.interventions.permutation_measure")

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.interventions.patch import Direction, Layer, PatchSettings
 from headdyn.analysis.metrics import nats, share
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.data.comparisons import Prompts
-    from headdyn.models.decoder import Decoder
 
 
 def _metrics() -> dict[str, Metric]:
@@ -122,8 +117,4 @@ class Specialization(PatchSettings):
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 
-    def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
-        """Model rows for `layer`, layer rows for even/odd at every layer, head rows for single heads of `layer`."""
-        from headdyn.analysis.interventions.specialization_measure import measure
-
-        return measure(self, decoder, corpus, generator)
+    __call__ = measured_in("headdyn.analysis.interventions.specialization_measure")

@@ -6,21 +6,16 @@ Emergence over checkpoints, science.md §15.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, nats, share
 from headdyn.analysis.series.judgement import Rules, Share
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from headdyn.analysis.contract import SeriesFindings
-    from headdyn.analysis.series.points import SeriesPoint
 
 
 def _dates(name: str, label: str) -> dict[str, Metric]:
@@ -103,12 +98,7 @@ class Emergence(Rules):
             if not has_judge:
                 raise ValueError(f"analysis.emergence.judge={self.judge} names no module with a function judge")
 
-    def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
-        """The verdict, model rows, the timeline's figures and the tables it can give: `timeline`, and where the
-        checkpoints kept what they need, `head_matches` and `cluster_divergence`."""
-        from headdyn.analysis.series.emergence_measure import measure
-
-        return measure(self, points, generator)
+    __call__ = measured_in("headdyn.analysis.series.emergence_measure")
 
     def hypotheses(self, judgement: Mapping[str, Any]) -> dict[str, Any]:
         """What `judge` makes of a measure's judgement; nothing where it is not set."""
