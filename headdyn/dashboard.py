@@ -133,11 +133,11 @@ def save(dashboards: Sequence[Dashboard], presets: Mapping[str, Path], entity: s
             views += [workspace(dashboard, entity, project), report(dashboard, entity, project, online=True)]
         return [view.save().url for view in views]
     except BaseException as error:  # Ctrl-C too
-        left = undo(views)
+        remaining = undo(views)
         if not isinstance(error, Exception):
             raise
         line = " ".join(str(error).split()) or type(error).__name__
-        rest = f"still there, to be deleted by hand: {', '.join(left)}" if left else "nothing was saved"
+        rest = f"still there, to be deleted by hand: {', '.join(remaining)}" if remaining else "nothing was saved"
         raise DashboardError(f"{'' if isinstance(error, DashboardError) else 'W&B: '}{line}; {rest}") from error
 
 
@@ -171,17 +171,17 @@ def require_project(entity: str, project: str) -> None:
 
 
 def undo(views: Sequence[Any]) -> list[str]:
-    """Delete the views that have been saved. Returns the titles of those that would not go."""
-    left = []
+    """Delete the views that have been saved. Returns the titles of those that would not go, each with the reason."""
+    remaining = []
     for view in views:
         saved = getattr(view, "_internal_id", "") or getattr(view, "id", "")
+        title = getattr(view, "title", None) or view.name
         try:
-            gone = not saved or _ask(_DELETE, id=saved)["deleteView"]["success"]
-        except Exception:
-            gone = False
-        if not gone:
-            left.append(getattr(view, "title", None) or view.name)
-    return left
+            if saved and not _ask(_DELETE, id=saved)["deleteView"]["success"]:
+                remaining.append(f"{title} (W&B kept it)")
+        except Exception as error:  # whatever it was, the views after this one are to be deleted too
+            remaining.append(f"{title} ({' '.join(str(error).split()) or type(error).__name__})")
+    return remaining
 
 
 def _ask(query: str, **variables: str) -> dict[str, Any]:

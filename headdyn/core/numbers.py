@@ -4,82 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 ABSENT = "–"
 MINUS = "−"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantity:
-    """How a reader meets a scalar: its name, its unit after scaling (shares are read in percent), that of differences.
-
-    `places` are the decimals where no interval says how many the value supports.
-    """
-
-    label: str
-    unit: str
-    scale: float = 1.0
-    places: int = 3
-    difference: str = ""
-
-    @property
-    def of_differences(self) -> str:
-        """The unit of a difference between two values."""
-        return self.difference or self.unit
-
-    def spelled(self, scalar: Mapping[str, Any], *, signed: bool = False) -> str:
-        """`59.3 [58.9, 59.7]` in this quantity's unit, or a dash."""
-        if scalar.get("value") is not None and scalar.get("ci_low") is None:
-            return fixed(self.scale * scalar["value"], self.places, signed=signed)
-        return spelled(scalar, scale=self.scale, signed=signed)
-
-
-# The scalars of a run that tables and sentences are about, in the order they are read.
-QUANTITIES: Mapping[str, Quantity] = {
-    "loss_nats": Quantity(label="held-out loss", unit="nats"),
-    "gap_closed": Quantity(label="gap closed", unit="%", scale=100, places=1, difference="points"),
-    "within_ratio": Quantity(label="within-topic attention", unit="%", scale=100, places=1, difference="points"),
-    "selectivity": Quantity(label="topic selectivity", unit="points", scale=100, places=2),
-    # Rollout and TensorLens hold the residual stream's share of the query's own position: alike only without it.
-    "raw_selectivity_no_self": Quantity(
-        label="raw attention's topic selectivity, self left out", unit="points", scale=100, places=2
-    ),
-    "rollout_selectivity_no_self": Quantity(
-        label="attention rollout's topic selectivity, self left out", unit="points", scale=100, places=2
-    ),
-    "tensorlens_selectivity_no_self": Quantity(
-        label="TensorLens' topic selectivity, self left out", unit="points", scale=100, places=2
-    ),
-    "entropy_nats": Quantity(label="attention entropy", unit="nats"),
-    "probe_accuracy_middle": Quantity(
-        label="probe accuracy at the middle layer", unit="%", scale=100, places=1, difference="points"
-    ),
-    "sink_rate": Quantity(label="attention on position 0", unit="%", scale=100, places=1, difference="points"),
-    "specialisation": Quantity(label="specialisation", unit="share²", places=5),
-}
-
-# The same of runs on comparison prompts; effects of factors are not computed for them.
-PROMPT_QUANTITIES: Mapping[str, Quantity] = {
-    "plain_success": Quantity(label="nothing patched", unit="% right", scale=100, places=1),
-    "even_success": Quantity(label="even heads patched", unit="% right", scale=100, places=1),
-    "odd_success": Quantity(label="odd heads patched", unit="% right", scale=100, places=1),
-    "all_success": Quantity(label="all heads patched", unit="% right", scale=100, places=1),
-    "source_success": Quantity(label="the source prompts", unit="% right", scale=100, places=1),
-    "strength": Quantity(label="strength", unit="even − odd, share of pairs", places=2),
-    "strength_nats": Quantity(label="strength of Δ", unit="even − odd, nats", places=3),
-    "control_strength_nats": Quantity(label="strength of Δ on controls", unit="even − odd, nats", places=3),
-    "seed_strength": Quantity(label="strength as the study judged it", unit="one prompt, −1, 0 or 1", places=0),
-    "qk_best_silhouette": Quantity(label="silhouette, QK circuits", unit="best of all clusterings"),
-    "ov_best_silhouette": Quantity(label="silhouette, OV circuits", unit="best of all clusterings"),
-    "behaviour_best_silhouette": Quantity(label="silhouette, effects of heads", unit="best of all clusterings"),
-}
-
-
-def quantity(name: str) -> Quantity:
-    """How to show a scalar; one without an entry is shown under its own name, unscaled."""
-    return QUANTITIES.get(name) or PROMPT_QUANTITIES.get(name) or Quantity(label=name, unit="")
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:

@@ -60,8 +60,10 @@ def _packages_of_classes(node: Mapping[str, Any]) -> Iterator[str]:
 def _imported(name: str) -> ModuleType | None:
     try:
         return importlib.import_module(name) if name else None
-    except ImportError:  # of another machine, or of an older version: its numbers are shown without its words
-        return None
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # the package is here, and what it imports is not
+        return None  # a package of another machine: the numbers of its runs are shown without its words
 
 
 def _called(function: str, sweep: SweepRecord) -> Iterator[Any]:

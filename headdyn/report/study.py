@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from headdyn.core.numbers import quantity, spelled
+from headdyn.core.numbers import spelled
 from headdyn.report import extension
 from headdyn.report.cells import Cell, columns_for, summary_cell
 from headdyn.report.figure_files import stored, sweep_figures, write_figure
@@ -58,11 +58,11 @@ def _results(sweep: SweepRecord, series: Sequence[Series], written: Sequence[Pat
     lines += [f"- group {name}: {settings}" for name, settings in sweep.group_settings.items()]
     lines += [f"- merged: `{source['command']}`" for source in sweep.sources if source.get("command")]
     lines.append("")
-    told = columns_for(sweep.complete)
-    titles = [f"{quantity(name).label} ({quantity(name).unit})" for name in told]
-    lines += ["| " + " | ".join(["run", *titles]) + " |", "|" + "---|" * (1 + len(told))]
+    outcomes = columns_for(sweep.complete)
+    titles = [f"{m.label} ({m.unit})" if m.unit else m.label for m in map(sweep.metric, outcomes)]
+    lines += ["| " + " | ".join(["run", *titles]) + " |", "|" + "---|" * (1 + len(outcomes))]
     for job in sweep.complete:
-        lines.append("| " + " | ".join([job.label, *(_spelled(summary_cell(job, name)) for name in told)]) + " |")
+        lines.append("| " + " | ".join([job.label, *(_spelled(summary_cell(job, name)) for name in outcomes)]) + " |")
     lines += ["", "Brackets hold 95 % intervals; null: what chance gives.", ""]
     for job in sweep.failed:
         lines.append(f"- {job.run.name}: {job.run.status}. {job.run.manifest.get('error', 'it left no error')}")

@@ -7,38 +7,24 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from headdyn.core.figures import PALETTE, mixed
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.factors import CHOICES, level_label, ordered
+from headdyn.sweep.factors import level_label
 from headdyn.sweep.groups import comparable
 from headdyn.sweep.outcomes import metrics_of, unnamed
 
 _LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
-_DASHES = ("", "7 3", "2 3", "9 3 2 3")
-_MARKS = ("circle", "square", "up")
-_RAMP = ("#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#bddf26")  # viridis
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a run's marks look: one channel for each of up to three varied factors."""
-
-    colour: str = PALETTE[0]
-    dash: str = ""
-    mark: str = "circle"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its record, the factors it was started with, its place in the sweep, and how it is named and drawn."""
+    """One job: its record, the factors it was started with, its place in the sweep, and how it is named."""
 
     number: int
     run: RunRecord
     factors: Mapping[str, Any]
     label: str
     group: str
-    style: Style
 
     @property
     def complete(self) -> bool:
@@ -77,14 +63,10 @@ class Job:
 
     def scalar(self, name: str) -> Mapping[str, Any]:
         """A scalar with what stands beside it; `reason` where the run lacks it."""
-        found = self.run.scalars.get(name)
-        if found is None:
-            return (
-                {"reason": f"the run recorded no {name}"}
-                if self.complete
-                else {"reason": f"the run is {self.run.status}"}
-            )
-        return found if isinstance(found, Mapping) else {"value": found}
+        scalar = self.run.scalars.get(name)
+        if scalar is None:
+            return {"reason": f"the run recorded no {name}" if self.complete else f"the run is {self.run.status}"}
+        return scalar if isinstance(scalar, Mapping) else {"value": scalar}
 
 
 def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
@@ -102,9 +84,8 @@ def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Seque
         named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
         labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
     labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
-    styles = _by_revision(factors) or _styles(factors)
     return [
-        Job(number, run, given, labels[number], group_of.get(run.folder, ""), styles[number])
+        Job(number, run, given, labels[number], group_of.get(run.folder, ""))
         for number, (run, given) in enumerate(runs)
     ]
 
@@ -113,29 +94,3 @@ def reading_order(factors: Sequence[Mapping[str, Any]]) -> list[str]:
     """The keys of jobs' factors in the order they are read: known ones, then any other, the seed last."""
     others = dict.fromkeys(name for given in factors for name in given if name not in (*_LABELLED, "experiment"))
     return [*_LABELLED[:-1], *others, _LABELLED[-1]]
-
-
-def _styles(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
-    """A look for every job: the first varied factor gives the colour, the second the dashes, the third the mark."""
-    names = [*CHOICES, *(name for name in reading_order(factors) if name not in CHOICES)]
-    levels = {name: [str(level) for level in ordered(name, [f.get(name) for f in factors])] for name in names}
-    varied = [name for name in names if len(levels[name]) > 1]
-    places = [[levels[name].index(str(f.get(name))) for name in varied] + [0, 0, 0] for f in factors]
-    return [
-        Style(PALETTE[colour % len(PALETTE)], _DASHES[dash % len(_DASHES)], _MARKS[mark % len(_MARKS)])
-        for colour, dash, mark, *_ in places
-    ]
-
-
-def _by_revision(factors: Sequence[Mapping[str, Any]]) -> list[Style]:
-    """Checkpoints in one ramp from dark to light, in the order met: training goes on and has no contrasts."""
-    revisions = list(dict.fromkeys(str(f.get("revision")) for f in factors))
-    if len(revisions) < 2:
-        return []
-    others = list(dict.fromkeys(str(f.get("group")) + str(f.get("protocol")) for f in factors))
-    styles = []
-    for f in factors:
-        place = revisions.index(str(f.get("revision"))) / (len(revisions) - 1)
-        dash = _DASHES[others.index(str(f.get("group")) + str(f.get("protocol"))) % len(_DASHES)]
-        styles.append(Style(mixed(_RAMP, place), dash))
-    return styles

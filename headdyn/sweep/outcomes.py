@@ -7,12 +7,10 @@ metric whose analysis says that it may be an outcome.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from headdyn.core.numbers import quantity
 from headdyn.core.records import Metric
 from headdyn.core.run_folder import RunRecord
 
@@ -59,18 +57,13 @@ def metrics_of(runs: Iterable[RunRecord]) -> dict[str, Metric]:
 
 def unnamed(name: str) -> Metric:
     """A scalar of which no analysis says anything: its own name, unscaled."""
-    q = quantity(name)
-    if q.label == name:
-        return Metric(meaning="", label=name.replace("_", " "))
-    return Metric(meaning="", label=q.label, unit=q.unit, scale=q.scale, digits=q.places, difference_unit=q.difference)
+    return Metric(meaning="", label=name.replace("_", " "))
 
 
 _FIELDS = {field.name for field in dataclasses.fields(Metric)}
 
 
 def _metric(name: str, entry: Mapping[str, Any]) -> Metric:
-    known = {key: value for key, value in entry.items() if key in _FIELDS and value is not None}
-    known = {"low": -math.inf, "high": math.inf, **known}
-    if not known.get("label"):
-        return dataclasses.replace(unnamed(name), meaning=known["meaning"])
-    return Metric(**known | {"label": known.get("label") or name.replace("_", " ")})
+    """A metric as a run's manifest states it; without a label it is called by its name."""
+    stated = {key: value for key, value in entry.items() if key in _FIELDS and value not in (None, "")}
+    return Metric(**{"meaning": "", "label": name.replace("_", " "), **stated})

@@ -1,6 +1,6 @@
 import pytest
 
-from headdyn.core.numbers import count, decimals, duration, fixed, listed, number, p_value, quantity, spelled
+from headdyn.core.numbers import count, decimals, duration, fixed, listed, number, p_value, spelled
 
 
 @pytest.mark.parametrize(
@@ -34,12 +34,6 @@ def test_value_and_interval_share_their_decimals() -> None:
     assert spelled({"value": 0.41234, "ci_low": 0.4052, "ci_high": 0.4191}) == "0.412 [0.405, 0.419]"
     assert spelled({"value": 0.41234, "ci_low": 0.4052, "ci_high": 0.4191}, scale=100) == "41.2 [40.5, 41.9]"
     assert spelled({"value": None, "reason": "no topics"}) == "–"
-
-
-def test_quantities_are_read_in_their_unit() -> None:
-    assert quantity("within_ratio").spelled({"value": 0.5931}) == "59.3"
-    assert quantity("selectivity").spelled({"value": -0.031}, signed=True) == "−3.10"
-    assert quantity("unheard_of").label == "unheard_of"
 
 
 def test_small_words() -> None:

@@ -67,6 +67,13 @@ def test_a_package_that_is_not_here_adds_nothing(tmp_path: Path) -> None:
     assert packages(record) == [] and sections(record) == []
 
 
+def test_a_package_that_is_here_and_broken_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_package.py").write_text("import no_such_package")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        packages(configured(tmp_path, {"study": "broken_package"}))
+
+
 def test_headdyns_own_analyses_have_nothing_to_add(tmp_path: Path) -> None:
     record = configured(tmp_path, {"analysis": {"loss": {"_target_": "headdyn.analysis.loss.Loss"}}})
     assert sections(record) == headlines(record) == checks(record) == []
