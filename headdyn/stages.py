@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +27,11 @@ from headdyn.models.checkpoints.snapshots import snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.report.terminal import ProgressLine
+from headdyn.sweep.words import worth_sentence
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress, train
+
+log = logging.getLogger(__name__)
 
 # Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
 SCHEMA = {"corpus": 1, "training": 1, "recalibration": 1}
@@ -92,6 +96,8 @@ def open_corpus(work: Work) -> tuple[Corpus, Entry]:
     facts = {"name": corpus.name, "topic_names": list(corpus.topic_names), "facts": dict(corpus.facts)}
     work.record.manifest["corpus"] = facts
     work.record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
+    if "selection_worth_nats" in corpus.facts:
+        log.info(worth_sentence([corpus.facts]))
     return corpus, entry
 
 

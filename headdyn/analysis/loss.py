@@ -20,7 +20,7 @@ class HeldOutLoss:
 
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
     model's loss above the filter's, is a paired difference. Where the corpus has no exact law, `excess_nats` and
-    `gap_closed` are absent. A smaller validation split is taken whole.
+    the shares of the gap closed are absent. A smaller validation split is taken whole.
     """
 
     sequences: Annotated[int, Field(ge=2)] = 256
@@ -41,6 +41,12 @@ class HeldOutLoss:
             low=-math.inf,
             high=1.05,
             outcome=True,
+        ),
+        "gap_closed_from_mixture": share(
+            "gap from the mixture closed",
+            "(mixture − loss)/(mixture − Bayes loss): 0 is the best topic-blind bigram, 1 the Bayes filter",
+            low=-math.inf,
+            high=1.05,
         ),
     }
 

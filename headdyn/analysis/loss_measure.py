@@ -32,13 +32,20 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
     parts = [row("loss_nats", model_N, random)]
     lines = [Curve(label="model", x=position_T, y=np.nanmean(loss_NT, axis=0))]
     if corpus.oracle is None:
-        absent = {"reason": "the corpus has no exact law to compare with"}
-        parts += [HeadTable.whole(metric, None, **absent) for metric in ("excess_nats", "gap_closed")]
+        reason = "the corpus has no exact law to compare with"
+        unknown = ("excess_nats", "gap_closed", "gap_closed_from_mixture")
+        parts += [HeadTable.whole(metric, None, reason=reason) for metric in unknown]
     else:
         bayes_NT, _ = corpus.oracle.filter(np.asarray(corpus.val.tokens_NT[: settings.sequences]))
         bayes_N = bayes_NT.mean(axis=1)
         parts.append(row("excess_nats", model_N - bayes_N, 0.0))
         parts.append(row("gap_closed", ratio_contributions(random - model_N, random - bayes_N), 0.0))
+        mixture = corpus.reference_nats.get("mixture")
+        if mixture is None:
+            parts.append(HeadTable.whole("gap_closed_from_mixture", None, reason="the corpus has no topic-blind line"))
+        else:
+            closed = ratio_contributions(mixture - model_N, mixture - bayes_N)
+            parts.append(row("gap_closed_from_mixture", closed, 0.0))
         lines.append(Curve(label="Bayes filter", x=position_T, y=bayes_NT.mean(axis=0)))
     figure = curves(
         lines,

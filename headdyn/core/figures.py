@@ -719,7 +719,9 @@ def _reference_lines(
     lines, place = [], -math.inf
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
         place = max(level, place + line_height)
-        lines.append({"level": level, "place": place, "text": f"{name} {level:.3g}".replace("-", "−")})
+        lines.append(
+            {"level": level, "place": place, "text": f"{name.replace('_', ' ')} {level:.3g}".replace("-", "−")}
+        )
     rules = tables.chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
     names = tables.chart(lines).mark_text(align="left", dx=5, color=GREY)
     return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")] if levels else []

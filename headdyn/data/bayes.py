@@ -155,18 +155,3 @@ class BayesFilter:
             weight *= evidence_TN
             last_SN /= total_N
         return loss_TN.T, posterior_TSN.transpose(2, 0, 1)
-
-
-def blind_bigram_loss(
-    transitions_SVV: np.ndarray, topic_given_token_VS: np.ndarray, tokens_NT: np.ndarray
-) -> np.ndarray:
-    """The loss [N, T-1] in nats of the best bigram that cannot tell topics apart: the mixture plateau.
-
-    Its law is Σ_s p(s | x_{t-1}) P_s(x_t | x_{t-1}), with p(s | x_{t-1}) the share of topic s among the successors of
-    that token.
-    """
-    before_NT, after_NT = tokens_NT[:, :-1].astype(np.int64), tokens_NT[:, 1:].astype(np.int64)
-    law_NT = np.zeros(before_NT.shape)
-    for topic, chain_VV in enumerate(transitions_SVV):
-        law_NT += topic_given_token_VS[before_NT, topic] * chain_VV[before_NT, after_NT]
-    return -np.log(law_NT)

@@ -13,20 +13,16 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
-from scipy.special import softmax
 
 from headdyn.core.randomness import generator, seed_sequence
 from headdyn.core.settings import settings
 from headdyn.data.conversation_filter import ConversationFilter, Speaker
-from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split, mean_and_error
+from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.data.lines import line_facts, mean_and_error, mixture, position_only, reference_nats
 from headdyn.data.markov import AliasSampler, matched_chains, sample_tokens, stationary_law, unmatched_chains
 
 _MOST_ASSIGNMENTS = 1000  # the filter holds a number for each
 _REFERENCE_SEQUENCES = 2000  # held-out sequences behind the lines
-_DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
-_WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-_SCALES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # 0 ignores the evidence
-_TRIED_SEQUENCES = 100  # for choosing among them
 
 
 @settings
@@ -50,6 +46,7 @@ class Conversations:
     train_sequences: Count
     val_sequences: Count
     target_gap_nats: Annotated[float, Field(gt=0)]
+    row_spread: Annotated[float, Field(ge=0, le=10)] = 1.0
     seed: Seed
 
     def __post_init__(self) -> None:
@@ -84,9 +81,10 @@ class Conversations:
 
         Writes {train,val}_tokens.npy, {train,val}_topics.npy, transitions.npy (float32 [S, V, V]) and facts.json.
         """
-        chains = matched_chains if self.evidence == "transitions" else unmatched_chains
-        rng = generator(self.seed, "conversations/languages")
-        transitions_SVV = chains(self.num_symbols, self.num_topics, self.target_gap_nats, rng)
+        law = self.num_symbols, self.num_topics, self.target_gap_nats, generator(self.seed, "conversations/languages")
+        transitions_SVV = (
+            matched_chains(*law) if self.evidence == "transitions" else unmatched_chains(*law, self.row_spread)
+        )
         np.save(folder / "transitions.npy", transitions_SVV)
         sampler = AliasSampler(transitions_SVV)
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
@@ -102,14 +100,13 @@ class Conversations:
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""
         facts = json.loads((folder / "facts.json").read_text())
-        lines = ("random", "mixture", "position_only", "speaker_blind", "floor")
         return Corpus(
             name="conversations",
             train=Split.open(folder, "train"),
             val=Split.open(folder, "val"),
             vocab_size=self.vocab_size,
             topic_names=tuple(f"language {topic}" for topic in range(self.num_topics)),
-            reference_nats={name: facts[f"{name}_nats"] for name in lines if f"{name}_nats" in facts},
+            reference_nats=reference_nats(facts),
             facts=facts,
             oracle=self._filter(np.load(folder / "transitions.npy", mmap_mode="r")),
         )
@@ -160,8 +157,8 @@ class Conversations:
         else:
             own_NM, emission_NMS = exact.emission(speakers_NM, symbols_NM)
             prior_NMS = np.where(own_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[own_NM])
-            lines["mixture"] = -np.log((prior_NMS * emission_NMS).sum(2))
-            lines["position_only"], facts["position_only_is"] = _position_only(prior_NMS, emission_NMS)
+            lines["mixture"] = mixture(prior_NMS, emission_NMS)
+            lines["position_only"], facts["position_only_is"] = position_only(prior_NMS, emission_NMS)
             if self.num_speakers == 2:
                 lines["speaker_blind"] = uniform_NM.copy()
                 lines["speaker_blind"][:, 1:] = exact.without_speakers(symbols_NM)[0]
@@ -169,36 +166,4 @@ class Conversations:
         losses["floor"], posterior_NTS = exact.filter(self._tokens(speakers_NM, symbols_NM))
         repeats = posterior_NTS.shape[1] // topics_NM.shape[1]
         right_NT = posterior_NTS.argmax(2) == np.repeat(topics_NM, repeats, axis=1)
-        facts |= mean_and_error("bayes_topic_accuracy", right_NT)
-        for name, loss_NT in losses.items():
-            facts |= mean_and_error(f"{name}_nats", loss_NT)
-            facts[f"{name}_second_half_nats"] = float(loss_NT[:, loss_NT.shape[1] // 2 :].mean())
-        without = [name for name in ("position_only", "speaker_blind") if name in losses]
-        for half in ("", "_second_half") if without else ():
-            best_nats = min(facts[f"{name}{half}_nats"] for name in without)
-            facts[f"selection_worth{half}_nats"] = best_nats - facts[f"floor{half}_nats"]
-        return facts
-
-
-def _position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.ndarray, str]:
-    """The best loss [N, M] of those that weigh the evidence of earlier symbols by distance alone, and which it is.
-
-    The weights are 1 in a window or fall off geometrically, all times a scale; the best are chosen on some sequences.
-    """
-
-    def loss_NM(weights: tuple[float, int, float], part: slice) -> np.ndarray:
-        decay, window, scale = weights
-        log_NMS, evidence_NMS = np.log(emission_NMS[part]), np.zeros(emission_NMS[part].shape)
-        for m in range(1, log_NMS.shape[1]):
-            evidence_NMS[:, m] = decay * evidence_NMS[:, m - 1] + log_NMS[:, m - 1]
-            if window and m > window:
-                evidence_NMS[:, m] -= log_NMS[:, m - 1 - window]
-        law_NMS = softmax(np.log(prior_NMS[part]) + scale * evidence_NMS, axis=2)
-        return -np.log((law_NMS * emission_NMS[part]).sum(2))
-
-    kinds = [(decay, 0) for decay in _DECAYS] + [(1.0, window) for window in _WINDOWS]
-    grid = [(*kind, scale) for kind in kinds for scale in _SCALES]
-    best = min(grid, key=lambda weights: loss_NM(weights, slice(_TRIED_SEQUENCES)).mean())
-    decay, window, scale = best
-    name = f"window {window}" if window else f"decay {decay:g}"
-    return loss_NM(best, slice(None)), f"{name}, scale {scale:g}"
+        return facts | mean_and_error("bayes_topic_accuracy", right_NT) | line_facts(losses)

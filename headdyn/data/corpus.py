@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +85,3 @@ def corpus_recipe(source: Source) -> dict[str, Any]:
     own = getattr(source, "recipe", None)
     settings = own() if own is not None else dataclasses.asdict(source)  # type: ignore[call-overload]
     return {"source": f"{type(source).__module__}.{type(source).__qualname__}", **settings}
-
-
-def mean_and_error(name: str, value_NT: np.ndarray) -> dict[str, float]:
-    """Under `name` the mean over all tokens, and under `name`_se its standard error with sequences as units.
-
-    A single sequence gives no error.
-    """
-    mean_N = value_NT.mean(1)
-    mean = {name: float(mean_N.mean())}
-    return mean if len(mean_N) == 1 else mean | {f"{name}_se": float(mean_N.std(ddof=1) / math.sqrt(len(mean_N)))}

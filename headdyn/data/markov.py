@@ -69,16 +69,18 @@ def matched_chains(
 
 
 def unmatched_chains(
-    vocab_size: int, num_topics: int, target_gap_nats: float, generator: np.random.Generator
+    vocab_size: int, num_topics: int, target_gap_nats: float, generator: np.random.Generator, row_spread: float = 1.0
 ) -> np.ndarray:
     """Chains [S, V, V] whose rows vary around a law of the chain's own, of entropy rate ln V − `target_gap_nats`.
 
-    Rows are proportional to exp(β (z + w)) with z standard normal, and w a standard normal row that all rows of the
-    chain share: single tokens say much of what chain they are from. β is solved for, chain by chain.
+    Rows are proportional to exp(β (r z + w)) with r the `row_spread`, z standard normal, and w a standard normal row
+    that all rows of the chain share: single tokens say much of what chain they are from, and with r = 0 all that can be
+    said. β is solved for, chain by chain.
     """
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
     for topic in range(num_topics):
-        exponent_VV = generator.standard_normal((vocab_size, vocab_size)) + generator.standard_normal(vocab_size)
+        exponent_VV = row_spread * generator.standard_normal((vocab_size, vocab_size))
+        exponent_VV += generator.standard_normal(vocab_size)
 
         def chain(beta: float, exponent_VV: np.ndarray = exponent_VV) -> np.ndarray:
             return softmax(beta * exponent_VV, axis=1).astype(np.float32)

@@ -15,8 +15,9 @@ from pydantic import BeforeValidator, Field
 
 from headdyn.core.randomness import generator, seed_sequence
 from headdyn.core.settings import settings
-from headdyn.data.bayes import BayesFilter, SegmentLaw, blind_bigram_loss
-from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split, mean_and_error
+from headdyn.data.bayes import BayesFilter, SegmentLaw
+from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.data.lines import line_facts, mean_and_error, mixture, position_only, reference_nats
 from headdyn.data.markov import (
     AliasSampler,
     matched_chains,
@@ -101,7 +102,7 @@ class MicroLanguages(SegmentLaw):
             val=Split.open(folder, "val"),
             vocab_size=self.vocab_size,
             topic_names=tuple(f"topic {topic}" for topic in range(self.num_topics)),
-            reference_nats={name: facts[f"{name}_nats"] for name in ("random", "mixture", "floor")},
+            reference_nats=reference_nats(facts),
             facts=facts,
             oracle=BayesFilter(transitions_SVV=transitions_SVV, law=self),
         )
@@ -137,9 +138,13 @@ class MicroLanguages(SegmentLaw):
         successors_VS = self._count(train.tokens_NT[:, :-1], train.topics_NT[:, 1:]) + 1  # none may have occurred
         topic_given_token_VS = successors_VS / successors_VS.sum(1, keepdims=True)
         held_out = slice(0, _REFERENCE_SEQUENCES)
-        tokens_NT, topics_NT = np.asarray(val.tokens_NT[held_out]), val.topics_NT[held_out]
+        tokens_NT, topics_NT = val.tokens_NT[held_out].astype(np.int64), val.topics_NT[held_out]
         floor_NT, posterior_NTS = BayesFilter(transitions_SVV=transitions_SVV, law=self).filter(tokens_NT)
-        mixture_NT = blind_bigram_loss(transitions_SVV, topic_given_token_VS, tokens_NT)
+        before_NT, after_NT = tokens_NT[:, :-1], tokens_NT[:, 1:]
+        emission_NTS = np.stack([chain_VV[before_NT, after_NT] for chain_VV in transitions_SVV], axis=2).astype(float)
+        blind = topic_given_token_VS[before_NT], emission_NTS
+        position_only_NT, position_only_is = position_only(*blind)
+        lines = {"mixture": mixture(*blind), "position_only": position_only_NT, "floor": floor_NT}
         commonest_V = self._count(train.tokens_NT, train.topics_NT).argmax(1)
         return {
             "generator": self.generator,
@@ -147,8 +152,8 @@ class MicroLanguages(SegmentLaw):
             "known_topic_entropy_nats": random_nats - float(gap_S.mean()),
             "realised_gap_nats": float(gap_S.mean()),
             "realised_gap_nats_by_topic": gap_S.tolist(),
-            **mean_and_error("mixture_nats", mixture_NT),
-            **mean_and_error("floor_nats", floor_NT),
+            "position_only_is": position_only_is,
+            **line_facts(lines),
             **mean_and_error("bayes_topic_accuracy", posterior_NTS.argmax(2) == topics_NT),
             **mean_and_error("token_identity_accuracy", commonest_V[tokens_NT] == topics_NT),
             "chance_accuracy": 1 / self.num_topics,

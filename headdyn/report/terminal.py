@@ -25,7 +25,7 @@ from headdyn.report.series.record import read_series
 from headdyn.report.series.words import headline
 from headdyn.sweep.effect_words import ONE_SEED
 from headdyn.sweep.record import SweepRecord, single_job
-from headdyn.sweep.words import question_about, statements
+from headdyn.sweep.words import WORTH, question_about, statements
 
 if TYPE_CHECKING:
     from headdyn.training.loop import Progress
@@ -102,7 +102,8 @@ def headlines(sweep: SweepRecord) -> list[str]:
         return [sentence for answer in answers for sentence in answer.sentences]
     every = statements(sweep)
     questions = {question_about(factor.name) for factor in sweep.factors}
-    answers = [statement for statement in every if statement.question in questions] or every
+    answers = [statement for statement in every if statement.question in questions]
+    answers = [*answers, *(statement for statement in every if statement.question == WORTH)] if answers else every
     leads = dict.fromkeys((statement.group, statement.sentences[0].rstrip(":")) for statement in answers)
     sentences = [f"{group}: {lead}" if group else lead for group, lead in leads]
     return sentences[:1] + [sentence.replace(f"{ONE_SEED} ", "") for sentence in sentences[1:]]

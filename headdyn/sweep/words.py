@@ -6,14 +6,18 @@ and have sequences.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
 
 from headdyn.core.numbers import count, listed, spelled, units
 from headdyn.sweep.effect_words import factor, interactions, matched
 from headdyn.sweep.factors import CHOICES
 from headdyn.sweep.record import Job, SweepRecord
 
+WORTH = "What is selecting by topic worth on this corpus?"
+_LITTLE_NATS = 0.1  # below this, contrasts of selectivity mean little
 _ALSO_TRAINED_LONGER = (
     "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this sweep, "
     "would tell the two apart."
@@ -43,6 +47,7 @@ def statements(sweep: SweepRecord) -> list[Statement]:
         )
         names = dict.fromkeys(name for row in effects for name in row["factors"])
         answers = [
+            (WORTH, selection_worth(jobs)),
             ("Did the models learn?", learning(jobs)),
             *((question_about(name), factor(name, effects, sweep.metric)) for name in names),
             ("Do the factors interact?", interactions(effects, simple, sweep.metric)),
@@ -56,6 +61,36 @@ def statements(sweep: SweepRecord) -> list[Statement]:
 def question_about(name: str) -> str:
     """What is asked of a factor."""
     return CHOICES[name].question if name in CHOICES else f"Does {name} matter?"
+
+
+def selection_worth(jobs: Sequence[Job]) -> list[str]:
+    """What the runs' corpora pay for attending by topic and not by distance; corpora of several seeds are averaged."""
+    corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
+    facts = [job.run.manifest["corpus"].get("facts", {}) for job in corpora.values()]
+    known = [each for each in facts if "selection_worth_nats" in each]
+    reasons = dict.fromkeys(each["selection_worth_absent"] for each in facts if "selection_worth_absent" in each)
+    absent = [f"What selecting by topic is worth is not known: {reason}." for reason in reasons]
+    return [worth_sentence(known), *absent] if known else absent
+
+
+def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
+    """The worth of selecting from the facts of one or several corpora, with the lines that it is the difference of."""
+
+    def nats(name: str) -> str:
+        return f"{fmean(facts[f'{name}_nats'] for facts in corpora):.3f}"
+
+    without = {
+        "position_only": "the best weighting of evidence by distance alone",
+        "speaker_blind": "exact inference that does not know who speaks",
+    }
+    lines = [f"{what} {nats(name)}" for name, what in without.items() if f"{name}_nats" in corpora[0]]
+    worth = nats("selection_worth")
+    little = ", so little that contrasts of selectivity mean little here" if float(worth) < _LITTLE_NATS else ""
+    over = f" (means over {len(corpora)} corpora)" if len(corpora) > 1 else ""
+    return (
+        f"Selecting by topic is worth {worth} nats a token{over}, {nats('selection_worth_second_half')} on the second "
+        f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}."
+    )
 
 
 def learning(jobs: Sequence[Job]) -> list[str]:

@@ -84,8 +84,15 @@ def test_the_bayes_law_itself_closes_the_gap_exactly_and_a_sharpened_one_does_no
     exact = HeldOutLoss()(BayesModel(few), few, np.random.default_rng(0)).table.summary()
     assert exact["excess_nats"]["value"] == pytest.approx(0, abs=1e-5)
     assert exact["gap_closed"]["value"] == pytest.approx(1, abs=1e-5)
+    assert exact["gap_closed_from_mixture"]["value"] == pytest.approx(1, abs=1e-5)
     sharpened = HeldOutLoss()(BayesModel(few, 1.5), few, np.random.default_rng(0)).table.summary()
     assert sharpened["excess_nats"]["value"] > 0.01
+    mixture, loss = few.reference_nats["mixture"], sharpened["loss_nats"]["value"]
+    by_hand = (mixture - loss) / (mixture - loss + sharpened["excess_nats"]["value"])
+    assert sharpened["gap_closed_from_mixture"]["value"] == pytest.approx(by_hand, abs=1e-9)
+    blind = dataclasses.replace(few, reference_nats={"random": math.log(11)})
+    absent = HeldOutLoss()(BayesModel(few), blind, np.random.default_rng(0)).table.summary()
+    assert absent["gap_closed_from_mixture"]["reason"] == "the corpus has no topic-blind line"
 
 
 def test_without_an_exact_law_the_floor_is_absent_with_a_reason(corpus, decoder):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from headdyn.data.bayes import BayesFilter, SegmentLaw, blind_bigram_loss
+from headdyn.data.bayes import BayesFilter, SegmentLaw
 
 LAWS = [
     SegmentLaw(sequence_length=7, min_segments=1, max_segments=3, min_segment=1),
@@ -148,13 +148,6 @@ def test_drawn_lengths_follow_the_law() -> None:
     assert sum(exact.values()) == pytest.approx(1) and set(seen) <= set(exact)
     for lengths, p in exact.items():
         assert abs(seen.get(lengths, 0) - count * p) < 4.5 * math.sqrt(count * p * (1 - p))
-
-
-def test_blind_bigram_of_a_hand_worked_case() -> None:
-    transitions_SVV = np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.2, 0.8], [0.5, 0.5]]])
-    topic_given_token_VS = np.array([[0.25, 0.75], [1.0, 0.0]])
-    loss_NT = blind_bigram_loss(transitions_SVV, topic_given_token_VS, np.array([[0, 0, 1, 1]], np.uint16))
-    assert np.allclose(loss_NT, -np.log([[0.25 * 0.9 + 0.75 * 0.2, 0.25 * 0.1 + 0.75 * 0.8, 0.5]]))
 
 
 def test_bad_input() -> None:

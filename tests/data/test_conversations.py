@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from scipy.stats import chisquare
 
 from headdyn.core.settings import ConfigError, build
@@ -18,6 +20,8 @@ from headdyn.data.conversation_filter import ConversationFilter, Speaker
 from headdyn.data.conversations import Conversations
 from headdyn.data.corpus import Corpus
 from headdyn.data.markov import row_entropy_nats, stationary_law, unmatched_chains
+from headdyn.models.config import DecoderConfig
+from headdyn.models.decoder import Decoder
 from headdyn.plan import make_plan
 
 # The trial that science.md §18 gives figures of: laptop scale.
@@ -257,6 +261,64 @@ def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None
         assert advantage(oracle.on_tokens(told_NM, speakers_NM), floor_NT) < -3
 
 
+def fitted(corpus: Corpus, *, masked: bool) -> np.ndarray:
+    """Held-out losses [N, T-1] of a small model trained on a corpus of tags; masked, it reads symbols alone.
+
+    Masked, its losses of the symbols are followed by what the turns cost, which it cannot know better.
+    """
+    size, settings = (
+        int(corpus.vocab_size // 2),
+        DecoderConfig(
+            vocab_size=corpus.vocab_size, num_layers=2, d_model=32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64
+        ),
+    )
+    train_NT, val_NT = (
+        torch.from_numpy(split.tokens_NT.astype(np.int64)) % (size if masked else corpus.vocab_size)
+        for split in (corpus.train, corpus.val)
+    )
+    random = torch.Generator().manual_seed(0)
+    decoder = Decoder(settings).initialise(random, 0.02)
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=4e-3)
+    for _ in range(250):
+        batch = train_NT[torch.randint(len(train_NT), (32,), generator=random)]
+        loss = F.cross_entropy(decoder(batch)[:, :-1].mT, batch[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        logits_NTV = decoder(val_NT)[:, :-1]
+    loss_NT = F.cross_entropy(logits_NTV.mT, val_NT[:, 1:], reduction="none").double().numpy()
+    if not masked:
+        return loss_NT
+    assert isinstance(corpus.oracle, ConversationFilter)
+    speakers_NM = corpus.val.tokens_NT.astype(int) // size
+    return corpus.oracle.on_tokens(np.pad(loss_NT, ((0, 0), (1, 0))), speakers_NM)
+
+
+def test_models_stay_above_their_lines(tmp_path: Path) -> None:
+    """A model beats no floor, and one that cannot see who speaks not the speaker-blind line; one that can, does."""
+    small = {"num_symbols": 8, "sequence_length": 32, "target_gap_nats": 1.2}
+    change = {
+        "speaker": "tag",
+        "evidence": "unigrams",
+        "row_spread": 0.3,
+        "train_sequences": 6400,
+        "val_sequences": 500,
+    }
+    corpus = built(replace(TRIAL, **small, **change), tmp_path)  # type: ignore[arg-type]
+    oracle = corpus.oracle
+    assert isinstance(oracle, ConversationFilter)
+    tokens_NT = corpus.val.tokens_NT.astype(int)
+    floor_NT, _ = oracle.filter(tokens_NT)
+    blind_NM = np.pad(oracle.without_speakers(tokens_NT % 8)[0], ((0, 0), (1, 0)))
+    blind_NT = oracle.on_tokens(blind_NM, tokens_NT // 8)
+    assert blind_NT.mean() == pytest.approx(corpus.facts["speaker_blind_nats"], abs=1e-12)
+    seeing_NT, masked_NT = (fitted(corpus, masked=masked) for masked in (False, True))
+    assert advantage(seeing_NT, floor_NT) > 3
+    assert advantage(masked_NT, blind_NT) > 3
+    assert advantage(seeing_NT, blind_NT) < -3  # the line can be passed by one who sees
+
+
 def test_selecting_is_worth_little_in_long_turns(trial: Corpus, tmp_path: Path) -> None:
     seldom = built(replace(TRIAL, switch=0.02, val_sequences=300), tmp_path).facts
     assert 0 < seldom["selection_worth_nats"] < 0.2 * trial.facts["selection_worth_nats"]
@@ -268,6 +330,9 @@ def test_unmatched_languages_have_the_gap_asked_for_and_tell_themselves_by_singl
             law_V = stationary_law(chain_VV)
             assert math.log(size) - law_V @ row_entropy_nats(chain_VV) == pytest.approx(gap, rel=0.02)
             assert math.log(size) + law_V @ np.log(law_V) > 0.2 * gap  # matched chains: 0
+        for chain_VV in unmatched_chains(size, 2, gap, np.random.default_rng(0), row_spread=0.0):
+            assert np.ptp(chain_VV, axis=0).max() < 1e-6  # all rows alike
+            assert math.log(size) - row_entropy_nats(chain_VV)[0] == pytest.approx(gap, rel=0.02)
 
 
 def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

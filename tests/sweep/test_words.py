@@ -1,4 +1,5 @@
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,34 @@ def test_a_hole_in_the_design_is_said_once(tmp_path: Path) -> None:
         "attention entropy, attention on position 0 and specialisation"
     )
     assert told == [f"Absent for {absent}: no seed has all 8 cells (seeds seen: [0])."]
+
+
+def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) -> None:
+    question = "What is selecting by topic worth on this corpus?"
+    facts = {
+        **{"selection_worth_nats": 0.3, "selection_worth_second_half_nats": 0.25, "floor_nats": 2.0},
+        **{"position_only_nats": 2.3, "speaker_blind_nats": 2.5},
+    }
+
+    def told(*worths: float) -> list[str] | None:
+        folder = tmp_path / str(len(worths))
+        entries = [run(folder, seed=seed) for seed in range(max(len(worths), 1))]
+        for entry, worth in zip(entries, worths, strict=False):
+            path = folder / entry["name"] / "manifest.json"
+            manifest = json.loads(path.read_text())
+            manifest["corpus"]["facts"] |= {**facts, "selection_worth_nats": worth}
+            path.write_text(json.dumps(manifest))
+        return answers(sweep(folder, entries)).get(question)
+
+    assert told() is None
+    assert told(0.3) == [
+        "Selecting by topic is worth 0.300 nats a token, 0.250 on the second half of a sequence: the best weighting of "
+        "evidence by distance alone 2.300 and exact inference that does not know who speaks 2.500, the exact floor "
+        "2.000."
+    ]
+    several = told(0.03, 0.05)
+    assert several is not None and "is worth 0.040 nats a token (means over 2 corpora)" in several[0]
+    assert "contrasts of selectivity mean little" in several[0]
 
 
 def test_plateau_left_and_not_left(tmp_path: Path) -> None:

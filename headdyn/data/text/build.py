@@ -15,7 +15,8 @@ import numpy as np
 
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
-from headdyn.data.corpus import Split, mean_and_error
+from headdyn.data.corpus import Split
+from headdyn.data.lines import mean_and_error
 from headdyn.data.text import topics as clusters
 from headdyn.data.text.documents import NO_TOPIC, Documents, Reader, store_documents
 from headdyn.data.text.duplicates import find_duplicates

@@ -15,10 +15,12 @@ from headdyn.report.page import picture
 from headdyn.report.section import Section
 from headdyn.sweep.record import SweepRecord
 
-_REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
+REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "position_only", "speaker_blind", "floor")
 _MEANINGS = {
     "random": "uniform guessing, what chance gives",
     "mixture": "the best topic-blind bigram, where a model waits before it infers topics",
+    "position_only": "evidence of the topic weighted by distance alone",
+    "speaker_blind": "exact inference that does not know who speaks",
     "floor": "exact inference, which no model can beat",
 }
 _TITLES = {"training": "Training", "patterns": "Attention patterns"}
@@ -70,7 +72,7 @@ def training_figures(
     metrics: Mapping[str, Sequence[tuple[int, float]]], scalars: Mapping[str, Any]
 ) -> dict[str, Figure]:
     """Loss against steps with the reference lines, and the recovery after a positional change where there was one."""
-    references = {name: scalars[f"{name}_nats"] for name in _REFERENCES if f"{name}_nats" in scalars}
+    references = {name: scalars[f"{name}_nats"] for name in REFERENCES if f"{name}_nats" in scalars}
     drawn = {}
     if "val_loss_nats" in metrics:
         lines = [

@@ -47,6 +47,12 @@ _PROMPT_WORDS = {
 _RUN = {
     "random_nats": ("loss of uniform guessing, ln V", "0 …", "nats"),
     "mixture_nats": ("loss of the best topic-blind bigram, where a model waits before it infers topics", "0 …", "nats"),
+    "position_only_nats": (
+        "loss of the best predictor that weighs evidence of topics by distance alone",
+        "0 …",
+        "nats",
+    ),
+    "speaker_blind_nats": ("loss of the exact filter that does not know who speaks", "0 …", "nats"),
     "floor_nats": ("loss of the exact Bayes filter of the generating law: no model can do better", "0 …", "nats"),
     "train_passes": ("how often training went through its corpus", "0 …", "passes"),
     "ended_in_pass": ("share of its last pass that training had shown when it ended", "0 … 1", ""),

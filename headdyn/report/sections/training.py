@@ -13,9 +13,9 @@ from headdyn.report.looks import level_of, looks
 from headdyn.report.markup import soft, table
 from headdyn.report.page import drawn
 from headdyn.report.section import Section
+from headdyn.report.sections.figures import REFERENCES
 from headdyn.sweep.record import Job, SweepRecord
 
-_REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "floor")
 _ABOUT = (
     "Held-out loss of every training; arms that differ only in what became of the positions afterwards share one. "
     "Random is uniform guessing; the mixture is the best topic-blind bigram, the plateau before topics are inferred in "
@@ -77,7 +77,7 @@ def loss_figures(sweep: SweepRecord) -> dict[str, Figure]:
             x, y = zip(*series, strict=True)
             label, numbers = shared_label(arms), _numbers(arms)
             lines.append(Curve(label=label, x=x, y=y, look=look[job.number] or None, runs=numbers))
-            for name in _REFERENCES:
+            for name in REFERENCES:
                 if f"{name}_nats" in job.run.scalars:
                     references.setdefault(name, []).append(job.run.scalars[f"{name}_nats"])
         if lines:
