@@ -61,6 +61,7 @@ class Protocol:
     generator: str
     blocks: int
     within_block: str
+    cooldown_share: float
     recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale"], float]
     study: str | None = None  # what the key `study` is where no experiment names another
     companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)

@@ -188,6 +188,7 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
         dominant_N=dominant_topics(corpus.train.topics_NT, corpus.num_topics),
         batch_size=config.train.batch_size,
         seed=config.seed,
+        steps=config.train.steps,
     )
 
     def build(folder: Path) -> None:

@@ -84,6 +84,12 @@ class AttentionStatistics(LabelSwapSettings):
         "selectivity_no_self": share_difference(
             "topic selectivity, self left out", "within_ratio_no_self minus its label-swap null", outcome=True
         ),
+        **{
+            f"selectivity_{which}_topic": share_difference(
+                f"topic selectivity, {which} topic", f"selectivity of the queries of the topic with the {end} id"
+            )
+            for which, end in (("first", "lowest"), ("last", "highest"))
+        },
         "specialisation": Metric(
             label="specialisation",
             meaning="variance over topics of the within ratio of each topic's queries, beyond its sampling variance",

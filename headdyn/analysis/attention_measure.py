@@ -12,7 +12,7 @@ import numpy as np
 
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.estimates import flip_p, mean_denominator, means, ratio_units
-from headdyn.analysis.figure_parts import head_panel
+from headdyn.analysis.figure_parts import head_panel, topic_intervals
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
 from headdyn.analysis.selectivity import ONE_TOPIC, drawn_sequences, without_topics
 from headdyn.core.figures import Figure, head_map
@@ -44,7 +44,10 @@ def measure(
     if corpus.mask_documents:
         table = without_topics(table, _TOPICAL)
     table = table.with_q()
-    return Findings(table=table, figures={"topics": _topics_figure(table), "roles": _roles_figure(table)})
+    figures = {"topics": _topics_figure(table), "roles": _roles_figure(table)}
+    if not corpus.mask_documents:
+        figures["by_topic"] = _by_topic_figure(settings, sums, corpus, generator)
+    return Findings(table=table, figures=figures)
 
 
 def _ratio_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
@@ -60,8 +63,9 @@ def _ratio_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.
     for m, name in enumerate(ratios):
         null_LH = ratio_units(*(swapped.get(name) or uniform[name])).mean(0) + np.zeros_like(heads.value[m])
         p_LH, p = np.full_like(null_LH, np.nan), np.array(np.nan)
-        if name in _SELECTIVITIES:
+        if name.startswith("selectivity"):
             null_LH = np.zeros_like(heads.value[m])
+        if name in _SELECTIVITIES:
             p_LH, p = _p_values(settings, *ratios[name], sums.labels_NJ, generator)
         rows += [
             heads[m].rows(name, null=null_LH, p=p_LH, reason=_UNDEFINED),
@@ -112,11 +116,17 @@ def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
         "cluster_ratio": (sums["within"] - (length - counts.cross), sums["cross"]),
         "selectivity": (sums["within"] - sums["swapped"], length),
         "selectivity_no_self": (sums["within"] - sums["swapped"], elsewhere),
+        **{f"selectivity_{which}_topic": _of_topic(sums, counts, s) for which, s in (("first", 0), ("last", -1))},
         "sink_rate": (sums["sink"], later),
         "previous_token": (sums["previous"], later),
         "induction": (sums["induction"], counts.induction),
         "distance_tokens": (sums["distance"], later),
     }
+
+
+def _of_topic(sums: Mapping[str, np.ndarray], counts: Counts, topic: int) -> Ratio:
+    """The selectivity of the queries of one topic."""
+    return sums["topics"][..., topic] - sums["topics_swapped"][..., topic], counts.topics_NS[:, None, None, topic]
 
 
 def _swapped(sums: Sums) -> dict[str, Ratio]:
@@ -178,6 +188,22 @@ def _topics_figure(table: HeadTable) -> Figure:
         "explains (selectivity; chance is 0), how much of their attention stays in the topic, and how spread out it "
         "is. Much within-topic attention alone is no clustering: under labels of other sequences the same heads have "
         "the share that the note calls label-swap null.",
+    )
+
+
+def _by_topic_figure(
+    settings: AttentionStatistics, sums: Sums, corpus: Corpus, generator: np.random.Generator
+) -> Figure:
+    topics = range(corpus.num_topics)
+    units_NS = [_mean_over_heads(ratio_units(*_of_topic(sums.heads, sums.counts, topic))) for topic in topics]
+    by_topic = means(np.stack(units_NS, axis=1), generator, draws=settings.bootstrap_draws)
+    return topic_intervals(
+        corpus.topic_names,
+        by_topic,
+        "topic selectivity of the topic's queries (points)",
+        scale=100,
+        caption="Selectivity of the queries of each topic, mean over heads. Under topic order the last topic is the "
+        "one that training ended on: selectivity that it alone has tells of forgetting, not of order.",
     )
 
 

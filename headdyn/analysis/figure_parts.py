@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from headdyn.core.figures import Curve, HeadMap, Interval
+from headdyn.analysis.estimates import Estimate
+from headdyn.core.figures import Curve, Figure, HeadMap, Interval, interval_plot
 from headdyn.core.records import HeadTable, Metric
 
 _SIGNS = {"\n": "\u21b5", " ": "\u2423"}  # a return arrow, an open box
@@ -38,6 +39,17 @@ def interval(label: str, row: Mapping[str, Any], group: str = "") -> Interval:
     """A row of an interval plot from a row of a table or of its summary."""
     value, low, high, null = (row.get(column) for column in ("value", "ci_low", "ci_high", "null"))
     return Interval(label=label, value=value, low=low, high=high, null=null, group=group)
+
+
+def topic_intervals(names: Sequence[str], by_topic: Estimate, xlabel: str, *, scale: float, caption: str) -> Figure:
+    """A number of the whole model for each topic, shaped [S], with intervals; 0 is marked."""
+    rows = [
+        Interval(label=name, value=scale * value, low=scale * low, high=scale * high)
+        if np.isfinite(value)
+        else Interval(label=name, value=None)
+        for name, value, low, high in zip(names, by_topic.value, by_topic.low, by_topic.high, strict=True)
+    ]
+    return interval_plot(rows, xlabel=xlabel, zero_line=True, caption=caption)
 
 
 def drawable(text: str) -> str:

@@ -19,8 +19,8 @@ class HeldOutLoss:
     """Next-token loss on the first `sequences` (or all) of the validation split, paired with the Bayes filter's.
 
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
-    model's loss above the filter's, is a paired difference. Where the corpus has no exact law, `excess_nats` and
-    the shares of the gap closed are absent. A smaller validation split is taken whole.
+    model's loss above the filter's, is a paired difference. Where the corpus has no exact law, what is held against
+    it is absent. A smaller validation split is taken whole.
     """
 
     sequences: Annotated[int, Field(ge=2)] = 256
@@ -34,6 +34,16 @@ class HeldOutLoss:
         ),
         "excess_nats": nats(
             "loss above the Bayes floor", "loss above the exact Bayes filter's on the same sequences", outcome=True
+        ),
+        "first_topic_excess_nats": nats(
+            "loss above the floor, first topic", "excess_nats over tokens of the topic with the lowest id"
+        ),
+        "last_topic_excess_nats": nats(
+            "loss above the floor, last topic",
+            "excess_nats over tokens of the topic with the highest id, with which a topic-ordered pass ends",
+        ),
+        "forgetting_nats": nats(
+            "forgetting", "loss above the floor on the first topic less that on the last", outcome=True
         ),
         "gap_closed": share(
             "gap closed",

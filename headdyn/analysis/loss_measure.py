@@ -8,33 +8,40 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from headdyn.analysis.estimates import means
+from headdyn.analysis.estimates import means, ratio_units
+from headdyn.analysis.figure_parts import topic_intervals
 from headdyn.analysis.loss import HeldOutLoss
 from headdyn.analysis.sequences import Sequences
-from headdyn.core.figures import Curve, curves
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import ratio_contributions
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS = 2**14
+_NO_TOKENS = "no held-out token is of this topic"
+_BY_TOPIC = (
+    "Loss above the exact floor on the tokens of each topic. A training that ends on the last topic and has forgotten "
+    "the others loses least on the last; one that its order taught worse loses on all alike."
+)
 
 
 def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
     """Model rows, and the loss by position in the sequence, which shows how topics are inferred in context."""
 
     def row(metric: str, values_N: np.ndarray, null: float) -> HeadTable:
-        return means(values_N, generator, draws=settings.bootstrap_draws).rows(metric, null=null)
+        return means(values_N, generator, draws=settings.bootstrap_draws).rows(metric, null=null, reason=_NO_TOKENS)
 
     loss_NT = token_losses(decoder, corpus, settings.sequences)
     position_T = np.arange(1, loss_NT.shape[1] + 1)
     model_N, random = np.nanmean(loss_NT, axis=1), corpus.reference_nats.get("random", math.log(corpus.vocab_size))
     parts = [row("loss_nats", model_N, random)]
+    figures: dict[str, Figure] = {}
     lines = [Curve(label="model", x=position_T, y=np.nanmean(loss_NT, axis=0))]
     if corpus.oracle is None:
         reason = "the corpus has no exact law to compare with"
-        unknown = ("excess_nats", "gap_closed", "gap_closed_from_mixture")
-        parts += [HeadTable.whole(metric, None, reason=reason) for metric in unknown]
+        unknown = HeldOutLoss.metrics.keys() - {"loss_nats"}
+        parts += [HeadTable.whole(metric, None, reason=reason) for metric in sorted(unknown)]
     else:
         bayes_NT, _ = corpus.oracle.filter(np.asarray(corpus.val.tokens_NT[: settings.sequences]))
         bayes_N = bayes_NT.mean(axis=1)
@@ -46,6 +53,17 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
         else:
             closed = ratio_contributions(mixture - model_N, mixture - bayes_N)
             parts.append(row("gap_closed_from_mixture", closed, 0.0))
+        by_topic = _by_topic(loss_NT - bayes_NT, corpus.val.topics_NT[: len(loss_NT), 1:], corpus.num_topics)
+        excess_S = means(by_topic, generator, draws=settings.bootstrap_draws)
+        for metric, values_N in (
+            ("first_topic_excess_nats", by_topic[:, 0]),
+            ("last_topic_excess_nats", by_topic[:, -1]),
+            ("forgetting_nats", by_topic[:, 0] - by_topic[:, -1]),
+        ):
+            parts.append(row(metric, values_N, 0.0))
+        figures["by_topic"] = topic_intervals(
+            corpus.topic_names, excess_S, "loss above the floor (nats)", scale=1, caption=_BY_TOPIC
+        )
         lines.append(Curve(label="Bayes filter", x=position_T, y=bayes_NT.mean(axis=0)))
     figure = curves(
         lines,
@@ -57,7 +75,13 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
         "it has read; the level of random guessing, and of the best model that ignores topics, are the horizontal "
         "lines.",
     )
-    return Findings(table=HeadTable.concat(parts), figures={"by_position": figure})
+    return Findings(table=HeadTable.concat(parts), figures={"by_position": figure, **figures})
+
+
+def _by_topic(excess_NT: np.ndarray, topics_NT: np.ndarray, num_topics: int) -> np.ndarray:
+    """Units [N, S] whose means are the excess over all tokens of each topic; NaN for a topic that does not occur."""
+    units = [ratio_units((excess_NT * (topics_NT == s)).sum(1), (topics_NT == s).sum(1)) for s in range(num_topics)]
+    return np.stack(units, axis=1)
 
 
 @torch.no_grad()

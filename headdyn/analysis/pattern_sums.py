@@ -34,7 +34,8 @@ class Reference:
 
     topics_BSK: Tensor  # one-hot
     columns_BCK: Tensor  # the S topics, then the key's position, then [key = 0]
-    weights_BCQK: Tensor  # [y_q = y_k] averaged over swaps; induction keys; induction keys summed over swaps
+    swapped_BQK: Tensor  # [y_q = y_k] averaged over swaps
+    weights_BCQK: Tensor  # `swapped` for the queries of each topic; induction keys; induction keys summed over swaps
 
     @classmethod
     def of(cls, tokens_BT: Tensor, topics_BT: Tensor, swapped: tuple[Tensor, Tensor], num_topics: int) -> Reference:
@@ -48,12 +49,11 @@ class Reference:
         follows_BQK = torch.zeros(len(tokens_BT), length, length, dtype=torch.int16, device=tokens_BT.device)
         for row_BT in tokens_RBT:
             follows_BQK += row_BT[:, :, None] == row_BT[:, None, :]
-        weights = (
-            other_BKX @ other_BKX.mT / swaps,
-            _behind(tokens_BT[:, :, None] == tokens_BT[:, None, :]),
-            _behind(follows_BQK),
-        )
-        return cls(topics_BSK, torch.cat((topics_BSK, extra_CK), dim=1), torch.stack(weights, dim=1))
+        swapped_BQK = other_BKX @ other_BKX.mT / swaps
+        by_topic_BSQK = topics_BSK[..., None] * swapped_BQK[:, None]
+        induction = (_behind(tokens_BT[:, :, None] == tokens_BT[:, None, :]), _behind(follows_BQK))
+        weights_BCQK = torch.cat((by_topic_BSQK, torch.stack(induction, dim=1)), dim=1)
+        return cls(topics_BSK, torch.cat((topics_BSK, extra_CK), dim=1), swapped_BQK, weights_BCQK)
 
 
 def _behind(match_BQK: Tensor) -> Tensor:
@@ -64,7 +64,8 @@ def _behind(match_BQK: Tensor) -> Tensor:
 def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> dict[str, Tensor]:
     """Sums over queries of every statistic of §6, each [B, H]; the pattern's rows sum to 1, lower triangular.
 
-    `topics` is [B, H, S]: the same-topic mass of the queries of each topic.
+    `topics` and `topics_swapped` are [B, H, S]: the same-topic mass of the queries of each topic, and the same under
+    swapped labels.
     """
     batch, heads, length, _ = pattern_BHQK.shape
     topics_BSK, num_topics = reference.topics_BSK, reference.topics_BSK.shape[1]
@@ -93,13 +94,14 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
         "entropy_cross_queries": has_cross.sum(-1),
         "within": within_BHQ.sum(-1),
         "cross": cross_BHQ.sum(-1),
-        "swapped": weighed_BHC[..., 0],
+        "swapped": weighed_BHC[..., :num_topics].sum(-1),
+        "topics_swapped": weighed_BHC[..., :num_topics],
         "self": pattern_BHQK.diagonal(dim1=-2, dim2=-1).sum(-1),
         "topics": within_BSHQ.sum(-1).mT,
         "sink": mass_BCHQ[:, -1, :, 1:].sum(-1),
         "previous": pattern_BHQK.diagonal(offset=-1, dim1=-2, dim2=-1).sum(-1),
-        "induction": weighed_BHC[..., 1],
-        "induction_swapped": weighed_BHC[..., 2],
+        "induction": weighed_BHC[..., -2],
+        "induction_swapped": weighed_BHC[..., -1],
         "distance": (position_Q - mass_BCHQ[:, num_topics]).sum(-1),
     }
 
@@ -147,7 +149,7 @@ def _followed(tokens_T: np.ndarray) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Sums:
-    """Sums over the patterns of all sequences, by the names of `head_sums`: [N, L, H], or [N, L, H, S] for `topics`.
+    """Sums over the patterns of all sequences, by the names of `head_sums`: [N, L, H], or [N, L, H, S] by topic.
 
     `uniform` holds the same of causal-uniform attention on the same sequences, [N, 1, 1]. `labels_NJ` is `within` less
     `swapped`, per query, of J attentions by position alone: the selectivity that labels give by themselves.
@@ -193,7 +195,7 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
             uniform_BHQK = uniform_BHQK * (documents_BT[:, None, :, None] == documents_BT[:, None, None])
             uniform_BHQK = uniform_BHQK / uniform_BHQK.sum(-1, keepdim=True)
         keep(uniform, rows, 0, 1, head_sums(uniform_BHQK, reference))
-        same_BQK = reference.topics_BSK.mT @ reference.topics_BSK - reference.weights_BCQK[:, 0]
+        same_BQK = reference.topics_BSK.mT @ reference.topics_BSK - reference.swapped_BQK
         labels_NJ[rows] = (same_BQK.flatten(1) @ profiles_JQK.flatten(1).mT / length).cpu().numpy()
         residual_BTD = decoder.embeddings(tokens_BT, 0)
         for layer in range(c.num_layers):

@@ -12,12 +12,14 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from headdyn.core.randomness import generator as named_generator
-from headdyn.core.settings import settings
-from headdyn.data.corpus import Count
+from headdyn.core.settings import Count, Share, settings
 
 
 class Ordering(Protocol):
-    """A conf/data_ordering option. `follows_topics`: whether a place in the epoch stands for a topic."""
+    """A conf/data_ordering option. `follows_topics`: whether a place in the epoch stands for a topic.
+
+    One that has a `cooldown_share` takes shuffled batches in that last share of a training's updates.
+    """
 
     follows_topics: ClassVar[bool]
 
@@ -43,11 +45,13 @@ class TopicOrdered:
 
     Block b of a topic with n sequences holds those of corpus rank n·b/blocks to n·(b+1)/blocks, every epoch the same;
     `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own (`fixed`, as in the original study)
-    or drawn afresh each epoch (`shuffled`).
+    or drawn afresh each epoch (`shuffled`). The last `cooldown_share` of all updates takes the batches that a shuffled
+    training has there, so that what order leaves is told from forgetting all but the last topic.
     """
 
     blocks: Count = 1
     within_block: Literal["fixed", "shuffled"] = "shuffled"
+    cooldown_share: Share = 0.0
     follows_topics: ClassVar[bool] = True
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -76,7 +80,7 @@ class CyclePlace:
     """Where in its pass over the corpus a training stands.
 
     `fraction` in (0, 1] is the share of the pass that has been shown. `topic` is the dominant topic of the last
-    sequence shown, or None under an ordering that does not follow topics.
+    sequence shown, or None where the order does not follow topics at the end.
     """
 
     fraction: float
@@ -87,10 +91,13 @@ class BatchSchedule:
     """Which sequences make up the batch of every step: a pure function of (seed, step).
 
     The epochs' permutations follow one another without end, and step s takes places s·B to (s+1)·B of that stream, so
-    a batch may belong to two epochs and no sequence is dropped. Raises ValueError where a batch exceeds the corpus.
+    a batch may belong to two epochs and no sequence is dropped. From step `cooldown_from` on, the last share of `steps`
+    that the ordering names, the stream is that of shuffled epochs. Raises ValueError where a batch exceeds the corpus.
     """
 
-    def __init__(self, *, ordering: Ordering, dominant_N: np.ndarray, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, *, ordering: Ordering, dominant_N: np.ndarray, batch_size: int, seed: int, steps: int | None = None
+    ) -> None:
         if not 1 <= batch_size <= len(dominant_N):
             raise ValueError(
                 f"train.batch_size={batch_size} does not fit a corpus of {len(dominant_N)} sequences; "
@@ -100,6 +107,8 @@ class BatchSchedule:
         self.dominant_N = np.asarray(dominant_N)
         self.batch_size = batch_size
         self.seed = seed
+        share = getattr(ordering, "cooldown_share", 0.0)
+        self.cooldown_from = None if steps is None or share == 0 else steps - round(share * steps)
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)  # a batch belongs to two epochs at most
 
     def indices(self, step: int) -> np.ndarray:
@@ -107,7 +116,8 @@ class BatchSchedule:
         places_B = step * self.batch_size + np.arange(self.batch_size)
         epochs_B, offsets_B = np.divmod(places_B, len(self.dominant_N))
         epochs = range(int(epochs_B[0]), int(epochs_B[-1]) + 1)
-        return np.concatenate([self._epoch(epoch)[offsets_B[epochs_B == epoch]] for epoch in epochs])
+        cooling = self._cooling(step)
+        return np.concatenate([self._epoch(epoch, cooling)[offsets_B[epochs_B == epoch]] for epoch in epochs])
 
     def passes(self, steps: int) -> float:
         """How often `steps` steps go through the corpus."""
@@ -117,8 +127,13 @@ class BatchSchedule:
         """Where in the cycle a training of `steps` steps (at least 1) ends."""
         assert steps >= 1
         epoch, offset = divmod(steps * self.batch_size - 1, len(self.dominant_N))
-        topic = int(self.dominant_N[self._epoch(epoch)[offset]]) if self.ordering.follows_topics else None
+        follows = self.ordering.follows_topics and not self._cooling(steps - 1)
+        topic = int(self.dominant_N[self._epoch(epoch, cooling=False)[offset]]) if follows else None
         return CyclePlace(fraction=(offset + 1) / len(self.dominant_N), topic=topic)
 
-    def _draw_epoch(self, epoch: int) -> np.ndarray:
-        return self.ordering.epoch(self.dominant_N, named_generator(self.seed, f"ordering/epoch {epoch}"))
+    def _cooling(self, step: int) -> bool:
+        return self.cooldown_from is not None and step >= self.cooldown_from
+
+    def _draw_epoch(self, epoch: int, cooling: bool) -> np.ndarray:
+        ordering = Shuffled() if cooling else self.ordering
+        return ordering.epoch(self.dominant_N, named_generator(self.seed, f"ordering/epoch {epoch}"))

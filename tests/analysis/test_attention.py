@@ -110,12 +110,13 @@ def test_a_quarter_of_same_topic_keys_in_the_null_worked_by_hand(corpus):
     topics = corpus.val.topics_NT[:8]
     sums = collect(tiny.PatternModel(heads, 1, 6), Sequences.of(corpus, chosen), swaps, TOPICS)
     for n in chosen:
-        expected = 0.0
+        expected_S = np.zeros(TOPICS)
         for m in swaps[n]:
             for t in range(LENGTH):
                 keys = [k for k in range(t + 1) if topics[n, k] == topics[n, t]]
-                expected += np.mean([topics[m, k] == topics[m, t] for k in keys]) / 3
-        assert sums.heads["swapped"][n, 0, 1] == pytest.approx(expected, abs=1e-4)
+                expected_S[topics[n, t]] += np.mean([topics[m, k] == topics[m, t] for k in keys]) / 3
+        assert sums.heads["swapped"][n, 0, 1] == pytest.approx(expected_S.sum(), abs=1e-4)
+        np.testing.assert_allclose(sums.heads["topics_swapped"][n, 0, 1], expected_S, rtol=0, atol=1e-4)
 
 
 def test_a_head_without_other_keys_has_no_ratio_and_says_why(table):
@@ -141,6 +142,8 @@ def test_specialisation_finds_a_head_that_serves_one_topic(corpus):
     served, uniform = (table.where(metric="specialisation", head=h).rows()[0] for h in (0, 1))
     assert served["ci_low"] > 0.01 > abs(uniform["value"])
     assert uniform["ci_low"] < 0 < uniform["ci_high"]
+    first, last = (table.where(metric=f"selectivity_{which}_topic", head=0).rows()[0] for which in ("first", "last"))
+    assert first["ci_low"] > 0.15 and first["value"] > 3 * abs(last["value"]) and first["null"] == 0
     raw = table.where(metric="specialisation_raw", head=1).rows()[0]
     assert raw["value"] > 0 and raw["null"] > 0  # the seed's figure: above 0 although nothing is specialised
 

@@ -95,6 +95,26 @@ def test_the_bayes_law_itself_closes_the_gap_exactly_and_a_sharpened_one_does_no
     assert absent["gap_closed_from_mixture"]["reason"] == "the corpus has no topic-blind line"
 
 
+def test_loss_by_topic_of_a_model_that_is_worse_on_one(corpus):
+    """The law itself where the next token is of topic 1, uniform where it is of topic 0: all excess is on topic 0."""
+    few = dataclasses.replace(corpus, val=Split(tokens_NT=corpus.val.tokens_NT[:6], topics_NT=corpus.val.topics_NT[:6]))
+    topics_NT = np.asarray(few.val.topics_NT)
+
+    class Forgetful(BayesModel):
+        def __call__(self, tokens_BT: torch.Tensor, documents_BT: None = None) -> torch.Tensor:
+            logits = super().__call__(tokens_BT)
+            return torch.where(torch.from_numpy(np.roll(topics_NT, -1, axis=1) == 1)[..., None], logits, 0.0)
+
+    findings = HeldOutLoss()(Forgetful(few), few, np.random.default_rng(0))
+    summary = findings.table.summary()
+    bayes_NT, _ = few.oracle.filter(few.val.tokens_NT)
+    by_hand = (math.log(11) - bayes_NT)[topics_NT[:, 1:] == 0].mean()
+    assert summary["first_topic_excess_nats"]["value"] == pytest.approx(by_hand, abs=1e-5)
+    assert summary["last_topic_excess_nats"]["value"] == pytest.approx(0, abs=1e-5)
+    assert summary["forgetting_nats"]["value"] == pytest.approx(by_hand, abs=1e-5) and by_hand > 0.1
+    assert set(findings.figures) == {"by_position", "by_topic"}
+
+
 def test_without_an_exact_law_the_floor_is_absent_with_a_reason(corpus, decoder):
     summary = HeldOutLoss()(decoder, dataclasses.replace(corpus, oracle=None), np.random.default_rng(0)).table.summary()
     assert "no exact law" in summary["gap_closed"]["reason"] and "value" not in summary["gap_closed"]

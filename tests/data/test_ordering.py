@@ -103,6 +103,18 @@ def test_passes_and_the_place_where_training_ends() -> None:
     assert shuffled.place_after(3) == CyclePlace(fraction=0.2, topic=None)
 
 
+@pytest.mark.parametrize(("share", "first"), [(0.25, 45), (0.0, None), (1.0, 0)])
+def test_a_cooldown_takes_the_batches_of_a_shuffled_training(share: float, first: int | None) -> None:
+    settings = {"dominant_N": dominant(), "batch_size": 8, "seed": 0, "steps": 60}
+    cooled = BatchSchedule(ordering=TopicOrdered(cooldown_share=share), **settings)  # type: ignore[arg-type]
+    assert cooled.cooldown_from == first
+    for step in range(60):
+        late = first is not None and step >= first
+        assert np.array_equal(cooled.indices(step), schedule(Shuffled() if late else TopicOrdered()).indices(step))
+    assert (cooled.place_after(60).topic is None) == (first is not None)
+    assert (cooled.place_after(40).topic is None) == (first == 0)
+
+
 def test_bad_settings() -> None:
     with pytest.raises(ValueError, match=r"batch_size=102 does not fit a corpus of 101 sequences; set it to 1\.\.101"):
         schedule(Shuffled(), batch_size=102)
