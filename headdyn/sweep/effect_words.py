@@ -57,13 +57,17 @@ def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics)
 
 
 def matched(pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> list[str]:
-    """Topic-ordered against shuffled training at nearly equal held-out loss."""
+    """Topic-ordered against shuffled training at equal held-out loss; at nearly equal ones in earlier records."""
     rows = [row for row in pooled if row.get("value") is not None]
     if not rows:
         return []
     apart = [abs(pair["loss_difference"]) for pair in pairs]
-    contrast = "topic-ordered less shuffled training at the snapshots nearest in loss, averaged over pairs"
-    closest = f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."
+    if max(apart) < 1e-6:
+        closest = "One arm of each pair is taken at its end, the other between the two snapshots around that loss."
+        contrast = "topic-ordered less shuffled training at equal loss, averaged over pairs"
+    else:
+        closest = f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."
+        contrast = "topic-ordered less shuffled training at the snapshots nearest in loss, averaged over pairs"
     return [*_on_outcomes(rows, contrast, metric), closest]
 
 

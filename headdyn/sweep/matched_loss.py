@@ -1,8 +1,8 @@
 """Topic-ordered against shuffled training where both have the same held-out loss (science.md §2).
 
 Order slows training, so that equal steps compare unequal models. The arm whose last loss is higher is taken at its end;
-of the other arm the snapshot nearest to that loss is taken. Arms with a recalibration are left out, because their loss
-tells of the drop of positions.
+of the other arm every metric is interpolated, linearly in loss, between the snapshots on either side of it. Arms with a
+recalibration are left out, because their loss tells of the drop of positions.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
 def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse, outcomes: Sequence[str]) -> Rows:
     arms = {"shuffled": shuffled, "topic": topic}
     losses = {name: {int(s): v for s, v in run.scalars["snapshot_losses_nats"].items()} for name, run in arms.items()}
-    steps = matched_steps(losses)
-    sides = {}
-    for name, run in arms.items():
-        table = run.heads() if steps[name] == max(losses[name]) else analyse(run, steps[name])
-        sides[name] = table.summary()
-    at = {name: losses[name][steps[name]] for name in arms}
+    points = matched_points(losses)
+    if points is None:
+        return []
+    sides = {name: _outcomes_at(run, points[name], losses[name], analyse) for name, run in arms.items()}
+    steps = {name: sum(weight * step for step, weight in point.items()) for name, point in points.items()}
+    at = {name: sum(weight * losses[name][step] for step, weight in point.items()) for name, point in points.items()}
     pair = {
         "attention": shuffled.factors["attention"],
         "position_enc": shuffled.factors["position_enc"],
         "factors": {name: level for name, level in shuffled.factors.items() if name not in ("data_ordering", "seed")},
         "seed": shuffled.factors["seed"],
         "runs": {name: run.name for name, run in arms.items()},
-        "steps": steps,
+        "steps": {name: round(step) for name, step in steps.items()},
+        "snapshots": {name: sorted(point) for name, point in points.items()},
         "losses_nats": at,
         "loss_difference": at["topic"] - at["shuffled"],
     }
@@ -69,17 +70,48 @@ def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse, outcomes: Seq
             "difference": sides["topic"][outcome]["value"] - sides["shuffled"][outcome]["value"],
         }
         for outcome in outcomes
-        if all(sides[name].get(outcome, {}).get("value") is not None for name in arms)
+        if all(outcome in sides[name] for name in arms)
     ]
 
 
-def matched_steps(losses: Mapping[str, Mapping[int, float]]) -> dict[str, int]:
-    """Where to take each arm: the one whose last loss is higher at its end, the others at the loss nearest to that."""
-    last = {name: max(by_step) for name, by_step in losses.items()}
-    higher = max(losses, key=lambda name: losses[name][last[name]])
-    target = losses[higher][last[higher]]
-    nearest = {name: min(by_step, key=lambda step: abs(by_step[step] - target)) for name, by_step in losses.items()}
-    return {**nearest, higher: last[higher]}
+def _outcomes_at(
+    run: RunRecord, point: Mapping[int, float], losses: Mapping[int, float], analyse: Analyse
+) -> dict[str, Mapping[str, Any]]:
+    """The outcomes of one arm at its point; of a point between snapshots the weighted mean, which has no interval."""
+    tables = [run.heads() if step == max(losses) else analyse(run, step) for step in point]
+    summaries = [table.summary() for table in tables]
+    if len(summaries) == 1:
+        return {name: scalar for name, scalar in summaries[0].items() if scalar.get("value") is not None}
+    weights = list(point.values())
+    return {
+        name: {"value": sum(w * s[name]["value"] for w, s in zip(weights, summaries, strict=True))}
+        for name in summaries[0]
+        if all(s.get(name, {}).get("value") is not None for s in summaries)
+    }
+
+
+def matched_points(losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]] | None:
+    """Where both arms have the higher of their last losses: the weight of each snapshot that counts, arm by arm.
+
+    That is one arm's end; the other passed the loss for the last time between two neighbouring snapshots, whose weights
+    make their mean loss the same. None where an arm never had that loss.
+    """
+    last = {name: by_step[max(by_step)] for name, by_step in losses.items()}
+    target = max(last.values())
+    points = {}
+    for name, by_step in losses.items():
+        steps = sorted(by_step)
+        above = [k for k, step in enumerate(steps) if by_step[step] >= target]
+        if not above:
+            return None
+        before = steps[above[-1]]
+        if by_step[before] == target:
+            points[name] = {before: 1.0}
+            continue
+        after = steps[above[-1] + 1]
+        weight = (by_step[before] - target) / (by_step[before] - by_step[after])
+        points[name] = {before: 1 - weight, after: weight}
+    return points
 
 
 def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:

@@ -5,14 +5,32 @@ import pytest
 
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.matched_loss import matched_loss, matched_steps, pooled
+from headdyn.sweep.matched_loss import matched_loss, matched_points, pooled
 from tests.report.folders import run
 
 
-def test_the_higher_arm_is_taken_at_its_end_and_the_other_at_the_nearest_loss() -> None:
+def test_the_higher_arm_is_taken_at_its_end_and_the_other_between_the_losses_around() -> None:
     losses = {"shuffled": {0: 4.1, 100: 3.2, 200: 2.9, 400: 2.4}, "topic": {0: 4.0, 100: 3.9, 200: 3.05, 400: 3.0}}
-    assert matched_steps(losses) == {"topic": 400, "shuffled": 200}
-    assert matched_steps({"shuffled": losses["topic"], "topic": losses["shuffled"]}) == {"topic": 200, "shuffled": 400}
+    points = matched_points(losses)
+    assert points is not None and points["topic"] == {400: 1.0}
+    assert points["shuffled"] == {100: pytest.approx(1 / 3), 200: pytest.approx(2 / 3)}
+    swapped = matched_points({"shuffled": losses["topic"], "topic": losses["shuffled"]})
+    assert swapped == {"shuffled": points["topic"], "topic": points["shuffled"]}
+
+
+def test_the_last_passage_counts_and_an_equal_loss_needs_no_neighbour() -> None:
+    topic = {0: 4.0, 400: 3.0}
+    up_and_down = matched_points({"shuffled": {0: 4.0, 50: 2.9, 100: 3.2, 200: 2.8, 300: 2.7}, "topic": topic})
+    assert up_and_down is not None
+    assert up_and_down["shuffled"] == {100: pytest.approx(0.5), 200: pytest.approx(0.5)}
+    assert matched_points({"shuffled": {0: 4.0, 100: 3.0, 200: 2.8}, "topic": topic}) == {
+        "shuffled": {100: 1.0},
+        "topic": {400: 1.0},
+    }
+
+
+def test_arms_whose_losses_do_not_overlap_have_no_point() -> None:
+    assert matched_points({"shuffled": {0: 2.9, 100: 2.5}, "topic": {0: 4.0, 100: 3.0}}) is None
 
 
 def test_pairs_at_matched_loss(tmp_path: Path) -> None:
@@ -22,18 +40,20 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
         analysed.append((run.name, step))
         return HeadTable.whole("selectivity", step / 1000, ci_low=0.0, ci_high=1.0, n=128, unit="sequence")
 
-    slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.1}}
+    slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.4}}
     entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow), run(tmp_path, position="drope")]
     whole = HeadTable.whole("selectivity", 0.3, ci_low=0.2, ci_high=0.4, n=128, unit="sequence")
     whole.write(tmp_path / entries[1]["name"] / "heads.parquet")
     (row,) = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
-    # Topic order ended at 3.1; of the shuffled arm's 4.1, 3.2 and 2.4 the nearest is step 100's.
-    assert row["steps"] == {"shuffled": 100, "topic": 200}
-    assert row["losses_nats"] == {"shuffled": 3.2, "topic": 3.1}
-    assert row["loss_difference"] == pytest.approx(-0.1)
-    assert row["difference"] == pytest.approx(0.3 - 0.1)
+    # Topic order ended at 3.4; the shuffled arm fell from 4.1 (step 0) to 3.2 (step 100), 7/9 of the way.
+    assert row["snapshots"] == {"shuffled": [0, 100], "topic": [200]}
+    assert row["steps"] == {"shuffled": 78, "topic": 200}
+    assert row["losses_nats"] == {"shuffled": pytest.approx(3.4), "topic": 3.4}
+    assert row["loss_difference"] == pytest.approx(0, abs=1e-12)
+    assert row["shuffled"] == {"value": pytest.approx(0.1 * 7 / 9)}
+    assert row["difference"] == pytest.approx(0.3 - 0.1 * 7 / 9)
     assert row["runs"]["topic"] == entries[1]["name"]
-    assert analysed == [(entries[0]["name"], 100)]  # an arm at its end has been analysed already
+    assert analysed == [(entries[0]["name"], 0), (entries[0]["name"], 100)]  # an arm at its end has been analysed
 
 
 def test_arms_that_differ_in_anything_but_order_are_no_pair(tmp_path: Path) -> None:

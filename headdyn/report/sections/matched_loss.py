@@ -17,8 +17,10 @@ from headdyn.sweep.record import SweepRecord
 _SHOWN = ("selectivity", "within_ratio", "entropy_nats", "probe_accuracy_middle")
 _ABOUT = (
     "Topic order slows training, so that equal steps compare unequal models. The arm that ended with the higher "
-    "held-out loss is taken as it ended, and of the other the snapshot nearest to that loss. Recalibrated arms are "
-    "left out. Each side's interval is over sequences; the difference between two trainings has none."
+    "held-out loss is taken as it ended; the other's numbers are interpolated, linearly in loss, between its two "
+    "snapshots on either side of that loss (earlier records: those of the nearest snapshot). Recalibrated arms are "
+    "left out. A side's interval is over sequences; interpolated numbers and the difference between two trainings "
+    "have none."
 )
 
 
