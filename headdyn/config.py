@@ -22,8 +22,6 @@ from pydantic import PlainValidator
 from headdyn.analysis.contract import Analysis
 from headdyn.core.settings import ConfigError, Count, Natural, build, settings, targeted, unknown_key
 from headdyn.core.tracking import TrackingSettings
-from headdyn.data.comparisons import Comparisons
-from headdyn.data.corpus import Source
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
@@ -43,8 +41,9 @@ _NOT_COMPUTED = ("force", "tracking", "threads", "mode", "study", "outcomes", "s
 _NEEDS = {
     "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
     "model=organism_planted",
-    "corpus": "reads sequences with known topics, and this model has none; choose analyses of prompts or weights, such "
-    "as analysis=[specialization,circuits]",
+    "corpus": "reads sequences, and these data are prompts; choose analyses of prompts or weights, such as "
+    "analysis=[specialization,circuits], or data=repeated_tokens",
+    "topics": "reads sequences with topics, and these have none; choose data=local_text, or other analyses",
 }
 
 Scalar = str | int | float | bool | None
@@ -178,7 +177,7 @@ class RunConfig:
     protocol: Protocol
     model: Annotated[MiniQwen3 | Trained | Pretrained | BuiltSuite, PlainValidator(_model)]
     attention: AttentionSettings
-    data: Annotated[Source | Comparisons, _target("data")]
+    data: Annotated[Any, _target("data")]  # a Source, a TokenSource, or prompts such as Comparisons
     data_ordering: Annotated[Ordering, _target("data_ordering")]
     position_enc: PositionSettings
     train: TrainSettings
@@ -194,6 +193,7 @@ class RunConfig:
     study: Annotated[str | None, PlainValidator(_importable)]  # the package that adds to the report
     swept: tuple[str, ...]
     factors: Mapping[str, Scalar]
+    absent: Mapping[str, str]  # analyses of a preset that do not apply to this run, and why
     resolved: Mapping[str, Any] = field(repr=False)  # the plain nested dict that all of the above came from
 
     def __post_init__(self) -> None:
@@ -216,10 +216,15 @@ class RunConfig:
                 f"data=comparisons asks a language model in words, and model={model} has only token numbers; choose "
                 "model=organism_planted, pythia_160m, gpt2 or huggingface"
             )
-        if not self.trains and self.material == "corpus":
+        if self.trains and not hasattr(self.data, "build"):
             raise ConfigError(
-                f"data={self.factors['data']} is what models are trained on here, and model={model} comes trained; add "
-                "data=comparisons and analyses of prompts, such as analysis=[specialization]"
+                f"data={self.factors['data']} is written in the tokens of a model that comes trained, and model="
+                f"{model} is trained here; choose data=micro_languages or local_text, or another model"
+            )
+        if not self.trains and self.material == "corpus" and not hasattr(self.data, "in_tokens_of"):
+            raise ConfigError(
+                f"data={self.factors['data']} has symbols of its own, which model={model} does not know, as it comes "
+                "trained; choose data=repeated_tokens, local_text, wikipedia or comparisons"
             )
         for name, analysis in self.analysis.items():
             layer = getattr(analysis, "layer", None)
@@ -227,8 +232,8 @@ class RunConfig:
                 raise ConfigError(
                     f"analysis.{name}.layer={layer} is out of range: model={model} has layers 0 to {layers - 1}"
                 )
-            for need in (analysis.needs & set(_NEEDS)) - {self.material}:
-                raise ConfigError(f"analysis={name} {_NEEDS[need]}")
+            if lacking := _lacking(analysis, self.data):
+                raise ConfigError(f"analysis={name} {lacking}")
         if isinstance(self.model, Trained) and self.position_enc.recalibration is not None:
             raise ConfigError(
                 f"model=trained follows a training through its snapshots, and position_enc="
@@ -298,7 +303,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     `choices` are Hydra's group options, `overrides` what the command line said.
     """
     plain = {"analysis": {}, **_plain(cfg)}  # analysis=[] leaves no node at all
-    known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "resolved")]
+    known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "absent", "resolved")]
     for key in set(plain) - set(known):
         raise ConfigError(unknown_key(key, known))
     for group in (*FACTORS[:-1], "analysis"):
@@ -316,13 +321,41 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
                 f"{override} has no effect on model={choices['model']}, which comes trained; leave it out"
             )
     _add_companions(plain)
+    absent = _leave_out(plain, [_key(override) for override in overrides])
     analyses = [_analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()]
     possible = outcome_names(analyses)
     outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
     if "outcomes.primary" not in map(_key, overrides) and outcomes.primary not in possible:
         plain["outcomes"]["primary"] = next(iter(possible), None)  # of runs that do not measure the usual one
+    data = targeted(plain["data"], "data")
+    if "outcomes.primary" not in map(_key, overrides) and getattr(data, "primary_outcome", None) in possible:
+        plain["outcomes"]["primary"] = data.primary_outcome
     factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
-    return build(RunConfig, {**plain, "factors": factors, "resolved": plain}, "")
+    return build(RunConfig, {**plain, "factors": factors, "absent": absent, "resolved": plain}, "")
+
+
+def _leave_out(plain: dict[str, Any], overridden: Sequence[str]) -> dict[str, str]:
+    """Take out the analyses that the data cannot serve, and say why; those that the command line names stay.
+
+    All stay where none that reads the data would be left: then the data are the mistake.
+    """
+    data = targeted(plain["data"], "data")
+    analyses = {name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()}
+    absent = {name: reason for name, analysis in analyses.items() if (reason := _lacking(analysis, data))}
+    reading = [name for name, analysis in analyses.items() if analysis.needs & set(_NEEDS) and name not in absent]
+    named = [name for name in absent if any(key.startswith(f"analysis.{name}.") for key in overridden)]
+    if not reading or named or "analysis" in overridden:
+        return {}
+    for name in absent:
+        del plain["analysis"][name]
+    return absent
+
+
+def _lacking(analysis: Analysis, data: Any) -> str | None:
+    """What to say of an analysis that needs what the data do not give; None where they give all."""
+    has_topics = getattr(data, "has_topics", _material(data) == "corpus")
+    given = {_material(data), *(["topics"] if has_topics else [])}
+    return next((_NEEDS[need] for need in _NEEDS if need in analysis.needs and need not in given), None)
 
 
 def _add_companions(plain: dict[str, Any]) -> None:
@@ -337,8 +370,8 @@ def _add_companions(plain: dict[str, Any]) -> None:
         plain["protocol"].pop(key, None)
 
 
-def _material(data: Source | Comparisons) -> str:
-    return "prompts" if isinstance(data, Comparisons) else "corpus"
+def _material(data: Any) -> str:
+    return "prompts" if hasattr(data, "prompts") else "corpus"
 
 
 def outcome_names(analyses: Iterable[Analysis]) -> list[str]:

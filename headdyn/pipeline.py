@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
 from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.sequences import Sequences
 from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
@@ -25,6 +27,7 @@ from headdyn.core.records import Findings, HeadTable, write_json
 from headdyn.core.run_folder import MANIFEST, RunFolder, read_manifest
 from headdyn.core.store import StageInterruptedError, explain_os_error
 from headdyn.core.tracking import open_tracker
+from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load
 from headdyn.models.decoder import Decoder
@@ -75,6 +78,7 @@ def run(config: RunConfig, folder: Path) -> None:
         "hash": config.hash,
         "factors": factors,
         "seed": config.seed,
+        "absent": dict(config.absent),
         "machine": dataclasses.asdict(here),
         "config": settings,
     }
@@ -108,10 +112,7 @@ def _work(work: Work) -> None:
     config, record = work.config, work.record
     analyses = {name: analysis for name, analysis in config.analysis.items() if "series" not in analysis.needs}
     if config.trains:
-        corpus, entry = open_corpus(work)
-        for analysis in analyses.values():
-            if hasattr(analysis, "check"):
-                analysis.check(corpus)  # a corpus that is too small is refused before anything is trained on it
+        corpus, entry = open_corpus(work, config.data)
         subject = train_subject(work, corpus, entry.key)
     else:
         subject = open_checkpoint(work)
@@ -133,12 +134,11 @@ def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> N
         if "circuits" in analysis.needs:
             layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
             save_circuits(subject.decoder, layer, record.path / CIRCUITS)
-    if isinstance(subject.material, Corpus):
+    if config.patterns_kept:
         patterns = record.path / "patterns.safetensors"
-        save_patterns(subject.decoder, subject.material, config.patterns_kept, patterns)
+        save_patterns(subject.decoder, first_sequences(subject.material, config.patterns_kept), patterns)
         record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
-        if config.patterns_kept:
-            record.figure("patterns", "telling_heads", telling_patterns(HeadTable.concat(record.tables), patterns))
+        record.figure("patterns", "telling_heads", telling_patterns(HeadTable.concat(record.tables), patterns))
 
 
 def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:
@@ -147,7 +147,7 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
     if path.exists():
         return HeadTable.read(path)
     store, here = open_store(), machine.resolve(config.device, config.precision, config.threads)
-    corpus, corpus_entry = find_corpus(config, store)
+    corpus, corpus_entry = find_corpus(config.data, store)
     entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, here))
     if entry is None:
         raise ValueError(
@@ -163,17 +163,25 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
     return table
 
 
+def first_sequences(material: Corpus | Prompts, count: int) -> Sequences:
+    """The first `count` validation sequences, or clean prompts of the largest group of prompts of one length."""
+    if isinstance(material, Corpus):
+        return Sequences.of(material, slice(count))
+    clean_NT = max(material.groups, key=len).clean_NT[:count]
+    return Sequences(clean_NT, np.zeros_like(clean_NT))
+
+
 @torch.no_grad()
-def save_patterns(decoder: Decoder, corpus: Corpus, count: int, path: Path) -> None:
-    """Attention patterns of the first `count` validation sequences, all layers and heads, with tokens and topics.
+def save_patterns(decoder: Decoder, sequences: Sequences, path: Path) -> None:
+    """Attention patterns of these sequences, all layers and heads, with tokens and topics.
 
     float16, `pattern.LAYER` [N, H, T, T]; one layer's patterns are in memory at a time before they are rounded.
     """
-    device, val = decoder.embed.weight.device, corpus.val
-    tokens_NT, topics_NT = (torch.from_numpy(ids[:count].astype("int64")) for ids in (val.tokens_NT, val.topics_NT))
+    device = decoder.embed.weight.device
+    tokens_NT, topics_NT = (torch.from_numpy(ids) for ids in (sequences.tokens_NT, sequences.topics_NT))
     documents_NT = None
-    if corpus.mask_documents and val.documents_NT is not None:
-        documents_NT = torch.from_numpy(val.documents_NT[:count].astype("int64")).to(device)
+    if sequences.documents_NT is not None:
+        documents_NT = torch.from_numpy(sequences.documents_NT).to(device)
     tensors, start = {"tokens": tokens_NT, "topics": topics_NT}, None
     for layer in range(decoder.config.num_layers):
         trace = decoder.trace(

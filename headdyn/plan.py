@@ -61,6 +61,9 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             return cfg, check(cfg, cfg.hydra.runtime.choices, job)
 
         # The first job alone: a bad value answers before a large sweep is composed.
+        if _needs_data(compose_job(_jobs(overrides)[0])):
+            arguments = [*arguments, "data=repeated_tokens"]
+            overrides = _overrides(arguments)
         base, first = composed(_jobs(overrides)[0])
         params = dict(base.hydra.sweeper.get("params") or {})
         on_command_line = [o.get_key_element() for o in overrides if o.is_sweep_override()]
@@ -104,6 +107,14 @@ def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], D
 
     with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
         yield compose_job
+
+
+def _needs_data(cfg: DictConfig) -> bool:
+    """Whether a model that comes trained is left with what models are trained on where no data are named."""
+    return OmegaConf.select(cfg, "model.kind") not in ("mini_qwen3", "trained") and (
+        cfg.hydra.runtime.choices.get("data") == "micro_languages"
+        and not any(override.startswith("data=") for override in cfg.hydra.overrides.task)
+    )
 
 
 def _refused(job: Sequence[str]) -> str | None:

@@ -19,11 +19,13 @@ from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.run_folder import MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
-from headdyn.data.comparisons import Comparisons, Prompts
+from headdyn.data.comparisons import Prompts, Tokenizer
 from headdyn.data.corpus import Corpus, Source, corpus_recipe
+from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.ordering import BatchSchedule, dominant_topics
 from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.snapshots import snapshot_steps
+from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.report.terminal import ProgressLine
@@ -73,27 +75,40 @@ def recipe_of(source: Source) -> dict[str, Any]:
     return {"schema": SCHEMA["corpus"], **corpus_recipe(source)}
 
 
-def find_corpus(config: RunConfig, store: Store) -> tuple[Corpus, Entry]:
+def find_corpus(source: Source, store: Store) -> tuple[Corpus, Entry]:
     """The corpus, built at most once for its settings."""
-    source = config.data
-    assert not isinstance(source, Comparisons)
     entry = store.get("corpus", recipe_of(source), source.build, resumable=getattr(source, "resumable", False))
     return source.open(entry.path), entry
 
 
 def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
     """Whether a run's corpus is another by now: the user's file was edited under the same path."""
-    if isinstance(config.data, Comparisons):
+    if config.material == "prompts":
         return False
-    return bool(manifest["stages"]["corpus"]["key"] != recipe_key("corpus", recipe_of(config.data)))
+    source = recipe_key("corpus", recipe_of(config.data))
+    made_of = manifest["stages"]["corpus"]["key"] if config.trains else manifest["corpus"]["source"]
+    return bool(made_of != source)
 
 
-def open_corpus(work: Work) -> tuple[Corpus, Entry]:
-    """The corpus, and what it is in the run's record."""
+def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
+    """The corpus, and what it is in the run's record.
+
+    Raises ValueError where it is too small for any of the run's analyses, naming all of them.
+    """
     with work.record.timed("corpus"):
-        corpus, entry = find_corpus(work.config, work.store)
+        corpus, entry = find_corpus(source, work.store)
     work.record.stage("corpus", entry)
+    refusals = []
+    for analysis in work.config.analysis.values():
+        try:
+            if hasattr(analysis, "check"):
+                analysis.check(corpus)
+        except ValueError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise ValueError("; and ".join(refusals))
     facts = {"name": corpus.name, "topic_names": list(corpus.topic_names), "facts": dict(corpus.facts)}
+    facts["source"] = recipe_key("corpus", recipe_of(work.config.data))
     work.record.manifest["corpus"] = facts
     work.record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
     if "selection_worth_nats" in corpus.facts:
@@ -105,19 +120,26 @@ def open_corpus(work: Work) -> tuple[Corpus, Entry]:
 
 
 def open_checkpoint(work: Work) -> Subject:
-    """A checkpoint that comes trained, with the comparison prompts in its own tokens."""
+    """A checkpoint that comes trained, with the prompts or the corpus in its own tokens."""
     model, data = work.config.model, work.config.data
-    assert not isinstance(model, MiniQwen3) and isinstance(data, Comparisons)
+    assert not isinstance(model, MiniQwen3)
     name, keep = model.name, True
+
+    def prepare(decoder: DecoderConfig, tokenizer: Tokenizer | None) -> Corpus | Prompts:
+        tokens = ModelTokens(model.name, decoder.vocab_size, decoder.max_positions, tokenizer)
+        if work.config.material == "corpus":
+            return open_corpus(work, data.in_tokens_of(tokens))[0]
+        if tokenizer is None:
+            raise ValueError(f"model.name={model.name} has no tokenizer, and prompts need one; name a language model")
+        return data.prompts(tokenizer)
+
     if isinstance(model, Pretrained):
         keep = model.keep_downloads
     else:
         with work.record.timed("training"):
             name = str(open_suite(work, model))
     with work.record.timed("checkpoint"):
-        loaded = load(name, model.revision, store=work.store, dtype=model.dtype, keep=keep)
-    if loaded.tokenizer is None:
-        raise ValueError(f"model.name={model.name} has no tokenizer, and prompts need one; name a language model")
+        loaded = load(name, model.revision, store=work.store, dtype=model.dtype, keep=keep, prepare=prepare)
     work.record.manifest["checkpoint"] = {
         "name": model.name,
         "revision": loaded.revision,
@@ -126,7 +148,7 @@ def open_checkpoint(work: Work) -> Subject:
         "state_hash": loaded.state_hash,
     }
     work.record.save_manifest()
-    return Subject(loaded.decoder.to(work.machine.device), data.prompts(loaded.tokenizer), loaded.step or 0)
+    return Subject(loaded.decoder.to(work.machine.device), loaded.material, loaded.step or 0)
 
 
 def open_suite(work: Work, model: BuiltSuite) -> Path:

@@ -16,7 +16,7 @@ class AttentionStatistics(LabelSwapSettings):
     """What every head looks at, on `sequences` (or all) of the validation split; model rows average over the heads.
 
     A statistic is a sum over queries and sequences divided by a sum. Intervals (95 %, BCa) and the p-values of
-    selectivity (sign flips) take sequences as units. Query t looks at keys 0..t.
+    selectivity and of induction against its null (sign flips) take sequences as units. Query t looks at keys 0..t.
 
     A sequence's selectivity varies mostly with its labels: two long segments give any attention more than four short
     ones. So swaps are balanced (every sequence's labels serve equally often), which makes the mean selectivity of any
@@ -117,6 +117,20 @@ class AttentionStatistics(LabelSwapSettings):
             "excluded), mean over queries that have such keys",
             outcome=True,
         ),
+        **{
+            f"{name}_top": share(
+                f"{label} of its strongest head",
+                f"largest {name} of any head, with that head's interval and null; p times the number of heads",
+                low=-1,
+                outcome=True,
+            )
+            for name, label in (
+                ("selectivity", "topic selectivity"),
+                ("previous_token", "attention on the previous token"),
+                ("induction", "induction"),
+                ("sink_rate", "attention on position 0"),
+            )
+        },
         "distance_tokens": Metric(
             label="attention distance",
             meaning="mean distance of what is attended, Σ A_tk (t − k), over queries t ≥ 1",

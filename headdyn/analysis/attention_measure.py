@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from headdyn.analysis.attention import AttentionStatistics
-from headdyn.analysis.estimates import flip_p, mean_denominator, means, ratio_units
+from headdyn.analysis.estimates import Estimate, flip_p, mean_denominator, means, ratio_units
 from headdyn.analysis.figure_parts import head_panel, topic_intervals
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
-from headdyn.analysis.selectivity import ONE_TOPIC, drawn_sequences, without_topics
+from headdyn.analysis.selectivity import drawn_sequences, without_topics
 from headdyn.core.figures import Figure, head_map
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import ratio_contributions, spread_beyond_sampling, without_controls
@@ -41,11 +41,13 @@ def measure(
             *_specialisation_rows(sums),
         ]
     )
-    if corpus.mask_documents:
-        table = without_topics(table, _TOPICAL)
+    if corpus.without_topics is not None:
+        table = without_topics(table, _TOPICAL, corpus.without_topics)
     table = table.with_q()
-    figures = {"topics": _topics_figure(table), "roles": _roles_figure(table)}
-    if not corpus.mask_documents:
+    figures = {"roles": _roles_figure(table)}
+    if corpus.num_topics > 1:
+        figures["topics"] = _topics_figure(table)
+    if corpus.without_topics is None:
         figures["by_topic"] = _by_topic_figure(settings, sums, corpus, generator)
     return Findings(table=table, figures=figures)
 
@@ -67,11 +69,34 @@ def _ratio_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.
             null_LH = np.zeros_like(heads.value[m])
         if name in _SELECTIVITIES:
             p_LH, p = _p_values(settings, *ratios[name], sums.labels_NJ, generator)
+        elif name == "induction":
+            p_LH, p = _induction_p(settings, by_name[name] - ratio_units(*swapped[name]), generator)
         rows += [
             heads[m].rows(name, null=null_LH, p=p_LH, reason=_UNDEFINED),
             model[m].rows(name, null=_mean_over_heads(null_LH), p=p, reason=_UNDEFINED),
         ]
+        if f"{name}_top" in settings.metrics:
+            rows.append(_top_row(f"{name}_top", heads[m], null_LH, p_LH))
     return rows
+
+
+def _top_row(metric: str, heads: Estimate, null_LH: np.ndarray, p_LH: np.ndarray) -> HeadTable:
+    """The model row of the head with the largest value, its p corrected for having looked at all heads."""
+    if np.isnan(heads.value).all():
+        return HeadTable.whole(metric, None, reason=_UNDEFINED)
+    top = np.unravel_index(np.nanargmax(heads.value), heads.value.shape)
+    return heads[top].rows(metric, null=null_LH[top], p=np.minimum(1, p_LH[top] * p_LH.size))
+
+
+def _induction_p(
+    settings: AttentionStatistics, difference_NLH: np.ndarray, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """p of induction beyond its null, of heads and of their mean, by sign flips over sequences."""
+    columns = np.concatenate(
+        (difference_NLH.reshape(len(difference_NLH), -1), _mean_over_heads(difference_NLH)[:, None]), axis=1
+    )
+    p = flip_p(columns, np.empty((len(columns), 0)), generator, draws=settings.sign_flips)
+    return p[:-1].reshape(difference_NLH.shape[1:]), p[-1]
 
 
 def _p_values(
@@ -173,7 +198,7 @@ def _specialisation_rows(sums: Sums) -> list[HeadTable]:
 def _topics_figure(table: HeadTable) -> Figure:
     whole = table.summary()
     within, uniform = whole["within_ratio"], whole["within_ratio_uniform"]
-    nulls = ONE_TOPIC
+    nulls = "attention stays inside documents, each of one topic"
     if "null" in within:
         nulls = f"label-swap null {100 * within['null']:.0f}, uniform {100 * uniform['value']:.0f}"
     metrics = AttentionStatistics.metrics

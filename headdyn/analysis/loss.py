@@ -21,6 +21,10 @@ class HeldOutLoss:
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
     model's loss above the filter's, is a paired difference. Where the corpus has no exact law, what is held against
     it is absent. A smaller validation split is taken whole.
+
+    What the model copies shows on pairs of tokens that stood in the sequence before (`repeated_nats`, `copying_nats`):
+    on random tokens, repeated, only induction predicts them. `in_context_nats` is the score of Olsson et al. 2022,
+    which held the 500th of 512 tokens against the 50th.
     """
 
     sequences: Annotated[int, Field(ge=2)] = 256
@@ -57,6 +61,23 @@ class HeldOutLoss:
             "(mixture − loss)/(mixture − Bayes loss): 0 is the best topic-blind bigram, 1 the Bayes filter",
             low=-math.inf,
             high=1.05,
+            outcome=True,
+        ),
+        "repeated_nats": nats(
+            "loss on repeated pairs",
+            "loss on tokens that end a pair of tokens which stood in the sequence before; null: on all other tokens",
+            low=0,
+            outcome=True,
+        ),
+        "copying_nats": nats(
+            "loss saved where pairs repeat",
+            "loss on tokens that end a new pair less that on tokens that end a repeated one",
+            outcome=True,
+        ),
+        "in_context_nats": nats(
+            "in-context score",
+            "loss on the last tenth of the positions less that around a tenth of them; below 0 context helps",
+            outcome=True,
         ),
     }
 

@@ -18,7 +18,7 @@ from headdyn.core.statistics import ratio_contributions
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
-_BATCH_TOKENS = 2**14
+_BATCH_TOKENS, _BATCH_LOGITS = 2**14, 2**26
 _NO_TOKENS = "no held-out token is of this topic"
 _BY_TOPIC = (
     "Loss above the exact floor on the tokens of each topic. A training that ends on the last topic and has forgotten "
@@ -29,10 +29,11 @@ _BY_TOPIC = (
 def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
     """Model rows, and the loss by position in the sequence, which shows how topics are inferred in context."""
 
-    def row(metric: str, values_N: np.ndarray, null: float) -> HeadTable:
-        return means(values_N, generator, draws=settings.bootstrap_draws).rows(metric, null=null, reason=_NO_TOKENS)
+    def row(metric: str, values_N: np.ndarray, null: float, reason: str = _NO_TOKENS) -> HeadTable:
+        return means(values_N, generator, draws=settings.bootstrap_draws).rows(metric, null=null, reason=reason)
 
     loss_NT = token_losses(decoder, corpus, settings.sequences)
+    tokens_NT = np.asarray(corpus.val.tokens_NT[: settings.sequences])
     position_T = np.arange(1, loss_NT.shape[1] + 1)
     model_N, random = np.nanmean(loss_NT, axis=1), corpus.reference_nats.get("random", math.log(corpus.vocab_size))
     parts = [row("loss_nats", model_N, random)]
@@ -65,6 +66,17 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
             corpus.topic_names, excess_S, "loss above the floor (nats)", scale=1, caption=_BY_TOPIC
         )
         lines.append(Curve(label="Bayes filter", x=position_T, y=bayes_NT.mean(axis=0)))
+    repeated_NT = repeated_pairs(tokens_NT)
+    repeated_N, new_N = (_mean_where(loss_NT, mask_NT) for mask_NT in (repeated_NT, ~repeated_NT))
+    none_repeats = "every pair of tokens stands once in its sequence, or none does"
+    parts.append(row("repeated_nats", repeated_N, float(new_N.mean()), none_repeats))
+    parts.append(row("copying_nats", new_N - repeated_N, 0.0, none_repeats))
+    share_T = position_T / len(position_T)
+    late_N, early_N = (
+        _mean_where(loss_NT, np.broadcast_to(at_T, loss_NT.shape))
+        for at_T in (share_T > 0.9, (share_T > 0.05) & (share_T <= 0.15))
+    )
+    parts.append(row("in_context_nats", late_N - early_N, 0.0, "sequences are shorter than ten tokens"))
     figure = curves(
         lines,
         xlabel="position in the sequence (tokens)",
@@ -84,6 +96,23 @@ def _by_topic(excess_NT: np.ndarray, topics_NT: np.ndarray, num_topics: int) -> 
     return np.stack(units, axis=1)
 
 
+def repeated_pairs(tokens_NT: np.ndarray) -> np.ndarray:
+    """Whether tokens t and t + 1 stood next to each other before in their sequence, [N, T-1]."""
+    tokens_NT = tokens_NT.astype(np.int64)
+    pairs_NT = tokens_NT[:, :-1] << 32 | tokens_NT[:, 1:]
+    repeated_NT = np.empty(pairs_NT.shape, bool)
+    for pairs_T, repeated_T in zip(pairs_NT, repeated_NT, strict=True):
+        _, first, which_T = np.unique(pairs_T, return_index=True, return_inverse=True)
+        repeated_T[:] = first[which_T] < np.arange(len(pairs_T))
+    return repeated_NT
+
+
+def _mean_where(loss_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
+    """Values of sequences whose mean is the mean loss over all marked tokens that have one; NaN where none has."""
+    counted_NT = mask_NT & ~np.isnan(loss_NT)
+    return ratio_units(np.where(counted_NT, loss_NT, 0).sum(1), counted_NT.sum(1))
+
+
 @torch.no_grad()
 def token_losses(decoder: Decoder, corpus: Corpus, sequences: int) -> np.ndarray:
     """Held-out loss in nats of predicting token t + 1 from tokens 0..t, [N, T-1].
@@ -91,7 +120,7 @@ def token_losses(decoder: Decoder, corpus: Corpus, sequences: int) -> np.ndarray
     Where attention stays inside documents, a document's first token cannot be predicted: NaN there.
     """
     chosen = Sequences.of(corpus, slice(sequences))
-    at_once = _BATCH_TOKENS // chosen.tokens_NT.shape[1]
+    at_once = min(_BATCH_TOKENS, _BATCH_LOGITS // corpus.vocab_size) // chosen.tokens_NT.shape[1]
     parts = []
     for _, tokens_BT, documents_BT in chosen.batches(at_once, decoder.embed.weight.device):
         logits_BTV = decoder(tokens_BT, documents_BT)[:, :-1].float()

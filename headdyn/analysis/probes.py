@@ -45,7 +45,7 @@ class TopicProbes:
     bootstrap_draws: BootstrapDraws = 2_000
 
     rows: ClassVar[Literal["layer"]] = "layer"
-    needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
+    needs: ClassVar[frozenset[str]] = frozenset({"corpus", "topics"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "probe_accuracy": share("probe accuracy", "share of test tokens whose topic the probe gives"),
         "probe_accuracy_middle": share(

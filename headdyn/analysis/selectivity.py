@@ -16,8 +16,6 @@ from headdyn.analysis.sequences import Sequences
 from headdyn.core.records import HeadTable
 from headdyn.data.corpus import Corpus
 
-ONE_TOPIC = "attention stays inside documents, each of one topic"
-
 
 def drawn_sequences(
     corpus: Corpus, count: int, label_swaps: int, generator: np.random.Generator, length: int | None = None
@@ -46,14 +44,15 @@ def topic_contrast(
     return own_TS @ own_TS.mT - other_TX @ other_TX.mT / len(swapped_RT)
 
 
-def without_topics(table: HeadTable, words: Sequence[str]) -> HeadTable:
+def without_topics(table: HeadTable, words: Sequence[str], reason: str) -> HeadTable:
     """The table with every metric whose name holds one of these words absent.
 
-    For a corpus that confines attention to documents: there a mask, not the model, keeps attention inside one topic.
+    For a corpus without topics, or one that confines attention to documents: there a mask, not the model, keeps
+    attention inside one topic.
     """
     keep = ("metric", "layer", "head", "n", "unit")
     rows = [
-        {**{name: row[name] for name in keep}, "reason": ONE_TOPIC}
+        {**{name: row[name] for name in keep}, "reason": reason}
         if any(word in row["metric"] for word in words)
         else row
         for row in table.rows()

@@ -52,8 +52,8 @@ def measure(settings: TensorLens, decoder: Decoder, corpus: Corpus, generator: n
         sums |= {**shares, "jacobian_error": error}
         parts.append({name: value.double().cpu().numpy() for name, value in sums.items()})
     table = _table(settings, {name: np.stack([part[name] for part in parts]) for name in parts[0]}, generator)
-    if corpus.mask_documents:
-        table = without_topics(table, _TOPICAL)
+    if corpus.without_topics is not None:
+        table = without_topics(table, _TOPICAL, corpus.without_topics)
     table = table.with_q()
     figures = {
         "instruments": _instruments_figure(table),

@@ -20,7 +20,7 @@ NumTopics = Annotated[int, Field(ge=2, le=256)]  # topics are stored as uint8
 class Split:
     """Sequences of equal length, memory-mapped. `documents_NT` numbers the documents packed into a sequence."""
 
-    tokens_NT: np.ndarray  # uint16
+    tokens_NT: np.ndarray  # uint16, or uint32 where the vocabulary is larger
     topics_NT: np.ndarray  # uint8, the topic of every token
     documents_NT: np.ndarray | None = None  # uint16
 
@@ -32,6 +32,11 @@ class Split:
         """{split}_tokens.npy and {split}_topics.npy of the folder, and {split}_documents.npy where there is one."""
         files = {name: folder / f"{split}_{name}.npy" for name in ("tokens", "topics", "documents")}
         return cls(**{f"{name}_NT": np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()})
+
+
+def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:
+    """The narrowest type that holds every token's id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 class Oracle(Protocol):
@@ -63,6 +68,13 @@ class Corpus:
     @property
     def num_topics(self) -> int:
         return len(self.topic_names)
+
+    @property
+    def without_topics(self) -> str | None:
+        """Why attention cannot be held against topics here; None where it can."""
+        if self.mask_documents:
+            return "attention stays inside documents, each of one topic"
+        return None if self.num_topics > 1 else f"{self.name} have no topics"
 
 
 class Source(Protocol):

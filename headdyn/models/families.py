@@ -55,6 +55,11 @@ def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
     return DecoderConfig(**fields, **_import_rope(hf_config, family, fields["head_dim"]))
 
 
+def read_config(folder: Path) -> DecoderConfig:
+    """The settings of the decoder in a Hugging Face folder. Raises ValueError as `load_pretrained` does."""
+    return import_config(_read_json(folder / "config.json"))
+
+
 def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> dict[str, Any]:
     """The config.json that makes `family` compute this decoder. `max_positions` is what a rotary family states as its
     longest sequence; it bounds nothing. Raises ValueError naming the settings that the family cannot express."""

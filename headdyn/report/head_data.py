@@ -20,6 +20,8 @@ ROLES: Mapping[str, str] = {
     "most topic-selective": "selectivity",
     "strongest previous-token": "previous_token",
     "strongest induction": "induction",
+    "largest effect when patched": "sufficiency_nats",
+    "writes most of the answer": "answer_direct_nats",
 }
 
 

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from headdyn.analysis.loss import HeldOutLoss
-from headdyn.analysis.loss_measure import token_losses
+from headdyn.analysis.loss_measure import repeated_pairs, token_losses
 from headdyn.data.corpus import Corpus, Split
 from headdyn.data.micro_languages import MicroLanguages
 from tests import small_models
@@ -134,3 +135,25 @@ def test_a_documents_first_token_is_not_scored_where_attention_stays_inside_docu
     np.testing.assert_allclose(loss_NT[:, 12:], token_losses(decoder, alone, 4), atol=1e-4)
     unmasked_NT = token_losses(decoder, corpus, 4)
     assert np.abs(unmasked_NT[:, 12:] - loss_NT[:, 12:]).max() > 1e-2
+
+
+def test_repeated_pairs_by_hand():
+    tokens_NT = np.array([[1, 2, 1, 2, 2, 2, 2], [3, 3, 3, 4, 3, 3, 4]])
+    repeated_NT = [[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 1, 1]]
+    np.testing.assert_array_equal(repeated_pairs(tokens_NT), np.array(repeated_NT, bool))
+
+
+def test_loss_on_repeated_pairs_and_by_position_are_means_over_those_tokens(corpus, decoder):
+    summary = HeldOutLoss(sequences=40, bootstrap_draws=100)(decoder, corpus, np.random.default_rng(0)).table.summary()
+    loss_NT, tokens_NT = token_losses(decoder, corpus, 40), np.asarray(corpus.val.tokens_NT)
+    losses: dict[bool, list[float]] = {True: [], False: []}
+    for tokens_T, loss_T in zip(tokens_NT.tolist(), loss_NT, strict=True):
+        pairs = list(itertools.pairwise(tokens_T))
+        for t, pair in enumerate(pairs):
+            losses[pair in pairs[:t]].append(loss_T[t])
+    assert summary["repeated_nats"]["value"] == pytest.approx(np.mean(losses[True]), abs=1e-9)
+    assert summary["repeated_nats"]["null"] == pytest.approx(np.mean(losses[False]), abs=1e-9)
+    saved = np.mean(losses[False]) - np.mean(losses[True])
+    assert summary["copying_nats"]["value"] == pytest.approx(saved, abs=1e-9)
+    score = loss_NT[:, 20:].mean() - loss_NT[:, 1:3].mean()  # of 23 losses those above 90 %, and from 5 to 15 %
+    assert summary["in_context_nats"]["value"] == pytest.approx(score, abs=1e-9)

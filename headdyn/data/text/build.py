@@ -15,8 +15,9 @@ import numpy as np
 
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
-from headdyn.data.corpus import Split
+from headdyn.data.corpus import Split, token_dtype
 from headdyn.data.lines import mean_and_error
+from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.text import topics as clusters
 from headdyn.data.text.documents import NO_TOPIC, Documents, Reader, store_documents
 from headdyn.data.text.duplicates import find_duplicates
@@ -24,7 +25,7 @@ from headdyn.data.text.embedding import MiniLM, NoTermsError, Tfidf, embed, samp
 from headdyn.data.text.ngrams import losses_nats
 from headdyn.data.text.packing import pack
 from headdyn.data.text.stages import Stages
-from headdyn.data.text.tokenizer import load_tokenizer, save_tokenizer, tokenize, train_tokenizer
+from headdyn.data.text.tokenizer import END_ID, load_tokenizer, save_tokenizer, tokenize, train_tokenizer
 
 if TYPE_CHECKING:
     from headdyn.data.text.corpus import TextSource
@@ -35,19 +36,22 @@ CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to at most so many; every docume
 REFERENCE_SEQUENCES = 2000  # held-out sequences behind the n-gram lines
 
 
-def build_text(settings: TextSource, reader: Reader, folder: Path, work: Path) -> None:
+def build_text(
+    settings: TextSource, reader: Reader, folder: Path, work: Path, tokens: ModelTokens | None = None
+) -> None:
     """Leave a corpus in `folder`. `work` holds what the steps hand on, which lets an interrupted build go on.
 
+    `tokens` are those of a model that comes trained; without them the text's own are learnt.
     Raises ValueError for documents that no corpus can be made of: too few, too short, without text.
     """
-    steps = _Build(settings, reader, folder, work)
+    steps = _Build(settings, reader, folder, work, tokens)
     stages = Stages(work)
     facts: dict[str, Any] = {}
     for name, step in (
         ("reading", steps.read),
         ("duplicates", steps.drop_duplicates),
         ("topics", steps.find_topics if settings.topics == "clusters" else steps.take_topics),
-        ("tokenizer", steps.learn_tokenizer),
+        ("tokenizer", steps.learn_tokenizer if tokens is None else steps.take_tokenizer),
         ("packing", steps.pack),
         ("reference lines", steps.measure_references),
     ):
@@ -58,8 +62,11 @@ def build_text(settings: TextSource, reader: Reader, folder: Path, work: Path) -
 class _Build:
     """The steps. Each returns facts for the record and leaves files in `work` or `folder` for those that follow."""
 
-    def __init__(self, settings: TextSource, reader: Reader, folder: Path, work: Path) -> None:
-        self.settings, self.reader, self.folder, self.work = settings, reader, folder, work
+    def __init__(
+        self, settings: TextSource, reader: Reader, folder: Path, work: Path, tokens: ModelTokens | None
+    ) -> None:
+        self.settings, self.reader, self.folder, self.work, self.tokens = settings, reader, folder, work, tokens
+        self.vocab_size = settings.vocab_size if tokens is None else tokens.vocab_size
         self.documents = Documents(work / "documents")
 
     def rows(self, split: str) -> np.ndarray:
@@ -157,16 +164,25 @@ class _Build:
         save_tokenizer(tokenizer, self.folder / "tokenizer", s.sequence_length)
         return {"vocab_size": s.vocab_size, "tokenizer_training_bytes": learnt_bytes}
 
+    def take_tokenizer(self) -> Mapping[str, Any]:
+        """Use the model's own tokenizer."""
+        assert self.tokens is not None
+        file = self.folder / "tokenizer" / "tokenizer.json"
+        file.parent.mkdir(exist_ok=True)
+        self.tokens.text_tokenizer.save(str(file))
+        return {"vocab_size": self.vocab_size}
+
     def pack(self) -> Mapping[str, Any]:
         """Tokenise and pack both splits."""
-        s, kept_K = self.settings, self.rows("kept")
+        s, kept_K, dtype = self.settings, self.rows("kept"), token_dtype(self.vocab_size)
+        begin, end = (None, END_ID) if self.tokens is None else (self.tokens.begin, self.tokens.end)
         tokenizer = load_tokenizer(self.folder / "tokenizer")
         topics_K = np.load(self.work / "topics.npy")
         facts: dict[str, Any] = {}
         for split, at_most in (("train", s.train_sequences), ("val", s.val_sequences)):
             rows = self.rows(split)
-            tokens_file = self.work / f"{split}.u16"
-            ends_D = tokenize(tokenizer, self.documents, rows, tokens_file)
+            tokens_file = self.work / f"{split}.tokens"
+            ends_D = tokenize(tokenizer, self.documents, rows, tokens_file, end=end, dtype=dtype)
             facts[f"{split}_bytes_per_token"] = int(self.documents.bytes_D[rows].sum()) / int(ends_D[-1])
             facts |= pack(
                 tokens_file,
@@ -178,6 +194,8 @@ class _Build:
                 pieces_per_sequence=s.pieces_per_sequence,
                 at_most=at_most,
                 rng=generator(s.seed, f"text/packing {split}"),
+                begin=begin,
+                dtype=dtype,
             )
         return facts
 
@@ -185,7 +203,7 @@ class _Build:
         """The losses of a uniform law and of n-gram laws on held-out sequences: lines to judge a model's loss by."""
         train_NT = Split.open(self.folder, "train").tokens_NT
         val_NT = Split.open(self.folder, "val").tokens_NT[:REFERENCE_SEQUENCES]
-        facts: dict[str, Any] = {"random_nats": math.log(self.settings.vocab_size)}
-        for name, losses_NT in losses_nats(train_NT, val_NT, self.settings.vocab_size).items():
+        facts: dict[str, Any] = {"random_nats": math.log(self.vocab_size)}
+        for name, losses_NT in losses_nats(train_NT, val_NT, self.vocab_size).items():
             facts |= mean_and_error(f"{name}_nats", losses_NT)
         return facts | {"reference_sequences": len(val_NT)}

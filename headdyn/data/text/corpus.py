@@ -10,6 +10,7 @@ import dataclasses
 import json
 import shutil
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -17,6 +18,7 @@ from pydantic import Field
 
 from headdyn.core.settings import settings
 from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.text.paths import TxtDocuments, files_of
 
 if TYPE_CHECKING:
@@ -95,7 +97,12 @@ class TextSource(ABC):
             )
         return "tfidf", reason
 
-    def build(self, folder: Path) -> None:
+    def in_tokens_of(self, tokens: ModelTokens) -> TextInTokens:
+        """The same text in the tokens of a model that comes trained; `vocab_size` then plays no part."""
+        tokens.require_length(self.sequence_length)
+        return TextInTokens(self, tokens)
+
+    def build(self, folder: Path, tokens: ModelTokens | None = None) -> None:
         """Write {train,val}_{tokens,topics,documents}.npy, tokenizer/ and facts.json; called again, it goes on.
 
         The files depend on the documents and the settings alone, up to rounding in the embedding.
@@ -103,7 +110,7 @@ class TextSource(ABC):
         from headdyn.data.text.build import build_text
 
         if not (folder / "facts.json").exists():
-            build_text(self, self.reader(), folder, folder / "work")
+            build_text(self, self.reader(), folder, folder / "work", tokens)
         shutil.rmtree(folder / "work", ignore_errors=True)
 
     def open(self, folder: Path) -> Corpus:
@@ -113,13 +120,35 @@ class TextSource(ABC):
             name="text",
             train=Split.open(folder, "train"),
             val=Split.open(folder, "val"),
-            vocab_size=self.vocab_size,
+            vocab_size=facts["vocab_size"],
             topic_names=tuple(facts["topic_names"]),
             reference_nats={name: facts[f"{name}_nats"] for name in REFERENCE_LINES},
             facts=facts,
             tokenizer=folder / "tokenizer",
             mask_documents=self.mask_documents,
         )
+
+
+@dataclass(frozen=True)
+class TextInTokens:
+    """A text corpus in the tokens of a model that comes trained; documents are held out as for a model trained here."""
+
+    text: TextSource
+    tokens: ModelTokens
+
+    resumable: ClassVar[bool] = True
+
+    def recipe(self) -> dict[str, Any]:
+        """What the corpus depends on: the text's settings, with the model's tokens in place of learnt ones."""
+        return {**self.text.recipe(), **self.tokens.recipe()}
+
+    def build(self, folder: Path) -> None:
+        """As `TextSource.build`."""
+        self.text.build(folder, self.tokens)
+
+    def open(self, folder: Path) -> Corpus:
+        """The corpus in `folder`, memory-mapped."""
+        return self.text.open(folder)
 
 
 @settings

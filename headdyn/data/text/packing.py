@@ -51,15 +51,18 @@ def pack(
     pieces_per_sequence: int,
     at_most: int | None,
     rng: np.random.Generator,
+    begin: int | None = None,
+    dtype: type[np.unsignedinteger] = np.uint16,
 ) -> Mapping[str, Any]:
-    """Write {split}_tokens.npy (uint16), _topics.npy (uint8) and _documents.npy (uint16), each [N, T].
+    """Write {split}_tokens.npy (`dtype`), _topics.npy (uint8) and _documents.npy (uint16), each [N, T].
 
     `tokens_file` holds the documents' tokens end to end, `ends_D` where each ends, `topics_D` the topic of each.
+    `begin` is a token to put before every sequence, for models that expect one; it has the labels of what follows.
     Documents are numbered within their sequence, in order of first appearance. The tokens behind the last full sequence
     are left out; `at_most` leaves out further sequences. Returns facts for the record.
     Raises ValueError where the tokens do not fill one sequence.
     """
-    length = sequence_length
+    length = sequence_length - (begin is not None)
     document_P, end_P = cut(np.diff(ends_D, prepend=0), length / pieces_per_sequence, rng)
     order_P = rng.permutation(len(end_P))
     size_P = np.diff(end_P, prepend=0)[order_P]
@@ -69,22 +72,25 @@ def pack(
     count = int(laid_P[-1]) // length
     if count == 0:
         raise ValueError(
-            f"the {split} documents have {laid_P[-1]} tokens, less than one sequence of data.sequence_length={length}; "
-            "bring more text or lower it"
+            f"the {split} documents have {laid_P[-1]} tokens, less than one sequence of data.sequence_length="
+            f"{sequence_length}; bring more text or lower it"
         )
     count = count if at_most is None else min(count, at_most)
-    files = {"tokens": np.uint16, "topics": np.uint8, "documents": np.uint16}
-    opened = {name: _npy(folder / f"{split}_{name}.npy", (count, length), dtype) for name, dtype in files.items()}
+    files = {"tokens": dtype, "topics": np.uint8, "documents": np.uint16}
+    shape = (count, sequence_length)
+    opened = {name: _npy(folder / f"{split}_{name}.npy", shape, kind) for name, kind in files.items()}
     totals: Counter[str] = Counter()
     progress = Progress(f"packing {split}", "sequences", count)
     step = max(1, _SEQUENCES_AT_ONCE_TOKENS // length)
     for first in range(0, count, step):
         place_NT = np.arange(first * length, min(first + step, count) * length).reshape(-1, length)
         piece_NT = np.searchsorted(laid_P, place_NT, side="right")
-        stream = np.memmap(tokens_file, np.uint16, "r")  # opened anew, so that pages used before are released
+        stream = np.memmap(tokens_file, dtype, "r")  # opened anew, so that pages used before are released
         tokens_NT = stream[place_NT + (start_P - laid_P + size_P)[piece_NT]]
         number_NT, topics_NT, sums = _labels(document_P[piece_NT], topics_D)
         for name, values in (("tokens", tokens_NT), ("topics", topics_NT), ("documents", number_NT)):
+            if begin is not None:
+                values = np.insert(values, 0, begin if name == "tokens" else values[:, 0], axis=1)
             values.astype(files[name]).tofile(opened[name])
         totals.update(sums)
         progress.add(len(place_NT))
@@ -93,7 +99,7 @@ def pack(
     return {
         f"{split}_documents": len(ends_D),
         f"{split}_sequences": count,
-        f"{split}_tokens": count * length,
+        f"{split}_tokens": count * sequence_length,
         f"{split}_tokens_available": int(laid_P[-1]),
         f"{split}_documents_per_sequence": totals["documents"] / count,
         f"{split}_topics_per_sequence": totals["topics"] / count,

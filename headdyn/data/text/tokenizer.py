@@ -82,17 +82,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def tokenize(tokenizer: Tokenizer, documents: Documents, rows: np.ndarray, tokens_file: Path) -> np.ndarray:
-    """Write the tokens of documents `rows` end to end (uint16), each document closed by END_ID.
+def tokenize(
+    tokenizer: Tokenizer,
+    documents: Documents,
+    rows: np.ndarray,
+    tokens_file: Path,
+    *,
+    end: int | None = END_ID,
+    dtype: type[np.unsignedinteger] = np.uint16,
+) -> np.ndarray:
+    """Write the tokens of documents `rows` end to end, each document closed by `end` where that is a token.
 
     Returns where each document ends [D]. The library encodes the documents of a chunk on all cores.
     """
     progress = Progress("tokenising", "documents", len(rows))
     lengths: list[np.ndarray] = []
+    closing = [] if end is None else [end]
     with tokens_file.open("wb") as out:
         for chosen, texts in documents.chunks(rows):
             encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-            np.concatenate([np.array([*ids, END_ID], np.uint16) for ids in encoded]).tofile(out)
-            lengths.append(np.array([len(ids) + 1 for ids in encoded]))
+            np.concatenate([np.array([*ids, *closing], dtype) for ids in encoded]).tofile(out)
+            lengths.append(np.array([len(ids) + len(closing) for ids in encoded]))
             progress.add(len(chosen))
     return np.cumsum(np.concatenate(lengths))

@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headdyn.core.store import Store, cache_root
 from headdyn.models.checkpoints.files import checkpoint_files, commit_of
@@ -18,12 +19,16 @@ from headdyn.models.revisions import step_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from headdyn.models.config import DecoderConfig
     from headdyn.models.decoder import Decoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One revision in memory. `state_hash` is of the weights as loaded, so compare it at one dtype only."""
+    """One revision in memory. `state_hash` is of the weights as loaded, so compare it at one dtype only.
+
+    `material` is what `load` was asked to prepare for the model to read; None otherwise.
+    """
 
     name: str
     revision: str
@@ -32,6 +37,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase | None  # None where there is none: snapshots on micro-languages have no text
     state_hash: str
     commit: str | None  # on the hub; None for what was read from a local folder
+    material: Any = None
 
 
 def load(
@@ -41,27 +47,33 @@ def load(
     dtype: str = "float32",
     store: Store | None = None,
     keep: bool = False,
+    prepare: Callable[[DecoderConfig, PreTrainedTokenizerBase | None], Any] | None = None,
 ) -> Checkpoint:
     """Load a checkpoint, its weights converted to `dtype`.
 
     `name` is a snapshot file of a training here or a folder of such snapshots (revision step800; main is the last), a
     local Hugging Face folder or a folder with one of them a revision, or a name on the hub. `keep` is whether what is
-    downloaded stays on the disk, in `store` (default: the cache of all runs).
+    downloaded stays on the disk, in `store` (default: the cache of all runs). `prepare` makes the checkpoint's
+    `material` from its settings and tokenizer: called before any weight is read, so that what it refuses costs nothing.
     Raises CheckpointError where it cannot be had, ValueError for an unknown family or damaged files, both in one line.
     """
     import torch
 
     from headdyn.models.checkpoints.snapshots import read_snapshot, state_hash
-    from headdyn.models.families import load_pretrained
+    from headdyn.models.families import load_pretrained, read_config
 
-    weights, tokenizer, commit, step = getattr(torch, dtype), None, None, step_of(revision)
+    weights, tokenizer, commit, step, material = getattr(torch, dtype), None, None, step_of(revision), None
     snapshot = _snapshot(Path(name).expanduser(), revision)
     if snapshot is not None:
         decoder, step = read_snapshot(snapshot, weights)
+        if prepare is not None:
+            material = prepare(decoder.config, None)
     else:
         with checkpoint_files(str(name), revision, store or Store(cache_root()), keep=keep) as folder:
+            config, tokenizer = read_config(folder), _tokenizer(folder, Path(name).expanduser())
+            if prepare is not None:
+                material = prepare(config, tokenizer)
             decoder, commit = load_pretrained(folder, weights), commit_of(folder)
-            tokenizer = _tokenizer(folder, Path(name).expanduser())
     for parameter, values in decoder.named_parameters():
         if not values.isfinite().all():
             raise CheckpointError(f"{name} {revision}: {parameter} holds NaN or infinite weights; its file is damaged")
@@ -73,6 +85,7 @@ def load(
         tokenizer=tokenizer,
         state_hash=state_hash(decoder),
         commit=commit,
+        material=material,
     )
 
 

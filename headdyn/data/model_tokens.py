@@ -1,0 +1,102 @@
+"""The tokens of a model that comes trained, in which its texts, its prompts and random sequences are written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from headdyn.data.corpus import Source
+
+
+@dataclass(frozen=True)
+class ModelTokens:
+    """What a checkpoint says of its tokens before its weights are read.
+
+    `vocab_size` is the embedding's, which is often padded beyond the tokenizer's. `tokenizer` is transformers', None
+    where the checkpoint has none. `max_positions` is the number of learned positions, 0 where they are not learned.
+    """
+
+    name: str
+    vocab_size: int
+    max_positions: int = 0
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        if self.tokenizer is not None and (last := self._regular.max()) >= self.vocab_size:
+            raise ValueError(
+                f"model.name={self.name}: its tokenizer has token {last}, but its vocabulary ends at "
+                f"{self.vocab_size - 1}; put the tokenizer that belongs to the weights beside them"
+            )
+
+    @cached_property
+    def _regular(self) -> np.ndarray:
+        """The ids of the tokenizer's tokens, ascending, but for those added to its vocabulary (special tokens)."""
+        added = set(self.tokenizer.added_tokens_decoder)
+        return np.array(sorted(set(self.tokenizer.get_vocab().values()) - added))
+
+    @property
+    def regular(self) -> np.ndarray:
+        """The ids of all tokens that are no special ones, ascending; without a tokenizer the whole vocabulary's."""
+        return np.arange(self.vocab_size) if self.tokenizer is None else self._regular
+
+    @cached_property
+    def begin(self) -> int | None:
+        """The token that the tokenizer puts before every text, such as Llama's <s>; None where it puts none."""
+        if self.tokenizer is None:
+            return None
+        bare, whole = (self.tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+        return whole[0] if whole[0] != bare[0] else None
+
+    @property
+    def end(self) -> int | None:
+        """The end-of-text token; None where there is none."""
+        return None if self.tokenizer is None else self.tokenizer.eos_token_id
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the library `tokenizers`, which cuts nothing off. Raises ValueError where there is none."""
+        from tokenizers import Tokenizer
+
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            lacks = "no tokenizer" if self.tokenizer is None else "no fast tokenizer (tokenizer.json)"
+            raise ValueError(
+                f"model.name={self.name} has {lacks}, and text needs one; put it beside the weights, or choose "
+                "data=repeated_tokens"
+            )
+        tokenizer = Tokenizer.from_str(backend.to_str())
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # a document that spells a special token out is not ended by it
+        return tokenizer
+
+    def require_length(self, sequence_length: int) -> None:
+        """Raise ValueError for sequences that are longer than the model's learned positions."""
+        if 0 < self.max_positions < sequence_length:
+            raise ValueError(
+                f"data.sequence_length={sequence_length} is longer than the {self.max_positions} positions that "
+                f"model.name={self.name} has learnt; set data.sequence_length={self.max_positions} or less"
+            )
+
+    def recipe(self) -> dict[str, Any]:
+        """What a corpus in these tokens depends on, for the store's key."""
+        vocabulary = None if self.tokenizer is None else sorted(self.tokenizer.get_vocab().items())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        text = json.dumps([vocabulary, None if backend is None else backend.to_str()])
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return {"vocab_size": self.vocab_size, "tokenizer": digest, "begin": self.begin, "end": self.end}
+
+
+class TokenSource(Protocol):
+    """A conf/data option of sequences that a model which comes trained can read, in its own tokens."""
+
+    sequence_length: int
+
+    def in_tokens_of(self, tokens: ModelTokens) -> Source:
+        """The same sequences as a corpus in these tokens. Raises ValueError where they cannot be written so."""
+        ...

@@ -1,0 +1,115 @@
+"""Models that come trained, of every family, read sequences and prompts in their own tokens: from command to record."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from headdyn.core.run_folder import RunRecord
+from headdyn.data.text import build
+from headdyn.run import main
+from tests.commands import TINY, environment
+from tests.data.text.small_text import jsonl, planted
+from tests.small_checkpoints import FAMILIES, checkpoint
+
+FEW = ("mode=smoke", "tracking=none", "threads=1", "patterns_kept=2")
+ATTENTION = ("analysis.attention.sequences=24", "analysis.attention.bootstrap_draws=100")
+EVERY = "analysis=[loss,attention,probes,tensorlens]"
+EVERY_FEW = (
+    *ATTENTION,
+    *("analysis.tensorlens.sequences=22", "analysis.tensorlens.bootstrap_draws=100", "analysis.tensorlens.targets=2"),
+    *("analysis.probes.max_iterations=20", "analysis.probes.bootstrap_draws=100", "analysis.probes.penalties=[0.1]"),
+)
+TEXT = ("data=local_text", "data.num_topics=3", "data.sequence_length=32", "data.val_share=0.3", "data.vocab_size=300")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A root for output, cache, a text and a checkpoint of every family."""
+    root = tmp_path_factory.mktemp("any_model")
+    jsonl(root / "text.jsonl", *planted(150, 3, words_each=60))
+    for family in FAMILIES:
+        checkpoint(root / family, family)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
+            patch.setenv(name, environment(root)[name])
+        patch.setattr(sys, "argv", ["headdyn"])
+        patch.setattr(build.clusters, "_NULL_DRAWS", 3)
+        yield root
+
+
+def done(place: Path, *arguments: str) -> RunRecord:
+    """The record of the run that this command makes."""
+    outputs = place / "out" / "outputs"
+    before = set(outputs.glob("*"))
+    assert main([*FEW, *arguments]) == 0
+    (made,) = set(outputs.glob("*")) - before
+    return RunRecord.read(made)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
+    capsys.readouterr()
+    assert main([*FEW, *arguments]) != 0
+    return capsys.readouterr().err
+
+
+def measured(record: RunRecord) -> set[tuple[str, bool, bool]]:
+    """Every metric with whether it is of heads and whether any row has a value."""
+    rows = record.heads().rows()
+    present = {(row["metric"], row["head"] is not None) for row in rows if row["value"] is not None}
+    return {
+        (row["metric"], row["head"] is not None, (row["metric"], row["head"] is not None) in present) for row in rows
+    }
+
+
+@pytest.fixture(scope="module")
+def trained_here(place: Path) -> set[tuple[str, bool, bool]]:
+    """What a Mini-Qwen3 trained on the same text leaves."""
+    sizes = [argument for argument in TINY if argument.startswith("train.")]
+    path = f"data.path={place / 'text.jsonl'}"
+    return measured(done(place, *TEXT, path, "precision=fp32", *sizes, EVERY, *EVERY_FEW))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_on_any_family_writes_the_metrics_of_a_mini_qwen3s(
+    place: Path, family: str, trained_here: set[tuple[str, bool, bool]]
+) -> None:
+    model = ("model=huggingface", f"model.name={place / family}")
+    record = done(place, *model, *TEXT, f"data.path={place / 'text.jsonl'}", EVERY, *EVERY_FEW)
+    assert record.status == "complete" and measured(record) == trained_here
+    patterns = load_file(record.folder / "patterns.safetensors")
+    layers, heads = FAMILIES[family].num_layers, FAMILIES[family].num_heads
+    assert {patterns[f"pattern.{layer}"].shape for layer in range(layers)} == {(2, heads, 32, 32)}
+    np.testing.assert_allclose(patterns["pattern.0"].astype(float).sum(-1), 1, atol=2e-3)
+    assert (record.folder / "figures" / "patterns_telling_heads.json").exists()
+
+
+def test_repeated_tokens_are_read_where_no_data_are_named_and_what_does_not_apply_is_left_out(
+    place: Path,
+) -> None:
+    model = ("model=huggingface", f"model.name={place / 'llama'}")
+    record = done(place, *model, *ATTENTION, "analysis.circuits.null_draws=100")
+    assert record.factors["data"] == "repeated_tokens"
+    assert list(record.manifest["absent"]) == ["probes"] and "topics" in record.manifest["absent"]["probes"]
+    metrics = {metric for metric, _, has_value in measured(record) if has_value}
+    assert {"repeated_nats", "copying_nats", "in_context_nats", "induction", "induction_top", "sink_rate"} <= metrics
+    assert not {metric for metric in metrics if "selectivity" in metric or "within" in metric}
+    absent = {row["reason"] for row in record.heads().where(metric="selectivity").rows()}
+    assert absent == {"repeated tokens have no topics"}
+    assert record.manifest["config"]["outcomes"]["primary"] == "induction_top"
+
+
+def test_a_run_on_prompts_keeps_their_patterns(place: Path) -> None:
+    prompts = ("data=comparisons", "data.bug_pairs=4", "data.control_pairs=2", "analysis=[answer_lens]")
+    record = done(place, "model=huggingface", f"model.name={place / 'gpt_neox'}", *prompts)
+    patterns = load_file(record.folder / "patterns.safetensors")
+    assert patterns["tokens"].shape == patterns["topics"].shape and len(patterns["tokens"]) == 2
+    assert "writes most of the answer" in json.dumps(
+        json.loads((record.folder / "figures" / "patterns_telling_heads.json").read_text())
+    )
