@@ -9,6 +9,7 @@ from typing import Any
 
 from headdyn.core.figures import Figure, rendered
 from headdyn.core.records import read_json
+from headdyn.report import extension
 from headdyn.report.sections.effects import effect_figures
 from headdyn.report.sections.probes import probe_figures
 from headdyn.report.sections.training import loss_figures, recovery_figures
@@ -52,7 +53,7 @@ def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
         "effects": effect_figures(sweep, sweep.outcomes.names),
     }.items():
         figures |= {name if len(drawn) == 1 else f"{name}_{slug(title)}": figure for title, figure in drawn.items()}
-    return figures
+    return figures | extension.figures(sweep)
 
 
 def slug(title: str) -> str:

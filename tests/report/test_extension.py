@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from headdyn.core.run_folder import MANIFEST
-from headdyn.report.extension import checks, headlines, packages, sections
+from headdyn.report.extension import checks, figures, headlines, packages, sections
+from headdyn.report.figure_files import sweep_figures
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import run, sweep
 
 LENS = '''
 """A user's package."""
 from markupsafe import Markup
+from headdyn.core.figures import Curve, curves
 from headdyn.report.section import Section
 from headdyn.sweep.words import Statement
 
@@ -24,6 +26,9 @@ def sections(sweep):
 
 def headlines(sweep):
     return [Statement("What does the lens see?", ["Something."])]
+
+def figures(sweep):
+    return {"lens_curve": curves([Curve(label="lens", x=[0, 1], y=[1, 2])], xlabel="x", ylabel="y")}
 '''
 
 
@@ -58,6 +63,7 @@ def test_a_package_that_a_run_names_adds_its_parts_once(lens: str, tmp_path: Pat
     (section,), (statement,) = sections(record), headlines(record)
     assert (section.anchor, section.html, section.folded) == ("lens", "<p>2 runs</p>", True)
     assert statement.sentences == ["Something."] and checks(record) == []
+    assert list(figures(record)) == ["lens_curve"] and "lens_curve" in sweep_figures(record)
 
 
 def test_a_package_that_is_not_here_adds_nothing(tmp_path: Path) -> None:

@@ -25,8 +25,15 @@ def sources() -> list[Path]:
     return [*(ROOT / name for name in FILES), *(path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")))]
 
 
-def test_there_are_five_studies_each_with_a_title_and_a_question() -> None:
-    assert STUDIES == ["even_odd_emergence", "head_swapping", "organisms", "topic_order", "weight_clusters"]
+def test_there_are_five_studies_and_the_landmarks_each_with_a_title_and_a_question() -> None:
+    assert STUDIES == [
+        "even_odd_emergence",
+        "head_swapping",
+        "landmarks",
+        "organisms",
+        "topic_order",
+        "weight_clusters",
+    ]
     for name in STUDIES:
         study = __import__(f"headdyn.studies.{name}", fromlist=["STUDY"]).STUDY
         assert isinstance(study, Study) and study.title and study.question.endswith("?")

@@ -1,0 +1,91 @@
+"""Trainings followed through their snapshots, as a sweep recorded them, and when their curves cross a level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headdyn.models.revisions import step_of
+from headdyn.sweep.factors import NEVER, level_label
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+
+
+@dataclass(frozen=True)
+class Course:
+    """One training: the runs at its snapshots in the order of training, and what tells it from other trainings."""
+
+    jobs: Sequence[Job]
+    label: str
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The training step of every snapshot."""
+        return np.array([_step(job) for job in self.jobs])
+
+    @property
+    def seed(self) -> str:
+        return str(self.factors["seed"])
+
+    @property
+    def factors(self) -> Mapping[str, Any]:
+        """The levels that the training was started with."""
+        return self.jobs[-1].factors
+
+    def values(self, metric: str) -> np.ndarray:
+        """A metric of the whole model at every snapshot; NaN where it is absent."""
+        values = [job.run.value(metric) for job in self.jobs]
+        return np.array([np.nan if value is None else value for value in values])
+
+    def losses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and held-out losses (nats) of the training itself, finer than its snapshots."""
+        steps, losses = zip(*self.jobs[-1].metrics["val_loss_nats"], strict=True)
+        return np.array(steps), np.array(losses)
+
+    def scalar(self, name: str) -> float:
+        """A number of the last snapshot's run. Raises KeyError where it recorded none."""
+        value = self.jobs[-1].run.value(name)
+        if value is None:
+            raise KeyError(f"{self.label} recorded no {name}")
+        return value
+
+
+def courses(sweep: SweepRecord) -> list[Course]:
+    """The sweep's trainings that have finished snapshots."""
+    groups = [sorted(jobs, key=_step) for jobs in sweep.siblings]
+    given = [{k: v for k, v in jobs[-1].factors.items() if k not in NEVER or k == "seed"} for jobs in groups]
+    varied = [key for key in dict.fromkeys(k for g in given for k in g) if len({str(g.get(key)) for g in given}) > 1]
+    labels = [", ".join(_level(key, g.get(key)) for key in varied) or "the training" for g in given]
+    return [Course(jobs, label) for jobs, label in zip(groups, labels, strict=True)]
+
+
+def pairs(all_courses: Sequence[Course], factor: str, low: Any, high: Any) -> Iterator[tuple[Course, Course]]:
+    """Trainings of one seed that differ in the factor: (at `low`, at `high`)."""
+    by_level = {(course.seed, course.factors.get(factor)): course for course in all_courses}
+    for seed in dict.fromkeys(course.seed for course in all_courses):
+        if (seed, low) in by_level and (seed, high) in by_level:
+            yield by_level[seed, low], by_level[seed, high]
+
+
+def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> tuple[float, float]:
+    """Between which two steps a curve first rises to a level: (last before, first at or above); infinite if never.
+
+    A curve that starts there gives (−∞, its first step).
+    """
+    reached = np.flatnonzero(values >= level)
+    if not len(reached):
+        return float(steps[-1]), np.inf
+    return (float(steps[reached[0] - 1]) if reached[0] else -np.inf), float(steps[reached[0]])
+
+
+def _step(job: Job) -> int:
+    revision = job.factors.get("revision")
+    step = None if revision is None else step_of(str(revision))
+    return int(job.run.manifest["config"]["train"]["steps"]) if step is None else step
+
+
+def _level(key: str, level: Any) -> str:
+    return f"seed {level}" if key == "seed" else level_label(key, level)

@@ -1,0 +1,33 @@
+"""How far a model's next-token law is from exact predictors: settings and metrics of such analyses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
+
+from headdyn.analysis.metrics import BootstrapDraws, nats
+from headdyn.core.records import Metric
+from headdyn.core.settings import settings
+
+
+def kl_metrics(predictors: Mapping[str, str]) -> dict[str, Metric]:
+    """`kl_NAME_nats` for predictors, each with what it is."""
+    return {
+        f"kl_{name}_nats": nats(
+            label=f"KL from the {name.replace('_', ' ')} predictor",
+            meaning=f"KL(predictor ‖ model) of the next token, mean over positions; predictor: {words}",
+            low=0,
+            outcome=True,
+        )
+        for name, words in predictors.items()
+    }
+
+
+@settings
+class Distances:
+    """Settings of an analysis that compares a model with predictors on the first `sequences` validation sequences."""
+
+    sequences: Annotated[int, Field(ge=2)] = 256
+    bootstrap_draws: BootstrapDraws = 2_000

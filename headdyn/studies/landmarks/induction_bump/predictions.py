@@ -1,0 +1,161 @@
+"""What Olsson et al. (2022) predict of induction heads and in-context learning, and how these runs decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.report.section import Section
+from headdyn.studies.landmarks import Case, Landmark, Prediction, page
+from headdyn.studies.landmarks.courses import Course, courses, crossing, pairs
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import Statement
+
+LAYERS = "model.num_layers"
+LEAST = 0.2  # of prefix matching, for a head to be called an induction head at all
+
+
+def two_layers(followed: Sequence[Course]) -> list[Course]:
+    """The trainings of two layers."""
+    return [course for course in followed if course.factors.get(LAYERS) == 2]
+
+
+def half_way(course: Course, values: np.ndarray) -> tuple[float, float]:
+    """Between which snapshots a curve first comes half of the way from its first value to its last."""
+    return crossing(course.steps, (values - values[0]) / (values[-1] - values[0]), 0.5)
+
+
+def _together(followed: Sequence[Course]) -> list[Case]:
+    cases = []
+    for course in two_layers(followed):
+        matching, score = course.values("best_prefix_matching"), course.values("in_context_nats")
+        if matching[-1] < LEAST:
+            cases.append(Case(name=course.label, holds=None, evidence=f"no head matches prefixes ({matching[-1]:.0%})"))
+            continue
+        (after, at), (score_after, score_at) = half_way(course, matching), half_way(course, score)
+        evidence = f"half way: prefix matching in ({after:g}, {at:g}], the score in ({score_after:g}, {score_at:g}]"
+        cases.append(Case(name=course.label, holds=max(after, score_after) < min(at, score_at), evidence=evidence))
+    return cases
+
+
+def _fall(followed: Sequence[Course]) -> list[Case]:
+    cases = []
+    for course in two_layers(followed):
+        matching, (steps, losses) = course.values("best_prefix_matching"), course.losses()
+        if matching[-1] < LEAST:
+            cases.append(Case(name=course.label, holds=None, evidence=f"no head matches prefixes ({matching[-1]:.0%})"))
+            continue
+        rise = (matching - matching[0]) / (matching[-1] - matching[0])
+        start, end = max(crossing(course.steps, rise, 0.1)[0], 0.0), crossing(course.steps, rise, 0.9)[1]
+        before, after = losses[steps <= start][-1], losses[steps <= end][-1]
+        part = (before - after) / (losses[0] - losses[-1])
+        evidence = (
+            f"{part:.0%} of the loss's fall lies between steps {start:g} and {end:g}, where prefix matching rises"
+        )
+        cases.append(Case(name=course.label, holds=bool(part > 0.5), evidence=evidence))
+    return cases
+
+
+def _no_heads_in_one_layer(followed: Sequence[Course]) -> list[Case]:
+    cases = []
+    for one, two in pairs(followed, LAYERS, 1, 2):
+        low, high = (course.values("best_prefix_matching")[-1] for course in (one, two))
+        evidence = f"best head {low:.0%} with one layer, {high:.0%} with two"
+        cases.append(
+            Case(name=f"seed {two.seed}", holds=bool(low < high / 4) if high >= LEAST else None, evidence=evidence)
+        )
+    return cases
+
+
+def _less_learning_in_one_layer(followed: Sequence[Course]) -> list[Case]:
+    cases = []
+    for one, two in pairs(followed, LAYERS, 1, 2):
+        low, high = (-course.values("in_context_nats")[-1] for course in (one, two))
+        evidence = f"score {-low:.2f} nats with one layer, {-high:.2f} with two"
+        cases.append(Case(name=f"seed {two.seed}", holds=bool(low < high / 2) if high > 0 else None, evidence=evidence))
+    return cases
+
+
+LANDMARK = Landmark(
+    paper="Olsson, Elhage, Nanda et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895",
+    differences="The paper trains on text and takes the loss of token 500 less that of token 50; here training itself "
+    "is on repeated random blocks of 8 to 24 symbols, and the score is the loss of the last 16 tokens less that of the "
+    "first 7. The models are Mini-Qwen3 of one and two layers with RoPE and MLPs. The thresholds below are ours: the "
+    "paper's evidence is its curves.",
+    predictions=(
+        Prediction(
+            statement="prefix matching and the in-context score change at the same moment of training",
+            criterion=f"with two layers both come half way between the same snapshots, or overlapping ones (undecided "
+            f"where no head reaches {LEAST:.0%})",
+            judge=_together,
+        ),
+        Prediction(
+            statement="the loss drops at that moment",
+            criterion="more than half of the held-out loss's whole fall lies where the best head's prefix matching "
+            "rises from 10 to 90 % of its last value",
+            judge=_fall,
+        ),
+        Prediction(
+            statement="with one layer no induction heads form",
+            criterion="at the end the best head's prefix matching with one layer is less than a quarter of that with "
+            "two, same seed",
+            judge=_no_heads_in_one_layer,
+        ),
+        Prediction(
+            statement="with one layer there is less in-context learning",
+            criterion="at the end the in-context score with one layer is less than half of that with two, same seed",
+            judge=_less_learning_in_one_layer,
+        ),
+    ),
+)
+
+
+def figures(sweep: SweepRecord) -> dict[str, Figure]:
+    """Prefix matching, in-context score and loss over training, by number of layers."""
+    drawn: dict[str, Figure] = {}
+    by_layers: dict[int, list[Course]] = {}
+    for course in courses(sweep):
+        by_layers.setdefault(course.factors.get(LAYERS, 0), []).append(course)
+    name_of = {layers: f"{layers} layer{'s' * (layers != 1)}" for layers in by_layers}
+    for metric, label, scale in (
+        ("best_prefix_matching", "prefix matching of the best head (%)", 100),
+        ("in_context_nats", "in-context score (nats)", 1),
+    ):
+        drawn[f"landmark_{metric}"] = curves(
+            [page.over_seeds(group, metric, name_of[layers], scale) for layers, group in by_layers.items()],
+            xlabel="training step",
+            ylabel=label,
+            title=label[0].upper() + label[1:].partition(" (")[0],
+            references={"no use of the context": 0.0},
+            log_x=True,
+            caption="Mean over trainings, their range as a band. Predicted: with two layers both curves leave 0 at one "
+            "moment; with one layer prefix matching stays low.",
+        )
+    lines = [
+        Curve(label=course.label, x=course.losses()[0], y=course.losses()[1], runs=[j.number for j in course.jobs])
+        for group in by_layers.values()
+        for course in group
+    ]
+    drawn["landmark_loss"] = curves(
+        lines,
+        xlabel="training step",
+        ylabel="held-out loss (nats)",
+        title="Loss over training",
+        references={
+            name: float(np.mean([c.scalar(f"{name}_nats") for c in courses(sweep)])) for name in ("random", "floor")
+        },
+        caption="Predicted: a sudden fall with two layers, where prefix matching rises. The floor is exact inference.",
+    )
+    return drawn
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """The predictions beside the results."""
+    return [page.section(LANDMARK, sweep, figures(sweep))] if courses(sweep) else []
+
+
+def headlines(sweep: SweepRecord) -> list[Statement]:
+    """Each prediction with its verdict."""
+    return page.headlines(LANDMARK, sweep) if courses(sweep) else []

@@ -1,0 +1,49 @@
+"""Does the model retrieve a chain it was trained on, or infer the one it reads, and from unigrams or bigrams?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from headdyn.analysis.contract import measured_in
+from headdyn.core.records import Metric
+from headdyn.core.settings import settings
+from headdyn.studies.landmarks.distances import Distances, kl_metrics
+
+if TYPE_CHECKING:
+    from headdyn.data.corpus import Corpus
+
+_WORDS: Mapping[str, str] = {
+    "unigram_retrieval": "stationary laws of the trained chains, weighed by the symbols in the context",
+    "bigram_retrieval": "rows of the trained chains, weighed by the transitions in the context (Bayes)",
+    "unigram_inference": "counts of symbols in the context, Dirichlet prior",
+    "bigram_inference": "counts of what followed the present symbol in the context, Dirichlet prior",
+}
+FRESH = "_fresh"
+
+
+@settings
+class MixturePredictors(Distances):
+    """KL of four exact predictors from the model, on validation sequences and on sequences of chains never trained on.
+
+    On fresh chains retrieval and inference differ most; on the chains of the mixture a long context makes them alike.
+    """
+
+    rows: ClassVar[Literal["model"]] = "model"
+    needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
+    metrics: ClassVar[Mapping[str, Metric]] = kl_metrics(_WORDS) | kl_metrics(
+        {
+            f"{name}{FRESH}": f"{words}; on sequences of chains that are not in the mixture"
+            for name, words in _WORDS.items()
+        }
+    )
+
+    def check(self, corpus: Corpus) -> None:
+        """Raise ValueError for a corpus that is no mixture of chains."""
+        if corpus.name != "markov_mixture":
+            raise ValueError(
+                f"analysis=mixture_predictors compares with the chains of a mixture, and data={corpus.name} has none; "
+                "use data=markov_mixture"
+            )
+
+    __call__ = measured_in("headdyn.studies.landmarks.markov_phases.measure")

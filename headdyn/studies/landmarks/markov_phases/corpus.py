@@ -1,0 +1,113 @@
+"""A finite mixture of Markov chains: every sequence follows one of K (Park et al. 2024, arXiv 2412.01003).
+
+Letters as in landmarks/predictors.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.settings import Positive, settings
+from headdyn.data.corpus import Corpus, Count, Seed, Split
+from headdyn.data.lines import mean_and_error
+from headdyn.data.markov import AliasSampler, sample_tokens, stationary_law
+from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, retrieval_laws, unigram_law
+
+PREDICTORS = ("unigram_retrieval", "bigram_retrieval", "unigram_inference", "bigram_inference")
+_LEAST = 1e-9  # of a transition: logarithms of chains are taken
+
+
+@settings
+class MarkovMixture:
+    """`num_chains` chains over `num_states` symbols, rows Dirichlet(`concentration`); a sequence follows one of them.
+
+    Chains are equally likely, and the first symbol is uniform.
+    """
+
+    num_chains: Annotated[int, Field(ge=1, le=65536)] = 16
+    num_states: Annotated[int, Field(ge=2, le=64)] = 10
+    concentration: Positive = 1.0
+    sequence_length: Annotated[int, Field(ge=8)] = 128
+    train_sequences: Count
+    val_sequences: Count
+    seed: Seed
+
+    def build(self, folder: Path) -> None:
+        """Draw chains and sequences, and the losses of the exact predictors on the validation split.
+
+        Writes {train,val}_tokens.npy, {train,val}_topics.npy (all 0: chains are too many for topics), transitions.npy
+        (float32 [K, V, V]) and facts.json.
+        """
+        chains_KVV = self.draw_chains(self.num_chains, generator(self.seed, "markov_mixture/chains"))
+        np.save(folder / "transitions.npy", chains_KVV)
+        for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
+            chain_N = generator(self.seed, f"markov_mixture/{split}").integers(self.num_chains, size=count)
+            tokens_NT = self.draw_tokens(chains_KVV, chain_N, f"{split} tokens")
+            np.save(folder / f"{split}_tokens.npy", tokens_NT)
+            np.save(folder / f"{split}_topics.npy", np.zeros(tokens_NT.shape, np.uint8))
+        facts = {"random_nats": math.log(self.num_states), "chains": self.num_chains}
+        for name, law_NTV in MixtureFilter(self, chains_KVV).laws(tokens_NT).items():
+            facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+
+    def open(self, folder: Path) -> Corpus:
+        """The corpus in `folder`, memory-mapped; bigram retrieval is its exact floor."""
+        facts = json.loads((folder / "facts.json").read_text())
+        references = {name: facts[f"{name}_nats"] for name in ("random", *PREDICTORS)}
+        return Corpus(
+            name="markov_mixture",
+            train=Split.open(folder, "train"),
+            val=Split.open(folder, "val"),
+            vocab_size=self.num_states,
+            topic_names=("one of the chains",),
+            reference_nats={**references, "floor": references["bigram_retrieval"]},
+            facts=facts,
+            oracle=MixtureFilter(self, np.load(folder / "transitions.npy")),
+        )
+
+    def draw_chains(self, count: int, draws: np.random.Generator) -> np.ndarray:
+        """Transition tables [K, V, V], float32."""
+        alpha_V = np.full(self.num_states, self.concentration)
+        chains_KVV = np.maximum(draws.dirichlet(alpha_V, (count, self.num_states)), _LEAST)
+        return (chains_KVV / chains_KVV.sum(2, keepdims=True)).astype(np.float32)
+
+    def draw_tokens(self, chains_KVV: np.ndarray, chain_N: np.ndarray, purpose: str) -> np.ndarray:
+        """A sequence of each chain named, uint16 [N, T]; `purpose` tells draws of one seed apart."""
+        tokens_NT = np.empty((len(chain_N), self.sequence_length), np.uint16)
+        key = seed_sequence(self.seed, f"markov_mixture/{purpose}").generate_state(2, np.uint64)
+        sample_tokens(AliasSampler(chains_KVV), np.broadcast_to(chain_N[:, None], tokens_NT.shape), key, tokens_NT)
+        return tokens_NT
+
+
+class MixtureFilter:
+    """The four exact predictors of a mixture; that of bigram retrieval is the Bayes predictor."""
+
+    def __init__(self, source: MarkovMixture, chains_KVV: np.ndarray) -> None:
+        self.source, chains_KVV = source, chains_KVV.astype(float)
+        self.chains_KVV = chains_KVV / chains_KVV.sum(2, keepdims=True)  # exact where the file has float32's rounding
+        self.stationary_KV = np.stack([stationary_law(chain_VV) for chain_VV in self.chains_KVV])
+
+    def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
+        """What each of PREDICTORS says of the next token, [N, T-1, V]."""
+        tokens_NT, s = np.asarray(tokens_NT, dtype=np.int64), self.source
+        inference = {"unigram": unigram_law, "bigram": bigram_law}
+        laws = {f"{n}_inference": law(tokens_NT, s.num_states, s.concentration) for n, law in inference.items()}
+        laws |= retrieval_laws(tokens_NT, self.chains_KVV, self.stationary_KV)
+        return {name: laws[name] for name in PREDICTORS}
+
+    def fresh(self, count: int) -> np.ndarray:
+        """Sequences [N, T] of chains that are not in the mixture, each of its own."""
+        chains_NVV = self.source.draw_chains(count, generator(self.source.seed, "markov_mixture/fresh chains"))
+        return self.source.draw_tokens(chains_NVV, np.arange(count), "fresh tokens").astype(np.int64)
+
+    def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Next-token loss [N, T-1] in nats of the Bayes predictor; the posterior [N, T, 1] of the one topic is 1."""
+        law_NTV = self.laws(tokens_NT)["bigram_retrieval"]
+        return next_token_loss(law_NTV, tokens_NT), np.ones((*tokens_NT.shape, 1))

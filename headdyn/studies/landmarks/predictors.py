@@ -1,0 +1,72 @@
+"""Exact predictors of the next symbol of a Markov chain that a sequence shows in context.
+
+Letters: N sequences, T tokens, V symbols, K chains. A law [N, T-1, V] holds at t what is predicted of token t + 1 from
+tokens 0..t.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import softmax
+
+
+def unigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:
+    """The law [N, T-1, V] from how often each symbol occurred, under a Dirichlet prior.
+
+    (n_v + α) / (t + 1 + V α): exact for symbols drawn independently. It knows nothing of order.
+    """
+    seen_NTV = np.cumsum(tokens_NT[:, :-1, None] == np.arange(vocab_size), axis=1) + concentration
+    return seen_NTV / seen_NTV.sum(2, keepdims=True)
+
+
+def bigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:
+    """The law [N, T-1, V] from what followed the present symbol, under Dirichlet rows.
+
+    (n_uv + α) / (n_u + V α) with u = x_t: the Bayes predictor where rows of chains are Dirichlet(α), independent, and
+    the first symbol says nothing of them.
+    """
+    count, length = tokens_NT.shape
+    rows_N = np.arange(count)
+    counts_NVV = np.full((count, vocab_size, vocab_size), float(concentration))
+    law_NTV = np.empty((count, length - 1, vocab_size))
+    for t in range(length - 1):
+        if t:
+            counts_NVV[rows_N, tokens_NT[:, t - 1], tokens_NT[:, t]] += 1
+        row_NV = counts_NVV[rows_N, tokens_NT[:, t]]
+        law_NTV[:, t] = row_NV / row_NV.sum(1, keepdims=True)
+    return law_NTV
+
+
+def retrieval_laws(tokens_NT: np.ndarray, chains_KVV: np.ndarray, stationary_KV: np.ndarray) -> dict[str, np.ndarray]:
+    """What follows from knowing that a sequence is of one of K chains, each equally likely: two laws [N, T-1, V].
+
+    `bigram_retrieval` weighs chains by the transitions so far and predicts by their rows: the Bayes predictor, where
+    the first symbol is uniform. `unigram_retrieval` weighs them by the symbols so far, as if drawn independently from
+    the chains' stationary laws, and predicts by these: it knows nothing of order.
+    """
+    count, length = tokens_NT.shape
+    log_chains_KVV, log_stationary_KV = np.log(chains_KVV), np.log(stationary_KV)
+    by_order_NK = np.zeros((count, len(chains_KVV)))
+    by_symbols_NK = np.zeros((count, len(chains_KVV)))
+    laws = {name: np.empty((count, length - 1, chains_KVV.shape[1])) for name in ("unigram", "bigram")}
+    for t in range(length - 1):
+        present_N = tokens_NT[:, t]
+        by_symbols_NK += log_stationary_KV[:, present_N].T
+        if t:
+            by_order_NK += log_chains_KVV[:, tokens_NT[:, t - 1], present_N].T
+        laws["unigram"][:, t] = softmax(by_symbols_NK, axis=1) @ stationary_KV
+        weight_NK = softmax(by_order_NK, axis=1)
+        for symbol in np.unique(present_N):
+            rows = present_N == symbol
+            laws["bigram"][rows, t] = weight_NK[rows] @ chains_KVV[:, symbol]
+    return {f"{name}_retrieval": law_NTV for name, law_NTV in laws.items()}
+
+
+def next_token_loss(law_NTV: np.ndarray, tokens_NT: np.ndarray) -> np.ndarray:
+    """Loss [N, T-1] in nats of a law."""
+    return -np.log(np.take_along_axis(law_NTV, tokens_NT[:, 1:, None].astype(np.int64), axis=2)[..., 0])
+
+
+def divergence(law_NTV: np.ndarray, log_model_NTV: np.ndarray) -> np.ndarray:
+    """KL(law ‖ model) in nats, [N, T-1]."""
+    return (law_NTV * (np.log(law_NTV) - log_model_NTV)).sum(2)

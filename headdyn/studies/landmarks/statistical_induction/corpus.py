@@ -1,0 +1,109 @@
+"""Sequences that each follow a Markov chain of their own: what comes next is learnt from the sequence itself.
+
+In-context learning of Markov chains (Edelman et al. 2024, arXiv 2402.11004). Letters as in landmarks/predictors.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.settings import Positive, settings
+from headdyn.data.corpus import Corpus, Count, Seed, Split
+from headdyn.data.lines import mean_and_error
+from headdyn.data.markov import AliasSampler, sample_tokens
+from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_law
+
+_MOST_ROUNDS = 10_000  # of Sinkhorn's iteration; chains of three states take tens
+_BALANCE_TOLERANCE = 1e-6
+
+
+@settings
+class FreshChains:
+    """Every sequence draws its own chain over `num_states` symbols; the first symbol is uniform.
+
+    `rows=dirichlet`: rows are independent Dirichlet(`concentration`). `rows=doubly_stochastic`: such rows balanced by
+    Sinkhorn's iteration until columns sum to 1 too, so that the chain's law is uniform and counts of single symbols say
+    nothing about what comes next.
+    """
+
+    rows: Literal["dirichlet", "doubly_stochastic"] = "dirichlet"
+    num_states: Annotated[int, Field(ge=2, le=64)] = 3
+    concentration: Positive = 1.0
+    sequence_length: Annotated[int, Field(ge=8)] = 64
+    train_sequences: Count
+    val_sequences: Count
+    seed: Seed
+
+    def build(self, folder: Path) -> None:
+        """Draw chains and sequences, and the losses of the exact predictors on the validation split.
+
+        Writes {train,val}_tokens.npy, {train,val}_topics.npy (all 0: there are no topics) and facts.json.
+        """
+        for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
+            chains_NVV = self.draw_chains(count, generator(self.seed, f"fresh_chains/{split} chains"))
+            tokens_NT = np.empty((count, self.sequence_length), np.uint16)
+            chain_NT = np.broadcast_to(np.arange(count)[:, None], tokens_NT.shape)
+            key = seed_sequence(self.seed, f"fresh_chains/{split} tokens").generate_state(2, np.uint64)
+            sample_tokens(AliasSampler(chains_NVV), chain_NT, key, tokens_NT)
+            np.save(folder / f"{split}_tokens.npy", tokens_NT)
+            np.save(folder / f"{split}_topics.npy", np.zeros(tokens_NT.shape, np.uint8))
+        facts = {"random_nats": math.log(self.num_states), "chains": f"{self.rows}, one a sequence"}
+        for name, law_NTV in self.laws(tokens_NT).items():
+            facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
+        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+
+    def open(self, folder: Path) -> Corpus:
+        """The corpus in `folder`, memory-mapped; the bigram predictor is its exact floor where rows are Dirichlet."""
+        facts = json.loads((folder / "facts.json").read_text())
+        references = {name: facts[f"{name}_nats"] for name in ("random", "unigram", "bigram")}
+        if self.rows == "dirichlet":
+            references["floor"] = references["bigram"]
+        return Corpus(
+            name="fresh_chains",
+            train=Split.open(folder, "train"),
+            val=Split.open(folder, "val"),
+            vocab_size=self.num_states,
+            topic_names=("one chain a sequence",),
+            reference_nats=references,
+            facts=facts,
+            oracle=InContextFilter(self) if self.rows == "dirichlet" else None,
+        )
+
+    def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
+        """What the in-context predictors say of the next token, each [N, T-1, V]."""
+        tokens_NT = np.asarray(tokens_NT, dtype=np.int64)
+        makers = {"unigram": unigram_law, "bigram": bigram_law}
+        return {name: law(tokens_NT, self.num_states, self.concentration) for name, law in makers.items()}
+
+    def draw_chains(self, count: int, draws: np.random.Generator) -> np.ndarray:
+        """Transition tables [N, V, V], float32."""
+        chains_NVV = draws.dirichlet(np.full(self.num_states, self.concentration), (count, self.num_states))
+        chains_NVV = np.maximum(chains_NVV, 1e-9)  # a row without an exact zero can be balanced
+        for _ in range(_MOST_ROUNDS if self.rows == "doubly_stochastic" else 0):
+            chains_NVV /= chains_NVV.sum(1, keepdims=True)
+            sums_NV = chains_NVV.sum(2, keepdims=True)
+            chains_NVV /= sums_NV
+            if np.abs(sums_NV - 1).max() < _BALANCE_TOLERANCE:
+                break
+        else:
+            assert self.rows == "dirichlet", "chains could not be balanced"
+        return chains_NVV.astype(np.float32)
+
+
+class InContextFilter:
+    """The Bayes predictor of Dirichlet chains as an oracle: counts of what followed the present symbol."""
+
+    def __init__(self, source: FreshChains) -> None:
+        self.source = source
+
+    def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Next-token loss [N, T-1] in nats; the posterior [N, T, 1] of the one topic is 1."""
+        law_NTV = self.source.laws(tokens_NT)["bigram"]
+        return next_token_loss(law_NTV, tokens_NT), np.ones((*tokens_NT.shape, 1))

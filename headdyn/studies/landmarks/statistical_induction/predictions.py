@@ -1,0 +1,165 @@
+"""What Edelman et al. (2024) predict of training on fresh Markov chains, and how these runs decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.numbers import number
+from headdyn.report.section import Section
+from headdyn.studies.landmarks import Case, Landmark, Prediction, page
+from headdyn.studies.landmarks.courses import Course, courses, crossing, pairs
+from headdyn.studies.landmarks.statistical_induction.analysis import PREDICTORS
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import Statement
+
+ROWS = "data.rows"
+
+
+def dirichlet(followed: Sequence[Course]) -> list[Course]:
+    """The trainings on chains whose unigrams say something."""
+    return [course for course in followed if course.factors.get(ROWS, "dirichlet") == "dirichlet"]
+
+
+def stages(course: Course) -> list[str]:
+    """The predictors that the snapshots are nearest to, in order, each as often as it becomes the nearest."""
+    distance_PK = np.stack([course.values(f"kl_{name}_nats") for name in PREDICTORS])
+    nearest = [list(PREDICTORS)[i] for i in distance_PK.argmin(0)]
+    return [name for i, name in enumerate(nearest) if not i or nearest[i - 1] != name]
+
+
+def start_nats(course: Course) -> float:
+    """The loss of what needs no bigrams: the unigram predictor, or guessing where counts of symbols only mislead."""
+    return min(course.scalar("unigram_nats"), course.scalar("random_nats"))
+
+
+def gap_closed(course: Course) -> tuple[np.ndarray, np.ndarray]:
+    """Steps, and the share of the way from that loss to the bigram predictor's held-out loss."""
+    steps, losses = course.losses()
+    start, bigram = start_nats(course), course.scalar("bigram_nats")
+    return steps, (start - losses) / (start - bigram)
+
+
+def _in_order(followed: Sequence[Course]) -> list[Case]:
+    return [
+        Case(
+            name=course.label,
+            holds=(path := stages(course)) == ["uniform", "unigram", "bigram"],
+            evidence=f"nearest to {', then '.join(path)}",
+        )
+        for course in dirichlet(followed)
+    ]
+
+
+def _plateau_then_drop(followed: Sequence[Course]) -> list[Case]:
+    cases = []
+    for course in dirichlet(followed):
+        steps, closed = gap_closed(course)
+        random, unigram = course.scalar("random_nats"), course.scalar("unigram_nats")
+        to_unigram = (random - course.losses()[1]) / (random - unigram)
+        arrived, left, half = (crossing(steps, *rise)[1] for rise in ((to_unigram, 0.5), (closed, 0.1), (closed, 0.5)))
+        known = np.isfinite(half)
+        words = (
+            f"{left - arrived:g} steps near the unigram loss, {half - left:g} from there to half way" if known else ""
+        )
+        cases.append(
+            Case(
+                name=course.label,
+                holds=bool(left - arrived > half - left) if known else None,
+                evidence=words or "the loss did not come half way to the bigram predictor's",
+            )
+        )
+    return cases
+
+
+def _shorter_without_unigrams(followed: Sequence[Course]) -> list[Case]:
+    cases = []
+    for with_unigrams, without in pairs(followed, ROWS, "dirichlet", "doubly_stochastic"):
+        (after, at), (early_after, early_at) = (crossing(*gap_closed(c), 0.5) for c in (with_unigrams, without))
+        cases.append(
+            Case(
+                name=f"seed {without.seed}",
+                holds=True if early_at <= after else False if at <= early_after else None,
+                evidence=f"half way at step {_step(early_at)} without unigrams and at {_step(at)} with them",
+            )
+        )
+    return cases
+
+
+def _step(step: float) -> str:
+    return number(int(step)) if np.isfinite(step) else "none"
+
+
+LANDMARK = Landmark(
+    paper="Edelman, Edelman, Goel, Malach and Tsilivis 2024, The Evolution of Statistical Induction Heads, "
+    "arXiv 2402.11004",
+    differences="Here the model is a Mini-Qwen3 of two layers with RoPE, MLPs and Muon, where the paper's are "
+    "attention-only with Adam; the first symbol is uniform, where the paper draws it from the chain's own law; chains "
+    "without unigram information are Dirichlet rows balanced by Sinkhorn's iteration, which is our choice.",
+    predictions=(
+        Prediction(
+            statement="predictions are uniform at first, then follow the unigrams in context, then the bigrams",
+            criterion="the nearest of the three exact predictors (KL) is uniform, then unigram, then bigram, and no "
+            "stage comes twice",
+            judge=_in_order,
+        ),
+        Prediction(
+            statement="the loss waits at the unigram solution, then drops quickly to the bigram solution",
+            criterion="from half way between random and unigram loss to a tenth of the way on to the bigram loss takes "
+            "more steps than from that tenth to half of the way",
+            judge=_plateau_then_drop,
+        ),
+        Prediction(
+            statement="without unigram information (doubly stochastic chains) the bigram solution comes sooner",
+            criterion="half of the way from the unigram predictor's loss (or guessing's, where that is lower) to the "
+            "bigram predictor's is reached at an earlier step than with Dirichlet rows and the same seed, in intervals "
+            "that do not overlap",
+            judge=_shorter_without_unigrams,
+        ),
+    ),
+)
+
+
+def figures(sweep: SweepRecord) -> dict[str, Figure]:
+    """Loss over training against the exact predictors' losses, and the distances from them, for each kind of chain."""
+    drawn: dict[str, Figure] = {}
+    for rows in dict.fromkeys(str(course.factors.get(ROWS, "dirichlet")) for course in courses(sweep)):
+        group = [course for course in courses(sweep) if str(course.factors.get(ROWS, "dirichlet")) == rows]
+        kind, tag = rows.replace("_", " "), rows
+        lines = [
+            Curve(label=course.label, x=course.losses()[0], y=course.losses()[1], runs=[j.number for j in course.jobs])
+            for course in group
+        ]
+        levels = ("random", "unigram", "bigram")
+        drawn[f"landmark_loss_{tag}"] = curves(
+            lines,
+            xlabel="training step",
+            ylabel="held-out loss (nats)",
+            title=f"Loss against exact predictors, {kind} rows",
+            references={name: float(np.mean([c.scalar(f"{name}_nats") for c in group])) for name in levels},
+            caption="Each line is a training. Predicted: a wait at the unigram line, then a quick fall to the bigram "
+            "line; without unigram information the unigram line is uniform guessing, and the wait is shorter.",
+        )
+        drawn[f"landmark_distance_{tag}"] = curves(
+            [page.over_seeds(group, f"kl_{name}_nats", name) for name in PREDICTORS],
+            xlabel="training step",
+            ylabel="KL(predictor ‖ model), nats",
+            title=f"Distance from exact predictors, {kind} rows",
+            references={"the predictor itself": 0.0},
+            log_x=True,
+            caption="Mean over trainings, with their range as a band. Predicted: the lowest curve is uniform at first, "
+            "then unigram, then bigram.",
+        )
+    return drawn
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """The predictions beside the results."""
+    return [page.section(LANDMARK, sweep, figures(sweep))] if courses(sweep) else []
+
+
+def headlines(sweep: SweepRecord) -> list[Statement]:
+    """Each prediction with its verdict."""
+    return page.headlines(LANDMARK, sweep) if courses(sweep) else []

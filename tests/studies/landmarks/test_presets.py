@@ -1,0 +1,63 @@
+"""Every landmark's preset at toy size, from the command line to the page: predictions beside results."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from headdyn.plan import make_plan
+from headdyn.report.figure_files import sweep_figures
+from headdyn.run import main
+from headdyn.sweep.record import SweepRecord
+from tests.commands import environment
+from tests.figure_checks import clipped
+from tests.test_series_pipeline import words_of
+
+QUICK = (
+    *("mode=smoke", "tracking=none", "threads=1", "train.steps=4", "train.snapshots=2", "train.eval_sequences=32"),
+    *("train.eval_every_steps=2", "data.train_sequences=64", "data.val_sequences=32", "data.sequence_length=48"),
+    *("analysis.loss.bootstrap_draws=100", "model.d_model=16", "model.head_dim=8", "model.d_ff=16"),
+)
+PRESETS = {
+    "statistical_induction": ("analysis.in_context_predictors.bootstrap_draws=100",),
+    "induction_bump": ("analysis.induction_scores.bootstrap_draws=100",),
+    "markov_phases": ("analysis.mixture_predictors.bootstrap_draws=100", "data.num_chains=2,5"),
+}
+FACTOR = {"statistical_induction": "rows", "induction_bump": "num_layers", "markov_phases": "num_chains"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, environment(tmp_path)[name])
+    monkeypatch.setattr(sys, "argv", ["headdyn"])
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_puts_the_predictions_beside_what_its_trainings_show(preset: str, place: Path) -> None:
+    assert main(("-m", f"experiment={preset}", *QUICK, *PRESETS[preset])) == 0
+    (made,) = (place / "out" / "multirun").glob("*")
+    words, record = words_of(made / "report.html"), SweepRecord.read(made)
+    predictions = __import__(f"headdyn.studies.landmarks.{preset}.predictions", fromlist=["LANDMARK"])
+    assert "Prediction beside result" in words and predictions.LANDMARK.paper in words
+    for prediction in predictions.LANDMARK.predictions:
+        assert prediction.statement in words and prediction.criterion in words
+    assert {job.factors["revision"] for job in record.complete} == {"step0", "step4"} and not record.failed
+    assert any(key.endswith(FACTOR[preset]) for key in record.swept)
+    drawn = {name: figure for name, figure in sweep_figures(record).items() if name.startswith("landmark")}
+    assert drawn.keys() == predictions.figures(record).keys()
+    assert not [text for figure in drawn.values() for text in clipped(figure)]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_composes_with_and_without_its_smoke_mode(preset: str) -> None:
+    few = ("-m", f"experiment={preset}", "train.snapshots=2")
+    whole, smoke = (make_plan((*few, *mode)).jobs for mode in ((), ("mode=smoke",)))
+    assert whole[0].mode.name == "landmark" and smoke[0].mode.name == "smoke"
+    assert whole[0].train.steps * whole[0].train.batch_size <= whole[0].data.train_sequences  # no sequence comes twice
+    assert {job.model.num_layers for job in whole} <= {1, 2}
