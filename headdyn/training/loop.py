@@ -34,6 +34,7 @@ from headdyn.core.store import StageInterruptedError
 from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
+from headdyn.training.clamp import clamped_loss
 from headdyn.training.objective import (
     Batches,
     LossFunction,
@@ -402,7 +403,8 @@ class _NextToken(Task):
         self.floor_nats = corpus.reference_nats.get("floor")
         self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
         self.milestones = {*self.snapshot_steps, *range(0, settings.steps, settings.eval_every_steps), *evaluate_at}
-        self.loss_function: LossFunction = next_token_loss
+        held = settings.clamp.pattern != "none"
+        self.loss_function: LossFunction = clamped_loss(settings.clamp) if held else next_token_loss
 
     def recipe(self) -> Mapping[str, Any]:
         ends = np.stack([self.schedule.indices(0), self.schedule.indices(self.settings.steps - 1)])
@@ -418,7 +420,7 @@ class _NextToken(Task):
         }
 
     def prepare(self) -> None:
-        if self.settings.compile:
+        if self.settings.compile and self.loss_function is next_token_loss:
             self.loss_function = compiled_loss(self.decoder, self.batches, self.schedule.indices(0), self.precision)
 
     def losses(self, update: int) -> Mapping[str, Tensor]:
@@ -445,6 +447,6 @@ class _NextToken(Task):
         facts = {
             "seconds": seconds,
             "tokens_per_second": self.settings.steps * self.tokens_per_step / seconds,
-            "compiled": self.loss_function is not next_token_loss,
+            "compiled": self.settings.clamp.pattern == "none" and self.loss_function is not next_token_loss,
         }
         write_json(self.folder / "result.json", facts)

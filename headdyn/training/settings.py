@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from headdyn.core.settings import Count, Natural, Positive, Share, settings
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class Clamp:
+    """A head whose attention pattern is held at an ideal throughout training (Singh et al. 2024, arXiv 2404.07129).
+
+    `previous_token`: all attention on the token before. `match`: on the tokens that followed the present one before,
+    evenly, and on token 0 where there is none. `layer=None` is the first for `previous_token`, the last for `match`.
+    Held-out losses are taken with the head held; what is saved are the weights, which are read without it.
+    """
+
+    pattern: Literal["none", "previous_token", "match"] = "none"
+    layer: Natural | None = None
+    head: Natural = 0
+
+    def layer_of(self, num_layers: int) -> int:
+        """The layer of the head, in a model of so many layers."""
+        first_or_last = 0 if self.pattern == "previous_token" else num_layers - 1
+        return first_or_last if self.layer is None else self.layer
 
 
 @settings
@@ -27,13 +46,19 @@ class TrainSettings:
     eval_every_steps: Count = 50
     eval_sequences: Count = 256  # a fixed prefix of the validation split
     resume_every_seconds: float = 30.0  # how often the full state is saved, so that a killed run loses no more
-    compile: bool = True
+    compile: bool = True  # not where a head is held
+    clamp: Clamp = Clamp()
 
     def __post_init__(self) -> None:
         if not 2 <= self.snapshots <= self.steps + 1:
             raise ValueError(
                 f"train.snapshots={self.snapshots} do not fit {self.steps} steps (0..{self.steps}); "
                 f"set train.snapshots to 2..{self.steps + 1}"
+            )
+        if self.clamp.pattern != "none" and self.eval_sequences % self.batch_size:
+            raise ValueError(
+                f"train.eval_sequences={self.eval_sequences} must be a multiple of train.batch_size={self.batch_size} "
+                "where train.clamp holds a head: only full batches are evaluated with it"
             )
 
     @property

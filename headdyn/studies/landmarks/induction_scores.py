@@ -66,4 +66,4 @@ class InductionScores:
                 "tokens; lower one"
             )
 
-    __call__ = measured_in("headdyn.studies.landmarks.induction_bump.measure")
+    __call__ = measured_in("headdyn.studies.landmarks.induction_scores_measure")

@@ -12,9 +12,9 @@ import torch
 from headdyn.core.randomness import generator
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder, Edit
-from headdyn.studies.landmarks.induction_bump.analysis import InductionScores
-from headdyn.studies.landmarks.induction_bump.corpus import RepeatedBlocks
-from headdyn.studies.landmarks.induction_bump.measure import head_scores
+from headdyn.studies.landmarks.induction_scores import InductionScores
+from headdyn.studies.landmarks.induction_scores_measure import head_scores
+from headdyn.studies.landmarks.repeated_blocks import RepeatedBlocks
 from tests.small_models import MHA, drawn
 
 BLOCK, LENGTH = 4, 12

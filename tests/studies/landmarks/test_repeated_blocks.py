@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from headdyn.core.settings import ConfigError, build
-from headdyn.studies.landmarks.induction_bump.corpus import RepeatedBlocks
+from headdyn.studies.landmarks.repeated_blocks import RepeatedBlocks
 
 SMALL: dict[str, Any] = {"train_sequences": 16, "val_sequences": 300, "seed": 1}
 

@@ -13,7 +13,7 @@ from headdyn.core.figures import HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
-from headdyn.studies.landmarks.induction_bump.analysis import InductionScores
+from headdyn.studies.landmarks.induction_scores import InductionScores
 
 
 def measure(settings: InductionScores, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
