@@ -14,12 +14,12 @@ from headdyn.config import RunConfig
 from headdyn.core.records import HeadTable, write_json
 from headdyn.core.run_folder import RunRecord
 from headdyn.pipeline import analyse_snapshot
-from headdyn.report.run_table import write_run_table
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
 from headdyn.sweep.matched_loss import matched_loss
 from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite
+from headdyn.sweep.run_table import write_run_table
 from headdyn.sweep.series import Series, judge_series
 
 # The orderings are also compared at matched loss, by these analyses.

@@ -28,10 +28,10 @@ from headdyn.models.checkpoints.snapshots import snapshot_steps
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
-from headdyn.report.terminal import ProgressLine
 from headdyn.sweep.words import worth_sentence
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress, train
+from headdyn.training.progress_line import ProgressLine
 
 log = logging.getLogger(__name__)
 

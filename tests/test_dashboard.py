@@ -22,8 +22,8 @@ import wandb_workspaces.reports.v2 as wr
 from headdyn import dashboard
 from headdyn.core.figures import Curve, curves
 from headdyn.dashboard import main, report, workspace
+from headdyn.dashboard.panels import Dashboard, of_run, of_sweep
 from headdyn.models.families import export_pretrained
-from headdyn.report.panels import Dashboard, of_run, of_sweep
 from headdyn.run import main as run_main
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import SweepRecord

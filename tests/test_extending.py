@@ -25,7 +25,7 @@ PACKAGE = {
     "visitors/__init__.py": """
         from markupsafe import Markup
 
-        from headdyn.report.section import Section
+        from headdyn.report.blocks import Section
         from headdyn.sweep.words import Statement
 
 

@@ -18,13 +18,13 @@ from headdyn.core.figures import FORMATS
 from headdyn.core.numbers import count
 from headdyn.report.figure_files import write_figures
 from headdyn.report.run_page import write_run_page
-from headdyn.report.run_table import write_run_table
-from headdyn.report.series.record import collect_series
 from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.merge import merge
-from headdyn.sweep.record import SweepRecord, is_run, matched_loss_json, rewrite, single_job, sweep_json
+from headdyn.sweep.record import SweepRecord, is_run, matched_loss_json, rewrite, sweep_json
+from headdyn.sweep.run_table import write_run_table
+from headdyn.sweep.series_record import collect_series
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,32 +54,22 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
 
     Raises ValueError for an unfinished or a foreign folder, before anything is written.
     """
-    console = Console()
-    if len(paths) == 1 and out is None:
-        if is_run(paths[0]):
-            if study is not None:
-                raise ValueError(f"{paths[0]} is a single run; --study publishes a sweep")
-            console.print(f"report: {write_run_page(paths[0])}", highlight=False, soft_wrap=True)
-            return paths[0]
-        sweep_json(paths[0])
-        collect_series(paths)
-        folder = paths[0]
-        rewrite(folder, matched_loss_json(folder)["pairs"])
+    console, folder = Console(), out or paths[0]
+    if out is None and len(paths) > 1:
+        raise ValueError(f"{len(paths)} folders are merged into a new one; say where with --out=FOLDER")
+    if out is not None:
+        merge(paths, out)
+    elif is_run(folder):
+        if study is not None:
+            raise ValueError(f"{folder} is a single run; --study publishes a sweep")
+        console.print(f"report: {write_run_page(folder)}", highlight=False, soft_wrap=True)
+        return folder
     else:
-        if out is None:
-            raise ValueError(f"{len(paths)} folders are merged into a new one; say where with --out=FOLDER")
-        for path in paths:
-            if is_run(path):
-                single_job(path)
-            else:
-                sweep_json(path)
-        folder = out
-        series = collect_series(paths)
-        merge(paths, folder)
-        series.write(folder)
+        sweep_json(folder)
+        collect_series(paths)  # refuses damaged records before anything is written
+        rewrite(folder, matched_loss_json(folder)["pairs"])
     write_run_table(folder)
-    page = write_sweep_page(folder)
-    print_summary(console, SweepRecord.read(folder), page)
+    print_summary(console, SweepRecord.read(folder), write_sweep_page(folder))
     if study is not None:
         console.print(f"study: {write_study(folder, study)[-1]}", highlight=False, soft_wrap=True)
     return folder

@@ -6,7 +6,6 @@ such a package these functions are called where it defines them, each with the s
     sections(sweep) -> Sequence[Section]        parts of the page
     headlines(sweep) -> Sequence[Statement]     questions with their answers
     checks(sweep) -> Sequence[Check]            what is checked about the runs
-    figures(sweep) -> Mapping[str, Figure]      what of its page goes into files, by name
 """
 
 from __future__ import annotations
@@ -16,9 +15,8 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from headdyn.core.figures import Figure
+from headdyn.report.blocks import Section
 from headdyn.report.quality import Check
-from headdyn.report.section import Section
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
 
@@ -36,11 +34,6 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 def checks(sweep: SweepRecord) -> list[Check]:
     """The checks that the packages make."""
     return [check for found in _called("checks", sweep) for check in found]
-
-
-def figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """The figures that the packages draw, by name, for files."""
-    return {name: figure for found in _called("figures", sweep) for name, figure in found.items()}
 
 
 def packages(sweep: SweepRecord) -> list[ModuleType]:

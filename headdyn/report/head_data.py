@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from safetensors import safe_open
 
 from headdyn.core.records import HeadTable
-from headdyn.sweep.record import Job
+from headdyn.sweep.jobs import Job
 
 PATTERNS = "patterns.safetensors"
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from headdyn.core.numbers import count, fixed, listed, spelled
-from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
 
 Verdict = Literal["ok", "note", "fails"]
 

@@ -8,19 +8,9 @@ from pathlib import Path
 from markupsafe import Markup
 
 from headdyn.report import extension
+from headdyn.report.blocks import Section
 from headdyn.report.page import write_page
-from headdyn.report.section import Section
-from headdyn.report.sections import (
-    answers,
-    figures,
-    glossary,
-    heads,
-    numbers,
-    prompts,
-    provenance,
-    quality,
-    text_topics,
-)
+from headdyn.report.sections import answers, figures, glossary, heads, jobs, numbers, prompts, quality, text_topics
 from headdyn.sweep.factors import CHOICES, level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SWEEP, SweepRecord, single_job
@@ -39,22 +29,21 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
     text_topics.section,
     quality.of_run,
     glossary.section,
-    provenance.section,
+    jobs.provenance,
 )
 
 
 def write_run_page(folder: Path) -> Path:
     """report.html of a finished run, from its records alone; draws its training first."""
     job = single_job(folder)
-    for name, figure in figures.training_figures(job.metrics, job.run.scalars).items():
+    for name, figure in figures.training_figures(job).items():
         figure.save(folder / "figures" / f"training_{name}.json")
     sweep = SweepRecord.of(job)
-    made = [section for make in SECTIONS if (section := make(sweep)) is not None]
+    own = [section for make in SECTIONS if (section := make(sweep)) is not None]
     added = [*extension.sections(sweep), *figures.sections(sweep)]
-    opened, folded = ([s for s in (*made, *added) if s.folded is state] for state in (False, True))
-    page = folder / "report.html"
-    write_page(page, title=title(job), lead=_lead(job, folder), sections=[*opened, *_behind(folded, added)])
-    return page
+    opened = [section for section in (*own, *added) if not section.folded]
+    folded = [section for section in (*added, *own) if section.folded]
+    return write_page(folder / "report.html", title=title(job), lead=_lead(job, folder), sections=[*opened, *folded])
 
 
 def title(job: Job) -> str:
@@ -70,11 +59,6 @@ def title(job: Job) -> str:
     model = str(factors.get("model", job.run.name)).replace("_", " ")
     words = [*levels, f"seed {factors['seed']}"] if "seed" in factors else levels
     return f"{model}: {', '.join(words)}" if words else model
-
-
-def _behind(folded: Sequence[Section], added: Sequence[Section]) -> list[Section]:
-    """What packages and analyses add stands before what any run has."""
-    return [*(s for s in folded if s in added), *(s for s in folded if s not in added)]
 
 
 def _lead(job: Job, folder: Path) -> Markup:

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from headdyn.core.numbers import count
 from headdyn.report import extension
+from headdyn.report.blocks import Section
 from headdyn.report.looks import key_name, level_of
 from headdyn.report.page import write_page
-from headdyn.report.section import Section
 from headdyn.report.sections import (
     answers,
     effects,
@@ -27,9 +27,6 @@ from headdyn.report.sections import (
     probes,
     quality,
     series,
-    series_changes,
-    series_checkpoints,
-    series_curves,
     summary,
     text_topics,
     training,
@@ -39,19 +36,19 @@ from headdyn.sweep.record import SweepRecord
 SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
     jobs.unfinished,
     answers.section,
-    series.section,
+    series.verdict,
     effects.section,
     summary.section,
     effects.every_outcome,
-    series_curves.section,
-    series_changes.section,
+    series.curves,
+    series.changes,
     matched_loss.section,
     training.section,
     training.recovery,
     probes.section,
     heads.section,
     patterns.section,
-    series_checkpoints.section,
+    series.checkpoints,
     text_topics.section,
     jobs.section,
     quality.section,
@@ -62,34 +59,49 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 def write_sweep_page(folder: Path) -> Path:
     """report.html of an ended sweep, from its records alone: one file that opens from disk with no network."""
     sweep = SweepRecord.read(folder)
-    made = [section for make in SECTIONS if (section := make(sweep)) is not None]
-    added = extension.sections(sweep)
-    page = folder / "report.html"
-    varied = {key_name(key): {level_of(job, key): level_of(job, key) for job in sweep.jobs} for key in sweep.varied}
     runs = {job.number: {key_name(key): level_of(job, key) for key in sweep.varied} for job in sweep.jobs}
-    write_page(page, title=sweep.name, lead=_lead(sweep), sections=_placed(made, added), runs=runs, varied=varied)
-    return page
+    varied = {
+        name: list(dict.fromkeys(levels[name] for levels in runs.values())) for name in map(key_name, sweep.varied)
+    }
+    page = folder / "report.html"
+    return write_page(page, title=title(sweep), lead=_lead(sweep), sections=sections(sweep), runs=runs, varied=varied)
 
 
-def _placed(made: Sequence[Section], added: Sequence[Section]) -> list[Section]:
-    """What packages add stands before the sections of any sweep: its open parts behind the answers, then its folds."""
-    opened = [section for section in made if not section.folded]
-    lead = [section for section in opened if section.anchor in ("unfinished", "answers")]
-    rest = [section for section in opened if section not in lead]
-    folded = [section for section in made if section.folded]
-    return [*lead, *(s for s in added if not s.folded), *rest, *(s for s in added if s.folded), *folded]
+def title(sweep: SweepRecord) -> str:
+    """What was compared: `Matrix: order × attention × positions (smoke)`, `mini qwen3: 6 checkpoints (laptop)`."""
+    names, modes = (
+        list(dict.fromkeys(str(job.factors.get(key) or job.factors.get(other)) for job in sweep.jobs))
+        for key, other in (("experiment", "model"), ("mode", "mode"))
+    )
+    name = names[0].replace("_", " ") if len(names) == 1 and names[0] != "None" else sweep.name
+    factors = [key_name(factor.name) for factor in sweep.factors]
+    revisions = sweep.varied.get("revision", ())
+    factors += [count(len(revisions), "checkpoint")] if revisions else []
+    mode = f" ({modes[0]})" if len(modes) == 1 and modes[0] != "None" else ""
+    return f"{name[0].upper()}{name[1:]}{': ' if factors else ''}{' × '.join(factors)}{mode}"
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """The sections of a sweep's page in order.
+
+    What packages add stands before the sections of any sweep: its open parts behind the answers, then its folded ones.
+    """
+    own = [section for make in SECTIONS if (section := make(sweep)) is not None]
+    added = extension.sections(sweep)
+    first = [section for section in own if section.anchor in ("unfinished", "answers")]
+    every = [*first, *added, *(section for section in own if section not in first)]
+    return sorted(every, key=lambda section: section.folded)
 
 
 def _lead(sweep: SweepRecord) -> Markup:
     """One line on what the page is of, and its command."""
-    parts = [f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete"]
+    parts = [sweep.name, f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete"]
     seeds = {str(job.factors.get("seed")) for job in sweep.complete}
     parts += [count(len(seeds), "seed")] if seeds else []
     if sweep.written:
         parts.append(f"report of {sweep.written.replace('T', ' ').replace('+00:00', ' UTC')}")
-    line = Markup('<p class="soft">{}{}</p>').format(
-        " · ".join(parts), Markup('; <b class="failed">{} not</b>').format(len(sweep.failed)) if sweep.failed else ""
-    )
+    failed = Markup('; <b class="failed">{} not</b>').format(len(sweep.failed)) if sweep.failed else ""
+    line = Markup('<p class="soft">{}{}</p>').format(" · ".join(parts), failed)
     if not sweep.command:
         return line
     command = Markup('<div class="command"><pre id="command">{}</pre><button data-copy="command">copy</button></div>')

@@ -10,10 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.report.cells import Cell, cell
-from headdyn.report.markup import soft
-from headdyn.report.series.record import Series
+from headdyn.report.blocks import Cell, cell, html
 from headdyn.sweep.jobs import Job
+from headdyn.sweep.series_record import Series
 
 _MISLEADS = (
     "protocol=original repeats the procedure as it was run, so that its figures can be compared; none of it is "
@@ -32,7 +31,7 @@ def misleading(study: str, *here: str) -> Markup:
     point = Markup('<dt>{}</dt>\n<dd>{} <span class="here">{}</span></dd>\n')
     points = zip(facts(study)["misleads"], here, strict=True)
     items = Markup("").join(point.format(one["did"], one["misleads"], measured) for one, measured in points)
-    return soft(_MISLEADS) + Markup('<dl class="points">\n{}</dl>\n').format(items)
+    return html(_MISLEADS) + Markup('<dl class="points">\n{}</dl>\n').format(items)
 
 
 def is_of(model: str, reported: Mapping[str, Any]) -> bool:

@@ -35,11 +35,11 @@ def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
     over_others = ", averaged over the other factors" if any(len(row["factors"]) > 1 for row in effects) else ""
     sentences: list[str] = []
     for contrast, rows in by_contrast.items():
-        less = f"change with {contrast}"
+        less = f"the change with {contrast}"
         if not rows[0].get("against"):
             low, high = (level_label(name, level) for level in rows[0]["levels"][name])
             less = f"{high} less {low}"
-        sentences += _on_outcomes(rows, f"{less}{over_others}", metric, with_warning=not sentences)
+        sentences += _on_outcomes(rows, less, over_others, metric, with_warning=not sentences)
     return sentences
 
 
@@ -64,11 +64,11 @@ def matched(pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> lis
     apart = [abs(pair["loss_difference"]) for pair in pairs]
     if max(apart) < 1e-6:
         closest = "One arm of each pair is taken at its end, the other between the two snapshots around that loss."
-        contrast = "topic-ordered less shuffled training at equal loss, averaged over pairs"
+        contrast = "topic-ordered less shuffled training at equal loss"
     else:
         closest = f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."
-        contrast = "topic-ordered less shuffled training at the snapshots nearest in loss, averaged over pairs"
-    return [*_on_outcomes(rows, contrast, metric), closest]
+        contrast = "topic-ordered less shuffled training at the snapshots nearest in loss"
+    return [*_on_outcomes(rows, contrast, ", averaged over pairs", metric), closest]
 
 
 def is_effect(row: Row) -> bool:
@@ -79,21 +79,23 @@ def is_effect(row: Row) -> bool:
 
 
 def verdict(row: Row, metric: Metrics) -> str:
-    """`Effect on topic selectivity +3.1 [1.0, 5.2] points (…)`, or that none of so much or more was detected.
+    """`Effect on topic selectivity`, or `No effect of 5 points or more on topic selectivity detected`.
 
     A difference as large as the smallest detectable effect, whose q is still too large, is no such bound: none is said.
     """
     bounded = row.get("detectable") is not None and abs(row["value"]) <= row["detectable"]
-    limit = f" of {_detectable(row, metric)} or more" if bounded else ""
-    return (
-        f"Effect on {effect(row, metric)}" if is_effect(row) else f"No effect{limit} detected on {effect(row, metric)}"
-    )
+    limit, label = f" of {_detectable(row, metric)} or more" if bounded else "", metric(row["outcome"]).label
+    return f"Effect on {label}" if is_effect(row) else f"No effect{limit} on {label} detected"
 
 
 def effect(row: Row, metric: Metrics) -> str:
     """`topic selectivity −3.1 [−5.2, −1.0] points (p = 0.02, q = 0.05)`."""
+    return f"{metric(row['outcome']).label} {_tested(row, metric)}"
+
+
+def _tested(row: Row, metric: Metrics) -> str:
     tests = ", ".join(_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None)
-    return f"{metric(row['outcome']).label} {difference(row, metric)}" + (f" ({tests})" if tests else "")
+    return difference(row, metric) + (f" ({tests})" if tests else "")
 
 
 def difference(row: Row, metric: Metrics) -> str:
@@ -102,7 +104,9 @@ def difference(row: Row, metric: Metrics) -> str:
     return f"{m.spelled(row, signed=True)} {m.of_differences}".rstrip()
 
 
-def _on_outcomes(rows: Sequence[Row], contrast: str, metric: Metrics, *, with_warning: bool = True) -> list[str]:
+def _on_outcomes(
+    rows: Sequence[Row], contrast: str, averaged: str, metric: Metrics, *, with_warning: bool = True
+) -> list[str]:
     """One contrast on every outcome: a verdict on the first, the others listed by whether there is an effect."""
     present = [row for row in rows if row["value"] is not None]
     reasons: dict[str, list[str]] = {}
@@ -115,9 +119,9 @@ def _on_outcomes(rows: Sequence[Row], contrast: str, metric: Metrics, *, with_wa
     first, *others = present
     if max(row["n"] for row in present) < 2:
         warning = f"{ONE_SEED} " if with_warning else ""
-        lead = f"{warning}{contrast[0].upper()}{contrast[1:]}: {effect(first, metric)}."
+        lead = f"{warning}{contrast[0].upper()}{contrast[1:]}{averaged}: {effect(first, metric)}."
         return [lead, *([f"Also {listed([effect(row, metric) for row in others])}."] if others else []), *absent]
-    sentences = [f"{verdict(first, metric)}: {contrast}, {_seeds(present)}."]
+    sentences = [f"{verdict(first, metric)}: {contrast} is {_tested(first, metric)}{averaged}, {_seeds(present)}."]
     if clear := [effect(row, metric) for row in others if is_effect(row)]:
         sentences.append(f"Also an effect on {listed(clear)}.")
     if rest := [_undetected(row, metric) for row in others if not is_effect(row)]:

@@ -69,6 +69,11 @@ class Job:
         return scalar if isinstance(scalar, Mapping) else {"value": scalar}
 
 
+def of_prompts(jobs: Sequence[Job]) -> bool:
+    """Whether these runs are on comparison prompts, and none on a corpus."""
+    return bool(jobs) and not any("corpus" in job.run.manifest for job in jobs)
+
+
 def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
     """Jobs of runs and the factors they were started with, in that order; `swept` are the keys a command varied."""
     group_of = {run.folder: group.name for group in comparable([r for r, _ in runs], swept) for run in group.runs}

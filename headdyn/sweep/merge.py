@@ -11,16 +11,20 @@ from typing import Any
 from headdyn.core.records import write_json
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.record import SWEEP, is_run, matched_loss_json, now, rewrite, single_job, sweep_json
+from headdyn.sweep.series_record import collect_series
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
-    """One sweep record at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
+    """One sweep's records at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
 
     A run that two of them hold is taken once, the complete one. Raises ValueError as `sweep_json` does, for an
     unfinished run, and where `out` is one of the folders; nothing is written then.
     """
     if any(out.resolve() == folder.resolve() for folder in folders):
         raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
+    for folder in folders:
+        single_job(folder) if is_run(folder) else sweep_json(folder)
+    series = collect_series(folders)
     jobs: dict[str, dict[str, Any]] = {}
     runs: dict[str, RunRecord] = {}
     pairs: dict[str, dict[str, Any]] = {}
@@ -59,6 +63,7 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / SWEEP, merged)
     rewrite(out, list(pairs.values()))
+    series.write(out)
 
 
 def _relative(folder: Path, start: Path) -> str:

@@ -14,8 +14,7 @@ from headdyn.core.run_folder import MANIFEST, RunRecord, renamed
 from headdyn.sweep.effects import MEAN, SIMPLE, factor_effects
 from headdyn.sweep.factors import Factor, factor_names, factors_of, varying
 from headdyn.sweep.groups import comparable
-from headdyn.sweep.jobs import Job as Job
-from headdyn.sweep.jobs import build_jobs, reading_order
+from headdyn.sweep.jobs import Job, build_jobs, of_prompts, reading_order
 from headdyn.sweep.matched_loss import pooled
 from headdyn.sweep.outcomes import Outcomes, metrics_of, outcomes_of, unnamed
 
@@ -77,9 +76,16 @@ class SweepRecord:
 
     @property
     def group_settings(self) -> dict[str, str]:
-        """In what each of several groups differs from the others, as it is spelled in a command."""
+        """In what each of several groups differs from the others, as it is spelled in a command.
+
+        Runs on prompts have no training, so that what a protocol says of one is left out.
+        """
         groups = comparable([job.run for job in self.jobs], self.swept)
-        return {group.name: group.spelled for group in groups} if len(groups) > 1 else {}
+        if len(groups) < 2:
+            return {}
+        left_out = "protocol." if of_prompts(self.complete) else "no setting"
+        words = {group.name: group.spelled.split(", ") for group in groups}
+        return {name: ", ".join(w for w in each if not w.startswith(left_out)) for name, each in words.items()}
 
     @property
     def factors(self) -> list[Factor]:

@@ -14,7 +14,8 @@ from typing import Any
 from headdyn.core.numbers import count, listed, spelled, units
 from headdyn.sweep.effect_words import factor, interactions, matched
 from headdyn.sweep.factors import CHOICES
-from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
 
 WORTH = "What is selecting by topic worth on this corpus?"
 _LITTLE_NATS = 0.1  # below this, contrasts of selectivity mean little

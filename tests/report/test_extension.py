@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headdyn.core.run_folder import MANIFEST
-from headdyn.report.extension import checks, figures, headlines, packages, sections
+from headdyn.report.extension import checks, headlines, packages, sections
 from headdyn.report.figure_files import sweep_figures
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import run, sweep
@@ -18,17 +18,16 @@ LENS = '''
 """A user's package."""
 from markupsafe import Markup
 from headdyn.core.figures import Curve, curves
-from headdyn.report.section import Section
+from headdyn.report.blocks import Section
 from headdyn.sweep.words import Statement
 
 def sections(sweep):
-    return [Section("lens", "The lens", Markup("<p>%d runs</p>") % len(sweep.jobs), "It saw something.")]
+    seen = curves([Curve(label="lens", x=[0, 1], y=[1, 2])], xlabel="x", ylabel="y", title="What the lens saw")
+    text = Markup("<p>%d runs</p>") % len(sweep.jobs)
+    return [Section("lens", "The lens", [text, seen], "It saw something.")]
 
 def headlines(sweep):
     return [Statement("What does the lens see?", ["Something."])]
-
-def figures(sweep):
-    return {"lens_curve": curves([Curve(label="lens", x=[0, 1], y=[1, 2])], xlabel="x", ylabel="y")}
 '''
 
 
@@ -61,9 +60,9 @@ def lens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_package_that_a_run_names_adds_its_parts_once(lens: str, tmp_path: Path, config: dict[str, Any]) -> None:
     record = configured(tmp_path, config, config)
     (section,), (statement,) = sections(record), headlines(record)
-    assert (section.anchor, section.html, section.folded) == ("lens", "<p>2 runs</p>", True)
+    assert (section.anchor, section.parts[0], section.folded) == ("lens", "<p>2 runs</p>", True)
+    assert section.html.startswith("<p>2 runs</p>\n<figure>") and "what_the_lens_saw" in sweep_figures(record)
     assert statement.sentences == ["Something."] and checks(record) == []
-    assert list(figures(record)) == ["lens_curve"] and "lens_curve" in sweep_figures(record)
 
 
 def test_a_package_that_is_not_here_adds_nothing(tmp_path: Path) -> None:

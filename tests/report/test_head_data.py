@@ -11,7 +11,8 @@ from safetensors.numpy import load_file
 from headdyn.core.records import HeadTable
 from headdyn.report.head_data import head_metrics, kept_patterns, telling_heads
 from headdyn.report.sections.heads import explorer
-from headdyn.sweep.record import Job, SweepRecord, single_job
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord, single_job
 from tests.report.folders import heads, run, sweep
 from tests.report.series_folders import STEPS, emerging
 

@@ -202,7 +202,7 @@ def test_figures_of_a_sweep_are_drawn_as_files(
     folder = sweep(tmp_path, [run(tmp_path), run(tmp_path, ordering="topic")])
     assert main([str(folder), "--figures", kind]) == 0
     files = sorted((folder / "figures").iterdir())
-    assert {"loss", "effects_topic_selectivity", "probes_probe_accuracy_rope"} <= {path.stem for path in files}
+    assert {"held_out_loss", "effects_on_topic_selectivity", "probe_accuracy_rope"} <= {path.stem for path in files}
     assert all(path.suffix == f".{kind}" and path.read_bytes().startswith(start) for path in files)
     assert f"({len(files)} {kind} files)" in capsys.readouterr().out
 
@@ -215,7 +215,7 @@ def test_figures_of_a_run_and_of_a_merged_report_are_drawn(tmp_path: Path) -> No
     assert main([str(one), "--figures", "svg"]) == 0
     assert (one / "figures" / "training_loss.svg").is_file() and (one / "figures" / "training_loss.json").is_file()
     assert main([str(a), str(b), "--out", str(tmp_path / "c"), "--figures", "svg"]) == 0
-    assert (tmp_path / "c" / "figures" / "loss.svg").is_file()
+    assert (tmp_path / "c" / "figures" / "held_out_loss.svg").is_file()
 
 
 def test_an_unknown_format_is_refused_with_the_choices_before_anything_is_written(

@@ -11,8 +11,8 @@ import pytest
 
 from headdyn.core.figures import Figure
 from headdyn.report.series.curves import curve, other_curves, primary_curve
-from headdyn.report.series.record import read_series
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 from tests.figure_checks import clipped, overlapping, rows, texts
 from tests.report.series_folders import STEPS, emerging, said, verdict
 

@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 from headdyn.report.__main__ import build
-from headdyn.report.series.record import collect_series
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import VERDICT
@@ -51,6 +50,9 @@ def test_the_verdict_is_a_table_of_both_measures(tmp_path: Path) -> None:
     assert "counts as emerged when above 0.5 above half of its highest value" in read
     assert "emergence: (last step below, first step above] (32 000, 64 000] (32 000, 64 000]" in read
     assert "class over bootstrap draws early 12 %, mid 88 %, late 0 %, none 0 % early 12 %, mid 88 %" in read
+    assert "first step above, 95 % of bootstrap draws 32 000 to 64 000" in read
+    assert "pace sudden (probability 75 %)" in read and "units 32 pairs" in read
+    assert "largest interval: share of the rise 75 %, steps 32 000 to 64 000 (22 % of training)" in read
 
 
 def test_the_answer_and_the_primary_curve_stand_before_the_verdict(tmp_path: Path) -> None:
@@ -121,7 +123,6 @@ def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Pat
     followed(one)
     followed(other)
     merge([one, other], tmp_path / "c")
-    collect_series([one, other]).write(tmp_path / "c")
     read = text(tmp_path / "c")
     assert "Circuit course: protocol=corrected" in read and "Circuit course: protocol=original" in read
     told = json.loads((one / VERDICT).read_text(encoding="utf-8"))

@@ -3,9 +3,9 @@ from typing import Any
 
 from headdyn.report.quality import Check, checks
 from headdyn.report.series.quality import series_checks
-from headdyn.report.series.record import collect_series, read_series
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import collect_series, read_series
 from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict
 
 

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 
 from headdyn.core.records import write_json
 from headdyn.report.__main__ import build
-from headdyn.report.series.record import collect_series, read_series
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import VERDICT, SweepRecord
+from headdyn.sweep.series_record import read_series
 from tests.report.folders import matrix, sweep
 from tests.report.series_folders import STEPS, emerging, followed, run, scalars, series, two_protocols, verdict
 from tests.report.test_sweep_page import Text
@@ -48,7 +48,6 @@ def test_merged_series_are_numbered_anew_and_count_once(tmp_path: Path) -> None:
     one, other = two_protocols(tmp_path)
     out = tmp_path / "c"
     merge([one, other, one], out)
-    collect_series([one, other, one]).write(out)
     assert [entry["series"] for entry in json.loads((out / VERDICT).read_text())] == [0, 1]
     assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
     found = read_series(SweepRecord.read(out))
@@ -63,7 +62,6 @@ def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_a
     followed(other)
     out = tmp_path / "c"
     merge([one, other], out)
-    collect_series([one, other]).write(out)
     told = json.loads((out / VERDICT).read_text())
     assert [(entry["series"], entry["analysis"]) for entry in told] == [
         (0, "emergence"),

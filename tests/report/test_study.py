@@ -29,7 +29,7 @@ def test_results_hold_the_records_numbers_and_every_chart_stands_alone(folder: P
     assert "2.400 [2.390, 2.410]; null 4.00" in text  # loss_nats of tests.report.folders, its interval and null
     assert (out / "README.md").read_text() == "the question"
     charts = [path for path in written if path.suffix == ".svg"]
-    assert "loss.svg" in {path.name for path in charts}
+    assert {"held_out_loss.svg", "effects_on_topic_selectivity.svg"} <= {path.name for path in charts}
     for chart in charts:
         root = ET.parse(chart).getroot()
         assert root.tag == f"{SVG}svg"
@@ -49,7 +49,7 @@ def test_analyses_of_a_series_that_judge_no_emergence_are_told_and_their_figures
     write_study(sweep_folder, tmp_path / "study")
     told = (tmp_path / "study" / RESULTS).read_text(encoding="utf-8")
     assert "## Circuit course\n\n2 checkpoints, step 1000 to 143000. step32000 is left out: it fell over." in told
-    assert "| rank_change | −1.25 [−1.50, −1.00] | 12 heads | last checkpoint less first: rank |" in told
+    assert "| rank_change | −1.25 [−1.50, −1.00]; null 0 | 12 heads | last checkpoint less first: rank |" in told
     assert "| copying_change | absent: no head has a value at both ends | 12 heads |" in told
     assert "![rank](rank.svg)" in told and (tmp_path / "study" / "rank.svg").read_text(encoding="utf-8").startswith(
         "<svg"

@@ -164,7 +164,7 @@ def test_it_opens_with_the_answers_the_effects_and_their_table_and_folds_the_res
 
 def test_every_section_of_the_tuple_has_a_module_of_its_own_folder() -> None:
     names = {make.__module__ for make in SECTIONS}
-    assert all(name.startswith("headdyn.report.sections.") for name in names) and len(names) >= 15
+    assert all(name.startswith("headdyn.report.sections.") for name in names) and len(names) >= 13
 
 
 def test_figures_hold_the_records_numbers_and_can_hide_runs(tmp_path: Path) -> None:

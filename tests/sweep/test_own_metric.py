@@ -5,7 +5,7 @@ import csv
 import pytest
 from rich.console import Console
 
-from headdyn.report.panels import of_sweep
+from headdyn.dashboard.panels import of_sweep
 from headdyn.report.terminal import print_summary
 from headdyn.run import main
 from headdyn.sweep.record import SweepRecord
@@ -78,8 +78,8 @@ def test_it_is_tested_and_said_in_its_own_words(sweep: SweepRecord, capsys: pyte
     print_summary(Console(width=200), sweep)
     text = " ".join(capsys.readouterr().out.split())
     assert "size of the embedding" in text and "(thousandths)" in text
-    assert "detected on size of the embedding" in text or "Effect on size of the embedding" in text
-    assert "layers 2 less layers 1, 2 seeds." in text
+    assert "on size of the embedding detected" in text or "Effect on size of the embedding" in text
+    assert "layers 2 less layers 1 is " in text
 
 
 def test_it_is_on_the_page_and_in_the_dashboards(sweep: SweepRecord) -> None:

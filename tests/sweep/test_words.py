@@ -37,8 +37,8 @@ def test_with_seeds_q_decides_what_is_said(tmp_path: Path) -> None:
 
     told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=clear)))[ORDER]
     # 0.09, 0.091 and 0.092: mean 0.091, standard error 0.001/√3, t(2 df) = 4.30265: ± 0.00248.
-    assert re.search(r"^Effect on topic selectivity \+9\.10 \[\+8\.85, \+9\.35\] points \(p < 0\.001, q", told[0])
-    assert told[0].endswith(": topic less shuffled, averaged over the other factors, 3 seeds.")
+    lead = "Effect on topic selectivity: topic less shuffled is +9.10 [+8.85, +9.35] points (p < 0.001, q < 0.001), "
+    assert told[0] == f"{lead}averaged over the other factors, 3 seeds."
     assert told[1].startswith(
         "No effect detected on within-topic attention (0.000 [0.000, 0.000] points; 0 points would be"
     )
@@ -48,7 +48,9 @@ def test_a_null_result_stands_beside_what_would_have_been_detected(tmp_path: Pat
     told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))[ORDER]
     # The value and interval of test_effects: 8 points, ± 12.7062 standard errors of 1 point. Two seeds reveal an effect
     # in four of five repetitions where it is 16 of its standard errors.
-    assert told[0].startswith("No effect of 16 points or more detected on topic selectivity +8 [−5, +21] points (p = ")
+    assert told[0].startswith(
+        "No effect of 16 points or more on topic selectivity detected: topic less shuffled is +8 [−5, +21] points (p = "
+    )
 
 
 def test_a_small_p_without_a_small_q_is_no_effect() -> None:
@@ -62,10 +64,10 @@ def test_a_small_p_without_a_small_q_is_no_effect() -> None:
         "detectable": 0.015,
     }
     metric = Metric(meaning="", label="selectivity", unit="points", scale=100, digits=2)
-    assert verdict({**row, "q": 0.04}, lambda name: metric).startswith("Effect on selectivity +2.0 [+1.0, +3.0] points")
-    assert verdict({**row, "q": 0.06}, lambda name: metric).startswith("No effect detected on selectivity +2.0")
+    assert verdict({**row, "q": 0.04}, lambda name: metric) == "Effect on selectivity"
+    assert verdict({**row, "q": 0.06}, lambda name: metric) == "No effect on selectivity detected"
     smaller = {**row, "value": 0.01, "q": 0.06}  # a bound is said only where the difference lies within it
-    assert verdict(smaller, lambda name: metric).startswith("No effect of 1.5 points or more detected on selectivity")
+    assert verdict(smaller, lambda name: metric) == "No effect of 1.5 points or more on selectivity detected"
 
 
 def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
@@ -80,10 +82,10 @@ def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
         entries.append(entry)
     told = answers(sweep(tmp_path, entries))
     sentences = told["Does model.num_layers matter?"]
-    assert sentences[0].startswith("Effect on topic selectivity +3.010 [")
-    assert ": layers 2 less layers 1, 3 seeds." in sentences[0]
+    assert sentences[0].startswith("Effect on topic selectivity: layers 2 less layers 1 is +3.010 [")
+    assert sentences[0].endswith("), 3 seeds.")
     slope = next(text for text in sentences if "a doubling of layers" in text)
-    assert slope.startswith("Effect on topic selectivity +3.02 [")
+    assert slope.startswith("Effect on topic selectivity: the change with a doubling of layers is +3.02 [")
 
 
 def test_a_hole_in_the_design_is_said_once(tmp_path: Path) -> None:

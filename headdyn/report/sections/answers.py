@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from markupsafe import Markup
 
+from headdyn.core.numbers import number, p_value, units
 from headdyn.report import extension
-from headdyn.report.markup import bullets, fold, heading, soft
-from headdyn.report.section import Section
+from headdyn.report.blocks import Heading, Section, bullets, fold
 from headdyn.report.sections import prompts
-from headdyn.report.sections.jobs import group_settings
-from headdyn.report.series.record import read_series
 from headdyn.report.series.words import series_statements
+from headdyn.sweep.jobs import of_prompts
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 from headdyn.sweep.words import Statement, statements
 
 
 def section(sweep: SweepRecord) -> Section:
     """Questions about series first, then those of packages that runs name, then what any sweep can be asked."""
-    answered = [*series_statements(read_series(sweep)), *extension.headlines(sweep), *statements(sweep)]
-    if len(sweep.complete) == 1:
-        answered += prompts.statements(sweep.complete[0])
-    settings = group_settings(sweep)
-    parts = []
-    for group in dict.fromkeys([*(statement.group for statement in answered)]):
-        if group in settings:
-            parts.append(heading(f"{group}: {settings[group]}"))
-        mine = [statement for statement in answered if statement.group == group]
-        parts.append(Markup('<dl class="answers">{}</dl>').format(Markup("\n").join(map(_entry, mine))))
-    if not answered:
-        parts.append(soft("No complete run has the numbers that the sentences are made of."))
-    return Section("answers", "Answers", Markup("\n").join(parts), folded=False)
+    answers = all_statements(sweep)
+    if len(sweep.jobs) == 1 and sweep.complete:
+        answers = [*_primary(sweep), *answers, *prompts.statements(sweep.complete[0])]
+    settings = sweep.group_settings
+    blocks: list[Any] = []
+    for group in dict.fromkeys(answer.group for answer in answers):
+        blocks += [Heading(f"{group}: {settings[group]}")] if group in settings else []
+        entries = map(_entry, [answer for answer in answers if answer.group == group])
+        blocks.append(Markup('<dl class="answers">{}</dl>').format(Markup("\n").join(entries)))
+    nothing = ["No complete run has the numbers that the sentences are made of."]
+    return Section("answers", "Answers", blocks or nothing, folded=False)
+
+
+def all_statements(sweep: SweepRecord) -> list[Statement]:
+    """Every answer that the sweep's records, and the packages that its runs name, can give."""
+    return [*series_statements(read_series(sweep)), *extension.headlines(sweep), *statements(sweep)]
+
+
+def _primary(sweep: SweepRecord) -> list[Statement]:
+    """Of one run on a corpus: its primary outcome beside what chance gives."""
+    (job,), name = sweep.complete, sweep.outcomes.primary
+    if name is None or of_prompts([job]) or job.scalar(name).get("value") is None:
+        return []
+    scalar, metric = job.scalar(name), job.metric(name)
+    over, null = units(scalar), metric.scale * (scalar.get("null") or 0.0)
+    test = "" if scalar.get("p") is None else f", p {p_value(scalar['p'])}"
+    text = (
+        f"{metric.spelled(scalar)} {metric.unit}{f' over {over}' if over else ''}; chance gives {number(null)}{test}."
+    )
+    return [Statement(f"How large is its {metric.label}?", [text])]
 
 
 def _entry(statement: Statement) -> Markup:

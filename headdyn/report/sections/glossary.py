@@ -9,8 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from headdyn.core.numbers import number
-from headdyn.report.markup import fold, heading, table
-from headdyn.report.section import Section
+from headdyn.report.blocks import Heading, Section, Table, fold
 from headdyn.sweep.record import SweepRecord
 
 _WORDS = {
@@ -47,11 +46,7 @@ _PROMPT_WORDS = {
 _RUN = {
     "random_nats": ("loss of uniform guessing, ln V", "0 …", "nats"),
     "mixture_nats": ("loss of the best topic-blind bigram, where a model waits before it infers topics", "0 …", "nats"),
-    "position_only_nats": (
-        "loss of the best predictor that weighs evidence of topics by distance alone",
-        "0 …",
-        "nats",
-    ),
+    "position_only_nats": ("loss of the best predictor that weighs evidence by distance alone", "0 …", "nats"),
     "speaker_blind_nats": ("loss of the exact filter that does not know who speaks", "0 …", "nats"),
     "floor_nats": ("loss of the exact Bayes filter of the generating law: no model can do better", "0 …", "nats"),
     "train_passes": ("how often training went through its corpus", "0 …", "passes"),
@@ -72,18 +67,20 @@ def section(sweep: SweepRecord) -> Section:
         about |= run.manifest.get("glossary", {})
     stages = [run.manifest.get("stages") for run in runs]
     trained = any(stage is None or "training" in stage for stage in stages) or not runs
-    html = table(["word", "meaning"], list((_WORDS if trained else _PROMPT_WORDS).items()))
+    words = _WORDS if trained else _PROMPT_WORDS
+    blocks: list[Any] = [Table(columns=["word", "meaning"], rows=list(words.items()))]
     columns = ["name", "label", "meaning", "range", "unit"]
     if trained:
-        html += heading("training") + table(columns, [[name, "", *entry] for name, entry in _RUN.items()])
+        rows = [[name, "", *entry] for name, entry in _RUN.items()]
+        blocks += [Heading("training"), Table(columns=columns, rows=rows)]
     for name, part in about.items():
         rows = [
             [metric, m.get("label") or "", m["meaning"], _range(m["low"], m["high"]), m["unit"]]
             for metric, m in part["metrics"].items()
         ]
-        how = fold("how it is measured, and what its null is", prose(part["about"])) if part["about"] else ""
-        html += heading(name.replace("_", " ")) + how + table(columns, rows)
-    return Section("glossary", "Glossary", html, "what every number means")
+        how = fold("how it is measured, and what its null is", prose(part["about"])) if part["about"] else None
+        blocks += [Heading(name.replace("_", " ")), how, Table(columns=columns, rows=rows)]
+    return Section("glossary", "Glossary", blocks, "what every number means")
 
 
 def prose(docstring: str) -> Markup:
@@ -92,9 +89,8 @@ def prose(docstring: str) -> Markup:
     for text in docstring.split("\n\n"):
         text = re.sub(r"\s*Raises \w+Error.*", "", " ".join(text.split()))
         if text:
-            paragraphs.append(
-                Markup("<p>{}</p>").format(Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))))
-            )
+            coded = Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+            paragraphs.append(Markup("<p>{}</p>").format(coded))
     return Markup("").join(paragraphs)
 
 

@@ -12,12 +12,11 @@ import numpy as np
 from headdyn.core.figures import GREY, PALETTE, Figure, alt
 from headdyn.core.numbers import count, p_value
 from headdyn.core.records import HeadTable
+from headdyn.report.blocks import Section, Table, cell
 from headdyn.report.head_data import Kept, head_metrics, kept_patterns, telling_heads
-from headdyn.report.markup import soft, table
-from headdyn.report.page import drawn, measured
-from headdyn.report.section import Section
-from headdyn.report.series.record import read_series
-from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 
 _ABOUT = (
     "Choose a metric above the maps; an asterisk marks q < 0.05. Click a head for all of its numbers, and for its "
@@ -38,12 +37,10 @@ def section(sweep: SweepRecord) -> Section | None:
         return None
     kept = kept_patterns(jobs, PATTERN_BYTES)
     left_out = dict.fromkeys(part.left_out for part in kept.values() if part.left_out)
-    html = soft(_ABOUT + (_PATTERNS if kept else "")) + drawn(explorer(sweep, jobs, kept))
-    for text in left_out:
-        html += soft(f"To keep this page small {text}; all are in the runs' patterns.safetensors.")
-    return Section(
-        "heads", "Heads, layer by layer", html, "maps of every metric, courses over training, attention patterns"
-    )
+    notes = [f"To keep this page small {text}; all are in the runs' patterns.safetensors." for text in left_out]
+    blocks = [_ABOUT + (_PATTERNS if kept else ""), explorer(sweep, jobs, kept), *notes]
+    headline = "maps of every metric, courses over training, attention patterns"
+    return Section("heads", "Heads, layer by layer", blocks, headline)
 
 
 def standing_out(sweep: SweepRecord) -> Section | None:
@@ -52,13 +49,13 @@ def standing_out(sweep: SweepRecord) -> Section | None:
     if not tested:
         return None
     first = sorted(tested, key=lambda row: (row["q"], -abs(row["value"])))[:_STANDING_OUT]
-    rows = [
-        [f"{row['layer']}.{row['head']}", row["metric"], measured(row), p_value(row["p"]), p_value(row["q"])]
-        for row in first
-    ]
+    rows = []
+    for row in first:
+        metric, head = sweep.metric(row["metric"]), f"{row['layer']}.{row['head']}"
+        rows.append([head, metric.label, cell(row, metric), metric.unit, p_value(row["p"]), p_value(row["q"])])
     clear = f"{sum(row['q'] < 0.05 for row in tested)} of {count(len(tested), 'test')} on heads have q < 0.05"
-    html = table(["layer.head", "metric", "value", "p", "q"], rows)
-    return Section("standing-out", "Heads that stand out", html, clear)
+    table = Table(columns=["layer.head", "metric", "value", "unit", "p", "q"], rows=rows, dense=True)
+    return Section("standing-out", "Heads that stand out", [table], clear)
 
 
 def explorer(sweep: SweepRecord, jobs: Sequence[Job], kept: dict[int, Kept]) -> dict[str, Any]:

@@ -2,36 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.core.numbers import ABSENT, count, duration
-from headdyn.report.cells import of_prompts
-from headdyn.report.markup import facts, fold, soft, table
+from headdyn.core.numbers import ABSENT, count, duration, number
+from headdyn.report.blocks import Section, Table, code, facts, fold, marked
 from headdyn.report.quality import machine
-from headdyn.report.section import Section
-from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
 
 _CONSTANT = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "experiment", "seed")
-_LEFT_NOTHING = "it left no record: it was never started, or failed before its folder was made"
-_STILL_RUNNING = "its record says it is still running: it was killed, or another process is at work on it"
+_NO_ERROR = {
+    "absent": "it left no record: it was never started, or failed before its folder was made",
+    "running": "its record says it is still running: it was killed, or another process is at work on it",
+}
 
 
 def unfinished(sweep: SweepRecord) -> Section | None:
     """The jobs that are not complete, with their errors, for all to see."""
-    if not sweep.failed:
-        return None
     lines = []
     for job in sweep.failed:
+        error = _NO_ERROR.get(job.run.status, job.run.manifest.get("error", ""))
         trace = job.run.manifest.get("traceback", "")
-        details = fold("traceback", Markup("<pre>{}</pre>").format(trace)) if trace else ""
-        lines.append(Markup("<li><b>{}</b>: {}. {}{}</li>").format(job.run.name, job.run.status, _error(job), details))
-    html = Markup("<ul>{}</ul>").format(Markup("\n").join(lines))
-    html += soft("The same command runs these again and keeps what is complete.")
-    return Section("unfinished", "Not finished", html, folded=False)
+        details = fold("traceback", code(trace)) if trace else ""
+        lines.append(Markup("<li><b>{}</b>: {}. {}{}</li>").format(job.run.name, job.run.status, error, details))
+    again = "The same command runs these again and keeps what is complete."
+    blocks = [Markup("<ul>{}</ul>").format(Markup("\n").join(lines)), again]
+    return Section("unfinished", "Not finished", blocks, folded=False) if lines else None
 
 
 def section(sweep: SweepRecord) -> Section:
@@ -40,65 +41,86 @@ def section(sweep: SweepRecord) -> Section:
     constant = {name: {str(job.factors.get(name)) for job in sweep.jobs} for name in _CONSTANT}
     same = [f"{name} {next(iter(levels))}" for name, levels in constant.items() if len(levels) == 1]
     varied = [f"{name}: {', '.join(levels)}" for name, levels in sweep.varied.items() if name != "group"]
-    html = facts(
+    about = facts(
         {
             "varied": "; ".join(varied),
-            **{f"group {name}": differs for name, differs in group_settings(sweep).items()},
+            **{f"group {name}": differs for name, differs in sweep.group_settings.items()},
             "the same everywhere": ", ".join(text for text in same if not text.endswith(" None")),
             "date": _span(manifests),
             "code": _each(manifest["git"] or "not from a checkout" for manifest in manifests),
             "machine": _each(_pairs(machine(manifest)) for manifest in manifests),
-            "versions": _each(_pairs({"Python": m["python"], **m["versions"]}) for m in manifests),
+            "versions": _each(map(_versions, manifests)),
         }
     )
-    if sweep.sources:
-        merged = [
-            Markup("<li>{} <code>{}</code></li>").format(s["name"], s.get("command") or "") for s in sweep.sources
-        ]
-        lead = f"Merged from {len(sweep.sources)} folders, seeds pooled where all other settings agree:"
-        html = Markup("<p>{}</p><ul>{}</ul>").format(lead, Markup("\n").join(merged)) + html
+    merged = Markup("").join(
+        Markup("<li>{} <code>{}</code></li>").format(source["name"], source.get("command") or "")
+        for source in sweep.sources
+    )
+    lead = Markup("<p>Merged from {} folders, seeds pooled where all other settings agree:</p><ul>{}</ul>")
     columns = ["run", "status", "time", "peak memory\nof the process so far", "stages"]
-    html += table(columns, [_row(job, sweep) for job in sweep.jobs], numbers=[job.number for job in sweep.jobs])
-    return Section("jobs", "What was run", html, f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete")
+    rows = [_row(job, sweep) for job in sweep.jobs]
+    table = Table(columns=columns, rows=rows, runs=[job.number for job in sweep.jobs])
+    blocks = [lead.format(len(sweep.sources), merged) if merged else None, about, table]
+    return Section("jobs", "What was run", blocks, f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete")
 
 
-def group_settings(sweep: SweepRecord) -> dict[str, str]:
-    """In what groups of runs differ; without a training, what a protocol says of training is left out."""
-    settings = sweep.group_settings
-    if not of_prompts(sweep.complete):
-        return settings
-    words = {
-        group: [word for word in text.split(", ") if not word.startswith("protocol.")]
-        for group, text in settings.items()
-    }
-    return {group: ", ".join(parts) for group, parts in words.items()}
+def provenance(sweep: SweepRecord) -> Section:
+    """What a reader needs to repeat a run: code, machine, versions, stages, time, files, configuration."""
+    folder, manifest = sweep.jobs[0].run.folder, sweep.jobs[0].run.manifest
+    checkpoint, described = manifest.get("checkpoint", {}), manifest["machine"]
+    precision = (
+        f"weights in {checkpoint['dtype']}" if "dtype" in checkpoint else f"training in {described['precision']}"
+    )
+    loaded = " ".join(str(checkpoint[key]) for key in ("name", "revision", "commit") if checkpoint.get(key))
+    stages = [
+        f"{kind} {stage['key']} ({'built' if stage['built'] else 'reused'}, {duration(stage.get('build_seconds'))})"
+        for kind, stage in manifest["stages"].items()
+    ]
+    memory = f"{number(round(manifest.get('peak_memory_bytes', 0) / 2**20))} MiB"
+    about = facts(
+        {
+            "status": manifest["status"],
+            "started": _time(manifest["started"]),
+            "code": manifest["git"] or "not from a checkout",
+            "machine": f"{described['device']}, {precision}, {count(described['threads'], 'thread')}",
+            "versions": _versions(manifest),
+            "checkpoint": f"{loaded}, SHA-256 of its weights {checkpoint['state_hash']}" if checkpoint else "none",
+            "stages": ", ".join(stages) or "none",
+            "time": ", ".join(f"{name} {duration(seconds)}" for name, seconds in manifest["seconds"].items()),
+            "peak memory": memory + ("" if manifest.get("peak_memory_of") == "run" else " (of the process so far)"),
+            "files beside this page": ", ".join(sorted(path.name for path in folder.iterdir())),
+        }
+    )
+    config = json.dumps(manifest["config"], indent=1, ensure_ascii=False)
+    return Section("provenance", "Provenance", [about, fold("configuration", code(config))])
 
 
 def _row(job: Job, sweep: SweepRecord) -> Sequence[Any]:
     manifest, page = job.run.manifest, job.run.folder / "report.html"
     memory = manifest.get("peak_memory_bytes")
     link = Markup('<a href="{}">{}</a>').format(os.path.relpath(page, sweep.folder), job.run.name)
-    stages = manifest.get("stages", {}).items()
     return [
         link if page.exists() else job.run.name,
-        job.run.status if job.complete else Markup('<span class="failed">{}</span>').format(job.run.status),
+        job.run.status if job.complete else marked(job.run.status),
         duration(manifest.get("seconds", {}).get("total")),
         f"{memory / 2**20:.0f} MiB" if memory else ABSENT,
-        ", ".join(f"{kind} {'built' if stage['built'] else 'reused'}" for kind, stage in stages),
+        ", ".join(f"{kind} {'built' if s['built'] else 'reused'}" for kind, s in manifest.get("stages", {}).items()),
     ]
 
 
-def _error(job: Job) -> str:
-    known = {"running": _STILL_RUNNING, "absent": _LEFT_NOTHING}
-    return known.get(job.run.status, job.run.manifest.get("error", ""))
-
-
 def _span(manifests: Sequence[Mapping[str, Any]]) -> str:
-    started = sorted(manifest["started"] for manifest in manifests)
-    if not started:
-        return ""
-    first, last = (text.replace("T", " ").removesuffix("+00:00") for text in (started[0], started[-1]))
-    return f"{first} UTC" if first == last else f"runs started {first} to {last} UTC"
+    started = sorted(_time(manifest["started"]) for manifest in manifests)
+    if len(set(started)) < 2:
+        return "".join(started[:1])
+    return f"runs started {started[0].removesuffix(' UTC')} to {started[-1]}"
+
+
+def _time(text: str) -> str:
+    return text.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _versions(manifest: Mapping[str, Any]) -> str:
+    return _pairs({"Python": manifest["python"], **manifest["versions"]})
 
 
 def _pairs(entries: Mapping[str, Any]) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from headdyn.core.numbers import count, p_value, units
-from headdyn.report.cells import columns_for, summary_cell
-from headdyn.report.markup import gallery, heading, soft, table
-from headdyn.report.page import measured
-from headdyn.report.section import Section
+from headdyn.report.blocks import Heading, Section, Table, cell, html
 from headdyn.report.sections import figures
+from headdyn.report.sections.summary import outcome_cell, recorded_outcomes
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
@@ -27,34 +25,33 @@ def outcomes(sweep: SweepRecord) -> Section | None:
     job = sweep.jobs[0]
     label = Markup('{}<small class="meaning">{}</small>')
     rows = [
-        [label.format(metric.label, metric.meaning), summary_cell(job, name), metric.unit]
-        for name, metric in ((name, job.metric(name)) for name in columns_for([job]))
+        [label.format(metric.label, metric.meaning), outcome_cell(job, name), metric.unit]
+        for name, metric in ((name, job.metric(name)) for name in recorded_outcomes([job]))
     ]
-    parts = [
-        *filter(None, [figures.main_picture(sweep)]),
-        *([table(["outcome", "value", "unit"], rows)] if rows else []),
-    ]
-    return Section("outcomes", "Outcomes", gallery(parts), folded=False) if parts else None
+    picture = figures.main_picture(sweep)
+    blocks = [picture, Table(columns=["outcome", "value", "unit"], rows=rows) if rows else None]
+    return Section("outcomes", "Outcomes", [blocks], folded=False) if rows or picture else None
 
 
 def section(sweep: SweepRecord) -> Section:
     """Every scalar of the run; records of steps are left out."""
     groups = metric_groups(sweep.jobs[0])
     parts = []
-    for group, rows in groups:
-        columns = ["metric", "value", *(["q"] if any("q" in row["scalar"] for row in rows) else []), "units"]
-        lines = [
+    for group, entries in groups:
+        with_q = any("q" in entry["scalar"] for entry in entries)
+        rows = [
             [
-                Markup('<span title="{}">{}</span>').format(row["meaning"], row["name"]),
-                measured(row["scalar"]),
-                *([p_value(row["scalar"]["q"]) if "q" in row["scalar"] else ""] if "q" in columns else []),
-                row["units"],
+                Markup('<span title="{}">{}</span>').format(entry["meaning"], entry["name"]),
+                cell(entry["scalar"]),
+                *([p_value(entry["scalar"]["q"]) if "q" in entry["scalar"] else ""] if with_q else []),
+                entry["units"],
             ]
-            for row in rows
+            for entry in entries
         ]
-        parts.append(Markup("<div>{}{}</div>").format(heading(group.replace("_", " ")), table(columns, lines)))
-    html = soft(_ABOUT) + Markup('<div class="two">{}</div>').format(Markup("\n").join(parts))
-    return Section("numbers", "All numbers", html, count(sum(len(rows) for _, rows in groups), "scalar"))
+        table = Table(columns=["metric", "value", *(["q"] if with_q else []), "units"], rows=rows, dense=True)
+        parts.append(Markup("<div>{}{}</div>").format(html(Heading(group.replace("_", " "))), table.html()))
+    blocks = [_ABOUT, Markup('<div class="two">{}</div>').format(Markup("\n").join(parts))]
+    return Section("numbers", "All numbers", blocks, count(sum(len(rows) for _, rows in groups), "scalar"))
 
 
 def metric_groups(job: Job) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -10,12 +11,11 @@ from safetensors import safe_open
 
 from headdyn.core.figures import pattern_grid
 from headdyn.core.numbers import fixed, p_value
+from headdyn.report.blocks import Heading, Section, Table, figure_html
 from headdyn.report.head_data import PATTERNS, ROLES, telling_heads
-from headdyn.report.markup import heading, soft, table
-from headdyn.report.page import drawn
-from headdyn.report.section import Section
 from headdyn.report.sections.training import shared_label
-from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
 
 _ABOUT = (
     "Of each training the head with the largest value of its role, judged before any change of positions (of a series, "
@@ -28,7 +28,7 @@ Row = tuple[tuple[int, int], Sequence[Job]]  # a head (layer, head) and the runs
 
 def section(sweep: SweepRecord) -> Section | None:
     """A picture for each role, a row a training, and what the heads measure."""
-    parts: list[Markup] = []
+    blocks: list[Any] = [_ABOUT]
     for role in ROLES:
         rows: list[Row] = []
         for siblings in map(_few, sweep.siblings):
@@ -38,12 +38,11 @@ def section(sweep: SweepRecord) -> Section | None:
             if head is not None and arms:
                 rows.append((head, arms))
         if rows:
-            parts.append(heading(f"The {role} head of each training"))
-            parts.append(_picture(rows))
             lines = [[job.label, f"{head[0]}.{head[1]}", _facts(job, *head)] for head, arms in rows for job in arms]
             numbers = [job.number for _, arms in rows for job in arms]
-            parts.append(table(["run", "layer.head", "what it measures"], lines, numbers=numbers))
-    return Section("patterns", "Patterns of telling heads", soft(_ABOUT) + Markup("\n").join(parts)) if parts else None
+            table = Table(columns=["run", "layer.head", "what it measures"], rows=lines, runs=numbers)
+            blocks += [Heading(f"The {role} head of each training"), _picture(rows), table]
+    return Section("patterns", "Patterns of telling heads", blocks) if len(blocks) > 1 else None
 
 
 def _picture(rows: Sequence[Row]) -> Markup:
@@ -64,7 +63,7 @@ def _picture(rows: Sequence[Row]) -> Markup:
         pattern_RCQK[place][: len(pattern_QK), : len(pattern_QK)] = pattern_QK
     names = [f"{shared_label(jobs)}: {layer}.{head}" for (layer, head), jobs in rows]
     figure = pattern_grid(pattern_RCQK, rows=names, columns=arms, boundaries=edges)
-    return drawn(figure, [job.number for _, jobs in rows for job in jobs])
+    return figure_html(figure, [job.number for _, jobs in rows for job in jobs])
 
 
 def _arm(job: Job, siblings: Sequence[Job]) -> str:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from headdyn.core.figures import Curve, Figure, curves
+from headdyn.report.blocks import Section
 from headdyn.report.looks import level_of, looks
-from headdyn.report.markup import gallery, soft
-from headdyn.report.page import drawn
-from headdyn.report.section import Section
-from headdyn.sweep.record import Job, SweepRecord
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
 
 _ABOUT = (
     "Share of test tokens whose topic a linear probe reads from the residual stream, with 95 % intervals over "
@@ -30,8 +29,7 @@ _REFERENCES = {
 def section(sweep: SweepRecord) -> Section | None:
     """Accuracy and selectivity of probes, a picture for each kind of positions."""
     figures = probe_figures(sweep)
-    html = soft(_ABOUT) + gallery(map(drawn, figures.values()))
-    return Section("probes", "Topic probes by layer", html) if figures else None
+    return Section("probes", "Topic probes by layer", [_ABOUT, [*figures.values()]]) if figures else None
 
 
 def probe_figures(sweep: SweepRecord) -> dict[str, Figure]:
@@ -47,17 +45,16 @@ def probe_figures(sweep: SweepRecord) -> dict[str, Figure]:
             values = [v for line in lines.values() for v in (*line.low, *line.high) if np.isfinite(v)]  # type: ignore[misc]
             references = _references(jobs) if metric == "probe_accuracy" else {"control task": 0.0}
             for panel in dict.fromkeys(level_of(job, "position_enc") for job in jobs):
-                of_panel = ", ".join(filter(None, (title, panel.strip("–"), group)))
-                figure = curves(
+                name = ", ".join(filter(None, (title, panel.strip("–"), group)))
+                figures[name] = curves(
                     [lines[job.number] for job in jobs if level_of(job, "position_enc") == panel],
-                    title=of_panel,
+                    title=name,
                     xlabel="layer of the residual stream (0: the embedding)",
                     ylabel=ylabel,
                     references=references,
                     whole_x=True,
                     y_values=[min(values), max(values)] if values else (),
                 )
-                figures[of_panel] = figure
     return figures
 
 
@@ -73,9 +70,8 @@ def _has_layers(job: Job, metric: str) -> bool:
 
 def _references(jobs: Sequence[Job]) -> dict[str, float]:
     """Ceiling and baselines in percent, averaged over runs: those of one random seed have the same corpus."""
-    found = {}
-    for name, label in _REFERENCES.items():
-        values = [value for job in jobs if (value := job.run.value(f"probe_{name}")) is not None]
-        if values:
-            found[label] = 100 * float(np.mean(values))
-    return found
+    values = {
+        label: [v for job in jobs if (v := job.run.value(f"probe_{name}")) is not None]
+        for name, label in _REFERENCES.items()
+    }
+    return {label: 100 * float(np.mean(several)) for label, several in values.items() if several}

@@ -13,9 +13,7 @@ import pyarrow.parquet as pq
 from headdyn.analysis.interventions.splits import read_splits
 from headdyn.core.figures import PALETTE, Figure, alt
 from headdyn.core.numbers import count, fixed, number, p_value, spelled
-from headdyn.report.markup import gallery, soft, table
-from headdyn.report.page import drawn
-from headdyn.report.section import Section
+from headdyn.report.blocks import Section, Table
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
@@ -49,7 +47,7 @@ def splits(sweep: SweepRecord) -> Section | None:
         halves, delta_SP = read_splits(rows, layer)
         strength_S = halves.strengths(delta_SP)
         figures.append(histogram(strength_S, strength_S[halves.reference].item(), f"Balanced splits of layer {layer}"))
-    return Section("splits", "Even/odd among all balanced splits", soft(_SPLITS) + gallery(map(drawn, figures)))
+    return Section("splits", "Even/odd among all balanced splits", [_SPLITS, figures])
 
 
 def histogram(strength_S: np.ndarray, reference: float, title: str) -> Figure:
@@ -92,7 +90,7 @@ def orders(sweep: SweepRecord) -> Section | None:
     )
     columns = ["dtype", "order", "largest |Δlogit|", "answers changed", "texts changed"]
     columns += ["answers changed from the first dtype", "repetition"]
-    return Section("orders", "Head permutation", soft(about) + table(columns, rows)) if rows else None
+    return Section("orders", "Head permutation", [about, Table(columns=columns, rows=rows)]) if rows else None
 
 
 def groups(sweep: SweepRecord) -> Section | None:
@@ -111,7 +109,7 @@ def groups(sweep: SweepRecord) -> Section | None:
     ]
     about = "KL of the next token's law when a group of heads is silenced, against random groups of the same size."
     columns = ["group", "ablation", "heads silenced", "KL (nats)", "random groups, mean [5 %, 95 %]", "p", "q"]
-    return Section("groups", "Groups of heads silenced", soft(about) + table(columns, rows)) if rows else None
+    return Section("groups", "Groups of heads silenced", [about, Table(columns=columns, rows=rows)]) if rows else None
 
 
 def clusterings(sweep: SweepRecord) -> Section | None:
@@ -139,7 +137,7 @@ def clusterings(sweep: SweepRecord) -> Section | None:
         "steps; a silhouette near it is no clustering."
     )
     columns = ["heads by", "method", "sizes", "outliers", "silhouette", "null", "p", "q"]
-    return Section("clusterings", "Clusterings", soft(about) + table(columns, rows)) if rows else None
+    return Section("clusterings", "Clusterings", [about, Table(columns=columns, rows=rows)]) if rows else None
 
 
 def _specialisation(job: Job) -> list[str]:

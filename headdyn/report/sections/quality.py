@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from headdyn.report import extension
-from headdyn.report.markup import table
+from headdyn.report.blocks import Section, Table, marked
 from headdyn.report.quality import Check, checks, in_order, run_checks
-from headdyn.report.section import Section
 from headdyn.report.series.quality import series_checks
-from headdyn.report.series.record import read_series
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 
-_WORDS = {"ok": "✓ ok", "note": "• note", "fails": "✗ fails"}
+_WORDS = {"ok": ("✓ ok", "ok"), "note": ("• note", "to note"), "fails": ("✗ fails", "fail")}
 
 
 def section(sweep: SweepRecord) -> Section:
@@ -29,9 +26,7 @@ def of_run(sweep: SweepRecord) -> Section:
 
 def _section(made: Sequence[Check]) -> Section:
     made = in_order(made)
-    mark = Markup('<span class="check-{}">{}</span>')
-    rows = [[mark.format(check.verdict, _WORDS[check.verdict]), check.question, check.facts] for check in made]
-    words = {"fails": "fail", "note": "to note", "ok": "ok"}
-    counts = {word: sum(check.verdict == verdict for check in made) for verdict, word in words.items()}
+    rows = [[marked(_WORDS[c.verdict][0], f"check-{c.verdict}"), c.question, c.facts] for c in made]
+    counts = {_WORDS[verdict][1]: sum(c.verdict == verdict for c in made) for verdict in ("fails", "note", "ok")}
     headline = ", ".join(f"{number} {word}" for word, number in counts.items() if number)
-    return Section("quality", "Quality control", table(["", "question", "facts"], rows), headline)
+    return Section("quality", "Quality control", [Table(columns=["", "question", "facts"], rows=rows)], headline)

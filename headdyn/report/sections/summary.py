@@ -1,18 +1,18 @@
-"""Every run's outcomes, with interval, null and what a reader holds them against."""
+"""Every run's outcomes, with interval, null and what they are held against: for pages, terminals and files."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from markupsafe import Markup
-
-from headdyn.core.numbers import count
-from headdyn.report.cells import columns_for, of_prompts, summary_cell
-from headdyn.report.markup import soft, table
-from headdyn.report.section import Section
-from headdyn.report.series.record import read_series
+from headdyn.core.numbers import ABSENT, count, fixed, p_value
+from headdyn.report.blocks import Cell, Section, Table, cell, marked
 from headdyn.report.series.words import share
+from headdyn.sweep.jobs import Job, of_prompts
+from headdyn.sweep.outcomes import outcomes_of
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 
 _PROMPTS = (
     "Brackets: 95 % over number pairs (Clopper–Pearson for shares, BCa otherwise), for this one checkpoint. Controls "
@@ -23,27 +23,55 @@ _TOPICS = (
     "attention against other sequences' labels for within-topic attention, causal-uniform attention for entropy and "
     "position 0, the best baseline for probes; 0 for the rest."
 )
+# What a reader holds some numbers against: another scalar of the run, and what it is called there.
+_BESIDE = {
+    "within_ratio": ("within_ratio_uniform", "uniform"),
+    "probe_accuracy_middle": ("probe_ceiling", "ceiling"),
+    "loss_nats": ("floor_nats", "floor"),
+}
 
 
 def section(sweep: SweepRecord) -> Section | None:
     """A row a job, a column an outcome; a run that is not complete has its status."""
-    names = columns_for(sweep.complete)
-    if not names:
-        return None
+    table = outcome_table(sweep, sweep.jobs, _remarks(sweep))
+    outcomes = len(table.columns) - 1
+    headline = f"{count(outcomes, 'outcome')} of {count(len(sweep.jobs), 'run')}"
+    about = _PROMPTS if of_prompts(sweep.complete) else _TOPICS
+    return Section("summary", "Run by run", [about, table], headline) if outcomes else None
+
+
+def outcome_table(sweep: SweepRecord, jobs: Sequence[Job], remarks: Mapping[int, Sequence[str]] | None = None) -> Table:
+    """A row a job with its outcomes; remarks, by the number of the job, stand under its name."""
+    names = recorded_outcomes(sweep.complete)
     rows: list[list[Any]] = []
-    remarks = _remarks(sweep)
-    for job in sweep.jobs:
-        label = "\n".join([job.label, *remarks.get(job.number, ())])
-        if job.complete:
-            rows.append([label, *(summary_cell(job, name) for name in names)])
-        else:
-            rows.append(
-                [label, Markup('<span class="failed">{}</span>').format(job.run.status), *[""] * (len(names) - 1)]
-            )
+    for job in jobs:
+        label = "\n".join([job.label, *(remarks or {}).get(job.number, ())])
+        status = [marked(job.run.status), *[""] * (len(names) - 1)]
+        rows.append([label, *([outcome_cell(job, name) for name in names] if job.complete else status)])
     columns = [f"{metric.label}\n{metric.unit}" for metric in map(sweep.metric, names)]
-    html = soft(_PROMPTS if of_prompts(sweep.complete) else _TOPICS)
-    html += table(["run", *columns], rows, numbers=[job.number for job in sweep.jobs])
-    return Section("summary", "Run by run", html, f"{count(len(names), 'outcome')} of {count(len(sweep.jobs), 'run')}")
+    return Table(columns=["run", *columns], rows=rows, runs=[job.number for job in jobs])
+
+
+def recorded_outcomes(jobs: Sequence[Job]) -> tuple[str, ...]:
+    """The outcomes that any of these runs recorded, be it as absent for a reason."""
+    recorded = {name for job in jobs for name in job.run.scalars}
+    return tuple(name for name in outcomes_of(job.run for job in jobs).names if name in recorded)
+
+
+def outcome_cell(job: Job, name: str) -> Cell:
+    """A run's number with what a reader holds it against."""
+    if of_prompts([job]) and name not in job.run.scalars:
+        return Cell(ABSENT, note="not measured")
+    scalar, metric = job.scalar(name), job.metric(name)
+    parts = cell(scalar, metric)
+    if parts.reason:
+        return parts
+    other, word = _BESIDE.get(name, ("", ""))
+    beside = job.run.value(other)
+    if beside is not None:
+        digits = max(1, metric.digits) if metric.scale == 1 else 1
+        return replace(parts, note=f"{word} {fixed(metric.scale * beside, digits)}")
+    return replace(parts, note="" if scalar.get("p") is None else f"p {p_value(scalar['p'])}")
 
 
 def _remarks(sweep: SweepRecord) -> dict[int, list[str]]:

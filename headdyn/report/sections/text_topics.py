@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from headdyn.core.numbers import fixed, number, p_value
-from headdyn.report.markup import facts, heading, soft, table
-from headdyn.report.section import Section
+from headdyn.report.blocks import Heading, Section, Table, facts
 from headdyn.sweep.record import SweepRecord
 
 _EMBEDDINGS = {"tfidf": "TF-IDF with truncated SVD", "minilm": "MiniLM sentence embeddings"}
-
-
 _ABOUT = (
     "Topics are found, not given: what heads do by topic is only as meaningful as these clusters. A document's own "
     "earlier tokens share its topic, so within-topic attention alone says little; selectivity subtracts what it is "
@@ -29,11 +26,11 @@ def section(sweep: SweepRecord) -> Section | None:
             corpora.setdefault(job.run.manifest["stages"]["corpus"]["key"], corpus["facts"])
     if not corpora:
         return None
-    html = soft(_ABOUT)
-    for number_of, found in enumerate(corpora.values(), 1):
-        title = heading(f"Corpus {number_of}" if len(corpora) > 1 else "")
-        html += title + facts(_facts(found)) + table(["topic", "documents", "its terms"], _topics(found))
-    return Section("topics", "Text and topics", html)
+    blocks: list[Any] = [_ABOUT]
+    for place, known in enumerate(corpora.values(), 1):
+        topics = Table(columns=["topic", "documents", "its terms"], rows=_topics(known))
+        blocks += [Heading(f"Corpus {place}" if len(corpora) > 1 else ""), facts(_facts(known)), topics]
+    return Section("topics", "Text and topics", blocks)
 
 
 def _facts(f: Mapping[str, Any]) -> dict[str, str]:

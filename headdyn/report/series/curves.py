@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.numbers import number
 from headdyn.core.records import Metric
-from headdyn.report.series.record import Points, Series
 from headdyn.sweep.outcomes import outcomes_of
+from headdyn.sweep.series_record import Points, Series
 
 _MOST_LINES = 6  # a metric more and its null more are told apart no longer
 # What some metrics are read against: other scalars of the runs, the same at every checkpoint or nearly so.
@@ -64,6 +64,8 @@ def curve(
             of = "chance" if len(found) == 1 else f"chance, {label}"
             lines.append(Curve(label=of, x=[s for s, _ in null], y=[metric.scale * v for _, v in null]))
         captions.append(f"{label}: {meaning}" if (meaning := series.metric(name).meaning) else label)
+    if any(points.has_interval for _, points in found):
+        captions.append("Shaded around a line: its 95 % interval")
     span = None
     if len(found) == 1:
         (name, points), judgement = found[0], series.measures.get(found[0][0], {})
@@ -75,17 +77,21 @@ def curve(
             levels["threshold"] = metric.scale * judgement["threshold"]
         if judgement.get("emerges_at_step") is not None:
             span = (judgement["emerges_after_step"] or points.steps[0], judgement["emerges_at_step"])
-            captions.append("Shaded: the interval in which it emerges")
+            captions.append("Shaded from top to bottom: the steps between which it emerges")
     return curves(
         [*lines, *more],
         xlabel="training step",
-        ylabel=metric.unit or metric.label,
+        ylabel=_axis(metric) if len(found) == 1 else metric.unit or metric.label,
         title=title(series, [name for name, _ in found]),
         references=levels,
         log_x=True,
         span=span,
         caption=". ".join(captions) + ".",
     )
+
+
+def _axis(metric: Metric) -> str:
+    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
 
 
 def title(series: Series, names: Sequence[str]) -> str:

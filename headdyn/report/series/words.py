@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from headdyn.core.numbers import count, fixed, listed, number, p_value
-from headdyn.report.series.record import Series
+from headdyn.sweep.series_record import Series
 from headdyn.sweep.words import Statement
 
 SPLITS = "splits.parquet"  # what a run on prompts leaves of all splits of the heads
@@ -76,8 +76,7 @@ def split_answer(series: Series) -> list[str]:
         lead = f"Yes: {name} specialisation {_when(measures[last])}, by {series.metric(last).label}; {null}:"
     else:
         lead = f"{_capital(name)} is beyond chance ({null}), but no measure of it passes its threshold:"
-    sentences = [_story(series, measure) for measure in series.split_measures]
-    return [lead, *sentences, _strongest(split, name), *_agreement(series), *_capability(series)]
+    return [lead, _strongest(split, name), *_agreement(series), *_capability(series)]
 
 
 def other_measures(series: Series) -> list[str]:
@@ -97,7 +96,7 @@ def other_measures(series: Series) -> list[str]:
     parts = [f"{series.metric(name).label} {_when(series.measures[name])}" for name in emerged]
     others = [series.metric(name).label for name in names if name not in emerged]
     parts += [f"no emergence shown of {listed(others)}"] if others else []
-    return [f"{_capital('; '.join(parts))}:", *(_story(series, name) for name in names), *absent]
+    return [f"{_capital('; '.join(parts))}.", *absent]
 
 
 def is_original(metric: str) -> bool:
@@ -170,45 +169,6 @@ def _when(judgement: Mapping[str, Any]) -> str:
         since = f"emerges after step {number(after)} and by step {at}"
         span = f"{share(judgement['emerges_after_share'])} to "
     return f"{since} ({span}{share(judgement['emerges_at_share'])} of training: {stage(judgement)})"
-
-
-def _story(series: Series, name: str) -> str:
-    """One measure's whole story: when, how surely, how suddenly, how steadily."""
-    judgement, metric = series.measures[name], series.metric(name)
-    if judgement["emerges_at_step"] is None:
-        last = fixed(metric.scale * judgement["last"], metric.digits, signed=True)
-        if judgement["rule"].startswith("above half"):  # what is dated is then the excess over chance
-            last += f" {metric.of_differences} above chance"
-        reason = judgement["none_reason"].replace("it never rises", "never")
-        return f"{_capital(metric.label)}: none, {reason}; at the last checkpoint {last}{_odds(judgement)}."
-    text = f"{_capital(metric.label)}, {judgement['rule']}: {_when(judgement)}"
-    if "emerges_at_step_95" in judgement:
-        first, last = judgement["emerges_at_step_95"]
-        text += f"; 95 % of bootstrap draws of the {count(judgement['n'], 'pair')} have the first step above within "
-        text += f"{number(first)} to {number(last)}"
-    text += _odds(judgement)
-    if judgement["pace"] is not None:
-        a, b = judgement["jump_steps"]
-        probability = judgement.get("probabilities", {}).get(judgement["pace"])
-        sure = "" if probability is None else f" (probability {share(probability)})"
-        text += (
-            f". {_capital(judgement['pace'])}{sure}: steps {number(a)} to {number(b)}, "
-            f"{share(judgement['jump_width_share'])} of training, hold {share(judgement['jump_share'])} of the rise"
-        )
-    turns = count(judgement["reversals"], "reversal")
-    text += f"; {'monotone' if judgement['monotone'] else f'not monotone, {turns} beyond noise'}"
-    if name not in series.split_measures and judgement["beyond_chance"]:
-        text += f"; beyond chance, as {judgement['against_chance']}"
-    if judgement.get("disappearances"):
-        text += f"; falls below again {count(judgement['disappearances'], 'time')}"
-    return text + "."
-
-
-def _odds(judgement: Mapping[str, Any]) -> str:
-    if "probabilities" not in judgement:
-        return ""
-    shares = ", ".join(f"{word} {share(judgement['probabilities'][word])}" for word in STAGES)
-    return f". Class over bootstrap draws: {shares}"
 
 
 def _strongest(split: Mapping[str, Any], name: str) -> str:

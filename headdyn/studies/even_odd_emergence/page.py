@@ -10,17 +10,14 @@ from markupsafe import Markup
 
 from headdyn.core.figures import Curve, curves
 from headdyn.core.numbers import count, fixed, number, p_value, spelled
-from headdyn.report.cells import Cell
-from headdyn.report.markup import gallery, heading, soft, table
-from headdyn.report.page import drawn
+from headdyn.report.blocks import Cell, Heading, Section, Table, fold
 from headdyn.report.quality import Check
-from headdyn.report.section import Section
 from headdyn.report.series.curves import curve
-from headdyn.report.series.record import Series, read_series
 from headdyn.report.series.words import interval, share, statement
 from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import Series, read_series
 from headdyn.sweep.words import Statement
 
 OWN = "original_strength"  # the study's own strength, of one prompt
@@ -73,7 +70,7 @@ def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _hypotheses(series: Sequence[Series]) -> Section | None:
     """Each hypothesis with the study's claim, and verdict, probability and evidence by measure."""
-    reported, parts = facts("even_odd_emergence")["timeline"], []
+    reported, blocks = facts("even_odd_emergence")["timeline"], []
     for each in series:
         judged = {name: j["hypotheses"] for name, j in each.measures.items() if "hypotheses" in j}
         if not judged:
@@ -84,15 +81,15 @@ def _hypotheses(series: Sequence[Series]) -> Section | None:
             said = [f"{claim[name]['claim']}\n{claim[name]['evidence']}" for claim in claims.values()]
             rows.append([f"{name} {one['statement']}", *said, *(_verdict(by[name]) for by in judged.values())])
         headings = ["hypothesis", *claims, *(each.metric(name).label for name in judged)]
-        parts.append(heading(each.title) + table(headings, rows))
+        blocks += [Heading(each.title), Table(columns=headings, rows=rows)]
     about = (
         f"The study's claims are of {reported['model']}, on one prompt. Undecided: the checkpoints lie too far apart, "
         "or nothing emerged that could have a pace."
     )
-    if not parts:
+    if not blocks:
         return None
     lead = next((sentences[0] for each in series if (sentences := hypotheses(each))), "")
-    return Section("hypotheses", "The hypotheses H1 to H5", soft(about) + Markup("").join(parts), lead)
+    return Section("hypotheses", "The hypotheses H1 to H5", [about, *blocks], lead)
 
 
 def _verdict(judged: Mapping[str, Any]) -> str:
@@ -102,14 +99,15 @@ def _verdict(judged: Mapping[str, Any]) -> str:
 
 def _beside(series: Sequence[Series]) -> Section | None:
     """The study's timeline | ours as it judged it | ours over pairs, a row a step, for each model."""
-    reported, parts = facts("even_odd_emergence")["timeline"], []
+    reported: Mapping[str, Any] = facts("even_odd_emergence")["timeline"]
+    blocks: list[Any] = []
     measured = [each for each in series if each.points("strength") is not None]
     for model in dict.fromkeys(each.model for each in measured):
         same = [each for each in measured if each.model == model]
         if not is_of(model, reported):
             known = any(each.truth for each in same)
             known_text = " What is known of it by construction is checked under quality control." if known else ""
-            parts.append(soft(f"The study's figures are of {reported['model']} alone, not of {model}.{known_text}"))
+            blocks.append(f"The study's figures are of {reported['model']} alone, not of {model}.{known_text}")
             continue
         theirs, ours = {row[0]: row[1:] for row in reported["rows"]}, jobs_by_step(same)
         rows = []
@@ -127,9 +125,9 @@ def _beside(series: Sequence[Series]) -> Section | None:
         ]
         more = [Curve(label="the study's figure", x=list(theirs), y=[row[2] for row in theirs.values()])]
         drawings = [figure for each in same if (figure := curve(each, ["strength"], more=[*_own(each), *more]))]
-        source = soft(f"Source: {reported['source']}. {reported['note']}.")
-        parts.append(source + table(headings, rows) + gallery(map(drawn, drawings)))
-    return Section("beside", "The study's figures beside ours", Markup("").join(parts)) if parts else None
+        source = f"Source: {reported['source']}. {reported['note']}."
+        blocks += [source, Table(columns=headings, rows=rows), drawings]
+    return Section("beside", "The study's figures beside ours", blocks) if blocks else None
 
 
 def _own(series: Series) -> list[Curve]:
@@ -175,7 +173,7 @@ def _heads_alone(series: Sequence[Series]) -> Section | None:
         drawings.append(
             curves(lines, xlabel="training step", ylabel="Δ (nats)", title=title, log_x=True, caption=caption)
         )
-    return Section("heads_alone", "Heads patched alone", gallery(map(drawn, drawings))) if drawings else None
+    return Section("heads_alone", "Heads patched alone", [drawings]) if drawings else None
 
 
 def _misleads(sweep: SweepRecord) -> Section | None:
@@ -185,7 +183,7 @@ def _misleads(sweep: SweepRecord) -> Section | None:
     same, cells = trials(jobs)
     repeated = f"Repeated trials wrote the same text in {same} of {cells} cells." if cells else ""
     points = misleading("even_odd_emergence", strengths(jobs), "", "", repeated, _null(jobs))
-    return Section("misleads", "What the study did, and why it misleads", points + answers(jobs))
+    return Section("misleads", "What the study did, and why it misleads", [points, answers(jobs)])
 
 
 def strengths(jobs: Sequence[Job]) -> str:
@@ -234,8 +232,7 @@ def answers(jobs: Sequence[Job]) -> Markup:
     names = list(dict.fromkeys(name for rows in written.values() for name in rows))
     rows = [[label, *(_answer(rows.get(name)) for name in names)] for label, rows in written.items() if rows]
     headings = ["run", *(name if name == "plain" else f"{name} heads" for name in names)]
-    summary = Markup("<summary>what the models wrote, and the study's verdict on it</summary>\n")
-    return Markup("<details>{}{}</details>").format(summary, table(headings, rows))
+    return fold("what the models wrote, and the study's verdict on it", Table(columns=headings, rows=rows))
 
 
 def _answer(row: Mapping[str, Any] | None) -> Markup:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from headdyn.report.markup import soft
-from headdyn.report.section import Section
+from headdyn.report.blocks import Section
 from headdyn.studies.pages import facts, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -17,9 +16,9 @@ def sections(sweep: SweepRecord) -> list[Section]:
     if job is None:
         return []
     reported = facts("head_swapping")["swap"]
-    claim = soft(f"The study, of {reported['model']}: {reported['claim']}. Source: {reported['source']}.")
+    claim = f"The study, of {reported['model']}: {reported['claim']}. Source: {reported['source']}."
     title = "What the study did with the order of heads, and why it misleads"
-    return [Section("misleads_order", title, misleading("head_swapping", verdicts(job)) + claim)]
+    return [Section("misleads_order", title, [misleading("head_swapping", verdicts(job)), claim])]
 
 
 def verdicts(job: Job) -> str:

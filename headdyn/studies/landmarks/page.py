@@ -8,9 +8,7 @@ import numpy as np
 
 from headdyn.core.figures import Curve, Figure
 from headdyn.core.numbers import count
-from headdyn.report.markup import gallery, soft, table
-from headdyn.report.page import drawn
-from headdyn.report.section import Section
+from headdyn.report.blocks import Section, Table
 from headdyn.studies.landmarks import Landmark, verdict
 from headdyn.studies.landmarks.courses import Course, courses
 from headdyn.sweep.record import SweepRecord
@@ -24,11 +22,10 @@ def section(landmark: Landmark, sweep: SweepRecord, figures: Mapping[str, Figure
         cases = prediction.judge(followed)
         evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases) or "no training to judge it by"
         rows.append([prediction.statement, prediction.criterion, evidence, verdict(cases)])
-    html = soft(f"{landmark.paper}. Written down before the run. {landmark.differences}")
-    html += table(["the paper's prediction", "holds where", "these runs", "verdict"], rows)
-    html += gallery(map(drawn, figures.values()))
+    about = f"{landmark.paper}. Written down before the run. {landmark.differences}"
+    table = Table(columns=["the paper's prediction", "holds where", "these runs", "verdict"], rows=rows)
     lead = "; ".join(f"{i}. {row[-1]}" for i, row in enumerate(rows, 1))
-    return Section("landmark", "Prediction beside result", html, lead, folded=False)
+    return Section("landmark", "Prediction beside result", [about, table, list(figures.values())], lead, folded=False)
 
 
 def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:

@@ -32,9 +32,9 @@ from headdyn.core.statistics import binomial_interval
 from headdyn.core.store import Store, recipe_key
 from headdyn.data.comparisons import Comparisons
 from headdyn.models.checkpoints import load
-from headdyn.report.terminal import ProgressLine
 from headdyn.studies.organisms.settings import KINDS, Organism
 from headdyn.studies.organisms.text import FORMATS
+from headdyn.training.progress_line import ProgressLine
 
 log = logging.getLogger(__name__)
 

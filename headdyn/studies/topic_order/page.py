@@ -10,9 +10,7 @@ from markupsafe import Markup
 
 from headdyn.core.numbers import count, fixed, spelled
 from headdyn.core.statistics import t_interval
-from headdyn.report.cells import Cell
-from headdyn.report.markup import soft, table
-from headdyn.report.section import Section
+from headdyn.report.blocks import Cell, Section, Table, bullets
 from headdyn.studies.pages import facts
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.groups import flat
@@ -28,8 +26,8 @@ def sections(sweep: SweepRecord) -> list[Section]:
     if not jobs:
         return []
     same = [job for job in jobs if job.factors.get("mode") == reported["mode"]]
-    inside = beside(same, reported) if same else soft(other_modes(jobs))
-    return [Section("beside", "The study's figures beside ours", inside)]
+    blocks = beside(same, reported) if same else [other_modes(jobs)]
+    return [Section("beside", "The study's figures beside ours", blocks)]
 
 
 def other_modes(jobs: Sequence[Job]) -> str:
@@ -42,7 +40,7 @@ def other_modes(jobs: Sequence[Job]) -> str:
     )
 
 
-def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
+def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> list[Any]:
     """The study's table with our values in the same cells."""
     columns = reported["columns"]
     rows, numbers = [], []
@@ -60,12 +58,9 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> Markup:
         f"Source: {reported['source']}. Uniform guessing {reported['random_loss_nats']:.4f} nats; the study's own "
         f"estimate of the floor {reported['bayes_loss_nats_claimed']} nats; runtime {reported['runtime']}."
     )
-    claims = Markup("<p>What it claimed:</p>\n<ul>{}</ul>\n").format(
-        Markup("").join(Markup("<li>{}</li>\n").format(claim) for claim in reported["claims"])
-    )
-    warning = deviations(jobs, reported["settings"])
-    before = soft(warning) if warning else Markup("")
-    return before + table(["", *headings], rows, numbers=numbers) + soft(about) + claims
+    table = Table(columns=["", *headings], rows=rows, runs=numbers)
+    claims = Markup("<p>What it claimed:</p>\n") + bullets(reported["claims"])
+    return [deviations(jobs, reported["settings"]), table, about, claims]
 
 
 def our_cell(jobs: Sequence[Job], scalar: str, scale: float) -> Cell:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-from markupsafe import Markup
+from typing import Any
 
 from headdyn.core.figures import Curve, Figure
 from headdyn.core.numbers import fixed, listed, number
-from headdyn.report.cells import Cell
-from headdyn.report.markup import gallery, soft, table
-from headdyn.report.page import drawn
-from headdyn.report.section import Section
+from headdyn.report.blocks import Cell, Section, Table
 from headdyn.report.series.curves import curve
-from headdyn.report.series.record import Series, read_series
 from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import Series, read_series
 
 PARTS = ("query", "key", "value")
 OURS = ("qk_silhouette", "ov_silhouette")
@@ -35,7 +31,7 @@ def silhouette(part: str) -> str:
 def _beside(series: Sequence[Series]) -> Section | None:
     reported = facts("weight_clusters")["silhouettes"]
     same = [each for each in series if any(each.points(name) for name in (*map(silhouette, PARTS), *OURS))]
-    parts = [gallery(drawn(figure) for each in same if (figure := _curve(each)) is not None)]
+    blocks: list[Any] = [[figure for each in same if (figure := _curve(each)) is not None]]
     if any(is_of(each.model, reported) for each in same):
         theirs = {row[0]: row[1:] for row in reported["rows"]}
         ours = jobs_by_step([each for each in same if is_of(each.model, reported)])
@@ -46,11 +42,11 @@ def _beside(series: Sequence[Series]) -> Section | None:
             rows.append([Cell(f"step {number(step)}"), *cells])
         headings = [f"{whose}\n{part}" for whose in ("the study", "ours, as the study did it") for part in PARTS]
         headings += [f"ours\n{name}" for name in ("QK circuits", "OV circuits")]
-        source = soft(f"Source: {reported['source']}. {reported['note']}.")
-        parts.append(source + table(["", *headings], rows))
+        source = f"Source: {reported['source']}. {reported['note']}."
+        blocks += [source, Table(columns=["", *headings], rows=rows)]
     elif same:
-        parts.append(soft(f"The study's figures are of {reported['model']} alone, not of {same[0].model}."))
-    return Section("silhouettes", "Silhouettes of two weight clusters", Markup("").join(parts)) if same else None
+        blocks.append(f"The study's figures are of {reported['model']} alone, not of {same[0].model}.")
+    return Section("silhouettes", "Silhouettes of two weight clusters", blocks) if same else None
 
 
 def _curve(series: Series) -> Figure | None:

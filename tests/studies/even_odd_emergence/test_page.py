@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headdyn.report.quality import Check
-from headdyn.report.series.record import read_series
 from headdyn.studies.even_odd_emergence import checks, headlines, sections
 from headdyn.studies.even_odd_emergence.page import hypotheses
 from headdyn.studies.pages import facts, is_of
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 from tests.report.series_folders import STEPS, emerging, said, verdict
 from tests.report.test_sweep_page import Text
 

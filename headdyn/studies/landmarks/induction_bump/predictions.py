@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from headdyn.core.figures import Curve, Figure, curves
-from headdyn.report.section import Section
+from headdyn.report.blocks import Section
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
 from headdyn.studies.landmarks.courses import Course, courses, crossing, pairs
 from headdyn.sweep.record import SweepRecord

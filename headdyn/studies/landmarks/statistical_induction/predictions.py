@@ -8,7 +8,7 @@ import numpy as np
 
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.numbers import number
-from headdyn.report.section import Section
+from headdyn.report.blocks import Section
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
 from headdyn.studies.landmarks.courses import Course, courses, crossing, pairs
 from headdyn.studies.landmarks.statistical_induction.analysis import PREDICTORS

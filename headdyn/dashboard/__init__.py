@@ -1,7 +1,7 @@
 """W&B dashboards as code: `python -m headdyn.dashboard [SWEEP] --entity ENTITY --project PROJECT` (extra `dashboard`).
 
 Made from a sweep's records: its factors and outcomes (or its checkpoints), and one run in depth, each as a workspace
-and as a report (report/panels.py); new ones with every call, and all of them or none. The specifications of figures are
+and as a report (panels.py); new ones with every call, and all of them or none. The specifications of figures are
 registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=offline, and where W&B cannot be reached,
 what would have been saved is written as JSON instead. Runs recorded offline are uploaded later by one command, on the
 machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from headdyn.core.records import read_json, write_json
 from headdyn.core.store import explain_os_error, require_writable
 from headdyn.core.tracking import TrackingSettings, custom_chart, preset_name, unreachable
-from headdyn.report.panels import Dashboard, Section, figures, of_run, of_sweep
+from headdyn.dashboard.panels import Dashboard, Section, figures, of_run, of_sweep
 from headdyn.sweep.record import SWEEP, SweepRecord, is_run, single_job
 
 if TYPE_CHECKING:
@@ -265,7 +265,3 @@ def _placed(dashboard: Dashboard, section: Section) -> list[Any]:
             panel.max_runs_to_show = dashboard.most_runs
         x, y = (0, y + height) if width == 24 else (x + width, y)
     return list(section.panels)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,7 @@
+"""`python -m headdyn.dashboard`."""
+
+import sys
+
+from headdyn.dashboard import main
+
+sys.exit(main())
