@@ -17,7 +17,8 @@ from torch import Tensor
 from headdyn.analysis.circuit_readouts import SIDES, by_head
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.figure_parts import drawable, head_panel
-from headdyn.core.figures import Curve, Figure, Tree, curves, head_map, similarity_grid, text_tables, tree_grid
+from headdyn.core.figures import Curve, Figure, curves, head_map, text_tables
+from headdyn.core.pictures import Tree, similarity_grid, tree_grid
 from headdyn.core.records import HeadTable
 
 _TITLES = {"qk": "QK", "ov": "OV"}

@@ -19,7 +19,8 @@ from headdyn.analysis.pattern_sums import position_profiles
 from headdyn.analysis.selectivity import drawn_sequences, topic_contrast, without_topics
 from headdyn.analysis.tensorlens import TensorLens
 from headdyn.analysis.token_flow import flow_maps, jacobian_error, logit_shares, rollout, row_shares
-from headdyn.core.figures import Figure, curves, head_map, interval_plot, lift_grid
+from headdyn.core.figures import Figure, curves, head_map, interval_plot
+from headdyn.core.pictures import lift_grid
 from headdyn.core.records import Findings, HeadTable
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder

@@ -1,4 +1,4 @@
-"""Drawing, in one grammar: a figure is a table and a Vega-Lite spec, made with Altair.
+"""Drawing, in one grammar: a figure is a table and a Vega-Lite spec, made with Altair; matrices are in pictures.py.
 
 Reports embed the spec, where Vega draws it with tooltips and legends that filter; vl-convert turns it into SVG, PDF or
 PNG without a browser. Colours are told apart by colour-blind readers (Okabe & Ito 2008; cividis; PuOr) and are never
@@ -7,14 +7,11 @@ the only difference: curves also differ in dashes and marks, significance is an 
 
 from __future__ import annotations
 
-import base64
 import functools
 import json
 import math
 import operator
-import struct
 import textwrap
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,27 +160,11 @@ class Scatter:
     ylabel: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tree:
-    """One panel: a tree over items above their matrix of cosines, the items in the order of the tree's leaves.
-
-    `place_J4` and `height_J4` are the four corners of each join: along the items (0 is the first), and 1 − cosine.
-    `chance` is the height at which chance would bring the first join.
-    """
-
-    title: str
-    labels: Sequence[str]
-    cosine_NN: np.ndarray
-    place_J4: np.ndarray
-    height_J4: np.ndarray
-    chance: float
-
-
 def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str = "") -> Figure:
     """Heat maps over layer × head, with the values in their cells; `mark` says what an asterisk means."""
     layers, heads = panels[0].value_LH.shape
     side = 34 if layers * heads <= _MOST_LABELLED_CELLS else 15
-    tables, drawn = _Tables(), []
+    tables, drawn = Tables(), []
     for panel in panels:
         low, high, colours = _colours(panel)
         texts_LH, rows = _cell_texts(panel), []
@@ -194,14 +175,14 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
             rows += [cell | {"ink": "white" if dark else "black"}] if math.isfinite(value) else []
         places = _names(alt.X("head:O"), range(heads)), _names(alt.Y("layer:O"), range(layers))
         legend = alt.Legend(title=None, gradientLength=min(120, max(60, side * layers)), tickCount=4)
-        colour = alt.Fill("value:Q", scale=_ramp_scale((low, high), colours), legend=legend)
+        colour = alt.Fill("value:Q", scale=ramp_scale((low, high), colours), legend=legend)
         tips = _tips("layer:O", "head:O", **{"value:Q": panel.title})
         notes = "    ".join(note for note in (panel.note, f"* {mark}" if panel.marked_LH is not None else "") if note)
         name = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
         base = tables.chart(rows).encode(*places)
         cells = base.mark_rect(stroke="white").encode(colour, tooltip=tips)
         chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*_ink())).properties(
-            width=side * heads, height=side * layers, title=_title(name, side * heads + 80, notes)
+            width=side * heads, height=side * layers, title=titled(name, side * heads + 80, notes)
         )
         drawn.append(chart)
     columns = min(len(panels), max(1, int(1060 / (side * heads + 110))))
@@ -225,7 +206,7 @@ def curves(
 
     `log_x` starts at the first x; where that is 0, it is shown at the left end. The y axis also covers `y_values`.
     """
-    tables, width, height = _Tables(), 520, 270
+    tables, width, height = Tables(), 520, 270
     rows: list[dict[str, Any]] = []
     for line in lines:
         every = 1 if len(line.x) <= _MOST_MARKED_POINTS else -(-len(line.x) // 8)
@@ -266,7 +247,7 @@ def curves(
     layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=seen, tooltip=tips).add_params(*picks))
     chart = alt.layer(*layers).resolve_legend(fill="independent", strokeDash="independent")
     chart = chart.resolve_legend(shape="independent") if rows and "look1" in rows[0] else chart
-    return Figure(chart.properties(width=width, height=height, title=_title(title, width)), caption, tables)
+    return Figure(chart.properties(width=width, height=height, title=titled(title, width)), caption, tables)
 
 
 def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape, list[Any]]:
@@ -294,93 +275,11 @@ def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape
     return alt.Color("look0:N", scale=_categories(levels[0], PALETTE), legend=legends[0]), dash, shape, picks
 
 
-def pattern_grid(
-    pattern_RCQK: np.ndarray,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    boundaries: Sequence[Sequence[float]] = (),
-    title: str = "",
-    caption: str = "",
-) -> Figure:
-    """Attention patterns in R × C panels on one colour scale (0..1, square root), each row's topic boundaries as lines.
-
-    A boundary is the position of the first token of a segment. Keys after the query are drawn empty.
-    """
-    causal = np.tri(pattern_RCQK.shape[-1], dtype=bool)
-    root_RCQK = np.where(causal, np.sqrt(np.clip(pattern_RCQK, 0, 1)), np.nan)
-    scale = _Ramp(CIVIDIS, (0, 1), "attention weight (square-root scale)", roots=True)
-    return _pictures(root_RCQK, rows, columns, boundaries or [()] * len(rows), scale, _TOKENS, title, caption)
-
-
-def lift_grid(
-    lift_RCQK: np.ndarray,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    boundaries: Sequence[float] = (),
-    title: str = "",
-    caption: str = "",
-) -> Figure:
-    """Maps over causal-uniform attention, A_qk (q + 1), in R × C panels on one logarithmic scale; 0 is drawn empty.
-
-    Boundaries as in `pattern_grid`, the same in every row.
-    """
-    log_RCQK = np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan)
-    scale = _Ramp(PUOR, (-3, 3), "log2 of weight over uniform attention's")
-    return _pictures(log_RCQK, rows, columns, [boundaries] * len(rows), scale, _TOKENS, title, caption)
-
-
-def similarity_grid(
-    matrices_CNN: np.ndarray,
-    *,
-    columns: Sequence[str],
-    reach: float,
-    boundaries: Sequence[float] = (),
-    title: str = "",
-    caption: str = "",
-) -> Figure:
-    """Matrices of cosines between heads side by side; heads are numbered through the layers, boundaries split those.
-
-    Colours run from −reach to reach. A head's cosine with itself is always 1 and is left out.
-    """
-    others_CNN = np.where(np.eye(matrices_CNN.shape[-1], dtype=bool), np.nan, matrices_CNN)
-    scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
-    return _pictures(others_CNN[None], [""], columns, [boundaries], scale, _HEADS, title, caption)
-
-
-def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption: str = "") -> Figure:
-    """Trees above their matrices of cosines, side by side; the dashed line is where chance brings the first join."""
-    count = len(panels[0].labels)
-    scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
-    tables, drawn, side = _Tables(), [], min(480, max(220, 15 * count))
-    for panel in panels:
-        low, high = min([*panel.height_J4[:, 1], panel.chance]), max([*panel.height_J4[:, 1], panel.chance])
-        room = 0.1 * (high - low + 0.01)
-        x = alt.X("place:Q", axis=None).scale(domain=[-0.5, count - 0.5], nice=False)
-        y = alt.Y("height:Q", title="1 − cosine").scale(domain=[max(0, low - room), high + room], nice=False)
-        corners = [
-            {"join": join, "corner": corner, "place": float(place), "height": float(panel.height_J4[join, corner])}
-            for (join, corner), place in np.ndenumerate(panel.place_J4)
-        ]
-        joins = tables.chart(corners).mark_line(color=GREY, strokeWidth=1.2, clip=True)
-        chance = tables.chart([{"height": float(panel.chance)}]).mark_rule(color=PALETTE[1], strokeDash=[5, 3])
-        tree = alt.layer(joins.encode(x, y, detail="join:N", order="corner:O"), chance.encode(y))
-        tree = tree.properties(
-            width=side, height=110, title=_title(panel.title, side, "dashed: where chance joins first")
-        )
-        others_NN = np.where(np.eye(count, dtype=bool), np.nan, panel.cosine_NN)
-        rows = [_picture_row(others_NN, scale)]
-        drawn.append(alt.vconcat(tree, _picture(tables, rows, count, side, scale, ("", ""), panel.labels), spacing=4))
-    chart = alt.hconcat(*drawn, title=_title(title, 2 * side)).resolve_scale(color="shared")
-    return Figure(chart, caption, tables)
-
-
 def interval_plot(
     rows: Sequence[Interval], *, xlabel: str, title: str = "", zero_line: bool = False, caption: str = ""
 ) -> Figure:
     """Marks with intervals, one row each from the top, a null as a hollow diamond; "absent" where there is no value."""
-    tables, groups = _Tables(), list(dict.fromkeys(row.group for row in rows))
+    tables, groups = Tables(), list(dict.fromkeys(row.group for row in rows))
     values = [vars(row) | {"row": place, "absent": row.value is None} for place, row in enumerate(rows)]
     base = tables.chart(values).encode(_names(alt.Y("row:O"), [row.label for row in rows], title=None))
     named = [group for group in groups if group]
@@ -405,7 +304,7 @@ def interval_plot(
     if any(row.value is None for row in rows):
         words = base.mark_text(text="absent", color=GREY, align="left").transform_filter("datum.absent")
         layers.append(words.encode(x=alt.value(4)))
-    heading = _title(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
+    heading = titled(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
     return Figure(
         alt.layer(*layers).properties(width=380, height=max(40, 20 * len(rows)), title=heading), caption, tables
     )
@@ -415,7 +314,7 @@ def null_ranges(
     panels: Sequence[NullRanges], *, columns: int, title: str = "", mark: str = "q < 0.05", caption: str = ""
 ) -> Figure:
     """Values as dots before the range that chance gives them, in a grid of panels; an asterisk means `mark`."""
-    tables, drawn = _Tables(), []
+    tables, drawn = Tables(), []
     for panel in panels:
         columns_by_name = {"value": panel.value_X, "low": panel.low_X, "high": panel.high_X}
         columns_by_name |= dict(zip(("null_low", "null_mean", "null_high"), np.asarray(panel.null_X3).T, strict=True))
@@ -437,9 +336,9 @@ def null_ranges(
             base.mark_text(text="none", color=GREY).encode(y=alt.value(172)).transform_filter("!isValid(datum.value)"),
         ]
         width = max(180, 26 * len(rows))
-        drawn.append(alt.layer(*layers).properties(width=width, height=180, title=_title(panel.title, width)))
+        drawn.append(alt.layer(*layers).properties(width=width, height=180, title=titled(panel.title, width)))
     starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
-    heading = _title(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
+    heading = titled(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
     return Figure(alt.concat(*drawn, columns=columns, title=heading), caption, tables)
 
 
@@ -449,7 +348,7 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
     `columns` stand side by side, each a list of names and labels.
     """
     heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
-    tables, drawn = _Tables(), []
+    tables, drawn = Tables(), []
     for strips in columns:
         rows = [
             {"strip": place, "name": name, "head": head, **_cluster(label)}
@@ -462,12 +361,12 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
         cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(_fill(), tooltip=tips)
         numbers = base.mark_text(fontSize=9).encode(*_ink())
         drawn.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
-    return Figure(alt.hconcat(*drawn, title=_title(title, 22 * heads * len(columns) + 160)), caption, tables)
+    return Figure(alt.hconcat(*drawn, title=titled(title, 22 * heads * len(columns) + 160)), caption, tables)
 
 
 def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", caption: str = "") -> Figure:
     """Heads as numbered points, panel by panel."""
-    tables, drawn = _Tables(), []
+    tables, drawn = Tables(), []
     for panel in panels:
         labelled = zip(panel.points_H2.tolist(), panel.labels_H.tolist(), strict=True)
         rows = [{"x": x, "y": y, "head": head, **_cluster(label)} for head, ((x, y), label) in enumerate(labelled)]
@@ -477,8 +376,8 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", 
         points = base.mark_circle(size=190, stroke=GREY, opacity=0.75)
         points = points.encode(_fill(), tooltip=_tips("head:O", "cluster:N"))
         numbers = base.mark_text(fontSize=9).encode(*_ink("head:O"))
-        drawn.append(alt.layer(points, numbers).properties(width=190, height=190, title=_title(panel.title, 210)))
-    return Figure(alt.concat(*drawn, columns=columns, title=_title(title, 240 * columns)), caption, tables)
+        drawn.append(alt.layer(points, numbers).properties(width=190, height=190, title=titled(panel.title, 210)))
+    return Figure(alt.concat(*drawn, columns=columns, title=titled(title, 240 * columns)), caption, tables)
 
 
 def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
@@ -486,7 +385,7 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
     lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in texts.values())
     x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
     y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
-    tables, drawn = _Tables(), []
+    tables, drawn = Tables(), []
     for title, rows in texts.items():
         cells = [
             {"x": lefts[column], "y": 9 + 18 * row, "text": text, "width": widths[column] - 8, "heading": row == 0}
@@ -496,17 +395,14 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
         ink = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
         words = tables.chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
         words = words.encode(x, y, text="text:N", color=ink, tooltip="text:N")
-        drawn.append(words.properties(width=lefts[-1], height=height, title=_title(title, lefts[-1])))
+        drawn.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
     return Figure(alt.hconcat(*drawn, spacing=30), caption, tables)
 
 
-# -- pictures of matrices ---------------------------------------------------------------------------------------------
-
-_TOKENS = ("key position (tokens)", "query position (tokens)")
-_HEADS = ("head, numbered through the layers",) * 2
+# -- parts of charts --------------------------------------------------------------------------------------------------
 
 
-class _Tables(dict[str, Sequence[Mapping[str, Any]]]):
+class Tables(dict[str, Sequence[Mapping[str, Any]]]):
     """The data of one figure. Charts refer to it by name: Altair copies what is inside of charts many times over."""
 
     def named(self, rows: Sequence[Mapping[str, Any]]) -> alt.NamedData:
@@ -516,122 +412,6 @@ class _Tables(dict[str, Sequence[Mapping[str, Any]]]):
 
     def chart(self, rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
         return alt.Chart(self.named(rows))
-
-
-@dataclass(frozen=True)
-class _Ramp:
-    """The colours of pictures and what they mean; with `roots` the legend gives the squares of the values."""
-
-    colours: Sequence[str]
-    limits: tuple[float, float]
-    unit: str
-    roots: bool = False
-
-    def colour(self, length: int) -> alt.Color:
-        legend = alt.Legend(title=textwrap.wrap(self.unit, 22), gradientLength=min(180, length))
-        if self.roots:
-            legend["values"] = [0, 0.5, math.sqrt(0.5), 1]
-            legend["labelExpr"] = "format(datum.value * datum.value, '.2~g')"
-        return alt.Color("value:Q", scale=_ramp_scale(self.limits, self.colours), legend=legend)
-
-
-def _pictures(
-    value_RCNN: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    boundaries: Sequence[Sequence[float]],
-    scale: _Ramp,
-    axes: tuple[str, str],
-    title: str,
-    caption: str,
-) -> Figure:
-    """R × C matrices as pictures, with a line in front of every boundary of their row on both axes."""
-    size, side, tables = (
-        value_RCNN.shape[-1],
-        int(min(300, max(110, 980 / len(columns)), max(150, 1000 / len(rows)))),
-        _Tables(),
-    )
-    parts = []
-    for row, column in np.ndindex(value_RCNN.shape[:2]):
-        place = {"row": rows[row], "column": columns[column]}
-        parts.append(place | _picture_row(value_RCNN[row, column], scale))
-        parts += [place | {"edge": edge - 0.5} for edge in boundaries[row] if 0 < edge < size]
-    header = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelFontSize=12, labelAnchor="start")
-    down = alt.Header(title=None, labelFontSize=12, labels=any(rows))
-    chart = _picture(tables, parts, size, side, scale, axes).facet(
-        column=alt.Column("column:N", sort=list(columns), header=header),
-        row=alt.Row("row:N", sort=list(rows), header=down),
-        spacing=12,
-    )
-    return Figure(chart.properties(title=_title(title, max(330, len(columns) * side))), caption, tables)
-
-
-def _picture_row(value_NN: np.ndarray, scale: _Ramp) -> dict[str, Any]:
-    middle = (len(value_NN) - 1) / 2
-    return {"x": middle, "y": middle, "value": 0, "url": data_uri(value_NN, scale.colours, scale.limits)}
-
-
-def _picture(
-    tables: _Tables,
-    rows: Sequence[Mapping[str, Any]],
-    size: int,
-    side: int,
-    scale: _Ramp,
-    axes: tuple[str, str],
-    labels: Sequence[str] | None = None,
-) -> Any:
-    """The chart of rows of pictures and edges; `labels` name rows and columns of the matrix where there is room."""
-    axis: dict[str, Any] = {"grid": False, "tickCount": 4, "tickMinStep": 1, "labels": labels is None or size <= 64}
-    if labels is not None:
-        axis |= {"values": list(range(size)), "labelExpr": f"{json.dumps(list(labels))}[datum.value]"}
-    x_axis, y_axis = alt.Axis(**axis, labelAngle=0 if labels is None else -90), alt.Axis(**axis)
-    x, y = alt.Scale(domain=[-0.5, size - 0.5], nice=False), alt.Scale(domain=[size - 0.5, -0.5], nice=False)
-    base = alt.Chart().encode(alt.X("x:Q", title=axes[0] or None, scale=x, axis=x_axis))
-    base = base.encode(alt.Y("y:Q", title=axes[1] or None, scale=y, axis=y_axis)).transform_filter("isValid(datum.url)")
-    edge = alt.Chart().mark_rule(color="white" if scale.colours is CIVIDIS else GREY, strokeWidth=0.6)
-    layers = [
-        base.mark_image(width=side, height=side, aspect=False).encode(url="url:N"),
-        base.mark_point(size=0, opacity=1).encode(scale.colour(side)),  # has the legend, which an image cannot have
-        edge.encode(alt.X("edge:Q")).transform_filter("isValid(datum.edge)"),
-        edge.encode(alt.Y("edge:Q")).transform_filter("isValid(datum.edge)"),
-    ]
-    return alt.layer(*layers[: 4 if any("edge" in row for row in rows) else 2], data=tables.named(rows)).properties(
-        width=side, height=side
-    )
-
-
-def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, float]) -> str:
-    """A matrix as a PNG inside a spec, row 0 on top, a square of pixels a number; NaN is transparent."""
-    place_YX = np.clip((value_YX - limits[0]) / (limits[1] - limits[0]), 0, 1)
-    index_YX = np.where(np.isnan(value_YX), 255, np.rint(254 * np.nan_to_num(place_YX))).astype(np.uint8)
-    index_YX = np.kron(index_YX, np.ones((max(1, 512 // len(index_YX)),) * 2, np.uint8))  # or renderers would blur it
-    height, width = index_YX.shape
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),
-        b"PLTE": _palette(tuple(colours)),
-        b"tRNS": b"\xff" * 255 + b"\0",
-        b"IDAT": zlib.compress(b"".join(b"\0" + row.tobytes() for row in index_YX), 9),
-        b"IEND": b"",
-    }
-    parts = [kind + body for kind, body in chunks.items()]
-    png = b"".join(struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in parts)
-    return "data:image/png;base64," + base64.b64encode(b"\x89PNG\r\n\x1a\n" + png).decode()
-
-
-@functools.cache
-def _palette(colours: tuple[str, ...]) -> bytes:
-    """255 colours from the first to the last, and one for what is transparent."""
-    return b"".join(bytes.fromhex(mixed(colours, share)[1:]) for share in np.linspace(0, 1, 255)) + bytes(3)
-
-
-def mixed(colours: Sequence[str], share: float) -> str:
-    """The colour so far (0 to 1) on the way from the first to the last, linear from one to the next."""
-    anchors_A3 = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
-    place = share * (len(colours) - 1)
-    return "#" + "".join(f"{round(np.interp(place, range(len(colours)), channel)):02x}" for channel in anchors_A3.T)
-
-
-# -- parts of charts --------------------------------------------------------------------------------------------------
 
 
 def _names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
@@ -672,7 +452,8 @@ def _categories(names: Sequence[str], looks: Sequence[Any]) -> alt.Scale:
     return alt.Scale(domain=list(names), range=[looks[i % len(looks)] for i in range(len(names))])
 
 
-def _ramp_scale(limits: tuple[float, float], colours: Sequence[str]) -> alt.Scale:
+def ramp_scale(limits: tuple[float, float], colours: Sequence[str]) -> alt.Scale:
+    """A colour scale from the first colour to the last, clamped at the limits."""
     domain = np.linspace(*limits, len(colours)).tolist()
     return alt.Scale(domain=domain, range=list(colours), clamp=True, nice=False, interpolate="rgb")
 
@@ -699,7 +480,7 @@ def _cell_texts(panel: HeadMap) -> np.ndarray:
     return texts_LH
 
 
-def _title(text: str, width: float, note: str = "") -> alt.TitleParams:
+def titled(text: str, width: float, note: str = "") -> alt.TitleParams:
     """A title on as many lines as the width (pixels) asks for, a note below it."""
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, max(12, int(width / 6.8)))]
     return alt.TitleParams(text=lines, subtitle=textwrap.wrap(note, max(12, int(width / 5.6))))
@@ -710,7 +491,7 @@ def _legend_columns(names: Sequence[str]) -> int:
 
 
 def _reference_lines(
-    tables: _Tables, levels: Mapping[str, float], rows: Sequence[Mapping[str, Any]], width: int, height: int
+    tables: Tables, levels: Mapping[str, float], rows: Sequence[Mapping[str, Any]], width: int, height: int
 ) -> list[alt.Chart]:
     """Dashed horizontal lines, named at their right end; names that would overlap are moved apart."""
     values = [v for row in rows for v in (row["y"], row.get("low"), row.get("high")) if v is not None]

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from headdyn.core.figures import Figure, pattern_grid
+from headdyn.core.figures import Figure
+from headdyn.core.pictures import pattern_grid
 from headdyn.core.records import HeadTable
 from headdyn.report.head_data import telling
 

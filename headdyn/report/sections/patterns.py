@@ -9,8 +9,8 @@ import numpy as np
 from markupsafe import Markup
 from safetensors import safe_open
 
-from headdyn.core.figures import pattern_grid
 from headdyn.core.numbers import fixed, p_value
+from headdyn.core.pictures import pattern_grid
 from headdyn.report.blocks import Heading, Section, Table, figure_html
 from headdyn.report.head_data import PATTERNS, ROLES, telling_heads
 from headdyn.report.sections.training import shared_label
