@@ -69,11 +69,11 @@ def _complete(sweep: SweepRecord) -> Check:
 
 def _floor(jobs: Sequence[Job]) -> list[Check]:
     """No model may beat exact inference beyond sampling error: else the floor or the loss is wrong."""
-    told = [job for job in jobs if job.scalar("excess_nats").get("value") is not None]
-    if not told:
+    measured = [job for job in jobs if job.scalar("excess_nats").get("value") is not None]
+    if not measured:
         return []
-    beaten = [job for job in told if job.scalar("excess_nats").get("ci_high", job.scalar("excess_nats")["value"]) < 0]
-    least = min(told, key=lambda job: job.scalar("excess_nats")["value"])
+    beaten = [job for job in measured if (of := job.scalar("excess_nats")).get("ci_high", of["value"]) < 0]
+    least = min(measured, key=lambda job: job.scalar("excess_nats")["value"])
     facts = f"the nearest, {least.label}, is {spelled(least.scalar('excess_nats'))} nats above it on the same sequences"
     if beaten:
         facts = f"beaten by {listed([job.label for job in beaten])}: the floor or the loss must be wrong; {facts}"
@@ -103,13 +103,13 @@ def _ranges(jobs: Sequence[Job]) -> list[Check]:
 
 def _identity(jobs: Sequence[Job]) -> list[Check]:
     """Whether single tokens give the topic away: then a topic probe needs no context, and attention no content."""
-    told = {}
+    by_corpus = {}
     for job in jobs:
         token, majority = (job.scalar(f"probe_{name}") for name in ("token_identity", "majority"))
         if token.get("value") is not None and majority.get("value") is not None:
-            told[job.run.manifest.get("stages", {}).get("corpus", {}).get("key")] = (job, token, majority)
+            by_corpus[job.run.manifest.get("stages", {}).get("corpus", {}).get("key")] = (job, token, majority)
     found = []
-    for job, token, majority in told.values():
+    for job, token, majority in by_corpus.values():
         chance = token["value"] <= majority.get("ci_high", majority["value"])
         generator = job.run.manifest.get("corpus", {}).get("facts", {}).get("generator")
         facts = (

@@ -64,41 +64,34 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], kept: dict[int, Kept]) -> 
     rows = [row for family in families for row in _family_rows(family)]
     labels = _readable(rows, sweep)
     metrics = list(labels.values())
-    first = next((labels[name] for name in _FIRST if name in labels), metrics[0])
-    ranges = {
-        metric: _range([v for row in rows if row["metric"] == metric for v in row["value"] if v is not None])
-        for metric in metrics
+    values = {
+        name: [v for row in rows if row["metric"] == name for v in row["value"] if v is not None] for name in metrics
     }
     layer, head = _first_head(families[0].jobs, rows[0])
-    first_pick = {
-        "family": 0,
-        "arms": families[0].arms(families[0].jobs[-1 if families[0].of_checkpoints else 0]),
-        "layer": layer,
-        "head": head,
-    }
-    pick = alt.selection_point(name="pick", empty=False)
-    views: list[Any] = [_maps(jobs, pick)]
-    numbers = _numbers(metrics, jobs, pick)
-    views.append(alt.hconcat(_course(rows), numbers, spacing=40) if any(row["course"] for row in rows) else numbers)
-    choice = {
+    first_job = families[0].jobs[-1 if families[0].steps else 0]
+    first_pick = {"family": 0, "arms": families[0].arms(first_job), "layer": layer, "head": head}
+    fields = {"type": "point", "fields": list(first_pick), "on": "click", "toggle": False}
+    menu = {
         "input": "select",
         "options": metrics,
         "name": "metric ",
         "labels": [f"{m}: {n}" for n, m in labels.items()],
     }
-    fields = {"type": "point", "fields": ["family", "arms", "layer", "head"], "on": "click", "toggle": False}
+    first_metric = next((labels[name] for name in _FIRST if name in labels), metrics[0])
     params = [
-        {"name": "metric", "value": first, "bind": choice},
-        {"name": "ranges", "value": ranges},
+        {"name": "metric", "value": first_metric, "bind": menu},
+        {"name": "ranges", "value": {name: _range(several) for name, several in values.items()}},
         {"name": "shown", "value": "."},
         {"name": "pick", "select": fields, "views": ["maps"], "value": [first_pick]},
     ]
+    pick = alt.selection_point(name="pick", empty=False)
+    views: list[Any] = [_maps(jobs, pick), _numbers(metrics, jobs, pick)]
+    if any(row["course"] for row in rows):
+        views[1] = alt.hconcat(_course(rows), views[1], spacing=40)
     datasets: dict[str, Any] = {"heads": rows}
     if kept:
-        several = list(range(1, 1 + max(part.sequences for part in kept.values())))
-        params.append(
-            {"name": "sequence", "value": 1, "bind": {"input": "select", "options": several, "name": "sequence "}}
-        )
+        several = {"input": "select", "options": list(range(1, 1 + max(part.sequences for part in kept.values())))}
+        params.append({"name": "sequence", "value": 1, "bind": several | {"name": "sequence "}})
         params.append({"name": "latin", "value": _LATIN})
         views.append(_patterns(max(part.length for part in kept.values()), pick))
         datasets |= _pattern_tables(families, kept)
@@ -271,51 +264,42 @@ class _Family:
     jobs: Sequence[Job]
     steps: Mapping[int, int]  # of the checkpoints, by the number of their run; empty for arms
 
-    @property
-    def of_checkpoints(self) -> bool:
-        return bool(self.steps)
-
     def arms(self, job: Job) -> str:
         """Names the runs whose numbers and patterns are shown together: a checkpoint's stand alone."""
-        return f"run {job.number}" if self.of_checkpoints else f"family {self.number}"
+        return f"run {job.number}" if self.steps else f"family {self.number}"
+
+    def about(self, job: Job) -> dict[str, Any]:
+        """What every row of a run says of it."""
+        return {"run": str(job.number), "family": self.number, "arms": self.arms(job), "label": job.label}
 
 
 def _families(sweep: SweepRecord, jobs: Sequence[Job]) -> list[_Family]:
     numbers = {job.number for job in jobs}
     families: list[_Family] = []
+    groups: list[tuple[Sequence[Job], dict[int, int]]] = []
     for series in read_series(sweep):
-        counted = [
-            (series.jobs[row["revision"]], row["step"]) for row in series.counted if row["revision"] in series.jobs
-        ]
-        steps = {job.number: step for job, step in counted}
-        mine = [job for job in series.complete if job.number in numbers]
+        rows = [row for row in series.counted if row["revision"] in series.jobs]
+        groups.append((series.complete, {series.jobs[row["revision"]].number: row["step"] for row in rows}))
+    for members, steps in (*groups, *((siblings, {}) for siblings in sweep.siblings)):
+        mine = [job for job in members if job.number in numbers]
         families += [_Family(len(families), mine, steps)] if mine else []
         numbers -= set(steps)
-    for siblings in sweep.siblings:
-        arms = [job for job in siblings if job.number in numbers]
-        families += [_Family(len(families), arms, {})] if arms else []
     return families
 
 
 def _family_rows(family: _Family) -> list[dict[str, Any]]:
     """A row a run and metric; where there are several steps, also a row for each of them in the course."""
-    rows: list[dict[str, Any]] = []
+    rows = [row for job in family.jobs for row in _rows(job.heads, family.about(job) | {"course": False})]
     tables: dict[int, HeadTable] = {}
     for job in family.jobs:
-        about = {"run": str(job.number), "family": family.number, "arms": family.arms(job), "label": job.label}
-        rows += _rows(job.heads, {**about, "course": False})
-        tables |= {
-            int(p.stem.removeprefix("heads_step")): HeadTable.read(p)
-            for p in job.run.folder.glob("heads_step*.parquet")
-        }
+        paths = job.run.folder.glob("heads_step*.parquet")
+        tables |= {int(path.stem.removeprefix("heads_step")): HeadTable.read(path) for path in paths}
     for job in family.jobs:
         if not job.recalibrated:  # the end of the training itself, or a checkpoint
             tables[family.steps.get(job.number, job.heads.table["step"][0].as_py())] = job.heads
-    if len(tables) > 1:
-        for step, table in sorted(tables.items()):
-            rows += _rows(
-                table, {"run": None, "family": family.number, "label": f"step {step}", "course": True, "step": step}
-            )
+    for step, table in sorted(tables.items()) if len(tables) > 1 else ():
+        about = {"run": None, "family": family.number, "label": f"step {step}", "course": True, "step": step}
+        rows += _rows(table, about)
     return rows
 
 
@@ -342,16 +326,9 @@ def _pattern_tables(families: Sequence[_Family], kept: Mapping[int, Kept]) -> di
             tokens.append(key | {"tokens": part.tokens_NT[n].tolist(), "topics": [part.names[t] for t in topics_T]})
             for edge in (np.flatnonzero(np.diff(topics_T)) + 1).tolist():
                 edges[arms, n, edge] = {"arms": arms, "sequence": n + 1, "edge": edge}
-            about = {
-                "run": str(job.number),
-                "family": family.number,
-                "arms": arms,
-                "label": job.label,
-                "sequence": n + 1,
-            }
+            about = {**family.about(job), "sequence": n + 1, **key}
             for (layer, head), codes in part.codes.items():
-                text = base64.b64encode(codes[n]).decode()
-                patterns.append({**about, **key, "layer": layer, "head": head, "codes": text})
+                patterns.append({**about, "layer": layer, "head": head, "codes": base64.b64encode(codes[n]).decode()})
     return {"patterns": patterns, "tokens": tokens, "edges": list(edges.values())}
 
 

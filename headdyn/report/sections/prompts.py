@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,71 +73,75 @@ def histogram(strength_S: np.ndarray, reference: float, title: str) -> Figure:
 def orders(sweep: SweepRecord) -> Section | None:
     """Heads reordered: a row an order and dtype."""
     rows = [
-        [
-            row["dtype"],
-            row["order"].replace("_", " ") + ("" if row["order"] in ORDERS else " (control: must differ)"),
-            number(row["logit_change"]),
-            f"{fixed(100 * row['answers_changed'], 1)} %",
-            f"{fixed(100 * row['texts_changed'], 1)} %",
-            f"{fixed(100 * row['answers_changed_from_first_dtype'], 1)} %",
-            fixed(row["repetition"], 2),
-        ]
+        {
+            "dtype": row["dtype"],
+            "order": row["order"].replace("_", " ") + ("" if row["order"] in ORDERS else " (control: must differ)"),
+            "largest |Δlogit|": number(row["logit_change"]),
+            "answers changed": f"{fixed(100 * row['answers_changed'], 1)} %",
+            "texts changed": f"{fixed(100 * row['texts_changed'], 1)} %",
+            "answers changed from the first dtype": f"{fixed(100 * row['answers_changed_from_first_dtype'], 1)} %",
+            "repetition": fixed(row["repetition"], 2),
+        }
         for row in _read(sweep.jobs[0], "orders.parquet")
     ]
     about = (
         "Heads of one layer reordered in q, k, v and in the columns of W_O, against heads in place in the same dtype. "
         "Repetition is the share of trigrams of greedy texts that occurred before."
     )
-    columns = ["dtype", "order", "largest |Δlogit|", "answers changed", "texts changed"]
-    columns += ["answers changed from the first dtype", "repetition"]
-    return Section("orders", "Head permutation", [about, Table(columns=columns, rows=rows)]) if rows else None
+    return _section("orders", "Head permutation", about, rows)
 
 
 def groups(sweep: SweepRecord) -> Section | None:
     """Groups of heads silenced: a row a group and kind of ablation."""
     rows = [
-        [
-            row["group"].replace("_", " "),
-            row["kind"],
-            " ".join(map(str, row["silenced"])),
-            fixed(row["kl_nats"], 4),
-            f"{fixed(row['null_mean'], 4)} [{fixed(row['null_5_percent'], 4)}, {fixed(row['null_95_percent'], 4)}]",
-            p_value(row["p"]),
-            p_value(row["q"]),
-        ]
+        {
+            "group": row["group"].replace("_", " "),
+            "ablation": row["kind"],
+            "heads silenced": " ".join(map(str, row["silenced"])),
+            "KL (nats)": fixed(row["kl_nats"], 4),
+            "random groups, mean [5 %, 95 %]": f"{fixed(row['null_mean'], 4)} [{fixed(row['null_5_percent'], 4)}, "
+            f"{fixed(row['null_95_percent'], 4)}]",
+            "p": p_value(row["p"]),
+            "q": p_value(row["q"]),
+        }
         for row in _read(sweep.jobs[0], "groups.parquet")
     ]
     about = "KL of the next token's law when a group of heads is silenced, against random groups of the same size."
-    columns = ["group", "ablation", "heads silenced", "KL (nats)", "random groups, mean [5 %, 95 %]", "p", "q"]
-    return Section("groups", "Groups of heads silenced", [about, Table(columns=columns, rows=rows)]) if rows else None
+    return _section("groups", "Groups of heads silenced", about, rows)
 
 
 def clusterings(sweep: SweepRecord) -> Section | None:
     """Every clustering of the heads of one layer: that which was patched, else the middle one."""
     job = sweep.jobs[0]
-    found = _read(job, "clusterings.parquet")
+    every = _read(job, "clusterings.parquet")
     layers = {row["layer"] for row in job.heads.where(metric="strength_rank").rows() if row["layer"] is not None}
-    layer = min(layers) if layers else max((row["layer"] for row in found), default=0) // 2
+    layer = min(layers) if layers else max((row["layer"] for row in every), default=0) // 2
     rows = [
-        [
-            {"qk": "QK circuits", "ov": "OV circuits"}.get(row["kind"], row["kind"]),
-            f"{row['method']} {row['parameter']:g}",
-            ", ".join(map(str, row["sizes"])) or "none",
-            number(row["outliers"]),
-            fixed(row["silhouette"], 3),
-            fixed(row["null"], 3),
-            p_value(row["p"]),
-            p_value(row["q"]),
-        ]
-        for row in found
+        {
+            "heads by": {"qk": "QK circuits", "ov": "OV circuits"}.get(row["kind"], row["kind"]),
+            "method": f"{row['method']} {row['parameter']:g}",
+            "sizes": ", ".join(map(str, row["sizes"])) or "none",
+            "outliers": number(row["outliers"]),
+            "silhouette": fixed(row["silhouette"], 3),
+            "null": fixed(row["null"], 3),
+            "p": p_value(row["p"]),
+            "q": p_value(row["q"]),
+        }
+        for row in every
         if row["layer"] == layer
     ]
     about = (
         f"Heads of layer {layer}. A cluster of one head is an outlier. The null is random heads put through the same "
         "steps; a silhouette near it is no clustering."
     )
-    columns = ["heads by", "method", "sizes", "outliers", "silhouette", "null", "p", "q"]
-    return Section("clusterings", "Clusterings", [about, Table(columns=columns, rows=rows)]) if rows else None
+    return _section("clusterings", "Clusterings", about, rows)
+
+
+def _section(anchor: str, title: str, about: str, rows: Sequence[Mapping[str, Any]]) -> Section | None:
+    """A table of rows by column, under what explains it."""
+    if not rows:
+        return None
+    return Section(anchor, title, [about, Table(columns=list(rows[0]), rows=[list(row.values()) for row in rows])])
 
 
 def _specialisation(job: Job) -> list[str]:
@@ -169,24 +173,22 @@ def _specialisation(job: Job) -> list[str]:
 
 
 def _controls(job: Job) -> list[str]:
-    found = job.scalar("control_strength_nats")
-    if found.get("value") is None:
+    control = job.scalar("control_strength_nats")
+    if control.get("value") is None:
         return []
-    return [
-        f"On {count(found['n'], 'control pair')}, which the bug does not touch, strength of Δ is "
-        f"{spelled(found, signed=True)} nats."
-    ]
+    pairs = f"On {count(control['n'], 'control pair')}, which the bug does not touch"
+    return [f"{pairs}, strength of Δ is {spelled(control, signed=True)} nats."]
 
 
 def _doses(job: Job) -> list[str]:
     if "any_size_threshold" not in job.run.scalars:
         return []
-    found = job.scalar("any_size_threshold")
-    if found.get("value") is None:
-        return [f"How many heads it takes: absent, {found['reason']}."]
-    if found["value"] == 0:
+    threshold = job.scalar("any_size_threshold")
+    if threshold.get("value") is None:
+        return [f"How many heads it takes: absent, {threshold['reason']}."]
+    if threshold["value"] == 0:
         return ["Over half the bug pairs are answered rightly with nothing patched: there is little here to repair."]
-    return [f"From {number(found['value'])} heads on, every group that was drawn repairs over half the pairs."]
+    return [f"From {number(threshold['value'])} heads on, every group that was drawn repairs over half the pairs."]
 
 
 def _permutation(job: Job) -> list[str]:

@@ -24,7 +24,6 @@ _HASHED = (
     "A revision's name is not trusted: the loaded weights are hashed. Revisions with equal weights are kept out of "
     "every verdict, but for the end of training."
 )
-Judgement = Mapping[str, Any]
 
 
 def verdict(sweep: SweepRecord) -> Section | None:
@@ -85,24 +84,43 @@ def checkpoints(sweep: SweepRecord) -> Section | None:
 
 def verdict_table(series: Series) -> Table:
     """What is said of each measure, a column each; a row whose cells are all absent is left out."""
-    columns = [(series.metric(name), judgement) for name, judgement in series.measures.items()]
-    rows = {
-        "counts as emerged when": [j["rule"] for _, j in columns],
-        "emergence: (last step below, first step above]": [interval(j) for _, j in columns],
-        "as shares of training": [_shares(j) for _, j in columns],
-        "first step above, 95 % of bootstrap draws": [_ends(j) for _, j in columns],
-        "class": [stage(j) for _, j in columns],
-        "class over bootstrap draws": [_probabilities(j) for _, j in columns],
-        "pace": [_pace(j) for _, j in columns],
-        "largest interval: share of the rise": [_jump(j) for _, j in columns],
-        "monotone": [_monotone(j) for _, j in columns],
-        "highest; at the last checkpoint": [_highest(metric, j) for metric, j in columns],
-        "beyond chance": [_beyond(j) for _, j in columns],
-        "units": [ABSENT if j["n"] is None else count(j["n"], "pair") for _, j in columns],
+    columns = [_judged(series.metric(name), judgement) for name, judgement in series.measures.items()]
+    metrics = [series.metric(name) for name in series.measures]
+    headings = [f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in metrics]
+    rows = [[label, *(column[label] for column in columns)] for label in (columns[0] if columns else ())]
+    return Table(columns=["", *headings], rows=[row for row in rows if set(row[1:]) != {ABSENT}])
+
+
+def _judged(metric: Metric, judgement: Mapping[str, Any]) -> dict[str, str]:
+    """The judgement on one measure, row by row."""
+    j, odds = judgement, judgement.get("probabilities", {})
+    sure = f" (probability {share(odds[j['pace']])})" if j["pace"] in odds else ""
+    lost = j.get("disappearances")
+    known = {True: "yes", False: "not shown", None: "cannot be told"}
+    return {
+        "counts as emerged when": j["rule"],
+        "emergence: (last step below, first step above]": interval(j),
+        "as shares of training": ABSENT
+        if j["emerges_at_share"] is None
+        else f"{share(j['emerges_after_share'] or 0)} to {share(j['emerges_at_share'])}",
+        "first step above, 95 % of bootstrap draws": " to ".join(map(number, j["emerges_at_step_95"]))
+        if "emerges_at_step_95" in j
+        else str(j.get("emerges_at_step_95_reason") or j.get("probabilities_reason") or ABSENT),
+        "class": stage(j),
+        "class over bootstrap draws": ", ".join(f"{word} {share(odds[word])}" for word in STAGES) if odds else ABSENT,
+        "pace": "none: nothing emerged" if j["pace"] is None else f"{j['pace']}{sure}",
+        "largest interval: share of the rise": f"{share(j['jump_share'])}, steps {number(j['jump_steps'][0])} to "
+        f"{number(j['jump_steps'][1])} ({share(j['jump_width_share'])} of training)"
+        if "jump_share" in j
+        else "no rise",
+        "monotone": ("yes" if j["monotone"] else f"no, {count(j['reversals'], 'reversal')} beyond noise")
+        + (f"; falls below again {count(lost, 'time')}" if lost else ""),
+        "highest; at the last checkpoint": "; ".join(
+            fixed(metric.scale * j[end], metric.digits, signed=True) for end in ("highest", "last")
+        ),
+        "beyond chance": f"{known[j['beyond_chance']]}: {j['against_chance']}",
+        "units": ABSENT if j["n"] is None else count(j["n"], "pair"),
     }
-    headings = [f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric, _ in columns]
-    lines = [[label, *cells] for label, cells in rows.items() if set(cells) != {ABSENT}]
-    return Table(columns=["", *headings], rows=lines if columns else [])
 
 
 def compared(series: Sequence[Series]) -> Table:
@@ -137,52 +155,3 @@ def _checkpoint_table(series: Series) -> Table:
         )
     columns = ["revision", "step", "of training", "counts", "weights' hash\nSHA-256, first 12 digits", "commit"]
     return Table(columns=[*columns, "dtype", "why it does not count"], rows=rows, runs=numbers)
-
-
-def _shares(judgement: Judgement) -> str:
-    if judgement["emerges_at_share"] is None:
-        return ABSENT
-    low = judgement["emerges_after_share"]
-    return f"{'0 %' if low is None else share(low)} to {share(judgement['emerges_at_share'])}"
-
-
-def _ends(judgement: Judgement) -> str:
-    if "emerges_at_step_95" in judgement:
-        return " to ".join(number(step) for step in judgement["emerges_at_step_95"])
-    return str(judgement.get("emerges_at_step_95_reason") or judgement.get("probabilities_reason") or ABSENT)
-
-
-def _probabilities(judgement: Judgement) -> str:
-    odds = judgement.get("probabilities")
-    return ABSENT if odds is None else ", ".join(f"{word} {share(odds[word])}" for word in STAGES)
-
-
-def _pace(judgement: Judgement) -> str:
-    if judgement["pace"] is None:
-        return "none: nothing emerged"
-    odds = judgement.get("probabilities", {}).get(judgement["pace"])
-    return judgement["pace"] + ("" if odds is None else f" (probability {share(odds)})")
-
-
-def _jump(judgement: Judgement) -> str:
-    if "jump_share" not in judgement:
-        return "no rise"
-    first, last = judgement["jump_steps"]
-    width = share(judgement["jump_width_share"])
-    return f"{share(judgement['jump_share'])}, steps {number(first)} to {number(last)} ({width} of training)"
-
-
-def _monotone(judgement: Judgement) -> str:
-    text = "yes" if judgement["monotone"] else f"no, {count(judgement['reversals'], 'reversal')} beyond noise"
-    lost = judgement.get("disappearances")
-    return f"{text}; falls below again {count(lost, 'time')}" if lost else text
-
-
-def _highest(metric: Metric, judgement: Judgement) -> str:
-    ends = (fixed(metric.scale * judgement[key], metric.digits, signed=True) for key in ("highest", "last"))
-    return "; ".join(ends)
-
-
-def _beyond(judgement: Judgement) -> str:
-    word = {True: "yes", False: "not shown", None: "cannot be told"}[judgement["beyond_chance"]]
-    return f"{word}: {judgement['against_chance']}"
