@@ -61,7 +61,7 @@ class Protocol:
     blocks: int
     within_block: str
     cooldown_share: float
-    recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale"], float]
+    recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale", "until_recovered"], float | bool]
     study: str | None = None  # what the key `study` is where no experiment names another
     companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
@@ -77,6 +77,7 @@ class Mode:
         | Literal["train_sequences", "val_sequences", "target_gap_nats", "concentration"],
         float,
     ]
+    conversations: Mapping[Literal["num_symbols", "num_topics", "sequence_length", "target_gap_nats"], float]
     text: Mapping[
         Literal["vocab_size", "sequence_length", "num_topics", "train_sequences", "val_sequences", "embedding"],
         int | str | None,  # null is no limit

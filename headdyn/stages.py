@@ -32,6 +32,7 @@ from headdyn.sweep.words import worth_sentence
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress, train
 from headdyn.training.progress_line import ProgressLine
+from headdyn.training.settings import RecalibrationSettings
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +197,8 @@ def train_subject(work: Work, corpus: Corpus, corpus_key: str) -> Subject:
         if revision is not None:
             work.record.manifest["checkpoint"] = {"revision": revision, "state_hash": trained.state_hash}
         elif recalibration is not None:
-            decoder = _recalibrate(work, corpus, decoder, parent=recipe_key("training", recipe))
-            step = steps + recalibration.count(steps)
+            decoder, more = _recalibrate(work, corpus, decoder, parent=recipe_key("training", recipe))
+            step = steps + more
     assert step is not None
     return Subject(decoder, corpus, step)
 
@@ -235,27 +236,38 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
     return entry.path / "snapshots"
 
 
-def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -> Decoder:
-    """The decoder after its positions have changed and it was recalibrated; `parent` is its training's key."""
+def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -> tuple[Decoder, int]:
+    """The decoder after its positions changed and it was recalibrated, and in how many steps.
+
+    `parent` is its training's key. Where DroPE's arm goes on until it has recovered, RoPE-control trains for as many
+    steps as that needed: the arm is recalibrated first if no run has done so.
+    """
     position_enc, settings = work.config.position_enc, work.config.position_enc.recalibration
     assert settings is not None
-    recipe = {
-        "schema": SCHEMA["recalibration"],
-        "parent": parent,
-        "keep_rotary": position_enc.keep_rotary,
-        "settings": dataclasses.asdict(settings),
-    }
 
-    def build(folder: Path) -> None:
-        with _watched(work, folder, "recalibration") as arguments:
-            keep, seed = position_enc.keep_rotary, work.config.seed
-            recalibrate(decoder, corpus, work.config.train, settings, keep_rotary=keep, seed=seed, **arguments)
+    def recalibrated(keep_rotary: bool, settings: RecalibrationSettings) -> tuple[Entry, dict[str, Any]]:
+        recipe = {
+            "schema": SCHEMA["recalibration"],
+            "parent": parent,
+            "keep_rotary": keep_rotary,
+            "settings": dataclasses.asdict(settings),
+        }
 
-    entry = work.store.get("recalibration", recipe, build, resumable=True)
+        def build(folder: Path) -> None:
+            seed, of_parent = work.config.seed, work.config.train
+            with _watched(work, folder, "recalibration") as arguments:
+                recalibrate(decoder, corpus, of_parent, settings, keep_rotary=keep_rotary, seed=seed, **arguments)
+
+        entry = work.store.get("recalibration", recipe, build, resumable=True)
+        return entry, json.loads((entry.path / "recalibration.json").read_text(encoding="utf-8"))
+
+    if position_enc.keep_rotary and settings.until_recovered:
+        _, of_drope = recalibrated(False, settings)
+        settings = dataclasses.replace(settings, steps=of_drope["steps"], until_recovered=False)
+    entry, facts = recalibrated(position_enc.keep_rotary, settings)
     work.record.stage("recalibration", entry)
-    facts = json.loads((entry.path / "recalibration.json").read_text(encoding="utf-8"))
     work.record.summarise(recalibration=facts, recovered=facts["recovered"])
-    return load(entry.path / "snapshots").decoder.to(work.machine.device)
+    return load(entry.path / "snapshots").decoder.to(work.machine.device), facts["steps"]
 
 
 @contextmanager

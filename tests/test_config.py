@@ -12,6 +12,8 @@ from omegaconf import OmegaConf
 
 from headdyn.config import check
 from headdyn.core.settings import ConfigError
+from headdyn.data.conversations import Conversations
+from headdyn.data.micro_languages import MicroLanguages
 from headdyn.plan import CONF, explain, make_plan, plain_arguments
 from headdyn.run import main
 
@@ -233,6 +235,12 @@ def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
     assert len({job.name for job in plan.jobs}) == 8
     factors = {(j.factors["attention"], j.factors["data_ordering"], j.factors["position_enc"]) for j in plan.jobs}
     assert len(factors) == 8
+    assert all(isinstance(job.data, Conversations) and job.data.speaker == "tag" for job in plan.jobs)
+    assert all(
+        isinstance(j.data, MicroLanguages) for j in make_plan(["-m", "experiment=matrix", "protocol=original"]).jobs
+    )
+    segments = make_plan(["-m", "experiment=matrix", "data=micro_languages"]).jobs[0]
+    assert isinstance(segments.data, MicroLanguages) and segments.data.generator == "matched"
     assert plan.folder == make_plan(["-m", "experiment=matrix"]).folder
     assert plan.folder != make_plan(["-m", "experiment=matrix", "train.steps=700"]).folder
 

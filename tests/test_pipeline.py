@@ -67,7 +67,7 @@ def test_the_head_table_names_run_model_and_step(runs):
         assert table.table.schema == SCHEMA
         row = table.where(metric="within_ratio", layer=1, head=3).rows()[0]
         assert (row["run"], row["model"]) == (run.name, "mini_qwen3")
-        assert row["step"] == 12 + (8 if run.factors["position_enc"] == "drope" else 0)
+        assert row["step"] == 12 + run.scalars.get("recalibration", {"steps": 0})["steps"]
         assert row["unit"] == "sequence" and row["null"] is not None and row["ci_low"] <= row["value"] <= row["ci_high"]
 
 
@@ -180,9 +180,27 @@ def test_the_raw_drop_and_the_control_arm(place):
     assert main([*TINY, "analysis=[loss]", "position_enc=rope_control"]) == 0
     raw = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_drope*"))
     control = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_rope_control*"))
-    assert raw.scalars["recalibration"]["steps"] == 0 and control.scalars["recalibration"]["steps"] == 8
+    assert raw.scalars["recalibration"]["steps"] == 0
     assert raw.manifest["stages"]["training"]["key"] == control.manifest["stages"]["training"]["key"]
+    assert not raw.scalars["recalibration"]["until_recovered"]  # a count of its own is kept
     assert not raw.scalars["recalibration"]["keep_rotary"] and control.scalars["recalibration"]["keep_rotary"]
+
+
+def test_the_control_arm_trains_for_as_many_steps_as_drope_needed(place):
+    never = "+position_enc.recalibration.recovered_within_nats=-10.0"
+    for arm, seed in (("rope_control", 3), ("drope", 3)):
+        assert main([*TINY, "analysis=[loss]", f"position_enc={arm}", never, f"seed={seed}"]) == 0
+    arms = {
+        arm: RunRecord.read(only(place / "out" / "outputs", f"mha_shuffled_{arm}_s3*"))
+        for arm in ("rope_control", "drope")
+    }
+    facts = {arm: run.scalars["recalibration"] for arm, run in arms.items()}
+    assert facts["drope"]["steps"] == facts["rope_control"]["steps"] == 12  # 8, then 4 more: as many as training had
+    assert facts["drope"]["until_recovered"] and not facts["drope"]["recovered"]
+    row = HeadTable.read(arms["rope_control"].folder / "heads.parquet").rows()[0]
+    assert row["step"] == 24
+    reused = arms["drope"].manifest["stages"]["recalibration"]["built"]
+    assert not reused  # the control's run recalibrated that arm to know its length
 
 
 def test_the_originals_protocol_runs_with_its_own_generator_and_recipe(place):

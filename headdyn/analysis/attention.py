@@ -28,6 +28,10 @@ class AttentionStatistics(LabelSwapSettings):
     labels of `label_swaps` other sequences, which keeps the head's distance profile and the label statistics; for
     `induction` the same against their tokens; 0 for the selectivities and `specialisation`; what sampling noise alone
     gives for `specialisation_raw`; and causal-uniform attention for everything else.
+    Where documents are packed into a sequence, a head that prefers its own document passes for a topic head under the
+    label swap. `selectivity_documents` holds it against the topics of the same documents permuted, under which its own
+    document keeps one topic; `selectivity_other_documents` looks at other documents alone. The mean over permutations
+    is exact, its p by sign flips over sequences.
     Where the corpus confines attention to documents, topic statistics are absent. Induction keys in other documents
     then count as keys that got no attention, in the null as well.
     """
@@ -83,6 +87,16 @@ class AttentionStatistics(LabelSwapSettings):
         "selectivity": share_difference("topic selectivity", "within_ratio minus its label-swap null", outcome=True),
         "selectivity_no_self": share_difference(
             "topic selectivity, self left out", "within_ratio_no_self minus its label-swap null", outcome=True
+        ),
+        "selectivity_documents": share_difference(
+            "topic selectivity beyond the document",
+            "attention on same-topic keys less its mean over permutations of the topics of the sequence's documents",
+            outcome=True,
+        ),
+        "selectivity_other_documents": share_difference(
+            "topic selectivity, other documents alone",
+            "the same, of the attention that is on keys of other documents",
+            outcome=True,
         ),
         **{
             f"selectivity_{which}_topic": share_difference(

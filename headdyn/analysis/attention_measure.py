@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from headdyn.analysis.attention import AttentionStatistics
-from headdyn.analysis.estimates import Estimate, flip_p, mean_denominator, means, ratio_units
+from headdyn.analysis.estimates import Estimate, estimate, flip_p, mean_denominator, means, ratio_units
 from headdyn.analysis.figure_parts import head_panel, topic_intervals
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
 from headdyn.analysis.selectivity import drawn_sequences, without_topics
@@ -22,6 +22,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _UNDEFINED = "no queries, or no attention, to divide by"
+_NO_DOCUMENTS = "the corpus packs no documents into its sequences, or attention stays inside them"
 _TOPICAL = ("within", "cross", "cluster", "selectivity", "specialisation")  # in names of metrics that read topics
 _SELECTIVITIES = ("selectivity", "selectivity_no_self")
 Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadcasting to [N, L, H]
@@ -39,6 +40,7 @@ def measure(
             *_ratio_rows(settings, sums, generator),
             *_uniform_rows(settings, sums, generator),
             *_specialisation_rows(sums),
+            *_document_rows(settings, sums, generator),
         ]
     )
     if corpus.without_topics is not None:
@@ -192,6 +194,22 @@ def _specialisation_rows(sums: Sums) -> list[HeadTable]:
         interval = {"ci_low": low, "ci_high": high}
         rows.append(table("specialisation_raw", raw, null=noise, **common))
         rows.append(table("specialisation", raw - noise, null=0.0, **interval, **common))
+    return rows
+
+
+def _document_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
+    """Rows of the selectivities whose null permutes topics over the documents of a sequence."""
+    names = ("selectivity_documents", "selectivity_other_documents")
+    if "documents" not in sums.heads:
+        return [HeadTable.whole(name, None, reason=_NO_DOCUMENTS) for name in names]
+    draws: dict[str, Any] = {"sign_flips": settings.sign_flips, "bootstrap_draws": settings.bootstrap_draws}
+    numerator_NLH, rows = sums.heads["documents"], []
+    queries_NLH = np.full_like(numerator_NLH, sums.counts.length)
+    for name, denominator in zip(names, (queries_NLH, sums.heads["elsewhere"]), strict=True):
+        units_NLH = ratio_units(numerator_NLH, denominator)
+        heads = estimate(numerator_NLH, denominator, generator, **draws)
+        model = estimate(_mean_over_heads(units_NLH), 1, generator, **draws)
+        rows += [each.rows(name, null=np.zeros_like(each.value), reason=_UNDEFINED) for each in (heads, model)]
     return rows
 
 

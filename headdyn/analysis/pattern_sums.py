@@ -35,10 +35,19 @@ class Reference:
     topics_BSK: Tensor  # one-hot
     columns_BCK: Tensor  # the S topics, then the key's position, then [key = 0]
     swapped_BQK: Tensor  # [y_q = y_k] averaged over swaps
-    weights_BCQK: Tensor  # `swapped` for the queries of each topic; induction keys; induction keys summed over swaps
+    # `swapped` for the queries of each topic; induction keys; induction keys summed over swaps; and where documents are
+    # packed, `document_contrast` and [another document].
+    weights_BCQK: Tensor
 
     @classmethod
-    def of(cls, tokens_BT: Tensor, topics_BT: Tensor, swapped: tuple[Tensor, Tensor], num_topics: int) -> Reference:
+    def of(
+        cls,
+        tokens_BT: Tensor,
+        topics_BT: Tensor,
+        swapped: tuple[Tensor, Tensor],
+        num_topics: int,
+        packed_BT: Tensor | None = None,
+    ) -> Reference:
         """`swapped` holds tokens and topics of R other sequences for each of these, both [R, B, T]."""
         tokens_RBT, topics_RBT = swapped
         swaps, _, length = topics_RBT.shape
@@ -52,8 +61,27 @@ class Reference:
         swapped_BQK = other_BKX @ other_BKX.mT / swaps
         by_topic_BSQK = topics_BSK[..., None] * swapped_BQK[:, None]
         induction = (_behind(tokens_BT[:, :, None] == tokens_BT[:, None, :]), _behind(follows_BQK))
-        weights_BCQK = torch.cat((by_topic_BSQK, torch.stack(induction, dim=1)), dim=1)
+        packed = () if packed_BT is None else document_contrast(topics_BT, packed_BT, num_topics)
+        weights_BCQK = torch.cat((by_topic_BSQK, torch.stack((*induction, *packed), dim=1)), dim=1)
         return cls(topics_BSK, torch.cat((topics_BSK, extra_CK), dim=1), swapped_BQK, weights_BCQK)
+
+
+def document_contrast(topics_BT: Tensor, packed_BT: Tensor, num_topics: int) -> tuple[Tensor, Tensor]:
+    """[key of another document] × ([query and key share a topic] − its mean over permutations), and the first factor.
+
+    The permutations put the topics of a sequence's documents on its documents in any other way. Two documents then
+    share a topic with the probability that two drawn without replacement do; keys of the query's own document always
+    do, and cancel. Every document is of one topic. Both [B, Q, K].
+    """
+    elsewhere_BQK = (packed_BT[:, :, None] != packed_BT[:, None, :]).float()
+    same_BQK = (topics_BT[:, :, None] == topics_BT[:, None, :]).float()
+    chance = []
+    for topics_T, packed_T in zip(topics_BT, packed_BT, strict=True):
+        documents, place_T = packed_T.unique(return_inverse=True)
+        topic_of = torch.zeros_like(documents).scatter_(0, place_T, topics_T)
+        of_topic_S, count = topic_of.bincount(minlength=num_topics).float(), len(documents)
+        chance.append((of_topic_S * (of_topic_S - 1)).sum() / max(1, count * (count - 1)))
+    return elsewhere_BQK * (same_BQK - torch.stack(chance)[:, None, None]), elsewhere_BQK
 
 
 def _behind(match_BQK: Tensor) -> Tensor:
@@ -65,7 +93,7 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
     """Sums over queries of every statistic of §6, each [B, H]; the pattern's rows sum to 1, lower triangular.
 
     `topics` and `topics_swapped` are [B, H, S]: the same-topic mass of the queries of each topic, and the same under
-    swapped labels.
+    swapped labels. `documents` and `elsewhere` are there where documents are packed.
     """
     batch, heads, length, _ = pattern_BHQK.shape
     topics_BSK, num_topics = reference.topics_BSK, reference.topics_BSK.shape[1]
@@ -85,7 +113,11 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
     entropy_within_BHQ, has_within = _renormalised((surprise_BSHQ * own_BSHQ).sum(1), within_BHQ)
     entropy_cross_BHQ, has_cross = _renormalised((surprise_BSHQ * (1 - own_BSHQ)).sum(1), cross_BHQ)
     position_Q = torch.arange(length, dtype=torch.float32, device=pattern_BHQK.device)
+    packed = {}
+    if weighed_BHC.shape[-1] > num_topics + 2:
+        packed = {"documents": weighed_BHC[..., num_topics + 2], "elsewhere": weighed_BHC[..., num_topics + 3]}
     return {
+        **packed,
         "entropy": entropy_BHQ.sum(-1),
         "entropy_normalised": (entropy_BHQ[..., 1:] / position_Q[1:].log1p()).sum(-1),
         "entropy_within": entropy_within_BHQ.sum(-1),
@@ -100,8 +132,8 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
         "topics": within_BSHQ.sum(-1).mT,
         "sink": mass_BCHQ[:, -1, :, 1:].sum(-1),
         "previous": pattern_BHQK.diagonal(offset=-1, dim1=-2, dim2=-1).sum(-1),
-        "induction": weighed_BHC[..., -2],
-        "induction_swapped": weighed_BHC[..., -1],
+        "induction": weighed_BHC[..., num_topics],
+        "induction_swapped": weighed_BHC[..., num_topics + 1],
         "distance": (position_Q - mass_BCHQ[:, num_topics]).sum(-1),
     }
 
@@ -189,7 +221,8 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
         topics_BT, topics_RBT, tokens_RBT = (
             torch.from_numpy(array).to(device) for array in (topics_NT[rows], topics_NT[swaps_RB], tokens_NT[swaps_RB])
         )
-        reference = Reference.of(tokens_BT, topics_BT, (tokens_RBT, topics_RBT), num_topics)
+        packed_BT = None if sequences.packed_NT is None else torch.from_numpy(sequences.packed_NT[rows]).to(device)
+        reference = Reference.of(tokens_BT, topics_BT, (tokens_RBT, topics_RBT), num_topics, packed_BT)
         uniform_BHQK = profiles_JQK[:1].expand(len(tokens_BT), -1, -1, -1)
         if documents_BT is not None:
             uniform_BHQK = uniform_BHQK * (documents_BT[:, None, :, None] == documents_BT[:, None, None])

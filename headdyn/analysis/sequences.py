@@ -15,11 +15,15 @@ from headdyn.data.corpus import Corpus
 
 @dataclass(frozen=True)
 class Sequences:
-    """Tokens and topics of N sequences; their documents only where the corpus confines attention to documents."""
+    """Tokens and topics of N sequences, and the numbers of their documents where there are any.
+
+    `documents_NT` where the corpus confines attention to documents; `packed_NT` where attention crosses them.
+    """
 
     tokens_NT: np.ndarray
     topics_NT: np.ndarray
     documents_NT: np.ndarray | None = None
+    packed_NT: np.ndarray | None = None
 
     @classmethod
     def of(cls, corpus: Corpus, at: np.ndarray | slice, length: int | None = None) -> Sequences:
@@ -29,11 +33,14 @@ class Sequences:
         def cut(array: np.ndarray) -> np.ndarray:
             return np.asarray(array[at])[:, :length].astype(np.int64)
 
-        documents_NT = None
-        if corpus.mask_documents:
-            assert val.documents_NT is not None
-            documents_NT = cut(val.documents_NT)
-        return cls(cut(val.tokens_NT), cut(val.topics_NT), documents_NT)
+        documents_NT = None if val.documents_NT is None else cut(val.documents_NT)
+        masked = corpus.mask_documents
+        return cls(
+            cut(val.tokens_NT),
+            cut(val.topics_NT),
+            documents_NT=documents_NT if masked else None,
+            packed_NT=None if masked else documents_NT,
+        )
 
     def __len__(self) -> int:
         return len(self.tokens_NT)

@@ -40,7 +40,8 @@ def factor_effects(
     - "mean": one level, averaged over the other factors' levels. It has an interval and no p.
 
     `levels` are those compared. A row without a value has a `reason`; `detectable` is the smallest effect that would be
-    found with 80 % power. Checkpoints of one training are no arms of a design.
+    found with 80 % power. Checkpoints of one training are no arms of a design, and runs that were to recover from a
+    change of positions and did not are left out.
     """
     rows: Rows = []
     swept = list(swept)
@@ -56,6 +57,15 @@ def factor_effects(
     effects = with_q([row for row in rows if row["kind"] in (CONTRAST, SLOPE, INTERACTION)])
     simple = with_q([row for row in rows if row["kind"] == SIMPLE])
     return [*effects, *simple, *(row for row in rows if row["kind"] == MEAN)]
+
+
+def unrecovered(run: RunRecord) -> bool:
+    """Whether a run was to be recalibrated until it recovered from its change of positions, and did not.
+
+    It enters no contrast. Protocols that recalibrate for a fixed time (the original's) count their arms as they are.
+    """
+    facts = run.scalars.get("recalibration") or {}
+    return bool(facts.get("until_recovered")) and not facts["recovered"]
 
 
 def with_q(rows: Rows) -> Rows:
@@ -77,6 +87,7 @@ class _Cells:
     seeds: Sequence[Any]
     values: np.ndarray
     conflict: str = ""
+    left_out: Sequence[str] = ()  # runs that have not recovered from a change of positions
 
     @classmethod
     def of(cls, group: Group, factors: Sequence[Factor], outcome: str, primary: bool) -> _Cells | None:
@@ -84,9 +95,12 @@ class _Cells:
         seeds = list(dict.fromkeys(run.factors.get("seed") for run in group.runs))
         values = np.full((len(seeds), *(len(factor.levels) for factor in factors)), np.nan)
         first: dict[tuple[int, ...], RunRecord] = {}
-        conflict = ""
+        conflict, left_out = "", []
         for run in group.runs:
             value, levels = run.value(outcome), [level_of(run, factor.name) for factor in factors]
+            if unrecovered(run):
+                left_out.append(run.name)
+                continue
             if value is None or any(level not in f.levels for level, f in zip(levels, factors, strict=True)):
                 continue
             places = [f.levels.index(level) for level, f in zip(levels, factors, strict=True)]
@@ -97,7 +111,7 @@ class _Cells:
             values[at] = value
         if not first or not factors:
             return None
-        return cls(group.name, outcome, primary, factors, seeds, values, conflict)
+        return cls(group.name, outcome, primary, factors, seeds, values, conflict, left_out)
 
     def row(self, kind: str, contrasts: Sequence[Contrast], held: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The product of contrasts of different factors, other factors held at a level or averaged over."""
@@ -116,6 +130,8 @@ class _Cells:
         if kind == MEAN:  # which is tested against nothing
             effect = dataclasses.replace(effect, p=None, detectable=None)
         lacking = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
+        if self.left_out:
+            lacking += f"; not recovered, and so left out: {', '.join(self.left_out)}"
         against = {contrast.factor: contrast.against for contrast in contrasts if contrast.against}
         return {
             "group": self.group,

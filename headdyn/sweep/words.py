@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from headdyn.core.numbers import count, listed, spelled, units
+from headdyn.core.numbers import count, fixed, listed, spelled, units
 from headdyn.sweep.effect_words import factor, interactions, matched
+from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.factors import CHOICES
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -124,6 +125,9 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     within = f" to within {limits.pop():g} nats of the loss before the drop" if len(limits) == 1 else ""
     others = "the others" if recovered else "them"
     warning = "" if recovered == len(arms) else f"; sentences about {others} describe damaged models"
+    left_out = [job.label for job in arms if unrecovered(job.run)]
+    if left_out:
+        warning = f"; {listed(left_out)} did not in as many steps as training had, and no effect counts them"
     sentences = [f"{recovered} of {count(len(arms), 'DroPE arm')} recovered{within}{warning}."]
     for job in arms:
         facts = job.run.scalars["recalibration"]
@@ -133,8 +137,14 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
             f"{losses[facts['steps']]:.3f} after {count(facts['steps'], 'recalibration step')}: "
             f"{'recovered' if facts['recovered'] else 'not recovered'}."
         )
-    has_control = any(job.factors.get("position_enc") == "rope_control" for job in jobs)
-    return sentences if has_control else [*sentences, _ALSO_TRAINED_LONGER]
+    controls = [job for job in jobs if job.factors.get("position_enc") == "rope_control" and job.recalibrated]
+    for job in controls:
+        facts = job.run.scalars["recalibration"]
+        drift = facts["val_loss_nats"][str(facts["steps"])] - facts["parent_loss_nats"]
+        sentences.append(
+            f"{job.label}: {fixed(drift, 3, signed=True)} nats after the same training with its rotation kept."
+        )
+    return sentences if controls else [*sentences, _ALSO_TRAINED_LONGER]
 
 
 def _ended(job: Job) -> str:

@@ -71,8 +71,8 @@ def recalibrate(
     """Train a copy of `parent` shortly, without RoPE in any layer unless `keep_rotary`; the parent stays as it is.
 
     `settings` are those the parent was trained with. Every arm of a seed gets the same batches, whatever the ordering
-    the parent saw: those a shuffled training would have come to next. Optimizers start fresh. The folder gets what
-    `train` leaves there, and recalibration.json. Raises what `train` raises.
+    the parent saw: those a shuffled training would have come to next. Optimizers start fresh in every round. The folder
+    gets snapshots/, recalibration.json, and what `train` leaves of each round. Raises what `train` raises.
     """
     arm = copy.deepcopy(parent).to(device)
     if not keep_rotary:
@@ -83,39 +83,44 @@ def recalibrate(
         return evaluate(decoder, held_out, batch_size=settings.batch_size, precision=precision)
 
     parent_loss = held_out_loss(parent.to(device))
+    limit = parent_loss + recalibration.recovered_within_nats
+    no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not look at them
+    shuffled = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
+    until_recovered = recalibration.until_recovered and recalibration.steps is None
+    done, losses = 0, {0: held_out_loss(arm)}
     steps = recalibration.count(settings.steps)
-    if steps == 0:
-        losses: Mapping[int, float] = {0: held_out_loss(arm)}
-        snapshot = save_snapshot(folder / "snapshots", arm, 0)
-    else:
-        no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not look at them
-        shuffled = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
+    while steps:
         result = train(
             arm,
             corpus,
-            _Continued(shuffled, settings.steps),
-            short_settings(settings, recalibration, arm, corpus),
-            folder=folder,
+            _Continued(shuffled, settings.steps + done),
+            short_settings(settings, recalibration, steps, arm, corpus),
+            folder=folder / f"round{done:06d}",
             precision=precision,
             device=device,
             evaluate_at={0, *(2**power for power in range(steps.bit_length())), steps},
             observer=observer,
             should_stop=should_stop,
         )
-        losses, snapshot = result.val_loss_nats, result.snapshots[steps]
-    recovered = losses[steps] <= parent_loss + recalibration.recovered_within_nats
+        losses |= {done + step: loss for step, loss in result.val_loss_nats.items()}
+        done += steps
+        short_of = until_recovered and losses[done] > limit
+        steps = min(done, settings.steps - done) if short_of and done < settings.steps else 0
+    snapshot = save_snapshot(folder / "snapshots", arm, done)
+    recovered = losses[done] <= limit
     record = {
-        "steps": steps,
+        "steps": done,
         "keep_rotary": keep_rotary,
         "val_loss_nats": {str(step): loss for step, loss in losses.items()},
         "parent_loss_nats": parent_loss,
         "recovered_within_nats": recalibration.recovered_within_nats,
+        "until_recovered": until_recovered,
         "recovered": recovered,
     }
     write_json(folder / "recalibration.json", record)
     return Recalibration(
         decoder=arm,
-        steps=steps,
+        steps=done,
         val_loss_nats=losses,
         parent_loss_nats=parent_loss,
         recovered=recovered,
@@ -124,10 +129,9 @@ def recalibrate(
 
 
 def short_settings(
-    settings: TrainSettings, recalibration: RecalibrationSettings, decoder: Decoder, corpus: Corpus
+    settings: TrainSettings, recalibration: RecalibrationSettings, steps: int, decoder: Decoder, corpus: Corpus
 ) -> TrainSettings:
-    """The training settings of a recalibration: its length, its re-warmup, its share of the rates."""
-    steps = recalibration.count(settings.steps)
+    """The training settings of a round of `steps` recalibration steps: its re-warmup and its share of the rates."""
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     tokens = steps * settings.batch_size * corpus.train.tokens_NT.shape[1]
     return dataclasses.replace(

@@ -73,7 +73,9 @@ class RecalibrationSettings:
 
     The recalibration has max(round(`share` × train.steps), `floor_steps`) steps, re-warms over `warmup_share` of them
     to `lr_scale` × the training rates and decays by a cosine to 0. `steps` overrides the count; 0 is the raw drop.
-    An arm counts as recovered within `recovered_within_nats` of its RoPE parent's held-out loss.
+    An arm counts as recovered within `recovered_within_nats` of its RoPE parent's held-out loss. Under
+    `until_recovered` one that is not goes on in further rounds, each as long as all before it, up to train.steps;
+    a count of its own in `steps` is kept.
     """
 
     share: Share = 0.01
@@ -82,6 +84,7 @@ class RecalibrationSettings:
     lr_scale: float = 1.0
     steps: Natural | None = None
     recovered_within_nats: float = 0.05
+    until_recovered: bool = False
 
     def count(self, train_steps: int) -> int:
         """How many recalibration steps follow a training of `train_steps`."""

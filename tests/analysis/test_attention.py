@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -201,6 +202,70 @@ def test_without_control_variates_the_interval_would_be_far_too_wide(under_the_n
     _, value, low, high, plain = under_the_null
     assert 0.8 < np.median(high - low) / 3.92 / value.std() < 1.2  # measured 0.92
     assert np.median(plain) > 4 * value.std()  # measured 5.0
+
+
+def of_documents(tokens_BT: torch.Tensor, layer: int) -> torch.Tensor:
+    """Four heads: uniform, own document, own topic, and own topic in other documents before the query's."""
+    document_BT = (tokens_BT % 2).diff(dim=1, prepend=tokens_BT[:, :1] % 2).abs().cumsum(1)
+    own_BQK = (document_BT[:, :, None] == document_BT[:, None, :]).float()
+    topic_BQK = ((tokens_BT // OWN)[:, :, None] == (tokens_BT // OWN)[:, None, :]).float()
+    kinds = (torch.zeros_like(own_BQK), own_BQK, topic_BQK, topic_BQK * (1 - own_BQK))
+    return tiny.causal_softmax(30.0 * torch.stack(kinds, dim=1))
+
+
+@pytest.fixture(scope="module")
+def packed():
+    """Sequences of six documents of 1 to 14 tokens, each of one topic, which its tokens tell; odd tokens follow even."""
+    rng = np.random.default_rng(5)
+    cuts_NT = np.zeros((64, LENGTH), int)
+    for row_T in cuts_NT:
+        row_T[1 + rng.choice(LENGTH - 1, 5, replace=False)] = 1
+    documents_NT = cuts_NT.cumsum(1)
+    topics_NT = np.take_along_axis(rng.integers(TOPICS, size=(64, 6)), documents_NT, axis=1)
+    tokens_NT = topics_NT * OWN + 2 * rng.integers(OWN // 2, size=topics_NT.shape) + documents_NT % 2
+    split = Split(
+        tokens_NT=tokens_NT.astype(np.uint16),
+        topics_NT=topics_NT.astype(np.uint8),
+        documents_NT=documents_NT.astype(np.uint16),
+    )
+    plain = tiny.corpus(rows=64, length=LENGTH, count=TOPICS, vocab_size=VOCAB, tell=1.0)
+    return dataclasses.replace(plain, train=split, val=split)
+
+
+def test_a_head_that_prefers_its_own_document_is_no_topic_head(packed):
+    table = SETTINGS(tiny.PatternModel(of_documents, 2, 4), packed, np.random.default_rng(1)).table
+    by_label_swap, beyond, other = (
+        [row(table, metric, head) for head in range(4)]
+        for metric in ("selectivity", "selectivity_documents", "selectivity_other_documents")
+    )
+    assert by_label_swap[1]["value"] > 0.1 and by_label_swap[1]["p"] == 1e-4  # the label swap is deceived
+    assert beyond[1]["value"] == pytest.approx(0, abs=1e-9)
+    assert other[1]["value"] is None and "divide" in other[1]["reason"]
+    assert all(each["value"] > 0.15 and each["p"] == 1e-4 for each in (beyond[2], beyond[3], other[2], other[3]))
+    assert abs(beyond[0]["value"]) < 0.03 and beyond[0]["p"] > 0.01
+
+
+def test_the_null_of_documents_is_the_mean_over_every_permutation(packed):
+    """Of one sequence and every head: all 720 ways to put the six topics on the six documents."""
+    chosen, swaps = np.arange(3), (np.arange(3)[:, None] + [1, 2]) % 3
+    sums = collect(tiny.PatternModel(of_documents, 1, 4), Sequences.of(packed, chosen), swaps, TOPICS)
+    tokens_NT = torch.from_numpy(packed.val.tokens_NT[chosen].astype(np.int64))
+    pattern_NHQK = of_documents(tokens_NT, 0).numpy()
+    for n in chosen:
+        documents_T = packed.val.documents_NT[n]
+        topic_of_document = np.array([packed.val.topics_NT[n][documents_T == d][0] for d in range(6)])
+
+        def within(order: tuple[int, ...]) -> np.ndarray:
+            labels_T = topic_of_document[list(order)][documents_T]  # noqa: B023
+            return (pattern_NHQK[n] * (labels_T[:, None] == labels_T)).sum((1, 2))  # noqa: B023
+
+        every = [within(order) for order in itertools.permutations(range(6))]
+        expected_H = within(tuple(range(6))) - np.mean(every, axis=0)
+        np.testing.assert_allclose(sums.heads["documents"][n, 0], expected_H, rtol=0, atol=1e-4)
+
+
+def test_without_documents_their_null_is_absent(table):
+    assert "packs no documents" in table.summary()["selectivity_documents"]["reason"]
 
 
 def test_attention_confined_to_documents_leaves_no_topic_statistics(corpus):

@@ -216,7 +216,7 @@ def run(
             "recovered": False,
         }
     write_json(folder / MANIFEST, manifest)
-    write_json(folder / SUMMARY, scalars(**recovery, **(values or {})))
+    write_json(folder / SUMMARY, scalars(**recovery | dict(values or {})))
     series = [(0, 4.1), (100, 3.2), (150, 2.9), (200, 2.4)]
     lines = [f'{{"step": {step}, "name": "val_loss_nats", "value": {loss}}}\n' for step, loss in series]
     (folder / METRICS).write_text("".join(lines))

@@ -110,6 +110,26 @@ def test_effect_of_order_where_positions_are_dropped(tmp_path: Path) -> None:
     assert [row["q"] for row in design] == [row["q"] for row in with_q(design)]
 
 
+def test_an_arm_that_did_not_recover_enters_no_contrast_and_is_named(tmp_path: Path) -> None:
+    def cells(facts: dict[str, Any], place: str) -> list[RunRecord]:
+        entries = []
+        for ordering, position in itertools.product(("shuffled", "topic"), ("rope", "drope")):
+            value = {"selectivity": measured(0.3 if ordering == "topic" else 0.1, n=8)}
+            damaged = {"recalibration": facts} if (ordering, position) == ("topic", "drope") else {}
+            entries.append(run(tmp_path / place, ordering=ordering, position=position, values=value | damaged))
+        return records(tmp_path / place, entries)
+
+    facts = {"steps": 8, "val_loss_nats": {"0": 3.0, "8": 2.9}, "parent_loss_nats": 2.4, "recovered": False}
+    rows = factor_effects(cells({**facts, "until_recovered": True}, "until"), outcomes=["selectivity"])
+    order = effects_of(rows, "selectivity")["data_ordering",]
+    assert order["value"] is None and "not recovered, and so left out: mha_topic_drope" in order["reason"]
+    (simple,) = [r for r in rows if r.get("held") == {"position_enc": "rope"} and r["factors"] == ["data_ordering"]]
+    assert simple["value"] == pytest.approx(0.2)
+    # A recalibration for a fixed time, as in the original study, counts as it is.
+    fixed = effects_of(factor_effects(cells(facts, "fixed"), outcomes=["selectivity"]), "selectivity")
+    assert fixed["data_ordering",]["value"] == pytest.approx(0.2)
+
+
 def test_control_arms_give_drope_a_second_contrast(tmp_path: Path) -> None:
     values = {"rope": 0.3, "rope_control": 0.25, "drope": 0.1}
     entries = [run(tmp_path, position=p, values={"selectivity": measured(v)}) for p, v in values.items()]

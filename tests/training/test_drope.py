@@ -132,6 +132,26 @@ def test_recovered_is_measured_against_the_parent(parent: Decoder, tmp_path: Pat
         assert recalibrated(parent, tmp_path / str(margin), recalibration=settings).recovered is recovered
 
 
+@pytest.mark.parametrize(("margin", "rounds"), [(10.0, [6]), (-10.0, [6, 6, 12, 6])])
+def test_an_arm_goes_on_in_doubling_rounds_until_it_has_recovered(
+    parent: Decoder, tmp_path: Path, margin: float, rounds: list[int]
+) -> None:
+    """A margin that is always met ends after one round; one that never is, after as many steps as the training had."""
+    settings = dataclasses.replace(
+        RECALIBRATION, floor_steps=6, recovered_within_nats=margin, until_recovered=True, warmup_share=0.5
+    )
+    arm = recalibrated(parent, tmp_path, recalibration=settings)
+    assert arm.steps == sum(rounds) and arm.recovered == (margin > 0)
+    assert sorted(path.name for path in tmp_path.glob("round*")) == [
+        f"round{sum(rounds[:k]):06d}" for k in range(len(rounds))
+    ]
+    assert arm.val_loss_nats[arm.steps] == pytest.approx(held_out_loss(arm.decoder), rel=1e-6)
+    assert {sum(rounds[: k + 1]) for k in range(len(rounds))} <= set(arm.val_loss_nats)
+    again = recalibrated(parent, tmp_path, recalibration=settings)  # finished rounds are read
+    assert again.val_loss_nats == arm.val_loss_nats
+    assert all(torch.equal(a, b) for a, b in zip(arm.decoder.parameters(), again.decoder.parameters(), strict=True))
+
+
 def test_a_stopped_recalibration_continues(parent: Decoder, tmp_path: Path) -> None:
     whole = recalibrated(parent, tmp_path / "whole")
     answers = iter([False] * 4 + [True])
@@ -146,6 +166,6 @@ def test_only_long_recalibrations_are_compiled(parent: Decoder) -> None:
     compiled = dataclasses.replace(SETTINGS, compile=True)
 
     def asks(settings: Any, steps: int) -> bool:
-        return short_settings(settings, RecalibrationSettings(steps=steps), parent, corpus()).compile
+        return short_settings(settings, RecalibrationSettings(), steps, parent, corpus()).compile
 
     assert not asks(compiled, 100) and asks(compiled, 10**7) and not asks(SETTINGS, 10**7)

@@ -12,6 +12,7 @@ from headdyn.core.numbers import count, fixed, spelled
 from headdyn.core.statistics import t_interval
 from headdyn.report.blocks import Cell, Section, Table, bullets
 from headdyn.studies.pages import facts
+from headdyn.studies.topic_order import retention
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.groups import flat
 from headdyn.sweep.jobs import Job
@@ -19,7 +20,11 @@ from headdyn.sweep.record import SweepRecord
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """Nothing where no training follows protocol=original: the study's figures are compared with nothing else."""
+    """What outlasts the drop; and where trainings follow protocol=original, the study's figures beside ours."""
+    return [*retention.sections(sweep), *_study_beside(sweep)]
+
+
+def _study_beside(sweep: SweepRecord) -> list[Section]:
     reported = facts("topic_order")
     trainings = [job for job in sweep.jobs if "data_ordering" in job.factors]
     jobs = [job for job in trainings if job.factors.get("protocol") == reported["protocol"]]

@@ -1,0 +1,177 @@
+"""What of the order's mark outlasts the drop of positions, layer by layer; and whether heads fall in two groups.
+
+The study read a retention from two differences of one training each, and two groups of heads from a histogram. Here
+retention is the interaction of order and drop at every layer, with seeds as units, and two groups are held against what
+normal values give (science.md §5). Letters: L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from headdyn.core.numbers import count, fixed, p_value
+from headdyn.core.randomness import generator
+from headdyn.core.records import Metric
+from headdyn.core.statistics import draws_test, effect_over_seeds
+from headdyn.report.cells import Cell, cell
+from headdyn.report.markup import heading, soft, table
+from headdyn.report.section import Section
+from headdyn.sweep.effects import unrecovered, with_q
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+
+_MEASURES = ("selectivity", "probe_accuracy")
+_STUDY_LAYER = 1  # whose heads the study found in two groups
+_NULL_DRAWS = 9_999
+_ABOUT = (
+    "Topic-ordered less shuffled training with RoPE and after DroPE, and the second less the first: what the drop does "
+    "to the order's mark. Averaged over attention within a seed; intervals (95 %) and p over seeds, q over all layers "
+    "and measures. Arms that have not recovered are left out."
+)
+_TWO_GROUPS = (
+    "Do the heads of layer 1 fall in two groups by their within-topic attention? The best cut into two explains the "
+    "named share of their variance; p is the share of normal samples of as many heads that a cut explains as well. The "
+    "study saw two groups before the drop and one after it, without a null."
+)
+
+
+def sections(sweep: SweepRecord) -> list[Section]:
+    """One for all groups of comparable runs that have both orders with and without positions."""
+    parts: list[Markup] = []
+    for group in sweep.groups:
+        jobs = [job for job in sweep.complete if job.group == group and not unrecovered(job.run)]
+        rows = retention(jobs)
+        groups = two_groups(jobs)
+        if not rows:
+            continue
+        parts += [heading(group)] if group else []
+        metrics = {name: sweep.metric(name) for name in _MEASURES}
+        columns = ["layer", "with RoPE", "after DroPE", "difference", "p", "q"]
+        for name in _MEASURES:
+            mine = [row for row in rows if row["measure"] == name]
+            if mine:
+                parts += [heading(metrics[name].label), table(columns, [_row(row, metrics[name]) for row in mine])]
+        if groups:
+            columns = ["arm", "heads", "share explained", "p"]
+            cells = [[g["label"], g["heads"], f"{100 * g['share']:.0f} %", p_value(g["p"])] for g in groups]
+            parts += [heading("Two groups of heads"), soft(_TWO_GROUPS), table(columns, cells), soft(collapse(jobs))]
+    if not parts:
+        return []
+    return [Section("retention", "Does order's mark outlast the drop?", soft(_ABOUT) + Markup("").join(parts))]
+
+
+def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """For every measure and layer order's effect with RoPE, after DroPE, and their difference (with p and q)."""
+    rows = []
+    for measure in _MEASURES:
+        values = {key: np.array(layers) for key, layers in _by_cell(jobs, measure).items()}
+        seeds = {seed for *_, seed in values}
+        kinds = {attention for attention, *_ in values}
+        per_seed = []
+        for seed in sorted(seeds, key=str):
+            cells = [(a, o, p, seed) for a in kinds for o in ("topic", "shuffled") for p in ("rope", "drope")]
+            if all(each in values for each in cells):
+                by_position = {
+                    p: np.mean([values[a, "topic", p, seed] - values[a, "shuffled", p, seed] for a in kinds], axis=0)
+                    for p in ("rope", "drope")
+                }
+                per_seed.append(np.stack([by_position["rope"], by_position["drope"]]))
+        for layer in range(per_seed[0].shape[1]) if per_seed else ():
+            rope_N, drope_N = np.stack(per_seed)[:, :, layer].T
+            change = effect_over_seeds(drope_N - rope_N)
+            rows.append(
+                {
+                    "measure": measure,
+                    "layer": layer,
+                    "rope": dataclasses.asdict(effect_over_seeds(rope_N)),
+                    "drope": dataclasses.asdict(effect_over_seeds(drope_N)),
+                    **dataclasses.asdict(change),
+                }
+            )
+    return with_q(rows)
+
+
+def two_groups(jobs: Sequence[Job]) -> list[dict[str, Any]]:
+    """For every arm with enough heads the share of variance that the best cut explains, and its p against normals."""
+    found = []
+    for job in jobs:
+        values = _heads_of_layer(job)
+        if values is not None:
+            share = best_cut(values)
+            null = null_shares(len(values))
+            p = float(draws_test(np.array(share), null, alternative="greater"))
+            found.append({"label": job.label, "heads": len(values), "share": share, "p": p})
+    return found
+
+
+def collapse(jobs: Sequence[Job]) -> str:
+    """Whether dropping positions lowers the share that the best cut explains, over trainings averaged within seeds."""
+    shares: dict[tuple[str, Any], dict[str, float]] = {}
+    for job in jobs:
+        values = _heads_of_layer(job)
+        if values is not None:
+            key = job.training, job.factors.get("seed")
+            shares.setdefault(key, {})[str(job.factors.get("position_enc"))] = best_cut(values)
+    by_seed: dict[Any, list[float]] = {}
+    for (_, seed), arms in shares.items():
+        if {"rope", "drope"} <= set(arms):
+            by_seed.setdefault(seed, []).append(arms["drope"] - arms["rope"])
+    effect = effect_over_seeds(np.array([np.mean(each) for each in by_seed.values()]))
+    if effect.value is None:
+        return "No training has both arms with enough heads, so that no collapse can be judged."
+    interval = "" if effect.ci_low is None else f" [{100 * effect.ci_low:.0f}, {100 * effect.ci_high:.0f}]"  # type: ignore[operator]
+    tested = "no interval from one seed" if effect.p is None else f"p = {p_value(effect.p)}, {count(effect.n, 'seed')}"
+    change = fixed(100 * effect.value, 0, signed=True)
+    return f"After the drop the share explained is {change}{interval} points from what it was ({tested})."
+
+
+def best_cut(values_H: np.ndarray) -> float:
+    """The largest share of the values' variance between two groups of at least two neighbours; 0 where all agree."""
+    values_H = np.sort(values_H - values_H.mean())
+    total = (values_H**2).sum()
+    if total == 0:
+        return 0.0
+    cuts = np.arange(2, len(values_H) - 1)
+    below = values_H.cumsum()[cuts - 1]  # sums of the lower groups; the upper ones' are the same with the other sign
+    return float((below**2 * (1 / cuts + 1 / (len(values_H) - cuts))).max() / total)
+
+
+@cache
+def null_shares(heads: int) -> np.ndarray:
+    """`best_cut` of normal samples, the same for every arm of as many heads."""
+    draws = generator(0, f"two groups/{heads}").standard_normal((_NULL_DRAWS, heads))
+    return np.array([best_cut(draw) for draw in draws])
+
+
+def _heads_of_layer(job: Job) -> np.ndarray | None:
+    """Within-topic attention of the heads of the study's layer; None below four heads, which no cut leaves in pairs."""
+    within = job.heads.where(metric="within_ratio", layer=_STUDY_LAYER)
+    values = [row["value"] for row in within.rows() if row["head"] is not None and row["value"] is not None]
+    return np.array(values) if len(values) >= 4 else None
+
+
+def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[str, str, str, Any], Sequence[float]]:
+    """The measure of every layer, by attention, order, positions and seed; head metrics as means over heads."""
+    cells = {}
+    for job in jobs:
+        rows = job.heads.where(metric=measure).rows()
+        layers: dict[int, list[float]] = {}
+        for row in rows:
+            if row["layer"] is not None and row["value"] is not None:
+                layers.setdefault(row["layer"], []).append(row["value"])
+        if layers:
+            key = tuple(str(job.factors.get(name)) for name in ("attention", "data_ordering", "position_enc"))
+            cells[(*key, job.factors.get("seed"))] = [float(np.mean(layers[layer])) for layer in sorted(layers)]
+    return cells  # type: ignore[return-value]
+
+
+def _row(row: Mapping[str, Any], metric: Metric) -> list[Cell | str]:
+    cells = [cell(part, metric, signed=True) for part in (row["rope"], row["drope"], row)]
+    p, q = ("" if row[name] is None else p_value(row[name]) for name in ("p", "q"))
+    return [str(row["layer"]), *cells, p, q]

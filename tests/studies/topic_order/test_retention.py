@@ -1,0 +1,82 @@
+"""Retention by layer and the two groups of heads, against designs and samples with known answers."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headdyn.studies.topic_order.retention import best_cut, collapse, null_shares, retention, sections, two_groups
+from headdyn.sweep.record import SweepRecord
+from tests.report.folders import run, sweep
+
+
+def design(folder: Path) -> SweepRecord:
+    """Order adds nothing at layer 0; at layer 1 0.02 with RoPE and 0.05 after the drop, give or take a seed."""
+    entries = []
+    for seed, ordering, position in itertools.product((0, 1, 2), ("shuffled", "topic"), ("rope", "drope")):
+        topic, drope = ordering == "topic", position == "drope"
+        layer_one = 0.1 + topic * (0.02 + drope * (0.03 + 0.001 * (seed - 1)))
+        value_LH = np.array([[0.2, 0.2, 0.2, 0.2], [layer_one - 0.05, layer_one + 0.05, layer_one, layer_one]])
+        entries.append(run(folder, ordering=ordering, position=position, seed=seed, selectivity_LH=value_LH))
+    return SweepRecord.read(sweep(folder, entries))
+
+
+def test_retention_is_the_interaction_of_order_and_drop_at_each_layer(tmp_path: Path) -> None:
+    record = design(tmp_path)
+    none, some = [row for row in retention(record.complete) if row["measure"] == "selectivity"]
+    assert (none["layer"], none["value"]) == (0, pytest.approx(0, abs=1e-12))
+    assert some["rope"]["value"] == pytest.approx(0.02) and some["drope"]["value"] == pytest.approx(0.05)
+    # 0.029, 0.030 and 0.031: standard error 0.001/√3, t(2 df) = 4.30265.
+    assert some["value"] == pytest.approx(0.03)
+    assert (some["ci_low"], some["ci_high"]) == pytest.approx((0.03 - 0.0024841, 0.03 + 0.0024841), abs=1e-6)
+    assert some["q"] < 0.05
+    (section,) = sections(record)
+    assert section.title == "Does order's mark outlast the drop?" and "+3.00" in section.html
+
+
+def test_without_both_arms_there_is_no_retention(tmp_path: Path) -> None:
+    entries = [run(tmp_path, ordering=ordering) for ordering in ("shuffled", "topic")]
+    record = SweepRecord.read(sweep(tmp_path, entries))
+    assert retention(record.complete) == [] and sections(record) == []
+
+
+def test_the_best_cut_is_the_best_of_all_cuts() -> None:
+    rng = np.random.default_rng(0)
+    for heads in (4, 5, 8, 12):
+        values = np.sort(rng.standard_normal(heads))
+        shares = []
+        for cut in range(2, heads - 1):
+            within = sum(part.var() * len(part) for part in (values[:cut], values[cut:]))
+            shares.append(1 - within / (values.var() * heads))
+        assert best_cut(rng.permutation(values)) == pytest.approx(max(shares), abs=1e-12)
+    assert best_cut(np.full(8, 0.3)) == 0
+
+
+@pytest.mark.parametrize("heads", [4, 8, 12])
+def test_two_groups_are_found_where_they_are_and_seldom_in_normal_values(heads: int) -> None:
+    rng, null = np.random.default_rng(1), null_shares(heads)
+
+    def rejected(samples: np.ndarray) -> float:
+        shares = np.array([best_cut(sample) for sample in samples])
+        return float(np.mean([(null >= share).mean() <= 0.05 for share in shares]))
+
+    assert rejected(rng.standard_normal((600, heads))) < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 600)
+    apart = rng.standard_normal((200, heads)) + 12 * (np.arange(heads) < heads // 2)
+    assert rejected(apart) > (0.5 if heads == 4 else 0.95)
+    assert rejected(3 + 7 * rng.standard_normal((600, heads))) < 0.09  # neither place nor scale matters
+
+
+def test_groups_that_vanish_with_positions_are_a_collapse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = design(tmp_path)
+    apart, together = np.array([0.1, 0.11, 0.5, 0.51]), np.array([0.1, 0.2, 0.3, 0.42])
+    monkeypatch.setattr(
+        "headdyn.studies.topic_order.retention._heads_of_layer",
+        lambda job: (apart if job.factors["position_enc"] == "rope" else together) + 0.001 * job.factors["seed"],
+    )
+    found = two_groups(record.complete)
+    assert len(found) == 12 and found[0]["heads"] == 4
+    change = 100 * (best_cut(together) - best_cut(apart))
+    assert f"is −{abs(change):.0f}" in collapse(record.complete) and "3 seeds" in collapse(record.complete)
