@@ -70,11 +70,11 @@ def refusal(*arguments: str) -> str:
         (["tracking.mode=sometimes"], ["tracking.mode='sometimes'", "offline"]),
         (["-m", "attention=mha,gqa", "model.num_heads=3", "model.head_dim=32"], ["num_heads=3"]),
         (["nonsense"], ["nonsense"]),
-        (["mode=1"], ["mode=1 names no option; mode is laptop"]),
+        (["mode=1"], ["mode=1 names no option; mode is landmark"]),
         (["analysis=5"], ["analysis=5 names no option; analysis is ablation"]),
         (["analysis=[5]"], ["analysis=[5] names no option"]),
         (["-m", "data=3"], ["data=3 names no option; data is comparisons"]),
-        (["-m", "mode=smoke,3"], ["mode=3 names no option; mode is laptop"]),
+        (["-m", "mode=smoke,3"], ["mode=3 names no option; mode is landmark"]),
         (["model=null"], ["model=null names no option; model is gpt2"]),
         (["attention=[mha]"], ["attention must name one option"]),
         (["~model"], ["model must name one option"]),
@@ -140,7 +140,7 @@ def test_help_shows_the_groups_and_three_commands(capsys):
     shown = capsys.readouterr().out
     for group in (
         "attention: gqa, mha",
-        "mode: laptop",
+        "mode: landmark, laptop",
         "position_enc: drope",
         "protocol: corrected, original",
         "analysis:",
