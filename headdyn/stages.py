@@ -145,6 +145,7 @@ def open_checkpoint(work: Work) -> Subject:
         "name": model.name,
         "revision": loaded.revision,
         "commit": loaded.commit,
+        "quantisation": loaded.quantisation,
         "dtype": model.dtype,
         "state_hash": loaded.state_hash,
     }

@@ -1,14 +1,16 @@
 """Which training steps a checkpoint suite has, and how a series of them is written. No torch: a typo answers at once.
 
 Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. Suites trained
-here are saved under the same names, so what is said of Pythia here holds for them too.
+here are saved under the same names, so what is said of Pythia here holds for them too. Names of other suites are read
+by a small grammar: words with numbers, such as stage1-step1000-tokens5B, step-240000, checkpoint-100, ckpt_000.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 FINAL_STEP = 143_000
@@ -34,8 +36,11 @@ LISTS = MappingProxyType(
     }
 )
 
-_FORMER_NAMES = {"seed_11": "original_11", "seed_8": "original_8"}  # accepted, and mentioned nowhere
-_STEP = re.compile(r"(?:^|[-_])step[-_]?(\d+)(?![\d.])")
+SERIES = "series"  # the checkpoints that a model has by itself: a folder's, a training's snapshots, Pythia's pythia_log
+_OTHER_NAMES = {"seed_11": "original_11", "seed_8": "original_8", SERIES: "pythia_log"}  # the former are older names
+_WORDS = {"step": "step", "global_step": "step", "checkpoint": "step", "ckpt": "step", "iter": "step"}
+_PART = re.compile(r"(?:^|[-_])(global_step|step|checkpoint|ckpt|iter|stage|tokens|seed)[-_]?(\d+)([kKMBT]?)(?=$|[-_])")
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def is_pythia(name: str) -> bool:
@@ -44,28 +49,78 @@ def is_pythia(name: str) -> bool:
     return last.startswith("pythia-") and not last.endswith("-v0")
 
 
+def read_name(revision: str) -> dict[str, int]:
+    """What a revision's name states: any of stage, step, tokens and seed.
+
+    The step of stage1-step1000-tokens5B is 1000, its tokens 5e9; step-240000, checkpoint-100 and ckpt_000 are steps.
+    """
+    parts: dict[str, int] = {}
+    place = 0
+    while (part := _PART.search(revision, place)) is not None:
+        unit = part[3].lower() if part[3] == "K" else part[3]
+        parts.setdefault(_WORDS.get(part[1], part[1]), int(part[2]) * _UNITS[unit])
+        place = part.end()
+    return parts
+
+
 def step_of(revision: str) -> int | None:
-    """The training step a revision's name states (step1000, stage1-step1000-tokens5B); None where it states none."""
-    found = _STEP.search(revision)
-    return None if found is None else int(found[1])
+    """The training step that a revision's name states, within its stage; None where it states none."""
+    return read_name(revision).get("step")
 
 
 def in_order(revisions: Sequence[str]) -> tuple[str, ...]:
-    """Each revision once, in the order of training; those that state no step last, as they came."""
-    steps = {revision: step_of(revision) for revision in revisions}
-    return tuple(sorted(steps, key=lambda revision: (steps[revision] is None, steps[revision] or 0)))
+    """Each revision once, in the order of training, stage by stage; those that state no step last, as they came."""
+
+    def place(revision: str) -> tuple[bool, int, int]:
+        name = read_name(revision)
+        return "step" not in name, name.get("stage", 0), name.get("step", 0)
+
+    return tuple(sorted(dict.fromkeys(revisions), key=place))
 
 
-def parse(text: str | Sequence[str], *, pythia: bool = True, main: bool = False) -> tuple[str, ...]:
+def steps_of(revisions: Sequence[str]) -> Mapping[str, int | None]:
+    """The step of every revision of a series, counted through its stages: a stage's begin after the last one's end.
+
+    The end of a stage is the last of its revisions in the series. None for a revision that states no step.
+    """
+    steps: dict[str, int | None] = {}
+    stage, before, last = 0, 0, 0
+    for revision in in_order(revisions):
+        name = read_name(revision)
+        if "step" in name and name.get("stage", 0) != stage:
+            stage, before = name.get("stage", 0), last
+        steps[revision] = before + name["step"] if "step" in name else None
+        last = max(last, steps[revision] or 0)
+    return steps
+
+
+def in_folder(root: Path) -> tuple[str, ...]:
+    """The revisions in a local folder that has a folder or a GGUF file for each, in the order of training."""
+    folders = [path.parent.name for path in root.glob("*/config.json")]
+    return in_order(sorted([*folders, *(path.stem for path in root.glob("*.gguf"))]))
+
+
+def parse(
+    text: str | Sequence[str], *, pythia: bool = True, main: bool = False, folder: Path | None = None
+) -> tuple[str, ...]:
     """The revisions of a series, each once, in the order of training.
 
     `text` holds revisions and names of `LISTS`, separated by commas, or is a sequence of them. Of another suite
-    (`pythia=False`) every name is taken as it is, and there are no lists. `main` lets the revision main in, which a
-    series should not hold: it is a copy of the last step, under a name that may later be given to other weights.
-    Raises ValueError for an empty series, for main without `main`, and for a step that Pythia lacks.
+    (`pythia=False`) every name is taken as it is, and there are no lists; `series` stands for all that a local
+    `folder` has. `main` lets the revision main in, which a series should not hold: it is a copy of the last step, under
+    a name that may later be given to other weights.
+    Raises ValueError for an empty series, for main without `main`, for a step that Pythia lacks, for a name that states
+    no step, and for several training seeds.
     """
+    if text == SERIES and (folder is not None or not pythia):
+        text = [name for name in in_folder(folder) if name != "main"] if folder is not None else []
+        if not text:
+            raise ValueError(
+                "model.revisions=series is all that a folder with a folder for each checkpoint has, or a suite known "
+                "here; name the revisions: model.revisions=step1000,step2000"
+            )
     items = [item.strip() for item in (text.split(",") if isinstance(text, str) else text)]
-    items = [_FORMER_NAMES.get(item, item) for item in items]
+    items = [_OTHER_NAMES.get(item, item) for item in items]
     if not items or not all(items):
         raise ValueError(f"model.revisions={text!r} names no revision; choose {', '.join(LISTS)} or step1000,step2000")
     if "main" in items and not main:
@@ -80,6 +135,17 @@ def parse(text: str | Sequence[str], *, pythia: bool = True, main: bool = False)
             raise ValueError(f"model.revisions={item} lists Pythia's steps, which this model may lack; name its own")
         require = pythia and item != "main" and item not in LISTS
         revisions += LISTS.get(item, [require_pythia(item) if require else item])
+    if nameless := [revision for revision in revisions if step_of(revision) is None and revision != "main"]:
+        raise ValueError(
+            f"model.revisions={nameless[0]} states no training step, by which a series is ordered; name revisions such "
+            "as step1000, checkpoint-100 or stage1-step1000"
+        )
+    seeds = sorted({seed for revision in revisions if (seed := read_name(revision).get("seed")) is not None})
+    if len(seeds) > 1:
+        raise ValueError(
+            f"model.revisions holds the training seeds {', '.join(map(str, seeds))}, and a series is of one training; "
+            "give each seed's revisions in a sweep of its own, or sweep over model.name"
+        )
     return in_order(revisions)
 
 

@@ -29,10 +29,10 @@ class MiniQwen3:
 
 @settings
 class Trained(MiniQwen3):
-    """conf/model/trained: a Mini-Qwen3 as it was at one of its snapshots; `revisions=snapshots` sweeps them all."""
+    """conf/model/trained: a Mini-Qwen3 as it was at one of its snapshots; `revisions=snapshots`, or series, is all."""
 
     revision: str | None = None  # step000400 or step400; null is the last
-    revisions: Literal["snapshots"] | None = None
+    revisions: Literal["snapshots", "series"] | None = None
 
     def __post_init__(self) -> None:
         if self.revision is not None and step_of(self.revision) is None:
@@ -46,7 +46,7 @@ class Pretrained:
     kind: str
     name: str  # hub id, a folder, or a folder of revisions
     revision: str = "main"
-    revisions: str | None = None  # a list to sweep, e.g. original_11, pythia_log, or step1000,step2000
+    revisions: str | None = None  # a list to sweep: series, original_11, pythia_log, or step1000,step2000
     dtype: Dtype = "float32"
     keep_downloads: bool = True
     allow_main: bool = False  # let main, which states no step, into a series
@@ -57,7 +57,9 @@ class Pretrained:
 
     def series(self, text: str) -> tuple[str, ...]:
         """The revisions that `model.revisions=text` asks for, in the order of training. Raises ValueError."""
-        return parse(text, pythia=is_pythia(self.name), main=self.allow_main)
+        folder = Path(self.name).expanduser()
+        pythia = is_pythia(self.name)
+        return parse(text, pythia=pythia, main=self.allow_main, folder=folder if folder.is_dir() else None)
 
 
 class BuiltSuite(Protocol):

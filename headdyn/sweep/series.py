@@ -16,6 +16,7 @@ from headdyn.analysis.series.points import read_point
 from headdyn.core.randomness import generator
 from headdyn.core.records import write_json
 from headdyn.core.run_folder import RunRecord
+from headdyn.models.revisions import steps_of
 from headdyn.sweep.record import VERDICT
 
 
@@ -39,7 +40,11 @@ def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
     verdicts: list[dict[str, Any]] = []
     tables: dict[str, list[pa.Table]] = {}
     for number, series in enumerate(every_series):
-        points = [read_point(run, revision) for run, revision in zip(series.runs, series.revisions, strict=True)]
+        steps = steps_of(series.revisions)
+        points = [
+            read_point(run, revision, steps[revision])
+            for run, revision in zip(series.runs, series.revisions, strict=True)
+        ]
         for name, analysis in series.analyses.items():
             findings = analysis(points, generator(series.seed, f"analysis/{name}"))
             summary, figures = findings.table.summary(), {}

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.models.revisions import FINAL, LISTS, PYTHIA, in_order, is_pythia, parse, require_pythia, step_of
+from headdyn.models.revisions import (
+    FINAL,
+    LISTS,
+    PYTHIA,
+    in_order,
+    is_pythia,
+    parse,
+    read_name,
+    require_pythia,
+    step_of,
+    steps_of,
+)
 
 
 def test_pythia_has_154_revisions() -> None:
@@ -74,7 +85,11 @@ def test_every_other_step_up_to_a_million_is_refused() -> None:
 
 def test_main_and_other_suites() -> None:
     assert parse("step1000,main", main=True) == ("step1000", "main")
-    assert parse("step7,a-branch", pythia=False) == ("step7", "a-branch")
+    assert parse("step7,checkpoint-3", pythia=False) == ("checkpoint-3", "step7")
+    with pytest.raises(ValueError, match=r"model.revisions=a-branch states no training step"):
+        parse("step7,a-branch", pythia=False)
+    with pytest.raises(ValueError, match=r"holds the training seeds 1, 2, and a series is of one training"):
+        parse("step7-seed1,step7-seed2", pythia=False)
     with pytest.raises(ValueError, match=r"holds main.*name the step"):
         parse("main", pythia=False)
     with pytest.raises(ValueError, match="lists Pythia's steps"):
@@ -91,6 +106,13 @@ def test_main_and_other_suites() -> None:
         ("step143000", 143000),
         ("stage1-step1000-tokens5B", 1000),
         ("step_20", 20),
+        ("step-240000", 240_000),
+        ("checkpoint-100", 100),
+        ("ckpt_000", 0),
+        ("global_step12", 12),
+        ("stage2-ingredient1-step2000-tokens9B", 2000),
+        ("step5k", 5000),
+        ("step1.5", None),
         ("main", None),
         ("misstep5", None),
         ("2f1c9", None),
@@ -98,6 +120,32 @@ def test_main_and_other_suites() -> None:
 )
 def test_the_step_a_name_states(revision: str, step: int | None) -> None:
     assert step_of(revision) == step
+
+
+def test_stages_follow_one_another_and_their_steps_are_counted_on() -> None:
+    names = [
+        "stage2-step1000-tokens4B",
+        "stage1-step10000-tokens42B",
+        "main",
+        "stage1-step2000",
+        "stage2-step0-tokens0B",
+    ]
+    ordered = ("stage1-step2000", "stage1-step10000-tokens42B", "stage2-step0-tokens0B", "stage2-step1000-tokens4B")
+    assert in_order(names) == (*ordered, "main")
+    assert steps_of(names) == dict(zip((*ordered, "main"), (2000, 10_000, 10_000, 11_000, None), strict=True))
+    assert steps_of(["step3", "step1"]) == {"step1": 1, "step3": 3}
+    assert read_name("stage2-step1000-tokens4B_seed3") == {"stage": 2, "step": 1000, "tokens": 4 * 10**9, "seed": 3}
+
+
+def test_the_series_of_a_folder_is_all_it_has(tmp_path: Path) -> None:
+    for name in ("step-20", "step-3", "main"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    (tmp_path / "ckpt_007.gguf").touch()
+    assert parse("series", pythia=False, folder=tmp_path) == ("step-3", "ckpt_007", "step-20")
+    assert parse("series") == LISTS["pythia_log"]
+    with pytest.raises(ValueError, match=r"model.revisions=series is all that a folder"):
+        parse("series", pythia=False)
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -19,7 +19,6 @@ from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
 from headdyn.models.integrity import check_integrity
-from headdyn.models.revisions import step_of
 
 if TYPE_CHECKING:
     from headdyn.analysis.circuit_factors import Factors
@@ -109,7 +108,7 @@ def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dic
     return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
 
 
-def read_point(record: RunRecord, revision: str, *, layer: int | None = None) -> SeriesPoint:
+def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int | None = None) -> SeriesPoint:
     """The point that a run of one revision left in its folder; a run that is not complete gives its error.
 
     Reads heads.parquet and, where there are any, the tables and circuits that a series compares; the weights' hash
@@ -117,7 +116,7 @@ def read_point(record: RunRecord, revision: str, *, layer: int | None = None) ->
     """
     from headdyn.analysis.series.head_matching import load_circuits
 
-    step, folder = step_of(revision), record.folder
+    folder = record.folder
     if record.status != "complete":
         return SeriesPoint(revision=revision, step=step, error=record.manifest.get("error") or f"run {record.status}")
     paths = {name: folder / f"{name}.parquet" for name in ("splits", *CLUSTERS)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headdyn.core.store import Store, cache_root
-from headdyn.models.checkpoints.files import checkpoint_files, commit_of
+from headdyn.models.checkpoints.files import checkpoint_files, source_of
 from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.revisions import step_of
 
@@ -37,6 +37,7 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase | None  # None where there is none: snapshots on micro-languages have no text
     state_hash: str
     commit: str | None  # on the hub; None for what was read from a local folder
+    quantisation: str | None = None  # of a GGUF file
     material: Any = None
 
 
@@ -52,9 +53,10 @@ def load(
     """Load a checkpoint, its weights converted to `dtype`.
 
     `name` is a snapshot file of a training here or a folder of such snapshots (revision step800; main is the last), a
-    local Hugging Face folder or a folder with one of them a revision, or a name on the hub. `keep` is whether what is
-    downloaded stays on the disk, in `store` (default: the cache of all runs). `prepare` makes the checkpoint's
-    `material` from its settings and tokenizer: called before any weight is read, so that what it refuses costs nothing.
+    local Hugging Face folder, a GGUF file, a folder with one of them a revision, or a name on the hub. `keep` is
+    whether what is downloaded stays on the disk, in `store` (default: the cache of all runs). `prepare` makes the
+    checkpoint's `material` from its settings and tokenizer: called before any weight is read, so that what it refuses
+    costs nothing.
     Raises CheckpointError where it cannot be had, ValueError for an unknown family or damaged files, both in one line.
     """
     import torch
@@ -62,7 +64,8 @@ def load(
     from headdyn.models.checkpoints.snapshots import read_snapshot, state_hash
     from headdyn.models.families import load_pretrained, read_config
 
-    weights, tokenizer, commit, step, material = getattr(torch, dtype), None, None, step_of(revision), None
+    weights, tokenizer, step, material = getattr(torch, dtype), None, step_of(revision), None
+    source: dict[str, Any] = {}
     snapshot = _snapshot(Path(name).expanduser(), revision)
     if snapshot is not None:
         decoder, step = read_snapshot(snapshot, weights)
@@ -73,7 +76,7 @@ def load(
             config, tokenizer = read_config(folder), _tokenizer(folder, Path(name).expanduser())
             if prepare is not None:
                 material = prepare(config, tokenizer)
-            decoder, commit = load_pretrained(folder, weights), commit_of(folder)
+            decoder, source = load_pretrained(folder, weights), source_of(folder)
     for parameter, values in decoder.named_parameters():
         if not values.isfinite().all():
             raise CheckpointError(f"{name} {revision}: {parameter} holds NaN or infinite weights; its file is damaged")
@@ -84,7 +87,8 @@ def load(
         decoder=decoder,
         tokenizer=tokenizer,
         state_hash=state_hash(decoder),
-        commit=commit,
+        commit=source.get("commit"),
+        quantisation=source.get("quantisation"),
         material=material,
     )
 

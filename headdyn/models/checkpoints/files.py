@@ -18,6 +18,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
 from headdyn.core.store import Store, recipe_key
+from headdyn.models.checkpoints import gguf
 from headdyn.models.checkpoints.hub import (
     SOURCE,
     CheckpointError,
@@ -28,7 +29,7 @@ from headdyn.models.checkpoints.hub import (
     nearest,
     wanted_files,
 )
-from headdyn.models.revisions import in_order
+from headdyn.models.revisions import in_folder
 
 SCHEMA = 1
 MOST_ON_DISK = 2  # revisions that nobody asked to keep, over all jobs of the machine
@@ -38,7 +39,8 @@ MOST_ON_DISK = 2  # revisions that nobody asked to keep, over all jobs of the ma
 def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> Iterator[Path]:
     """A folder with config, tokenizer and weights of one revision, to be read inside the block.
 
-    `name` is a local folder, of one checkpoint (revision main) or with a folder per revision, or a name on the hub.
+    `name` is a GGUF file, a local folder of one checkpoint (revision main), one with a folder or a GGUF file per
+    revision, or a name on the hub.
     What the hub's own cache holds is used from there and left there. Anything else is downloaded into the store; an
     interrupted download is continued. With `keep=False` the files are removed when the block ends, and at most
     MOST_ON_DISK such revisions are on the disk.
@@ -46,7 +48,7 @@ def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> I
     """
     folder = local_folder(name, revision) or _in_hub_cache(name, revision)
     if folder is not None:
-        yield folder
+        yield gguf.unpacked(folder, store) if folder.suffix == gguf.SUFFIX else folder
         return
     recipe = _recipe(name, revision)
     root, key = store.root / "checkpoint", recipe_key("checkpoint", recipe)
@@ -67,27 +69,34 @@ def require_reachable(name: str, revision: str, store: Store) -> None:
 
     For a sweep to ask once before it starts; whether a revision's files are sound shows only when they are read.
     """
-    if local_folder(name, revision) or _in_hub_cache(name, revision):
+    folder = local_folder(name, revision)
+    if folder is not None and folder.suffix == gguf.SUFFIX:
+        gguf.require_readable(folder)
+    if folder is not None or _in_hub_cache(name, revision):
         return
     if not (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir():
         describe(name, revision)
 
 
 def local_folder(name: str, revision: str) -> Path | None:
-    """The folder that a name means, or None where it is meant for the hub (ORGANISATION/MODEL, and no folder here).
+    """The folder or GGUF file that a name means, or None where it is meant for the hub (ORGANISATION/MODEL).
 
-    Raises CheckpointError for a path that is no folder, and for a folder without the revision.
+    Raises CheckpointError for a path that is neither, and for a folder without the revision.
     """
     root = Path(name).expanduser()
+    if root.suffix == gguf.SUFFIX and root.is_file():
+        return root
     if not root.is_dir():
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            raise CheckpointError(f"model.name={name}: there is no such folder")
+            raise CheckpointError(f"model.name={name}: there is no such folder or .gguf file")
         return None
     if (root / revision / "config.json").is_file():
         return root / revision
+    if (root / f"{revision}{gguf.SUFFIX}").is_file():
+        return root / f"{revision}{gguf.SUFFIX}"
     if revision == "main" and (root / "config.json").is_file():
         return root
-    available = local_revisions(root)
+    available = in_folder(root)
     if available:
         raise CheckpointError(
             f"{root} has no revision {revision}; the nearest there are {nearest(revision, available)}"
@@ -97,15 +106,10 @@ def local_folder(name: str, revision: str) -> Path | None:
     raise CheckpointError(f"{root} holds no checkpoint: neither config.json nor folders that do")
 
 
-def local_revisions(root: Path) -> tuple[str, ...]:
-    """The revisions in a local folder that has one folder for each, in the order of training."""
-    return in_order(sorted(path.parent.name for path in root.glob("*/config.json")))
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit a downloaded checkpoint was read from; None for a local folder's."""
+def source_of(folder: Path) -> dict[str, Any]:
+    """What `source.json` says of where a checkpoint came from: its `commit` on the hub, or its `quantisation`."""
     path = folder / SOURCE
-    return json.loads(path.read_text(encoding="utf-8"))["commit"] if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _recipe(name: str, revision: str) -> dict[str, Any]:

@@ -71,6 +71,8 @@ def provenance(sweep: SweepRecord) -> Section:
     precision = (
         f"weights in {checkpoint['dtype']}" if "dtype" in checkpoint else f"training in {described['precision']}"
     )
+    if checkpoint.get("quantisation"):
+        precision += f", read from a GGUF file that rounds them ({checkpoint['quantisation']})"
     loaded = " ".join(str(checkpoint[key]) for key in ("name", "revision", "commit") if checkpoint.get(key))
     stages = [
         f"{kind} {stage['key']} ({'built' if stage['built'] else 'reused'}, {duration(stage.get('build_seconds'))})"

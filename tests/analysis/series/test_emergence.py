@@ -312,8 +312,10 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
                         parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
             record.add("specialization", Specialization(**quick)(decoder, family, rng()), step=step_of(revision))
             save_circuits(decoder, 1, record.path / CIRCUITS)
-    points = [read_point(RunRecord.read(folder), folder.name) for folder in sorted(tmp_path.iterdir())]
-    points.append(read_point(RunRecord.read(tmp_path / "step4000"), "step4000"))
+    points = [
+        read_point(RunRecord.read(folder), folder.name, step_of(folder.name)) for folder in sorted(tmp_path.iterdir())
+    ]
+    points.append(read_point(RunRecord.read(tmp_path / "step4000"), "step4000", 4000))
     findings = found(points)
     assert findings.verdict["failed"] == {"step4000": "run absent"}
     assert findings.verdict["counted"] == ["step1000", "step2000", "step143000"]

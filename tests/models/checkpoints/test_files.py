@@ -17,8 +17,9 @@ import pytest
 import headdyn.models.checkpoints.files
 from headdyn.core.store import StageFailedError, Store
 from headdyn.models.checkpoints import hub
-from headdyn.models.checkpoints.files import checkpoint_files, commit_of, local_revisions, require_reachable
+from headdyn.models.checkpoints.files import checkpoint_files, require_reachable, source_of
 from headdyn.models.checkpoints.hub import CheckpointError, wanted_files
+from headdyn.models.revisions import in_folder
 from tests.models.checkpoints.hub_server import Hub, serve
 
 NAME = "maker/pythia-tiny"
@@ -70,7 +71,7 @@ def test_only_what_is_read_is_downloaded_and_evicted_after_use(server: Hub, stor
         there = {path.name for path in folder.iterdir()}
         assert there == {*FILES, "source.json", "manifest.json"}
         assert (folder / "model.safetensors").read_bytes() == server.repos[NAME]["step1000"]["model.safetensors"]
-        assert commit_of(folder) == server.commit(NAME, "step1000")
+        assert source_of(folder)["commit"] == server.commit(NAME, "step1000")
         assert len(entries(store)) == 1
     assert entries(store) == []
     assert not any(piece in line for line in server.asked for piece in BESIDE)
@@ -128,7 +129,7 @@ def test_the_hubs_own_cache_is_used_and_left_alone(server: Hub, store: Store, tm
     for file in ("config.json", "tokenizer.json", "model.safetensors"):
         (snapshot / file).write_bytes(FILES[file])
     with checkpoint_files(NAME, "step2000", store, keep=False) as folder:
-        assert folder == snapshot and commit_of(folder) is None
+        assert folder == snapshot and source_of(folder) == {}
     assert (snapshot / "model.safetensors").exists() and server.asked == []
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     (snapshot / "model.safetensors.index.json").write_text("{}")  # one shard of two: not complete
@@ -302,7 +303,7 @@ def test_a_local_folder_and_a_folder_of_revisions(tmp_path: Path, store: Store) 
         assert folder == tmp_path / "suite" / "step16"
     with checkpoint_files(f"{suite}/step16", "main", store, keep=False) as folder:
         assert folder == tmp_path / "suite" / "step16"
-    assert folder.is_dir() and local_revisions(tmp_path / "suite") == ("step0", "step16", "step2000")
+    assert folder.is_dir() and in_folder(tmp_path / "suite") == ("step0", "step16", "step2000")
     require_reachable(suite, "step2000", store)
     for name, revision, told in (
         (suite, "step1000", "has no revision step1000; the nearest there are step0, step16, step2000"),

@@ -1,0 +1,200 @@
+"""Which heads take which role over training: previous token, induction, sink, topic (science.md §19).
+
+K checkpoints, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from headdyn.analysis.contract import SeriesFindings
+from headdyn.analysis.series.judgement import Share
+from headdyn.core.records import HeadTable, Metric
+from headdyn.core.settings import settings
+
+if TYPE_CHECKING:
+    from headdyn.analysis.series.points import SeriesPoint
+
+ROLES: Mapping[str, str] = {
+    "previous_token": "previous-token",
+    "induction": "induction",
+    "sink_rate": "sink",
+    "selectivity": "topic",
+}
+_NONE = "none"
+
+
+@settings
+class HeadRoles:
+    """Follows the heads that have a role: a metric of theirs exceeds its null by `least`, at q ≤ `alpha` if tested.
+
+    Model rows, by role: how many heads have it at the last checkpoint, and the first step since which the head that is
+    strongest at the end is the strongest at every checkpoint. Table `head_roles`: per checkpoint and role the strongest
+    head, its value and null, how many heads have the role, and the value of the head that is strongest at the end.
+    The verdict's `became` counts, of the heads with a role at the end, which other role each had last before it had
+    this one. Revisions with the weights of another are left out, as are failed ones, both with their reason.
+    """
+
+    least: Mapping[str, Annotated[float, Field(gt=0, le=1)]]
+    alpha: Share = 0.05
+    final: str | None = None
+
+    rows: ClassVar[Literal["model"]] = "model"
+    needs: ClassVar[frozenset[str]] = frozenset({"series"})
+    metrics: ClassVar[Mapping[str, Metric]] = {
+        **{
+            f"{metric}_heads": Metric(
+                label=f"{role} heads at the end",
+                meaning=f"heads whose {metric} exceeds its null by what is set, at the last checkpoint",
+                low=0,
+                digits=0,
+            )
+            for metric, role in ROLES.items()
+        },
+        **{
+            f"{metric}_strongest_since": Metric(
+                label=f"strongest {role} head since",
+                meaning=f"first step since which the head with the largest {metric} at the end has the largest",
+                low=0,
+                unit="steps",
+                digits=0,
+            )
+            for metric, role in ROLES.items()
+        },
+    }
+
+    def __post_init__(self) -> None:
+        if unknown := [metric for metric in self.least if metric not in ROLES]:
+            raise ValueError(f"analysis.head_roles.least has {unknown[0]}; roles are of {', '.join(ROLES)}")
+
+    def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
+        from headdyn.analysis.series.points import excluded_from, in_order
+
+        excluded, _ = excluded_from(in_order(points), self.final)
+        left_out = {**{p.revision: p.error for p in points if p.error is not None}, **excluded}
+        tables = {p.step: p.table for p in in_order(points) if p.revision not in left_out and p.step is not None}
+        roles = {m: role for m, role in ROLES.items() if m in self.least and all(map(_measured(m), tables.values()))}
+        verdict: dict[str, Any] = {"steps": list(tables), "left_out": left_out}
+        if len(tables) < 2 or not roles:
+            lacking = "no role was measured at every one" if len(tables) > 1 else "they are no series"
+            verdict["reason"] = f"{len(tables)} checkpoints with attention statistics, and {lacking}"
+            return SeriesFindings(table=HeadTable.concat([]), verdict=verdict)
+        steps = list(tables)
+        value, null, holds = {}, {}, {}
+        for metric in roles:
+            stacked = {
+                column: np.stack([table.matrix(metric, column) for table in tables.values() if table is not None])
+                for column in ("value", "null", "q")
+            }
+            value[metric], null[metric] = stacked["value"], np.nan_to_num(stacked["null"])
+            tested = ~np.isnan(stacked["q"]).all()
+            holds[metric] = (value[metric] - null[metric] >= self.least[metric]) & (
+                (stacked["q"] <= self.alpha) if tested else True
+            )
+        rows: list[dict[str, Any]] = []
+        records: list[dict[str, Any]] = []
+        for metric in roles:
+            course, since = _course(steps, value[metric], null[metric], holds[metric])
+            records += [{"role": roles[metric], **record} for record in course]
+            count = {"n": int(holds[metric][-1].size), "unit": "head"}
+            rows.append({"metric": f"{metric}_heads", "value": float(holds[metric][-1].sum()), **count})
+            rows.append({"metric": f"{metric}_strongest_since", "value": float(since), **count})
+        verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
+        return SeriesFindings(
+            table=HeadTable.from_rows(rows),
+            tables={"head_roles": pa.Table.from_pylist(records)},
+            figures=_figures(records, holds, steps, roles),
+            verdict=verdict,
+        )
+
+
+def _measured(metric: str) -> Any:
+    def measured(table: HeadTable | None) -> bool:
+        rows = [] if table is None else table.where(metric=metric).rows()
+        return any(row["head"] is not None and row["value"] is not None for row in rows)
+
+    return measured
+
+
+def _course(
+    steps: Sequence[int], value_KLH: np.ndarray, null_KLH: np.ndarray, holds_KLH: np.ndarray
+) -> tuple[list[dict[str, Any]], int]:
+    """A record a checkpoint of one role, and since which step the strongest head is the last checkpoint's."""
+    shape = value_KLH.shape[1:]
+    strongest_K = [int(np.nanargmax(value_LH)) for value_LH in value_KLH]
+    last = np.unravel_index(strongest_K[-1], shape)
+    since, records = steps[-1], []
+    for k in reversed(range(len(steps))):
+        if strongest_K[k] != strongest_K[-1]:
+            break
+        since = steps[k]
+    for k, step in enumerate(steps):
+        layer, head = np.unravel_index(strongest_K[k], shape)
+        records.append(
+            {
+                "step": step,
+                "layer": int(layer),
+                "head": int(head),
+                "value": float(value_KLH[k, layer, head]),
+                "null": float(null_KLH[k, layer, head]),
+                "heads": int(holds_KLH[k].sum()),
+                "value_of_last": float(np.nan_to_num(value_KLH[k][last])),
+            }
+        )
+    return records, since
+
+
+def became(metric: str, holds: Mapping[str, np.ndarray], roles: Mapping[str, str]) -> dict[str, int]:
+    """Of the heads with this role at the last checkpoint, how many had which other role last before they first had it.
+
+    `holds` are [K, L, H] by metric. Heads that had none are counted under "none".
+    """
+    earlier: Counter[str] = Counter()
+    for place in zip(*np.nonzero(holds[metric][-1]), strict=True):
+        first = int(np.argmax(holds[metric][:, *place]))
+        before = [
+            (int(np.flatnonzero(held[:first, *place])[-1]), other)
+            for other, held in holds.items()
+            if other != metric and held[:first, *place].any()
+        ]
+        earlier[roles[max(before)[1]] if before else _NONE] += 1
+    return dict(earlier)
+
+
+def _figures(
+    records: Sequence[Mapping[str, Any]],
+    holds: Mapping[str, np.ndarray],
+    steps: Sequence[int],
+    roles: Mapping[str, str],
+) -> dict[str, Any]:
+    from headdyn.core.figures import Curve, curves
+
+    common: dict[str, Any] = {"xlabel": "training step", "log_x": True}
+    lines = []
+    for role in roles.values():
+        course = [record for record in records if record["role"] == role]
+        lines.append(Curve(label=role, x=steps, y=[record["value_of_last"] - record["null"] for record in course]))
+    counts = [Curve(label=role, x=steps, y=holds[metric].sum((1, 2)).astype(float)) for metric, role in roles.items()]
+    return {
+        "strongest": curves(
+            lines,
+            ylabel="share of attention beyond the null",
+            title="The heads that are strongest at the end",
+            caption="For each role the head that has it most at the last checkpoint, followed back to the first: what "
+            "its metric exceeds its null by.",
+            **common,
+        ),
+        "heads": curves(
+            counts,
+            ylabel="heads",
+            title="Heads with each role",
+            caption="Heads whose metric exceeds its null by what is set, at q ≤ α where it is tested.",
+            **common,
+        ),
+    }

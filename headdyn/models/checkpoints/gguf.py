@@ -1,0 +1,79 @@
+"""GGUF files, read through the packages gguf and transformers (extra `gguf`) and kept as Hugging Face folders.
+
+Rounded weights come back as what the rounding left, in float32. No torch here until a file is unpacked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from headdyn.core.records import write_json
+from headdyn.core.store import Store, file_hash
+from headdyn.models.checkpoints.hub import SOURCE, CheckpointError
+
+SUFFIX = ".gguf"
+SCHEMA = 1
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")  # families here whose files transformers reads
+
+
+def require_readable(path: Path) -> str:
+    """The quantisation of a GGUF file, such as "Q4_1 in 210, F32 in 61 tensors".
+
+    Raises CheckpointError in one line without the package gguf, for a file that is none or is cut off, for a family
+    that is not known, and for a kind of rounding that the package cannot undo.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise CheckpointError(f"model.name={path} needs the package gguf; pip install 'headdyn[gguf]'") from None
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError, OSError) as error:
+        raise CheckpointError(f"model.name={path} is no GGUF file, or is cut off ({error}); get it again") from error
+    field = reader.get_field("general.architecture")
+    family = None if field is None else field.contents()
+    if family not in ARCHITECTURES:
+        raise CheckpointError(
+            f"model.name={path} is of the family {family!r}; of GGUF files {', '.join(ARCHITECTURES)} are read"
+        )
+    for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
+        try:
+            gguf.dequantize(tensor.data[:1], kind)
+        except NotImplementedError as error:
+            raise CheckpointError(
+                f"model.name={path} holds weights rounded as {kind.name}, which the package gguf cannot undo; choose "
+                "another file, such as Q8_0 or F16"
+            ) from error
+    kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    return ", ".join(f"{kind} in {count}" for kind, count in kinds.most_common()) + " tensors"
+
+
+def unpacked(path: Path, store: Store) -> Path:
+    """The Hugging Face folder of a GGUF file's settings, tokenizer and weights, made at most once for its bytes."""
+    quantisation, digest = require_readable(path), file_hash(path)
+
+    def build(folder: Path) -> None:
+        from safetensors.torch import save_file
+        from transformers import AutoModelForCausalLM
+
+        file: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        model = AutoModelForCausalLM.from_pretrained(**file, dtype="float32", local_files_only=True)
+        del model.config.quantization_config  # transformers does not save a model that it has read rounded
+        model.config.save_pretrained(folder)
+        weights = {name: weight.detach() for name, weight in model.named_parameters()}  # a tied weight once
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        _save_tokenizer(path, file, folder)
+        write_json(folder / SOURCE, {"name": path.name, "commit": None, "quantisation": quantisation})
+
+    return store.get("gguf", {"schema": SCHEMA, "sha256": digest}, build).path
+
+
+def _save_tokenizer(path: Path, file: dict[str, Any], folder: Path) -> None:
+    """The file's tokenizer; a file without one leaves none."""
+    import gguf
+    from transformers import AutoTokenizer
+
+    if gguf.GGUFReader(path).get_field("tokenizer.ggml.tokens") is not None:
+        AutoTokenizer.from_pretrained(**file, local_files_only=True).save_pretrained(folder)

@@ -1,0 +1,65 @@
+"""Which heads take which role: heads and steps set by hand, and what is said of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from headdyn.analysis.series.head_roles import HeadRoles
+from headdyn.analysis.series.points import SeriesPoint
+from headdyn.core.records import HeadTable
+
+LEAST = {"previous_token": 0.2, "induction": 0.2}
+# Three checkpoints of one layer with three heads. Head 0 looks at the previous token, head 1 does so first and then
+# becomes an induction head, head 2 attends by induction, but not beyond chance.
+PREVIOUS = np.array([[0.1, 0.6, 0.0], [0.9, 0.1, 0.0], [0.8, 0.1, 0.0]])
+INDUCTION = np.array([[0.0, 0.1, 0.2], [0.0, 0.7, 0.6], [0.0, 0.9, 0.6]])
+Q = np.array([[1.0, 1.0, 1.0], [1.0, 0.01, 0.2], [1.0, 0.01, 0.2]])
+
+
+def points(steps: tuple[int, ...] = (0, 10, 100)) -> list[SeriesPoint]:
+    common = {"null": 0.05, "n": 9, "unit": "sequence"}
+    return [
+        SeriesPoint(
+            revision=f"step{step}",
+            step=step,
+            state_hash=f"{step}",
+            table=HeadTable.concat(
+                [
+                    HeadTable.per_head("previous_token", PREVIOUS[k : k + 1], **common),
+                    HeadTable.per_head("induction", INDUCTION[k : k + 1], q=Q[k : k + 1], **common),
+                ]
+            ),
+        )
+        for k, step in enumerate(steps)
+    ]
+
+
+def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
+    failed = SeriesPoint(revision="step50", step=50, error="no such revision")
+    findings = HeadRoles(least=LEAST)([*points(), failed], np.random.default_rng(0))
+    summary = {name: row["value"] for name, row in findings.table.summary().items()}
+    assert summary == {
+        "previous_token_heads": 1,
+        "previous_token_strongest_since": 10,  # at step 0 it was head 1
+        "induction_heads": 1,  # head 2's q is too large
+        "induction_strongest_since": 10,
+    }
+    assert findings.verdict["became"] == {"previous-token": {"none": 1}, "induction": {"previous-token": 1}}
+    assert findings.verdict["left_out"] == {"step50": "no such revision"}
+    records = [row for row in findings.tables["head_roles"].to_pylist() if row["role"] == "previous-token"]
+    assert [(row["step"], row["head"], row["heads"], row["value_of_last"]) for row in records] == [
+        (0, 1, 1, 0.1),
+        (10, 0, 1, 0.9),
+        (100, 0, 1, 0.8),
+    ]
+    assert set(findings.figures) == {"strongest", "heads"}
+
+
+def test_what_is_no_series_says_so() -> None:
+    alone = HeadRoles(least=LEAST)(points()[:1], np.random.default_rng(0))
+    assert alone.verdict["reason"] == "1 checkpoints with attention statistics, and they are no series"
+    unmeasured = HeadRoles(least={"selectivity": 0.02})(points(), np.random.default_rng(0))
+    assert "no role was measured" in unmeasured.verdict["reason"] and not len(unmeasured.table)
+    with pytest.raises(ValueError, match="least has entropy; roles are of previous_token, induction"):
+        HeadRoles(least={"entropy": 0.2})
