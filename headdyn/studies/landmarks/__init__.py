@@ -6,13 +6,15 @@ predicts, written down before any run, and how it is judged. Its preset is in co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from headdyn.studies import Study
 
 if TYPE_CHECKING:
+    from headdyn.core.figures import Figure
     from headdyn.studies.landmarks.courses import Course
 
 STUDY = Study(
@@ -43,14 +45,28 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True)
 class Landmark:
-    """A known result: the paper, how these runs differ from it, and its predictions."""
+    """A known result: the paper, how these runs differ from it, its predictions, and the curves that decide them."""
 
     paper: str
     differences: str
     predictions: Sequence[Prediction]
+    figures: Callable[[Sequence[Course]], Mapping[str, Figure]]
 
 
 def verdict(cases: Sequence[Case]) -> Verdict:
     """Supported where it holds in every case, not supported where it fails in every one, else undecided."""
     outcomes = {case.holds for case in cases}
     return "supported" if outcomes == {True} else "not supported" if outcomes == {False} else "undecided"
+
+
+def report_parts(module: str) -> list[Callable[..., Any]]:
+    """What a report calls of the landmark that a module defines as LANDMARK: sections and headlines."""
+
+    def deferred(function: str) -> Callable[..., Any]:
+        def call(sweep: Any) -> Any:
+            page = importlib.import_module("headdyn.studies.landmarks.page")
+            return getattr(page, function)(importlib.import_module(module).LANDMARK, sweep)
+
+        return call
+
+    return [deferred(function) for function in ("sections", "headlines")]

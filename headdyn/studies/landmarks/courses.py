@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from headdyn.models.revisions import step_of
+from headdyn.studies.landmarks import Case
 from headdyn.sweep.factors import NEVER, level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -62,12 +63,33 @@ def courses(sweep: SweepRecord) -> list[Course]:
     return [Course(jobs, label) for jobs, label in zip(groups, labels, strict=True)]
 
 
+def by_level(followed: Sequence[Course], factor: str, default: Any) -> dict[Any, list[Course]]:
+    """Trainings by their level of a factor, `default` where it was not swept."""
+    levels: dict[Any, list[Course]] = {}
+    for course in followed:
+        levels.setdefault(course.factors.get(factor, default), []).append(course)
+    return levels
+
+
 def pairs(all_courses: Sequence[Course], factor: str, low: Any, high: Any) -> Iterator[tuple[Course, Course]]:
     """Trainings of one seed that differ in the factor: (at `low`, at `high`)."""
     by_level = {(course.seed, course.factors.get(factor)): course for course in all_courses}
     for seed in dict.fromkeys(course.seed for course in all_courses):
         if (seed, low) in by_level and (seed, high) in by_level:
             yield by_level[seed, low], by_level[seed, high]
+
+
+def sooner(
+    compared: Iterable[tuple[Course, Course]], interval: Callable[[Course], tuple[float, float]], what: str
+) -> list[Case]:
+    """Whether the second of two trainings gets there sooner: it holds, or fails, where the intervals do not overlap."""
+    cases = []
+    for first, second in compared:
+        (after, at), (second_after, second_at) = interval(first), interval(second)
+        holds = True if second_at <= after else False if at <= second_after else None
+        evidence = f"{what} in ({second_after:g}, {second_at:g}], against ({after:g}, {at:g}]"
+        cases.append(Case(name=f"seed {second.seed}", holds=holds, evidence=evidence))
+    return cases
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> tuple[float, float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from headdyn.core.figures import Curve, Figure
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.numbers import count
 from headdyn.report.blocks import Section, Table
 from headdyn.studies.landmarks import Landmark, verdict
@@ -15,9 +15,11 @@ from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
 
 
-def section(landmark: Landmark, sweep: SweepRecord, figures: Mapping[str, Figure]) -> Section:
-    """The table of predictions and results, open, with the figures."""
-    followed, rows = courses(sweep), []
+def sections(landmark: Landmark, sweep: SweepRecord) -> list[Section]:
+    """The table of predictions and results, open, with the figures; nothing before a training has finished."""
+    if not (followed := courses(sweep)):
+        return []
+    rows = []
     for prediction in landmark.predictions:
         cases = prediction.judge(followed)
         evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases) or "no training to judge it by"
@@ -25,13 +27,14 @@ def section(landmark: Landmark, sweep: SweepRecord, figures: Mapping[str, Figure
     about = f"{landmark.paper}. Written down before the run. {landmark.differences}"
     table = Table(columns=["the paper's prediction", "holds where", "these runs", "verdict"], rows=rows)
     lead = "; ".join(f"{i}. {row[-1]}" for i, row in enumerate(rows, 1))
-    return Section("landmark", "Prediction beside result", [about, table, list(figures.values())], lead, folded=False)
+    parts = [about, table, list(landmark.figures(followed).values())]
+    return [Section("landmark", "Prediction beside result", parts, lead, folded=False)]
 
 
 def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
     """Each prediction with its verdict, and what every training shows."""
     followed, statements = courses(sweep), []
-    for prediction in landmark.predictions:
+    for prediction in landmark.predictions if followed else ():
         cases = prediction.judge(followed)
         held = sum(case.holds is True for case in cases)
         lead = f"{verdict(cases).capitalize()}: it holds in {held} of {count(len(cases), 'case')}."
@@ -40,9 +43,41 @@ def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
     return statements
 
 
-def over_seeds(group: Sequence[Course], metric: str, label: str, scale: float = 1) -> Curve:
-    """A metric times `scale` over training, averaged over seeds, with the range of the seeds as a band."""
-    values_CK = scale * np.stack([course.values(metric) for course in group])
-    runs = [job.number for course in group for job in course.jobs]
-    low_K, high_K = values_CK.min(0), values_CK.max(0)
-    return Curve(label=label, x=group[0].steps, y=values_CK.mean(0), low=low_K, high=high_K, runs=runs)
+def over_training(
+    lines: Mapping[str, tuple[Sequence[Course], str]],
+    *,
+    ylabel: str,
+    title: str,
+    zero: str,
+    caption: str,
+    scale: float = 1,
+) -> Figure:
+    """Metrics times `scale` over training, each a line averaged over trainings, with their range as a band.
+
+    `lines` gives the trainings and the metric of every line by its label; `zero` says what the line at 0 is.
+    """
+    drawn = []
+    for label, (group, metric) in lines.items():
+        values_CK = scale * np.stack([course.values(metric) for course in group])
+        runs, mean_K = [job.number for course in group for job in course.jobs], values_CK.mean(0)
+        low_K, high_K = values_CK.min(0), values_CK.max(0)
+        drawn.append(Curve(label=label, x=group[0].steps, y=mean_K, low=low_K, high=high_K, runs=runs))
+    caption = f"Mean over trainings, their range as a band. {caption}"
+    references = {zero: 0.0}
+    return curves(
+        drawn, xlabel="training step", ylabel=ylabel, title=title, references=references, log_x=True, caption=caption
+    )
+
+
+def losses(group: Sequence[Course], lines: Sequence[str], title: str, caption: str) -> Figure:
+    """Held-out loss of every training, and the named losses of the corpus (`NAME_nats`) as horizontal lines."""
+    drawn = [Curve(label=c.label, x=c.losses()[0], y=c.losses()[1], runs=[job.number for job in c.jobs]) for c in group]
+    references = {name: float(np.mean([c.scalar(f"{name}_nats") for c in group])) for name in lines}
+    return curves(
+        drawn,
+        xlabel="training step",
+        ylabel="held-out loss (nats)",
+        title=title,
+        references=references,
+        caption=caption,
+    )

@@ -11,6 +11,7 @@ import pytest
 from headdyn.plan import make_plan
 from headdyn.report.figure_files import sweep_figures
 from headdyn.run import main
+from headdyn.studies.landmarks.courses import courses
 from headdyn.sweep.record import SweepRecord
 from tests.commands import environment
 from tests.figure_checks import clipped
@@ -54,7 +55,8 @@ def test_a_preset_puts_the_predictions_beside_what_its_trainings_show(preset: st
     revisions = {None} if preset == "clamping" else {"step0", "step4"}
     assert {job.factors.get("revision") for job in record.complete} == revisions and not record.failed
     assert FACTOR[preset] in record.swept
-    figures, files = predictions.figures(record).values(), [each.spec() for each in sweep_figures(record).values()]
+    figures = predictions.figures(courses(record)).values()
+    files = [each.spec() for each in sweep_figures(record).values()]
     assert figures and all(figure.spec() in files for figure in figures)
     assert not [text for figure in figures for text in clipped(figure)]
 

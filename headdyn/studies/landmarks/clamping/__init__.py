@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study, deferred
+from headdyn.studies import Study
+from headdyn.studies.landmarks import report_parts
 
 STUDY = Study(
     title="Clamping",
     question="Does the phase change of induction come earlier where a part of the circuit is held at its ideal?",
 )
 
-sections = deferred("headdyn.studies.landmarks.clamping.predictions", "sections")
-headlines = deferred("headdyn.studies.landmarks.clamping.predictions", "headlines")
-figures = deferred("headdyn.studies.landmarks.clamping.predictions", "figures")
+sections, headlines = report_parts("headdyn.studies.landmarks.clamping.predictions")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study, deferred
+from headdyn.studies import Study
+from headdyn.studies.landmarks import report_parts
 
 STUDY = Study(
     title="The induction bump",
     question="Do induction heads and in-context learning arise at one moment of training, and only with two layers?",
 )
 
-sections = deferred("headdyn.studies.landmarks.induction_bump.predictions", "sections")
-headlines = deferred("headdyn.studies.landmarks.induction_bump.predictions", "headlines")
-figures = deferred("headdyn.studies.landmarks.induction_bump.predictions", "figures")
+sections, headlines = report_parts("headdyn.studies.landmarks.induction_bump.predictions")

@@ -6,12 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headdyn.core.figures import Curve, Figure, curves
-from headdyn.report.blocks import Section
+from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
-from headdyn.studies.landmarks.courses import Course, courses, crossing, pairs
-from headdyn.sweep.record import SweepRecord
-from headdyn.sweep.words import Statement
+from headdyn.studies.landmarks.courses import Course, by_level, crossing, pairs
 
 LAYERS = "model.num_layers"
 LEAST = 0.2  # of prefix matching, for a head to be called an induction head at all
@@ -78,6 +75,28 @@ def _less_learning_in_one_layer(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
+def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+    """Prefix matching, in-context score and loss over training, by number of layers."""
+    groups = {f"{n} layer{'s' * (n != 1)}": group for n, group in by_level(followed, LAYERS, 2).items()}
+    caption = "Predicted: with two layers both curves leave 0 at one moment; with one layer prefix matching stays low."
+    drawn = {
+        f"landmark_{metric}": page.over_training(
+            {name: (group, metric) for name, group in groups.items()},
+            ylabel=label,
+            title=label.partition(" (")[0],
+            zero="no use of the context",
+            scale=scale,
+            caption=caption,
+        )
+        for metric, label, scale in (
+            ("best_prefix_matching", "Prefix matching of the best head (%)", 100),
+            ("in_context_nats", "In-context score (nats)", 1),
+        )
+    }
+    caption = "Predicted: a sudden fall with two layers, where prefix matching rises. The floor is exact inference."
+    return {**drawn, "landmark_loss": page.losses(followed, ("random", "floor"), "Loss over training", caption)}
+
+
 LANDMARK = Landmark(
     paper="Olsson, Elhage, Nanda et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895",
     differences="The paper trains on text and takes the loss of token 500 less that of token 50; here training itself "
@@ -109,53 +128,5 @@ LANDMARK = Landmark(
             judge=_less_learning_in_one_layer,
         ),
     ),
+    figures=figures,
 )
-
-
-def figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """Prefix matching, in-context score and loss over training, by number of layers."""
-    drawn: dict[str, Figure] = {}
-    by_layers: dict[int, list[Course]] = {}
-    for course in courses(sweep):
-        by_layers.setdefault(course.factors.get(LAYERS, 0), []).append(course)
-    name_of = {layers: f"{layers} layer{'s' * (layers != 1)}" for layers in by_layers}
-    for metric, label, scale in (
-        ("best_prefix_matching", "prefix matching of the best head (%)", 100),
-        ("in_context_nats", "in-context score (nats)", 1),
-    ):
-        drawn[f"landmark_{metric}"] = curves(
-            [page.over_seeds(group, metric, name_of[layers], scale) for layers, group in by_layers.items()],
-            xlabel="training step",
-            ylabel=label,
-            title=label[0].upper() + label[1:].partition(" (")[0],
-            references={"no use of the context": 0.0},
-            log_x=True,
-            caption="Mean over trainings, their range as a band. Predicted: with two layers both curves leave 0 at one "
-            "moment; with one layer prefix matching stays low.",
-        )
-    lines = [
-        Curve(label=course.label, x=course.losses()[0], y=course.losses()[1], runs=[j.number for j in course.jobs])
-        for group in by_layers.values()
-        for course in group
-    ]
-    drawn["landmark_loss"] = curves(
-        lines,
-        xlabel="training step",
-        ylabel="held-out loss (nats)",
-        title="Loss over training",
-        references={
-            name: float(np.mean([c.scalar(f"{name}_nats") for c in courses(sweep)])) for name in ("random", "floor")
-        },
-        caption="Predicted: a sudden fall with two layers, where prefix matching rises. The floor is exact inference.",
-    )
-    return drawn
-
-
-def sections(sweep: SweepRecord) -> list[Section]:
-    """The predictions beside the results."""
-    return [page.section(LANDMARK, sweep, figures(sweep))] if courses(sweep) else []
-
-
-def headlines(sweep: SweepRecord) -> list[Statement]:
-    """Each prediction with its verdict."""
-    return page.headlines(LANDMARK, sweep) if courses(sweep) else []

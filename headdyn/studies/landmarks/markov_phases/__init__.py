@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study, deferred
+from headdyn.studies import Study
+from headdyn.studies.landmarks import report_parts
 
 STUDY = Study(
     title="Phases of in-context learning",
     question="Does a model retrieve one of the chains it was trained on, or infer the chain it reads, and when?",
 )
 
-sections = deferred("headdyn.studies.landmarks.markov_phases.predictions", "sections")
-headlines = deferred("headdyn.studies.landmarks.markov_phases.predictions", "headlines")
-figures = deferred("headdyn.studies.landmarks.markov_phases.predictions", "figures")
+sections, headlines = report_parts("headdyn.studies.landmarks.markov_phases.predictions")

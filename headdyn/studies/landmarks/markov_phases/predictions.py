@@ -6,13 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headdyn.core.figures import Figure, curves
-from headdyn.report.blocks import Section
+from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
-from headdyn.studies.landmarks.courses import Course, courses
+from headdyn.studies.landmarks.courses import Course, by_level
 from headdyn.studies.landmarks.markov_phases.corpus import PREDICTORS
-from headdyn.sweep.record import SweepRecord
-from headdyn.sweep.words import Statement
 
 CHAINS = "data.num_chains"
 
@@ -26,7 +23,7 @@ def nearest(course: Course) -> list[str]:
 def _ends(followed: Sequence[Course], chains: int, predictor: str) -> list[Case]:
     """Whether the trainings on this many chains end nearest to a predictor."""
     cases = []
-    for course in (course for course in followed if course.factors.get(CHAINS) == chains):
+    for course in by_level(followed, CHAINS, None).get(chains, []):
         distance = {name: course.values(f"kl_{name}_fresh_nats")[-1] for name in PREDICTORS}
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in distance.items())
         holds = min(distance, key=distance.__getitem__) == predictor
@@ -59,6 +56,21 @@ def _unigrams_first(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
+def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+    """Distances from the four predictors over training, on fresh chains, a figure for each number of chains."""
+    return {
+        f"landmark_distance_{chains}_chains": page.over_training(
+            {name.replace("_", " "): (group, f"kl_{name}_fresh_nats") for name in PREDICTORS},
+            ylabel="KL(predictor ‖ model), nats",
+            title=f"Distance from exact predictors on fresh chains, trained on {chains}",
+            zero="the predictor itself",
+            caption="Predicted: unigram curves are lowest first; at the end bigram retrieval is with few chains, "
+            "bigram inference with many.",
+        )
+        for chains, group in by_level(followed, CHAINS, 16).items()
+    }
+
+
 LANDMARK = Landmark(
     paper="Park, Lubana, Pres and Tanaka 2024, Competition Dynamics Shape Algorithmic Phases of In-Context Learning, "
     "arXiv 2412.01003",
@@ -84,34 +96,5 @@ LANDMARK = Landmark(
             judge=_unigrams_first,
         ),
     ),
+    figures=figures,
 )
-
-
-def figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """Distances from the four predictors over training, on fresh chains, a figure for each number of chains."""
-    by_chains: dict[int, list[Course]] = {}
-    for course in courses(sweep):
-        by_chains.setdefault(course.factors.get(CHAINS, 0), []).append(course)
-    return {
-        f"landmark_distance_{chains}_chains": curves(
-            [page.over_seeds(group, f"kl_{name}_fresh_nats", name.replace("_", " ")) for name in PREDICTORS],
-            xlabel="training step",
-            ylabel="KL(predictor ‖ model), nats",
-            title=f"Distance from exact predictors on fresh chains, trained on {chains}",
-            references={"the predictor itself": 0.0},
-            log_x=True,
-            caption="Mean over trainings, their range as a band. Predicted: unigram curves are lowest first; at the "
-            "end bigram retrieval is with few chains, bigram inference with many.",
-        )
-        for chains, group in sorted(by_chains.items())
-    }
-
-
-def sections(sweep: SweepRecord) -> list[Section]:
-    """The predictions beside the results."""
-    return [page.section(LANDMARK, sweep, figures(sweep))] if courses(sweep) else []
-
-
-def headlines(sweep: SweepRecord) -> list[Statement]:
-    """Each prediction with its verdict."""
-    return page.headlines(LANDMARK, sweep) if courses(sweep) else []

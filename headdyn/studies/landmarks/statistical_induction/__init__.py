@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from headdyn.studies import Study, deferred
+from headdyn.studies import Study
+from headdyn.studies.landmarks import report_parts
 
 STUDY = Study(
     title="Statistical induction heads",
     question="Does a model that reads a new Markov chain in every sequence learn its unigrams first, then its bigrams?",
 )
 
-sections = deferred("headdyn.studies.landmarks.statistical_induction.predictions", "sections")
-headlines = deferred("headdyn.studies.landmarks.statistical_induction.predictions", "headlines")
-figures = deferred("headdyn.studies.landmarks.statistical_induction.predictions", "figures")
+sections, headlines = report_parts("headdyn.studies.landmarks.statistical_induction.predictions")

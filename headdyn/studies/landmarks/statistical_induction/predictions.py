@@ -6,21 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from headdyn.core.figures import Curve, Figure, curves
-from headdyn.core.numbers import number
-from headdyn.report.blocks import Section
+from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
-from headdyn.studies.landmarks.courses import Course, courses, crossing, pairs
+from headdyn.studies.landmarks.courses import Course, by_level, crossing, pairs, sooner
 from headdyn.studies.landmarks.statistical_induction.analysis import PREDICTORS
-from headdyn.sweep.record import SweepRecord
-from headdyn.sweep.words import Statement
 
 ROWS = "data.rows"
 
 
 def dirichlet(followed: Sequence[Course]) -> list[Course]:
     """The trainings on chains whose unigrams say something."""
-    return [course for course in followed if course.factors.get(ROWS, "dirichlet") == "dirichlet"]
+    return by_level(followed, ROWS, "dirichlet").get("dirichlet", [])
 
 
 def stages(course: Course) -> list[str]:
@@ -60,36 +56,42 @@ def _plateau_then_drop(followed: Sequence[Course]) -> list[Case]:
         random, unigram = course.scalar("random_nats"), course.scalar("unigram_nats")
         to_unigram = (random - course.losses()[1]) / (random - unigram)
         arrived, left, half = (crossing(steps, *rise)[1] for rise in ((to_unigram, 0.5), (closed, 0.1), (closed, 0.5)))
-        known = np.isfinite(half)
-        words = (
-            f"{left - arrived:g} steps near the unigram loss, {half - left:g} from there to half way" if known else ""
-        )
-        cases.append(
-            Case(
-                name=course.label,
-                holds=bool(left - arrived > half - left) if known else None,
-                evidence=words or "the loss did not come half way to the bigram predictor's",
-            )
-        )
+        if np.isfinite(half):
+            evidence = f"{left - arrived:g} steps near the unigram loss, {half - left:g} from there to half way"
+            cases.append(Case(name=course.label, holds=bool(left - arrived > half - left), evidence=evidence))
+        else:
+            evidence = "the loss did not come half way to the bigram predictor's"
+            cases.append(Case(name=course.label, holds=None, evidence=evidence))
     return cases
 
 
-def _shorter_without_unigrams(followed: Sequence[Course]) -> list[Case]:
-    cases = []
-    for with_unigrams, without in pairs(followed, ROWS, "dirichlet", "doubly_stochastic"):
-        (after, at), (early_after, early_at) = (crossing(*gap_closed(c), 0.5) for c in (with_unigrams, without))
-        cases.append(
-            Case(
-                name=f"seed {without.seed}",
-                holds=True if early_at <= after else False if at <= early_after else None,
-                evidence=f"half way at step {_step(early_at)} without unigrams and at {_step(at)} with them",
-            )
+def _sooner_without_unigrams(followed: Sequence[Course]) -> list[Case]:
+    def half_way(course: Course) -> tuple[float, float]:
+        return crossing(*gap_closed(course), 0.5)
+
+    return sooner(pairs(followed, ROWS, "dirichlet", "doubly_stochastic"), half_way, "half of the way")
+
+
+def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+    """Loss over training against the exact predictors' losses, and the distances from them, for each kind of chain."""
+    drawn: dict[str, Figure] = {}
+    for rows, group in by_level(followed, ROWS, "dirichlet").items():
+        kind = f"{rows.replace('_', ' ')} rows"
+        drawn[f"landmark_loss_{rows}"] = page.losses(
+            group,
+            ("random", "unigram", "bigram"),
+            f"Loss against exact predictors, {kind}",
+            "Each line is a training. Predicted: a wait at the unigram line, then a quick fall to the bigram line; "
+            "without unigram information the wait is at uniform guessing, and shorter.",
         )
-    return cases
-
-
-def _step(step: float) -> str:
-    return number(int(step)) if np.isfinite(step) else "none"
+        drawn[f"landmark_distance_{rows}"] = page.over_training(
+            {name: (group, f"kl_{name}_nats") for name in PREDICTORS},
+            ylabel="KL(predictor ‖ model), nats",
+            title=f"Distance from exact predictors, {kind}",
+            zero="the predictor itself",
+            caption="Predicted: the lowest curve is uniform at first, then unigram, then bigram.",
+        )
+    return drawn
 
 
 LANDMARK = Landmark(
@@ -116,50 +118,8 @@ LANDMARK = Landmark(
             criterion="half of the way from the unigram predictor's loss (or guessing's, where that is lower) to the "
             "bigram predictor's is reached at an earlier step than with Dirichlet rows and the same seed, in intervals "
             "that do not overlap",
-            judge=_shorter_without_unigrams,
+            judge=_sooner_without_unigrams,
         ),
     ),
+    figures=figures,
 )
-
-
-def figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """Loss over training against the exact predictors' losses, and the distances from them, for each kind of chain."""
-    drawn: dict[str, Figure] = {}
-    for rows in dict.fromkeys(str(course.factors.get(ROWS, "dirichlet")) for course in courses(sweep)):
-        group = [course for course in courses(sweep) if str(course.factors.get(ROWS, "dirichlet")) == rows]
-        kind, tag = rows.replace("_", " "), rows
-        lines = [
-            Curve(label=course.label, x=course.losses()[0], y=course.losses()[1], runs=[j.number for j in course.jobs])
-            for course in group
-        ]
-        levels = ("random", "unigram", "bigram")
-        drawn[f"landmark_loss_{tag}"] = curves(
-            lines,
-            xlabel="training step",
-            ylabel="held-out loss (nats)",
-            title=f"Loss against exact predictors, {kind} rows",
-            references={name: float(np.mean([c.scalar(f"{name}_nats") for c in group])) for name in levels},
-            caption="Each line is a training. Predicted: a wait at the unigram line, then a quick fall to the bigram "
-            "line; without unigram information the unigram line is uniform guessing, and the wait is shorter.",
-        )
-        drawn[f"landmark_distance_{tag}"] = curves(
-            [page.over_seeds(group, f"kl_{name}_nats", name) for name in PREDICTORS],
-            xlabel="training step",
-            ylabel="KL(predictor ‖ model), nats",
-            title=f"Distance from exact predictors, {kind} rows",
-            references={"the predictor itself": 0.0},
-            log_x=True,
-            caption="Mean over trainings, with their range as a band. Predicted: the lowest curve is uniform at first, "
-            "then unigram, then bigram.",
-        )
-    return drawn
-
-
-def sections(sweep: SweepRecord) -> list[Section]:
-    """The predictions beside the results."""
-    return [page.section(LANDMARK, sweep, figures(sweep))] if courses(sweep) else []
-
-
-def headlines(sweep: SweepRecord) -> list[Statement]:
-    """Each prediction with its verdict."""
-    return page.headlines(LANDMARK, sweep) if courses(sweep) else []
