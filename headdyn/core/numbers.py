@@ -52,6 +52,11 @@ def p_value(p: float | None) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.0995 else f"{p:.2f}"
 
 
+def p_is(p: float, name: str = "p") -> str:
+    """`p = 0.032`, `q < 0.001`."""
+    return f"{name} {'' if p < 0.001 else '= '}{p_value(p)}"
+
+
 def spelled(
     scalar: Mapping[str, Any] | None, *, scale: float = 1.0, signed: bool = False, interval: bool = True
 ) -> str:

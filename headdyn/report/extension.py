@@ -42,19 +42,13 @@ def packages(sweep: SweepRecord) -> list[ModuleType]:
     return [module for name in named if (module := _imported(name)) is not None]
 
 
-def _named(config: Mapping[str, Any]) -> Iterator[str]:
-    if config.get("study"):
-        yield str(config["study"])
-    yield from _packages_of_classes(config)
-
-
-def _packages_of_classes(node: Mapping[str, Any]) -> Iterator[str]:
-    """The package around the module of every class that a configuration names."""
+def _named(node: Mapping[str, Any]) -> Iterator[str]:
+    """The study of a configuration, and the package around the module of every class that it names."""
     for key, value in node.items():
-        if key == "_target_" and isinstance(value, str):
-            yield value.rpartition(".")[0].rpartition(".")[0]
-        elif isinstance(value, Mapping):
-            yield from _packages_of_classes(value)
+        if isinstance(value, Mapping):
+            yield from _named(value)
+        elif key in ("study", "_target_") and isinstance(value, str):
+            yield value if key == "study" else value.rpartition(".")[0].rpartition(".")[0]
 
 
 def _imported(name: str) -> ModuleType | None:

@@ -21,13 +21,10 @@ def looks(sweep: SweepRecord, without: Sequence[str] = ()) -> dict[int, Mapping[
     """By the number of a run, the levels of the keys that vary (three at most), in a reader's words."""
     varied = [name for name in (*CHOICES, *sweep.varied) if name in sweep.varied and name not in without]
     keys = list(dict.fromkeys(name for name in varied if name != "revision"))[:3]
-    return {job.number: {key_name(key): level_of(job, key) for key in keys} for job in in_order(sweep, keys)}
-
-
-def in_order(sweep: SweepRecord, keys: Sequence[str]) -> list[Job]:
-    """The jobs with the low levels of every key first, so that a level looks the same in every sweep."""
     ranks = {key: ordered(key, [job.factors.get(key) for job in sweep.jobs]) for key in keys if key != "group"}
-    return sorted(sweep.jobs, key=lambda job: [ranks[key].index(job.factors.get(key)) for key in ranks])
+    # The low levels of every key come first, so that a level looks the same in every sweep.
+    jobs = sorted(sweep.jobs, key=lambda job: [ranks[key].index(job.factors.get(key)) for key in ranks])
+    return {job.number: {key_name(key): level_of(job, key) for key in keys} for job in jobs}
 
 
 def level_of(job: Job, key: str) -> str:

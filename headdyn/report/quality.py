@@ -25,27 +25,26 @@ class Check:
 
 def checks(sweep: SweepRecord) -> list[Check]:
     """Every check that the records allow, those that fail first."""
-    jobs = sweep.complete
-    found = [_complete(sweep)]
+    jobs, made = sweep.complete, [_complete(sweep)]
     if jobs:
-        found += [*_floor(jobs), *_ranges(jobs), *_identity(jobs), *_absent(jobs), *_tests(jobs), *_same(jobs)]
-        found += _corpora(jobs)
+        made += [*_of_runs(jobs), *_same(jobs), *_corpora(jobs)]
         if any(job.factors.get("revision") is None for job in jobs):  # checkpoints are no arms of a design
-            found += [_seeds(jobs), _trainings(jobs)]
-    found += [Check("Records used once?", "note", note) for note in sweep.notes]
-    return in_order(found)
+            made += [_seeds(jobs), _trainings(jobs)]
+    return in_order([*made, *(Check("Records used once?", "note", note) for note in sweep.notes)])
 
 
 def run_checks(job: Job) -> list[Check]:
     """The checks that make sense of one run."""
-    jobs = [job]
-    found = [*_floor(jobs), *_ranges(jobs), *_identity(jobs), *_absent(jobs), *_tests(jobs), *_recovered(job)]
-    return in_order(found)
+    return in_order([*_of_runs([job]), *_recovered(job)])
 
 
-def in_order(found: Sequence[Check]) -> list[Check]:
+def _of_runs(jobs: Sequence[Job]) -> list[Check]:
+    return [check for made in (_floor, _ranges, _identity, _absent, _tests) for check in made(jobs)]
+
+
+def in_order(made: Sequence[Check]) -> list[Check]:
     """Checks that fail first, then notes."""
-    return sorted(found, key=lambda check: ("fails", "note", "ok").index(check.verdict))
+    return sorted(made, key=lambda check: ("fails", "note", "ok").index(check.verdict))
 
 
 def _recovered(job: Job) -> list[Check]:
@@ -61,10 +60,10 @@ def _recovered(job: Job) -> list[Check]:
 
 
 def _complete(sweep: SweepRecord) -> Check:
-    done = f"{len(sweep.complete)} of {count(len(sweep.jobs), 'job')}"
-    if not sweep.failed:
-        return Check("Did every job finish?", "ok", done)
-    return Check("Did every job finish?", "fails", f"{done}; not: {listed([job.label for job in sweep.failed])}")
+    facts = f"{len(sweep.complete)} of {count(len(sweep.jobs), 'job')}"
+    if sweep.failed:
+        facts += f"; not: {listed([job.label for job in sweep.failed])}"
+    return Check("Did every job finish?", "fails" if sweep.failed else "ok", facts)
 
 
 def _floor(jobs: Sequence[Job]) -> list[Check]:
@@ -82,23 +81,18 @@ def _floor(jobs: Sequence[Job]) -> list[Check]:
 
 def _ranges(jobs: Sequence[Job]) -> list[Check]:
     """Every value within the range its metric declares."""
-    outside, seen = [], 0
-    for job in jobs:
-        ranges = {n: m for part in job.run.manifest.get("glossary", {}).values() for n, m in part["metrics"].items()}
-        for row in job.heads.rows():
-            declared = ranges.get(row["metric"])
-            if declared is None or row["value"] is None:
-                continue
-            seen += 1
-            low, high = declared["low"], declared["high"]
-            if (low is not None and row["value"] < low - 1e-9) or (high is not None and row["value"] > high + 1e-9):
-                outside.append(f"{job.label} {row['metric']} = {row['value']:.4g}")
-    if not seen:
-        return []
-    question = "Does every value lie in the range its metric declares?"
+    rows = [(job, row, job.glossary.get(row["metric"])) for job in jobs for row in job.heads.rows()]
+    stated = [(job, row, metric) for job, row, metric in rows if metric is not None and row["value"] is not None]
+    outside = [
+        f"{job.label} {row['metric']} = {row['value']:.4g}"
+        for job, row, metric in stated
+        if not metric.low - 1e-9 <= row["value"] <= metric.high + 1e-9
+    ]
+    facts = f"all {len(stated)} values"
     if outside:
-        return [Check(question, "fails", f"{len(outside)} of {seen} do not: {'; '.join(outside[:5])}")]
-    return [Check(question, "ok", f"all {seen} values")]
+        facts = f"{len(outside)} of {len(stated)} do not: {'; '.join(outside[:5])}"
+    question = "Does every value lie in the range its metric declares?"
+    return [Check(question, "fails" if outside else "ok", facts)] if stated else []
 
 
 def _identity(jobs: Sequence[Job]) -> list[Check]:
@@ -124,11 +118,10 @@ def _identity(jobs: Sequence[Job]) -> list[Check]:
 
 def _seeds(jobs: Sequence[Job]) -> Check:
     seeds = sorted({str(job.factors.get("seed")) for job in jobs})
-    question = "Are there enough seeds for intervals of factors?"
+    facts = f"{len(seeds)} seeds ({', '.join(seeds)})"
     if len(seeds) < 2:
         facts = f"one seed ({seeds[0]}): values without intervals; add seed=0,1,2 to the same command"
-        return Check(question, "note", facts)
-    return Check(question, "ok", f"{len(seeds)} seeds ({', '.join(seeds)})")
+    return Check("Are there enough seeds for intervals of factors?", "note" if len(seeds) < 2 else "ok", facts)
 
 
 def _absent(jobs: Sequence[Job]) -> list[Check]:
@@ -201,14 +194,12 @@ def _corpora(jobs: Sequence[Job]) -> list[Check]:
         stage = job.run.manifest.get("stages", {}).get("corpus")
         if stage:
             keys.setdefault((job.group, job.factors.get("seed")), set()).add(stage["key"])
-    if not keys:
-        return []
-    question = "Do all runs of a seed see the same corpus?"
-    mixed = [f"seed {seed}" for (_, seed), found in keys.items() if len(found) > 1]
-    if mixed:
-        return [Check(question, "fails", f"not in {listed(mixed)}: their differences are also the corpora's")]
+    mixed = [f"seed {seed}" for (_, seed), of_seed in keys.items() if len(of_seed) > 1]
     corpora = len(set().union(*keys.values()))
-    return [Check(question, "ok", f"{corpora} corpora" if corpora != 1 else "one corpus in all")]
+    facts = f"{corpora} corpora" if corpora != 1 else "one corpus in all"
+    if mixed:
+        facts = f"not in {listed(mixed)}: their differences are also the corpora's"
+    return [Check("Do all runs of a seed see the same corpus?", "fails" if mixed else "ok", facts)] if keys else []
 
 
 def _pairs(facts: dict[str, Any], *only: str) -> str:

@@ -15,10 +15,10 @@ from headdyn.core.numbers import ABSENT, MINUS
 from headdyn.report.blocks import Cell
 from headdyn.report.sections import prompts
 from headdyn.report.sections.summary import outcome_table
-from headdyn.report.series.words import headline
 from headdyn.sweep.effect_words import ONE_SEED
 from headdyn.sweep.record import SweepRecord, single_job
 from headdyn.sweep.series_record import read_series
+from headdyn.sweep.series_words import headline
 from headdyn.sweep.words import WORTH, question_about, statements
 
 _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headdyn.core.numbers import count, fixed, listed, p_value
+from headdyn.core.numbers import count, fixed, listed, p_is
 from headdyn.core.records import Metric
 from headdyn.sweep.effects import effect_name
 from headdyn.sweep.factors import CHOICES, level_label
@@ -94,7 +94,7 @@ def effect(row: Row, metric: Metrics) -> str:
 
 
 def _tested(row: Row, metric: Metrics) -> str:
-    tests = ", ".join(_test(name, row[name]) for name in ("p", "q") if row.get(name) is not None)
+    tests = ", ".join(p_is(row[name], name) for name in ("p", "q") if row.get(name) is not None)
     return difference(row, metric) + (f" ({tests})" if tests else "")
 
 
@@ -144,7 +144,7 @@ def _detectable(row: Row, metric: Metrics) -> str:
 def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
     """`; topic order in RoPE runs −0.37 [−0.50, −0.24] points (q = 0.01) and …`, for an interaction of two factors."""
     parts = [
-        f"{effect_name(one)} {difference(one, metric)}" + (f" ({_test('q', one['q'])})" if one["q"] is not None else "")
+        f"{effect_name(one)} {difference(one, metric)}" + (f" ({p_is(one['q'], 'q')})" if one["q"] is not None else "")
         for one in simple
         if len(row["factors"]) == 2
         and one["value"] is not None
@@ -157,8 +157,3 @@ def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
 
 def _seeds(rows: Sequence[Row]) -> str:
     return count(max(row["n"] for row in rows), "seed")
-
-
-def _test(name: str, value: float) -> str:
-    text = p_value(value)
-    return f"{name} {text}" if text.startswith("<") else f"{name} = {text}"

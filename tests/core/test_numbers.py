@@ -1,6 +1,6 @@
 import pytest
 
-from headdyn.core.numbers import count, decimals, duration, fixed, listed, number, p_value, spelled
+from headdyn.core.numbers import count, decimals, duration, fixed, listed, number, p_is, p_value, spelled
 
 
 @pytest.mark.parametrize(
@@ -39,5 +39,6 @@ def test_value_and_interval_share_their_decimals() -> None:
 def test_small_words() -> None:
     assert (count(1, "seed"), count(3, "seed")) == ("1 seed", "3 seeds")
     assert listed(["a", "b", "c"]) == "a, b and c"
+    assert (p_is(0.0004), p_is(0.032, "q")) == ("p < 0.001", "q = 0.032")
     assert (p_value(0.0004), p_value(0.032), p_value(0.3), p_value(None)) == ("< 0.001", "0.032", "0.30", "–")
     assert [duration(s) for s in (None, 0.01, 8.3, 125, 4800)] == ["–", "< 0.1 s", "8.3 s", "2 min 05 s", "1 h 20 min"]

@@ -6,14 +6,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.core.numbers import number, p_value, units
+from headdyn.core.numbers import number, units
 from headdyn.report import extension
 from headdyn.report.blocks import Heading, Section, bullets, fold
 from headdyn.report.sections import prompts
-from headdyn.report.series.words import series_statements
 from headdyn.sweep.jobs import of_prompts
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
+from headdyn.sweep.series_words import series_statements
 from headdyn.sweep.words import Statement, statements
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from headdyn.core.figures import Figure, Interval, interval_plot
-from headdyn.core.numbers import ABSENT, count, p_value
+from headdyn.core.numbers import ABSENT, count, p_is, p_value
 from headdyn.report.blocks import Cell, Heading, Section, Table, cell
 from headdyn.report.looks import key_name
 from headdyn.sweep.effects import effect_name
@@ -121,7 +121,7 @@ def _wide_table(sweep: SweepRecord, rows: Sequence[Row], outcomes: Sequence[str]
 def _with_q(sweep: SweepRecord, row: Row | None, *, signed: bool) -> Cell:
     if row is None:
         return Cell()
-    q = "" if row.get("q") is None else f"q {'' if row['q'] < 0.001 else '= '}{p_value(row['q'])}"
+    q = "" if row.get("q") is None else p_is(row["q"], "q")
     return replace(cell(row, sweep.metric(row["outcome"]), signed=signed), null="", note=q)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from headdyn.core.numbers import ABSENT, count, duration, number
-from headdyn.report.blocks import Section, Table, code, facts, fold, marked
+from headdyn.report.blocks import Section, Table, bullets, code, facts, fold, marked
 from headdyn.report.quality import machine
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -29,10 +29,9 @@ def unfinished(sweep: SweepRecord) -> Section | None:
         error = _NO_ERROR.get(job.run.status, job.run.manifest.get("error", ""))
         trace = job.run.manifest.get("traceback", "")
         details = fold("traceback", code(trace)) if trace else ""
-        lines.append(Markup("<li><b>{}</b>: {}. {}{}</li>").format(job.run.name, job.run.status, error, details))
+        lines.append(Markup("<b>{}</b>: {}. {}{}").format(job.run.name, job.run.status, error, details))
     again = "The same command runs these again and keeps what is complete."
-    blocks = [Markup("<ul>{}</ul>").format(Markup("\n").join(lines)), again]
-    return Section("unfinished", "Not finished", blocks, folded=False) if lines else None
+    return Section("unfinished", "Not finished", [bullets(lines), again], folded=False) if lines else None
 
 
 def section(sweep: SweepRecord) -> Section:
@@ -52,15 +51,12 @@ def section(sweep: SweepRecord) -> Section:
             "versions": _each(map(_versions, manifests)),
         }
     )
-    merged = Markup("").join(
-        Markup("<li>{} <code>{}</code></li>").format(source["name"], source.get("command") or "")
-        for source in sweep.sources
-    )
-    lead = Markup("<p>Merged from {} folders, seeds pooled where all other settings agree:</p><ul>{}</ul>")
+    sources = [Markup("{} <code>{}</code>").format(s["name"], s.get("command") or "") for s in sweep.sources]
+    lead = Markup("<p>Merged from {} folders, seeds pooled where all other settings agree:</p>{}")
     columns = ["run", "status", "time", "peak memory\nof the process so far", "stages"]
     rows = [_row(job, sweep) for job in sweep.jobs]
     table = Table(columns=columns, rows=rows, runs=[job.number for job in sweep.jobs])
-    blocks = [lead.format(len(sweep.sources), merged) if merged else None, about, table]
+    blocks = [lead.format(len(sources), bullets(sources)) if sources else None, about, table]
     return Section("jobs", "What was run", blocks, f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete")
 
 

@@ -24,10 +24,8 @@ def outcomes(sweep: SweepRecord) -> Section | None:
     """The run's outcomes in a reader's units, each with what it means, beside its main picture."""
     job = sweep.jobs[0]
     label = Markup('{}<small class="meaning">{}</small>')
-    rows = [
-        [label.format(metric.label, metric.meaning), outcome_cell(job, name), metric.unit]
-        for name, metric in ((name, job.metric(name)) for name in recorded_outcomes([job]))
-    ]
+    metrics = {name: job.metric(name) for name in recorded_outcomes([job])}
+    rows = [[label.format(m.label, m.meaning), outcome_cell(job, name), m.unit] for name, m in metrics.items()]
     picture = figures.main_picture(sweep)
     blocks = [picture, Table(columns=["outcome", "value", "unit"], rows=rows) if rows else None]
     return Section("outcomes", "Outcomes", [blocks], folded=False) if rows or picture else None

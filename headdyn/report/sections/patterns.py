@@ -81,11 +81,9 @@ def _few(siblings: Sequence[Job]) -> Sequence[Job]:
 
 def _facts(job: Job, layer: int, head: int) -> str:
     """The head's numbers, as many as the run has."""
-    rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows()}
+    rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows() if row["value"] is not None}
     texts = []
-    for metric in ROLES.values():
-        row = rows.get(metric)
-        if row is not None and row["value"] is not None:
-            text = f"{metric.replace('_', ' ')} {fixed(row['value'], 3)}"
-            texts.append(text + (f" (q {p_value(row['q'])})" if row["q"] is not None else ""))
+    for metric, row in ((job.metric(name), rows[name]) for name in ROLES.values() if name in rows):
+        q = f" (q {p_value(row['q'])})" if row["q"] is not None else ""
+        texts.append(f"{metric.label} {fixed(metric.scale * row['value'], metric.digits)} {metric.unit}".rstrip() + q)
     return ", ".join(texts)

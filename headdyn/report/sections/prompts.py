@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from headdyn.analysis.interventions.splits import read_splits
 from headdyn.core.figures import PALETTE, Figure, alt
-from headdyn.core.numbers import count, fixed, number, p_value, spelled
+from headdyn.core.numbers import count, fixed, number, p_is, p_value, spelled
 from headdyn.report.blocks import Section, Table
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -39,10 +39,10 @@ def statements(job: Job) -> list[Statement]:
 
 def splits(sweep: SweepRecord) -> Section | None:
     """A histogram of the strengths of all splits for each layer that ran them, even/odd marked."""
-    path = sweep.jobs[0].run.folder / "splits.parquet"
+    path, figures = sweep.jobs[0].run.folder / "splits.parquet", []
     if not path.exists():
         return None
-    rows, figures = pq.read_table(path), []
+    rows = pq.read_table(path)
     for layer in sorted(pc.unique(rows["layer"]).to_pylist()):
         halves, delta_SP = read_splits(rows, layer)
         strength_S = halves.strengths(delta_SP)
@@ -157,7 +157,7 @@ def _specialisation(job: Job) -> list[str]:
     verdict = ""
     if p is not None:
         word = "stands out among" if p <= 0.05 else "does not stand out among"
-        verdict = f". Even/odd {word} the {number(rank['n'])} balanced splits of its layer: two-sided p {_p(p)}"
+        verdict = f". Even/odd {word} the {number(rank['n'])} balanced splits of its layer: two-sided {p_is(p)}"
         if rank.get("value") is not None:
             verdict += f", rank {number(rank['value'])}"
     size = abs(strength["value"])
@@ -211,8 +211,3 @@ def _permutation(job: Job) -> list[str]:
 def _read(job: Job, name: str) -> list[Mapping[str, Any]]:
     path: Path = job.run.folder / name
     return pq.read_table(path).to_pylist() if path.exists() else []
-
-
-def _p(p: float) -> str:
-    text = p_value(p)
-    return text if text.startswith("<") else f"= {text}"

@@ -11,9 +11,9 @@ from headdyn.core.numbers import ABSENT, count, fixed, number, p_value, units
 from headdyn.core.records import Metric
 from headdyn.report.blocks import Heading, Section, Table, cell
 from headdyn.report.series.curves import other_curves, primary_curve
-from headdyn.report.series.words import STAGES, counted, halves, headline, interval, share, stage
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series, series_titles, verdicts
+from headdyn.sweep.series_words import STAGES, counted, halves, headline, interval, share, stage
 
 _WORDS = (
     "A measure with a threshold counts; one without does not jump because a score does. Probabilities are shares of "

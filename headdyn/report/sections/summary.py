@@ -8,11 +8,11 @@ from typing import Any
 
 from headdyn.core.numbers import ABSENT, count, fixed, p_value
 from headdyn.report.blocks import Cell, Section, Table, cell, marked
-from headdyn.report.series.words import share
 from headdyn.sweep.jobs import Job, of_prompts
 from headdyn.sweep.outcomes import outcomes_of
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
+from headdyn.sweep.series_words import share
 
 _PROMPTS = (
     "Brackets: 95 % over number pairs (Clopper–Pearson for shares, BCa otherwise), for this one checkpoint. Controls "

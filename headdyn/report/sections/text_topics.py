@@ -74,6 +74,5 @@ def _facts(f: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _topics(f: Mapping[str, Any]) -> list[list[str]]:
-    terms = f.get("topic_terms") or [[] for _ in f["topic_names"]]
-    columns = zip(f["topic_names"], f["topic_documents"], terms, strict=True)
-    return [[name, documents, ", ".join(words)] for name, documents, words in columns]
+    terms = map(", ".join, f.get("topic_terms") or [[] for _ in f["topic_names"]])
+    return [list(row) for row in zip(f["topic_names"], f["topic_documents"], terms, strict=True)]

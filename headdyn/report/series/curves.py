@@ -49,49 +49,46 @@ def curve(
     Of one metric alone also: the band within which 95 % of all splits stay, what it is read against, the threshold and
     the span in which it emerged. `more` are further lines, in the metric's own scale.
     """
-    found = [(name, points) for name in names if (points := series.points(name)) is not None]
+    found = {name: points for name in names if (points := series.points(name)) is not None}
     if not found:
         return None
-    metric = series.metric(found[0][0])
+    first, alone = next(iter(found)), len(found) == 1
+    metric = series.metric(first)
     lines, levels, captions = [], dict(references or {}), []
-    for name, points in found:
-        label = series.metric(name).label
+    for name, points in found.items():
+        label, meaning = series.metric(name).label, series.metric(name).meaning
         lines.append(_line(label, points, metric.scale))
         null = [(step, v) for step, v in zip(points.steps, points.null, strict=True) if math.isfinite(v)]
         if null and not any(v for _, v in null):
             levels["chance"] = 0.0
         elif null:
-            of = "chance" if len(found) == 1 else f"chance, {label}"
-            lines.append(Curve(label=of, x=[s for s, _ in null], y=[metric.scale * v for _, v in null]))
-        captions.append(f"{label}: {meaning}" if (meaning := series.metric(name).meaning) else label)
-    if any(points.has_interval for _, points in found):
+            steps, values = zip(*null, strict=True)
+            lines.append(
+                Curve(label="chance" if alone else f"chance, {label}", x=steps, y=[metric.scale * v for v in values])
+            )
+        captions.append(f"{label}: {meaning}" if meaning else label)
+    if any(points.has_interval for points in found.values()):
         captions.append("Shaded around a line: its 95 % interval")
     span = None
-    if len(found) == 1:
-        (name, points), judgement = found[0], series.measures.get(found[0][0], {})
-        band = _band(series, name, metric)
-        lines += band
-        captions += _band_caption(series, name, metric, drawn=bool(band))
-        levels |= _references(series, name, metric)
+    if alone:
+        judgement = series.measures.get(first, {})
+        band, about = _band(series, first, metric)
+        lines, captions, levels = [*lines, *band], [*captions, *about], levels | _references(series, first, metric)
         if judgement.get("threshold") is not None and not judgement["rule"].startswith("above half"):
             levels["threshold"] = metric.scale * judgement["threshold"]
         if judgement.get("emerges_at_step") is not None:
-            span = (judgement["emerges_after_step"] or points.steps[0], judgement["emerges_at_step"])
+            span = (judgement["emerges_after_step"] or found[first].steps[0], judgement["emerges_at_step"])
             captions.append("Shaded from top to bottom: the steps between which it emerges")
     return curves(
         [*lines, *more],
         xlabel="training step",
-        ylabel=_axis(metric) if len(found) == 1 else metric.unit or metric.label,
-        title=title(series, [name for name, _ in found]),
+        ylabel=(f"{metric.label} ({metric.unit})" if alone and metric.unit else metric.unit) or metric.label,
+        title=title(series, list(found)),
         references=levels,
         log_x=True,
         span=span,
         caption=". ".join(captions) + ".",
     )
-
-
-def _axis(metric: Metric) -> str:
-    return f"{metric.label} ({metric.unit})" if metric.unit else metric.label
 
 
 def title(series: Series, names: Sequence[str]) -> str:
@@ -108,25 +105,22 @@ def _line(label: str, points: Points, scale: float) -> Curve:
     return Curve(label=label, x=points.steps, y=value or [], low=low, high=high)
 
 
-def _band(series: Series, name: str, metric: Metric) -> list[Curve]:
-    """The range in which 95 % of all splits stay at every checkpoint; none where it reaches what is possible."""
+def _band(series: Series, name: str, metric: Metric) -> tuple[list[Curve], list[str]]:
+    """The range in which 95 % of all splits stay at every checkpoint, with its caption; none where it has no bound."""
     band = series.points(f"{name}_band")
-    if band is None or max(band.value) >= metric.high:
-        return []
+    if band is None:
+        return [], []
+    if max(band.value) >= metric.high:
+        return [], [
+            f"More than one split in twenty reaches the bound {number(metric.high)}, so chance has no band here"
+        ]
     ends = [metric.scale * v for v in band.value]
-    zero = [0.0] * len(ends)
-    return [Curve(label="95 % of all splits (chance)", x=band.steps, y=zero, low=[-v for v in ends], high=ends)]
-
-
-def _band_caption(series: Series, name: str, metric: Metric, *, drawn: bool) -> list[str]:
-    if series.points(f"{name}_band") is None:
-        return []
-    if not drawn:
-        return [f"More than one split in twenty reaches the bound {number(metric.high)}, so chance has no band here"]
-    return [
+    zero, low = [0.0] * len(ends), [-v for v in ends]
+    about = (
         "Of all splits 95 % stay within the band at every checkpoint: a split that leaves it is significant over the "
         "whole trajectory"
-    ]
+    )
+    return [Curve(label="95 % of all splits (chance)", x=band.steps, y=zero, low=low, high=ends)], [about]
 
 
 def _references(series: Series, name: str, metric: Metric) -> dict[str, float]:

@@ -7,9 +7,9 @@ from typing import Any
 
 from headdyn.core.numbers import count, fixed, listed, number, spelled
 from headdyn.report.quality import Check
-from headdyn.report.series.words import share
 from headdyn.sweep.jobs import Job, of_prompts
 from headdyn.sweep.series_record import Series
+from headdyn.sweep.series_words import share
 
 _EARLY = 0.10  # of training: little or nothing is expected there
 _FINE = 0.25  # of training: a wider gap between checkpoints dates nothing

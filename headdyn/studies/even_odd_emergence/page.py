@@ -13,11 +13,11 @@ from headdyn.core.numbers import count, fixed, number, p_value, spelled
 from headdyn.report.blocks import Cell, Heading, Section, Table, fold
 from headdyn.report.quality import Check
 from headdyn.report.series.curves import curve
-from headdyn.report.series.words import interval, share, statement
 from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series
+from headdyn.sweep.series_words import interval, share, statement
 from headdyn.sweep.words import Statement
 
 OWN = "original_strength"  # the study's own strength, of one prompt

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from headdyn.core.numbers import count, listed, number, p_value, spelled
 from headdyn.report.quality import Check
-from headdyn.report.series.words import halves
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series
+from headdyn.sweep.series_words import halves
 
 
 def checks(sweep: SweepRecord) -> list[Check]:

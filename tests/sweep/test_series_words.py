@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from headdyn.report.series.words import counted, headline, heads, interval, other_measures, split_answer, stage
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
+from headdyn.sweep.series_words import counted, headline, heads, interval, other_measures, split_answer, stage
 from tests.report.series_folders import emerging, said, verdict
 
 

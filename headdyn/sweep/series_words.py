@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headdyn.core.numbers import count, fixed, listed, number, p_value
+from headdyn.core.numbers import count, fixed, listed, number, p_is, p_value
 from headdyn.sweep.series_record import Series
 from headdyn.sweep.words import Statement
 
@@ -150,13 +150,13 @@ def share(value: float | None) -> str:
 
 def _against_splits(split: Mapping[str, Any], name: str, checkpoints: int) -> str:
     kind = f"all {number(split['splits'])}" if split["exact"] else f"{number(split['splits'])} sampled"
-    p, smallest = p_value(split["p"]), split["least_possible_p"]
+    smallest = split["least_possible_p"]
     least = " (the least that so many splits can give)" if split["p"] <= 1.001 * smallest else ""
     if not least and smallest > 0.01:
         least = f" (so few splits can give no less than {p_value(smallest)})"
     return (
         f"among {kind} balanced splits of layer {split['layer']} {name} at its most telling moment, step "
-        f"{number(split['at_step'])}, has p {'' if p.startswith('<') else '= '}{p}, the maximum over "
+        f"{number(split['at_step'])}, has {p_is(split['p'])}, the maximum over "
         f"{count(checkpoints, 'checkpoint')} counted{least}"
     )
 
