@@ -31,7 +31,7 @@ PACKAGE = {
 
         def sections(sweep):
             rows = "".join(f"<li>{job.run.name}</li>" for job in sweep.complete)
-            return [Section(anchor="visitors", title="Their own part", html=Markup(f"<ul>{rows}</ul>"), headline="Eight.")]
+            return [Section(anchor="visitors", title="Their own part", blocks=Markup(f"<ul>{rows}</ul>"), headline="Eight.")]
 
 
         def headlines(sweep):

@@ -44,10 +44,9 @@ def _primary(sweep: SweepRecord) -> list[Statement]:
         return []
     scalar, metric = job.scalar(name), job.metric(name)
     over, null = units(scalar), metric.scale * (scalar.get("null") or 0.0)
-    test = "" if scalar.get("p") is None else f", p {p_value(scalar['p'])}"
-    text = (
-        f"{metric.spelled(scalar)} {metric.unit}{f' over {over}' if over else ''}; chance gives {number(null)}{test}."
-    )
+    test = f" ({p_is(scalar['p'])})" if scalar.get("p") is not None else ""
+    value = f"{metric.spelled(scalar)} {metric.unit}".rstrip() + (f" over {over}" if over else "")
+    text = f"{value}; chance gives {number(null)}{test}."
     return [Statement(f"How large is its {metric.label}?", [text])]
 
 
