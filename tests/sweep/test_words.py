@@ -156,7 +156,10 @@ def test_recovery_names_every_arm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_control", [True, False])
 def test_drope_is_held_against_equal_training_where_there_is_such_an_arm(tmp_path: Path, with_control: bool) -> None:
     positions = ("rope", "drope", "rope_control") if with_control else ("rope", "drope")
-    told = answers(sweep(tmp_path, [run(tmp_path, position=p) for p in positions]))
+    facts = {"steps": 8, "val_loss_nats": {"0": 2.4, "8": 2.39}, "parent_loss_nats": 2.4, "recovered": True}
+    control = {"recalibration": facts, "recovered": True}
+    runs = [run(tmp_path, position=p, values=control if p == "rope_control" else None) for p in positions]
+    told = answers(sweep(tmp_path, runs))
     asked = told["Does dropping positions (DroPE) matter?"]
     assert any(text.startswith("DroPE less RoPE-control: ") for text in asked) == with_control
     # The usual pair comes first, with the warning that one seed has no interval.

@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.core.numbers import number, units
+from headdyn.core.numbers import number, p_is, units
 from headdyn.report import extension
 from headdyn.report.blocks import Heading, Section, bullets, fold
 from headdyn.report.sections import prompts
