@@ -235,7 +235,7 @@ def test_the_matrix_is_eight_runs_that_share_a_sweep_name():
     assert len({job.name for job in plan.jobs}) == 8
     factors = {(j.factors["attention"], j.factors["data_ordering"], j.factors["position_enc"]) for j in plan.jobs}
     assert len(factors) == 8
-    assert all(isinstance(job.data, Conversations) and job.data.speaker == "tag" for job in plan.jobs)
+    assert all(isinstance(job.data, Conversations) and job.data.speaker == "announced" for job in plan.jobs)
     assert all(
         isinstance(j.data, MicroLanguages) for j in make_plan(["-m", "experiment=matrix", "protocol=original"]).jobs
     )

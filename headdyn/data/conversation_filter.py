@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-Speaker = Literal["marker", "tag", "hidden"]
+Speaker = Literal["marker", "tag", "announced", "hidden"]
 
 _CHUNK_SEQUENCES = 128  # filtered at once: without speakers the state is [J, A] a sequence
 
@@ -35,9 +35,14 @@ class ConversationFilter:
         speakers_NM, symbols_NM = np.divmod(tokens_NT, size)
         if self.speaker == "marker":
             speakers_NM, symbols_NM = tokens_NT[:, 0::2] - size, tokens_NT[:, 1::2]
+        as_announced = speakers_NM.shape == symbols_NM.shape
+        if self.speaker == "announced":
+            speakers_NM, next_NM = np.divmod(speakers_NM, self.num_speakers)
+            as_announced = np.array_equal(speakers_NM[:, 1:], next_NM[:, :-1])
+            speakers_NM = np.concatenate([speakers_NM, next_NM[:, -1:]], axis=1)
         speakers = 1 if self.speaker == "hidden" else self.num_speakers
         in_range = [((values >= 0) & (values < n)).all() for values, n in ((speakers_NM, speakers), (symbols_NM, size))]
-        if speakers_NM.shape != symbols_NM.shape or not all(in_range):
+        if not as_announced or not all(in_range):
             raise ValueError(f"these {tokens_NT.shape[1]} tokens are no conversation with data.speaker={self.speaker}")
         if self.speaker == "hidden":
             return self.without_speakers(symbols_NM)
@@ -46,7 +51,10 @@ class ConversationFilter:
         return self.on_tokens(loss_NM, speakers_NM), chosen.reshape(*tokens_NT.shape, -1)
 
     def on_tokens(self, loss_NM: np.ndarray, speakers_NM: np.ndarray) -> np.ndarray:
-        """Losses of the symbols as losses of all tokens but the first [N, T-1]: who speaks costs its own entropy."""
+        """Losses of the symbols as losses of all tokens but the first [N, T-1]: who speaks costs its own entropy.
+
+        Announced speakers are those of the symbols and one more, whom the last token announces.
+        """
         if self.speaker == "hidden":
             return loss_NM[:, 1:]
         same_NM = speakers_NM[:, 1:] == speakers_NM[:, :-1]
@@ -54,6 +62,8 @@ class ConversationFilter:
             speaking_NM = -np.log(np.where(same_NM, 1 - self.switch, self.switch / (self.num_speakers - 1)))
         if self.speaker == "tag":
             return loss_NM[:, 1:] + speaking_NM
+        if self.speaker == "announced":
+            return loss_NM[:, 1:] + speaking_NM[:, 1:]
         both_NM2 = np.stack([loss_NM, np.pad(speaking_NM, ((0, 0), (0, 1)))], axis=2)
         return both_NM2.reshape(len(loss_NM), -1)[:, :-1]
 
@@ -64,7 +74,7 @@ class ConversationFilter:
         """
         last_NP, rows = np.full((len(symbols_NM), self.num_speakers), -1), np.arange(len(symbols_NM))
         own_NM = np.empty_like(symbols_NM)
-        for m, speakers_N in enumerate(speakers_NM.T):
+        for m, speakers_N in enumerate(speakers_NM.T[: symbols_NM.shape[1]]):
             own_NM[:, m] = last_NP[rows, speakers_N]
             last_NP[rows, speakers_N] = symbols_NM[:, m]
         emission_SNM = self.transitions_SVV[:, own_NM, symbols_NM].astype(np.float64)
@@ -78,7 +88,7 @@ class ConversationFilter:
         emission_NMS, rows = self.emission(speakers_NM, symbols_NM)[1], np.arange(len(symbols_NM))
         weight_NA = np.full((len(rows), len(languages_AP)), 1 / len(languages_AP))
         loss_NM, posteriors = np.empty(symbols_NM.shape), np.empty((*symbols_NM.shape, 2, len(self.transitions_SVV)))
-        for m, speakers_N in enumerate(speakers_NM.T):
+        for m, speakers_N in enumerate(speakers_NM.T[: symbols_NM.shape[1]]):
             posteriors[:, m, 0] = np.einsum("na,aps->nps", weight_NA, is_APS)[rows, speakers_N]
             weight_NA *= np.take_along_axis(emission_NMS[:, m], languages_AP[:, speakers_N].T, 1)
             loss_NM[:, m] = -np.log(weight_NA.sum(1))

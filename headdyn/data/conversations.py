@@ -31,9 +31,10 @@ class Conversations:
 
     Each symbol is by the speaker of the one before with probability 1 − `switch`, else by another, all alike, and
     follows its speaker's language from that speaker's own last symbol. How a reader knows who speaks: a token of the
-    speaker stands before each symbol (`speaker=marker`), every token is a pair of speaker and symbol (`tag`), or not at
-    all (`hidden`, two speakers). `evidence=transitions`: all languages share the uniform unigram law; `unigrams`: each
-    has its own. `target_gap_nats` is ln V less a language's entropy rate.
+    speaker stands before each symbol (`speaker=marker`); every token is a pair of speaker and symbol (`tag`), or of
+    speaker, next speaker and symbol (`announced`); or not at all (`hidden`, two speakers). `evidence=transitions`: all
+    languages share the uniform unigram law; `unigrams`: each has its own, around which its rows vary by `row_spread`.
+    `target_gap_nats` is ln V less a language's entropy rate.
     """
 
     speaker: Speaker
@@ -73,8 +74,9 @@ class Conversations:
     @property
     def vocab_size(self) -> int:
         """The number of different tokens."""
-        more = {"marker": self.num_speakers, "tag": (self.num_speakers - 1) * self.num_symbols, "hidden": 0}
-        return self.num_symbols + more[self.speaker]
+        if self.speaker == "marker":
+            return self.num_symbols + self.num_speakers
+        return self.num_symbols * self.num_speakers ** {"hidden": 0, "tag": 1, "announced": 2}[self.speaker]
 
     def build(self, folder: Path) -> None:
         """Draw languages and conversations, and measure the lines that a loss is judged by.
@@ -115,14 +117,15 @@ class Conversations:
         return ConversationFilter(transitions_SVV, self.speaker, self.num_speakers, self.switch)
 
     def _draw(self, sampler: AliasSampler, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Who speaks, what, and in which language, each [N, M].
+        """Who speaks, what, and in which language, each [N, M]; where speakers are announced, one more of the first.
 
         Each speaker's symbols are one chain of M, of which every turn of the speaker takes the next.
         """
         speakers, length = self.num_speakers, self.sequence_length // (2 if self.speaker == "marker" else 1)
         rng = generator(self.seed, f"conversations/{split} speakers")
         languages_NP = rng.random((count, self.num_topics)).argsort(1)[:, :speakers]
-        step_NM = (rng.random((count, length)) < self.switch) * rng.integers(1, speakers, size=(count, length))
+        turns = length + (self.speaker == "announced")
+        step_NM = (rng.random((count, turns)) < self.switch) * rng.integers(1, speakers, size=(count, turns))
         step_NM[:, 0] = rng.integers(speakers, size=count)
         speakers_NM = step_NM.cumsum(1) % speakers
         chain_NPM = np.empty((count, speakers, length), np.uint16)
@@ -130,15 +133,17 @@ class Conversations:
         key = seed_sequence(self.seed, f"conversations/{split} symbols").generate_state(2, np.uint64)
         sample_tokens(sampler, topics_NPM.reshape(-1, length), key, chain_NPM.reshape(-1, length))
         turns_NPM = (speakers_NM[:, None] == np.arange(speakers)[:, None]).cumsum(2) - 1
-        rows_N1 = np.arange(count)[:, None]
-        turn_NM = turns_NPM[rows_N1, speakers_NM, np.arange(length)]
-        symbols_NM = chain_NPM[rows_N1, speakers_NM, turn_NM].astype(np.int64)
-        return speakers_NM, symbols_NM, languages_NP[rows_N1, speakers_NM]
+        rows_N1, own_NM = np.arange(count)[:, None], speakers_NM[:, :length]
+        turn_NM = turns_NPM[rows_N1, own_NM, np.arange(length)]
+        symbols_NM = chain_NPM[rows_N1, own_NM, turn_NM].astype(np.int64)
+        return speakers_NM, symbols_NM, languages_NP[rows_N1, own_NM]
 
     def _tokens(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> np.ndarray:
         if self.speaker == "marker":
             return np.stack([self.num_symbols + speakers_NM, symbols_NM], axis=2).reshape(len(symbols_NM), -1)
-        return symbols_NM + (speakers_NM * self.num_symbols if self.speaker == "tag" else 0)
+        if self.speaker == "announced":
+            speakers_NM = speakers_NM[:, :-1] * self.num_speakers + speakers_NM[:, 1:]
+        return symbols_NM + (0 if self.speaker == "hidden" else speakers_NM * self.num_symbols)
 
     def _facts(
         self, exact: ConversationFilter, speakers_NM: np.ndarray, symbols_NM: np.ndarray, topics_NM: np.ndarray

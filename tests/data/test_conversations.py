@@ -43,6 +43,8 @@ KINDS: list[tuple[Speaker, int, int]] = [
     ("marker", 3, 6),
     ("tag", 2, 6),
     ("tag", 3, 5),
+    ("announced", 2, 7),
+    ("announced", 3, 5),
     ("hidden", 2, 8),
 ]
 
@@ -55,10 +57,15 @@ def exact(speaker: Speaker, speakers: int, switch: float = 0.3) -> ConversationF
     return ConversationFilter(chains(), speaker, speakers, switch)
 
 
-def spelled(speaker: Speaker, speakers_M: tuple[int, ...], symbols_M: tuple[int, ...], size: int) -> list[int]:
-    if speaker == "marker":
-        return [token for p, x in zip(speakers_M, symbols_M, strict=True) for token in (size + p, x)]
-    return [x + (size * p if speaker == "tag" else 0) for p, x in zip(speakers_M, symbols_M, strict=True)]
+def spelled(bayes: ConversationFilter, speakers_M: tuple[int, ...], symbols_M: tuple[int, ...]) -> list[int]:
+    """The tokens; announced speakers are one more than the symbols."""
+    size, pairs = bayes.transitions_SVV.shape[1], list(zip(speakers_M, symbols_M, strict=False))
+    if bayes.speaker == "marker":
+        return [token for p, x in pairs for token in (size + p, x)]
+    if bayes.speaker == "announced":
+        nexts = speakers_M[1:]
+        return [x + size * (p * bayes.num_speakers + q) for (p, x), q in zip(pairs, nexts, strict=True)]
+    return [x + (size * p if bayes.speaker == "tag" else 0) for p, x in pairs]
 
 
 def enumerated(bayes: ConversationFilter, tokens_T: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -68,21 +75,27 @@ def enumerated(bayes: ConversationFilter, tokens_T: list[int]) -> tuple[np.ndarr
     count = len(tokens_T) // per
     joint_TS = np.zeros((len(tokens_T), topics))  # p(x_0..x_t, language of token t's speaker)
     symbols = tokens_T[1::2] if per == 2 else [token % size for token in tokens_T]
-    for speakers_M in itertools.product(range(bayes.num_speakers), repeat=count):
-        if spelled(bayes.speaker, speakers_M, tuple(symbols), size) != list(tokens_T):
+    announced = bayes.speaker == "announced"
+    for speakers_M in itertools.product(range(bayes.num_speakers), repeat=count + announced):
+        if spelled(bayes, speakers_M, tuple(symbols)) != list(tokens_T):
             continue
+
+        def turn(m: int) -> float:
+            same = speakers_M[m] == speakers_M[m - 1]  # noqa: B023
+            return 1 - bayes.switch if same else bayes.switch / (bayes.num_speakers - 1)
+
         for languages in itertools.permutations(range(topics), bayes.num_speakers):
             p, last = 1 / math.perm(topics, bayes.num_speakers), {}
-            for m, (speaker, symbol) in enumerate(zip(speakers_M, symbols, strict=True)):
+            for m, (speaker, symbol) in enumerate(zip(speakers_M, symbols, strict=False)):
                 if m == 0:
                     p /= bayes.num_speakers
-                else:
-                    same = speaker == speakers_M[m - 1]
-                    p *= 1 - bayes.switch if same else bayes.switch / (bayes.num_speakers - 1)
+                elif not announced:
+                    p *= turn(m)
                 if per == 2:
                     joint_TS[2 * m, languages[speaker]] += p
                 p *= bayes.transitions_SVV[languages[speaker], last[speaker], symbol] if speaker in last else 1 / size
                 last[speaker] = symbol
+                p *= turn(m + 1) if announced else 1
                 # Hidden, every prefix of turns comes once with each way in which they go on.
                 alike = bayes.num_speakers ** (count - 1 - m) if bayes.speaker == "hidden" else 1
                 joint_TS[per * m + per - 1, languages[speaker]] += p / alike
@@ -96,7 +109,9 @@ def prefixes(bayes: ConversationFilter, length: int) -> np.ndarray:
     count = length // (2 if bayes.speaker == "marker" else 1)
     rows = [
         spelled(
-            bayes.speaker, tuple(rng.integers(bayes.num_speakers, size=count)), tuple(rng.integers(3, size=count)), 3
+            bayes,
+            tuple(rng.integers(bayes.num_speakers, size=count + (bayes.speaker == "announced")).tolist()),
+            tuple(rng.integers(3, size=count).tolist()),
         )
         for _ in range(10)
     ]
@@ -156,7 +171,10 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tokens_of_other_conversations_are_refused() -> None:
-    for speaker, tokens in (("marker", [3, 0, 1, 2]), ("marker", [3, 0, 4]), ("tag", [6, 0]), ("hidden", [0, 3])):
+    for speaker, tokens in (
+        *(("marker", [3, 0, 1, 2]), ("marker", [3, 0, 4]), ("tag", [6, 0]), ("hidden", [0, 3])),
+        *(("announced", [3, 0]), ("announced", [12, 0])),  # the second speaker was announced, and it is the first
+    ):
         with pytest.raises(ValueError, match=f"no conversation with data.speaker={speaker}"):
             exact(speaker, 2).filter(np.array([tokens]))  # type: ignore[arg-type]
 
@@ -191,6 +209,7 @@ def test_the_trial_on_record(trial: Corpus) -> None:
         {},
         {"speaker": "tag", "evidence": "unigrams", "num_topics": 6, "switch": 0.3},
         {"speaker": "tag", "num_speakers": 3, "num_topics": 4},
+        {"speaker": "announced", "evidence": "unigrams", "switch": 0.3},
         {"speaker": "hidden", "switch": 0.1},
     ],
     ids=lambda change: "-".join(map(str, change.values())),
@@ -204,6 +223,10 @@ def test_what_is_drawn_follows_the_law(change: dict[str, Any], tmp_path: Path) -
         speakers_NM, symbols_NM, topics_NM = tokens_NT[:, 0::2] - size, tokens_NT[:, 1::2], topics_NT[:, 1::2]
     else:  # with hidden speakers, a speaker is known by the language
         speakers_NM, symbols_NM, topics_NM = topics_NT, tokens_NT % size, topics_NT
+        if settings.speaker == "announced":
+            speakers_NT, next_NT = np.divmod(tokens_NT // size, speakers)
+            assert np.array_equal(speakers_NT[:, 1:], next_NT[:, :-1]) and corpus.vocab_size == 4 * size
+            tokens_NT = speakers_NT * size + symbols_NM
         assert settings.speaker == "hidden" or all(
             len(set(zip(t // size, s, strict=True))) <= speakers for t, s in zip(tokens_NT, topics_NT, strict=True)
         )
@@ -236,7 +259,13 @@ def advantage(loss_NT: np.ndarray, floor_NT: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(
-    "change", [{}, {"speaker": "tag", "evidence": "unigrams"}, {"speaker": "hidden", "switch": 0.2}]
+    "change",
+    [
+        {},
+        {"speaker": "tag", "evidence": "unigrams"},
+        {"speaker": "announced", "evidence": "unigrams"},
+        {"speaker": "hidden", "switch": 0.2},
+    ],
 )
 def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None:
     settings = replace(TRIAL, val_sequences=300, **change)
@@ -349,7 +378,7 @@ def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"speaker": "voice"}, "data.speaker='voice' must be one of marker, tag, hidden"),
+        ({"speaker": "voice"}, "data.speaker='voice' must be one of marker, tag, announced, hidden"),
         ({"switch": 1.2}, "data.switch=1.2 must be at most 1"),
         ({"switch": -0.1}, "data.switch=-0.1 must be at least 0"),
         ({"evidence": "none"}, "data.evidence='none' must be one of transitions, unigrams"),
