@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: run test check bench index install clean
+.PHONY: run test check bench docs index install clean
 .DEFAULT_GOAL := run
 
 run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
@@ -22,6 +22,9 @@ check: $(READY)         ## format, lint, types, imports
 
 bench: $(READY)         ## speed and memory, as ratios within one run
 	$(PY) -m tests.benchmarks
+
+docs: $(READY)          ## the documentation, into site/, which opens from disk
+	$(PY) -m mkdocs build --strict
 
 index: $(READY)         ## the index of files in docs/house.md, from the modules' docstrings
 	$(PY) -m tests.house

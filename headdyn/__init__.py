@@ -1,0 +1,56 @@
+"""When do attention heads organise, what drives it, and is it real? Importing this package imports nothing heavy.
+
+`headdyn.compose`, `headdyn.run`, `headdyn.sweep` and `headdyn.load` are those of headdyn/api.py. `headdyn.run` and
+`headdyn.sweep` are also modules, `python -m headdyn.run` among them, and both are called like functions.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module, metadata
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headdyn.api import Run as Run
+    from headdyn.api import Sweep as Sweep
+    from headdyn.api import chart as chart
+    from headdyn.api import compose as compose
+    from headdyn.api import load as load
+
+_CALLED = ("run", "sweep")
+_LAZY = ("chart", "compose", "load", "Run", "Sweep")
+__all__ = ["Run", "Sweep", "chart", "compose", "load", "run", "sweep"]
+
+
+class _Called(ModuleType):
+    """A module that is called as the function of headdyn/api.py that bears its name."""
+
+    def __call__(self, *overrides: str, **options: Any) -> Any:
+        return getattr(import_module("headdyn.api"), self.__name__.rpartition(".")[2])(*overrides, **options)
+
+
+class _Package(ModuleType):
+    """This package. Python sets every submodule as an attribute, whoever imports it; those two become callable then."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _CALLED and isinstance(value, ModuleType):
+            value.__class__ = _Called
+        super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CALLED:
+        return import_module(f"headdyn.{name}")
+    if name in _LAZY:
+        return getattr(import_module("headdyn.api"), name)
+    if name == "__version__":
+        return metadata.version("headdyn")
+    raise AttributeError(f"module 'headdyn' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+sys.modules[__name__].__class__ = _Package

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
@@ -20,9 +20,9 @@ from rich.table import Column, Table
 Finding = tuple[str, bool | None, str]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; 1 where something a run needs is missing."""
-    argparse.ArgumentParser(prog="python -m headdyn.doctor", description=__doc__).parse_args()
+    argparse.ArgumentParser(prog="python -m headdyn.doctor", description=__doc__).parse_args(argv)
     findings = [*_device(), *_packages(), *_folders(), *_network(), *_extras()]
     table = Table(
         "",
@@ -102,7 +102,8 @@ def _extras() -> Iterator[Finding]:
         "joblib": ("hydra_plugins.hydra_joblib_launcher", "cluster=joblib"),
         "slurm": ("hydra_plugins.hydra_submitit_launcher", "cluster=slurm"),
         "ray": ("hydra_plugins.hydra_ray_launcher", "cluster=ray"),
-        "dashboard": ("wandb_workspaces", "python -m headdyn.dashboard"),
+        "dashboard": ("wandb_workspaces", "headdyn dashboard"),
+        "notebook": ("marimo", "headdyn notebook"),
     }
     for name, (module, purpose) in extras.items():
         try:

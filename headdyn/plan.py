@@ -256,6 +256,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     """A composition error in one line that says what can be done; Hydra's own hint suggests appending unknown keys."""
     if isinstance(error, ConfigError):
         return str(error)
+    launcher = re.search(r"Could not find 'hydra/launcher/(?:submitit_)?(joblib|slurm|ray)\w*'", str(error))
+    if launcher:
+        return f"cluster={launcher[1]} needs an extra; pip install 'headdyn[{launcher[1]}]'"
     refused = re.match(r"Could not override '([^']+)'", str(error))
     if refused and "not in struct" in f"{error}{error.__cause__}":
         key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group

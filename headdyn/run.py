@@ -17,6 +17,7 @@ from hydra.errors import CompactHydraException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from headdyn.config import check
+from headdyn.core.numbers import count
 from headdyn.core.settings import ConfigError
 from headdyn.models.settings import Pretrained
 from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, plain_arguments
@@ -38,34 +39,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
     if plan is not None:
-        obstacle = _obstacle(plan)
-        if obstacle:
-            for folder in (plan.folder, plan.folder.parent):
-                with suppress(OSError):
-                    folder.rmdir()  # if the write test made it: nothing but an empty folder can be removed so
-            print(f"headdyn: {obstacle}", file=sys.stderr)
-            return 1
-    sys.argv = [sys.argv[0], *(arguments if plan is None else plan.arguments)]
-    status = 0
+        return launch(plan, arguments)
+    sys.argv = [sys.argv[0], *arguments]
     try:
-        hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-    except HydraException as error:  # from --help or --info, which Hydra leaves to us
+        _hydra()
+    except (HydraException, ValueError) as error:  # of --help, --info or --cfg, which Hydra leaves to us
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
+    return 0
+
+
+def launch(plan: Plan, arguments: Sequence[str]) -> int:
+    """Do the jobs of a plan, and the report behind them; `arguments` are those that were planned, for the record.
+
+    Returns the exit status of the command line. Hydra sets up logging and reads `sys.argv`; see `headdyn.api` for a
+    caller that wants both as they were.
+    """
+    obstacle = _obstacle(plan)
+    if obstacle:
+        for folder in (plan.folder, plan.folder.parent):
+            with suppress(OSError):
+                folder.rmdir()  # if the write test made it: nothing but an empty folder can be removed so
+        print(f"headdyn: {obstacle}", file=sys.stderr)
+        return 1
+    print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
+    sys.argv = [sys.argv[0], *plan.arguments]
+    status = 0
+    try:
+        _hydra()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         status = 130
-    if plan is not None and plan.is_sweep:
+    if plan.is_sweep:
         from headdyn.finish import finish
 
         complete = finish(plan.folder, plan.jobs, arguments)
         status = status or (0 if complete else 1)
-    elif plan is not None and status == 0:
+    elif status == 0:
         from headdyn.report.terminal import print_run
 
         print_run(plan.folder)
     return status
+
+
+def _hydra() -> None:
+    """Hand `sys.argv` to Hydra, which calls `job` for every run."""
+    hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
 
 
 def job(cfg: DictConfig) -> None:

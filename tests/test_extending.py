@@ -1,7 +1,8 @@
 """Adding things is cheap: a package outside headdyn adds one of each, and everything shows up without touching headdyn.
 
-The package lies in a temporary folder, as a user's would in the folder that the command is called from: an analysis and
-its YAML, a section and an answer for the report, an ordering, a corpus. One sweep uses all of them.
+The package is the one that docs/extend.md prints, in a temporary folder, as a user's would lie in the folder that the
+command is called from: an analysis and its YAML, an ordering, a corpus, a section and an answer for the report. One
+sweep uses all of them.
 """
 
 from __future__ import annotations
@@ -19,146 +20,17 @@ import pytest
 
 from headdyn.core.records import HeadTable
 from tests.commands import TINY, environment, only, run
+from tests.printed import printed_files
 
-PACKAGE = {
-    # A study: named by `study=visitors`, found by the report.
-    "visitors/__init__.py": """
-        from markupsafe import Markup
-
-        from headdyn.report.blocks import Section
-        from headdyn.sweep.words import Statement
-
-
-        def sections(sweep):
-            rows = "".join(f"<li>{job.run.name}</li>" for job in sweep.complete)
-            return [Section(anchor="visitors", title="Their own part", blocks=Markup(f"<ul>{rows}</ul>"), headline="Eight.")]
-
-
-        def headlines(sweep):
-            return [Statement("How many runs are there?", [f"There are {len(sweep.complete)}."])]
-        """,
-    # An analysis: one module, one YAML.
-    "visitors/growth.py": '''
-        from typing import Annotated, ClassVar
-
-        from pydantic import Field
-
-        from headdyn.core.records import Findings, HeadTable, Metric
-        from headdyn.core.settings import settings
-
-
-        @settings
-        class Growth:
-            """How much longer the residual stream's vectors are behind the last layer than before the first."""
-
-            sequences: Annotated[int, Field(ge=1)] = 4
-
-            rows: ClassVar[str] = "model"
-            needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
-            metrics: ClassVar = {
-                "stream_growth": Metric(
-                    meaning="norm of the residual stream behind the last layer over that of the embedding",
-                    label="growth of the stream",
-                    low=0,
-                    unit="times",
-                    outcome=True,
-                )
-            }
-
-            def __call__(self, decoder, corpus, generator):
-                import torch
-
-                tokens_BT = torch.from_numpy(corpus.val.tokens_NT[: self.sequences].astype("int64"))
-                last = decoder.config.num_layers
-                trace = decoder.trace(tokens_BT, sites=("resid_pre", "resid_post"), logits=None)
-                growth = trace["resid_post", last - 1].norm(dim=-1) / trace["resid_pre", 0].norm(dim=-1)
-                return Findings(table=HeadTable.whole("stream_growth", float(growth.mean()), n=self.sequences, unit="sequence"))
-        ''',
-    "visitors/order.py": '''
-        from typing import ClassVar
-
-        import numpy as np
-
-        from headdyn.core.settings import settings
-
-
-        @settings
-        class Reversed:
-            """The highest topic first, the same every epoch."""
-
-            follows_topics: ClassVar[bool] = True
-
-            def epoch(self, dominant_N, generator):
-                return np.argsort(-dominant_N.astype(int), kind="stable")
-        ''',
-    "visitors/counting.py": '''
-        import json
-        import math
-        from typing import Annotated
-
-        import numpy as np
-        from pydantic import Field
-
-        from headdyn.core.settings import settings
-        from headdyn.data.corpus import Corpus, Split
-
-
-        @settings
-        class CountingUp:
-            """Sequences that count up modulo V; the topic is the step, 1 or 2."""
-
-            vocab_size: Annotated[int, Field(ge=3)]
-            sequence_length: int
-            train_sequences: int
-            val_sequences: int
-            seed: int
-
-            def build(self, folder):
-                rng = np.random.default_rng(self.seed)
-                for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
-                    start_N1, topic_N1 = rng.integers(self.vocab_size, size=(count, 1)), rng.integers(2, size=(count, 1))
-                    tokens_NT = (start_N1 + (1 + topic_N1) * np.arange(self.sequence_length)) % self.vocab_size
-                    np.save(folder / f"{split}_tokens.npy", tokens_NT.astype(np.uint16))
-                    np.save(folder / f"{split}_topics.npy", np.broadcast_to(topic_N1, tokens_NT.shape).astype(np.uint8))
-                (folder / "facts.json").write_text(json.dumps({"random_nats": math.log(self.vocab_size)}))
-
-            def open(self, folder):
-                facts = json.loads((folder / "facts.json").read_text())
-                return Corpus(
-                    name="counting",
-                    train=Split.open(folder, "train"),
-                    val=Split.open(folder, "val"),
-                    vocab_size=self.vocab_size,
-                    topic_names=("by one", "by two"),
-                    reference_nats={"random": facts["random_nats"]},
-                    facts=facts,
-                )
-        ''',
-    "their_conf/analysis/growth.yaml": """
-        # @package analysis.growth
-        _target_: visitors.growth.Growth
-        sequences: 8
-        """,
-    "their_conf/data_ordering/reversed.yaml": "_target_: visitors.order.Reversed\n",
-    "their_conf/data/counting.yaml": """
-        _target_: visitors.counting.CountingUp
-        vocab_size: 24
-        sequence_length: 32
-        train_sequences: 96
-        val_sequences: 48
-        seed: ${seed}
-        """,
-}
-THEIRS = ("--config-dir", "their_conf", "data=counting", "analysis=[loss,growth]", "study=visitors")
+PACKAGE = printed_files(Path(__file__).parents[1] / "docs" / "extend.md")
+THEIRS = ("--config-dir", "mylab_conf", "data=counting", "analysis=[loss,growth]", "study=mylab")
 VARIED = ("data_ordering=shuffled,reversed", "model.num_layers=1,2", "seed=0,1")
 
 
 def write_package(root: Path) -> None:
     for name, text in PACKAGE.items():
-        lines = text.strip("\n").splitlines()
-        indent = len(lines[0]) - len(lines[0].lstrip())
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text("".join(line[indent:] + "\n" for line in lines), encoding="utf-8")
+        (root / name).write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +57,7 @@ def test_headdyn_does_not_know_the_package() -> None:
     texts = [file.read_text(encoding="utf-8") for part in ("headdyn", "conf") for file in (root / part).rglob("*.*ml")]
     texts += [file.read_text(encoding="utf-8") for file in (root / "headdyn").rglob("*.py")]
     assert len(texts) > 100
-    assert not any(word in text for text in texts for word in ("visitors", "stream_growth", "CountingUp"))
+    assert not any(word in text for text in texts for word in ("mylab", "stream_growth", "CountingUp"))
 
 
 def test_the_metric_is_in_the_terminal_and_the_summary(sweep: tuple[Path, str]) -> None:
@@ -249,7 +121,7 @@ def test_their_ordering_and_corpus_were_used(sweep: tuple[Path, str]) -> None:
     manifests = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/manifest.json")]
     assert len(manifests) == 8
     for manifest in manifests:
-        assert manifest["config"]["data"]["_target_"] == "visitors.counting.CountingUp"
+        assert manifest["config"]["data"]["_target_"] == "mylab.counting.CountingUp"
         assert manifest["factors"]["data_ordering"] in ("shuffled", "reversed")
     losses = {}
     for file in folder.glob("*/summary.json"):

@@ -141,6 +141,10 @@ class HeadTable:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
+        """Arrow's protocol, by which `polars.DataFrame(heads)` and `pandas.DataFrame.from_arrow(heads)` read it."""
+        return self.table.__arrow_c_stream__(requested_schema)
+
     def rows(self) -> list[dict[str, Any]]:
         """The rows as dictionaries with every column, None where null."""
         return self.table.to_pylist()

@@ -1,0 +1,29 @@
+"""What MkDocs adds to the pages in docs/: the README as the first one, and those that are generated."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))  # MkDocs loads this file by its path
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Called by MkDocs with the files of docs/."""
+    from docs.tools import keys, scale
+
+    pages = {"index.md": front_page(), "keys.md": keys.reference(), "scale.md": scale.page()}
+    for name, text in pages.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def front_page() -> str:
+    """The README, whose links to docs/ are links to pages here; what else lies beside it is named without a link."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
+    return re.sub(r"\[([^]]+)\]\((?!http)([^)]+/[^)]*|LICENSE)\)", r"\1", text)

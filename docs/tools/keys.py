@@ -1,0 +1,303 @@
+"""The key reference: every configuration key with type and range, default, and meaning.
+
+Types and ranges are those of the settings' classes, by which a command is checked; defaults are those of the YAML in
+conf/; meanings are the comments there. A key that takes its value from another (`${mode.train.steps}`) and has no
+comment of its own shares that one's meaning, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from headdyn.config import MODEL_KINDS, RunConfig
+from headdyn.plan import CONF
+
+# How a group's settings are composed where its default does not have them all: every analysis, and what each needs.
+GROUPS = ("mode", "protocol", "model", "attention", "data", "data_ordering", "position_enc", "train", "tracking")
+_NO_OPTIONS = ("analysis/all", "analysis/all_prompts")  # lists of analyses
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
+_EVERYWHERE = {
+    "name": "what records call the option",
+    "_target_": "the class whose settings these are; of headdyn, or of your own package",
+    "defaults": "the options that this one stands for",
+}
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "of length ≥", "max_length": "of length ≤"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One row of the reference; `default` is as the YAML has it, interpolations unresolved."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The keys of one class of settings, and the options that are of it, each with its YAML's first comment."""
+
+    title: str
+    options: Mapping[str, str]
+    keys: tuple[Key, ...]
+
+
+def sections() -> list[Section]:
+    """Every group's keys, option by option; options with the same keys share a section, at the first one's defaults."""
+    found: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = []
+    for group, option in _options():
+        node, prefix = _composed(group, option)
+        cls = _class(node, prefix)
+        leaves = dict(_leaves(node, prefix))
+        same = next((entry for entry in found if entry[1] is cls and set(entry[3]) == set(leaves)), None)
+        if same is not None and group != "analysis":
+            same[2][option] = _about(group, option)
+        else:
+            found.append((group, cls, {option: _about(group, option)}, leaves))
+    made = []
+    for group, cls, options, leaves in found:
+        said = {
+            **_said(group, *(file.stem for file in sorted((CONF / group).glob("*.yaml")))),
+            **_said(group, *options),
+        }
+        keys = [Key(n, _type_at(cls, group, n), _spelled(v), _meaning(n, said)) for n, v in leaves.items()]
+        title = f"{group}={next(iter(options))}" if group else "The run itself"
+        made.append(Section(title, {name: about for name, about in options.items() if name}, tuple(keys)))
+    for _ in range(2):  # twice, since a key may be tied through another one
+        made = _tied(made)
+    return made
+
+
+def _said(group: str, *options: str) -> dict[str, str]:
+    """The comments of a group's YAML by full key; the first option that has one counts."""
+    if not group:
+        return comments(CONF / "config.yaml")
+    said: dict[str, str] = {}
+    for option in options:
+        prefix = {"cluster": "", "analysis": f"analysis.{option}."}.get(group, f"{group}.")
+        for key, comment in comments(CONF / group / f"{option}.yaml").items():
+            said.setdefault(prefix + key, comment)
+    return said
+
+
+def _meaning(key: str, said: Mapping[str, str]) -> str:
+    """The key's own comment, that of the group it stands in, or what its name means everywhere."""
+    parent = key.rpartition(".")[0]
+    return said.get(key) or said.get(parent) or _EVERYWHERE.get(key.split(".")[-1], "")
+
+
+def _tied(made: list[Section]) -> list[Section]:
+    """The sections, where a key that another one takes its value from has the other's type and meaning."""
+    readers: dict[str, Key] = {}
+    for key in (key for section in made for key in section.keys):
+        if (source := _source(key)) and key.meaning:
+            readers.setdefault(source, key)
+    every = {key.name: key for section in made for key in section.keys}
+
+    def tied(key: Key) -> Key:
+        reader, source = readers.get(key.name), _source(key)
+        if reader is not None and key.name.startswith(("mode.", "protocol.")):
+            meaning = (
+                reader.meaning if reader.meaning.startswith("sets ") else f"sets `{reader.name}`: {reader.meaning}"
+            )
+            return dataclasses.replace(key, type=reader.type, meaning=key.meaning or meaning)
+        if source and not key.meaning:
+            return dataclasses.replace(key, meaning=every[source].meaning)
+        return key
+
+    return [dataclasses.replace(section, keys=tuple(map(tied, section.keys))) for section in made]
+
+
+def _source(key: Key) -> str | None:
+    """The key that this one takes its value from."""
+    match = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", key.default)
+    return match[1] if match else None
+
+
+def reference() -> str:
+    """The page, in Markdown."""
+    lines = [
+        "# Configuration keys",
+        "",
+        "Made from the settings' types and the comments in `conf/`, so that it cannot drift. A default such as",
+        "`${mode.train.steps}` is that key's value. `headdyn run --cfg job` prints the keys of one command with their",
+        "values. Any may be given, as `train.steps=300`, and with `-m` several values, which the runs then compare.",
+    ]
+    for section in sections():
+        lines += ["", f"## {section.title}", ""]
+        lines += [f"- `{name}`: {about}" if about else f"- `{name}`" for name, about in section.options.items()]
+        lines += ["", "| key | type and range | default | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{k.name}` | {_cell(k.type)} | {_code(k.default)} | {_cell(k.meaning)} |" for k in section.keys]
+    return "\n".join(lines) + "\n"
+
+
+def _options() -> Iterator[tuple[str, str]]:
+    yield "", ""
+    for group in (*GROUPS, "analysis", "cluster"):
+        files = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        yield from ((group, name) for name in files if f"{group}/{name}" not in _NO_OPTIONS)
+
+
+def _composed(group: str, option: str) -> tuple[DictConfig, str]:
+    """The group's own node with this option, interpolations unresolved, and the key that leads to it."""
+    if group == "cluster":  # Hydra's launchers need their plugins to be composed; the file itself says what it sets
+        return typing.cast(DictConfig, OmegaConf.load(CONF / group / f"{option}.yaml")), ""
+    overrides = [f"analysis=[{option}]"] if group == "analysis" else [f"{group}={option}"] if group else []
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="reference"):
+        cfg = compose("config", overrides=overrides)
+    if not group:
+        top = {key: cfg._get_node(key) for key in cfg if key not in (*GROUPS, "analysis")}
+        return OmegaConf.create(
+            {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v._value() for key, v in top.items()}
+        ), ""
+    prefix = f"analysis.{option}" if group == "analysis" else group
+    return typing.cast(DictConfig, OmegaConf.select(cfg, prefix)), prefix
+
+
+def _leaves(node: DictConfig, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every key below a node with its raw value; an empty group is a key too."""
+    plain = OmegaConf.to_container(node, resolve=False)
+
+    def below(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from below(inner, f"{name}.{key}".lstrip("."))
+        else:
+            yield name, value
+
+    yield from below(plain, prefix)
+
+
+def _class(node: DictConfig, prefix: str) -> Any:
+    """The class that checks a group's settings; None for Hydra's own."""
+    plain = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
+    if "_target_" in plain:
+        module, _, name = plain["_target_"].rpartition(".")
+        return getattr(importlib.import_module(module), name)
+    if prefix == "model":
+        return MODEL_KINDS[plain["kind"]]
+    if prefix:
+        return typing.get_type_hints(RunConfig, include_extras=True)[prefix]
+    return None if "hydra" in plain or "defaults" in plain else RunConfig
+
+
+def _type_at(cls: Any, group: str, key: str) -> str:
+    """The type of a dotted key's value, in words."""
+    path = key.split(".")
+    path = path if cls is RunConfig else path[2:] if group == "analysis" else path[1:]
+    if path[-1:] == ["_target_"]:
+        return "dotted name of a dataclass"
+    hint: Any = cls
+    for part in path if cls is not None else ():
+        for member in _members(hint):
+            if dataclasses.is_dataclass(member):
+                hint = typing.get_type_hints(member, include_extras=True).get(part)
+                break
+            if typing.get_origin(member) is Mapping:
+                hint = typing.get_args(member)[1]
+                break
+        else:
+            return "see the class"
+    return "see Hydra's launcher" if cls is None else _words(hint)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _words(hint: Any) -> str:
+    """A type in words: `whole number ≥ 1`, `one of auto, cpu`, `list of numbers`, with ` or null`."""
+    if typing.get_origin(hint) is typing.Annotated:
+        inner, *facts = typing.get_args(hint)
+        facts = [fact for given in facts for fact in getattr(given, "metadata", [given])]
+        bounds = [f"{sign} {getattr(f, name)}" for f in facts for name, sign in _BOUNDS.items() if hasattr(f, name)]
+        return ", ".join([" ".join([_words(inner), *bounds[:1]]), *bounds[1:]])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_words, typing.get_args(hint))))
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        inner = [arg for arg in typing.get_args(hint) if arg is not ...]
+        return (
+            f"list of {_words(inner[0])}"
+            if ... in typing.get_args(hint)
+            else f"list of {len(inner)}: {_words(inner[0])}"
+        )
+    if typing.get_origin(hint) is Mapping or dataclasses.is_dataclass(hint):
+        return "group of settings"
+    if hint is Any:
+        return "as the class has it"
+    return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _about(group: str, option: str) -> str:
+    """The comment at the head of an option's YAML, or what its class says of itself."""
+    if not option:
+        return ""
+    lines = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
+    head = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        if not line.startswith("# @package"):
+            head.append(line.lstrip("# "))
+    if head:
+        return " ".join(head)
+    node, prefix = _composed(group, option)
+    cls = _class(node, prefix)
+    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()) if cls not in (None, RunConfig) else ""
+
+
+_LINE = re.compile(r"^( *)(?:- )?([\w.]+):(?: +([^#]*?))?(?: *# (.*))?$")
+
+
+def comments(file: Path) -> dict[str, str]:
+    """What a YAML says of its keys, by dotted key: the comment behind one, or the lines above it."""
+    said: dict[str, str] = {}
+    stack: list[tuple[int, str]] = []
+    above: list[str] = []
+    begun = False
+    for line in file.read_text(encoding="utf-8").splitlines():
+        match = _LINE.match(line)
+        if line.lstrip().startswith("#"):
+            if begun:
+                above.append(line.lstrip("# "))
+            continue
+        if match:
+            begun = True
+            indent, key = len(match[1]), match[2]
+            stack = [*(entry for entry in stack if entry[0] < indent), (indent, key)]
+            comment = match[4] or " ".join(above)
+            if comment:
+                said[".".join(name for _, name in stack)] = comment
+        above = []
+    return said
+
+
+def _spelled(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return "" if value == "???" else str(value)
+
+
+def _code(text: str) -> str:
+    return f"`{_cell(text)}`" if text else "required"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")

@@ -1,0 +1,235 @@
+"""What large designs cost, from the speeds in experiments/speed/: the page scale.md, written when the site is built.
+
+A cost is a count (of tokens, of bytes, of passes) that the configuration gives, over a speed that was measured
+(tests/benchmarks). What is extrapolated, and how, stands beside the number.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import headdyn
+from headdyn.config import RunConfig
+
+SPEED = Path(__file__).parents[2] / "experiments" / "speed"
+
+# Layers, width and vocabulary of Pythia's ten sizes, as their configurations on the hub have them.
+PYTHIA = {
+    "14m": (6, 128, 4, 50304),
+    "31m": (6, 256, 8, 50304),
+    "70m": (6, 512, 8, 50304),
+    "160m": (12, 768, 12, 50304),
+    "410m": (24, 1024, 16, 50304),
+    "1b": (16, 2048, 8, 50304),
+    "1.4b": (24, 2048, 16, 50304),
+    "2.8b": (32, 2560, 32, 50304),
+    "6.9b": (32, 4096, 32, 50432),
+    "12b": (36, 5120, 40, 50688),
+}
+CHECKPOINTS, SEEDS = 154, 9
+HUB_BYTES_PER_SECOND = 1e8  # assumed: a line of 1 Gbit/s at 80 %
+HUB_BYTES, FLOAT32_BYTES = 2, 4  # of a weight: float16 on the hub; float32 in a snapshot, and in memory while analysed
+PROMPTS = 96  # data=comparisons: 48 pairs, each in the wording that is patched and the one that is patched from
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One size of a public suite: `weights` with embedding and unembedding, `blocks` without them."""
+
+    name: str
+    layers: int
+    heads: int
+    weights: int
+    blocks: int
+
+    @classmethod
+    def of(cls, name: str) -> Suite:
+        """12 D² weights, 13 D biases and norms a layer; embedding and unembedding apart."""
+        layers, width, heads, vocabulary = PYTHIA[name]
+        blocks = layers * (12 * width * width + 13 * width) + 2 * width
+        return cls(name, layers, heads, blocks + 2 * vocabulary * width, blocks)
+
+
+@dataclass(frozen=True)
+class Design:
+    """What a matrix of trainings asks for, counted from its composed jobs."""
+
+    runs: int
+    trainings: int
+    tokens: int  # of all trainings, recalibrations included
+    snapshot_bytes: int
+    corpus_bytes: int
+
+
+def design(*overrides: str, seeds: int) -> Design:
+    """The counts of a matrix over `seeds` random seeds. Arms that differ in positions alone share a training."""
+    jobs = headdyn.compose(*overrides, "seed=0")
+    trainings = {(job.attention.name, str(job.data_ordering)): job for job in jobs}
+    recalibrated = [job for job in jobs if job.position_enc.recalibration]
+    tokens = sum(_tokens(job, job.train.steps) for job in trainings.values())
+    tokens += sum(_tokens(job, job.position_enc.recalibration.count(job.train.steps)) for job in recalibrated)
+    weights = sum(_weights(job) * job.train.snapshots for job in trainings.values()) + sum(map(_weights, recalibrated))
+    data = jobs[0].data
+    sequences = data.train_sequences + data.val_sequences
+    return Design(
+        runs=len(jobs) * seeds,
+        trainings=len(trainings) * seeds,
+        tokens=tokens * seeds,
+        snapshot_bytes=FLOAT32_BYTES * weights * seeds,
+        corpus_bytes=3 * sequences * data.sequence_length * seeds,  # uint16 token, uint8 topic; a corpus each seed
+    )
+
+
+def _tokens(job: RunConfig, steps: int) -> int:
+    return steps * job.train.batch_size * job.data.sequence_length
+
+
+def _weights(job: RunConfig) -> int:
+    c = job.decoder_config(job.data.vocab_size)
+    attention = c.d_model * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
+    norms = 2 * c.d_model + 2 * c.head_dim
+    return c.vocab_size * c.d_model + c.num_layers * (attention + 3 * c.d_model * c.d_ff + norms) + c.d_model
+
+
+def page() -> str:
+    """The page, in Markdown."""
+    gpu, cpu = _record("gpu.json"), _record("training_step.json")
+    return "\n".join([_INTRODUCTION, *_trainings(gpu, cpu), *_suites(gpu), *_limits(gpu)]) + "\n"
+
+
+_INTRODUCTION = """# At scale
+
+Two large designs, counted by `docs/tools/scale.py` from the configuration and from what the benchmarks in `experiments/speed/`
+measured. headdyn has no scheduler of its own: [the launchers](machines.md) spread the runs, and each is independent of the others but
+for the trainings that arms share.
+"""
+
+
+def _record(name: str) -> dict[str, Any] | None:
+    path = SPEED / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _trainings(gpu: dict[str, Any] | None, cpu: dict[str, Any] | None) -> list[str]:
+    """The matrix of 32 random seeds, at the size of a first study on a GPU and at that of the next."""
+    lines = [
+        "## A matrix of 32 random seeds",
+        "",
+        "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions, of which RoPE and DroPE arms share",
+        "a training. Hours are tokens over the measured tokens a second of training steps; analyses, evaluation and compiling",
+        "come on top. Eight GPUs, or a SLURM array of eight tasks (`hydra.launcher.array_parallelism=8`), train eight at once.",
+        "",
+        "| mode | runs | trainings | tokens | tokens/s | one GPU | eight GPUs | two CPU cores | snapshots | corpora | GPU memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for mode in ("laptop", "run1", "v2"):
+        counts = design("experiment=matrix", f"mode={mode}", seeds=32)
+        step = (gpu or {}).get("steps", {}).get(mode)
+        on_cpu = (cpu or {}).get(mode, {}).get("tokens_per_second", {}).get("headdyn")
+        rounds = math.ceil(counts.trainings / 8) / counts.trainings
+        cells = [
+            f"`{mode}`",
+            f"{counts.runs}",
+            f"{counts.trainings}",
+            f"{counts.tokens / 1e9:.3g} G",
+            f"{step['tokens_per_second'] / 1e3:.0f} K" if step else "not measured",
+            _hours(counts.tokens / step["tokens_per_second"]) if step else "not measured",
+            _hours(counts.tokens / step["tokens_per_second"] * rounds) if step else "not measured",
+            _hours(counts.tokens / (2 * on_cpu)) if on_cpu else "not measured",
+            _bytes(counts.snapshot_bytes),
+            _bytes(counts.corpus_bytes),
+            f"{step['peak_memory_gib']:.1f} GiB" if step and step["peak_memory_gib"] else "not measured",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [
+        *lines,
+        "",
+        "On two CPU cores two trainings run side by side, one a core; the speed is that of one thread.",
+        "",
+    ]
+
+
+def _suites(gpu: dict[str, Any] | None) -> list[str]:
+    """Ten suites of 154 checkpoints and nine training seeds."""
+    patch = (gpu or {}).get("patching", {}).get("batch 8", {}).get("headdyn_seconds")
+    base = Suite.of("160m")
+    lines = [
+        f"## Ten suites × {CHECKPOINTS} checkpoints × {SEEDS} training seeds",
+        "",
+        "Pythia's ten sizes, each as if it had nine seeds (PolyPythias have them up to 410m). Weights are float16 on the hub",
+        f"and float32 in memory. Downloads are timed at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s, an assumption. The patch of every head is",
+        "measured at Pythia-160m's size on one GPU, and scaled with heads × weights of the blocks: each head's patch is a pass.",
+        "",
+        "| suite | weights | a checkpoint | all downloads | at 100 MB/s | disk, two at a time | memory, weights | patching, one GPU | eight GPUs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    total_bytes, total_seconds = 0, 0.0
+    for suite in map(Suite.of, PYTHIA):
+        revisions = CHECKPOINTS * SEEDS
+        size = HUB_BYTES * suite.weights
+        total_bytes += size * revisions
+        seconds = None
+        if patch:
+            work = (suite.layers * suite.heads * suite.blocks) / (base.layers * base.heads * base.blocks)
+            seconds = patch / 8 * PROMPTS * work * revisions
+            total_seconds += seconds
+        cells = [
+            suite.name,
+            f"{suite.weights / 1e6:,.0f} M",
+            _bytes(size),
+            _bytes(size * revisions),
+            _hours(size * revisions / HUB_BYTES_PER_SECOND),
+            _bytes(2 * size),
+            _bytes(FLOAT32_BYTES * suite.weights),
+            "not measured" if seconds is None else _hours(seconds),
+            "not measured" if seconds is None else _hours(seconds / 8),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    whole = ["**all**", "", "", _bytes(total_bytes), _hours(total_bytes / HUB_BYTES_PER_SECOND), "", ""]
+    whole += [_hours(total_seconds), _hours(total_seconds / 8)] if patch else ["not measured", "not measured"]
+    return [*lines, "| " + " | ".join(whole) + " |", ""]
+
+
+def _limits(gpu: dict[str, Any] | None) -> list[str]:
+    """What breaks first, in the order in which it does."""
+    every = [Suite.of(name) for name in PYTHIA]
+    downloads = sum(HUB_BYTES * suite.weights for suite in every) * CHECKPOINTS * SEEDS
+    largest = {
+        gib: max((s for s in every if FLOAT32_BYTES * s.weights < 0.8 * gib * 2**30), key=lambda s: s.weights)
+        for gib in (24, 80)
+    }
+    v2 = design("experiment=matrix", "mode=v2", seeds=32)
+    return [
+        "## What breaks first",
+        "",
+        f"1. **The download.** {_bytes(downloads)} for all ten suites. `model.keep_downloads=false` needs the disk of two revisions at a time, but",
+        "   the line is the limit whatever the number of GPUs. The two largest suites are",
+        f"   {100 * sum(s.weights for s in every[-2:]) / sum(s.weights for s in every):.0f} % of it. Small suites first.",
+        f"2. **Memory.** In float32, with a fifth left for activations, a GPU of 24 GiB holds {largest[24].name} and one of 80 GiB {largest[80].name};",
+        "   `model.dtype=bfloat16` halves it, and changes numbers.",
+        f"3. **Disk.** The snapshots of the matrix at v2 take {_bytes(v2.snapshot_bytes)}; `train.snapshots=8` a third of it. All jobs share one",
+        "   `HEADDYN_CACHE`, so a cluster needs that room on a disk that every node sees.",
+        f"4. **The files.** A sweep of {CHECKPOINTS * SEEDS} revisions is as many run folders, and as many rows of its page; sweep by seed, and",
+        "   merge with `headdyn report A B … --out ALL`.",
+        "",
+        "" if gpu else "No GPU was at hand when the benchmarks ran: what is marked “not measured” is filled in by",
+        ""
+        if gpu
+        else "`python tests/benchmarks/gpu.py --out experiments/speed/gpu.json`, and this page by the next `make docs`.",
+    ]
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
+
+
+def _bytes(count: float) -> str:
+    for unit, size in (("TB", 1e12), ("GB", 1e9)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e6:.0f} MB"

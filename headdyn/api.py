@@ -1,0 +1,382 @@
+"""headdyn from Python: `compose`, `run`, `sweep` and `load`, for notebooks and scripts.
+
+    import headdyn
+
+    sweep = headdyn.sweep("mode=smoke", "ordering=shuffled,topic", "seed=0,1")
+    sweep.effects.to_pandas()
+    sweep.figures["loss"]
+    sweep.runs[0].pattern(layer=1, head=2)
+
+They take the arguments of the command line, check them as it does, and leave the same folders. The process is left as
+it was: `sys.argv`, environment, logging, Hydra's state, torch's threads and random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
+
+from headdyn.config import RunConfig
+from headdyn.core.records import HeadTable, read_json
+from headdyn.core.run_folder import RunRecord
+from headdyn.core.settings import ConfigError, targeted
+from headdyn.core.store import cache_root
+from headdyn.plan import Plan, explain, make_plan, plain_arguments
+from headdyn.sweep.effects import MEAN, effect_name
+from headdyn.sweep.factors import level_label
+from headdyn.sweep.record import SweepRecord, is_run
+
+if TYPE_CHECKING:
+    import altair as alt
+    import numpy as np
+
+    from headdyn.core.figures import Figure
+    from headdyn.data.corpus import Corpus
+    from headdyn.models.decoder import Decoder
+
+PATTERNS = "patterns.safetensors"
+
+
+def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunConfig, ...]:
+    """The jobs that `headdyn run -m OVERRIDES` would do, every one composed and checked; nothing is run.
+
+    `overrides` are as on the command line ("experiment=matrix", "seed=0,1"), one condition being a sweep of one.
+    `config_dir` is a folder with options of your own. Raises ConfigError, in one line with key, value and fix, for what
+    cannot be.
+    """
+    with _process_as_before():
+        return _plan(("-m", *overrides), config_dir)[0].jobs
+
+
+def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
+    """Do one run, as `headdyn run OVERRIDES` does, and return its record. A run that is complete is only read.
+
+    Raises ConfigError before anything starts for a command that cannot be, or that names several runs, and RuntimeError
+    where the run failed; KeyboardInterrupt after it was stopped (the same call goes on from there).
+    """
+    folder = _launch(overrides, config_dir)
+    record = RunRecord.read(folder)
+    if record.status != "complete":
+        error = record.manifest.get("error", "it left no error")
+        raise RuntimeError(f"{folder.name} is {record.status}: {error} (see {folder}/log.txt)")
+    return Run(folder)
+
+
+def sweep(*overrides: str, config_dir: str | Path | None = None) -> Sweep:
+    """Do all runs of a sweep, as `headdyn run -m OVERRIDES` does, and return its record. What is complete is only read.
+
+    A run that fails stops no other and stands in `Sweep.failed`. Raises ConfigError before anything starts for a
+    command that cannot be, and KeyboardInterrupt after it was stopped (the same call goes on from there).
+    """
+    return Sweep(_launch(("-m", *overrides), config_dir))
+
+
+def load(path: str | Path) -> Run | Sweep:
+    """The record in a run's folder or in a sweep's. Raises ValueError where there is neither, or not a whole one."""
+    folder = Path(path).expanduser()
+    return Run(folder) if is_run(folder) else Sweep(folder)
+
+
+def chart(figure: Figure | Mapping[str, Any]) -> alt.TopLevelMixin:
+    """A figure of `headdyn.core.figures`, or its stored specification, as an Altair chart, which notebooks draw."""
+    import altair as alt
+
+    return alt.Chart.from_dict(dict(figure if isinstance(figure, Mapping) else figure.spec()))
+
+
+class Run:
+    """A run's record, read when asked for. Raises ValueError where `path` is no run's folder, or a damaged one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self._record = RunRecord.read(self.path)
+        if self._record.status in ("absent", "damaged"):
+            raise ValueError(self._record.manifest.get("error", f"{path} is no run's folder: it has no manifest.json"))
+
+    def __repr__(self) -> str:
+        return f"<headdyn.Run {self.name}: {self.status}>"
+
+    @property
+    def name(self) -> str:
+        """The folder's name: what tells the run from others, its seed, and a hash of its settings."""
+        return self._record.name
+
+    @property
+    def status(self) -> str:
+        """`complete`, `failed`, `interrupted` or `running`."""
+        return self._record.status
+
+    @property
+    def factors(self) -> Mapping[str, Any]:
+        """What tells the run from others: the groups' options, the overridden keys, the seed."""
+        return self._record.factors
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Every setting of the run, resolved."""
+        return self._record.manifest["config"]
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """Settings, versions, machine, stages, seconds, and what every metric means."""
+        return self._record.manifest
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The run's scalars by name; those of analyses with interval, null, p, q, and number of units."""
+        return self._record.scalars
+
+    @cached_property
+    def heads(self) -> HeadTable:
+        """One row per layer, head and metric: `run.heads.where(metric="selectivity")`, `run.heads.matrix(...)`."""
+        return self._record.heads()
+
+    @cached_property
+    def metrics(self) -> pa.Table:
+        """What was logged during training: step, name, value."""
+        rows = [(step, name, value) for name, points in self._record.metrics().items() for step, value in points]
+        columns = zip(*rows, strict=True) if rows else ((), (), ())
+        types = {"step": pa.int64(), "name": pa.string(), "value": pa.float64()}
+        return pa.table([pa.array(c, t) for c, t in zip(columns, types.values(), strict=True)], names=list(types))
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """Further tables of the analyses, by name: one row per split, pair or cluster, as each analysis has it."""
+        return {file.stem: pq.read_table(file) for file in sorted(self.path.glob("*.parquet")) if file.stem != "heads"}
+
+    @property
+    def figures(self) -> dict[str, alt.TopLevelMixin]:
+        """The run's figures as Altair charts, by name."""
+        return _charts(self.path)
+
+    @property
+    def report(self) -> Path:
+        """The run's page."""
+        return self.path / "report.html"
+
+    def pattern(self, layer: int, head: int, sequence: int = 0) -> np.ndarray:
+        """A head's attention pattern on one of the kept validation sequences: float32 [T, T], queries × keys.
+
+        `patterns_kept` says how many sequences a run keeps. Raises ValueError for one that it does not have.
+        """
+        import numpy as np
+
+        with _opened(self.path / PATTERNS) as file:
+            name, names = f"pattern.{layer}", sorted(k for k in file.keys() if k.startswith("pattern."))  # noqa: SIM118
+            if name not in names:
+                raise ValueError(f"layer={layer} is out of range; this run's layers are 0 to {len(names) - 1}")
+            kept = file.get_slice(name)
+            sequences, heads = kept.get_shape()[:2]
+            for what, given, count in (("head", head, heads), ("sequence", sequence, sequences)):
+                if not 0 <= given < count:
+                    raise ValueError(f"{what}={given} is out of range; this run has 0 to {count - 1}")
+            return kept[sequence : sequence + 1, head : head + 1][0, 0].astype(np.float32)
+
+    def sequence(self, sequence: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and topics, [T] each, of a kept sequence."""
+        with _opened(self.path / PATTERNS) as file:
+            return file.get_tensor("tokens")[sequence], file.get_tensor("topics")[sequence]
+
+    def pattern_chart(self, layer: int, head: int, sequence: int = 0) -> alt.TopLevelMixin:
+        """`pattern` as a chart; white lines are where a new topic begins."""
+        import numpy as np
+
+        from headdyn.core.pictures import pattern_grid
+
+        pattern_QK, (_, topics_T) = self.pattern(layer, head, sequence), self.sequence(sequence)
+        edges = (np.flatnonzero(np.diff(topics_T)) + 1).tolist()
+        name, row = f"layer {layer}, head {head}", f"sequence {sequence}"
+        return chart(pattern_grid(pattern_QK[None, None], rows=[row], columns=[name], boundaries=[edges]))
+
+    def decoder(self, revision: str | None = None) -> Decoder:
+        """The model that the run analysed, in float32 on the CPU, or another of its training's revisions ("step80").
+
+        Raises ValueError where the cache that the run was made with (HEADDYN_CACHE) does not have it any more.
+        """
+        from headdyn.models.checkpoints import load as load_checkpoint
+
+        built = [kind for kind in self.manifest["stages"] if kind != "corpus"]
+        checkpoint = self.manifest.get("checkpoint", {})
+        revision = revision or checkpoint.get("revision") or "main"
+        if not built:
+            return load_checkpoint(checkpoint["name"], revision).decoder
+        folder = self._stage(built[0] if revision != "main" else built[-1])
+        return load_checkpoint(folder / "snapshots" if (folder / "snapshots").is_dir() else folder, revision).decoder
+
+    def corpus(self) -> Corpus:
+        """The corpus that the run trained and was analysed on. Raises ValueError as `decoder` does."""
+        if "corpus" not in self.manifest["stages"]:
+            raise ValueError(f"{self.name} read no corpus; its model came trained")
+        return targeted(self.config["data"], "data").open(self._stage("corpus"))
+
+    def _stage(self, kind: str) -> Path:
+        path = cache_root() / kind / self.manifest["stages"][kind]["key"]
+        if not path.is_dir():
+            raise ValueError(
+                f"the {kind} of {self.name} is not in {cache_root()}; set HEADDYN_CACHE to the cache it was made with, "
+                "or run it again with force=true"
+            )
+        return path
+
+
+class Sweep:
+    """A sweep's record, read when asked for. Raises ValueError where `path` is no finished sweep's folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).resolve()
+        self._record = SweepRecord.read(self.path)
+
+    def __repr__(self) -> str:
+        return f"<headdyn.Sweep {self.name}: {len(self.runs)} of {len(self._record.jobs)} runs complete>"
+
+    @property
+    def name(self) -> str:
+        """The folder's name: preset or swept keys, mode, and a hash of the set of runs."""
+        return self._record.name
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """The runs that are complete, in the order of the command."""
+        return [Run(job.run.folder) for job in self._record.complete]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The runs that failed or were stopped, by name, with what they left as their error."""
+        return {job.run.name: job.run.manifest.get("error", job.run.status) for job in self._record.failed}
+
+    @cached_property
+    def summary(self) -> pa.Table:
+        """One row per run: its factors, and every metric of the whole model with interval and null."""
+        return pyarrow.csv.read_csv(self.path / "summary.csv")
+
+    @cached_property
+    def heads(self) -> HeadTable:
+        """The head tables of all runs; the column `run` tells them apart."""
+        return HeadTable.concat(run.heads for run in self.runs)
+
+    @cached_property
+    def metrics(self) -> pa.Table:
+        """What was logged during the trainings: run, step, name, value."""
+        parts = [
+            run.metrics.add_column(0, "run", pa.array([run.name] * len(run.metrics), pa.string())) for run in self.runs
+        ]
+        return pa.concat_tables(parts)
+
+    @cached_property
+    def effects(self) -> pa.Table:
+        """What the factors do to every outcome, in the outcome's own unit (docs/science.md, "Effects over seeds").
+
+        `kind` is contrast, slope, interaction, simple (one factor where another is held) or mean (one level). `n` is
+        the number of seeds; one seed has a value and no interval.
+        """
+        record = self._record
+        rows = [*record.effects, *record.simple_effects, *record.level_means]
+        numbers = ("value", "ci_low", "ci_high", "p", "q", "detectable")
+        types = {"primary": pa.bool_(), "n": pa.int64()} | dict.fromkeys(numbers, pa.float64())
+        names = ("kind", "outcome", "primary", "group", *numbers[:-1], "n", "detectable", "reason")
+        columns: dict[str, list[Any]] = {"effect": [_effect(row) for row in rows]}
+        columns |= {name: [row.get(name) for row in rows] for name in names}
+        columns["levels"] = [json.dumps(row["levels"]) for row in rows]
+        return pa.table({name: pa.array(c, types.get(name, pa.string())) for name, c in columns.items()})
+
+    @property
+    def answers(self) -> dict[str, list[str]]:
+        """What the sweep's page answers, sentence by sentence, by question (and by group, where there are several)."""
+        from headdyn.sweep.words import statements
+
+        every = statements(self._record)
+        return {f"{s.group}: {s.question}" if s.group else s.question: list(s.sentences) for s in every}
+
+    @property
+    def figures(self) -> dict[str, alt.TopLevelMixin]:
+        """The figures of the sweep's page as Altair charts, by name."""
+        from headdyn.report.figure_files import sweep_figures
+
+        drawn = {name: chart(figure) for name, figure in sweep_figures(self._record).items()}
+        return _charts(self.path) | drawn
+
+    @property
+    def report(self) -> Path:
+        """The sweep's page."""
+        return self.path / "report.html"
+
+
+def _plan(overrides: Sequence[str], config_dir: str | Path | None) -> tuple[Plan, list[str]]:
+    """The plan of a command, and its arguments as they are recorded. Raises ConfigError alone."""
+    arguments = [*overrides, *([] if config_dir is None else ["--config-dir", str(config_dir)])]
+    try:
+        arguments = plain_arguments(arguments)
+        return make_plan(arguments), arguments
+    except HydraException as error:
+        raise ConfigError(explain(error, arguments)) from error
+
+
+def _launch(overrides: Sequence[str], config_dir: str | Path | None) -> Path:
+    """Do the jobs of a command in this process; the folder they leave."""
+    from headdyn.run import launch
+
+    with _process_as_before(torch_too=True):
+        plan, arguments = _plan(overrides, config_dir)
+        if launch(plan, arguments) == 130:
+            raise KeyboardInterrupt
+    return plan.folder
+
+
+@contextmanager
+def _process_as_before(*, torch_too: bool = False) -> Iterator[None]:
+    """Put back what Hydra, planning and running change in the process."""
+    root, argv, environment, hydra = logging.getLogger(), sys.argv, dict(os.environ), Singleton.get_state()
+    level, handlers = root.level, list(root.handlers)
+    with ExitStack() as stack:
+        if torch_too:
+            import torch
+
+            stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+        try:
+            yield
+        finally:
+            sys.argv = argv
+            for name in set(os.environ) - set(environment):
+                del os.environ[name]
+            os.environ.update(environment)
+            Singleton.set_state(hydra)
+            for handler in set(root.handlers) - set(handlers):
+                handler.close()
+            root.handlers[:] = handlers
+            root.setLevel(level)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A run's saved patterns. Raises ValueError where it kept none."""
+    from safetensors import safe_open
+
+    if not path.is_file():
+        raise ValueError(f"{path.parent.name} kept no attention patterns; runs on a corpus do, with patterns_kept=4")
+    with safe_open(path, framework="np") as file:
+        yield file
+
+
+def _effect(row: Mapping[str, Any]) -> str:
+    if row["kind"] != MEAN:
+        return effect_name(row)
+    ((factor, (level,)),) = row["levels"].items()
+    return f"mean of {level_label(factor, level)}"
+
+
+def _charts(folder: Path) -> dict[str, alt.TopLevelMixin]:
+    return {file.stem: chart(read_json(file)) for file in sorted((folder / "figures").glob("*.json"))}

@@ -1,0 +1,49 @@
+"""What the documentation prints: files to type in, commands, Python code."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+_BLOCK = re.compile(r"(<!-- not run by tests: [^>]*-->\n)?```(\w+)([^\n]*)\n(.*?)```", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; `run` is whether a test may run it (a comment above says why not)."""
+
+    language: str
+    options: str
+    text: str
+    run: bool
+
+    @property
+    def title(self) -> str:
+        """The file that the block is to be typed into; "" for none."""
+        match = re.search(r'title="([^"]+)"', self.options)
+        return match[1] if match else ""
+
+    @property
+    def exit_status(self) -> int:
+        """What the commands of the block end with."""
+        match = re.search(r"exit=(\d+)", self.options)
+        return int(match[1]) if match else 0
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """The arguments of every headdyn command in a block of commands."""
+        lines = self.text.splitlines() if self.language == "bash" else []
+        return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("headdyn ")]
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    found = _BLOCK.findall(page.read_text(encoding="utf-8"))
+    return [Block(language, options, text, not refused) for refused, language, options, text in found]
+
+
+def printed_files(page: Path) -> dict[str, str]:
+    """The files that a page prints whole, by name."""
+    return {block.title: block.text for block in blocks(page) if block.title}

@@ -1,0 +1,142 @@
+"""The pages of docs/: what is generated is complete, what is printed there works."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import headdyn
+from docs.tools import scale
+from docs.tools.keys import GROUPS, Key, Section, comments, reference, sections
+from headdyn.models.decoder import Decoder
+from headdyn.plan import CONF
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def keys() -> list[Section]:
+    return sections()
+
+
+def job_keys(*overrides: str) -> Iterator[str]:
+    """Every key that `headdyn run --cfg job` prints, groups that are empty included."""
+
+    def below(value: Any, prefix: str) -> Iterator[str]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from below(inner, f"{prefix}.{key}".lstrip("."))
+        else:
+            yield prefix
+
+    with initialize_config_dir(str(CONF), version_base="1.3", job_name="headdyn"):
+        yield from below(OmegaConf.to_container(compose("config", overrides=list(overrides))), "")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("data=local_text", "model=trained", "position_enc=drope", "data_ordering=topic", "tracking=none"),
+        ("model=organism_null", "data=comparisons", "analysis=[all_prompts]", "protocol=original"),
+        ("experiment=weight_cluster_emergence",),
+        ("experiment=wiki", "analysis=[all]"),
+        ("data=conversations", "model=gpt2", "attention=gqa", "position_enc=nope", "mode=v2"),
+    ],
+)
+def test_the_reference_has_every_key_of_a_job(keys: list[Section], overrides: tuple[str, ...]) -> None:
+    known = {key.name for section in keys for key in section.keys}
+    printed = set(job_keys(*overrides))
+    assert len(printed) > 60 and printed <= known
+
+
+def test_it_has_every_option_and_every_key_says_what_it_is(keys: list[Section]) -> None:
+    options = {name for section in keys for name in section.options}
+    for group in GROUPS:
+        assert {file.stem for file in (CONF / group).glob("*.yaml")} <= options
+    for section in keys:
+        for key in section.keys:
+            assert key.meaning and key.type != "see the class", key
+
+
+def test_types_ranges_and_defaults_are_those_that_commands_are_checked_by(keys: list[Section]) -> None:
+    by_name = {(section.title, key.name): key for section in keys for key in section.keys}
+    for key in (
+        Key("device", "one of auto, cpu, cuda", "auto", ""),
+        Key("train.adamw_betas", "list of 2: number ≥ 0, < 1", "[0.9, 0.95]", ""),
+        Key("train.steps", "whole number ≥ 1", "${mode.train.steps}", ""),
+        Key("mode.train.steps", "whole number ≥ 1", "800", ""),  # as the key that it sets
+        Key("data.path", "text", "", ""),
+        Key("model.revision", "text or null", "null", ""),
+        Key("analysis.loss.bootstrap_draws", "whole number ≥ 100", "2000", ""),
+    ):
+        found = [k for (_, name), k in by_name.items() if name == key.name]
+        assert key in [dataclasses.replace(k, meaning="") for k in found], found
+
+
+def test_a_comment_is_read_behind_its_key_or_above_it(tmp_path) -> None:
+    file = tmp_path / "one.yaml"
+    file.write_text(
+        "# The head of the file.\nfirst: 1  # behind\n# above,\n# on two lines\nsecond:\n  inner: a   # of it\n"
+    )
+    assert comments(file) == {"first": "behind", "second": "above, on two lines", "second.inner": "of it"}
+
+
+def test_the_page_is_a_table_in_markdown() -> None:
+    lines = [line for line in reference().splitlines() if line.startswith("| `")]
+    assert len(lines) > 300
+    assert all(line.replace("\\|", "").count("|") == 5 for line in lines)
+
+
+def test_a_suite_has_the_weights_that_the_hub_counts() -> None:
+    """The numbers of parameters on the hub's pages of Pythia's models."""
+    counts = {"70m": 70_426_624, "160m": 162_322_944, "410m": 405_334_016, "1b": 1_011_781_632, "12b": 11_846_072_320}
+    assert {name: scale.Suite.of(name).weights for name in counts} == counts
+
+
+def test_a_design_is_counted_from_its_jobs() -> None:
+    """Two trainings (shuffled and topic) of 80 steps of 16 × 64 tokens, each recalibrated for 8 steps, two seeds."""
+    overrides = ("mode=smoke", "data_ordering=shuffled,topic", "position_enc=rope,drope")
+    (job, *_) = headdyn.compose("mode=smoke")
+    weights = sum(parameter.numel() for parameter in Decoder(job.decoder_config(32)).parameters())
+    design = scale.design(*overrides, seeds=2)
+    assert (design.runs, design.trainings) == (8, 4)
+    assert design.tokens == 2 * 2 * (80 + 8) * 16 * 64
+    assert design.snapshot_bytes == 4 * weights * 2 * 2 * (6 + 1)
+    assert design.corpus_bytes == 3 * (1024 + 256) * 64 * 2
+
+
+def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "SPEED", tmp_path)
+    assert scale.page().count("not measured") > 20
+    tokens = scale.design("experiment=matrix", "mode=v2", seeds=32).tokens
+    steps = {mode: {"tokens_per_second": tokens / 36000, "peak_memory_gib": 9.5} for mode in ("laptop", "run1", "v2")}
+    patching = {"batch 8": {"headdyn_seconds": 8.0}}
+    (tmp_path / "gpu.json").write_text(json.dumps({"steps": steps, "patching": patching}))
+    (v2,) = [line for line in scale.page().splitlines() if line.startswith("| `v2`")]
+    assert v2.split(" | ")[5:7] == ["10 h", "75 min"] and v2.endswith("| 9.5 GiB |")
+    (pythia,) = [line for line in scale.page().splitlines() if line.startswith("| 160m")]
+    assert pythia.split(" | ")[-2:] == ["37 h", "5 h |"]  # 96 prompts × 1 s × 154 × 9
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_opens_from_disk(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    variables = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
+    assert {"index", "first_sweep", "extend", "keys", "scale", "api", "science", "house"} <= set(pages)
+    for text in pages.values():
+        assert 'src="https://' not in text and 'rel="stylesheet" href="https://' not in text
+    assert "mode.train.steps" in pages["keys"] and "pattern_chart" in pages["api"]
