@@ -11,6 +11,7 @@ import pytest
 from headdyn.core.figures import (
     FORMATS,
     PALETTE,
+    PUOR,
     Curve,
     Figure,
     HeadMap,
