@@ -13,15 +13,12 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from headdyn.core.numbers import count, fixed, p_value
 from headdyn.core.randomness import generator
 from headdyn.core.records import Metric
 from headdyn.core.statistics import draws_test, effect_over_seeds
-from headdyn.report.cells import Cell, cell
-from headdyn.report.markup import heading, soft, table
-from headdyn.report.section import Section
+from headdyn.report.blocks import Cell, Heading, Section, Table, cell
 from headdyn.sweep.effects import unrecovered, with_q
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -43,27 +40,25 @@ _TWO_GROUPS = (
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """One for all groups of comparable runs that have both orders with and without positions."""
-    parts: list[Markup] = []
+    blocks: list[Any] = []
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group and not unrecovered(job.run)]
         rows = retention(jobs)
         groups = two_groups(jobs)
         if not rows:
             continue
-        parts += [heading(group)] if group else []
+        blocks.append(Heading(group))
         metrics = {name: sweep.metric(name) for name in _MEASURES}
         columns = ["layer", "with RoPE", "after DroPE", "difference", "p", "q"]
         for name in _MEASURES:
-            mine = [row for row in rows if row["measure"] == name]
-            if mine:
-                parts += [heading(metrics[name].label), table(columns, [_row(row, metrics[name]) for row in mine])]
+            mine = [_row(row, metrics[name]) for row in rows if row["measure"] == name]
+            blocks += [Heading(metrics[name].label), Table(columns=columns, rows=mine)] if mine else []
         if groups:
             columns = ["arm", "heads", "share explained", "p"]
             cells = [[g["label"], g["heads"], f"{100 * g['share']:.0f} %", p_value(g["p"])] for g in groups]
-            parts += [heading("Two groups of heads"), soft(_TWO_GROUPS), table(columns, cells), soft(collapse(jobs))]
-    if not parts:
-        return []
-    return [Section("retention", "Does order's mark outlast the drop?", soft(_ABOUT) + Markup("").join(parts))]
+            table = Table(columns=columns, rows=cells)
+            blocks += [Heading("Two groups of heads"), _TWO_GROUPS, table, collapse(jobs)]
+    return [Section("retention", "Does order's mark outlast the drop?", [_ABOUT, *blocks])] if blocks else []
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
