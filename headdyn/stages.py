@@ -207,9 +207,10 @@ def train_subject(work: Work, corpus: Corpus, corpus_key: str) -> Subject:
 def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
     """The folder of the training's snapshots; what the training measured goes into the run's record."""
     config, record = work.config, work.record
+    labels_NT, label_names = corpus.order_labels()
     schedule = BatchSchedule(
         ordering=config.data_ordering,
-        dominant_N=dominant_topics(corpus.train.topics_NT, corpus.num_topics),
+        dominant_N=dominant_topics(labels_NT, len(label_names)),
         batch_size=config.train.batch_size,
         seed=config.seed,
         steps=config.train.steps,
@@ -231,7 +232,7 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
         snapshot_losses_nats={str(step): losses[step] for step in snapshot_steps(entry.path / "snapshots")},
         train_passes=schedule.passes(config.train.steps),
         ended_in_pass=place.fraction,
-        ended_in_topic=None if place.topic is None else corpus.topic_names[place.topic],
+        ended_in_topic=None if place.topic is None else label_names[place.topic],
         **json.loads((entry.path / "result.json").read_text(encoding="utf-8")),
     )
     return entry.path / "snapshots"

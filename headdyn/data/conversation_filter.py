@@ -1,7 +1,7 @@
 """Exact inference for conversations: who has which language and, if speakers are hidden, who spoke (science.md §18).
 
 Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages (the topics), V symbols, A assignments
-of distinct languages to speakers, J places where the other speaker's last symbol may be.
+of distinct languages of a domain to speakers, J places where the other speaker's last symbol may be.
 """
 
 from __future__ import annotations
@@ -25,6 +25,13 @@ class ConversationFilter:
     speaker: Speaker
     num_speakers: int
     switch: float
+    num_domains: int = 1
+
+    def assignments(self, speakers: int) -> np.ndarray:
+        """Who may have which languages: every ordered tuple of distinct languages of one domain, [A, P]."""
+        size = len(self.transitions_SVV) // self.num_domains
+        domains = (range(first, first + size) for first in range(0, len(self.transitions_SVV), size))
+        return np.array([languages for domain in domains for languages in permutations(domain, speakers)])
 
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next-token loss [N, T-1] in nats, and the topic posterior [N, T, S] of token t given x_0..x_t.
@@ -83,7 +90,7 @@ class ConversationFilter:
 
     def with_speakers(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Each symbol's loss [N, M], and its speaker's language before and after the symbol [N, M, 2, S]."""
-        languages_AP = np.array(list(permutations(range(len(self.transitions_SVV)), self.num_speakers)))
+        languages_AP = self.assignments(self.num_speakers)
         is_APS = (languages_AP[..., None] == np.arange(len(self.transitions_SVV))).astype(float)
         emission_NMS, rows = self.emission(speakers_NM, symbols_NM)[1], np.arange(len(symbols_NM))
         weight_NA = np.full((len(rows), len(languages_AP)), 1 / len(languages_AP))
@@ -108,7 +115,7 @@ class ConversationFilter:
         From x_t either the present speaker goes on and J stays, or the other replies from its own last symbol: J is t.
         """
         (count, length), (topics, size, _) = symbols_NM.shape, self.transitions_SVV.shape
-        present_A, other_A = np.array(list(permutations(range(topics), 2))).T
+        present_A, other_A = self.assignments(2).T
         swapped_A = np.lexsort((present_A, other_A))  # of (a, b) the place of (b, a)
         is_SA = (present_A == np.arange(topics)[:, None]).astype(float)
         weight_JAN = np.zeros((length, len(present_A), count))

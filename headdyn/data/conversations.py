@@ -34,7 +34,8 @@ class Conversations:
     speaker stands before each symbol (`speaker=marker`); every token is a pair of speaker and symbol (`tag`), or of
     speaker, next speaker and symbol (`announced`); or not at all (`hidden`, two speakers). `evidence=transitions`: all
     languages share the uniform unigram law; `unigrams`: each has its own, around which its rows vary by `row_spread`.
-    `target_gap_nats` is ln V less a language's entropy rate.
+    Languages come in `num_domains` sets of equal size, and all of a sequence's are of one domain, by which
+    `data_ordering=topic` orders. `target_gap_nats` is ln V less a language's entropy rate.
     """
 
     speaker: Speaker
@@ -43,6 +44,7 @@ class Conversations:
     evidence: Literal["transitions", "unigrams"]
     num_symbols: Annotated[int, Field(ge=2, le=4096)]
     num_topics: NumTopics
+    num_domains: Count = 1
     sequence_length: Annotated[int, Field(ge=4)]
     train_sequences: Count
     val_sequences: Count
@@ -52,9 +54,12 @@ class Conversations:
 
     def __post_init__(self) -> None:
         speakers, topics = f"data.num_speakers={self.num_speakers}", f"data.num_topics={self.num_topics}"
-        assignments = math.perm(self.num_topics, self.num_speakers)
+        if self.num_topics % self.num_domains:
+            raise ValueError(f"data.num_domains={self.num_domains} must divide {topics}: domains are of one size")
+        assignments = self.num_domains * math.perm(self.num_topics // self.num_domains, self.num_speakers)
         if not assignments:
-            raise ValueError(f"{speakers} need as many languages, but {topics}; raise num_topics")
+            of_domain = f" of {self.num_domains} domains" if self.num_domains > 1 else ""
+            raise ValueError(f"{speakers} need as many languages, but {topics}{of_domain}; raise num_topics")
         if assignments > _MOST_ASSIGNMENTS:
             raise ValueError(
                 f"{speakers} and {topics} have {assignments} assignments, over {_MOST_ASSIGNMENTS}; lower one"
@@ -111,10 +116,13 @@ class Conversations:
             reference_nats=reference_nats(facts),
             facts=facts,
             oracle=self._filter(np.load(folder / "transitions.npy", mmap_mode="r")),
+            domain_of_topic=None
+            if self.num_domains == 1
+            else np.arange(self.num_topics) * self.num_domains // self.num_topics,
         )
 
     def _filter(self, transitions_SVV: np.ndarray) -> ConversationFilter:
-        return ConversationFilter(transitions_SVV, self.speaker, self.num_speakers, self.switch)
+        return ConversationFilter(transitions_SVV, self.speaker, self.num_speakers, self.switch, self.num_domains)
 
     def _draw(self, sampler: AliasSampler, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Who speaks, what, and in which language, each [N, M]; where speakers are announced, one more of the first.
@@ -123,11 +131,14 @@ class Conversations:
         """
         speakers, length = self.num_speakers, self.sequence_length // (2 if self.speaker == "marker" else 1)
         rng = generator(self.seed, f"conversations/{split} speakers")
-        languages_NP = rng.random((count, self.num_topics)).argsort(1)[:, :speakers]
+        of_domain = self.num_topics // self.num_domains
+        languages_NP = rng.random((count, of_domain)).argsort(1)[:, :speakers]
         turns = length + (self.speaker == "announced")
         step_NM = (rng.random((count, turns)) < self.switch) * rng.integers(1, speakers, size=(count, turns))
         step_NM[:, 0] = rng.integers(speakers, size=count)
         speakers_NM = step_NM.cumsum(1) % speakers
+        if self.num_domains > 1:
+            languages_NP += of_domain * rng.integers(self.num_domains, size=(count, 1))
         chain_NPM = np.empty((count, speakers, length), np.uint16)
         topics_NPM = np.repeat(languages_NP[..., None], length, axis=2).astype(np.uint8)
         key = seed_sequence(self.seed, f"conversations/{split} symbols").generate_state(2, np.uint64)

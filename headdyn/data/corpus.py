@@ -51,6 +51,7 @@ class Oracle(Protocol):
 class Corpus:
     """`reference_nats` are horizontal lines for a loss plot, e.g. random, mixture and floor; `facts` go on record.
 
+    `domain_of_topic` [S] numbers the sets of topics that sequences draw from, where an ordering sorts by these.
     `mask_documents`: attention is to stay inside documents, wherever a model reads this corpus.
     """
 
@@ -64,10 +65,18 @@ class Corpus:
     oracle: Oracle | None = None
     tokenizer: Path | None = None
     mask_documents: bool = False
+    domain_of_topic: np.ndarray | None = None
 
     @property
     def num_topics(self) -> int:
         return len(self.topic_names)
+
+    def order_labels(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """What orderings sort training sequences by: its label for every token [N, T], and the labels' names."""
+        if self.domain_of_topic is None:
+            return self.train.topics_NT, self.topic_names
+        names = tuple(f"domain {domain}" for domain in range(int(self.domain_of_topic.max()) + 1))
+        return self.domain_of_topic[self.train.topics_NT], names
 
     @property
     def without_topics(self) -> str | None:

@@ -20,6 +20,7 @@ from headdyn.data.conversation_filter import ConversationFilter, Speaker
 from headdyn.data.conversations import Conversations
 from headdyn.data.corpus import Corpus
 from headdyn.data.markov import row_entropy_nats, stationary_law, unmatched_chains
+from headdyn.data.ordering import TopicOrdered, dominant_topics
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.plan import make_plan
@@ -53,8 +54,8 @@ def chains(vocab_size: int = 3, num_topics: int = 3) -> np.ndarray:
     return np.random.default_rng(0).dirichlet(np.full(vocab_size, 0.5), size=(num_topics, vocab_size)) + 1e-3
 
 
-def exact(speaker: Speaker, speakers: int, switch: float = 0.3) -> ConversationFilter:
-    return ConversationFilter(chains(), speaker, speakers, switch)
+def exact(speaker: Speaker, speakers: int, switch: float = 0.3, domains: int = 1) -> ConversationFilter:
+    return ConversationFilter(chains(num_topics=3 if domains == 1 else 4), speaker, speakers, switch, domains)
 
 
 def spelled(bayes: ConversationFilter, speakers_M: tuple[int, ...], symbols_M: tuple[int, ...]) -> list[int]:
@@ -84,8 +85,11 @@ def enumerated(bayes: ConversationFilter, tokens_T: list[int]) -> tuple[np.ndarr
             same = speakers_M[m] == speakers_M[m - 1]  # noqa: B023
             return 1 - bayes.switch if same else bayes.switch / (bayes.num_speakers - 1)
 
+        of_domain = topics // bayes.num_domains
         for languages in itertools.permutations(range(topics), bayes.num_speakers):
-            p, last = 1 / math.perm(topics, bayes.num_speakers), {}
+            if len({language // of_domain for language in languages}) > 1:
+                continue
+            p, last = 1 / bayes.num_domains / math.perm(of_domain, bayes.num_speakers), {}
             for m, (speaker, symbol) in enumerate(zip(speakers_M, symbols, strict=False)):
                 if m == 0:
                     p /= bayes.num_speakers
@@ -134,6 +138,13 @@ def worst_difference(wrong: ConversationFilter, right: ConversationFilter, lengt
 def test_filters_equal_the_sum_over_everything(speaker: Speaker, speakers: int, length: int, switch: float) -> None:
     bayes = exact(speaker, speakers, switch)
     assert worst_difference(bayes, bayes, length) < 1e-12
+
+
+@pytest.mark.parametrize(("speaker", "length"), [("tag", 6), ("hidden", 7)])
+def test_languages_of_a_sequence_are_of_one_domain(speaker: Speaker, length: int) -> None:
+    bayes = exact(speaker, 2, domains=2)
+    assert worst_difference(bayes, bayes, length) < 1e-12
+    assert worst_difference(replace(bayes, num_domains=1), bayes, length) > 1e-3
 
 
 class FromAnyone(ConversationFilter):
@@ -378,6 +389,8 @@ def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"num_domains": 2}, "data.num_domains=2 must divide data.num_topics=3"),
+        ({"num_domains": 3}, "need as many languages, but data.num_topics=3 of 3 domains"),
         ({"speaker": "voice"}, "data.speaker='voice' must be one of marker, tag, announced, hidden"),
         ({"switch": 1.2}, "data.switch=1.2 must be at most 1"),
         ({"switch": -0.1}, "data.switch=-0.1 must be at least 0"),
@@ -395,6 +408,17 @@ def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pyte
 def test_impossible_settings(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(Conversations, {**asdict(TRIAL), **change}, "data")
+
+
+def test_an_ordering_sorts_by_domain(tmp_path: Path) -> None:
+    corpus = built(replace(TRIAL, num_topics=6, num_domains=3, val_sequences=20), tmp_path)
+    labels_NT, names = corpus.order_labels()
+    assert names == ("domain 0", "domain 1", "domain 2")
+    assert np.array_equal(labels_NT, corpus.train.topics_NT // 2)
+    assert (labels_NT == labels_NT[:, :1]).all() and len(np.unique(labels_NT)) == 3
+    dominant_N = dominant_topics(labels_NT, 3)
+    order_N = TopicOrdered().epoch(dominant_N, np.random.default_rng(0))
+    assert (np.diff(labels_NT[order_N, 0].astype(int)) >= 0).all()
 
 
 def test_the_option_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
