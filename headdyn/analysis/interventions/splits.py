@@ -93,8 +93,8 @@ def balanced_splits(
         chosen = {tuple(heads[::2].tolist()): None}
         while len(chosen) < 1 + sample // 2:
             # Halves of one size: each with head 0, standing for itself and its complement.
-            drawn = range(num_heads) if odd else range(1, num_heads)
-            rest = generator.choice(len(drawn), half - 1 + odd, replace=False) + drawn[0]
+            pool = range(num_heads) if odd else range(1, num_heads)
+            rest = generator.choice(len(pool), half - 1 + odd, replace=False) + pool[0]
             chosen.setdefault(tuple(sorted({*([] if odd else [0]), *rest.tolist()})))
         half_SH = (np.array(list(chosen))[:, :, None] == heads).any(1)
     if odd or num_heads > exact_to:

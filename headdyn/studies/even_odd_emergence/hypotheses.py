@@ -20,14 +20,14 @@ STATEMENTS: Mapping[str, str] = {
 _PROBABILITY_OF = {"H1": "within_first", "H2": "mid", "H3": "late", "H4": "gradual", "H5": "sudden"}
 
 
-def judge(said: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
-    """Each hypothesis supported, rejected, or undecided, from what is `said` of a measure (judgement.judge).
+def judge(judgement: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
+    """Each hypothesis supported, rejected, or undecided, from what judgement.judge says of a measure.
 
     Undecided is what the checkpoints lie too far apart to tell, and the pace of what did not emerge or was there from
     the first checkpoint on. `probability` is the share of bootstrap draws in which the hypothesis holds.
     """
-    timing, timing_evidence = _timing(said, rules)
-    pace, pace_evidence = _pace(said)
+    timing, timing_evidence = _timing(judgement, rules)
+    pace, pace_evidence = _pace(judgement)
     words = {
         "first": rules.first,
         "early": rules.early,
@@ -35,7 +35,7 @@ def judge(said: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
         "last": 1 - rules.late,
         "sudden": rules.sudden,
     }
-    odds = said.get("probabilities")
+    odds = judgement.get("probabilities")
     return {
         name: {
             "statement": statement.format(**words),
@@ -47,32 +47,41 @@ def judge(said: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
     }
 
 
-def _timing(said: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], str]:
+def _timing(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], str]:
     """Verdicts on H1 to H3, and their evidence."""
-    at, after, possible = said["emerges_at_share"], said["emerges_after_share"] or 0.0, said["possible_classes"]
+    at, after, possible = (
+        judgement["emerges_at_share"],
+        judgement["emerges_after_share"] or 0.0,
+        judgement["possible_classes"],
+    )
     if at is None:
-        return dict.fromkeys(("H1", "H2", "H3"), "rejected"), said["none_reason"]
+        return dict.fromkeys(("H1", "H2", "H3"), "rejected"), judgement["none_reason"]
     verdicts = {
         "H1": "supported" if at <= rules.first else "rejected" if after >= rules.first else "undecided",
         "H2": _one_of(possible, "mid"),
         "H3": _one_of(possible, "late"),
     }
-    since = "the first checkpoint or before" if said["emerges_after_step"] is None else said["emerges_after_step"]
-    return verdicts, f"it emerges after step {since} and by step {said['emerges_at_step']} ({after:.1%} to {at:.1%})"
+    since = (
+        "the first checkpoint or before" if judgement["emerges_after_step"] is None else judgement["emerges_after_step"]
+    )
+    return (
+        verdicts,
+        f"it emerges after step {since} and by step {judgement['emerges_at_step']} ({after:.1%} to {at:.1%})",
+    )
 
 
-def _pace(said: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+def _pace(judgement: Mapping[str, Any]) -> tuple[dict[str, str], str]:
     """Verdicts on H4 and H5, and their evidence."""
     undecided = dict.fromkeys(("H4", "H5"), "undecided")
-    if said["emerges_at_share"] is None:
+    if judgement["emerges_at_share"] is None:
         return undecided, "nothing emerged, so there is no pace"
-    if said["pace"] is None:
+    if judgement["pace"] is None:
         return undecided, "it is there from the first checkpoint on"
-    sudden = said["pace"] == "sudden"
-    first, last = said["jump_steps"]
+    sudden = judgement["pace"] == "sudden"
+    first, last = judgement["jump_steps"]
     return (
         {"H4": "rejected" if sudden else "supported", "H5": "supported" if sudden else "rejected"},
-        f"{said['jump_share']:.0%} of the rise lies between steps {first} and {last}",
+        f"{judgement['jump_share']:.0%} of the rise lies between steps {first} and {last}",
     )
 
 

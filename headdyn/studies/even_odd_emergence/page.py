@@ -35,7 +35,7 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
     """What becomes of the study's hypotheses, series by series."""
     series = read_series(sweep)
     question = "What becomes of the study's hypotheses H1 to H5?"
-    return [statement(each, series, question, said) for each in series if (said := hypotheses(each))]
+    return [statement(each, series, question, sentences) for each in series if (sentences := hypotheses(each))]
 
 
 def checks(sweep: SweepRecord) -> list[Check]:
@@ -78,8 +78,8 @@ def _hypotheses(series: Sequence[Series]) -> Section | None:
         claims = {"the study's claim": reported["hypotheses"]} if each.split_measures else {}
         rows = []
         for name, one in next(iter(judged.values())).items():
-            said = [f"{claim[name]['claim']}\n{claim[name]['evidence']}" for claim in claims.values()]
-            rows.append([f"{name} {one['statement']}", *said, *(_verdict(by[name]) for by in judged.values())])
+            claimed = [f"{claim[name]['claim']}\n{claim[name]['evidence']}" for claim in claims.values()]
+            rows.append([f"{name} {one['statement']}", *claimed, *(_verdict(by[name]) for by in judged.values())])
         headings = ["hypothesis", *claims, *(each.metric(name).label for name in judged)]
         blocks += [Heading(each.title), Table(columns=headings, rows=rows)]
     about = (

@@ -56,25 +56,27 @@ def over_training(
 
     `lines` gives the trainings and the metric of every line by its label; `zero` says what the line at 0 is.
     """
-    drawn = []
+    drawings = []
     for label, (group, metric) in lines.items():
         values_CK = scale * np.stack([course.values(metric) for course in group])
         runs, mean_K = [job.number for course in group for job in course.jobs], values_CK.mean(0)
         low_K, high_K = values_CK.min(0), values_CK.max(0)
-        drawn.append(Curve(label=label, x=group[0].steps, y=mean_K, low=low_K, high=high_K, runs=runs))
+        drawings.append(Curve(label=label, x=group[0].steps, y=mean_K, low=low_K, high=high_K, runs=runs))
     caption = f"Mean over trainings, their range as a band. {caption}"
     references = {zero: 0.0}
     return curves(
-        drawn, xlabel="training step", ylabel=ylabel, title=title, references=references, log_x=True, caption=caption
+        drawings, xlabel="training step", ylabel=ylabel, title=title, references=references, log_x=True, caption=caption
     )
 
 
 def losses(group: Sequence[Course], lines: Sequence[str], title: str, caption: str) -> Figure:
     """Held-out loss of every training, and the named losses of the corpus (`NAME_nats`) as horizontal lines."""
-    drawn = [Curve(label=c.label, x=c.losses()[0], y=c.losses()[1], runs=[job.number for job in c.jobs]) for c in group]
+    drawings = [
+        Curve(label=c.label, x=c.losses()[0], y=c.losses()[1], runs=[job.number for job in c.jobs]) for c in group
+    ]
     references = {name: float(np.mean([c.scalar(f"{name}_nats") for c in group])) for name in lines}
     return curves(
-        drawn,
+        drawings,
         xlabel="training step",
         ylabel="held-out loss (nats)",
         title=title,

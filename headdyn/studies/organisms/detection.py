@@ -209,14 +209,14 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
         effects.append(whole if half is None else point.splits.success_S[half])
         steps.append(point.step)
     row["true_onset"] = known["onset"]["step"]
-    shown = int(first_above(np.array(effects), THRESHOLD))
-    if shown == len(steps):
+    first = int(first_above(np.array(effects), THRESHOLD))
+    if first == len(steps):
         return row
     true = next(i for i, step in enumerate(steps) if step > row["true_onset"])
     return row | {
-        "onset_after": steps[shown - 1] if shown else None,
-        "onset_at": steps[shown],
-        "onset_off_by": shown - true,
+        "onset_after": steps[first - 1] if first else None,
+        "onset_at": steps[first],
+        "onset_off_by": first - true,
     }
 
 

@@ -11,12 +11,12 @@ from headdyn.sweep.series_words import halves
 
 def checks(sweep: SweepRecord) -> list[Check]:
     """Whether the planted structure is found, and dated where planting began."""
-    found = []
+    results = []
     for each in read_series(sweep):
         if each.truth:
             of = f" ({each.title})" if each.title else ""
-            found += [Check(c.question + of, c.verdict, c.facts) for c in (_final(each), *_onset(each))]
-    return found
+            results += [Check(c.question + of, c.verdict, c.facts) for c in (_final(each), *_onset(each))]
+    return results
 
 
 def _final(series: Series) -> Check:

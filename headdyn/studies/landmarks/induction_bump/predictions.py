@@ -79,7 +79,7 @@ def figures(followed: Sequence[Course]) -> dict[str, Figure]:
     """Prefix matching, in-context score and loss over training, by number of layers."""
     groups = {f"{n} layer{'s' * (n != 1)}": group for n, group in by_level(followed, LAYERS, 2).items()}
     caption = "Predicted: with two layers both curves leave 0 at one moment; with one layer prefix matching stays low."
-    drawn = {
+    drawings = {
         f"landmark_{metric}": page.over_training(
             {name: (group, metric) for name, group in groups.items()},
             ylabel=label,
@@ -94,7 +94,7 @@ def figures(followed: Sequence[Course]) -> dict[str, Figure]:
         )
     }
     caption = "Predicted: a sudden fall with two layers, where prefix matching rises. The floor is exact inference."
-    return {**drawn, "landmark_loss": page.losses(followed, ("random", "floor"), "Loss over training", caption)}
+    return {**drawings, "landmark_loss": page.losses(followed, ("random", "floor"), "Loss over training", caption)}
 
 
 LANDMARK = Landmark(

@@ -74,24 +74,24 @@ def _sooner_without_unigrams(followed: Sequence[Course]) -> list[Case]:
 
 def figures(followed: Sequence[Course]) -> dict[str, Figure]:
     """Loss over training against the exact predictors' losses, and the distances from them, for each kind of chain."""
-    drawn: dict[str, Figure] = {}
+    drawings: dict[str, Figure] = {}
     for rows, group in by_level(followed, ROWS, "dirichlet").items():
         kind = f"{rows.replace('_', ' ')} rows"
-        drawn[f"landmark_loss_{rows}"] = page.losses(
+        drawings[f"landmark_loss_{rows}"] = page.losses(
             group,
             ("random", "unigram", "bigram"),
             f"Loss against exact predictors, {kind}",
             "Each line is a training. Predicted: a wait at the unigram line, then a quick fall to the bigram line; "
             "without unigram information the wait is at uniform guessing, and shorter.",
         )
-        drawn[f"landmark_distance_{rows}"] = page.over_training(
+        drawings[f"landmark_distance_{rows}"] = page.over_training(
             {name: (group, f"kl_{name}_nats") for name in PREDICTORS},
             ylabel="KL(predictor ‖ model), nats",
             title=f"Distance from exact predictors, {kind}",
             zero="the predictor itself",
             caption="Predicted: the lowest curve is uniform at first, then unigram, then bigram.",
         )
-    return drawn
+    return drawings
 
 
 LANDMARK = Landmark(
