@@ -1,4 +1,4 @@
-"""Prefix matching of every head, and how much lower the loss is late in a sequence. Letters as in models/decoder.py."""
+"""Prefix matching and attention to the previous token of every head. Letters as in models/decoder.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from headdyn.analysis.estimates import means
-from headdyn.analysis.loss_measure import token_losses
 from headdyn.core.figures import HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable
 from headdyn.data.corpus import Corpus
@@ -17,7 +16,7 @@ from headdyn.studies.landmarks.induction_scores import InductionScores
 
 
 def measure(settings: InductionScores, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-    """Head rows of prefix matching and attention to the previous token, model rows of the best head and the score."""
+    """Head rows of prefix matching and attention to the previous token, and a model row of the best head."""
     block_NB = generator.random((settings.sequences, corpus.vocab_size)).argsort(1)[:, : settings.block]
     tokens_NT = torch.from_numpy(np.tile(block_NB, settings.repeats)).to(decoder.embed.weight.device)
     layers = range(decoder.config.num_layers)
@@ -39,17 +38,12 @@ def measure(settings: InductionScores, decoder: Decoder, corpus: Corpus, generat
     best = np.unravel_index(prefix_NLH.mean(0).argmax(), prefix_NLH.shape[1:])
     best_N = prefix_NLH[:, best[0], best[1]]
     best_rows = means(best_N, generator, draws=draws).rows("best_prefix_matching", null=uniform["prefix_matching"])
-    loss_NT = token_losses(decoder, corpus, settings.held_out)
-    score_N = loss_NT[:, -settings.late :].mean(1) - loss_NT[:, : settings.early].mean(1)
-    score_rows = means(score_N, generator, draws=draws).rows("in_context_nats", null=0.0)
     caption = (
         "Left: attention from a token to those that followed the same token before, on repeated random tokens; an "
         f"induction head is near 100 %, uniform attention gives {100 * uniform['prefix_matching']:.0f} %. Right: "
         "attention to the token before, which an induction head of a later layer builds on."
     )
-    return Findings(
-        table=HeadTable.concat([*tables, best_rows, score_rows]), figures={"heads": head_map(maps, caption=caption)}
-    )
+    return Findings(table=HeadTable.concat([*tables, best_rows]), figures={"heads": head_map(maps, caption=caption)})
 
 
 def head_scores(pattern_BHQK: Float[Tensor, "B H Q K"], block: int) -> tuple[np.ndarray, np.ndarray]:

@@ -100,9 +100,9 @@ def figures(followed: Sequence[Course]) -> dict[str, Figure]:
 LANDMARK = Landmark(
     paper="Olsson, Elhage, Nanda et al. 2022, In-context Learning and Induction Heads, arXiv 2209.11895",
     differences="The paper trains on text and takes the loss of token 500 less that of token 50; here training itself "
-    "is on repeated random blocks of 8 to 24 symbols, and the score is the loss of the last 16 tokens less that of the "
-    "first 7. The models are Mini-Qwen3 of one and two layers with RoPE and MLPs. The thresholds below are ours: the "
-    "paper's evidence is its curves.",
+    "is on repeated random blocks of 8 to 24 symbols, and the score is the loss of the last tenth of 64 positions less "
+    "that of positions from 5 to 15 %. The models are Mini-Qwen3 of one and two layers with RoPE and MLPs. The "
+    "thresholds below are ours: the paper's evidence is its curves.",
     predictions=(
         Prediction(
             statement="prefix matching and the in-context score change at the same moment of training",
