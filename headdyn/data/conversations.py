@@ -18,6 +18,7 @@ from headdyn.core.randomness import generator, seed_sequence
 from headdyn.core.settings import settings
 from headdyn.data.conversation_filter import ConversationFilter, Speaker
 from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.data.fresh_languages import FreshFilter, concentration, urn_chains
 from headdyn.data.lines import line_facts, mean_and_error, mixture, position_only, reference_nats
 from headdyn.data.markov import AliasSampler, matched_chains, sample_tokens, stationary_law, unmatched_chains
 
@@ -35,7 +36,8 @@ class Conversations:
     speaker, next speaker and symbol (`announced`); or not at all (`hidden`, two speakers). `evidence=transitions`: all
     languages share the uniform unigram law; `unigrams`: each has its own, around which its rows vary by `row_spread`.
     Languages come in `num_domains` sets of equal size, and all of a sequence's are of one domain, by which
-    `data_ordering=topic` orders. `target_gap_nats` is ln V less a language's entropy rate.
+    `data_ordering=topic` orders. `chains=fresh`: every sequence has languages of its own, to be learnt in context, and
+    a token's topic is its speaker. `target_gap_nats` is ln V less a language's entropy rate.
     """
 
     speaker: Speaker
@@ -50,9 +52,18 @@ class Conversations:
     val_sequences: Count
     target_gap_nats: Annotated[float, Field(gt=0)]
     row_spread: Annotated[float, Field(ge=0, le=10)] = 1.0
+    chains: Literal["fixed", "fresh"] = "fixed"
     seed: Seed
 
     def __post_init__(self) -> None:
+        if self.chains == "fresh" and (self.speaker == "hidden" or self.num_domains > 1):
+            key = f"data.num_domains={self.num_domains}" if self.num_domains > 1 else "data.speaker=hidden"
+            raise ValueError(f"{key} needs languages that sequences share; set data.chains=fixed")
+        if self.vocab_size > 2**16:  # stored as uint16
+            raise ValueError(
+                f"data.num_symbols={self.num_symbols} and data.num_speakers={self.num_speakers} make {self.vocab_size} "
+                f"tokens under data.speaker={self.speaker}, over 65536; lower one"
+            )
         speakers, topics = f"data.num_speakers={self.num_speakers}", f"data.num_topics={self.num_topics}"
         if self.num_topics % self.num_domains:
             raise ValueError(f"data.num_domains={self.num_domains} must divide {topics}: domains are of one size")
@@ -86,14 +97,18 @@ class Conversations:
     def build(self, folder: Path) -> None:
         """Draw languages and conversations, and measure the lines that a loss is judged by.
 
-        Writes {train,val}_tokens.npy, {train,val}_topics.npy, transitions.npy (float32 [S, V, V]) and facts.json.
+        Writes {train,val}_tokens.npy, {train,val}_topics.npy, facts.json and, of chains that are fixed,
+        transitions.npy (float32 [S, V, V]).
         """
-        law = self.num_symbols, self.num_topics, self.target_gap_nats, generator(self.seed, "conversations/languages")
-        transitions_SVV = (
-            matched_chains(*law) if self.evidence == "transitions" else unmatched_chains(*law, self.row_spread)
-        )
-        np.save(folder / "transitions.npy", transitions_SVV)
-        sampler = AliasSampler(transitions_SVV)
+        sampler = None
+        if self.chains == "fixed":
+            rng = generator(self.seed, "conversations/languages")
+            law = self.num_symbols, self.num_topics, self.target_gap_nats, rng
+            transitions_SVV = (
+                matched_chains(*law) if self.evidence == "transitions" else unmatched_chains(*law, self.row_spread)
+            )
+            np.save(folder / "transitions.npy", transitions_SVV)
+            sampler = AliasSampler(transitions_SVV)
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             speakers_NM, symbols_NM, topics_NM = self._draw(sampler, split, count)
             repeats = 2 if self.speaker == "marker" else 1
@@ -101,7 +116,7 @@ class Conversations:
             np.save(folder / f"{split}_topics.npy", np.repeat(topics_NM, repeats, axis=1).astype(np.uint8))
         held_out = slice(0, _REFERENCE_SEQUENCES)
         drawn = (array_NM[held_out] for array_NM in (speakers_NM, symbols_NM, topics_NM))
-        facts = self._facts(self._filter(transitions_SVV), *drawn)
+        facts = self._facts(self._filter(folder), *drawn)
         (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
 
     def open(self, folder: Path) -> Corpus:
@@ -112,19 +127,31 @@ class Conversations:
             train=Split.open(folder, "train"),
             val=Split.open(folder, "val"),
             vocab_size=self.vocab_size,
-            topic_names=tuple(f"language {topic}" for topic in range(self.num_topics)),
+            topic_names=(
+                tuple(f"language {topic}" for topic in range(self.num_topics))
+                if self.chains == "fixed"
+                else tuple(f"speaker {speaker}" for speaker in range(self.num_speakers))
+            ),
             reference_nats=reference_nats(facts),
             facts=facts,
-            oracle=self._filter(np.load(folder / "transitions.npy", mmap_mode="r")),
+            oracle=self._filter(folder),
             domain_of_topic=None
             if self.num_domains == 1
             else np.arange(self.num_topics) * self.num_domains // self.num_topics,
         )
 
-    def _filter(self, transitions_SVV: np.ndarray) -> ConversationFilter:
-        return ConversationFilter(transitions_SVV, self.speaker, self.num_speakers, self.switch, self.num_domains)
+    def _filter(self, folder: Path) -> ConversationFilter:
+        turns = self.speaker, self.num_speakers, self.switch
+        if self.chains == "fixed":
+            return ConversationFilter(np.load(folder / "transitions.npy", mmap_mode="r"), *turns, self.num_domains)
+        mean_SVV = np.full((self.num_speakers, self.num_symbols, self.num_symbols), 1 / self.num_symbols)
+        return FreshFilter(mean_SVV, *turns, alpha=self._alpha, by_context=self.evidence == "transitions")
 
-    def _draw(self, sampler: AliasSampler, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    @property
+    def _alpha(self) -> float:
+        return concentration(self.num_symbols, self.target_gap_nats)
+
+    def _draw(self, sampler: AliasSampler | None, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Who speaks, what, and in which language, each [N, M]; where speakers are announced, one more of the first.
 
         Each speaker's symbols are one chain of M, of which every turn of the speaker takes the next.
@@ -140,9 +167,15 @@ class Conversations:
         if self.num_domains > 1:
             languages_NP += of_domain * rng.integers(self.num_domains, size=(count, 1))
         chain_NPM = np.empty((count, speakers, length), np.uint16)
-        topics_NPM = np.repeat(languages_NP[..., None], length, axis=2).astype(np.uint8)
-        key = seed_sequence(self.seed, f"conversations/{split} symbols").generate_state(2, np.uint64)
-        sample_tokens(sampler, topics_NPM.reshape(-1, length), key, chain_NPM.reshape(-1, length))
+        name = f"conversations/{split} symbols"
+        if sampler is None:
+            languages_NP = np.broadcast_to(np.arange(speakers), (count, speakers))
+            law = self.num_symbols, self._alpha, self.evidence == "transitions", generator(self.seed, name)
+            chain_NPM[:] = urn_chains(count * speakers, length, *law).reshape(chain_NPM.shape)
+        else:
+            topics_NPM = np.repeat(languages_NP[..., None], length, axis=2).astype(np.uint8)
+            key = seed_sequence(self.seed, name).generate_state(2, np.uint64)
+            sample_tokens(sampler, topics_NPM.reshape(-1, length), key, chain_NPM.reshape(-1, length))
         turns_NPM = (speakers_NM[:, None] == np.arange(speakers)[:, None]).cumsum(2) - 1
         rows_N1, own_NM = np.arange(count)[:, None], speakers_NM[:, :length]
         turn_NM = turns_NPM[rows_N1, own_NM, np.arange(length)]
@@ -160,7 +193,10 @@ class Conversations:
         self, exact: ConversationFilter, speakers_NM: np.ndarray, symbols_NM: np.ndarray, topics_NM: np.ndarray
     ) -> dict[str, Any]:
         """The lines in nats a token. What selecting by speaker is worth is the best line without it less the floor."""
-        facts: dict[str, Any] = {"chance_accuracy": 1 / self.num_topics, "held_out_sequences": len(symbols_NM)}
+        facts: dict[str, Any] = {
+            "chance_accuracy": 1 / len(exact.transitions_SVV),
+            "held_out_sequences": len(symbols_NM),
+        }
         uniform_NM = np.full(symbols_NM.shape, math.log(self.num_symbols))
         prior_SV = np.stack([stationary_law(chain_VV) for chain_VV in exact.transitions_SVV])
         prior_SV /= prior_SV.sum(0)  # of the languages, given a symbol
@@ -170,6 +206,8 @@ class Conversations:
             law_NM = (1 - self.switch) * mixture_VV[symbols_NM[:, :-1], symbols_NM[:, 1:]]
             lines["mixture"][:, 1:] = -np.log(law_NM + self.switch / self.num_symbols)
             facts["selection_worth_absent"] = "speaker=hidden: no line knows who speaks and looks at positions alone"
+        elif isinstance(exact, FreshFilter):
+            lines["position_only"], facts["position_only_is"] = exact.pooled(speakers_NM, symbols_NM)
         else:
             own_NM, emission_NMS = exact.emission(speakers_NM, symbols_NM)
             prior_NMS = np.where(own_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[own_NM])

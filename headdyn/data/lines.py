@@ -16,10 +16,10 @@ from scipy.special import softmax
 WITHOUT_SELECTION = ("position_only", "speaker_blind")
 LINES = ("random", "mixture", *WITHOUT_SELECTION, "floor")
 
-_DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
+DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _SCALES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # 0 ignores the evidence
-_TRIED_SEQUENCES = 100  # for choosing among them
+TRIED_SEQUENCES = 100  # for choosing among them
 _LEAST = np.finfo(float).tiny
 
 
@@ -76,9 +76,9 @@ def position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.n
                 evidence_NMS[:, m] -= log_NMS[:, m - 1 - window]
         return mixture(softmax(np.log(prior_NMS[part]) + scale * evidence_NMS, axis=2), emission_NMS[part])
 
-    kinds = [(decay, 0) for decay in _DECAYS] + [(1.0, window) for window in _WINDOWS]
+    kinds = [(decay, 0) for decay in DECAYS] + [(1.0, window) for window in _WINDOWS]
     grid = [(*kind, scale) for kind in kinds for scale in _SCALES]
-    best = min(grid, key=lambda weights: loss_NM(weights, slice(_TRIED_SEQUENCES)).mean())
+    best = min(grid, key=lambda weights: loss_NM(weights, slice(TRIED_SEQUENCES)).mean())
     decay, window, scale = best
     name = f"window {window}" if window else f"decay {decay:g}"
     return loss_NM(best, slice(None)), f"{name}, scale {scale:g}"

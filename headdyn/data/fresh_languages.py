@@ -1,0 +1,105 @@
+"""Conversations in languages drawn afresh for every sequence: drawing them, and their exact filter (science.md §18).
+
+No language is shared between sequences, so that nothing can be learnt of it but in context. A language's laws are
+symmetric Dirichlet, integrated out: what comes next follows Pólya's urn (Blackwell and MacQueen 1973).
+Letters: N sequences, M symbols of a sequence, P speakers, V symbols, R chains drawn at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import digamma
+
+from headdyn.data.conversation_filter import ConversationFilter
+from headdyn.data.lines import DECAYS, TRIED_SEQUENCES
+
+_WEIGHTS = (0.25, 0.5, 0.75, 1.0)  # of the pooled counts
+_CHUNK = 4096  # chains drawn at once
+
+
+def concentration(num_symbols: int, target_gap_nats: float) -> float:
+    """The Dirichlet parameter of each symbol at which a law's mean entropy is ln V − `target_gap_nats`."""
+
+    def excess(log_alpha: float) -> float:
+        alpha = math.exp(log_alpha)
+        return math.log(num_symbols) - (digamma(alpha * num_symbols + 1) - digamma(alpha + 1)) - target_gap_nats
+
+    return math.exp(brentq(excess, -30.0, 30.0))
+
+
+def urn_chains(
+    count: int, length: int, num_symbols: int, alpha: float, by_context: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Chains [R, M] in languages of their own: the first symbol uniform, each later one from the urn of its law.
+
+    Laws are one for each symbol before (`by_context`), or one for all. A symbol is a copy of one drawn from the same
+    law before, all alike, or with weight α V uniform.
+    """
+    chain_RM = rng.integers(num_symbols, size=(count, length))
+    for start in range(0, count, _CHUNK):
+        part_RM = chain_RM[start : start + _CHUNK]
+        for m in range(2, length):
+            before_RM = part_RM[:, : m - 1]
+            same_RM = before_RM == part_RM[:, m - 1, None] if by_context else np.ones(before_RM.shape, bool)
+            drawn_R = same_RM.sum(1)
+            copied = rng.random(len(part_RM)) * (drawn_R + alpha * num_symbols) < drawn_R
+            which_R = (rng.random(len(part_RM)) * drawn_R).astype(int)
+            place_R = (same_RM.cumsum(1) > which_R[:, None]).argmax(1) + 1  # of the symbol behind that context
+            part_RM[copied, m] = part_RM[np.flatnonzero(copied), place_R[copied]]
+    return chain_RM
+
+
+@dataclass(frozen=True, eq=False)
+class FreshFilter(ConversationFilter):
+    """The exact filter where every sequence has languages of its own; the topic of a token is its speaker.
+
+    `transitions_SVV` holds the mean chain of every speaker's language: uniform. Not for hidden speakers, whose counts
+    would have to be summed over all turns.
+    """
+
+    alpha: float = 1.0
+    by_context: bool = True
+
+    def with_speakers(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Each symbol's loss [N, M], and its speaker, known before and after the symbol [N, M, 2, P]."""
+        count, length = symbols_NM.shape
+        speakers_NM = speakers_NM[:, :length]
+        loss_NM = self._counted(speakers_NM, symbols_NM, decay=1.0, weight=1.0, pooled=False)
+        posteriors = speakers_NM[..., None, None] == np.arange(self.num_speakers)
+        return loss_NM, np.broadcast_to(posteriors, (count, length, 2, self.num_speakers)).astype(float)
+
+    def pooled(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, str]:
+        """The best loss [N, M] of those that count all speakers' symbols alike, by distance alone, and which it is."""
+        speakers_NM = speakers_NM[:, : symbols_NM.shape[1]]
+        grid = [(decay, weight) for decay in DECAYS for weight in _WEIGHTS]
+        tried = slice(TRIED_SEQUENCES)
+
+        def mean_loss(weights: tuple[float, float]) -> float:
+            return float(self._counted(speakers_NM[tried], symbols_NM[tried], *weights, pooled=True).mean())
+
+        decay, weight = min(grid, key=mean_loss)
+        loss_NM = self._counted(speakers_NM, symbols_NM, decay, weight, pooled=True)
+        return loss_NM, f"counts of all speakers, decay {decay:g}, weight {weight:g}"
+
+    def _counted(
+        self, speakers_NM: np.ndarray, symbols_NM: np.ndarray, decay: float, weight: float, pooled: bool
+    ) -> np.ndarray:
+        """Losses by counts of what followed the same context before, from the same speaker unless `pooled`."""
+        own_NM, _ = self.emission(speakers_NM, symbols_NM)
+        size, length = self.transitions_SVV.shape[1], symbols_NM.shape[1]
+        loss_NM = np.full(symbols_NM.shape, math.log(size))
+        for m in range(1, length):
+            counts = own_NM[:, :m] >= 0  # a speaker's first symbol is uniform, whatever the language
+            if not pooled:
+                counts &= speakers_NM[:, :m] == speakers_NM[:, m, None]
+            if self.by_context:
+                counts &= own_NM[:, :m] == own_NM[:, m, None]
+            counted_NM = weight * counts * decay ** np.arange(m - 1, -1, -1.0)
+            match_N = (counted_NM * (symbols_NM[:, :m] == symbols_NM[:, m, None])).sum(1)
+            law_N = (match_N + self.alpha) / (counted_NM.sum(1) + self.alpha * size)
+            loss_NM[:, m] = np.where(own_NM[:, m] < 0, math.log(size), -np.log(law_N))
+        return loss_NM
