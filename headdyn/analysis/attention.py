@@ -105,7 +105,7 @@ class AttentionStatistics(LabelSwapSettings):
             for which, end in (("first", "lowest"), ("last", "highest"))
         },
         "specialisation": Metric(
-            label="specialisation",
+            label="variance over topics of within-topic attention",
             meaning="variance over topics of the within ratio of each topic's queries, beyond its sampling variance",
             low=-0.25,
             high=0.25,
@@ -114,7 +114,7 @@ class AttentionStatistics(LabelSwapSettings):
             outcome=True,
         ),
         "specialisation_raw": Metric(
-            label="specialisation, sampling noise included",
+            label="variance over topics of within-topic attention, sampling noise included",
             meaning="variance over topics of the within ratio of each topic's queries",
             low=0,
             high=0.25,

@@ -13,6 +13,7 @@ import numpy as np
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.estimates import Estimate, estimate, flip_p, mean_denominator, means, ratio_units
 from headdyn.analysis.figure_parts import head_panel, topic_intervals
+from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.pattern_sums import Counts, Sums, collect
 from headdyn.analysis.selectivity import drawn_sequences, without_topics
 from headdyn.core.figures import Figure, head_map
@@ -35,9 +36,10 @@ def measure(
     settings.check(corpus)
     sequences, swaps_NR = drawn_sequences(corpus, settings.sequences, settings.label_swaps, generator)
     sums = collect(decoder, sequences, swaps_NR, corpus.num_topics)
+    by_name = _units(sums)
     table = HeadTable.concat(
         [
-            *_ratio_rows(settings, sums, generator),
+            *_ratio_rows(settings, sums, by_name, generator),
             *_uniform_rows(settings, sums, generator),
             *_specialisation_rows(sums),
             *_document_rows(settings, sums, generator),
@@ -51,14 +53,22 @@ def measure(
         figures["topics"] = _topics_figure(table)
     if corpus.without_topics is None:
         figures["by_topic"] = _by_topic_figure(settings, sums, corpus, generator)
-    return Findings(table=table, figures=figures)
+    if corpus.without_topics is not None:
+        by_name = {name: values for name, values in by_name.items() if not any(word in name for word in _TOPICAL)}
+    return Findings(table=table, figures=figures, tables={"attention_profiles": profile_table(by_name)})
 
 
-def _ratio_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
+def _units(sums: Sums) -> dict[str, np.ndarray]:
+    """Every sequence's value of every statistic that is a ratio, [N, L, H]."""
+    by_name = {name: ratio_units(*ratio) for name, ratio in _ratios(sums.heads, sums.counts).items()}
+    return by_name | {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
+
+
+def _ratio_rows(
+    settings: AttentionStatistics, sums: Sums, by_name: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> list[HeadTable]:
     """Rows of every statistic that is a ratio: of each head, and of the mean over the heads that have a value."""
     ratios, swapped, uniform = _ratios(sums.heads, sums.counts), _swapped(sums), _ratios(sums.uniform, sums.counts)
-    by_name = {name: ratio_units(*ratio) for name, ratio in ratios.items()}
-    by_name |= {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
     units_NMLH = np.stack(list(by_name.values()), axis=1)
     heads = means(units_NMLH, generator, draws=settings.bootstrap_draws)
     model_NM = np.asfortranarray(_mean_over_heads(units_NMLH))  # columns that lie together are summed pairwise

@@ -92,13 +92,15 @@ class HeadClusters:
     """Clusters every layer's heads by QK and OV circuits (cosines free of gauge) and by their effects on the answers.
 
     k-means, Ward and DBSCAN (radii as shares of the median distance), against `null_draws` layers of random heads put
-    through the same steps: for circuits of the model's shape behind the layer's norm, for effects of the same norms. A
-    head's effects are the changes of Δ over all pairs when its z is replaced by the mean over prompts. A small p says
-    that heads do not point in random directions, as trained ones hardly do. Whether they form groups is told by the
-    height of the silhouette (below 0.25 is no substantial structure, Kaufman and Rousseeuw 1990), and whether they lie
-    along one axis by `first_component`. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows
-    carry no interval; q-values run over the layers' rows and over the heads'. Heads that repair are those whose clean
-    z, patched alone at `layer`, raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.
+    through the same steps. A head's effects are the changes of Δ over all pairs when its z is replaced by the mean over
+    prompts. For circuits random heads are of the model's shape, behind the layer's norm: a small p says that heads do
+    not point in random directions, as trained ones hardly do. For effects the heads
+    themselves are mixed by random rotations that keep their mean and covariance over pairs, so that a small p is no
+    shared profile and no common axis: it says that heads stand in groups. Whether groups are substantial is told by the
+    height of the silhouette (below 0.25 there is no structure, Kaufman and Rousseeuw 1990), and whether heads lie along
+    one axis by `first_component`. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry
+    no interval; q-values run over the layers' rows and over the heads'. Heads that repair are those whose clean z,
+    patched alone at `layer`, raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.
 
     Given a corpus in place of prompts, weights alone are clustered. Tables: `clusterings`, `coordinates` (principal
     components), `distances` (for clusters/divergence.py).

@@ -15,6 +15,7 @@ from headdyn.sweep.words import Statement
 
 SPLITS = "splits.parquet"  # what a run on prompts leaves of all splits of the heads
 STAGES = ("early", "mid", "late", "none")
+_ALIKE = 0.5  # correlation of what two heads do from which on one is said to do what the other did
 
 
 def series_statements(series: Sequence[Series]) -> list[Statement]:
@@ -24,6 +25,7 @@ def series_statements(series: Sequence[Series]) -> list[Statement]:
         answers = {
             f"Do {' and '.join(halves(each))} heads specialise, and when?": split_answer(each),
             "Did what was measured emerge, and when?": other_measures(each),
+            "What emerged first?": order(each),
             "Is a head the same head at another checkpoint?": heads(each),
             "Which checkpoints count?": counted(each),
         }
@@ -109,13 +111,26 @@ def heads(series: Series) -> list[str]:
     matches = series.verdict.get("heads", {})
     if "kept_to_next" not in matches:
         return []
-    following = list(matches["kept_to_next"].values())
-    low, high = fixed(100 * min(following), 0), fixed(100 * max(following), 0)
-    span = f"{low} %" if low == high else f"{low} to {high} %"
-    return [
-        f"From one checkpoint to the next {span} of the heads are most like the head of their own index "
-        f"(chance {fixed(100 * matches['chance'], 0)} %); an index names one function only where this is high."
+    chance = f"(chance {fixed(100 * matches['chance'], 0)} %)"
+    sentences = [
+        f"By weights, from one checkpoint to the next {_range(matches)} of the heads are most like the head of their "
+        f"own index {chance}: so much goes on of the weights, which need not be the function."
     ]
+    behaviour = matches.get("by_behaviour", {})
+    if "kept_to_next" in behaviour:
+        moved = [pair for pair in next(iter(behaviour["moved_by_last"].values())) if pair[2] >= _ALIKE]
+        exchanged = listed([f"head {last} does what head {first} did" for last, first, _ in moved])
+        sentences.append(
+            f"By what they do, {_range(behaviour)} {chance}. From the first checkpoint to the last "
+            f"{exchanged or 'no head has taken the place of another'} (correlation of {_ALIKE} or more)."
+        )
+    return sentences
+
+
+def _range(matches: Mapping[str, Any]) -> str:
+    shares = list(matches["kept_to_next"].values())
+    low, high = fixed(100 * min(shares), 0), fixed(100 * max(shares), 0)
+    return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def counted(series: Series) -> list[str]:
@@ -134,7 +149,7 @@ def interval(judgement: Mapping[str, Any]) -> str:
     at, after = judgement["emerges_at_step"], judgement["emerges_after_step"]
     if at is None:
         return "none"
-    return f"≤ {number(at)}, the first checkpoint" if after is None else f"({number(after)}, {number(at)}]"
+    return _span(after, at) + (", the first checkpoint" if after is None else "")
 
 
 def stage(judgement: Mapping[str, Any]) -> str:
@@ -169,6 +184,40 @@ def _when(judgement: Mapping[str, Any]) -> str:
         since = f"emerges after step {number(after)} and by step {at}"
         span = f"{share(judgement['emerges_after_share'])} to "
     return f"{since} ({span}{share(judgement['emerges_at_share'])} of training: {stage(judgement)})"
+
+
+def duration(judgement: Mapping[str, Any]) -> str:
+    """How long the rise from 10 to 90 % took; of records made before that was worked out, the steepest interval."""
+    if "rise_10_to_90_shares" in judgement:
+        (a, b), (fewest, most) = judgement["rise_10_to_90_steps"], judgement["rise_10_to_90_shares"]
+        return (
+            f"from 10 to 90 % in {share(fewest)} to {share(most)} of training, within steps {number(a)} to {number(b)}"
+        )
+    a, b = judgement["jump_steps"]
+    return (
+        f"steps {number(a)} to {number(b)}, {share(judgement['jump_width_share'])} of training, hold "
+        f"{share(judgement['jump_share'])} of the rise"
+    )
+
+
+def order(series: Series) -> list[str]:
+    """Which measures rose before which, by the two criteria that are the same for all of them."""
+    sentences = []
+    criteria = {"first_departure": "first departure from chance for good", "half_height": "half height"}
+    for criterion, words in criteria.items():
+        dates = series.verdict.get("order", {}).get(criterion, {"intervals": {}})
+        labels = {name: series.metric(name).label for name in dates["intervals"] if not is_original(name)}
+        if len(labels) < 2:
+            continue
+        spans = [f"{label} {_span(*dates['intervals'][name])}" for name, label in labels.items()]
+        pairs = [(labels[a], labels[b]) for a, b in dates["surely_before"] if a in labels and b in labels]
+        sure = listed([f"{a} before {b}" for a, b in pairs]) if pairs else "none, their intervals overlap"
+        sentences.append(f"By {words}: {', '.join(spans)}. Surely one before another: {sure}.")
+    return sentences
+
+
+def _span(after: int | None, at: int) -> str:
+    return f"≤ {number(at)}" if after is None else f"({number(after)}, {number(at)}]"
 
 
 def _strongest(split: Mapping[str, Any], name: str) -> str:

@@ -49,7 +49,8 @@ GLOSSARY = {
         "metrics": {
             f"{name}_selectivity_no_self": metric(f"{label} topic selectivity, self left out", "points", **POINTS)
             for name, label in (("raw", "raw attention's"), ("rollout", "rollout's"), ("tensorlens", "TensorLens'"))
-        },
+        }
+        | {"tensorlens_less_raw_no_self": metric("TensorLens less raw attention", "points", **POINTS)},
     },
 }
 OTHERS = [
@@ -107,7 +108,7 @@ def heads(selectivity_LH: np.ndarray, *, step: int = 200) -> HeadTable:
             ci_low=selectivity_LH - 0.01,
             ci_high=selectivity_LH + 0.01,
             null=0.0,
-            p=q_LH,
+            p=q_LH / 20,  # below 0.05 for every head: what counts is q
             q=q_LH,
             **common,
         ),

@@ -52,7 +52,7 @@ def test_the_verdict_is_a_table_of_both_measures(tmp_path: Path) -> None:
     assert "class over bootstrap draws early 12 %, mid 88 %, late 0 %, none 0 % early 12 %, mid 88 %" in read
     assert "first step above, 95 % of bootstrap draws 32 000 to 64 000" in read
     assert "pace sudden (probability 75 %)" in read and "units 32 pairs" in read
-    assert "largest interval: share of the rise 75 %, steps 32 000 to 64 000 (22 % of training)" in read
+    assert "rise steps 32 000 to 64 000, 22 % of training, hold 75 % of the rise" in read
 
 
 def test_the_answer_and_the_primary_curve_stand_before_the_verdict(tmp_path: Path) -> None:

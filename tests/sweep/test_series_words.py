@@ -5,7 +5,17 @@ import pytest
 
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
-from headdyn.sweep.series_words import counted, headline, heads, interval, other_measures, split_answer, stage
+from headdyn.sweep.series_words import (
+    counted,
+    duration,
+    headline,
+    heads,
+    interval,
+    order,
+    other_measures,
+    split_answer,
+    stage,
+)
 from tests.report.series_folders import emerging, said, verdict
 
 
@@ -19,6 +29,37 @@ def test_an_emergence_is_told_as_an_interval_with_its_class_and_pace(tmp_path: P
     assert "22 % to 45 % of training" in lead and "mid, or early" in lead
     assert "p = 0.33" in lead and "the least that so many splits can give" in lead
     assert details == ["A scan over all splits ranks even/odd first."]
+
+
+def test_how_long_a_rise_took_is_told_by_its_bounds_and_in_older_records_by_one_interval() -> None:
+    old = {"jump_steps": [32_000, 64_000], "jump_width_share": 32 / 143, "jump_share": 0.75}
+    new = old | {"rise_10_to_90_steps": [16_000, 64_000], "rise_10_to_90_shares": [0.0, 48 / 143]}
+    assert duration(new) == "from 10 to 90 % in 0 % to 34 % of training, within steps 16 000 to 64 000"
+    assert duration(old) == "steps 32 000 to 64 000, 22 % of training, hold 75 % of the rise"
+
+
+def test_heads_that_took_each_others_place_are_named(tmp_path: Path) -> None:
+    kept = {"kept_to_next": {"1-2": 1.0}, "kept_to_last": {"1": 1.0}, "chance": 0.25}
+    moved = {"1": [[0, 2, 0.93], [2, 0, 0.9], [1, 3, 0.1]]}
+    told = verdict(heads=kept | {"by_behaviour": {**kept, "kept_to_next": {"1-2": 0.5}, "moved_by_last": moved}})
+    by_weights, by_behaviour = heads(only(tmp_path, told))
+    assert "100 % of the heads are most like the head of their own index (chance 25 %)" in by_weights
+    assert by_behaviour == (
+        "By what they do, 50 % (chance 25 %). From the first checkpoint to the last head 0 does what head 2 did and "
+        "head 2 does what head 0 did (correlation of 0.5 or more)."
+    )
+
+
+def test_the_order_of_measures_is_told_with_their_intervals(tmp_path: Path) -> None:
+    intervals = {"strength_nats": [1_000, 32_000], "strength": [32_000, 64_000]}
+    pair = {"intervals": intervals, "surely_before": [["strength_nats", "strength"]]}
+    one = only(tmp_path, verdict(order={"half_height": pair, "first_departure": {**pair, "surely_before": []}}))
+    departure, half = order(one)
+    names = [one.metric(name).label for name in intervals]
+    assert departure.endswith("Surely one before another: none, their intervals overlap.")
+    assert half.startswith(f"By half height: {names[0]} (1 000, 32 000], {names[1]} (32 000, 64 000]")
+    assert half.endswith(f"Surely one before another: {names[0]} before {names[1]}.")
+    assert order(only(tmp_path / "other")) == []
 
 
 def test_none_is_said_to_be_none(tmp_path: Path) -> None:

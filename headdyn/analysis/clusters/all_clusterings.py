@@ -85,7 +85,6 @@ class Clouds:
 
     own: AllClusterings  # row l: the heads of layer l
     nulls: Sequence[AllClusterings]  # one a layer
-    exchangeable: bool  # whether random heads are alike, so that the null of one head is that of all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
+from headdyn.analysis.clusters.clusterings import centred
 from headdyn.models.decoder import Decoder
 
 
@@ -66,6 +67,26 @@ def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[s
         np.fill_diagonal(scale_HH, 1)
         behind[kind] = random_RHH * scale_HH
     return behind
+
+
+def rotated_heads(gram_HH: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
+    """Inner products of heads without groups that have these heads' mean and covariance, [R, H, H].
+
+    Heads that are drawn from one Gaussian keep their law under any rotation among the heads that leaves their mean
+    where it is. A random one keeps mean and covariance exactly and mixes the heads, so that a comparison with rotated
+    heads holds its level whatever profile heads share, and however few axes they vary along (Langsrud 2005). Only
+    distances count here, which do not know the mean: it is taken away. Numbering the heads differently changes nothing.
+    """
+    heads = len(gram_HH)
+    gram_HH = centred(gram_HH)
+    order_H = np.argsort(np.diagonal(gram_HH), kind="stable")
+    # The first column of this basis is the mean's direction; the others span what differs between heads.
+    basis_HX = np.linalg.qr(np.column_stack((np.ones(heads), np.eye(heads)[:, 1:])))[0][:, 1:]
+    inner_XX = basis_HX.T @ gram_HH[np.ix_(order_H, order_H)] @ basis_HX
+    turn_RXX, corner_RXX = np.linalg.qr(generator.normal(size=(draws, heads - 1, heads - 1)))
+    turn_RXX *= np.sign(np.diagonal(corner_RXX, axis1=1, axis2=2))[:, None]  # makes every rotation as likely
+    turned_RHX = basis_HX @ turn_RXX
+    return turned_RHX @ inner_XX @ turned_RHX.swapaxes(-1, -2)
 
 
 def random_directions(norm_H: np.ndarray, width: int, draws: int, generator: np.random.Generator) -> np.ndarray:

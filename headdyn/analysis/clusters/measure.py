@@ -14,10 +14,11 @@ import pyarrow.compute as pc
 from headdyn.analysis.clusters import CIRCUITS, clusterings
 from headdyn.analysis.clusters.all_clusterings import Clouds, Recipe, against_null, agreement, separates
 from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
-from headdyn.analysis.clusters.geometry import behind_gains, circuit_cosines, random_circuit_cosines, random_directions
+from headdyn.analysis.clusters.geometry import behind_gains, circuit_cosines, random_circuit_cosines, rotated_heads
 from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
 from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.head_clusters import NO_PROMPTS, HeadClusters
+from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
@@ -29,8 +30,10 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 ABLATE = Patch(source="mean", steps="every_position")
-# Measures with a p: the others say how a split looks, and one p is enough for whether there is one.
+# Measures with a p: the others say how a split looks, and one p is enough for whether there is one. The null of
+# behaviour keeps the heads' covariance, and with it the share of variance on one axis: that has no null there.
 TESTED = ("silhouette", "best_silhouette", "first_component")
+WITHOUT_NULL = ("behaviour_first_component",)
 
 
 def measure(
@@ -43,11 +46,12 @@ def measure(
         raise ValueError(f"{c.num_heads} heads a layer cannot form clusters; this analysis needs 4 or more")
     recipe = Recipe(kmeans_k=chosen.kmeans_k, ward_k=chosen.ward_k, eps=chosen.dbscan_eps, restarts=chosen.restarts)
     kinds = _circuits(recipe, decoder, chosen.null_draws, generator)
-    tables, repairs_H = [], None
+    tables, repairs_H, profiles = [], None, {}
     if isinstance(corpus, Prompts):
         model = in_dtype(decoder, chosen.dtype)
         make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
         effect_LHP = _effects(model, corpus, ABLATE, range(c.num_layers))
+        profiles = {"effect_profiles": profile_table({"effect_nats": np.moveaxis(effect_LHP, -1, 0)})}
         kinds["behaviour"] = _behaviour(recipe, effect_LHP, chosen.null_draws, generator)
         effects = make.effects("repair", _effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
         value_H, p_H = (np.array([row[column] for row in effects]) for column in ("value", "p"))
@@ -74,6 +78,7 @@ def measure(
             "clusterings": clustering_table(kinds, {layer: repairs_H}),
             "coordinates": coordinate_table(own),
             "distances": distance_table(own),
+            **profiles,
         },
     )
 
@@ -84,21 +89,27 @@ def _circuits(recipe: Recipe, decoder: Decoder, draws: int, generator: np.random
     own = [circuit_cosines(decoder, layer) for layer in layers]
     random = [behind_gains(random_RHH, decoder, layer) for layer in layers]
     return {
-        kind: Clouds(
-            own=recipe(np.stack([cosines[kind] for cosines in own]), generator),
-            nulls=[recipe(cosines[kind], generator) for cosines in random],
-            exchangeable=True,
-        )
+        kind: _clouds(recipe, [each[kind] for each in own], [each[kind] for each in random], generator)
         for kind in CIRCUITS
     }
+
+
+def _clouds(
+    recipe: Recipe, own: Sequence[np.ndarray], nulls: Sequence[np.ndarray], generator: np.random.Generator
+) -> Clouds:
+    """The heads of every layer, [H, H], and their null, [R, H, H], clustered from the same random starts.
+
+    Starts of their own would be better or worse for a whole null than for the heads, and p not hold its level.
+    """
+    seed = int(generator.integers(2**63))
+    every = [recipe(gram_RHH, np.random.default_rng(seed)) for gram_RHH in (np.stack(own), *nulls)]
+    return Clouds(own=every[0], nulls=every[1:])
 
 
 def _behaviour(recipe: Recipe, effect_LHP: np.ndarray, draws: int, generator: np.random.Generator) -> Clouds:
     pairs = effect_LHP.shape[-1]
     gram_LHH = effect_LHP @ effect_LHP.swapaxes(-1, -2) / pairs  # distances: root mean square over pairs, in nats
-    norm_LH = np.sqrt(np.diagonal(gram_LHH, axis1=-2, axis2=-1))
-    nulls = [recipe(random_directions(norm_H, pairs, draws, generator), generator) for norm_H in norm_LH]
-    return Clouds(own=recipe(gram_LHH, generator), nulls=nulls, exchangeable=False)
+    return _clouds(recipe, gram_LHH, [rotated_heads(gram_HH, draws, generator) for gram_HH in gram_LHH], generator)
 
 
 def _effects(model: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int]) -> np.ndarray:
@@ -123,20 +134,20 @@ def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.rando
     tables = []
     null_quality = [null.quality() for null in clouds.nulls]
     for name, value_L in clouds.own.quality().items():
-        compared = [
-            against_null(value, null[name], name in TESTED) for value, null in zip(value_L, null_quality, strict=True)
-        ]
-        null_L, p_L = zip(*compared, strict=True)
+        compared = zip(value_L, (null[name] for null in null_quality), strict=True)
+        null_L, p_L = zip(*(against_null(value, null_R, name in TESTED) for value, null_R in compared), strict=True)
+        if f"{kind}_{name}" in WITHOUT_NULL:
+            null_L = p_L = (np.nan,) * layers
         tables.append(_layers(f"{kind}_{name}", value_L, null_L, p_L, heads))
     parity_H = np.arange(heads) % 2
     matches = [agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH]
     rand_L, p_rand_L = [each.rand for each in matches], [each.p_rand for each in matches]
     tables.append(_layers(f"{kind}_parity_rand", rand_L, np.zeros(layers), p_rand_L, heads))
-    null_LRH = np.stack([null.alone_RH for null in clouds.nulls])
-    if clouds.exchangeable:
-        null_LRH = np.broadcast_to(null_LRH.reshape(layers, -1, 1), (layers, null_LRH[0].size, heads))
-    hits_LH = (null_LRH >= clouds.own.alone_RH[:, None] - 1e-12).sum(1)
-    columns: dict[str, Any] = {"null": null_LRH.mean(1), "p": (1 + hits_LH) / (1 + null_LRH.shape[1])}
+    # The heads of a null are alike, so that each of them is a draw for every head.
+    null_LX = np.stack([null.alone_RH.ravel() for null in clouds.nulls])
+    hits_LH = (null_LX[:, :, None] >= clouds.own.alone_RH[:, None] - 1e-12).sum(1)
+    null_LH = np.broadcast_to(null_LX.mean(1, keepdims=True), hits_LH.shape)
+    columns: dict[str, Any] = {"null": null_LH, "p": (1 + hits_LH) / (1 + null_LX.shape[1])}
     count = len(clouds.own.labels)
     alone = HeadTable.per_head(f"{kind}_alone", clouds.own.alone_RH, **columns, n=count, unit="clustering")
     return HeadTable.concat([*tables, alone])

@@ -12,6 +12,7 @@ from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.figures import percentiles
 from headdyn.analysis.clusters.geometry import circuit_cosines
 from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation, Kind
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank
 from headdyn.analysis.interventions.pair_rows import Row
@@ -34,7 +35,7 @@ def measure(chosen: Ablation, decoder: Decoder, corpus: Prompts | Corpus, genera
     of = Texts.of_prompts if isinstance(corpus, Prompts) else Texts.of_corpus
     texts = of(corpus, chosen.texts)  # type: ignore[arg-type]
     runs = HeadAblation(in_dtype(decoder, chosen.dtype), texts, generator, chosen.donors)
-    heads = _heads(runs, texts, generator, chosen.bootstrap_draws)
+    heads, profiles = _heads(runs, texts, generator, chosen.bootstrap_draws)
     clusters = cluster_groups(decoder, layer, generator)
     groups = _groups(runs, layer, clusters, chosen.random_groups, generator)
     rows = [group.row(texts, generator, chosen.bootstrap_draws) for group in groups]
@@ -42,33 +43,33 @@ def measure(chosen: Ablation, decoder: Decoder, corpus: Prompts | Corpus, genera
     return Findings(
         table=HeadTable.concat([heads, tested]),
         figures={"heads": _head_figure(heads), "groups": _group_figure(groups, tested, layer)},
-        tables={"groups": _group_table(groups, tested)},
+        tables={"groups": _group_table(groups, tested), "ablation_profiles": profiles},
     )
 
 
-def _heads(runs: HeadAblation, texts: Texts, generator: np.random.Generator, draws: int) -> HeadTable:
-    """Head rows beside the mean of their layer's heads, and rows of whole layers."""
+def _heads(runs: HeadAblation, texts: Texts, generator: np.random.Generator, draws: int) -> tuple[HeadTable, pa.Table]:
+    """Head rows beside the mean of their layer's heads, rows of whole layers, and every unit's KL by head."""
     heads, layers = runs.decoder.config.num_heads, range(runs.decoder.config.num_layers)
     alone_HH = np.eye(heads, dtype=bool)
-    tables = []
+    tables, by_unit = [], {}
 
-    def divergences(kind: Kind, cells_CH: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def divergences(name: str, kind: Kind, cells_CH: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Mean KL [L, C] with its interval over units."""
         kl = runs.divergences(kind, dict.fromkeys(layers, cells_CH))
-        kl_ULC = np.moveaxis(np.stack([kl[layer] for layer in layers]), -1, 0)
+        kl_ULC = by_unit[name] = np.moveaxis(np.stack([kl[layer] for layer in layers]), -1, 0)
         low, high = bootstrap_interval(kl_ULC, generator, draws=draws)
         return kl_ULC.mean(0), {"ci_low": low, "ci_high": high}
 
     units = {"n": texts.units, "unit": texts.unit}
     for name, kind, cells_CH in (*((kind, kind, alone_HH) for kind in KINDS), ("only", "mean", ~alone_HH)):
-        value_LH, interval = divergences(kind, cells_CH)
+        value_LH, interval = divergences(name, kind, cells_CH)
         null_LH = np.broadcast_to(value_LH.mean(-1, keepdims=True), value_LH.shape)
         tables.append(HeadTable.per_head(f"{name}_kl_nats", value_LH, **interval, null=null_LH, **units))
     for kind in KINDS:
-        value_L1, interval = divergences(kind, np.ones((1, heads), dtype=bool))
+        value_L1, interval = divergences("layer", kind, np.ones((1, heads), dtype=bool))
         columns = {name: bound_L1[:, 0] for name, bound_L1 in interval.items()}
         tables.append(HeadTable.per_layer(f"layer_{kind}_kl_nats", value_L1[:, 0], **columns, **units))
-    return HeadTable.concat(tables)
+    return HeadTable.concat(tables), profile_table({kind: by_unit[kind] for kind in KINDS})
 
 
 @dataclass(frozen=True, kw_only=True)

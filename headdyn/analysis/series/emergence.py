@@ -55,10 +55,11 @@ class Emergence(Rules):
     p (times the number of checkpoints) or, without one, by its interval, widened for as many looks.
     `judge` names a module whose function `judge(judgement, rules)` adds `hypotheses` to each measure's judgement.
 
-    Heads of `layer` are matched between checkpoints where these kept its circuits, clusters compared where HeadClusters
-    ran. `final` is the revision that is known to be the end of training, `total_steps` when that was; both default to
-    the last checkpoint. Revisions with the weights of another are excluded (`headdyn.models.integrity`), failed ones
-    are passed over, both with their reason.
+    Heads of `layer` are matched between checkpoints by their weights where these kept its circuits, by what they do
+    where attention, ablation or HeadClusters left profiles, and clusters compared where HeadClusters ran. `final` is
+    the revision that is known to be the end of training, `total_steps` when that was; both default to the last
+    checkpoint. Revisions with the weights of another are excluded (`headdyn.models.integrity`), failed ones are passed
+    over, both with their reason.
     Raises ValueError for checkpoints that did not measure the same splits and pairs.
     """
 
@@ -82,7 +83,11 @@ class Emergence(Rules):
         ),
         "heads_kept": share(
             label="heads that keep their index",
-            meaning="share of heads most like the head of their own index one checkpoint before",
+            meaning="share of heads most like the head of their own index one checkpoint before, by their weights",
+        ),
+        "heads_kept_by_behaviour": share(
+            label="heads that do what their index did",
+            meaning="share of heads that do most nearly what the head of their own index did one checkpoint before",
         ),
         **_dates("strength", "strength"),
         **_dates("strength_nats", "strength of Δ"),

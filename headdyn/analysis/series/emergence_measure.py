@@ -6,16 +6,19 @@ Letters as in onset.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from scipy.stats import norm
 
+from headdyn.analysis.clusters import LEAST_SILHOUETTE, SILHOUETTES
 from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.contract import SeriesFindings
+from headdyn.analysis.head_profiles import profile_correlations
 from headdyn.analysis.series.emergence import Emergence
-from headdyn.analysis.series.head_matching import Match, match_series, match_table
+from headdyn.analysis.series.head_matching import Match, head_cosines, kept_by_chance, match_series, match_table
 from headdyn.analysis.series.judgement import Measure, judge
 from headdyn.analysis.series.onset import crossings
 from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order, with_metric
@@ -26,6 +29,7 @@ from headdyn.core.records import HeadTable
 EVEN_ODD = ("strength", "strength_nats")
 SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")
 Row = dict[str, Any]
+Matches = Mapping[tuple[int, int], Match]  # by (earlier step, later step)
 
 
 def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
@@ -55,7 +59,9 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
     for each in measures:
         judgement = judge(each, total, chosen, generator, chosen.bootstrap_draws)
         judgements[each.name] = judgement | chosen.hypotheses(judgement)
-    matches = match_series({p.step: p.circuits for p in counted if p.circuits is not None and p.step is not None})
+    circuits = {p.step: p.circuits for p in counted if p.circuits is not None and p.step is not None}
+    profiles = {p.step: p.profiles for p in counted if p.profiles is not None and p.step is not None}
+    by_weights, by_behaviour = match_series(circuits, head_cosines), match_series(profiles, profile_correlations)
     divergence = _divergence(counted, chosen.relabellings, generator)
     no_splits = {"reason": "no splits were measured at every checkpoint"}
     after, at = max(pairwise(steps), key=lambda pair: pair[1] - pair[0])
@@ -65,18 +71,20 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
         "measures": judgements,
         "unmeasured": [name for name in verdict["unmeasured"] if name not in judgements],
         "agreement": _agreement(judgements),
+        "order": _order(judgements),
         "capability": _capability(counted, chosen.threshold),
-        "heads": _kept(matches),
+        "heads": _kept(by_weights, "the checkpoints' circuits were not kept")
+        | {"by_behaviour": _followed(by_behaviour, chosen.relabellings, generator)},
     }
     columns = {} if trajectory is None else trajectory.columns()
     tables = {
         "timeline": timeline_table(points, excluded, total, columns),
-        **({"head_matches": match_table(matches)} if matches else {}),
+        **_match_tables({"weights": by_weights, "behaviour": by_behaviour}),
         **({"cluster_divergence": divergence.table} if len(divergence) else {}),
     }
     return SeriesFindings(
-        table=HeadTable.from_rows(_rows(judgements, trajectory, matches)),
-        figures=series_figures(counted, measures, judgements, matches, divergence),
+        table=HeadTable.from_rows(_rows(judgements, trajectory, by_weights, by_behaviour)),
+        figures=series_figures(counted, measures, judgements, by_weights, divergence),
         tables=tables,
         verdict=verdict,
     )
@@ -99,32 +107,66 @@ def _measures(
 def measure_from_rows(
     name: str, rows: Mapping[int, Mapping[str, Any]], threshold: float | None, alpha: float
 ) -> Measure:
-    """A metric's trajectory from its rows; without a threshold, its excess over the null or the first checkpoint."""
+    """A metric's trajectory from its rows; without a threshold, its excess over the null or the first checkpoint.
+
+    A silhouette below 0.25 is too small to be groups, whatever its p: a checkpoint with so little has not emerged.
+    """
     steps, value_K = tuple(rows), np.array([row["value"] for row in rows.values()])
+    base_K, low_K, p_K = (
+        np.array([row.get(column, missing) for row in rows.values()])
+        for column, missing in (("null", value_K[0]), ("ci_low", np.nan), ("p", np.nan))
+    )
+    first = rows[steps[0]]
+    # Without a null the first checkpoint takes its place, and is uncertain as well.
+    chance_K = base_K if "null" in first else base_K + (first.get("ci_high", value_K[0]) - value_K[0])
+    floor_K = value_K < LEAST_SILHOUETTE if name in SILHOUETTES else None
+    half_width_K = value_K - low_K if np.isfinite(low_K).all() else None
+    band_K = None
+    if half_width_K is not None:
+        band_K = chance_K + half_width_K
+    elif np.isfinite(p_K).all():
+        band_K = np.where((p_K <= 0.05) & (value_K > base_K), -np.inf, np.inf)
+    common: dict[str, Any] = {"name": name, "steps": steps, "half_width_K": half_width_K, "too_small_K": floor_K}
     if threshold is not None:
-        return Measure(name=name, steps=steps, value_K=value_K, threshold=threshold)
-    base_K = np.array([row.get("null", value_K[0]) for row in rows.values()])
-    highest = int((value_K - base_K).argmax())
-    row, test = rows[steps[highest]], {}
-    if "p" in row:
-        p = min(1.0, len(steps) * row["p"])
+        return Measure(value_K=value_K, threshold=threshold, band_K=band_K, **common)
+    highest, test = int((value_K - base_K).argmax()), dict[str, Any]()
+    if np.isfinite(p_K[highest]):
+        p = min(1.0, len(steps) * p_K[highest].item())
         test = {
             "p": p,
-            "beyond_chance": bool(p <= alpha),
+            "beyond_chance": p <= alpha,
             "against_chance": f"p = {p:.3g}, its highest value's times the checkpoints",
         }
-    elif "ci_low" in row:
+    elif np.isfinite(low_K[highest]):
         # The highest of K checkpoints is looked for: its interval is widened to 1 − alpha/K, as a normal one would be.
         wider = norm.ppf(1 - alpha / (2 * len(steps))) / norm.ppf(0.975)
-        low = row["value"] - wider * (row["value"] - row["ci_low"])
-        first, against = rows[steps[0]], base_K[highest]
-        if "null" not in row:  # the first checkpoint is uncertain, too
-            against = first["value"] + wider * (first.get("ci_high", first["value"]) - first["value"])
+        low = value_K[highest] - wider * (value_K[highest] - low_K[highest])
+        against = base_K[highest] + wider * (chance_K[highest] - base_K[highest])
         comparison = (
             f"the interval of its highest of {len(steps)} values begins at {low:.3g}, chance gives {against:.3g}"
         )
         test = {"beyond_chance": bool(low > against), "against_chance": comparison}
-    return Measure(name=name, steps=steps, value_K=value_K - base_K, **test)
+    if floor_K is not None and floor_K.all():
+        words = f"its highest value, {value_K.max():.2g}, is below {LEAST_SILHOUETTE}, too small for groups"
+        test |= {"beyond_chance": False, "against_chance": words}
+    band_K = None if band_K is None else band_K - base_K
+    return Measure(value_K=value_K - base_K, band_K=band_K, **common, **test)
+
+
+def _order(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Which measures rose before which, by each criterion: sure where one's interval ends before the other's begins."""
+    order = {}
+    for criterion in ("first_departure", "half_height"):
+        dates = {name: judgement["onsets"].get(criterion, {}) for name, judgement in judgements.items()}
+        intervals = {name: [date["after_step"], date["at_step"]] for name, date in dates.items() if "at_step" in date}
+        by_date = sorted(intervals, key=lambda name: intervals[name][1])
+        sure = [
+            [one, other]
+            for one, other in permutations(by_date, 2)
+            if intervals[other][0] is not None and intervals[one][1] <= intervals[other][0]
+        ]
+        order[criterion] = {"intervals": {name: intervals[name] for name in by_date}, "surely_before": sure}
+    return order
 
 
 def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np.random.Generator) -> HeadTable:
@@ -155,9 +197,15 @@ def _capability(counted: Sequence[SeriesPoint], threshold: float) -> dict[str, d
     }
 
 
-def _kept(matches: Mapping[tuple[int, int], Match]) -> dict[str, Any]:
+def _match_tables(kinds: Mapping[str, Matches]) -> dict[str, pa.Table]:
+    tables = [match_table(by, matches) for by, matches in kinds.items() if matches]
+    return {"head_matches": pa.concat_tables(tables)} if tables else {}
+
+
+def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
+    """How many heads are most like the earlier head of their own index, at the next checkpoint and at the last."""
     if not matches:
-        return {"reason": "the checkpoints' circuits were not kept"}
+        return {"reason": lacking}
     steps = sorted({step for pair in matches for step in pair})
     return {
         "kept_to_next": {f"{a}-{b}": matches[a, b].kept for a, b in pairwise(steps)},
@@ -166,10 +214,28 @@ def _kept(matches: Mapping[tuple[int, int], Match]) -> dict[str, Any]:
     }
 
 
+def _followed(matches: Matches, relabellings: int, generator: np.random.Generator) -> dict[str, Any]:
+    """The same by what heads do, with p over heads dealt to the indices at random (of every two checkpoints that are
+    compared), and by
+    earlier step the heads whose partner at the last has another index: [last, earlier, correlation]."""
+    followed = _kept(matches, "the checkpoints did not keep what heads do on every sequence or pair")
+    if not matches:
+        return followed
+    last = max(later for _, later in matches)
+    p = {f"{a}-{b}": kept_by_chance(match, relabellings, generator) for (a, b), match in matches.items()}
+    moved = {
+        str(a): [[j, h, match.cosine_HJ[h, j].item()] for j, h in enumerate(match.assigned_J.tolist()) if j != h]
+        for (a, b), match in matches.items()
+        if b == last
+    }
+    return followed | {"p_own_index": p, "moved_by_last": moved}
+
+
 def _rows(
     judgements: Mapping[str, Mapping[str, Any]],
     trajectory: SplitTrajectory | None,
-    matches: Mapping[tuple[int, int], Match],
+    by_weights: Matches,
+    by_behaviour: Matches,
 ) -> list[Row]:
     rows = [row for name in EVEN_ODD if name in judgements for row in _dates(name, judgements[name])]
     if trajectory is not None:
@@ -177,10 +243,11 @@ def _rows(
         value, pairs = trajectory.nats_KP[at].mean().item(), trajectory.nats_KP.shape[1]
         strength = {"metric": "trajectory_strength_nats", "value": value, "null": 0.0}
         rows.append(strength | {"p": p, "n": pairs, "unit": "pair"})
-    if matches:
-        kept = _kept(matches)
-        value, heads = float(np.mean(list(kept["kept_to_next"].values()))), len(next(iter(matches.values())).best_J)
-        rows.append({"metric": "heads_kept", "value": value, "null": kept["chance"], "n": heads, "unit": "head"})
+    for metric, matches in (("heads_kept", by_weights), ("heads_kept_by_behaviour", by_behaviour)):
+        if matches:
+            kept = _kept(matches, "")
+            value, heads = float(np.mean(list(kept["kept_to_next"].values()))), len(next(iter(matches.values())).best_J)
+            rows.append({"metric": metric, "value": value, "null": kept["chance"], "n": heads, "unit": "head"})
     return rows
 
 

@@ -1,15 +1,18 @@
 """Which head of one checkpoint is which head of another: the same index is not the same function (science.md §15).
 
-Heads are matched by the gauge-free cosines of their QK and OV circuits (science.md §8). Letters as in
-circuit_factors.py, for the heads of one layer: H of an earlier checkpoint, J of a later one.
+Heads are matched by their weights, the gauge-free cosines of their QK and OV circuits (science.md §8), and by what they
+do (head_profiles.py). Weights that hardly change from one checkpoint to the next say that the weights go on; whether
+the function goes on too is told by what heads do. Letters as in circuit_factors.py, for the heads of one layer: H of an
+earlier checkpoint, J of a later one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +21,10 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
+from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.models.decoder import Decoder
+
+Heads = TypeVar("Heads")
 
 
 def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
@@ -57,7 +63,8 @@ def head_cosines(earlier: Mapping[str, Factors], later: Mapping[str, Factors]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """For each later head: the earlier head most like it, and its partner when all are paired off one to one."""
+    """From the cosines or correlations of every earlier with every later head: for each later head the earlier one most
+    like it, and its partner when all are paired off one to one."""
 
     cosine_HJ: np.ndarray
     best_J: np.ndarray
@@ -75,17 +82,31 @@ def match_heads(cosine_HJ: np.ndarray) -> Match:
     return Match(cosine_HJ=cosine_HJ, best_J=cosine_HJ.argmax(0), assigned_J=earlier_X[np.argsort(later_X)])
 
 
-def match_series(circuits: Mapping[int, Mapping[str, Factors]]) -> dict[tuple[int, int], Match]:
-    """Matches (earlier step, later step) of every checkpoint with the next one, and with the last."""
-    steps = sorted(circuits)
+def match_series(
+    heads: Mapping[int, Heads], similarity: Callable[[Heads, Heads], np.ndarray]
+) -> dict[tuple[int, int], Match]:
+    """Matches (earlier step, later step) of every checkpoint with the next one, and with the last.
+
+    `heads` is by step what `similarity` compares into [H, J].
+    """
+    steps = sorted(heads)
     pairs = dict.fromkeys([*pairwise(steps), *((step, steps[-1]) for step in steps[:-1])])
-    return {(a, b): match_heads(head_cosines(circuits[a], circuits[b])) for a, b in pairs}
+    return {(a, b): match_heads(similarity(heads[a], heads[b])) for a, b in pairs}
 
 
-def match_table(matches: Mapping[tuple[int, int], Match]) -> pa.Table:
-    """One row per matched pair of steps and later head."""
+def kept_by_chance(match: Match, draws: int, generator: np.random.Generator) -> float:
+    """p that heads dealt to the indices at random are, on average, as like the earlier head of their index as these."""
+    heads = len(match.best_J)
+    dealt_RJ = generator.permuted(np.tile(np.arange(heads), (draws, 1)), axis=-1)
+    order_RJ = np.concatenate((np.arange(heads)[None], dealt_RJ))
+    return at_least_as_high(match.cosine_HJ[order_RJ, np.arange(heads)].mean(1))
+
+
+def match_table(by: str, matches: Mapping[tuple[int, int], Match]) -> pa.Table:
+    """One row per matched pair of steps and later head; `by` says what heads were matched by."""
     rows = [
         {
+            "by": by,
             "earlier_step": a,
             "later_step": b,
             "head": head,

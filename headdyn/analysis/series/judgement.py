@@ -6,45 +6,55 @@ Everything here is computed from arrays and returned as plain values for verdict
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from headdyn.analysis.series.onset import (
+    Climbs,
     climbs,
     crossings,
+    departure,
     first_above,
     half_of_highest,
     margins,
     possible_stages,
     resampled,
+    rise_bracket,
+    rise_widths,
     stage,
     turns,
 )
 from headdyn.core.settings import settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+_BASE = "its null or its beginning: its highest excess"
 
 
 @settings
 class Rules:
-    """Where the words begin, as shares of training or of the total rise.
+    """Where the words begin, as shares of training or, `turn`, of the total rise.
 
-    `first` is a stricter bound than `early`, for the probability that it emerges within that share of training.
-    `sudden` is the share of the rise that the steepest interval must hold at least. A reversal must undo `turn` of the
+    `first` is a stricter bound than `early`, for the probability that it emerges within that share of training. A rise
+    is sudden if its part from 10 to 90 % took at most `sudden_within` of training whatever happened between the
+    checkpoints, gradual if it took more than `gradual_beyond` whatever happened. A reversal must undo `turn` of the
     rise as well as exceed its sampling error: pairs agree so closely that moves without consequence exceed that.
     """
 
     early: Share = 0.25
     late: Share = 0.75
     first: Share = 0.10
-    sudden: Share = 0.5
+    sudden_within: Share = 0.10
+    gradual_beyond: Share = 0.25
     turn: Share = 0.1
 
     def __post_init__(self) -> None:
-        if not self.early < self.late:
-            raise ValueError(f"analysis.emergence.early={self.early} must be below late={self.late}")
+        for low, high in (("early", "late"), ("sudden_within", "gradual_beyond")):
+            if not getattr(self, low) < getattr(self, high):
+                given, limit = getattr(self, low), getattr(self, high)
+                raise ValueError(f"analysis.emergence.{low}={given} must be below {high}={limit}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +64,9 @@ class Measure:
     `value_KP` are the pairs' values whose means are the trajectory; without several pairs nothing is said about
     sampling. `beyond_chance` is whether the trajectory is more than chance gives (None: this cannot be told), and
     `against_chance` by what test, or why there is none. A measure without a threshold emerges only if it is beyond
-    chance, since the highest point of noise has a half, too.
+    chance, since the highest point of noise has a half, too. Above `band_K` a value is beyond the 95 % band
+    of chance (None: there is no band). Without pairs `half_width_K` are the half widths of the values' 95 %
+    intervals, by which noise is told from a rise. At a checkpoint marked in `too_small_K` no height counts as emerged.
     """
 
     name: str
@@ -65,23 +77,44 @@ class Measure:
     p: float | None = None
     beyond_chance: bool | None = None
     against_chance: str = "no null was computed"
+    band_K: np.ndarray | None = None
+    half_width_K: np.ndarray | None = None
+    too_small_K: np.ndarray | None = None
+
+    def countable(self, value_BK: np.ndarray) -> np.ndarray:
+        """The values, −∞ at the checkpoints where no height counts."""
+        return value_BK if self.too_small_K is None else np.where(self.too_small_K, -np.inf, value_BK)
+
+    @cached_property
+    def margin_KK(self) -> np.ndarray | float:
+        """How far two checkpoints may differ by sampling alone, [K, K]; 0 where nothing is known of it."""
+        if self.value_KP is not None and self.value_KP.shape[1] > 1:
+            return margins(self.value_KP)
+        return 0.0 if self.half_width_K is None else np.hypot(self.half_width_K[:, None], self.half_width_K)
+
+    def date(self, index: int, total_steps: int) -> dict[str, Any]:
+        """The interval (last checkpoint before, checkpoint `index`] in steps and as shares of training."""
+        at = self.steps[index] if index < len(self.steps) else None
+        after = self.steps[index - 1] if at is not None and index else None
+        after_share, at_share = (None if step is None else step / total_steps for step in (after, at))
+        return {"after_step": after, "at_step": at, "after_share": after_share, "at_share": at_share}
 
 
 def judge(
     measure: Measure, total_steps: int, rules: Rules, generator: np.random.Generator, draws: int = 2_000
 ) -> dict[str, Any]:
     """Everything there is to say of one measure. What cannot be said is absent, with a reason beside it."""
-    steps, value_K = measure.steps, measure.value_K
+    value_K, count = measure.value_K, len(measure.steps)
     pairs = 0 if measure.value_KP is None else measure.value_KP.shape[1]
     by_pair = measure.value_KP if pairs > 1 else None
-    threshold = float(half_of_highest(value_K)) if measure.threshold is None else measure.threshold
+    half = float(half_of_highest(value_K))
+    threshold = half if measure.threshold is None else measure.threshold
     unproven = measure.threshold is None and not measure.beyond_chance
-    index = len(steps) if unproven else int(first_above(value_K, threshold))
-    at = steps[index] if index < len(steps) else None
-    after = steps[index - 1] if at is not None and index else None
-    at_share, after_share = (None if step is None else step / total_steps for step in (at, after))
+    index = count if unproven else int(first_above(measure.countable(value_K), threshold))
+    date = measure.date(index, total_steps)
+    emerged = date["at_step"] is not None
     rising = climbs(value_K[None])
-    noise_KK = 0.0 if by_pair is None else margins(by_pair)
+    noise_KK = 0.0 if by_pair is None else measure.margin_KK
     reversals, monotone = turns(value_K, np.maximum(noise_KK, rules.turn * rising.rise_B[0]))
     judgement: dict[str, Any] = {
         "rule": "above half of its highest value" if measure.threshold is None else f"above {threshold:g}",
@@ -90,29 +123,23 @@ def judge(
         "p": measure.p,
         "beyond_chance": measure.beyond_chance,
         "against_chance": measure.against_chance,
-        "emerges_after_step": after,
-        "emerges_at_step": at,
-        "emerges_after_share": after_share,
-        "emerges_at_share": at_share,
-        "class": stage(at_share, rules.early, rules.late),
-        "possible_classes": possible_stages(after_share, at_share, rules.early, rules.late),
-        **_rise(rising, steps, total_steps, rules, emerged=at is not None),
+        **{f"emerges_{end}": value for end, value in date.items()},
+        "class": stage(date["at_share"], rules.early, rules.late),
+        "possible_classes": possible_stages(date["after_share"], date["at_share"], rules.early, rules.late),
+        **_rise(measure, rising, total_steps, rules, emerged=emerged),
+        "onsets": _onsets(measure, half, total_steps, emerged=emerged),
         "monotone": monotone,
         "reversals": reversals,
         "highest": float(value_K.max()),
         "last": float(value_K[-1]),
     }
-    if at is not None:
+    if emerged:
         judgement["appearances"], judgement["disappearances"] = crossings(value_K, threshold)
     elif unproven:
         judgement["none_reason"] = f"not shown to be beyond chance: {measure.against_chance}"
     else:
-        least = (
-            f"{threshold:g}: its highest value"
-            if np.isfinite(threshold)
-            else "its null or its beginning: its highest excess"
-        )
-        judgement["none_reason"] = f"it never rises above {least} is {judgement['highest']:.3g}"
+        bar = f"{threshold:g}: its highest value" if np.isfinite(threshold) else _BASE
+        judgement["none_reason"] = f"it never rises above {bar} is {judgement['highest']:.3g}"
     if by_pair is None:
         judgement["probabilities_reason"] = (
             "one pair has no sampling error to tell" if pairs else "values by pair are missing"
@@ -124,40 +151,83 @@ def judge(
     return judgement
 
 
-def _rise(rising: Any, steps: tuple[int, ...], total_steps: int, rules: Rules, *, emerged: bool) -> dict[str, Any]:
-    """The total rise and its steepest interval, whose width limits what can be known: no checkpoint lies inside it.
-
-    Only what emerged has a pace.
-    """
-    share, jump = float(rising.share_B[0]), int(rising.jump_B[0])
-    if np.isnan(share):
+def _rise(measure: Measure, rising: Climbs, total_steps: int, rules: Rules, *, emerged: bool) -> dict[str, Any]:
+    """The total rise, its steepest interval, how long its part from 10 to 90 % took, and the pace of what emerged."""
+    steps, jump = measure.steps, int(rising.jump_B[0])
+    if not rising.rise_B[0] > 0:
         return {"rise": 0.0, "pace": None}
+    value_1K = measure.value_K[None]
+    first, last = (steps[int(place_B[0])] for place_B in rise_bracket(value_1K, rising))
+    fewest, most = (
+        float(width_B[0]) / total_steps for width_B in rise_widths(value_1K, steps, rising, measure.margin_KK)
+    )
+    pace = _paces(np.array([fewest]), np.array([most]), rules).item() if emerged else None
     return {
         "rise": float(rising.rise_B[0]),
         "rise_steps": [steps[int(rising.start_B[0])], steps[int(rising.end_B[0])]],
         "jump_steps": [steps[jump], steps[jump + 1]],
-        "jump_share": share,
+        "jump_share": float(rising.share_B[0]),
         "jump_width_share": (steps[jump + 1] - steps[jump]) / total_steps,
-        "pace": ("sudden" if share >= rules.sudden else "gradual") if emerged else None,
+        "rise_10_to_90_steps": [first, last],
+        "rise_10_to_90_shares": [fewest, most],
+        "pace": pace,
+        **({"pace_reason": _undecided(fewest, most, total_steps, rules)} if pace == "undecided" else {}),
     }
+
+
+def _paces(fewest_B: np.ndarray, most_B: np.ndarray, rules: Rules) -> np.ndarray:
+    """The pace of rises that took at least and at most these shares of training."""
+    return np.select(
+        [most_B <= rules.sudden_within, fewest_B > rules.gradual_beyond], ["sudden", "gradual"], "undecided"
+    )
+
+
+def _undecided(fewest: float, most: float, total_steps: int, rules: Rules) -> str:
+    """Why a pace is undecided, and which checkpoints would decide it.
+
+    Checkpoints w apart leave a width open by 2 w. A quarter of `sudden_within` apart they call every rise within half
+    of it sudden, and every rise that exceeds `gradual_beyond` by as much gradual.
+    """
+    if fewest > rules.sudden_within and most <= rules.gradual_beyond:
+        return "longer than a sudden rise and shorter than a gradual one"
+    spacing = max(int(rules.sudden_within * total_steps / 4), 1)
+    return f"the checkpoints lie too far apart; {spacing} steps from one to the next would decide"
+
+
+def _onsets(measure: Measure, half: float, total_steps: int, *, emerged: bool) -> dict[str, dict[str, Any]]:
+    """The onset by the two criteria that are the same for every measure, so that onsets of several can be compared.
+
+    `half_height`: the first checkpoint above half of the highest value. `first_departure`: the first one from which on
+    every value lies beyond the 95 % band of chance.
+    """
+    if not emerged:
+        return {}
+    value_K = measure.countable(measure.value_K)
+    onsets = {"half_height": measure.date(int(first_above(value_K, half)), total_steps)}
+    if measure.band_K is None:
+        return onsets | {"first_departure": {"reason": "chance has no band for it"}}
+    index = int(departure(value_K > measure.band_K))
+    if index == len(measure.steps):
+        return onsets | {"first_departure": {"reason": "at the last checkpoint it is within the band of chance"}}
+    return onsets | {"first_departure": measure.date(index, total_steps)}
 
 
 def _over_draws(measure: Measure, draw_BK: np.ndarray, total_steps: int, rules: Rules) -> dict[str, Any]:
     """Probabilities of every class and pace, and the interval of the step, over bootstrap draws of the trajectory."""
     steps = measure.steps
     threshold = half_of_highest(draw_BK) if measure.threshold is None else measure.threshold
-    index_B = first_above(draw_BK, threshold)
+    index_B = first_above(measure.countable(draw_BK), threshold)
     share_B = np.array([*(step / total_steps for step in steps), np.inf])[index_B]
     emerged_B = np.isfinite(share_B)
-    sudden_B = emerged_B & (climbs(draw_BK).share_B >= rules.sudden)
+    fewest_B, most_B = rise_widths(draw_BK, steps, climbs(draw_BK), measure.margin_KK)
+    pace_B = _paces(fewest_B / total_steps, most_B / total_steps, rules)
     early_B, late_B = share_B <= rules.early, emerged_B & (share_B >= rules.late)
     probability = {
         "none": ~emerged_B,
         "early": early_B,
         "mid": emerged_B & ~early_B & ~late_B,
         "late": late_B,
-        "sudden": sudden_B,
-        "gradual": emerged_B & ~sudden_B,
+        **{word: emerged_B & (pace_B == word) for word in ("sudden", "gradual", "undecided")},
         "within_first": share_B <= rules.first,
     }
     shares = {"probabilities": {name: float(hit_B.mean()) for name, hit_B in probability.items()}}

@@ -5,6 +5,7 @@ Letters: K checkpoints in the order of training, P pairs, B trajectories at once
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +58,53 @@ def climbs(value_BK: np.ndarray) -> Climbs:
     largest_B = np.take_along_axis(step_BJ, jump_B[..., None], -1)[..., 0]
     share_B = np.divide(largest_B, rise_B, out=np.full(rise_B.shape, np.nan), where=rise_B > 0)
     return Climbs(start_B=start_B, end_B=end_B, rise_B=rise_B, jump_B=jump_B, share_B=share_B)
+
+
+def rise_widths(
+    value_BK: np.ndarray, steps: Sequence[float], rising: Climbs, margin_KK: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """The fewest and the most training steps that each trajectory's rise from 10 to 90 % may have taken, [B] each.
+
+    Heights are shares of the largest rise (`climbs`). The most is the time between the checkpoints of `rise_bracket`.
+    The fewest is that from the first checkpoint between them which has left the rise's beginning to the last one which
+    has not reached its end; differences within the margin, [K, K], are noise there (see `margins`). NaN where nothing
+    rises.
+    """
+    value_BK, count = np.asarray(value_BK), value_BK.shape[-1]
+    (low_B, high_B), height_BK = rise_bracket(value_BK, rising), _heights(value_BK, rising)
+    step_K, place_K = np.asarray(steps, dtype=float), np.arange(count)
+    margin_KK = np.broadcast_to(margin_KK, (count, count))
+    rise_B1 = rising.rise_B[..., None]
+    between_BK = (place_K > low_B[..., None]) & (place_K < high_B[..., None])
+    left_BK = between_BK & (height_BK > 0.1) & (height_BK * rise_B1 > margin_KK[rising.start_B])
+    short_BK = between_BK & (height_BK < 0.9) & ((1 - height_BK) * rise_B1 > margin_KK[rising.end_B])
+    first_B, last_B = np.where(left_BK, place_K, count - 1).min(-1), np.where(short_BK, place_K, 0).max(-1)
+    fewest_B = np.maximum(step_K[last_B] - step_K[first_B], 0)
+    nothing_B = ~(rising.rise_B > 0)
+    return np.where(nothing_B, np.nan, fewest_B), np.where(nothing_B, np.nan, step_K[high_B] - step_K[low_B])
+
+
+def _heights(value_BK: np.ndarray, rising: Climbs) -> np.ndarray:
+    """The values as shares of the largest rise: 0 at its beginning, 1 at its end."""
+    base_B1 = np.take_along_axis(value_BK, rising.start_B[..., None], -1)
+    return (value_BK - base_B1) / np.where(rising.rise_B > 0, rising.rise_B, 1)[..., None]
+
+
+def rise_bracket(value_BK: np.ndarray, rising: Climbs) -> tuple[np.ndarray, np.ndarray]:
+    """The last checkpoint at 10 % of each rise or less, and the first one behind it at 90 % or more, as indices [B]."""
+    place_K = np.arange(value_BK.shape[-1])
+    height_BK = _heights(value_BK, rising)
+    inside_BK = (place_K >= rising.start_B[..., None]) & (place_K <= rising.end_B[..., None])
+    high_B = (inside_BK & (height_BK >= 0.9)).argmax(-1)
+    low_BK = inside_BK & (place_K < high_B[..., None]) & (height_BK <= 0.1)
+    return np.where(low_BK, place_K, 0).max(-1), high_B
+
+
+def departure(beyond_BK: np.ndarray) -> np.ndarray:
+    """Index of the first checkpoint from which on every one is marked, [B]; K where the last one is not marked."""
+    unmarked_BK = ~beyond_BK[..., ::-1]
+    since_end_B = np.where(unmarked_BK.any(-1), unmarked_BK.argmax(-1), beyond_BK.shape[-1])
+    return beyond_BK.shape[-1] - since_end_B
 
 
 def turns(value_K: np.ndarray, margin_KK: np.ndarray | float = 0.0) -> tuple[int, bool]:

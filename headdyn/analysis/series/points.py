@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headdyn.analysis.head_profiles import PROFILES, Profiles, layer_profiles
 from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.core.records import HeadTable
@@ -67,8 +68,9 @@ class SplitSummary:
 class SeriesPoint:
     """One revision of a series. A failed one has its error and nothing else.
 
-    `table` are the rows of all its analyses, `circuits` what its heads are matched by, `clusters` the tables that
-    `cluster_divergence` compares. `step=None` is a revision whose name states no step.
+    `table` are the rows of all its analyses, `circuits` and `profiles` what the heads of a layer are matched by (their
+    weights, and what they do), `clusters` the tables that `cluster_divergence` compares. `step=None` is a revision
+    whose name states no step.
     """
 
     revision: str
@@ -77,6 +79,7 @@ class SeriesPoint:
     splits: SplitSummary | None = None
     state_hash: str | None = None
     circuits: Mapping[str, Factors] | None = None
+    profiles: Profiles | None = None
     clusters: Mapping[str, pa.Table] | None = None
     error: str | None = None
 
@@ -119,7 +122,7 @@ def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int
     folder = record.folder
     if record.status != "complete":
         return SeriesPoint(revision=revision, step=step, error=record.manifest.get("error") or f"run {record.status}")
-    paths = {name: folder / f"{name}.parquet" for name in ("splits", *CLUSTERS)}
+    paths = {name: folder / f"{name}.parquet" for name in ("splits", *CLUSTERS, *PROFILES)}
     tables = {name: pq.read_table(path) for name, path in paths.items() if path.exists()}
     return SeriesPoint(
         revision=revision,
@@ -128,5 +131,6 @@ def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int
         splits=SplitSummary.of(tables["splits"], layer) if "splits" in tables else None,
         state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
         circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
+        profiles=layer_profiles({name: tables[name] for name in PROFILES if name in tables}, layer) or None,
         clusters={name: tables[name] for name in CLUSTERS} if set(tables) >= set(CLUSTERS) else None,
     )

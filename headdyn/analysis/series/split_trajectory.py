@@ -84,10 +84,11 @@ class SplitTrajectory:
                 p=p,
                 beyond_chance=p <= alpha,
                 against_chance=test,
+                band_K=null_band(every_KS),
             )
-            for name, least_value, value_KP in (
-                ("strength", threshold, self.success_KP),
-                ("strength_nats", None, self.nats_KP),
+            for name, least_value, value_KP, every_KS in (
+                ("strength", threshold, self.success_KP, self.success_KS),
+                ("strength_nats", None, self.nats_KP, self.strength_KS),
             )
         ]
 

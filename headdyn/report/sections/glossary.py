@@ -40,7 +40,7 @@ _PROMPT_WORDS = {
     "strength": "right answers with even heads patched less those with odd heads patched; of Δ the same in nats",
     "exact null": "the same for every split of the heads into two halves; p is the rank of even/odd among them",
     "emergence": "(last checkpoint below, first above] it; early up to 25 % of training, late from 75 %",
-    "sudden, gradual": "one interval between checkpoints holds at least half of the rise; none does",
+    "sudden, gradual": "from 10 to 90 % of the rise surely in at most 10 % of training; surely in more than 25 %",
 }
 # What the pipeline itself puts on record: meaning, range, unit.
 _RUN = {

@@ -13,12 +13,13 @@ from headdyn.report.blocks import Heading, Section, Table, cell
 from headdyn.report.series.curves import other_curves, primary_curve
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series, series_titles, verdicts
-from headdyn.sweep.series_words import STAGES, counted, halves, headline, interval, share, stage
+from headdyn.sweep.series_words import STAGES, counted, duration, halves, headline, interval, share, stage
 
 _WORDS = (
     "A measure with a threshold counts; one without does not jump because a score does. Probabilities are shares of "
-    "bootstrap draws of the pairs. Early is up to 25 % of training, late from 75 % on; sudden is where one interval "
-    "between checkpoints holds half of the rise or more."
+    "bootstrap draws of the pairs. Early is up to 25 % of training, late from 75 % on. Sudden: the rise from 10 "
+    "to 90 % surely took at most 10 % of training; gradual: surely more than 25 %; undecided: the checkpoints lie too "
+    "far apart to tell."
 )
 _HASHED = (
     "A revision's name is not trusted: the loaded weights are hashed. Revisions with equal weights are kept out of "
@@ -95,6 +96,7 @@ def _judged(metric: Metric, judgement: Mapping[str, Any]) -> dict[str, str]:
     """The judgement on one measure, row by row."""
     j, odds = judgement, judgement.get("probabilities", {})
     sure = f" (probability {share(odds[j['pace']])})" if j["pace"] in odds else ""
+    why = f"; {j['pace_reason']}" if "pace_reason" in j else ""
     lost = j.get("disappearances")
     known = {True: "yes", False: "not shown", None: "cannot be told"}
     return {
@@ -108,11 +110,8 @@ def _judged(metric: Metric, judgement: Mapping[str, Any]) -> dict[str, str]:
         else str(j.get("emerges_at_step_95_reason") or j.get("probabilities_reason") or ABSENT),
         "class": stage(j),
         "class over bootstrap draws": ", ".join(f"{word} {share(odds[word])}" for word in STAGES) if odds else ABSENT,
-        "pace": "none: nothing emerged" if j["pace"] is None else f"{j['pace']}{sure}",
-        "largest interval: share of the rise": f"{share(j['jump_share'])}, steps {number(j['jump_steps'][0])} to "
-        f"{number(j['jump_steps'][1])} ({share(j['jump_width_share'])} of training)"
-        if "jump_share" in j
-        else "no rise",
+        "pace": "none: nothing emerged" if j["pace"] is None else f"{j['pace']}{sure}{why}",
+        "rise": duration(j) if "jump_share" in j else "no rise",
         "monotone": ("yes" if j["monotone"] else f"no, {count(j['reversals'], 'reversal')} beyond noise")
         + (f"; falls below again {count(lost, 'time')}" if lost else ""),
         "highest; at the last checkpoint": "; ".join(

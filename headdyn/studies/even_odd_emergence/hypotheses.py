@@ -14,8 +14,8 @@ STATEMENTS: Mapping[str, str] = {
     "H1": "early: it emerges in the first {first:.0%} of training",
     "H2": "mid: it emerges between {early:.0%} and {late:.0%} of training",
     "H3": "late: it emerges in the last {last:.0%} of training",
-    "H4": "gradual: no single interval between checkpoints holds {sudden:.0%} of the rise",
-    "H5": "sudden: a single interval between checkpoints holds at least {sudden:.0%} of the rise",
+    "H4": "gradual: the rise from 10 to 90 % takes more than {gradual:.0%} of training",
+    "H5": "sudden: the rise from 10 to 90 % takes at most {sudden:.0%} of training",
 }
 _PROBABILITY_OF = {"H1": "within_first", "H2": "mid", "H3": "late", "H4": "gradual", "H5": "sudden"}
 
@@ -27,13 +27,14 @@ def judge(judgement: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any
     the first checkpoint on. `probability` is the share of bootstrap draws in which the hypothesis holds.
     """
     timing, timing_evidence = _timing(judgement, rules)
-    pace, pace_evidence = _pace(judgement)
+    pace, pace_evidence = _pace(judgement, rules)
     words = {
         "first": rules.first,
         "early": rules.early,
         "late": rules.late,
         "last": 1 - rules.late,
-        "sudden": rules.sudden,
+        "sudden": rules.sudden_within,
+        "gradual": rules.gradual_beyond,
     }
     odds = judgement.get("probabilities")
     return {
@@ -70,18 +71,22 @@ def _timing(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str],
     )
 
 
-def _pace(judgement: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+def _pace(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], str]:
     """Verdicts on H4 and H5, and their evidence."""
     undecided = dict.fromkeys(("H4", "H5"), "undecided")
     if judgement["emerges_at_share"] is None:
         return undecided, "nothing emerged, so there is no pace"
     if judgement["pace"] is None:
         return undecided, "it is there from the first checkpoint on"
-    sudden = judgement["pace"] == "sudden"
-    first, last = judgement["jump_steps"]
+    fewest, most = judgement["rise_10_to_90_shares"]
+    first, last = judgement["rise_10_to_90_steps"]
+    verdicts = {
+        "H4": "supported" if fewest > rules.gradual_beyond else "rejected" if most <= rules.gradual_beyond else None,
+        "H5": "supported" if most <= rules.sudden_within else "rejected" if fewest > rules.sudden_within else None,
+    }
     return (
-        {"H4": "rejected" if sudden else "supported", "H5": "supported" if sudden else "rejected"},
-        f"{judgement['jump_share']:.0%} of the rise lies between steps {first} and {last}",
+        {name: verdict or "undecided" for name, verdict in verdicts.items()},
+        f"it rises from 10 to 90 % within steps {first} to {last}, in {fewest:.1%} to {most:.1%} of training",
     )
 
 

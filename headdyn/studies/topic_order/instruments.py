@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headdyn.core.numbers import count, fixed, listed, spelled
-from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Row, difference, is_effect
+from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Metrics, Row, difference, is_effect
+from headdyn.sweep.effects import factor_effects
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -22,6 +23,11 @@ _INSTRUMENTS = {
     "tensorlens_selectivity_no_self": "TensorLens",
     "probe_accuracy_middle": "probes",
 }
+# What TensorLens gives less what another instrument gives, of the same sequences of one run.
+_PAIRED = {
+    "tensorlens_less_raw_no_self": "raw attention",
+    "tensorlens_less_rollout_no_self": "attention rollout",
+}
 
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
@@ -29,7 +35,8 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
     answered = []
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group]
-        effects = [row for row in (*sweep.effects, *sweep.simple_effects) if row["group"] == group]
+        paired = factor_effects([job.run for job in jobs], swept=sweep.swept, outcomes=list(_PAIRED))
+        effects = [row for row in (*sweep.effects, *sweep.simple_effects) if row["group"] == group] + paired
         for position, question in _QUESTIONS.items():
             if sentences := by_instruments(jobs, position, effects):
                 answered.append(Statement(question, sentences, group))
@@ -87,6 +94,7 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
         details.insert(0, f"{damaged} of the {len(arms)} arms have not recovered from the drop.")
     at = "After" if position == "drope" else "With"
     head = f"{at} {level_label('position_enc', position)}, topic-ordered training differs from shuffled {differences}"
+    details = [*_compared([row_of[name] for name in _PAIRED if name in row_of], metric), *details]
     if alike:
         details.insert(0, "Selectivities are of what is not read from the query's own position.")
     if seeds < 2:
@@ -96,6 +104,16 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
     parts = [f"An effect by {listed(clear)} (q < {ALPHA:g})"] if clear else []
     parts += [f"{'none' if clear else 'No effect'} detected by {listed(rest)}"] if rest else []
     return [f"{', '.join(parts)}. {head}; {count(seeds, 'seed')}.", *details]
+
+
+def _compared(rows: Sequence[Row], metric: Metrics) -> list[str]:
+    """Whether two instruments see the same effect: by their difference within every seed, not by two verdicts."""
+    sentences = []
+    for row in (row for row in rows if row["value"] is not None and row["n"] > 1):
+        words = "they differ" if is_effect(row) else "no difference detected"
+        other = _PAIRED[row["outcome"]]
+        sentences.append(f"TensorLens' effect less that of {other}, seed by seed: {difference(row, metric)}, {words}.")
+    return sentences
 
 
 def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:

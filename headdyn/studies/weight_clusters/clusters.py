@@ -96,7 +96,7 @@ class OriginalClusters:
             own, width = recipe(gram_HH[None], generator), pieces_HX.shape[1]
             random_RHH = random_directions(np.sqrt(np.diagonal(gram_HH)), width, self.null_draws, generator)
             null = recipe(random_RHH, generator)
-            clouds[f"original_{part}"] = Clouds(own=own, nulls=[null], exchangeable=False)
+            clouds[f"original_{part}"] = Clouds(own=own, nulls=[null])
             values, nulls = (s.quality() | original_spread(s.gram_RHH, s.split_RH, width) for s in (own, null))
             for name in (name for name in _MEASURES if name not in _OF_SPLITS):
                 tested = name in ("silhouette", "first_component")

@@ -17,6 +17,8 @@ from headdyn.analysis.series.head_matching import (
     match_table,
     save_circuits,
 )
+from headdyn.analysis.series.timeline import series_figures
+from headdyn.core.records import HeadTable
 from headdyn.models.decoder import Decoder
 from tests.small_models import CONFIGS, GQA, NEOX, drawn
 
@@ -91,11 +93,11 @@ def test_heads_are_followed_through_a_series() -> None:
     third = drifted(second.permuted(1, (3, 1, 2, 0)), 0.02, 2)
     fourth = drifted(third, 0.02, 3)
     circuits = {step: folded(decoder, 1) for step, decoder in enumerate((first, second, third, fourth), 1)}
-    matches = match_series(circuits)
+    matches = match_series(circuits, head_cosines)
     assert set(matches) == {(1, 2), (2, 3), (3, 4), (1, 4), (2, 4)}
     assert [matches[pair].kept for pair in ((1, 2), (2, 3), (3, 4))] == [1.0, 0.5, 1.0]
     assert matches[1, 4].assigned_J.tolist() == matches[2, 4].assigned_J.tolist() == [3, 1, 2, 0]
-    table = match_table(matches).to_pylist()
+    table = match_table("weights", matches).to_pylist()
     assert len(table) == 5 * 4
     row = next(r for r in table if (r["earlier_step"], r["later_step"], r["head"]) == (2, 3, 0))
     assert row["best_match"] == row["assigned"] == 3
@@ -127,3 +129,13 @@ def test_a_circuit_of_zeros_is_like_nothing(tmp_path: Path) -> None:
     for circuits in (folded(decoder, 1), load_circuits(tmp_path / "c.safetensors")):
         cosine_HJ = head_cosines(circuits, circuits)
         assert cosine_HJ[2, 2] == pytest.approx(0.5, abs=1e-3) and np.isfinite(cosine_HJ).all()
+
+
+def test_other_indices_are_drawn_as_the_mean_of_the_pairs_that_differ() -> None:
+    """Four heads, 12 of whose 16 pairs differ; the mutant, over all 16, would draw 0.375."""
+    cosine_HJ = np.where(np.eye(4, dtype=bool), 1.0, 0.5)
+    matches = match_heads(cosine_HJ)
+    figure = series_figures([], [], {}, {(1, 2): matches}, HeadTable.concat([]))["heads"]
+    drawn_rows = [row for rows in figure.tables.values() for row in rows]
+    (other,) = [row for row in drawn_rows if "other indices" in row.values()]
+    assert 0.5 in other.values() and 0.375 not in other.values()

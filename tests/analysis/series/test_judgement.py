@@ -37,8 +37,8 @@ def said(values: list[float], steps: list[int] | None = None, total: int = TOTAL
         ([0] * 10, (None, None), "none", ["none"], None),
         ([0.5] * 10, (None, None), "none", ["none"], None),  # at the threshold is not above it
         ([-1] * 10, (None, None), "none", ["none"], None),
-        ([0, 0, 1], (666, 1000), "late", ["mid", "late"], "sudden"),  # too coarse to tell mid from late
-        ([0, 0.6, 0, 0.6], (250, 500), "mid", ["mid"], "sudden"),
+        ([0, 0, 1], (666, 1000), "late", ["mid", "late"], "undecided"),  # too coarse to tell mid from late
+        ([0, 0.6, 0, 0.6], (250, 500), "mid", ["mid"], "undecided"),
     ],
 )
 def test_by_hand(values: list[float], interval: tuple, word: str, possible: list[str], pace: str | None) -> None:
@@ -51,6 +51,7 @@ def test_what_else_is_said() -> None:
     found = said([0, 0.1, 0.7, 0.4, 1.0], [1, 10, 100, 500, 1000])
     assert (found["rise"], found["rise_steps"], found["jump_steps"]) == (1.0, [1, 1000], [10, 100])
     assert found["jump_share"] == pytest.approx(0.6) and found["jump_width_share"] == pytest.approx(0.09)
+    assert (found["rise_10_to_90_steps"], found["rise_10_to_90_shares"]) == ([10, 1000], [0.4, 0.99])
     assert (found["monotone"], found["reversals"]) == (False, 2)
     assert (found["appearances"], found["disappearances"]) == (2, 1)
     assert found["emerges_at_share"] == 0.1
@@ -64,12 +65,49 @@ def test_a_reversal_undoes_a_tenth_of_the_rise_or_more() -> None:
     assert (even, odd) == (2, 1)
 
 
-def test_half_of_the_rise_in_one_interval_is_sudden() -> None:
-    """At exactly the share that the rules ask for; below it the pace is gradual."""
-    assert said([0, 0.5, 0.75, 1.0])["jump_share"] == 0.5
-    assert said([0, 0.5, 0.75, 1.0])["pace"] == "sudden" and said([0, 0.375, 0.75, 1.0])["pace"] == "gradual"
-    pairs_KP = np.array([[0.0, 0.0], [0.5, 0.5], [0.75, 0.75], [1.0, 1.0]])
-    assert said([0, 0.5, 0.75, 1.0], value_KP=pairs_KP, threshold=0.25)["probabilities"]["sudden"] == 1
+def test_the_bounds_of_a_pace_are_exact() -> None:
+    """Sudden at exactly 10 % of training, and gradual only beyond exactly 25 %."""
+    assert said([0, 1], [900, 1000])["pace"] == "sudden" and said([0, 1], [899, 1000])["pace"] == "undecided"
+    assert said([0, 0.5, 0.51, 1], [500, 550, 800, 1000])["pace"] == "undecided"
+    assert said([0, 0.5, 0.51, 1], [500, 550, 801, 1000])["pace"] == "gradual"
+    between = said([0, 0.5, 0.51, 1], [790, 800, 920, 1000])
+    assert between["rise_10_to_90_shares"] == [0.12, 0.21]
+    assert between["pace_reason"] == "longer than a sudden rise and shorter than a gradual one"
+
+
+def logistic(midpoint: float, width: float, steps: list[int]) -> list[float]:
+    """A rise from 0 to 1 whose part from 10 to 90 % takes this share of training."""
+    place = (np.array(steps) / TOTAL - midpoint) / width
+    return (1 / (1 + 9.0 ** (-2 * place.clip(-50, 50)))).tolist()
+
+
+SCHEDULES = {
+    "original_11": [7, 14, 28, 56, 112, 224, 448, 560, 700, 839, 1000],
+    "log": [0, 1, 2, 4, 8, 16, 32, 63, 125, 250, 500, 1000],
+    "tenths": list(range(0, 1001, 100)),
+}
+
+
+@pytest.mark.parametrize("steps", SCHEDULES.values(), ids=SCHEDULES)
+def test_no_spacing_makes_a_slow_rise_sudden(steps: list[int]) -> None:
+    """Over 40 % of training from 10 to 90 %, wherever its middle: the rule of before called up to 0.7 of them sudden."""
+    slow = [said(logistic(middle, 0.4, steps), steps, threshold=0.4) for middle in np.arange(0.1, 0.9, 0.02)]
+    assert {judgement["pace"] for judgement in slow} <= {"gradual", "undecided", None}
+    fast = [said(logistic(middle, 0.001, steps), steps, threshold=0.4) for middle in np.arange(0.1, 0.9, 0.02)]
+    assert {judgement["pace"] for judgement in fast} <= {"sudden", "undecided"}
+    before = np.mean([judgement["jump_share"] >= 0.5 for judgement in slow])  # the mutant: half of the rise in one step
+    assert before > 0.2 or steps == SCHEDULES["tenths"]
+
+
+def test_the_spacing_that_is_named_decides() -> None:
+    undecided = said([0, 0, 1])
+    assert undecided["pace_reason"] == "the checkpoints lie too far apart; 25 steps from one to the next would decide"
+    steps = list(range(0, 1001, 25))
+    for middle in np.arange(0.3, 0.7, 0.0125):
+        for width, word in ((0.0, "sudden"), (0.05, "sudden"), (0.301, "gradual"), (0.4, "gradual")):
+            values = logistic(middle, max(width, 1e-4), steps)
+            ends = [0.0, *values[1:-1], 1.0]  # the curve's whole height is on record, as its tails would have it
+            assert said(ends, steps)["pace"] == word, (middle, width)
 
 
 # -- the original studies' own tables --------------------------------------------------------------------------------------------
@@ -105,9 +143,10 @@ def test_the_parity_studys_dates_follow_from_its_table() -> None:
     steps, even, odd = zip(*ORIGINAL_TIMELINE, strict=True)
     found = said([e - o for e, o in zip(even, odd, strict=True)], list(steps), 143000)
     assert (found["emerges_after_step"], found["emerges_at_step"]) == (120000, 143000)
-    assert (found["class"], found["possible_classes"], found["pace"]) == ("late", ["late"], "sudden")
+    assert (found["class"], found["possible_classes"], found["pace"]) == ("late", ["late"], "undecided")
     assert found["monotone"] and found["jump_share"] == 1
-    # Its "final 0.8 %" of training is 16 %: no checkpoint lies between.
+    # Its "final 0.8 %" of training is 16 %: no checkpoint lies between, so that "sudden" cannot be said of it.
+    assert found["rise_10_to_90_shares"] == [0, pytest.approx(0.161, abs=5e-4)]
     assert found["jump_width_share"] == pytest.approx(0.161, abs=5e-4)
     # One prompt has no sampling error that could be told, so that nothing is said of probabilities.
     assert "probabilities" not in found
@@ -118,7 +157,7 @@ def test_the_cluster_studys_dates_follow_from_its_silhouettes() -> None:
     for column in (query, value):
         found = said(list(column), list(steps), 143000)
         assert (found["emerges_after_step"], found["emerges_at_step"]) == (80000, 120000)
-        assert (found["pace"], found["possible_classes"]) == ("sudden", ["mid", "late"])
+        assert (found["pace"], found["possible_classes"]) == ("undecided", ["mid", "late"])
     assert said(list(key), list(steps), 143000)["class"] == "none"
 
 
@@ -140,6 +179,32 @@ def test_half_of_the_highest_needs_more_than_chance() -> None:
     assert (score["pace"], slow["pace"]) == ("sudden", "gradual")
 
 
+# -- onsets that can be compared --------------------------------------------------------------------------------------
+
+
+def test_onsets_by_the_two_criteria_of_all_measures() -> None:
+    """A blip beyond the band that does not last is no departure; half height is of the highest value."""
+    band_K = np.full(6, 0.15)
+    values = [0.0, 0.2, 0.1, 0.2, 0.4, 0.6]
+    found = said(values, [100, 200, 300, 500, 700, 1000], threshold=None, beyond_chance=True, band_K=band_K)["onsets"]
+    assert found["first_departure"] == {"after_step": 300, "at_step": 500, "after_share": 0.3, "at_share": 0.5}
+    assert (found["half_height"]["after_step"], found["half_height"]["at_step"]) == (500, 700)
+    thresholded = said(values, [100, 200, 300, 500, 700, 1000], threshold=0.5)
+    assert thresholded["emerges_at_step"] == 1000 and thresholded["onsets"]["half_height"]["at_step"] == 700
+    assert thresholded["onsets"]["first_departure"] == {"reason": "chance has no band for it"}
+    falls = said([0, 0.6, 0.1], band_K=np.full(3, 0.15))["onsets"]["first_departure"]
+    assert falls == {"reason": "at the last checkpoint it is within the band of chance"}
+    assert said([0, 0.1])["onsets"] == {}
+
+
+def test_what_is_too_small_has_not_emerged() -> None:
+    fields = {"threshold": None, "beyond_chance": True, "value_KP": np.repeat([[0.0], [0.6], [0.7], [1.0]], 3, axis=1)}
+    fields["too_small_K"] = np.array([True, True, False, False])
+    found = said([0, 0.6, 0.7, 1.0], **fields)
+    assert (found["emerges_after_step"], found["emerges_at_step"]) == (500, 750)
+    assert found["onsets"]["half_height"]["at_step"] == 750 and found["emerges_at_step_95"] == [750, 750]
+
+
 # -- sampling ---------------------------------------------------------------------------------------------------------
 
 
@@ -156,10 +221,19 @@ def test_probabilities_by_enumeration() -> None:
     found = judge(measure, 1000, Rules(), rng(), draws=40_000)
     chosen = 5 / 16  # three or four of four draws fall on the first two pairs
     assert found["class"] == "late" and found["n"] == 4
-    expected = {"none": 0, "early": 0, "mid": chosen, "late": 1 - chosen, "within_first": 0, "sudden": 1, "gradual": 0}
+    expected = {"none": 0, "early": 0, "mid": chosen, "late": 1 - chosen, "within_first": 0, "undecided": 1}
     for name, probability in expected.items():
         assert found["probabilities"][name] == pytest.approx(probability, abs=4 * 0.5 / 200)
     assert found["emerges_at_step_95"] == [500, 1000]
+
+
+def test_every_draw_has_a_pace_of_its_own() -> None:
+    """Sudden where all four draws fall on one half of the pairs: then one interval, 6 % of training, holds the rise."""
+    value_KP = np.array([[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]], dtype=float)
+    measure = Measure(name="s", steps=(880, 940, 1000), value_K=value_KP.mean(1), value_KP=value_KP, threshold=0.4)
+    odds = judge(measure, 1000, Rules(), rng(), draws=40_000)["probabilities"]
+    assert odds["sudden"] == pytest.approx(2 / 16, abs=0.01) and odds["gradual"] == 0
+    assert odds["sudden"] + odds["undecided"] == 1
 
 
 def test_every_draw_has_a_half_of_its_own() -> None:

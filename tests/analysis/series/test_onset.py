@@ -10,12 +10,14 @@ from headdyn.analysis.interventions.splits import balanced_splits, max_statistic
 from headdyn.analysis.series.onset import (
     climbs,
     crossings,
+    departure,
     first_above,
     half_of_highest,
     margins,
     null_band,
     possible_stages,
     resampled,
+    rise_widths,
     stage,
     turns,
 )
@@ -66,6 +68,30 @@ def test_climbs_against_all_intervals() -> None:
             assert rises[i, j] == pytest.approx(best)
             assert found.share_B[b] * best == pytest.approx(np.diff(value_K[i : j + 1]).max())
             assert i <= found.jump_B[b] < j
+
+
+def test_widths_hold_the_truth_of_every_rising_curve() -> None:
+    """Random rises between 0 and 1, read at random checkpoints: the true width from 10 to 90 % lies in the bounds."""
+    draws = rng(4)
+    for _ in range(300):
+        knots = np.sort(draws.uniform(1, 999, size=4))
+        heights = [0, 0, *np.sort(draws.random(2)), 1, 1]
+        places = [0, *knots, 1000]
+        steps = np.array([0, *np.sort(draws.choice(np.arange(1, 1000), 9, replace=False)), 1000])
+        value_BK = np.interp(steps, places, heights)[None]
+        fine = np.linspace(0, 1000, 100_001)
+        curve = np.interp(fine, places, heights)
+        width = fine[(curve >= 0.9).argmax()] - fine[(curve > 0.1).argmax()]
+        fewest_B, most_B = rise_widths(value_BK, steps.tolist(), climbs(value_BK))
+        assert fewest_B[0] - 0.02 <= width <= most_B[0] + 0.02
+    flat = np.zeros((1, 3))
+    assert np.isnan(rise_widths(flat, [1, 2, 3], climbs(flat))).all()
+
+
+def test_a_departure_is_for_good() -> None:
+    beyond_BK = np.array([[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 0]], dtype=bool)
+    assert departure(beyond_BK).tolist() == [3, 0, 4, 5]
+    assert departure(beyond_BK[0]) == 3  # the mutant, the first one marked, would be 1
 
 
 @pytest.mark.parametrize(

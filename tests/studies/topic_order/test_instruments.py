@@ -55,6 +55,29 @@ def test_instruments_are_compared_alike_where_the_whole_model_was_looked_at(tmp_
     assert "s0 3.0 [2.0, 4.0] points" in lens and "before" not in lens
 
 
+def test_instruments_are_compared_by_their_difference_within_seeds(tmp_path: Path) -> None:
+    """Effects that vary with the seed alike: each has a wide interval that holds the other, their difference has not."""
+    entries = []
+    for seed in (0, 1, 2):
+        for position in ("rope", "drope"):
+            for ordering, sign in (("shuffled", 0), ("topic", 1)):
+                raw = 0.10 + sign * (0.06 + 0.01 * seed)
+                lens = 0.05 + sign * (0.04 + 0.01 * seed + 0.0001 * (seed == 1))
+                of = {
+                    "raw_selectivity_no_self": raw,
+                    "tensorlens_selectivity_no_self": lens,
+                    "tensorlens_less_raw_no_self": lens - raw,
+                }
+                values = {name: measured(value, n=48) for name, value in of.items()}
+                entries.append(run(tmp_path, ordering=ordering, position=position, seed=seed, values=values))
+    told = answers(sweep(tmp_path, entries))[WITH]
+    (compared,) = [text for text in told if "seed by seed" in text]
+    # −2, −1.99 and −2 points: mean −1.997, half-width 4.3027 · 0.0033
+    assert compared == (
+        "TensorLens' effect less that of raw attention, seed by seed: −1.997 [−2.011, −1.982] points, they differ."
+    )
+
+
 def test_what_could_not_be_measured_is_absent_with_its_reason(tmp_path: Path) -> None:
     gone = {"selectivity": {"reason": "fewer than two topics occur", "n": 128, "unit": "sequence"}}
     entries = [

@@ -1,0 +1,72 @@
+"""What every head does on every evaluation unit, kept so that heads can be matched by what they do (science.md §15).
+
+Letters: N units (sequences, pairs), L layers, H heads of one layer of a checkpoint, J of the same layer of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from headdyn.analysis.contract import chosen_layer
+
+PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # the tables that analyses leave of them
+Profiles = Mapping[str, np.ndarray]  # by feature what each head of one layer has on every unit, [H, N]
+
+
+def profile_table(values: Mapping[str, np.ndarray]) -> pa.Table:
+    """One row per feature, unit, layer and head, from what each feature is on every unit, [N, L, H]; NaN is absent."""
+    tables = []
+    for feature, value_NLH in values.items():
+        unit, layer, head = np.indices(value_NLH.shape, dtype=np.int32).reshape(3, -1)
+        columns = {"unit": unit, "layer": layer, "head": head, "value": value_NLH.astype(np.float32).ravel()}
+        tables.append(pa.table({"feature": np.full(len(unit), feature), **columns}))
+    return pa.concat_tables(tables)
+
+
+def layer_profiles(tables: Mapping[str, pa.Table], layer: int | None) -> Profiles:
+    """The profiles of one layer's heads (None: the middle one) from tables that `profile_table` made."""
+    profiles = {}
+    for name, table in tables.items():
+        columns = {column: table[column].to_numpy() for column in table.column_names}
+        index = tuple(columns[axis] for axis in ("unit", "layer", "head"))
+        shape = tuple(int(axis.max()) + 1 for axis in index)
+        at_layer = columns["layer"] == chosen_layer(layer, shape[1])
+        for feature in dict.fromkeys(columns["feature"].tolist()):
+            rows = at_layer & (columns["feature"] == feature)
+            value_NH = np.full((shape[0], shape[2]), np.nan)
+            value_NH[index[0][rows], index[2][rows]] = columns["value"][rows]
+            profiles[f"{name} {feature}"] = value_NH.T
+    return profiles
+
+
+def profile_correlations(earlier: Profiles, later: Profiles) -> np.ndarray:
+    """Correlation of every earlier head's profile with every later head's, [H, J].
+
+    A profile is what a head has on every unit, feature after feature, less its layer's mean there and over the standard
+    deviation over the layer's heads. Features that only one side has on all units and heads are left out; where none is
+    left, and for a head whose profile is constant, the correlation is 0.
+    """
+    shared = [name for name in earlier if name in later and earlier[name].shape[1] == later[name].shape[1]]
+    shared = [name for name in shared if np.isfinite(earlier[name]).all() and np.isfinite(later[name]).all()]
+    if not shared:
+        return np.zeros((_heads(earlier), _heads(later)))
+    sides = []
+    for profiles in (earlier, later):
+        value_HX = np.concatenate([_standardised(profiles[name], axis=0) for name in shared], axis=1)
+        sides.append(_standardised(value_HX, axis=1))
+    return sides[0] @ sides[1].T / sides[0].shape[1]
+
+
+def _heads(profiles: Profiles) -> int:
+    return len(next(iter(profiles.values())))
+
+
+def _standardised(value_HX: np.ndarray, axis: int) -> np.ndarray:
+    """The values less their mean, over their standard deviation; 0 where they do not vary."""
+    apart_HX = value_HX - value_HX.mean(axis, keepdims=True)
+    spread_HX = value_HX.std(axis, keepdims=True)
+    varies = spread_HX > 1e-6 * np.abs(value_HX).max(axis, keepdims=True)  # more than float32's rounding
+    return np.where(varies, apart_HX / np.where(varies, spread_HX, 1), 0)
