@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from headdyn.core.randomness import generator as named_generator
-from headdyn.core.settings import Count, Share, settings
+from headdyn.core.settings import Count, Natural, Share, settings
 
 
 class Ordering(Protocol):
@@ -43,6 +43,8 @@ class Shuffled:
 class TopicOrdered:
     """Sorted by dominant topic, in `blocks` rounds: each round shows one block of every topic, in order of topic id.
 
+    A round begins with `first_topic`, and goes on behind the last topic with topic 0: so it ends on another one.
+
     Block b of a topic with n sequences holds those of corpus rank n·b/blocks to n·(b+1)/blocks, every epoch the same;
     `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own (`fixed`, as in the original study)
     or drawn afresh each epoch (`shuffled`). The last `cooldown_share` of all updates takes the batches that a shuffled
@@ -52,6 +54,7 @@ class TopicOrdered:
     blocks: Count = 1
     within_block: Literal["fixed", "shuffled"] = "shuffled"
     cooldown_share: Share = 0.0
+    first_topic: Natural = 0
     follows_topics: ClassVar[bool] = True
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -66,7 +69,8 @@ class TopicOrdered:
         size_N[by_topic_N] = np.repeat(sizes, sizes)
         block_N = rank_N * self.blocks // size_N
         inside_N = rank_N if self.within_block == "fixed" else generator.permutation(count)
-        return np.lexsort((inside_N, dominant_N, block_N))
+        turn_N = (dominant_N - self.first_topic) % (dominant_N.max() + 1)
+        return np.lexsort((inside_N, turn_N, block_N))
 
 
 def dominant_topics(topics_NT: np.ndarray, num_topics: int) -> np.ndarray:

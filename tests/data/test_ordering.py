@@ -63,6 +63,8 @@ def test_topic_order_of_a_hand_worked_corpus() -> None:
     assert fixed.epoch(dominant_N, generator).tolist() == [1, 3, 4, 6, 0, 2, 5, 7, 8]
     two = TopicOrdered(blocks=2, within_block="fixed")
     assert two.epoch(dominant_N, generator).tolist() == [1, 3, 0, 2, 8, 4, 6, 5, 7]
+    from_one = TopicOrdered(within_block="fixed", first_topic=1)
+    assert from_one.epoch(dominant_N, generator).tolist() == [0, 2, 5, 7, 8, 1, 3, 4, 6]
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 8])
