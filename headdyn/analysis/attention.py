@@ -84,9 +84,13 @@ class AttentionStatistics(LabelSwapSettings):
             meaning="cluster_ratio of causal-uniform attention",
             low=0,
         ),
-        "selectivity": share_difference("topic selectivity", "within_ratio minus its label-swap null", outcome=True),
+        "selectivity": share_difference(
+            "topic selectivity", "within-topic attention less what it is when sequences swap topic labels", outcome=True
+        ),
         "selectivity_no_self": share_difference(
-            "topic selectivity, self left out", "within_ratio_no_self minus its label-swap null", outcome=True
+            "topic selectivity, self left out",
+            "the same of the attention that is not on the query itself",
+            outcome=True,
         ),
         "selectivity_documents": share_difference(
             "topic selectivity beyond the document",

@@ -164,7 +164,7 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
     """Heat maps over layer × head, with the values in their cells; `mark` says what an asterisk means."""
     layers, heads = panels[0].value_LH.shape
     side = 34 if layers * heads <= _MOST_LABELLED_CELLS else 15
-    tables, drawn = Tables(), []
+    tables, parts = Tables(), []
     for panel in panels:
         low, high, colours = _colours(panel)
         texts_LH, rows = _cell_texts(panel), []
@@ -184,9 +184,9 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
         chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*_ink())).properties(
             width=side * heads, height=side * layers, title=titled(name, side * heads + 80, notes)
         )
-        drawn.append(chart)
+        parts.append(chart)
     columns = min(len(panels), max(1, int(1060 / (side * heads + 110))))
-    return Figure(alt.concat(*drawn, columns=columns).resolve_scale(fill="independent"), caption, tables)
+    return Figure(alt.concat(*parts, columns=columns).resolve_scale(fill="independent"), caption, tables)
 
 
 def curves(
@@ -314,7 +314,7 @@ def null_ranges(
     panels: Sequence[NullRanges], *, columns: int, title: str = "", mark: str = "q < 0.05", caption: str = ""
 ) -> Figure:
     """Values as dots before the range that chance gives them, in a grid of panels; an asterisk means `mark`."""
-    tables, drawn = Tables(), []
+    tables, parts = Tables(), []
     for panel in panels:
         columns_by_name = {"value": panel.value_X, "low": panel.low_X, "high": panel.high_X}
         columns_by_name |= dict(zip(("null_low", "null_mean", "null_high"), np.asarray(panel.null_X3).T, strict=True))
@@ -336,10 +336,10 @@ def null_ranges(
             base.mark_text(text="none", color=GREY).encode(y=alt.value(172)).transform_filter("!isValid(datum.value)"),
         ]
         width = max(180, 26 * len(rows))
-        drawn.append(alt.layer(*layers).properties(width=width, height=180, title=titled(panel.title, width)))
+        parts.append(alt.layer(*layers).properties(width=width, height=180, title=titled(panel.title, width)))
     starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
     heading = titled(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
-    return Figure(alt.concat(*drawn, columns=columns, title=heading), caption, tables)
+    return Figure(alt.concat(*parts, columns=columns, title=heading), caption, tables)
 
 
 def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
@@ -348,7 +348,7 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
     `columns` stand side by side, each a list of names and labels.
     """
     heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
-    tables, drawn = Tables(), []
+    tables, parts = Tables(), []
     for strips in columns:
         rows = [
             {"strip": place, "name": name, "head": head, **_cluster(label)}
@@ -360,13 +360,13 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
         tips = _tips("head:O", "cluster:N", **{"name:N": "clustering"})
         cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(_fill(), tooltip=tips)
         numbers = base.mark_text(fontSize=9).encode(*_ink())
-        drawn.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
-    return Figure(alt.hconcat(*drawn, title=titled(title, 22 * heads * len(columns) + 160)), caption, tables)
+        parts.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
+    return Figure(alt.hconcat(*parts, title=titled(title, 22 * heads * len(columns) + 160)), caption, tables)
 
 
 def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", caption: str = "") -> Figure:
     """Heads as numbered points, panel by panel."""
-    tables, drawn = Tables(), []
+    tables, parts = Tables(), []
     for panel in panels:
         labelled = zip(panel.points_H2.tolist(), panel.labels_H.tolist(), strict=True)
         rows = [{"x": x, "y": y, "head": head, **_cluster(label)} for head, ((x, y), label) in enumerate(labelled)]
@@ -376,8 +376,8 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", 
         points = base.mark_circle(size=190, stroke=GREY, opacity=0.75)
         points = points.encode(_fill(), tooltip=_tips("head:O", "cluster:N"))
         numbers = base.mark_text(fontSize=9).encode(*_ink("head:O"))
-        drawn.append(alt.layer(points, numbers).properties(width=190, height=190, title=titled(panel.title, 210)))
-    return Figure(alt.concat(*drawn, columns=columns, title=titled(title, 240 * columns)), caption, tables)
+        parts.append(alt.layer(points, numbers).properties(width=190, height=190, title=titled(panel.title, 210)))
+    return Figure(alt.concat(*parts, columns=columns, title=titled(title, 240 * columns)), caption, tables)
 
 
 def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
@@ -385,7 +385,7 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
     lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in texts.values())
     x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
     y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
-    tables, drawn = Tables(), []
+    tables, parts = Tables(), []
     for title, rows in texts.items():
         cells = [
             {"x": lefts[column], "y": 9 + 18 * row, "text": text, "width": widths[column] - 8, "heading": row == 0}
@@ -395,8 +395,8 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
         ink = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
         words = tables.chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
         words = words.encode(x, y, text="text:N", color=ink, tooltip="text:N")
-        drawn.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
-    return Figure(alt.hconcat(*drawn, spacing=30), caption, tables)
+        parts.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
+    return Figure(alt.hconcat(*parts, spacing=30), caption, tables)
 
 
 # -- parts of charts --------------------------------------------------------------------------------------------------

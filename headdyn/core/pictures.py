@@ -96,7 +96,7 @@ def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption:
     """Trees above their matrices of cosines, side by side; the dashed line is where chance brings the first join."""
     count = len(panels[0].labels)
     scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
-    tables, drawn, side = Tables(), [], min(480, max(220, 15 * count))
+    tables, parts, side = Tables(), [], min(480, max(220, 15 * count))
     for panel in panels:
         low, high = min([*panel.height_J4[:, 1], panel.chance]), max([*panel.height_J4[:, 1], panel.chance])
         room = 0.1 * (high - low + 0.01)
@@ -114,8 +114,8 @@ def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption:
         )
         others_NN = np.where(np.eye(count, dtype=bool), np.nan, panel.cosine_NN)
         rows = [_picture_row(others_NN, scale)]
-        drawn.append(alt.vconcat(tree, _picture(tables, rows, count, side, scale, ("", ""), panel.labels), spacing=4))
-    chart = alt.hconcat(*drawn, title=titled(title, 2 * side)).resolve_scale(color="shared")
+        parts.append(alt.vconcat(tree, _picture(tables, rows, count, side, scale, ("", ""), panel.labels), spacing=4))
+    chart = alt.hconcat(*parts, title=titled(title, 2 * side)).resolve_scale(color="shared")
     return Figure(chart, caption, tables)
 
 

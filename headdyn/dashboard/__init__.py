@@ -100,8 +100,8 @@ def of_records(
     by_name = {job.run.name: job for job in sweep.complete}
     if run is not None and run not in by_name:
         raise DashboardError(f"--run {run} is no complete run of {path}; it has {', '.join(by_name) or 'none'}")
-    shown = [by_name[run]] if run else sweep.complete[-1:]
-    return [of_sweep(sweep, entity, every_run=every_run), *(of_run(job, entity) for job in shown)], figures(
+    in_depth = [by_name[run]] if run else sweep.complete[-1:]
+    return [of_sweep(sweep, entity, every_run=every_run), *(of_run(job, entity) for job in in_depth)], figures(
         sweep.complete
     )
 

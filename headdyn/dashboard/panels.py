@@ -64,7 +64,10 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
         ]
         about = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
         sections = [Section(title="Outcomes", text=about, panels=over)]
-        shown, where = ["factors.model", "checkpoint_step"], ["Config('checkpoint_step.value') >= 0", *where]
+        entries_of_columns, where = (
+            ["factors.model", "checkpoint_step"],
+            ["Config('checkpoint_step.value') >= 0", *where],
+        )
         text = "Every run is a checkpoint; what emerges, and when, is in the sweep's report.html."
     else:
         entries = [*map(wr.Config, map(_entry, factors)), *(wr.SummaryMetric(f"{name}.value") for name in outcomes[:3])]
@@ -73,7 +76,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
         about = "Every run a line through its conditions."
         sections = [_bars(sweep, name, outcomes) for name in factors]
         sections += [Section(title="Factors and outcomes", text=about, panels=[together]), _training(sweep.complete)]
-        shown = [_entry(name) for name in dict.fromkeys([*factors, "mode"])]
+        entries_of_columns = [_entry(name) for name in dict.fromkeys([*factors, "mode"])]
         text = f"What do {', '.join(factors) or 'these settings'} do to attention heads? {_TESTED}"
     return Dashboard(
         name="checkpoints" if of_checkpoints else "factors",
@@ -82,7 +85,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
         where=" and ".join(where),
         order="checkpoint_step" if of_checkpoints else "",
         groups=[] if of_checkpoints else [_entry(name) for name in factors],
-        columns=[*map(_column, [*shown, "seed"]), *(f"summary:{name}.value" for name in outcomes)],
+        columns=[*map(_column, [*entries_of_columns, "seed"]), *(f"summary:{name}.value" for name in outcomes)],
         sections=[*sections, *_media(sweep.complete, entity)],
     )
 

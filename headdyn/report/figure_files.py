@@ -33,14 +33,14 @@ def write_figures(folder: Path, kind: str, out: Path | None = None) -> list[Path
 
 def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
     """The figures that a sweep's page draws, named by the heading and the title that they have there."""
-    drawn = {}
+    figures = {}
     for section in sections(sweep):
         heading = ""
         for block in section.parts:
             heading = block if isinstance(block, Heading) else heading
             for figure in _figures(block):
-                drawn[slug(f"{heading} {_title(figure.spec())}")] = figure
-    return drawn
+                figures[slug(f"{heading} {_title(figure.spec())}")] = figure
+    return figures
 
 
 def _figures(block: Any) -> Sequence[Figure]:

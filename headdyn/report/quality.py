@@ -102,7 +102,7 @@ def _identity(jobs: Sequence[Job]) -> list[Check]:
         token, majority = (job.scalar(f"probe_{name}") for name in ("token_identity", "majority"))
         if token.get("value") is not None and majority.get("value") is not None:
             by_corpus[job.run.manifest.get("stages", {}).get("corpus", {}).get("key")] = (job, token, majority)
-    found = []
+    made = []
     for job, token, majority in by_corpus.values():
         chance = token["value"] <= majority.get("ci_high", majority["value"])
         generator = job.run.manifest.get("corpus", {}).get("facts", {}).get("generator")
@@ -112,8 +112,8 @@ def _identity(jobs: Sequence[Job]) -> list[Check]:
         )
         if not chance and generator in ("original", "seed"):  # "seed" in older records
             facts += "; generator=original boosts a topic's own tokens, a known defect that protocol=original keeps"
-        found.append(Check("Do single tokens tell the topic?", "ok" if chance else "note", facts))
-    return found
+        made.append(Check("Do single tokens tell the topic?", "ok" if chance else "note", facts))
+    return made
 
 
 def _seeds(jobs: Sequence[Job]) -> Check:
@@ -169,7 +169,7 @@ def _trainings(jobs: Sequence[Job]) -> Check:
 
 def _same(jobs: Sequence[Job]) -> list[Check]:
     """Whether all runs come from the same code, versions and kind of machine."""
-    found = []
+    made = []
     for what, facts in {
         "code": [job.run.manifest.get("git") or "not from a checkout" for job in jobs],
         "package versions": [_pairs(job.run.manifest.get("versions", {})) for job in jobs],
@@ -178,8 +178,8 @@ def _same(jobs: Sequence[Job]) -> list[Check]:
         distinct = sorted(set(facts))
         dirty = what == "code" and any(fact.endswith("+") for fact in distinct)
         text = " | ".join(distinct) + ("; + means uncommitted changes" if dirty else "")
-        found.append(Check(f"The same {what} everywhere?", "ok" if len(distinct) == 1 and not dirty else "note", text))
-    return found
+        made.append(Check(f"The same {what} everywhere?", "ok" if len(distinct) == 1 and not dirty else "note", text))
+    return made
 
 
 def machine(manifest: Mapping[str, Any]) -> dict[str, Any]:

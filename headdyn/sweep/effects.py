@@ -115,12 +115,12 @@ class _Cells:
 
     def row(self, kind: str, contrasts: Sequence[Contrast], held: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The product of contrasts of different factors, other factors held at a level or averaged over."""
-        asked = {contrast.factor: contrast.weights for contrast in contrasts}
+        weights_of = {contrast.factor: contrast.weights for contrast in contrasts}
         at_level = {name: {level: 1.0} for name, level in (held or {}).items()}
         places, weights = [], []
         for factor in self.factors:
             average = dict.fromkeys(factor.averaged, 1 / len(factor.averaged))
-            by_level = asked.get(factor.name) or at_level.get(factor.name) or average
+            by_level = weights_of.get(factor.name) or at_level.get(factor.name) or average
             places.append([factor.levels.index(level) for level in by_level])
             weights.append(np.array(list(by_level.values())))
         cells_SC = self.values[np.ix_(range(len(self.seeds)), *places)].reshape(len(self.seeds), -1)
@@ -139,7 +139,7 @@ class _Cells:
             "primary": self.primary,
             "kind": kind,
             "levels": {contrast.factor: contrast.levels for contrast in contrasts},
-            "factors": list(asked),
+            "factors": list(weights_of),
             **({"held": dict(held)} if held else {}),
             **({"against": against} if against else {}),
             **dataclasses.asdict(effect),
@@ -155,8 +155,8 @@ def _rows(cells: _Cells) -> Rows:
         for several in combinations(cells.factors, order):
             rows += [cells.row(INTERACTION, chosen) for chosen in product(*(f.interacting() for f in several))]
     for factor, other in permutations(cells.factors, 2):
-        asked = product(factor.interacting(), other.levels)
-        rows += [cells.row(SIMPLE, [contrast], {other.name: level}) for contrast, level in asked]
+        questions = product(factor.interacting(), other.levels)
+        rows += [cells.row(SIMPLE, [contrast], {other.name: level}) for contrast, level in questions]
     levels = [(factor.name, level) for factor in cells.factors for level in factor.levels]
     return [*rows, *(cells.row(MEAN, [Contrast(name, {level: 1.0})]) for name, level in levels)]
 
@@ -175,5 +175,5 @@ def _contrast_name(factor: str, row: Mapping[str, Any]) -> str:
     low, high = row["levels"][factor]
     if factor in CHOICES and (low, high) == CHOICES[factor].pair:
         return CHOICES[factor].effect
-    shown = level_label(factor, low).removeprefix(f"{short_name(factor)} ")
-    return f"{level_label(factor, high)} against {shown}"
+    lower = level_label(factor, low).removeprefix(f"{short_name(factor)} ")
+    return f"{level_label(factor, high)} against {lower}"

@@ -174,7 +174,11 @@ def _renamed(record: Any) -> Any:
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """What tells each series from the others, by its number; "" for one alone."""
     varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
-    return {entry["series"]: " ".join(_level(name, entry["factors"].get(name)) for name in varied) for entry in entries}
+    levels = {entry["series"]: {name: entry["factors"].get(name) for name in varied} for entry in entries}
+    return {
+        number: " ".join(_level(name, level) for name, level in each.items() if level is not None)
+        for number, each in levels.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,10 +35,10 @@ def section(sweep: SweepRecord) -> Section | None:
     jobs = [job for job in sweep.complete if head_metrics(job.heads)]
     if not jobs:
         return None
-    kept = kept_patterns(jobs, PATTERN_BYTES)
-    left_out = dict.fromkeys(part.left_out for part in kept.values() if part.left_out)
+    patterns = kept_patterns(jobs, PATTERN_BYTES)
+    left_out = dict.fromkeys(part.left_out for part in patterns.values() if part.left_out)
     notes = [f"To keep this page small {text}; all are in the runs' patterns.safetensors." for text in left_out]
-    blocks = [_ABOUT + (_PATTERNS if kept else ""), explorer(sweep, jobs, kept), *notes]
+    blocks = [_ABOUT + (_PATTERNS if patterns else ""), explorer(sweep, jobs, patterns), *notes]
     headline = "maps of every metric, courses over training, attention patterns"
     return Section("heads", "Heads, layer by layer", blocks, headline)
 
@@ -58,7 +58,7 @@ def standing_out(sweep: SweepRecord) -> Section | None:
     return Section("standing-out", "Heads that stand out", [table], clear)
 
 
-def explorer(sweep: SweepRecord, jobs: Sequence[Job], kept: dict[int, Kept]) -> dict[str, Any]:
+def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, Kept]) -> dict[str, Any]:
     """The Vega-Lite specification of the maps and of what a click shows."""
     families = _families(sweep, jobs)
     rows = [row for family in families for row in _family_rows(family)]
@@ -89,12 +89,12 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], kept: dict[int, Kept]) -> 
     if any(row["course"] for row in rows):
         views[1] = alt.hconcat(_course(rows), views[1], spacing=40)
     datasets: dict[str, Any] = {"heads": rows}
-    if kept:
-        several = {"input": "select", "options": list(range(1, 1 + max(part.sequences for part in kept.values())))}
+    if patterns:
+        several = {"input": "select", "options": list(range(1, 1 + max(part.sequences for part in patterns.values())))}
         params.append({"name": "sequence", "value": 1, "bind": several | {"name": "sequence "}})
         params.append({"name": "latin", "value": _LATIN})
-        views.append(_patterns(max(part.length for part in kept.values()), pick))
-        datasets |= _pattern_tables(families, kept)
+        views.append(_patterns(max(part.length for part in patterns.values()), pick))
+        datasets |= _pattern_tables(families, patterns)
     chart = alt.vconcat(*views, spacing=28).resolve_scale(color="independent", fill="independent")
     # Altair cannot name a view inside a facet as a selection's, so that the parameters are added to the specification.
     drawn_by = {"usermeta": {"embedOptions": {"renderer": "canvas"}}}  # thousands of cells are too many for SVG
@@ -315,12 +315,12 @@ def _rows(heads: HeadTable, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _pattern_tables(families: Sequence[_Family], kept: Mapping[int, Kept]) -> dict[str, list[dict[str, Any]]]:
+def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, Kept]) -> dict[str, list[dict[str, Any]]]:
     patterns: list[dict[str, Any]] = []
     tokens: list[dict[str, Any]] = []
     edges: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for family, job in ((each, job) for each in families for job in each.jobs if job.number in kept):
-        part, arms = kept[job.number], family.arms(job)
+    for family, job in ((each, job) for each in families for job in each.jobs if job.number in stored):
+        part, arms = stored[job.number], family.arms(job)
         for n, topics_T in enumerate(part.topics_NT):
             key = {"run_sequence": f"{job.number} {n + 1}"}
             tokens.append(key | {"tokens": part.tokens_NT[n].tolist(), "topics": [part.names[t] for t in topics_T]})

@@ -48,18 +48,18 @@ def section(sweep: SweepRecord) -> Section | None:
 def _picture(rows: Sequence[Row]) -> Markup:
     """A row a training, a column an arm; places that not every training has stay empty."""
     arms = list(dict.fromkeys(_arm(job, jobs) for _, jobs in rows for job in jobs))
-    found: dict[tuple[int, int], np.ndarray] = {}
+    patterns: dict[tuple[int, int], np.ndarray] = {}
     edges = []
     for row, ((layer, head), jobs) in enumerate(rows):
         for job in jobs:
             with safe_open(job.run.folder / PATTERNS, framework="np") as file:
                 pattern_QK = file.get_slice(f"pattern.{layer}")[:1, head : head + 1][0, 0]
                 topics_T = file.get_tensor("topics")[0]
-            found[row, arms.index(_arm(job, jobs))] = pattern_QK.astype(np.float32)
+            patterns[row, arms.index(_arm(job, jobs))] = pattern_QK.astype(np.float32)
         edges.append((np.flatnonzero(np.diff(topics_T)) + 1).tolist())
-    size = max(len(pattern_QK) for pattern_QK in found.values())
+    size = max(len(pattern_QK) for pattern_QK in patterns.values())
     pattern_RCQK = np.full((len(rows), len(arms), size, size), np.nan)
-    for place, pattern_QK in found.items():
+    for place, pattern_QK in patterns.items():
         pattern_RCQK[place][: len(pattern_QK), : len(pattern_QK)] = pattern_QK
     names = [f"{shared_label(jobs)}: {layer}.{head}" for (layer, head), jobs in rows]
     figure = pattern_grid(pattern_RCQK, rows=names, columns=arms, boundaries=edges)

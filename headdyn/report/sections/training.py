@@ -102,7 +102,7 @@ def loss_figure(lines: Sequence[Curve], jobs: Sequence[Job], title: str) -> Figu
         xlabel="training step",
         ylabel="loss (nats)",
         references={name.replace("_", " "): float(np.mean(values)) for name, values in levels.items() if values},
-        caption=". ".join(f"{name.capitalize()}: {meaning}" for name, meaning in meanings.items()),
+        caption=" ".join(f"{name.capitalize()}: {meaning}." for name, meaning in meanings.items()),
     )
 
 

@@ -49,13 +49,13 @@ def curve(
     Of one metric alone also: the band within which 95 % of all splits stay, what it is read against, the threshold and
     the span in which it emerged. `more` are further lines, in the metric's own scale.
     """
-    found = {name: points for name in names if (points := series.points(name)) is not None}
-    if not found:
+    measured = {name: points for name in names if (points := series.points(name)) is not None}
+    if not measured:
         return None
-    first, alone = next(iter(found)), len(found) == 1
+    first, alone = next(iter(measured)), len(measured) == 1
     metric = series.metric(first)
     lines, levels, captions = [], dict(references or {}), []
-    for name, points in found.items():
+    for name, points in measured.items():
         label, meaning = series.metric(name).label, series.metric(name).meaning
         lines.append(_line(label, points, metric.scale))
         null = [(step, v) for step, v in zip(points.steps, points.null, strict=True) if math.isfinite(v)]
@@ -67,7 +67,7 @@ def curve(
                 Curve(label="chance" if alone else f"chance, {label}", x=steps, y=[metric.scale * v for v in values])
             )
         captions.append(f"{label}: {meaning}" if meaning else label)
-    if any(points.has_interval for points in found.values()):
+    if any(points.has_interval for points in measured.values()):
         captions.append("Shaded around a line: its 95 % interval")
     span = None
     if alone:
@@ -77,13 +77,13 @@ def curve(
         if judgement.get("threshold") is not None and not judgement["rule"].startswith("above half"):
             levels["threshold"] = metric.scale * judgement["threshold"]
         if judgement.get("emerges_at_step") is not None:
-            span = (judgement["emerges_after_step"] or found[first].steps[0], judgement["emerges_at_step"])
+            span = (judgement["emerges_after_step"] or measured[first].steps[0], judgement["emerges_at_step"])
             captions.append("Shaded from top to bottom: the steps between which it emerges")
     return curves(
         [*lines, *more],
         xlabel="training step",
         ylabel=(f"{metric.label} ({metric.unit})" if alone and metric.unit else metric.unit) or metric.label,
-        title=title(series, list(found)),
+        title=title(series, list(measured)),
         references=levels,
         log_x=True,
         span=span,

@@ -32,24 +32,25 @@ def _early(series: Series) -> list[Check]:
     if name is None or series.points(name) is None:
         return []
     rows = [row for row in series.counted if row["training_share"] <= _EARLY] or series.counted[:1]
-    shown, off = [], []
+    intervals, excluding = [], []
     for row in rows:
         value, low, high = (row.get(f"{name}{part}") for part in ("", "_ci_low", "_ci_high"))
         if value is None or low is None or high is None:
             continue
         text = f"{row['revision']} {spelled({'value': value, 'ci_low': low, 'ci_high': high}, signed=True)}"
-        shown.append(text)
+        intervals.append(text)
         if not low <= (row.get(f"{name}_null") or 0.0) <= high:
-            off.append(text)
+            excluding.append(text)
     question = f"Is the {series.metric(name).label} near chance at early checkpoints?"
-    if not shown:
+    if not intervals:
         return [Check(question, "note", "no early checkpoint has an interval")]
     which = f"in the first {share(_EARLY)} of training" if rows[0]["training_share"] <= _EARLY else "the first one"
-    if not off:
-        return [Check(question, "ok", f"every interval {which} holds chance: {listed(shown)}")]
+    if not excluding:
+        return [Check(question, "ok", f"every interval {which} holds chance: {listed(intervals)}")]
     highest = max(abs(row[name]) for row in series.counted if row.get(name) is not None)
-    facts = f"{len(off)} of {len(shown)} intervals {which} exclude chance: {listed(off)}; the largest of all is "
-    return [Check(question, "note", f"{facts}{fixed(highest, 3)}. Intervals are per checkpoint, not corrected")]
+    facts = f"{len(excluding)} of {len(intervals)} intervals {which} exclude chance: {listed(excluding)}"
+    more = f"; the largest of all is {fixed(highest, 3)}. Intervals are per checkpoint, not corrected"
+    return [Check(question, "note", facts + more)]
 
 
 def _states(series: Series) -> Check:
