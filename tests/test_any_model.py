@@ -113,3 +113,50 @@ def test_a_run_on_prompts_keeps_their_patterns(place: Path) -> None:
     assert "writes most of the answer" in json.dumps(
         json.loads((record.folder / "figures" / "patterns_telling_heads.json").read_text())
     )
+
+
+def test_prompt_pairs_serve_a_preset_of_prompts_and_an_edited_file_is_read_anew(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = place / "pairs.jsonl"
+    names = [(a, b) for a in "abcd" for b in "efg"]
+    rows = [
+        {"clean": f"so {a} and {b}: {a}", "corrupted": f"so {a} and {b}: {b}", "right": f" {b}", "wrong": f" {a}"}
+        for a, b in names
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    few = ("analysis.specialization.sign_flips=999", "analysis.specialization.bootstrap_draws=100")
+    few += ("analysis.head_clusters.null_draws=200", "analysis.circuits.null_draws=100")
+    model = ("model=huggingface", f"model.name={place / 'gpt_neox'}", "data=prompt_pairs", f"data.path={file}")
+    record = done(place, *model, *few, "experiment=mechanistic")
+    assert record.status == "complete" and record.manifest["prompts"]["pairs"] == 12
+    metrics = {metric for metric, of_heads, has_value in measured(record) if of_heads and has_value}
+    assert {"sufficiency_nats", "qk_effective_rank"} <= metrics
+    answers = (*model, "analysis=[answer_lens]")
+    first = done(place, *answers).manifest["prompts"]["sha256"]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:6]))
+    assert main([*FEW, *answers]) == 0
+    edited = [json.loads(path.read_text()) for path in (place / "out" / "outputs").glob("*/manifest.json")]
+    assert {6} == {m["prompts"]["pairs"] for m in edited if m.get("prompts", {}).get("sha256", first) != first} - {12}
+    assert "protocol=original repeats what the studies asked" in refusal(capsys, [*answers, "protocol=original"])
+    file.write_text('{"clean": "a"}\n')
+    assert "pairs.jsonl:1 has corrupted=None" in refusal(capsys, answers)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data=repeated_tokens", "data.sequence_length=65"], "longer than the 64 positions"),
+        (["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.sequence_length=99"], "longer than the 64"),
+        (
+            ["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.sequence_length=64"],
+            "needs more validation",
+        ),
+    ],
+)
+def test_what_the_model_cannot_read_is_refused_in_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    arguments = [argument.replace("TEXT", str(place / "text.jsonl")) for argument in arguments]
+    model = ("model=huggingface", f"model.name={place / 'gpt2'}", "analysis=[loss,attention]")
+    assert words in refusal(capsys, [*model, *arguments])

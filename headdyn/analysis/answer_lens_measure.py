@@ -197,7 +197,7 @@ def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]
         token_rows(make, group, token_KTN),
         token_labels(tokens_NT, prompts.decode),
         [PLACES[_PLACES[place]][0] for place in place_T],
-        f"format {group.format}, the right number {'first' if is_first else 'last'}",
+        f"format {group.format}, the right answer {'first' if is_first else 'last'}",
     )
 
 
@@ -205,7 +205,7 @@ def right_first(prompts: Prompts, group: PromptGroup, *, clean: bool) -> np.ndar
     """Which rows name the right number before the wrong one, [N]."""
     texts = [prompts.decode(row.tolist()) for row in (group.clean_NT if clean else group.corrupted_NT)]
     pairs = [prompts.pairs[unit] for unit in group.units_N]
-    return np.array([text.index(pair.right) < text.index(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
+    return np.array([text.find(pair.right) < text.find(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
 
 
 def token_rows(make: PairRows, group: PromptGroup, token_KTN: np.ndarray) -> list[Row]:

@@ -91,6 +91,19 @@ class Pair:
         return self.long if self.is_bug else self.short
 
 
+class AnyPair(Protocol):
+    """A unit of prompts: the two answers that are compared, and whether the corrupted wording is to mislead."""
+
+    @property
+    def right(self) -> str: ...
+
+    @property
+    def wrong(self) -> str: ...
+
+    @property
+    def is_bug(self) -> bool: ...
+
+
 ORIGINAL_PAIR = Pair(whole=9, tenths=8, hundredths=11)
 
 
@@ -180,7 +193,7 @@ class Prompts:
     """
 
     name: str
-    pairs: tuple[Pair, ...]
+    pairs: tuple[AnyPair, ...]
     groups: tuple[PromptGroup, ...]
     original_prompt: PromptGroup
     decode: Callable[[Sequence[int]], str]
@@ -254,7 +267,7 @@ class Comparisons:
         return Prompts(
             name="comparisons",
             pairs=pairs,
-            groups=_grouped(rows),
+            groups=grouped(rows),
             original_prompt=_row(tokenizer, ORIGINAL_PAIR, -1, self.formats[0], True),
             decode=tokenizer.decode,
             facts={"bug_pairs": self.bug_pairs, "control_pairs": self.control_pairs, "rows": len(rows)},
@@ -273,36 +286,59 @@ def _row(tokenizer: Tokenizer, pair: Pair, unit: int, form: Format, right_first:
     """One pair asked in one format and order, as a group of one row."""
     first, second = (pair.right, pair.wrong) if right_first else (pair.wrong, pair.right)
     texts = [template.format(first=first, second=second) for template in (form.clean, form.corrupted)]
+    answers = [form.answer.format(answer=number) for number in (pair.right, pair.wrong)]
+    return prompt_row(tokenizer, texts, answers, unit=unit, group=form.name, numbers=(pair.right, pair.wrong))
+
+
+def prompt_row(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    answer_texts: Sequence[str],
+    *,
+    unit: int,
+    group: str,
+    numbers: Sequence[str] | None = None,
+) -> PromptGroup:
+    """A clean and a corrupted prompt with the right and the wrong answer, as a group of one row.
+
+    Where `numbers` are given, the block common to both prompts must hold them. Otherwise prompts of one length
+    correspond position by position, and others need a common block.
+    """
     clean, corrupted = (tokenizer.encode(text) for text in texts)
     answers = []
-    for number in (pair.right, pair.wrong):
-        after_clean, after_corrupted = (
-            _continuation(tokenizer, text, form.answer.format(answer=number)) for text in texts
-        )
+    for answer in answer_texts:
+        after_clean, after_corrupted = (_continuation(tokenizer, text, answer) for text in texts)
         if after_clean != after_corrupted:
             raise ValueError(
                 f"the answer's tokens are {after_clean} after {texts[0]!r} but {after_corrupted} after "
-                f"{texts[1]!r}; end both wordings of the format alike"
+                f"{texts[1]!r}; end both prompts alike"
             )
         answers.append(after_clean)
     right, wrong = answers
     differ = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), None)
     if differ is None:
         raise ValueError(
-            f"the answers {pair.right} and {pair.wrong} share all tokens of the shorter one: {right}, {wrong}"
+            f"the answers {answer_texts[0]!r} and {answer_texts[1]!r} share all tokens of the shorter one: "
+            f"{right}, {wrong}"
         )
     end = len(right) if len(right) == len(wrong) else differ + 1
     span = longest_common_block(clean, corrupted)
     common = tokenizer.decode(clean[span.source_start : span.source_start + span.length])
-    if not (pair.right in common and pair.wrong in common):
+    if numbers is None and len(clean) == len(corrupted):
+        span = Block(0, 0, len(clean))
+    elif not (span.length and all(number in common for number in numbers or ())):
+        block = (
+            f"their longest common token block is {common!r}, which lacks the numbers"
+            if numbers
+            else "they share no token"
+        )
         raise ValueError(
-            f"{texts[0]!r} and {texts[1]!r} do not align: their longest common token block is {common!r}, which "
-            "lacks the numbers; ask with the same words in both wordings of the format"
+            f"{texts[0]!r} and {texts[1]!r} do not align: {block}; ask with the same words in both prompts"
         )
     tokens = {"clean_NT": clean, "corrupted_NT": corrupted, "shared_NC": right[:differ]}
     tokens |= {"right_NA": right[differ:end], "wrong_NA": wrong[differ:end]}
     arrays = {name: np.array([ids], np.int64) for name, ids in tokens.items()}
-    return PromptGroup(format=form.name, units_N=np.array([unit]), span=span, **arrays)
+    return PromptGroup(format=group, units_N=np.array([unit]), span=span, **arrays)
 
 
 def _continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
@@ -316,7 +352,7 @@ def _continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
     return whole[len(before) :]
 
 
-def _grouped(rows: Sequence[PromptGroup]) -> tuple[PromptGroup, ...]:
+def grouped(rows: Sequence[PromptGroup]) -> tuple[PromptGroup, ...]:
     """Rows of one format, equal token counts and the same common block together, in order of first appearance."""
     groups: dict[tuple[object, ...], list[PromptGroup]] = {}
     for row in rows:

@@ -215,7 +215,7 @@ def test_the_pictured_tokens_are_of_prompts_in_one_order(monkeypatch):
     decoder = model()
     run(decoder, family)
     ((rows, labels, places, words),) = pictured
-    assert words == "format bigger, the right number first"
+    assert words == "format bigger, the right answer first"
     values = []
     with torch.no_grad():
         for unit, _, tokens, _, right, wrong in rows_of(family):

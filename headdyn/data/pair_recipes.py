@@ -1,0 +1,91 @@
+"""Files of prompt pairs for two known tasks: `python -m headdyn.data.pair_recipes ioi 64 > pairs.jsonl`.
+
+`ioi`: indirect objects (Wang et al. 2022, arXiv 2211.00593). Two people are named, one of them again as the giver; the
+right answer is the other. The corrupted prompt names the other one again, so that right and wrong change places.
+`greater_than`: years (Hanna et al. 2023, arXiv 2305.00586). A thing lasted from the year CCYY to the year CC; the right
+answer is a later YY, the wrong one an earlier. The corrupted prompt begins in CC01, after which both are possible.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from headdyn.core.randomness import generator
+
+# First names of one token each in GPT-2's and Pythia's vocabularies, behind a space.
+NAMES = (
+    "Mary",
+    "John",
+    "Tom",
+    "James",
+    "Dan",
+    "Martin",
+    "Amy",
+    "Scott",
+    "Anna",
+    "Paul",
+    "Alex",
+    "Kate",
+    "Mark",
+    "Sarah",
+)
+PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
+OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")
+STORIES = (
+    "When {a} and {b} went to the {place}, {giver} gave a {object} to",
+    "Then, {a} and {b} had a lot of fun at the {place}. {giver} gave a {object} to",
+    "After {a} and {b} met at the {place}, {giver} decided to give a {object} to",
+)
+THINGS = ("war", "campaign", "dispute", "expedition", "voyage", "reign", "strike", "famine")
+CENTURIES = (14, 15, 16, 17, 18)
+
+
+def ioi(rng: np.random.Generator) -> dict[str, str]:
+    """One pair on indirect objects; both orders of the names (ABBA, BABA) come up."""
+    a, b = rng.choice(NAMES, 2, replace=False)
+    story, place, thing = (str(rng.choice(words)) for words in (STORIES, PLACES, OBJECTS))
+    right, giver = (a, b) if rng.random() < 0.5 else (b, a)
+    texts = {
+        wording: story.format(a=a, b=b, giver=repeated, place=place, object=thing)
+        for wording, repeated in (("clean", giver), ("corrupted", right))
+    }
+    return {**texts, "right": f" {right}", "wrong": f" {giver}", "group": "ioi"}
+
+
+def greater_than(rng: np.random.Generator) -> dict[str, str]:
+    """One pair on years: from 12 to 88, so that there are later and earlier ones of two digits, up to 9 away."""
+    thing, century, year = str(rng.choice(THINGS)), int(rng.choice(CENTURIES)), int(rng.integers(12, 89))
+    right, wrong = (year + sign * int(distance) for sign, distance in zip((1, -1), rng.integers(1, 10, 2), strict=True))
+    texts = {
+        wording: f"The {thing} lasted from the year {century}{start:02d} to the year {century}"
+        for wording, start in (("clean", year), ("corrupted", 1))
+    }
+    return {**texts, "right": f"{right:02d}", "wrong": f"{wrong:02d}", "group": "greater_than"}
+
+
+RECIPES: Mapping[str, Callable[[np.random.Generator], dict[str, str]]] = {"ioi": ioi, "greater_than": greater_than}
+
+
+def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
+    """`count` different pairs of a task, drawn from the seed.
+
+    Raises ValueError for an unknown task, and for more pairs than a thousand tries for each find.
+    """
+    if task not in RECIPES:
+        raise ValueError(f"no recipe makes {task!r}; there are {', '.join(RECIPES)}")
+    rng, pairs = generator(seed, f"pairs/{task}"), dict[str, dict[str, str]]()
+    for _ in range(1000 * count):
+        pair = RECIPES[task](rng)
+        pairs.setdefault(pair["clean"], pair)
+        if len(pairs) == count:
+            return list(pairs.values())
+    raise ValueError(f"{task} has fewer than {count} different pairs; ask for fewer")
+
+
+if __name__ == "__main__":
+    for line in make(sys.argv[1], int(sys.argv[2])):
+        print(json.dumps(line))

@@ -1,0 +1,144 @@
+"""Pairs of prompts from the user's file: a clean one, a corrupted one, the right answer and the wrong one.
+
+Any task that is a contrast between two answers is asked so: indirect objects, subject and verb, greater than …
+(science.md §20). No torch and no tokenizer library here: a bad line is named before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headdyn.core.settings import settings
+from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row
+from headdyn.data.corpus import Count
+
+FIELDS = ("clean", "corrupted", "right", "wrong")
+CONTROL = "control"  # the group whose pairs the contrast is not about
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPair:
+    """One line of the file, the independent unit of every statistic; `place` is the file and the line."""
+
+    clean: str
+    corrupted: str
+    right: str
+    wrong: str
+    group: str
+    place: str
+
+    @property
+    def is_bug(self) -> bool:
+        """Whether the corrupted prompt is to mislead; pairs of the group "control" are those that it is not to."""
+        return self.group != CONTROL
+
+
+def read_pairs(path: Path) -> tuple[PromptPair, ...]:
+    """The pairs in a JSONL, CSV or Parquet file with the columns clean, corrupted, right, wrong and perhaps group.
+
+    Raises ValueError naming the file and the line or row that is none, what it lacks and what it must have.
+    """
+    if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
+        fact = "is of no known type" if path.is_file() else "does not exist"
+        raise ValueError(f"data.path={path} {fact}; give a file of pairs: {', '.join(_SUFFIXES)}")
+    pairs = tuple(_pair(place, record) for place, record in _records(path))
+    if not pairs:
+        raise ValueError(f"data.path={path} holds no pair; give lines with {', '.join(FIELDS)}")
+    return pairs
+
+
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    """Every record with its place."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow.parquet as pq
+
+        for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
+            yield f"{path}, row {number}", record
+        return
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        if path.suffix.lower() == ".csv":
+            reader = csv.DictReader(file)
+            for record in reader:
+                yield f"{path}:{reader.line_num}", record
+            return
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    yield f"{path}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
+
+
+def _pair(place: str, record: Any) -> PromptPair:
+    values = record if isinstance(record, Mapping) else {}
+    for field in FIELDS:
+        if not isinstance(values.get(field), str) or not values[field]:
+            raise ValueError(f"{place} has {field}={values.get(field)!r}; give text for each of {', '.join(FIELDS)}")
+    if values["right"] == values["wrong"]:
+        raise ValueError(f"{place}: right and wrong are both {values['right']!r}; give two answers")
+    group = values.get("group") or "pairs"
+    return PromptPair(**{field: values[field] for field in FIELDS}, group=str(group), place=place)
+
+
+@settings
+class PromptPairs:
+    """The pairs of a file as prompts; a conf/data option. `prompts(tokenizer)` puts them into tokens.
+
+    An answer is what follows the prompt, with its leading space where it has one. Δ = log p(right) − log p(wrong) is to
+    be high after the clean prompt and low after the corrupted one; a patch carries values from one to the other. Both
+    prompts have as many tokens, position by position, or share a block of them, the longest, which is what is patched.
+    `pairs` is the most to read, null for all.
+    """
+
+    path: str
+    pairs: Count | None = None
+    allow_chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        if not any(pair.is_bug for pair in self._read()):
+            raise ValueError(f"data.path={self.path} holds pairs of the group {CONTROL!r} alone; add others")
+
+    def _read(self) -> tuple[PromptPair, ...]:
+        return read_pairs(Path(self.path))[: self.pairs]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file: an edited one makes another run."""
+        return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+
+    def prompts(self, tokenizer: Tokenizer) -> Prompts:
+        """The pairs in this tokenizer's tokens.
+
+        Raises ValueError, naming the line, for an answer that is no token continuation of its prompt, answers that
+        share all tokens of the shorter one, and prompts without a common token block; and for a chat model's tokenizer
+        unless it is allowed.
+        """
+        if getattr(tokenizer, "chat_template", None) and not self.allow_chat_template:
+            raise ValueError(
+                f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has a chat template, so its model is a chat "
+                "model, but these prompts are plain text; choose a base model, or set data.allow_chat_template=true"
+            )
+        pairs, rows = self._read(), []
+        for unit, pair in enumerate(pairs):
+            try:
+                rows.append(
+                    prompt_row(
+                        tokenizer, (pair.clean, pair.corrupted), (pair.right, pair.wrong), unit=unit, group=pair.group
+                    )
+                )
+            except ValueError as error:
+                raise ValueError(f"{pair.place}: {error}") from error
+        return Prompts(
+            name="prompt pairs",
+            pairs=pairs,
+            groups=grouped(rows),
+            original_prompt=rows[0],
+            decode=tokenizer.decode,
+            facts={"pairs": len(pairs), "sha256": self.fingerprint()},
+        )

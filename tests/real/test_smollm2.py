@@ -1,0 +1,24 @@
+"""SmolLM2-135M-Instruct, read from a GGUF file: `make test-real` fetches it and runs this."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+FILE = os.environ.get("HEADDYN_REAL_MODEL")
+
+
+@pytest.mark.skipif(FILE is None, reason="needs HEADDYN_REAL_MODEL, a GGUF file of SmolLM2-135M: make test-real")
+def test_a_real_model_is_what_others_read(tmp_path: Path) -> None:
+    from tests.real.smollm2 import measure
+
+    results = measure(Path(str(FILE)), tmp_path)
+    assert all(difference < 1e-4 for difference in list(results["largest_difference_from_hugging_face"].values())[:4])
+    assert results["largest_difference_after_a_second_rounding"]["pattern"] > 0.01  # other weights are told apart
+    assert results["induction_heads"] == results["induction_heads_of_transformer_lens"]
+    assert len(results["induction_heads"]) > 5 and results["largest_q_of_an_induction_head"] < 0.05
+    assert results["correlation_with_transformer_lens"] > 0.99
+    loss = results["loss"]
+    assert loss["repeated_nats"]["ci_high"] < loss["repeated_nats"]["null"] / 2 and loss["copying_nats"]["ci_low"] > 5
