@@ -32,7 +32,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints import load
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
-from headdyn.report.pattern_figure import telling_patterns
+from headdyn.report.pattern_figure import patterns_by_role
 from headdyn.report.run_page import write_run_page
 from headdyn.stages import (
     Subject,
@@ -138,7 +138,7 @@ def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> N
         patterns = record.path / "patterns.safetensors"
         save_patterns(subject.decoder, first_sequences(subject.material, config.patterns_kept), patterns)
         record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
-        record.figure("patterns", "telling_heads", telling_patterns(HeadTable.concat(record.tables), patterns))
+        record.figure("patterns", "telling_heads", patterns_by_role(HeadTable.concat(record.tables), patterns))
 
 
 def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:

@@ -104,9 +104,9 @@ class HeadMap:
 class Curve:
     """One labelled curve with an optional band.
 
-    `look` says what it is by up to three properties and their levels ({"order": "topic", "attention": "GQA"}), which
-    colour, dashes and mark then tell in this order; without it, they tell the labels. `runs` are the numbers of the
-    runs it is about, by which a page's filter hides it.
+    `look` gives up to three properties of the curve with their levels ({"order": "topic", "attention": "GQA"}), shown
+    by colour, dashes and mark in this order; without it they show the label. `runs` are the numbers of the runs it is
+    about, by which a page's filter hides it.
     """
 
     label: str

@@ -205,7 +205,7 @@ class HeadTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a metric's numbers mean and how a reader meets them; stated by the analysis that makes the numbers.
+    """What a metric's numbers mean and how they are shown; stated by the analysis that makes the numbers.
 
     `meaning` is one clause for the glossary, `low` and `high` the range every recorded value must lie in. A reader sees
     the value times `scale` in `unit`, with `digits` decimals where no interval says how many it supports. `outcome`

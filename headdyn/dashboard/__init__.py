@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2 import PanelGrid, Report
     from wandb_workspaces.workspaces import Workspace
 
-# The client's own patience is minutes; a command that is waited for answers within seconds.
+# The client would retry for minutes; this command gives up within seconds.
 _PATIENCE = {"WANDB_SILENT": "true", "WANDB_HTTP_TIMEOUT": "6", "WANDB_X_GRAPHQL_RETRY_MAX": "2"}
 _KNOWN = """query Known($entity: String!, $project: String!) {
     entity(name: $entity) { id }

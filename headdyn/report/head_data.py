@@ -26,7 +26,7 @@ ROLES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True)
-class Kept:
+class RunPatterns:
     """The patterns of one run that a page holds.
 
     `codes` has for each head (layer, head) the lower triangle of each sequence's pattern row by row, a byte a weight
@@ -54,13 +54,13 @@ def head_metrics(table: HeadTable) -> list[str]:
     return list(dict.fromkeys(table.table.filter(of_heads)["metric"].to_pylist()))
 
 
-def telling_heads(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
-    """For one training: the head that has each role most, judged in its first arm (RoPE before what came of it)."""
+def heads_of_training(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
+    """The head that has each role most, judged in the training's first arm, before any change of positions."""
     first = next((job for job in siblings if not job.recalibrated), siblings[0])
-    return telling(first.heads)
+    return heads_by_role(first.heads)
 
 
-def telling(table: HeadTable) -> dict[str, tuple[int, int]]:
+def heads_by_role(table: HeadTable) -> dict[str, tuple[int, int]]:
     """The head (layer, head) that has each role most, by role; roles whose metric was not measured are left out."""
     measured = head_metrics(table)
     heads: dict[str, tuple[int, int]] = {}
@@ -72,14 +72,14 @@ def telling(table: HeadTable) -> dict[str, tuple[int, int]]:
     return heads
 
 
-def kept_patterns(jobs: Sequence[Job], budget: int) -> dict[int, Kept]:
+def patterns_that_fit(jobs: Sequence[Job], budget: int) -> dict[int, RunPatterns]:
     """Attention patterns by job number, as many sequences and heads as fit into so many bytes of base64."""
     with_patterns = [job for job in jobs if (job.run.folder / PATTERNS).is_file()]
-    return {job.number: _kept(job, budget // len(with_patterns)) for job in with_patterns}
+    return {job.number: _run_patterns(job, budget // len(with_patterns)) for job in with_patterns}
 
 
-def _kept(job: Job, budget: int) -> Kept:
-    """The first sequence of as many heads as fit, telling ones first; then further sequences, if all heads fit."""
+def _run_patterns(job: Job, budget: int) -> RunPatterns:
+    """The first sequence of as many heads as fit, those with a role first; then further sequences, if all heads fit."""
     with safe_open(job.run.folder / PATTERNS, framework="np") as file:
         names = list(file.keys())
         layers = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"pattern\.(\d+)", name)))
@@ -88,7 +88,7 @@ def _kept(job: Job, budget: int) -> Kept:
         heads = [(layer, head) for layer in layers for head in range(slices[layer].get_shape()[1])]
         below = np.tril_indices(tokens_NT.shape[1])
         fitting = max(1, budget // (4 * (len(below[0]) // 3 + 1)))
-        chosen = _telling_first(job, heads)[:fitting]
+        chosen = _by_best_rank(job, heads)[:fitting]
         sequences = min(len(tokens_NT), max(1, fitting // len(heads)))
         codes = {}
         for layer, head in chosen:
@@ -97,14 +97,14 @@ def _kept(job: Job, budget: int) -> Kept:
             codes[layer, head] = [code_X.tobytes() for code_X in code_NX]
     left_out = [f"{sequences} of {len(tokens_NT)} sequences are here"] if sequences < len(tokens_NT) else []
     if len(chosen) < len(heads):
-        left_out.append(f"{len(chosen)} of {len(heads)} heads are here, the most telling ones")
+        left_out.append(f"{len(chosen)} of {len(heads)} heads are here, those that rank highest in a role")
     names = job.run.manifest.get("corpus", {}).get("topic_names")
     names = names or [f"topic {i}" for i in range(int(topics_NT.max()) + 1)]
-    return Kept(tokens_NT[:sequences], topics_NT[:sequences], names, codes, "; ".join(left_out))
+    return RunPatterns(tokens_NT[:sequences], topics_NT[:sequences], names, codes, "; ".join(left_out))
 
 
-def _telling_first(job: Job, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Heads by the best rank they have in any role, so that a budget drops the dullest."""
+def _by_best_rank(job: Job, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Heads by their best rank in any role, so that a budget leaves out those that rank low in all."""
     measured = head_metrics(job.heads)
     ranks = []
     for metric in ROLES.values():

@@ -1,4 +1,4 @@
-"""The attention patterns of a run's telling heads as one figure, for its folder, its page and W&B."""
+"""The attention patterns of the heads that have a role in a run as one figure, for its folder, its page and W&B."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from safetensors import safe_open
 from headdyn.core.figures import Figure
 from headdyn.core.pictures import pattern_grid
 from headdyn.core.records import HeadTable
-from headdyn.report.head_data import telling
+from headdyn.report.head_data import heads_by_role
 
 _SEQUENCES = 2  # rows: a head that does one thing does it on both
 
 
-def telling_patterns(table: HeadTable, path: Path) -> Figure:
-    """A column a telling head, a row a kept sequence (two at most), with topic boundaries.
+def patterns_by_role(table: HeadTable, path: Path) -> Figure:
+    """A column for each head with a role, a row for each stored sequence (two at most), with topic boundaries.
 
     `path` is the run's patterns.safetensors. Without attention statistics no head has a role; head 0.0 is shown then.
     """
     roles: dict[tuple[int, int], list[str]] = {}
-    for role, head in (telling(table) or {"no roles were measured": (0, 0)}).items():
+    for role, head in (heads_by_role(table) or {"no roles were measured": (0, 0)}).items():
         roles.setdefault(head, []).append(role)
     with safe_open(path, framework="np") as file:
         topics_NT = file.get_tensor("topics")[:_SEQUENCES]

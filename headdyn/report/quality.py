@@ -1,4 +1,4 @@
-"""Quality control: what must hold in any sweep, checked on its records and said whether it does or not."""
+"""Quality control: what must hold in any sweep, checked on its records."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep varies: its factors, their levels in order, and how a reader meets them.
+"""What a sweep varies: its factors, their levels in order, and what they are called.
 
 A factor is a choice that acts on a training (attention, data_ordering, position_enc), or any key that a sweep's command
 varies. What differs only between merged sweeps is no factor: such runs stand beside each other (see groups.py). Seeds
@@ -84,7 +84,7 @@ class Factor:
         return [Contrast(self.name, weights, "log2(level)" if doubling else "level")]
 
     def interacting(self) -> list[Contrast]:
-        """What is asked of the factor in interactions: of three or more numbers the slope alone."""
+        """The contrasts that enter interactions: of three or more numeric levels the slope alone."""
         return self.slope() or self.pairs()
 
 
@@ -138,7 +138,7 @@ def _are_numbers(levels: Collection[Any]) -> bool:
 
 
 def level_label(name: str, level: Any) -> str:
-    """A level as a reader meets it: `MHA`, `layers 1`, `muon lr 0.02`, `s3`."""
+    """What a level is called: `MHA`, `layers 1`, `muon lr 0.02`, `s3`."""
     if name == "seed":
         return f"s{level}"
     if name in CHOICES:

@@ -14,8 +14,8 @@ from typing import Any
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.factors import factor_names, level_of
 
-# What two runs of one group may differ in: what changes no number's meaning. Which analyses ran may differ too, though
-# not with what settings. Checkpoints of one training belong together.
+# Settings in which runs of one group may differ, because they change no number's meaning. Which analyses ran may also
+# differ; the settings of an analysis may not.
 _NOT_COMPARED = (
     *("seed", "force", "device", "threads", "tracking", "patterns_kept"),
     *("outcomes", "study", "swept", "analysis"),
@@ -36,7 +36,7 @@ class Group:
 
     @property
     def spelled(self) -> str:
-        """In what it differs, as in a command: `mode=smoke, train.steps=120`."""
+        """The settings by which it differs, as in a command: `mode=smoke, train.steps=120`."""
         return ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in self.differs.items())
 
 
@@ -53,7 +53,7 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
     for part in _parted(complete, shared).values():
         members |= _parted(part, [*shared, *_variant_keys(part, factors)])
     compared: list[Settings] = [json.loads(key) for key in members]
-    # A mode acts through other groups, which are named themselves.
+    # A mode sets keys of other groups; those keys are compared themselves.
     every = [k for k in dict.fromkeys(k for one in compared for k in one) if k == "mode.name" or k[:5] != "mode."]
     differing = [key for key in every if _distinct(compared, [key]) > 1]
     return [
@@ -79,7 +79,7 @@ def _shared_keys(runs: Sequence[Run], factors: Sequence[str]) -> list[str]:
 
 
 def _variant_keys(part: Sequence[Run], factors: Sequence[str]) -> list[str]:
-    """The settings of a factor's option, or of an analysis, that several runs have and not all alike.
+    """The settings of a factor's option, or of an analysis, in which the runs that share it differ.
 
     `attention=gqa` with one K/V head and with two are two conditions; TensorLens with another `branch` is another map.
     """
@@ -115,9 +115,9 @@ def _distinct(settings: Sequence[Settings], keys: Sequence[str]) -> int:
 def _names(settings: Sequence[Settings], differing: Sequence[str]) -> list[str]:
     if len(settings) < 2:
         return [""] * len(settings)
-    telling = [key for key in differing if key.endswith(".name") and _distinct(settings, [key]) == len(settings)]
-    if telling:
-        return [str(one.get(telling[0])) for one in settings]
+    choices = [key for key in differing if key.endswith(".name") and _distinct(settings, [key]) == len(settings)]
+    if choices:
+        return [str(one.get(choices[0])) for one in settings]
     chosen: list[str] = []  # at every turn the key that tells most groups apart
     while _distinct(settings, chosen) < len(settings):
         chosen.append(max(differing, key=lambda key: _distinct(settings, [*chosen, key])))

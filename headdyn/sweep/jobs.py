@@ -47,7 +47,7 @@ class Job:
         return metrics_of([self.run])
 
     def metric(self, name: str) -> Metric:
-        """How a reader meets a scalar of the run."""
+        """The label, unit and scale under which a scalar of the run is shown."""
         return self.glossary.get(name) or unnamed(name)
 
     @property

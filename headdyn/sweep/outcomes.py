@@ -1,4 +1,4 @@
-"""Which metrics a sweep tests, and how a reader meets a metric: both from the runs' records.
+"""Which metrics a sweep tests, and the label, unit and scale under which each is shown, from the runs' records.
 
 `outcomes: {primary: NAME, others: [NAME, …]}` in a run's configuration names them; `others: null` stands for every
 metric whose analysis says that it may be an outcome.

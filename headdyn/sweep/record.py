@@ -1,4 +1,4 @@
-"""A sweep as its folder tells it: every job, finished or not, and what was computed over them."""
+"""A sweep's records, read from its folder: every job, finished or not, and what was computed over them."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class SweepRecord:
         return metrics_of(job.run for job in self.jobs)
 
     def metric(self, name: str) -> Metric:
-        """How a reader meets a scalar."""
+        """The label, unit and scale under which a scalar is shown."""
         return self.metrics.get(name) or unnamed(name)
 
     @property
     def group_settings(self) -> dict[str, str]:
-        """In what each of several groups differs from the others, as it is spelled in a command.
+        """The settings in which each of several groups differs from the others, as in a command.
 
         Runs on prompts have no training, so that what a protocol says of one is left out.
         """

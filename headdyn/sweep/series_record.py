@@ -113,7 +113,7 @@ class Series:
         return next((m[key] for m in manifests for key in ("truth", "organism") if key in m), {})
 
     def metric(self, name: str) -> Metric:
-        """How a reader meets a metric of the checkpoints."""
+        """The label, unit and scale under which a metric of the checkpoints is shown."""
         return next((job.glossary[name] for job in self.jobs.values() if name in job.glossary), unnamed(name))
 
     def points(self, metric: str) -> Points | None:

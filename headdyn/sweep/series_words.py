@@ -1,4 +1,4 @@
-"""What a series of checkpoints says about emergence, in sentences from its verdict: the answer first, and none as none.
+"""Sentences about emergence in a series of checkpoints, from its verdict: the answer first, "none" where there is none.
 
 A claim about one series rests on its pairs or sequences. A claim about training rests on several trainings, so that
 one series proves none.
@@ -82,9 +82,9 @@ def split_answer(series: Series) -> list[str]:
 
 
 def other_measures(series: Series) -> list[str]:
-    """The measures beside those of the split that the verdict dates, in the order they were asked for.
+    """When each measure emerged, apart from those of the split of the heads, in the order of the configuration.
 
-    What an original procedure measured is for its study to tell.
+    Measures of a study's original procedure are left to the study's own part of the page.
     """
     names = [name for name in series.measures if name not in series.split_measures and not is_original(name)]
     missing = series.verdict.get("unmeasured", [])
@@ -102,7 +102,7 @@ def other_measures(series: Series) -> list[str]:
 
 
 def is_original(metric: str) -> bool:
-    """Whether a metric is one of a companion's, which repeats an original procedure (`protocol.companions`)."""
+    """Whether it was measured by an analysis that repeats a study's procedure (`protocol.companions`)."""
     return metric.startswith("original_")
 
 

@@ -9,7 +9,7 @@ import vl_convert
 from safetensors.numpy import load_file
 
 from headdyn.core.records import HeadTable
-from headdyn.report.head_data import head_metrics, kept_patterns, telling_heads
+from headdyn.report.head_data import head_metrics, heads_of_training, patterns_that_fit
 from headdyn.report.sections.heads import explorer
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord, single_job
@@ -26,7 +26,7 @@ def job(folder: Path, **settings: object) -> Job:
 def explored(record: SweepRecord) -> dict[str, Any]:
     """The specification of the heads of a sweep, and its tables by name."""
     jobs = record.complete
-    return explorer(record, jobs, kept_patterns(jobs, PLENTY))
+    return explorer(record, jobs, patterns_that_fit(jobs, PLENTY))
 
 
 def unpacked(codes: bytes, length: int) -> np.ndarray:
@@ -38,7 +38,7 @@ def unpacked(codes: bytes, length: int) -> np.ndarray:
 
 def test_kept_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
     one = job(tmp_path, length=12)
-    kept = kept_patterns([one], PLENTY)[0]
+    kept = patterns_that_fit([one], PLENTY)[0]
     assert set(kept.codes) == {(0, 0), (0, 1), (1, 0), (1, 1)} and kept.left_out == ""
     stored = load_file(one.run.folder / "patterns.safetensors")
     for n in range(2):
@@ -51,11 +51,13 @@ def test_kept_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
 
 def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Path) -> None:
     one = job(tmp_path, length=32)  # head 0.1 is the selective one
-    whole = sum(4 * (len(each) // 3 + 1) for codes in kept_patterns([one], PLENTY)[0].codes.values() for each in codes)
-    assert kept_patterns([one], whole)[0].left_out == ""
-    halved = kept_patterns([one], whole - 1)[0]
+    whole = sum(
+        4 * (len(each) // 3 + 1) for codes in patterns_that_fit([one], PLENTY)[0].codes.values() for each in codes
+    )
+    assert patterns_that_fit([one], whole)[0].left_out == ""
+    halved = patterns_that_fit([one], whole - 1)[0]
     assert halved.sequences == 1 and halved.left_out == "1 of 2 sequences are here"
-    least = kept_patterns([one], 1)[0]
+    least = patterns_that_fit([one], 1)[0]
     assert list(least.codes) == [(0, 1)]
     assert "1 of 4 heads are here" in least.left_out
 
@@ -151,4 +153,4 @@ def test_the_telling_head_is_judged_before_positions_change(tmp_path: Path) -> N
     before, after = np.array([[0.0, 0.3]]), np.array([[0.2, 0.1]])
     entries = [run(tmp_path, position="drope", selectivity_LH=after), run(tmp_path, selectivity_LH=before)]
     (siblings,) = SweepRecord.read(sweep(tmp_path, entries)).siblings
-    assert telling_heads(siblings) == {"most topic-selective": (0, 1)}
+    assert heads_of_training(siblings) == {"most topic-selective": (0, 1)}

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 
 from headdyn.core.figures import Figure
 from headdyn.core.records import HeadTable
-from headdyn.report.pattern_figure import telling_patterns
+from headdyn.report.pattern_figure import patterns_by_role
 from tests.figure_checks import clipped, decoded, overlapping, rows, texts
 from tests.report.folders import heads, patterns
 
@@ -23,7 +23,7 @@ def titles(figure: Figure) -> list[str]:
 
 
 def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kept: Path) -> None:
-    figure = telling_patterns(heads(np.array([[0.0, 0.1], [0.3, 0.2]])), kept)
+    figure = patterns_by_role(heads(np.array([[0.0, 0.1], [0.3, 0.2]])), kept)
     assert titles(figure) == ["sequence 1", "sequence 2", "most topic-selective", "layer 1, head 0"]
     stored = load_file(kept)["pattern.1"][:, 0].astype(np.float32)
     images = rows(figure, "url")
@@ -41,7 +41,7 @@ def test_a_head_of_two_roles_is_drawn_once(kept: Path) -> None:
     roles = ("selectivity", "previous_token", "induction")
     shown = (value_LH, 1 - value_LH, value_LH)
     tables = [HeadTable.per_head(role, v_LH, n=1, unit="sequence") for role, v_LH in zip(roles, shown, strict=True)]
-    figure = telling_patterns(HeadTable.concat(tables), kept)
+    figure = patterns_by_role(HeadTable.concat(tables), kept)
     both, other = "most topic-selective and strongest induction", "strongest previous-token"
     found = " ".join(titles(figure))
     assert found == f"sequence 1 sequence 2 {both} layer 1, head 0 {other} layer 0, head 0"
@@ -49,6 +49,6 @@ def test_a_head_of_two_roles_is_drawn_once(kept: Path) -> None:
 
 
 def test_without_roles_the_first_head_is_shown_and_it_says_so(kept: Path) -> None:
-    figure = telling_patterns(HeadTable.concat([]), kept)
+    figure = patterns_by_role(HeadTable.concat([]), kept)
     assert titles(figure)[2:] == ["no roles were measured", "layer 0, head 0"]
     assert clipped(figure) == [] and overlapping(figure) == []

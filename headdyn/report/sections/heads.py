@@ -13,7 +13,7 @@ from headdyn.core.figures import GREY, PALETTE, Figure, alt
 from headdyn.core.numbers import count, p_value
 from headdyn.core.records import HeadTable
 from headdyn.report.blocks import Section, Table, cell
-from headdyn.report.head_data import Kept, head_metrics, kept_patterns, telling_heads
+from headdyn.report.head_data import RunPatterns, head_metrics, heads_of_training, patterns_that_fit
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
@@ -35,7 +35,7 @@ def section(sweep: SweepRecord) -> Section | None:
     jobs = [job for job in sweep.complete if head_metrics(job.heads)]
     if not jobs:
         return None
-    patterns = kept_patterns(jobs, PATTERN_BYTES)
+    patterns = patterns_that_fit(jobs, PATTERN_BYTES)
     left_out = dict.fromkeys(part.left_out for part in patterns.values() if part.left_out)
     notes = [f"To keep this page small {text}; all are in the runs' patterns.safetensors." for text in left_out]
     blocks = [_ABOUT + (_PATTERNS if patterns else ""), explorer(sweep, jobs, patterns), *notes]
@@ -58,7 +58,7 @@ def standing_out(sweep: SweepRecord) -> Section | None:
     return Section("standing-out", "Heads that stand out", [table], clear)
 
 
-def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, Kept]) -> dict[str, Any]:
+def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPatterns]) -> dict[str, Any]:
     """The Vega-Lite specification of the maps and of what a click shows."""
     families = _families(sweep, jobs)
     rows = [row for family in families for row in _family_rows(family)]
@@ -104,7 +104,7 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, Kept])
 def _first_head(jobs: Sequence[Job], row: Mapping[str, Any]) -> tuple[int, int]:
     """The head that is shown before a reader has picked one: one that has a role, else any that was measured."""
     measured = [i for i, value in enumerate(row["value"]) if value is not None]
-    return next(iter(telling_heads(jobs).values()), (row["layer"][measured[0]], row["head"][measured[0]]))
+    return next(iter(heads_of_training(jobs).values()), (row["layer"][measured[0]], row["head"][measured[0]]))
 
 
 def _maps(jobs: Sequence[Job], pick: alt.Parameter) -> Any:
@@ -315,7 +315,7 @@ def _rows(heads: HeadTable, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, Kept]) -> dict[str, list[dict[str, Any]]]:
+def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, RunPatterns]) -> dict[str, list[dict[str, Any]]]:
     patterns: list[dict[str, Any]] = []
     tokens: list[dict[str, Any]] = []
     edges: dict[tuple[str, int, int], dict[str, Any]] = {}

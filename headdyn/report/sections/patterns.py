@@ -1,4 +1,4 @@
-"""Attention patterns of telling heads: for each training and role the same head in every arm of that training."""
+"""Attention patterns of heads with a role: for each training and role the same head in every arm of the training."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from safetensors import safe_open
 from headdyn.core.numbers import fixed, p_value
 from headdyn.core.pictures import pattern_grid
 from headdyn.report.blocks import Heading, Section, Table, figure_html
-from headdyn.report.head_data import PATTERNS, ROLES, telling_heads
+from headdyn.report.head_data import PATTERNS, ROLES, heads_of_training
 from headdyn.report.sections.training import shared_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
 _ABOUT = (
     "Of each training the head with the largest value of its role, judged before any change of positions (of a series, "
-    "at its last checkpoint), on the first kept sequence, and beside it the same head in the training's other arms. "
+    "at its last checkpoint), on the first stored sequence, and beside it the same head in the training's other arms. "
     "White lines are where a new topic begins. Any head's patterns are under “Heads, layer by layer”."
 )
 
@@ -33,7 +33,7 @@ def section(sweep: SweepRecord) -> Section | None:
         rows: list[Row] = []
         for siblings in map(_few, sweep.siblings):
             of_checkpoints = len({job.factors.get("revision") for job in siblings}) > 1
-            head = telling_heads(siblings[-1:] if of_checkpoints else siblings).get(role)
+            head = heads_of_training(siblings[-1:] if of_checkpoints else siblings).get(role)
             arms = [job for job in siblings if (job.run.folder / PATTERNS).is_file()]
             if head is not None and arms:
                 rows.append((head, arms))
@@ -42,7 +42,7 @@ def section(sweep: SweepRecord) -> Section | None:
             numbers = [job.number for _, arms in rows for job in arms]
             table = Table(columns=["run", "layer.head", "what it measures"], rows=lines, runs=numbers)
             blocks += [Heading(f"The {role} head of each training"), _picture(rows), table]
-    return Section("patterns", "Patterns of telling heads", blocks) if len(blocks) > 1 else None
+    return Section("patterns", "Attention patterns of heads with a role", blocks) if len(blocks) > 1 else None
 
 
 def _picture(rows: Sequence[Row]) -> Markup:

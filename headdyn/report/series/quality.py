@@ -1,4 +1,4 @@
-"""Quality control of series: the beginning against nothing, weights, dtype, resolution, repeats, units."""
+"""Quality control of series: early checkpoints against chance, weights, dtype, resolution, repeats, units."""
 
 from __future__ import annotations
 
