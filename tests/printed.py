@@ -7,17 +7,18 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-_BLOCK = re.compile(r"(<!-- not run by tests: [^>]*-->\n)?```(\w+)([^\n]*)\n(.*?)```", re.DOTALL)
+_BLOCK = re.compile(r"(?:<!-- (not run by tests|needs): ([^>]*?) -->\n)?```(\w+)([^\n]*)\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block; `run` is whether a test may run it (a comment above says why not)."""
+    """A fenced block. A comment above may say what it `needs`, or why no test runs it at all."""
 
     language: str
     options: str
     text: str
-    run: bool
+    run: bool = True
+    needs: str = ""  # hub or GPU
 
     @property
     def title(self) -> str:
@@ -41,7 +42,10 @@ class Block:
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     found = _BLOCK.findall(page.read_text(encoding="utf-8"))
-    return [Block(language, options, text, not refused) for refused, language, options, text in found]
+    return [
+        Block(language, options, text, comment != "not run by tests", what if comment == "needs" else "")
+        for comment, what, language, options, text in found
+    ]
 
 
 def printed_files(page: Path) -> dict[str, str]:

@@ -48,34 +48,40 @@ class Key:
 
 @dataclass(frozen=True)
 class Section:
-    """The keys of one class of settings, and the options that are of it, each with its YAML's first comment."""
+    """The keys of one class of settings, and the options that are of it, each with its YAML's first comment.
+
+    `sources` are the keys that keys take their values from, in any of the options.
+    """
 
     title: str
     options: Mapping[str, str]
     keys: tuple[Key, ...]
+    sources: Mapping[str, str]
 
 
 def sections() -> list[Section]:
     """Every group's keys, option by option; options with the same keys share a section, at the first one's defaults."""
-    found: list[tuple[str, Any, dict[str, str], dict[str, Any]]] = []
+    found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, str]]] = []
     for group, option in _options():
         node, prefix = _composed(group, option)
         cls = _class(node, prefix)
         leaves = dict(_leaves(node, prefix))
         same = next((entry for entry in found if entry[1] is cls and set(entry[3]) == set(leaves)), None)
+        sources = {name: source for name, value in leaves.items() if (source := _source(value))}
         if same is not None and group != "analysis":
             same[2][option] = _about(group, option)
+            same[4].update({**sources, **same[4]})
         else:
-            found.append((group, cls, {option: _about(group, option)}, leaves))
+            found.append((group, cls, {option: _about(group, option)}, leaves, sources))
     made = []
-    for group, cls, options, leaves in found:
+    for group, cls, options, leaves, sources in found:
         said = {
             **_said(group, *(file.stem for file in sorted((CONF / group).glob("*.yaml")))),
             **_said(group, *options),
         }
         keys = [Key(n, _type_at(cls, group, n), _spelled(v), _meaning(n, said)) for n, v in leaves.items()]
         title = f"{group}={next(iter(options))}" if group else "The run itself"
-        made.append(Section(title, {name: about for name, about in options.items() if name}, tuple(keys)))
+        made.append(Section(title, {name: about for name, about in options.items() if name}, tuple(keys), sources))
     for _ in range(2):  # twice, since a key may be tied through another one
         made = _tied(made)
     return made
@@ -102,13 +108,14 @@ def _meaning(key: str, said: Mapping[str, str]) -> str:
 def _tied(made: list[Section]) -> list[Section]:
     """The sections, where a key that another one takes its value from has the other's type and meaning."""
     readers: dict[str, Key] = {}
-    for key in (key for section in made for key in section.keys):
-        if (source := _source(key)) and key.meaning:
-            readers.setdefault(source, key)
+    for section in made:
+        for key in section.keys:
+            if key.name in section.sources and key.meaning:
+                readers.setdefault(section.sources[key.name], key)
     every = {key.name: key for section in made for key in section.keys}
 
-    def tied(key: Key) -> Key:
-        reader, source = readers.get(key.name), _source(key)
+    def tied(key: Key, source: str | None) -> Key:
+        reader = readers.get(key.name)
         if reader is not None and key.name.startswith(("mode.", "protocol.")):
             meaning = (
                 reader.meaning if reader.meaning.startswith("sets ") else f"sets `{reader.name}`: {reader.meaning}"
@@ -118,12 +125,15 @@ def _tied(made: list[Section]) -> list[Section]:
             return dataclasses.replace(key, meaning=every[source].meaning)
         return key
 
-    return [dataclasses.replace(section, keys=tuple(map(tied, section.keys))) for section in made]
+    return [
+        dataclasses.replace(section, keys=tuple(tied(key, section.sources.get(key.name)) for key in section.keys))
+        for section in made
+    ]
 
 
-def _source(key: Key) -> str | None:
-    """The key that this one takes its value from."""
-    match = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", key.default)
+def _source(value: Any) -> str | None:
+    """The key that a raw value is taken from."""
+    match = re.fullmatch(r"\$\{(?:oc\.select:)?([\w.]+)(?:,.*)?\}", str(value))
     return match[1] if match else None
 
 
@@ -145,9 +155,14 @@ def reference() -> str:
 
 
 def _options() -> Iterator[tuple[str, str]]:
+    """Every group and option, a group's default first."""
     yield "", ""
+    defaults = typing.cast(DictConfig, OmegaConf.load(CONF / "config.yaml")).defaults
+    usual = [f"{group}/{option}" for entry in defaults if OmegaConf.is_dict(entry) for group, option in entry.items()]
     for group in (*GROUPS, "analysis", "cluster"):
-        files = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        files = sorted(
+            (file.stem for file in (CONF / group).glob("*.yaml")), key=lambda n: (f"{group}/{n}" not in usual, n)
+        )
         yield from ((group, name) for name in files if f"{group}/{name}" not in _NO_OPTIONS)
 
 
