@@ -34,6 +34,8 @@ class AttentionStatistics(LabelSwapSettings):
     is exact, its p by sign flips over sequences.
     Where the corpus confines attention to documents, topic statistics are absent. Induction keys in other documents
     then count as keys that got no attention, in the null as well.
+    Table `attention_profiles`: every sequence's value of every statistic by head, by which heads of two checkpoints are
+    matched (head_profiles.py).
     """
 
     sequences: int = 128

@@ -80,9 +80,13 @@ def _ratio_rows(
         if name.startswith("selectivity"):
             null_LH = np.zeros_like(heads.value[m])
         if name in _SELECTIVITIES:
-            p_LH, p = _p_values(settings, *ratios[name], sums.labels_NJ, generator)
+            # The flips act on the numerators, where the null's value is 0 whatever the denominators.
+            numerator_NLH, denominator = np.broadcast_arrays(*ratios[name])
+            share_NLH = numerator_NLH / mean_denominator(denominator)
+            p_LH, p = _p_values(settings, share_NLH, sums.labels_NJ, generator)
         elif name == "induction":
-            p_LH, p = _induction_p(settings, by_name[name] - ratio_units(*swapped[name]), generator)
+            difference_NLH = by_name[name] - ratio_units(*swapped[name])
+            p_LH, p = _p_values(settings, difference_NLH, np.empty((len(difference_NLH), 0)), generator)
         rows += [
             heads[m].rows(name, null=null_LH, p=p_LH, reason=_UNDEFINED),
             model[m].rows(name, null=_mean_over_heads(null_LH), p=p, reason=_UNDEFINED),
@@ -100,32 +104,13 @@ def _top_row(metric: str, heads: Estimate, null_LH: np.ndarray, p_LH: np.ndarray
     return heads[top].rows(metric, null=null_LH[top], p=np.minimum(1, p_LH[top] * p_LH.size))
 
 
-def _induction_p(
-    settings: AttentionStatistics, difference_NLH: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """p of induction beyond its null, of heads and of their mean, by sign flips over sequences."""
-    columns = np.concatenate(
-        (difference_NLH.reshape(len(difference_NLH), -1), _mean_over_heads(difference_NLH)[:, None]), axis=1
-    )
-    p = flip_p(columns, np.empty((len(columns), 0)), generator, draws=settings.sign_flips)
-    return p[:-1].reshape(difference_NLH.shape[1:]), p[-1]
-
-
 def _p_values(
-    settings: AttentionStatistics,
-    numerator_NLH: np.ndarray,
-    denominator: np.ndarray | int,
-    labels_NJ: np.ndarray,
-    generator: np.random.Generator,
+    settings: AttentionStatistics, value_NLH: np.ndarray, controls_NJ: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """p of the selectivities of heads and of their mean by sign flips over sequences; NaN where one is undefined.
-
-    The flips act on the numerators, where the null's value is 0 whatever the denominators.
-    """
-    share_NLH = numerator_NLH / mean_denominator(np.broadcast_to(denominator, numerator_NLH.shape))
-    columns = np.concatenate((share_NLH.reshape(len(share_NLH), -1), _mean_over_heads(share_NLH)[:, None]), axis=1)
-    p = flip_p(columns, labels_NJ, generator, draws=settings.sign_flips)
-    return p[:-1].reshape(share_NLH.shape[1:]), p[-1]
+    """p of heads and of their mean against 0 by sign flips over sequences; NaN where one is undefined."""
+    columns = np.concatenate((value_NLH.reshape(len(value_NLH), -1), _mean_over_heads(value_NLH)[:, None]), axis=1)
+    p = flip_p(columns, controls_NJ, generator, draws=settings.sign_flips)
+    return p[:-1].reshape(value_NLH.shape[1:]), p[-1]
 
 
 def _uniform_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:

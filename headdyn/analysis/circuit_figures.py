@@ -43,9 +43,9 @@ def heads_figure(table: HeadTable, width: int) -> Figure:
 
 def spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]]) -> Figure:
     """Singular values over the root of their summed squares: mean over heads, band from the 10th to 90th percentile."""
-    drawn_Nd = torch.cat([values[name] for values in null for name in values])  # both circuits are the same law
+    random_Nd = torch.cat([values[name] for values in null for name in values])  # both circuits are the same law
     lines = []
-    for label, values_Nd in (("QK", spectra["qk"]), ("OV", spectra["ov"]), ("random heads", drawn_Nd)):
+    for label, values_Nd in (("QK", spectra["qk"]), ("OV", spectra["ov"]), ("random heads", random_Nd)):
         share_Nd = (values_Nd / values_Nd.norm(dim=-1, keepdim=True).clamp_min(1e-300)).cpu().numpy()
         low, high = np.quantile(share_Nd, [0.1, 0.9], axis=0)
         lines.append(Curve(label=label, x=np.arange(1, share_Nd.shape[1] + 1), y=share_Nd.mean(0), low=low, high=high))

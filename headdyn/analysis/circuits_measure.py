@@ -56,8 +56,8 @@ def measure(
         similarity[f"qk offset {offset}"] = cosines(_whole_model(decoder, offset)["qk"]).cpu().numpy()
     null = []
     for _ in range(-(-settings.null_draws // (c.num_layers * c.num_heads))):
-        drawn = {name: factors.to(tokens_DD.device) for name, factors in random_circuits(c, generator).items()}
-        null.append(Measured.of(c, drawn, tokens_DD))
+        random_heads = {name: factors.to(tokens_DD.device) for name, factors in random_circuits(c, generator).items()}
+        null.append(Measured.of(c, random_heads, tokens_DD))
     rows: list[HeadTable] = []
     for name, value_LH in model.values.items():
         rows += _rows(name, value_LH, np.concatenate([random.values[name].ravel() for random in null]), generator)
@@ -68,7 +68,7 @@ def measure(
         return token_readouts(name, factors, decoder, directions=settings.directions, tokens=settings.tokens, text=text)
 
     readouts = {name: read(name, circuits[name]) for name in ("qk", "ov")}
-    by_chance = {name: furthest(read(name, drawn[name][:_NULL_READOUTS])) for name in readouts}
+    by_chance = {name: furthest(read(name, random_heads[name][:_NULL_READOUTS])) for name in readouts}
     return Findings(
         table=table,
         figures={

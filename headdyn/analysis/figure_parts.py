@@ -55,7 +55,7 @@ def topic_intervals(names: Sequence[str], by_topic: Estimate, xlabel: str, *, sc
 def drawable(text: str) -> str:
     """A token's text, with signs for spaces and line breaks, and with code points for scripts that most fonts lack."""
     text = "".join(_SIGNS.get(c, c) for c in text) or "\u2205"
-    drawn = (
+    signs = (
         c if c in "\u21b5\u2423\u2205" or (" " < c < "\u0530" and c.isprintable()) else f"U+{ord(c):04X}" for c in text
     )
-    return "".join(drawn)
+    return "".join(signs)

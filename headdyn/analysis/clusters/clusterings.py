@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.cluster.hierarchy import linkage
 from scipy.optimize import linear_sum_assignment
 
 
@@ -90,32 +91,17 @@ def _plus_plus(squared_RHH: np.ndarray, uniform_Ik: np.ndarray) -> np.ndarray:
 
 
 def ward(distance_RHH: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
-    """Labels [R, H] of Ward's hierarchical clustering, cut into each number of clusters of `ks`.
-
-    Starting from single points, the two clusters whose union adds least to the squared distances from centres are
-    joined; Lance and Williams' recurrence gives the union's distances (1967).
-    """
-    squared_RHH = distance_RHH**2
-    clouds, heads, _ = squared_RHH.shape
-    rows_R, across = np.arange(clouds), np.arange(heads)
-    squared_RHH[:, across, across] = np.inf
-    size_RH, labels_RH = np.ones((clouds, heads)), np.tile(across, (clouds, 1))
-    cuts = {heads: labels_RH}
-    for count in range(heads - 1, 0, -1):
-        i_R, j_R = np.divmod(squared_RHH.reshape(clouds, -1).argmin(-1), heads)
-        size_i_R1, size_j_R1 = size_RH[rows_R, i_R][:, None], size_RH[rows_R, j_R][:, None]
-        joined_RH = (
-            (size_i_R1 + size_RH) * squared_RHH[rows_R, i_R]
-            + (size_j_R1 + size_RH) * squared_RHH[rows_R, j_R]
-            - size_RH * squared_RHH[rows_R, i_R, j_R][:, None]
-        ) / (size_i_R1 + size_j_R1 + size_RH)
-        joined_RH[rows_R, i_R] = np.inf
-        squared_RHH[rows_R, i_R] = squared_RHH[rows_R, :, i_R] = joined_RH
-        squared_RHH[rows_R, j_R] = squared_RHH[rows_R, :, j_R] = np.inf
-        size_RH[rows_R, i_R] += size_RH[rows_R, j_R]
-        labels_RH = np.where(labels_RH == j_R[:, None], i_R[:, None], labels_RH)
-        cuts[count] = labels_RH
-    return [renumbered(cuts[k]) for k in ks]
+    """Labels [R, H] of Ward's hierarchical clustering, cut into each number of clusters of `ks`."""
+    heads = distance_RHH.shape[-1]
+    upper, levels = np.triu_indices(heads, 1), [heads - k for k in ks]
+    labels_RKH = np.empty((len(distance_RHH), len(ks), heads), dtype=int)
+    for labels_KH, distance_HH in zip(labels_RKH, distance_RHH, strict=True):
+        label_H, cuts = np.arange(heads), {0: np.arange(heads)}
+        for joins, (first, second) in enumerate(linkage(distance_HH[upper], "ward")[:, :2].astype(int), start=1):
+            label_H = np.where((label_H == first) | (label_H == second), heads + joins - 1, label_H)
+            cuts[joins] = label_H
+        labels_KH[:] = [cuts[level] for level in levels]
+    return [renumbered(labels_RH) for labels_RH in labels_RKH.swapaxes(0, 1)]
 
 
 def dbscan(distance_RHH: np.ndarray, eps_RE: np.ndarray) -> list[np.ndarray]:
@@ -192,14 +178,14 @@ def spread(gram_RHH: np.ndarray, labels_RH: np.ndarray) -> tuple[np.ndarray, np.
     size_Rk = member_RHk.sum(-2)
     mean_RHk = member_RHk / np.maximum(size_Rk, 1)[:, None]
     centre_Rkk = mean_RHk.swapaxes(-1, -2) @ gram_RHH @ mean_RHk
-    there_Rk = size_Rk > 0
-    between_Rkk = np.where(there_Rk[:, :, None] & there_Rk[:, None, :], distances(centre_Rkk), 0.0)
+    occupied_Rk = size_Rk > 0
+    between_Rkk = np.where(occupied_Rk[:, :, None] & occupied_Rk[:, None, :], distances(centre_Rkk), 0.0)
     # The mean of |x|² over a cluster less |its mean|²
     squares_Rk = (np.diagonal(gram_RHH, axis1=-2, axis2=-1)[:, None] @ mean_RHk)[:, 0]
     within_Rk = np.maximum(squares_Rk - np.diagonal(centre_Rkk, axis1=-2, axis2=-1), 0)
     within_Rk = np.where(size_Rk == 1, 0.0, within_Rk)  # not a rounding error
-    several_R = there_Rk.sum(-1) > 1
-    return np.where(several_R, between_Rkk.max((-2, -1)), np.nan), np.where(there_Rk, within_Rk, np.nan)
+    several_R = occupied_Rk.sum(-1) > 1
+    return np.where(several_R, between_Rkk.max((-2, -1)), np.nan), np.where(occupied_Rk, within_Rk, np.nan)
 
 
 def wasserstein(distance_HH: np.ndarray, first_H: np.ndarray, second_H: np.ndarray) -> float:

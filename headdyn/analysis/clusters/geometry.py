@@ -29,8 +29,8 @@ def random_circuit_cosines(decoder: Decoder, draws: int, generator: np.random.Ge
     c, device = decoder.config, decoder.embed.weight.device
 
     def draw(heads: int) -> Tensor:
-        drawn_XDd = generator.standard_normal(size=(heads, c.d_model, c.head_dim), dtype=np.float32)
-        return torch.from_numpy(drawn_XDd).to(device).repeat_interleave(c.num_heads // heads, dim=0)
+        gaussian_XDd = generator.standard_normal(size=(heads, c.d_model, c.head_dim), dtype=np.float32)
+        return torch.from_numpy(gaussian_XDd).to(device).repeat_interleave(c.num_heads // heads, dim=0)
 
     circuits = (Factors(draw(c.num_heads), draw(c.num_kv_heads)) for _ in range(draws))
     return np.stack([cosines(factors).double().cpu().numpy() for factors in circuits])

@@ -54,22 +54,12 @@ def clustering_table(kinds: Mapping[str, Clouds], repairs: Mapping[int, np.ndarr
 
 def coordinate_table(own: Mapping[str, AllClusterings]) -> pa.Table:
     """Each head's first two principal components, by layer and kind, with their shares of the variance."""
-    records = []
+    names, records = ("layer", "kind", "head", "pc_1", "pc_2", "share_1", "share_2"), []
     for kind, clusterings_of in own.items():
         for layer, gram_HH in enumerate(clusterings_of.gram_RHH):
             points_HX, share_X = clusterings.coordinates(gram_HH)
-            records += [
-                {
-                    "layer": layer,
-                    "kind": kind,
-                    "head": head,
-                    "pc_1": x,
-                    "pc_2": y,
-                    "share_1": share_X[0],
-                    "share_2": share_X[1],
-                }
-                for head, (x, y) in enumerate(points_HX[:, :2].tolist())
-            ]
+            for head, point_2 in enumerate(points_HX[:, :2].tolist()):
+                records.append(dict(zip(names, (layer, kind, head, *point_2, *share_X[:2]), strict=True)))
     return pa.Table.from_pylist(records)
 
 

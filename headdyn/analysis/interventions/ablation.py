@@ -72,7 +72,8 @@ class Ablation:
     heads, without a p: that would be its rank among the very heads tested. q-values run over the model's rows, which
     are those of `layer`, and the energies of all layers.
 
-    Table `groups`: one row per group and way of silencing it.
+    Table `groups`: one row per group and way of silencing it; `ablation_profiles`: every unit's KL by head, by which
+    heads of two checkpoints are matched (head_profiles.py).
     Raises ValueError for a layer out of range, fewer than 4 heads a layer, and a single text of some length.
     """
 

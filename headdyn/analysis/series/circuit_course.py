@@ -75,26 +75,25 @@ class CircuitCourse:
             return SeriesFindings(table=HeadTable.concat([]), verdict=verdict)
         values = {m: np.array([counted[step].matrix(m).ravel() for step in steps]) for m in FOLLOWED}
         nulls = {m: [counted[step].summary()[m].get("null") for step in steps] for m in FOLLOWED}
-        rows = [self._change(metric, values[metric], generator) for metric in FOLLOWED]
+        table = HeadTable.concat(self._change(metric, values[metric], generator) for metric in FOLLOWED)
         figures = {name: _picture(name, steps, values, nulls) for name in _PICTURES}
         return SeriesFindings(
-            table=HeadTable.from_rows(rows),
+            table=table,
             figures={name: figure for name, figure in figures.items() if figure is not None},
             tables={"circuit_course": _table(steps, values, nulls)},
-            verdict=verdict | {"changes": {row["metric"]: row.get("value") for row in rows}},
+            verdict=verdict | {"changes": {row["metric"]: row["value"] for row in table.rows()}},
         )
 
-    def _change(self, metric: str, value_KN: np.ndarray, generator: np.random.Generator) -> dict[str, Any]:
-        from headdyn.core.statistics import bootstrap_interval
+    def _change(self, metric: str, value_KN: np.ndarray, generator: np.random.Generator) -> HeadTable:
+        from headdyn.analysis.estimates import means
 
-        row = {"metric": f"{metric}_change", "unit": "head"}
         change_N = value_KN[-1] - value_KN[0]
         change_N = change_N[~np.isnan(change_N)]
+        name = f"{metric}_change"
         if not len(change_N):
-            return row | {"reason": "no head has a value at both ends", "n": value_KN.shape[1]}
-        low, high = bootstrap_interval(change_N, generator, draws=self.bootstrap_draws)
-        interval = {} if np.isnan(low) else {"ci_low": float(low), "ci_high": float(high)}
-        return row | {"value": float(change_N.mean()), "null": 0.0, "n": len(change_N)} | interval
+            reason = "no head has a value at both ends"
+            return HeadTable.whole(name, None, reason=reason, unit="head", n=value_KN.shape[1])
+        return means(change_N, generator, draws=self.bootstrap_draws).rows(name, null=0.0, unit="head")
 
 
 def _spread(value_KN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -19,17 +20,10 @@ from headdyn.core.settings import settings
 
 
 def _dates(name: str, label: str) -> dict[str, Metric]:
+    steps = partial(Metric, low=0, unit="steps", digits=0)
     return {
-        f"{name}_emerges_at": Metric(
-            label=f"{label} emerges by",
-            meaning=f"first step at which {name} has emerged",
-            low=0,
-            unit="steps",
-            digits=0,
-        ),
-        f"{name}_emerges_after": Metric(
-            label=f"{label} emerges after", meaning=f"last step before {name} emerged", low=0, unit="steps", digits=0
-        ),
+        f"{name}_emerges_at": steps(label=f"{label} emerges by", meaning=f"first step at which {name} has emerged"),
+        f"{name}_emerges_after": steps(label=f"{label} emerges after", meaning=f"last step before {name} emerged"),
         f"{name}_largest_jump": share(
             label=f"largest jump of the {label}", meaning=f"share of {name}'s rise in its steepest interval"
         ),

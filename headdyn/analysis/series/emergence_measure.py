@@ -245,9 +245,9 @@ def _rows(
         rows.append(strength | {"p": p, "n": pairs, "unit": "pair"})
     for metric, matches in (("heads_kept", by_weights), ("heads_kept_by_behaviour", by_behaviour)):
         if matches:
-            kept = _kept(matches, "")
-            value, heads = float(np.mean(list(kept["kept_to_next"].values()))), len(next(iter(matches.values())).best_J)
-            rows.append({"metric": metric, "value": value, "null": kept["chance"], "n": heads, "unit": "head"})
+            shares, heads = _kept(matches, "")["kept_to_next"], len(next(iter(matches.values())).best_J)
+            mean = float(np.mean(list(shares.values())))
+            rows.append({"metric": metric, "value": mean, "null": 1 / heads, "n": heads, "unit": "head"})
     return rows
 
 

@@ -149,7 +149,7 @@ def _heads(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
 
 
 def _over_steps(lines: Lines, ylabel: str, title: str, caption: str, **more: Any) -> Figure | None:
-    drawn = [Curve(label=label, x=list(line), y=list(line.values())) for label, line in lines.items() if line]
-    if not drawn:
+    parts = [Curve(label=label, x=list(line), y=list(line.values())) for label, line in lines.items() if line]
+    if not parts:
         return None
-    return curves(drawn, xlabel="training step", ylabel=ylabel, title=title, caption=caption, log_x=True, **more)
+    return curves(parts, xlabel="training step", ylabel=ylabel, title=title, caption=caption, log_x=True, **more)
