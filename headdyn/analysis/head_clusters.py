@@ -103,7 +103,7 @@ class HeadClusters:
     patched alone at `layer`, raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.
 
     Given a corpus in place of prompts, weights alone are clustered. Tables: `clusterings`, `coordinates` (principal
-    components), `distances` (for clusters/divergence.py), `effect_profiles` (every pair's effects, for head_profiles.py).
+    components), `distances` (for clusters/divergence.py), `effect_profiles` (of every pair, for head_profiles.py).
     Raises ValueError for a layer out of range, fewer than 4 heads a layer, or prompts without bug pairs.
     """
 

@@ -254,6 +254,14 @@ def silhouettes(heights: list[float], metric: str = "behaviour_best_silhouette")
     ]
 
 
+def test_a_departure_by_p_is_upwards() -> None:
+    """Where heads are the unit, p tells what is beyond chance; below the null it is no departure, however small p is."""
+    rows = {1: (0.01, 0.05), 2: (0.01, 0.05), 3: (0.4, 0.05), 4: (0.5, 0.05)}
+    measure = measure_from_rows("m", {k: {"value": v, "null": n, "p": 0.001} for k, (v, n) in rows.items()}, None, 0.05)
+    judgement = judge(measure, 4, Rules(), rng())
+    assert judgement["onsets"]["first_departure"]["at_step"] == 3
+
+
 def test_no_groups_emerge_below_a_silhouette_of_a_quarter() -> None:
     """However small its p; and where higher ones follow, the first of a quarter or more is the emergence."""
     name = "behaviour_best_silhouette"

@@ -88,6 +88,15 @@ def test_widths_hold_the_truth_of_every_rising_curve() -> None:
     assert np.isnan(rise_widths(flat, [1, 2, 3], climbs(flat))).all()
 
 
+def test_noise_at_either_end_lengthens_no_rise() -> None:
+    """A rise in one interval, with wiggles of a seventh before or behind it: by the margin they are noise."""
+    steps = [0, 10, 20, 30, 40]
+    for values in ([0, 1.0, 0.85, 0.88, 1.2], [0, 0.15, 0.14, 0.15, 1.2]):
+        value_BK = np.array([values])
+        for margin, fewest in ((0.4, 0), (0.0, 20)):
+            assert rise_widths(value_BK, steps, climbs(value_BK), margin)[0].tolist() == [fewest]
+
+
 def test_a_departure_is_for_good() -> None:
     beyond_BK = np.array([[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 1], [1, 1, 1, 1, 0]], dtype=bool)
     assert departure(beyond_BK).tolist() == [3, 0, 4, 5]
