@@ -30,7 +30,8 @@ from headdyn.models.decoder import Decoder
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.sweep.words import worth_sentence
 from headdyn.training.drope import recalibrate
-from headdyn.training.loop import Progress, train
+from headdyn.training.loop import Progress
+from headdyn.training.next_token import NextToken, train
 from headdyn.training.progress_line import ProgressLine
 from headdyn.training.settings import RecalibrationSettings
 
@@ -222,8 +223,10 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
     def build(folder: Path) -> None:
         init = torch.Generator().manual_seed(int(generator(config.seed, "init").integers(2**63)))
         decoder = Decoder(config.decoder_config(corpus.vocab_size)).initialise(init, recipe["init_std"])
-        with _watched(work, folder, "training") as arguments:
-            train(decoder, corpus, schedule, config.train, **arguments)
+        precision, device = work.machine.precision, work.machine.device
+        task = NextToken(decoder, corpus, schedule, config.train, folder, precision, device)
+        with _watched(work, folder, "training") as observer:
+            train(task, observer, work.should_stop)
 
     entry = work.store.get("training", recipe, build, resumable=True)
     record.stage("training", entry)
@@ -259,9 +262,20 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
         }
 
         def build(folder: Path) -> None:
-            seed, of_parent = work.config.seed, work.config.train
-            with _watched(work, folder, "recalibration") as arguments:
-                recalibrate(decoder, corpus, of_parent, settings, keep_rotary=keep_rotary, seed=seed, **arguments)
+            with _watched(work, folder, "recalibration") as observer:
+                recalibrate(
+                    decoder,
+                    corpus,
+                    work.config.train,
+                    settings,
+                    keep_rotary=keep_rotary,
+                    seed=work.config.seed,
+                    folder=folder,
+                    precision=work.machine.precision,
+                    device=work.machine.device,
+                    observer=observer,
+                    should_stop=work.should_stop,
+                )
 
         entry = work.store.get("recalibration", recipe, build, resumable=True)
         return entry, json.loads((entry.path / "recalibration.json").read_text(encoding="utf-8"))
@@ -276,8 +290,8 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
 
 
 @contextmanager
-def _watched(work: Work, folder: Path, stage: str) -> Iterator[dict[str, Any]]:
-    """The arguments that every training here takes; it shows its progress, and its metrics go into the run's record."""
+def _watched(work: Work, folder: Path, stage: str) -> Iterator[Callable[[Progress], None]]:
+    """The observer of a training: it shows the progress, and takes the metrics of a training into the run's record."""
     follower = MetricsFollower(folder / "metrics.jsonl", work.record) if stage == "training" else None
     with ProgressLine(f"{work.config.name} {stage}") as line:
 
@@ -287,13 +301,7 @@ def _watched(work: Work, folder: Path, stage: str) -> Iterator[dict[str, Any]]:
                 follower.catch_up()
 
         try:
-            yield {
-                "folder": folder,
-                "precision": work.machine.precision,
-                "device": work.machine.device,
-                "observer": observe,
-                "should_stop": work.should_stop,
-            }
+            yield observe
         finally:
             if follower:  # of a training that was stopped or failed, too
                 follower.catch_up()

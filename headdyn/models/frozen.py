@@ -1,15 +1,15 @@
 """TensorLens: a decoder frozen at an input is linear in what its first block reads (science.md §9).
 
-Letters as in models/decoder.py; F hidden units of the MLP, N copies of the input replayed at once, I and J the output
-and input token of a pair.
+Letters as in models/decoder.py; F hidden units of the MLP, N inputs to the frozen decoder at once, K cotangents, I and
+J the output and input token of a pair.
 
 Frozen are the attention patterns, every norm's 1/σ (LayerNorm's centring is linear and stays) and one factor of the
-MLP's hidden units. Then y_i = Σ_j T_ij x_j + c_i exactly, with c the work of the biases, and T_ij the operator by which
-token j acts on token i through every path of the model. The method is that of TensorLens (arXiv 2601.17958).
+MLP's hidden units. Then y_i = Σ_j T_ij x_j + c_i exactly, where c comes from the biases, and T_ij is the operator by
+which token j acts on token i along every path through the model. The method is TensorLens (arXiv 2601.17958).
 
-A SwiGLU's hidden unit is a product, silu(gate) · up, so one factor must be held: `branch="up"` holds silu(gate) and
-leaves `up` linear, `branch="gate"` holds σ(gate) · up and leaves `gate` linear, since silu(g) = σ(g) g. Both are exact,
-and they are different operators: a record says which. A plain MLP has one choice, gelu(u) = Φ(u) u with Φ(u) held.
+A SwiGLU's hidden unit is the product silu(gate) · up. `branch="up"` freezes silu(gate) and leaves `up` linear;
+`branch="gate"` freezes σ(gate) · up and leaves `gate` linear, since silu(g) = σ(g) g. Both are exact, but they are
+different operators. A plain MLP has one choice: gelu(u) = Φ(u) u with Φ(u) frozen.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ Branch = Literal["up", "gate"]
 
 _LINEAR_OR_FROZEN = (Decoder, Block, Attention, Norm, MLP, nn.Linear, nn.Embedding, nn.ModuleList)
 _MLPS = ("swiglu", "gelu", "gelu_tanh")
-_CHUNK_FLOATS = 2**20  # in a replay's largest array: on a CPU 2^23 took 1.8 times as long (D128 L4 T128, one core)
+_CHUNK_FLOATS = 2**20  # in the largest array of a frozen pass: 2^23 took 1.8 times as long (CPU, D128 L4 T128)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenLayer:
-    """What one layer holds fixed."""
+    """The frozen factors of one layer."""
 
     pattern_BHQK: Tensor
     scale1_BT: Tensor  # 1/σ of the norm before attention
-    scale2_BT: Tensor  # and of the one before the MLP
-    gate_BTF: Tensor  # what multiplies the linear branch of the MLP's hidden units
+    scale2_BT: Tensor  # 1/σ of the norm before the MLP
+    gate_BTF: Tensor  # multiplies the linear branch of the MLP's hidden units
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """A decoder frozen at some sequences. Made by `freeze`; `residual` holds x_BTD before every layer, then y_BTD."""
+    """A decoder frozen at B sequences, made by `freeze`. `residual` holds what every layer reads, then y_BTD."""
 
     decoder: Decoder
     branch: Branch
@@ -58,22 +58,19 @@ class Frozen:
     def layer(
         self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True
     ) -> tuple[Float[Tensor, "N B T D"], Float[Tensor, "N B T H d"]]:
-        """One frozen layer on N inputs for each sequence: its output, and the heads' outputs z before W_O.
-
-        Affine in x, and linear without `biases`.
-        """
+        """One frozen layer: its output, and its heads' outputs z before W_O. Affine in x; linear without `biases`."""
         z_NBTHd = self.heads(index, x_NBTD, biases=biases)
         block = cast(Block, self.decoder.blocks[index])
         middle_NBTD = x_NBTD + _linear(block.attention.o, z_NBTHd.flatten(-2), biases)
         return middle_NBTD + self.mlp(index, x_NBTD if block.parallel else middle_NBTD, biases=biases), z_NBTHd
 
     def heads(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T H d"]:
-        """The heads' outputs z, before W_O, on what the layer reads."""
+        """The heads' outputs z, before W_O, for an input x of the layer."""
         frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
         c = self.decoder.config
         copies, batch, length, _ = x_NBTD.shape
         v_NBTX = _linear(block.attention.v, _norm(block.norm1, x_NBTD, frozen.scale1_BT, biases), biases)
-        # The copies become columns beside the head's own: one product per head, however many copies.
+        # The N inputs become columns beside the head's own: one product per head, however many inputs.
         v_BGKX = v_NBTX.view(copies, batch, length, c.num_kv_heads, -1).permute(1, 3, 2, 0, 4).flatten(3)
         pattern_BGrQK = frozen.pattern_BHQK.unflatten(1, (c.num_kv_heads, -1))
         z_BGrQX = pattern_BGrQK @ v_BGKX[:, :, None]
@@ -81,7 +78,7 @@ class Frozen:
         return z_BHTNd.permute(3, 0, 2, 1, 4)
 
     def mlp(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T D"]:
-        """What the layer's MLP writes for what it reads: the layer's input, in a sequential block with attention's."""
+        """The MLP's output for its input x: the residual stream behind attention, or the layer's input if parallel."""
         frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
         reads_NBTD = _norm(block.norm2, x_NBTD, frozen.scale2_BT, biases)
         hidden_NBTF = frozen.gate_BTF * _linear(_linear_branch(block.mlp, self.branch), reads_NBTD, biases)
@@ -90,26 +87,26 @@ class Frozen:
     def states(
         self, x_NBTD: Float[Tensor, "N B T D"], *, first: int = 0, biases: bool = True
     ) -> Iterator[Float[Tensor, "N B T D"]]:
-        """The output of layer `first` that reads x, then of every later one."""
+        """The outputs of layer `first`, which reads x, and of every later layer."""
         for index in range(first, len(self.layers)):
             x_NBTD, _ = self.layer(index, x_NBTD, biases=biases)
             yield x_NBTD
 
     @torch.no_grad()
     def affine(self) -> Float[Tensor, "B T D"]:
-        """c: what the biases alone make of the output; zeros in a model without biases."""
+        """c, the part of the output that comes from the biases; zeros in a model without biases."""
         c_BTD = torch.zeros_like(self.residual[0])
         for state_NBTD in self.states(c_BTD[None]):
             c_BTD = state_NBTD[0]
         return c_BTD
 
     def unembedding(self, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """u with ⟨u_t, y_t⟩ = the logit of `tokens_BT` at every position less the mean logit, up to the norm's bias."""
+        """u with ⟨u_t, y_t⟩ = the logit of token t of `tokens_BT` minus the mean logit, the norm's bias left out."""
         unembed_VD = self.decoder.unembed.weight
         return self.readout(F.embedding(tokens_BT, unembed_VD) - unembed_VD.mean(0))
 
     def readout(self, direction_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """u with ⟨u_t, y_t⟩ = ⟨direction_t, the final norm of y_t⟩ less ⟨direction_t, the norm's bias⟩."""
+        """u with ⟨u_t, y_t⟩ = ⟨direction_t, final norm of y_t⟩, the norm's bias left out."""
         norm = self.decoder.norm
         u_BTD = direction_BTD * norm.weight
         if norm.bias is not None:
@@ -117,7 +114,7 @@ class Frozen:
         return u_BTD * self.final_scale_BT[..., None]
 
     def tail(self, start: int) -> Frozen:
-        """The same without the positions before `start`: enough for inputs that are zero there, by causality."""
+        """The frozen decoder from position `start` on: by causality all that inputs reach which are zero before it."""
         layers = [
             FrozenLayer(
                 pattern_BHQK=layer.pattern_BHQK[:, :, start:, start:],
@@ -143,10 +140,10 @@ def freeze(
     branch: Branch = "up",
     documents_BT: Int[Tensor, "B T"] | None = None,
 ) -> Frozen:
-    """Run the decoder once and hold what makes it linear.
+    """Run the decoder once and keep the factors that make it linear: L · (H T² + T (F + D)) floats a sequence.
 
-    Memory: L · (H T² + T (F + D)) floats a sequence. Raises ValueError, naming it, for an op that cannot be frozen, and
-    for weights in half precision, whose rounding would be taken for a difference between the model and its operator.
+    Raises ValueError for a module that cannot be frozen, naming it, and for weights in half precision, whose rounding
+    would look like a difference between the model and its operator.
     """
     _require_freezable(decoder)
     c, blocks = decoder.config, [cast(Block, block) for block in decoder.blocks]
@@ -162,7 +159,7 @@ def freeze(
                 pattern_BHQK=trace["pattern", index],
                 scale1_BT=_scale(block.norm1, x_BTD),
                 scale2_BT=_scale(block.norm2, middle_BTD),
-                gate_BTF=_held_factor(block.mlp, block.norm2(middle_BTD), branch),
+                gate_BTF=_gate_factor(block.mlp, block.norm2(middle_BTD), branch),
             )
         )
     y_BTD = trace["resid_post", c.num_layers - 1]
@@ -212,8 +209,8 @@ def _linear_branch(mlp: MLP, branch: Branch) -> nn.Linear:
     return mlp.gate if mlp.gate is not None and branch == "gate" else mlp.up
 
 
-def _held_factor(mlp: MLP, x_BTD: Tensor, branch: Branch) -> Tensor:
-    """What the hidden units are divided by their linear branch, in closed form, so that nothing is divided by 0."""
+def _gate_factor(mlp: MLP, x_BTD: Tensor, branch: Branch) -> Tensor:
+    """The hidden units divided by their linear branch, [B, T, F], in closed form: the branch itself may be 0."""
     up_BTF = mlp.up(x_BTD)
     if mlp.gate is not None:
         gate_BTF = mlp.gate(x_BTD)
@@ -228,9 +225,9 @@ def _held_factor(mlp: MLP, x_BTD: Tensor, branch: Branch) -> Tensor:
 
 @torch.no_grad()
 def full_tensor(frozen: Frozen, *, max_tensor_bytes: int = 2**30) -> Float[Tensor, "I D J D"]:
-    """T of one sequence, from what the first block reads to what the last one leaves: T[i, :, j, :] is T_ij.
+    """T of one sequence, from the first block's input to the last block's output: T[i, :, j, :] is T_ij.
 
-    Raises ValueError where (T·D)² numbers exceed `max_tensor_bytes`.
+    Raises ValueError where its (T·D)² numbers exceed `max_tensor_bytes`.
     """
     x_BTD = _only_sequence(frozen)
     _, length, width = x_BTD.shape
@@ -251,30 +248,30 @@ def full_tensor(frozen: Frozen, *, max_tensor_bytes: int = 2**30) -> Float[Tenso
 def tensor_norms(
     frozen: Frozen, *, probes: int | None = None, generator: torch.Generator | None = None
 ) -> Float[Tensor, "I J"]:
-    """‖T_ij‖_F of one sequence, without the tensor: D frozen passes a token, in T·D floats for each of them.
+    """‖T_ij‖_F of one sequence, without forming the tensor: D frozen passes for every token.
 
-    With `probes`, that many random signs v a token take the basis' place: E‖T_ij v‖² = ‖T_ij‖²_F, and the square's
-    relative standard error is √(2/probes) at most (Hutchinson 1990). Raises ValueError for probes below 1.
+    With `probes`, that many random sign vectors v for every token instead of the D basis vectors: E‖T_ij v‖² =
+    ‖T_ij‖²_F, and the relative standard error of the square is at most √(2/probes) (Hutchinson 1990). Raises ValueError
+    for probes below 1.
     """
     x_BTD = _only_sequence(frozen)
     _, length, width = x_BTD.shape
     if probes is not None and probes < 1:
         raise ValueError(f"probes={probes} must be at least 1, or None for the exact norm")
     square_JI = x_BTD.new_zeros(length, length)
-    at_once = max(1, _CHUNK_FLOATS // (length * max(width, frozen.decoder.config.d_ff)))
     for j in range(length):
         if probes is None:
             rows_XD = torch.eye(width, dtype=x_BTD.dtype, device=x_BTD.device)
         else:
             bits_XD = torch.randint(2, (probes, width), generator=generator).to(x_BTD)
             rows_XD = (2 * bits_XD - 1) / probes**0.5
-        for part_XD in rows_XD.split(at_once):
+        for part_XD in rows_XD.split(_inputs_at_once(frozen)):
             square_JI[j, j:] += _pushed(frozen, j, part_XD).square().sum((0, 2))
     return square_JI.sqrt().mT
 
 
 def _pushed(frozen: Frozen, j: int, rows_XD: Float[Tensor, "X D"]) -> Float[Tensor, "X I D"]:
-    """T_ij v for every row v, outputs from token j on."""
+    """T_ij v for every row v of `rows_XD`, for the output tokens i from j on."""
     part = frozen.tail(j)
     state_NBTD = rows_XD.new_zeros(len(rows_XD), *part.residual[0].shape)
     state_NBTD[:, 0, 0] = rows_XD
@@ -286,27 +283,31 @@ def _pushed(frozen: Frozen, j: int, rows_XD: Float[Tensor, "X D"]) -> Float[Tens
 def contributions(
     frozen: Frozen, *, first: int = 0, last: int | None = None
 ) -> Iterator[tuple[int, list[Float[Tensor, "J I D"]]]]:
-    """T_ij x_j of one sequence for all pairs, streamed: yields (start, states) for some consecutive input tokens J.
+    """T_ij x_j of one sequence for all pairs, as (start, states) for consecutive chunks of input tokens J.
 
-    `states` holds one array for every layer from `first` to `last` (inclusive; default: the model's), each what that
-    layer leaves of what token j put into the first; outputs I run from `start` on, before which nothing arrives.
-    Summed over j they give the layer's output less the biases' part. Costs half a forward pass for every token.
+    `states` has one array for every layer from `first` to `last` (inclusive; default: the model's): the part of that
+    layer's output I that comes from token J of the first layer's input. Outputs begin at position `start`, the chunk's
+    first token. Summed over J they are the layer's output without the biases' part. Half a forward pass a token.
     """
     x_BTD = frozen.residual[first]
-    _, length, width = _only_sequence(frozen).shape
+    length = _only_sequence(frozen).shape[1]
     last = len(frozen.layers) - 1 if last is None else last
-    widest = max(width, frozen.decoder.config.d_ff)
-    size = max(1, min(length, _CHUNK_FLOATS // (length * widest)))
+    size = min(length, _inputs_at_once(frozen))
     for start in range(0, length, size):
         count = min(size, length - start)
         here = torch.arange(count, device=x_BTD.device)
-        inputs_NBTD = x_BTD.new_zeros(count, 1, length - start, width)
+        inputs_NBTD = x_BTD.new_zeros(count, 1, length - start, x_BTD.shape[-1])
         inputs_NBTD[here, 0, here] = x_BTD[0, start : start + count]
         part, states = frozen.tail(start), []
         for index in range(first, last + 1):
             inputs_NBTD, _ = part.layer(index, inputs_NBTD, biases=False)
             states.append(inputs_NBTD[:, 0])
         yield start, states
+
+
+def _inputs_at_once(frozen: Frozen) -> int:
+    c = frozen.decoder.config
+    return max(1, _CHUNK_FLOATS // (frozen.residual[0].shape[1] * max(c.d_model, c.d_ff)))
 
 
 def _only_sequence(frozen: Frozen) -> Tensor:
@@ -318,16 +319,16 @@ def _only_sequence(frozen: Frozen) -> Tensor:
     return x_BTD
 
 
-# -- readouts that scale: one backward pass of the frozen map for each target ------------------------------------------
+# -- readouts of many sequences: one backward pass of the frozen decoder for each cotangent ----------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """Gradients of K frozen outputs: with respect to what the first block reads, and to every head's output z.
+    """Gradients of K frozen outputs with respect to the first block's input x and to every head's output z.
 
-    ⟨gradient at x_j, x_j⟩ is token j's exact share of the output: over j they sum to it, less the biases' part. The
-    share of a head, ⟨gradient at z, z⟩, is what all paths through it carry; paths cross several heads, so that heads'
-    shares do not sum to anything.
+    ⟨gradient at x_j, x_j⟩ is token j's exact share of the output: the shares of all tokens and the biases' part sum to
+    it. ⟨gradient at z, z⟩ is what all paths through a head carry; since a path crosses several heads, the shares of
+    heads do not sum to the output.
     """
 
     x_KBTD: Tensor
@@ -339,9 +340,9 @@ class Pulled:
 
 
 def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pulled, Float[Tensor, "L B T H d"]]:
-    """VJPs of the frozen map: gradients of K outputs Σ ⟨cotangent, y⟩, and the heads' outputs z they go with.
+    """Gradients of the K outputs Σ ⟨cotangent, y⟩ of the frozen decoder (VJPs), and the heads' outputs z.
 
-    One forward pass of the frozen map for all K and one backward pass for each; the model's parameters take no part.
+    One frozen forward pass, and one backward pass for each cotangent; parameters get no gradients.
     """
     x_NBTD = frozen.residual[0].detach()[None].requires_grad_()
     state_NBTD, heads = x_NBTD, []
@@ -358,10 +359,10 @@ def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pull
 
 @dataclass(frozen=True, kw_only=True)
 class Direct:
-    """What K frozen outputs Σ ⟨cotangent, y⟩ owe to what each part writes into the residual stream for them to read.
+    """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: of what each part itself adds to the residual stream.
 
-    The parts' work is that of the input alone. What any bias adds, by whatever path, is `biases`, so that the parts and
-    the biases sum to the output exactly.
+    The parts are computed without biases; everything that biases add, along any path, is `biases_KB`. Parts and biases
+    sum to the output exactly.
     """
 
     embedding_KB: Tensor
@@ -372,12 +373,12 @@ class Direct:
 
 @torch.no_grad()
 def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> Direct:
-    """The direct shares of embedding, heads and MLPs; costs two frozen passes and no backward one."""
+    """The direct shares of embedding, heads and MLPs, from two frozen forward passes."""
     x_NBTD, heads, mlps = frozen.residual[0][None], [], []
     for index, block in enumerate(frozen.decoder.blocks):
         z_NBTHd = frozen.heads(index, x_NBTD, biases=False)
         o_HdD = frozen.decoder.head_weights(index).o_HdD
-        # ⟨g, z W_O⟩ with W_O on the cotangent's side, or every head's write would be an array of width D.
+        # ⟨g, z W_O⟩ as ⟨g W_Oᵀ, z⟩: every head's z W_O would be an array of width D.
         heads.append((torch.einsum("kbtD,hdD->kbthd", cotangent_KBTD, o_HdD) * z_NBTHd).sum((2, 4)))
         middle_NBTD = x_NBTD + torch.einsum("nbthd,hdD->nbtD", z_NBTHd, o_HdD)
         written_NBTD = frozen.mlp(index, x_NBTD if cast(Block, block).parallel else middle_NBTD, biases=False)
@@ -396,7 +397,7 @@ def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> D
 
 @torch.no_grad()
 def head_values(frozen: Frozen, layer: int, *, biases: bool = True) -> Float[Tensor, "B T H d"]:
-    """v of every query head at every token: z_i = Σ_j A_ij v_j. Without biases, the part that T holds."""
+    """v of every query head at every token, so that z_i = Σ_j A_ij v_j. Without `biases`, its linear part."""
     block, c = cast(Block, frozen.decoder.blocks[layer]), frozen.decoder.config
     reads_BTD = _norm(block.norm1, frozen.residual[layer], frozen.layers[layer].scale1_BT, biases)
     v_BTGd = _linear(block.attention.v, reads_BTD, biases).unflatten(-1, (c.num_kv_heads, c.head_dim))
@@ -405,7 +406,7 @@ def head_values(frozen: Frozen, layer: int, *, biases: bool = True) -> Float[Ten
 
 @torch.no_grad()
 def head_flow(frozen: Frozen, layer: int) -> Float[Tensor, "B H Q K"]:
-    """‖A_ij a_j M_h x_j‖: how much every head of a layer writes at i for having read j, biases apart."""
+    """‖A_ij v_j W_O‖: the norm of what every head of a layer writes at i after reading j, without biases."""
     v_BTHd = head_values(frozen, layer, biases=False)
     o_HdD = frozen.decoder.head_weights(layer).o_HdD
     gram_Hdd = o_HdD @ o_HdD.mT  # ‖v W_O‖² = v (W_O W_Oᵀ) vᵀ, without the product's D columns

@@ -19,7 +19,8 @@ from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import BatchSchedule, Shuffled
 from headdyn.models.checkpoints.snapshots import save_snapshot
 from headdyn.models.decoder import Decoder
-from headdyn.training.loop import Progress, train
+from headdyn.training.loop import Progress
+from headdyn.training.next_token import NextToken, train
 from headdyn.training.objective import Batches, Precision, evaluate
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
@@ -90,18 +91,17 @@ def recalibrate(
     done, losses = 0, {0: held_out_loss(arm)}
     steps = recalibration.count(settings.steps)
     while steps:
-        result = train(
+        task = NextToken(
             arm,
             corpus,
             _Continued(shuffled, settings.steps + done),
             short_settings(settings, recalibration, steps, arm, corpus),
-            folder=folder / f"round{done:06d}",
-            precision=precision,
-            device=device,
+            folder / f"round{done:06d}",
+            precision,
+            device,
             evaluate_at={0, *(2**power for power in range(steps.bit_length())), steps},
-            observer=observer,
-            should_stop=should_stop,
         )
+        result = train(task, observer, should_stop)
         losses |= {done + step: loss for step, loss in result.val_loss_nats.items()}
         done += steps
         short_of = until_recovered and losses[done] > limit

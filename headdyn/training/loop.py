@@ -1,16 +1,14 @@
-"""The one training loop, and what most trainings are: a decoder that learns to predict a corpus's next token.
+"""The one training loop: steps, learning rates, metrics.jsonl, and the state that survives a kill.
 
-`run` owns steps, learning rates, the state that survives a kill and metrics.jsonl. What is trained is a `Task`: the
-losses of an update and what to save and to measure on the way. `train` is the task of trainings and recalibrations.
-An update is numbered from 0; step s is the model after s updates, step 0 the one it began with. Batch and learning
-rates of an update are functions of its number alone (science.md §2, §4), so a state is weights, moments and the step.
+What is trained is a `Task`: the losses of an update, and what to save and to measure on the way
+(headdyn/training/next_token.py has the usual one). Updates are numbered from 0; step s is the model after s updates,
+step 0 the untrained one. Batch and learning rates of an update are functions of its number alone (science.md §2, §4),
+so the whole state of a training is its weights, its optimizers' moments and the step.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import gc
-import hashlib
 import json
 import logging
 import math
@@ -23,28 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from headdyn.core.records import log_spaced, write_json
-from headdyn.core.run_folder import read_metrics
 from headdyn.core.store import StageInterruptedError
-from headdyn.data.corpus import Corpus
-from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
-from headdyn.training.clamp import clamped_loss
-from headdyn.training.objective import (
-    Batches,
-    LossFunction,
-    Precision,
-    autocast,
-    compiled_loss,
-    evaluate,
-    next_token_loss,
-    reproducible,
-)
+from headdyn.training.objective import Precision, autocast, reproducible
 from headdyn.training.optimizers import Optimizers
 from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
 from headdyn.training.settings import TrainSettings
@@ -96,9 +79,6 @@ def learning_rate_factor(update: int, settings: TrainSettings) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (update - settings.warmup_steps) / (settings.steps - settings.warmup_steps))
 
 
-# -- the loop ---------------------------------------------------------------------------------------------------------
-
-
 class Task(Protocol):
     """What is trained and how: the losses of every update, and what to measure and to save on the way."""
 
@@ -138,7 +118,10 @@ def run(
     """Train the task's decoder in place, or go on with the state that an earlier call left in the task's folder.
 
     The folder gets metrics.jsonl, what the task saves and, while at work, resume/. `observer` is called every half
-    second, `should_stop` is asked after every step. Raises what `train` raises.
+    second, `should_stop` is asked after every step.
+
+    Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
+    the folder holds another training's state, OSError where the disk refuses (what was saved before stays).
     """
     with _quiet_collector(task.device):
         _Loop(task).run(observer, should_stop)
@@ -306,147 +289,3 @@ def _quiet_collector(device: str) -> Iterator[None]:
     finally:
         gc.enable()
         gc.unfreeze()
-
-
-# -- training on a corpus ---------------------------------------------------------------------------------------------
-
-
-class Schedule(Protocol):
-    """Which sequences make up the batch of every update."""
-
-    def indices(self, step: int) -> np.ndarray:
-        """The sequence indices [B] of the batch of update `step`, counted from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """A finished training. `val_loss_nats` has the held-out loss of every evaluated step, those of snapshots included.
-
-    `seconds` and `tokens_per_second` are of updates alone: no evaluation, no saving, no compilation.
-    """
-
-    decoder: Decoder
-    steps: int
-    val_loss_nats: Mapping[int, float]
-    snapshots: Mapping[int, Path]
-    seconds: float
-    tokens_per_second: float
-    compiled: bool
-
-    @property
-    def final_loss_nats(self) -> float:
-        """The held-out loss of the trained model."""
-        return self.val_loss_nats[self.steps]
-
-
-def train(
-    decoder: Decoder,
-    corpus: Corpus,
-    schedule: Schedule,
-    settings: TrainSettings,
-    *,
-    folder: Path,
-    precision: Precision,
-    device: str,
-    evaluate_at: Collection[int] = (),
-    observer: Callable[[Progress], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> TrainingResult:
-    """Train `decoder` in place, or go on with what an earlier call left in `folder`; a finished one is only read.
-
-    The folder gets snapshots/, metrics.jsonl and, when done, result.json; while at work also resume/. The held-out loss
-    (the first `eval_sequences` of the validation split) is taken at step 0, every `eval_every_steps`, at every
-    snapshot, at the steps of `evaluate_at` and at the end. `observer` is called every half second, `should_stop` is
-    asked after every step.
-
-    Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
-    the folder holds another training's state, OSError where the disk refuses (what was saved before stays).
-    """
-    decoder.to(device)
-    if not (folder / "result.json").exists():
-        task = _NextToken(decoder, corpus, schedule, settings, folder, precision, device, evaluate_at)
-        run(task, observer, should_stop)
-    snapshots = snapshot_steps(folder / "snapshots")
-    last, _ = read_snapshot(snapshots[settings.steps])
-    decoder.load_state_dict(last.state_dict())
-    return TrainingResult(
-        decoder=decoder,
-        steps=settings.steps,
-        val_loss_nats=dict(read_metrics(folder / "metrics.jsonl")["val_loss_nats"]),
-        snapshots=snapshots,
-        **json.loads((folder / "result.json").read_text(encoding="utf-8")),
-    )
-
-
-class _NextToken(Task):
-    """The task of predicting a corpus's next token, held-out loss and snapshots on the way."""
-
-    settings_group = "train"
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        corpus: Corpus,
-        schedule: Schedule,
-        settings: TrainSettings,
-        folder: Path,
-        precision: Precision,
-        device: str,
-        evaluate_at: Collection[int],
-    ) -> None:
-        self.decoder, self.schedule, self.settings = decoder, schedule, settings
-        self.folder, self.precision, self.device = folder, precision, device
-        masked = corpus.mask_documents
-        self.batches = Batches(corpus.train, device, mask_documents=masked)
-        self.held_out = Batches.prefix(corpus.val, settings.eval_sequences, device, mask_documents=masked)
-        self.tokens_per_step = settings.batch_size * self.batches.shape[1]
-        self.floor_nats = corpus.reference_nats.get("floor")
-        self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
-        self.milestones = {*self.snapshot_steps, *range(0, settings.steps, settings.eval_every_steps), *evaluate_at}
-        held = settings.clamp.pattern != "none"
-        self.loss_function: LossFunction = clamped_loss(settings.clamp) if held else next_token_loss
-
-    def recipe(self) -> Mapping[str, Any]:
-        ends = np.stack([self.schedule.indices(0), self.schedule.indices(self.settings.steps - 1)])
-        settings = dataclasses.asdict(self.settings)
-        for name in ("resume_every_seconds", "compile"):
-            del settings[name]
-        return {
-            **{f"train.{name}": value for name, value in settings.items()},
-            **{f"model.{name}": value for name, value in dataclasses.asdict(self.decoder.config).items()},
-            "precision": self.precision,
-            "corpus shape": self.batches.shape,
-            "first and last batch": hashlib.sha256(ends.astype(np.int64).tobytes()).hexdigest()[:16],
-        }
-
-    def prepare(self) -> None:
-        if self.settings.compile and self.loss_function is next_token_loss:
-            self.loss_function = compiled_loss(self.decoder, self.batches, self.schedule.indices(0), self.precision)
-
-    def losses(self, update: int) -> Mapping[str, Tensor]:
-        tokens_BT, documents_BT = self.batches(self.schedule.indices(update))
-        return {"train_loss_nats": self.loss_function(self.decoder, tokens_BT, documents_BT)}
-
-    def visit(self, step: int) -> Mapping[str, float]:
-        loss = evaluate(
-            self.decoder,
-            self.held_out,
-            batch_size=self.settings.batch_size,
-            precision=self.precision,
-            loss_function=self.loss_function,
-        )
-        if step in self.snapshot_steps and math.isfinite(loss):
-            save_snapshot(self.folder / "snapshots", self.decoder, step)
-        return {"val_loss_nats": loss}
-
-    def last_saved(self) -> Path | None:
-        snapshots = snapshot_steps(self.folder / "snapshots")
-        return snapshots[max(snapshots)] if snapshots else None
-
-    def finish(self, seconds: float) -> None:
-        facts = {
-            "seconds": seconds,
-            "tokens_per_second": self.settings.steps * self.tokens_per_step / seconds,
-            "compiled": self.settings.clamp.pattern == "none" and self.loss_function is not next_token_loss,
-        }
-        write_json(self.folder / "result.json", facts)

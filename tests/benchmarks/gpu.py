@@ -42,66 +42,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
-from headdyn.data.corpus import Split
-from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.training.objective import Batches, Precision, autocast, compiled_loss
+from headdyn.training.objective import Precision, autocast
 from headdyn.training.optimizers import Muon, Optimizers, split_parameters
 from headdyn.training.settings import TrainSettings
+from tests.benchmarks.shapes import SHAPES, TINY, Shape, TrainingStep, machine
 
 Record = dict[str, Any]
-SETTINGS = TrainSettings(steps=10_000, batch_size=1, snapshots=2)
+MEASURED = ("laptop", "run1", "v2")
+LEARNING = TrainSettings(steps=100, batch_size=1, snapshots=2)  # rates at which five steps move the losses
 RUN1_STEPS = 4 * 10_000  # four trainings of Run 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """A mode's model and batch."""
-
-    d_model: int
-    layers: int
-    heads: int
-    head_dim: int
-    d_ff: int
-    vocabulary: int
-    length: int
-    batch: int
-
-    @property
-    def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            vocab_size=self.vocabulary,
-            num_layers=self.layers,
-            d_model=self.d_model,
-            num_heads=self.heads,
-            num_kv_heads=self.heads,
-            head_dim=self.head_dim,
-            d_ff=self.d_ff,
-        )
-
-    def decoder(self, device: str, seed: int = 0) -> Decoder:
-        return Decoder(self.config).initialise(torch.Generator().manual_seed(seed)).to(device)
-
-    def batches(self, device: str, count: int = 4) -> Batches:
-        shape = (count * self.batch, self.length)
-        tokens_NT = np.random.default_rng(0).integers(0, self.vocabulary, shape).astype(np.uint16)
-        split = Split(tokens_NT=tokens_NT, topics_NT=np.zeros_like(tokens_NT, np.uint8))
-        return Batches(split, device, mask_documents=False)
-
-    @property
-    def operations_per_token(self) -> float:
-        """Floating-point operations of forward and backward."""
-        inner = self.heads * self.head_dim
-        linear = self.layers * self.d_model * (4 * inner + 3 * self.d_ff) + self.d_model * self.vocabulary
-        return 6.0 * linear + 6.0 * self.layers * self.length * inner
-
-
-SHAPES = {
-    "laptop": Shape(128, 4, 4, 32, 344, 64, 128, 32),
-    "run1": Shape(512, 8, 8, 64, 1376, 4096, 512, 64),
-    "v2": Shape(768, 12, 12, 64, 2048, 16384, 512, 64),
-}
-TINY = Shape(32, 2, 2, 16, 40, 32, 16, 4)
 
 
 class Bench:
@@ -109,7 +59,7 @@ class Bench:
 
     def __init__(self, device: str, small: bool) -> None:
         self.device, self.small = device, small
-        self.shapes = dict.fromkeys(SHAPES, TINY) if small else SHAPES
+        self.shapes = {name: TINY if small else SHAPES[name] for name in MEASURED}
         self.on_gpu = device != "cpu"
         self.matmul_per_second = 1e11
 
@@ -142,10 +92,9 @@ class Bench:
         copy = statistics.median(self.seconds(lambda: target.copy_(source)))
         gpu = torch.cuda.get_device_properties(0) if self.on_gpu else None
         return {
+            **machine(),
             "device": gpu.name if gpu else "CPU",
             "memory_gib": gpu.total_memory / 2**30 if gpu else None,
-            "torch": torch.__version__,
-            "python": sys.version.split()[0],
             "matmul_tflops": self.matmul_per_second / 1e12,
             "copy_gb_per_second": 2 * source.numel() * 4 / copy / 1e9,
         }
@@ -193,7 +142,7 @@ class Bench:
 
     def resume_here(self) -> Record:
         """One whole training, the same again, and one interrupted at step 13: do all end with the same bits?"""
-        from headdyn.training.loop import TrainingInterrupted, train
+        from headdyn.training.loop import TrainingInterrupted
         from tests.training import tiny
 
         shape = self.shapes["laptop"]
@@ -202,13 +151,10 @@ class Bench:
 
         def trained(folder: Path, stop_after: int | None = None) -> tuple[dict[str, Tensor], float]:
             asked = iter(range(1, 10**6))
-            decoder = Decoder(config).initialise(torch.Generator().manual_seed(0))
-            result = train(
-                decoder,
-                tiny.corpus(),
-                tiny.Drawn(),
+            result = tiny.trained(
+                folder,
                 settings,
-                folder=folder,
+                decoder=Decoder(config).initialise(torch.Generator().manual_seed(0)),
                 precision="bf16",
                 device=self.device,
                 should_stop=None if stop_after is None else lambda: next(asked) >= stop_after,
@@ -240,39 +186,28 @@ class Bench:
         """Steps as the loop makes them: nothing is read from the device between them."""
         if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        decoder, batches = shape.decoder(self.device), shape.batches(self.device)
-        rows = np.random.default_rng(1).integers(0, batches.shape[0], (64, shape.batch))
         begun = time.perf_counter()
-        loss_function = compiled_loss(decoder, batches, rows[0], "bf16")
-        optimizers = Optimizers(decoder, SETTINGS, compiled=self.on_gpu)
-        done = iter(range(10**9))
-
-        def gradients() -> Tensor:
-            with autocast("bf16", self.device):
-                loss = loss_function(decoder, *batches(rows[next(done) % len(rows)]))
-            loss.backward()
-            return loss.detach()
+        training = TrainingStep(shape, self.device, batches=4)
 
         def step() -> None:
-            optimizers.step(muon_lr=0.02, adamw_lr=3e-4, loss=gradients())
+            training.gradients()
+            training.update()
 
         step()
         self.wait()
         compile_seconds = time.perf_counter() - begun
         inner = 2 if self.small else 20
         whole = statistics.median(self.seconds(step, inner=inner))
-        alone = statistics.median(self.seconds(gradients, inner=inner))
-        for parameter in optimizers.parameters:
-            parameter.grad = None
-        tokens = shape.batch * shape.length
+        alone = statistics.median(self.seconds(training.gradients, inner=inner))
+        training.decoder.zero_grad()
         record = {
-            "parameters": sum(parameter.numel() for parameter in decoder.parameters()),
+            "parameters": sum(parameter.numel() for parameter in training.decoder.parameters()),
             "batch": [shape.batch, shape.length],
             "compile_seconds": compile_seconds,
             "step_ms": 1e3 * whole,
             "gradients_ms": 1e3 * alone,
-            "tokens_per_second": tokens / whole,
-            "share_of_peak": tokens * shape.operations_per_token / whole / self.matmul_per_second,
+            "tokens_per_second": shape.tokens / whole,
+            "share_of_peak": shape.tokens * shape.operations_per_token / whole / self.matmul_per_second,
             "minutes_of_4_trainings_of_10000_steps": RUN1_STEPS * whole / 60,
             "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if self.on_gpu else None,
         }
@@ -305,7 +240,9 @@ class Bench:
         record: Record = {"agreement": self.agreement(shape)}
         one = None
         for count in (1, 2) if self.small else (1, 4, 8, 16, 32):
-            stacked = Stacked([shape.decoder(self.device, seed) for seed in range(count)], self.device, self.on_gpu)
+            decoders = [shape.decoder(self.device, seed) for seed in range(count)]
+            # A CPU's attention in bfloat16 has a gradient of its own, which vmap cannot take.
+            stacked = Stacked(decoders, self.device, self.on_gpu, "bf16" if self.on_gpu else "fp32")
             tokens_KBT = torch.randint(shape.vocabulary, (count, shape.batch, shape.length), device=self.device)
             milliseconds = 1e3 * statistics.median(
                 self.seconds(partial(stacked.step, tokens_KBT), inner=2 if self.small else 10)
@@ -323,7 +260,7 @@ class Bench:
         """The largest relative difference of losses over five steps, stacked in float32 against alone."""
         decoders = [shape.decoder(self.device, seed) for seed in range(3)]
         stacked = Stacked([shape.decoder(self.device, seed) for seed in range(3)], self.device, False, "fp32")
-        alone = [Optimizers(decoder, SETTINGS) for decoder in decoders]
+        alone = [Optimizers(decoder, LEARNING) for decoder in decoders]
         worst = 0.0
         for _ in range(5):
             tokens_KBT = torch.randint(shape.vocabulary, (3, shape.batch, shape.length), device=self.device)
@@ -331,7 +268,7 @@ class Bench:
             for decoder, optimizers, tokens_BT, loss in zip(decoders, alone, tokens_KBT, losses_K, strict=True):
                 expected = plain_loss(decoder(tokens_BT), tokens_BT)
                 expected.backward()
-                optimizers.step(muon_lr=0.02, adamw_lr=3e-4, loss=expected.detach())
+                optimizers.step(muon_lr=LEARNING.muon_lr, adamw_lr=LEARNING.adamw_lr, loss=expected.detach())
                 worst = max(worst, (loss - expected.detach()).abs().item() / expected.item())
         assert worst < 1e-3, worst  # Newton–Schulz is in bfloat16
         return worst
@@ -415,8 +352,8 @@ class Stacked:
             ]
         self.adamw = torch.optim.AdamW(
             [self.parameters[name] for name in self.rest],
-            lr=SETTINGS.adamw_lr,
-            betas=SETTINGS.adamw_betas,
+            lr=LEARNING.adamw_lr,
+            betas=LEARNING.adamw_betas,
             weight_decay=0.0,
             fused=True,
         )
@@ -430,14 +367,14 @@ class Stacked:
         with autocast(self.precision, self.device):
             gradients, losses_K = self.gradients(self.parameters, tokens_KBT)
         squares_K = torch.stack([g.float().square().flatten(1).sum(1) for g in gradients.values()]).sum(0)
-        scale_K = (SETTINGS.clip_norm / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
+        scale_K = (LEARNING.clip_norm / (squares_K.sqrt() + 1e-6)).clamp(max=1.0)
         for name, gradient in gradients.items():
             clipped = gradient * scale_K.view(-1, *[1] * (gradient.ndim - 1))
             self.parameters[name].grad = clipped
             if name in self.hidden:
                 for matrix, its_gradient in zip(self.matrices(name), clipped, strict=True):
                     matrix.grad = its_gradient
-        self.muon.step(0.02, torch.ones((), dtype=torch.bool, device=self.device))
+        self.muon.step(LEARNING.muon_lr, torch.ones((), dtype=torch.bool, device=self.device))
         self.adamw.step()
         return losses_K
 

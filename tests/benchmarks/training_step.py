@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.training_step                       # smoke, laptop and sanity, one thread
     python -m tests.benchmarks.training_step --shapes run1 v2      # the two for a GPU, on small batches
-    python -m tests.benchmarks.training_step --out step.json       # and the numbers as JSON
+    python -m tests.benchmarks.training_step --out step.json       # and the numbers as JSON, beside the shapes in it
 
 Both sides train one random model on one batch in bfloat16, compiled: headdyn's `next_token_loss` with its `Optimizers`,
 and transformers' Qwen3ForCausalLM with torch.optim.Muon for the hidden matrices and fused AdamW for the rest. That their
@@ -12,161 +12,103 @@ the other; printed are the median and the spread of ratios. The time of a step i
 
 The limit is what the linear layers' products alone take: forward and both gradients of every one, contiguous, in
 bfloat16. Attention's products, norms, softmax and the optimizer are not in it. Peak memory is the resident high-water
-mark of a process that takes a few steps of one side.
+mark of a process that takes a few compiled steps of one side, Python and its libraries included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from headdyn.core.machine import keep_freed_memory
-from headdyn.data.corpus import Split
-from headdyn.models.config import DecoderConfig
-from headdyn.models.decoder import Decoder
+from headdyn.core.machine import begin_peak_memory, keep_freed_memory, peak_memory_bytes
 from headdyn.models.families import export_pretrained
-from headdyn.training.objective import Batches, autocast, compiled_loss, reproducible
-from headdyn.training.optimizers import Optimizers, split_parameters
-from headdyn.training.settings import TrainSettings
-from tests.benchmarks.attention_statistics import resident_bytes
+from headdyn.training.objective import autocast
+from headdyn.training.optimizers import split_parameters
 from tests.benchmarks.figures import three
+from tests.benchmarks.shapes import CPU_SHAPES, SETTINGS, Shape, TrainingStep, machine
 from tests.parity import hugging_face
 
-
-class Shape(NamedTuple):
-    """A mode of conf/mode, with the batch that is timed: the mode's own, or less where a step would take minutes."""
-
-    d_model: int
-    layers: int
-    heads: int
-    head_dim: int
-    d_ff: int
-    vocabulary: int
-    length: int
-    batch: int
-
-    def config(self) -> DecoderConfig:
-        return DecoderConfig(
-            vocab_size=self.vocabulary,
-            num_layers=self.layers,
-            d_model=self.d_model,
-            num_heads=self.heads,
-            num_kv_heads=self.heads,
-            head_dim=self.head_dim,
-            d_ff=self.d_ff,
-        )
-
-
-SHAPES = {
-    "smoke": Shape(64, 2, 4, 16, 172, 32, 64, 16),
-    "laptop": Shape(128, 4, 4, 32, 344, 64, 128, 32),
-    "sanity": Shape(256, 4, 4, 64, 688, 512, 256, 64),
-    "run1": Shape(512, 8, 8, 64, 1376, 4096, 512, 4),
-    "v2": Shape(768, 12, 12, 64, 2048, 4096, 512, 2),
-}
 LEAST_RATIO = {"smoke": 2.0, "laptop": 2.0, "sanity": 1.5, "run1": 1.5, "v2": 1.5}
-SETTINGS = TrainSettings(steps=100, batch_size=1, snapshots=2, muon_lr=1e-4, adamw_lr=1e-5)  # so small that it stays
 SIDES = ("headdyn", "Hugging Face")
-
-Step = Callable[[], None]
-
-
-def decoder_of(shape: Shape) -> Decoder:
-    return Decoder(shape.config()).initialise(torch.Generator().manual_seed(0), std=shape.d_model**-0.5)
+PARTS = ("gradients", "update")
 
 
-def batches_of(shape: Shape) -> Batches:
-    tokens_BT = np.random.default_rng(0).integers(0, shape.vocabulary, (shape.batch, shape.length)).astype(np.uint16)
-    return Batches(
-        Split(tokens_NT=tokens_BT, topics_NT=np.zeros_like(tokens_BT, np.uint8)), "cpu", mask_documents=False
-    )
+class Side(Protocol):
+    """One way to train: forward and backward, which returns the loss, and the optimizers' step."""
+
+    parameters: Sequence[torch.nn.Parameter]
+
+    def gradients(self) -> Tensor: ...
+
+    def update(self) -> None: ...
 
 
-def headdyn_side(shape: Shape) -> tuple[Callable[[], Tensor], Step, torch.nn.Module]:
-    """Forward and backward, which returns the loss; the optimizers' step; the model."""
-    decoder, batches, rows_B = decoder_of(shape), batches_of(shape), np.arange(shape.batch)
-    optimizers = Optimizers(decoder, SETTINGS)
-    function = compiled_loss(decoder, batches, rows_B, "bf16")
+class HuggingFaceStep:
+    """The same model and batch as headdyn's, trained by transformers and torch.optim."""
 
-    def gradients() -> Tensor:
-        with reproducible("cpu"):
-            with autocast("bf16", "cpu"):
-                loss = function(decoder, *batches(rows_B))
-            loss.backward()
-        return loss.detach()
+    def __init__(self, shape: Shape) -> None:
+        self.decoder = shape.decoder(std=shape.d_model**-0.5)
+        with tempfile.TemporaryDirectory() as folder:
+            self.model = hugging_face.load(export_pretrained(self.decoder, Path(folder), "qwen3")).train()
+        named = dict(self.model.named_parameters())
+        hidden = {name: parameter for name, parameter in named.items() if parameter.ndim == 2 and "embed" not in name}
+        muon = split_parameters(self.decoder).muon.values()
+        assert sorted(parameter.shape for parameter in muon) == sorted(matrix.shape for matrix in hidden.values())
+        rest = [parameter for name, parameter in named.items() if name not in hidden]
+        self.parameters = list(named.values())
+        self.optimizers = (
+            torch.optim.Muon(hidden.values(), lr=SETTINGS.muon_lr, weight_decay=0.0),
+            torch.optim.AdamW(rest, lr=SETTINGS.adamw_lr, betas=SETTINGS.adamw_betas, weight_decay=0.0, fused=True),
+        )
+        self.tokens_BT, _ = shape.batches()(np.arange(shape.batch))
+        self.loss_function = torch.compile(_their_loss, dynamic=False)
 
-    def update() -> None:
-        optimizers.step(muon_lr=SETTINGS.muon_lr, adamw_lr=SETTINGS.adamw_lr, loss=torch.zeros(()))
-
-    return gradients, update, decoder
-
-
-def hugging_face_side(shape: Shape) -> tuple[Callable[[], Tensor], Step, torch.nn.Module]:
-    decoder = decoder_of(shape)
-    with tempfile.TemporaryDirectory() as folder:
-        model = hugging_face.load(export_pretrained(decoder, Path(folder), "qwen3")).train()
-    shapes = [parameter.shape for parameter in split_parameters(decoder).muon.values()]
-    hidden = [parameter for name, parameter in model.named_parameters() if parameter.ndim == 2 and "embed" not in name]
-    assert sorted(map(tuple, shapes)) == sorted(tuple(parameter.shape) for parameter in hidden)
-    rest = [parameter for name, parameter in model.named_parameters() if parameter.ndim == 1 or "embed" in name]
-    muon = torch.optim.Muon(hidden, lr=SETTINGS.muon_lr, weight_decay=0.0)
-    adamw = torch.optim.AdamW(rest, lr=SETTINGS.adamw_lr, betas=SETTINGS.adamw_betas, weight_decay=0.0, fused=True)
-    tokens_BT, _ = batches_of(shape)(np.arange(shape.batch))
-
-    def loss_of(model: torch.nn.Module, tokens_BT: Tensor) -> Tensor:
-        logits_BTV = model(tokens_BT, use_cache=False).logits[:, :-1]
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
-
-    compiled = torch.compile(loss_of, dynamic=False)
-
-    def gradients() -> Tensor:
+    def gradients(self) -> Tensor:
         with autocast("bf16", "cpu"):
-            loss = compiled(model, tokens_BT)
+            loss = self.loss_function(self.model, self.tokens_BT)
         loss.backward()
         return loss.detach()
 
-    def update() -> None:
-        torch.nn.utils.clip_grad_norm_([*hidden, *rest], SETTINGS.clip_norm)
-        for optimizer in (muon, adamw):
+    def update(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.parameters, SETTINGS.clip_norm)
+        for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
-    return gradients, update, model
+
+def _their_loss(model: torch.nn.Module, tokens_BT: Tensor) -> Tensor:
+    logits_BTV = model(tokens_BT, use_cache=False).logits[:, :-1]
+    return F.cross_entropy(logits_BTV.flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
 
 
-MAKE = dict(zip(SIDES, (headdyn_side, hugging_face_side), strict=True))
+def make(side: str, shape: Shape) -> Side:
+    return TrainingStep(shape, std=shape.d_model**-0.5) if side == "headdyn" else HuggingFaceStep(shape)
 
 
-def products(shape: Shape) -> Step:
+def products(shape: Shape) -> Callable[[], None]:
     """The linear layers' products of one step and nothing else."""
-    rows = shape.batch * shape.length
-    inner = shape.heads * shape.head_dim
-    layer = [(shape.d_model, inner)] * 3 + [(inner, shape.d_model)]
-    layer += [(shape.d_model, shape.d_ff)] * 2 + [(shape.d_ff, shape.d_model)]
-    sizes = layer * shape.layers + [(shape.d_model, shape.vocabulary)]
-    made = {
-        (i, o): tuple(torch.randn(a, b).to(torch.bfloat16) for a, b in ((rows, i), (o, i), (rows, o)))
+    sizes = shape.linear_sizes()
+    operands = {
+        (i, o): tuple(torch.randn(a, b).to(torch.bfloat16) for a, b in ((shape.tokens, i), (o, i), (shape.tokens, o)))
         for i, o in set(sizes)
     }
 
     def work() -> None:
         for size in sizes:
-            x_NI, weight_OI, gradient_NO = made[size]
+            x_NI, weight_OI, gradient_NO = operands[size]
             x_NI @ weight_OI.mT
             gradient_NO @ weight_OI
             gradient_NO.mT @ x_NI
@@ -181,47 +123,46 @@ def timed(work: Callable[[], object]) -> float:
     return clock() - begun
 
 
-def check_agreement(sides: Mapping[str, tuple[Callable[[], Tensor], Step, torch.nn.Module]]) -> None:
+def check_agreement(sides: Mapping[str, Side]) -> None:
     """Both sides' loss and the norm of all gradients, before any update."""
     numbers = []
-    for gradients, _, model in sides.values():
-        loss = gradients().item()
-        norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm().item()  # type: ignore[union-attr]
-        model.zero_grad()
-        numbers.append((loss, norm))
+    for side in sides.values():
+        loss = side.gradients().item()
+        norms = [parameter.grad.norm() for parameter in side.parameters if parameter.grad is not None]
+        numbers.append((loss, torch.stack(norms).norm().item()))
+        side.update()
     (loss, norm), (their_loss, their_norm) = numbers
     assert abs(loss - their_loss) < 5e-3 * their_loss and abs(norm - their_norm) < 0.03 * their_norm, numbers
 
 
 def measure(name: str, repetitions: int) -> dict[str, Any]:
     """One shape's row: ratios, tokens per second, share of the limit and peak memory."""
-    shape = SHAPES[name]
-    sides, limit = {side: make(shape) for side, make in MAKE.items()}, products(shape)
+    shape = CPU_SHAPES[name]
+    sides, limit = {side: make(side, shape) for side in SIDES}, products(shape)
     check_agreement(sides)
-    parts: dict[str, list[float]] = {f"{side} {part}": [] for side in SIDES for part in ("gradients", "update")}
-    parts["products"] = []
+    parts: dict[str, list[float]] = {"products": [], **{f"{side} {part}": [] for side in SIDES for part in PARTS}}
     for repetition in range(repetitions + 1):
-        seconds = {"products": timed(limit)}
-        for side, (gradients, update, _) in sides.items():
-            seconds |= {f"{side} gradients": timed(gradients), f"{side} update": timed(update)}
+        works = {
+            "products": limit,
+            **{f"{side} {part}": getattr(sides[side], part) for side in SIDES for part in PARTS},
+        }
+        seconds = {part: timed(work) for part, work in works.items()}
         if repetition:  # the first loads kernels
             for part, value in seconds.items():
                 parts[part].append(value)
-    steps = {
-        side: [a + b for a, b in zip(parts[f"{side} gradients"], parts[f"{side} update"], strict=True)]
-        for side in SIDES
-    }
-    ours, theirs = (np.array(steps[side]) for side in SIDES)
-    tokens = shape.batch * shape.length
+    ours, theirs = (np.sum([parts[f"{side} {part}"] for part in PARTS], axis=0) for side in SIDES)
     return {
         "shape": name,
         "batch": f"{shape.batch} x {shape.length}",
         "threads": torch.get_num_threads(),
         "ratio": (theirs / ours).tolist(),
         "share_of_limit": (np.array(parts["products"]) / ours).tolist(),
-        "tokens_per_second": {side: tokens / statistics.median(values) for side, values in steps.items()},
+        "tokens_per_second": {
+            side: shape.tokens / float(np.median(steps)) for side, steps in zip(SIDES, (ours, theirs), strict=True)
+        },
         "seconds": {part: statistics.median(values) for part, values in parts.items()},
         "peak_bytes": {side: peak_bytes(name, side) for side in SIDES},
+        "machine": machine(),
     }
 
 
@@ -231,36 +172,52 @@ def peak_bytes(name: str, side: str) -> int:
     return int(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-def peak(name: str, side: str) -> None:
-    gradients, update, _ = MAKE[side](SHAPES[name])
-    gradients()
-    update()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM: what compiling took does not count
-    for _ in range(2):
-        gradients()
-        update()
-    print(resident_bytes("VmHWM"))
+def print_peak(name: str, side: str) -> None:
+    step = make(side, CPU_SHAPES[name])
+    for repetition in range(3):
+        if repetition == 1:
+            begin_peak_memory()  # what compiling took does not count
+        step.gradients()
+        step.update()
+    print(peak_memory_bytes())
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of a JSON file as Markdown, with the machines that they were measured on."""
+    lines = [
+        "| shape | batch | times Hugging Face | at least | headdyn, tokens/s | Hugging Face | share of the products "
+        "| update, share of a step | peak MiB: headdyn, Hugging Face |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in rows.items():
+        speed, seconds, memory = row["tokens_per_second"], row["seconds"], row["peak_bytes"]
+        update = seconds["headdyn update"] / (seconds["headdyn update"] + seconds["headdyn gradients"])
+        cells = [name, row["batch"], three(row["ratio"]), LEAST_RATIO[name], *(f"{speed[side]:,.0f}" for side in SIDES)]
+        cells += [three(row["share_of_limit"]), f"{update:.0%}", ", ".join(f"{memory[s] / 2**20:.0f}" for s in SIDES)]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    machines = dict.fromkeys(json.dumps(row["machine"]) for row in rows.values())
+    for m in map(json.loads, machines):
+        about = f"{m['processor']}, {m['cores']} cores ({', '.join(m['bfloat16']) or 'no bfloat16 products'})"
+        lines += ["", f"{about}; Python {m['python']}, torch {m['torch']}; revision {m['revision']}."]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["smoke", "laptop", "sanity"], metavar="SHAPE")
+    parser.add_argument("--shapes", nargs="+", choices=CPU_SHAPES, default=list(CPU_SHAPES)[:3], metavar="SHAPE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="a JSON file for the numbers")
+    parser.add_argument("--out", type=Path, help="a JSON file for the numbers; other shapes that it holds stay in it")
     parser.add_argument("--peak", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     if arguments.peak:
-        peak(arguments.shapes[0], arguments.peak)
+        print_peak(arguments.shapes[0], arguments.peak)
         return
-    print(f"torch {torch.__version__}, {arguments.threads} threads of {os.cpu_count()} cores")
-    rows = []
     for name in arguments.shapes:
         row = measure(name, arguments.repetitions)
-        rows.append(row)
         speed, memory, seconds = row["tokens_per_second"], row["peak_bytes"], row["seconds"]
         print(f"{name}, {row['batch']} tokens: {three(row['ratio'])} times Hugging Face (at least {LEAST_RATIO[name]})")
         for side in SIDES:
@@ -269,9 +226,12 @@ def main() -> None:
                 f"update {1e3 * seconds[f'{side} update']:.0f} ms, peak {memory[side] / 2**20:.0f} MiB"
             )
         print(f"  share of the linear layers' products alone: {three(row['share_of_limit'])}", flush=True)
-    if arguments.out:
-        machine = {"processor": platform.processor(), "cores": os.cpu_count(), "torch": torch.__version__}
-        arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        if arguments.out:
+            rows = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+            rows = {shape: row if shape == name else rows.get(shape) for shape in CPU_SHAPES}
+            rows = {shape: row for shape, row in rows.items() if row}
+            arguments.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            arguments.out.with_suffix(".md").write_text(table(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from headdyn.core.run_folder import read_metrics
 from headdyn.data.corpus import Corpus, Split
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.training.loop import train
+from headdyn.training.next_token import NextToken, train
 from headdyn.training.settings import TrainSettings
 
 CONFIG = DecoderConfig(vocab_size=24, num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=40)
@@ -55,7 +55,7 @@ def corpus() -> Corpus:
 
 def losses(folder: Path, config: DecoderConfig = CONFIG, settings: TrainSettings = SETTINGS) -> np.ndarray:
     decoder = Decoder(config).initialise(torch.Generator().manual_seed(3), std=0.1)
-    train(decoder, corpus(), InTurn(), settings, folder=folder, precision="fp32", device="cpu")
+    train(NextToken(decoder, corpus(), InTurn(), settings, folder, precision="fp32", device="cpu"))
     return np.array([value for _, value in read_metrics(folder / "metrics.jsonl")["train_loss_nats"]])
 
 

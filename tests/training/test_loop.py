@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from headdyn.core.run_folder import read_metrics
 from headdyn.core.store import StageInterruptedError
 from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
-from headdyn.training import loop, resume
-from headdyn.training.loop import Progress, TrainingDiverged, TrainingInterrupted, learning_rate_factor, train
+from headdyn.training import loop, next_token, resume
+from headdyn.training.loop import Progress, TrainingDiverged, TrainingInterrupted, learning_rate_factor
 from headdyn.training.objective import Batches, evaluate
 from headdyn.training.optimizers import Optimizers
 from headdyn.training.settings import TrainSettings
@@ -126,10 +126,7 @@ def test_the_observer_sees_where_it_stands(tmp_path: Path, monkeypatch: pytest.M
     assert last.gap_closed == pytest.approx((math.log(16) - last.loss_nats) / (math.log(16) - 0.75))
     assert last.eta_seconds == 0 and seen[9].eta_seconds > 0 and seen[9].tokens_per_second > 0
     seen.clear()
-    blind = corpus(reference_nats={})
-    train(
-        decoder(), blind, Drawn(), SETTINGS, folder=tmp_path / "b", precision="fp32", device="cpu", observer=seen.append
-    )
+    trained(tmp_path / "blind", corpus=corpus(reference_nats={}), observer=seen.append)
     assert seen[-1].gap_closed is None
 
 
@@ -300,7 +297,7 @@ def test_another_trainings_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'train\.muon_lr': 0\.02.*this one has .*0\.01"):
         trained(tmp_path, dataclasses.replace(SETTINGS, muon_lr=0.01))
     with pytest.raises(ValueError, match="first and last batch"):
-        train(decoder(), corpus(), Drawn(seed=5), SETTINGS, folder=tmp_path, precision="fp32", device="cpu")
+        trained(tmp_path, schedule=Drawn(seed=5))
 
 
 # -- faults -----------------------------------------------------------------------------------------------------------
@@ -324,15 +321,14 @@ def test_divergence_names_the_step_the_rates_and_the_last_good_snapshot(tmp_path
 
 def test_a_non_finite_loss_moves_no_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoder()
-    honest, calls = loop.next_token_loss, iter(range(10**6))
+    honest, calls = next_token.next_token_loss, iter(range(10**6))
 
     def burst(*arguments: Any) -> torch.Tensor:
         return honest(*arguments) * (math.nan if next(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(loop, "next_token_loss", burst)
+    monkeypatch.setattr(next_token, "next_token_loss", burst)
     with pytest.raises(TrainingDiverged, match="train_loss_nats nan") as fault:
-        train(model, corpus(), Drawn(), dataclasses.replace(SETTINGS, eval_sequences=4), folder=tmp_path,
-              precision="fp32", device="cpu")  # fmt: skip
+        trained(tmp_path, dataclasses.replace(SETTINGS, eval_sequences=4), decoder=model)
     with pytest.raises(TrainingInterrupted):
         trained(tmp_path / "before", should_stop=StopAfter(fault.value.step - 1))
     state = torch.load(tmp_path / "before" / "resume" / f"state{fault.value.step - 1:06d}.pt", weights_only=True)

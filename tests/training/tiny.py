@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from headdyn.data.corpus import Corpus, Split
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.training.loop import TrainingResult, train
+from headdyn.training.loop import Progress
+from headdyn.training.next_token import NextToken, TrainingResult, train
 from headdyn.training.settings import TrainSettings
 
 VOCAB, LENGTH = 16, 24
@@ -71,9 +73,27 @@ def decoder(seed: int = 0) -> Decoder:
     return Decoder(CONFIG).initialise(torch.Generator().manual_seed(seed), std=0.1)
 
 
-def trained(folder: Path, settings: TrainSettings = SETTINGS, seed: int = 0, **options: Any) -> TrainingResult:
-    options = {"precision": "fp32", "device": "cpu", **options}
-    return train(decoder(seed), corpus(), Drawn(settings.batch_size), settings, folder=folder, **options)
+def task(folder: Path, settings: TrainSettings = SETTINGS, **changes: Any) -> NextToken:
+    usual = {
+        "decoder": decoder(),
+        "corpus": corpus(),
+        "schedule": Drawn(settings.batch_size),
+        "precision": "fp32",
+        "device": "cpu",
+    }
+    return NextToken(settings=settings, folder=folder, **{**usual, **changes})
+
+
+def trained(
+    folder: Path,
+    settings: TrainSettings = SETTINGS,
+    *,
+    seed: int = 0,
+    observer: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    **changes: Any,
+) -> TrainingResult:
+    return train(task(folder, settings, **{"decoder": decoder(seed), **changes}), observer, should_stop)
 
 
 def weights(decoder: Decoder) -> dict[str, torch.Tensor]:

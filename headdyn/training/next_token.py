@@ -1,0 +1,153 @@
+"""Training on a corpus: a decoder learns to predict the next token, with held-out losses and snapshots on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from headdyn.core.records import log_spaced, write_json
+from headdyn.core.run_folder import read_metrics
+from headdyn.data.corpus import Corpus
+from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
+from headdyn.models.decoder import Decoder
+from headdyn.training.clamp import clamped_loss
+from headdyn.training.loop import Progress, Task, run
+from headdyn.training.objective import Batches, LossFunction, Precision, compiled_loss, evaluate, next_token_loss
+from headdyn.training.settings import TrainSettings
+
+
+class Schedule(Protocol):
+    """Which sequences make up the batch of every update."""
+
+    def indices(self, step: int) -> np.ndarray:
+        """The sequence indices [B] of the batch of update `step`, counted from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """A finished training. `val_loss_nats` has the held-out loss of every evaluated step, those of snapshots included.
+
+    `seconds` and `tokens_per_second` are of updates alone: no evaluation, no saving, no compilation.
+    """
+
+    decoder: Decoder
+    steps: int
+    val_loss_nats: Mapping[int, float]
+    snapshots: Mapping[int, Path]
+    seconds: float
+    tokens_per_second: float
+    compiled: bool
+
+    @property
+    def final_loss_nats(self) -> float:
+        """The held-out loss of the trained model."""
+        return self.val_loss_nats[self.steps]
+
+
+@dataclass
+class NextToken(Task):
+    """Train `decoder` in place, on the batches that `schedule` makes of the corpus.
+
+    The folder gets snapshots/, metrics.jsonl and, when done, result.json; while at work also resume/. The held-out loss
+    (the first `eval_sequences` of the validation split) is taken at step 0, every `eval_every_steps`, at every
+    snapshot, at the steps of `evaluate_at` and at the end.
+    """
+
+    decoder: Decoder
+    corpus: Corpus
+    schedule: Schedule
+    settings: TrainSettings
+    folder: Path
+    precision: Precision
+    device: str
+    evaluate_at: Collection[int] = ()
+
+    settings_group = "train"
+
+    def __post_init__(self) -> None:
+        self.decoder.to(self.device)
+        masked, settings = self.corpus.mask_documents, self.settings
+        self.batches = Batches(self.corpus.train, self.device, mask_documents=masked)
+        self.held_out = Batches.prefix(self.corpus.val, settings.eval_sequences, self.device, mask_documents=masked)
+        self.tokens_per_step = settings.batch_size * self.batches.shape[1]
+        self.floor_nats = self.corpus.reference_nats.get("floor")
+        self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
+        evaluated = {*range(0, settings.steps, settings.eval_every_steps), *self.evaluate_at}
+        self.milestones = self.snapshot_steps | evaluated
+        held = settings.clamp.pattern != "none"
+        self.loss_function: LossFunction = clamped_loss(settings.clamp) if held else next_token_loss
+
+    def recipe(self) -> Mapping[str, Any]:
+        ends = np.stack([self.schedule.indices(0), self.schedule.indices(self.settings.steps - 1)])
+        settings = dataclasses.asdict(self.settings)
+        for name in ("resume_every_seconds", "compile"):
+            del settings[name]
+        return {
+            **{f"train.{name}": value for name, value in settings.items()},
+            **{f"model.{name}": value for name, value in dataclasses.asdict(self.decoder.config).items()},
+            "precision": self.precision,
+            "corpus shape": self.batches.shape,
+            "first and last batch": hashlib.sha256(ends.astype(np.int64).tobytes()).hexdigest()[:16],
+        }
+
+    def prepare(self) -> None:
+        if self.settings.compile and self.loss_function is next_token_loss:
+            self.loss_function = compiled_loss(self.decoder, self.batches, self.schedule.indices(0), self.precision)
+
+    def losses(self, update: int) -> Mapping[str, Tensor]:
+        tokens_BT, documents_BT = self.batches(self.schedule.indices(update))
+        return {"train_loss_nats": self.loss_function(self.decoder, tokens_BT, documents_BT)}
+
+    def visit(self, step: int) -> Mapping[str, float]:
+        loss = evaluate(
+            self.decoder,
+            self.held_out,
+            batch_size=self.settings.batch_size,
+            precision=self.precision,
+            loss_function=self.loss_function,
+        )
+        if step in self.snapshot_steps and math.isfinite(loss):
+            save_snapshot(self.folder / "snapshots", self.decoder, step)
+        return {"val_loss_nats": loss}
+
+    def last_saved(self) -> Path | None:
+        snapshots = snapshot_steps(self.folder / "snapshots")
+        return snapshots[max(snapshots)] if snapshots else None
+
+    def finish(self, seconds: float) -> None:
+        facts = {
+            "seconds": seconds,
+            "tokens_per_second": self.settings.steps * self.tokens_per_step / seconds,
+            "compiled": self.settings.clamp.pattern == "none" and self.loss_function is not next_token_loss,
+        }
+        write_json(self.folder / "result.json", facts)
+
+
+def train(
+    task: NextToken, observer: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
+) -> TrainingResult:
+    """Train, or go on with what an earlier call left in the task's folder; a finished training is only read.
+
+    `observer` and `should_stop` as in `headdyn.training.loop.run`, which says what is raised.
+    """
+    if not (task.folder / "result.json").exists():
+        run(task, observer, should_stop)
+    snapshots = snapshot_steps(task.folder / "snapshots")
+    last, _ = read_snapshot(snapshots[task.settings.steps])
+    task.decoder.load_state_dict(last.state_dict())
+    return TrainingResult(
+        decoder=task.decoder,
+        steps=task.settings.steps,
+        val_loss_nats=dict(read_metrics(task.folder / "metrics.jsonl")["val_loss_nats"]),
+        snapshots=snapshots,
+        **json.loads((task.folder / "result.json").read_text(encoding="utf-8")),
+    )
