@@ -66,11 +66,14 @@ def print_run(folder: Path) -> None:
 def summary_table(sweep: SweepRecord, console: Console) -> Table:
     """One row a complete run: as many outcomes as fit, each with its interval, and the null where chance is not zero.
 
-    Below 112 columns the interval is given as ± half its width; from 176 on it stands beside the value.
+    An outcome that is absent for every run is left out. Below 112 columns of the terminal the interval is given as ±
+    half its width; from 176 on it stands beside the value.
     """
     outcomes, width = outcome_table(sweep, sweep.complete), console.width
     columns: list[list[str]] = []
     for heading, *cells in zip(outcomes.columns[1:], *(row[1:] for row in outcomes.rows), strict=True):
+        if all(cell.reason for cell in cells):
+            continue
         label, unit = heading.split("\n")
         title, texts = f"{label} ({unit})" if unit else label, [_lines(cell, width) for cell in cells]
         widest = max(len(line) for text in (*texts, title.replace(" ", "\n")) for line in text.splitlines())
@@ -79,7 +82,8 @@ def summary_table(sweep: SweepRecord, console: Console) -> Table:
     fitting = sum(total <= width for total in itertools.accumulate(widths, initial=_LABEL)) - 1
     chosen = columns[: max(1, fitting)]
     intervals = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
-    more = f"; {len(columns) - len(chosen)} more in summary.csv" if len(columns) > len(chosen) else ""
+    left_out = len(outcomes.columns) - 1 - len(chosen)
+    more = f"; {left_out} more in summary.csv" if left_out else ""
     caption = _text(f"{intervals} within the run; vs: what chance gives (null){more}", console).plain
     table = Table(box=box.SIMPLE_HEAD, caption=caption, pad_edge=False, show_edge=False, caption_justify="left")
     table.add_column("run", overflow="fold", min_width=12)

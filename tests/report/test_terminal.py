@@ -57,6 +57,12 @@ def test_after_the_table_stand_the_primary_outcomes_answers_and_the_page(folder:
     assert after[3].startswith("mha_shuffled_nope_s1") and after[4].startswith("report: ") and len(after) == 5
 
 
+def test_what_is_absent_for_every_run_has_no_column(tmp_path: Path) -> None:
+    gone = {"loss_nats": {"reason": "no corpus"}}
+    text = printed(sweep(tmp_path, [run(tmp_path, values=gone), run(tmp_path, seed=1, values=gone)]), 400)
+    assert "gap closed" in text and "held-out loss" not in text and "1 more in summary.csv" in text
+
+
 def test_a_failed_job_is_named_with_its_error(folder: Path) -> None:
     assert "failed. RuntimeError: the loss is no number <b>" in printed(folder, 200)
 
