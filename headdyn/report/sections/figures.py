@@ -11,7 +11,6 @@ from headdyn.report.sections.training import loss_curve, loss_figure, recovery_f
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
-_TITLES = {"patterns": "Attention patterns"}
 _LOSSES = {"train_loss_nats": "training batches", "val_loss_nats": "held out"}
 
 
@@ -25,10 +24,11 @@ def main_picture(sweep: SweepRecord) -> Path | None:
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """A section for each analysis that left figures."""
-    return [
-        Section(f"figures-{name}", title_of(name), [list(paths)], count(len(paths), "figure"))
-        for name, paths in by_analysis(sweep.jobs[0]).items()
-    ]
+    made = []
+    for name, paths in by_analysis(sweep.jobs[0]).items():
+        title = {"patterns": "Attention patterns"}.get(name, name.replace("_", " ").capitalize())
+        made.append(Section(f"figures-{name}", title, [paths], count(len(paths), "figure")))
+    return made
 
 
 def by_analysis(job: Job) -> dict[str, list[Path]]:
@@ -39,11 +39,6 @@ def by_analysis(job: Job) -> dict[str, list[Path]]:
         name = next((name for name in names if path.stem.startswith(f"{name}_")), path.stem.partition("_")[0])
         groups.setdefault(name, []).append(path)
     return {name: paths for name, paths in groups.items() if paths}
-
-
-def title_of(name: str) -> str:
-    """An analysis's name in a reader's words."""
-    return _TITLES.get(name, name.replace("_", " ").capitalize())
 
 
 def training_figures(job: Job) -> dict[str, Figure]:
