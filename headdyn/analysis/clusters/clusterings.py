@@ -92,16 +92,15 @@ def _plus_plus(squared_RHH: np.ndarray, uniform_Ik: np.ndarray) -> np.ndarray:
 
 def ward(distance_RHH: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
     """Labels [R, H] of Ward's hierarchical clustering, cut into each number of clusters of `ks`."""
-    heads = distance_RHH.shape[-1]
-    upper, levels = np.triu_indices(heads, 1), [heads - k for k in ks]
-    labels_RKH = np.empty((len(distance_RHH), len(ks), heads), dtype=int)
-    for labels_KH, distance_HH in zip(labels_RKH, distance_RHH, strict=True):
-        label_H, cuts = np.arange(heads), {0: np.arange(heads)}
-        for joins, (first, second) in enumerate(linkage(distance_HH[upper], "ward")[:, :2].astype(int), start=1):
-            label_H = np.where((label_H == first) | (label_H == second), heads + joins - 1, label_H)
-            cuts[joins] = label_H
-        labels_KH[:] = [cuts[level] for level in levels]
-    return [renumbered(labels_RH) for labels_RH in labels_RKH.swapaxes(0, 1)]
+    clouds, heads, _ = distance_RHH.shape
+    upper = np.triu_indices(heads, 1)
+    joined_RJ2 = np.stack([linkage(distance_HH[upper], "ward")[:, :2] for distance_HH in distance_RHH]).astype(int)
+    labels_RH = np.tile(np.arange(heads), (clouds, 1))
+    cuts = {heads: labels_RH}
+    for j, pair_R2 in enumerate(joined_RJ2.swapaxes(0, 1)):
+        labels_RH = np.where((labels_RH[..., None] == pair_R2[:, None]).any(-1), heads + j, labels_RH)
+        cuts[heads - 1 - j] = labels_RH
+    return [renumbered(cuts[k]) for k in ks]
 
 
 def dbscan(distance_RHH: np.ndarray, eps_RE: np.ndarray) -> list[np.ndarray]:
