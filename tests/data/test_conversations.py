@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import math
@@ -419,6 +420,22 @@ def test_an_ordering_sorts_by_domain(tmp_path: Path) -> None:
     dominant_N = dominant_topics(labels_NT, 3)
     order_N = TopicOrdered().epoch(dominant_N, np.random.default_rng(0))
     assert (np.diff(labels_NT[order_N, 0].astype(int)) >= 0).all()
+
+
+def test_the_matrix_trains_on_what_its_pilot_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the pilot's record: selecting is worth more than 0.2 nats there, and models came within 0.1 nats of the floor."""
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
+    chosen = make_plan(["-m", "experiment=matrix"]).jobs[0].data
+    assert isinstance(chosen, Conversations)
+    with (Path(__file__).parents[2] / "experiments" / "matrix_pilot" / "pilot.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    columns = ("speaker", "evidence", "switch", "num_symbols", "num_topics", "row_spread", "target_gap_nats")
+    of_choice = [row for row in rows if all(row[name] == str(getattr(chosen, name)) for name in columns)]
+    assert {row["position_enc"] for row in of_choice} >= {"rope", "nope"}
+    assert all(float(row["excess_nats"]) < 0.1 and float(row["selectivity_points"]) > 4 for row in of_choice)
+    facts = built(replace(chosen, train_sequences=64, val_sequences=300), tmp_path / "corpus").facts
+    assert facts["selection_worth_nats"] == pytest.approx(float(of_choice[0]["selection_worth_nats"]), abs=0.02)
+    assert facts["selection_worth_nats"] > 0.2
 
 
 def test_the_option_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
