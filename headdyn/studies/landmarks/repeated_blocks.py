@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -33,6 +33,8 @@ class RepeatedBlocks:
     train_sequences: Count
     val_sequences: Count
     seed: Seed
+
+    has_topics: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.min_block <= self.max_block <= self.sequence_length // 2:

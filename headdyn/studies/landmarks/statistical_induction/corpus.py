@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -40,6 +40,8 @@ class FreshChains:
     train_sequences: Count
     val_sequences: Count
     seed: Seed
+
+    has_topics: ClassVar[bool] = False
 
     def build(self, folder: Path) -> None:
         """Draw chains and sequences, and the losses of the exact predictors on the validation split.
