@@ -33,11 +33,11 @@ TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
 # The groups whose option is always a factor; any other key is one where the command line overrides it, except these.
 FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
 NO_FACTORS = (
-    *("seed", "force", "device", "threads", "patterns_kept", "tracking", "study", "outcomes", "swept"),
+    *("seed", "force", "device", "threads", "workers", "patterns_kept", "tracking", "study", "outcomes", "swept"),
     *("cluster", "local", "ordering", "hydra", "model.revision", "model.revisions", "model.kept"),
 )
 # What changes no number; a mode acts through other groups.
-_NOT_COMPUTED = ("force", "tracking", "threads", "mode", "study", "outcomes", "swept")
+_NOT_COMPUTED = ("force", "tracking", "threads", "workers", "mode", "study", "outcomes", "swept")
 _NEEDS = {
     "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
     "model=organism_planted",
@@ -190,6 +190,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "bf16", "fp32"]
     threads: Natural
+    workers: Natural
     patterns_kept: Natural
     study: Annotated[str | None, PlainValidator(_importable)]  # the package that adds to the report
     swept: tuple[str, ...]

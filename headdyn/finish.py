@@ -12,8 +12,7 @@ from rich.console import Console
 from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.config import RunConfig
 from headdyn.core.records import HeadTable, write_json
-from headdyn.core.run_folder import RunRecord
-from headdyn.pipeline import analyse_snapshot
+from headdyn.core.run_folder import RunRecord, snapshot_table
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
@@ -21,15 +20,16 @@ from headdyn.sweep.matched_loss import matched_loss
 from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite
 from headdyn.sweep.run_table import write_run_table
 from headdyn.sweep.series import Series, judge_series
+from headdyn.workers import Task, Workers
 
 # The orderings are also compared at matched loss, by these analyses.
 MATCHED_ANALYSES = ("loss", "attention", "probes")
 
 
-def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | None = None) -> bool:
+def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments: Sequence[str] | None = None) -> bool:
     """Write a sweep's summary, effects and report, and show its table. Returns whether every job is complete.
 
-    `arguments` are the command line's, for the record.
+    `workers` analyse the snapshots that runs are compared at; `arguments` are the command line's, for the record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -45,14 +45,38 @@ def finish(folder: Path, jobs: Sequence[RunConfig], arguments: Sequence[str] | N
     write_run_table(folder)
     complete = [run for run in runs if run.status == "complete"]
 
-    def analyse(run: RunRecord, step: int) -> HeadTable:
-        return analyse_snapshot(configs[run.name], step, run.folder, MATCHED_ANALYSES)
+    snapshots: dict[Path, tuple[RunRecord, int]] = {}
 
-    rewrite(folder, matched_loss(complete, analyse))
+    def note(run: RunRecord, step: int) -> HeadTable:
+        snapshots[snapshot_table(run.folder, step)] = (run, step)
+        return HeadTable.concat([])
+
+    matched_loss(complete, note)  # which snapshots it will read
+    workers.do(
+        [
+            Task(
+                f"{run.name} at step {step}",
+                "analyse_snapshot",
+                (configs[run.name], step, run.folder, MATCHED_ANALYSES),
+            )
+            for path, (run, step) in snapshots.items()
+            if not _readable(path)
+        ]
+    )
+    lacking = {run.name for path, (run, _) in snapshots.items() if not _readable(path)}
+    matched = [run for run in complete if run.name not in lacking]
+    rewrite(folder, matched_loss(matched, lambda run, step: HeadTable.read(snapshot_table(run.folder, step))))
     judge_series(folder, series_of(jobs, runs))
     page = write_sweep_page(folder)
     print_summary(Console(), SweepRecord.read(folder), page)
-    return len(complete) == len(runs)
+    return len(complete) == len(runs) and not lacking
+
+
+def _readable(path: Path) -> bool:
+    try:
+        return len(HeadTable.read(path)) > 0
+    except (ValueError, OSError):
+        return False
 
 
 def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Series]:

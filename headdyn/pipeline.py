@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from headdyn.analysis.contract import chosen_layer
@@ -23,12 +21,14 @@ from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
 from headdyn.core.randomness import generator
-from headdyn.core.records import Findings, HeadTable, write_json
-from headdyn.core.run_folder import MANIFEST, RunFolder, read_manifest
+from headdyn.core.records import Findings, HeadTable
+from headdyn.core.run_folder import RunFolder, snapshot_table
+from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, explain_os_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
+from headdyn.done import is_done
 from headdyn.models.checkpoints import load
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
@@ -38,7 +38,6 @@ from headdyn.stages import (
     Subject,
     Work,
     find_corpus,
-    is_outdated,
     open_checkpoint,
     open_corpus,
     open_store,
@@ -48,26 +47,15 @@ from headdyn.stages import (
 
 log = logging.getLogger(__name__)
 
-FOR_REPORTS = ("study", "outcomes")  # settings that reports alone read: those of the last command count
 
+def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None = None) -> None:
+    """Do one run and leave its record in `folder`; nothing is done where it is there already.
 
-def run(config: RunConfig, folder: Path) -> None:
-    """Do one run and leave its record in `folder`.
-
-    Nothing is done where that is complete already and its text unchanged, unless `force` is set.
-    Raises KeyboardInterrupt when asked to stop (SIGINT, SIGTERM) after saving where it was, and whatever failed.
+    Raises KeyboardInterrupt when asked to stop, after saving where it was, and whatever failed. It is asked to stop by
+    `should_stop`, or where that is None by SIGINT and SIGTERM.
     """
-    before = read_manifest(folder)
-    if before["status"] == "complete" and not config.force:
-        if not is_outdated(config, before):
-            log.info("%s: already complete (force=true runs it again)", config.name)
-            settings = {**before["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
-            if settings != before["config"]:
-                write_json(folder / MANIFEST, {**before, "config": settings})
-            return
-        log.warning("%s: its text has changed since it was run; running it again", config.name)
-    elif before["status"] == "damaged":
-        log.warning("%s: its record is damaged; running it again. %s", config.name, before["error"])
+    if is_done(config, folder):
+        return
     here = machine.resolve(config.device, config.precision, config.threads)
     machine.return_freed_memory()
     if config.trains:
@@ -84,7 +72,7 @@ def run(config: RunConfig, folder: Path) -> None:
     }
     checkpoint_step = step_of(str(factors.get("revision")))  # a number, for an axis
     with (
-        stop_on_signals() as should_stop,
+        stop_on_signals() if should_stop is None else nullcontext(should_stop) as should_stop,
         RunFolder(folder, facts) as record,
         open_tracker(
             config.tracking,
@@ -97,6 +85,7 @@ def run(config: RunConfig, folder: Path) -> None:
             staging=store.root / "wandb",
         ) as record.tracker,
     ):
+        OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
         try:
             _work(Work(config=config, store=store, machine=here, record=record, should_stop=should_stop))
         except StageInterruptedError as stop:
@@ -141,11 +130,10 @@ def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> N
         record.figure("patterns", "telling_heads", patterns_by_role(HeadTable.concat(record.tables), patterns))
 
 
-def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence[str]) -> HeadTable:
-    """The named analyses of a finished training's snapshot, kept in the run's folder as heads_step000400.parquet."""
-    path = folder / f"heads_step{step:06d}.parquet"
-    if path.exists():
-        return HeadTable.read(path)
+def analyse_snapshot(
+    config: RunConfig, step: int, folder: Path, names: Sequence[str], should_stop: Callable[[], bool]
+) -> None:
+    """Keep the named analyses of a finished training's snapshot in the run's folder, as heads_step000400.parquet."""
     store, here = open_store(), machine.resolve(config.device, config.precision, config.threads)
     corpus, corpus_entry = find_corpus(config.data, store)
     entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, here))
@@ -156,11 +144,11 @@ def analyse_snapshot(config: RunConfig, step: int, folder: Path, names: Sequence
     decoder = load(entry.path / "snapshots", f"step{step}").decoder.to(here.device)
     tables = []
     for name in (name for name in names if name in config.analysis):
+        if should_stop():
+            raise KeyboardInterrupt
         findings = config.analysis[name](decoder, corpus, generator(config.seed, f"analysis/{name}"))
         tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
-    table = HeadTable.concat(tables)
-    table.write(path)
-    return table
+    HeadTable.concat(tables).write(snapshot_table(folder, step))
 
 
 def first_sequences(material: Corpus | Prompts, count: int) -> Sequences:
@@ -195,25 +183,3 @@ def save_patterns(decoder: Decoder, sequences: Sequences, path: Path) -> None:
         start = (layer + 1, trace["resid_post", layer])
         tensors[f"pattern.{layer}"] = trace["pattern", layer].half().cpu().contiguous()
     save_file(tensors, path)
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set a flag, so that a training can finish its step and save; twice is at once."""
-    stopping = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping.is_set  # signals reach the main thread alone
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if stopping.is_set():
-            raise KeyboardInterrupt
-        stopping.set()
-        log.warning("%s: stopping at the next safe point (again to stop at once)", signal.Signals(number).name)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stopping.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

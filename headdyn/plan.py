@@ -39,6 +39,7 @@ class Plan:
     jobs: tuple[RunConfig, ...]
     folder: Path
     is_sweep: bool
+    launcher: str  # Hydra's launcher that takes the jobs elsewhere; empty where they are done here
     arguments: tuple[str, ...]  # as Hydra gets them: with the revisions of a series and the swept keys spelt out
 
 
@@ -70,7 +71,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
             _require_outcomes([first], overrides)
             _require_one_job(first, overrides, params)
-            return Plan((first,), _output(base.hydra.run.dir), False, tuple(arguments))
+            return Plan((first,), _output(base.hydra.run.dir), False, "", tuple(arguments))
         _require_our_sweeper(base)
         if revisions := _revisions(first):
             single = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
@@ -88,7 +89,9 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _require_single_levels(jobs, swept)
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
-        return Plan(jobs, _output(base.hydra.sweep.dir), True, tuple(arguments))
+        launcher = base.hydra.launcher._target_
+        elsewhere = "" if launcher.endswith(".BasicLauncher") else launcher
+        return Plan(jobs, _output(base.hydra.sweep.dir), True, elsewhere, tuple(arguments))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The entrypoint: `python -m headdyn.run [-m] group=option key=value …`.
 
 A command is checked whole before anything starts: every job of a sweep is composed and validated, within seconds and
-without torch. Then Hydra launches the jobs, and when it returns, failed jobs or not, the sweep's report is written.
+without torch. Then the jobs are done, a sweep's side by side (headdyn/workers.py) or by the launcher that `cluster=`
+names, and when they have ended, failed ones or not, the sweep's report is written.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from headdyn.config import check
 from headdyn.core.numbers import count
 from headdyn.core.settings import ConfigError
 from headdyn.models.settings import Pretrained
 from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, plain_arguments
+from headdyn.workers import Workers
 
 
 class JobError(CompactHydraException):
@@ -52,40 +54,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 def launch(plan: Plan, arguments: Sequence[str]) -> int:
     """Do the jobs of a plan, and the report behind them; `arguments` are those that were planned, for the record.
 
-    Returns the exit status of the command line. Hydra sets up logging and reads `sys.argv`; see `headdyn.api` for a
-    caller that wants both as they were.
+    Returns the exit status of the command line. A single run sets up logging and `sys.argv` as Hydra reads it; see
+    `headdyn.api` for a caller that wants both as they were.
     """
     obstacle = _obstacle(plan)
     if obstacle:
-        for folder in (plan.folder, plan.folder.parent):
-            with suppress(OSError):
-                folder.rmdir()  # if the write test made it: nothing but an empty folder can be removed so
+        remove_empty_folders(plan)
         print(f"headdyn: {obstacle}", file=sys.stderr)
         return 1
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
-    sys.argv = [sys.argv[0], *plan.arguments]
-    status = 0
-    try:
-        _hydra()
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        status = 130
     if plan.is_sweep:
-        from headdyn.finish import finish
-
-        complete = finish(plan.folder, plan.jobs, arguments)
-        status = status or (0 if complete else 1)
-    elif status == 0:
+        return _sweep(plan, arguments)
+    status = _launched(plan.arguments)
+    if status == 0:
         from headdyn.report.terminal import print_run
 
         print_run(plan.folder)
     return status
 
 
+def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
+    """Do the jobs of a sweep that are not done yet, and write its report."""
+    from headdyn.done import is_done
+    from headdyn.finish import finish
+
+    with Workers(plan.jobs) as workers:
+        if plan.launcher:
+            status = _launched(plan.arguments)
+        else:
+            waiting = [job for job in plan.jobs if not is_done(job, plan.folder / job.name)]
+            if done := len(plan.jobs) - len(waiting):
+                print(f"headdyn: {done} of them complete already (force=true runs them again)", file=sys.stderr)
+            status = 130 if workers.run(waiting, plan.folder) else 0
+        complete = finish(plan.folder, plan.jobs, workers, arguments)
+    return status or (0 if complete else 1)
+
+
+def _launched(arguments: Sequence[str]) -> int:
+    """Let Hydra's launcher do the jobs; returns the exit status."""
+    sys.argv = [sys.argv[0], *arguments]
+    try:
+        _hydra()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
 def _hydra() -> None:
     """Hand `sys.argv` to Hydra, which calls `job` for every run."""
     hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
+
+
+def remove_empty_folders(plan: Plan) -> None:
+    """Take away the folders that planning made to see whether they can be written."""
+    for folder in (plan.folder, plan.folder.parent):
+        with suppress(OSError):
+            folder.rmdir()  # of which nothing but an empty one can be removed so
 
 
 def job(cfg: DictConfig) -> None:
@@ -96,7 +122,6 @@ def job(cfg: DictConfig) -> None:
 
     from headdyn.pipeline import run
 
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
     try:
         run(config, folder)
     except Exception as error:
@@ -112,8 +137,8 @@ def _obstacle(plan: Plan) -> str | None:
     machine no device is asked for.
     """
     models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
-    elsewhere = any(argument.startswith(("cluster=", "hydra/launcher=")) for argument in plan.arguments)
-    cuda = {(job.device, job.precision, job.threads) for job in plan.jobs if job.device == "cuda" and not elsewhere}
+    here = [] if plan.launcher else plan.jobs
+    cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}
     try:
         if models:
             from headdyn.core.store import Store, cache_root

@@ -20,9 +20,10 @@ from headdyn.core.randomness import generator
 from headdyn.core.run_folder import MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
 from headdyn.data.comparisons import Prompts, Tokenizer
-from headdyn.data.corpus import Corpus, Source, corpus_recipe
+from headdyn.data.corpus import Corpus, Source
 from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.ordering import BatchSchedule, dominant_topics
+from headdyn.done import recipe_of
 from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.snapshots import snapshot_steps
 from headdyn.models.config import DecoderConfig
@@ -38,7 +39,7 @@ from headdyn.training.settings import RecalibrationSettings
 log = logging.getLogger(__name__)
 
 # Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
-SCHEMA = {"corpus": 1, "training": 1, "recalibration": 1}
+SCHEMA = {"training": 1, "recalibration": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,25 +73,10 @@ def open_store() -> Store:
 # -- corpus -----------------------------------------------------------------------------------------------------------
 
 
-def recipe_of(source: Source) -> dict[str, Any]:
-    """What the store keys a corpus by."""
-    return {"schema": SCHEMA["corpus"], **corpus_recipe(source)}
-
-
 def find_corpus(source: Source, store: Store) -> tuple[Corpus, Entry]:
     """The corpus, built at most once for its settings."""
     entry = store.get("corpus", recipe_of(source), source.build, resumable=getattr(source, "resumable", False))
     return source.open(entry.path), entry
-
-
-def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
-    """Whether a run's corpus is another by now: the user's file was edited under the same path."""
-    if config.material == "prompts":
-        edited = getattr(config.data, "fingerprint", lambda: None)()
-        return bool(edited != manifest.get("prompts", {}).get("sha256"))
-    source = recipe_key("corpus", recipe_of(config.data))
-    made_of = manifest["stages"]["corpus"]["key"] if config.trains else manifest["corpus"]["source"]
-    return bool(made_of != source)
 
 
 def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:

@@ -12,6 +12,7 @@ TINY = (
     "mode=smoke",
     "tracking=none",
     "threads=1",
+    "workers=1",
     "precision=fp32",
     "data.train_sequences=96",
     "data.val_sequences=48",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import math
 import platform
 import subprocess
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from headdyn.core.figures import Figure
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
+LOG = "log.txt"
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),
@@ -36,6 +38,11 @@ PACKAGES = (
     *("headdyn", "torch", "numpy", "scipy", "scikit-learn"),
     *("transformers", "muon-optimizer", "hydra-core", "wandb"),
 )
+
+
+def snapshot_table(folder: Path, step: int) -> Path:
+    """Where the analyses of a snapshot of the run's training are kept."""
+    return folder / f"heads_step{step:06d}.parquet"
 
 
 def renamed(factors: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +130,15 @@ class RunRecord:
         return HeadTable.read(path) if path.exists() else HeadTable.concat([])
 
 
+class LogFile(logging.FileHandler):
+    """A run's log.txt. Where a line cannot be written, the run's next record fails and says why; the log is silent."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s").format(record)
+
+    def handleError(self, record: logging.LogRecord) -> None: ...
+
+
 class RunFolder:
     """Writes one run's records, and mirrors its numbers to a tracker. Use as a context manager around the work.
 
@@ -136,11 +152,14 @@ class RunFolder:
         self.tables: list[HeadTable] = []
         self.scalars: dict[str, Any] = {}
         self.manifest: dict[str, Any] = {"status": "running", **facts}
+        self._log = LogFile(path / LOG, encoding="utf-8", delay=True)
 
     def __enter__(self) -> Self:
         (self.path / "figures").mkdir(parents=True, exist_ok=True)
-        for stale in (METRICS, SUMMARY, HEADS):
-            (self.path / stale).unlink(missing_ok=True)
+        logging.getLogger().addHandler(self._log)
+        for stale in (METRICS, SUMMARY, HEADS, "heads_step*.parquet"):
+            for file in self.path.glob(stale):
+                file.unlink()
         from headdyn.core.machine import begin_peak_memory  # torch, which reading a record does without
 
         self._begun = time.monotonic()
@@ -161,9 +180,11 @@ class RunFolder:
     ) -> None:
         from headdyn.core.machine import peak_memory_bytes
 
+        logging.getLogger().removeHandler(self._log)
         self.manifest["seconds"]["total"] = time.monotonic() - self._begun
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:
+            self._log.close()
             self.manifest["status"] = "complete"
             self.save_manifest()
             return
@@ -172,6 +193,9 @@ class RunFolder:
         else:
             text, lines = f"{type(error).__name__}: {error}", traceback.format_exception(kind, error, trace)
             self.manifest |= {"status": "failed", "error": text, "traceback": "".join(lines)}
+            error_record = {"name": __name__, "levelname": "ERROR", "msg": text, "exc_info": (kind, error, trace)}
+            self._log.emit(logging.makeLogRecord(error_record))
+        self._log.close()
         write_json_if_possible(self.path / MANIFEST, self.manifest)
 
     def save_manifest(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import Self
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from headdyn.training.loop import Progress
 log = logging.getLogger(__name__)
 
 LOG_EVERY_SECONDS = 15.0
+relay: Callable[[str], None] | None = None  # set in a sweep's worker: takes progress to the process that shows it
 
 
 class ProgressLine:
@@ -24,7 +26,7 @@ class ProgressLine:
     def __init__(self, title: str) -> None:
         self.title = title
         self.live = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and relay is None:
             self.live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
         self._logged = time.monotonic()
 
@@ -40,7 +42,9 @@ class ProgressLine:
     def __call__(self, progress: Progress) -> None:
         """Show where the training stands."""
         line = f"{self.title}: {describe(progress)}"
-        if self.live:
+        if relay:
+            relay(describe(progress))
+        elif self.live:
             self.live.update(Text(line), refresh=True)
         elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
             self._logged = time.monotonic()

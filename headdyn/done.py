@@ -1,0 +1,50 @@
+"""Whether a run's folder already holds what the run would make. No torch: a finished sweep is answered at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headdyn.config import RunConfig
+from headdyn.core.records import write_json
+from headdyn.core.run_folder import MANIFEST, read_manifest
+from headdyn.core.store import recipe_key
+from headdyn.data.corpus import Source, corpus_recipe
+
+log = logging.getLogger(__name__)
+
+CORPUS_SCHEMA = 1  # raised when a corpus's meaning changes, so that what an older version built is built again
+FOR_REPORTS = ("study", "outcomes")  # settings that reports alone read: those of the last command count
+
+
+def is_done(config: RunConfig, folder: Path) -> bool:
+    """Whether the run is complete in `folder`, its text unchanged and `force` not set; says why it is not."""
+    manifest = read_manifest(folder)
+    if manifest["status"] == "damaged":
+        log.warning("%s: its record is damaged; running it again. %s", config.name, manifest["error"])
+    if manifest["status"] != "complete" or config.force:
+        return False
+    if is_outdated(config, manifest):
+        log.warning("%s: its text has changed since it was run; running it again", config.name)
+        return False
+    log.info("%s: already complete (force=true runs it again)", config.name)
+    settings = {**manifest["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
+    if settings != manifest["config"]:
+        write_json(folder / MANIFEST, {**manifest, "config": settings})
+    return True
+
+
+def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
+    """Whether a run's corpus is another by now: the user's file was edited under the same path."""
+    if config.material == "prompts":
+        edited = getattr(config.data, "fingerprint", lambda: None)()
+        return bool(edited != manifest.get("prompts", {}).get("sha256"))
+    made_of = manifest["stages"]["corpus"]["key"] if config.trains else manifest["corpus"]["source"]
+    return bool(made_of != recipe_key("corpus", recipe_of(config.data)))
+
+
+def recipe_of(source: Source) -> dict[str, Any]:
+    """What the store keys a corpus by."""
+    return {"schema": CORPUS_SCHEMA, **corpus_recipe(source)}

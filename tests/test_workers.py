@@ -1,0 +1,152 @@
+"""A sweep's jobs side by side: the same results, in an order in which nothing waits that need not, and stoppable."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from headdyn.core.run_folder import RunRecord
+from headdyn.plan import make_plan
+from headdyn.workers import Task, Workers, environments, in_order, shared_stages
+from tests.commands import TINY, command, environment, only, run
+
+SWEEP = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope")
+BOTH = "workers=2"
+LONG = ("-m", *TINY, "analysis=[loss]", "train.steps=3000", "train.resume_every_seconds=0.05", "seed=0,1", BOTH)
+
+
+def jobs(*arguments):
+    return make_plan(["-m", "mode=smoke", *arguments]).jobs
+
+
+def test_jobs_that_others_stand_on_come_first_and_their_stages_are_told_apart():
+    arms = jobs("attention=mha,gqa", "position_enc=rope,drope,nope", "seed=0,1")
+    ordered = [(j.factors["attention"], j.factors["position_enc"], j.seed) for j in in_order(arms)]
+    assert {position for _, position, _ in ordered[:8]} == {"rope", "nope"}
+    assert {position for _, position, _ in ordered[8:]} == {"drope"}
+    corpora = {shared_stages(job)[0] for job in arms}
+    trainings = {shared_stages(job)[1] for job in arms}
+    assert len(corpora) == 2  # each seed draws its own languages
+    assert len(trainings) == 2 * 2 * 2  # rope and drope of a seed share one, nope has its own
+
+
+def test_the_snapshots_of_a_training_share_it_and_public_checkpoints_share_nothing():
+    snapshots = jobs("model=trained", "model.revisions=snapshots")
+    assert len(snapshots) == 6 and len({shared_stages(job) for job in snapshots}) == 1
+    arguments = ("model=huggingface", "model.name=a", "data=comparisons", "analysis=[circuits]")
+    public = jobs(*arguments, "model.revisions='step1,step2'")
+    assert [shared_stages(job) for job in public] == [(), ()]
+
+
+@pytest.mark.parametrize(
+    ("threads", "wanted", "cores", "count", "share"),
+    [(0, 0, 2, 2, "1"), (2, 0, 2, 1, "2"), (0, 1, 2, 1, "2"), (0, 0, 16, 4, "4"), (1, 0, 3, 3, "1"), (0, 3, 2, 3, "1")],
+)
+def test_workers_share_the_cores(monkeypatch, threads, wanted, cores, count, share):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("headdyn.workers.usable_cores", lambda: cores)
+    monkeypatch.setattr("headdyn.workers.visible_gpus", list)
+    monkeypatch.setattr("headdyn.workers.available_bytes", lambda: 64e9)
+    four = jobs("seed=0,1,2,3", f"threads={threads}", f"workers={wanted}")
+    assert environments(four) == [{"OMP_NUM_THREADS": share}] * count
+    monkeypatch.setattr("headdyn.workers.available_bytes", lambda: 2e9)
+    assert environments(four) == [{"OMP_NUM_THREADS": share}]  # fewer at once, and as many threads: the same bits
+
+
+def test_a_worker_a_gpu(monkeypatch):
+    monkeypatch.setattr("headdyn.workers.visible_gpus", lambda: ["0", "3"])
+    assert environments(jobs("seed=0,1,2")) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "3"}]
+    assert "CUDA_VISIBLE_DEVICES" not in environments(jobs("seed=0,1,2", "device=cpu"))[0]
+
+
+def test_the_next_task_is_one_that_need_not_wait():
+    workers = Workers(jobs("seed=0,1"))
+    waiting = [Task("b", "run", (), ("corpus", "x")), Task("c", "run", (), ("corpus", "y"))]
+    workers.workers = [type("Busy", (), {"task": Task("a", "run", (), ("corpus", "x"))})()]
+    assert workers._next(waiting, set()) == 1
+    assert workers._next(waiting, {"corpus", "x"}) == 0
+    workers.workers = []
+    assert workers._next(waiting, set()) == 0
+
+
+def leavings(root) -> dict:
+    """What the runs of a sweep computed, and the weights that they trained."""
+    sweep = only(root / "out" / "multirun")
+    tables = {path.name: pq.read_table(path / "heads.parquet") for path in sweep.iterdir() if path.is_dir()}
+    stages = [*(root / "cache").glob("training/*/snapshots/*"), *(root / "cache").glob("recalibration/*/snapshots/*")]
+    return tables | {str(path.relative_to(root)): path.read_bytes() for path in stages}
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path):
+    for name, workers in (("alone", "workers=1"), ("both", BOTH)):
+        (tmp_path / name).mkdir()
+        done = run(tmp_path / name, *SWEEP, workers, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "\n4/4 " in done.stderr
+    alone, both = leavings(tmp_path / "alone"), leavings(tmp_path / "both")
+    assert (
+        len(both) == 4 + 2 * 4 + 2 * len(list((tmp_path / "both" / "cache").glob("recalibration/*/snapshots/*"))) // 2
+    )
+    assert len(both) >= 4 + 2 * 4 and alone.keys() == both.keys()
+    for name, content in both.items():
+        assert alone[name] == content if isinstance(content, bytes) else alone[name].equals(content), name
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def states(root) -> list:
+    return list((root / "cache" / "training").glob("*.partial/resume/state*.pt"))
+
+
+def begin(root) -> subprocess.Popen:
+    process = subprocess.Popen(
+        command(*LONG), env=environment(root), cwd=root, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_for(lambda: len({path.parts[-3] for path in states(root)}) == 2)  # both are training
+    return process
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_every_worker_at_a_safe_point(tmp_path):
+    process = begin(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the workers too
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert errors.count("stopped after") == 2
+    statuses = {RunRecord.read(path).status for path in only(tmp_path / "out" / "multirun").iterdir() if path.is_dir()}
+    assert statuses == {"interrupted"} and len(states(tmp_path)) >= 2
+
+
+@pytest.mark.slow
+def test_workers_of_a_killed_command_end_by_themselves_and_one_that_dies_fails_its_job_alone(tmp_path):
+    process = begin(tmp_path)
+    children = children_of(process.pid)
+    os.kill(children[0], signal.SIGKILL)
+    line = next(line for line in process.stderr if "its process died" in line)
+    assert "SIGKILL: was the memory full?" in line
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not [pid for pid in children if is_alive(pid)], 30)
+    assert len(children) == 2
+
+
+def children_of(pid: int) -> list[int]:
+    """The worker processes of a command, oldest first."""
+    listing = subprocess.run(
+        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True, check=True
+    )
+    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "spawn_main" in line]
+
+
+def is_alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
