@@ -11,15 +11,17 @@ import hashlib
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from headdyn.analysis.contract import Analysis
+from headdyn.core.records import Metric
 from headdyn.core.settings import ConfigError, Count, Natural, build, settings, targeted, unknown_key
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.ordering import Ordering
@@ -140,11 +142,17 @@ def _analysis(node: Any, where: str) -> Any:
             f"analysis=[...], or take its settings away with ~{where}"
         )
     analysis = targeted(node, where)
-    lacking = [name for name in ("rows", "needs", "metrics", "__call__") if not hasattr(analysis, name)]
-    if lacking:
+    metrics, needs = getattr(analysis, "metrics", None), getattr(analysis, "needs", None)
+    parts = {
+        "rows": hasattr(analysis, "rows"),
+        "needs": isinstance(needs, frozenset) and needs <= {*_NEEDS, "series", "circuits"},
+        "metrics": isinstance(metrics, Mapping) and all(isinstance(metric, Metric) for metric in metrics.values()),
+        "__call__": callable(analysis),
+    }
+    if not all(parts.values()):
         raise ConfigError(
-            f"{where}._target_={node['_target_']} is no analysis: it lacks {', '.join(lacking)} "
-            "(see headdyn/analysis/contract.py)"
+            f"{where}._target_={node['_target_']} is no analysis: it lacks "
+            f"{', '.join(name for name, whole in parts.items() if not whole)} (see headdyn/analysis/contract.py)"
         )
     return analysis
 
@@ -154,13 +162,21 @@ def _importable(package: str | None) -> str | None:
         importable = package is None or importlib.util.find_spec(package) is not None
     except (ImportError, ValueError, AttributeError):
         importable = False
-    if not importable:
+    if not importable or str(package).partition(".")[0] in sys.stdlib_module_names:
         raise ConfigError(f"study={package} is no package that can be imported; leave it out, or null")
     return package
 
 
-def _target(group: str) -> PlainValidator:
-    return PlainValidator(lambda node: targeted(node, group))
+def _target(group: str, *methods: str) -> PlainValidator:
+    """The object that `_target_` of a group names, which has these methods."""
+
+    def validated(node: Any) -> Any:
+        made = targeted(node, group)
+        if not any(callable(getattr(made, name, None)) for name in methods):
+            raise ConfigError(f"{group}._target_={node['_target_']} cannot be {group}: it lacks {' or '.join(methods)}")
+        return made
+
+    return PlainValidator(validated)
 
 
 _ANALYSES = PlainValidator(lambda nodes: {name: _analysis(node, f"analysis.{name}") for name, node in nodes.items()})
@@ -178,8 +194,10 @@ class RunConfig:
     protocol: Protocol
     model: Annotated[MiniQwen3 | Trained | Pretrained | BuiltSuite, PlainValidator(_model)]
     attention: AttentionSettings
-    data: Annotated[Any, _target("data")]  # a Source, a TokenSource, or prompts such as Comparisons
-    data_ordering: Annotated[Ordering, _target("data_ordering")]
+    data: Annotated[
+        Any, _target("data", "build", "in_tokens_of", "prompts")
+    ]  # a Source, a TokenSource, or prompts such as Comparisons
+    data_ordering: Annotated[Ordering, _target("data_ordering", "epoch")]
     position_enc: PositionSettings
     train: TrainSettings
     analysis: Annotated[Mapping[str, Analysis], _ANALYSES]
@@ -189,8 +207,8 @@ class RunConfig:
     force: bool
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "bf16", "fp32"]
-    threads: Natural
-    workers: Natural
+    threads: Annotated[int, Field(ge=0, le=1024)]
+    workers: Annotated[int, Field(ge=0, le=1024)]
     patterns_kept: Natural
     study: Annotated[str | None, PlainValidator(_importable)]  # the package that adds to the report
     swept: tuple[str, ...]
@@ -345,6 +363,14 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
         plain["outcomes"]["primary"] = data.primary_outcome
     factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
     return build(RunConfig, {**plain, "factors": factors, "absent": absent, "resolved": plain}, "")
+
+
+def from_record(settings: Mapping[str, Any], factors: Mapping[str, Scalar], absent: Mapping[str, str]) -> RunConfig:
+    """The run that a manifest records, from its `config`, `factors` and `absent`. Raises ConfigError."""
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    added = {"workers": 0}  # keys that older records lack and no number depends on
+    plain = added | {key: value for key, value in settings.items() if key in known}
+    return build(RunConfig, {**plain, "factors": dict(factors), "absent": dict(absent), "resolved": plain}, "")
 
 
 def _leave_out(plain: dict[str, Any], overridden: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""What this machine can do: `python -m headdyn.doctor`. Nothing is changed; exit status 1 if a run could not start."""
+"""What this machine can do, and what its cache holds: `python -m headdyn.doctor [--cache] [--prune CONDITION …]`.
+
+Nothing is changed but by --prune; the exit status is 1 where a run could not start, or the cache holds damage.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,20 @@ Finding = tuple[str, bool | None, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the table; 1 where something a run needs is missing."""
-    argparse.ArgumentParser(prog="python -m headdyn.doctor", description=__doc__).parse_args(argv)
+    """Print a table; 1 where something a run needs is missing, or the cache holds damage."""
+    parser = argparse.ArgumentParser(prog="python -m headdyn.doctor", description=__doc__)
+    parser.add_argument("--cache", action="store_true", help="check every file in the cache against its checksum")
+    prunable = ("unused", "unfinished", "damaged")
+    parser.add_argument("--prune", nargs="+", default=[], choices=prunable, help="remove what is so from the cache")
+    parser.add_argument("--runs", nargs="+", type=Path, metavar="FOLDER", help="whose runs use the cache (HEADDYN_OUT)")
+    chosen = parser.parse_args(argv)
+    if chosen.cache or chosen.prune:
+        runs = chosen.runs or [output_root() / name for name in ("outputs", "multirun")]
+        if "unused" in chosen.prune and not any(folder.is_dir() for folder in runs):
+            parser.error(
+                f"--prune unused needs runs to know what is used, and {runs[0]} is no folder; name it by --runs"
+            )
+        return _cache(runs, chosen.prune)
     findings = [*_device(), *_packages(), *_folders(), *_network(), *_extras()]
     table = Table(
         "",
@@ -37,6 +52,37 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(marks[met], topic, fact)
     Console().print(table)
     return int(any(met is False for _, met, _ in findings))
+
+
+def _cache(runs: Sequence[Path], prune: Sequence[str]) -> int:
+    """Show what the cache holds and what is wrong with it, and remove what is in one of the conditions `prune`."""
+    from headdyn.core.cache import FIXES, contents, remove
+    from headdyn.core.store import Store, cache_root
+
+    store = Store(cache_root())
+    table = Table("stage", "condition", "folders", "size", box=box.SIMPLE_HEAD, title=f"cache {store.root}")
+    totals: dict[tuple[str, str], list[int]] = {}
+    lines, damaged = [], 0
+    for item in contents(store, runs):
+        pruned = item.condition in prune and remove(item)
+        condition = f"{item.condition}, removed" if pruned else item.condition
+        totals.setdefault((item.kind, condition), []).append(item.bytes)
+        if item.condition != "used" and not pruned:
+            damaged += item.condition == "damaged"
+            held = "a running job holds it" if item.condition in prune else FIXES[item.condition]
+            lines.append(f"{item.path}: {item.condition}{f' ({item.why})' if item.why else ''}: {held}")
+    for (kind, condition), sizes in totals.items():
+        table.add_row(kind, condition, str(len(sizes)), f"{sum(sizes) / 2**20:,.1f} MiB")
+    console = Console()
+    console.print(table)
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True)
+    return int(damaged > 0)
+
+
+def output_root() -> Path:
+    """Where single runs and sweeps leave their folders: HEADDYN_OUT, or here."""
+    return Path(os.environ.get("HEADDYN_OUT") or ".")
 
 
 def _device() -> Iterator[Finding]:
@@ -69,8 +115,7 @@ def _packages() -> Iterator[Finding]:
 def _folders() -> Iterator[Finding]:
     from headdyn.core.store import cache_root, require_writable
 
-    output = Path(os.environ.get("HEADDYN_OUT", "."))
-    for topic, folder in (("cache", cache_root()), ("output", output)):
+    for topic, folder in (("cache", cache_root()), ("output", output_root())):
         setting = f"HEADDYN_{'CACHE' if topic == 'cache' else 'OUT'}"
         try:
             require_writable(folder, f"{topic} folder", setting)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from headdyn.config import RunConfig, check, is_no_factor, one_line, outcome_names
 from headdyn.core.records import log_spaced
@@ -45,7 +51,7 @@ class Plan:
 
 def make_plan(arguments: Sequence[str]) -> Plan:
     """Compose and check every job of the command. Raises ConfigError or Hydra's own composition errors."""
-    args = get_args_parser().parse_args(list(arguments))
+    args = _parsed(arguments)
     for option in ("config_name", "config_path", "package"):
         if getattr(args, option):
             raise ConfigError(
@@ -54,8 +60,10 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             )
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise ConfigError(f"--config-dir {args.config_dir} is no folder")
-    overrides = _overrides(arguments)
     with _composing(arguments) as compose_job:
+        overrides = _overrides(arguments)
+        for override in overrides:
+            _require_ours(override)
 
         def composed(job: Sequence[str]) -> tuple[DictConfig, RunConfig]:
             cfg = compose_job(job)
@@ -97,7 +105,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
 @contextmanager
 def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
     """Inside, the function that composes a job's configuration from its overrides; a --config-dir is searched too."""
-    config_dir = get_args_parser().parse_args(list(arguments)).config_dir
+    config_dir = _parsed(arguments).config_dir
     extra = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
 
     def compose_job(job: Sequence[str]) -> DictConfig:
@@ -105,6 +113,10 @@ def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], D
             return compose("config", overrides=[*job, *extra], return_hydra_config=True)
         except HydraException:
             raise
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"a YAML file that {' '.join(job)} chooses is no UTF-8 text ({error})") from error
+        except YAMLError as error:
+            raise ConfigError("a configuration file is no YAML: " + " ".join(str(error).split())) from error
         except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
             raise ConfigError(_refused(job) or one_line(error)) from error
 
@@ -135,7 +147,23 @@ def _refused(job: Sequence[str]) -> str | None:
 
 def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
     """The overrides of every job: one for each combination of the swept values."""
+    for override in overrides:
+        key, line = override.get_key_element(), override.input_line
+        if override.is_sweep_override() and not override.is_discrete_sweep():
+            raise ConfigError(f"{line} is no list of values; write {key}=VALUE,VALUE or {key}=range(START,STOP)")
+        if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+            raise ConfigError(f"{line} names no value; write {key}=VALUE,VALUE")
     return BasicSweeper.split_arguments(list(overrides), None)[0]
+
+
+def _require_ours(override: Override) -> None:
+    """Refuse what Hydra would take and nobody read: the sweep's own key, and new keys of Hydra itself."""
+    key = override.get_key_element().lstrip("+~")
+    if key == "swept":
+        raise ConfigError(f"{override.input_line} is filled in by -m; sweep with -m KEY=VALUE,VALUE")
+    known = [field.name for field in dataclasses.fields(HydraConf)]
+    if key.startswith("hydra.") and key.split(".")[1] not in known:
+        raise ConfigError(unknown_key(".".join(key.split(".")[:2]), [f"hydra.{name}" for name in known]))
 
 
 def _revisions(config: RunConfig) -> tuple[str, ...]:
@@ -169,9 +197,13 @@ def _require_one_job(job: RunConfig, overrides: Sequence[Override], params: Mapp
 
 
 def _require_our_sweeper(base: DictConfig) -> None:
-    """Refuse another sweeper, and run folders under another name than the run's own, which all jobs might share."""
+    """Refuse another sweeper, no launcher, and run folders that are not named as the run is, so that jobs share one."""
+    if base.hydra.launcher is None:
+        raise ConfigError("hydra.launcher=null starts no job; leave it out, or choose cluster=slurm, ray or joblib")
     if not base.hydra.sweeper._target_.endswith("BasicSweeper"):
         raise ConfigError(f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic")
+    if base.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
+        raise ConfigError("cluster=slurm needs SLURM, and there is no sbatch here; leave it out to run on this machine")
     subdir = OmegaConf.to_container(base.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
     if subdir != RUN_NAME:
         raise ConfigError(
@@ -209,6 +241,8 @@ def _require_outcomes(jobs: Sequence[RunConfig], overrides: Sequence[Override]) 
 def _output(folder: str) -> Path:
     """The folder for what the command leaves, found writable before any job starts. Raises ConfigError."""
     path = Path(folder).absolute()
+    if not folder.strip():
+        raise ConfigError("hydra.run.dir and hydra.sweep.dir name no folder; leave them out, or set HEADDYN_OUT")
     try:
         require_writable(path, "output folder", "HEADDYN_OUT (or hydra.run.dir, hydra.sweep.dir)")
     except ValueError as error:
@@ -242,7 +276,7 @@ def plain_arguments(arguments: Sequence[str]) -> list[str]:
 
 def informational(arguments: Sequence[str]) -> bool:
     """Whether the command asks Hydra to print something in place of running."""
-    args = vars(get_args_parser().parse_args(list(arguments)))
+    args = vars(_parsed(arguments))
     return any(args[name] for name in ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun"))
 
 
@@ -266,6 +300,10 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if refused and "not in struct" in f"{error}{error.__cause__}":
         key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group
         return _unknown(max(key, refused[1], key=len), refused[1], arguments)
+    lacking = re.search(r"Could not find 'hydra/launcher/(ray|submitit|joblib)", str(error))
+    if lacking:
+        extra = "slurm" if lacking[1] == "submitit" else lacking[1]
+        return f"this launcher is not installed; pip install 'headdyn[{extra}]', or leave cluster= out"
     cause = str(error.__cause__ or "")
     text = f"{error} {'' if cause in str(error) else cause}".partition("Config search path")[0]
     return " ".join(text.split())
@@ -273,8 +311,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 
 def _unknown(key: str, override: str, arguments: Sequence[str]) -> str:
     """What to say of a key that a job's configuration lacks: what there is, or with which values it exists."""
-    overrides = [o for o in _overrides(arguments) if o.get_key_element() != override]
     with _composing(arguments) as compose_job:
+        overrides = [o for o in _overrides(arguments) if o.get_key_element() != override]
         # Eight jobs are enough to tell two values of a swept group apart, and are composed within two seconds.
         keys = {tuple(job): _keys(compose_job(job)) for job in _jobs(overrides)[:8]}
     having = next((set(job) for job in keys if key in keys[job]), set())
@@ -297,4 +335,17 @@ def _keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def _overrides(arguments: Sequence[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(get_args_parser().parse_args(list(arguments)).overrides)
+    """The command's overrides, inside `_composing`, whose options a `glob` of them names."""
+    loader = GlobalHydra.instance().config_loader()
+    return OverridesParser.create(config_loader=loader).parse_overrides(_parsed(arguments).overrides)
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options and overrides of the command line. Raises ConfigError for an option that Hydra does not have."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help lists the options")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args(list(arguments))

@@ -7,6 +7,7 @@ names, and when they have ended, failed ones or not, the sweep's report is writt
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -34,12 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     plan = None
     try:
-        arguments = plain_arguments(arguments)
+        if "--repeat" in arguments:
+            return _repeat(arguments)
+        dry = "--dry-run" in arguments
+        arguments = plain_arguments([argument for argument in arguments if argument != "--dry-run"])
         if not informational(arguments):
             plan = make_plan(arguments)
     except (ConfigError, HydraException) as error:
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
+    if plan is not None and dry:
+        from headdyn.estimate import dry_run
+
+        dry_run(plan)
+        remove_empty_folders(plan)
+        return 0
     if plan is not None:
         return launch(plan, arguments)
     sys.argv = [sys.argv[0], *arguments]
@@ -71,6 +81,16 @@ def launch(plan: Plan, arguments: Sequence[str]) -> int:
 
         print_run(plan.folder)
     return status
+
+
+def _repeat(arguments: Sequence[str]) -> int:
+    """`--repeat FOLDER`: 0 where the run gives the same again. Raises ConfigError."""
+    from headdyn.repeat import plan_repeat, repeat
+
+    if len(arguments) != 2 or arguments[0] != "--repeat":
+        raise ConfigError("--repeat takes one run's folder and nothing else: --repeat multirun/SWEEP/RUN")
+    config, record = plan_repeat(Path(arguments[1]))
+    return 0 if repeat(config, record, Path(os.environ.get("HEADDYN_OUT") or ".") / "outputs") else 1
 
 
 def _sweep(plan: Plan, arguments: Sequence[str]) -> int:

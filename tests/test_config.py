@@ -92,6 +92,19 @@ def refusal(*arguments: str) -> str:
         ),
         (["-m", "hydra.sweep.subdir=x"], ["hydra.sweep.subdir=x", "leave it out"]),
         (["hydra.run.dir=[1]"], ["hydra.run.dir"]),
+        (["hydra.run.dir="], ["hydra.run.dir", "no folder"]),
+        (["+hydra.foo=1"], ["unknown key hydra.foo", "hydra.mode"]),
+        (["-m", "hydra.launcher=null"], ["hydra.launcher=null starts no job"]),
+        (["-m", "cluster=slurm", "seed=0,1"], ["pip install 'headdyn[slurm]'"]),
+        (["--unknown"], ["unrecognized arguments: --unknown; --help"]),
+        (["swept=[seed]"], ["swept=[seed] is filled in by -m"]),
+        (["-m", "seed=range(0,0)"], ["seed=range(0,0) names no value"]),
+        (["-m", "seed=glob(*)"], ["seed=glob(*) names no value"]),
+        (["-m", "seed=interval(0,1)"], ["seed=interval(0,1) is no list of values"]),
+        (["study=os"], ["study=os is no package"]),
+        (["data.val_sequences=100000000000000000000"], ["data.val_sequences=1", "must be at most 2147483647"]),
+        (["threads=100000"], ["threads=100000 must be at most 1024"]),
+        (["workers=-1"], ["workers=-1 must be at least 0"]),
         (["-m", "hydra.sweeper.params=3"], ["hydra.sweeper.params=3"]),
         (["-m", "hydra.sweeper.params={attention:mha}"], ["is for presets", "-m KEY=VALUE,VALUE"]),
         (["study=headdyn.no_such_study"], ["study=headdyn.no_such_study", "imported"]),
@@ -318,6 +331,49 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
     }.items():
         message = refusal(f"+analysis.lens={{{settings}}}")
         assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"name: [unclosed\n", "a configuration file is no YAML: while parsing"),
+        (b"\xff\xfe\x00", "no UTF-8 text"),
+        (b"- a\n- b\n", "analysis must name one option"),
+        (b"_target_: their_bytes.Lens\n", "needs a _target_"),
+        (b"# @package analysis.own\n_target_: their_bytes.Lens\n", "their_bytes.Lens cannot be imported"),
+        (b"# @package analysis.own\n_target_: their_parts.Lens\n", "is no analysis: it lacks needs, metrics"),
+    ],
+)
+def test_a_broken_option_of_the_users_own_is_refused_in_one_line(tmp_path, monkeypatch, content, words):
+    (tmp_path / "conf" / "analysis").mkdir(parents=True)
+    (tmp_path / "conf" / "analysis" / "own.yaml").write_bytes(content)
+    (tmp_path / "their_bytes.py").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "their_parts.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Lens:\n"
+        "    rows, needs, metrics = 'model', None, {'a': 3}\n"
+        "    def __call__(self, decoder, material, generator): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refusal("--config-dir", str(tmp_path / "conf"), "analysis=[own]")
+    assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("group", ["data", "data_ordering"])
+def test_a_class_that_cannot_be_what_its_group_is_for_is_refused(group, tmp_path, monkeypatch):
+    (tmp_path / "their_thing.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True, kw_only=True)\nclass Thing: ...\n"
+    )
+    (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf" / group / "own.yaml").write_text("_target_: their_thing.Thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refusal("--config-dir", str(tmp_path / "conf"), f"{group}=own")
+    assert message.startswith(f"{group}._target_=their_thing.Thing cannot be {group}: it lacks")
+
+
+def test_a_glob_names_the_options_of_a_group():
+    assert {job.factors["attention"] for job in make_plan(["-m", "attention=glob(*)"]).jobs} == {"gqa", "mha"}
 
 
 def test_the_configuration_prints_resolved(capsys):

@@ -9,9 +9,7 @@ from pydantic import Field
 
 from headdyn.analysis.contract import measured_in
 from headdyn.core.records import Metric
-from headdyn.core.settings import settings
-
-Count = Annotated[int, Field(ge=1)]
+from headdyn.core.settings import Count, settings
 
 
 def _circuit_metrics(name: str, title: str) -> dict[str, Metric]:

@@ -10,13 +10,12 @@ from pydantic import Field
 from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, SignFlips, share, share_difference
 from headdyn.core.records import Metric
-from headdyn.core.settings import settings
+from headdyn.core.settings import Count, settings
 
 if TYPE_CHECKING:
     from headdyn.data.corpus import Corpus
 
 _FEWEST_SEQUENCES = 12  # four to each part: below that neither penalty nor interval means anything
-Count = Annotated[int, Field(ge=1)]
 
 
 @settings

@@ -22,8 +22,9 @@ from pydantic_core import ErrorDetails
 
 Cls = TypeVar("Cls")
 
-Natural = Annotated[int, pydantic.Field(ge=0)]
-Count = Annotated[int, pydantic.Field(ge=1)]
+_MOST = 2**31 - 1  # beyond it lies a slip of the keyboard, and for a seed what tables cannot hold
+Natural = Annotated[int, pydantic.Field(ge=0, le=_MOST)]
+Count = Annotated[int, pydantic.Field(ge=1, le=_MOST)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 

@@ -14,8 +14,7 @@ import numpy as np
 from pydantic import Field
 from scipy.special import gammaln
 
-from headdyn.core.settings import settings
-from headdyn.data.corpus import Count
+from headdyn.core.settings import Count, settings
 
 _CHUNK_BYTES = 2**23  # of filter state: with 1 MB the inner loops get short, 1.7 times slower at T 512
 

@@ -19,8 +19,8 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.core.randomness import generator
-from headdyn.core.settings import settings
-from headdyn.data.corpus import Count, Seed
+from headdyn.core.settings import Count, settings
+from headdyn.data.corpus import Seed
 
 Alignment = Literal["left", "right", "span"]
 

@@ -15,9 +15,9 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.core.randomness import generator, seed_sequence
-from headdyn.core.settings import settings
+from headdyn.core.settings import Count, settings
 from headdyn.data.conversation_filter import ConversationFilter, Speaker
-from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
 from headdyn.data.fresh_languages import FreshFilter, concentration, urn_chains
 from headdyn.data.lines import line_facts, mean_and_error, mixture, position_only, reference_nats
 from headdyn.data.markov import AliasSampler, matched_chains, sample_tokens, stationary_law, unmatched_chains

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Protocol, Self
 import numpy as np
 from pydantic import Field
 
-Seed = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+from headdyn.core.settings import Natural
+
+Seed = Natural
 NumTopics = Annotated[int, Field(ge=2, le=256)]  # topics are stored as uint8
 
 

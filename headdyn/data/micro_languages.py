@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field
 
 from headdyn.core.randomness import generator, seed_sequence
-from headdyn.core.settings import settings
+from headdyn.core.settings import Count, settings
 from headdyn.data.bayes import BayesFilter, SegmentLaw
-from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
 from headdyn.data.lines import line_facts, mean_and_error, mixture, position_only, reference_nats
 from headdyn.data.markov import (
     AliasSampler,

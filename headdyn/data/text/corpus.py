@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from headdyn.core.settings import settings
-from headdyn.data.corpus import Corpus, Count, NumTopics, Seed, Split
+from headdyn.core.settings import Count, settings
+from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
 from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.text.paths import TxtDocuments, files_of
 

@@ -78,6 +78,15 @@ def require_reachable(name: str, revision: str, store: Store) -> None:
         describe(name, revision)
 
 
+def download_bytes(name: str, revision: str, store: Store) -> int:
+    """How many bytes would be downloaded; 0 for what is on this machine. Raises CheckpointError as `describe` does."""
+    here = local_folder(name, revision) or _in_hub_cache(name, revision)
+    if here or (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir():
+        return 0
+    files = {file.rfilename: file.size or 0 for file in describe(name, revision).siblings or ()}
+    return sum(files[file] for file in wanted_files(files))
+
+
 def local_folder(name: str, revision: str) -> Path | None:
     """The folder or GGUF file that a name means, or None where it is meant for the hub (ORGANISATION/MODEL).
 

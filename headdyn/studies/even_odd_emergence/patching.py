@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
 
 from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.patch import Layer, Patch
 from headdyn.core.records import Findings, HeadTable, Metric
-from headdyn.core.settings import settings
+from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import ORIGINAL_PAIR
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from headdyn.models.decoder import Decoder
 
 ORIGINAL_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_step")
-Count = Annotated[int, Field(ge=1)]
 
 
 def verdict(how: str) -> Metric:

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.core.randomness import generator
-from headdyn.core.settings import settings
-from headdyn.data.corpus import Corpus, Count, Seed, Split
+from headdyn.core.settings import Count, settings
+from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import mean_and_error
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.core.randomness import generator, seed_sequence
-from headdyn.core.settings import Positive, settings
-from headdyn.data.corpus import Corpus, Count, Seed, Split
+from headdyn.core.settings import Count, Positive, settings
+from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import mean_and_error
 from headdyn.data.markov import AliasSampler, sample_tokens
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_law

@@ -1,0 +1,79 @@
+"""What lies in the cache of finished stages: its sizes, what is damaged, and what no run uses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from headdyn.core.run_folder import MANIFEST as RUN_MANIFEST
+from headdyn.core.run_folder import read_manifest
+from headdyn.core.store import MANIFEST, Store
+
+# Conditions in which a folder of the cache may be found, and what to do about each.
+FIXES = {
+    "used": "",
+    "unused": "no run below the output folder stands on it; --prune unused removes it",
+    "unfinished": "a stopped build, which the same command continues; --prune unfinished removes it",
+    "damaged": "the next run that needs it builds it again; --prune damaged removes it",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A folder in the cache: `kind` is the stage it is of, `why` says what is wrong where it is damaged."""
+
+    path: Path
+    kind: str
+    condition: str
+    bytes: int
+    why: str = ""
+
+
+def contents(store: Store, runs: Iterable[Path]) -> Iterator[Item]:
+    """Every folder of the store's stages. One that no run below the folders `runs` stands on counts as unused.
+
+    Every byte of a finished stage is read, to compare it with its checksum.
+    """
+    used = used_keys(runs)
+    for path in sorted(path for kind in stage_folders(store.root) for path in kind.iterdir() if path.is_dir()):
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        kind, why = path.parent.name, ""
+        if path.suffix == ".partial":
+            condition = "unfinished"
+        elif path.suffix.startswith(".damaged-"):
+            condition, why = "damaged", "set aside by a run that found it so"
+        elif damage := store.damage(path):
+            condition, why = "damaged", damage
+        else:
+            condition = "used" if path.name in used else "unused"
+        yield Item(path, kind, condition, size, why)
+
+
+def stage_folders(root: Path) -> list[Path]:
+    """The folders that hold stages, one a kind: those with a lock or a finished entry of the store inside."""
+    return [
+        folder
+        for folder in sorted(root.iterdir())
+        if folder.is_dir() and (any(folder.glob("*.lock")) or any(folder.glob(f"*/{MANIFEST}")))
+    ]
+
+
+def used_keys(folders: Iterable[Path]) -> set[str]:
+    """The keys of every stage that a run somewhere below the folders stands on, whatever became of the run."""
+    manifests = (read_manifest(path.parent) for folder in folders for path in folder.rglob(RUN_MANIFEST))
+    return {stage["key"] for manifest in manifests for stage in manifest.get("stages", {}).values()}
+
+
+def remove(item: Item) -> bool:
+    """Delete what is there. False where a running job holds it, which stays."""
+    key = item.path.name.partition(".")[0]
+    try:
+        with FileLock(item.path.with_name(f"{key}.lock"), timeout=0):
+            shutil.rmtree(item.path)
+    except Timeout:
+        return False
+    return True

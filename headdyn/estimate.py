@@ -1,0 +1,165 @@
+"""What a command would do, told before it does it: `--dry-run` prints jobs, downloads, disk and time. No torch.
+
+Time is that of this machine's own earlier trainings and analyses of the same sizes, which the cache and the records of
+runs hold; where there are none, it is not guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from headdyn.config import RunConfig
+from headdyn.core.records import read_json
+from headdyn.core.run_folder import MANIFEST, read_manifest
+from headdyn.core.store import Store, cache_root
+from headdyn.done import is_done
+from headdyn.models.config import DecoderConfig
+from headdyn.models.settings import Pretrained
+from headdyn.plan import Plan
+from headdyn.workers import environments, shared_stages
+
+_SIZES = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")  # what a step's time depends on
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What earlier work took here: tokens a second by the sizes of the training, and seconds of analyses by theirs."""
+
+    tokens_per_second: Mapping[str, float]
+    analysis_seconds: Mapping[str, float]
+
+
+def measured(store: Path, runs: Path) -> Measured:
+    """The medians over the trainings in the store, and over the runs recorded somewhere below the folder `runs`."""
+    speeds: dict[str, list[float]] = {}
+    for path in store.glob(f"training/*/{MANIFEST}"):
+        try:
+            recipe = read_json(path)["recipe"]
+            speed = read_json(path.with_name("result.json"))["tokens_per_second"]
+            speeds.setdefault(_training_sizes(recipe["decoder"], recipe["train"]), []).append(speed)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a damaged entry says nothing of speed; the run that needs it says what is wrong
+    seconds: dict[str, list[float]] = {}
+    for path in runs.glob(f"*/*/**/{MANIFEST}"):
+        manifest = read_manifest(path.parent)
+        for name in manifest.get("glossary", {}):
+            seconds.setdefault(_analysis_sizes(name, manifest["config"]), []).append(manifest["seconds"][name])
+    return Measured(*({key: statistics.median(values) for key, values in by.items()} for by in (speeds, seconds)))
+
+
+def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str:
+    return json.dumps([*(decoder[name] for name in _SIZES), train["batch_size"], train["compile"]])
+
+
+def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
+    return json.dumps([name, settings["analysis"].get(name), settings["model"], settings["data"]], sort_keys=True)
+
+
+def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float, list[str]]:
+    """How long a job takes, and what of it was never measured here. `trains`: its training is not done by another."""
+    seconds, unknown = 0.0, []
+    if job.trains:
+        steps = job.train.steps if trains else 0
+        if job.position_enc.recalibration is not None:
+            steps += job.position_enc.recalibration.count(job.train.steps)
+        sizes = _training_sizes(vars(job.decoder_config(2)), vars(job.train))
+        length = getattr(job.data, "sequence_length", None)
+        if steps and (sizes not in known.tokens_per_second or length is None):
+            unknown.append("training")
+        elif steps:
+            seconds += steps * job.train.batch_size * length / known.tokens_per_second[sizes]
+    for name, analysis in job.analysis.items():
+        key = _analysis_sizes(name, job.resolved)
+        if "series" not in analysis.needs and key not in known.analysis_seconds:
+            unknown.append(name)
+        seconds += known.analysis_seconds.get(key, 0.0)
+    return seconds, unknown
+
+
+def bytes_of(jobs: Sequence[RunConfig]) -> tuple[float, float]:
+    """What the jobs leave in the cache and in their folders: corpora and snapshots, and attention patterns."""
+    stages: dict[str, float] = {}
+    patterns = 0.0
+    for job in (job for job in jobs if job.trains):
+        length = getattr(job.data, "sequence_length", 0)
+        sequences = sum(getattr(job.data, f"{split}_sequences", None) or 0 for split in ("train", "val"))
+        decoder = job.decoder_config(getattr(job.data, "vocab_size", 0))
+        corpus, training = shared_stages(job)
+        stages[corpus] = sequences * length * 3.0  # a uint16 token and a uint8 topic
+        stages[training] = 4.0 * parameters(decoder) * job.train.snapshots
+        patterns += 2.0 * job.patterns_kept * decoder.num_layers * decoder.num_heads * length**2
+    return sum(stages.values()), patterns
+
+
+def parameters(decoder: DecoderConfig) -> int:
+    """The number of weights of a Mini-Qwen3."""
+    d = decoder
+    attention = 2 * d.d_model * d.head_dim * (d.num_heads + d.num_kv_heads) + 2 * d.head_dim
+    return d.vocab_size * d.d_model + d.num_layers * (attention + 3 * d.d_model * d.d_ff + 2 * d.d_model) + d.d_model
+
+
+def downloads(jobs: Iterable[RunConfig], store: Store) -> list[str]:
+    """A line for each checkpoint that is not on this machine yet, and one for their sum."""
+    from headdyn.models.checkpoints.files import download_bytes
+    from headdyn.models.checkpoints.hub import CheckpointError
+
+    lines, total = [], 0
+    for job in jobs:
+        if isinstance(job.model, Pretrained):
+            name = f"{job.model.name} {job.model.revision}"
+            try:
+                size = download_bytes(job.model.name, job.model.revision, store)
+            except CheckpointError as error:
+                lines.append(f"{name}: {error}")
+                continue
+            if size:
+                total += size
+                lines.append(f"{name}: {_size(size)}")
+    return [*lines, f"together {_size(total)}"] if total else lines
+
+
+def dry_run(plan: Plan) -> None:
+    """Print what the command would do. Nothing is begun."""
+    store = Store(cache_root())
+    todo = [job for job in plan.jobs if not is_done(job, plan.folder / job.name if plan.is_sweep else plan.folder)]
+    known = measured(store.root, plan.folder.parent.parent)
+    print(f"{len(plan.jobs)} runs in {plan.folder}, {len(plan.jobs) - len(todo)} of them complete")
+    total, unknown, trained = 0.0, set[str](), set[str]()
+    for job in todo:
+        training = shared_stages(job)[-1:]
+        seconds, lacking = seconds_of(job, known, trains=not trained.issuperset(training))
+        trained.update(training)
+        total += seconds
+        unknown.update(lacking)
+        time = _duration(seconds) if not lacking else f"not measured yet: {', '.join(lacking)}"
+        print(f"  {job.name}: {time}")
+    if not todo:
+        return
+    print("downloads: " + ("; ".join(downloads(todo, store)) or "none"))
+    cache, folders = bytes_of(todo)
+    free = shutil.disk_usage(store.root).free
+    print(f"disk: at most {_size(cache)} in {store.root} ({_size(free)} free), {_size(folders)} in {plan.folder}")
+    workers = len(environments(plan.jobs)) if plan.is_sweep else 1
+    side = f", {workers} side by side" if workers > 1 else ""
+    if unknown:
+        print(
+            f"time: not measured yet here for {', '.join(sorted(unknown))}; the rest about {_duration(total / workers)}"
+        )
+    else:
+        print(f"time: about {_duration(total / workers)}{side}, by what the same sizes took here before")
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

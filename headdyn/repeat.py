@@ -1,0 +1,87 @@
+"""A recorded run done again from its manifest, and whether it gave the same: `python -m headdyn.run --repeat FOLDER`.
+
+The repeat has a cache of its own, so that nothing is taken over: corpus, training and analyses are all done anew, with
+the recorded run's device, precision and number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from headdyn.config import RunConfig, from_record
+from headdyn.core.records import HeadTable
+from headdyn.core.run_folder import RunRecord
+from headdyn.core.settings import ConfigError
+
+KEY = ("step", "layer", "head", "metric")
+COMPARED = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "reason")
+
+
+def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
+    """What to do again. Raises ConfigError where the folder holds no complete run, or one that can no longer be."""
+    record = RunRecord.read(folder)
+    if record.status != "complete":
+        why = record.manifest.get("error", f"its run is {record.status}")
+        raise ConfigError(f"--repeat {folder}: {why}; name the folder of a complete run")
+    machine = record.manifest["machine"]
+    settings = {**record.manifest["config"], **{key: machine[key] for key in ("device", "precision", "threads")}}
+    settings["tracking"] = {**settings["tracking"], "backend": "none"}
+    return from_record(settings, record.factors, record.manifest.get("absent", {})), record
+
+
+def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
+    """Do the run again below `root` and print how it compares. Returns whether every number is the same to the bit."""
+    folder = root / f"{record.name}-repeated"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    os.environ["HEADDYN_CACHE"] = str(folder / "cache")
+    from headdyn.pipeline import run
+
+    run(config, folder)
+    again = RunRecord.read(folder)
+    differences = compare(record.heads(), again.heads())
+    for line in changed_surroundings(record.manifest, again.manifest):
+        print(line)
+    if not differences:
+        print(f"matched: all {len(again.heads())} rows of {record.name} are the same to the bit")
+        return True
+    worst = max(differences, key=lambda difference: difference[2])
+    print(
+        f"differs: {len({place for place, _, _ in differences})} of {len(record.heads())} rows of {record.name}, most "
+        f"{worst[1]} of {worst[0]}, by {worst[2]:.3g}; the repeat is in {folder}"
+    )
+    return False
+
+
+def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]:
+    """Where two tables differ: the row in words, the column, and by how much (infinite where one has no value)."""
+    tables = [{tuple(row[name] for name in KEY): row for row in table.rows()} for table in (first, second)]
+    differences = []
+    for key in {**tables[0], **tables[1]}:
+        rows = [table.get(key, {}) for table in tables]
+        words = " ".join(f"{name} {part}" for name, part in zip(KEY, key, strict=True) if part is not None)
+        for column in COMPARED:
+            a, b = (row.get(column) for row in rows)
+            if a != b:
+                numbers = isinstance(a, int | float) and isinstance(b, int | float)
+                differences.append((words, column, abs(a - b) if numbers else float("inf")))
+    return differences
+
+
+def changed_surroundings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What the numbers may owe a difference to: other versions, another machine, another text."""
+    lines = [
+        f"{name} was {version}, is {after['versions'].get(name)}"
+        for name, version in before["versions"].items()
+        if version != after["versions"].get(name)
+    ]
+    if before.get("git") != after.get("git"):
+        lines.append(f"the code was {before.get('git')}, is {after.get('git')}")
+    keys = [manifest["stages"].get("corpus", {}).get("key") for manifest in (before, after)]
+    if keys[0] != keys[1]:
+        lines.append("the corpus is another: its text or the code that builds it has changed")
+    return lines

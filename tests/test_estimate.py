@@ -1,0 +1,93 @@
+"""What a dry run says: sizes from the settings, times from earlier work of the same sizes alone."""
+
+import json
+
+import pytest
+import torch
+
+from headdyn.core.records import HeadTable
+from headdyn.estimate import Measured, bytes_of, dry_run, measured, parameters, seconds_of
+from headdyn.models.config import DecoderConfig
+from headdyn.models.decoder import Decoder
+from headdyn.plan import make_plan
+from headdyn.run import main
+
+SMOKE = ("mode=smoke", "analysis=[loss,attention]")
+
+
+def test_parameters_are_counted_as_the_decoder_has_them():
+    for settings in ({"num_kv_heads": 4}, {"num_kv_heads": 2, "d_ff": 172, "vocab_size": 19}):
+        sizes = {"vocab_size": 32, "num_layers": 2, "d_model": 64, "num_heads": 4, "head_dim": 16, "d_ff": 100}
+        decoder = DecoderConfig(**sizes | settings)
+        with torch.device("meta"):
+            assert parameters(decoder) == sum(weight.numel() for weight in Decoder(decoder).parameters())
+
+
+def test_a_training_that_arms_share_is_counted_once_and_times_are_those_of_the_same_sizes():
+    rope, drope = make_plan(["-m", *SMOKE, "position_enc=rope,drope"]).jobs
+    (larger,) = make_plan(["-m", *SMOKE, "model.num_layers=3"]).jobs
+    assert seconds_of(rope, Measured({}, {}), trains=True) == (0, ["training", "loss", "attention"])
+    sizes = json.dumps([2, 64, 4, 4, 16, 172, 16, False])
+    analyses = {
+        json.dumps([n, rope.resolved["analysis"][n], rope.resolved["model"], rope.resolved["data"]], sort_keys=True): s
+        for n, s in (("loss", 1.5), ("attention", 2.5))
+    }
+    known = Measured({sizes: 1000.0}, analyses)
+    # 80 steps of 16 sequences of 64 tokens; DroPE's 8 steps of recalibration are as fast.
+    assert seconds_of(rope, known, trains=True) == (pytest.approx(80 * 16 * 64 / 1000 + 4), [])
+    assert seconds_of(drope, known, trains=False) == (pytest.approx(8 * 16 * 64 / 1000 + 4), [])
+    assert seconds_of(larger, known, trains=True)[1] == ["training", "loss", "attention"]
+
+
+def test_what_is_measured_is_read_from_the_cache_and_from_records(tmp_path):
+    entry = tmp_path / "store" / "training" / "0123"
+    entry.mkdir(parents=True)
+    sizes = {"num_layers": 2, "d_model": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "d_ff": 172}
+    recipe = {"decoder": sizes, "train": {"batch_size": 16, "compile": False}}
+    (entry / "manifest.json").write_text(json.dumps({"recipe": recipe}))
+    (entry / "result.json").write_text(json.dumps({"tokens_per_second": 500.0}))
+    damaged = tmp_path / "store" / "training" / "4567"
+    damaged.mkdir()
+    (damaged / "manifest.json").write_text("{")
+    run = tmp_path / "out" / "outputs" / "run"
+    run.mkdir(parents=True)
+    facts = {name: {} for name in ("factors", "machine", "versions", "stages")}
+    facts |= dict.fromkeys(("name", "started", "python"), "x")
+    facts |= {"config": {"analysis": {"loss": {}}, "model": {}, "data": {}}, "seconds": {"loss": 3.0, "total": 9.0}}
+    (run / "manifest.json").write_text(json.dumps({"status": "complete", "glossary": {"loss": {}}, **facts}))
+    (run / "summary.json").write_text("{}")
+    HeadTable.concat([]).write(run / "heads.parquet")
+    known = measured(tmp_path / "store", tmp_path / "out")
+    assert known.tokens_per_second == {json.dumps([2, 64, 4, 4, 16, 172, 16, False]): 500.0}
+    assert list(known.analysis_seconds.values()) == [3.0]
+
+
+def test_disk_is_that_of_corpora_snapshots_and_patterns():
+    jobs = make_plan(["-m", *SMOKE, "position_enc=rope,drope", "patterns_kept=4"]).jobs
+    cache, folders = bytes_of(jobs)
+    decoder = jobs[0].decoder_config(32)
+    assert cache == 3 * (1024 + 256) * 64 + 4 * parameters(decoder) * 6  # one corpus, one training of six snapshots
+    assert folders == 2 * 2 * 4 * 2 * 4 * 64**2  # of two runs: float16, four sequences, two layers, four heads
+
+
+def test_a_dry_run_starts_nothing_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
+    assert main(["-m", "--dry-run", *SMOKE, "seed=0,1"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 runs in " in printed and "0 of them complete" in printed and "downloads: none" in printed
+    assert "not measured yet: training, loss, attention" in printed
+    assert not list((tmp_path / "out").rglob("*")) and not list((tmp_path / "cache").rglob("*"))
+    assert main(["--dry-run", "train.steps=-1"]) == 2
+
+
+def test_checkpoints_that_are_not_here_are_named_with_their_sizes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
+    sizes = {"step1": 3 * 2**20, "step2": 0}
+    monkeypatch.setattr(
+        "headdyn.models.checkpoints.files.download_bytes", lambda name, revision, store: sizes[revision]
+    )
+    arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
+    dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
+    assert "downloads: a/b step1: 3.0 MiB; together 3.0 MiB" in capsys.readouterr().out

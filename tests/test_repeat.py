@@ -1,0 +1,57 @@
+"""A recorded run is repeated from its manifest alone, and what differs is said."""
+
+import json
+
+import pytest
+
+from headdyn.core.records import HeadTable
+from headdyn.repeat import changed_surroundings, compare
+from headdyn.run import main
+from tests.commands import TINY, only, run
+
+
+def table(**rows):
+    tables = [HeadTable.whole(name, value, n=4, unit="sequence") for name, value in rows.items()]
+    return HeadTable.concat(tables)
+
+
+def test_tables_are_compared_row_by_row_and_to_the_bit():
+    assert compare(table(a=0.1, b=2.0), table(b=2.0, a=0.1)) == []
+    (difference,) = compare(table(a=0.1, b=2.0), table(a=0.1, b=2.0 + 2**-51))
+    assert difference == ("metric b", "value", 2**-51)
+    lacking = compare(table(a=0.1, b=2.0), table(a=0.1))
+    assert ("metric b", "value", float("inf")) in lacking and {place for place, _, _ in lacking} == {"metric b"}
+
+
+def test_what_else_has_changed_is_said():
+    before = {"versions": {"torch": "2.13", "numpy": "2.0"}, "git": "abc", "stages": {"corpus": {"key": "1"}}}
+    after = {"versions": {"torch": "2.14", "numpy": "2.0"}, "git": "abc", "stages": {"corpus": {"key": "2"}}}
+    lines = changed_surroundings(before, after)
+    assert lines[0] == "torch was 2.13, is 2.14" and "the corpus is another" in lines[1] and len(lines) == 2
+    assert changed_surroundings(before, before) == []
+
+
+@pytest.mark.parametrize("arguments", [["--repeat"], ["--repeat", "a", "seed=1"], ["seed=1", "--repeat", "a"]])
+def test_repeat_takes_one_folder(arguments, capsys):
+    assert main(arguments) == 2
+    assert "takes one run's folder" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_complete_run_is_refused(tmp_path, capsys):
+    assert main(["--repeat", str(tmp_path)]) == 2
+    assert "its run is absent; name the folder of a complete run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
+    assert run(tmp_path, *TINY, "analysis=[loss,attention]", "position_enc=drope").returncode == 0
+    folder = only(tmp_path / "out" / "outputs")
+    done = run(tmp_path, "--repeat", str(folder))
+    assert done.returncode == 0 and "are the same to the bit" in done.stdout, done.stderr
+    rows = HeadTable.read(folder / "heads.parquet").rows()
+    rows[0]["value"] += 1e-12
+    HeadTable.from_rows(rows).write(folder / "heads.parquet")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"git": "another"}))
+    done = run(tmp_path, "--repeat", str(folder))
+    assert done.returncode == 1 and "differs: 1 of" in done.stdout and "the code was another" in done.stdout
