@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: run test test-real check bench docs index install clean
+.PHONY: run test test-real check faults bench docs index install clean
 .DEFAULT_GOAL := run
 
 run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
@@ -25,6 +25,10 @@ check: $(READY)         ## format, lint, types, imports
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+faults: $(READY)        ## kills, damaged files, full disks, 2,000 odd commands; leaves experiments/reliability/
+	HEADDYN_FUZZ=2000 $(PY) -m pytest -q tests/faults
+	$(PY) -m tests.faults
 
 bench: $(READY)         ## speed and memory, as ratios within one run
 	$(PY) -m tests.benchmarks

@@ -72,7 +72,7 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
         length = getattr(job.data, "sequence_length", None)
         if steps and (sizes not in known.tokens_per_second or length is None):
             unknown.append("training")
-        elif steps:
+        elif steps and length is not None:
             seconds += steps * job.train.batch_size * length / known.tokens_per_second[sizes]
     for name, analysis in job.analysis.items():
         key = _analysis_sizes(name, job.resolved)

@@ -24,7 +24,7 @@ from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.run_folder import RunFolder, snapshot_table
 from headdyn.core.stopping import stop_on_signals
-from headdyn.core.store import StageInterruptedError, explain_os_error
+from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
@@ -91,8 +91,11 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
         except StageInterruptedError as stop:
             log.warning("%s: stopped as asked; the same command continues from here", config.name)
             raise KeyboardInterrupt(str(stop)) from stop
-        except OSError as error:
-            raise OSError(error.errno, explain_os_error(error, folder)) from error
+        except Exception as error:
+            refused = disk_error(error, folder)
+            if refused is None or refused is error:
+                raise
+            raise refused from error
     write_run_page(folder)
 
 

@@ -6,6 +6,7 @@ the recorded run's device, precision and number of threads.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -67,8 +68,8 @@ def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]
         for column in COMPARED:
             a, b = (row.get(column) for row in rows)
             if a != b:
-                numbers = isinstance(a, int | float) and isinstance(b, int | float)
-                differences.append((words, column, abs(a - b) if numbers else float("inf")))
+                by = abs(a - b) if isinstance(a, int | float) and isinstance(b, int | float) else math.inf
+                differences.append((words, column, by))
     return differences
 
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,6 @@ from headdyn.report.board import Board
 
 log = logging.getLogger(__name__)
 
-_SPAWN = multiprocessing.get_context("spawn")  # a forked child would inherit threads' locks, and CUDA refuses one
 _MEMORY_OF_A_JOB = 1.5 * 2**30  # bytes: torch takes 0.5 GiB, the laptop matrix's trainings peak at 1.2
 REFRESH_SECONDS = 0.2
 
@@ -53,16 +53,19 @@ class Worker:
     """A worker process, the environment it was started with, and the task it is doing."""
 
     environment: Mapping[str, str]
-    process: BaseProcess
+    process: subprocess.Popen[bytes]
     pipe: Connection
     task: Task | None = None
 
     @classmethod
     def start(cls, environment: Mapping[str, str]) -> Worker:
-        ours, theirs = _SPAWN.Pipe()
-        process = _SPAWN.Process(target=_serve, args=(theirs, dict(environment)))
+        ours, theirs = Pipe()
         with _signals_blocked():  # until the worker ignores them: a Ctrl-C would end it while it still imports
-            process.start()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "headdyn.workers", str(theirs.fileno())],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+                pass_fds=[theirs.fileno()],
+            )
         theirs.close()
         return cls(environment, process, ours)
 
@@ -80,6 +83,9 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         for worker in self.workers:
             worker.pipe.close()  # ends it
+        for worker in self.workers:
+            with suppress(subprocess.TimeoutExpired):
+                worker.process.wait(timeout=10)
 
     def run(self, jobs: Sequence[RunConfig], folder: Path) -> bool:
         """Do every job into its folder below `folder`, those first that others stand on. Returns as `do` does."""
@@ -99,12 +105,12 @@ class Workers:
                 while waiting or self._busy():
                     for number, worker in enumerate(self.workers):
                         if waiting and worker.task is None:
-                            if not worker.process.is_alive():
+                            if worker.process.poll() is not None:
                                 worker = self.workers[number] = Worker.start(worker.environment)
                             _begin(worker, waiting.pop(self._next(waiting, built)), board)
                     for pipe in wait([worker.pipe for worker in self._busy()], timeout=REFRESH_SECONDS):
                         worker = next(worker for worker in self._busy() if worker.pipe is pipe)
-                        stages = worker.task.stages
+                        stages = worker.task.stages if worker.task else ()
                         if _receive(worker, board):
                             built.update(stages)
                     board.refresh()
@@ -122,9 +128,12 @@ class Workers:
     def _busy(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.task is not None]
 
+    def _tasks(self) -> list[Task]:
+        return [worker.task for worker in self.workers if worker.task is not None]
+
     def _next(self, waiting: Sequence[Task], built: set[str]) -> int:
         """The place of the task to begin: the first of those that wait least for what tasks under way are building."""
-        under_way = {stage for worker in self._busy() for stage in worker.task.stages} - built
+        under_way = {stage for task in self._tasks() for stage in task.stages} - built
         return min(range(len(waiting)), key=lambda place: len(under_way.intersection(waiting[place].stages)))
 
 
@@ -174,7 +183,8 @@ def shared_stages(job: RunConfig) -> tuple[str, ...]:
 def in_order(jobs: Sequence[RunConfig]) -> list[RunConfig]:
     """The jobs, those first that build what others stand on: a RoPE training before its DroPE arm."""
     stages: set[str] = set()
-    first, others = [], []
+    first: list[RunConfig] = []
+    others: list[RunConfig] = []
     for job in jobs:
         (others if set(shared_stages(job)[-1:]) & stages else first).append(job)
         stages.update(shared_stages(job))
@@ -195,11 +205,8 @@ def _receive(worker: Worker, board: Board) -> bool:
     try:
         kind, text = worker.pipe.recv()
     except (EOFError, OSError):
-        worker.process.join()
-        kind, text = (
-            "failed",
-            f"its process died ({_exit_words(worker.process.exitcode)}); the same command tries again",
-        )
+        died = _exit_words(worker.process.wait())
+        kind, text = "failed", f"its process died ({died}); the same command tries again"
     if kind == "progress":
         board.progress(name, text)
     elif kind == "log":
@@ -210,8 +217,8 @@ def _receive(worker: Worker, board: Board) -> bool:
     return worker.task is None
 
 
-def _exit_words(code: int | None) -> str:
-    if code is not None and code < 0:
+def _exit_words(code: int) -> str:
+    if code < 0:
         out_of_memory = ": was the memory full?" if code == -signal.SIGKILL else ""
         return f"{signal.Signals(-code).name}{out_of_memory}"
     return f"exit status {code}"
@@ -225,19 +232,18 @@ class _Reports(logging.Handler):
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
-        self.pipe = pipe
+        self.pipe, self.sending = pipe, threading.Lock()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.send("log", record.getMessage())
 
     def send(self, kind: str, text: str) -> None:
-        with self.lock, suppress(OSError):  # the command's own process is gone: the job stops at its next safe point
+        with self.sending, suppress(OSError):  # the command's own process is gone: the job stops at its next safe point
             self.pipe.send((kind, text))
 
 
-def _serve(pipe: Connection, environment: Mapping[str, str]) -> None:
+def serve(pipe: Connection) -> None:
     """Do the tasks that come through the pipe until it is closed; whatever comes during one asks it to stop."""
-    os.environ.update(environment)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the command's own process says when to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -271,3 +277,7 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))

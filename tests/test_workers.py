@@ -142,9 +142,9 @@ def test_workers_of_a_killed_command_end_by_themselves_and_one_that_dies_fails_i
 def children_of(pid: int) -> list[int]:
     """The worker processes of a command, oldest first."""
     listing = subprocess.run(
-        ["ps", "-o", "pid=", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True, check=True
+        ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True, check=True
     )
-    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "spawn_main" in line]
+    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "headdyn.workers" in line]
 
 
 def is_alive(pid: int) -> bool:

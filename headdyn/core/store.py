@@ -34,6 +34,10 @@ class StageFailedError(RuntimeError):
     """A stage this job waited for failed in the job that was building it."""
 
 
+class DiskError(OSError):
+    """What the disk refused, in one line for a user: which folder, and what to do."""
+
+
 class StageInterruptedError(Exception):
     """Raised by a build that was asked to stop: no failure, and a resumable stage goes on from where it was."""
 
@@ -98,10 +102,11 @@ class Store:
             except (StageInterruptedError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                text = explain_os_error(error, path) if isinstance(error, OSError) else str(error)
-                write_json_if_possible(failed, {"error": text, "traceback": traceback.format_exc()})
-                if isinstance(error, OSError):
-                    raise OSError(error.errno, text) from error
+                refused = disk_error(error, path)
+                note = {"error": str(refused or error), "traceback": traceback.format_exc()}
+                write_json_if_possible(failed, note)
+                if refused is not None:
+                    raise refused from error
                 raise
             failed.unlink(missing_ok=True)
             self._verified.add(path)
@@ -192,15 +197,26 @@ def require_writable(folder: Path, what: str, setting: str) -> None:
         ) from error
 
 
-def explain_os_error(error: OSError, folder: Path) -> str:
-    """One line for a user: what failed, where, and what to do about it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
+def disk_error(error: Exception, folder: Path) -> DiskError | None:
+    """The same error in one line for a user: what failed, where, and what to do; None where it is not the disk's.
+
+    safetensors and torch say in words alone that a disk is full.
+    """
+    if isinstance(error, DiskError):
+        return error
+    full = "No space left on device" in str(error) or "failed writing file" in str(error)
+    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        text = (
             f"no space left for {folder}: free some, or set HEADDYN_CACHE and HEADDYN_OUT to another disk, then rerun"
         )
+        return DiskError(errno.ENOSPC, text)
+    if not isinstance(error, OSError):
+        return None
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error.filename or folder} cannot be written ({error.strerror}); choose a folder that can"
-    return f"{error.strerror or error} ({error.filename or folder})"
+        text = f"{error.filename or folder} cannot be written ({error.strerror}); choose a folder that can"
+    else:
+        text = f"{error.strerror or error} ({error.filename or folder})"
+    return DiskError(error.errno, text)
 
 
 def write_json_if_possible(path: Path, content: Mapping[str, Any]) -> None:

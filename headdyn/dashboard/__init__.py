@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headdyn.core.records import read_json, write_json
-from headdyn.core.store import explain_os_error, require_writable
+from headdyn.core.store import disk_error, require_writable
 from headdyn.core.tracking import TrackingSettings, custom_chart, preset_name, unreachable
 from headdyn.dashboard.panels import Dashboard, Section, figures, of_run, of_sweep
 from headdyn.sweep.record import SWEEP, SweepRecord, is_run, single_job
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if problem is not None:
             raise DashboardError(f"{problem}; nothing was saved, the {len(files)} specs are in {folder} instead")
     except (OSError, ValueError, ImportError) as error:
-        line = explain_os_error(error, folder) if isinstance(error, OSError) else str(error)
+        line = str(disk_error(error, folder) or error)
         if isinstance(error, ImportError):
             line = f"dashboards need the package {error.name}, which is absent; pip install 'headdyn[dashboard]'"
         print(f"headdyn: {line}", file=sys.stderr)

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.settings import settings
+from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row
-from headdyn.data.corpus import Count
 
 FIELDS = ("clean", "corrupted", "right", "wrong")
 CONTROL = "control"  # the group whose pairs the contrast is not about

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.core.store import StageFailedError, StageInterruptedError, Store, explain_os_error, recipe_key
+from headdyn.core.store import StageFailedError, StageInterruptedError, Store, disk_error, recipe_key
 
 RECIPE = {"schema": 1, "seed": 0}
 spawn = multiprocessing.get_context("fork")
@@ -178,4 +178,23 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_no_entry(tmp_path):
     with pytest.raises(OSError, match=r"no space left for .*HEADDYN_CACHE"):
         Store(tmp_path).get("corpus", RECIPE, full)
     assert Store(tmp_path).find("corpus", RECIPE) is None
-    assert "cannot be written" in explain_os_error(OSError(errno.EROFS, "Read-only file system"), tmp_path)
+    assert "cannot be written" in str(disk_error(OSError(errno.EROFS, "Read-only file system"), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors
+        RuntimeError("[enforce fail at inline_container.cc:603] . PytorchStreamWriter failed writing file data/1"),
+    ],
+)
+def test_the_disk_that_is_full_is_the_one_that_is_named(tmp_path, error):
+    def full(folder):
+        raise error
+
+    with pytest.raises(OSError) as caught:
+        Store(tmp_path / "cache").get("corpus", RECIPE, full)
+    assert "no space left for" in str(caught.value) and str(tmp_path / "cache") in str(caught.value)
+    assert disk_error(caught.value, tmp_path / "out") is caught.value  # a run does not blame its own folder for it
+    assert disk_error(ValueError("no number"), tmp_path) is None
