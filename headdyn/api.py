@@ -31,7 +31,7 @@ from hydra.errors import HydraException
 
 from headdyn.config import RunConfig
 from headdyn.core.records import HeadTable, read_json
-from headdyn.core.run_folder import RunRecord
+from headdyn.core.run_folder import PATTERNS, RunRecord
 from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root
 from headdyn.plan import Plan, explain, make_plan, plain_arguments
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from headdyn.core.figures import Figure
     from headdyn.data.corpus import Corpus
     from headdyn.models.decoder import Decoder
-
-PATTERNS = "patterns.safetensors"
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunConfig, ...]:

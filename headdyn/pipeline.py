@@ -22,7 +22,7 @@ from headdyn.config import RunConfig
 from headdyn.core import machine
 from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.run_folder import RunFolder, snapshot_table
+from headdyn.core.run_folder import PATTERNS, RunFolder, snapshot_table
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
@@ -127,7 +127,7 @@ def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> N
             layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
             save_circuits(subject.decoder, layer, record.path / CIRCUITS)
     if config.patterns_kept:
-        patterns = record.path / "patterns.safetensors"
+        patterns = record.path / PATTERNS
         save_patterns(subject.decoder, first_sequences(subject.material, config.patterns_kept), patterns)
         record.tracker.artifact(f"{config.name}-patterns", "attention", patterns)
         record.figure("patterns", "telling_heads", patterns_by_role(HeadTable.concat(record.tables), patterns))

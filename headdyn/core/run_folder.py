@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
 
 from headdyn.core.records import Findings, HeadTable, Metric, read_json, write_json
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from headdyn.core.figures import Figure
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
-LOG = "log.txt"
+LOG, PATTERNS = "log.txt", "patterns.safetensors"
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),
@@ -85,6 +86,12 @@ def _require_results(folder: Path) -> None:
     if not isinstance(read_json(folder / SUMMARY), dict):
         raise ValueError(f"{folder / SUMMARY} is damaged, it holds no scalars by name; run its command again")
     HeadTable.check(folder / HEADS)
+    try:
+        if (folder / PATTERNS).exists():
+            with safe_open(folder / PATTERNS, framework="np"):
+                pass  # its header is read, and its length compared
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / PATTERNS} is damaged ({error}); run its command again") from error
 
 
 @dataclass(frozen=True)

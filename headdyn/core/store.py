@@ -120,6 +120,7 @@ class Store:
         begun = time.monotonic()
         build(partial)
         seconds = time.monotonic() - begun
+        (partial / MANIFEST).unlink(missing_ok=True)  # of a build that was killed between its manifest and its rename
         files = [file for file in sorted(partial.rglob("*")) if file.is_file()]
         sums = {
             str(file.relative_to(partial)): {"bytes": file.stat().st_size, "sha256": file_hash(file)} for file in files

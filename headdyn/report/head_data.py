@@ -11,9 +11,8 @@ import pyarrow.compute as pc
 from safetensors import safe_open
 
 from headdyn.core.records import HeadTable
+from headdyn.core.run_folder import PATTERNS
 from headdyn.sweep.jobs import Job
-
-PATTERNS = "patterns.safetensors"
 
 # What makes a head worth a look: the role, and the metric whose largest value has it.
 ROLES: Mapping[str, str] = {

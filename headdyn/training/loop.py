@@ -29,7 +29,7 @@ from headdyn.core.store import StageInterruptedError
 from headdyn.models.decoder import Decoder
 from headdyn.training.objective import Precision, autocast, reproducible
 from headdyn.training.optimizers import Optimizers
-from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
+from headdyn.training.resume import MetricsFile, State, begin_anew_if_damaged, load_newest_state, save_state
 from headdyn.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
@@ -142,6 +142,7 @@ class _Loop:
     def run(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
         """Everything from the saved state, or from the start, to the end."""
         self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
+        begin_anew_if_damaged(self.folder)
         restored = self.restore()
         self.task.prepare()
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", keep_through=self.step if restored else -1)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -64,9 +65,8 @@ def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str) -> S
     Raises ValueError where the state is another training's.
     """
     for path in reversed(_states(folder)):
-        damage = _damage(path)
-        if damage is None:
-            state = State(**torch.load(path, map_location=device, weights_only=True))
+        state, damage = _read(path, device)
+        if state is not None:
             other = {name: value for name, value in state.recipe.items() if value != recipe.get(name)}
             if other:
                 mine = {name: recipe.get(name) for name in other}
@@ -86,14 +86,15 @@ def _states(folder: Path) -> list[Path]:
     return sorted(states, key=lambda path: int(path.stem.removeprefix("state")))
 
 
-def _damage(path: Path) -> str | None:
-    """What is wrong with a file that torch.save wrote: a zip archive, whose every record has a CRC."""
+def _read(path: Path, device: str) -> tuple[State | None, str]:
+    """A file that torch.save wrote: a zip archive, whose every record has a CRC. None and why, where it is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        return str(error) or type(error).__name__
-    return None if bad is None else f"record {bad} does not match its checksum"
+            if bad := archive.testzip():
+                return None, f"record {bad} does not match its checksum"
+        return State(**torch.load(path, map_location=device, weights_only=True)), ""
+    except Exception as error:  # what zipfile and torch raise depends on which byte of the archive is wrong
+        return None, str(error).partition("\n")[0] or type(error).__name__
 
 
 class MetricsFile:
@@ -124,8 +125,24 @@ class MetricsFile:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl, without a last line that a kill cut short; none where there is no file."""
+    """The entries of a metrics.jsonl, without a last line that a kill cut short; none where there is no file.
+
+    Raises ValueError where a line before it is damaged.
+    """
     if not path.exists():
         return []
     *whole, _torn = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    entries = [json.loads(line) for line in whole]
+    if not all(isinstance(entry, dict) and entry.keys() == {"step", "name", "value"} for entry in entries):
+        raise ValueError("a line lacks step, name or value")
+    return entries
+
+
+def begin_anew_if_damaged(folder: Path) -> None:
+    """Remove what an earlier call left of a training whose metrics are damaged: they cannot be told from others."""
+    try:
+        _whole_lines(folder / "metrics.jsonl")
+    except ValueError as error:
+        log.warning("%s is damaged (%s): the training begins anew", folder / "metrics.jsonl", error)
+        (folder / "metrics.jsonl").unlink()
+        shutil.rmtree(folder / "resume", ignore_errors=True)

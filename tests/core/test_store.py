@@ -198,3 +198,15 @@ def test_the_disk_that_is_full_is_the_one_that_is_named(tmp_path, error):
     assert "no space left for" in str(caught.value) and str(tmp_path / "cache") in str(caught.value)
     assert disk_error(caught.value, tmp_path / "out") is caught.value  # a run does not blame its own folder for it
     assert disk_error(ValueError("no number"), tmp_path) is None
+
+
+def test_a_build_that_was_killed_before_its_rename_is_finished_and_found(tmp_path):
+    key = recipe_key("training", RECIPE)
+    partial = tmp_path / "training" / f"{key}.partial"
+    partial.mkdir(parents=True)
+    build(partial)
+    (partial / "manifest.json").write_text("{}")  # written, and the process killed before the rename
+    first = Store(tmp_path).get("training", RECIPE, lambda folder: None, resumable=True)
+    assert "manifest.json" not in json.loads((first.path / "manifest.json").read_text())["files"]
+    again = Store(tmp_path).get("training", RECIPE, lambda folder: pytest.fail("it was finished"))
+    assert again.path == first.path and not list((tmp_path / "training").glob("*.damaged-*"))

@@ -86,9 +86,7 @@ NAMES = (
     | st.sampled_from(KEYS).map(lambda key: key[:-1] + "x")
     | st.text(alphabet="abc._-/@", min_size=1, max_size=12)
 )
-CHOICES = st.sampled_from(GROUPS).flatmap(
-    lambda group: st.sampled_from(options_of(group)).map(lambda o: f"{group}={o}")
-)
+CHOICES = st.sampled_from([f"{group}={option}" for group in GROUPS for option in options_of(group)])
 OVERRIDES = st.builds(
     lambda sign, key, value: f"{sign}{key}={value}", st.sampled_from(["", "", "", "+", "++"]), NAMES, VALUES
 )
@@ -104,11 +102,8 @@ def nothing_is_started(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HEADDYN_OUT", str(root / "out"))
         patch.setenv("HEADDYN_CACHE", str(root / "cache"))
-        patch.setattr(sys, "argv", ["headdyn"])
-        patch.setattr(headdyn.run, "_sweep", lambda plan, arguments: started.append(plan) or 0)
-        patch.setattr(headdyn.run, "_launched", lambda arguments: 0)
-        patch.setattr(headdyn.run, "_obstacle", lambda plan: started.append(plan))
-        patch.setattr("headdyn.report.terminal.print_run", lambda folder: None)
+        patch.setattr(sys, "argv", ["headdyn"])  # which --cfg rewrites
+        patch.setattr(headdyn.run, "launch", lambda plan, arguments: started.append(plan) or 0)
         patch.chdir(root)
         yield
         assert not (root / "cache").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
+from headdyn.training.resume import MetricsFile, State, begin_anew_if_damaged, load_newest_state, save_state
 
 RECIPE = {"train.steps": 8, "model.d_model": 16, "betas": [0.9, 0.95]}
 
@@ -29,11 +29,52 @@ def test_nothing_saved_is_none(tmp_path: Path) -> None:
     assert load_newest_state(tmp_path, RECIPE, "cpu") is None
 
 
-def test_a_state_is_never_unpickled_into_code(tmp_path: Path) -> None:
-    """torch.load runs with weights_only: a file that holds anything but tensors and plain values is refused."""
-    torch.save({**vars(state(3)), "model": Path("/")}, tmp_path / "state000003.pt")
-    with pytest.raises(Exception, match="weights_only"):
-        load_newest_state(tmp_path, RECIPE, "cpu")
+class Code:
+    """What runs where it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (pytest.fail, ("it ran",))
+
+
+def test_a_state_is_never_unpickled_into_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """torch.load runs with weights_only: a file that holds anything but tensors and plain values is set aside."""
+    torch.save({**vars(state(3)), "model": Code()}, tmp_path / "state000003.pt")
+    assert load_newest_state(tmp_path, RECIPE, "cpu") is None
+    assert (tmp_path / "state000003.pt.damaged").exists() and "Weights only load failed" in caplog.text
+
+
+@pytest.mark.parametrize("harm", range(0, 60, 3))
+def test_of_a_damaged_state_the_older_one_serves(tmp_path: Path, harm: int) -> None:
+    """One byte changed in the archive's directory, which lies in its last bytes and has no checksum of its own."""
+    save_state(tmp_path, state(3))
+    save_state(tmp_path, state(4))
+    path = tmp_path / "state000004.pt"
+    content = bytearray(path.read_bytes())
+    content[-1 - harm * len(content) // 400] ^= 0xFF
+    path.write_bytes(content)
+    found = load_newest_state(tmp_path, RECIPE, "cpu")
+    assert found is not None
+    assert found.step == 3 or torch.equal(found.model["w"], torch.full((3, 2), 4.0))
+
+
+def test_a_state_that_is_another_archive_is_set_aside(tmp_path: Path) -> None:
+    save_state(tmp_path, state(3))
+    torch.save({"other": 1}, tmp_path / "state000004.pt")
+    found = load_newest_state(tmp_path, RECIPE, "cpu")
+    assert found is not None and found.step == 3
+
+
+@pytest.mark.parametrize("bad", [b"{", b"[]", b'{"step": 1}', b"\xff\xfe"])
+def test_a_training_whose_metrics_are_damaged_begins_anew(tmp_path: Path, bad: bytes) -> None:
+    good = b'{"step": 1, "name": "loss", "value": 2.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + bad + b"\n" + good)
+    (tmp_path / "resume").mkdir()
+    begin_anew_if_damaged(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "metrics.jsonl").write_bytes(good + b'{"step": 2, "na')  # a kill cut the last line short: no damage
+    (tmp_path / "resume").mkdir()
+    begin_anew_if_damaged(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_an_unfinished_write_is_no_state(tmp_path: Path) -> None:
