@@ -58,7 +58,8 @@ def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str
 
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
-    return json.dumps([name, settings["analysis"].get(name), settings["model"], settings["data"]], sort_keys=True)
+    data = {key: value for key, value in settings["data"].items() if key != "seed"}
+    return json.dumps([name, settings["analysis"].get(name), settings["model"], data], sort_keys=True)
 
 
 def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float, list[str]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headdyn.core.records import HeadTable
-from headdyn.estimate import Measured, bytes_of, dry_run, measured, parameters, seconds_of
+from headdyn.estimate import Measured, _analysis_sizes, bytes_of, dry_run, measured, parameters, seconds_of
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.plan import make_plan
@@ -28,15 +28,14 @@ def test_a_training_that_arms_share_is_counted_once_and_times_are_those_of_the_s
     (larger,) = make_plan(["-m", *SMOKE, "model.num_layers=3"]).jobs
     assert seconds_of(rope, Measured({}, {}), trains=True) == (0, ["training", "loss", "attention"])
     sizes = json.dumps([2, 64, 4, 4, 16, 172, 16, False])
-    analyses = {
-        json.dumps([n, rope.resolved["analysis"][n], rope.resolved["model"], rope.resolved["data"]], sort_keys=True): s
-        for n, s in (("loss", 1.5), ("attention", 2.5))
-    }
+    analyses = {_analysis_sizes(name, rope.resolved): s for name, s in (("loss", 1.5), ("attention", 2.5))}
     known = Measured({sizes: 1000.0}, analyses)
     # 80 steps of 16 sequences of 64 tokens; DroPE's 8 steps of recalibration are as fast.
     assert seconds_of(rope, known, trains=True) == (pytest.approx(80 * 16 * 64 / 1000 + 4), [])
     assert seconds_of(drope, known, trains=False) == (pytest.approx(8 * 16 * 64 / 1000 + 4), [])
     assert seconds_of(larger, known, trains=True)[1] == ["training", "loss", "attention"]
+    (other_seed,) = make_plan(["-m", *SMOKE, "seed=7"]).jobs  # as long, though its languages are others
+    assert seconds_of(other_seed, known, trains=True) == seconds_of(rope, known, trains=True)
 
 
 def test_what_is_measured_is_read_from_the_cache_and_from_records(tmp_path):
