@@ -52,13 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if plan is not None:
         return launch(plan, arguments)
-    sys.argv = [sys.argv[0], *arguments]
     try:
-        _hydra()
+        return _launched(arguments)
     except (HydraException, ValueError) as error:  # of --help, --info or --cfg, which Hydra leaves to us
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
-    return 0
 
 
 def launch(plan: Plan, arguments: Sequence[str]) -> int:
@@ -111,7 +109,7 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
 
 
 def _launched(arguments: Sequence[str]) -> int:
-    """Let Hydra's launcher do the jobs; returns the exit status."""
+    """Let Hydra do what the arguments say: its launcher the jobs, or itself --help. Returns the exit status."""
     sys.argv = [sys.argv[0], *arguments]
     try:
         _hydra()
