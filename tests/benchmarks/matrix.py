@@ -43,8 +43,8 @@ def seconds_of(root: Path, *line: str) -> float:
 def trainings_in(cache: Path) -> tuple[int, float]:
     """How many trainings were done, and what all updates (recalibrations' too) cost in units of one training."""
     updates: dict[str, list[int]] = {"training": [], "recalibration": []}
-    for kind, steps in updates.items():
-        for result in sorted((cache / kind).glob("*/metrics.jsonl")):
+    for kind, steps in updates.items():  # a recalibration has a folder for each of its rounds
+        for result in sorted((cache / kind).rglob("metrics.jsonl")):
             entries = [json.loads(line) for line in result.read_text().splitlines()]
             steps.append(max(entry["step"] for entry in entries))
     one = max(updates["training"])
