@@ -49,7 +49,7 @@ def _(headdyn):
 
 @app.cell
 def _(sweep):
-    sweep.figures["loss"]
+    sweep.figures["held_out_loss"]
 
 
 @app.cell

@@ -4,7 +4,7 @@
 
     sweep = headdyn.sweep("mode=smoke", "ordering=shuffled,topic", "seed=0,1")
     sweep.effects.to_pandas()
-    sweep.figures["loss"]
+    sweep.figures["held_out_loss"]
     sweep.runs[0].pattern(layer=1, head=2)
 
 They take the arguments of the command line, check them as it does, and leave the same folders. The process is left as

@@ -153,7 +153,7 @@ def test_figures_are_altair_charts_of_the_stored_specifications(made: tuple[Swee
             stored = json.loads((run.path / "figures" / f"{name}.json").read_text())
             assert all(spec[key] == stored[key] for key in stored if key not in ("$schema", "config"))
             assert stored["config"].items() <= (spec["config"] | {"view": stored["config"]["view"]}).items()
-    assert any(name.startswith("effects") for name in sweep.figures) and "loss" in sweep.figures
+    assert any(name.startswith("effects_on") for name in sweep.figures) and "held_out_loss" in sweep.figures
     for chart in sweep.figures.values():
         assert chart.to_dict()["datasets"]
 

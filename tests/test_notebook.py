@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,11 @@ def test_it_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     _, shown = runpy.run_path(str(NOTEBOOK))["app"].run()
 
+    _is_right(shown)
+
+
+def _is_right(shown: Mapping[str, Any]) -> None:
+    """What the notebook worked out, against the same worked out with a hook of PyTorch, and against its own sums."""
     assert len(shown["sweep"].runs) == 6 and not shown["sweep"].failed
     decoder, tokens_BT, layer, head = (shown[name] for name in ("decoder", "tokens_BT", "layer", "head"))
     with torch.no_grad():  # by hand: the head's columns of W_O read the mean of z, and nothing else changes
@@ -36,8 +43,8 @@ def test_it_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert shown["low"] < shown["moved"].mean() < shown["high"]
     assert float(shown["by_token_T"].sum()) == pytest.approx(shown["answer_logit"], abs=1e-4)
     assert sum(shown["by_part"].values()) == pytest.approx(shown["answer_logit"], abs=1e-4)
-    contrasts = shown["effects"]
-    assert (contrasts["n"] == 3).all() and (contrasts["ci_low"] < contrasts["value"]).all()
+    (loss,) = shown["effects"].query("outcome == 'loss_nats'").to_dict("records")
+    assert loss["n"] == 3 and loss["ci_low"] < loss["value"] < loss["ci_high"]
 
 
 def replaced(z_BTF: torch.Tensor, head: int, mean_d: torch.Tensor) -> torch.Tensor:
