@@ -144,6 +144,12 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
         sentences.append(
             f"{job.label}: {fixed(drift, 3, signed=True)} nats after the same training with its rotation kept."
         )
+    for job in jobs:
+        if job.factors.get("position_enc") == "nope" and job.scalar("loss_nats").get("value") is not None:
+            sentences.append(
+                f"{job.label}: {spelled(job.scalar('loss_nats'))} nats without positions from the start, a bound on "
+                "what an arm can reach without them."
+            )
     return sentences if controls else [*sentences, _ALSO_TRAINED_LONGER]
 
 

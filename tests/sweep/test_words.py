@@ -153,6 +153,23 @@ def test_recovery_names_every_arm(tmp_path: Path) -> None:
     )
 
 
+def test_recovery_names_arms_left_out_the_controls_drift_and_the_bound(tmp_path: Path) -> None:
+    def recalibrated(last: float, until: bool) -> dict[str, Any]:
+        facts = {"steps": 8, "val_loss_nats": {"0": 3.1, "8": last}, "parent_loss_nats": 2.4, "recovered": False}
+        return {"recalibration": {**facts, "recovered_within_nats": 0.05, "until_recovered": until}}
+
+    entries = [
+        run(tmp_path),
+        run(tmp_path, position="drope", values=recalibrated(2.6, True)),
+        run(tmp_path, position="rope_control", values=recalibrated(2.425, False)),
+        run(tmp_path, position="nope"),
+    ]
+    told = answers(sweep(tmp_path, entries))["Did the DroPE arms recover?"]
+    assert "DroPE did not in as many steps as training had, and no effect counts them" in told[0]
+    assert "RoPE-control: +0.025 nats after the same training with its rotation kept." in told
+    assert any(text.startswith("NoPE: 2.400") and "a bound on what an arm can reach" in text for text in told)
+
+
 @pytest.mark.parametrize("with_control", [True, False])
 def test_drope_is_held_against_equal_training_where_there_is_such_an_arm(tmp_path: Path, with_control: bool) -> None:
     positions = ("rope", "drope", "rope_control") if with_control else ("rope", "drope")
