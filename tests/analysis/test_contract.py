@@ -54,7 +54,7 @@ def load(option: Path) -> Analysis:
 
 def materials(option: Path) -> list[str]:
     """What the analysis is given here: what it needs, or both kinds where it needs neither."""
-    return sorted(load(option).needs - {"circuits"} or {"corpus", "prompts"})
+    return sorted(load(option).needs - {"circuits", "topics"} or {"corpus", "prompts"})
 
 
 CASES = [(option, material) for option in OPTIONS for material in materials(option)]
@@ -143,7 +143,7 @@ def test_there_are_options():
 @pytest.mark.parametrize(("name", "material"), LISTS.items())
 def test_a_list_names_every_analysis_that_can_run_on_its_material(name, material):
     listed = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))["defaults"]
-    assert sorted(listed) == [option.stem for option in OPTIONS if load(option).needs <= {material}]
+    assert sorted(listed) == [option.stem for option in OPTIONS if load(option).needs <= {material, "topics"}]
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.stem)
