@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from headdyn.core.numbers import count, fixed, listed, spelled
+from headdyn.studies.topic_order import retention
 from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Metrics, Row, difference, is_effect
 from headdyn.sweep.effects import factor_effects
 from headdyn.sweep.factors import level_label
@@ -40,7 +41,7 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
         for position, question in _QUESTIONS.items():
             if sentences := by_instruments(jobs, position, effects):
                 answered.append(Statement(question, sentences, group))
-    return answered
+    return [*answered, *retention.headlines(sweep)]
 
 
 def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -> list[str]:

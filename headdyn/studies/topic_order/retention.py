@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.numbers import count, fixed, p_value
+from headdyn.core.numbers import count, fixed, listed, p_value
 from headdyn.core.randomness import generator
 from headdyn.core.records import Metric
 from headdyn.core.statistics import draws_test, effect_over_seeds
 from headdyn.report.blocks import Cell, Heading, Section, Table, cell
+from headdyn.sweep.effect_words import ALPHA, is_effect
 from headdyn.sweep.effects import unrecovered, with_q
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.words import Statement
 
+_QUESTION = "Does order's mark outlast the drop?"
 _MEASURES = ("selectivity", "probe_accuracy")
 _STUDY_LAYER = 1  # whose heads the study found in two groups
 _NULL_DRAWS = 9_999
@@ -58,7 +61,27 @@ def sections(sweep: SweepRecord) -> list[Section]:
             cells = [[g["label"], g["heads"], f"{100 * g['share']:.0f} %", p_value(g["p"])] for g in groups]
             table = Table(columns=columns, rows=cells)
             blocks += [Heading("Two groups of heads"), _TWO_GROUPS, table, collapse(jobs)]
-    return [Section("retention", "Does order's mark outlast the drop?", [_ABOUT, *blocks])] if blocks else []
+    return [Section("retention", _QUESTION, [_ABOUT, *blocks])] if blocks else []
+
+
+def headlines(sweep: SweepRecord) -> list[Statement]:
+    """At which layers the drop changes what order does, group by group; nothing from one seed."""
+    answered = []
+    for group in sweep.groups:
+        rows = retention([job for job in sweep.complete if job.group == group and not unrecovered(job.run)])
+        if not any(row["p"] is not None for row in rows):
+            continue
+        texts = {effect: [_change(row, sweep) for row in rows if is_effect(row) is effect] for effect in (True, False)}
+        lead = "At no layer was a change of order's effect by the drop detected."
+        if texts[True]:
+            lead = f"The drop changes what topic order does, by {listed(texts[True])} (q < {ALPHA:g})."
+        answered.append(Statement(_QUESTION, [lead, *(f"No change detected: {text}." for text in texts[False])], group))
+    return answered
+
+
+def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
+    metric = sweep.metric(row["measure"])
+    return f"{metric.label} at layer {row['layer']}, {metric.spelled(row, signed=True)} {metric.of_differences}"
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -67,13 +90,15 @@ def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     for measure in _MEASURES:
         values = {key: np.array(layers) for key, layers in _by_cell(jobs, measure).items()}
         seeds = {seed for *_, seed in values}
-        kinds = {attention for attention, *_ in values}
+        kinds = {kind for kind, *_ in values}
+        if len({len(layers) for layers in values.values()}) > 1:
+            continue  # a layer of models of different depths is not one thing
         per_seed = []
         for seed in sorted(seeds, key=str):
-            cells = [(a, o, p, seed) for a in kinds for o in ("topic", "shuffled") for p in ("rope", "drope")]
+            cells = [(k, o, p, seed) for k in kinds for o in ("topic", "shuffled") for p in ("rope", "drope")]
             if all(each in values for each in cells):
                 by_position = {
-                    p: np.mean([values[a, "topic", p, seed] - values[a, "shuffled", p, seed] for a in kinds], axis=0)
+                    p: np.mean([values[k, "topic", p, seed] - values[k, "shuffled", p, seed] for k in kinds], axis=0)
                     for p in ("rope", "drope")
                 }
                 per_seed.append(np.stack([by_position["rope"], by_position["drope"]]))
@@ -152,7 +177,7 @@ def _heads_of_layer(job: Job) -> np.ndarray | None:
 
 
 def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[str, str, str, Any], Sequence[float]]:
-    """The measure of every layer, by attention, order, positions and seed; head metrics as means over heads."""
+    """The measure of every layer, by all other factors, order, positions and seed; head metrics as means over heads."""
     cells = {}
     for job in jobs:
         rows = job.heads.where(metric=measure).rows()
@@ -161,8 +186,11 @@ def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[str, str, str, Any
             if row["layer"] is not None and row["value"] is not None:
                 layers.setdefault(row["layer"], []).append(row["value"])
         if layers:
-            key = tuple(str(job.factors.get(name)) for name in ("attention", "data_ordering", "position_enc"))
-            cells[(*key, job.factors.get("seed"))] = [float(np.mean(layers[layer])) for layer in sorted(layers)]
+            own = ("data_ordering", "position_enc", "seed")
+            others = str(sorted((name, str(level)) for name, level in job.factors.items() if name not in own))
+            cells[(others, *(job.factors.get(name) for name in own))] = [
+                float(np.mean(layers[layer])) for layer in sorted(layers)
+            ]
     return cells  # type: ignore[return-value]
 
 

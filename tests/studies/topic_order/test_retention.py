@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from headdyn.studies.topic_order.retention import best_cut, collapse, null_shares, retention, sections, two_groups
+from headdyn.studies.topic_order.retention import (
+    best_cut,
+    collapse,
+    headlines,
+    null_shares,
+    retention,
+    sections,
+    two_groups,
+)
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import run, sweep
 
@@ -35,6 +44,23 @@ def test_retention_is_the_interaction_of_order_and_drop_at_each_layer(tmp_path: 
     assert some["q"] < 0.05
     (section,) = sections(record)
     assert section.title == "Does order's mark outlast the drop?" and "+3.00" in section.html
+
+
+def test_the_answer_names_the_layers(tmp_path: Path) -> None:
+    (statement,) = headlines(design(tmp_path))
+    assert statement.sentences[0] == (
+        "The drop changes what topic order does, by topic selectivity at layer 1, +3.00 [+2.75, +3.25] points (q < 0.05)."
+    )
+    assert any(text.startswith("No change detected: topic selectivity at layer 0, ") for text in statement.sentences)
+
+
+def test_another_factor_is_averaged_over_and_depths_are_not_mixed(tmp_path: Path) -> None:
+    runs = design(tmp_path).complete
+    twice = [*runs, *(SimpleNamespace(heads=job.heads, factors={**job.factors, "train.steps": 7}) for job in runs)]
+    assert retention(twice)[1]["value"] == pytest.approx(0.03)  # type: ignore[arg-type]
+    shallow = runs[0].heads.where(layer=0)
+    mixed = [SimpleNamespace(heads=shallow, factors=runs[0].factors), *runs[1:]]
+    assert [row["measure"] for row in retention(mixed)] == []  # type: ignore[arg-type]
 
 
 def test_without_both_arms_there_is_no_retention(tmp_path: Path) -> None:
