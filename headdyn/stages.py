@@ -39,7 +39,7 @@ from headdyn.training.settings import RecalibrationSettings
 log = logging.getLogger(__name__)
 
 # Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
-SCHEMA = {"training": 1, "recalibration": 1}
+SCHEMA = {"training": 2, "recalibration": 1}
 
 
 @dataclass(frozen=True, kw_only=True)

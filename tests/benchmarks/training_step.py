@@ -49,7 +49,8 @@ PARTS = ("gradients", "update")
 class Side(Protocol):
     """One way to train: forward and backward, which returns the loss, and the optimizers' step."""
 
-    parameters: Sequence[torch.nn.Parameter]
+    @property
+    def parameters(self) -> Sequence[torch.nn.Parameter]: ...
 
     def gradients(self) -> Tensor: ...
 
