@@ -13,7 +13,7 @@ import pyarrow as pa
 from headdyn.analysis.contract import chosen_layer
 
 PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # the tables that analyses leave of them
-Profiles = Mapping[str, np.ndarray]  # by feature what each head of one layer has on every unit, [H, N]
+Profiles = Mapping[str, np.ndarray]  # what each head has on every unit, by feature: [L, H, N], of one layer [H, N]
 
 
 def profile_table(values: Mapping[str, np.ndarray]) -> pa.Table:
@@ -26,24 +26,28 @@ def profile_table(values: Mapping[str, np.ndarray]) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def layer_profiles(tables: Mapping[str, pa.Table], layer: int | None) -> Profiles:
-    """The profiles of one layer's heads (None: the middle one) from tables that `profile_table` made."""
+def read_profiles(tables: Mapping[str, pa.Table]) -> Profiles:
+    """The profiles of a model's heads, [L, H, N] by feature, from tables that `profile_table` made."""
     profiles = {}
     for name, table in tables.items():
         columns = {column: table[column].to_numpy() for column in table.column_names}
-        index = tuple(columns[axis] for axis in ("unit", "layer", "head"))
-        shape = tuple(int(axis.max()) + 1 for axis in index)
-        at_layer = columns["layer"] == chosen_layer(layer, shape[1])
+        places = tuple(columns[axis] for axis in ("layer", "head", "unit"))
+        shape = tuple(int(place.max()) + 1 for place in places)
         for feature in dict.fromkeys(columns["feature"].tolist()):
-            rows = at_layer & (columns["feature"] == feature)
-            value_NH = np.full((shape[0], shape[2]), np.nan)
-            value_NH[index[0][rows], index[2][rows]] = columns["value"][rows]
-            profiles[f"{name} {feature}"] = value_NH.T
+            rows = columns["feature"] == feature
+            value_LHN = np.full(shape, np.nan, dtype=np.float32)
+            value_LHN[tuple(place[rows] for place in places)] = columns["value"][rows]
+            profiles[f"{name} {feature}"] = value_LHN
     return profiles
 
 
+def of_layer(profiles: Profiles, layer: int | None) -> Profiles:
+    """The profiles of one layer's heads, [H, N] by feature; None is the middle layer."""
+    return {name: value_LHN[chosen_layer(layer, len(value_LHN))] for name, value_LHN in profiles.items()}
+
+
 def profile_correlations(earlier: Profiles, later: Profiles) -> np.ndarray:
-    """Correlation of every earlier head's profile with every later head's, [H, J].
+    """Correlation of every earlier head's profile with every later head's, [H, J]; both of one layer, [H, N].
 
     A profile is what a head has on every unit, feature after feature, less its layer's mean there and over the standard
     deviation over the layer's heads. Features that only one side has on all units and heads are left out; where none is

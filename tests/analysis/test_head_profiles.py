@@ -9,7 +9,7 @@ import torch
 
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.circuit_factors import folded
-from headdyn.analysis.head_profiles import layer_profiles, profile_correlations, profile_table
+from headdyn.analysis.head_profiles import of_layer, profile_correlations, profile_table, read_profiles
 from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.head_matching import head_cosines, kept_by_chance, match_heads
 from headdyn.analysis.series.points import SeriesPoint
@@ -24,7 +24,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def profiles_of(values: dict[str, np.ndarray], layer: int | None = None) -> dict[str, np.ndarray]:
-    return dict(layer_profiles({"attention_profiles": profile_table(values)}, layer))
+    return dict(of_layer(read_profiles({"attention_profiles": profile_table(values)}), layer))
 
 
 def test_profiles_of_a_layer_are_what_was_measured() -> None:
@@ -87,7 +87,7 @@ def test_a_planted_exchange_is_found_by_what_heads_do_and_not_by_their_weights()
         decoder = exchanged(share)
         findings = analysis(decoder, corpus, rng())
         circuits.append(folded(decoder, 0))
-        profiles = layer_profiles({"attention_profiles": findings.tables["attention_profiles"]}, 0)
+        profiles = read_profiles({"attention_profiles": findings.tables["attention_profiles"]})
         points.append(
             SeriesPoint(
                 revision=f"step{step}",

@@ -16,7 +16,7 @@ from scipy.stats import norm
 from headdyn.analysis.clusters import LEAST_SILHOUETTE, SILHOUETTES
 from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.contract import SeriesFindings
-from headdyn.analysis.head_profiles import profile_correlations
+from headdyn.analysis.head_profiles import of_layer, profile_correlations
 from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.head_matching import Match, head_cosines, kept_by_chance, match_series, match_table
 from headdyn.analysis.series.judgement import Measure, judge
@@ -60,7 +60,9 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
         judgement = judge(each, total, chosen, generator, chosen.bootstrap_draws)
         judgements[each.name] = judgement | chosen.hypotheses(judgement)
     circuits = {p.step: p.circuits for p in counted if p.circuits is not None and p.step is not None}
-    profiles = {p.step: p.profiles for p in counted if p.profiles is not None and p.step is not None}
+    profiles = {
+        p.step: of_layer(p.profiles, chosen.layer) for p in counted if p.profiles is not None and p.step is not None
+    }
     by_weights, by_behaviour = match_series(circuits, head_cosines), match_series(profiles, profile_correlations)
     divergence = _divergence(counted, chosen.relabellings, generator)
     no_splits = {"reason": "no splits were measured at every checkpoint"}

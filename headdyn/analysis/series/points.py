@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from headdyn.analysis.head_profiles import PROFILES, Profiles, layer_profiles
+from headdyn.analysis.head_profiles import PROFILES, Profiles, read_profiles
 from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.core.records import HeadTable
@@ -68,8 +68,8 @@ class SplitSummary:
 class SeriesPoint:
     """One revision of a series. A failed one has its error and nothing else.
 
-    `table` are the rows of all its analyses, `circuits` and `profiles` what the heads of a layer are matched by (their
-    weights, and what they do), `clusters` the tables that `cluster_divergence` compares. `step=None` is a revision
+    `table` are the rows of all its analyses, `circuits` and `profiles` what heads are matched by (the weights of one
+    layer's, and what all do), `clusters` the tables that `cluster_divergence` compares. `step=None` is a revision
     whose name states no step.
     """
 
@@ -131,6 +131,6 @@ def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int
         splits=SplitSummary.of(tables["splits"], layer) if "splits" in tables else None,
         state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
         circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
-        profiles=layer_profiles({name: tables[name] for name in PROFILES if name in tables}, layer) or None,
+        profiles=read_profiles({name: tables[name] for name in PROFILES if name in tables}) or None,
         clusters={name: tables[name] for name in CLUSTERS} if set(tables) >= set(CLUSTERS) else None,
     )
