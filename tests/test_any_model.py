@@ -149,7 +149,7 @@ def test_prompt_pairs_serve_a_preset_of_prompts_and_an_edited_file_is_read_anew(
         (["data=repeated_tokens", "data.sequence_length=65"], "longer than the 64 positions"),
         (["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.sequence_length=99"], "longer than the 64"),
         (
-            ["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.sequence_length=64"],
+            ["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.val_share=0.007"],
             "needs more validation",
         ),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_COMPARED = ("value", "ci_low", "ci_high", "null")  # of a scalar; the rest stands in summary.json and the tables
 _DATASET = "dataset"  # the column that says which of a figure's tables a row is of
 
 
@@ -48,7 +51,10 @@ class Tracker:
 
 
 class WandbTracker(Tracker):
-    """One W&B run. Metrics carry their own step, so that replayed and live ones plot alike."""
+    """One W&B run. Metrics carry their own step, so that replayed and live ones plot alike.
+
+    Tables stand in the summary: in the history they would be numbers of rows and columns, plotted over steps.
+    """
 
     def __init__(self, run: wandb.Run) -> None:
         self.run = run
@@ -59,14 +65,19 @@ class WandbTracker(Tracker):
         self.run.log({**metrics, "step": step})
 
     def summarise(self, scalars: Mapping[str, Any]) -> None:
-        self.run.summary.update(dict(scalars))
+        """Numbers, and of those with an interval what a table compares: value, interval and null."""
+        for name, scalar in scalars.items():
+            if not isinstance(scalar, Mapping):
+                self.run.summary[name] = scalar
+            elif "value" in scalar:
+                self.run.summary[name] = {part: scalar[part] for part in _COMPARED if part in scalar}
 
     def table(self, name: str, table: HeadTable) -> None:
         import wandb
 
         names = table.table.column_names
         rows = [[row[column] for column in names] for row in table.rows()]
-        self.run.log({name: wandb.Table(columns=names, data=rows)})
+        self.run.summary[name] = wandb.Table(columns=names, data=rows)
 
     def figure(self, name: str, path: Path) -> None:
         import wandb
@@ -76,7 +87,7 @@ class WandbTracker(Tracker):
         if self.run.entity:
             self.run.log({name: wandb.plot_table(f"{self.run.entity}/{preset_name(name)}", table, fields={})})
         else:  # no preset can be named, but the dashboards' panels find the table by its key
-            self.run.log({f"{name}_table": table})
+            self.run.summary[f"{name}_table"] = table
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
         import wandb
@@ -98,11 +109,14 @@ def open_tracker(
     job_type: str,
     config: Mapping[str, Any],
     staging: Path,
+    shared: bool = False,
 ) -> Iterator[Tracker]:
     """A tracker for one run, finished on leaving: a run that was not would swallow the next job's numbers.
 
-    The run is tagged with its factors, KEY=LEVEL. An online run without a key or a reachable server falls back to
-    offline with a warning, within seconds.
+    Its id is made of the run's and the sweep's name, so that a run that is repeated or goes on is the same run at W&B;
+    what an earlier try left offline is removed, since the whole history is written anew. The runs of a sweep lie in
+    `wandb/` of the sweep's folder (`shared`), any other in that of its own. The run is tagged with its factors,
+    KEY=LEVEL. An online run without a key or a reachable server falls back to offline with a warning, within seconds.
     """
     if choice.backend == "none":
         yield Tracker()
@@ -116,11 +130,16 @@ def open_tracker(
     if mode == "online" and (problem := unreachable()):
         log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
         mode = "offline"
+    place, run_id = folder.parent if shared else folder, run_id_of(name, group)
+    for earlier in place.glob(f"wandb/offline-run-*-{run_id}"):
+        shutil.rmtree(earlier)
     run = wandb.init(
+        id=run_id,
+        resume="allow" if mode == "online" else None,
         project=choice.project,
         entity=choice.entity,
         mode=mode,  # type: ignore[arg-type]
-        dir=str(folder),
+        dir=str(place),
         name=name,
         group=group,
         tags=[f"{key}={level}"[:64] for key, level in factors.items()],  # the app takes no longer ones
@@ -137,6 +156,11 @@ def open_tracker(
         run.finish(exit_code=1)
         raise
     run.finish()
+
+
+def run_id_of(name: str, group: str) -> str:
+    """The id of a run at W&B: its name, and a hash that tells runs of one name in two sweeps apart."""
+    return f"{name[:100]}-{hashlib.sha256(f'{group}/{name}'.encode()).hexdigest()[:8]}"
 
 
 def unreachable() -> str | None:

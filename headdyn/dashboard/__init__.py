@@ -6,7 +6,7 @@ registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=off
 what would have been saved is written as JSON instead. Runs recorded offline are uploaded later by one command, on the
 machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
 
-    wandb sync --entity ENTITY --project PROJECT multirun/*/*/wandb/offline-run-*
+    wandb sync --entity ENTITY --project PROJECT */*/wandb/offline-run-*
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def require_project(entity: str, project: str) -> None:
     if known.get("project") is None:
         raise DashboardError(
             f"--project {project} is unknown to W&B in {entity}; upload runs first: wandb sync --entity {entity} "
-            f"--project {project} multirun/*/*/wandb/offline-run-*"
+            f"--project {project} */*/wandb/offline-run-*"
         )
 
 

@@ -15,7 +15,7 @@ import pytest
 from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, rendered
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import ConfigError, build
-from headdyn.core.tracking import TrackingSettings, custom_chart, open_tracker
+from headdyn.core.tracking import TrackingSettings, custom_chart, open_tracker, run_id_of
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +64,10 @@ def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
     (tmp_path / "patterns.safetensors").write_bytes(b"12345")
     with open_in(tmp_path) as tracker:
         tracker.log({"val_loss_nats": 2.5}, step=40)
-        tracker.summarise({"gap_closed": {"value": 0.9}})
+        tracker.summarise(
+            {"gap_closed": {"value": 0.9, "ci_low": 0.8, "n": 40}, "absent": {"reason": "x"}, "passes": 2}
+        )
+        tracker.summarise({"snapshot_losses_nats": {"0": 1.0}})
         tracker.table("heads/x", HeadTable.from_rows([{"metric": "sink_rate", "layer": 0, "head": 1, "value": 0.25}]))
         tracker.figure("loss", tmp_path / "figure.json")
         tracker.artifact("run-a-patterns", "attention", tmp_path / "patterns.safetensors")
@@ -75,10 +78,33 @@ def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
     assert (run["run_group"], run["job_type"], run["tags"]) == ("a-sweep", "train", ["attention=mha", "seed=0"])
     assert run["config"]["update"]["factors"] == {"seed": 3}
     assert any(record["type"] == "artifact" and record["artifact"]["type"] == "attention" for record in found)
+    summary = {key for record in found if record["type"] == "summary" for key in record["summary"]["update"]}
+    assert {"gap_closed", "passes", "heads/x", "loss_table"} <= summary and not summary & {
+        "absent",
+        "snapshot_losses_nats",
+    }
+    scalars = [record["summary"]["update"].get("gap_closed") for record in found if record["type"] == "summary"]
+    assert {"value": 0.9, "ci_low": 0.8} in scalars
+    assert "table" not in text  # a table in the history is plotted as its numbers of rows and columns
     tables = list((tmp_path / "run-a" / "wandb").rglob("*.table.json"))
     assert len(tables) == 2  # of heads and of the figure
     drawn = next(table for path in tables if "dataset" in (table := json.loads(path.read_text()))["columns"])
     assert "a </script>" in json.dumps(drawn["data"])
+
+
+def test_a_run_that_is_repeated_is_one_run_and_those_of_a_sweep_lie_together(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    for name in ("run-a", "run-b", "run-a"):
+        described = {"group": "sweep", "factors": {}, "job_type": "train", "config": {}, "shared": True}
+        folder = tmp_path / "sweep" / name
+        with open_tracker(TrackingSettings(), folder, name=name, staging=tmp_path / "staging", **described) as tracker:
+            tracker.log({"loss": 1.0}, step=1)
+    names = [path.name for path in (tmp_path / "sweep" / "wandb").glob("offline-run-*")]
+    assert len(names) == 2 and {name.split("-", 3)[3] for name in names} == {
+        run_id_of("run-a", "sweep"),
+        run_id_of("run-b", "sweep"),
+    }
+    assert run_id_of("run-a", "sweep") != run_id_of("run-a", "another") and run_id_of("run-a", "sweep")[:6] == "run-a-"
 
 
 def test_a_figure_of_a_known_account_is_a_custom_chart(tmp_path):
