@@ -195,6 +195,10 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
             )
         for our, part in zip(ours, packing.unpack(tensor, len(ours), config.num_heads), strict=True):
             state[our] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if hf_config.get("scale_attn_by_inverse_layer_idx"):  # GPT-2 divides scores by the layer's number; here its queries
+        for layer in range(config.num_layers):
+            for kind in ("weight", "bias"):
+                state[f"blocks.{layer}.attention.q.{kind}"] /= layer + 1
     second = stored.pop(f"{_unembedding(family)}.weight", None) if config.tied_embeddings else None
     if second is not None and not torch.equal(second().to(dtype), state["embed.weight"]):
         raise ValueError(

@@ -217,7 +217,7 @@ FAMILIES: Mapping[str, Family] = {
             "tied_embeddings": Setting("tie_word_embeddings", True),
         },
         fixed={"norm": "layer", "qk_norm": False, "qkv_bias": True, "out_bias": True, "mlp_bias": True},
-        held={"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
+        held={"scale_attn_weights": True, "add_cross_attention": False},
         rope=None,
         modules=(
             Module("transformer.wte", ["embed"]),

@@ -108,6 +108,16 @@ def test_parity_and_round_trip(config: PreTrainedConfig, tmp_path: Path) -> None
         assert all(torch.equal(exported[name], original[name]) for name in original)
 
 
+def test_scores_divided_by_the_layers_number_are_queries_divided_by_it(tmp_path: Path) -> None:
+    """Stanford's GPT-2 (mistral) scales so; a reader that leaves it out has the last two layers wrong."""
+    stock = hugging_face.build(SMALL["gpt2"](scale_attn_by_inverse_layer_idx=True), tmp_path / "stock")
+    decoder, x_BT = load_pretrained(stock, torch.float32), tokens(3, LENGTH)
+    assert_parity(decoder, stock, x_BT)
+    with torch.no_grad():
+        decoder.blocks[2].attention.q.weight *= 3
+    assert (decoder(x_BT) - hugging_face.logits(stock, x_BT)).abs().max() > 100 * ATOL
+
+
 EXPORTED = {
     "gpt_neox": dataclasses.replace(NEOX, head_dim=4),  # these two families have head_dim = D / H
     "gpt_neox without positions": dataclasses.replace(NEOX, head_dim=4).without_positions(),
@@ -235,7 +245,7 @@ INERT = {
     "summary_first_dropout",
     "reorder_and_upcast_attn",  # the same products in another order
 }
-ELSEWHERE = {"rope_parameters", "layer_types"}  # read for every family
+ELSEWHERE = {"rope_parameters", "layer_types", "scale_attn_by_inverse_layer_idx"}  # read beside the table
 UNUSED = {"qwen3": {"sliding_window", "max_window_layers"}, "qwen2": {"sliding_window", "max_window_layers"}}
 
 
@@ -326,7 +336,6 @@ REFUSED = [
     ("gpt_neox", {"hidden_act": "quick_gelu"}, "gpt_neox: hidden_act='quick_gelu'"),
     ("gpt2", {"activation_function": "relu"}, "gpt2: activation_function='relu'"),
     ("gpt2", {"scale_attn_weights": False}, "gpt2: scale_attn_weights=False"),
-    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "gpt2: scale_attn_by_inverse_layer_idx=True"),
     ("gpt2", {"add_cross_attention": True}, "gpt2: add_cross_attention=True"),
 ]
 

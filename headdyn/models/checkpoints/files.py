@@ -72,16 +72,20 @@ def require_reachable(name: str, revision: str, store: Store) -> None:
     folder = local_folder(name, revision)
     if folder is not None and folder.suffix == gguf.SUFFIX:
         gguf.require_readable(folder)
-    if folder is not None or _in_hub_cache(name, revision):
-        return
-    if not (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir():
+    if folder is None and not on_this_machine(name, revision, store):
         describe(name, revision)
+
+
+def on_this_machine(name: str, revision: str, store: Store) -> bool:
+    """Whether a checkpoint needs no download. Raises CheckpointError for a local folder that lacks the revision."""
+    if local_folder(name, revision) or _in_hub_cache(name, revision):
+        return True
+    return (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir()
 
 
 def download_bytes(name: str, revision: str, store: Store) -> int:
     """How many bytes would be downloaded; 0 for what is on this machine. Raises CheckpointError as `describe` does."""
-    here = local_folder(name, revision) or _in_hub_cache(name, revision)
-    if here or (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir():
+    if on_this_machine(name, revision, store):
         return 0
     files = {file.rfilename: file.size or 0 for file in describe(name, revision).siblings or ()}
     return sum(files[file] for file in wanted_files(files))

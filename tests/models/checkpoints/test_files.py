@@ -18,6 +18,7 @@ import headdyn.models.checkpoints.files
 from headdyn.core.store import StageFailedError, Store
 from headdyn.models.checkpoints import hub
 from headdyn.models.checkpoints.files import checkpoint_files, require_reachable, source_of
+from headdyn.models.checkpoints.forecast import forecast
 from headdyn.models.checkpoints.hub import CheckpointError, wanted_files
 from headdyn.models.revisions import in_folder
 from tests.models.checkpoints.hub_server import Hub, serve
@@ -369,3 +370,31 @@ def test_what_killed_jobs_left_does_not_pile_up(server: Hub, store: Store) -> No
         pass
     kept = json.loads(next((store.root / "checkpoint").glob("*/source.json")).read_text())
     assert kept["revision"] in ("step1000", "step143000")
+
+
+# -- before anything is downloaded ------------------------------------------------------------------------------------
+
+
+def test_what_a_series_will_download_and_which_revisions_hold_the_same_weights(server: Hub, store: Store) -> None:
+    repo = server.repos[NAME]
+    repo["step1000"]["model.safetensors"] = repo["step143000"]["model.safetensors"]
+    with checkpoint_files(NAME, "step0", store, keep=True):
+        pass
+    sent = server.sent_bytes
+    found = forecast(NAME, ("step143000", "step0", "step1000", "step2000", "step7"), store)
+    assert server.sent_bytes - sent < 100_000  # no weights
+    assert (found.here, found.to_download) == (1, 3)
+    assert found.shared == {"step1000": "its weights are those of step143000, the end of training"}
+    sizes = [sum(len(repo[revision][file]) for file in FILES) for revision in ("step1000", "step2000", "step143000")]
+    assert found.download_bytes == sum(sizes)
+    size, shared = found.lines()
+    assert size == f"{NAME}: 3 of 4 checkpoints to download, 0.0031 GB"
+    assert shared.startswith(f"{NAME}: 1 of them will not count, step1000: the hub's hashes say that its weights are")
+
+
+def test_a_folder_and_what_is_here_need_no_forecast(server: Hub, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "suite" / "step1").mkdir(parents=True)
+    (tmp_path / "suite" / "step1" / "config.json").touch()
+    asked = len(server.asked)
+    assert forecast(str(tmp_path / "suite"), ("step1", "step2"), store).lines() == []
+    assert len(server.asked) == asked
