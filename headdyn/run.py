@@ -70,6 +70,8 @@ def launch(plan: Plan, arguments: Sequence[str]) -> int:
         remove_empty_folders(plan)
         print(f"headdyn: {obstacle}", file=sys.stderr)
         return 1
+    for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
+        print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
     if plan.is_sweep:
         return _sweep(plan, arguments)
@@ -161,9 +163,14 @@ def _obstacle(plan: Plan) -> str | None:
         if models:
             from headdyn.core.store import Store, cache_root
             from headdyn.models.checkpoints.files import require_reachable
+            from headdyn.models.checkpoints.forecast import forecast
 
+            store = Store(cache_root())
             for model in models.values():
-                require_reachable(model.name, model.revision, Store(cache_root()))
+                require_reachable(model.name, model.revision, store)
+                revisions = [str(job.factors["revision"]) for job in plan.jobs if job.model.name == model.name]
+                for line in forecast(model.name, revisions, store).lines():
+                    print(f"headdyn: {line}", file=sys.stderr)
         if cuda:
             from headdyn.core import machine
 
