@@ -123,9 +123,10 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
     steps = {mode: {"tokens_per_second": tokens / 36000, "peak_memory_gib": 9.5} for mode in ("laptop", "run1", "v2")}
     patching = {"batch 8": {"headdyn_seconds": 8.0}}
     (tmp_path / "gpu.json").write_text(json.dumps({"steps": steps, "patching": patching}))
-    (v2,) = [line for line in scale.page().splitlines() if line.startswith("| `v2`")]
+    lines = scale.page().splitlines()
+    (v2,) = [line for line in lines if line.startswith("| `v2`")]
     assert v2.split(" | ")[5:7] == ["10 h", "75 min"] and v2.endswith("| 9.5 GiB |")
-    (pythia,) = [line for line in scale.page().splitlines() if line.startswith("| 160m")]
+    (pythia,) = [line for line in lines if line.startswith("| 160m")]
     assert pythia.split(" | ")[-2:] == ["37 h", "5 h |"]  # 96 prompts × 1 s × 154 × 9
 
 

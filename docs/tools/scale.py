@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Design:
     corpus_bytes: int
 
 
+@cache
 def design(*overrides: str, seeds: int) -> Design:
     """The counts of a matrix over `seeds` random seeds. Arms that differ in positions alone share a training."""
     jobs = headdyn.compose(*overrides, "seed=0")
@@ -97,7 +99,8 @@ def _weights(job: RunConfig) -> int:
 
 def page() -> str:
     """The page, in Markdown."""
-    gpu, cpu = _record("gpu.json"), _record("training_step.json")
+    gpu = _record("gpu.json")
+    cpu = {**(_record("training_step_before.json") or {}), **(_record("training_step.json") or {})}
     return "\n".join([_INTRODUCTION, *_trainings(gpu, cpu), *_suites(gpu), *_limits(gpu)]) + "\n"
 
 
@@ -114,13 +117,14 @@ def _record(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _trainings(gpu: dict[str, Any] | None, cpu: dict[str, Any] | None) -> list[str]:
+def _trainings(gpu: dict[str, Any] | None, cpu: dict[str, Any]) -> list[str]:
     """The matrix of 32 random seeds, at the size of a first study on a GPU and at that of the next."""
     lines = [
         "## A matrix of 32 random seeds",
         "",
         "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions, of which RoPE and DroPE arms share",
-        "a training. Hours are tokens over the measured tokens a second of training steps; analyses, evaluation and compiling",
+        "a training. DroPE arms are counted at their shortest recalibration; one that does not recover trains on, at most as long as",
+        "before. Hours are tokens over the measured tokens a second of training steps; analyses, evaluation and compiling",
         "come on top. Eight GPUs, or a SLURM array of eight tasks (`hydra.launcher.array_parallelism=8`), train eight at once.",
         "",
         "| mode | runs | trainings | tokens | tokens/s | one GPU | eight GPUs | two CPU cores | snapshots | corpora | GPU memory |",
@@ -129,7 +133,7 @@ def _trainings(gpu: dict[str, Any] | None, cpu: dict[str, Any] | None) -> list[s
     for mode in ("laptop", "run1", "v2"):
         counts = design("experiment=matrix", f"mode={mode}", seeds=32)
         step = (gpu or {}).get("steps", {}).get(mode)
-        on_cpu = (cpu or {}).get(mode, {}).get("tokens_per_second", {}).get("headdyn")
+        on_cpu = cpu.get(mode, {}).get("tokens_per_second", {}).get("headdyn")
         rounds = math.ceil(counts.trainings / 8) / counts.trainings
         cells = [
             f"`{mode}`",
