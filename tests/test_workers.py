@@ -52,8 +52,20 @@ def test_workers_share_the_cores(monkeypatch, threads, wanted, cores, count, sha
     monkeypatch.setattr("headdyn.workers.available_bytes", lambda: 64e9)
     four = jobs("seed=0,1,2,3", f"threads={threads}", f"workers={wanted}")
     assert environments(four) == [{"OMP_NUM_THREADS": share}] * count
-    monkeypatch.setattr("headdyn.workers.available_bytes", lambda: 2e9)
+    monkeypatch.setattr("headdyn.workers.available_bytes", lambda: 1.5e9)
     assert environments(four) == [{"OMP_NUM_THREADS": share}]  # fewer at once, and as many threads: the same bits
+
+
+def test_larger_trainings_take_more_memory_and_checkpoints_that_come_trained_go_one_by_one(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("headdyn.workers.usable_cores", lambda: 8)
+    monkeypatch.setattr("headdyn.workers.available_bytes", lambda: 20 * 2**30)
+    four = "seed=0,1,2,3"
+    counts = [len(environments(make_plan(["-m", f"mode={mode}", four]).jobs)) for mode in ("laptop", "sanity", "run1")]
+    assert counts == [4, 3, 1]
+    arguments = ("model=huggingface", "model.name=a", "data=comparisons", "analysis=[circuits]", four)
+    assert environments(jobs(*arguments)) == [{"OMP_NUM_THREADS": "8"}]
+    assert len(environments(jobs(*arguments, "workers=2"))) == 2  # as asked for
 
 
 def test_a_worker_a_gpu(monkeypatch):

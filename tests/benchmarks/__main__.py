@@ -29,6 +29,7 @@ BENCHMARKS = {
     "matrix": Benchmark(
         "the smoke matrix, its rerun and its report; a wrong setting's answer; long: the laptop matrix", ("--laptop",)
     ),
+    "sweep": Benchmark("the smoke matrix side by side and one after another: from nothing, its first step, again"),
     "training_step": Benchmark(
         "a training step against Hugging Face's with PyTorch's optimizers; long: at the shapes for a GPU too",
         ("--shapes", "smoke", "laptop", "sanity", "run1", "v2"),
