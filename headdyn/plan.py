@@ -299,7 +299,7 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     refused = re.match(r"Could not override '([^']+)'", str(error))
     if refused and "not in struct" in f"{error}{error.__cause__}":
         key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group
-        return _unknown(max(key, refused[1], key=len), refused[1], arguments)
+        return _unknown(max(key, refused[1], key=len), arguments)
     lacking = re.search(r"Could not find 'hydra/launcher/(ray|submitit|joblib)", str(error))
     if lacking:
         extra = "slurm" if lacking[1] == "submitit" else lacking[1]
@@ -309,17 +309,19 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     return " ".join(text.split())
 
 
-def _unknown(key: str, override: str, arguments: Sequence[str]) -> str:
+def _unknown(key: str, arguments: Sequence[str]) -> str:
     """What to say of a key that a job's configuration lacks: what there is, or with which values it exists."""
     with _composing(arguments) as compose_job:
-        overrides = [o for o in _overrides(arguments) if o.get_key_element() != override]
+        # Options alone say which keys there are; any other override of the command may be refused itself.
+        options = GlobalHydra.instance().config_loader().get_group_options
+        overrides = [o for o in _overrides(arguments) if options(o.get_key_element())]
         # Eight jobs are enough to tell two values of a swept group apart, and are composed within two seconds.
         keys = {tuple(job): _keys(compose_job(job)) for job in _jobs(overrides)[:8]}
     having = next((set(job) for job in keys if key in keys[job]), set())
     lacking = next((set(job) for job in keys if key not in keys[job]), set())
     if having and lacking:
-        here, there = (" ".join(sorted(one)) for one in (having - lacking, lacking - having))
-        return f"{key} exists with {here}, not with {there}; sweep over these in commands of their own"
+        with_it, without_it = (" ".join(sorted(one)) for one in (having - lacking, lacking - having))
+        return f"{key} exists with {with_it}, not with {without_it}; sweep over these in commands of their own"
     return unknown_key(key, next(iter(keys.values())))
 
 

@@ -37,6 +37,8 @@ def refusal(*arguments: str) -> str:
         (["train.stepz=3"], ["train.stepz", "did you mean train.steps"]),
         (["+train.foo=3"], ["train.foo", "train.steps"]),
         (["trian.steps=3"], ["trian.steps", "did you mean train.steps"]),
+        (["trian.steps=3", "trian.stepz=4"], ["unknown key trian.steps"]),
+        (["trian.steps=3", "~nothing", "analysis.loss="], ["unknown key trian.steps"]),
         (["+foo=3"], ["unknown key foo"]),
         (["train.steps=abc"], ["train.steps='abc'", "int"]),
         (["train.steps=10.5"], ["train.steps=10.5", "int"]),
