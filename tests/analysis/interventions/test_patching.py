@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +15,7 @@ from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import GroupPatching, PromptPatching, heads_as_weights
 from headdyn.analysis.interventions.restart import Restart
 from headdyn.data.comparisons import Comparisons, PromptGroup
+from headdyn.data.text import stages
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.layers import Block
 from headdyn.studies.even_odd_emergence.patching import ORIGINAL_PATCH
@@ -324,3 +327,15 @@ def test_what_cannot_be_done_is_refused() -> None:
     with pytest.raises(ValueError, match="layer=3 is out of range"):
         chosen_layer(3, 3)
     assert [chosen_layer(layer, 12) for layer in (None, 0, 11)] == [6, 0, 11]
+
+
+def test_it_says_what_it_is_at_and_how_long_it_still_needs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stages, "LOG_EVERY_SECONDS", 0)
+    caplog.set_level(logging.INFO)
+    group = prompts(bug_pairs=2, control_pairs=0).groups[0]
+    GroupPatching(model("neox"), group, Patch(), LAYERS, max_bytes=1).deltas({1: CELLS_CH})
+    lines = [record.message for record in caplog.records if record.message.startswith("changing heads")]
+    assert len(lines) == len(CELLS_CH)
+    assert re.fullmatch(r"changing heads: 3 sets of heads of 8, \d+ s left, \S+ a second", lines[2])
