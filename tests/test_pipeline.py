@@ -2,8 +2,8 @@
 
 import csv
 import json
+import os
 import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -124,13 +124,13 @@ def test_the_sweep_has_effects_contrasts_at_matched_loss_and_a_report(sweep):
 def test_a_finished_matrix_is_not_trained_or_analysed_again(place, sweep, runs, capsys):
     before = {path: path.stat().st_mtime_ns for path in (place / "cache").rglob("*.safetensors")}
     heads = {name: (run.folder / "heads.parquet").stat().st_mtime_ns for name, run in runs.items()}
-    begun = time.monotonic()
+    begun = sum(os.times()[:4])  # of this process and of workers, if any were started, whatever else the machine does
     assert main(MATRIX) == 0
-    seconds = time.monotonic() - begun
+    seconds = sum(os.times()[:4]) - begun
     assert {path: path.stat().st_mtime_ns for path in (place / "cache").rglob("*.safetensors")} == before
     assert {name: (run.folder / "heads.parquet").stat().st_mtime_ns for name, run in runs.items()} == heads
     assert only(place / "out" / "multirun") == sweep
-    assert seconds < 30
+    assert seconds < 12
 
 
 def test_no_trained_model_beats_the_bayes_floor(runs):
