@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from headdyn.config import check
 from headdyn.core.numbers import count
 from headdyn.core.settings import ConfigError
+from headdyn.core.store import Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
 from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, plain_arguments
 from headdyn.workers import Workers
@@ -106,7 +107,11 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
             if done := len(plan.jobs) - len(waiting):
                 print(f"headdyn: {done} of them complete already (force=true runs them again)", file=sys.stderr)
             status = 130 if workers.run(waiting, plan.folder) else 0
-        complete = finish(plan.folder, plan.jobs, workers, arguments)
+        try:
+            complete = finish(plan.folder, plan.jobs, workers, arguments)
+        except OSError as error:
+            print(f"headdyn: the sweep has no report: {disk_error(error, plan.folder)}", file=sys.stderr)
+            return status or 1
     return status or (0 if complete else 1)
 
 
@@ -151,7 +156,7 @@ def job(cfg: DictConfig) -> None:
 
 
 def _obstacle(plan: Plan) -> str | None:
-    """Why no job of the plan can be done: a model that is nowhere, a device that this machine lacks; else None.
+    """Why no job of the plan can be done: no cache, a model that is nowhere, a device that is not here; else None.
 
     Each model is asked for once: a single bad revision fails its own job. Of jobs that a launcher takes to another
     machine no device is asked for.
@@ -160,8 +165,9 @@ def _obstacle(plan: Plan) -> str | None:
     here = [] if plan.launcher else plan.jobs
     cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}
     try:
+        if not plan.launcher:
+            require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
         if models:
-            from headdyn.core.store import Store, cache_root
             from headdyn.models.checkpoints.files import require_reachable
             from headdyn.models.checkpoints.forecast import forecast
 

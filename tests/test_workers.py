@@ -1,5 +1,6 @@
 """A sweep's jobs side by side: the same results, in an order in which nothing waits that need not, and stoppable."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.plan import make_plan
+from headdyn.run import main
 from headdyn.workers import Task, Workers, environments, in_order, shared_stages
 from tests.commands import TINY, command, environment, only, run
 
@@ -162,3 +164,16 @@ def children_of(pid: int) -> list[int]:
 def is_alive(pid: int) -> bool:
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
     return bool(state) and not state.startswith("Z")
+
+
+def test_a_disk_that_fills_up_is_told_in_one_line_after_the_sweep_too(tmp_path, monkeypatch, capsys):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("headdyn.finish.finish", full)
+    monkeypatch.setattr(Workers, "run", lambda self, jobs, folder: False)
+    assert main(["-m", *TINY, "seed=0,1"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("headdyn: the sweep has no report: no space left for")

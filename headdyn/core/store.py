@@ -37,6 +37,9 @@ class StageFailedError(RuntimeError):
 class DiskError(OSError):
     """What the disk refused, in one line for a user: which folder, and what to do."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 class StageInterruptedError(Exception):
     """Raised by a build that was asked to stop: no failure, and a resumable stage goes on from where it was."""
