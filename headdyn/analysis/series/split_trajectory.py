@@ -84,7 +84,7 @@ class SplitTrajectory:
                 p=p,
                 beyond_chance=p <= alpha,
                 against_chance=test,
-                band_K=null_band(every_KS),
+                band_K=np.quantile(np.abs(every_KS), 0.95, axis=1),  # of all splits at the same checkpoint
             )
             for name, least_value, value_KP, every_KS in (
                 ("strength", threshold, self.success_KP, self.success_KS),

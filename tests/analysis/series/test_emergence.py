@@ -23,6 +23,7 @@ from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.emergence_measure import measure_from_rows
 from headdyn.analysis.series.head_matching import load_circuits, save_circuits
 from headdyn.analysis.series.judgement import Rules, judge
+from headdyn.analysis.series.onset import null_band
 from headdyn.analysis.series.points import CIRCUITS, SeriesPoint, SplitSummary, read_point
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.core.figures import rendered
@@ -287,10 +288,26 @@ def test_the_order_of_emergence_by_one_criterion_for_all() -> None:
     order = found(points, continuous=("other",)).verdict["order"]
     assert order["first_departure"]["intervals"]["other"] == [2000, 4000]
     assert ["other", "strength_nats"] in order["first_departure"]["surely_before"]
+    assert order["first_departure"]["intervals"]["strength_nats"] == [32000, 64000]
     assert order["half_height"]["intervals"] == {
         "strength": [32000, 64000], "strength_nats": [32000, 64000], "other": [80000, 100000]
     }  # fmt: skip
     assert order["half_height"]["surely_before"] == [["strength", "other"], ["strength_nats", "other"]]
+
+
+def test_a_split_departs_from_the_splits_of_its_own_checkpoint() -> None:
+    """Even heads add 1 nat and later 4: the first is beyond 95 % of all splits then, if not beyond those that come."""
+    points = []
+    for step, nats in zip(STEPS, (0, 0, 1, 4), strict=False):
+        effect_H = 0.01 * rng(step).normal(size=HEADS)
+        effect_H[list(EVEN)] += nats / len(EVEN)
+        points.append(point(step, effect_H))
+    trajectory = SplitTrajectory.of(points)
+    assert trajectory is not None
+    measure = trajectory.measures(STEPS[:4], 0.5, 0.05)[1]
+    assert measure.band_K is not None and (measure.value_K > measure.band_K)[2:].all()
+    later = null_band(trajectory.strength_KS)  # the mutant: the band of the whole trajectory
+    assert later is not None and (measure.value_K > later).tolist() == [False, False, False, True]
 
 
 def measured_rows(trend_K: np.ndarray, seed: int, *, null: bool) -> dict[int, dict[str, Any]]:
