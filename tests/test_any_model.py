@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
@@ -97,6 +98,7 @@ def test_repeated_tokens_are_read_where_no_data_are_named_and_what_does_not_appl
     record = done(place, *model, *ATTENTION, "analysis.circuits.null_draws=100")
     assert record.factors["data"] == "repeated_tokens"
     assert list(record.manifest["absent"]) == ["probes"] and "topics" in record.manifest["absent"]["probes"]
+    assert "probes left out" in (record.folder / "report.html").read_text()
     metrics = {metric for metric, _, has_value in measured(record) if has_value}
     assert {"repeated_nats", "copying_nats", "in_context_nats", "induction", "induction_top", "sink_rate"} <= metrics
     assert not {metric for metric in metrics if "selectivity" in metric or "within" in metric}
@@ -160,3 +162,18 @@ def test_what_the_model_cannot_read_is_refused_in_one_line(
     arguments = [argument.replace("TEXT", str(place / "text.jsonl")) for argument in arguments]
     model = ("model=huggingface", f"model.name={place / 'gpt2'}", "analysis=[loss,attention]")
     assert words in refusal(capsys, [*model, *arguments])
+
+
+def test_a_folder_of_revisions_is_asked_when_heads_take_their_roles(place: Path) -> None:
+    for step in (100, 20):
+        checkpoint(place / "series" / f"checkpoint-{step}", "llama", seed=step)
+    model = ("model=huggingface", f"model.name={place / 'series'}", "analysis.emergence.bootstrap_draws=100")
+    assert main(["-m", "experiment=head_emergence", *FEW, *model, *ATTENTION]) == 0
+    (sweep,) = (place / "out" / "multirun").glob("head_emergence*")
+    verdicts = {entry["analysis"]: entry for entry in json.loads((sweep / "verdict.json").read_text())}
+    assert list(verdicts["emergence"]["runs"]) == ["checkpoint-20", "checkpoint-100"]
+    dated = set(verdicts["emergence"]["verdict"]["measures"])
+    assert {"previous_token_top", "induction_top", "sink_rate_top", "copying_nats"} <= dated
+    assert verdicts["head_roles"]["verdict"]["steps"] == [20, 100]
+    roles = pq.read_table(sweep / "head_roles.parquet").to_pylist()
+    assert {row["role"] for row in roles} == {"previous-token", "induction", "sink"}

@@ -49,6 +49,7 @@ def section(sweep: SweepRecord) -> Section:
             "code": _each(manifest["git"] or "not from a checkout" for manifest in manifests),
             "machine": _each(_pairs(machine(manifest)) for manifest in manifests),
             "versions": _each(map(_versions, manifests)),
+            **{f"{name} left out": f"it {why}" for m in manifests for name, why in m.get("absent", {}).items()},
         }
     )
     sources = [Markup("{} <code>{}</code>").format(s["name"], s.get("command") or "") for s in sweep.sources]
@@ -84,6 +85,7 @@ def provenance(sweep: SweepRecord) -> Section:
             "versions": _versions(manifest),
             "checkpoint": f"{loaded}, SHA-256 of its weights {checkpoint['state_hash']}" if checkpoint else "none",
             "stages": ", ".join(stages) or "none",
+            **{f"{name} left out": f"it {why}" for name, why in manifest.get("absent", {}).items()},
             "time": ", ".join(f"{name} {duration(seconds)}" for name, seconds in manifest["seconds"].items()),
             "peak memory": memory + ("" if manifest.get("peak_memory_of") == "run" else " (of the process so far)"),
             "files beside this page": ", ".join(sorted(path.name for path in folder.iterdir())),
