@@ -31,7 +31,7 @@ TUTORIALS = ("first_sweep", "extend", "compare")  # pages whose commands build o
 def commands(source: Path) -> list[list[str]]:
     """The arguments of every run that a text prints, as `headdyn run …` or as `python -m headdyn.run …`."""
     indented = re.findall(r"^    python -m headdyn\.run([^\n#]*)", source.read_text(encoding="utf-8"), re.MULTILINE)
-    printed = [command for block in blocks(source) if not block.exit_status for command in block.commands]
+    printed = [command for block in blocks(source) if block.run and not block.exit_status for command in block.commands]
     return [line.split() for line in indented] + [command[1:] for command in printed if command[0] == "run"]
 
 
