@@ -144,7 +144,7 @@ def parse(
     if len(seeds) > 1:
         raise ValueError(
             f"model.revisions holds the training seeds {', '.join(map(str, seeds))}, and a series is of one training; "
-            "give each seed's revisions in a sweep of its own, or sweep over model.name"
+            "give the revisions of each random seed in a sweep of its own, or sweep over model.name"
         )
     return in_order(revisions)
 
