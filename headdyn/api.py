@@ -314,7 +314,8 @@ class Sweep:
 
 def _plan(overrides: Sequence[str], config_dir: str | Path | None) -> tuple[Plan, list[str]]:
     """The plan of a command, and its arguments as they are recorded. Raises ConfigError alone."""
-    arguments = [*overrides, *([] if config_dir is None else ["--config-dir", str(config_dir)])]
+    options = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    arguments = [*options, *overrides]  # the overrides last, since planning adds to them
     try:
         arguments = plain_arguments(arguments)
         return make_plan(arguments), arguments
