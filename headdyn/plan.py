@@ -314,7 +314,9 @@ def _unknown(key: str, arguments: Sequence[str]) -> str:
     with _composing(arguments) as compose_job:
         # Options alone say which keys there are; any other override of the command may be refused itself.
         options = GlobalHydra.instance().config_loader().get_group_options
-        overrides = [o for o in _overrides(arguments) if options(o.get_key_element())]
+        overrides = [
+            o for o in _overrides(arguments) if options(o.get_key_element()) and not isinstance(o.value(), dict)
+        ]
         # Eight jobs are enough to tell two values of a swept group apart, and are composed within two seconds.
         keys = {tuple(job): _keys(compose_job(job)) for job in _jobs(overrides)[:8]}
     having = next((set(job) for job in keys if key in keys[job]), set())

@@ -74,8 +74,8 @@ def test_types_ranges_and_defaults_are_those_that_commands_are_checked_by(keys: 
     for key in (
         Key("device", "one of auto, cpu, cuda", "auto", ""),
         Key("train.adamw_betas", "list of 2: number ≥ 0, < 1", "[0.9, 0.95]", ""),
-        Key("train.steps", "whole number ≥ 1", "${mode.train.steps}", ""),
-        Key("mode.train.steps", "whole number ≥ 1", "800", ""),  # as the key that it sets
+        Key("train.steps", "whole number ≥ 1, ≤ 2147483647", "${mode.train.steps}", ""),
+        Key("mode.train.steps", "whole number ≥ 1, ≤ 2147483647", "800", ""),  # as the key that it sets
         Key("data.path", "text", "", ""),
         Key("model.revision", "text or null", "null", ""),
         Key("analysis.loss.bootstrap_draws", "whole number ≥ 100", "2000", ""),

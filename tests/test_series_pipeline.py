@@ -107,6 +107,7 @@ def assert_kept(record: RunRecord, tables: set[str], figures: dict[str, set[str]
     for table in tables:
         assert pq.read_table(record.folder / f"{table}.parquet").num_rows, table
     drawn = {f"{name}_{title}.json" for name, titles in figures.items() for title in titles}
+    drawn.add("patterns_telling_heads.json")  # of the first prompts, whatever the analyses
     stored = {path.name: json.loads(path.read_text(encoding="utf-8")) for path in (record.folder / "figures").iterdir()}
     assert set(stored) == drawn and all("vega-lite" in spec["$schema"] for spec in stored.values())
     assert (record.folder / "report.html").stat().st_size > 10_000

@@ -27,3 +27,8 @@ def front_page() -> str:
     """The README, whose links to docs/ are links to pages here; what else lies beside it is named without a link."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
     return re.sub(r"\[([^]]+)\]\((?!http)([^)]+/[^)]*|LICENSE)\)", r"\1", text)
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Called by MkDocs with a page's HTML: the shim of the offline search comes from the site, not from a network."""
+    return output.replace("https://unpkg.com/iframe-worker/shim", "assets/iframe-worker.js")

@@ -23,7 +23,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _UNDEFINED = "no queries, or no attention, to divide by"
-_INSIDE = "attention stays inside documents"
+_NO_DOCUMENTS = "the corpus packs no documents into its sequences, or attention stays inside them"
 _TOPICAL = ("within", "cross", "cluster", "selectivity", "specialisation")  # in names of metrics that read topics
 _SELECTIVITIES = ("selectivity", "selectivity_no_self")
 Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadcasting to [N, L, H]
@@ -42,7 +42,7 @@ def measure(
             *_ratio_rows(settings, sums, by_name, generator),
             *_uniform_rows(settings, sums, generator),
             *_specialisation_rows(sums),
-            *(_document_rows(settings, sums, generator) if corpus.val.documents_NT is not None else ()),
+            *_document_rows(settings, sums, generator),
         ]
     )
     if corpus.without_topics is not None:
@@ -196,7 +196,7 @@ def _document_rows(settings: AttentionStatistics, sums: Sums, generator: np.rand
     """Rows of the selectivities whose null permutes topics over the documents of a sequence."""
     names = ("selectivity_documents", "selectivity_other_documents")
     if "documents" not in sums.heads:
-        return [HeadTable.whole(name, None, reason=_INSIDE) for name in names]
+        return [HeadTable.whole(name, None, reason=_NO_DOCUMENTS) for name in names]
     draws: dict[str, Any] = {"sign_flips": settings.sign_flips, "bootstrap_draws": settings.bootstrap_draws}
     numerator_NLH, rows = sums.heads["documents"], []
     queries_NLH = np.full_like(numerator_NLH, sums.counts.length)

@@ -62,7 +62,10 @@ def build(cls: type, node: Any, where: str) -> Any:
         raise ConfigError(f"{where}={node!r} must be a group of settings: {names}")
     try:
         # As JSON, where a list may stand for a tuple however strict the types are.
-        return _adapter(cls).validate_json(json.dumps(node, default=str))
+        built = _adapter(cls).validate_json(json.dumps(node, default=str))
+        if type(built) is not cls:  # pydantic checked a plain dataclass by a copy of it, which no process can unpickle
+            built = cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls) if f.init})
+        return built
     except pydantic.ValidationError as error:
         raise ConfigError(_first_problem(cls, node, where, error.errors())) from error
     except (Exception, SystemExit) as error:  # a user's class may raise anything

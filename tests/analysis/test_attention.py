@@ -264,11 +264,11 @@ def test_the_null_of_documents_is_the_mean_over_every_permutation(packed):
         np.testing.assert_allclose(sums.heads["documents"][n, 0], expected_H, rtol=0, atol=1e-4)
 
 
-def test_without_documents_there_is_nothing_to_hold_against_them(table, packed):
-    assert "selectivity_documents" not in table.summary()
+def test_without_documents_their_null_is_absent(table, packed):
     masked = dataclasses.replace(packed, mask_documents=True)
-    inside = SETTINGS(tiny.PatternModel(of_documents, 2, 4), masked, np.random.default_rng(1)).table.summary()
-    assert "attention stays inside documents" in inside["selectivity_documents"]["reason"]
+    inside = SETTINGS(tiny.PatternModel(of_documents, 2, 4), masked, np.random.default_rng(1)).table
+    assert "packs no documents" in table.summary()["selectivity_documents"]["reason"]
+    assert "attention stays inside documents" in inside.summary()["selectivity_documents"]["reason"]
 
 
 def test_attention_confined_to_documents_leaves_no_topic_statistics(corpus):

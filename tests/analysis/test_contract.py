@@ -18,6 +18,7 @@ import yaml
 from headdyn.analysis.circuit_factors import folded
 from headdyn.analysis.contract import Analysis
 from headdyn.analysis.series.circuit_course import FOLLOWED
+from headdyn.analysis.series.head_roles import ROLES
 from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.settings import targeted
@@ -81,6 +82,19 @@ def series() -> list[SeriesPoint]:
             for (layer, head), value in np.ndenumerate(value_LH)
         ]
         rows += [{"metric": m, "value": value_LH.mean(), "null": 1.0, "n": 12, "unit": "head"} for m in FOLLOWED]
+        rows += [
+            {
+                "metric": metric,
+                "layer": layer,
+                "head": head,
+                "value": value - 1,
+                "null": 0.0,
+                "n": 1,
+                "unit": "sequence",
+            }
+            for metric in ROLES
+            for (layer, head), value in np.ndenumerate(value_LH)
+        ]
         turned = small_models.drawn(small_models.MHA, dtype=torch.float32)
         with torch.no_grad():
             for parameter in turned.parameters():

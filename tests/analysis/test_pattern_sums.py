@@ -39,7 +39,8 @@ def loops(pattern: np.ndarray, tokens: np.ndarray, topics: np.ndarray, swaps: np
         "entropy entropy_normalised entropy_within entropy_within_queries entropy_cross entropy_cross_queries within "
         "cross swapped self sink previous induction induction_swapped distance"
     )
-    out = {name: np.zeros((ROWS, HEADS)) for name in names.split()} | {"topics": np.zeros((ROWS, HEADS, TOPICS))}
+    out = {name: np.zeros((ROWS, HEADS)) for name in names.split()}
+    out |= {name: np.zeros((ROWS, HEADS, TOPICS)) for name in ("topics", "topics_swapped")}
     for n in range(ROWS):
         y, x = topics[n], tokens[n]
         for h in range(HEADS):
@@ -59,7 +60,9 @@ def loops(pattern: np.ndarray, tokens: np.ndarray, topics: np.ndarray, swaps: np
                 out["induction"][n, h] += row[induction_keys(x, t)].sum()
                 for m in swaps[n]:
                     other = topics[m]
-                    out["swapped"][n, h] += row[other[: t + 1] == other[t]].sum() / SWAPS
+                    swapped = row[other[: t + 1] == other[t]].sum() / SWAPS
+                    out["swapped"][n, h] += swapped
+                    out["topics_swapped"][n, h, y[t]] += swapped
                     out["induction_swapped"][n, h] += row[induction_keys(tokens[m], t)].sum()
                 if t:
                     out["entropy_normalised"][n, h] += entropy(row) / math.log(t + 1)

@@ -30,10 +30,11 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 ABLATE = Patch(source="mean", steps="every_position")
-# Measures with a p: the others say how a split looks, and one p is enough for whether there is one. The null of
-# behaviour keeps the heads' covariance, and with it the share of variance on one axis: that has no null there.
+# Measures with a p: the others say how a split looks, and one p is enough for whether there is one.
 TESTED = ("silhouette", "best_silhouette", "first_component")
-WITHOUT_NULL = ("behaviour_first_component",)
+# The null of behaviour keeps the heads' covariance, and with it the share of variance on one axis. Beside that share
+# stands the even one, 1/(H−1): H centred heads vary along H−1 axes. It has no p.
+EVEN_SHARE = ("behaviour_first_component",)
 
 
 def measure(
@@ -136,8 +137,8 @@ def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.rando
     for name, value_L in clouds.own.quality().items():
         compared = zip(value_L, (null[name] for null in null_quality), strict=True)
         null_L, p_L = zip(*(against_null(value, null_R, name in TESTED) for value, null_R in compared), strict=True)
-        if f"{kind}_{name}" in WITHOUT_NULL:
-            null_L = p_L = (np.nan,) * layers
+        if f"{kind}_{name}" in EVEN_SHARE:
+            null_L, p_L = (1 / (heads - 1),) * layers, (np.nan,) * layers
         tables.append(_layers(f"{kind}_{name}", value_L, null_L, p_L, heads))
     parity_H = np.arange(heads) % 2
     matches = [agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH]

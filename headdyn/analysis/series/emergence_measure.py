@@ -26,6 +26,7 @@ from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.analysis.series.timeline import series_figures, timeline_table
 from headdyn.core.records import HeadTable
 
+_NOT_MATCHED = "no two checkpoints that count hold what heads are matched by"
 EVEN_ODD = ("strength", "strength_nats")
 SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")
 Row = dict[str, Any]
@@ -246,10 +247,12 @@ def _rows(
         strength = {"metric": "trajectory_strength_nats", "value": value, "null": 0.0}
         rows.append(strength | {"p": p, "n": pairs, "unit": "pair"})
     for metric, matches in (("heads_kept", by_weights), ("heads_kept_by_behaviour", by_behaviour)):
-        if matches:
-            shares, heads = _kept(matches, "")["kept_to_next"], len(next(iter(matches.values())).best_J)
-            mean = float(np.mean(list(shares.values())))
-            rows.append({"metric": metric, "value": mean, "null": 1 / heads, "n": heads, "unit": "head"})
+        if not matches:
+            rows.append({"metric": metric, "reason": _NOT_MATCHED})
+            continue
+        shares, heads = _kept(matches, "")["kept_to_next"], len(next(iter(matches.values())).best_J)
+        mean = float(np.mean(list(shares.values())))
+        rows.append({"metric": metric, "value": mean, "null": 1 / heads, "n": heads, "unit": "head"})
     return rows
 
 

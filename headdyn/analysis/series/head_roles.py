@@ -6,7 +6,7 @@ K checkpoints, L layers, H heads.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -84,7 +84,7 @@ class HeadRoles:
         if len(tables) < 2 or not roles:
             lacking = "no role was measured at every one" if len(tables) > 1 else "they are no series"
             verdict["reason"] = f"{len(tables)} checkpoints with attention statistics, and {lacking}"
-            return SeriesFindings(table=HeadTable.concat([]), verdict=verdict)
+            return SeriesFindings(table=HeadTable.from_rows(_absent(self.metrics, verdict["reason"])), verdict=verdict)
         steps = list(tables)
         value, null, holds = {}, {}, {}
         for metric in roles:
@@ -105,6 +105,7 @@ class HeadRoles:
             count = {"n": int(holds[metric][-1].size), "unit": "head"}
             rows.append({"metric": f"{metric}_heads", "value": float(holds[metric][-1].sum()), **count})
             rows.append({"metric": f"{metric}_strongest_since", "value": float(since), **count})
+        rows += _absent(self.metrics.keys() - {row["metric"] for row in rows}, "not measured at every checkpoint")
         verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
         return SeriesFindings(
             table=HeadTable.from_rows(rows),
@@ -112,6 +113,10 @@ class HeadRoles:
             figures=_figures(records, holds, steps, roles),
             verdict=verdict,
         )
+
+
+def _absent(metrics: Iterable[str], reason: str) -> list[dict[str, Any]]:
+    return [{"metric": metric, "reason": reason} for metric in sorted(metrics)]
 
 
 def _measured(metric: str) -> Any:
