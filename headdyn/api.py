@@ -34,7 +34,7 @@ from headdyn.core.records import HeadTable, read_json
 from headdyn.core.run_folder import PATTERNS, RunRecord
 from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root
-from headdyn.plan import Plan, explain, make_plan, plain_arguments
+from headdyn.plan import Plan, explain, make_plan, plain_arguments, remove_empty_folders
 from headdyn.sweep.effects import MEAN, effect_name
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.record import SweepRecord, is_run
@@ -56,7 +56,9 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunC
     cannot be.
     """
     with _process_as_before():
-        return _plan(("-m", *overrides), config_dir)[0].jobs
+        plan, _ = _plan(("-m", *overrides), config_dir)
+        remove_empty_folders(plan)
+        return plan.jobs
 
 
 def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
@@ -324,7 +326,7 @@ def _plan(overrides: Sequence[str], config_dir: str | Path | None) -> tuple[Plan
 
 
 def _launch(overrides: Sequence[str], config_dir: str | Path | None) -> Path:
-    """Do the jobs of a command in this process; the folder they leave."""
+    """Do the jobs of a command; the folder that they leave. Raises RuntimeError where none of them can be done."""
     from headdyn.run import launch
 
     with _process_as_before(torch_too=True):

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -287,6 +287,13 @@ def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
     digest = hashlib.sha256("".join(sorted(job.hash + job.name for job in jobs)).encode()).hexdigest()[:6]
     protocol = () if factors["protocol"] == "corrected" else (f"{factors['protocol']}_protocol",)
     return "_".join((what[:80], str(factors["mode"]), *protocol, digest))
+
+
+def remove_empty_folders(plan: Plan) -> None:
+    """Take away the folders that planning made to see whether they can be written."""
+    for folder in (plan.folder, plan.folder.parent):
+        with suppress(OSError):
+            folder.rmdir()  # of which nothing but an empty one can be removed so
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:

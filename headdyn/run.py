@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -23,12 +22,25 @@ from headdyn.core.numbers import count
 from headdyn.core.settings import ConfigError
 from headdyn.core.store import Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
-from headdyn.plan import CONF, HYDRA_VERSION, Plan, explain, informational, make_plan, plain_arguments
+from headdyn.plan import (
+    CONF,
+    HYDRA_VERSION,
+    Plan,
+    explain,
+    informational,
+    make_plan,
+    plain_arguments,
+    remove_empty_folders,
+)
 from headdyn.workers import Workers
 
 
 class JobError(CompactHydraException):
     """A job's failure in one line; Hydra prints these without a traceback, which stands in the run's log.txt."""
+
+
+class Obstacle(RuntimeError):
+    """Why none of a plan's jobs can be done here, in one line."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +64,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         remove_empty_folders(plan)
         return 0
     if plan is not None:
-        return launch(plan, arguments)
+        try:
+            return launch(plan, arguments)
+        except Obstacle as obstacle:
+            print(f"headdyn: {obstacle}", file=sys.stderr)
+            return 1
     try:
         return _launched(arguments)
     except (HydraException, ValueError) as error:  # of --help, --info or --cfg, which Hydra leaves to us
@@ -63,14 +79,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def launch(plan: Plan, arguments: Sequence[str]) -> int:
     """Do the jobs of a plan, and the report behind them; `arguments` are those that were planned, for the record.
 
-    Returns the exit status of the command line. A single run sets up logging and `sys.argv` as Hydra reads it; see
-    `headdyn.api` for a caller that wants both as they were.
+    Returns the exit status of the command line. Raises Obstacle, before anything starts, where no job can be done. A
+    single run sets up logging and `sys.argv` as Hydra reads it; see `headdyn.api` for a caller that wants both as they
+    were.
     """
     obstacle = _obstacle(plan)
     if obstacle:
         remove_empty_folders(plan)
-        print(f"headdyn: {obstacle}", file=sys.stderr)
-        return 1
+        raise Obstacle(obstacle)
     for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
         print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
@@ -130,13 +146,6 @@ def _launched(arguments: Sequence[str]) -> int:
 def _hydra() -> None:
     """Hand `sys.argv` to Hydra, which calls `job` for every run."""
     hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
-
-
-def remove_empty_folders(plan: Plan) -> None:
-    """Take away the folders that planning made to see whether they can be written."""
-    for folder in (plan.folder, plan.folder.parent):
-        with suppress(OSError):
-            folder.rmdir()  # of which nothing but an empty one can be removed so
 
 
 def job(cfg: DictConfig) -> None:

@@ -63,7 +63,8 @@ def test_importing_it_is_quick_and_imports_nothing_heavy() -> None:
     assert float(seconds) < 0.3 and modules == "[]" and heavy == "False"
 
 
-def test_composing_checks_every_job_and_changes_nothing() -> None:
+def test_composing_checks_every_job_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
     before = state()
     jobs = headdyn.compose("experiment=matrix", "mode=smoke", "seed=0,1")
     assert state() == before
@@ -78,7 +79,7 @@ def test_composing_checks_every_job_and_changes_nothing() -> None:
         headdyn.compose("train.stps=3")
     with pytest.raises(ConfigError, match="mode/tiny"):
         headdyn.compose("mode=tiny")
-    assert state() == before
+    assert state() == before and not list(tmp_path.iterdir())
 
 
 def test_modules_of_the_same_names_are_still_modules() -> None:
@@ -175,6 +176,10 @@ def test_what_cannot_be_run_raises_in_one_line(made: tuple[Sweep, list[tuple[Any
         headdyn.run("seed=0,1", *TINY)
     with pytest.raises(RuntimeError, match=r"is failed: .*see .*log\.txt"):
         headdyn.run(*TINY, "data.val_sequences=11", "train.eval_sequences=8")
+    if not torch.cuda.is_available():
+        for start in (headdyn.run, headdyn.sweep):  # each says what stands in the way, and leaves no folder
+            with pytest.raises(RuntimeError, match="CUDA"):
+                start(*TINY, "device=cuda")
 
 
 def test_tables_go_to_pandas(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:

@@ -32,3 +32,8 @@ def front_page() -> str:
 def on_post_page(output: str, page: Any, config: Any) -> str:
     """Called by MkDocs with a page's HTML: the shim of the offline search comes from the site, not from a network."""
     return output.replace("https://unpkg.com/iframe-worker/shim", "assets/iframe-worker.js")
+
+
+def on_post_template(output: str, template_name: str, config: Any) -> str:
+    """Called by MkDocs with the page for what is not found, which is none of the pages above."""
+    return on_post_page(output, None, config)

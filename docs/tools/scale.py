@@ -220,7 +220,7 @@ def _limits(gpu: dict[str, Any] | None) -> list[str]:
         f"4. **The files.** A sweep of {CHECKPOINTS * SEEDS} revisions is as many run folders, and as many rows of its page; sweep by seed, and",
         "   merge with `headdyn report A B … --out ALL`.",
         "",
-        "" if gpu else "No GPU was at hand when the benchmarks ran: what is marked “not measured” is filled in by",
+        "" if gpu else "Nothing was measured on a GPU yet: what is marked “not measured” is filled in by",
         ""
         if gpu
         else "`python tests/benchmarks/gpu.py --out experiments/speed/gpu.json`, and this page by the next `make docs`.",

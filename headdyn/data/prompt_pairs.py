@@ -1,7 +1,7 @@
 """Pairs of prompts from the user's file: a clean one, a corrupted one, the right answer and the wrong one.
 
 Any task that is a contrast between two answers is asked so: indirect objects, subject and verb, greater than …
-(science.md §20). No torch and no tokenizer library here: a bad line is named before anything is loaded.
+(science.md §21). No torch and no tokenizer library here: a bad line is named before anything is loaded.
 """
 
 from __future__ import annotations
