@@ -178,12 +178,12 @@ class Run:
             name, names = f"pattern.{layer}", sorted(k for k in file.keys() if k.startswith("pattern."))  # noqa: SIM118
             if name not in names:
                 raise ValueError(f"layer={layer} is out of range; this run's layers are 0 to {len(names) - 1}")
-            kept = file.get_slice(name)
-            sequences, heads = kept.get_shape()[:2]
+            pattern_NHQK = file.get_slice(name)
+            sequences, heads = pattern_NHQK.get_shape()[:2]
             for what, given, count in (("head", head, heads), ("sequence", sequence, sequences)):
                 if not 0 <= given < count:
                     raise ValueError(f"{what}={given} is out of range; this run has 0 to {count - 1}")
-            return kept[sequence : sequence + 1, head : head + 1][0, 0].astype(np.float32)
+            return pattern_NHQK[sequence : sequence + 1, head : head + 1][0, 0].astype(np.float32)
 
     def sequence(self, sequence: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and topics, [T] each, of a kept sequence."""
@@ -305,8 +305,8 @@ class Sweep:
         """The figures of the sweep's page as Altair charts, by name."""
         from headdyn.report.figure_files import sweep_figures
 
-        drawn = {name: chart(figure) for name, figure in sweep_figures(self._record).items()}
-        return _charts(self.path) | drawn
+        page = {name: chart(figure) for name, figure in sweep_figures(self._record).items()}
+        return _charts(self.path) | page
 
     @property
     def report(self) -> Path:

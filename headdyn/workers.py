@@ -147,11 +147,11 @@ def environments(jobs: Sequence[RunConfig]) -> list[dict[str, str]]:
     count = min(len(jobs), jobs[0].workers or max(1, at_once))
     # From all jobs of the command, done or not: a stopped sweep goes on with as many threads, to the same bits.
     share = max(1, usable_cores() // count)
-    fitting = max(1, int(available_bytes() // max(bytes_of(job) for job in jobs)))
+    fitting = max(1, int(available_bytes() // max(memory_of(job) for job in jobs)))
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}] * min(count, fitting)
 
 
-def bytes_of(job: RunConfig) -> float:
+def memory_of(job: RunConfig) -> float:
     """About what a job's process takes at its peak, to start no more of them than memory holds.
 
     Measured: 0.5 to 0.8 GiB at 16·64·2·64 (sequences a batch, their length, layers, width), 0.8 to 1.0 GiB at

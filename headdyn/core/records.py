@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,6 +248,17 @@ def write_json(path: Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, Any]]:
+    """Of each line that is not blank its place, FILE:LINE, and its JSON. Raises ValueError, which names the line."""
+    with path.open(encoding=encoding) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    yield f"{path}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
 
 
 def read_json(path: Path) -> Any:

@@ -126,8 +126,8 @@ class RunRecord:
 
     def value(self, scalar: str) -> float | None:
         """A scalar of summary.json, with or without its interval; None where it is absent."""
-        found = self.scalars.get(scalar)
-        return found.get("value") if isinstance(found, Mapping) else found
+        result = self.scalars.get(scalar)
+        return result.get("value") if isinstance(result, Mapping) else result
 
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
         return read_metrics(self.folder / METRICS)

@@ -244,12 +244,12 @@ class Comparisons:
 
     def pairs(self) -> tuple[Pair, ...]:
         """The pairs drawn, bug pairs first; a longer family of the same seed begins with a shorter one's pairs."""
-        drawn: list[Pair] = []
+        pairs: list[Pair] = []
         for bug, count in ((True, self.bug_pairs), (False, self.control_pairs)):
             pool = all_pairs(bug=bug)
             order = generator(self.seed, f"comparisons/{'bug' if bug else 'control'}").permutation(len(pool))
-            drawn += [pool[i] for i in order[:count]]
-        return tuple(drawn)
+            pairs += [pool[i] for i in order[:count]]
+        return tuple(pairs)
 
     def prompts(self, tokenizer: Tokenizer) -> Prompts:
         """The family in this tokenizer's tokens.

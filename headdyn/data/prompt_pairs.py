@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headdyn.core.records import json_lines
 from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row
 
@@ -60,19 +60,13 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
 
         for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
             yield f"{path}, row {number}", record
-        return
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix.lower() == ".csv":
+    elif path.suffix.lower() == ".csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             for record in reader:
                 yield f"{path}:{reader.line_num}", record
-            return
-        for number, line in enumerate(file, 1):
-            try:
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
+    else:
+        yield from json_lines(path)
 
 
 def _pair(place: str, record: Any) -> PromptPair:

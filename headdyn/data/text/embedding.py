@@ -109,9 +109,9 @@ def for_embedding(texts: list[str]) -> list[str]:
 
 def sample_rows(documents: Documents, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random part of `rows`, ascending: at most SAMPLE_DOCUMENTS, and at most SAMPLE_BYTES of embedded text."""
-    drawn = rng.permutation(rows)[:SAMPLE_DOCUMENTS]
-    size = np.minimum(documents.bytes_D[drawn], 4 * EMBEDDED_CHARACTERS)
-    return np.sort(drawn[np.cumsum(size) <= max(SAMPLE_BYTES, size[0])])
+    sample = rng.permutation(rows)[:SAMPLE_DOCUMENTS]
+    size = np.minimum(documents.bytes_D[sample], 4 * EMBEDDED_CHARACTERS)
+    return np.sort(sample[np.cumsum(size) <= max(SAMPLE_BYTES, size[0])])
 
 
 def texts_of(documents: Documents, rows: np.ndarray) -> list[str]:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from headdyn.core.records import json_lines
 from headdyn.data.text.documents import Record
 from headdyn.data.text.paths import SUFFIXES, TxtDocuments, files_of
 
@@ -103,16 +104,7 @@ class TextFiles:
         return Record(text, None if topic in (None, "") else str(topic), place)
 
     def _jsonl(self, file: Path) -> Iterator[Record]:
-        def values() -> Iterator[tuple[str, Any]]:
-            with file.open(encoding=self._encoding) as lines:
-                for number, line in enumerate(lines, 1):
-                    try:
-                        if line.strip():
-                            yield f"{file}:{number}", json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise ValueError(f"{file}:{number} is not JSON ({error}); mend or remove the line") from error
-
-        return self._objects(values())
+        return self._objects(json_lines(file, self._encoding))
 
     def _json(self, file: Path) -> Iterator[Record]:
         values = enumerate(_json_values(file, self._encoding), 1)

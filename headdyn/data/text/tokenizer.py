@@ -26,9 +26,9 @@ def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, see
 
     A pair must occur twice to be merged. Raises ValueError where too few pairs of the text do.
     """
-    drawn = generator(seed, "text/tokenizer sample").permutation(rows)
-    sizes = documents.bytes_D[drawn]
-    drawn = np.sort(drawn[np.cumsum(sizes) <= max(TRAINING_BYTES, int(sizes[0]))])
+    sample = generator(seed, "text/tokenizer sample").permutation(rows)
+    sizes = documents.bytes_D[sample]
+    sample = np.sort(sample[np.cumsum(sizes) <= max(TRAINING_BYTES, int(sizes[0]))])
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -39,23 +39,23 @@ def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, see
         special_tokens=[END_OF_TEXT],
         show_progress=False,
     )
-    progress = Progress("learning a tokenizer", "documents", len(drawn))
+    progress = Progress("learning a tokenizer", "documents", len(sample))
 
     def batches() -> Iterator[list[str]]:
-        for chosen, texts in documents.chunks(drawn):
+        for chosen, texts in documents.chunks(sample):
             yield texts
             progress.add(len(chosen))
 
-    tokenizer.train_from_iterator(batches(), trainer, length=len(drawn))
+    tokenizer.train_from_iterator(batches(), trainer, length=len(sample))
     reached = tokenizer.get_vocab_size()
     if reached < vocab_size:
         raise ValueError(
-            f"data.vocab_size={vocab_size} is more than {len(drawn)} training documents support: after {reached} "
+            f"data.vocab_size={vocab_size} is more than {len(sample)} training documents support: after {reached} "
             f"tokens no pair inside a word occurs twice; set data.vocab_size to {reached} or less, or bring more text"
         )
     assert tokenizer.token_to_id(END_OF_TEXT) == END_ID
     tokenizer.encode_special_tokens = True  # a document that spells the mark out is not ended by it
-    return tokenizer, int(documents.bytes_D[drawn].sum())
+    return tokenizer, int(documents.bytes_D[sample].sum())
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, sequence_length: int) -> None:

@@ -27,6 +27,7 @@ from headdyn.models.checkpoints.hub import (
     endpoint,
     is_tokenizer,
     nearest,
+    sizes_and_hashes,
     wanted_files,
 )
 from headdyn.models.revisions import in_folder
@@ -87,8 +88,7 @@ def download_bytes(name: str, revision: str, store: Store) -> int:
     """How many bytes would be downloaded; 0 for what is on this machine. Raises CheckpointError as `describe` does."""
     if on_this_machine(name, revision, store):
         return 0
-    files = {file.rfilename: file.size or 0 for file in describe(name, revision).siblings or ()}
-    return sum(files[file] for file in wanted_files(files))
+    return sum(size for size, _ in sizes_and_hashes(name, revision).values())
 
 
 def local_folder(name: str, revision: str) -> Path | None:

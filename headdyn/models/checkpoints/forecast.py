@@ -9,7 +9,7 @@ from functools import partial
 
 from headdyn.core.store import Store
 from headdyn.models.checkpoints.files import on_this_machine
-from headdyn.models.checkpoints.hub import CheckpointError, describe, wanted_files
+from headdyn.models.checkpoints.hub import CheckpointError, describe, sizes_and_hashes
 from headdyn.models.integrity import check_integrity
 from headdyn.models.revisions import in_order
 
@@ -83,10 +83,8 @@ def _is_missing(name: str, revision: str, store: Store) -> bool:
 
 
 def _files(name: str, revision: str) -> dict[str, tuple[int, str | None]] | None:
-    """Size and SHA-256 (of files kept in LFS) of what would be downloaded; None for a revision that cannot be had."""
+    """What would be downloaded; None for a revision that cannot be had."""
     try:
-        siblings = {file.rfilename: file for file in describe(name, revision).siblings or ()}
-        wanted = [siblings[file] for file in wanted_files(siblings) if file in siblings]
+        return sizes_and_hashes(name, revision)
     except ValueError:
         return None
-    return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in wanted}

@@ -69,6 +69,13 @@ def wanted_files(available: Collection[str]) -> list[str]:
     )
 
 
+def sizes_and_hashes(name: str, revision: str) -> dict[str, tuple[int, str | None]]:
+    """Bytes and SHA-256 (of files kept in LFS) of what would be downloaded. Raises as `describe` and `wanted_files`."""
+    siblings = {file.rfilename: file for file in describe(name, revision).siblings or ()}
+    wanted = [siblings[file] for file in wanted_files(siblings) if file in siblings]
+    return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in wanted}
+
+
 def download(name: str, revision: str, folder: Path) -> None:
     """Put one revision's files and `source.json` into the folder, where an earlier try may have left some of them.
 
