@@ -114,7 +114,7 @@ def assert_kept(record: RunRecord, tables: set[str], figures: dict[str, set[str]
 
 
 SPECIALIZATION_FIGURES = {"fractions", "group_sizes", "heads", "layers", "null"}
-SPECIALIZATION_TABLES = {"splits", "group_sizes", "fractions"}
+SPECIALIZATION_TABLES = {"splits", "control_splits", "group_sizes", "fractions"}
 
 
 # -- an organism's revisions ------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def split_answer(series: Series) -> list[str]:
         lead = f"Yes: {name} specialisation {_when(measures[last])}, by {series.metric(last).label}; {null}:"
     else:
         lead = f"{_capital(name)} is beyond chance ({null}), but no measure of it passes its threshold:"
-    return [lead, _strongest(split, name), *_agreement(series), *_capability(series)]
+    return [lead, *_by_criterion(split), _strongest(split, name), *_agreement(series), *_capability(series)]
 
 
 def other_measures(series: Series) -> list[str]:
@@ -174,6 +174,15 @@ def _against_splits(split: Mapping[str, Any], name: str, checkpoints: int) -> st
         f"{number(split['at_step'])}, has {p_is(split['p'])}, the maximum over "
         f"{count(checkpoints, 'checkpoint')} counted{least}"
     )
+
+
+def _by_criterion(split: Mapping[str, Any]) -> list[str]:
+    """What the verdict rests on; nothing of records made before control pairs entered it."""
+    p = [f"{p_is(value)} on {name}" for name, value in split.get("p_by_criterion", {}).items()]
+    if len(p) == 1:
+        return ["No control pairs were read, so that a mere preference for one form of answer would count as repair."]
+    words = "the verdict takes the larger, so that a mere preference for one form of answer is no repair"
+    return [f"At that step {listed(p)}, each kind with equal weight; {words}."] if p else []
 
 
 def _when(judgement: Mapping[str, Any]) -> str:

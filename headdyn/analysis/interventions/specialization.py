@@ -46,6 +46,11 @@ def _metrics() -> dict[str, Metric]:
         "control_strength_nats": even_minus_odd(
             label="strength of Δ on controls", meaning="strength_nats on control pairs"
         ),
+        "balanced_strength_nats": even_minus_odd(
+            label="strength of Δ on both kinds of pairs",
+            meaning="average of strength_nats on bug pairs and on control pairs; p: two-sided rank among balanced "
+            "splits. A preference for one form of answer, such as the shorter number, gives 0",
+        ),
         "plain_nats": nats(label="Δ, nothing patched", meaning="mean Δ over bug pairs, nothing patched", outcome=True),
         "source_nats": nats(
             label="Δ of the source prompts", meaning="mean Δ of the prompts that the values come from", outcome=True
@@ -98,8 +103,8 @@ class Specialization(PatchSettings):
     units: Clopper–Pearson for success, BCa otherwise. The model's rows are those of `layer`, beside which every layer
     has its own.
 
-    Tables: `splits` (Δ of every split and bug pair, so that a maximum over checkpoints can be formed), `group_sizes`
-    and `fractions`.
+    Tables: `splits` and `control_splits` (Δ of every split and bug or control pair, so that a maximum over checkpoints
+    can be formed), `group_sizes` and `fractions`.
     Raises ValueError for a layer out of range, or prompts without bug pairs.
     """
 

@@ -54,15 +54,23 @@ def measure(chosen: Specialization, decoder: Decoder, prompts: Prompts, generato
         _threshold(make, "even_fraction_threshold", fractions[0]),
         *at_layers(by_layer),
     ]
+    tables = {
+        "splits": split_table(splits, nulls, _names(bugs)),
+        "group_sizes": dose_table(sizes),
+        "fractions": dose_table(fractions),
+    }
     if controls.pairs:
         beside = PromptPatching(model, controls, patch, [layer])
         even_P, odd_P, _ = beside.deltas({layer: halves_3H})[layer]
+        control_SC = beside.deltas({layer: splits.half_SH})[layer]
         rows += [
             make.success("control_plain_success", beside.target_P),
             make.success("control_even_success", even_P),
             make.success("control_odd_success", odd_P),
             make.mean("control_strength_nats", even_P - odd_P, null=0.0),
+            _balanced(make, splits, nulls[layer], control_SC),
         ]
+        tables["control_splits"] = split_table(splits, {layer: control_SC}, _names(controls))
     return Findings(
         table=HeadTable.concat([HeadTable.from_rows(rows), alone]),
         figures={
@@ -82,12 +90,24 @@ def measure(chosen: Specialization, decoder: Decoder, prompts: Prompts, generato
             "group_sizes": size_figure(sizes),
             "fractions": fraction_figure(fractions, generator, chosen.bootstrap_draws),
         },
-        tables={
-            "splits": split_table(splits, nulls, [f"{pair.right}/{pair.wrong}" for pair in bugs.pairs]),
-            "group_sizes": dose_table(sizes),
-            "fractions": dose_table(fractions),
-        },
+        tables=tables,
     )
+
+
+def _names(prompts: Prompts) -> list[str]:
+    return [f"{pair.right}/{pair.wrong}" for pair in prompts.pairs]
+
+
+def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np.ndarray) -> Row:
+    """Even/odd's strength over both kinds of pairs with equal weight, and its place among the splits."""
+    even, strength_S = splits.reference, splits.balanced(bug_SP, control_SC)
+    parts = [delta_SP[even] - delta_SP[::-1][even] for delta_SP in (bug_SP, control_SC)]
+    value, pairs = np.mean([part_P.mean() for part_P in parts]), sum(map(len, parts))
+    # One value a pair whose mean is the average of the two means: the interval is that of two samples of fixed sizes.
+    by_pair_P = [value + pairs / (2 * len(part_P)) * (part_P - part_P.mean()) for part_P in parts]
+    null = (splits.advantage(bug_SP) + splits.advantage(control_SC)) / 2
+    row = make.mean("balanced_strength_nats", np.concatenate(by_pair_P), null=null)
+    return row | {"p": splits.rank_test(strength_S).p_two_sided}
 
 
 def _halves(

@@ -69,6 +69,14 @@ class Splits:
         mean_S, ahead = np.asarray(delta_SP, dtype=float).mean(-1), self.advantage(delta_SP)
         return mean_S - mean_S[::-1] - np.where(self.alike_S, ahead, -ahead)
 
+    def balanced(self, bug_SP: np.ndarray, control_SC: np.ndarray) -> np.ndarray:
+        """Strengths over bug and control pairs, each kind with half of the weight, [S] in nats.
+
+        What raises one answer in all pairs, such as the shorter number, adds to the bug pairs' Δ what it takes from the
+        controls', and has no strength here (science.md §11).
+        """
+        return (self.strengths(bug_SP) + self.strengths(control_SC)) / 2
+
     def rank_test(self, strength_S: np.ndarray) -> RankTest:
         """Even/odd's place among the splits like it."""
         return rank_test(strength_S[self.alike_S], int(self.alike_S[: self.reference].sum()))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headdyn.analysis.circuit_factors import Factors
 
 CIRCUITS = "circuits.safetensors"  # in a run's folder: what `head_matching.save_circuits` wrote
+SPLITS = ("splits", "control_splits")  # tables of Specialization
 CLUSTERS = ("clusterings", "distances")  # tables of HeadClusters
 
 
@@ -39,10 +40,11 @@ class SplitSummary:
     odd_P: np.ndarray
     strength_S: np.ndarray  # of Δ, nats
     success_S: np.ndarray  # of success: the share of pairs right with one half patched less that with the other
+    balanced_S: np.ndarray | None = None  # of Δ on bug and control pairs with equal weight; None without controls
 
     @classmethod
-    def of(cls, table: pa.Table, layer: int | None = None) -> Self:
-        """From the table `splits`; None takes the one layer that it holds.
+    def of(cls, table: pa.Table, layer: int | None = None, controls: pa.Table | None = None) -> Self:
+        """From the tables `splits` and `control_splits`; layer None takes the one layer that `splits` holds.
 
         Raises ValueError where it holds several, KeyError where it lacks the layer.
         """
@@ -52,6 +54,7 @@ class SplitSummary:
                 raise ValueError(f"the splits are of layers {layers}; choose one with analysis.specialization.layer")
             layer = layers[0]
         splits, delta_SP = read_splits(table, layer)
+        has_controls = controls is not None and pc.any(pc.equal(controls["layer"], layer)).as_py()
         names = table.filter(pc.equal(table["layer"], layer))["pair"].slice(0, delta_SP.shape[1]).to_pylist()
         return cls(
             splits=splits,
@@ -61,6 +64,7 @@ class SplitSummary:
             odd_P=delta_SP[::-1][splits.reference],
             strength_S=splits.strengths(delta_SP),
             success_S=splits.strengths(succeeds(delta_SP)),
+            balanced_S=splits.balanced(delta_SP, read_splits(controls, layer)[1]) if has_controls else None,
         )
 
 
@@ -122,13 +126,13 @@ def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int
     folder = record.folder
     if record.status != "complete":
         return SeriesPoint(revision=revision, step=step, error=record.manifest.get("error") or f"run {record.status}")
-    paths = {name: folder / f"{name}.parquet" for name in ("splits", *CLUSTERS, *PROFILES)}
+    paths = {name: folder / f"{name}.parquet" for name in (*SPLITS, *CLUSTERS, *PROFILES)}
     tables = {name: pq.read_table(path) for name, path in paths.items() if path.exists()}
     return SeriesPoint(
         revision=revision,
         step=step,
         table=record.heads(),
-        splits=SplitSummary.of(tables["splits"], layer) if "splits" in tables else None,
+        splits=SplitSummary.of(tables["splits"], layer, tables.get("control_splits")) if "splits" in tables else None,
         state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
         circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
         profiles=read_profiles({name: tables[name] for name in PROFILES if name in tables}) or None,

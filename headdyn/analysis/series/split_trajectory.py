@@ -29,6 +29,7 @@ class SplitTrajectory:
     success_KP: np.ndarray  # the same of success: −1, 0 or 1
     strength_KS: np.ndarray  # of Δ
     success_KS: np.ndarray  # of success
+    balanced_KS: np.ndarray | None = None  # of Δ on bug and control pairs with equal weight; None without controls
 
     @classmethod
     def of(cls, counted: Sequence[SeriesPoint]) -> SplitTrajectory | None:
@@ -44,6 +45,7 @@ class SplitTrajectory:
                     f"{point.revision} measured other splits, pairs or another layer than {counted[0].revision}; "
                     "run all revisions with one seed and the same data and analysis.specialization"
                 )
+        balanced = [part.balanced_S for part in parts if part.balanced_S is not None]
         even_KP, odd_KP = (np.stack([getattr(part, side) for part in parts]) for side in ("even_P", "odd_P"))
         return cls(
             splits=first.splits,
@@ -52,12 +54,24 @@ class SplitTrajectory:
             success_KP=succeeds(even_KP).astype(float) - succeeds(odd_KP),
             strength_KS=np.stack([part.strength_S for part in parts]),
             success_KS=np.stack([part.success_S for part in parts]),
+            balanced_KS=np.stack(balanced) if len(balanced) == len(parts) else None,
         )
 
+    @property
+    def criteria(self) -> dict[str, np.ndarray]:
+        """The strengths of Δ [K, S] in which even/odd must each exceed chance, by the pairs they are taken over."""
+        both = {} if self.balanced_KS is None else {"both kinds of pairs": self.balanced_KS}
+        return {"bug pairs": self.strength_KS, **both}
+
     @cached_property
-    def p_K(self) -> np.ndarray:
+    def p_by_criterion(self) -> dict[str, np.ndarray]:
         """p of even/odd at each checkpoint against the strongest moment of every split; two-sided, of Δ."""
-        return max_statistic_p(self.strength_KS, self.splits.reference)
+        return {name: max_statistic_p(each_KS, self.splits.reference) for name, each_KS in self.criteria.items()}
+
+    @property
+    def p_K(self) -> np.ndarray:
+        """The largest of the criteria's p: each must be met (an intersection–union test, Berger 1982)."""
+        return np.max(list(self.p_by_criterion.values()), axis=0)
 
     @property
     def best(self) -> tuple[int, float]:
@@ -65,13 +79,15 @@ class SplitTrajectory:
 
         Least of p-values that each count all checkpoints, so it needs no further correction.
         """
-        p_K = np.where(self.strength_KS[:, self.splits.reference] > 0, self.p_K, 1.0)
+        ahead_K = np.all([each_KS[:, self.splits.reference] > 0 for each_KS in self.criteria.values()], axis=0)
+        p_K = np.where(ahead_K, self.p_K, 1.0)
         return int(p_K.argmin()), float(p_K.min())
 
     def measures(self, steps: Sequence[int], threshold: float, alpha: float) -> list[Measure]:
         """The thresholded and the continuous measure. Both are held against the null of Δ: that of success has ties."""
         p, least = self.best[1], 2 / len(self.splits)
-        test = f"p = {p:.3g} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
+        over = "" if self.balanced_KS is None else " (the larger of bug pairs' and of both kinds of pairs')"
+        test = f"p = {p:.3g}{over} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
         if least > alpha:
             test += f"; so few splits cannot give less than {least:.2g}"
         return [
@@ -94,7 +110,8 @@ class SplitTrajectory:
 
     def verdict(self, steps: Sequence[int], alpha: float) -> dict[str, Any]:
         """Whether even/odd is more than any split, and which split is the strongest at any time."""
-        (at, p), strongest = self.best, int(self.strength_KS.max(0).argmax())
+        (at, p), lesser_KS = self.best, np.min(list(self.criteria.values()), axis=0)
+        strongest = int(lesser_KS.max(0).argmax())
         return {
             "found": p <= alpha,
             "p": p,
@@ -104,6 +121,7 @@ class SplitTrajectory:
             "exact": self.splits.exact,
             "layer": self.layer,
             "pairs": self.nats_KP.shape[1],
+            "p_by_criterion": {name: float(p_K[at]) for name, p_K in self.p_by_criterion.items()},
             "strongest_split": list(self.splits.heads(strongest)),
             "is_strongest": strongest == self.splits.reference,
         }

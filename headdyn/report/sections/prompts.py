@@ -177,7 +177,14 @@ def _controls(job: Job) -> list[str]:
     if control.get("value") is None:
         return []
     pairs = f"On {count(control['n'], 'control pair')}, which the bug does not touch"
-    return [f"{pairs}, strength of Δ is {spelled(control, signed=True)} nats."]
+    sentences = [f"{pairs}, strength of Δ is {spelled(control, signed=True)} nats."]
+    both = job.scalar("balanced_strength_nats")
+    if both.get("p") is not None:
+        sentences.append(
+            f"On bug and control pairs with equal weight it is {spelled(both, signed=True)} nats, {p_is(both['p'])} "
+            "among the splits: a mere preference for one form of answer gives 0."
+        )
+    return sentences
 
 
 def _doses(job: Job) -> list[str]:

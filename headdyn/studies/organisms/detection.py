@@ -158,7 +158,7 @@ def _point(organism: Organism, folder: Path, revision: str, store: Store, analys
     assert loaded.tokenizer is not None
     prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
     findings = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))
-    splits = SplitSummary.of(findings.tables["splits"])
+    splits = SplitSummary.of(findings.tables["splits"], controls=findings.tables.get("control_splits"))
     return SeriesPoint(
         revision=revision, step=loaded.step, table=findings.table, splits=splits, state_hash=loaded.state_hash
     )

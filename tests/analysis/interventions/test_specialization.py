@@ -81,6 +81,13 @@ def test_every_figure_against_patching_done_by_hand(family: Prompts) -> None:
     on_controls = controls.deltas({1: heads_as_weights([(0, 2), (1, 3)], 4)})[1]
     assert summary["control_strength_nats"]["value"] == pytest.approx((on_controls[0] - on_controls[1]).mean())
 
+    every = dict(zip(subsets, controls.deltas({1: heads_as_weights(subsets, 4)})[1], strict=True))
+    control = {half: np.mean(every[half] - every[tuple(sorted({0, 1, 2, 3} - set(half)))]) for half in subsets}
+    both, row = {half: (strength[half] + control[half]) / 2 for half in subsets}, summary["balanced_strength_nats"]
+    assert row["value"] == pytest.approx(both[0, 2]) and row["n"] == 6 + 3
+    assert row["p"] == np.mean([abs(s) >= abs(both[0, 2]) - 1e-9 for s in both.values()])
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+
 
 def test_every_layer_has_its_rows(family: Prompts) -> None:
     decoder = model()

@@ -44,13 +44,23 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def point(step: int, effect_H: np.ndarray, noise_P: np.ndarray | None = None, **fields: Any) -> SeriesPoint:
+def point(
+    step: int,
+    effect_H: np.ndarray,
+    noise_P: np.ndarray | None = None,
+    control_effect_H: np.ndarray | None = None,
+    **fields: Any,
+) -> SeriesPoint:
     """A checkpoint where patching a head adds its effect to every pair's Δ, which is −2 nats unpatched."""
     splits = balanced_splits(len(effect_H), rng())
     noise_P = np.zeros(PAIRS) if noise_P is None else noise_P
     delta_SP = -2 + (splits.half_SH @ effect_H)[:, None] + noise_P
     pairs = [f"{i}.8/{i}.11" for i in range(len(noise_P))]
-    summary = SplitSummary.of(split_table(splits, {6: delta_SP}, pairs))
+    controls = None
+    if control_effect_H is not None:
+        control_SC = np.tile(2 + (splits.half_SH @ control_effect_H)[:, None], 6)
+        controls = split_table(splits, {6: control_SC}, [f"{i}.2/{i}.35" for i in range(6)])
+    summary = SplitSummary.of(split_table(splits, {6: delta_SP}, pairs), controls=controls)
     even_P, odd_P = summary.even_P, summary.odd_P
     rows = [
         {"metric": "even_success", "value": float((even_P > 0).mean()), "n": PAIRS, "unit": "pair"},
@@ -113,6 +123,31 @@ def test_odd_heads_that_repair_are_no_emergence_of_even_ones() -> None:
     verdict = found([planted(step, 64000, (1, 3, 5, 7)) for step in STEPS]).verdict
     assert verdict["split"]["strongest_split"] == [1, 3, 5, 7]
     assert not verdict["split"]["found"] and verdict["measures"]["strength_nats"]["class"] == "none"
+
+
+@pytest.mark.parametrize(("share", "is_repair"), [(0.0, True), (1.0, True), (-1.0, False)])
+def test_a_preference_for_short_decimals_is_no_repair(share: float, *, is_repair: bool) -> None:
+    """Even heads add 4 nats to the right answer of bug pairs, the shorter number, from step 64,000 on; controls, whose
+    right answer is the longer one, gain nothing, gain as much, or lose as much."""
+    points = []
+    for step in STEPS:
+        # The noise is the same for both kinds, with opposite signs: with share −1 the balanced strength is 0 to the bit.
+        noise_H = 0.02 * rng(step).normal(size=HEADS)
+        planted_H = np.where(np.isin(np.arange(HEADS), EVEN), 1.0, 0.0) * (step >= 64000)
+        points.append(
+            point(
+                step,
+                noise_H + planted_H,
+                control_effect_H=share * planted_H - noise_H + 0.01 * rng(step + 1).normal(size=HEADS),
+            )
+        )
+    split = found(points).verdict["split"]
+    assert split["found"] == is_repair
+    by_criterion = split["p_by_criterion"]
+    assert split["p"] == max(by_criterion.values()) if is_repair else split["p"] > 0.05
+    assert set(by_criterion) == {"bug pairs", "both kinds of pairs"}
+    bugs_alone = [dataclasses.replace(p, splits=dataclasses.replace(p.splits, balanced_S=None)) for p in points]
+    assert found(bugs_alone).verdict["split"]["found"]  # what the verdict was before it knew of controls
 
 
 def null_series(seed: int) -> list[SeriesPoint]:
