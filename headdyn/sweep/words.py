@@ -108,6 +108,8 @@ def learning(jobs: Sequence[Job]) -> list[str]:
         for order, same in by_order.items()
     ]
     lead = "There is no exact law to judge these trainings by; their losses beside simple references:"
+    if all(job.run.value("gap_closed") is not None for job in trainings):
+        lead = "Held-out losses at the end of training, on the way from uniform guessing to the exact floor:"
     if left:
         lead = (
             f"Of the trainings, {listed(left)} ones left the topic-blind plateau, the loss of the best bigram mixture."
