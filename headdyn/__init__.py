@@ -4,8 +4,6 @@
 `headdyn.sweep` are also modules, `python -m headdyn.run` among them, and both are called like functions.
 """
 
-from __future__ import annotations
-
 import sys
 from importlib import import_module, metadata
 from types import ModuleType

@@ -3,8 +3,6 @@
 Completion of groups, options and keys is Hydra's: `eval "$(headdyn run -sc install=bash)"`, likewise zsh and fish.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ Each group is checked against the dataclass that owns its settings, so that an u
 an impossible value is refused by name before any work.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import importlib.util

@@ -3,8 +3,6 @@
 Nothing is changed but by --prune; the exit status is 1 where a run could not start, or the cache holds damage.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import importlib.util

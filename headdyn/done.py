@@ -1,7 +1,5 @@
 """Whether a run's folder already holds what the run would make. No torch: a finished sweep is answered at once."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from pathlib import Path

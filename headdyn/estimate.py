@@ -4,8 +4,6 @@ Time is that of this machine's own earlier trainings and analyses of the same si
 runs hold; where there are none, it is not guessed.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import statistics

@@ -1,7 +1,5 @@
 """What follows when a sweep's jobs have ended: contrasts at matched loss, analyses of series, table and report."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`headdyn notebook [FOLDER]`: put the notebook into a folder and open it with marimo (extra `notebook`)."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import shutil

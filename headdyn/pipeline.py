@@ -1,7 +1,5 @@
 """One run: corpus → model → analyses → record. The only place that constructs; read it to see what a run does."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import logging

@@ -1,7 +1,5 @@
 """What a command line means: the jobs it names, every one composed and checked before anything starts. No torch."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import hashlib

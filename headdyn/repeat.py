@@ -4,8 +4,6 @@ The repeat has a cache of its own, so that nothing is taken over: corpus, traini
 the recorded run's device, precision and number of threads.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -5,8 +5,6 @@ without torch. Then the jobs are done, a sweep's side by side (headdyn/workers.p
 names, and when they have ended, failed ones or not, the sweep's report is written.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Sequence

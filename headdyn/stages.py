@@ -1,9 +1,6 @@
 """What a run's analyses stand on, each stage done at most once: corpus, training, recalibration, or a checkpoint."""
 
-from __future__ import annotations
-
 import dataclasses
-import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +14,7 @@ import torch
 from headdyn.config import RunConfig
 from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
+from headdyn.core.records import read_json
 from headdyn.core.run_folder import MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
 from headdyn.data.comparisons import Prompts, Tokenizer
@@ -225,7 +223,7 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
         train_passes=schedule.passes(config.train.steps),
         ended_in_pass=place.fraction,
         ended_in_topic=None if place.topic is None else label_names[place.topic],
-        **json.loads((entry.path / "result.json").read_text(encoding="utf-8")),
+        **read_json(entry.path / "result.json"),
     )
     return entry.path / "snapshots"
 
@@ -264,7 +262,7 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
                 )
 
         entry = work.store.get("recalibration", recipe, build, resumable=True)
-        return entry, json.loads((entry.path / "recalibration.json").read_text(encoding="utf-8"))
+        return entry, read_json(entry.path / "recalibration.json")
 
     if position_enc.keep_rotary and settings.until_recovered:
         _, of_drope = recalibrated(False, settings)

@@ -1,7 +1,5 @@
 """What an answer owes to each token of the prompt, each head and each MLP: TensorLens on prompts (science.md §9)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

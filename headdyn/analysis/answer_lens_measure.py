@@ -4,8 +4,6 @@ Letters as in models/frozen.py and data/comparisons.py: P pairs, N rows of a gro
 pair's own answers, and the mean over all other pairs' answers, which is the null.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

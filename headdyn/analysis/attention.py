@@ -1,7 +1,5 @@
 """Attention statistics by head, with their nulls and intervals (science.md §6)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 

@@ -3,8 +3,6 @@
 Letters as in pattern_sums.py; M metrics.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

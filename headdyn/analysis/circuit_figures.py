@@ -3,8 +3,6 @@
 Letters as in circuits_measure.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """QK and OV circuits from the weights alone: spectra, copying, and head similarity free of gauge (science.md §8)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 

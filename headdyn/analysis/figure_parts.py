@@ -1,7 +1,5 @@
 """Parts that figures of several analyses share: from tables to panels, curves and intervals, from tokens to texts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

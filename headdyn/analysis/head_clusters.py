@@ -3,8 +3,6 @@
 Weight and behaviour clusters, science.md §12.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal

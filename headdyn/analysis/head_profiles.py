@@ -3,8 +3,6 @@
 Letters: N units (sequences, pairs), L layers, H heads of one layer of a checkpoint, J of the same layer of another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

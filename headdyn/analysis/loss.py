@@ -1,7 +1,5 @@
 """The model's loss beside what is possible: uniform guessing, the topic-blind mixture, and the exact Bayes floor."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Held-out losses of a model, and of the exact Bayes filter on the same sequences. N sequences of T tokens."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

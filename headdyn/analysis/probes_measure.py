@@ -4,8 +4,6 @@ Letters as in models/decoder.py; N sequences, P probed positions a sequence, X p
 L + 1 places in the residual stream: 0 is the embedding, l what layer l leaves.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

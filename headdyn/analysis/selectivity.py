@@ -3,8 +3,6 @@
 Letters as in models/decoder.py; N sequences, R swaps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The whole model's effective attention by TensorLens, beside raw attention and attention rollout (science.md §9)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal

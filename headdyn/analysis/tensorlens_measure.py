@@ -3,8 +3,6 @@
 Letters as in models/frozen.py; N sequences, K targets, J attentions by position alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Letters as in models/frozen.py; K targets, R other sequences.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor

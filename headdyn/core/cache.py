@@ -1,7 +1,5 @@
 """What lies in the cache of finished stages: its sizes, what is damaged, and what no run uses."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

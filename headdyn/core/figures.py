@@ -5,8 +5,6 @@ PNG without a browser. Colours are told apart by colour-blind readers (Okabe & I
 the only difference: curves also differ in dashes and marks, significance is an asterisk, a null is a hollow diamond.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -1,7 +1,5 @@
 """What this machine can do and how it is used: device, precision, threads, memory."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

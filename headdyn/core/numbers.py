@@ -1,7 +1,5 @@
 """How numbers are written for a reader: as many digits as their interval supports, never more."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Matrices as pictures in a figure: attention patterns, similarities of heads, and trees above them."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import json

@@ -1,7 +1,5 @@
 """Named random streams: every draw in a run comes from the run's seed and the name of what is drawn."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np
@@ -25,3 +23,8 @@ def generator(seed: int, name: str) -> np.random.Generator:
     Adding a stream never shifts the numbers of another, which one generator passed along would do.
     """
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, name)))
+
+
+def stream_key(seed: int, name: str) -> np.ndarray:
+    """The key of a named stream for counter-based generators (Philox): two 64-bit words."""
+    return seed_sequence(seed, name).generate_state(2, np.uint64)

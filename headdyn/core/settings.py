@@ -3,8 +3,6 @@
 Every failure is one line that names the full key, its value and what it must be.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import importlib

@@ -4,8 +4,6 @@ Arrays carry the independent units (sequences, pairs, heads, runs) on their firs
 many questions asked of the same units and answered at once. The answers to one call share their random draws.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

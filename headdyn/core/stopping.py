@@ -1,7 +1,5 @@
 """Stopping at a safe point: SIGINT and SIGTERM set a flag, which long work asks for between its steps."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import threading

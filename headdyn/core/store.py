@@ -5,8 +5,6 @@ A stage is built under a file lock in `KEY.partial`, its files are checksummed i
 checksums, set aside and built again.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -6,8 +6,6 @@ W&B's app puts each top-level entry of a config into {"value": ...}: filters and
 them, `factors.value.attention`. Groups, axes and sort keys say `factors.attention`; the client, or the app, inserts it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -5,8 +5,6 @@ k·min_segment, 1/k) tokens, their topics independent and uniform: a hidden semi
 T tokens, S topics, V vocabulary, R segments still to come, the present one included.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

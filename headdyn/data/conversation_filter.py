@@ -4,8 +4,6 @@ Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages
 of distinct languages of a domain to speakers, J places where the other speaker's last symbol may be.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Literal

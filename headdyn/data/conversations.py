@@ -4,9 +4,6 @@ Here a reader has to select: what reveals a speaker's language are that speaker'
 Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages (the topics), V symbols.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +11,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.randomness import generator, stream_key
+from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, settings
 from headdyn.data.conversation_filter import ConversationFilter, Speaker
 from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
@@ -111,17 +109,16 @@ class Conversations:
             sampler = AliasSampler(transitions_SVV)
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             speakers_NM, symbols_NM, topics_NM = self._draw(sampler, split, count)
-            repeats = 2 if self.speaker == "marker" else 1
-            np.save(folder / f"{split}_tokens.npy", self._tokens(speakers_NM, symbols_NM).astype(np.uint16))
-            np.save(folder / f"{split}_topics.npy", np.repeat(topics_NM, repeats, axis=1).astype(np.uint8))
+            tokens_NT = self._tokens(speakers_NM, symbols_NM).astype(np.uint16)
+            Split.write(folder, split, tokens_NT, np.repeat(topics_NM, 2 if self.speaker == "marker" else 1, axis=1))
         held_out = slice(0, _REFERENCE_SEQUENCES)
         drawn = (array_NM[held_out] for array_NM in (speakers_NM, symbols_NM, topics_NM))
         facts = self._facts(self._filter(folder), *drawn)
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = read_json(folder / "facts.json")
         return Corpus(
             name="conversations",
             train=Split.open(folder, "train"),
@@ -174,8 +171,8 @@ class Conversations:
             chain_NPM[:] = urn_chains(count * speakers, length, *law).reshape(chain_NPM.shape)
         else:
             topics_NPM = np.repeat(languages_NP[..., None], length, axis=2).astype(np.uint8)
-            key = seed_sequence(self.seed, name).generate_state(2, np.uint64)
-            sample_tokens(sampler, topics_NPM.reshape(-1, length), key, chain_NPM.reshape(-1, length))
+            flat_NPM = topics_NPM.reshape(-1, length), stream_key(self.seed, name), chain_NPM.reshape(-1, length)
+            sample_tokens(sampler, *flat_NPM)
         turns_NPM = (speakers_NM[:, None] == np.arange(speakers)[:, None]).cumsum(2) - 1
         rows_N1, own_NM = np.arange(count)[:, None], speakers_NM[:, :length]
         turn_NM = turns_NPM[rows_N1, own_NM, np.arange(length)]

@@ -1,7 +1,5 @@
 """What training and analyses see of a data set: token sequences with topic labels, and the lines to judge a loss by."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +31,13 @@ class Split:
         """{split}_tokens.npy and {split}_topics.npy of the folder, and {split}_documents.npy where there is one."""
         files = {name: folder / f"{split}_{name}.npy" for name in ("tokens", "topics", "documents")}
         return cls(**{f"{name}_NT": np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()})
+
+    @staticmethod
+    def write(folder: Path, split: str, tokens_NT: np.ndarray, topics_NT: np.ndarray | None = None) -> None:
+        """The files that `open` reads; without topics every token is of topic 0."""
+        topics_NT = np.zeros(tokens_NT.shape) if topics_NT is None else topics_NT
+        np.save(folder / f"{split}_tokens.npy", tokens_NT)
+        np.save(folder / f"{split}_topics.npy", topics_NT.astype(np.uint8))
 
 
 def token_dtype(vocab_size: int) -> type[np.unsignedinteger]:

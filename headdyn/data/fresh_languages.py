@@ -5,8 +5,6 @@ symmetric Dirichlet, integrated out: what comes next follows Pólya's urn (Black
 Letters: N sequences, M symbols of a sequence, P speakers, V symbols, R chains drawn at once.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Letters: N sequences, M symbols of a sequence, S topics.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -4,8 +4,6 @@ Transition tables are float32 [S, V, V] with rows summing to 1 (science.md §1).
 N sequences, T tokens, R rows of a table.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -14,6 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from headdyn.core.randomness import stream_key
 from headdyn.data.threads import in_threads
 
 _MOST_SIGNATURES = 50  # signature bigrams of a topic of the original study, at most
@@ -260,6 +259,14 @@ def sample_tokens(
         sampler.walk(topics_NT[first : first + chunk], key, first, out_NT[first : first + chunk])
 
     _in_two_threads(walk, range(0, len(topics_NT), chunk))
+
+
+def chain_tokens(chains_KVV: np.ndarray, chain_N: np.ndarray, length: int, seed: int, purpose: str) -> np.ndarray:
+    """A sequence of each chain named, uint16 [N, T], from the seed's stream for `purpose`."""
+    tokens_NT = np.empty((len(chain_N), length), np.uint16)
+    chain_NT = np.broadcast_to(chain_N[:, None], tokens_NT.shape)
+    sample_tokens(AliasSampler(chains_KVV), chain_NT, stream_key(seed, purpose), tokens_NT)
+    return tokens_NT
 
 
 def _in_two_threads(work: Callable[[int], None], items: Iterable[int]) -> None:

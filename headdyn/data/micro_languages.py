@@ -3,9 +3,6 @@
 A synthetic corpus (science.md §1). Letters: N sequences, T tokens, S topics, V vocabulary.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
-from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.randomness import generator, stream_key
+from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, settings
 from headdyn.data.bayes import BayesFilter, SegmentLaw
 from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
@@ -90,11 +88,11 @@ class MicroLanguages(SegmentLaw):
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             self._draw(sampler, split, count, folder)
         facts = self._facts(folder, transitions_SVV)
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = read_json(folder / "facts.json")
         transitions_SVV = np.load(folder / "transitions.npy", mmap_mode="r")
         return Corpus(
             name="micro_languages",
@@ -123,8 +121,7 @@ class MicroLanguages(SegmentLaw):
         topics_NT = np.repeat(segment_topics_NK.ravel(), lengths_NK.ravel()).reshape(shape)
         np.save(folder / f"{split}_topics.npy", topics_NT)
         tokens_NT = np.lib.format.open_memmap(folder / f"{split}_tokens.npy", mode="w+", dtype=np.uint16, shape=shape)
-        key = seed_sequence(self.seed, f"micro_languages/{split} tokens").generate_state(2, np.uint64)
-        sample_tokens(sampler, topics_NT, key, tokens_NT)
+        sample_tokens(sampler, topics_NT, stream_key(self.seed, f"micro_languages/{split} tokens"), tokens_NT)
         tokens_NT.flush()
 
     def _facts(self, folder: Path, transitions_SVV: np.ndarray) -> dict[str, Any]:

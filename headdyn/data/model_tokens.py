@@ -1,7 +1,5 @@
 """The tokens of a model that comes trained, in which its texts, its prompts and random sequences are written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Every ordering shows each sequence exactly once an epoch; only the order differs. Letters: N sequences, T tokens.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, Protocol

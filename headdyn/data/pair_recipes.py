@@ -6,8 +6,6 @@ right answer is the other. The corrupted prompt names the other one again, so th
 answer is a later YY, the wrong one an earlier. The corrupted prompt begins in CC01, after which both are possible.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Any task that is a contrast between two answers is asked so: indirect objects, s
 (science.md §21). No torch and no tokenizer library here: a bad line is named before anything is loaded.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping

@@ -7,7 +7,6 @@ Letters: N sequences, T tokens.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.core.randomness import generator
-from headdyn.core.records import write_json
+from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import settings
 from headdyn.data.corpus import Corpus, Seed, Split, token_dtype
 from headdyn.data.model_tokens import ModelTokens
@@ -72,8 +71,7 @@ class RepeatedTokensOfModel:
     def build(self, folder: Path) -> None:
         """Write val_tokens.npy, val_topics.npy and facts.json."""
         tokens_NT = self.settings.write(self.tokens.regular, self.tokens.begin)
-        np.save(folder / "val_tokens.npy", tokens_NT.astype(token_dtype(self.tokens.vocab_size)))
-        np.save(folder / "val_topics.npy", np.zeros(tokens_NT.shape, np.uint8))
+        Split.write(folder, "val", tokens_NT.astype(token_dtype(self.tokens.vocab_size)))
         write_json(folder / "facts.json", {"val_sequences": len(tokens_NT), "val_tokens": tokens_NT.size})
 
     def open(self, folder: Path) -> Corpus:
@@ -86,5 +84,5 @@ class RepeatedTokensOfModel:
             vocab_size=self.tokens.vocab_size,
             topic_names=("random tokens",),
             reference_nats={"random": math.log(len(self.tokens.regular))},
-            facts=json.loads((folder / "facts.json").read_text(encoding="utf-8")),
+            facts=read_json(folder / "facts.json"),
         )

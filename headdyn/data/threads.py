@@ -1,7 +1,5 @@
 """Work spread over threads: pays for work that releases the interpreter lock, as numpy does inside its loops."""
 
-from __future__ import annotations
-
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -4,8 +4,6 @@ Everything that tells families apart is in `headdyn.models.family_table`. Export
 a field that comes back different cannot be expressed in that family, and is named.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

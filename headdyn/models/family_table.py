@@ -4,8 +4,6 @@ A row says which key decides which DecoderConfig field, which keys are held to t
 and which stored tensor holds which of our modules in which packing. `headdyn.models.families` reads it both ways.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple

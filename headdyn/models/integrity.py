@@ -3,8 +3,6 @@
 Public suites have had step0 equal to step1, and 86 of 154 branches of one model serving weights of late training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Shape suffixes as in models/decoder.py; here also r, the rotated width of a head.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ here are saved under the same names, so what is said of Pythia here holds for th
 by a small grammar: words with numbers, such as stage1-step1000-tokens5B, step-240000, checkpoint-100, ckpt_000.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping, Sequence

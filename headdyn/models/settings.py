@@ -1,7 +1,5 @@
 """What conf/model may say. No torch here: a configuration is checked before anything heavy is imported."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol

@@ -1,7 +1,5 @@
 """Looking into a forward pass and changing it: what can be asked for, and what replaces what."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

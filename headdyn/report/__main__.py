@@ -5,8 +5,6 @@ where all other settings agree, and what was run with other settings stands besi
 as files to commit (see study.py), --figures draws every figure into PATH/figures/ as PDF, SVG or PNG.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

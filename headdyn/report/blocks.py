@@ -1,7 +1,5 @@
 """The parts of pages: text, tables and figures, and the one place that turns them into HTML and Markdown."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a terminal shows while a sweep's jobs run side by side: a live line a job, elsewhere lines now and then."""
 
-from __future__ import annotations
-
 import time
 from typing import Self
 

@@ -8,8 +8,6 @@ such a package these functions are called where it defines them, each with the s
     checks(sweep) -> Sequence[Check]            what is checked about the runs
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator, Mapping
 from types import ModuleType

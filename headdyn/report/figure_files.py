@@ -1,7 +1,5 @@
 """Figures as files, drawn without a browser: those of a run or a sweep for print, those of a study to commit."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

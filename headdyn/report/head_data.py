@@ -1,7 +1,5 @@
 """What pages and figures show of single heads: which ones have a role, and the attention patterns that fit a page."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

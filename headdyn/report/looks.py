@@ -1,7 +1,5 @@
 """How the runs of a sweep look in charts: colours tell the first factor that varies, dashes the next, marks a third."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from headdyn.sweep.factors import CHOICES, level_label, ordered

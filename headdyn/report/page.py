@@ -1,7 +1,5 @@
 """Pages that open from disk with no network: one HTML file with its style, its figures and what draws them inside."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version

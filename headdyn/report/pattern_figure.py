@@ -1,7 +1,5 @@
 """The attention patterns of the heads that have a role in a run as one figure, for its folder, its page and W&B."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

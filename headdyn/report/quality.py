@@ -1,7 +1,5 @@
 """Quality control: what must hold in any sweep, checked on its records."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """One run's page: what it is of, its answers, outcomes and main picture; everything else folds behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -4,8 +4,6 @@ results.md holds the command, the table and the answers in words; charts are SVG
 copied as they are. All of it is made from the sweep's records, so that a number in a study is one a command produced.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

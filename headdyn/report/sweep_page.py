@@ -4,8 +4,6 @@ A section is a module of report/sections with a function from the sweep's record
 record has nothing to show; it is one entry of SECTIONS. Packages that runs name add theirs (extension.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What a terminal shows of an ended sweep or run: its table, its answers in a sentence each, and where its page is."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from pathlib import Path

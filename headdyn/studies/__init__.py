@@ -22,8 +22,6 @@ Beside them a study's folder holds
 Importing a study's package is cheap: whatever it needs is imported when it is called.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass

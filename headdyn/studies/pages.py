@@ -1,8 +1,5 @@
 """What the studies' pages have in common: their own figures, ours at the same step, and what misleads."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,6 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from headdyn.core.records import read_json
 from headdyn.report.blocks import Cell, cell, html
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.series_record import Series
@@ -23,7 +21,7 @@ _MISLEADS = (
 @cache
 def facts(study: str) -> Mapping[str, Any]:
     """What a study reports, none of it measured here, and what it did that misleads: its study.json."""
-    return json.loads((Path(__file__).parent / study / "study.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).parent / study / "study.json")
 
 
 def misleading(study: str, *here: str) -> Markup:

@@ -5,8 +5,6 @@ A sentence says "effect" where q < 0.05. Elsewhere it says that no effect of x o
 none: x is the effect that as many seeds with this spread would reveal in four of five repetitions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ repeat a condition, checkpoints (revisions) belong to one training, and a protoc
 them is ever a factor.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Others are kept apart: every effect belongs to one such group, so that sweeps wi
 side but are never pooled.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass

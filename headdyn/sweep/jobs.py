@@ -1,7 +1,5 @@
 """The jobs of a sweep: each one's record, the factors it was started with, how it is named and drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -5,8 +5,6 @@ of the other arm every metric is interpolated, linearly in loss, between the sna
 recalibration are left out, because their loss tells of the drop of positions.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Several sweeps and runs as one sweep's record."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

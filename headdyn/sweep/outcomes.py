@@ -4,8 +4,6 @@
 metric whose analysis says that it may be an outcome.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

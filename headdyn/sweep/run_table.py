@@ -1,7 +1,5 @@
 """A sweep's runs as one table for other tools: summary.csv and summary.parquet."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Analyses of whole series of checkpoints: called when a sweep's runs have ended, recorded in verdict.json."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,8 +1,5 @@
 """Series of checkpoints as a sweep's folder holds them: the verdict on each, and its timeline, a row a checkpoint."""
 
-from __future__ import annotations
-
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,7 +23,7 @@ TIMELINE = "timeline"
 _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
 # Of sweeps that were recorded before entries said so.
 _DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
-_FORMER_NAMES: Mapping[str, str] = json.loads(Path(__file__).with_name("former_names.json").read_text("utf-8"))
+_FORMER_NAMES: Mapping[str, str] = read_json(Path(__file__).with_name("former_names.json"))
 _TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 
 

@@ -4,8 +4,6 @@ A claim about one series rests on its pairs or sequences. A claim about training
 one series proves none.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -4,8 +4,6 @@ Sentences about factors are in effect_words.py, and have trainings (seeds) as un
 and have sequences.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean

@@ -3,8 +3,6 @@
 Letters as in models/decoder.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

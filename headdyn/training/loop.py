@@ -6,8 +6,6 @@ step 0 the untrained one. Batch and learning rates of an update are functions of
 so the whole state of a training is its weights, its optimizers' moments and the step.
 """
 
-from __future__ import annotations
-
 import gc
 import json
 import logging

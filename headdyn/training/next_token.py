@@ -1,10 +1,7 @@
 """Training on a corpus: a decoder learns to predict the next token, with held-out losses and snapshots on the way."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -14,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from headdyn.core.records import log_spaced, write_json
+from headdyn.core.records import log_spaced, read_json, write_json
 from headdyn.core.run_folder import read_metrics
 from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
@@ -149,5 +146,5 @@ def train(
         steps=task.settings.steps,
         val_loss_nats=dict(read_metrics(task.folder / "metrics.jsonl")["val_loss_nats"]),
         snapshots=snapshots,
-        **json.loads((task.folder / "result.json").read_text(encoding="utf-8")),
+        **read_json(task.folder / "result.json"),
     )

@@ -3,8 +3,6 @@
 Shape suffixes: N matrices of one shape, stacked; O outputs and I inputs of a linear layer.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import importlib.util

@@ -1,7 +1,5 @@
 """One live line on the terminal while a training works; elsewhere a log line now and then."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

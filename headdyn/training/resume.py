@@ -1,7 +1,5 @@
 """What lets a killed training go on to the same weights: its whole state, and metrics cut back to that step."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The settings of a training run. No torch here: a configuration is checked before anything heavy is imported."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -3,8 +3,6 @@
 Letters as in clusterings.py. Row 0 may be the heads and the others random ones: they go through the same steps.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

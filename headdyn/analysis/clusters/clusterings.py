@@ -8,8 +8,6 @@ first point; −1 marks a point that belongs to no cluster.
 Quality measures give NaN where they have none: a silhouette of fewer than two clusters, say.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Works on the tables that HeadClusters left, so that no two models are in memory 
 index; where heads exchange roles, match them by head_matching.py first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pictures of head clusters: silhouettes before their null, who stands with whom, heads as points in a plane."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Letters as in models/decoder.py; R draws. Circuits are compared, since no change of basis inside a head changes them.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -3,8 +3,6 @@
 Letters as in clusterings.py; L layers, P pairs. A layer's row has heads as its unit and a null, no interval.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The records that analyses of clusters leave beside their rows: every clustering, heads in a plane, distances."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

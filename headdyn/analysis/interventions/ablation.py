@@ -3,8 +3,6 @@
 Mechanistic checks, science.md §13.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Heads silenced alone and in groups: rows, nulls and pictures. Letters as in head_ablation.py."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

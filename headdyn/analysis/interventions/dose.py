@@ -3,8 +3,6 @@
 Thresholds such as "8 or more even heads" and "60 % of the source" (science.md §11). Letters as in patching.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

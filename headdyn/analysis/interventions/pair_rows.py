@@ -1,7 +1,5 @@
 """HeadTable rows of statistics whose independent units are number pairs. Letters as in patching.py: P pairs."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

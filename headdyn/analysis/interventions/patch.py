@@ -1,7 +1,5 @@
 """What a patch writes, where and when, and the settings that analyses by patching share. Nothing heavy is imported."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -4,8 +4,6 @@ Letters as in restart.py; here also P pairs and A answer tokens that are compare
 of tokens: N, or 2N where the two answers must be read on continuations of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Weight permutation, science.md §14. Heads are reordered in q, k and v (weights and biases) and in the columns of W_O.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, get_args
 

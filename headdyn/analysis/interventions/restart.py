@@ -11,8 +11,6 @@ batch; cells of later layers join on the way. Positions before the first one wri
 last layer is computed at the positions that are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 

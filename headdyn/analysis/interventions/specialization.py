@@ -4,8 +4,6 @@ Specialisation of head groups, science.md §11. Letters as in patching.py and sp
 nats, and a pair succeeds where Δ, averaged over the pair's prompts, is above 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Even heads against odd ones, patched and ranked among all splits. Letters as in patching.py and splits.py."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -3,8 +3,6 @@
 Emergence over checkpoints, science.md §15.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Mapping
 from functools import partial

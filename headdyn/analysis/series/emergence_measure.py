@@ -3,8 +3,6 @@
 Letters as in onset.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, permutations
 from typing import Any

@@ -6,8 +6,6 @@ the function goes on too is told by what heads do. Letters as in circuit_factors
 earlier checkpoint, J of a later one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise

@@ -3,8 +3,6 @@
 Everything here is computed from arrays and returned as plain values for verdict.json. Letters as in onset.py.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any

@@ -3,8 +3,6 @@
 Letters: K checkpoints in the order of training, P pairs, B trajectories at once (bootstrap draws), S splits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The checkpoints of a series side by side: one row each, and the curves over log steps (science.md §15)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

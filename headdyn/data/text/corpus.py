@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import json
 import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.core.records import read_json
 from headdyn.core.settings import Count, settings
 from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
 from headdyn.data.model_tokens import ModelTokens
@@ -115,7 +115,7 @@ class TextSource(ABC):
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""
-        facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+        facts = read_json(folder / "facts.json")
         return Corpus(
             name="text",
             train=Split.open(folder, "train"),

@@ -3,8 +3,6 @@
 Letters: D documents. Only a few bytes of each document are held in memory.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import re

@@ -4,8 +4,6 @@ Letters: D documents, W words of a chunk, H hash functions. Some tens of bytes a
 signatures (480 bytes each) are on disk. Plain numpy does, since no index is needed: every band is one sort.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Mapping

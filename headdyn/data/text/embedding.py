@@ -5,8 +5,6 @@ Letters: D documents, E embedding width. Rows have unit length, so that k-means 
 of rows as the projection leaves them, by 0.03 to 0.34.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

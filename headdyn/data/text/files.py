@@ -3,8 +3,6 @@
 Every format is read as a stream: one document, or one block of a columnar file, is in memory at a time.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

@@ -10,8 +10,6 @@ Letters: N sequences, T tokens, V vocabulary, C contexts. An n-gram's tokens are
 two first: (v V + w) V + u.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 

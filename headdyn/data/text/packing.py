@@ -11,8 +11,6 @@ most 1.75 times the intended tokens: the middle one where 3.5 intended lengths a
 Letters: D documents, P pieces, N sequences, T tokens, S topics.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path

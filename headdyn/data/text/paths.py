@@ -1,7 +1,5 @@
 """The files that a path to the user's text stands for. Nothing heavy is imported: a wrong path is refused at once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

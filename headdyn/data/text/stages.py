@@ -1,15 +1,12 @@
 """The steps of a long build: each is done once, whatever interrupts it, with its progress in the log."""
 
-from __future__ import annotations
-
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import write_json
+from headdyn.core.records import read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +28,7 @@ class Stages:
         marker = self.folder / f"{name}.done.json"
         if marker.exists():
             log.info("%s: finished before", name)
-            return json.loads(marker.read_text(encoding="utf-8"))
+            return read_json(marker)
         log.info("%s ...", name)
         begun = time.monotonic()
         facts = dict(work())

@@ -3,8 +3,6 @@
 Any text becomes tokens, and these become the same bytes again. Letters: V vocabulary, D documents.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

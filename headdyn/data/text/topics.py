@@ -3,8 +3,6 @@
 Letters: D documents, E embedding width, S topics, G given topics, R draws of a null.
 """
 
-from __future__ import annotations
-
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence

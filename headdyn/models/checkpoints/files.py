@@ -3,9 +3,6 @@
 No torch here, so that a name, a revision or a network that is not there answers before anything heavy is imported.
 """
 
-from __future__ import annotations
-
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,6 +14,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
+from headdyn.core.records import read_json
 from headdyn.core.store import Store, recipe_key
 from headdyn.models.checkpoints import gguf
 from headdyn.models.checkpoints.hub import (
@@ -122,7 +120,7 @@ def local_folder(name: str, revision: str) -> Path | None:
 def source_of(folder: Path) -> dict[str, Any]:
     """What `source.json` says of where a checkpoint came from: its `commit` on the hub, or its `quantisation`."""
     path = folder / SOURCE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _recipe(name: str, revision: str) -> dict[str, Any]:

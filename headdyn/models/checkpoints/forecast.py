@@ -1,7 +1,5 @@
 """What a series will download, and which of its revisions hold the same weights, before a byte is fetched. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Rounded weights come back as what the rounding left, in float32. No torch here until a file is unpacked.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 Of a repository only config, tokenizer and one set of weights are downloaded (safetensors before .bin), never code.
 """
 
-from __future__ import annotations
-
 import difflib
 import errno
 import logging

@@ -1,7 +1,5 @@
 """Snapshots of a training run: one safetensors file a step, whole or absent, with the configuration inside."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

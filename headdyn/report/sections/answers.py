@@ -1,7 +1,5 @@
 """The answers: every question that a sweep's records can answer, one sentence each, with the details behind it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from markupsafe import Markup

@@ -1,7 +1,5 @@
 """What the factors do: the primary outcome's effects as the sweep's main picture and table, every outcome behind."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

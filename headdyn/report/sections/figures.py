@@ -1,7 +1,5 @@
 """A run's figures: one for all to see, the others behind, under the analysis that drew them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from headdyn.core.figures import Figure

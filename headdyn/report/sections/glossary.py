@@ -1,7 +1,5 @@
 """What every number in a report means: the analyses' own words from the runs' manifests, and what this package adds."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

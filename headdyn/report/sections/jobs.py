@@ -1,7 +1,5 @@
 """What was run: the command, what varied, where and with what; every job and what became of it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Topic-ordered against shuffled training where both have the same held-out loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run's numbers: its outcomes for all to see, and every scalar behind, under the analysis that measured it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

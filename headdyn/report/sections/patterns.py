@@ -1,7 +1,5 @@
 """Attention patterns of heads with a role: for each training and role the same head in every arm of the training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What topic a linear probe reads from the residual stream behind every layer."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

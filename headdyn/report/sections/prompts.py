@@ -1,7 +1,5 @@
 """What a run on comparison prompts found: its answers in words, its splits against the null, and its tables."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Quality control: what must hold in any sweep, and whether it does."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from headdyn.report import extension

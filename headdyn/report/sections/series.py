@@ -1,7 +1,5 @@
 """What the checkpoints of a training say together: when something emerged, its course, which checkpoints count."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every run's outcomes, with interval, null and what they are held against: for pages, terminals and files."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What a corpus of real text is made of: how its topics were found, and how far they can be trusted."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

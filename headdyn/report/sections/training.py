@@ -1,7 +1,5 @@
 """How the trainings went: held-out loss over steps, passes and speed; and the recovery after a positional change."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

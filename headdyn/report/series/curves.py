@@ -1,7 +1,5 @@
 """Any metric over the steps of a series: its intervals, what chance gives, and where it emerged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

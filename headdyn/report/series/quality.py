@@ -1,7 +1,5 @@
 """Quality control of series: early checkpoints against chance, weights, dtype, resolution, repeats, units."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

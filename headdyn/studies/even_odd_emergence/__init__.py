@@ -1,7 +1,5 @@
 """Even heads against odd ones at eleven checkpoints of Pythia-160m, by activation patching."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study, deferred
 
 STUDY = Study(

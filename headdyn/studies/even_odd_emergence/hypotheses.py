@@ -3,8 +3,6 @@
 `analysis.emergence.judge` names this module; the judgement stands beside each measure of a series' verdict.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """H1 to H5, the study's figures beside ours, and what misleads in how it patched heads."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

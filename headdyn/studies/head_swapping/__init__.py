@@ -1,7 +1,5 @@
 """Heads of Pythia-160m reordered: does a head's function depend on its index?"""
 
-from __future__ import annotations
-
 from headdyn.studies import Study, deferred
 
 STUDY = Study(

@@ -1,7 +1,5 @@
 """What misleads in the study's virtual permutation of heads, with the verdicts of these runs."""
 
-from __future__ import annotations
-
 from headdyn.report.blocks import Section
 from headdyn.studies.pages import facts, misleading
 from headdyn.sweep.jobs import Job

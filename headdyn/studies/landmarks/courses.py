@@ -1,7 +1,5 @@
 """Trainings followed through their snapshots, as a sweep recorded them, and when their curves cross a level."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

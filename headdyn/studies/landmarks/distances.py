@@ -1,7 +1,5 @@
 """How far a model's next-token law is from exact predictors: settings and metrics of such analyses."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Distances of a model from exact predictors, with intervals over sequences. Letters as in landmarks/predictors.py."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

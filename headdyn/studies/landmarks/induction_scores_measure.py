@@ -1,7 +1,5 @@
 """Prefix matching and attention to the previous token of every head. Letters as in models/decoder.py."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from jaxtyping import Float

@@ -1,7 +1,5 @@
 """A landmark's part of the page: each prediction beside what these runs show, and the curves that decide it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

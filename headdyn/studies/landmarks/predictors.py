@@ -4,8 +4,6 @@ Letters: N sequences, T tokens, V symbols, K chains. A law [N, T-1, V] holds at 
 tokens 0..t.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.special import softmax
 

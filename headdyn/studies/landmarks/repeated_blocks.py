@@ -3,9 +3,6 @@
 Letters: N sequences, T tokens, V symbols, B block lengths.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -14,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.core.randomness import generator
+from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import mean_and_error
@@ -53,14 +51,13 @@ class RepeatedBlocks:
             length_N1 = draws.integers(self.min_block, self.max_block + 1, size=(count, 1))
             block_NB = draws.integers(self.num_symbols, size=(count, self.max_block))
             tokens_NT = np.take_along_axis(block_NB, np.arange(self.sequence_length) % length_N1, axis=1)
-            np.save(folder / f"{split}_tokens.npy", tokens_NT.astype(np.uint16))
-            np.save(folder / f"{split}_topics.npy", np.zeros(tokens_NT.shape, np.uint8))
+            Split.write(folder, split, tokens_NT.astype(np.uint16))
         facts = {"random_nats": math.log(self.num_symbols), **mean_and_error("floor_nats", self.filter(tokens_NT)[0])}
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = read_json(folder / "facts.json")
         return Corpus(
             name="repeated_blocks",
             train=Split.open(folder, "train"),

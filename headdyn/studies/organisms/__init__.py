@@ -1,7 +1,5 @@
 """Model organisms: small trained suites whose answer is known, and how often the detectors find it."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study, deferred
 
 STUDY = Study(

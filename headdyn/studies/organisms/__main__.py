@@ -1,7 +1,5 @@
 """The study of detectors: `python -m headdyn.studies.organisms --suites 5`."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence

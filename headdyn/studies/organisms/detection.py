@@ -5,8 +5,6 @@ it comes, so that the same command continues where it stopped and more suites ad
 of every statistic (science.md §16). Shape suffixes as in analysis/interventions/splits.py.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import logging
@@ -25,7 +23,7 @@ from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.onset import first_above
 from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core.randomness import generator
-from headdyn.core.records import write_json
+from headdyn.core.records import read_json, write_json
 from headdyn.core.run_folder import git_revision
 from headdyn.core.settings import build
 from headdyn.core.statistics import binomial_interval
@@ -80,7 +78,7 @@ def study(
         path = out / "suites" / f"{organism.organism}_{organism.suite:03d}.json"
         key = record_key(organism, analysis)
         if path.exists():
-            if json.loads(path.read_text(encoding="utf-8"))["key"] != key:
+            if read_json(path)["key"] != key:
                 raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
             continue
         row = {"key": key, "git": git_revision(), **examine(organism, store, analysis)}
@@ -104,7 +102,7 @@ def record_key(organism: Organism, analysis: Specialization) -> str:
 
 def write_record(out: Path) -> list[Row]:
     """study.json, study.csv and table.md over all suites on record in `out`, whose rows are returned."""
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((out / "suites").glob("*.json"))]
+    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
     summary = summarise(rows)
     write_json(out / "study.json", {"alpha": ALPHA, "series": SERIES, "summary": summary, "suites": rows})
     with (out / "study.csv").open("w", encoding="utf-8", newline="") as file:

@@ -1,7 +1,5 @@
 """What was found of a suite against what is true of it by construction."""
 
-from __future__ import annotations
-
 from headdyn.core.numbers import count, listed, number, p_value, spelled
 from headdyn.report.quality import Check
 from headdyn.sweep.record import SweepRecord

@@ -1,7 +1,5 @@
 """What conf/model/organism_* may say, and what is true of such a suite by construction. No torch here."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path

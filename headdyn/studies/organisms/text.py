@@ -4,8 +4,6 @@ Asked plainly the text answers rightly; after "Q:" it compares fractions as inte
 wrongly there by construction. Letters: N prompts, the plain ones first and then the same pairs after "Q:"; T tokens.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ values taken from another prompt, towards the answer that this prompt would get 
 Letters as in models/decoder.py; N prompts of a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The matrix of eight trainings: attention (MHA, GQA) × order of the data × position encoding."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study, deferred
 
 STUDY = Study(

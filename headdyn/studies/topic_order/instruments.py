@@ -1,7 +1,5 @@
 """What topic order leaves in the heads: by raw attention, by rollout, by TensorLens and by probes, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from headdyn.core.numbers import count, fixed, listed, spelled

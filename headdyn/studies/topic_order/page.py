@@ -1,7 +1,5 @@
 """The figures of the study's Run 1 beside ours: only where ours were made as the study's were."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ retention is the interaction of order and drop at every layer, with seeds as uni
 normal values give (science.md §5). Letters: L layers, H heads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache

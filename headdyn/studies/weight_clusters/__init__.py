@@ -1,7 +1,5 @@
 """Clusters of heads by their weights over eight checkpoints of Pythia-160m, and what the clusters do."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study, deferred
 
 STUDY = Study(

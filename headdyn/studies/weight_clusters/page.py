@@ -1,7 +1,5 @@
 """The study's silhouettes beside ours, and what misleads in how it read and clustered the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

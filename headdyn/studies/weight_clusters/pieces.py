@@ -17,8 +17,6 @@ What the study did, and why none of it is evidence about heads:
 - Its separation ratio divides a distance by a variance per entry, so it has a unit and depends on the weights' scale.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Clamping (Singh et al. 2024): with a part of the induction circuit given, the phase change comes earlier."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study
 from headdyn.studies.landmarks import report_parts
 

@@ -1,7 +1,5 @@
 """What Singh et al. (2024) predict of trainings with a head held at an ideal, and how these runs decide it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from headdyn.core.figures import Figure

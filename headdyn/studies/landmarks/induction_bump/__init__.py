@@ -1,7 +1,5 @@
 """The induction bump (Olsson et al. 2022): induction heads and in-context learning arise together, with two layers."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study
 from headdyn.studies.landmarks import report_parts
 

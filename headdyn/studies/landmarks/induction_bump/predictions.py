@@ -1,7 +1,5 @@
 """What Olsson et al. (2022) predict of induction heads and in-context learning, and how these runs decide it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Phases of in-context learning (Park et al. 2024): retrieval of known chains or inference, by unigrams or bigrams."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study
 from headdyn.studies.landmarks import report_parts
 

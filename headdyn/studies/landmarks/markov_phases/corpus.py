@@ -3,9 +3,6 @@
 Letters as in landmarks/predictors.py.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -13,11 +10,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.randomness import generator
+from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import mean_and_error
-from headdyn.data.markov import AliasSampler, sample_tokens, stationary_law
+from headdyn.data.markov import chain_tokens, stationary_law
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, retrieval_laws, unigram_law
 
 PREDICTORS = ("unigram_retrieval", "bigram_retrieval", "unigram_inference", "bigram_inference")
@@ -52,16 +50,15 @@ class MarkovMixture:
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             chain_N = generator(self.seed, f"markov_mixture/{split}").integers(self.num_chains, size=count)
             tokens_NT = self.draw_tokens(chains_KVV, chain_N, f"{split} tokens")
-            np.save(folder / f"{split}_tokens.npy", tokens_NT)
-            np.save(folder / f"{split}_topics.npy", np.zeros(tokens_NT.shape, np.uint8))
+            Split.write(folder, split, tokens_NT)
         facts = {"random_nats": math.log(self.num_states), "chains": self.num_chains}
         for name, law_NTV in MixtureFilter(self, chains_KVV).laws(tokens_NT).items():
             facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped; bigram retrieval is its exact floor."""
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = read_json(folder / "facts.json")
         references = {name: facts[f"{name}_nats"] for name in ("random", *PREDICTORS)}
         return Corpus(
             name="markov_mixture",
@@ -82,10 +79,7 @@ class MarkovMixture:
 
     def draw_tokens(self, chains_KVV: np.ndarray, chain_N: np.ndarray, purpose: str) -> np.ndarray:
         """A sequence of each chain named, uint16 [N, T]; `purpose` tells draws of one seed apart."""
-        tokens_NT = np.empty((len(chain_N), self.sequence_length), np.uint16)
-        key = seed_sequence(self.seed, f"markov_mixture/{purpose}").generate_state(2, np.uint64)
-        sample_tokens(AliasSampler(chains_KVV), np.broadcast_to(chain_N[:, None], tokens_NT.shape), key, tokens_NT)
-        return tokens_NT
+        return chain_tokens(chains_KVV, chain_N, self.sequence_length, self.seed, f"markov_mixture/{purpose}")
 
 
 class MixtureFilter:

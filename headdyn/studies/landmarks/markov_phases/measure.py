@@ -1,7 +1,5 @@
 """Distances of a model from retrieval and inference, on chains of the mixture and on fresh ones."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from headdyn.core.records import Findings, HeadTable

@@ -1,7 +1,5 @@
 """What Park et al. (2024) predict of mixtures of few and of many chains, and how these runs decide it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

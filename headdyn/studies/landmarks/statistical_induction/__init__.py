@@ -1,7 +1,5 @@
 """Statistical induction heads (Edelman et al. 2024): uniform guessing, in-context unigrams, then in-context bigrams."""
 
-from __future__ import annotations
-
 from headdyn.studies import Study
 from headdyn.studies.landmarks import report_parts
 

@@ -1,7 +1,5 @@
 """Is the model's next-token law uniform, that of the unigrams in context, or that of the bigrams in context?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 

@@ -3,9 +3,6 @@
 In-context learning of Markov chains (Edelman et al. 2024, arXiv 2402.11004). Letters as in landmarks/predictors.py.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -13,11 +10,12 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from headdyn.core.randomness import generator, seed_sequence
+from headdyn.core.randomness import generator
+from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import mean_and_error
-from headdyn.data.markov import AliasSampler, sample_tokens
+from headdyn.data.markov import chain_tokens
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_law
 
 _MOST_ROUNDS = 10_000  # of Sinkhorn's iteration; chains of three states take tens
@@ -50,20 +48,17 @@ class FreshChains:
         """
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             chains_NVV = self.draw_chains(count, generator(self.seed, f"fresh_chains/{split} chains"))
-            tokens_NT = np.empty((count, self.sequence_length), np.uint16)
-            chain_NT = np.broadcast_to(np.arange(count)[:, None], tokens_NT.shape)
-            key = seed_sequence(self.seed, f"fresh_chains/{split} tokens").generate_state(2, np.uint64)
-            sample_tokens(AliasSampler(chains_NVV), chain_NT, key, tokens_NT)
-            np.save(folder / f"{split}_tokens.npy", tokens_NT)
-            np.save(folder / f"{split}_topics.npy", np.zeros(tokens_NT.shape, np.uint8))
+            purpose = f"fresh_chains/{split} tokens"
+            tokens_NT = chain_tokens(chains_NVV, np.arange(count), self.sequence_length, self.seed, purpose)
+            Split.write(folder, split, tokens_NT)
         facts = {"random_nats": math.log(self.num_states), "chains": f"{self.rows}, one a sequence"}
         for name, law_NTV in self.laws(tokens_NT).items():
             facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
-        (folder / "facts.json").write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped; the bigram predictor is its exact floor where rows are Dirichlet."""
-        facts = json.loads((folder / "facts.json").read_text())
+        facts = read_json(folder / "facts.json")
         references = {name: facts[f"{name}_nats"] for name in ("random", "unigram", "bigram")}
         if self.rows == "dirichlet":
             references["floor"] = references["bigram"]

@@ -1,7 +1,5 @@
 """Distances of a model from uniform guessing, in-context unigrams and in-context bigrams."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from headdyn.core.records import Findings

@@ -1,7 +1,5 @@
 """What Edelman et al. (2024) predict of training on fresh Markov chains, and how these runs decide it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
