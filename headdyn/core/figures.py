@@ -5,39 +5,39 @@ PNG without a browser. Colours are told apart by colour-blind readers (Okabe & I
 the only difference: curves also differ in dashes and marks, significance is an asterisk, a null is a hollow diamond.
 """
 
+from __future__ import annotations
+
 import functools
 import json
 import math
 import operator
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import altair as alt
-else:
-
-    class _Altair:
-        """Altair, imported when the first figure is drawn: it takes 0.3 s."""
-
-        def __getattr__(self, name: str) -> Any:
-            import altair
-
-            return getattr(altair, name)
-
-    alt = _Altair()
+from headdyn.core.chart_parts import (
+    CIVIDIS,
+    DASHES,
+    GREY,
+    MARKS,
+    PALETTE,
+    PUOR,
+    Tables,
+    alt,
+    categories,
+    ink,
+    json_number,
+    legend_columns,
+    place_names,
+    ramp_scale,
+    titled,
+    tooltips,
+)
 
 FORMATS = ("pdf", "svg", "png")
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
-CIVIDIS = ("#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838")
-PUOR = ("#2d004b", "#5f3a91", "#9990bf", "#cfcfe5", "#f7f7f6", "#fed59f", "#ee9b39", "#bd6109", "#7f3b08")
-DASHES = ([1, 0], [6, 3], [6, 2, 1, 2], [1, 2])
-MARKS = ("circle", "square", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left", "stroke")
-GREY = "#595959"
 CONFIG: Mapping[str, Any] = {
     "font": "system-ui, Helvetica, Arial, Liberation Sans, sans-serif",
     "view": {"stroke": None},
@@ -147,17 +147,6 @@ class NullRanges:
     marked_X: np.ndarray | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scatter:
-    """One panel of heads as points: numbered, coloured by label; a label of −1 (in no cluster) is a hollow mark."""
-
-    title: str
-    points_H2: np.ndarray
-    labels_H: np.ndarray
-    xlabel: str = ""
-    ylabel: str = ""
-
-
 def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str = "") -> Figure:
     """Heat maps over layer × head, with the values in their cells; `mark` says what an asterisk means."""
     layers, heads = panels[0].value_LH.shape
@@ -171,15 +160,15 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
             dark = abs(share - 0.5) > 0.33 if colours is PUOR else share < 0.55
             cell = {"layer": layer, "head": head, "value": float(value), "text": texts_LH[layer, head]}
             rows += [cell | {"ink": "white" if dark else "black"}] if math.isfinite(value) else []
-        places = _names(alt.X("head:O"), range(heads)), _names(alt.Y("layer:O"), range(layers))
+        places = place_names(alt.X("head:O"), range(heads)), place_names(alt.Y("layer:O"), range(layers))
         legend = alt.Legend(title=None, gradientLength=min(120, max(60, side * layers)), tickCount=4)
         colour = alt.Fill("value:Q", scale=ramp_scale((low, high), colours), legend=legend)
-        tips = _tips("layer:O", "head:O", **{"value:Q": panel.title})
+        tips = tooltips("layer:O", "head:O", **{"value:Q": panel.title})
         notes = "    ".join(note for note in (panel.note, f"* {mark}" if panel.marked_LH is not None else "") if note)
         name = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
         base = tables.chart(rows).encode(*places)
         cells = base.mark_rect(stroke="white").encode(colour, tooltip=tips)
-        chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*_ink())).properties(
+        chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*ink())).properties(
             width=side * heads, height=side * layers, title=titled(name, side * heads + 80, notes)
         )
         parts.append(chart)
@@ -211,9 +200,9 @@ def curves(
         look = {f"look{i}": level for i, level in enumerate((line.look or {"": line.label}).values())}
         constant = {"series": line.label, **look, "runs": " ".join(map(str, line.runs))}
         for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
-            rows.append({**constant, "x": _number(x), "y": _number(y), "marked": i % every == 0})
+            rows.append({**constant, "x": json_number(x), "y": json_number(y), "marked": i % every == 0})
             if line.low is not None and line.high is not None:
-                rows[-1] |= {"low": _number(line.low[i]), "high": _number(line.high[i])}
+                rows[-1] |= {"low": json_number(line.low[i]), "high": json_number(line.high[i])}
     first, last = (extreme((row["x"] for row in rows), default=0) for extreme in (min, max))
     x = alt.X("x:Q", title=xlabel).scale(nice=False, zero=False).axis(grid=False, tickMinStep=1 if whole_x else 0)
     if log_x:
@@ -238,7 +227,7 @@ def curves(
         layers.append(functools.reduce(lambda chart, pick: chart.transform_filter(pick), picks, band))
     layers += _reference_lines(tables, references or {}, rows, width, height)
     layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=seen))
-    tips = _tips(
+    tips = tooltips(
         **{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ({"low:Q": "from", "high:Q": "to"} if banded else {})
     )
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
@@ -257,20 +246,20 @@ def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape
         alt.selection_point(name=f"pick{i}", fields=[f"look{i}"], bind="legend") for i in range(len(properties[:3]))
     ]
     legends = [
-        alt.Legend(title=name or None, orient="top", columns=_legend_columns(names), symbolSize=60 if i != 1 else 400)
+        alt.Legend(title=name or None, orient="top", columns=legend_columns(names), symbolSize=60 if i != 1 else 400)
         for i, (name, names) in enumerate(zip(properties, levels, strict=True))
     ]
     if len(properties) < 2:  # the first curves differ in both dashes and marks, no two of 32 agree in both
         marks = [MARKS[(i + i // len(DASHES)) % len(MARKS)] for i in range(len(levels[0]))]
-        dash = alt.StrokeDash("look0:N", scale=_categories(levels[0], DASHES), legend=None)
-        shape = alt.Shape("look0:N", scale=_categories(levels[0], marks), legend=legends[0])
+        dash = alt.StrokeDash("look0:N", scale=categories(levels[0], DASHES), legend=None)
+        shape = alt.Shape("look0:N", scale=categories(levels[0], marks), legend=legends[0])
     else:
-        dash = alt.StrokeDash("look1:N", scale=_categories(levels[1], DASHES), legend=legends[1])
+        dash = alt.StrokeDash("look1:N", scale=categories(levels[1], DASHES), legend=legends[1])
         third = 2 if len(properties) > 2 else 1
         shape = alt.Shape(
-            f"look{third}:N", scale=_categories(levels[third], MARKS), legend=legends[2] if third == 2 else None
+            f"look{third}:N", scale=categories(levels[third], MARKS), legend=legends[2] if third == 2 else None
         )
-    return alt.Color("look0:N", scale=_categories(levels[0], PALETTE), legend=legends[0]), dash, shape, picks
+    return alt.Color("look0:N", scale=categories(levels[0], PALETTE), legend=legends[0]), dash, shape, picks
 
 
 def interval_plot(
@@ -279,14 +268,14 @@ def interval_plot(
     """Marks with intervals, one row each from the top, a null as a hollow diamond; "absent" where there is no value."""
     tables, groups = Tables(), list(dict.fromkeys(row.group for row in rows))
     values = [vars(row) | {"row": place, "absent": row.value is None} for place, row in enumerate(rows)]
-    base = tables.chart(values).encode(_names(alt.Y("row:O"), [row.label for row in rows], title=None))
+    base = tables.chart(values).encode(place_names(alt.Y("row:O"), [row.label for row in rows], title=None))
     named = [group for group in groups if group]
-    legend = alt.Legend(title=None, orient="bottom", columns=_legend_columns(named), values=named) if named else None
+    legend = alt.Legend(title=None, orient="bottom", columns=legend_columns(named), values=named) if named else None
     pick = alt.selection_point(name="pick", fields=["group"], bind="legend")
-    colour = alt.Color("group:N", scale=_categories(groups, PALETTE), legend=legend)
-    shape = alt.Shape("group:N", scale=_categories(groups, MARKS), legend=legend)
+    colour = alt.Color("group:N", scale=categories(groups, PALETTE), legend=legend)
+    shape = alt.Shape("group:N", scale=categories(groups, MARKS), legend=legend)
     seen = alt.condition(pick, alt.value(1), alt.value(0.1))
-    tips = _tips("label:N", *(["group:N"] if named else []), "value:Q", "low:Q", "high:Q", "null:Q")
+    tips = tooltips("label:N", *(["group:N"] if named else []), "value:Q", "low:Q", "high:Q", "null:Q")
     low, x = (alt.X(f"{end}:Q", title=xlabel).scale(zero=zero_line).axis(tickCount=6) for end in ("low", "value"))
     layers: list[Any] = [tables.chart([{"zero": 0}]).mark_rule(color=GREY).encode(x="zero:Q")] if zero_line else []
     bars = base.mark_rule(strokeWidth=2.4).transform_filter("isValid(datum.low) && isValid(datum.high)")
@@ -318,12 +307,12 @@ def null_ranges(
         columns_by_name |= dict(zip(("null_low", "null_mean", "null_high"), np.asarray(panel.null_X3).T, strict=True))
         rows = []
         for place, label in enumerate(panel.labels):
-            row: dict[str, Any] = {n: None if X is None else _number(X[place]) for n, X in columns_by_name.items()}
+            row: dict[str, Any] = {n: None if X is None else json_number(X[place]) for n, X in columns_by_name.items()}
             marked = panel.marked_X is not None and panel.marked_X[place] and row["value"] is not None
             top = row["value"] if row["high"] is None else row["high"]
             rows.append(row | {"place": place, "label": label, "star": "*" if marked else "", "top": top})
-        base = tables.chart(rows).encode(_names(alt.X("place:O"), panel.labels, title=panel.xlabel or None))
-        tips = _tips("label:N", *(f"{name}:Q" for name in columns_by_name))
+        base = tables.chart(rows).encode(place_names(alt.X("place:O"), panel.labels, title=panel.xlabel or None))
+        tips = tooltips("label:N", *(f"{name}:Q" for name in columns_by_name))
         y = {n: alt.Y(f"{n}:Q", title=panel.ylabel).scale(zero=False) for n in (*columns_by_name, "top")}
         layers = [
             base.mark_bar(color="#d1d1d1").encode(y["null_low"], alt.Y2("null_high:Q"), tooltip=tips),
@@ -338,44 +327,6 @@ def null_ranges(
     starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
     heading = titled(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
     return Figure(alt.concat(*parts, columns=columns, title=heading), caption, tables)
-
-
-def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
-    """One strip a clustering, one cell a head: the cluster's number and colour; a hollow cell is a head in none.
-
-    `columns` stand side by side, each a list of names and labels.
-    """
-    heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
-    tables, parts = Tables(), []
-    for strips in columns:
-        rows = [
-            {"strip": place, "name": name, "head": head, **_cluster(label)}
-            for place, (name, labels_H) in enumerate(strips)
-            for head, label in enumerate(labels_H.tolist())
-        ]
-        x = _names(alt.X("head:O"), range(heads), orient="top")
-        base = tables.chart(rows).encode(x, _names(alt.Y("strip:O"), [name for name, _ in strips], title=None))
-        tips = _tips("head:O", "cluster:N", **{"name:N": "clustering"})
-        cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(_fill(), tooltip=tips)
-        numbers = base.mark_text(fontSize=9).encode(*_ink())
-        parts.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
-    return Figure(alt.hconcat(*parts, title=titled(title, 22 * heads * len(columns) + 160)), caption, tables)
-
-
-def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", caption: str = "") -> Figure:
-    """Heads as numbered points, panel by panel."""
-    tables, parts = Tables(), []
-    for panel in panels:
-        labelled = zip(panel.points_H2.tolist(), panel.labels_H.tolist(), strict=True)
-        rows = [{"x": x, "y": y, "head": head, **_cluster(label)} for head, ((x, y), label) in enumerate(labelled)]
-        x = alt.X("x:Q", title=panel.xlabel or None).scale(zero=False, padding=14).axis(tickCount=4)
-        y = alt.Y("y:Q", title=panel.ylabel or None).scale(zero=False, padding=14).axis(tickCount=4)
-        base = tables.chart(rows).encode(x, y)
-        points = base.mark_circle(size=190, stroke=GREY, opacity=0.75)
-        points = points.encode(_fill(), tooltip=_tips("head:O", "cluster:N"))
-        numbers = base.mark_text(fontSize=9).encode(*_ink("head:O"))
-        parts.append(alt.layer(points, numbers).properties(width=190, height=190, title=titled(panel.title, 210)))
-    return Figure(alt.concat(*parts, columns=columns, title=titled(title, 240 * columns)), caption, tables)
 
 
 def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
@@ -395,65 +346,6 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
         words = words.encode(x, y, text="text:N", color=ink, tooltip="text:N")
         parts.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
     return Figure(alt.hconcat(*parts, spacing=30), caption, tables)
-
-
-# -- parts of charts --------------------------------------------------------------------------------------------------
-
-
-class Tables(dict[str, Sequence[Mapping[str, Any]]]):
-    """The data of one figure. Charts refer to it by name: Altair copies what is inside of charts many times over."""
-
-    def named(self, rows: Sequence[Mapping[str, Any]]) -> alt.NamedData:
-        name = f"table{len(self)}"
-        self[name] = rows
-        return alt.NamedData(name)
-
-    def chart(self, rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
-        return alt.Chart(self.named(rows))
-
-
-def _names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
-    """An ordinal channel whose values are places in a list of names, all of them shown; long ones stand upright."""
-    upright = isinstance(channel, alt.X) and max((len(str(name)) for name in names), default=0) > 3
-    spelled = f"{json.dumps([str(name) for name in names])}[datum.value]"
-    axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": -90 if upright else 0} | axis
-    if "title" not in axis:
-        axis["title"] = str(channel.shorthand).partition(":")[0]
-    return channel.scale(domain=list(range(len(names)))).axis(labelExpr=spelled, labelOverlap=True, **axis)
-
-
-def _tips(*fields: str, **titles: str) -> list[alt.Tooltip]:
-    """What is shown where a reader points: fields under their own names, then fields under the names given."""
-    named = {field: field.partition(":")[0].replace("_", " ") for field in fields} | titles
-    return [
-        alt.Tooltip(field, title=title, format=".4~g") if field.endswith(":Q") else alt.Tooltip(field, title=title)
-        for field, title in named.items()
-    ]
-
-
-def _ink(text: str = "text:N") -> tuple[alt.Text, alt.Color]:
-    return alt.Text(text), alt.Color("ink:N", scale=None)
-
-
-def _fill() -> alt.Fill:
-    return alt.Fill("colour:N", scale=None)
-
-
-def _cluster(label: int) -> dict[str, Any]:
-    """How a head's cluster is drawn: its colour and number; −1 is in none, and hollow."""
-    colour = PALETTE[label % len(PALETTE)] if label >= 0 else "white"
-    text, name = (str(label), str(label)) if label >= 0 else ("", "none")
-    return {"colour": colour, "text": text, "cluster": name, "ink": "white" if colour == "#000000" else "black"}
-
-
-def _categories(names: Sequence[str], looks: Sequence[Any]) -> alt.Scale:
-    return alt.Scale(domain=list(names), range=[looks[i % len(looks)] for i in range(len(names))])
-
-
-def ramp_scale(limits: tuple[float, float], colours: Sequence[str]) -> alt.Scale:
-    """A colour scale from the first colour to the last, clamped at the limits."""
-    domain = np.linspace(*limits, len(colours)).tolist()
-    return alt.Scale(domain=domain, range=list(colours), clamp=True, nice=False, interpolate="rgb")
 
 
 def _colours(panel: HeadMap) -> tuple[float, float, Sequence[str]]:
@@ -476,16 +368,6 @@ def _cell_texts(panel: HeadMap) -> np.ndarray:
         star = "*" if panel.marked_LH is not None and panel.marked_LH[cell] else ""
         texts_LH[cell] = (number.lstrip("−") if not number.strip("−0.") else number) + star
     return texts_LH
-
-
-def titled(text: str, width: float, note: str = "") -> alt.TitleParams:
-    """A title on as many lines as the width (pixels) asks for, a note below it."""
-    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, max(12, int(width / 6.8)))]
-    return alt.TitleParams(text=lines, subtitle=textwrap.wrap(note, max(12, int(width / 5.6))))
-
-
-def _legend_columns(names: Sequence[str]) -> int:
-    return max(1, int(80 / (6 + max(map(len, names), default=1))))
 
 
 def _reference_lines(
@@ -513,8 +395,3 @@ def _log_ticks(first: float, last: float) -> list[float]:
     if len(ticks) < 3:
         ticks = [m * p for p in powers for m in (1, 2, 5) if first <= m * p <= last]
     return [0.0, *ticks] if first == 0 else ticks
-
-
-def _number(value: Any) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return float(value) if value is not None and math.isfinite(value) else None

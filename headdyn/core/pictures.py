@@ -1,5 +1,7 @@
 """Matrices as pictures in a figure: attention patterns, similarities of heads, and trees above them."""
 
+from __future__ import annotations
+
 import base64
 import functools
 import json
@@ -13,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.figures import CIVIDIS, GREY, PALETTE, PUOR, Figure, Tables, alt, ramp_scale, titled
+from headdyn.core.chart_parts import CIVIDIS, GREY, PALETTE, PUOR, Tables, alt, ramp_scale, titled
+from headdyn.core.figures import Figure
 
 _TOKENS = ("key position (tokens)", "query position (tokens)")
 _HEADS = ("head, numbered through the layers",) * 2

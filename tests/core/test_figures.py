@@ -8,6 +8,7 @@ import altair
 import numpy as np
 import pytest
 
+from headdyn.core.cluster_charts import Scatter, label_strips, scatter_panels
 from headdyn.core.figures import (
     FORMATS,
     PALETTE,
@@ -17,14 +18,11 @@ from headdyn.core.figures import (
     HeadMap,
     Interval,
     NullRanges,
-    Scatter,
     curves,
     head_map,
     interval_plot,
-    label_strips,
     null_ranges,
     rendered,
-    scatter_panels,
     text_tables,
 )
 from tests.core.test_pictures import PICTURES

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from headdyn.core.figures import CIVIDIS, PUOR, Figure
+from headdyn.core.chart_parts import CIVIDIS, PUOR
+from headdyn.core.figures import Figure
 from headdyn.core.pictures import Tree, data_uri, lift_grid, mixed, pattern_grid, similarity_grid, tree_grid
 from tests.figure_checks import decoded, rows, texts
 

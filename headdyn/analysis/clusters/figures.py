@@ -6,7 +6,8 @@ import numpy as np
 
 from headdyn.analysis.clusters import KINDS, clusterings
 from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, AllClusterings, Clouds
-from headdyn.core.figures import Figure, NullRanges, Scatter, label_strips, null_ranges, scatter_panels
+from headdyn.core.cluster_charts import Scatter, label_strips, scatter_panels
+from headdyn.core.figures import Figure, NullRanges, null_ranges
 from headdyn.core.records import HeadTable
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.figures import GREY, PALETTE, Figure, alt
+from headdyn.core.chart_parts import GREY, PALETTE, alt
+from headdyn.core.figures import Figure
 from headdyn.core.numbers import count, p_value
 from headdyn.core.records import HeadTable
 from headdyn.report.blocks import Section, Table, cell

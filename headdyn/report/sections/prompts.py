@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from headdyn.analysis.interventions.splits import read_splits
-from headdyn.core.figures import PALETTE, Figure, alt
+from headdyn.core.chart_parts import PALETTE, alt
+from headdyn.core.figures import Figure
 from headdyn.core.numbers import count, fixed, number, p_is, p_value, spelled
 from headdyn.report.blocks import Section, Table
 from headdyn.sweep.jobs import Job

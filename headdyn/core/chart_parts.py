@@ -1,0 +1,95 @@
+"""Parts that charts of every kind share: palettes, tables of data by name, axes of names, tooltips, titles."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import altair as alt
+else:
+
+    class _Altair:
+        """Altair, imported when the first figure is drawn: it takes 0.3 s."""
+
+        def __getattr__(self, name: str) -> Any:
+            import altair
+
+            return getattr(altair, name)
+
+    alt = _Altair()
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
+CIVIDIS = ("#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838")
+PUOR = ("#2d004b", "#5f3a91", "#9990bf", "#cfcfe5", "#f7f7f6", "#fed59f", "#ee9b39", "#bd6109", "#7f3b08")
+DASHES = ([1, 0], [6, 3], [6, 2, 1, 2], [1, 2])
+MARKS = ("circle", "square", "triangle-up", "triangle-down", "cross", "triangle-right", "triangle-left", "stroke")
+GREY = "#595959"
+
+
+class Tables(dict[str, Sequence[Mapping[str, Any]]]):
+    """The data of one figure. Charts refer to it by name: Altair copies what is inside of charts many times over."""
+
+    def named(self, rows: Sequence[Mapping[str, Any]]) -> alt.NamedData:
+        name = f"table{len(self)}"
+        self[name] = rows
+        return alt.NamedData(name)
+
+    def chart(self, rows: Sequence[Mapping[str, Any]]) -> alt.Chart:
+        return alt.Chart(self.named(rows))
+
+
+def place_names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
+    """An ordinal channel whose values are places in a list of names, all of them shown; long ones stand upright."""
+    upright = isinstance(channel, alt.X) and max((len(str(name)) for name in names), default=0) > 3
+    spelled = f"{json.dumps([str(name) for name in names])}[datum.value]"
+    axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": -90 if upright else 0} | axis
+    if "title" not in axis:
+        axis["title"] = str(channel.shorthand).partition(":")[0]
+    return channel.scale(domain=list(range(len(names)))).axis(labelExpr=spelled, labelOverlap=True, **axis)
+
+
+def tooltips(*fields: str, **titles: str) -> list[alt.Tooltip]:
+    """What is shown where a reader points: fields under their own names, then fields under the names given."""
+    named = {field: field.partition(":")[0].replace("_", " ") for field in fields} | titles
+    return [
+        alt.Tooltip(field, title=title, format=".4~g") if field.endswith(":Q") else alt.Tooltip(field, title=title)
+        for field, title in named.items()
+    ]
+
+
+def ink(text: str = "text:N") -> tuple[alt.Text, alt.Color]:
+    """A text, and the colour that it is written in by its row's `ink`."""
+    return alt.Text(text), alt.Color("ink:N", scale=None)
+
+
+def categories(names: Sequence[str], looks: Sequence[Any]) -> alt.Scale:
+    """A scale from names to looks, which come again where names are more."""
+    return alt.Scale(domain=list(names), range=[looks[i % len(looks)] for i in range(len(names))])
+
+
+def ramp_scale(limits: tuple[float, float], colours: Sequence[str]) -> alt.Scale:
+    """A colour scale from the first colour to the last, clamped at the limits."""
+    domain = np.linspace(*limits, len(colours)).tolist()
+    return alt.Scale(domain=domain, range=list(colours), clamp=True, nice=False, interpolate="rgb")
+
+
+def titled(text: str, width: float, note: str = "") -> alt.TitleParams:
+    """A title on as many lines as the width (pixels) asks for, a note below it."""
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, max(12, int(width / 6.8)))]
+    return alt.TitleParams(text=lines, subtitle=textwrap.wrap(note, max(12, int(width / 5.6))))
+
+
+def legend_columns(names: Sequence[str]) -> int:
+    """How many columns a legend of these names has."""
+    return max(1, int(80 / (6 + max(map(len, names), default=1))))
+
+
+def json_number(value: Any) -> float | None:
+    """A number for JSON, which has no NaN."""
+    return float(value) if value is not None and math.isfinite(value) else None
