@@ -1,0 +1,81 @@
+"""The groups of the configuration that choose nothing by `_target_`: what their YAML files may hold."""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Any, Literal
+
+from headdyn.core.settings import Count, settings
+from headdyn.training.settings import RecalibrationSettings
+
+
+@settings
+class Protocol:
+    """conf/protocol: every choice that docs/science.md gives two ways, which the other groups refer to.
+
+    `companions` maps the name of an analysis to further analyses, by name, that run whenever it runs.
+    """
+
+    name: str
+    generator: str
+    blocks: int
+    within_block: str
+    cooldown_share: float
+    recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale", "until_recovered"], float | bool]
+    study: str | None = None  # what the key `study` is where no experiment names another
+    companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+@settings
+class Mode:
+    """conf/mode: sizes, steps and learning rates, which the other groups refer to and check."""
+
+    name: str
+    model: Mapping[Literal["d_model", "num_layers", "num_heads", "gqa_kv_heads", "head_dim", "d_ff"], int]
+    micro_languages: Mapping[
+        Literal["vocab_size", "num_topics", "sequence_length", "min_segments", "max_segments", "min_segment"]
+        | Literal["train_sequences", "val_sequences", "target_gap_nats", "concentration"],
+        float,
+    ]
+    conversations: Mapping[Literal["num_symbols", "num_topics", "sequence_length", "target_gap_nats"], float]
+    text: Mapping[
+        Literal["vocab_size", "sequence_length", "num_topics", "train_sequences", "val_sequences", "embedding"],
+        int | str | None,  # null is no limit
+    ]
+    train: Mapping[
+        Literal["steps", "batch_size", "muon_lr", "adamw_lr", "snapshots"]
+        | Literal["eval_every_steps", "eval_sequences", "compile"],
+        float | bool,
+    ]
+    recalibration_floor_steps: int
+
+
+@settings
+class AttentionSettings:
+    """conf/attention: heads per key/value group."""
+
+    name: str
+    num_kv_heads: Count | None = None  # null: one per query head
+
+
+@settings
+class PositionSettings:
+    """conf/position_enc: whether training rotates, whether the final model does, and what happens between."""
+
+    name: str
+    train_rotary: bool
+    keep_rotary: bool
+    recalibration: RecalibrationSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_rotary and not self.train_rotary:
+            raise ValueError("position_enc.keep_rotary=true needs position_enc.train_rotary=true")
+        if self.recalibration is None and self.keep_rotary != self.train_rotary:
+            raise ValueError("dropping RoPE needs position_enc.recalibration (recalibration.steps=0 for the raw drop)")
+
+
+@settings
+class Outcomes:
+    """What the runs of a sweep are compared by: one primary outcome, and the others; null is every one measured."""
+
+    primary: str | tuple[str, ...] | None = None  # several are refused once the choices are known
+    others: tuple[str, ...] | None = None
