@@ -112,7 +112,7 @@ def heads(series: Series) -> list[str]:
     chance = f"(chance {fixed(100 * matches['chance'], 0)} %)"
     sentences = [
         f"By weights, from one checkpoint to the next {_range(matches)} of the heads are most like the head of their "
-        f"own index {chance}: so much goes on of the weights, which need not be the function."
+        f"own index {chance}: heads whose weights stay alike need not go on doing the same."
     ]
     behaviour = matches.get("by_behaviour", {})
     if "kept_to_next" in behaviour:

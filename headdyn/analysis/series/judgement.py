@@ -140,7 +140,7 @@ def judge(
         judgement["none_reason"] = f"it never rises above {bar} is {judgement['highest']:.3g}"
     if by_pair is None:
         judgement["probabilities_reason"] = (
-            "one pair has no sampling error to tell" if pairs else "values by pair are missing"
+            "one pair has no sampling error to tell" if pairs else "no values by pair to draw from"
         )
     elif unproven:
         judgement["probabilities_reason"] = judgement["none_reason"]

@@ -70,9 +70,9 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
         if not any(row["p"] is not None for row in rows):
             continue
         texts = {effect: [_change(row, sweep) for row in rows if is_effect(row) is effect] for effect in (True, False)}
-        lead = "At no layer was a change of order's effect by the drop detected."
+        lead = "No change of order's effect was detected at any layer when positions were dropped."
         if texts[True]:
-            lead = f"The drop changes what topic order does, by {listed(texts[True])} (q < {ALPHA:g})."
+            lead = f"Dropping positions changes what topic order does, by {listed(texts[True])} (q < {ALPHA:g})."
         answered.append(Statement(_QUESTION, [lead, *(f"No change detected: {text}." for text in texts[False])], group))
     return answered
 

@@ -49,7 +49,7 @@ def test_retention_is_the_interaction_of_order_and_drop_at_each_layer(tmp_path: 
 def test_the_answer_names_the_layers(tmp_path: Path) -> None:
     (statement,) = headlines(design(tmp_path))
     assert statement.sentences[0] == (
-        "The drop changes what topic order does, by topic selectivity at layer 1, +3.00 [+2.75, +3.25] points (q < 0.05)."
+        "Dropping positions changes what topic order does, by topic selectivity at layer 1, +3.00 [+2.75, +3.25] points (q < 0.05)."
     )
     assert any(text.startswith("No change detected: topic selectivity at layer 0, ") for text in statement.sentences)
 
