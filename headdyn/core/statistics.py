@@ -239,14 +239,14 @@ def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha:
     degrees = units - 1
     critical = special.stdtrit(degrees, 1 - alpha / 2)
 
-    def found(noncentrality: float) -> float:
+    def power_at(noncentrality: float) -> float:
         below, above = special.nctdtr(degrees, noncentrality, np.array([-critical, critical]))
         return float(np.nan_to_num(below) + 1 - above)  # scipy gives NaN for a lower tail under 1e-15
 
     low, high = 0.0, 1.0
-    while found(high) < power:
+    while power_at(high) < power:
         high *= 2
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if found(middle) < power else (low, middle)
+        low, high = (middle, high) if power_at(middle) < power else (low, middle)
     return high * spread / float(np.sqrt(units))

@@ -112,8 +112,8 @@ class Conversations:
             tokens_NT = self._tokens(speakers_NM, symbols_NM).astype(np.uint16)
             Split.write(folder, split, tokens_NT, np.repeat(topics_NM, 2 if self.speaker == "marker" else 1, axis=1))
         held_out = slice(0, _REFERENCE_SEQUENCES)
-        drawn = (array_NM[held_out] for array_NM in (speakers_NM, symbols_NM, topics_NM))
-        facts = self._facts(self._filter(folder), *drawn)
+        held_out_NM = (array_NM[held_out] for array_NM in (speakers_NM, symbols_NM, topics_NM))
+        facts = self._facts(self._filter(folder), *held_out_NM)
         write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:

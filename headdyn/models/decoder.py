@@ -255,7 +255,7 @@ class Decoder(nn.Module):
         Under grouped queries the order must keep every group together, since its heads share one key and value.
         Raises ValueError where it does not, where `order` is no permutation, or for a layer out of range.
         """
-        c, mine = self.config, self._block(layer).attention
+        c, attention = self.config, self._block(layer).attention
         order = list(order)
         if sorted(order) != list(range(c.num_heads)):
             raise ValueError(f"{order} is not a permutation of the {c.num_heads} heads 0..{c.num_heads - 1}")
@@ -267,7 +267,7 @@ class Decoder(nn.Module):
                 f"heads of one group, but a place range mixes groups {next(g for g in groups if len(g) > 1)}"
             )
         other = copy.deepcopy(self)
-        theirs = other._block(layer).attention
+        reordered = other._block(layer).attention
 
         def reorder(source: nn.Linear, target: nn.Linear, heads: list[int]) -> None:
             target.weight.copy_(source.weight.view(len(heads), c.head_dim, -1)[heads].reshape_as(source.weight))
@@ -275,11 +275,11 @@ class Decoder(nn.Module):
                 target.bias.copy_(source.bias.view(len(heads), c.head_dim)[heads].reshape_as(source.bias))
 
         kv_order = [group[0] for group in groups]
-        reorder(mine.q, theirs.q, order)
-        reorder(mine.k, theirs.k, kv_order)
-        reorder(mine.v, theirs.v, kv_order)
-        columns = mine.o.weight.view(c.d_model, c.num_heads, c.head_dim)[:, order]
-        theirs.o.weight.copy_(columns.reshape_as(mine.o.weight))
+        reorder(attention.q, reordered.q, order)
+        reorder(attention.k, reordered.k, kv_order)
+        reorder(attention.v, reordered.v, kv_order)
+        columns = attention.o.weight.view(c.d_model, c.num_heads, c.head_dim)[:, order]
+        reordered.o.weight.copy_(columns.reshape_as(attention.o.weight))
         return other
 
     def with_config(self, config: DecoderConfig) -> Decoder:

@@ -44,13 +44,13 @@ class Tap:
     """Records the sites asked for, after applying the edits aimed at them."""
 
     def __init__(self, sites: Iterable[str], layers: Iterable[int], edits: Sequence[Edit]) -> None:
-        self.asked = {(site, layer) for site in sites for layer in layers}
+        self.recorded = {(site, layer) for site in sites for layer in layers}
         self.edits = edits
         self.values: dict[tuple[str, int], Tensor] = {}
 
     def concerns(self, site: str, layer: int) -> bool:
         """Whether the site is recorded or edited there, so that it must be formed at all."""
-        return (site, layer) in self.asked or any(e.site == site and e.layer == layer for e in self.edits)
+        return (site, layer) in self.recorded or any(e.site == site and e.layer == layer for e in self.edits)
 
     def __call__(self, site: str, layer: int, x: Tensor) -> Tensor:
         """The site's value after its edits; recorded if it was asked for."""
@@ -59,7 +59,7 @@ class Tap:
                 _check_broadcast(edit, x)
                 value = edit.value.to(x.dtype)
                 x = value.expand_as(x) if edit.where is None else torch.where(edit.where, value, x)
-        if (site, layer) in self.asked:
+        if (site, layer) in self.recorded:
             self.values[site, layer] = x
         return x
 
@@ -70,7 +70,7 @@ def _check_broadcast(edit: Edit, x: Tensor) -> None:
         if given is None:
             continue
         sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
-        if given.ndim > x.ndim or any(mine not in (1, its) for mine, its in sizes):
+        if given.ndim > x.ndim or any(size not in (1, needed) for size, needed in sizes):
             raise ValueError(
                 f"edit of {edit.site!r} at layer {edit.layer}: {name} of shape {tuple(given.shape)} does not broadcast "
                 f"to the site's {tuple(x.shape)}"

@@ -21,17 +21,17 @@ from headdyn.sweep.words import Statement
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """The parts of the page that the packages add."""
-    return [section for found in _called("sections", sweep) for section in found]
+    return [section for sections in _called("sections", sweep) for section in sections]
 
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
     """The questions that the packages answer."""
-    return [statement for found in _called("headlines", sweep) for statement in found]
+    return [statement for statements in _called("headlines", sweep) for statement in statements]
 
 
 def checks(sweep: SweepRecord) -> list[Check]:
     """The checks that the packages make."""
-    return [check for found in _called("checks", sweep) for check in found]
+    return [check for checks in _called("checks", sweep) for check in checks]
 
 
 def packages(sweep: SweepRecord) -> list[ModuleType]:

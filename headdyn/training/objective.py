@@ -96,12 +96,12 @@ class Batches:
     @classmethod
     def prefix(cls, split: Split, sequences: int, device: str, *, mask_documents: bool) -> Batches:
         """The first `sequences` sequences alone: the held-out set of a training is a fixed prefix."""
-        kept = Split(
+        split = Split(
             tokens_NT=split.tokens_NT[:sequences],
             topics_NT=split.topics_NT[:sequences],
             documents_NT=None if split.documents_NT is None else split.documents_NT[:sequences],
         )
-        return cls(kept, device, mask_documents=mask_documents)
+        return cls(split, device, mask_documents=mask_documents)
 
     @property
     def shape(self) -> tuple[int, int]:

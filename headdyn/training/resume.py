@@ -67,9 +67,9 @@ def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str) -> S
         if state is not None:
             other = {name: value for name, value in state.recipe.items() if value != recipe.get(name)}
             if other:
-                mine = {name: recipe.get(name) for name in other}
+                own = {name: recipe.get(name) for name in other}
                 raise ValueError(
-                    f"{path} is the state of another training: it has {other} where this one has {mine}; "
+                    f"{path} is the state of another training: it has {other} where this one has {own}; "
                     f"train into another folder, or delete {folder} to start anew"
                 )
             return state

@@ -280,8 +280,8 @@ def _families(sweep: SweepRecord, jobs: Sequence[Job]) -> list[_Family]:
         rows = [row for row in series.counted if row["revision"] in series.jobs]
         groups.append((series.complete, {series.jobs[row["revision"]].number: row["step"] for row in rows}))
     for members, steps in (*groups, *((siblings, {}) for siblings in sweep.siblings)):
-        mine = [job for job in members if job.number in numbers]
-        families += [_Family(len(families), mine, steps)] if mine else []
+        of_family = [job for job in members if job.number in numbers]
+        families += [_Family(len(families), of_family, steps)] if of_family else []
         numbers -= set(steps)
     return families
 

@@ -24,17 +24,17 @@ def _final(series: Series) -> Check:
         return Check(question, "note", f"the last checkpoint, {end['revision']}, does not count: {end['reason']}")
     if "found" not in split:
         return Check(question, "note", f"no verdict: {split['reason']}")
-    wanted, found, name = truth["organism"] == "planted", split["found"], "/".join(halves(series))
+    is_planted, detected, name = truth["organism"] == "planted", split["found"], "/".join(halves(series))
     planted = "nothing is planted"
     if truth["heads"]:
         heads = listed([str(head) for head in truth["heads"]])
         planted = f"the choice is planted into heads {heads} of layer {truth['layer']}"
     strength = spelled(series.complete[-1].scalar("strength"), signed=True)
     facts = (
-        f"organism {truth['organism']}: {planted}, so {name} must {'' if wanted else 'not '}be found; it was "
-        f"{'' if found else 'not '}found (p {p_value(split['p'])}), and {end['revision']} has strength {strength}"
+        f"organism {truth['organism']}: {planted}, so {name} must {'' if is_planted else 'not '}be found; it was "
+        f"{'' if detected else 'not '}found (p {p_value(split['p'])}), and {end['revision']} has strength {strength}"
     )
-    return Check(question, "ok" if found == wanted else "fails", facts)
+    return Check(question, "ok" if detected == is_planted else "fails", facts)
 
 
 def _onset(series: Series) -> list[Check]:
@@ -50,10 +50,10 @@ def _onset(series: Series) -> list[Check]:
         return [Check(question, "note", f"{known}; no checkpoint behind it counts")]
     if judgement.get("emerges_at_step") is None:
         return [Check(question, "fails", f"{known}; no emergence was found")]
-    true, found = sum(step <= onset["step"] for step in steps), steps.index(judgement["emerges_at_step"])
+    true_place, dated_place = sum(step <= onset["step"] for step in steps), steps.index(judgement["emerges_at_step"])
     after = judgement["emerges_after_step"]
     facts = (
         f"{known}; strength of Δ emerges in ({'' if after is None else number(after)}, "
-        f"{number(judgement['emerges_at_step'])}], {count(abs(found - true), 'checkpoint interval')} off"
+        f"{number(judgement['emerges_at_step'])}], {count(abs(dated_place - true_place), 'checkpoint interval')} off"
     )
-    return [Check(question, "ok" if abs(found - true) <= 1 else "fails", facts)]
+    return [Check(question, "ok" if abs(dated_place - true_place) <= 1 else "fails", facts)]

@@ -52,8 +52,8 @@ def sections(sweep: SweepRecord) -> list[Section]:
         metrics = {name: sweep.metric(name) for name in _MEASURES}
         columns = ["layer", "with RoPE", "after DroPE", "difference", "p", "q"]
         for name in _MEASURES:
-            mine = [_row(row, metrics[name]) for row in rows if row["measure"] == name]
-            blocks += [Heading(metrics[name].label), Table(columns=columns, rows=mine)] if mine else []
+            cells = [_row(row, metrics[name]) for row in rows if row["measure"] == name]
+            blocks += [Heading(metrics[name].label), Table(columns=columns, rows=cells)] if cells else []
         if groups:
             columns = ["arm", "heads", "share explained", "p"]
             cells = [[g["label"], g["heads"], f"{100 * g['share']:.0f} %", p_value(g["p"])] for g in groups]
@@ -117,15 +117,15 @@ def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 def two_groups(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """For every arm with enough heads the share of variance that the best cut explains, and its p against normals."""
-    found = []
+    shares = []
     for job in jobs:
         values = _heads_of_layer(job)
         if values is not None:
             share = best_cut(values)
             null = null_shares(len(values))
             p = float(draws_test(np.array(share), null, alternative="greater"))
-            found.append({"label": job.label, "heads": len(values), "share": share, "p": p})
-    return found
+            shares.append({"label": job.label, "heads": len(values), "share": share, "p": p})
+    return shares
 
 
 def collapse(jobs: Sequence[Job]) -> str:
