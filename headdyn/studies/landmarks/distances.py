@@ -1,10 +1,12 @@
 """How far a model's next-token law is from exact predictors: settings and metrics of such analyses."""
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
+from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, nats
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
@@ -29,3 +31,16 @@ class Distances:
 
     sequences: Annotated[int, Field(ge=2)] = 256
     bootstrap_draws: BootstrapDraws = 2_000
+
+    rows: ClassVar[Literal["model"]] = "model"
+    needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
+
+    def tokens(self, corpus: Any) -> np.ndarray:
+        """The validation sequences that are read, [N, T]."""
+        return np.asarray(corpus.val.tokens_NT[: self.sequences], dtype=np.int64)
+
+    def laws(self, corpus: Any) -> Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+        """Sequences [N, T] and each predictor's law of the next token [N, T-1, V], by what metrics' names end in."""
+        raise NotImplementedError
+
+    __call__ = measured_in("headdyn.studies.landmarks.distances_measure")

@@ -1,13 +1,12 @@
 """Distances of a model from exact predictors, with intervals over sequences. Letters as in landmarks/predictors.py."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 
 from headdyn.analysis.estimates import means
-from headdyn.core.figures import Curve, Figure, curves
-from headdyn.core.records import HeadTable
+from headdyn.core.figures import Curve, curves
+from headdyn.core.records import Findings, HeadTable
+from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 from headdyn.studies.landmarks.distances import Distances
 from headdyn.studies.landmarks.predictors import divergence
@@ -15,35 +14,30 @@ from headdyn.studies.landmarks.predictors import divergence
 _BATCH_TOKENS = 2**14
 
 
-def distances(
-    settings: Distances,
-    decoder: Decoder,
-    tokens_NT: np.ndarray,
-    laws: Mapping[str, np.ndarray],
-    generator: np.random.Generator,
-    where: str = "",
-) -> tuple[HeadTable, Figure]:
-    """Model rows `kl_NAMEwhere_nats` (intervals: 95 %, BCa over sequences), and a figure of the distances by position.
+def measure(settings: Distances, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
+    """Model rows `kl_NAME_nats` (intervals: 95 %, BCa over sequences), and figures of the distances by position.
 
-    `laws` are what each predictor says of these sequences, [N, T-1, V]; `where` says what they are, as `_fresh`.
+    Where the settings name several kinds of sequences, the name of a kind follows a predictor's, as in `_fresh`.
     """
-    log_model_NTV = log_laws(decoder, tokens_NT)
-    kl = {name: divergence(law_NTV, log_model_NTV) for name, law_NTV in laws.items()}
-    rows = [
-        means(kl_NT.mean(1), generator, draws=settings.bootstrap_draws).rows(f"kl_{name}{where}_nats", null=0.0)
-        for name, kl_NT in kl.items()
-    ]
-    position_T = np.arange(1, tokens_NT.shape[1])
-    figure = curves(
-        [Curve(label=name.replace("_", " "), x=position_T, y=kl_NT.mean(0)) for name, kl_NT in kl.items()],
-        xlabel="position in the sequence (tokens)",
-        ylabel="KL(predictor ‖ model), nats",
-        title=f"Distance from exact predictors by position{where.replace('_', ', ')}",
-        references={"the predictor itself": 0.0},
-        caption="How far the model's law of the next token is from each exact predictor's, mean over sequences. The "
-        "predictor whose curve is lowest is the one that the model is most like.",
-    )
-    return HeadTable.concat(rows), figure
+    rows, figures = [], {}
+    for kind, (tokens_NT, laws) in settings.laws(corpus).items():
+        log_model_NTV = log_laws(decoder, tokens_NT)
+        lines, position_T = [], np.arange(1, tokens_NT.shape[1])
+        kl = {name: divergence(law_NTV, log_model_NTV) for name, law_NTV in laws.items()}
+        for name, kl_NT in kl.items():
+            estimate = means(kl_NT.mean(1), generator, draws=settings.bootstrap_draws)
+            rows.append(estimate.rows(f"kl_{name}{kind}_nats", null=0.0))
+            lines.append(Curve(label=name.replace("_", " "), x=position_T, y=kl_NT.mean(0)))
+        figures[f"predictors{kind}"] = curves(
+            lines,
+            xlabel="position in the sequence (tokens)",
+            ylabel="KL(predictor ‖ model), nats",
+            title=f"Distance from exact predictors by position{kind.replace('_', ', ')}",
+            references={"the predictor itself": 0.0},
+            caption="How far the model's law of the next token is from each exact predictor's, mean over sequences. "
+            "The predictor whose curve is lowest is the one that the model is most like.",
+        )
+    return Findings(table=HeadTable.concat(rows), figures=figures)
 
 
 @torch.no_grad()

@@ -1,17 +1,14 @@
 """Does the model retrieve a chain it was trained on, or infer the one it reads, and from unigrams or bigrams?"""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar
 
-from headdyn.analysis.contract import measured_in
+import numpy as np
+
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
+from headdyn.data.corpus import Corpus
 from headdyn.studies.landmarks.distances import Distances, kl_metrics
-
-if TYPE_CHECKING:
-    from headdyn.data.corpus import Corpus
 
 _WORDS: Mapping[str, str] = {
     "unigram_retrieval": "stationary laws of the trained chains, weighed by the symbols in the context",
@@ -29,8 +26,6 @@ class MixturePredictors(Distances):
     On fresh chains retrieval and inference differ most; on the chains of the mixture a long context makes them alike.
     """
 
-    rows: ClassVar[Literal["model"]] = "model"
-    needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = kl_metrics(_WORDS) | kl_metrics(
         {
             f"{name}{FRESH}": f"{words}; on sequences of chains that are not in the mixture"
@@ -46,4 +41,8 @@ class MixturePredictors(Distances):
                 "use data=markov_mixture"
             )
 
-    __call__ = measured_in("headdyn.studies.landmarks.markov_phases.measure")
+    def laws(self, corpus: Corpus) -> Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+        """On validation sequences, and on sequences of fresh chains: the four predictors of the mixture."""
+        mixture: Any = corpus.oracle
+        sequences = {"": self.tokens(corpus), FRESH: mixture.fresh(self.sequences)}
+        return {kind: (tokens_NT, mixture.laws(tokens_NT)) for kind, tokens_NT in sequences.items()}

@@ -1,11 +1,13 @@
 """Is the model's next-token law uniform, that of the unigrams in context, or that of the bigrams in context?"""
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-from headdyn.analysis.contract import measured_in
+import numpy as np
+
 from headdyn.core.records import Metric
 from headdyn.core.settings import Positive, settings
+from headdyn.data.corpus import Corpus
 from headdyn.studies.landmarks.distances import Distances, kl_metrics
 
 PREDICTORS: Mapping[str, str] = {
@@ -21,8 +23,17 @@ class InContextPredictors(Distances):
 
     concentration: Positive = 1.0
 
-    rows: ClassVar[Literal["model"]] = "model"
-    needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = kl_metrics(PREDICTORS)
 
-    __call__ = measured_in("headdyn.studies.landmarks.statistical_induction.measure")
+    def laws(self, corpus: Corpus) -> Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]:
+        """On validation sequences: uniform guessing, unigrams in context, bigrams in context."""
+        from headdyn.studies.landmarks.predictors import bigram_law, unigram_law
+
+        tokens_NT = self.tokens(corpus)
+        unigram_NTV = unigram_law(tokens_NT, corpus.vocab_size, self.concentration)
+        laws = {
+            "uniform": np.full(unigram_NTV.shape, 1 / corpus.vocab_size),
+            "unigram": unigram_NTV,
+            "bigram": bigram_law(tokens_NT, corpus.vocab_size, self.concentration),
+        }
+        return {"": (tokens_NT, laws)}
