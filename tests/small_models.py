@@ -30,6 +30,7 @@ NEOX = dataclasses.replace(
 GPT2 = dataclasses.replace(
     NEOX, parallel_residual=False, rotary_fraction=0.0, max_positions=24, mlp="gelu_tanh", tied_embeddings=True
 )
+OLMO2 = dataclasses.replace(GQA, head_dim=4, post_norm=True, qk_norm_over="layer", tied_embeddings=False)
 CONFIGS = {
     "mha": MHA,
     "gqa": GQA,
@@ -38,6 +39,7 @@ CONFIGS = {
     "sliding": SLIDING,
     "neox": NEOX,
     "gpt2": GPT2,
+    "olmo2": OLMO2,
 }
 
 

@@ -48,18 +48,23 @@ def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:
     centred = w.norm_bias_D is not None
 
     def read(weight_XDd: Tensor, heads: int) -> Tensor:
-        wide_XDd = w.norm_gain_D.double()[:, None] * weight_XDd.double()
+        wide_XDd = (
+            weight_XDd.double() if w.norm_gain_D is None else w.norm_gain_D.double()[:, None] * weight_XDd.double()
+        )
         if centred:
             wide_XDd = wide_XDd - wide_XDd.mean(1, keepdim=True)
         return wide_XDd.repeat_interleave(c.num_heads // heads, dim=0)
 
     q_HDd, k_HDd = read(w.q_HDd, c.num_heads), read(w.k_GDd, c.num_kv_heads)
-    if w.q_gain_d is not None and w.k_gain_d is not None:
-        q_HDd, k_HDd = q_HDd * w.q_gain_d.double(), k_HDd * w.k_gain_d.double()
+    if w.q_gain_Hd is not None and w.k_gain_Gd is not None:
+        k_gain_Hd = w.k_gain_Gd.repeat_interleave(c.queries_per_group, dim=0)
+        q_HDd, k_HDd = q_HDd * w.q_gain_Hd.double()[:, None], k_HDd * k_gain_Hd.double()[:, None]
     rotary = decoder.rotary(1, offset)
     if offset and rotary is not None:
         q_HDd = rotate(q_HDd[:, None], *rotary)[:, 0]
     o_HDd = w.o_HdD.detach().double().mT
+    if w.out_gain_D is not None:
+        o_HDd = w.out_gain_D.double()[:, None] * o_HDd
     if centred:
         o_HDd = o_HDd - o_HDd.mean(1, keepdim=True)
     return {"qk": Factors(q_HDd, k_HDd), "ov": Factors(read(w.v_GDd, c.num_kv_heads), o_HDd)}

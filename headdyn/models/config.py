@@ -21,11 +21,13 @@ class DecoderConfig:
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     parallel_residual: bool = False  # GPT-NeoX: attention and MLP both read the block's input
+    post_norm: bool = False  # OLMo-2: norms act on what attention and MLP write, not on what they read
     rotary_fraction: float = 1.0  # share of head_dim that rotates (rotate-half layout); 0 is NoPE and DroPE
     rotary_theta: float = 1e6
     rotary_frequencies: tuple[float, ...] | None = None  # explicit table for rescaled RoPE (Llama 3.1)
     max_positions: int = 0  # learned absolute positions (GPT-2); 0 is none
-    qk_norm: bool = True  # RMSNorm over head_dim on q and k, before rotation
+    qk_norm: bool = True  # RMSNorm on q and k, before rotation
+    qk_norm_over: Literal["head", "layer"] = "head"  # over each head's channels, or over those of all heads (OLMo-2)
     mlp: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     qkv_bias: bool = False
     out_bias: bool = False  # of the attention's output projection
@@ -40,6 +42,8 @@ class DecoderConfig:
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; "
                 f"set attention.num_kv_heads to one of {fits}"
             )
+        if self.post_norm and (self.norm != "rms" or self.parallel_residual):
+            raise ValueError("post_norm=True goes with norm='rms' and parallel_residual=False, as in OLMo-2")
         if self.rotary_dim % 2:
             raise ValueError(
                 f"RoPE rotates pairs, but rotary width {self.rotary_dim} (of head_dim={self.head_dim}) is odd; "

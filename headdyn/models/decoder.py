@@ -1,4 +1,5 @@
-"""The one transformer: a readable decoder whose settings cover Qwen3, Llama, Mistral, Qwen2, GPT-NeoX and GPT-2.
+"""The one transformer: a readable decoder whose settings cover Qwen3, Llama, Mistral, Qwen2, OLMo-2, GPT-NeoX and
+GPT-2.
 
 Shape suffixes, used in the whole project: B batch, T tokens, Q query position, K key position,
 H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics.
@@ -29,16 +30,21 @@ __all__ = ["SITES", "Decoder", "DecoderConfig", "Edit", "HeadWeights", "Trace"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadWeights:
-    """One layer's attention weights by head, in the order `x_BTD @ W`; gains and biases where the model has them."""
+    """One layer's attention weights by head, in the order `x_BTD @ W`; gains and biases where the model has them.
+
+    `norm_gain_D` and `norm_bias_D` are of the norm that attention reads through, `out_gain_D` of the one that it writes
+    through (`post_norm`).
+    """
 
     q_HDd: Tensor
     k_GDd: Tensor
     v_GDd: Tensor
     o_HdD: Tensor
-    norm_gain_D: Tensor
+    norm_gain_D: Tensor | None
     norm_bias_D: Tensor | None
-    q_gain_d: Tensor | None
-    k_gain_d: Tensor | None
+    out_gain_D: Tensor | None
+    q_gain_Hd: Tensor | None
+    k_gain_Gd: Tensor | None
     q_bias_Hd: Tensor | None
     k_bias_Gd: Tensor | None
     v_bias_Gd: Tensor | None
@@ -230,6 +236,9 @@ class Decoder(nn.Module):
             bias = None if linear.bias is None else linear.bias.view(heads, c.head_dim)
             return linear.weight.view(heads, c.head_dim, c.d_model).mT, bias
 
+        def gain_by_head(norm: Norm | None, heads: int) -> Tensor | None:
+            return None if norm is None else norm.weight.view(-1, c.head_dim).expand(heads, -1)
+
         q_HDd, q_bias = by_head(attention.q, c.num_heads)
         k_GDd, k_bias = by_head(attention.k, c.num_kv_heads)
         v_GDd, v_bias = by_head(attention.v, c.num_kv_heads)
@@ -238,10 +247,11 @@ class Decoder(nn.Module):
             k_GDd=k_GDd,
             v_GDd=v_GDd,
             o_HdD=attention.o.weight.view(c.d_model, c.num_heads, c.head_dim).permute(1, 2, 0),
-            norm_gain_D=block.norm1.weight,
+            norm_gain_D=None if c.post_norm else block.norm1.weight,
             norm_bias_D=block.norm1.bias,
-            q_gain_d=None if attention.q_norm is None else attention.q_norm.weight,
-            k_gain_d=None if attention.k_norm is None else attention.k_norm.weight,
+            out_gain_D=block.norm1.weight if c.post_norm else None,
+            q_gain_Hd=gain_by_head(attention.q_norm, c.num_heads),
+            k_gain_Gd=gain_by_head(attention.k_norm, c.num_kv_heads),
             q_bias_Hd=q_bias,
             k_bias_Gd=k_bias,
             v_bias_Gd=v_bias,
@@ -274,10 +284,16 @@ class Decoder(nn.Module):
             if source.bias is not None:
                 target.bias.copy_(source.bias.view(len(heads), c.head_dim)[heads].reshape_as(source.bias))
 
+        def reorder_gains(source: Norm | None, target: Norm | None, heads: list[int]) -> None:
+            if source is not None and target is not None and c.qk_norm_over == "layer":
+                target.weight.copy_(source.weight.view(len(heads), c.head_dim)[heads].flatten())
+
         kv_order = [group[0] for group in groups]
         reorder(attention.q, reordered.q, order)
         reorder(attention.k, reordered.k, kv_order)
         reorder(attention.v, reordered.v, kv_order)
+        reorder_gains(attention.q_norm, reordered.q_norm, order)
+        reorder_gains(attention.k_norm, reordered.k_norm, kv_order)
         columns = attention.o.weight.view(c.d_model, c.num_heads, c.head_dim)[:, order]
         reordered.o.weight.copy_(columns.reshape_as(attention.o.weight))
         return other

@@ -131,6 +131,9 @@ _LLAMA: Mapping[str, Any] = {
 }
 
 
+_POST_NORMS = {"blocks.{}.norm1": "post_attention_layernorm", "blocks.{}.norm2": "post_feedforward_layernorm"}
+
+
 def _llama_like(architecture: str, *, settings: Mapping[str, Setting], **fields: Any) -> Family:
     return Family(architecture=architecture, **{**_LLAMA, **fields, "settings": {**_LLAMA["settings"], **settings}})
 
@@ -168,6 +171,23 @@ FAMILIES: Mapping[str, Family] = {
         settings={"num_kv_heads": Setting("num_key_value_heads", 8), "sliding_window": Setting("sliding_window", 4096)},
         fixed={"qk_norm": False},
         held={},
+    ),
+    "olmo2": _llama_like(
+        "Olmo2ForCausalLM",
+        settings={
+            "num_kv_heads": Setting("num_key_value_heads", None),
+            "norm_eps": Setting("rms_norm_eps", 1e-5),
+            "qkv_bias": Setting("attention_bias", False),
+            "out_bias": Setting("attention_bias", False),
+        },
+        fixed={"qk_norm": True, "qk_norm_over": "layer", "post_norm": True},
+        held={},
+        modules=tuple(
+            module._replace(theirs=f"model.layers.{{}}.{_POST_NORMS[module.ours[0]]}")
+            if module.ours[0] in _POST_NORMS
+            else module
+            for module in _LLAMA["modules"]
+        ),
     ),
     "gpt_neox": Family(
         architecture="GPTNeoXForCausalLM",

@@ -40,8 +40,8 @@ class FrozenLayer:
     """The frozen factors of one layer."""
 
     pattern_BHQK: Tensor
-    scale1_BT: Tensor  # 1/σ of the norm before attention
-    scale2_BT: Tensor  # 1/σ of the norm before the MLP
+    scale1_BT: Tensor  # 1/σ of attention's norm, before it or under post_norm behind it
+    scale2_BT: Tensor  # 1/σ of the MLP's norm, likewise
     gate_BTF: Tensor  # multiplies the linear branch of the MLP's hidden units
 
 
@@ -61,7 +61,8 @@ class Frozen:
         """One frozen layer: its output, and its heads' outputs z before W_O. Affine in x; linear without `biases`."""
         z_NBTHd = self.heads(index, x_NBTD, biases=biases)
         block = cast(Block, self.decoder.blocks[index])
-        middle_NBTD = x_NBTD + _linear(block.attention.o, z_NBTHd.flatten(-2), biases)
+        attention_NBTD = _linear(block.attention.o, z_NBTHd.flatten(-2), biases)
+        middle_NBTD = x_NBTD + _writes(block, block.norm1, attention_NBTD, self.layers[index].scale1_BT)
         return middle_NBTD + self.mlp(index, x_NBTD if block.parallel else middle_NBTD, biases=biases), z_NBTHd
 
     def heads(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T H d"]:
@@ -69,7 +70,8 @@ class Frozen:
         frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
         c = self.decoder.config
         copies, batch, length, _ = x_NBTD.shape
-        v_NBTX = _linear(block.attention.v, _norm(block.norm1, x_NBTD, frozen.scale1_BT, biases), biases)
+        reads_NBTD = _reads(block, block.norm1, x_NBTD, frozen.scale1_BT, biases)
+        v_NBTX = _linear(block.attention.v, reads_NBTD, biases)
         # The N inputs become columns beside the head's own: one product per head, however many inputs.
         v_BGKX = v_NBTX.view(copies, batch, length, c.num_kv_heads, -1).permute(1, 3, 2, 0, 4).flatten(3)
         pattern_BGrQK = frozen.pattern_BHQK.unflatten(1, (c.num_kv_heads, -1))
@@ -80,9 +82,9 @@ class Frozen:
     def mlp(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T D"]:
         """The MLP's output for its input x: the residual stream behind attention, or the layer's input if parallel."""
         frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
-        reads_NBTD = _norm(block.norm2, x_NBTD, frozen.scale2_BT, biases)
+        reads_NBTD = _reads(block, block.norm2, x_NBTD, frozen.scale2_BT, biases)
         hidden_NBTF = frozen.gate_BTF * _linear(_linear_branch(block.mlp, self.branch), reads_NBTD, biases)
-        return _linear(block.mlp.down, hidden_NBTF, biases)
+        return _writes(block, block.norm2, _linear(block.mlp.down, hidden_NBTF, biases), frozen.scale2_BT)
 
     def states(
         self, x_NBTD: Float[Tensor, "N B T D"], *, first: int = 0, biases: bool = True
@@ -148,18 +150,22 @@ def freeze(
     _require_freezable(decoder)
     c, blocks = decoder.config, [cast(Block, block) for block in decoder.blocks]
     trace = decoder.trace(
-        tokens_BT, sites=("resid_pre", "pattern", "attn_out", "resid_post"), logits=None, documents_BT=documents_BT
+        tokens_BT, sites=("resid_pre", "pattern", "z", "attn_out", "resid_post"), logits=None, documents_BT=documents_BT
     )
     layers = []
     for index, block in enumerate(blocks):
         x_BTD = trace["resid_pre", index]
         middle_BTD = x_BTD if block.parallel else x_BTD + trace["attn_out", index]
+        reads_BTD = block.reads(block.norm2, middle_BTD)
+        normed1_BTD, normed2_BTD = x_BTD, middle_BTD
+        if block.post_norm:
+            normed1_BTD, normed2_BTD = block.attention.o(trace["z", index].flatten(-2)), block.mlp(reads_BTD)
         layers.append(
             FrozenLayer(
                 pattern_BHQK=trace["pattern", index],
-                scale1_BT=_scale(block.norm1, x_BTD),
-                scale2_BT=_scale(block.norm2, middle_BTD),
-                gate_BTF=_gate_factor(block.mlp, block.norm2(middle_BTD), branch),
+                scale1_BT=_scale(block.norm1, normed1_BTD),
+                scale2_BT=_scale(block.norm2, normed2_BTD),
+                gate_BTF=_gate_factor(block.mlp, reads_BTD, branch),
             )
         )
     y_BTD = trace["resid_post", c.num_layers - 1]
@@ -190,6 +196,15 @@ def _require_freezable(decoder: Decoder) -> None:
 
 def _linear(module: nn.Linear, x: Tensor, biases: bool) -> Tensor:
     return F.linear(x, module.weight, module.bias if biases else None)
+
+
+def _reads(block: Block, norm: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: bool) -> Tensor:
+    return x_NBTD if block.post_norm else _norm(norm, x_NBTD, scale_BT, biases)
+
+
+def _writes(block: Block, norm: Norm, x_NBTD: Tensor, scale_BT: Tensor) -> Tensor:
+    """What the residual stream receives of x: under post_norm x times an RMSNorm's gains, its own transpose."""
+    return x_NBTD * scale_BT[..., None] * norm.weight if block.post_norm else x_NBTD
 
 
 def _norm(module: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: bool) -> Tensor:
@@ -379,9 +394,12 @@ def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> D
         z_NBTHd = frozen.heads(index, x_NBTD, biases=False)
         o_HdD = frozen.decoder.head_weights(index).o_HdD
         # ⟨g, z W_O⟩ as ⟨g W_Oᵀ, z⟩: every head's z W_O would be an array of width D.
-        heads.append((torch.einsum("kbtD,hdD->kbthd", cotangent_KBTD, o_HdD) * z_NBTHd).sum((2, 4)))
-        middle_NBTD = x_NBTD + torch.einsum("nbthd,hdD->nbtD", z_NBTHd, o_HdD)
-        written_NBTD = frozen.mlp(index, x_NBTD if cast(Block, block).parallel else middle_NBTD, biases=False)
+        attention_NBTD = torch.einsum("nbthd,hdD->nbtD", z_NBTHd, o_HdD)
+        block, scale_BT = cast(Block, block), frozen.layers[index].scale1_BT
+        behind_KBTD = _writes(block, block.norm1, cotangent_KBTD, scale_BT)
+        heads.append((torch.einsum("kbtD,hdD->kbthd", behind_KBTD, o_HdD) * z_NBTHd).sum((2, 4)))
+        middle_NBTD = x_NBTD + _writes(block, block.norm1, attention_NBTD, scale_BT)
+        written_NBTD = frozen.mlp(index, x_NBTD if block.parallel else middle_NBTD, biases=False)
         mlps.append((cotangent_KBTD * written_NBTD).sum((2, 3)))
         x_NBTD = middle_NBTD + written_NBTD
     return Direct(
@@ -399,7 +417,7 @@ def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> D
 def head_values(frozen: Frozen, layer: int, *, biases: bool = True) -> Float[Tensor, "B T H d"]:
     """v of every query head at every token, so that z_i = Σ_j A_ij v_j. Without `biases`, its linear part."""
     block, c = cast(Block, frozen.decoder.blocks[layer]), frozen.decoder.config
-    reads_BTD = _norm(block.norm1, frozen.residual[layer], frozen.layers[layer].scale1_BT, biases)
+    reads_BTD = _reads(block, block.norm1, frozen.residual[layer], frozen.layers[layer].scale1_BT, biases)
     v_BTGd = _linear(block.attention.v, reads_BTD, biases).unflatten(-1, (c.num_kv_heads, c.head_dim))
     return v_BTGd.repeat_interleave(c.queries_per_group, dim=2)
 
@@ -408,7 +426,11 @@ def head_values(frozen: Frozen, layer: int, *, biases: bool = True) -> Float[Ten
 def head_flow(frozen: Frozen, layer: int) -> Float[Tensor, "B H Q K"]:
     """‖A_ij v_j W_O‖: the norm of what every head of a layer writes at i after reading j, without biases."""
     v_BTHd = head_values(frozen, layer, biases=False)
-    o_HdD = frozen.decoder.head_weights(layer).o_HdD
+    weights, factor_BHQK = frozen.decoder.head_weights(layer), frozen.layers[layer].pattern_BHQK
+    o_HdD = weights.o_HdD
+    if weights.out_gain_D is not None:
+        o_HdD = o_HdD * weights.out_gain_D
+        factor_BHQK = factor_BHQK * frozen.layers[layer].scale1_BT[:, None, :, None]
     gram_Hdd = o_HdD @ o_HdD.mT  # ‖v W_O‖² = v (W_O W_Oᵀ) vᵀ, without the product's D columns
     square_BTH = torch.einsum("bthd,hde,bthe->bth", v_BTHd, gram_Hdd, v_BTHd)
-    return frozen.layers[layer].pattern_BHQK * square_BTH.clamp_min(0).sqrt().mT[:, :, None]
+    return factor_BHQK * square_BTH.clamp_min(0).sqrt().mT[:, :, None]

@@ -157,8 +157,10 @@ class Attention(nn.Module):
         self.k = nn.Linear(c.d_model, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
         self.v = nn.Linear(c.d_model, c.num_kv_heads * c.head_dim, bias=c.qkv_bias)
         self.o = nn.Linear(c.num_heads * c.head_dim, c.d_model, bias=c.out_bias)
-        self.q_norm = Norm(c.head_dim, "rms", c.norm_eps) if c.qk_norm else None
-        self.k_norm = Norm(c.head_dim, "rms", c.norm_eps) if c.qk_norm else None
+        normed_heads = (c.num_heads, c.num_kv_heads) if c.qk_norm_over == "layer" else (1, 1)
+        q_width, k_width = (heads * c.head_dim for heads in normed_heads)
+        self.q_norm = Norm(q_width, "rms", c.norm_eps) if c.qk_norm else None
+        self.k_norm = Norm(k_width, "rms", c.norm_eps) if c.qk_norm else None
 
     def forward(
         self,
@@ -171,9 +173,7 @@ class Attention(nn.Module):
         """Return attn_out_BTD and this layer's keys and values, the past ones included."""
         c = self.config
         batch, length, _ = x_BTD.shape
-        q_BTHd = self.q(x_BTD).view(batch, length, c.num_heads, c.head_dim)
-        if self.q_norm is not None:
-            q_BTHd = self.q_norm(q_BTHd)
+        q_BTHd = _normed(self.q_norm, self.q(x_BTD)).view(batch, length, c.num_heads, c.head_dim)
         if rotary is not None:
             q_BTHd = rotate(q_BTHd, *rotary)
         k_BTGd, v_BTGd = self.keys_values(x_BTD, rotary)
@@ -198,10 +198,8 @@ class Attention(nn.Module):
     def keys_values(self, x_BTD: Float[Tensor, "B T D"], rotary: Rotary | None) -> KeysValues:
         """The keys (after norm and rotation) and values of these tokens; x is behind the block's first norm."""
         batch, length, _ = x_BTD.shape
-        k_BTGd = self.k(x_BTD).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
+        k_BTGd = _normed(self.k_norm, self.k(x_BTD)).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
         v_BTGd = self.v(x_BTD).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
-        if self.k_norm is not None:
-            k_BTGd = self.k_norm(k_BTGd)
         return (k_BTGd if rotary is None else rotate(k_BTGd, *rotary)), v_BTGd
 
     def pattern(
@@ -216,6 +214,11 @@ class Attention(nn.Module):
         k_BHKd = k_BGKd.repeat_interleave(self.config.queries_per_group, dim=1)
         scores_BHQK = (q_BHQd @ k_BHKd.mT) * self.config.head_dim**-0.5
         return _at_least_float32(scores_BHQK).masked_fill(~mask_QK, -torch.inf).softmax(-1).to(scores_BHQK.dtype)
+
+
+def _normed(norm: Norm | None, x_BTX: Float[Tensor, "B T X"]) -> Float[Tensor, "B T X"]:
+    """q or k of all heads, side by side, behind their norm: over each head's channels or over all, as it is wide."""
+    return x_BTX if norm is None else norm(x_BTX.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
 
 
 class MLP(nn.Module):
@@ -237,11 +240,12 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind its norm, one after the other or both on the block's input."""
+    """Attention and MLP, one after the other or both on the block's input. Each has a norm: of what it reads, or under
+    `post_norm` of what it writes. attn_out and mlp_out are what the residual stream receives, behind that norm."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.parallel, self.layer = config.parallel_residual, layer
+        self.parallel, self.post_norm, self.layer = config.parallel_residual, config.post_norm, layer
         self.norm1 = Norm(config.d_model, config.norm, config.norm_eps)
         self.attention = Attention(config, layer)
         self.norm2 = Norm(config.d_model, config.norm, config.norm_eps)
@@ -258,12 +262,25 @@ class Block(nn.Module):
         """Return resid_post_BTD and this layer's keys and values."""
         if tap is not None:
             x_BTD = tap("resid_pre", self.layer, x_BTD)
-        attn_out_BTD, keys_values = self.attention(self.norm1(x_BTD), rotary, mask_QK, tap, past)
+        attn_out_BTD, keys_values = self.attention(self.reads(self.norm1, x_BTD), rotary, mask_QK, tap, past)
+        attn_out_BTD = self.writes(self.norm1, attn_out_BTD)
         if tap is not None:
             attn_out_BTD = tap("attn_out", self.layer, attn_out_BTD)
         middle_BTD = x_BTD + attn_out_BTD
-        mlp_out_BTD = self.mlp(self.norm2(x_BTD if self.parallel else middle_BTD))
+        mlp_out_BTD = self.mlp_out(x_BTD if self.parallel else middle_BTD)
         if tap is not None:
             mlp_out_BTD = tap("mlp_out", self.layer, mlp_out_BTD)
         x_BTD = middle_BTD + mlp_out_BTD
         return (x_BTD if tap is None else tap("resid_post", self.layer, x_BTD)), keys_values
+
+    def reads(self, norm: Norm, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What attention or MLP reads of the residual stream x."""
+        return x_BTD if self.post_norm else norm(x_BTD)
+
+    def writes(self, norm: Norm, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What the residual stream receives of the output x of attention or MLP."""
+        return norm(x_BTD) if self.post_norm else x_BTD
+
+    def mlp_out(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What the MLP adds to the residual stream, of which it reads x."""
+        return self.writes(self.norm2, self.mlp(self.reads(self.norm2, x_BTD)))

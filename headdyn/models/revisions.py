@@ -37,7 +37,9 @@ LISTS = MappingProxyType(
 SERIES = "series"  # the checkpoints that a model has by itself: a folder's, a training's snapshots, Pythia's pythia_log
 _OTHER_NAMES = {"seed_11": "original_11", "seed_8": "original_8", SERIES: "pythia_log"}  # the former are older names
 _WORDS = {"step": "step", "global_step": "step", "checkpoint": "step", "ckpt": "step", "iter": "step"}
-_PART = re.compile(r"(?:^|[-_])(global_step|step|checkpoint|ckpt|iter|stage|tokens|seed)[-_]?(\d+)([kKMBT]?)(?=$|[-_])")
+_PART = re.compile(
+    r"(?:^|[-_])(global_step|step|checkpoint|ckpt|iter|stage|ingredient|tokens|seed)[-_]?(\d+)([kKMBT]?)(?=$|[-_])"
+)
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
@@ -48,7 +50,7 @@ def is_pythia(name: str) -> bool:
 
 
 def read_name(revision: str) -> dict[str, int]:
-    """What a revision's name states: any of stage, step, tokens and seed.
+    """What a revision's name states: any of stage, ingredient (OLMo-2's trainings of one stage), step, tokens and seed.
 
     The step of stage1-step1000-tokens5B is 1000, its tokens 5e9; step-240000, checkpoint-100 and ckpt_000 are steps.
     """
@@ -108,7 +110,7 @@ def parse(
     `folder` has. `main` lets the revision main in, which a series should not hold: it is a copy of the last step, under
     a name that may later be given to other weights.
     Raises ValueError for an empty series, for main without `main`, for a step that Pythia lacks, for a name that states
-    no step, and for several training seeds.
+    no step, and for several training seeds or ingredients.
     """
     if text == SERIES and (folder is not None or not pythia):
         text = [name for name in in_folder(folder) if name != "main"] if folder is not None else []
@@ -138,12 +140,13 @@ def parse(
             f"model.revisions={nameless[0]} states no training step, by which a series is ordered; name revisions such "
             "as step1000, checkpoint-100 or stage1-step1000"
         )
-    seeds = sorted({seed for revision in revisions if (seed := read_name(revision).get("seed")) is not None})
-    if len(seeds) > 1:
-        raise ValueError(
-            f"model.revisions holds the training seeds {', '.join(map(str, seeds))}, and a series is of one training; "
-            "give the revisions of each random seed in a sweep of its own, or sweep over model.name"
-        )
+    for word in ("seed", "ingredient"):
+        trainings = sorted({names[word] for names in map(read_name, revisions) if word in names})
+        if len(trainings) > 1:
+            raise ValueError(
+                f"model.revisions holds the training {word}s {', '.join(map(str, trainings))}, and a series is of one "
+                f"training; give the revisions of each {word} in a sweep of its own, or sweep over model.name"
+            )
     return in_order(revisions)
 
 

@@ -43,15 +43,16 @@ def rms(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture(params=CONFIGS)
 def traced(request):
-    """A decoder without biases, one traced sequence, and what its layer divides by: x / σ, uncentred and without gain."""
+    """A decoder without biases, one traced sequence, and what its layer reads: x / σ, uncentred and without gain; x itself
+    where the norm stands behind attention."""
     decoder = without_biases(dataclasses.replace(CONFIGS[request.param], norm_eps=1e-12, sliding_window=None))
     with torch.no_grad():
-        sites = ("resid_pre", "q", "k", "pattern", "attn_out")
+        sites = ("resid_pre", "q", "k", "pattern", "z", "attn_out")
         trace = decoder.trace(small_models.tokens(1, 9), sites=sites, logits=None)
     x_TD = trace["resid_pre", LAYER][0]
     if decoder.config.norm == "layer":
         return decoder, trace, x_TD / x_TD.std(-1, correction=0, keepdim=True)
-    return decoder, trace, x_TD / rms(x_TD)
+    return decoder, trace, x_TD if decoder.config.post_norm else x_TD / rms(x_TD)
 
 
 def bilinear(traced, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,9 +66,10 @@ def bilinear(traced, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
         k_HTd = trace["k", LAYER][0].transpose(0, 1)
         if c.qk_norm:  # the circuit leaves the division by rms(q) and rms(k) out: undo it
             attention = decoder.blocks[LAYER].attention
-            normed_TD = x_TD * decoder.blocks[LAYER].norm1.weight
-            q_HTd = q_HTd * rms(attention.q(normed_TD).view(-1, c.num_heads, c.head_dim)).transpose(0, 1)
-            k_HTd = k_HTd * rms(attention.k(normed_TD).view(-1, c.num_kv_heads, c.head_dim)).transpose(0, 1)
+            normed_TD = x_TD if c.post_norm else x_TD * decoder.blocks[LAYER].norm1.weight
+            per_head = (-1, c.head_dim) if c.qk_norm_over == "head" else (1, -1)
+            q_HTd = q_HTd * rms(attention.q(normed_TD).unflatten(-1, per_head)).transpose(0, 1)
+            k_HTd = k_HTd * rms(attention.k(normed_TD).unflatten(-1, per_head)).transpose(0, 1)
         k_HTd = k_HTd.repeat_interleave(c.queries_per_group, dim=0)
         own_HT = (q_HTd[:, offset:] * k_HTd[:, : len(x_TD) - offset]).sum(-1)
     return circuit_HT, own_HT
@@ -96,6 +98,8 @@ def test_the_ov_circuits_give_the_attentions_output(traced):
         own_TD = trace["attn_out", LAYER][0]
         if decoder.config.norm == "layer":
             own_TD = own_TD - own_TD.mean(-1, keepdim=True)  # what every later LayerNorm sees of it
+        if decoder.config.post_norm:  # the circuit leaves this division out, too
+            own_TD = own_TD * rms(decoder.blocks[LAYER].attention.o(trace["z", LAYER][0].flatten(-2)))
     np.testing.assert_allclose(circuit_TD, own_TD, rtol=1e-6, atol=1e-6 * own_TD.abs().max())
 
 

@@ -84,14 +84,18 @@ def _row(
     for layer in range(c.num_layers):
         x = site("resid_pre", layer, x)
         name = f"blocks.{layer}.attention"
-        normed = norm(f"blocks.{layer}.norm1", x)
+        normed = x if c.post_norm else norm(f"blocks.{layer}.norm1", x)
 
         def by_head(kind: str, heads: int, name: str = name, normed: Tensor = normed) -> Tensor:
             parts = []
+            whole = linear(f"{name}.{kind}", normed)
+            if kind != "v" and c.qk_norm and c.qk_norm_over == "layer":
+                whole = norm(f"{name}.{kind}_norm", whole)
             for h in range(heads):
-                part = linear(f"{name}.{kind}", normed, slice(h * c.head_dim, (h + 1) * c.head_dim))
+                part = whole[:, h * c.head_dim : (h + 1) * c.head_dim]
                 if kind != "v":
-                    part = rotated(norm(f"{name}.{kind}_norm", part) if c.qk_norm else part)
+                    per_head = c.qk_norm and c.qk_norm_over == "head"
+                    part = rotated(norm(f"{name}.{kind}_norm", part) if per_head else part)
                 parts.append(part)
             return torch.stack(parts, dim=1)
 
@@ -112,8 +116,13 @@ def _row(
         for h in range(c.num_heads):
             z[:, h] = pattern[h] @ v[:, h * c.num_kv_heads // c.num_heads]
         z = site("z", layer, z)
-        attn_out = site("attn_out", layer, linear(f"{name}.o", z.flatten(1)))
+        written = linear(f"{name}.o", z.flatten(1))
+        attn_out = site("attn_out", layer, norm(f"blocks.{layer}.norm1", written) if c.post_norm else written)
         mlp_in = x if c.parallel_residual else x + attn_out
-        mlp_out = site("mlp_out", layer, mlp(layer, norm(f"blocks.{layer}.norm2", mlp_in)))
+        if c.post_norm:
+            mlp_out = norm(f"blocks.{layer}.norm2", mlp(layer, mlp_in))
+        else:
+            mlp_out = mlp(layer, norm(f"blocks.{layer}.norm2", mlp_in))
+        mlp_out = site("mlp_out", layer, mlp_out)
         x = site("resid_post", layer, x + attn_out + mlp_out)
     return linear("unembed", norm("norm", x)), sites

@@ -167,22 +167,27 @@ def test_no_position_sees_a_later_token(config: DecoderConfig) -> None:
 # -- weights by head --------------------------------------------------------------------------------------------------
 
 
+def rms_normed(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
 def by_hand(decoder: Decoder, weights: HeadWeights, resid_BTD: torch.Tensor) -> dict[str, torch.Tensor]:
     """q, k, v, z and attn_out from HeadWeights alone."""
     c = decoder.config
     x = resid_BTD - resid_BTD.mean(-1, keepdim=True) if weights.norm_bias_D is not None else resid_BTD
-    x = x / (x.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * weights.norm_gain_D
+    x = x if weights.norm_gain_D is None else rms_normed(x, c.norm_eps) * weights.norm_gain_D
     x = x if weights.norm_bias_D is None else x + weights.norm_bias_D
 
-    def project(w_XDd, bias_Xd, gain_d, turns: bool) -> torch.Tensor:
+    def project(w_XDd, bias_Xd, gain_Xd, turns: bool) -> torch.Tensor:
         y = torch.einsum("btD,XDd->btXd", x, w_XDd) + (0 if bias_Xd is None else bias_Xd)
-        if gain_d is not None:
-            y = y / (y.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * gain_d
+        if gain_Xd is not None:
+            normed = rms_normed(y, c.norm_eps) if c.qk_norm_over == "head" else rms_normed(y.flatten(2), c.norm_eps)
+            y = normed.view_as(y) * gain_Xd
         tables = decoder.rotary(x.shape[1], 0)
         return rotate(y, *tables) if turns and tables is not None else y
 
-    q = project(weights.q_HDd, weights.q_bias_Hd, weights.q_gain_d, True)
-    k = project(weights.k_GDd, weights.k_bias_Gd, weights.k_gain_d, True)
+    q = project(weights.q_HDd, weights.q_bias_Hd, weights.q_gain_Hd, True)
+    k = project(weights.k_GDd, weights.k_bias_Gd, weights.k_gain_Gd, True)
     v = project(weights.v_GDd, weights.v_bias_Gd, None, False)
     group = torch.tensor([h * c.num_kv_heads // c.num_heads for h in range(c.num_heads)])
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k[:, :, group]) / c.head_dim**0.5
@@ -191,6 +196,8 @@ def by_hand(decoder: Decoder, weights: HeadWeights, resid_BTD: torch.Tensor) -> 
     z = torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v[:, :, group])
     attn_out = torch.einsum("bqhd,hdD->bqD", z, weights.o_HdD)
     attn_out = attn_out if weights.o_bias_D is None else attn_out + weights.o_bias_D
+    if weights.out_gain_D is not None:
+        attn_out = rms_normed(attn_out, c.norm_eps) * weights.out_gain_D
     return {"q": q, "k": k, "v": v, "z": z, "attn_out": attn_out}
 
 

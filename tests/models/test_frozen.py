@@ -95,16 +95,21 @@ def test_it_is_linear_where_the_model_is_not(decoder, branch):
     assert (model[0] - (2 * model[1] - 3 * model[2])).abs().max() > 0.1
 
 
+def gains(norm: nn.Module, x_ID: torch.Tensor) -> torch.Tensor:
+    """What an RMSNorm multiplies its inputs by, a diagonal matrix a token."""
+    return torch.stack([torch.diag(norm.weight / (x_D @ x_D / len(x_D) + norm.eps).sqrt()) for x_D in x_ID])
+
+
 @torch.no_grad()
 def by_formula(
     decoder: Decoder, tokens: torch.Tensor, group_of=lambda head, size: head // size
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """T and c as §9 writes them, multiplied up layer by layer: with attention Σ_h A_ij a_j M_h and the MLP's F_i,
     (I + F_i)(δ_ij I + attention) where the MLP reads what attention wrote, δ_ij (I + F_i) + attention where both read
-    the same. A LayerNorm's C = I − 11ᵀ/D stands in M_h and F_i; every bias goes into c by the paths behind it.
+    the same. A norm behind attention or the MLP multiplies what they write. A LayerNorm's C = I − 11ᵀ/D stands in M_h and F_i; every bias goes into c by the paths behind it.
     """
     c = decoder.config
-    trace = decoder.trace(tokens, sites=("resid_pre", "pattern", "attn_out"))
+    trace = decoder.trace(tokens, sites=("resid_pre", "pattern", "z", "attn_out"))
     eye = torch.eye(c.d_model, dtype=torch.float64)
     centring = eye - torch.ones_like(eye) / c.d_model if c.norm == "layer" else eye
     zero = eye.new_zeros(c.d_model)
@@ -119,8 +124,14 @@ def by_formula(
         middle = x if c.parallel_residual else x + trace["attn_out", layer][0]
         a, b = ((v @ centring).pow(2).mean(-1).add(c.norm_eps).rsqrt() for v in (x, middle))
         w, mlp = decoder.head_weights(layer), block.mlp
-        reads_v = torch.diag(w.norm_gain_D) @ centring
+        reads_v = eye if w.norm_gain_D is None else torch.diag(w.norm_gain_D) @ centring
         reads_mlp = torch.diag(block.norm2.weight) @ centring
+        if c.post_norm:
+            a, b, reads_mlp = torch.ones_like(a), torch.ones_like(b), eye
+        attention_gain = mlp_gain = eye.expand(LENGTH, -1, -1)
+        if c.post_norm:
+            attention_gain = gains(block.norm1, torch.einsum("ihd,hde->ie", trace["z", layer][0], w.o_HdD))
+            mlp_gain = gains(block.norm2, mlp(middle[None])[0])
         step = torch.zeros(LENGTH, LENGTH, c.d_model, c.d_model, dtype=torch.float64)
         beside = torch.zeros(LENGTH, c.d_model, dtype=torch.float64)
         for i in range(LENGTH):
@@ -130,7 +141,7 @@ def by_formula(
                 held = nn.functional.silu(mlp.gate.weight @ read)
             else:
                 held = nn.functional.gelu(up, approximate="tanh" if c.mlp == "gelu_tanh" else "none") / up
-            f_i = mlp.down.weight @ torch.diag(held) @ mlp.up.weight @ reads_mlp * b[i]
+            f_i = mlp_gain[i] @ mlp.down.weight @ torch.diag(held) @ mlp.up.weight @ reads_mlp * b[i]
             f_bias = mlp.down.weight @ (held * (mlp.up.weight @ (of(block.norm2.bias) + zero) + of(mlp.up.bias)))
             written_bias = of(w.o_bias_D) + zero
             for j in range(i + 1):
@@ -139,7 +150,7 @@ def by_formula(
                     group = group_of(head, c.queries_per_group)
                     weight = trace["pattern", layer][0, head, i, j]
                     w_ov = w.o_HdD[head].T @ w.v_GDd[group].T
-                    attention += weight * a[j] * w_ov @ reads_v
+                    attention += weight * a[j] * attention_gain[i] @ w_ov @ reads_v
                     v_bias = zero[: c.head_dim] if w.v_bias_Gd is None else w.v_bias_Gd[group]
                     written_bias = written_bias + weight * (
                         w_ov @ (of(w.norm_bias_D) + zero) + w.o_HdD[head].T @ v_bias
@@ -217,6 +228,18 @@ def test_random_probes_estimate_them_as_well_as_they_say():
         tensor_norms(frozen, probes=0)
 
 
+def rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    return (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def into_residual(decoder: Decoder, layer: int, written_BTHD: torch.Tensor) -> torch.Tensor:
+    """What the residual stream receives of what the heads write: a norm behind them divides by their sum's RMS."""
+    if not decoder.config.post_norm:
+        return written_BTHD
+    norm, sum_BT1D = decoder.blocks[layer].norm1, written_BTHD.sum(2, keepdim=True)
+    return written_BTHD / rms(sum_BT1D, norm.eps) * norm.weight
+
+
 def test_direct_shares_are_what_each_part_writes_and_sum_to_the_output(decoder):
     tokens = small_models.tokens(2, LENGTH)
     frozen = freeze(decoder, tokens)
@@ -231,7 +254,7 @@ def test_direct_shares_are_what_each_part_writes_and_sum_to_the_output(decoder):
         pulled.token_shares(frozen).sum(-1) + direct.biases_KB, output_KB, atol=1e-10, rtol=1e-12
     )
     z_BTHd = torch.einsum("bhqk,bkhd->bqhd", frozen.layers[0].pattern_BHQK, head_values(frozen, 0, biases=False))
-    written_BTHD = torch.einsum("bthd,hdD->bthD", z_BTHd, decoder.head_weights(0).o_HdD)
+    written_BTHD = into_residual(decoder, 0, torch.einsum("bthd,hdD->bthD", z_BTHd, decoder.head_weights(0).o_HdD))
     heads_KBH = torch.einsum("kbtD,bthD->kbh", cotangent_KBTD, written_BTHD)
     torch.testing.assert_close(direct.heads_LKBH[0], heads_KBH, atol=1e-10, rtol=0)
     has_biases = decoder.config.qkv_bias or decoder.config.norm == "layer"
@@ -239,7 +262,8 @@ def test_direct_shares_are_what_each_part_writes_and_sum_to_the_output(decoder):
     if not has_biases:  # then the parts are those that a trace shows
         trace = decoder.trace(tokens, sites=("z", "mlp_out"))
         for layer in range(decoder.config.num_layers):
-            written_BTHD = torch.einsum("bthd,hdD->bthD", trace["z", layer], decoder.head_weights(layer).o_HdD)
+            o_HdD = decoder.head_weights(layer).o_HdD
+            written_BTHD = into_residual(decoder, layer, torch.einsum("bthd,hdD->bthD", trace["z", layer], o_HdD))
             heads_KBH = torch.einsum("kbtD,bthD->kbh", cotangent_KBTD, written_BTHD)
             torch.testing.assert_close(direct.heads_LKBH[layer], heads_KBH, atol=1e-10, rtol=0)
             mlps_KB = torch.einsum("kbtD,btD->kb", cotangent_KBTD, trace["mlp_out", layer])
@@ -279,7 +303,11 @@ def test_a_heads_flow_is_the_norm_of_what_it_writes(decoder):
     frozen = freeze(decoder, small_models.tokens(2, LENGTH))
     w, pattern = decoder.head_weights(1), frozen.layers[1].pattern_BHQK
     v_BTHd = head_values(frozen, 1, biases=False)
-    written = torch.einsum("bhqk,bkhd,hde->bhqke", pattern, v_BTHd, w.o_HdD).norm(dim=-1)
+    written_BHQKD = torch.einsum("bhqk,bkhd,hde->bhqke", pattern, v_BTHd, w.o_HdD)
+    if decoder.config.post_norm:  # without biases all that a position's heads and keys write is what its norm divides
+        norm, sum_BQD = decoder.blocks[1].norm1, written_BHQKD.sum((1, 3))
+        written_BHQKD = written_BHQKD / rms(sum_BQD, norm.eps)[:, None, :, None] * norm.weight
+    written = written_BHQKD.norm(dim=-1)
     torch.testing.assert_close(head_flow(frozen, 1), written, atol=1e-12, rtol=0)
     z_BTHd = torch.einsum("bhqk,bkhd->bqhd", pattern, head_values(frozen, 1))
     traced = decoder.trace(small_models.tokens(2, LENGTH), sites=("z",))["z", 1]

@@ -90,6 +90,8 @@ def test_main_and_other_suites() -> None:
         parse("step7,a-branch", pythia=False)
     with pytest.raises(ValueError, match=r"holds the training seeds 1, 2, and a series is of one training"):
         parse("step7-seed1,step7-seed2", pythia=False)
+    with pytest.raises(ValueError, match=r"holds the training ingredients 1, 3, and a series is of one training"):
+        parse("stage1-step9-tokens1B,stage2-ingredient1-step2-tokens1B,stage2-ingredient3-step2-tokens1B", pythia=False)
     with pytest.raises(ValueError, match=r"holds main.*name the step"):
         parse("main", pythia=False)
     with pytest.raises(ValueError, match="lists Pythia's steps"):

@@ -18,6 +18,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -30,7 +31,7 @@ from headdyn.models.families import export_config, export_pretrained, import_con
 from headdyn.models.family_table import FAMILIES
 from tests.parity import hugging_face
 from tests.parity.checks import ATOL, assert_parity, assert_same_weights
-from tests.small_models import GPT2, GQA, NEOX, RESCALED, SLIDING, drawn, tokens
+from tests.small_models import GPT2, GQA, NEOX, OLMO2, RESCALED, SLIDING, drawn, tokens
 
 LENGTH = 19
 LLAMA_SIZES = {
@@ -73,6 +74,7 @@ SMALL: dict[str, Callable[..., PreTrainedConfig]] = {
     "qwen2": lambda **changes: Qwen2Config(**{**LLAMA_SIZES, **changes}),
     "llama": lambda **changes: LlamaConfig(**{**LLAMA_SIZES, **changes}),
     "mistral": lambda **changes: MistralConfig(**{**LLAMA_SIZES, **changes}),
+    "olmo2": lambda **changes: Olmo2Config(**{**LLAMA_SIZES, **changes}),
     "gpt_neox": lambda **changes: GPTNeoXConfig(**{**NEOX_SIZES, **changes}),
     "gpt2": lambda **changes: GPT2Config(**{**GPT2_SIZES, **changes}),
 }
@@ -86,6 +88,8 @@ STOCK: dict[str, PreTrainedConfig] = {
     "llama 3.1": SMALL["llama"](head_dim=16, rope_parameters=LLAMA3),
     "mistral": SMALL["mistral"](sliding_window=5),
     "mistral unlimited": SMALL["mistral"](sliding_window=None),
+    "olmo2": SMALL["olmo2"](),
+    "olmo2 biases": SMALL["olmo2"](attention_bias=True, num_key_value_heads=None, tie_word_embeddings=True),
     "neox": SMALL["gpt_neox"](),
     "neox sequential": SMALL["gpt_neox"](use_parallel_residual=False, rotary_pct=1.0, rotary_emb_base=500.0),
     "neox no bias": SMALL["gpt_neox"](attention_bias=False, hidden_act="gelu_fast", tie_word_embeddings=True),
@@ -127,6 +131,8 @@ EXPORTED = {
     "llama without positions": dataclasses.replace(GQA, qk_norm=False).without_positions(),
     "qwen2": dataclasses.replace(GQA, qk_norm=False, qkv_bias=True),
     "qwen3": dataclasses.replace(GQA, qkv_bias=True, out_bias=True),
+    "olmo2": OLMO2,
+    "olmo2 without positions": OLMO2.without_positions(),
 }
 
 
@@ -167,9 +173,9 @@ def drop_the_biases(decoder: Decoder) -> None:
 
 MUTANTS = [
     (family, mutate)
-    for family in ("qwen2", "llama", "mistral", "gpt_neox", "gpt2")
+    for family in ("qwen2", "llama", "mistral", "olmo2", "gpt_neox", "gpt2")
     for mutate in (zero_queries, swap_two_heads, drop_a_gain, drop_the_biases)
-    if mutate is not drop_the_biases or family not in ("llama", "mistral")  # which have none
+    if mutate is not drop_the_biases or family not in ("llama", "mistral", "olmo2")  # which have none
 ]
 
 
@@ -186,6 +192,8 @@ IGNORED = [
     ("llama theta", {"rotary_theta": 1e4}),
     ("llama 3.1", {"rotary_frequencies": None}),
     ("mistral", {"sliding_window": None}),
+    ("olmo2", {"rotary_theta": 50.0}),
+    ("olmo2", {"post_norm": False}),
     ("neox", {"rotary_fraction": 1.0}),
     ("neox", {"parallel_residual": False}),
     ("neox", {"mlp": "gelu_tanh"}),
@@ -349,7 +357,7 @@ def test_a_setting_that_is_not_implemented_is_refused(family: str, changes: dict
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    known = "qwen3, qwen2, llama, mistral, gpt_neox, gpt2"
+    known = "qwen3, qwen2, llama, mistral, olmo2, gpt_neox, gpt2"
     for model_type in ("bloom", None):
         with pytest.raises(ValueError, match=f"unknown model family {model_type!r}; the known ones are {known}"):
             import_config({"model_type": model_type})

@@ -46,15 +46,21 @@ def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[s
     c, w = decoder.config, decoder.head_weights(layer)
     width = c.d_model
     centring_DD = np.eye(width) - (1 / width if w.norm_bias_D is not None else 0)
-    gain_D = w.norm_gain_D.detach().double().cpu().numpy()
+    read_gain_D, out_gain_D = (
+        np.ones(width) if gain_D is None else gain_D.detach().double().cpu().numpy()
+        for gain_D in (w.norm_gain_D, w.out_gain_D)
+    )
 
     def dimensions(root: np.ndarray) -> float:
         covariance = root @ root.T
         return float(np.trace(covariance) ** 2 / (covariance**2).sum())
 
-    read, written, channels = dimensions(centring_DD * gain_D), dimensions(centring_DD), float(c.head_dim)
-    if w.q_gain_d is not None and w.k_gain_d is not None:
-        channels = dimensions(np.diag((w.q_gain_d * w.k_gain_d).detach().double().cpu().numpy()))
+    read, written = dimensions(centring_DD * read_gain_D), dimensions(centring_DD * out_gain_D)
+    channels = float(c.head_dim)
+    if w.q_gain_Hd is not None and w.k_gain_Gd is not None:
+        gain_Hd = w.q_gain_Hd * w.k_gain_Gd.repeat_interleave(c.queries_per_group, dim=0)
+        # Heads differ in their gains only where one norm is over all of them.
+        channels = float(np.mean([dimensions(np.diag(gain_d)) for gain_d in gain_Hd.detach().double().cpu().numpy()]))
     group_H = np.arange(c.num_heads) // c.queries_per_group
     same_HH = group_H[:, None] == group_H
     behind = {}

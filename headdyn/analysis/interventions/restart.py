@@ -77,6 +77,12 @@ class Restart:
             else trace["resid_pre", layer] + trace["attn_out", layer]
             for layer in self.layers
         }
+        # Under post_norm what a changed head does to attn_out is not linear: it goes through the norm again.
+        self._unnormed = {
+            layer: self._block(layer).attention.o(self.own[layer].flatten(-2))[:, self._first :]
+            for layer in (self.layers if c.post_norm and site == "z" else ())
+        }
+        self._before_attention = {layer: trace["resid_pre", layer][:, self._first :] for layer in self._unnormed}
         self._past = {
             layer: (trace["k", layer][:, : self._first], trace["v", layer][:, : self._first])
             for layer in later
@@ -135,14 +141,17 @@ class Restart:
         """The residual stream behind the layer whose heads change, from the first written position on."""
         change_HNTD = self._change_by_head(layer, value)
         shift = (weight_CH @ change_HNTD.flatten(1)).view(-1, *change_HNTD.shape[1:])
-        x_BTD = (self._before_mlp[layer][:, self._first :] + shift).flatten(0, 1)
+        block = self._block(layer)
+        if layer in self._unnormed:
+            x_BTD = (self._before_attention[layer] + block.norm1(self._unnormed[layer] + shift)).flatten(0, 1)
+        else:
+            x_BTD = (self._before_mlp[layer][:, self._first :] + shift).flatten(0, 1)
         if self.decoder.config.parallel_residual:  # whose MLP does not see the attention
             return x_BTD
-        block = self._block(layer)
-        return x_BTD + block.mlp(block.norm2(x_BTD))
+        return x_BTD + block.mlp_out(x_BTD)
 
     def _change_by_head(self, layer: int, value: Tensor) -> Float[Tensor, "H N T D"]:
-        """How each head's whole change moves the attention's output, from the first written position on."""
+        """How each head's whole change moves what W_O writes, from the first written position on."""
         change = (value - self.own[layer])[:, self._first :]
         if self.site == "z":
             change_HNTD = torch.einsum("nthd,hdD->hntD", change, self.decoder.head_weights(layer).o_HdD)
@@ -165,7 +174,8 @@ class Restart:
         is_last = layer == decoder.config.num_layers - 1
         seen = length - self.read if is_last and documents_BT is None else 0
         if seen:
-            keys, values = block.attention.keys_values(block.norm1(x_BTD[:, :seen]), decoder.rotary(seen, self._first))
+            reads_BTD = block.reads(block.norm1, x_BTD[:, :seen])
+            keys, values = block.attention.keys_values(reads_BTD, decoder.rotary(seen, self._first))
             past = (keys, values) if past is None else (torch.cat((past[0], keys), 1), torch.cat((past[1], values), 1))
         start = self._first + seen
         rotary, mask = decoder.rotary(length - seen, start), decoder.mask(length - seen, start, documents_BT)
