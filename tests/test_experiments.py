@@ -1,11 +1,14 @@
-"""The recorded series, judged again from their timelines: what does not need the pairs comes out the same."""
+"""The recorded series, judged again from their timelines, and every number that the pages of experiments/ print."""
 
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,13 @@ from headdyn.analysis.series.emergence_measure import measure_from_rows
 from headdyn.analysis.series.judgement import Measure, judge
 from headdyn.studies.even_odd_emergence import hypotheses
 from headdyn.studies.organisms.detection import markdown, summarise
+from tests.experiments.records import plain
 
+ROOT = Path(__file__).parents[1]
+PAGES = {path.parent.name: path for path in sorted(ROOT.glob("experiments/*/README.md"))}
+NO_MODULE_YET = {"emergence", "landmarks", "matrix", "reliability"}
+A_WORD = re.compile(r"[^\W\d]|[%|]")
+CHECKED = sorted(set(PAGES) - NO_MODULE_YET)
 RECORDS = sorted((Path(__file__).parents[1] / "experiments").glob("*/verdict.json"))
 PARTS = ("ci_low", "ci_high", "null", "p")
 # What was defined anew since the records were made (docs/science.md, changes of definitions).
@@ -118,3 +127,76 @@ def test_the_study_of_detectors_is_summed_up_the_same_again() -> None:
     record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     assert len(rows) == 20 and record["suites"] == rows and same(record["summary"], summarise(rows))
     assert (folder / "table.md").read_text(encoding="utf-8") == markdown(summarise(rows))
+
+
+# -- the pages' numbers -----------------------------------------------------------------------------------------------
+
+
+def wrong_in(text: str, pieces: Sequence[str]) -> list[str]:
+    """What is wrong with plain text: pieces that it lacks, pieces without a word, and numbers that no piece accounts for."""
+    wrong = [f"a piece needs a word beside its numbers: {piece}" for piece in pieces if not A_WORD.search(piece)]
+    wrong += [f"not in the text: {piece}" for piece in pieces if piece not in text]
+    for piece in sorted(pieces, key=len, reverse=True):
+        text = text.replace(piece, " ")
+    return wrong + [f"from no record: {text[max(0, m.start() - 40) : m.end() + 20]}" for m in re.finditer(r"\d+", text)]
+
+
+def page_of(path: Path) -> str:
+    return plain(path.read_text(encoding="utf-8"))
+
+
+def pieces_of(name: str, folder: Path) -> list[str]:
+    module = importlib.import_module(f"tests.experiments.{name}")
+    return [plain(piece) for piece in [*module.fragments(folder), *module.SETTINGS]]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_every_number_of_a_page_is_that_of_its_records(name: str) -> None:
+    assert wrong_in(page_of(PAGES[name]), pieces_of(name, PAGES[name].parent)) == []
+
+
+def test_every_number_of_what_the_readme_finds_is_that_of_the_records() -> None:
+    _, _, findings = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What it finds\n")
+    findings, heading, _ = findings.partition("\n## ")
+    assert findings and heading
+    assert wrong_in(plain(findings), pieces_of("readme", ROOT / "experiments")) == []
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_every_changed_number_of_a_page_is_seen(name: str) -> None:
+    """Each number that a record accounts for, raised by one in its first digit."""
+    pieces, text = pieces_of(name, PAGES[name].parent), page_of(PAGES[name])
+    numbers_in_text = list(re.finditer(r"\d", text))
+    assert numbers_in_text
+    for digit in numbers_in_text:
+        changed = text[: digit.start()] + str((int(digit.group()) + 1) % 10) + text[digit.end() :]
+        assert wrong_in(changed, pieces), text[max(0, digit.start() - 30) : digit.end() + 30]
+
+
+@pytest.mark.parametrize("name", CHECKED)
+def test_a_changed_record_is_seen(name: str, tmp_path: Path) -> None:
+    """Every fraction of the records, a tenth larger."""
+    folder = Path(shutil.copytree(PAGES[name].parent, tmp_path / name))
+    records = [path for path in folder.rglob("*") if path.suffix in (".json", ".csv")]
+    if not records:
+        pytest.skip("a page without records of its own")
+    for path in records:
+        raised = re.sub(
+            r"(?<![\w.])\d+\.\d+(?![.\w])", lambda m: str(float(m.group()) * 1.1), path.read_text(encoding="utf-8")
+        )
+        path.write_text(raised, encoding="utf-8")
+    try:
+        pieces = pieces_of(name, folder)
+    except AssertionError:  # what the page says in words does not hold either
+        return
+    assert wrong_in(page_of(PAGES[name]), pieces)
+
+
+def test_a_page_is_searched_for_numbers_everywhere_but_in_code_and_names() -> None:
+    page = "# 3 seeds\n\nPythia-160m at\n5 of 15 (`x=3`), [0.1](a1.svg)\n\n    code 7\n\n| 2 | −0.37 |\n"
+    assert plain(page) == "at 5 of 15 (), [0.1] | 2 | −0.37 |"
+    assert wrong_in(plain(page), ["at 5 of 15", "[0.1]", "| 2 | −0.37 |"]) == [
+        "a piece needs a word beside its numbers: [0.1]"
+    ]
+    assert wrong_in(plain(page), ["at 5 of 15", "| 2 | −0.38 |"])[0] == "not in the text: | 2 | −0.38 |"
+    assert len(wrong_in(plain(page), ["at 5 of 15", "| 2 | −0.37 |"])) == 2

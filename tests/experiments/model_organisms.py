@@ -1,0 +1,65 @@
+"""Suites whose answer is known: how often each detector says yes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import beta
+
+from headdyn.studies.organisms.settings import FINAL_STEP, Organism
+from tests.experiments.records import fixed, read
+
+SETTINGS = ("strength > 0.5", "Clopper–Pearson, 95 %")
+WANTED = 0.95
+Rows = list[dict[str, Any]]
+
+
+def fragments(folder: Path) -> list[str]:
+    suites = [read(path) for path in sorted((folder / "suites").glob("*.json"))]
+    planted, others, found, false, rule = detections(suites)
+    carrying, halves = [row for row in suites if row["true_onset"]], [row for row in suites if row["half_rank"]]
+    organism = Organism(name="planted", organism="planted")
+    onset = organism.onset * FINAL_STEP
+    assert all(row["true_onset"] == onset for row in carrying)
+    ((after, at),) = {(row["onset_after"], row["onset_at"]) for row in carrying if row["onset_off_by"] == 0}
+    n, first = len(others), sum(row["half_rank"] == 1 for row in halves)
+    needed = math.ceil(math.log(0.025) / math.log(WANTED))
+    return [
+        f"from revision {onset:.0f} on",
+        f"at {len(organism.series('original_11'))} checkpoints with all {math.comb(organism.num_heads, organism.num_heads // 2)} splits",
+        f"true, of {len(suites)}:",
+        f"structure in {found} of {len(planted)} suites, at least {percent(low(found, len(planted)))} % of such suites",
+        f"trajectory in {false} of {n} others, at most {percent(high(false, n))} %",
+        f"rule in {rule} of {n}, {percent(low(rule, n))} to {percent(high(rule, n))} %",
+        f"checkpoints, {after} to {at}, in {sum(row['onset_off_by'] == 0 for row in carrying)} of {len(carrying)} suites",
+        f"half first in {first} of {len(halves)} suites",
+        f"calls {rule} suites specialised",
+        f"power of {percent(WANTED)} %",
+        f"takes {needed} planted suites of which all",
+        *(line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if "/" in line),
+    ]
+
+
+def detections(suites: Rows) -> tuple[Rows, Rows, int, int, int]:
+    """Planted suites and others; how many of each the exact null finds; and of the others, how many the studies' rule does."""
+    planted = [row for row in suites if row["kind"] == "planted"]
+    others = [row for row in suites if row["kind"] != "planted"]
+    rule = sum(row["even_success"] - row["odd_success"] > 0.5 for row in others)
+    found, false = (sum(row["found_by_trajectory"] for row in part) for part in (planted, others))
+    return planted, others, found, false, rule
+
+
+def low(yes: int, n: int) -> float:
+    """Clopper–Pearson's lower end, 95 %, two-sided."""
+    return float(beta.ppf(0.025, yes, n - yes + 1)) if yes else 0.0
+
+
+def high(yes: int, n: int) -> float:
+    """Clopper–Pearson's upper end."""
+    return float(beta.ppf(0.975, yes + 1, n - yes)) if yes < n else 1.0
+
+
+def percent(share: float) -> str:
+    return fixed(100 * share, 0)

@@ -1,0 +1,79 @@
+"""Reading committed records, and printing their numbers as headdyn prints them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from headdyn.core.numbers import fixed, p_is, spelled
+
+Row = dict[str, str]
+Scalar = dict[str, Any]
+
+__all__ = ["average", "effect", "fixed", "p_is", "plain", "read", "rows", "scalar", "span", "spelled"]
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def rows(path: Path, **where: str) -> list[Row]:
+    """The rows of a CSV file whose cells are as `where` says."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if all(row[name] == cell for name, cell in where.items())]
+
+
+def scalar(row: Row, metric: str) -> Scalar:
+    """A metric of a row with its interval, null and p, where the row has them."""
+    cells = {"value": row[metric]} | {
+        part: row.get(f"{metric}_{part}", "") for part in ("ci_low", "ci_high", "null", "p", "q")
+    }
+    return {part: float(text) for part, text in cells.items() if text}
+
+
+def effect(path: Path, outcome: str, **levels: Sequence[str]) -> Scalar:
+    """The effect on `outcome` of exactly these factors and levels in an effects.json."""
+    wanted = {name: list(pair) for name, pair in levels.items()}
+    (found,) = [entry for entry in read(path) if entry["outcome"] == outcome and entry["levels"] == wanted]
+    return dict(found)
+
+
+def average(runs: Iterable[Row], metric: str, factor: str, low: str, high: str) -> Scalar:
+    """`high` less `low` within a seed, averaged over seeds, with Student's interval (95 %): without headdyn's statistics."""
+    runs = list(runs)
+    seeds = sorted({row["seed"] for row in runs})
+    arms = {
+        level: [
+            np.mean([float(row[metric]) for row in runs if row["seed"] == seed and row[factor] == level])
+            for seed in seeds
+        ]
+        for level in (low, high)
+    }
+    differences = np.subtract(arms[high], arms[low])
+    half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences)
+    value = float(differences.mean())
+    return {"value": value, "ci_low": value - half, "ci_high": value + half, "n": len(seeds)}
+
+
+def span(values: Iterable[float], places: int, *, scale: float = 1.0, signed: bool = False) -> str:
+    """`81 to 83`: the least and the greatest, or the one number where both print alike."""
+    values = [scale * float(value) for value in values]
+    ends = [fixed(end, places, signed=signed) for end in (min(values), max(values))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def plain(text: str) -> str:
+    """Prose alone, on one line: without code, headings, targets of links, section numbers and names such as Pythia-160m."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"`[^`]*`", "", re.sub(r"^(?:    .*|#.*)$", "", text, flags=re.MULTILINE))
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    text = re.sub(r"§\d+|arXiv \d+\.\d+|\b[A-Za-z]+[-_]?\d[\w.-]*\w|\b[A-Za-z]+\d\b", "", text)
+    return " ".join(text.split())
