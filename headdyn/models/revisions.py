@@ -49,6 +49,19 @@ def is_pythia(name: str) -> bool:
     return last.startswith("pythia-") and not last.endswith("-v0")
 
 
+def suite_of(name: str) -> tuple[str, str]:
+    """The suite that a model is a training of, and that training's random seed as its name states it, or "".
+
+    EleutherAI/pythia-160m-seed3 is seed 3 of pythia-160m; Stanford's five GPT-2 of one size end in -x21, -x49 … behind
+    a name of their own.
+    """
+    last = name.rstrip("/").rpartition("/")[2]
+    if stanford := re.fullmatch(r"[a-z]+-(gpt2-(?:small|medium))-x(\d+)", last):
+        return stanford[1], stanford[2]
+    seed = re.fullmatch(r"(.+?)[-_]seed[-_]?(\d+)", last)
+    return (seed[1], seed[2]) if seed else (last, "")
+
+
 def read_name(revision: str) -> dict[str, int]:
     """What a revision's name states: any of stage, ingredient (OLMo-2's trainings of one stage), step, tokens and seed.
 

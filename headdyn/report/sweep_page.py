@@ -28,12 +28,14 @@ from headdyn.report.sections import (
     summary,
     text_topics,
     training,
+    training_seeds,
 )
 from headdyn.sweep.record import SweepRecord
 
 SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
     jobs.unfinished,
     answers.section,
+    training_seeds.section,
     series.verdict,
     effects.section,
     summary.section,

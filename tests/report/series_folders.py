@@ -89,7 +89,7 @@ def run(
     manifest: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """One checkpoint's folder; its entry for sweep.json. Without values it failed."""
-    name = f"suite_step{step}_{protocol}"
+    name = f"{model.rpartition('/')[2]}_step{step}_{protocol}"
     folder = root / name
     folder.mkdir(parents=True)
     factors = {
@@ -108,7 +108,7 @@ def run(
         "seed": 0,
         "machine": {"device": "cpu", "precision": "bf16", "threads": 1},
         "config": {
-            "model": {"name": model, "revision": f"step{step}"},
+            "model": {"kind": "pretrained", "name": model, "revision": f"step{step}"},
             "protocol": {"name": protocol},
             "study": "headdyn.studies.even_odd_emergence",
         },

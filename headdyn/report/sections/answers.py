@@ -12,6 +12,7 @@ from headdyn.sweep.jobs import of_prompts
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
 from headdyn.sweep.series_words import series_statements
+from headdyn.sweep.training_seeds import statements as repeated
 from headdyn.sweep.words import Statement, statements
 
 
@@ -32,7 +33,7 @@ def section(sweep: SweepRecord) -> Section:
 
 def all_statements(sweep: SweepRecord) -> list[Statement]:
     """Every answer that the sweep's records, and the packages that its runs name, can give."""
-    return [*series_statements(read_series(sweep)), *extension.headlines(sweep), *statements(sweep)]
+    return [*repeated(sweep), *series_statements(read_series(sweep)), *extension.headlines(sweep), *statements(sweep)]
 
 
 def _primary(sweep: SweepRecord) -> list[Statement]:

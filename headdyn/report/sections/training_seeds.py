@@ -1,0 +1,57 @@
+"""Several trainings of one suite side by side: what repeats over random seeds, and what each training gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headdyn.report.blocks import Heading, Section, Table, cell
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_words import interval
+from headdyn.sweep.training_seeds import (
+    QUESTION,
+    Repetition,
+    emerged,
+    repetitions,
+    sentences,
+    steps_in_words,
+    strength_at_end,
+)
+
+_WORDS = (
+    "The unit is a training. Shares have Clopper–Pearson intervals, means Student's, all 95 %. A step of emergence is "
+    "the geometric mean of the trainings that have one; its interval covers the distance between checkpoints, too."
+)
+
+
+def section(sweep: SweepRecord) -> Section | None:
+    """For every suite with several trainings what they say together, then each training's own dates."""
+    blocks: list[Any] = []
+    every = repetitions(sweep)
+    for repetition in every:
+        blocks += [Heading(f"{repetition.suite}: {repetition.analysis.replace('_', ' ')}")]
+        blocks += [table for table in (_measures(repetition, sweep), _scalars(repetition, sweep)) if table.rows]
+    lead = next((said[0] for repetition in every if (said := sentences(repetition, sweep))), "")
+    return Section("training_seeds", QUESTION, [*blocks, _WORDS], lead, folded=False) if every else None
+
+
+def _measures(repetition: Repetition, sweep: SweepRecord) -> Table:
+    """A row a measure: in how many trainings it emerges, when, its mean at the end, and each training's interval."""
+    rows = []
+    for name, judgements in repetition.measures().items():
+        metric, end = sweep.metric(name), strength_at_end(judgements)
+        together = [emerged(judgements).words(), steps_in_words(judgements), metric.spelled(end)]
+        rows.append([metric.label, *together, *map(interval, judgements)])
+    seeds = [f"seed {seed}" if seed.isdigit() else seed for seed in repetition.entries]
+    columns = ["", "emerges in", "within steps", "at the end, mean over trainings"]
+    return Table(columns=[*columns, *seeds], rows=rows, dense=True)
+
+
+def _scalars(repetition: Repetition, sweep: SweepRecord) -> Table:
+    """A row a number that the analysis gives of every training: the mean over trainings, and each one's."""
+    rows = []
+    for name, mean in repetition.scalars().items():
+        own = [cell(entry["summary"][name]) for entry in repetition.entries.values()]
+        meanings = next(iter(repetition.entries.values()))["meanings"]
+        rows.append([name.replace("_", " "), cell(mean), *own, meanings.get(name, "")])
+    seeds = [f"seed {seed}" if seed.isdigit() else seed for seed in repetition.entries]
+    return Table(columns=["", "mean over trainings", *seeds, "meaning"], rows=rows, dense=True)

@@ -1,0 +1,167 @@
+"""Several trainings of one suite, told apart by their random seed alone: does what emerges in one emerge in the others?
+
+The unit here is a training (science.md §15). Everything follows from the verdicts on each training's series.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.numbers import ABSENT, count, number
+from headdyn.core.statistics import binomial_interval, t_interval
+from headdyn.models.revisions import suite_of
+from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import verdicts
+from headdyn.sweep.words import Statement
+
+QUESTION = "Does it repeat over training seeds?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """In how many of n trainings something is so, with the Clopper–Pearson interval (95 %) of the probability."""
+
+    hits: int
+    n: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends, 0 to 1."""
+        low, high = binomial_interval(self.hits, self.n)
+        return float(low), float(high)
+
+    def words(self) -> str:
+        """`8 of 9 trainings (52 to 100 %)`."""
+        low, high = self.interval
+        return f"{self.hits} of {count(self.n, 'training')} ({100 * low:.0f} to {100 * high:.0f} %)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """The trainings of one suite under one analysis of series: an entry of verdict.json for each, by its seed."""
+
+    suite: str
+    analysis: str
+    entries: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def verdicts(self) -> list[Mapping[str, Any]]:
+        """The verdict on each training."""
+        return [entry["verdict"] for entry in self.entries.values()]
+
+    def split_found(self) -> Share | None:
+        """In how many trainings the split of the heads is beyond chance; None where some measured none."""
+        found = [verdict.get("split", {}).get("found") for verdict in self.verdicts]
+        return None if None in found else Share(hits=sum(map(bool, found)), n=len(found))
+
+    def measures(self) -> dict[str, list[Mapping[str, Any]]]:
+        """The judgements of every measure that all trainings have, training by training."""
+        judged = [verdict.get("measures", {}) for verdict in self.verdicts]
+        return {name: [each[name] for each in judged] for name in judged[0] if all(name in each for each in judged)}
+
+    def scalars(self) -> dict[str, dict[str, Any]]:
+        """Mean over trainings of every number that all of them have, with Student's interval."""
+        summaries = [entry["summary"] for entry in self.entries.values()]
+        names = [n for n in summaries[0] if all(s.get(n, {}).get("value") is not None for s in summaries)]
+        return {name: _mean([summary[name]["value"] for summary in summaries]) for name in names}
+
+
+def emerged(judgements: Sequence[Mapping[str, Any]]) -> Share:
+    """In how many trainings a measure emerges."""
+    return Share(hits=sum(each["emerges_at_step"] is not None for each in judgements), n=len(judgements))
+
+
+def strength_at_end(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A measure's value at the last checkpoint: mean over trainings, Student's interval."""
+    return _mean([each["last"] for each in judgements])
+
+
+def emergence_steps(judgements: Sequence[Mapping[str, Any]]) -> tuple[float | None, float] | None:
+    """95 % interval of the step of emergence, geometric mean over the trainings where it emerges; None of fewer than 2.
+
+    A training dates it between two checkpoints only. So the lower end is Student's for the checkpoints before, the
+    upper end that for the checkpoints at: the spread over trainings and the width between checkpoints both count. The
+    lower end is None where some training has it at its first checkpoint.
+    """
+    dates = [(each["emerges_after_step"], each["emerges_at_step"]) for each in judgements]
+    dates = [(after, at) for after, at in dates if at is not None]
+    if len(dates) < 2:
+        return None
+    high = math.exp(t_interval(np.log1p([at for _, at in dates]))[1]) - 1
+    if any(after is None for after, _ in dates):
+        return None, high
+    return math.exp(t_interval(np.log1p([after for after, _ in dates]))[0]) - 1, high
+
+
+def repetitions(sweep: SweepRecord) -> list[Repetition]:
+    """The suites of which a sweep has several trainings, by analysis.
+
+    A suite trained here differs in the random seed alone, a public one in the seed that the model's name states.
+    """
+    configs = {job.run.name: job.run.manifest.get("config", {}).get("model", {}) for job in sweep.jobs}
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    suites: dict[str, tuple[str, str]] = {}
+    for entry in verdicts(sweep.folder):
+        model = next((config for name in entry["runs"].values() if (config := configs.get(name))), {})
+        factors = {name: level for name, level in entry["factors"].items() if name != "model.name"}
+        if model.get("kind") == "pretrained":
+            suite, seed = suite_of(str(model["name"]))
+            factors.pop("model", None)
+        else:
+            suite, seed = str(factors.get("model", "")).replace("_", " "), str(factors.pop("seed", ""))
+        key = json.dumps([entry["analysis"], suite, factors], sort_keys=True)
+        groups.setdefault(key, {})[seed or "the first"] = entry
+        suites[key] = suite, entry["analysis"]
+    return [
+        Repetition(suite=suites[key][0], analysis=suites[key][1], entries=entries)
+        for key, entries in groups.items()
+        if len(entries) > 1
+    ]
+
+
+def statements(sweep: SweepRecord) -> list[Statement]:
+    """One answer a suite: what was found in how many trainings, and when."""
+    by_suite: dict[str, list[str]] = {}
+    for repetition in repetitions(sweep):
+        by_suite.setdefault(repetition.suite, []).extend(sentences(repetition, sweep))
+    return [Statement(f"{QUESTION} ({suite})", said) for suite, said in by_suite.items() if said]
+
+
+def sentences(repetition: Repetition, sweep: SweepRecord) -> list[str]:
+    """What the trainings say together."""
+    result = []
+    split = repetition.split_found()
+    if split is not None:
+        result.append(f"The split of the heads is beyond chance in {split.words()}.")
+    for name, judgements in repetition.measures().items():
+        metric = sweep.metric(name)
+        text = (
+            f"{metric.label[:1].upper()}{metric.label[1:]} emerges in {emerged(judgements).words()}{_when(judgements)}"
+        )
+        result.append(f"{text}; at the end its mean over trainings is {metric.spelled(strength_at_end(judgements))}.")
+    return result
+
+
+def steps_in_words(judgements: Sequence[Mapping[str, Any]]) -> str:
+    """`1 020 to 3 870`, or a dash."""
+    steps = emergence_steps(judgements)
+    if steps is None:
+        return ABSENT
+    low, high = steps
+    return f"{'the beginning' if low is None else number(round(low))} to {number(round(high))}"
+
+
+def _when(judgements: Sequence[Mapping[str, Any]]) -> str:
+    words = steps_in_words(judgements)
+    return "" if words == ABSENT else f", on average within steps {words}"
+
+
+def _mean(values: Sequence[float]) -> dict[str, Any]:
+    low, high = map(float, t_interval(np.array(values, dtype=float)))
+    return {"value": float(np.mean(values)), "ci_low": low, "ci_high": high, "n": len(values), "unit": "training"}
