@@ -57,7 +57,9 @@ def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
     data = {key: value for key, value in settings["data"].items() if key != "seed"}
-    return json.dumps([name, settings["analysis"].get(name), settings["model"], data], sort_keys=True)
+    # A suite's checkpoints are of one size: what one took the others will take.
+    model = {key: value for key, value in settings["model"].items() if key not in ("revision", "revisions")}
+    return json.dumps([name, settings["analysis"].get(name), model, data], sort_keys=True)
 
 
 def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float, list[str]]:

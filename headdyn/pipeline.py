@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,9 +19,10 @@ from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
+from headdyn.core.kept_parts import keeping
 from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.run_folder import PATTERNS, RunFolder, snapshot_table
+from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, snapshot_table
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
@@ -85,6 +87,8 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
         ) as record.tracker,
     ):
         OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+        if config.force:
+            shutil.rmtree(folder / KEPT_PARTS, ignore_errors=True)
         try:
             _work(Work(config=config, store=store, machine=here, record=record, should_stop=should_stop))
         except StageInterruptedError as stop:
@@ -110,13 +114,17 @@ def _work(work: Work) -> None:
     for name, analysis in analyses.items():
         if work.should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")
-        with record.timed(name):
+        weights = record.manifest.get("checkpoint", {}).get("state_hash")
+        identity = f"{record.manifest['git']} {weights}"
+        kept = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
+        with record.timed(name), kept:
             findings = analysis(subject.decoder, subject.material, generator(config.seed, f"analysis/{name}"))
         if not isinstance(findings, Findings):
             raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
     _keep_internals(config, subject, record)
+    shutil.rmtree(record.path / KEPT_PARTS, ignore_errors=True)
 
 
 def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> None:

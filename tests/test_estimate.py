@@ -90,3 +90,11 @@ def test_checkpoints_that_are_not_here_are_named_with_their_sizes(tmp_path, monk
     arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
     dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
     assert "downloads: a/b step1: 3.0 MiB; together 3.0 MiB" in capsys.readouterr().out
+
+
+def test_what_one_checkpoint_took_is_what_the_others_of_its_suite_will():
+    suite = ("-m", "experiment=weight_cluster_emergence", "model=organism_planted", "model.revisions=step0,step1000")
+    jobs = make_plan([*suite]).jobs
+    name = next(name for name, analysis in jobs[0].analysis.items() if "series" not in analysis.needs)
+    assert _analysis_sizes(name, jobs[0].resolved) == _analysis_sizes(name, jobs[1].resolved)
+    assert jobs[0].resolved["model"] != jobs[1].resolved["model"]

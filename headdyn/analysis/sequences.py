@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from headdyn.data.corpus import Corpus
+from headdyn.data.text.stages import Progress
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Sequences:
         self, size: int, device: torch.device
     ) -> Iterator[tuple[slice, Int[Tensor, "B T"], Int[Tensor, "B T"] | None]]:
         """`size` sequences at a time (at least one): which they are, their tokens, their documents."""
-        size = max(1, size)
+        size, progress = max(1, size), Progress("reading", "sequences", len(self))
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
             tokens_BT = torch.from_numpy(self.tokens_NT[rows]).to(device)
             documents_BT = None if self.documents_NT is None else torch.from_numpy(self.documents_NT[rows]).to(device)
             yield rows, tokens_BT, documents_BT
+            progress.add(len(tokens_BT))

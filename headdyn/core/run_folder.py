@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 LOG, PATTERNS = "log.txt", "patterns.safetensors"
+KEPT_PARTS = "kept_parts"  # what is done of an analysis, until the run is complete
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),

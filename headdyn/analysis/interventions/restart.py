@@ -12,6 +12,7 @@ last layer is computed at the positions that are read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from headdyn.analysis.interventions.patch import Site
+from headdyn.core.kept_parts import parts
 from headdyn.data.text.stages import Progress
 from headdyn.models.decoder import Decoder
 from headdyn.models.layers import Block, KeysValues
@@ -114,14 +116,19 @@ class Restart:
         layer_C = np.repeat(list(counts), list(counts.values()))
         stacked_CH = np.concatenate([np.asarray(cells[layer], dtype=float) for layer in counts])
         all_CH = torch.from_numpy(stacked_CH).to(self.plain_NAD)
-        parts, progress = [], Progress("changing heads", "sets of heads", len(layer_C))
-        for begin in range(0, len(layer_C), self._at_once):
+        progress = Progress("changing heads", "sets of heads", len(layer_C))
+
+        def part(begin: int) -> np.ndarray:
             chunk = slice(begin, begin + self._at_once)
             now = layer_C[chunk]
             weights = {layer: all_CH[chunk][torch.from_numpy(now == layer)] for layer in np.unique(now).tolist()}
-            parts.append(measure(self._chunk(weights, written)).double().cpu().numpy())
+            value = measure(self._chunk(weights, written)).double().cpu().numpy()
             progress.add(len(now))
-        return dict(zip(counts, np.split(np.concatenate(parts), np.cumsum([*counts.values()])[:-1]), strict=True))
+            return value
+
+        compute = [partial(part, begin) for begin in range(0, len(layer_C), self._at_once)]
+        values = list(parts(compute, [layer_C, stacked_CH, self.plain_NAD.float().cpu().numpy()]))
+        return dict(zip(counts, np.split(np.concatenate(values), np.cumsum([*counts.values()])[:-1]), strict=True))
 
     def _chunk(self, weights: Mapping[int, Tensor], written: Callable[[int], Tensor]) -> Float[Tensor, "C N A D"]:
         """What the last layer leaves at the positions read, cell by cell in the order of their layers."""

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import GroupPatching, PromptPatching, heads_as_weights
 from headdyn.analysis.interventions.restart import Restart
+from headdyn.core.kept_parts import keeping
+from headdyn.core.store import StageInterruptedError
 from headdyn.data.comparisons import Comparisons, PromptGroup
 from headdyn.data.text import stages
 from headdyn.models.decoder import Decoder, Edit
@@ -339,3 +342,25 @@ def test_it_says_what_it_is_at_and_how_long_it_still_needs(
     lines = [record.message for record in caplog.records if record.message.startswith("changing heads")]
     assert len(lines) == len(CELLS_CH)
     assert re.fullmatch(r"changing heads: 3 sets of heads of 8, \d+ s left, \S+ a second", lines[2])
+
+
+def test_patching_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, group = model("neox"), prompts(bug_pairs=2, control_pairs=0).groups[0]
+    chunks: list[int] = []
+    run_chunk = Restart._chunk
+    monkeypatch.setattr(Restart, "_chunk", lambda *arguments: (chunks.append(1), run_chunk(*arguments))[1])
+
+    def patched(stop_after: int = 99) -> dict[int, np.ndarray]:
+        chunks.clear()
+        with keeping(tmp_path, "commit", lambda: len(chunks) >= stop_after):
+            return GroupPatching(decoder, group, Patch(), LAYERS, max_bytes=1).deltas({1: CELLS_CH, 2: CELLS_CH})
+
+    whole = GroupPatching(decoder, group, Patch(), LAYERS, max_bytes=1).deltas({1: CELLS_CH, 2: CELLS_CH})
+    with pytest.raises(StageInterruptedError):
+        patched(stop_after=5)
+    again = patched()
+    assert len(chunks) == 2 * len(CELLS_CH) - 5
+    assert all(np.array_equal(again[layer], whole[layer]) for layer in (1, 2))
+    decoder.blocks[0].mlp.down.weight.data *= 1.5  # other weights: what was kept is not theirs
+    patched()
+    assert not np.array_equal(patched()[1], whole[1])

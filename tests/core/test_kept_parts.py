@@ -1,0 +1,99 @@
+"""Parts of a long computation: kept where it was stopped, however it was, and read only by the same computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headdyn.core import kept_parts
+from headdyn.core.kept_parts import keeping, parts
+from headdyn.core.store import StageInterruptedError
+
+INPUTS = [np.arange(4.0)]
+
+
+class Computed:
+    """Six parts that count how often each is computed; `breaks_at` fails in its place."""
+
+    def __init__(self, breaks_at: int | None = None, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.calls: list[int] = []
+        self.breaks_at, self.error = breaks_at, error
+
+    def __call__(self) -> list[Callable[[], np.ndarray]]:
+        def part(number: int) -> Callable[[], np.ndarray]:
+            def compute() -> np.ndarray:
+                if number == self.breaks_at:
+                    raise self.error
+                self.calls.append(number)
+                return np.random.default_rng(number).normal(size=(2, 3))
+
+            return compute
+
+        return [part(number) for number in range(6)]
+
+
+def run(folder: Path, work: Computed, *, identity: str = "commit", inputs=INPUTS, stop_after: int = 99) -> np.ndarray:
+    with keeping(folder, identity, lambda: len(work.calls) >= stop_after):
+        return np.stack(list(parts(work(), inputs)))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_computation_that_was_stopped_goes_on_to_the_same_bits(tmp_path: Path, error: type[BaseException]) -> None:
+    whole = run(tmp_path / "whole", Computed())
+    with pytest.raises(error):
+        run(tmp_path / "kept", Computed(breaks_at=4, error=error))
+    again = Computed()
+    assert np.array_equal(run(tmp_path / "kept", again), whole) and again.calls == [4, 5]
+
+
+def test_it_stops_when_asked_to_and_stopping_twice_loses_nothing(tmp_path: Path) -> None:
+    first, second, third = Computed(), Computed(), Computed()
+    with pytest.raises(StageInterruptedError):
+        run(tmp_path, first, stop_after=2)
+    with pytest.raises(StageInterruptedError):
+        run(tmp_path, second, stop_after=3)
+    whole = run(tmp_path, third)
+    assert (first.calls, second.calls, third.calls) == ([0, 1], [2, 3, 4], [5])
+    assert np.array_equal(whole, np.stack([part() for part in Computed()()]))
+
+
+def test_a_part_that_a_kill_left_half_written_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept_parts, "SAVE_EVERY_SECONDS", 0)
+    whole = run(tmp_path, Computed())
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    for size in range(0, len(content), 37):
+        path.write_bytes(content[:size])
+        again = Computed()
+        assert np.array_equal(run(tmp_path, again), whole)
+        assert again.calls == list(range(6 - len(again.calls), 6)) and again.calls
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("change", [{"identity": "other commit"}, {"inputs": [np.arange(4.0) + 1e-12]}], ids=str)
+def test_other_work_reads_nothing_of_it(tmp_path: Path, change: dict) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Computed(breaks_at=4))
+    work = Computed()
+    run(tmp_path, work, **change)
+    assert work.calls == list(range(6))
+
+
+def test_each_computation_of_an_analysis_has_its_own_and_short_ones_leave_no_file(tmp_path: Path) -> None:
+    run(tmp_path, Computed())
+    assert not list(tmp_path.iterdir())
+    work, other = Computed(), Computed(breaks_at=0)
+    with keeping(tmp_path, "commit", lambda: False):
+        list(parts(work(), INPUTS))
+        with pytest.raises(KeyboardInterrupt):
+            list(parts(other(), INPUTS))
+    assert [path.name for path in tmp_path.iterdir()] == ["0001.npy"]
+
+
+def test_without_a_place_nothing_is_kept() -> None:
+    assert len(list(parts(Computed()(), INPUTS))) == 6
