@@ -175,13 +175,17 @@ def _obstacle(plan: Plan) -> str | None:
         if not plan.launcher:
             require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
         if models:
-            from headdyn.models.checkpoints.files import require_reachable
+            from headdyn.data.model_tokens import ModelTokens
+            from headdyn.models.checkpoints.files import learned_positions, require_reachable
             from headdyn.models.checkpoints.forecast import forecast
 
             store = Store(cache_root())
             for model in models.values():
                 require_reachable(model.name, model.revision, store)
-                revisions = [str(job.factors["revision"]) for job in plan.jobs if job.model.name == model.name]
+                jobs = [job for job in plan.jobs if job.model.name == model.name]
+                length = max(getattr(job.data, "sequence_length", 0) for job in jobs)
+                ModelTokens(model.name, 0, learned_positions(model.name, model.revision)).require_length(length)
+                revisions = [str(job.factors["revision"]) for job in jobs]
                 for line in forecast(model.name, revisions, store).lines():
                     print(f"headdyn: {line}", file=sys.stderr)
         if cuda:

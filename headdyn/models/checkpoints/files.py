@@ -75,6 +75,15 @@ def require_reachable(name: str, revision: str, store: Store) -> None:
         describe(name, revision)
 
 
+def learned_positions(name: str, revision: str) -> int:
+    """How many positions a model has learnt (GPT-2); 0 where it has learnt none, or its config.json is not here yet."""
+    folder = local_folder(name, revision) or _in_hub_cache(name, revision)
+    if folder is None or folder.suffix == gguf.SUFFIX:
+        return 0
+    stated = read_json(folder / "config.json")
+    return int(stated.get("n_positions", 1024)) if stated.get("model_type") == "gpt2" else 0
+
+
 def on_this_machine(name: str, revision: str, store: Store) -> bool:
     """Whether a checkpoint needs no download. Raises CheckpointError for a local folder that lacks the revision."""
     if local_folder(name, revision) or _in_hub_cache(name, revision):
