@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
-from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.sequences import Sequences
 from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS

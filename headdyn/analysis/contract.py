@@ -61,7 +61,7 @@ class SeriesAnalysis(Protocol):
     """An analysis of a whole series of checkpoints, called once when the runs of the series have ended.
 
     `needs` holds "series". Where it also holds "circuits", every run of the series keeps the QK and OV circuits of the
-    layer that the attribute `layer` names (None: the middle one, see `chosen_layer`), as `SeriesPoint.circuits`.
+    layer that the attribute `layer` names (None: the middle one, see `patch.chosen_layer`), as `SeriesPoint.circuits`.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -70,15 +70,3 @@ class SeriesAnalysis(Protocol):
     def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator, /) -> SeriesFindings:
         """`points` are the series' checkpoints in any order, failed ones among them."""
         ...
-
-
-def chosen_layer(layer: int | None, num_layers: int) -> int:
-    """The layer that a setting names, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12.
-
-    Raises ValueError for a layer out of range.
-    """
-    if layer is None:
-        return num_layers // 2
-    if not 0 <= layer < num_layers:
-        raise ValueError(f"layer={layer} is out of range; this model's are 0 to {num_layers - 1}")
-    return layer

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 
-from headdyn.analysis.contract import chosen_layer
+from headdyn.analysis.interventions.patch import chosen_layer
 
 PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # the tables that analyses leave of them
 Profiles = Mapping[str, np.ndarray]  # what each head has on every unit, by feature: [L, H, N], of one layer [H, N]

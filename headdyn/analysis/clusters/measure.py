@@ -14,11 +14,10 @@ from headdyn.analysis.clusters.all_clusterings import Clouds, Recipe, against_nu
 from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
 from headdyn.analysis.clusters.geometry import behind_gains, circuit_cosines, random_circuit_cosines, rotated_heads
 from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
-from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.head_clusters import NO_PROMPTS, HeadClusters
 from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.pair_rows import PairRows
-from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
 from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.core.records import Findings, HeadTable

@@ -9,11 +9,11 @@ import pyarrow as pa
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.figures import percentiles
 from headdyn.analysis.clusters.geometry import circuit_cosines
-from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation, Kind
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank
 from headdyn.analysis.interventions.pair_rows import Row
+from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import heads_as_weights, in_dtype
 from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges

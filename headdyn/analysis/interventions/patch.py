@@ -13,7 +13,7 @@ Source = Literal["prompt", "zero", "mean"]
 Steps = Literal["prefill", "every_step", "every_position"]
 Direction = Literal["sufficiency", "necessity"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
-Layer = Annotated[int, Field(ge=0)] | None  # None is the middle one, see `contract.chosen_layer`
+Layer = Annotated[int, Field(ge=0)] | None  # None is the middle one, see `chosen_layer`
 
 
 @settings
@@ -58,3 +58,15 @@ class PatchSettings:
         return Patch(
             site=self.site, source=self.source, alignment=self.alignment, steps=self.steps, direction=direction
         )
+
+
+def chosen_layer(layer: int | None, num_layers: int) -> int:
+    """The layer that a setting names, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12.
+
+    Raises ValueError for a layer out of range.
+    """
+    if layer is None:
+        return num_layers // 2
+    if not 0 <= layer < num_layers:
+        raise ValueError(f"layer={layer} is out of range; this model's are 0 to {num_layers - 1}")
+    return layer

@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.restart import Restart, slices
 from headdyn.data.comparisons import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder, Edit

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.pair_rows import PairRows, Row, succeeds
-from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.permutation import CONTROL, ORDERS, HeadPermutation
 from headdyn.core.figures import Figure, Interval, interval_plot

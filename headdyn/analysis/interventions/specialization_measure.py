@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.interventions.dose import (
     Dose,
     by_fraction,
@@ -14,6 +13,7 @@ from headdyn.analysis.interventions.dose import (
     size_figure,
 )
 from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers, succeeds
+from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import Splits, balanced_splits, split_table

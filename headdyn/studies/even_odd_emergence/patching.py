@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.patch import Layer, Patch
+from headdyn.analysis.interventions.patch import Layer, Patch, chosen_layer
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import ORIGINAL_PAIR

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.patch import Layer
+from headdyn.analysis.interventions.patch import Layer, chosen_layer
 from headdyn.analysis.interventions.permutation import ORDERS
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings

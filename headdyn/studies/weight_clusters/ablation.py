@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.patch import Dtype, Layer
+from headdyn.analysis.interventions.patch import Dtype, Layer, chosen_layer
 from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.analysis.metrics import nats
 from headdyn.core.records import Findings, HeadTable, Metric

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from headdyn.analysis.contract import chosen_layer
 from headdyn.analysis.head_clusters import Clusters, rand
-from headdyn.analysis.interventions.patch import Layer
+from headdyn.analysis.interventions.patch import Layer, chosen_layer
 from headdyn.analysis.metrics import share
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings

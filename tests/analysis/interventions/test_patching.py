@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headdyn.analysis.contract import chosen_layer
-from headdyn.analysis.interventions.patch import Patch
+from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.patching import GroupPatching, PromptPatching, heads_as_weights
 from headdyn.analysis.interventions.restart import Restart
 from headdyn.core.kept_parts import keeping
