@@ -21,17 +21,17 @@ from headdyn.sweep.words import Statement
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """The parts of the page that the packages add."""
-    return [section for sections in _called("sections", sweep) for section in sections]
+    return list(_called("sections", sweep))
 
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
     """The questions that the packages answer."""
-    return [statement for statements in _called("headlines", sweep) for statement in statements]
+    return list(_called("headlines", sweep))
 
 
 def checks(sweep: SweepRecord) -> list[Check]:
     """The checks that the packages make."""
-    return [check for checks in _called("checks", sweep) for check in checks]
+    return list(_called("checks", sweep))
 
 
 def packages(sweep: SweepRecord) -> list[ModuleType]:
@@ -61,4 +61,4 @@ def _imported(name: str) -> ModuleType | None:
 def _called(function: str, sweep: SweepRecord) -> Iterator[Any]:
     for module in packages(sweep):
         if hasattr(module, function):
-            yield getattr(module, function)(sweep)
+            yield from getattr(module, function)(sweep)

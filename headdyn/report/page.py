@@ -38,10 +38,8 @@ def write_page(
 
 @functools.cache
 def _templates() -> Environment:
-    loader = FileSystemLoader(TEMPLATES)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    spacing = {"trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, **spacing)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {"file": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
     return environment

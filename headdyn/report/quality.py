@@ -170,8 +170,8 @@ def _same(jobs: Sequence[Job]) -> list[Check]:
     made = []
     for what, facts in {
         "code": [job.run.manifest.get("git") or "not from a checkout" for job in jobs],
-        "package versions": [_pairs(job.run.manifest.get("versions", {})) for job in jobs],
-        "device and precision": [_pairs(machine(job.run.manifest), "device", "precision") for job in jobs],
+        "package versions": [pairs(job.run.manifest.get("versions", {})) for job in jobs],
+        "device and precision": [pairs(machine(job.run.manifest), "device", "precision") for job in jobs],
     }.items():
         distinct = sorted(set(facts))
         dirty = what == "code" and any(fact.endswith("+") for fact in distinct)
@@ -200,5 +200,6 @@ def _corpora(jobs: Sequence[Job]) -> list[Check]:
     return [Check("Do all runs of a seed see the same corpus?", "fails" if mixed else "ok", facts)] if keys else []
 
 
-def _pairs(facts: dict[str, Any], *only: str) -> str:
-    return ", ".join(f"{name} {value}" for name, value in facts.items() if value and (not only or name in only))
+def pairs(entries: Mapping[str, Any], *only: str) -> str:
+    """Entries in a line, `threads 2, device cpu`, without those that are empty; with `only` those alone."""
+    return ", ".join(f"{name} {value}" for name, value in entries.items() if value and (not only or name in only))

@@ -63,19 +63,15 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPat
     rows = [row for family in families for row in _family_rows(family)]
     labels = _readable(rows, sweep)
     metrics = list(labels.values())
-    values = {
-        name: [v for row in rows if row["metric"] == name for v in row["value"] if v is not None] for name in metrics
-    }
+    values: dict[str, list[float]] = {name: [] for name in metrics}
+    for row in rows:
+        values[row["metric"]] += [value for value in row["value"] if value is not None]
     layer, head = _first_head(families[0].jobs, rows[0])
     first_job = families[0].jobs[-1 if families[0].steps else 0]
     first_pick = {"family": 0, "arms": families[0].arms(first_job), "layer": layer, "head": head}
     fields = {"type": "point", "fields": list(first_pick), "on": "click", "toggle": False}
-    menu = {
-        "input": "select",
-        "options": metrics,
-        "name": "metric ",
-        "labels": [f"{m}: {n}" for n, m in labels.items()],
-    }
+    words = [f"{label}: {name}" for name, label in labels.items()]
+    menu = {"input": "select", "options": metrics, "name": "metric ", "labels": words}
     first_metric = next((labels[name] for name in _FIRST if name in labels), metrics[0])
     params = [
         {"name": "metric", "value": first_metric, "bind": menu},
@@ -112,12 +108,8 @@ def _maps(jobs: Sequence[Job], pick: alt.Parameter) -> Any:
     wide, high = (44, 24) if numbers else (max(11, 170 // heads), 14)
     x = alt.X("head:O", title="head").axis(labelAngle=0, ticks=False, domain=False, labelOverlap="greedy")
     y = alt.Y("layer:O", title="layer").axis(ticks=False, domain=False, labelOverlap=True)
-    scale = alt.Scale(
-        domainMin=alt.expr("ranges[metric][0]"),
-        domainMax=alt.expr("ranges[metric][1]"),
-        scheme=alt.expr("ranges[metric][2]"),
-        nice=False,
-    )
+    lowest, highest, scheme = (alt.expr(f"ranges[metric][{place}]") for place in range(3))
+    scale = alt.Scale(domainMin=lowest, domainMax=highest, scheme=scheme, nice=False)
     share = "(datum.value - ranges[metric][0]) / (ranges[metric][1] - ranges[metric][0])"
     dark = f"ranges[metric][2] === 'cividis' ? {share} < 0.55 : abs({share} - 0.5) > 0.33"
     star = "(isValid(datum.q) && datum.q < 0.05 ? '*' : '')"

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from headdyn.core.numbers import ABSENT, count, duration, number
 from headdyn.report.blocks import Section, Table, bullets, code, facts, fold, marked
-from headdyn.report.quality import machine
+from headdyn.report.quality import machine, pairs
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
@@ -45,7 +45,7 @@ def section(sweep: SweepRecord) -> Section:
             "the same everywhere": ", ".join(text for text in same if not text.endswith(" None")),
             "date": _span(manifests),
             "code": _each(manifest["git"] or "not from a checkout" for manifest in manifests),
-            "machine": _each(_pairs(machine(manifest)) for manifest in manifests),
+            "machine": _each(pairs(machine(manifest)) for manifest in manifests),
             "versions": _each(map(_versions, manifests)),
             **{f"{name} left out": f"it {why}" for m in manifests for name, why in m.get("absent", {}).items()},
         }
@@ -118,11 +118,7 @@ def _time(text: str) -> str:
 
 
 def _versions(manifest: Mapping[str, Any]) -> str:
-    return _pairs({"Python": manifest["python"], **manifest["versions"]})
-
-
-def _pairs(entries: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in entries.items() if value)
+    return pairs({"Python": manifest["python"], **manifest["versions"]})
 
 
 def _each(texts: Iterable[str]) -> str:
