@@ -340,9 +340,9 @@ def _material(data: Any) -> str:
 
 
 def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
-    """The metrics that may be an outcome of a sweep, of runs that are analysed so."""
+    """The metrics that may be an outcome of a sweep, of runs that are analysed so; each once."""
     per_run = [analysis for analysis in analyses if "series" not in analysis.needs]
-    return [name for analysis in per_run for name, metric in analysis.metrics.items() if metric.outcome]
+    return list(dict.fromkeys(name for a in per_run for name, metric in a.metrics.items() if metric.outcome))
 
 
 def _factors(

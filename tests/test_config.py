@@ -136,6 +136,11 @@ def test_a_bad_setting_is_refused_by_name(arguments, words):
         assert word in message
 
 
+def test_a_sweeps_choices_of_outcome_are_listed_once():
+    choices = refusal("-m", "seed=0,1", "outcomes.primary=lozz").partition("choose from ")[2].split(", ")
+    assert "loss_nats" in choices and len(set(choices)) == len(choices)
+
+
 def test_a_configuration_error_answers_within_two_seconds_and_imports_nothing_heavy():
     program = (
         "import sys, time; begun = time.process_time(); from headdyn.run import main; status = main(sys.argv[1:]);"
