@@ -251,7 +251,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, Any]]:
-    """Of each line that is not blank its place, FILE:LINE, and its JSON. Raises ValueError, which names the line."""
+    """Every line that is not blank, as its place FILE:LINE and its JSON. Raises ValueError, which names the line."""
     with path.open(encoding=encoding) as file:
         for number, line in enumerate(file, 1):
             try:

@@ -14,9 +14,9 @@ from headdyn.core.settings import Count, Natural, Share, settings
 
 
 class Ordering(Protocol):
-    """A conf/data_ordering option. `follows_topics`: whether a place in the epoch stands for a topic.
+    """A conf/data_ordering option. `follows_topics`: whether a sequence's place in the epoch depends on its topic.
 
-    One that has a `cooldown_share` takes shuffled batches in that last share of a training's updates.
+    An ordering with a `cooldown_share` takes shuffled batches in that last share of a training's updates.
     """
 
     follows_topics: ClassVar[bool]
@@ -41,12 +41,12 @@ class Shuffled:
 class TopicOrdered:
     """Sorted by dominant topic, in `blocks` rounds: each round shows one block of every topic, in order of topic id.
 
-    A round begins with `first_topic`, and goes on behind the last topic with topic 0: so it ends on another one.
+    A round begins with `first_topic`, and topic 0 follows the last one: so `first_topic` also decides where it ends.
 
     Block b of a topic with n sequences holds those of corpus rank n·b/blocks to n·(b+1)/blocks, every epoch the same;
     `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own (`fixed`, as in the original study)
     or drawn afresh each epoch (`shuffled`). The last `cooldown_share` of all updates takes the batches that a shuffled
-    training has there, so that what order leaves is told from forgetting all but the last topic.
+    training has there, so that an effect of order that lasts differs from having forgotten all but the last topic.
     """
 
     blocks: Count = 1

@@ -216,9 +216,12 @@ def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
 
 
 def _followed(matches: Matches, relabellings: int, generator: np.random.Generator) -> dict[str, Any]:
-    """The same by what heads do, with p over heads dealt to the indices at random (of every two checkpoints that are
-    compared), and by
-    earlier step the heads whose partner at the last has another index: [last, earlier, correlation]."""
+    """The same by what heads do, and how far chance explains it.
+
+    `p_own_index` holds for every two checkpoints compared the p over heads dealt to the indices at random.
+    `moved_by_last` lists by earlier step the heads whose partner at the last checkpoint has another index, each as
+    [index at the last, index at the earlier, correlation].
+    """
     followed = _kept(matches, "the checkpoints did not keep what heads do on every sequence or pair")
     if not matches:
         return followed

@@ -33,12 +33,12 @@ _BASE = "its null or its beginning: its highest excess"
 
 @settings
 class Rules:
-    """Where the words begin, as shares of training or, `turn`, of the total rise.
+    """Bounds of the words early, late, sudden and gradual, as shares of training; `turn` is a share of the total rise.
 
     `first` is a stricter bound than `early`, for the probability that it emerges within that share of training. A rise
     is sudden if its part from 10 to 90 % took at most `sudden_within` of training whatever happened between the
     checkpoints, gradual if it took more than `gradual_beyond` whatever happened. A reversal must undo `turn` of the
-    rise as well as exceed its sampling error: pairs agree so closely that moves without consequence exceed that.
+    rise as well as exceed its sampling error, because pairs agree so closely that even negligible moves exceed theirs.
     """
 
     early: Share = 0.25
@@ -57,14 +57,14 @@ class Rules:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A trajectory over K checkpoints, emerged where it exceeds `threshold`, or half of its highest value (None).
+    """A trajectory over K checkpoints. It has emerged where it exceeds `threshold`; None: half of its highest value.
 
     `value_KP` are the pairs' values whose means are the trajectory; without several pairs nothing is said about
     sampling. `beyond_chance` is whether the trajectory is more than chance gives (None: this cannot be told), and
     `against_chance` by what test, or why there is none. A measure without a threshold emerges only if it is beyond
-    chance, since the highest point of noise has a half, too. Above `band_K` a value is beyond the 95 % band
-    of chance (None: there is no band). Without pairs `half_width_K` are the half widths of the values' 95 %
-    intervals, by which noise is told from a rise. At a checkpoint marked in `too_small_K` no height counts as emerged.
+    chance, since noise, too, exceeds half of its highest value somewhere. `band_K` is the upper end of the 95 % band of
+    chance (None: there is no band). Without pairs `half_width_K` are the half widths of the values' 95 % intervals, by
+    which noise is told from a rise. At a checkpoint marked in `too_small_K` no height counts as emerged.
     """
 
     name: str
@@ -183,8 +183,8 @@ def _paces(fewest_B: np.ndarray, most_B: np.ndarray, rules: Rules) -> np.ndarray
 def _undecided(fewest: float, most: float, total_steps: int, rules: Rules) -> str:
     """Why a pace is undecided, and which checkpoints would decide it.
 
-    Checkpoints w apart leave a width open by 2 w. A quarter of `sudden_within` apart they call every rise within half
-    of it sudden, and every rise that exceeds `gradual_beyond` by as much gradual.
+    With checkpoints w apart the width of a rise is known to within 2 w. With w a quarter of `sudden_within`, every rise
+    shorter than half of `sudden_within` is called sudden, and every one longer than `gradual_beyond` by that, gradual.
     """
     if fewest > rules.sudden_within and most <= rules.gradual_beyond:
         return "longer than a sudden rise and shorter than a gradual one"
