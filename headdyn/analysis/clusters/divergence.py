@@ -12,17 +12,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headdyn.analysis.clusters import KINDS
-from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, Key, agreement
+from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, agreement
 from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.core.records import HeadTable
 
 
-def head_labels(clusterings: pa.Table, layer: int, kind: str, key: Key = TWO_MEANS) -> np.ndarray:
-    """The labels of one clustering of one layer, [H], from the table `clusterings`.
+def head_labels(clusterings: pa.Table, layer: int, kind: str) -> np.ndarray:
+    """The labels of one layer's two k-means clusters, [H], from the table `clusterings`.
 
     Raises KeyError where the table does not hold it.
     """
-    method, parameter = key
+    method, parameter = TWO_MEANS
     wanted = {"layer": layer, "kind": kind, "method": method, "parameter": float(parameter)}
     rows = clusterings
     for name, value in wanted.items():

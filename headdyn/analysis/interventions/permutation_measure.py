@@ -70,9 +70,9 @@ def mismatched(decoder: Decoder, layer: int, order: Sequence[int]) -> Decoder:
     return other
 
 
-def repetition(tokens_NT: np.ndarray, width: int = 3) -> np.ndarray:
-    """Share of a text's runs of `width` tokens that occurred in it before, [N]; 0 is none, near 1 a loop."""
-    windows = np.lib.stride_tricks.sliding_window_view(tokens_NT, width, axis=1)
+def repetition(tokens_NT: np.ndarray) -> np.ndarray:
+    """Share of a text's runs of three tokens that occurred in it before, [N]; 0 is none, near 1 a loop."""
+    windows = np.lib.stride_tricks.sliding_window_view(tokens_NT, 3, axis=1)
     return np.array([1 - len({tuple(run) for run in text.tolist()}) / len(text) for text in windows])
 
 

@@ -115,7 +115,7 @@ def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dic
     return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
 
 
-def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int | None = None) -> SeriesPoint:
+def read_point(record: RunRecord, revision: str, step: int | None) -> SeriesPoint:
     """The point that a run of one revision left in its folder; a run that is not complete gives its error.
 
     Reads heads.parquet and, where there are any, the tables and circuits that a series compares; the weights' hash
@@ -132,7 +132,7 @@ def read_point(record: RunRecord, revision: str, step: int | None, *, layer: int
         revision=revision,
         step=step,
         table=record.heads(),
-        splits=SplitSummary.of(tables["splits"], layer, tables.get("control_splits")) if "splits" in tables else None,
+        splits=SplitSummary.of(tables["splits"], controls=tables.get("control_splits")) if "splits" in tables else None,
         state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
         circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
         profiles=read_profiles({name: tables[name] for name in PROFILES if name in tables}) or None,

@@ -39,9 +39,7 @@ def other_curves(series: Series) -> dict[str, Figure]:
     return {title(series, part): figure for part in parts if (figure := curve(series, part)) is not None}
 
 
-def curve(
-    series: Series, names: Sequence[str], *, more: Sequence[Curve] = (), references: Mapping[str, float] | None = None
-) -> Figure | None:
+def curve(series: Series, names: Sequence[str], *, more: Sequence[Curve] = ()) -> Figure | None:
     """Metrics of one unit over the steps, with intervals; None where no checkpoint has them.
 
     Of one metric alone also: the band within which 95 % of all splits stay, what it is read against, the threshold and
@@ -52,7 +50,8 @@ def curve(
         return None
     first, alone = next(iter(measured)), len(measured) == 1
     metric = series.metric(first)
-    lines, levels, captions = [], dict(references or {}), []
+    lines, captions = [], []
+    levels: dict[str, float] = {}
     for name, points in measured.items():
         label, meaning = series.metric(name).label, series.metric(name).meaning
         lines.append(_line(label, points, metric.scale))
