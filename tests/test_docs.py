@@ -130,6 +130,11 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
     assert pythia.split(" | ")[-2:] == ["37 h", "5 h |"]  # 96 prompts × 1 s × 154 × 9
 
 
+def test_the_costs_on_record_are_those_of_todays_configuration_and_speeds() -> None:
+    for name, cost in scale.costs().items():
+        assert json.loads((scale.EXPERIMENTS / name / "cost.json").read_text(encoding="utf-8")) == pytest.approx(cost)
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_opens_from_disk(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]

@@ -97,17 +97,6 @@ def test_every_study_is_introduced_by_its_title() -> None:
         )
 
 
-def test_its_numbers_are_those_on_record() -> None:
-    """Every number with an interval, and every count of suites, stands in the study that it is taken from."""
-    numbers = re.findall(r"[−+]?\d[\d.]* \[[^]]+\]", README)
-    matrix = (ROOT / "experiments" / "matrix_segments" / "README.md").read_text(encoding="utf-8")
-    assert len(numbers) == 7 and all(number in matrix for number in numbers)
-    effects = json.loads((ROOT / "experiments" / "matrix_segments" / "effects.json").read_text(encoding="utf-8"))
-    q = {row["outcome"]: f"{row['q']:.3f}" for row in effects if row["factors"] == ["data_ordering"]}
-    by_q = [match.split() for match in re.findall(r"q = ([\d.]+\d)", README)]
-    assert by_q == [[q["loss_nats"]], [q["selectivity"]]] and q["loss_nats"] == q["probe_accuracy_middle"]
-
-
 def test_the_python_code_on_checkpoints_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     names: dict[str, object] = {}

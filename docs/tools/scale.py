@@ -1,13 +1,15 @@
 """What large designs cost, from the speeds in experiments/speed/: the page scale.md, written when the site is built.
 
 A cost is a count (of tokens, of bytes, of passes) that the configuration gives, over a speed that was measured
-(tests/benchmarks). What is extrapolated, and how, stands beside the number.
+(tests/benchmarks). What is extrapolated, and how, stands beside the number. `python -m docs.tools.scale` writes what the
+experiments that were not run would cost: experiments/{pythia,run1,v2}/cost.json.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,8 +17,12 @@ from typing import Any
 
 import headdyn
 from headdyn.config import RunConfig
+from headdyn.core.records import write_json
+from headdyn.models.revisions import LISTS
+from headdyn.studies.organisms.settings import Organism
 
-SPEED = Path(__file__).parents[2] / "experiments" / "speed"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+SPEED = EXPERIMENTS / "speed"
 
 # Layers, width and vocabulary of Pythia's ten sizes, as their configurations on the hub have them.
 PYTHIA = {
@@ -49,10 +55,15 @@ class Suite:
 
     @classmethod
     def of(cls, name: str) -> Suite:
-        """12 D² weights, 13 D biases and norms a layer; embedding and unembedding apart."""
+        """Embedding and unembedding apart from the blocks."""
         layers, width, heads, vocabulary = PYTHIA[name]
-        blocks = layers * (12 * width * width + 13 * width) + 2 * width
+        blocks = _neox_blocks(layers, width)
         return cls(name, layers, heads, blocks + 2 * vocabulary * width, blocks)
+
+
+def _neox_blocks(layers: int, width: int) -> int:
+    """12 D² weights, 13 D biases and norms a layer, and the last norm."""
+    return layers * (12 * width * width + 13 * width) + 2 * width
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ def design(*overrides: str, seeds: int) -> Design:
     tokens += sum(_tokens(job, job.position_enc.recalibration.count(job.train.steps)) for job in recalibrated)
     weights = sum(_weights(job) * job.train.snapshots for job in trainings.values()) + sum(map(_weights, recalibrated))
     data = jobs[0].data
-    sequences = data.train_sequences + data.val_sequences
+    sequences = (data.train_sequences or 0) + data.val_sequences  # no number: as much text as is streamed
     return Design(
         runs=len(jobs) * seeds,
         trainings=len(trainings) * seeds,
@@ -237,3 +248,53 @@ def _bytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count / 1e6:.0f} MB"
+
+
+# -- what the experiments that were not run would cost ----------------------------------------------------------------
+
+NOT_RUN = {"run1": ("experiment=matrix", "mode=run1", "protocol=original"), "v2": ("experiment=wiki",)}
+STATE_BYTES = 16  # a weight while trained, at most: itself, its gradient and two moments in float32
+
+
+def training_cost(*overrides: str) -> dict[str, float]:
+    """One seed of a design. Core hours: its tokens over the laptop shape's measured tokens a second, which fall as weights grow."""
+    counts, weights = design(*overrides, seeds=1), _weights(headdyn.compose(*overrides)[0])
+    laptop = _weights(headdyn.compose("mode=laptop", "data=micro_languages")[0])
+    speed = json.loads((SPEED / "training_step_before.json").read_text())["laptop"]["tokens_per_second"]["headdyn"]
+    return {
+        "runs": counts.runs,
+        "trainings": counts.trainings,
+        "weights": weights,
+        "tokens": counts.tokens,
+        "operations": 6 * weights * counts.tokens,
+        "core_hours": counts.tokens / (speed * laptop / weights) / 3600,
+        "state_bytes": STATE_BYTES * weights,
+        "snapshot_bytes": counts.snapshot_bytes,
+    }
+
+
+def pythia_cost() -> dict[str, float]:
+    """Even against odd heads at the study's checkpoints of Pythia-160m. Core hours: those of the organisms' analysis on
+    record, with the same prompts and splits, times the ratio of the blocks' weights."""
+    suite, small = Suite.of("160m"), Organism(name="planted", organism="planted")
+    files = sorted((EXPERIMENTS / "model_organisms" / "suites").glob("*.json"))
+    seconds = statistics.median(json.loads(file.read_text())["analysis_cpu_seconds"] for file in files)
+    checkpoints = len({*LISTS["original_11"], *LISTS["original_8"]})
+    return {
+        "weights": suite.weights,
+        "checkpoints": len(LISTS["original_11"]),
+        "checkpoints_of_both_studies": checkpoints,
+        "download_bytes": HUB_BYTES * suite.weights * checkpoints,
+        "weight_bytes": FLOAT32_BYTES * suite.weights,
+        "core_hours": seconds * suite.blocks / _neox_blocks(small.num_layers, small.d_model) / 3600,
+    }
+
+
+def costs() -> dict[str, dict[str, float]]:
+    """What each experiment that was not run would cost."""
+    return {"pythia": pythia_cost(), **{name: training_cost(*overrides) for name, overrides in NOT_RUN.items()}}
+
+
+if __name__ == "__main__":
+    for name, cost in costs().items():
+        write_json(EXPERIMENTS / name / "cost.json", cost)
