@@ -83,6 +83,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
             job_type="train" if config.trains else "analyse",
             config={**settings, "factors": factors, "checkpoint_step": checkpoint_step},
             staging=store.root / "wandb",
+            commit=record.manifest["git"],
             shared=folder.parent.parent.name == "multirun",
         ) as record.tracker,
     ):

@@ -138,6 +138,9 @@ def open_checkpoint(work: Work) -> Subject:
         "state_hash": loaded.state_hash,
     }
     work.record.save_manifest()
+    if isinstance(model, Pretrained):
+        checkpoint = f"{model.name.rstrip('/').rpartition('/')[2]}-{loaded.revision}"
+        work.record.tracker.stands_on(checkpoint, "model", work.record.manifest["checkpoint"], built=False)
     return Subject(loaded.decoder.to(work.machine.device), loaded.material, loaded.step or 0)
 
 

@@ -36,6 +36,7 @@ _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),
     **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds"), dict),
 }
+_TRACKED_AS = {"corpus": "dataset"}  # what W&B calls a stage's result; the others' are models
 PACKAGES = (
     *("headdyn", "torch", "numpy", "scipy", "scikit-learn"),
     *("transformers", "muon-optimizer", "hydra-core", "wandb"),
@@ -211,6 +212,8 @@ class RunFolder:
 
     def stage(self, kind: str, entry: Entry) -> None:
         """Note which cached stage the run stands on, and whether it built it."""
+        recipe = read_json(entry.path / MANIFEST)["recipe"]
+        self.tracker.stands_on(f"{kind}-{entry.key}", _TRACKED_AS.get(kind, "model"), recipe, built=entry.built)
         self.manifest["stages"][kind] = {"key": entry.key, "built": entry.built, "build_seconds": entry.build_seconds}
         self.save_manifest()
 

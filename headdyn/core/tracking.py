@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -28,12 +29,18 @@ _DATASET = "dataset"  # the column that says which of a figure's tables a row is
 
 @settings
 class TrackingSettings:
-    """`backend=wandb` mirrors every run to W&B, by default into an offline folder beside the run's own records."""
+    """`backend=wandb` mirrors every run to W&B, by default into an offline folder beside the run's own records.
+
+    Runs of one `group` (null: of one sweep) stand together there; `tags` come beside those of the factors.
+    """
 
     backend: Literal["wandb", "none"] = "wandb"
     mode: Literal["offline", "online"] = "offline"
     project: str = "headdyn"
     entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
 
 
 class Tracker:
@@ -48,6 +55,8 @@ class Tracker:
     def figure(self, name: str, path: Path) -> None: ...
 
     def artifact(self, name: str, kind: str, path: Path) -> None: ...
+
+    def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None: ...
 
 
 class WandbTracker(Tracker):
@@ -97,6 +106,24 @@ class WandbTracker(Tracker):
         add(str(path), policy="immutable")  # the run folder does not change, so nothing need be copied aside
         self.run.log_artifact(artifact)
 
+    def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
+        """A corpus or model, as an artifact that says what it is made of: the run's output where the run built it, else
+        its input. Inputs are linked online; offline, where the client cannot, the configuration names them."""
+        import wandb
+
+        key = "outputs" if built else "inputs"
+        self.run.config.update({key: {**dict(self.run.config.get(key, {})), name: kind}}, allow_val_change=True)
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", name), type=kind)
+        with artifact.new_file("recipe.json") as file:
+            json.dump(dict(recipe), file, sort_keys=True)
+        if built:
+            self.run.log_artifact(artifact)
+        elif not self.run.offline:
+            try:
+                self.run.use_artifact(artifact)
+            except wandb.Error as error:  # a server that does not answer just then costs the link, not the run
+                log.warning("W&B did not link %s as an input: %s", name, error)
+
 
 @contextmanager
 def open_tracker(
@@ -109,6 +136,7 @@ def open_tracker(
     job_type: str,
     config: Mapping[str, Any],
     staging: Path,
+    commit: str | None = None,
     shared: bool = False,
 ) -> Iterator[Tracker]:
     """A tracker for one run, finished on leaving: a run that was not would swallow the next job's numbers.
@@ -116,7 +144,8 @@ def open_tracker(
     Its id is made of the run's and the sweep's name, so that a run that is repeated or goes on is the same run at W&B;
     what an earlier try left offline is removed, since the whole history is written anew. The runs of a sweep lie in
     `wandb/` of the sweep's folder (`shared`), any other in that of its own. The run is tagged with its factors,
-    KEY=LEVEL. An online run without a key or a reachable server falls back to offline with a warning, within seconds.
+    KEY=LEVEL, and the user's tags; `commit` is that of this code, wherever the command was given. An online run without
+    a key or a reachable server falls back to offline with a warning, within seconds.
     """
     if choice.backend == "none":
         yield Tracker()
@@ -141,13 +170,17 @@ def open_tracker(
         mode=mode,  # type: ignore[arg-type]
         dir=str(place),
         name=name,
-        group=group,
-        tags=[f"{key}={level}"[:64] for key, level in factors.items()],  # the app takes no longer ones
+        group=choice.group or group,
+        notes=choice.notes,
+        # The app takes no longer tags.
+        tags=list(dict.fromkeys(tag[:64] for tag in (*(f"{k}={level}" for k, level in factors.items()), *choice.tags))),
         job_type=job_type,
         config=dict(config),
         reinit="finish_previous",
         # No job is made of a run: W&B Launch could not start one of a sweep, and looking for it takes a second.
-        settings=wandb.Settings(silent=True, console="off", init_timeout=20, disable_job_creation=True),
+        settings=wandb.Settings(
+            silent=True, console="off", init_timeout=20, disable_job_creation=True, git_commit=commit
+        ),
     )
     # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
     try:

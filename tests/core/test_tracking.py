@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 
 from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, rendered
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import ConfigError, build
-from headdyn.core.tracking import TrackingSettings, custom_chart, open_tracker, run_id_of
+from headdyn.core.tracking import TrackingSettings, WandbTracker, custom_chart, open_tracker, run_id_of
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def _no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def open_in(tmp_path: Path, name: str = "run-a", **settings):
+def open_in(tmp_path: Path, name: str = "run-a", commit: str | None = None, **settings):
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
     described = {
@@ -34,6 +35,7 @@ def open_in(tmp_path: Path, name: str = "run-a", **settings):
         "factors": {"attention": "mha", "seed": 0},
         "job_type": "train",
         "config": {"factors": {"seed": 3}},
+        "commit": commit,
     }
     return open_tracker(TrackingSettings(**settings), folder, name=name, staging=tmp_path / "staging", **described)
 
@@ -62,7 +64,10 @@ def history(found: list[dict]) -> list[dict]:
 def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
     curves([Curve(label="a </script>", x=[0, 1], y=[0, 1])], xlabel="x", ylabel="y").save(tmp_path / "figure.json")
     (tmp_path / "patterns.safetensors").write_bytes(b"12345")
-    with open_in(tmp_path) as tracker:
+    said = {"tags": ("pilot", "seed=0", "x" * 80), "notes": "why it was run", "group": "my group"}
+    with open_in(tmp_path, commit="0123456789ab", **said) as tracker:
+        tracker.stands_on("corpus-1a2b", "dataset", {"num_topics": 3}, built=True)
+        tracker.stands_on("EleutherAI/pythia", "model", {"revision": "step1000"}, built=False)
         tracker.log({"val_loss_nats": 2.5}, step=40)
         tracker.summarise(
             {"gap_closed": {"value": 0.9, "ci_low": 0.8, "n": 40}, "absent": {"reason": "x"}, "passes": 2}
@@ -75,8 +80,16 @@ def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
     text = json.dumps(history(found))
     assert "val_loss_nats" in text and "2.5" in text and "40" in text
     run = next(record["run"] for record in found if record["type"] == "run")
-    assert (run["run_group"], run["job_type"], run["tags"]) == ("a-sweep", "train", ["attention=mha", "seed=0"])
-    assert run["config"]["update"]["factors"] == {"seed": 3}
+    assert (run["run_group"], run["job_type"], run["notes"]) == ("my group", "train", "why it was run")
+    assert run["tags"] == ["attention=mha", "seed=0", "pilot", "x" * 64]
+    assert run["config"]["update"]["factors"] == {"seed": 3} and run["git"]["commit"] == "0123456789ab"
+    configs = [record["config"]["update"] for record in found if record["type"] == "config"]
+    assert {"corpus-1a2b": "dataset"} in [config.get("outputs") for config in configs]
+    assert {"EleutherAI/pythia": "model"} in [config.get("inputs") for config in configs]
+    logged = {
+        record["artifact"]["name"]: record["artifact"]["type"] for record in found if record["type"] == "artifact"
+    }
+    assert logged["corpus-1a2b"] == "dataset" and "EleutherAI-pythia" not in logged  # inputs are linked online alone
     assert any(record["type"] == "artifact" and record["artifact"]["type"] == "attention" for record in found)
     summary = {key for record in found if record["type"] == "summary" for key in record["summary"]["update"]}
     assert {"gap_closed", "passes", "heads/x", "loss_table"} <= summary and not summary & {
@@ -90,6 +103,37 @@ def test_an_offline_run_holds_metrics_table_figure_and_artifact(tmp_path):
     assert len(tables) == 2  # of heads and of the figure
     drawn = next(table for path in tables if "dataset" in (table := json.loads(path.read_text()))["columns"])
     assert "a </script>" in json.dumps(drawn["data"])
+
+
+class OnlineRun:
+    """What a tracker asks of an online run."""
+
+    offline = False
+
+    def __init__(self) -> None:
+        self.config = wandb.Config()
+        self.used, self.logged = [], []
+
+    def define_metric(self, *names, **settings) -> None: ...
+
+    def use_artifact(self, artifact) -> None:
+        self.used.append(artifact)
+
+    def log_artifact(self, artifact) -> None:
+        self.logged.append(artifact)
+
+
+def test_online_what_a_run_stands_on_is_linked_as_its_input_and_what_it_built_as_its_output():
+    run = OnlineRun()
+    tracker = WandbTracker(run)
+    for name, built in (("corpus-1a", True), ("training-2b", False), ("some model-step1", False)):
+        tracker.stands_on(name, "dataset" if built else "model", {"seed": 1}, built=built)
+    assert [artifact.name for artifact in run.logged] == ["corpus-1a"]
+    assert [artifact.name for artifact in run.used] == ["training-2b", "some-model-step1"]
+    assert set(run.config["inputs"]) == {"training-2b", "some model-step1"} and set(run.config["outputs"]) == {
+        "corpus-1a"
+    }
+    assert list(run.used[0].manifest.entries) == ["recipe.json"]
 
 
 def test_a_run_that_is_repeated_is_one_run_and_those_of_a_sweep_lie_together(tmp_path):
