@@ -4,13 +4,14 @@ import argparse
 import dataclasses
 import hashlib
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -29,6 +30,8 @@ from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
 from headdyn.models.settings import MiniQwen3, Trained
+
+Made = TypeVar("Made")
 
 HYDRA_VERSION = "1.3"
 RUN_NAME = "${headdyn_run:}"  # in conf/config.yaml: a run's folder is called as the run is
@@ -63,15 +66,16 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         for override in overrides:
             _require_ours(override)
 
-        def composed(job: Sequence[str]) -> tuple[DictConfig, RunConfig]:
-            cfg = compose_job(job)
-            return cfg, check(cfg, cfg.hydra.runtime.choices, job)
+        def checked(job: Sequence[str], cfg: DictConfig) -> RunConfig:
+            return check(cfg, cfg.hydra.runtime.choices, job)
 
         # The first job alone: a bad value answers before a large sweep is composed.
-        if _needs_data(compose_job(_jobs(overrides)[0])):
+        base = compose_job(_jobs(overrides)[0])
+        if _needs_data(base):
             arguments = [*arguments, "data=repeated_tokens"]
             overrides = _overrides(arguments)
-        base, first = composed(_jobs(overrides)[0])
+            base = compose_job(_jobs(overrides)[0])
+        first = checked(_jobs(overrides)[0], base)
         params = dict(base.hydra.sweeper.get("params") or {})
         on_command_line = [o.get_key_element() for o in overrides if o.is_sweep_override()]
         if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
@@ -91,7 +95,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         if swept:
             arguments = [*arguments, f"swept=[{','.join(swept)}]"]
         preset = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-        jobs = tuple(composed(job)[1] for job in _jobs([*preset, *_overrides(arguments)]))
+        jobs = tuple(checked(job, compose_job(job)) for job in _jobs([*preset, *_overrides(arguments)]))
         _require_single_levels(jobs, swept)
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
@@ -119,7 +123,26 @@ def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], D
             raise ConfigError(_refused(job) or one_line(error)) from error
 
     with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
+        loader = GlobalHydra.instance().config_loader()
+        for source in loader.get_sources():
+            source.load_config = _once(source.load_config)  # type: ignore[method-assign]
+        loader._compose_config_from_defaults_list = _once(  # type: ignore[attr-defined]
+            loader._compose_config_from_defaults_list  # type: ignore[attr-defined]
+        )
         yield compose_job
+
+
+def _once(load: Callable[..., Made]) -> Callable[..., Made]:
+    """`load`, done once for each first argument: jobs of a sweep share files and choices. Each call gets a copy."""
+    copies: dict[str, bytes] = {}
+
+    def load_once(*arguments: Any, **named: Any) -> Made:
+        key = repr(next(iter((*arguments, *named.values()))))
+        if key not in copies:
+            copies[key] = pickle.dumps(load(*arguments, **named))
+        return pickle.loads(copies[key])  # type: ignore[no-any-return]
+
+    return load_once
 
 
 def _needs_data(cfg: DictConfig) -> bool:

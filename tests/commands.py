@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import forked
+
 # Small enough to train in well under a second; every stage and analysis still does its real work.
 TINY = (
     "mode=smoke",
@@ -42,9 +44,7 @@ def command(*arguments: str) -> list[str]:
 
 def run(root: Path, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own."""
-    return subprocess.run(
-        command(*arguments), env=environment(root), cwd=root, capture_output=True, text=True, timeout=timeout
-    )
+    return forked.run(command(*arguments), env=environment(root), cwd=root, timeout=timeout)
 
 
 def only(folder: Path, pattern: str = "*") -> Path:

@@ -1,4 +1,7 @@
-"""Shapes are checked under pytest only: jaxtyping and beartype wrap every function that names shapes in these modules."""
+"""Shapes are checked under pytest only: jaxtyping and beartype wrap every function that names shapes in these modules.
+
+Workers of sweeps are forked off one process, so that torch is imported once for all of them.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ import headdyn.analysis.token_flow
 import headdyn.models.decoder
 import headdyn.models.frozen
 import headdyn.models.layers
+import headdyn.workers
+from tests import forked
 
 
 def _check_shapes(module: ModuleType) -> None:
@@ -64,3 +69,4 @@ _check_shapes(headdyn.analysis.circuit_factors)
 _check_shapes(headdyn.analysis.circuit_readouts)
 _check_shapes(headdyn.analysis.answer_lens_measure)
 torch.set_num_threads(1)  # so that sums are split alike on every machine
+headdyn.workers.subprocess = forked.FORKING  # type: ignore[attr-defined]

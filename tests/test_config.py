@@ -30,6 +30,22 @@ def refusal(*arguments: str) -> str:
     return explain(caught.value, arguments)
 
 
+@pytest.mark.parametrize("arguments", [["experiment=matrix", "seed=0,1"], ["attention=mha,gqa", "train.steps=40,50"]])
+def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
+    plan = make_plan(["-m", "mode=smoke", *arguments])
+    for job in plan.jobs:
+        own = [f"{key}={job.factors[key]}" for key in ("attention", "data_ordering", "position_enc", "seed")]
+        own += [f"train.steps={job.train.steps}", f"swept=[{','.join(job.swept)}]"]
+        alone = composed("mode=smoke", *own, *(a for a in arguments if a.startswith("experiment=")))
+        assert (job.resolved, job.hash, job.analysis, job.data) == (
+            alone.resolved,
+            alone.hash,
+            alone.analysis,
+            alone.data,
+        )
+    assert len({job.hash for job in plan.jobs}) == len(plan.jobs) > 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -18,6 +18,7 @@ import torch
 
 from headdyn.models.frozen import tensor_norms
 from headdyn.plan import informational, make_plan, plain_arguments
+from tests import forked
 from tests.commands import TINY, environment
 from tests.printed import Block, blocks, printed_files
 
@@ -173,8 +174,7 @@ def test_what_needs_a_hub_or_a_gpu_works_where_there_is_one(
 def in_a_process(
     arguments: list[str], folder: Path, timeout: float = 600, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    command, environ = [sys.executable, *arguments], {**os.environ, **variables}
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=timeout)
+    return forked.run([sys.executable, *arguments], cwd=folder, env={**os.environ, **variables}, timeout=timeout)
 
 
 def test_blocks_are_read_as_they_are_printed(tmp_path: Path) -> None:
