@@ -140,7 +140,7 @@ def _once(load: Callable[..., Made]) -> Callable[..., Made]:
         key = repr(next(iter((*arguments, *named.values()))))
         if key not in copies:
             copies[key] = pickle.dumps(load(*arguments, **named))
-        return pickle.loads(copies[key])  # type: ignore[no-any-return]
+        return pickle.loads(copies[key])
 
     return load_once
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import itertools
+import json
 import math
 import zlib
 from collections.abc import Iterator
@@ -38,9 +40,15 @@ class Text:
 
 def texts(figure: Figure) -> list[Text]:
     """Every text that is drawn, by Vega's own layout; widths of letters are estimated."""
-    scene = vl_convert.vegalite_to_scenegraph(figure.spec())
+    scene = _scene(json.dumps(figure.spec()))
     left, top = scene["origin"]
     return list(_texts(scene["scenegraph"], left, top))
+
+
+@functools.lru_cache(maxsize=1)
+def _scene(spec: str) -> dict[str, Any]:
+    """What Vega draws; kept for the next check of the same figure, since drawing takes a tenth of a second."""
+    return vl_convert.vegalite_to_scenegraph(spec)  # type: ignore[no-any-return]
 
 
 def _texts(mark: dict[str, Any], left: float, top: float) -> Iterator[Text]:
@@ -74,7 +82,7 @@ def _width(letter: str) -> float:
 
 def clipped(figure: Figure) -> list[str]:
     """The texts that reach over the figure's edge, or that Vega cuts at their limit (cells of tables may be)."""
-    scene = vl_convert.vegalite_to_scenegraph(figure.spec())
+    scene = _scene(json.dumps(figure.spec()))
     width, height = scene["width"], scene["height"]
     return [
         t.text
