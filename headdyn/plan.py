@@ -321,17 +321,14 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     """A composition error in one line that says what can be done; Hydra's own hint suggests appending unknown keys."""
     if isinstance(error, ConfigError):
         return str(error)
-    launcher = re.search(r"Could not find 'hydra/launcher/(?:submitit_)?(joblib|slurm|ray)\w*'", str(error))
+    launcher = re.search(r"Could not find 'hydra/launcher/(joblib|ray|submitit)", str(error))
     if launcher:
-        return f"cluster={launcher[1]} needs an extra; pip install 'headdyn[{launcher[1]}]'"
+        extra = launcher[1].replace("submitit", "slurm")
+        return f"cluster={extra} needs an extra; pip install 'headdyn[{extra}]'"
     refused = re.match(r"Could not override '([^']+)'", str(error))
     if refused and "not in struct" in f"{error}{error.__cause__}":
         key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group
         return _unknown(max(key, refused[1], key=len), arguments)
-    lacking = re.search(r"Could not find 'hydra/launcher/(ray|submitit|joblib)", str(error))
-    if lacking:
-        extra = "slurm" if lacking[1] == "submitit" else lacking[1]
-        return f"this launcher is not installed; pip install 'headdyn[{extra}]', or leave cluster= out"
     cause = str(error.__cause__ or "")
     text = f"{error} {'' if cause in str(error) else cause}".partition("Config search path")[0]
     return " ".join(text.split())

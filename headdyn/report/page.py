@@ -38,8 +38,8 @@ def write_page(
 
 @functools.cache
 def _templates() -> Environment:
-    spacing = {"trim_blocks": True, "lstrip_blocks": True}
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, **spacing)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.loader = FileSystemLoader(TEMPLATES)
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.globals |= {"file": lambda name: Markup((TEMPLATES / name).read_text(encoding="utf-8"))}
     return environment
