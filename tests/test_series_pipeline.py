@@ -153,13 +153,18 @@ def test_the_organism_is_built_once_and_its_states_are_told_apart(place: Path, s
 
 def test_the_verdict_is_of_every_checkpoint_and_stands_in_timeline_and_report(sweep: Path) -> None:
     entry = verdict_of(sweep)
-    said = entry["verdict"]
-    assert said["counted"] == list(REVISIONS) and not said["excluded"] and not said["failed"] and not said["unhashed"]
+    own_verdict = entry["verdict"]
+    assert (
+        own_verdict["counted"] == list(REVISIONS)
+        and not own_verdict["excluded"]
+        and not own_verdict["failed"]
+        and not own_verdict["unhashed"]
+    )
     assert set(entry["runs"]) == set(REVISIONS) and "revision" not in entry["factors"]
-    assert said["total_steps"] == 143_000
-    assert said["split"]["splits"] == 6 and said["split"]["least_possible_p"] == pytest.approx(2 / 6)
-    assert not said["split"]["found"]  # four heads have too few splits for p ≤ 0.05, whatever they do
-    assert set(said["measures"]) >= {"strength", "strength_nats"}
+    assert own_verdict["total_steps"] == 143_000
+    assert own_verdict["split"]["splits"] == 6 and own_verdict["split"]["least_possible_p"] == pytest.approx(2 / 6)
+    assert not own_verdict["split"]["found"]  # four heads have too few splits for p ≤ 0.05, whatever they do
+    assert set(own_verdict["measures"]) >= {"strength", "strength_nats"}
     rows = timeline_of(sweep)
     assert [row["revision"] for row in rows] == list(REVISIONS)
     for row in rows:
@@ -168,7 +173,7 @@ def test_the_verdict_is_of_every_checkpoint_and_stands_in_timeline_and_report(sw
     page = words_of(sweep / "report.html")
     assert "Do even and odd heads specialise, and when?" in page
     assert "among all 6 balanced splits of layer 1" in page
-    assert f"p = {said['split']['p']:.2f}" in page
+    assert f"p = {own_verdict['split']['p']:.2f}" in page
     assert "3 of 3 checkpoints count" in page
     assert all((sweep / path).is_file() for path in entry["figures"].values()) and entry["figures"]
     assert {"head_matches.parquet", "timeline.parquet"} <= {path.name for path in sweep.iterdir()}
@@ -214,19 +219,19 @@ def test_a_truncated_checkpoint_fails_alone_and_says_why(damaged: Path) -> None:
     }
     error = summary["step36000"]["error"]
     assert "step36000" in error and len(error.splitlines()) == 1
-    said = verdict_of(damaged)["verdict"]
-    assert said["failed"] == {"step36000": error}
-    assert "step36000" not in said["counted"] and "step36000" not in said["excluded"]
+    own_verdict = verdict_of(damaged)["verdict"]
+    assert own_verdict["failed"] == {"step36000": error}
+    assert "step36000" not in own_verdict["counted"] and "step36000" not in own_verdict["excluded"]
     (row,) = [row for row in timeline_of(damaged) if row["revision"] == "step36000"]
     assert row["reason"] == error and row["counts"] == "false" and not row["strength_nats"]
 
 
 def test_a_duplicate_is_measured_but_does_not_count(damaged: Path) -> None:
-    runs, said = runs_of(damaged), verdict_of(damaged)["verdict"]
+    runs, own_verdict = runs_of(damaged), verdict_of(damaged)["verdict"]
     hashes = {name: run.manifest.get("checkpoint", {}).get("state_hash") for name, run in runs.items()}
     assert hashes["step100000"] == hashes["step143000"] != hashes["step72000"] and hashes["step36000"] is None
-    assert said["excluded"] == {"step100000": "its weights are those of step143000, the end of training"}
-    assert said["counted"] == list(REVISIONS)
+    assert own_verdict["excluded"] == {"step100000": "its weights are those of step143000, the end of training"}
+    assert own_verdict["counted"] == list(REVISIONS)
     page = words_of(damaged / "report.html")
     assert "its weights are those of step143000" in page and summary_of(damaged)["step36000"]["error"] in page
 
@@ -276,14 +281,14 @@ def test_weight_clusters_over_checkpoints(place: Path, sweep: Path) -> None:
     }
     for record in runs_of(made).values():
         assert_kept(record, SPECIALIZATION_TABLES | CLUSTER_TABLES | CIRCUIT_TABLES, figures)
-    said = verdict_of(made)
+    own_verdict = verdict_of(made)
     for metric in ("qk_best_silhouette", "ov_best_silhouette", "behaviour_best_silhouette"):
         valued = [record.value(metric) is not None for record in runs_of(made).values()]
-        assert (metric in said["verdict"]["measures"]) == all(valued), metric
-    assert {"behaviour_best_silhouette", "strength_nats"} <= set(said["verdict"]["measures"])
+        assert (metric in own_verdict["verdict"]["measures"]) == all(valued), metric
+    assert {"behaviour_best_silhouette", "strength_nats"} <= set(own_verdict["verdict"]["measures"])
     divergence = HeadTable(pq.read_table(made / "cluster_divergence.parquet").drop_columns("series"))
     assert {row["step"] for row in divergence.rows()} == {143_000}
-    assert "cluster_divergence" in said["figures"]
+    assert "cluster_divergence" in own_verdict["figures"]
 
 
 def test_what_the_heads_do(place: Path, sweep: Path) -> None:
@@ -334,10 +339,10 @@ def test_the_snapshots_of_one_training_are_a_series(place: Path) -> None:
         assert {row["step"] for row in record.heads().rows()} == {int(revision.removeprefix("step"))}
         patterns = safetensors.torch.load_file(record.folder / "patterns.safetensors")
         assert np.isclose(patterns["pattern.0"].float().sum(-1), 1, atol=5e-3).all()
-    said = verdict_of(made)["verdict"]
-    assert set(said["counted"]) == set(runs) and said["total_steps"] == 12
-    assert set(said["measures"]) == {"selectivity", "probe_accuracy_middle", "specialisation"}
-    assert all("against_chance" in measure for measure in said["measures"].values())
+    own_verdict = verdict_of(made)["verdict"]
+    assert set(own_verdict["counted"]) == set(runs) and own_verdict["total_steps"] == 12
+    assert set(own_verdict["measures"]) == {"selectivity", "probe_accuracy_middle", "specialisation"}
+    assert all("against_chance" in measure for measure in own_verdict["measures"].values())
     assert "Did what was measured emerge, and when?" in words_of(made / "report.html")
 
 

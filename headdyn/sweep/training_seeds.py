@@ -108,7 +108,9 @@ def repetitions(sweep: SweepRecord) -> list[Repetition]:
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     suites: dict[str, tuple[str, str]] = {}
     for entry in verdicts(sweep.folder):
-        model = next((config for name in entry["runs"].values() if (config := configs.get(name))), {})
+        model: Mapping[str, Any] = next(
+            (config for name in entry["runs"].values() if (config := configs.get(name))), {}
+        )
         factors = {name: level for name, level in entry["factors"].items() if name != "model.name"}
         if model.get("kind") == "pretrained":
             suite, seed = suite_of(str(model["name"]))

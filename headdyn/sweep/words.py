@@ -109,8 +109,13 @@ def learning(jobs: Sequence[Job]) -> list[str]:
     if all(job.run.value("gap_closed") is not None for job in trainings):
         lead = "Held-out losses at the end of training, on the way from uniform guessing to the exact floor:"
     if left:
-        alone = "The training left" if _below_plateau(trainings[0]) else "The training did not leave"
-        who = alone if len(trainings) == 1 else f"Of the trainings, {listed(left)} ones left"
+        if len(trainings) == 1:
+            who = "The training left" if _below_plateau(trainings[0]) else "The training did not leave"
+        elif len(left) == 1:
+            (judged,) = by_order.values()
+            who = f"{sum(map(_below_plateau, judged))} of {len(judged)} trainings left"
+        else:
+            who = f"Of the trainings, {listed(left)} ones left"
         lead = f"{who} the topic-blind plateau, the loss of the best bigram that does not know the topic."
     return [lead, *map(_ended, trainings)] if trainings else []
 

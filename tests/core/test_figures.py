@@ -224,8 +224,8 @@ def test_the_check_of_looks_sees_lines_that_differ_in_colour_alone():
 
 def test_an_interval_plot_holds_values_intervals_and_nulls_and_says_what_is_absent():
     figure = an_interval_plot()
-    drawn = rows(figure, "label")
-    assert [(row["value"], row["low"], row["high"], row["null"]) for row in drawn[:5]] == [
+    row_labels = rows(figure, "label")
+    assert [(row["value"], row["low"], row["high"], row["null"]) for row in row_labels[:5]] == [
         (row.value, row.low, row.high, row.null) for row in INTERVALS
     ]
     bars = [unit for unit in charts(figure.spec()) if unit["mark"]["type"] == "rule" and "x2" in unit["encoding"]]

@@ -84,12 +84,12 @@ def test_original_chains_boost_own_tokens_and_signature_bigrams() -> None:
     groups = [(share, own), (1 - share, rest)]
     expected = sum(p * (digamma(n / 2 + 1) - digamma(1.5) - math.log(p)) for p, n in groups)
     for topic, chain_VV in enumerate(transitions_SVV):
-        mine = slice(topic * own, (topic + 1) * own)
-        plain_VV = np.delete(chain_VV, np.r_[mine], axis=0)
+        own_tokens = slice(topic * own, (topic + 1) * own)
+        plain_VV = np.delete(chain_VV, np.r_[own_tokens], axis=0)
         assert row_entropy_nats(plain_VV).mean() == pytest.approx(expected, abs=0.01)
-        assert plain_VV[:, mine].sum(1).mean() == pytest.approx(share, abs=0.005)
+        assert plain_VV[:, own_tokens].sum(1).mean() == pytest.approx(share, abs=0.005)
         # 50 of the own rows carry a bigram × 10 / 0.3 against the rest of its row: the largest entry goes up.
-        with_signature = np.sort(chain_VV[mine, mine].max(1))
+        with_signature = np.sort(chain_VV[own_tokens, own_tokens].max(1))
         assert with_signature[-40:].mean() > 2 * with_signature[:-50].mean()
 
 

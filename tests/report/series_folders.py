@@ -158,7 +158,7 @@ def splits(path: Path, strength_nats: float) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path)
 
 
-def said(at: int | None, after: int | None, **more: Any) -> dict[str, Any]:
+def judgement_at(at: int | None, after: int | None, **more: Any) -> dict[str, Any]:
     """A measure's verdict: emerged in (after, at], or not."""
     plain: dict[str, Any] = {
         "rule": "above 0.5",
@@ -229,8 +229,8 @@ def verdict(
             "is_strongest": found,
         },
         "measures": {
-            "strength": said(at, after),
-            "strength_nats": said(at, after, rule="above half of its highest value"),
+            "strength": judgement_at(at, after),
+            "strength_nats": judgement_at(at, after, rule="above half of its highest value"),
         },
         "agreement": {"class": True, "pace": True, "emerges_at_step": True},
         "capability": {"even_success": {"appearances": 1, "disappearances": 0, "last": 1.0}},
@@ -253,7 +253,7 @@ def series(
     """A sweep of one series from its runs: sweep.json, verdict.json and the timeline."""
     first = {name: value for name, value in entries[0]["factors"].items() if name != "revision"}
     rows = []
-    for k, (entry, told) in enumerate(zip(entries, values, strict=True)):
+    for k, (entry, metrics) in enumerate(zip(entries, values, strict=True)):
         revision = entry["factors"]["revision"]
         reason = verdict["excluded"].get(revision) or verdict["failed"].get(revision)
         row: dict[str, Any] = {
@@ -262,12 +262,12 @@ def series(
             "training_share": int(revision.removeprefix("step")) / TRAINING,
             "counts": reason is None,
             "reason": reason,
-            "state_hash": None if told is None else f"{int(revision.removeprefix('step')):064d}",
+            "state_hash": None if metrics is None else f"{int(revision.removeprefix('step')):064d}",
             "series": 0,
         }
-        for name, found in (told or {}).items():
-            row[name] = found.get("value")
-            row |= {f"{name}_{part}": found.get(part) for part in ("ci_low", "ci_high", "null", "p")}
+        for name, scalar in (metrics or {}).items():
+            row[name] = scalar.get("value")
+            row |= {f"{name}_{part}": scalar.get(part) for part in ("ci_low", "ci_high", "null", "p")}
         rows.append(row | {name: column[k] for name, column in columns.items()})
     names = dict.fromkeys(name for row in rows for name in row)
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
@@ -278,7 +278,7 @@ def series(
     return sweep(root, entries)
 
 
-def emerging(root: Path, said: Mapping[str, Any] | None = None, **settings: Any) -> Path:
+def emerging(root: Path, own_verdict: Mapping[str, Any] | None = None, **settings: Any) -> Path:
     """Four checkpoints whose even heads repair everything from step 64000 on."""
     root.mkdir(parents=True, exist_ok=True)
     values = [
@@ -288,9 +288,11 @@ def emerging(root: Path, said: Mapping[str, Any] | None = None, **settings: Any)
         scalars(1.0, 0.0, 8.0),
     ]
     extra = settings.pop("more", [{}] * 4)
-    values = [value | found for value, found in zip(values, extra, strict=True)]
+    values = [value | more for value, more in zip(values, extra, strict=True)]
     entries = [run(root, step, value, **settings) for step, value in zip(STEPS, values, strict=True)]
-    return series(root, entries, said or verdict(), values, strength_nats_band=[2.0] * 4, strength_band=[0.5] * 4)
+    return series(
+        root, entries, own_verdict or verdict(), values, strength_nats_band=[2.0] * 4, strength_band=[0.5] * 4
+    )
 
 
 def two_protocols(root: Path) -> tuple[Path, Path]:

@@ -64,12 +64,12 @@ def test_text_is_escaped_and_markup_is_not(block: object) -> None:
 def test_a_figure_is_the_same_drawn_stored_or_as_its_specification(tmp_path: Path) -> None:
     figure = curves([Curve(label="</script>", x=[0, 1], y=[1, 2])], xlabel="x", ylabel="y", caption="A line.")
     figure.save(tmp_path / "figure.json")
-    drawn = html(figure)
-    assert drawn == html(tmp_path / "figure.json") == html(figure.spec())
-    assert drawn.count("</script>") == 1 and "<figcaption>A line.</figcaption>" in drawn
-    spec = json.loads(re.findall(r"json\">(.*?)</script>", drawn)[0])
+    markup = html(figure)
+    assert markup == html(tmp_path / "figure.json") == html(figure.spec())
+    assert markup.count("</script>") == 1 and "<figcaption>A line.</figcaption>" in markup
+    spec = json.loads(re.findall(r"json\">(.*?)</script>", markup)[0])
     assert spec["datasets"] == figure.spec()["datasets"] and "config" not in spec  # which the page has once
-    assert html([figure, figure]) == f'<div class="charts">{drawn}\n{drawn}</div>\n'
+    assert html([figure, figure]) == f'<div class="charts">{markup}\n{markup}</div>\n'
 
 
 def test_a_section_leaves_out_what_is_none_and_its_markdown_has_texts_and_tables() -> None:

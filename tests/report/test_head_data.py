@@ -38,15 +38,15 @@ def unpacked(codes: bytes, length: int) -> np.ndarray:
 
 def test_kept_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
     one = job(tmp_path, length=12)
-    kept = patterns_that_fit([one], PLENTY)[0]
-    assert set(kept.codes) == {(0, 0), (0, 1), (1, 0), (1, 1)} and kept.left_out == ""
+    patterns = patterns_that_fit([one], PLENTY)[0]
+    assert set(patterns.codes) == {(0, 0), (0, 1), (1, 0), (1, 1)} and patterns.left_out == ""
     stored = load_file(one.run.folder / "patterns.safetensors")
     for n in range(2):
-        weight = unpacked(kept.codes[1, 0][n], 12)
+        weight = unpacked(patterns.codes[1, 0][n], 12)
         true = stored["pattern.1"][n, 0].astype(float)
         assert np.all(np.abs(weight - true) <= 0.004 * np.sqrt(true) + 1e-5)
         assert np.abs(weight - stored["pattern.1"][n, 1]).max() > 0.05  # another head's would be noticed
-    assert kept.tokens_NT.tolist() == stored["tokens"].tolist() and kept.names == ["rivers", "trains"]
+    assert patterns.tokens_NT.tolist() == stored["tokens"].tolist() and patterns.names == ["rivers", "trains"]
 
 
 def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Path) -> None:

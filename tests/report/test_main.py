@@ -127,20 +127,20 @@ def test_a_damaged_run_is_refused_by_the_name_of_its_file_and_is_not_complete_in
     folder = tmp_path / "a"
     entries = [run(folder), run(folder, ordering="topic")]
     sweep(folder, entries)
-    spoil, told = DAMAGES[damage]
+    spoil, message = DAMAGES[damage]
     spoil(folder / entries[1]["name"])
     error = refused([str(folder / entries[1]["name"])], capsys)
-    assert told in error and entries[1]["name"] in error and "run its command again" in error
+    assert message in error and entries[1]["name"] in error and "run its command again" in error
     assert not (folder / entries[1]["name"] / "report.html").exists()
     assert main([str(folder)]) == 0
     record = SweepRecord.read(folder)
     assert [job.run.status for job in record.jobs] == ["complete", "damaged"]
     read = Text((folder / "report.html").read_text(encoding="utf-8")).text
-    assert "1 of 2 runs complete" in read and told in read
+    assert "1 of 2 runs complete" in read and message in read
     # Beside a whole run it is refused before anything is written.
     both = [str(folder / entry["name"]) for entry in entries]
     capsys.readouterr()
-    assert told in refused([*both, "--out", str(tmp_path / "new")], capsys)
+    assert message in refused([*both, "--out", str(tmp_path / "new")], capsys)
     assert not (tmp_path / "new").exists()
 
 

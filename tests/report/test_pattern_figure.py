@@ -12,7 +12,7 @@ from tests.report.folders import heads, patterns
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> Path:
+def pattern_file(tmp_path: Path) -> Path:
     patterns(tmp_path / "patterns.safetensors", 2, 2, 12, sequences=3)  # a topic of six tokens, then another
     return tmp_path / "patterns.safetensors"
 
@@ -22,10 +22,10 @@ def titles(figure: Figure) -> list[str]:
     return [text.text for text in texts(figure) if text.role == "title-text"][:-1]
 
 
-def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kept: Path) -> None:
-    figure = patterns_by_role(heads(np.array([[0.0, 0.1], [0.3, 0.2]])), kept)
+def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(pattern_file: Path) -> None:
+    figure = patterns_by_role(heads(np.array([[0.0, 0.1], [0.3, 0.2]])), pattern_file)
     assert titles(figure) == ["sequence 1", "sequence 2", "most topic-selective", "layer 1, head 0"]
-    stored = load_file(kept)["pattern.1"][:, 0].astype(np.float32)
+    stored = load_file(pattern_file)["pattern.1"][:, 0].astype(np.float32)
     images = rows(figure, "url")
     assert len(images) == 2
     for image, pattern_QK in zip(images, stored[:2], strict=True):
@@ -36,19 +36,19 @@ def test_the_telling_head_is_drawn_on_two_sequences_with_its_topics_boundary(kep
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
-def test_a_head_of_two_roles_is_drawn_once(kept: Path) -> None:
+def test_a_head_of_two_roles_is_drawn_once(pattern_file: Path) -> None:
     value_LH = np.array([[0.0, 0.1], [0.3, 0.2]])
     roles = ("selectivity", "previous_token", "induction")
     shown = (value_LH, 1 - value_LH, value_LH)
     tables = [HeadTable.per_head(role, v_LH, n=1, unit="sequence") for role, v_LH in zip(roles, shown, strict=True)]
-    figure = patterns_by_role(HeadTable.concat(tables), kept)
+    figure = patterns_by_role(HeadTable.concat(tables), pattern_file)
     both, other = "most topic-selective and strongest induction", "strongest previous-token"
     found = " ".join(titles(figure))
     assert found == f"sequence 1 sequence 2 {both} layer 1, head 0 {other} layer 0, head 0"
     assert clipped(figure) == [] and overlapping(figure) == []
 
 
-def test_without_roles_the_first_head_is_shown_and_it_says_so(kept: Path) -> None:
-    figure = patterns_by_role(HeadTable.concat([]), kept)
+def test_without_roles_the_first_head_is_shown_and_it_says_so(pattern_file: Path) -> None:
+    figure = patterns_by_role(HeadTable.concat([]), pattern_file)
     assert titles(figure)[2:] == ["no roles were measured", "layer 0, head 0"]
     assert clipped(figure) == [] and overlapping(figure) == []

@@ -14,7 +14,7 @@ from headdyn.report.series.curves import curve, other_curves, primary_curve
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
 from tests.figure_checks import clipped, overlapping, rows, texts
-from tests.report.series_folders import STEPS, emerging, said, verdict
+from tests.report.series_folders import STEPS, emerging, judgement_at, verdict
 
 
 def only(root: Path, told: dict[str, Any] | None = None, **settings: Any) -> Any:
@@ -89,7 +89,7 @@ def test_a_null_stands_beside_silhouettes(tmp_path: Path) -> None:
 
 
 def test_a_metric_that_no_analysis_names_has_a_curve_where_it_is_dated(tmp_path: Path) -> None:
-    measures = {"depth_of_thought": said(32_000, 1_000)}
+    measures = {"depth_of_thought": judgement_at(32_000, 1_000)}
     more = [{"depth_of_thought": {"value": float(k), "null": 0.0}} for k in range(4)]
     series = only(tmp_path, verdict(measures=measures), more=more)
     assert series.primary == "depth_of_thought" and spans(primary_curve(series)) == [(1_000, 32_000)]

@@ -34,8 +34,8 @@ def test_the_page_answers_and_shows_nothing_that_was_not_measured(tmp_path: Path
 def test_the_summary_has_a_row_a_checkpoint_failed_ones_too(tmp_path: Path) -> None:
     values = [scalars(0.25, 0.25, 0.0), None, scalars(1.0, 0.25, 4.0), scalars(1.0, 0.0, 8.0)]
     entries = [run(tmp_path, step, value) for step, value in zip(STEPS, values, strict=True)]
-    told = verdict(failed={"step32000": "ValueError: the file is cut off"}, excluded={"step1000": "a copy"})
-    read = text(series(tmp_path, entries, told, values))
+    own_verdict = verdict(failed={"step32000": "ValueError: the file is cut off"}, excluded={"step1000": "a copy"})
+    read = text(series(tmp_path, entries, own_verdict, values))
     summary = read.split("Controls are pairs")[-1].split("counts as emerged when")[0]
     assert (
         "step143000 100 % of training 25 [12, 38] 100 [88, 112] 0 [−12, 12] 100 [88, 112] 1.00 [0.88, 1.12]" in summary
@@ -107,13 +107,13 @@ def test_what_a_series_analysis_drew_without_judging_emergence_is_shown(tmp_path
     assert "Circuit course" not in text(folder)
     followed(folder)
     read = text(folder)
-    for told in (
+    for sentence in (
         "Circuit course",
         "2 checkpoints, step 1000 to 143000. step32000 is left out: it fell over.",
         "rank_change −1.25 [−1.50, −1.00] null 0 12 heads last checkpoint less first: rank",
         "absent: no head has a value at both ends",
     ):
-        assert told in read, told
+        assert sentence in read, sentence
     page = write_sweep_page(folder).read_text(encoding="utf-8")
     assert page.split('id="changes"')[1].split("</details>")[0].count('<div class="chart">') == 1
 
@@ -125,7 +125,7 @@ def test_it_is_shown_alone_and_merged_with_what_tells_series_apart(tmp_path: Pat
     merge([one, other], tmp_path / "c")
     read = text(tmp_path / "c")
     assert "Circuit course: protocol=corrected" in read and "Circuit course: protocol=original" in read
-    told = json.loads((one / VERDICT).read_text(encoding="utf-8"))
-    (one / VERDICT).write_text(json.dumps(told[1:]), encoding="utf-8")
+    own_verdict = json.loads((one / VERDICT).read_text(encoding="utf-8"))
+    (one / VERDICT).write_text(json.dumps(own_verdict[1:]), encoding="utf-8")
     alone = text(one)
     assert "Circuit course" in alone and "When does it emerge?" not in alone

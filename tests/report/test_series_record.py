@@ -31,10 +31,10 @@ def test_a_series_has_its_points_in_order(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_do_not_count_have_no_points(tmp_path: Path) -> None:
-    told = verdict(excluded={"step32000": "its weights are those of step1000"}, failed={"step64000": "cut off"})
+    own_verdict = verdict(excluded={"step32000": "its weights are those of step1000"}, failed={"step64000": "cut off"})
     values = [scalars(0.25, 0.25, 0.0), scalars(0.25, 0.25, 0.0), None, scalars(1.0, 0.0, 8.0)]
     entries = [run(tmp_path, step, value) for step, value in zip(STEPS, values, strict=True)]
-    (one,) = read_series(SweepRecord.read(series(tmp_path, entries, told, values)))
+    (one,) = read_series(SweepRecord.read(series(tmp_path, entries, own_verdict, values)))
     points = one.points("strength")
     assert points is not None and points.steps == [1_000, 143_000]
     assert [job.label for job in one.complete] == ["step1000", "step143000"]
@@ -62,8 +62,8 @@ def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_a
     followed(other)
     out = tmp_path / "c"
     merge([one, other], out)
-    told = json.loads((out / VERDICT).read_text())
-    assert [(entry["series"], entry["analysis"]) for entry in told] == [
+    own_verdict = json.loads((out / VERDICT).read_text())
+    assert [(entry["series"], entry["analysis"]) for entry in own_verdict] == [
         (0, "emergence"),
         (0, "circuit_course"),
         (1, "emergence"),
@@ -71,7 +71,7 @@ def test_analyses_of_one_series_are_merged_under_one_number_with_their_figures_a
     ]
     assert pq.read_table(out / "timeline.parquet")["series"].to_pylist() == [0] * 4 + [1] * 4
     assert pq.read_table(out / "ranks.parquet")["series"].to_pylist() == [0, 0, 1, 1]
-    files = [entry["figures"]["rank"] for entry in told if entry["figures"]]
+    files = [entry["figures"]["rank"] for entry in own_verdict if entry["figures"]]
     assert len(set(files)) == 2 and all((out / file).is_file() for file in files)
 
 
@@ -81,8 +81,8 @@ def test_sweeps_recorded_before_meanings_and_tables_are_rebuilt_and_merged(tmp_p
         (tmp_path / name).mkdir()
         folder = emerging(tmp_path / name, protocol=protocol)
         followed(folder)
-        told = json.loads((folder / VERDICT).read_text())
-        old = [{part: entry[part] for part in entry if part not in ("meanings", "tables")} for entry in told]
+        own_verdict = json.loads((folder / VERDICT).read_text())
+        old = [{part: entry[part] for part in entry if part not in ("meanings", "tables")} for entry in own_verdict]
         write_json(folder / VERDICT, old)
         folders.append(folder)
     build([folders[0]], None)

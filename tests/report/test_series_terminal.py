@@ -26,9 +26,9 @@ def test_the_verdict_is_told_in_words(tmp_path: Path) -> None:
 
 
 def test_what_does_not_count_is_told_with_its_reason(tmp_path: Path) -> None:
-    told = verdict(None, None, excluded={"step1000": "its weights are those of step0"})
-    told["counted"] = told["counted"][1:]
-    text = " ".join(printed(emerging(tmp_path, told), 200).split())
+    own_verdict = verdict(None, None, excluded={"step1000": "its weights are those of step0"})
+    own_verdict["counted"] = own_verdict["counted"][1:]
+    text = " ".join(printed(emerging(tmp_path, own_verdict), 200).split())
     assert "Not beyond chance" in text and "3 of 4 checkpoints count" in text
 
 

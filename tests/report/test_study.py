@@ -47,10 +47,10 @@ def test_analyses_of_a_series_that_judge_no_emergence_are_told_and_their_figures
     sweep_folder = emerging(tmp_path / "sweep")
     followed(sweep_folder)
     write_study(sweep_folder, tmp_path / "study")
-    told = (tmp_path / "study" / RESULTS).read_text(encoding="utf-8")
-    assert "## Circuit course\n\n2 checkpoints, step 1000 to 143000. step32000 is left out: it fell over." in told
-    assert "| rank_change | −1.25 [−1.50, −1.00]; null 0 | 12 heads | last checkpoint less first: rank |" in told
-    assert "| copying_change | absent: no head has a value at both ends | 12 heads |" in told
-    assert "![rank](rank.svg)" in told and (tmp_path / "study" / "rank.svg").read_text(encoding="utf-8").startswith(
+    results = (tmp_path / "study" / RESULTS).read_text(encoding="utf-8")
+    assert "## Circuit course\n\n2 checkpoints, step 1000 to 143000. step32000 is left out: it fell over." in results
+    assert "| rank_change | −1.25 [−1.50, −1.00]; null 0 | 12 heads | last checkpoint less first: rank |" in results
+    assert "| copying_change | absent: no head has a value at both ends | 12 heads |" in results
+    assert "![rank](rank.svg)" in results and (tmp_path / "study" / "rank.svg").read_text(encoding="utf-8").startswith(
         "<svg"
     )

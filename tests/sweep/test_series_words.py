@@ -16,11 +16,11 @@ from headdyn.sweep.series_words import (
     split_answer,
     stage,
 )
-from tests.report.series_folders import emerging, said, verdict
+from tests.report.series_folders import emerging, judgement_at, verdict
 
 
-def only(root: Path, told: dict[str, Any] | None = None) -> Any:
-    return read_series(SweepRecord.read(emerging(root, told)))[0]
+def only(root: Path, own_verdict: dict[str, Any] | None = None) -> Any:
+    return read_series(SweepRecord.read(emerging(root, own_verdict)))[0]
 
 
 def test_an_emergence_is_told_as_an_interval_with_its_class_and_pace(tmp_path: Path) -> None:
@@ -39,10 +39,12 @@ def test_how_long_a_rise_took_is_told_by_its_bounds_and_in_older_records_by_one_
 
 
 def test_heads_that_took_each_others_place_are_named(tmp_path: Path) -> None:
-    kept = {"kept_to_next": {"1-2": 1.0}, "kept_to_last": {"1": 1.0}, "chance": 0.25}
+    shares = {"kept_to_next": {"1-2": 1.0}, "kept_to_last": {"1": 1.0}, "chance": 0.25}
     moved = {"1": [[0, 2, 0.93], [2, 0, 0.9], [1, 3, 0.1]]}
-    told = verdict(heads=kept | {"by_behaviour": {**kept, "kept_to_next": {"1-2": 0.5}, "moved_by_last": moved}})
-    by_weights, by_behaviour = heads(only(tmp_path, told))
+    own_verdict = verdict(
+        heads=shares | {"by_behaviour": {**shares, "kept_to_next": {"1-2": 0.5}, "moved_by_last": moved}}
+    )
+    by_weights, by_behaviour = heads(only(tmp_path, own_verdict))
     assert "100 % of the heads are most like the head of their own index (chance 25 %)" in by_weights
     assert by_behaviour == (
         "By what they do, 50 % (chance 25 %). From the first checkpoint to the last head 0 does what head 2 did and "
@@ -81,14 +83,16 @@ def test_beyond_chance_without_emergence_claims_no_date(tmp_path: Path) -> None:
 
 
 def test_measures_that_tell_two_stories_are_said_to(tmp_path: Path) -> None:
-    told = verdict(agreement={"class": True, "pace": False, "emerges_at_step": False})
-    assert any("differ in pace and step" in text for text in split_answer(only(tmp_path, told)))
+    own_verdict = verdict(agreement={"class": True, "pace": False, "emerges_at_step": False})
+    assert any("differ in pace and step" in text for text in split_answer(only(tmp_path, own_verdict)))
 
 
 def test_what_was_left_out_has_its_reason(tmp_path: Path) -> None:
-    told = verdict(excluded={"step1000": "its weights are those of step0"}, failed={"step32000": "the file is cut off"})
-    told["counted"] = ["step64000", "step143000"]
-    one = only(tmp_path, told)
+    own_verdict = verdict(
+        excluded={"step1000": "its weights are those of step0"}, failed={"step32000": "the file is cut off"}
+    )
+    own_verdict["counted"] = ["step64000", "step143000"]
+    one = only(tmp_path, own_verdict)
     assert headline(one).endswith(". 2 of 4 checkpoints count.")
     lead, *reasons = counted(one)
     assert lead == "2 of 4 checkpoints count:"
@@ -99,25 +103,25 @@ def test_what_was_left_out_has_its_reason(tmp_path: Path) -> None:
 
 
 def test_too_few_checkpoints_have_no_verdict(tmp_path: Path) -> None:
-    told = {key: value for key, value in verdict().items() if key not in ("measures", "split", "heads")}
-    one = only(tmp_path, told | {"reason": "1 checkpoints that count are no series"})
+    own_verdict = {key: value for key, value in verdict().items() if key not in ("measures", "split", "heads")}
+    one = only(tmp_path, own_verdict | {"reason": "1 checkpoints that count are no series"})
     assert other_measures(one) == ["No verdict: 1 checkpoints that count are no series."]
     assert split_answer(one) == [] and heads(one) == []
     assert headline(one) == "No verdict: 1 checkpoints that count are no series."
 
 
 def test_splits_that_were_not_measured_everywhere_have_no_verdict(tmp_path: Path) -> None:
-    measures = {"selectivity": said(32_000, 1_000)}
-    told = verdict(measures=measures, split={"reason": "no splits were measured at every checkpoint"})
-    assert split_answer(only(tmp_path, told)) == [
+    measures = {"selectivity": judgement_at(32_000, 1_000)}
+    own_verdict = verdict(measures=measures, split={"reason": "no splits were measured at every checkpoint"})
+    assert split_answer(only(tmp_path, own_verdict)) == [
         "No verdict on even/odd: no splits were measured at every checkpoint."
     ]
 
 
 def test_other_measures_are_dated_and_missing_ones_named(tmp_path: Path) -> None:
-    measures = {"selectivity": said(32_000, 1_000), "specialisation": said(None, None)}
-    told = verdict(measures=measures, unmeasured=["weight_silhouette"])
-    lead, missing = other_measures(only(tmp_path, told))
+    measures = {"selectivity": judgement_at(32_000, 1_000), "specialisation": judgement_at(None, None)}
+    own_verdict = verdict(measures=measures, unmeasured=["weight_silhouette"])
+    lead, missing = other_measures(only(tmp_path, own_verdict))
     assert "Selectivity emerges after step 1 000 and by step 32 000" in lead
     assert "no emergence shown of specialisation" in lead
     assert missing == "Not measured at any checkpoint, so not dated: weight silhouette."
@@ -128,12 +132,12 @@ def test_other_measures_are_dated_and_missing_ones_named(tmp_path: Path) -> None
     [(64_000, 32_000, "(32 000, 64 000]"), (1_000, None, "≤ 1 000, the first checkpoint"), (None, None, "none")],
 )
 def test_intervals(at: int | None, after: int | None, text: str) -> None:
-    assert interval(said(at, after)) == text
+    assert interval(judgement_at(at, after)) == text
 
 
 def test_a_class_that_the_checkpoints_cannot_tell_names_both() -> None:
-    assert stage(said(64_000, 32_000)) == "mid, or early: the checkpoints lie too far apart to tell"
-    assert stage(said(64_000, 32_000, possible_classes=["mid"])) == "mid"
+    assert stage(judgement_at(64_000, 32_000)) == "mid, or early: the checkpoints lie too far apart to tell"
+    assert stage(judgement_at(64_000, 32_000, possible_classes=["mid"])) == "mid"
 
 
 def test_head_identity_is_told_with_chance(tmp_path: Path) -> None:
@@ -142,6 +146,6 @@ def test_head_identity_is_told_with_chance(tmp_path: Path) -> None:
 
 
 def test_what_an_original_procedure_measured_is_left_to_its_study(tmp_path: Path) -> None:
-    measures = {"selectivity": said(32_000, 1_000), "original_strength": said(1_000, None)}
-    told = verdict(measures=measures, unmeasured=["original_other"])
-    assert not any("original" in sentence for sentence in other_measures(only(tmp_path, told)))
+    measures = {"selectivity": judgement_at(32_000, 1_000), "original_strength": judgement_at(1_000, None)}
+    own_verdict = verdict(measures=measures, unmeasured=["original_other"])
+    assert not any("original" in sentence for sentence in other_measures(only(tmp_path, own_verdict)))

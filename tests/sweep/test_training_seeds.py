@@ -14,7 +14,7 @@ from headdyn.report.sweep_page import write_sweep_page
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import VERDICT, SweepRecord
 from headdyn.sweep.training_seeds import emerged, emergence_steps, repetitions, statements
-from tests.report.series_folders import emerging, said, verdict
+from tests.report.series_folders import emerging, judgement_at, verdict
 from tests.report.test_sweep_page import Text
 
 DATES = {1: (32_000, 64_000), 2: (1_000, 32_000), 3: (32_000, 64_000), 4: (None, None)}
@@ -56,9 +56,12 @@ def test_the_step_of_emergence_counts_the_spread_and_the_distance_between_checkp
         ends.append(math.exp(interval[side]) - 1)
     assert emergence_steps(judgements) == pytest.approx(ends)
     # Trainings that agree are still not dated better than their checkpoints lie.
-    assert emergence_steps([said(64_000, 32_000)] * 3) == pytest.approx((32_000, 64_000))
-    assert emergence_steps([said(64_000, 32_000), said(1_000, None)]) == (None, pytest.approx(ends_of(64_000, 1_000)))
-    assert emergence_steps([said(64_000, 32_000), said(None, None)]) is None
+    assert emergence_steps([judgement_at(64_000, 32_000)] * 3) == pytest.approx((32_000, 64_000))
+    assert emergence_steps([judgement_at(64_000, 32_000), judgement_at(1_000, None)]) == (
+        None,
+        pytest.approx(ends_of(64_000, 1_000)),
+    )
+    assert emergence_steps([judgement_at(64_000, 32_000), judgement_at(None, None)]) is None
 
 
 def ends_of(*steps: int) -> float:

@@ -22,33 +22,33 @@ ORDER = "Does the order of the data matter?"
 
 
 def test_one_seed_is_said_to_have_no_interval(tmp_path: Path) -> None:
-    told = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))
+    by_question = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))
     for question in (ORDER, "Does dropping positions (DroPE) matter?", "Do grouped queries (GQA) matter?"):
-        assert told[question][0].startswith(ONE_SEED)
-        assert "[" not in told[question][0]
+        assert by_question[question][0].startswith(ONE_SEED)
+        assert "[" not in by_question[question][0]
     # 0.04 and 0.12, and 0.01 more in seed 0: 9 points.
-    assert "topic selectivity +9.00 points" in told[ORDER][0]
-    assert told["Do the factors interact?"] == [f"{ONE_SEED} The values are in the table of effects."]
+    assert "topic selectivity +9.00 points" in by_question[ORDER][0]
+    assert by_question["Do the factors interact?"] == [f"{ONE_SEED} The values are in the table of effects."]
 
 
 def test_with_seeds_q_decides_what_is_said(tmp_path: Path) -> None:
     def clear(**cell: Any) -> float:
         return selectivity(**{**cell, "seed": 0}) + 0.001 * cell["seed"] * (cell["ordering"] == "topic")
 
-    told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=clear)))[ORDER]
+    sentences = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=clear)))[ORDER]
     # 0.09, 0.091 and 0.092: mean 0.091, standard error 0.001/√3, t(2 df) = 4.30265: ± 0.00248.
     lead = "Effect on topic selectivity: topic less shuffled is +9.10 [+8.85, +9.35] points (p < 0.001, q < 0.001), "
-    assert told[0] == f"{lead}averaged over the other factors, 3 seeds."
-    assert told[1].startswith(
+    assert sentences[0] == f"{lead}averaged over the other factors, 3 seeds."
+    assert sentences[1].startswith(
         "No effect detected on within-topic attention (0.000 [0.000, 0.000] points; 0 points would be"
     )
 
 
 def test_a_null_result_stands_beside_what_would_have_been_detected(tmp_path: Path) -> None:
-    told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))[ORDER]
+    sentences = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))[ORDER]
     # The value and interval of test_effects: 8 points, ± 12.7062 standard errors of 1 point. Two seeds reveal an effect
     # in four of five repetitions where it is 16 of its standard errors.
-    assert told[0].startswith(
+    assert sentences[0].startswith(
         "No effect of 16 points or more on topic selectivity detected: topic less shuffled is +8 [−5, +21] points (p = "
     )
 
@@ -80,8 +80,8 @@ def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
         entry["name"] = f"{entry['name']}_{layers}"
         entry["factors"] = {**entry["factors"], "model.num_layers": layers}
         entries.append(entry)
-    told = answers(sweep(tmp_path, entries))
-    sentences = told["Does model.num_layers matter?"]
+    by_question = answers(sweep(tmp_path, entries))
+    sentences = by_question["Does model.num_layers matter?"]
     assert sentences[0].startswith("Effect on topic selectivity: layers 2 less layers 1 is +3.010 [")
     assert sentences[0].endswith("), 3 seeds.")
     slope = next(text for text in sentences if "a doubling of layers" in text)
@@ -90,12 +90,12 @@ def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
 
 def test_a_hole_in_the_design_is_said_once(tmp_path: Path) -> None:
     entries = matrix(tmp_path)[:-1]
-    told = answers(sweep(tmp_path, entries))[ORDER]
+    sentences = answers(sweep(tmp_path, entries))[ORDER]
     absent = (
         "topic selectivity, within-topic attention, probe accuracy at the middle layer, held-out loss, gap closed, "
         "attention entropy, attention on position 0 and specialisation"
     )
-    assert told == [f"Absent for {absent}: no seed has all 8 cells (seeds seen: [0])."]
+    assert sentences == [f"Absent for {absent}: no seed has all 8 cells (seeds seen: [0])."]
 
 
 def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
         **{"position_only_nats": 2.3, "speaker_blind_nats": 2.5},
     }
 
-    def told(*worths: float) -> list[str] | None:
+    def sentences_for(*worths: float) -> list[str] | None:
         folder = tmp_path / str(len(worths))
         entries = [run(folder, seed=seed) for seed in range(max(len(worths), 1))]
         for entry, worth in zip(entries, worths, strict=False):
@@ -115,13 +115,13 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
             path.write_text(json.dumps(manifest))
         return answers(sweep(folder, entries)).get(question)
 
-    assert told() is None
-    assert told(0.3) == [
+    assert sentences_for() is None
+    assert sentences_for(0.3) == [
         "Selecting by topic is worth 0.300 nats a token, 0.250 on the second half of a sequence: the best weighting of "
         "evidence by distance alone 2.300 and exact inference that does not know who speaks 2.500, the exact floor "
         "2.000."
     ]
-    several = told(0.03, 0.05)
+    several = sentences_for(0.03, 0.05)
     assert several is not None and "is worth 0.040 nats a token (means over 2 corpora)" in several[0]
     assert "contrasts of selectivity mean little" in several[0]
 
@@ -129,26 +129,40 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
 def test_plateau_left_and_not_left(tmp_path: Path) -> None:
     stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
     entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="topic", values=stuck)]
-    told = answers(sweep(tmp_path, entries))["Did the models learn?"]
-    assert "1 of 1 shuffled and 0 of 1 topic-ordered ones left the topic-blind plateau" in told[0]
+    sentences = answers(sweep(tmp_path, entries))["Did the models learn?"]
+    assert "1 of 1 shuffled and 0 of 1 topic-ordered ones left the topic-blind plateau" in sentences[0]
     # Held-out losses 3.2 at step 100 and 2.9 at 150; the mixture's is 3.
-    assert "shuffled: ended at 2.400 [2.390, 2.410] nats, having closed 80.0 [79.0, 81.0] % of the gap" in told[1]
-    assert "(256 sequences); below the plateau at 3.000 nats for good since between steps 100 and 150" in told[1]
-    assert "not clear of the plateau at 3.000 nats" in told[2]
+    assert "shuffled: ended at 2.400 [2.390, 2.410] nats, having closed 80.0 [79.0, 81.0] % of the gap" in sentences[1]
+    assert "(256 sequences); below the plateau at 3.000 nats for good since between steps 100 and 150" in sentences[1]
+    assert "not clear of the plateau at 3.000 nats" in sentences[2]
+
+
+def test_trainings_of_one_order_are_counted_without_its_name(tmp_path: Path) -> None:
+    stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
+    entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="shuffled", seed=1, values=stuck)]
+    question, end = (
+        "Did the models learn?",
+        "the topic-blind plateau, the loss of the best bigram that does not know the topic.",
+    )
+    assert answers(sweep(tmp_path, entries))[question][0] == f"1 of 2 trainings left {end}"
+    assert answers(sweep(tmp_path, entries[:1]))[question][0] == f"The training left {end}"
+    assert answers(sweep(tmp_path, entries[1:]))[question][0] == f"The training did not leave {end}"
 
 
 def test_without_an_exact_law_losses_stand_beside_simple_references(tmp_path: Path) -> None:
     text = {"mixture_nats": None, "floor_nats": None, "gap_closed": {"reason": "no exact law"}, "bigram_nats": 2.8}
-    told = answers(sweep(tmp_path, [run(tmp_path, values=text)]))["Did the models learn?"]
-    assert "gap" not in told[1] and "random 4.000, bigram 2.800" in told[1]
+    sentences = answers(sweep(tmp_path, [run(tmp_path, values=text)]))["Did the models learn?"]
+    assert "gap" not in sentences[1] and "random 4.000, bigram 2.800" in sentences[1]
 
 
 def test_recovery_names_every_arm(tmp_path: Path) -> None:
-    told = answers(sweep(tmp_path, [run(tmp_path), run(tmp_path, position="drope")]))["Did the DroPE arms recover?"]
-    assert told[0].startswith("0 of 1 DroPE arm recovered to within 0.05 nats")
-    assert "damaged models" in told[0]
+    sentences = answers(sweep(tmp_path, [run(tmp_path), run(tmp_path, position="drope")]))[
+        "Did the DroPE arms recover?"
+    ]
+    assert sentences[0].startswith("0 of 1 DroPE arm recovered to within 0.05 nats")
+    assert "damaged models" in sentences[0]
     assert (
-        told[1]
+        sentences[1]
         == "DroPE: 2.400 nats with RoPE, 3.100 right after the drop, 2.500 after 8 recalibration steps: not recovered."
     )
 
@@ -164,10 +178,10 @@ def test_recovery_names_arms_left_out_the_controls_drift_and_the_bound(tmp_path:
         run(tmp_path, position="rope_control", values=recalibrated(2.425, False)),
         run(tmp_path, position="nope"),
     ]
-    told = answers(sweep(tmp_path, entries))["Did the DroPE arms recover?"]
-    assert "DroPE did not in as many steps as training had, and no effect counts them" in told[0]
-    assert "RoPE-control: +0.025 nats after the same training with its rotation kept." in told
-    assert any(text.startswith("NoPE: 2.400") and "a bound on what an arm can reach" in text for text in told)
+    sentences = answers(sweep(tmp_path, entries))["Did the DroPE arms recover?"]
+    assert "DroPE did not in as many steps as training had, and no effect counts them" in sentences[0]
+    assert "RoPE-control: +0.025 nats after the same training with its rotation kept." in sentences
+    assert any(text.startswith("NoPE: 2.400") and "a bound on what an arm can reach" in text for text in sentences)
 
 
 @pytest.mark.parametrize("with_control", [True, False])
@@ -176,12 +190,12 @@ def test_drope_is_held_against_equal_training_where_there_is_such_an_arm(tmp_pat
     facts = {"steps": 8, "val_loss_nats": {"0": 2.4, "8": 2.39}, "parent_loss_nats": 2.4, "recovered": True}
     control = {"recalibration": facts, "recovered": True}
     runs = [run(tmp_path, position=p, values=control if p == "rope_control" else None) for p in positions]
-    told = answers(sweep(tmp_path, runs))
-    asked = told["Does dropping positions (DroPE) matter?"]
+    by_question = answers(sweep(tmp_path, runs))
+    asked = by_question["Does dropping positions (DroPE) matter?"]
     assert any(text.startswith("DroPE less RoPE-control: ") for text in asked) == with_control
     # The usual pair comes first, with the warning that one seed has no interval.
     assert asked[0].startswith(f"{ONE_SEED} DroPE less RoPE: ")
-    assert any("is not in this sweep" in text for text in told["Did the DroPE arms recover?"]) != with_control
+    assert any("is not in this sweep" in text for text in by_question["Did the DroPE arms recover?"]) != with_control
 
 
 def test_an_interaction_is_taken_apart_by_simple_effects(tmp_path: Path) -> None:
@@ -189,8 +203,8 @@ def test_an_interaction_is_taken_apart_by_simple_effects(tmp_path: Path) -> None
         both = ordering == "topic" and position == "drope"
         return 0.1 + 0.08 * both + 0.0002 * seed * (ordering == "topic") + 0.0001 * seed * both
 
-    told = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=interacting)))
-    head, *clear = told["Do the factors interact?"]
+    by_question = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1, 2), selectivity=interacting)))
+    head, *clear = by_question["Do the factors interact?"]
     assert head == "1 of 32 interactions on 8 outcomes have q < 0.05 (3 seeds)."
     (text,) = clear
     assert text.startswith(

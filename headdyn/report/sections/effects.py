@@ -18,6 +18,8 @@ _ABOUT = (
     "Intervals are Student's over seeds, so that one seed gives none. These are of all runs, whatever the filter shows."
 )
 
+_KINDS = {1: "one factor", 2: "two factors"}  # of effects, by how many factors they are of
+
 Row = Mapping[str, Any]
 
 
@@ -69,10 +71,11 @@ def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool
             rows = [row for row in sweep.effects if (row["group"], row["outcome"]) == (group, outcome)]
             if not rows:
                 continue
+            several_kinds = len({len(row["factors"]) for row in rows}) > 1  # else a legend would say nothing
             intervals = [
                 Interval(
                     label=effect_name(row),
-                    group={1: "one factor", 2: "two factors"}.get(len(row["factors"]), "more factors"),
+                    group=_KINDS.get(len(row["factors"]), "more factors") if several_kinds else "",
                     **{
                         end: None if row[key] is None else metric.scale * row[key]
                         for end, key in {"value": "value", "low": "ci_low", "high": "ci_high"}.items()

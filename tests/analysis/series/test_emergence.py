@@ -80,7 +80,7 @@ def planted(step: int, onset: int, heads: tuple[int, ...] = EVEN, seed: int = 0)
     return point(step, effect_H, 0.3 * draws.normal(size=PAIRS))
 
 
-def found(points: list[SeriesPoint], seed: int = 0, **settings: Any) -> SeriesFindings:
+def findings_of(points: list[SeriesPoint], seed: int = 0, **settings: Any) -> SeriesFindings:
     findings = Emergence(**{"bootstrap_draws": 200, **settings})(points, rng(seed))
     verdict = dict(findings.verdict)
     assert json.loads(json.dumps(verdict, allow_nan=False)) == verdict, "plain values for verdict.json"
@@ -93,7 +93,7 @@ def found(points: list[SeriesPoint], seed: int = 0, **settings: Any) -> SeriesFi
 
 @pytest.mark.parametrize("onset", STEPS[1::2])
 def test_a_planted_onset_is_dated(onset: int) -> None:
-    verdict = found([planted(step, onset) for step in STEPS]).verdict
+    verdict = findings_of([planted(step, onset) for step in STEPS]).verdict
     assert verdict["split"]["found"] and verdict["split"]["p"] == verdict["split"]["least_possible_p"] == 2 / 70
     assert verdict["split"]["strongest_split"] == list(EVEN) and verdict["split"]["is_strongest"]
     for name in ("strength", "strength_nats"):
@@ -110,7 +110,7 @@ def test_a_planted_onset_is_dated(onset: int) -> None:
 
 def test_a_scattered_half_is_not_even_and_odd_but_is_named() -> None:
     half = (0, 1, 4, 5)
-    verdict = found([planted(step, 64000, half) for step in STEPS]).verdict
+    verdict = findings_of([planted(step, 64000, half) for step in STEPS]).verdict
     assert not verdict["split"]["found"] and verdict["split"]["p"] > 0.5
     assert verdict["split"]["strongest_split"] == list(half) and not verdict["split"]["is_strongest"]
     assert verdict["measures"]["strength_nats"]["class"] == "none"
@@ -120,7 +120,7 @@ def test_a_scattered_half_is_not_even_and_odd_but_is_named() -> None:
 
 def test_odd_heads_that_repair_are_no_emergence_of_even_ones() -> None:
     """Even/odd is the most extreme split then, downwards; a bit of noise upwards must not be dated."""
-    verdict = found([planted(step, 64000, (1, 3, 5, 7)) for step in STEPS]).verdict
+    verdict = findings_of([planted(step, 64000, (1, 3, 5, 7)) for step in STEPS]).verdict
     assert verdict["split"]["strongest_split"] == [1, 3, 5, 7]
     assert not verdict["split"]["found"] and verdict["measures"]["strength_nats"]["class"] == "none"
 
@@ -141,13 +141,13 @@ def test_a_preference_for_short_decimals_is_no_repair(share: float, *, is_repair
                 control_effect_H=share * planted_H - noise_H + 0.01 * rng(step + 1).normal(size=HEADS),
             )
         )
-    split = found(points).verdict["split"]
+    split = findings_of(points).verdict["split"]
     assert split["found"] == is_repair
     by_criterion = split["p_by_criterion"]
     assert split["p"] == max(by_criterion.values()) if is_repair else split["p"] > 0.05
     assert set(by_criterion) == {"bug pairs", "both kinds of pairs"}
     bugs_alone = [dataclasses.replace(p, splits=dataclasses.replace(p.splits, balanced_S=None)) for p in points]
-    assert found(bugs_alone).verdict["split"]["found"]  # what the verdict was before it knew of controls
+    assert findings_of(bugs_alone).verdict["split"]["found"]  # what the verdict was before it knew of controls
 
 
 def null_series(seed: int) -> list[SeriesPoint]:
@@ -193,7 +193,9 @@ def original_points() -> list[SeriesPoint]:
 
 def test_the_parity_study_from_its_own_table() -> None:
     assert [p.revision for p in original_points()] == list(LISTS["original_11"])
-    findings = found(original_points(), total_steps=143_000, judge="headdyn.studies.even_odd_emergence.hypotheses")
+    findings = findings_of(
+        original_points(), total_steps=143_000, judge="headdyn.studies.even_odd_emergence.hypotheses"
+    )
     verdict = findings.verdict
     said = verdict["measures"]["strength"]
     assert (said["emerges_after_step"], said["emerges_at_step"], said["class"]) == (120000, 143000, "late")
@@ -220,7 +222,7 @@ def test_copies_failures_and_main_do_not_count() -> None:
     main = dataclasses.replace(last, revision="main", step=None)
     failed = SeriesPoint(revision="step32000", step=32000, error="ValueError: truncated")
     broken = [copy if p.step == 2000 else failed if p.step == 32000 else p for p in points]
-    findings = found([main, *broken[::-1]])
+    findings = findings_of([main, *broken[::-1]])
     verdict = findings.verdict
     assert verdict["excluded"]["step2000"] == "its weights are those of step143000, the end of training"
     assert set(verdict["excluded"]) == {"step2000", "main"} and verdict["failed"] == {
@@ -234,25 +236,25 @@ def test_copies_failures_and_main_do_not_count() -> None:
     assert timeline["step32000"]["reason"] == "ValueError: truncated" and not timeline["step32000"]["counts"]
     assert timeline["step2000"]["strength_nats"] == pytest.approx(timeline["step143000"]["strength_nats"])
     assert timeline["step2000"]["trajectory_p"] is None and timeline["step143000"]["trajectory_p"] == 2 / 70
-    trusting = found([dataclasses.replace(p, state_hash=None) for p in broken])  # the mutant: names are believed
+    trusting = findings_of([dataclasses.replace(p, state_hash=None) for p in broken])  # the mutant: names are believed
     assert trusting.verdict["measures"]["strength"]["emerges_at_step"] == 2000
     assert "step2000" in trusting.verdict["unhashed"]
 
 
 def test_too_few_checkpoints() -> None:
     points = [planted(1000, 5), SeriesPoint(revision="step2000", step=2000, error="OSError: gone")]
-    verdict = found(points).verdict
+    verdict = findings_of(points).verdict
     assert verdict["reason"] == "1 checkpoints that count are no series" and "measures" not in verdict
-    assert found([]).tables["timeline"].num_rows == 0
+    assert findings_of([]).tables["timeline"].num_rows == 0
 
 
 def test_checkpoints_must_be_comparable() -> None:
     points = [planted(step, 64000) for step in STEPS]
     other = point(2000, np.zeros(HEADS), np.zeros(PAIRS - 1))
     with pytest.raises(ValueError, match="step2000 measured other splits, pairs or another layer than step1000"):
-        found([points[0], other, *points[2:]])
+        findings_of([points[0], other, *points[2:]])
     without = dataclasses.replace(points[3], splits=None)
-    assert found([*points[:3], without, *points[4:]]).verdict["split"] == {
+    assert findings_of([*points[:3], without, *points[4:]]).verdict["split"] == {
         "reason": "no splits were measured at every checkpoint"
     }
 
@@ -269,14 +271,14 @@ def test_any_metric_can_be_followed() -> None:
         table = HeadTable.from_rows([row | {"unit": "head"}])
         points.append(SeriesPoint(revision=f"step{step}", step=step, table=table, state_hash=f"{step}"))
     for settings in ({"thresholded": ("qk_silhouette",)}, {"continuous": ("qk_silhouette",)}):
-        said = found(points, **settings).verdict["measures"]["qk_silhouette"]
+        said = findings_of(points, **settings).verdict["measures"]["qk_silhouette"]
         assert (said["emerges_after_step"], said["emerges_at_step"], said["pace"]) == (80000, 120000, "undecided")
     assert said["p"] == pytest.approx(6 * 0.004) and said["highest"] == pytest.approx(0.6)
     weak = [
         dataclasses.replace(p, table=HeadTable.from_rows([row | {"p": 0.02}]))
         for p, row in ((p, p.table.rows()[0]) for p in points)
     ]
-    assert found(weak, continuous=("qk_silhouette",)).verdict["measures"]["qk_silhouette"]["class"] == "none"
+    assert findings_of(weak, continuous=("qk_silhouette",)).verdict["measures"]["qk_silhouette"]["class"] == "none"
 
 
 def silhouettes(heights: list[float], metric: str = "behaviour_best_silhouette") -> list[SeriesPoint]:
@@ -301,12 +303,14 @@ def test_a_departure_by_p_is_upwards() -> None:
 def test_no_groups_emerge_below_a_silhouette_of_a_quarter() -> None:
     """However small its p; and where higher ones follow, the first of a quarter or more is the emergence."""
     name = "behaviour_best_silhouette"
-    low = found(silhouettes([0.06, 0.1, 0.2, 0.24]), continuous=(name,)).verdict["measures"][name]
+    low = findings_of(silhouettes([0.06, 0.1, 0.2, 0.24]), continuous=(name,)).verdict["measures"][name]
     assert low["class"] == "none" and low["none_reason"].endswith("0.24, is below 0.25, too small for groups")
-    high = found(silhouettes([0.06, 0.2, 0.24, 0.26]), continuous=(name,)).verdict["measures"][name]
+    high = findings_of(silhouettes([0.06, 0.2, 0.24, 0.26]), continuous=(name,)).verdict["measures"][name]
     assert (high["emerges_after_step"], high["emerges_at_step"]) == (4000, 8000)
     assert high["onsets"]["half_height"]["at_step"] == 8000
-    other = found(silhouettes([0.06, 0.1, 0.2, 0.24], "share"), continuous=("share",)).verdict["measures"]["share"]
+    other = findings_of(silhouettes([0.06, 0.1, 0.2, 0.24], "share"), continuous=("share",)).verdict["measures"][
+        "share"
+    ]
     assert other["emerges_at_step"] == 4000  # the mutant: the floor left out
 
 
@@ -320,7 +324,7 @@ def test_the_order_of_emergence_by_one_criterion_for_all() -> None:
         row = {"metric": "other", "value": value, "ci_low": value - 0.1, "ci_high": value + 0.1, "null": 0.0}
         table = HeadTable.concat([p.table, HeadTable.from_rows([{**row, "n": 9, "unit": "sequence"}])])
         points.append(dataclasses.replace(p, table=table))
-    order = found(points, continuous=("other",)).verdict["order"]
+    order = findings_of(points, continuous=("other",)).verdict["order"]
     assert order["first_departure"]["intervals"]["other"] == [2000, 4000]
     assert ["other", "strength_nats"] in order["first_departure"]["surely_before"]
     assert order["first_departure"]["intervals"]["strength_nats"] == [32000, 64000]
@@ -386,7 +390,7 @@ def test_a_rise_is_found_by_its_intervals(null: bool) -> None:
         SeriesPoint(revision=f"step{step}", step=step, table=HeadTable.from_rows([row]), state_hash=f"{step}")
         for step, row in measured_rows(trend_K, 0, null=null).items()
     ]
-    said = found(points, continuous=("m",)).verdict["measures"]["m"]
+    said = findings_of(points, continuous=("m",)).verdict["measures"]["m"]
     assert said["beyond_chance"] and "interval of its highest of 12 values" in said["against_chance"]
     assert (said["emerges_after_step"], said["emerges_at_step"]) == (7000, 8000)
 
@@ -433,7 +437,7 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
         read_point(RunRecord.read(folder), folder.name, step_of(folder.name)) for folder in sorted(tmp_path.iterdir())
     ]
     points.append(read_point(RunRecord.read(tmp_path / "step4000"), "step4000", 4000))
-    findings = found(points)
+    findings = findings_of(points)
     assert findings.verdict["failed"] == {"step4000": "run absent"}
     assert findings.verdict["counted"] == ["step1000", "step2000", "step143000"]
     assert findings.verdict["split"]["splits"] == 6 and findings.verdict["split"]["least_possible_p"] == 2 / 6
@@ -484,7 +488,7 @@ def test_equally_likely_answers_are_no_success() -> None:
 
 def test_it_is_deterministic() -> None:
     points = [planted(step, 64000) for step in STEPS]
-    one, other = found(points, seed=3), found(points[::-1], seed=3)
+    one, other = findings_of(points, seed=3), findings_of(points[::-1], seed=3)
     assert one.verdict == other.verdict and one.table.rows() == other.table.rows()
     assert one.tables["timeline"].equals(other.tables["timeline"])
 
@@ -528,7 +532,7 @@ def test_clusters_are_compared_from_one_checkpoint_to_the_next() -> None:
     labels = {1000: [0, 0, 1, 1], 2000: [1, 1, 0, 0], 16000: [0, 1, 0, 1]}
     points = [planted(step, 64000) for step in STEPS[:5]]
     points = [dataclasses.replace(p, clusters=clusters(labels[p.step]) if p.step in labels else None) for p in points]
-    findings = found(points)
+    findings = findings_of(points)
     rows = HeadTable(findings.tables["cluster_divergence"]).where(metric="qk_label_divergence").rows()
     assert [(row["step"], row["value"]) for row in rows] == [(2000, 0.0), (16000, pytest.approx(1.5))]
     assert "cluster_divergence" in findings.figures

@@ -17,7 +17,9 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def said(values: list[float], steps: list[int] | None = None, total: int = TOTAL, **fields: Any) -> dict[str, Any]:
+def judgement_of(
+    values: list[float], steps: list[int] | None = None, total: int = TOTAL, **fields: Any
+) -> dict[str, Any]:
     steps = steps or [total * (k + 1) // len(values) for k in range(len(values))]
     fields = {"threshold": 0.5, **fields}
     measure = Measure(name="strength", steps=tuple(steps), value_K=np.array(values, dtype=float), **fields)
@@ -42,35 +44,38 @@ def said(values: list[float], steps: list[int] | None = None, total: int = TOTAL
     ],
 )
 def test_by_hand(values: list[float], interval: tuple, word: str, possible: list[str], pace: str | None) -> None:
-    found = said(values)
+    found = judgement_of(values)
     assert (found["emerges_after_step"], found["emerges_at_step"]) == interval
     assert (found["class"], found["possible_classes"], found["pace"]) == (word, possible, pace)
 
 
 def test_what_else_is_said() -> None:
-    found = said([0, 0.1, 0.7, 0.4, 1.0], [1, 10, 100, 500, 1000])
+    found = judgement_of([0, 0.1, 0.7, 0.4, 1.0], [1, 10, 100, 500, 1000])
     assert (found["rise"], found["rise_steps"], found["jump_steps"]) == (1.0, [1, 1000], [10, 100])
     assert found["jump_share"] == pytest.approx(0.6) and found["jump_width_share"] == pytest.approx(0.09)
     assert (found["rise_10_to_90_steps"], found["rise_10_to_90_shares"]) == ([10, 1000], [0.4, 0.99])
     assert (found["monotone"], found["reversals"]) == (False, 2)
     assert (found["appearances"], found["disappearances"]) == (2, 1)
     assert found["emerges_at_share"] == 0.1
-    assert said([0, 0])["none_reason"] == "it never rises above 0.5: its highest value is 0"
+    assert judgement_of([0, 0])["none_reason"] == "it never rises above 0.5: its highest value is 0"
 
 
 def test_a_reversal_undoes_a_tenth_of_the_rise_or_more() -> None:
-    assert said([0, 0.6, 0.55, 1.0, 0.95])["reversals"] == 0
-    assert said([0, 0.6, 0.49, 1.0, 0.95])["reversals"] == 2
-    even, odd = (said([row[column] for row in ORIGINAL_TIMELINE])["reversals"] for column in (1, 2))
+    assert judgement_of([0, 0.6, 0.55, 1.0, 0.95])["reversals"] == 0
+    assert judgement_of([0, 0.6, 0.49, 1.0, 0.95])["reversals"] == 2
+    even, odd = (judgement_of([row[column] for row in ORIGINAL_TIMELINE])["reversals"] for column in (1, 2))
     assert (even, odd) == (2, 1)
 
 
 def test_the_bounds_of_a_pace_are_exact() -> None:
     """Sudden at exactly 10 % of training, and gradual only beyond exactly 25 %."""
-    assert said([0, 1], [900, 1000])["pace"] == "sudden" and said([0, 1], [899, 1000])["pace"] == "undecided"
-    assert said([0, 0.5, 0.51, 1], [500, 550, 800, 1000])["pace"] == "undecided"
-    assert said([0, 0.5, 0.51, 1], [500, 550, 801, 1000])["pace"] == "gradual"
-    between = said([0, 0.5, 0.51, 1], [790, 800, 920, 1000])
+    assert (
+        judgement_of([0, 1], [900, 1000])["pace"] == "sudden"
+        and judgement_of([0, 1], [899, 1000])["pace"] == "undecided"
+    )
+    assert judgement_of([0, 0.5, 0.51, 1], [500, 550, 800, 1000])["pace"] == "undecided"
+    assert judgement_of([0, 0.5, 0.51, 1], [500, 550, 801, 1000])["pace"] == "gradual"
+    between = judgement_of([0, 0.5, 0.51, 1], [790, 800, 920, 1000])
     assert between["rise_10_to_90_shares"] == [0.12, 0.21]
     assert between["pace_reason"] == "longer than a sudden rise and shorter than a gradual one"
 
@@ -91,23 +96,23 @@ SCHEDULES = {
 @pytest.mark.parametrize("steps", SCHEDULES.values(), ids=SCHEDULES)
 def test_no_spacing_makes_a_slow_rise_sudden(steps: list[int]) -> None:
     """Over 40 % of training from 10 to 90 %, wherever its middle: the rule of before called up to 0.7 of them sudden."""
-    slow = [said(logistic(middle, 0.4, steps), steps, threshold=0.4) for middle in np.arange(0.1, 0.9, 0.02)]
+    slow = [judgement_of(logistic(middle, 0.4, steps), steps, threshold=0.4) for middle in np.arange(0.1, 0.9, 0.02)]
     assert {judgement["pace"] for judgement in slow} <= {"gradual", "undecided", None}
-    fast = [said(logistic(middle, 0.001, steps), steps, threshold=0.4) for middle in np.arange(0.1, 0.9, 0.02)]
+    fast = [judgement_of(logistic(middle, 0.001, steps), steps, threshold=0.4) for middle in np.arange(0.1, 0.9, 0.02)]
     assert {judgement["pace"] for judgement in fast} <= {"sudden", "undecided"}
     before = np.mean([judgement["jump_share"] >= 0.5 for judgement in slow])  # the mutant: half of the rise in one step
     assert before > 0.2 or steps == SCHEDULES["tenths"]
 
 
 def test_the_spacing_that_is_named_decides() -> None:
-    undecided = said([0, 0, 1])
+    undecided = judgement_of([0, 0, 1])
     assert undecided["pace_reason"] == "the checkpoints lie too far apart; 25 steps from one to the next would decide"
     steps = list(range(0, 1001, 25))
     for middle in np.arange(0.3, 0.7, 0.0125):
         for width, word in ((0.0, "sudden"), (0.05, "sudden"), (0.301, "gradual"), (0.4, "gradual")):
             values = logistic(middle, max(width, 1e-4), steps)
             ends = [0.0, *values[1:-1], 1.0]  # the curve's whole height is on record, as its tails would have it
-            assert said(ends, steps)["pace"] == word, (middle, width)
+            assert judgement_of(ends, steps)["pace"] == word, (middle, width)
 
 
 # -- the original studies' own tables --------------------------------------------------------------------------------------------
@@ -141,7 +146,7 @@ ORIGINAL_SILHOUETTES = [
 
 def test_the_parity_studys_dates_follow_from_its_table() -> None:
     steps, even, odd = zip(*ORIGINAL_TIMELINE, strict=True)
-    found = said([e - o for e, o in zip(even, odd, strict=True)], list(steps), 143000)
+    found = judgement_of([e - o for e, o in zip(even, odd, strict=True)], list(steps), 143000)
     assert (found["emerges_after_step"], found["emerges_at_step"]) == (120000, 143000)
     assert (found["class"], found["possible_classes"], found["pace"]) == ("late", ["late"], "undecided")
     assert found["monotone"] and found["jump_share"] == 1
@@ -155,10 +160,10 @@ def test_the_parity_studys_dates_follow_from_its_table() -> None:
 def test_the_cluster_studys_dates_follow_from_its_silhouettes() -> None:
     steps, query, key, value = zip(*ORIGINAL_SILHOUETTES, strict=True)
     for column in (query, value):
-        found = said(list(column), list(steps), 143000)
+        found = judgement_of(list(column), list(steps), 143000)
         assert (found["emerges_after_step"], found["emerges_at_step"]) == (80000, 120000)
         assert (found["pace"], found["possible_classes"]) == ("undecided", ["mid", "late"])
-    assert said(list(key), list(steps), 143000)["class"] == "none"
+    assert judgement_of(list(key), list(steps), 143000)["class"] == "none"
 
 
 # -- the continuous measure -------------------------------------------------------------------------------------------
@@ -166,16 +171,16 @@ def test_the_cluster_studys_dates_follow_from_its_silhouettes() -> None:
 
 def test_half_of_the_highest_needs_more_than_chance() -> None:
     values = [0.0, 0.3, 0.9, 2.0, 4.0]
-    found = said(values, threshold=None, beyond_chance=True, p=0.01)
+    found = judgement_of(values, threshold=None, beyond_chance=True, p=0.01)
     assert found["threshold"] == 2 and (found["emerges_after_step"], found["emerges_at_step"]) == (800, 1000)
     for beyond in (False, None):
-        noise = said(values, threshold=None, beyond_chance=beyond, against_chance="p = 0.3 among 924 splits")
+        noise = judgement_of(values, threshold=None, beyond_chance=beyond, against_chance="p = 0.3 among 924 splits")
         assert noise["class"] == "none" and noise["pace"] is None
         assert noise["none_reason"] == "not shown to be beyond chance: p = 0.3 among 924 splits"
-    assert said([-1.0, -2.0], threshold=None, beyond_chance=True)["class"] == "none"
+    assert judgement_of([-1.0, -2.0], threshold=None, beyond_chance=True)["class"] == "none"
     # A jump of the score need not be one of what it scores.
-    score = said([float(value > 2.5) for value in np.linspace(0, 4, 10)])
-    slow = said(list(np.linspace(0, 4, 10)), threshold=None, beyond_chance=True)
+    score = judgement_of([float(value > 2.5) for value in np.linspace(0, 4, 10)])
+    slow = judgement_of(list(np.linspace(0, 4, 10)), threshold=None, beyond_chance=True)
     assert (score["pace"], slow["pace"]) == ("sudden", "gradual")
 
 
@@ -186,21 +191,23 @@ def test_onsets_by_the_two_criteria_of_all_measures() -> None:
     """A blip beyond the band that does not last is no departure; half height is of the highest value."""
     band_K = np.full(6, 0.15)
     values = [0.0, 0.2, 0.1, 0.2, 0.4, 0.6]
-    found = said(values, [100, 200, 300, 500, 700, 1000], threshold=None, beyond_chance=True, band_K=band_K)["onsets"]
+    found = judgement_of(values, [100, 200, 300, 500, 700, 1000], threshold=None, beyond_chance=True, band_K=band_K)[
+        "onsets"
+    ]
     assert found["first_departure"] == {"after_step": 300, "at_step": 500, "after_share": 0.3, "at_share": 0.5}
     assert (found["half_height"]["after_step"], found["half_height"]["at_step"]) == (500, 700)
-    thresholded = said(values, [100, 200, 300, 500, 700, 1000], threshold=0.5)
+    thresholded = judgement_of(values, [100, 200, 300, 500, 700, 1000], threshold=0.5)
     assert thresholded["emerges_at_step"] == 1000 and thresholded["onsets"]["half_height"]["at_step"] == 700
     assert thresholded["onsets"]["first_departure"] == {"reason": "chance has no band for it"}
-    falls = said([0, 0.6, 0.1], band_K=np.full(3, 0.15))["onsets"]["first_departure"]
+    falls = judgement_of([0, 0.6, 0.1], band_K=np.full(3, 0.15))["onsets"]["first_departure"]
     assert falls == {"reason": "at the last checkpoint it is within the band of chance"}
-    assert said([0, 0.1])["onsets"] == {}
+    assert judgement_of([0, 0.1])["onsets"] == {}
 
 
 def test_what_is_too_small_has_not_emerged() -> None:
     fields = {"threshold": None, "beyond_chance": True, "value_KP": np.repeat([[0.0], [0.6], [0.7], [1.0]], 3, axis=1)}
     fields["too_small_K"] = np.array([True, True, False, False])
-    found = said([0, 0.6, 0.7, 1.0], **fields)
+    found = judgement_of([0, 0.6, 0.7, 1.0], **fields)
     assert (found["emerges_after_step"], found["emerges_at_step"]) == (500, 750)
     assert found["onsets"]["half_height"]["at_step"] == 750 and found["emerges_at_step_95"] == [750, 750]
 
@@ -252,7 +259,7 @@ def test_draws_that_never_emerge_have_no_interval() -> None:
     found = by_pair(value_KP, [500, 1000], 1000)
     assert "emerges_at_step_95" not in found and found["emerges_at_step_95_reason"].endswith("exceed the threshold")
     assert found["probabilities"]["none"] > 0.2
-    assert said([0, 1], value_KP=np.array([[0.0], [1.0]]))["probabilities_reason"].startswith(
+    assert judgement_of([0, 1], value_KP=np.array([[0.0], [1.0]]))["probabilities_reason"].startswith(
         "one pair has no sampling"
     )
 

@@ -215,17 +215,17 @@ def test_given_topics_can_be_the_labels(settings: LocalText, tmp_path: Path) -> 
     corpus = given.open(tmp_path)
     assert set(corpus.topic_names) == {"planted 0", "planted 1", "planted 2"}
     assert sum(corpus.facts["topic_documents"]) == 298 and "silhouette" not in corpus.facts
-    told = refusal(replace(given, num_topics=4), tmp_path / "four")
-    assert "come with 3 topics and not data.num_topics=4; set data.num_topics=3" in told
+    message = refusal(replace(given, num_topics=4), tmp_path / "four")
+    assert "come with 3 topics and not data.num_topics=4; set data.num_topics=3" in message
     bare = jsonl(tmp_path / "bare.jsonl", planted(60, 2)[0])
-    told = refusal(replace(given, path=str(bare), num_topics=2), tmp_path / "none")
-    assert "60 of 60 documents come without a topic" in told and "data.topic_column" in told
+    message = refusal(replace(given, path=str(bare), num_topics=2), tmp_path / "none")
+    assert "60 of 60 documents come without a topic" in message and "data.topic_column" in message
 
 
 def test_documents_no_corpus_can_be_made_of(settings: LocalText, tmp_path: Path) -> None:
     few = replace(settings, path=str(jsonl(tmp_path / "few.jsonl", planted(3, 3)[0])))
-    told = refusal(few, tmp_path / "a")
-    assert all(w in told for w in ("data.num_topics=3", "of 3 documents 3 differ", "2 are left for training"))
+    message = refusal(few, tmp_path / "a")
+    assert all(w in message for w in ("data.num_topics=3", "of 3 documents 3 differ", "2 are left for training"))
     same = replace(settings, path=str(jsonl(tmp_path / "same.jsonl", ["the very same text"] * 50)))
     assert "of 50 documents 1 differ" in refusal(same, tmp_path / "b")
     one = tmp_path / "one.txt"

@@ -54,8 +54,8 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> N
     assert read(path, topic_column="number") == [(text, str(n)) for n, text in enumerate(TEXTS)]
     by_topic = [(topic, topic or None) for topic in TOPICS]
     assert read(path, text_column="topic", topic_column="topic") == by_topic
-    told = refusal(path, text_column="body")
-    assert all(word in told for word in ("'body'", "'number', 'text', 'topic'", "data.text_column"))
+    message = refusal(path, text_column="body")
+    assert all(word in message for word in ("'body'", "'number', 'text', 'topic'", "data.text_column"))
     assert "data.topic_column" in refusal(path, topic_column="label")
     if suffix not in (".csv", ".tsv"):  # where all is text
         assert "number is a int" in refusal(path, text_column="number")
@@ -122,8 +122,8 @@ def test_bad_files_are_named_with_the_place_and_the_fix(tmp_path: Path) -> None:
         ("l.txt", latin),
         ("l.csv", b"text\n" + latin + b"\n"),
     ):
-        told = refusal(file(name, content))
-        assert "is not utf-8 text" in told and "data.encoding" in told and name in told
+        message = refusal(file(name, content))
+        assert "is not utf-8 text" in message and "data.encoding" in message and name in message
         assert read(tmp_path / name, encoding="latin-1") == [("café", None)]
     assert "0xe9" in refusal(tmp_path / "l.jsonl")
     assert "broken.jsonl:2 is not JSON" in refusal(file("broken.jsonl", b'{"text": "a"}\n{"text": \n'))

@@ -99,9 +99,11 @@ def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail
     with pytest.raises(ValueError) as caught:
         SETTINGS.build(tmp_path)
     assert time.monotonic() - begun < 5
-    told = str(caught.value)
-    assert "\n" not in told and "data=wikipedia" in told and "data=local_text data.path=FILE" in told
-    assert {"refused": "Name or service not known", "silent": "no answer within", "offline": "Offline"}[failure] in told
+    message = str(caught.value)
+    assert "\n" not in message and "data=wikipedia" in message and "data=local_text data.path=FILE" in message
+    assert {"refused": "Name or service not known", "silent": "no answer within", "offline": "Offline"}[
+        failure
+    ] in message
 
 
 def test_where_the_encoder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

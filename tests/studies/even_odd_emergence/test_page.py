@@ -14,7 +14,7 @@ from headdyn.studies.even_odd_emergence.page import hypotheses
 from headdyn.studies.pages import facts, is_of
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
-from tests.report.series_folders import STEPS, emerging, said, verdict
+from tests.report.series_folders import STEPS, emerging, judgement_at, verdict
 from tests.report.test_sweep_page import Text
 
 PYTHIA = "EleutherAI/pythia-160m"
@@ -40,7 +40,7 @@ def test_hypotheses_are_told_by_every_measure(tmp_path: Path) -> None:
 
 
 def test_the_studys_own_measure_decides_nothing(tmp_path: Path) -> None:
-    measures = verdict()["measures"] | {"original_strength": said(143_000, 64_000)}
+    measures = verdict()["measures"] | {"original_strength": judgement_at(143_000, 64_000)}
     folder = emerging(tmp_path, verdict(measures=measures), more=[{"original_strength": OWN}] * 4)
     lead, *_, own = hypotheses(read_series(SweepRecord.read(folder))[0])
     assert "one prompt" not in lead

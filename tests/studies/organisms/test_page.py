@@ -21,7 +21,7 @@ PLANTED = {
 FINAL, ONSET = "Does the final checkpoint show the known result?", "Is the onset dated where planting began?"
 
 
-def asked(folder: Path) -> dict[str, Check]:
+def checks_by_question(folder: Path) -> dict[str, Check]:
     return {check.question: check for check in checks(SweepRecord.read(folder))}
 
 
@@ -33,14 +33,14 @@ def test_a_suite_with_a_known_answer_is_held_against_it(tmp_path: Path) -> None:
         ("d", "diffuse", False, "ok"),
     ):
         truth = {"truth": PLANTED["truth"] | {"organism": kind}}
-        check = asked(emerging(tmp_path / name, verdict(found=found), manifest=truth))[FINAL]
+        check = checks_by_question(emerging(tmp_path / name, verdict(found=found), manifest=truth))[FINAL]
         assert check.verdict == outcome, check
     assert "even/odd must not be found; it was not found" in check.facts
 
 
 def test_records_from_before_the_truth_was_called_so_are_held_against_it(tmp_path: Path) -> None:
     former = {"organism": PLANTED["truth"]}
-    assert asked(emerging(tmp_path, manifest=former))[FINAL].verdict == "ok"
+    assert checks_by_question(emerging(tmp_path, manifest=former))[FINAL].verdict == "ok"
 
 
 def test_the_onset_is_held_against_where_planting_began(tmp_path: Path) -> None:
@@ -50,17 +50,17 @@ def test_the_onset_is_held_against_where_planting_began(tmp_path: Path) -> None:
         ("c", 1_000, None, "fails"),
         ("d", None, None, "fails"),
     ):
-        check = asked(emerging(tmp_path / name, verdict(at, after), manifest=PLANTED))[ONSET]
+        check = checks_by_question(emerging(tmp_path / name, verdict(at, after), manifest=PLANTED))[ONSET]
         assert check.verdict == outcome, check
-    assert asked(emerging(tmp_path / "e")) == {}
+    assert checks_by_question(emerging(tmp_path / "e")) == {}
 
 
 def test_an_end_that_did_not_run_is_not_judged(tmp_path: Path) -> None:
     values = [scalars(0.25, 0.25, 0.0), scalars(0.25, 0.25, 0.0), None, None]
     entries = [run(tmp_path, step, value, manifest=PLANTED) for step, value in zip(STEPS, values, strict=True)]
-    told = verdict(None, None, failed={"step64000": "cut off", "step143000": "cut off"})
-    told["counted"] = told["counted"][:2]
-    found = asked(series(tmp_path, entries, told, values))
+    own_verdict = verdict(None, None, failed={"step64000": "cut off", "step143000": "cut off"})
+    own_verdict["counted"] = own_verdict["counted"][:2]
+    found = checks_by_question(series(tmp_path, entries, own_verdict, values))
     assert (found[FINAL].verdict, found[FINAL].facts) == (
         "note",
         "the last checkpoint, step143000, does not count: cut off",

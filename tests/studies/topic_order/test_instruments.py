@@ -14,15 +14,15 @@ def answers(folder: Path) -> dict[str, list[str]]:
 
 
 def test_after_drope_by_both_instruments(tmp_path: Path) -> None:
-    told = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))[AFTER]
-    assert told[0].endswith(
+    sentences = answers(sweep(tmp_path, matrix(tmp_path, selectivity=selectivity)))[AFTER]
+    assert sentences[0].endswith(
         "After DroPE, topic-ordered training differs from shuffled in topic selectivity by +13.00 points "
         "(raw attention) and in probe accuracy at the middle layer by 0.0 points (probes)."
     )
-    (topic,) = [text for text in told if text.startswith("By raw attention, topic")]
+    (topic,) = [text for text in sentences if text.startswith("By raw attention, topic")]
     # mha: 0.10 + 0.04 − 0.06 + 0.08 + 0.01; before the drop 0.10 + 0.04 + 0.01. One of the four heads has q < 0.05.
     assert "MHA topic DroPE 17.0 [15.0, 19.0] points, 1 of 4 heads above 0 at q < 0.05 (before the drop 15.00)" in topic
-    (probes,) = [text for text in told if text.startswith("By probes, shuffled")]
+    (probes,) = [text for text in sentences if text.startswith("By probes, shuffled")]
     assert "70.0 [69.0, 71.0] %, best baseline 35.0 %, Bayes ceiling 95.0 %" in probes
 
 
@@ -38,20 +38,24 @@ def test_instruments_are_compared_alike_where_the_whole_model_was_looked_at(tmp_
                 }
                 values = {name: measured(value, n=48) for name, value in of.items()}
                 entries.append(run(tmp_path, ordering=ordering, position=position, seed=seed, values=values))
-    told = answers(sweep(tmp_path, entries))
+    by_question = answers(sweep(tmp_path, entries))
     # Raw attention of two seeds, 3 and 3.2 points: mean 3.1, half-width 12.7062 · 0.1.
     differences = (
         "After DroPE, topic-ordered training differs from shuffled in topic selectivity by +3.1 [+1.8, +4.4] points "
         "(raw attention), +2.1 [+0.8, +3.4] points (attention rollout) and −1.1 [−2.4, +0.2] points (TensorLens)"
     )
-    assert differences in told[AFTER][0]
+    assert differences in by_question[AFTER][0]
     # p is 0.02, 0.03 and 0.06; q over the family of all outcomes is above 0.05.
-    assert told[AFTER][0].startswith("No effect detected by raw attention, attention rollout, TensorLens and probes. ")
-    assert "by +6.1 [+4.8, +7.4] points (raw attention)" in told[WITH][0]
-    assert not any("10.0 [8.0, 12.0]" in text for text in told[AFTER])  # selectivity with the own position included
-    (lens,) = [text for text in told[AFTER] if text.startswith("By TensorLens, topic")]
+    assert by_question[AFTER][0].startswith(
+        "No effect detected by raw attention, attention rollout, TensorLens and probes. "
+    )
+    assert "by +6.1 [+4.8, +7.4] points (raw attention)" in by_question[WITH][0]
+    assert not any(
+        "10.0 [8.0, 12.0]" in text for text in by_question[AFTER]
+    )  # selectivity with the own position included
+    (lens,) = [text for text in by_question[AFTER] if text.startswith("By TensorLens, topic")]
     assert "s0 4.0 [3.0, 5.0] points (before the drop 3.00)" in lens
-    (lens,) = [text for text in told[WITH] if text.startswith("By TensorLens, topic")]
+    (lens,) = [text for text in by_question[WITH] if text.startswith("By TensorLens, topic")]
     assert "s0 3.0 [2.0, 4.0] points" in lens and "before" not in lens
 
 
@@ -70,8 +74,8 @@ def test_instruments_are_compared_by_their_difference_within_seeds(tmp_path: Pat
                 }
                 values = {name: measured(value, n=48) for name, value in of.items()}
                 entries.append(run(tmp_path, ordering=ordering, position=position, seed=seed, values=values))
-    told = answers(sweep(tmp_path, entries))[WITH]
-    (compared,) = [text for text in told if "seed by seed" in text]
+    sentences = answers(sweep(tmp_path, entries))[WITH]
+    (compared,) = [text for text in sentences if "seed by seed" in text]
     # −2, −1.99 and −2 points: mean −1.997, half-width 4.3027 · 0.0033
     assert compared == (
         "TensorLens' effect less that of raw attention, seed by seed: −1.997 [−2.011, −1.982] points, they differ."
@@ -83,6 +87,8 @@ def test_what_could_not_be_measured_is_absent_with_its_reason(tmp_path: Path) ->
     entries = [
         run(tmp_path, ordering=o, position=p, values=gone) for o in ("shuffled", "topic") for p in ("rope", "drope")
     ]
-    told = answers(sweep(tmp_path, entries))
-    assert any("By raw attention: absent, fewer than two topics occur" in text for text in told[AFTER])
-    assert not any("selectivity 0" in text or "selectivity +0" in text for texts in told.values() for text in texts)
+    by_question = answers(sweep(tmp_path, entries))
+    assert any("By raw attention: absent, fewer than two topics occur" in text for text in by_question[AFTER])
+    assert not any(
+        "selectivity 0" in text or "selectivity +0" in text for texts in by_question.values() for text in texts
+    )

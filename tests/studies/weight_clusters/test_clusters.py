@@ -20,7 +20,7 @@ def model(heads: int = 8) -> Decoder:
     return drawn(dataclasses.replace(NEOX, num_heads=heads, num_kv_heads=heads))
 
 
-def found(decoder: Decoder, restarts: int = 10):
+def findings_of(decoder: Decoder, restarts: int = 10):
     chosen = OriginalClusters(
         layer=1, kmeans_k=(2, 3), ward_k=(2,), restarts=restarts, null_draws=200, relabellings=999
     )
@@ -30,7 +30,7 @@ def found(decoder: Decoder, restarts: int = 10):
 def test_the_studys_figures_by_scikit_learn() -> None:
     """k-means on flattened rows of the matrix read as [3, H, d, D], as the studies' public code does it."""
     decoder = model()
-    rows = found(decoder, restarts=100).table.summary()
+    rows = findings_of(decoder, restarts=100).table.summary()
     assert set(rows) == set(OriginalClusters.metrics)
     for part, pieces_HX in zip(PARTS, misread(packed(decoder, 1), 8).detach().numpy(), strict=True):
         labels_H = sklearn.cluster.KMeans(2, n_init=50, random_state=42).fit_predict(pieces_HX)
@@ -58,7 +58,7 @@ def test_pieces_that_alternate_predict_even_against_odd() -> None:
         number_H = 3 * torch.arange(8) + i
         noise = 0.01 * torch.randn(8, 16, 8, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
         weight_HDd.copy_(two[number_H % 2] + noise)
-    clusters = found(decoder)
+    clusters = findings_of(decoder)
     rows = clusters.table.summary()
     row = rows["original_prediction_accuracy"]
     assert row["value"] == 1 and row["null"] == pytest.approx(2 / 70)  # of 70 balanced halves, two are even/odd
@@ -74,7 +74,7 @@ def test_pieces_that_alternate_predict_even_against_odd() -> None:
 
 
 def test_grouped_keys_have_no_pieces() -> None:
-    clusters = found(drawn(GQA))
+    clusters = findings_of(drawn(GQA))
     rows = clusters.table.summary()
     assert set(rows) == set(OriginalClusters.metrics) and not clusters.tables
     assert all("no [3, heads, …] matrix" in row["reason"] for row in rows.values())
@@ -82,7 +82,7 @@ def test_grouped_keys_have_no_pieces() -> None:
 
 def test_the_pieces_do_not_show_heads_that_are_as_different_as_can_be() -> None:
     """Even and odd heads of two kinds, planted: every right reading finds them (tests/analysis/test_head_clusters.py)."""
-    findings = found(two_kinds_of_heads())
+    findings = findings_of(two_kinds_of_heads())
     assert findings.table.summary()["original_prediction_accuracy"]["value"] == 0
     kinds = set(findings.tables["original_clusterings"]["kind"].to_pylist())
     assert kinds == {f"original_{part}" for part in PARTS} and set(findings.figures) == {"assignments", "points"}
