@@ -45,12 +45,19 @@ FLIPPED = 0.9  # of the answers, by patching all heads
 
 Row = dict[str, Any]
 
-# What is asked of the suites: of which kinds, and whether a suite's row says yes.
+# The kinds in which finding even/odd structure is a false positive.
+NOT_EVEN = "not planted in the even heads"
+GROUPS: Mapping[str, Sequence[str]] = {**{kind: (kind,) for kind in KINDS}, NOT_EVEN: KINDS[1:]}
+
+# What is asked of the suites: of which groups, and whether a suite's row says yes.
 QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool]]] = {
     "task learnt": (KINDS, lambda row: row["learnt"]),
-    "even/odd found, last checkpoint": (KINDS, lambda row: row["found"]),
-    "even/odd found, trajectory": (KINDS, lambda row: row["found_by_trajectory"]),
-    "strength > 0.5, the original studies' rule": (KINDS, lambda row: row["even_success"] - row["odd_success"] > 0.5),
+    "even/odd found, last checkpoint": (tuple(GROUPS), lambda row: row["found"]),
+    "even/odd found, trajectory": (tuple(GROUPS), lambda row: row["found_by_trajectory"]),
+    "strength > 0.5, the original studies' rule": (
+        tuple(GROUPS),
+        lambda row: row["even_success"] - row["odd_success"] > 0.5,
+    ),
     "planted half ranked first": (("planted", "scattered"), lambda row: row["half_rank"] == 1),
     "all heads flip ≥ 90 %": (KINDS, lambda row: row["all_flips"]),
     "onset in its interval": (("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),
@@ -222,27 +229,31 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Per kind and question: suites that say yes, of how many, and the share's Clopper–Pearson interval (95 %)."""
+    """Per group of kinds and question: suites that say yes, of how many, and the share's 95 % Clopper–Pearson interval.
+
+    The ends are exact one by one (97.5 % each): of `planted` the lower one bounds a detector's power, of the kinds
+    without planted even heads the upper one bounds its false positives.
+    """
     summary = []
-    for kind in KINDS:
-        suites = [row for row in rows if row["kind"] == kind]
-        for question, (kinds, says_yes) in QUESTIONS.items():
-            if suites and kind in kinds:
+    for group, kinds in GROUPS.items():
+        suites = [row for row in rows if row["kind"] in kinds]
+        for question, (groups, says_yes) in QUESTIONS.items():
+            if suites and group in groups:
                 yes = sum(map(says_yes, suites))
                 low, high = map(float, binomial_interval(yes, len(suites)))
-                counts = {"kind": kind, "question": question, "yes": yes, "suites": len(suites)}
+                counts = {"kind": group, "question": question, "yes": yes, "suites": len(suites)}
                 summary.append({**counts, "share": yes / len(suites), "ci_low": low, "ci_high": high})
     return summary
 
 
 def markdown(summary: Sequence[Row]) -> str:
-    """The summary as a table: a line a question, a column a kind, a dash where it is not asked."""
+    """The summary as a table: a line a question, a column a group of kinds, a dash where it is not asked."""
     cells = {
         (row["question"], row["kind"]): f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
         for row in summary
     }
-    lines = [[question, *(cells.get((question, kind), "–") for kind in KINDS)] for question in QUESTIONS]
-    return "".join("| " + " | ".join(line) + " |\n" for line in [["", *KINDS], ["---"] * (len(KINDS) + 1), *lines])
+    lines = [[question, *(cells.get((question, group), "–") for group in GROUPS)] for question in QUESTIONS]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [["", *GROUPS], ["---"] * (len(GROUPS) + 1), *lines])
 
 
 def _in_words(row: Row) -> str:

@@ -157,5 +157,5 @@ def test_the_summary_counts_suites() -> None:
     assert ("null", "onset in its interval") not in summary and ("scattered", "task learnt") not in summary
     assert summary["null", "strength > 0.5, the original studies' rule"]["yes"] == 1  # 0.6 is above, 0.5 is not
     lines = markdown(summarise(rows)).splitlines()
-    assert lines[0] == "|  | planted | scattered | diffuse | null |"
-    assert "| even/odd found, last checkpoint | 5/5 (0.48–1.00) | – | – | 1/3 (0.01–0.91) |" in lines
+    assert lines[0] == "|  | planted | scattered | diffuse | null | not planted in the even heads |"
+    assert "| even/odd found, last checkpoint | 5/5 (0.48–1.00) | – | – | 1/3 (0.01–0.91) | 1/3 (0.01–0.91) |" in lines
