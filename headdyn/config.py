@@ -22,6 +22,7 @@ from headdyn.analysis.contract import Analysis
 from headdyn.config_groups import AttentionSettings, Mode, Outcomes, PositionSettings, Protocol
 from headdyn.core.records import Metric
 from headdyn.core.settings import ConfigError, Natural, build, settings, targeted, unknown_key
+from headdyn.core.store import cache_root
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
@@ -220,6 +221,8 @@ class RunConfig:
     def _recipe_hash(self, *left_out_of_model: str) -> str:
         left_out = (*_NOT_COMPUTED, *(() if self.trains else TRAINING_GROUPS))
         recipe = {key: value for key, value in self.resolved.items() if key not in left_out}
+        if self.trains:
+            recipe["train"] = {key: value for key, value in recipe["train"].items() if key != "accumulate"}
         # Which other checkpoints a series has changes nothing in this one's run.
         left_out_of_model = ("revisions", *left_out_of_model)
         recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in left_out_of_model}
@@ -393,3 +396,4 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("headdyn_run", _run_name, replace=True)
+OmegaConf.register_new_resolver("headdyn_cache", lambda: str(cache_root()), replace=True)

@@ -44,6 +44,7 @@ from headdyn.stages import (
     train_subject,
     training_recipe,
 )
+from headdyn.training.settings import processes
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
         "factors": factors,
         "seed": config.seed,
         "absent": dict(config.absent),
-        "machine": dataclasses.asdict(here),
+        "machine": {**dataclasses.asdict(here), **({"processes": processes()} if processes() > 1 else {})},
         "config": settings,
     }
     checkpoint_step = step_of(str(factors.get("revision")))  # a number, for an axis

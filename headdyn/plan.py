@@ -30,6 +30,7 @@ from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
 from headdyn.models.settings import MiniQwen3, Trained
+from headdyn.training.settings import processes
 
 Made = TypeVar("Made")
 
@@ -76,13 +77,22 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             overrides = _overrides(arguments)
             base = compose_job(_jobs(overrides)[0])
         first = checked(_jobs(overrides)[0], base)
+        _require_content(base, overrides)
         params = dict(base.hydra.sweeper.get("params") or {})
         on_command_line = [o.get_key_element() for o in overrides if o.is_sweep_override()]
         if not (args.multirun or (base.hydra.mode is not None and base.hydra.mode.name == "MULTIRUN")):
             _require_outcomes([first], overrides)
             _require_one_job(first, overrides, params)
+            if processes() > 1 and not first.trains:
+                raise ConfigError("torchrun shares out a training, and this model comes trained; leave torchrun out")
             return Plan((first,), _output(base.hydra.run.dir), False, "", tuple(arguments))
         _require_our_sweeper(base)
+        if processes() > 1:
+            raise ConfigError(
+                "torchrun trains one run on several devices; leave -m out, or torchrun, for a run on every device"
+            )
+        launcher = base.hydra.launcher._target_
+        elsewhere = "" if launcher.endswith(".BasicLauncher") else launcher
         if revisions := _revisions(first):
             single = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
             if single:
@@ -99,9 +109,10 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _require_single_levels(jobs, swept)
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
-        launcher = base.hydra.launcher._target_
-        elsewhere = "" if launcher.endswith(".BasicLauncher") else launcher
-        return Plan(jobs, _output(base.hydra.sweep.dir), True, elsewhere, tuple(arguments))
+        folder = _output(base.hydra.sweep.dir)
+        if elsewhere:  # another machine may know neither this folder's variables nor what is current here
+            arguments = [*arguments, "hydra.sweep.dir='{}'".format(str(folder).replace("'", r"\'"))]
+        return Plan(jobs, folder, True, elsewhere, tuple(arguments))
 
 
 @contextmanager
@@ -187,6 +198,16 @@ def _require_ours(override: Override) -> None:
         raise ConfigError(unknown_key(".".join(key.split(".")[:2]), [f"hydra.{name}" for name in known]))
 
 
+def _require_content(base: DictConfig, overrides: Sequence[Override]) -> None:
+    """Refuse an analysis whose file is empty: Hydra composes nothing from it, and the run would lack it."""
+    chosen = [o.value() for o in overrides if o.get_key_element() == "analysis"]
+    names = {name for value in chosen for name in (value if isinstance(value, list) else [value])}
+    for source in base.hydra.runtime.config_sources:
+        for path in (Path(source.path) / "analysis" / f"{name}.yaml" for name in sorted(map(str, names))):
+            if source.schema == "file" and path.is_file() and OmegaConf.load(path) == {}:
+                raise ConfigError(f"analysis={path.stem} is an empty file, {path}; give it a _target_, or leave it out")
+
+
 def _revisions(config: RunConfig) -> tuple[str, ...]:
     """The checkpoints that `model.revisions` names, for a sweep to run one by one. Raises ConfigError."""
     model = config.model
@@ -225,6 +246,12 @@ def _require_our_sweeper(base: DictConfig) -> None:
         raise ConfigError(f"hydra/sweeper={base.hydra.runtime.choices['hydra/sweeper']} is not supported; use basic")
     if base.hydra.launcher._target_.endswith(".SlurmLauncher") and not shutil.which("sbatch"):
         raise ConfigError("cluster=slurm needs SLURM, and there is no sbatch here; leave it out to run on this machine")
+    on_ray = base.hydra.launcher._target_.endswith(".RayLauncher")
+    if on_ray and base.device != "cpu" and base.hydra.launcher.ray.remote.get("num_gpus") is None:
+        raise ConfigError(
+            f"device={base.device} with cluster=ray gets the GPUs that are asked for, and none are; add "
+            "hydra.launcher.ray.remote.num_gpus=1, or device=cpu"
+        )
     subdir = OmegaConf.to_container(base.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
     if subdir != RUN_NAME:
         raise ConfigError(

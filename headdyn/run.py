@@ -13,11 +13,13 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from headdyn.config import check
 from headdyn.core.numbers import count
 from headdyn.core.settings import ConfigError
+from headdyn.core.stopping import queue_again
 from headdyn.core.store import Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
 from headdyn.plan import (
@@ -30,6 +32,7 @@ from headdyn.plan import (
     plain_arguments,
     remove_empty_folders,
 )
+from headdyn.training.settings import processes
 from headdyn.workers import Workers
 
 
@@ -60,6 +63,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         dry_run(plan)
         remove_empty_folders(plan)
+        return 0
+    if plan is not None and processes() > 1 and os.environ["RANK"] != "0":
+        from headdyn.training.next_token import help_process_0
+
+        help_process_0()
         return 0
     if plan is not None:
         try:
@@ -148,14 +156,22 @@ def _hydra() -> None:
 
 def job(cfg: DictConfig) -> None:
     """One run, called by whichever launcher Hydra uses."""
-    choices = HydraConfig.get().runtime.choices
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    config = check(cfg, choices, HydraConfig.get().overrides.task)
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    config = check(cfg, hydra_config.runtime.choices, hydra_config.overrides.task)
 
+    from headdyn.core.machine import choose_gpu
     from headdyn.pipeline import run
+    from headdyn.training.replicas import release
 
+    if hydra_config.mode == RunMode.MULTIRUN:
+        choose_gpu(hydra_config.job.num)
     try:
         run(config, folder)
+        release()
+    except KeyboardInterrupt:
+        queue_again()
+        raise
     except Exception as error:
         raise JobError(
             f"{config.name} failed: {type(error).__name__}: {error}\n(traceback in {folder}/log.txt)"

@@ -164,7 +164,7 @@ def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, machine:
     """Exactly what the weights after training depend on. Arms that differ in position_enc alone share it."""
     assert isinstance(config.model, MiniQwen3)
     settings = dataclasses.asdict(config.train)
-    del settings["resume_every_seconds"]  # how often a run is saved changes nothing it computes
+    del settings["resume_every_seconds"], settings["accumulate"]  # these change nothing that is computed but rounding
     return {
         "schema": SCHEMA["training"],
         "corpus": corpus_key,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests import forked
 
@@ -51,3 +53,28 @@ def only(folder: Path, pattern: str = "*") -> Path:
     """The one entry of a folder that matches."""
     (found,) = folder.glob(pattern)
     return found
+
+
+def computed(root: Path) -> dict[str, bytes]:
+    """What a sweep computed: the tables and summaries of its runs, its effects, and every snapshot in the cache."""
+    patterns = ("out/multirun/*/*/heads*.parquet", "out/multirun/*/*/summary.json", "out/multirun/*/*/metrics.jsonl")
+    cached = ("cache/*/*/snapshots/*.safetensors", "cache/corpus/*/*.npy")
+    paths = (path for pattern in (*patterns, "out/multirun/*/effects.json", *cached) for path in root.glob(pattern))
+    return {str(path.relative_to(root)): _untimed(path) for path in paths if ".damaged-" not in str(path)}
+
+
+def _untimed(path: Path) -> bytes:
+    """A file's bytes; of a summary and of metrics without how long things took, which no two runs share."""
+    if path.name == "metrics.jsonl":
+        return b"".join(line for line in path.read_bytes().splitlines() if b'"tokens_per_second"' not in line)
+    if path.name != "summary.json":
+        return path.read_bytes()
+
+    def rest(node: Any) -> Any:
+        times = ("seconds", "tokens_per_second")
+        return {key: rest(part) for key, part in node.items() if key not in times} if isinstance(node, dict) else node
+
+    try:
+        return json.dumps(rest(json.loads(path.read_bytes())), sort_keys=True).encode()
+    except ValueError:
+        return path.read_bytes()

@@ -383,6 +383,15 @@ def test_a_broken_option_of_the_users_own_is_refused_in_one_line(tmp_path, monke
     assert words in message and "\n" not in message
 
 
+@pytest.mark.parametrize("content", ["", "# to be written\n", "null\n"])
+@pytest.mark.parametrize("chosen", ["own", "[loss,own]"])
+def test_an_analysis_whose_file_says_nothing_is_refused(content, chosen, tmp_path):
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "own.yaml").write_text(content)
+    message = refusal("--config-dir", str(tmp_path), f"analysis={chosen}")
+    assert message.startswith("analysis=own is an empty file") and "_target_" in message
+
+
 @pytest.mark.parametrize("group", ["data", "data_ordering"])
 def test_a_class_that_cannot_be_what_its_group_is_for_is_refused(group, tmp_path, monkeypatch):
     (tmp_path / "their_thing.py").write_text(

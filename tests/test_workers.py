@@ -6,14 +6,13 @@ import signal
 import subprocess
 import time
 
-import pyarrow.parquet as pq
 import pytest
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.plan import make_plan
 from headdyn.run import main
 from headdyn.workers import Task, Workers, environments, in_order, shared_stages
-from tests.commands import TINY, command, environment, only, run
+from tests.commands import TINY, command, computed, environment, only, run
 
 SWEEP = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope")
 BOTH = "workers=2"
@@ -86,14 +85,6 @@ def test_the_next_task_is_one_that_need_not_wait():
     assert workers._next(waiting, set()) == 0
 
 
-def leavings(root) -> dict:
-    """What the runs of a sweep computed, and the weights that they trained."""
-    sweep = only(root / "out" / "multirun")
-    tables = {path.name: pq.read_table(path / "heads.parquet") for path in sweep.iterdir() if path.is_dir()}
-    stages = [*(root / "cache").glob("training/*/snapshots/*"), *(root / "cache").glob("recalibration/*/snapshots/*")]
-    return tables | {str(path.relative_to(root)): path.read_bytes() for path in stages}
-
-
 @pytest.mark.slow
 def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path):
     for name, workers in (("alone", "workers=1"), ("both", BOTH)):
@@ -101,13 +92,9 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path):
         done = run(tmp_path / name, *SWEEP, workers, timeout=300)
         assert done.returncode == 0, done.stderr
         assert "\n4/4 " in done.stderr
-    alone, both = leavings(tmp_path / "alone"), leavings(tmp_path / "both")
-    assert (
-        len(both) == 4 + 2 * 4 + 2 * len(list((tmp_path / "both" / "cache").glob("recalibration/*/snapshots/*"))) // 2
-    )
-    assert len(both) >= 4 + 2 * 4 and alone.keys() == both.keys()
-    for name, content in both.items():
-        assert alone[name] == content if isinstance(content, bytes) else alone[name].equals(content), name
+    alone, both = computed(tmp_path / "alone"), computed(tmp_path / "both")
+    assert len(both) > 4 * 3 + 2 * 4 and alone.keys() == both.keys()
+    assert [name for name in both if alone[name] != both[name]] == []
 
 
 def wait_for(condition, seconds: float = 90) -> None:

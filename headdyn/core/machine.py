@@ -38,6 +38,12 @@ def resolve(device: str, precision: str, threads: int) -> Machine:
     return Machine(device, cast(Precision, precision), threads or cores())
 
 
+def choose_gpu(number: int) -> None:
+    """Let job `number` of several use one of the GPUs that this process sees: no launcher of Hydra's assigns them."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def multiplies_bf16(device: str) -> bool:
     """Whether bfloat16 products run in hardware; elsewhere they are slower than float32."""
     if device == "cuda":

@@ -1,6 +1,11 @@
-"""Stopping at a safe point: SIGINT and SIGTERM set a flag, which long work asks for between its steps."""
+"""Stopping at a safe point: SIGINT and SIGTERM set a flag, which long work asks for between its steps.
+
+Under submitit SIGUSR2 does so too: SLURM sends it before a job's time is up, and submitit's own handler of it, which
+queues the job again, is called when the work has stopped (`queue_again`).
+"""
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,9 +17,23 @@ log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def under_submitit() -> bool:
+    """Whether this process is a job of submitit's, which handles SIGUSR2."""
+    return "SUBMITIT_EXECUTOR" in os.environ
+
+
+def queue_again() -> None:
+    """Have submitit queue this job again and end the process; elsewhere nothing happens."""
+    if under_submitit():
+        signal.raise_signal(signal.SIGUSR2)
+
+
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set a flag, so that a training can finish its step and save; twice is at once."""
+    """Inside, SIGINT and SIGTERM only set a flag, so that a training can finish its step and save; twice is at once.
+
+    Not so under submitit: SLURM may send several on its own.
+    """
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopping.is_set  # signals reach the main thread alone
@@ -22,11 +41,14 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     def note(number: int, frame: Any) -> None:
         if stopping.is_set():
+            if under_submitit():
+                return
             raise KeyboardInterrupt
         stopping.set()
         log.warning("%s: stopping at the next safe point (again to stop at once)", signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    caught = (*SIGNALS, signal.SIGUSR2) if under_submitit() else SIGNALS
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield stopping.is_set
     finally:

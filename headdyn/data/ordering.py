@@ -4,7 +4,6 @@ Every ordering shows each sequence exactly once an epoch; only the order differs
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -111,7 +110,7 @@ class BatchSchedule:
         self.seed = seed
         share = getattr(ordering, "cooldown_share", 0.0)
         self.cooldown_from = None if steps is None or share == 0 else steps - round(share * steps)
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)  # a batch belongs to two epochs at most
+        self._drawn: dict[tuple[int, bool], np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
         """The sequence indices [B] int64 of the batch at `step`, counted from 0."""
@@ -136,6 +135,11 @@ class BatchSchedule:
     def _cooling(self, step: int) -> bool:
         return self.cooldown_from is not None and step >= self.cooldown_from
 
-    def _draw_epoch(self, epoch: int, cooling: bool) -> np.ndarray:
-        ordering = Shuffled() if cooling else self.ordering
-        return ordering.epoch(self.dominant_N, named_generator(self.seed, f"ordering/epoch {epoch}"))
+    def _epoch(self, epoch: int, cooling: bool) -> np.ndarray:
+        if (epoch, cooling) not in self._drawn:
+            for older in list(self._drawn)[:-1]:  # a batch belongs to two epochs at most
+                del self._drawn[older]
+            ordering = Shuffled() if cooling else self.ordering
+            random = named_generator(self.seed, f"ordering/epoch {epoch}")
+            self._drawn[epoch, cooling] = ordering.epoch(self.dominant_N, random)
+        return self._drawn[epoch, cooling]

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +28,7 @@ from headdyn.core.store import StageInterruptedError
 from headdyn.models.decoder import Decoder
 from headdyn.training.objective import Precision, autocast, reproducible
 from headdyn.training.optimizers import Optimizers
+from headdyn.training.replicas import add_up, from_process_0
 from headdyn.training.resume import MetricsFile, State, begin_anew_if_damaged, load_newest_state, save_state
 from headdyn.training.settings import TrainSettings
 
@@ -87,6 +89,7 @@ class Task(Protocol):
     device: str
     settings_group: str  # of the configuration, where the learning rates stand: named by the error of a divergence
     tokens_per_step: int
+    parts: int = 1  # of an update's batch that go through this device one after another
     milestones: Collection[int]  # the steps of `visit`; step 0 is the untrained model
     floor_nats: float | None = None  # the lowest loss that is possible, where it is known
 
@@ -97,8 +100,11 @@ class Task(Protocol):
         """Get ready for the first update of this call, which is not the training's first where it goes on."""
         return
 
-    def losses(self, update: int) -> Mapping[str, Float[Tensor, ""]]:
-        """The update's losses in nats, as metrics.jsonl names them. Their sum is minimised; the first is shown."""
+    def losses(self, update: int, part: int) -> Mapping[str, Float[Tensor, ""]]:
+        """The losses in nats of a part of an update, as metrics.jsonl names them; over the parts they add up.
+
+        Their sum is minimised; the first is shown.
+        """
 
     def visit(self, step: int) -> Mapping[str, float]:
         """Save or measure the model as it is after `step` updates; returns numbers for metrics.jsonl."""
@@ -123,6 +129,12 @@ def run(
     """
     with _quiet_collector(task.device):
         _Loop(task).run(observer, should_stop)
+
+
+def train_along(task: Task) -> None:
+    """On any process but 0: make the updates of the training that process 0 makes with `run`, and write nothing."""
+    with _quiet_collector(task.device):
+        _Loop(task).train_along()
 
 
 class _Loop:
@@ -153,11 +165,23 @@ class _Loop:
         self.task.finish(self.seconds)
         shutil.rmtree(self.folder / "resume", ignore_errors=True)  # not needed any more, and harmless if it stays
 
+    def train_along(self) -> None:
+        """All updates from the state of process 0 on, until it stops."""
+        self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
+        self.restore()
+        self.task.prepare()
+        while self.step < self.settings.steps:
+            self.update()
+            self.unread.clear()
+            if from_process_0(lambda: False):
+                return
+
     def update_all(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
         self.clock = saved = reported = time.monotonic()
         while self.step < self.settings.steps:
             self.update()
             stop = should_stop is not None and should_stop() and self.step < self.settings.steps
+            from_process_0(partial(bool, stop))
             save_now = stop or time.monotonic() - saved >= self.settings.resume_every_seconds
             report_now = time.monotonic() - reported >= REPORT_SECONDS
             last = self.step == self.settings.steps
@@ -178,15 +202,18 @@ class _Loop:
 
     def update(self) -> None:
         """One update. Nothing waits for the device here, and non-finite numbers move no weight."""
+        totals: dict[str, Tensor] = {}
         with reproducible(self.task.device):
-            with autocast(self.task.precision, self.task.device):
-                losses = self.task.losses(self.step)
-            loss = torch.stack([*losses.values()]).sum()
-            loss.backward()
-        norm = self.optimizers.step(**self.rates(self.step), loss=loss.detach())
+            for part in range(self.task.parts):
+                with autocast(self.task.precision, self.task.device):
+                    losses = self.task.losses(self.step, part)
+                torch.stack([*losses.values()]).sum().backward()
+                totals = {name: totals.get(name, 0) + loss.detach() for name, loss in losses.items()}
+        values = torch.stack([*totals.values()])
+        add_up([*(p.grad for p in self.optimizers.parameters if p.grad is not None), values])
+        norm = self.optimizers.step(**self.rates(self.step), loss=values.sum())
         self.step += 1
-        numbers = torch.stack([*(value.detach() for value in losses.values()), norm])
-        self.unread.append((self.step, [*losses, "grad_norm"], numbers))
+        self.unread.append((self.step, [*totals, "grad_norm"], torch.cat([values, norm[None]])))
 
     def rates(self, update: int) -> dict[str, float]:
         """The learning rates of an update."""
@@ -230,7 +257,7 @@ class _Loop:
     @torch.no_grad()
     def restore(self) -> bool:
         """Whether an earlier call left a state, which is then in place."""
-        state = load_newest_state(self.folder / "resume", self.recipe(), self.task.device)
+        state = from_process_0(lambda: load_newest_state(self.folder / "resume", self.recipe(), self.task.device))
         if state is None:
             return False
         for name, parameter in self.decoder.named_parameters():

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import signal
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ from torch import Tensor
 
 from headdyn.core.records import log_spaced, read_json, write_json
 from headdyn.core.run_folder import read_metrics
+from headdyn.core.stopping import SIGNALS
 from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.training.clamp import clamped_loss
-from headdyn.training.loop import Progress, Task, run
+from headdyn.training.loop import Progress, Task, run, train_along
 from headdyn.training.objective import Batches, LossFunction, Precision, compiled_loss, evaluate, next_token_loss
-from headdyn.training.settings import TrainSettings
+from headdyn.training.replicas import from_process_0, join, process
+from headdyn.training.settings import TrainSettings, processes
 
 
 class Schedule(Protocol):
@@ -75,7 +78,7 @@ class NextToken(Task):
         masked, settings = self.corpus.mask_documents, self.settings
         self.batches = Batches(self.corpus.train, self.device, mask_documents=masked)
         self.held_out = Batches.prefix(self.corpus.val, settings.eval_sequences, self.device, mask_documents=masked)
-        self.tokens_per_step = settings.batch_size * self.batches.shape[1]
+        self.tokens_per_step, self.parts = settings.batch_size * self.batches.shape[1], settings.accumulate
         self.floor_nats = self.corpus.reference_nats.get("floor")
         self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
         evaluated = {*range(0, settings.steps, settings.eval_every_steps), *self.evaluate_at}
@@ -86,7 +89,7 @@ class NextToken(Task):
     def recipe(self) -> Mapping[str, Any]:
         ends = np.stack([self.schedule.indices(0), self.schedule.indices(self.settings.steps - 1)])
         settings = dataclasses.asdict(self.settings)
-        for name in ("resume_every_seconds", "compile"):
+        for name in ("resume_every_seconds", "compile", "accumulate"):
             del settings[name]
         return {
             **{f"train.{name}": value for name, value in settings.items()},
@@ -98,17 +101,27 @@ class NextToken(Task):
 
     def prepare(self) -> None:
         if self.settings.compile and self.loss_function is next_token_loss:
-            self.loss_function = compiled_loss(self.decoder, self.batches, self.schedule.indices(0), self.precision)
+            self.loss_function = compiled_loss(self.decoder, self.batches, self.share(0, 0)[0], self.precision)
 
-    def losses(self, update: int) -> Mapping[str, Tensor]:
-        tokens_BT, documents_BT = self.batches(self.schedule.indices(update))
-        return {"train_loss_nats": self.loss_function(self.decoder, tokens_BT, documents_BT)}
+    def losses(self, update: int, part: int) -> Mapping[str, Tensor]:
+        mine_B, weight = self.share(update, part)
+        return {"train_loss_nats": weight * self.loss_function(self.decoder, *self.batches(mine_B))}
+
+    def share(self, update: int, part: int) -> tuple[np.ndarray, float]:
+        """The sequences of an update's batch that this process takes as its part, and their share of the scored tokens.
+
+        The batch is the same however many share it.
+        """
+        batch_B = self.schedule.indices(update)
+        first = (process() * self.parts + part) * self.settings.part_size
+        mine_B = batch_B[first : first + self.settings.part_size]
+        return mine_B, self.batches.num_targets(mine_B) / self.batches.num_targets(batch_B)
 
     def visit(self, step: int) -> Mapping[str, float]:
         loss = evaluate(
             self.decoder,
             self.held_out,
-            batch_size=self.settings.batch_size,
+            batch_size=self.settings.part_size,
             precision=self.precision,
             loss_function=self.loss_function,
         )
@@ -137,6 +150,9 @@ def train(
     `observer` and `should_stop` as in `headdyn.training.loop.run`, which says what is raised.
     """
     if not (task.folder / "result.json").exists():
+        if processes() > 1:
+            join()
+            from_process_0(lambda: {field.name: getattr(task, field.name) for field in dataclasses.fields(task)})
         run(task, observer, should_stop)
     snapshots = snapshot_steps(task.folder / "snapshots")
     last, _ = read_snapshot(snapshots[task.settings.steps])
@@ -148,3 +164,18 @@ def train(
         snapshots=snapshots,
         **read_json(task.folder / "result.json"),
     )
+
+
+def help_process_0() -> None:
+    """What every process but 0 does for a whole run: it trains along in each training until there is none any more."""
+    join()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # process 0 says when to stop
+    while True:
+        try:
+            fields: dict[str, Any] | None = from_process_0(dict)
+        except RuntimeError:
+            return  # process 0 is gone, and has said why
+        if fields is None:
+            return
+        train_along(NextToken(**fields))

@@ -1,10 +1,17 @@
 """The settings of a training run. No torch here: a configuration is checked before anything heavy is imported."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from headdyn.core.settings import Count, Natural, Positive, Share, settings
+
+
+def processes() -> int:
+    """How many processes torchrun has train together; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -45,6 +52,7 @@ class TrainSettings:
     eval_sequences: Count = 256  # a fixed prefix of the validation split
     resume_every_seconds: float = 30.0  # how often the full state is saved, so that a killed run loses no more
     compile: bool = True  # not where a head is held
+    accumulate: Count = 1  # parts of a device's batch, one after another, whose gradients add up: less memory
     clamp: Clamp = Clamp()
 
     def __post_init__(self) -> None:
@@ -53,11 +61,22 @@ class TrainSettings:
                 f"train.snapshots={self.snapshots} do not fit {self.steps} steps (0..{self.steps}); "
                 f"set train.snapshots to 2..{self.steps + 1}"
             )
+        shares = processes() * self.accumulate
+        if self.batch_size % shares:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is not shared out evenly among {processes()} processes × "
+                f"train.accumulate={self.accumulate}; make it a multiple of {shares}"
+            )
         if self.clamp.pattern != "none" and self.eval_sequences % self.batch_size:
             raise ValueError(
                 f"train.eval_sequences={self.eval_sequences} must be a multiple of train.batch_size={self.batch_size} "
                 "where train.clamp holds a head: only full batches are evaluated with it"
             )
+
+    @property
+    def part_size(self) -> int:
+        """Sequences that go through a device at once."""
+        return self.batch_size // (processes() * self.accumulate)
 
     @property
     def warmup_steps(self) -> int:

@@ -22,9 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from tests.commands import TINY, command, environment
+from tests.commands import TINY, command, computed, environment
 
 SWEEP = (
     *("-m", *TINY, "workers=2", "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope"),
@@ -58,31 +57,6 @@ class Row:
             setattr(self, outcome, getattr(self, outcome) + 1)
 
 
-def results(root: Path) -> dict[str, bytes]:
-    """What a sweep computed: the tables and summaries of its runs, its effects, and every snapshot in the cache."""
-    patterns = ("out/multirun/*/*/heads*.parquet", "out/multirun/*/*/summary.json", "out/multirun/*/*/metrics.jsonl")
-    cached = ("cache/*/*/snapshots/*.safetensors", "cache/corpus/*/*.npy")
-    paths = (path for pattern in (*patterns, "out/multirun/*/effects.json", *cached) for path in root.glob(pattern))
-    return {str(path.relative_to(root)): _untimed(path) for path in paths if ".damaged-" not in str(path)}
-
-
-def _untimed(path: Path) -> bytes:
-    """A file's bytes; of a summary and of metrics without how long things took, which no two runs share."""
-    if path.name == "metrics.jsonl":
-        return b"".join(line for line in path.read_bytes().splitlines() if b'"tokens_per_second"' not in line)
-    if path.name != "summary.json":
-        return path.read_bytes()
-
-    def rest(node: Any) -> Any:
-        times = ("seconds", "tokens_per_second")
-        return {key: rest(part) for key, part in node.items() if key not in times} if isinstance(node, dict) else node
-
-    try:
-        return json.dumps(rest(json.loads(path.read_bytes())), sort_keys=True).encode()
-    except ValueError:
-        return path.read_bytes()
-
-
 def sweep(root: Path, *more: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
     variables = environment(root) | ({} if cache is None else {"HEADDYN_CACHE": str(cache)})
     return subprocess.run(
@@ -96,7 +70,7 @@ def judged(root: Path, done: subprocess.CompletedProcess[str], reference: dict[s
         return "lost", "a traceback: " + done.stderr.strip().splitlines()[-1]
     if done.returncode:
         return ("refused" if done.stderr.strip() else "lost"), f"exit status {done.returncode}"
-    found = results(root)
+    found = computed(root)
     differing = sorted(name for name in {**found, **reference} if found.get(name) != reference.get(name))
     return ("lost", f"differs: {', '.join(differing[:3])}") if differing else ("same", "")
 
@@ -220,7 +194,7 @@ def write_table(rows: list[Row], seconds: float, chosen: argparse.Namespace) -> 
         "",
         *(f"- lost: {row.what}: {text}" for row in rows for text in row.lost),
     ]
-    (OUT / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    (OUT / "faults.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     (OUT / "faults.json").write_text(json.dumps([vars(row) for row in rows], indent=1) + "\n", encoding="utf-8")
 
 
@@ -236,7 +210,7 @@ def main() -> int:
         done = sweep(whole)
         if done.returncode:
             raise SystemExit(f"the undisturbed sweep failed: {done.stderr}")
-        seconds, reference = time.monotonic() - begun, results(whole)
+        seconds, reference = time.monotonic() - begun, computed(whole)
         rows: list[Row] = []
         faults = (
             kills(root, reference, seconds, chosen.kills, random.Random(chosen.seed)),

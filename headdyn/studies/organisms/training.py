@@ -149,7 +149,7 @@ class _Planting(Task):
     def recipe(self) -> Mapping[str, Any]:
         return self.organism.recipe()
 
-    def losses(self, update: int) -> Mapping[str, Tensor]:
+    def losses(self, update: int, part: int) -> Mapping[str, Tensor]:
         batch = draw_batch(self.organism.suite, update, self.organism.batch_size)
         heads = self.heads if update >= self.organism.onset_step else ()
         return interchange_losses(self.decoder, batch, self.organism.planted_layer, heads)

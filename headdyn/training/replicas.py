@@ -1,0 +1,68 @@
+"""One training on several devices: `torchrun --nproc-per-node 4 -m headdyn.run …`, one process a device.
+
+Data parallelism as in DDP, in nanochat's manner: every process holds a replica of the model and of both optimizers,
+takes its share of each batch, and adds its gradients to those of the others, so that all make the same update. Process
+0 does everything else of the run; the others only train along. Nothing is sharded: a model that does not fit on one
+device is for torchtitan or OLMo-core.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from headdyn.training.settings import processes
+
+T = TypeVar("T")
+_PATIENCE = timedelta(days=7)  # the others wait while process 0 builds a corpus or analyses
+
+
+def process() -> int:
+    """The number of this process; 0 is the one that does the run."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
+def join() -> None:
+    """Meet the other processes, and use the GPU of this one's number. Only the first call does anything."""
+    if dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+
+
+def from_process_0(make: Callable[[], T]) -> T:
+    """What `make` returns on process 0, on every process; its tensors are on the CPU where there are several."""
+    if processes() == 1:
+        return make()
+    buffer = io.BytesIO()
+    if process() == 0:
+        torch.save(make(), buffer)
+    box: list[Any] = [buffer.getvalue()]
+    dist.broadcast_object_list(box, device=torch.device("cpu"))
+    return torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)
+
+
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace every tensor, in place, by its sum over the processes. All go in one message."""
+    if processes() == 1:
+        return
+    total = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(total)
+    for tensor, its_sum in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(its_sum.view_as(tensor))
+
+
+def release() -> None:
+    """Let the other processes end, when process 0 has no more to train."""
+    if processes() > 1:
+        join()
+        from_process_0(lambda: None)
+        dist.destroy_process_group()

@@ -1,0 +1,244 @@
+"""Do the tests notice when the code is wrong? `python -m tests.mutants` (`make mutants`) changes it at random places.
+
+A mutant is a module with one operator, number, comparison or condition changed. Each is drawn at random from all that
+can be made of the statistics and of core/, and meets the tests of its module. It is killed if
+one of them fails. Results are appended as they come, and the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib
+import json
+import os
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "experiments" / "reliability" / "mutants.jsonl"
+SWEEP = ("effects", "factors", "groups", "jobs", "matched_loss", "outcomes", "record", "series")
+MODULES = (
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "headdyn" / "core").glob("[a-z]*.py")),
+    *(f"headdyn/sweep/{name}.py" for name in SWEEP),
+    "headdyn/analysis/selectivity.py",
+    *(f"headdyn/analysis/series/{name}.py" for name in ("judgement", "onset")),
+)
+HEAVY = ("torch", "numpy", "scipy.stats", "pyarrow.parquet", "sklearn.linear_model", "hypothesis", "pytest", "hydra",
+         "pydantic", "beartype", "jaxtyping", "altair", "transformers")  # fmt: skip
+FURTHER = {
+    "headdyn/core/cache.py": ("tests/test_doctor.py",),
+    "headdyn/core/machine.py": ("tests/test_launchers.py",),
+    "headdyn/core/records.py": ("tests/analysis/test_contract.py",),
+    "headdyn/core/settings.py": ("tests/test_config.py", "tests/analysis/test_contract.py"),
+    "headdyn/core/stopping.py": ("tests/test_launchers.py",),
+    "headdyn/sweep/jobs.py": ("tests/report/test_run_page.py",),
+    "headdyn/sweep/record.py": ("tests/report/test_sweep_page.py",),
+    "headdyn/sweep/series.py": ("tests/analysis/series/test_emergence.py",),
+    "headdyn/analysis/selectivity.py": ("tests/analysis/test_attention.py",),
+    "headdyn/analysis/series/judgement.py": ("tests/analysis/series/test_emergence.py",),
+    "headdyn/analysis/series/onset.py": ("tests/analysis/series/test_emergence.py",),
+}
+SWAPS = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add,
+    ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult,
+    ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr, ast.And: ast.Or, ast.Or: ast.And,
+}  # fmt: skip
+NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
+# Mistakes by hand, each once seen to pass all tests: what is wrong, the module, its text and what becomes of it, tests.
+BY_HAND = (
+    ("precision left out of the run hash", "headdyn/config.py", '_NOT_COMPUTED = (', '_NOT_COMPUTED = ("precision", ', "tests/test_config.py"),
+    ("precision left out of the resume recipe", "headdyn/training/next_token.py", '"precision": self.precision,', "", "tests/training"),
+    ("train and val draw the same words", "headdyn/data/micro_languages.py", 'f"micro_languages/{split} tokens"', '"micro_languages/train tokens"', "tests/data/test_micro_languages.py"),
+    ("label swaps include the own sequence", "headdyn/analysis/selectivity.py", "1 + generator.choice(count - 1", "generator.choice(count", "tests/analysis/test_selectivity.py"),
+    ("the sign-flip test is one-sided", "headdyn/core/statistics.py", 'draws: int = 9_999, alternative: Alternative = "two-sided"', 'draws: int = 9_999, alternative: Alternative = "greater"', "tests/core/test_statistics.py"),
+    ("matched loss keeps recalibrated arms", "headdyn/sweep/matched_loss.py", ' and "recalibration" not in run.scalars', "", "tests/sweep/test_matched_loss.py"),
+    ("TensorLens targets reach the last token", "headdyn/analysis/tensorlens_measure.py", "length - 2, count + 1", "length - 1, count + 1", "tests/analysis/test_tensorlens.py"),
+    ("q by outcome, not by family", "headdyn/sweep/effects.py", "effects = with_q([row for row in rows if row[\"kind\"] in (CONTRAST, SLOPE, INTERACTION)])", "effects = [r for o in dict.fromkeys(row[\"outcome\"] for row in rows) for r in with_q([row for row in rows if row[\"kind\"] in (CONTRAST, SLOPE, INTERACTION) and row[\"outcome\"] == o])]", "tests/sweep"),
+    ("the half maximum is not redrawn", "headdyn/analysis/series/judgement.py", "half_of_highest(draw_BK) if", "float(half_of_highest(measure.value_K)) if", "tests/analysis/series/test_judgement.py"),
+    ("a 90 % interval is called 95", "headdyn/analysis/series/judgement.py", "[0.025, 0.975]", "[0.05, 0.95]", "tests/analysis/series/test_judgement.py"),
+    ("recovered by the best loss", "headdyn/training/drope.py", "recovered = losses[done] <= limit", "recovered = min(losses.values()) <= limit", "tests/training/test_drope.py"),
+    ("cluster_ratio's null by its own cross count", "headdyn/analysis/attention_measure.py", "length - counts.cross_swapped", "length - counts.cross", "tests/analysis/test_attention.py"),
+    ("the splits' 95th percentile without abs", "headdyn/analysis/series/split_trajectory.py", "np.quantile(np.abs(every_KS)", "np.quantile((every_KS)", "tests/analysis/series tests/studies/even_odd_emergence"),
+    ("the strongest split without abs", "headdyn/analysis/series/onset.py", "np.sort(np.abs(strength_KS).max(0))", "np.sort(strength_KS.max(0))", "tests/analysis/series/test_onset.py"),
+    ("heads above 0 by p", "headdyn/studies/topic_order/instruments.py", 'row["q"] < 0.05', 'row["p"] < 0.05', "tests/studies/topic_order"),
+    ("for good by the first crossing", "headdyn/analysis/series/judgement.py", "int(departure(value_K > measure.band_K))", "int((value_K > measure.band_K).argmax())", "tests/analysis/series/test_judgement.py"),
+    ("the blind bigram counts the wrong topic", "headdyn/data/micro_languages.py", "train.topics_NT[:, 1:]) + 1", "train.topics_NT[:, :-1]) + 1", "tests/data/test_micro_languages.py"),
+    ("the commonest topic of the test split", "headdyn/analysis/probes_measure.py", "np.bincount(fit.topics_NT.ravel(), minlength=num_topics).argmax()", "np.bincount(test.topics_NT.ravel(), minlength=num_topics).argmax()", "tests/analysis/test_probes.py"),
+    ("norms in bfloat16", "headdyn/models/layers.py", "return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x", "return x", "tests/models/test_decoder.py"),
+    ("document pairs with replacement", "headdyn/analysis/pattern_sums.py", "max(1, count * (count - 1))", "max(1, count * count)", "tests/analysis/test_pattern_sums.py tests/analysis/test_attention.py"),
+    ("covariance of the mean by N²", "headdyn/core/statistics.py", "(units * (units - 1))", "(units * units)", "tests/core/test_statistics.py"),
+    ("sudden only below its bound", "headdyn/analysis/series/judgement.py", "most_B <= rules.sudden_within", "most_B < rules.sudden_within", "tests/analysis/series/test_judgement.py"),
+    ("equally likely is a success", "headdyn/analysis/interventions/pair_rows.py", "np.asarray(delta) > 0", "np.asarray(delta) >= 0", "tests/analysis/interventions/test_pair_rows.py"),
+    ("clear of the plateau by the value alone", "headdyn/sweep/words.py", 'loss.get("ci_high", loss["value"]) < mixture', 'loss["value"] < mixture', "tests/sweep/test_words.py"),
+    ("checkpoints as arms of a design", "headdyn/sweep/effects.py", 'run.factors.get("revision") for run in group.runs}) > 1', 'run.factors.get("revision") for run in group.runs}) > 10**6', "tests/sweep"),
+)  # fmt: skip
+CPU_SECONDS, WALL_SECONDS = 240, 900
+
+
+def mutations(node: ast.AST) -> Iterator[ast.AST]:
+    """The node with one thing changed, for each thing that can be."""
+    if isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            changed = copy.deepcopy(node)
+            changed.ops[place] = SWAPS[type(operator)]()
+            yield changed
+    elif isinstance(node, ast.BinOp | ast.BoolOp | ast.AugAssign) and type(node.op) in SWAPS:
+        changed = copy.deepcopy(node)
+        changed.op = SWAPS[type(node.op)]()
+        yield changed
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
+        yield copy.deepcopy(node.operand)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield ast.Constant(not node.value)
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield ast.Constant(node.value + 1 if isinstance(node.value, int) else 2 * node.value or 1.0)
+    elif isinstance(node, ast.Name) and node.id in NAMES:
+        yield ast.Name(NAMES[node.id], ast.Load())
+    elif isinstance(node, ast.Attribute) and node.attr in NAMES:
+        yield ast.Attribute(copy.deepcopy(node.value), NAMES[node.attr], ast.Load())
+    elif isinstance(node, ast.If | ast.IfExp) and not isinstance(node.test, ast.Compare | ast.UnaryOp):
+        changed = copy.deepcopy(node)
+        changed.test = ast.UnaryOp(ast.Not(), changed.test)
+        yield changed
+
+
+def parts(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
+    """Every place of the tree that may be changed: not in types, decorators, the text of errors or formatted text."""
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list") or isinstance(value, ast.Raise | ast.JoinedStr):
+            continue
+        for place, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if not isinstance(child, ast.AST) or isinstance(child, ast.Raise | ast.JoinedStr):
+                continue
+            yield node, name, place
+            yield from parts(child)
+
+
+def mutants(module: str) -> list[tuple[str, str, str]]:
+    """All mutants of a module: which line and what becomes of it, and the whole changed source."""
+    tree, made = ast.parse((ROOT / module).read_text(encoding="utf-8")), []
+    for parent, name, place in parts(tree):
+        holder = getattr(parent, name)
+        node = holder if place is None else holder[place]
+        for changed in mutations(node):
+            if place is None:
+                setattr(parent, name, changed)
+            else:
+                holder[place] = changed
+            shown = " -> ".join(ast.unparse(n).splitlines()[0][:70] for n in (node, changed))
+            made.append((f"{module}:{node.lineno}", shown, ast.unparse(ast.fix_missing_locations(tree))))
+            if place is None:
+                setattr(parent, name, node)
+            else:
+                holder[place] = node
+    return made
+
+
+def changed(module: str, old: str, new: str) -> str:
+    """The module's source with one text in place of another, which occurs once."""
+    source = (ROOT / module).read_text(encoding="utf-8")
+    assert source.count(old) == 1, f"{module} holds {old!r} {source.count(old)} times"
+    return source.replace(old, new)
+
+
+def tests_of(module: str) -> list[str]:
+    """The test that mirrors the module, then what else tests it: of a sweep's statistics all of tests/sweep."""
+    path = Path(module).relative_to("headdyn")
+    mirror = Path("tests") / path.with_name(f"test_{path.name}")
+    beside = sorted((ROOT / "tests" / "sweep").glob("test_*.py")) if path.parts[0] == "sweep" else []
+    further = [*(test.relative_to(ROOT) for test in beside), *map(Path, FURTHER.get(module, ()))]
+    return [test.as_posix() for test in dict.fromkeys((mirror, *further)) if (ROOT / test).exists()]
+
+
+def outcome(folder: Path, tests: list[str]) -> str:
+    """Run the tests in a copy of this process, which has imported what takes long. `survived`, or how it was killed."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(folder)
+        sys.path[:] = [str(folder), *(path for path in sys.path if path not in ("", str(ROOT)))]
+        for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "headdyn")]:
+            del sys.modules[name]
+        import pytest
+
+        os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "-m", "not slow", *tests])))
+    begun = time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            break
+        if time.monotonic() - begun > WALL_SECONDS:
+            os.killpg(child, 9)
+            os.waitpid(child, 0)
+            return "took too long"
+        time.sleep(0.05)
+    if os.WIFSIGNALED(status):
+        return "took too long"
+    return {0: "survived", 5: "no tests"}.get(os.WEXITSTATUS(status), "killed")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--by-hand", action="store_true", help="the mistakes of BY_HAND in place of random ones")
+    parser.add_argument("--out", type=Path, default=OUT)
+    chosen = parser.parse_args()
+    every = [(where, shown, source) for module in MODULES for where, shown, source in mutants(module)]
+    drawn = [(*one, None) for one in random.Random(chosen.seed).sample(every, min(chosen.count, len(every)))]
+    if chosen.by_hand:
+        drawn = [(module, what, changed(module, old, new), tests.split()) for what, module, old, new, tests in BY_HAND]
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    lines = chosen.out.read_text(encoding="utf-8").splitlines() if chosen.out.exists() else []
+    done = {(line["where"], line["change"]): line["outcome"] for line in map(json.loads, lines)}
+    print(f"{len(drawn)} of {len(every)} mutants of {len(MODULES)} modules, {len(done)} of them known", flush=True)
+    for name in HEAVY:
+        importlib.import_module(name)
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "copy"
+        shutil.copytree(
+            ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "outputs", "multirun", "*.svg")
+        )
+        sound: dict[str, bool] = {}
+        for where, shown, source, chosen_tests in drawn:
+            if (where, shown) in done:
+                continue
+            module = where.partition(":")[0]
+            tests = chosen_tests or tests_of(module)
+            if module not in sound:  # of mutants by hand once a module, whose tests are much the same
+                sound[module] = outcome(folder, tests) == "survived"
+                if not sound[module]:
+                    print(f"the tests of {module} fail without a mutant: {(folder / 'log.txt').read_text()[-2000:]}")
+            if not sound[module]:
+                continue
+            original = (folder / module).read_text(encoding="utf-8")
+            (folder / module).write_text(source, encoding="utf-8")
+            done[where, shown] = outcome(folder, tests)
+            (folder / module).write_text(original, encoding="utf-8")
+            with chosen.out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"where": where, "change": shown, "outcome": done[where, shown]}) + "\n")
+    counts = Counter(done[where, shown] for where, shown, _, _ in drawn if (where, shown) in done)
+    survived = counts["survived"] + counts["no tests"]
+    print(f"{dict(counts)}: {100 * (1 - survived / max(1, sum(counts.values()))):.1f} % killed")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
