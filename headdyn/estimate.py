@@ -106,22 +106,26 @@ def parameters(decoder: DecoderConfig) -> int:
 
 
 def downloads(jobs: Iterable[RunConfig], store: Store) -> list[str]:
-    """A line for each checkpoint that is not on this machine yet, and one for their sum."""
+    """A line for each checkpoint that is not on this machine yet, and one for their sum.
+
+    Where one of a model's cannot be had, its others are not asked for: each would wait for the hub as long.
+    """
     from headdyn.models.checkpoints.files import download_bytes
     from headdyn.models.checkpoints.hub import CheckpointError
 
-    lines, total = [], 0
+    lines, total, unknown = [], 0, set[str]()
     for job in jobs:
-        if isinstance(job.model, Pretrained):
-            name = f"{job.model.name} {job.model.revision}"
-            try:
-                size = download_bytes(job.model.name, job.model.revision, store)
-            except CheckpointError as error:
-                lines.append(f"{name}: {error}")
-                continue
-            if size:
-                total += size
-                lines.append(f"{name}: {_size(size)}")
+        if not isinstance(job.model, Pretrained) or job.model.name in unknown:
+            continue
+        try:
+            size = download_bytes(job.model.name, job.model.revision, store)
+        except CheckpointError as error:
+            unknown.add(job.model.name)
+            lines.append(str(error))
+            continue
+        if size:
+            total += size
+            lines.append(f"{job.model.name} {job.model.revision}: {_size(size)}")
     return [*lines, f"together {_size(total)}"] if total else lines
 
 

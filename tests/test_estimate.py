@@ -7,6 +7,7 @@ import torch
 
 from headdyn.core.records import HeadTable
 from headdyn.estimate import Measured, _analysis_sizes, bytes_of, dry_run, measured, parameters, seconds_of
+from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.plan import make_plan
@@ -98,3 +99,18 @@ def test_what_one_checkpoint_took_is_what_the_others_of_its_suite_will():
     name = next(name for name, analysis in jobs[0].analysis.items() if "series" not in analysis.needs)
     assert _analysis_sizes(name, jobs[0].resolved) == _analysis_sizes(name, jobs[1].resolved)
     assert jobs[0].resolved["model"] != jobs[1].resolved["model"]
+
+
+def test_without_a_hub_it_is_asked_once_for_each_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
+    tries = []
+
+    def absent(name, revision, store):
+        tries.append(revision)
+        raise CheckpointError(f"{name} {revision} cannot be had from the hub")
+
+    monkeypatch.setattr("headdyn.models.checkpoints.files.download_bytes", absent)
+    arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
+    dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
+    assert tries == ["step1"] and "downloads: a/b step1 cannot be had from the hub\n" in capsys.readouterr().out

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +14,14 @@ from transformers import GPTNeoXConfig
 from headdyn.analysis.interventions.ablation import KINDS
 from headdyn.analysis.interventions.ablation_measure import group_masks
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, TokenGroup, group_rank
+from headdyn.data.prompt_pairs import PromptPairs
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import load_pretrained
 from headdyn.studies.weight_clusters.ablation import slices_kept
 from tests.analysis import tiny
 from tests.parity import hugging_face
 from tests.small_models import CONFIGS, NEOX, drawn, tokens
-from tests.small_tokenizer import prompts
+from tests.small_tokenizer import Pieces, prompts
 
 
 def texts(rows: int = 5, length: int = 7, read: str = "last", **fields) -> Texts:
@@ -147,12 +150,27 @@ def test_units_average_their_rows() -> None:
 def test_prompts_are_read_where_the_answers_part() -> None:
     family = prompts(bug_pairs=4, control_pairs=0)
     read = Texts.of_prompts(family, 3)
-    assert read.units == 3 and read.read == "last"
-    for ours, group in zip(read.groups, family.groups, strict=True):
+    shared = [group for group in family.groups if (group.units_N < 3).sum() > 1]  # lengths that several prompts have
+    units = sorted({unit for group in shared for unit in group.units_N.tolist() if unit < 3})
+    assert read.units == len(units) == 2 and read.read == "last"
+    for ours, group in zip(read.groups, shared, strict=True):
         kept = group.units_N < 3
-        np.testing.assert_array_equal(ours.units_N, group.units_N[kept])
+        assert [units[unit] for unit in ours.units_N] == group.units_N[kept].tolist()
         both = np.concatenate((group.corrupted_NT, group.shared_NC), axis=1)[kept]
         np.testing.assert_array_equal(ours.tokens_NT, both)
+
+
+def test_a_prompt_of_a_length_of_its_own_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ends = (("a b c", "a d c"), ("a b c d", "a b d d"), ("a c c", "a d d"))
+    rows = [{"clean": clean, "corrupted": corrupted, "right": " x", "wrong": " y"} for clean, corrupted in ends]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    family = PromptPairs(path=str(tmp_path / "pairs.jsonl")).prompts(Pieces(" x", " y", " a", " b", " c", " d"))
+    read = Texts.of_prompts(family, 3)
+    assert read.units == 2 and [len(group.tokens_NT) for group in read.groups] == [2]
+    assert read.groups[0].units_N.tolist() == [0, 1]  # the first pair and the third
+    assert "leaves out 1 of 3 pairs" in caplog.text
+    with pytest.raises(ValueError, match="each of 2 prompts has a length of its own"):
+        Texts.of_prompts(family, 2)
 
 
 def test_a_corpus_is_read_everywhere() -> None:
