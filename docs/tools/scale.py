@@ -72,6 +72,7 @@ class Design:
 
     runs: int
     trainings: int
+    weights: int  # of the first job's model
     tokens: int  # of all trainings, recalibrations included
     snapshot_bytes: int
     corpus_bytes: int
@@ -91,6 +92,7 @@ def design(*overrides: str, seeds: int) -> Design:
     return Design(
         runs=len(jobs) * seeds,
         trainings=len(trainings) * seeds,
+        weights=_weights(jobs[0]),
         tokens=tokens * seeds,
         snapshot_bytes=FLOAT32_BYTES * weights * seeds,
         corpus_bytes=3 * sequences * data.sequence_length * seeds,  # uint16 token, uint8 topic; a corpus each seed
@@ -258,17 +260,17 @@ STATE_BYTES = 16  # a weight while trained, at most: itself, its gradient and tw
 
 def training_cost(*overrides: str) -> dict[str, float]:
     """One seed of a design. Core hours: its tokens over the laptop shape's measured tokens a second, which fall as weights grow."""
-    counts, weights = design(*overrides, seeds=1), _weights(headdyn.compose(*overrides)[0])
+    counts = design(*overrides, seeds=1)
     laptop = _weights(headdyn.compose("mode=laptop", "data=micro_languages")[0])
     speed = json.loads((SPEED / "training_step_before.json").read_text())["laptop"]["tokens_per_second"]["headdyn"]
     return {
         "runs": counts.runs,
         "trainings": counts.trainings,
-        "weights": weights,
+        "weights": counts.weights,
         "tokens": counts.tokens,
-        "operations": 6 * weights * counts.tokens,
-        "core_hours": counts.tokens / (speed * laptop / weights) / 3600,
-        "state_bytes": STATE_BYTES * weights,
+        "operations": 6 * counts.weights * counts.tokens,
+        "core_hours": counts.tokens / (speed * laptop / counts.weights) / 3600,
+        "state_bytes": STATE_BYTES * counts.weights,
         "snapshot_bytes": counts.snapshot_bytes,
     }
 
