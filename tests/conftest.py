@@ -23,6 +23,7 @@ import headdyn.analysis.selectivity
 import headdyn.analysis.token_flow
 import headdyn.models.decoder
 import headdyn.models.frozen
+import headdyn.models.frozen_pairs
 import headdyn.models.layers
 import headdyn.workers
 from tests import forked
@@ -62,6 +63,7 @@ def _checked_unless_compiling(function: Callable[..., Any]) -> Callable[..., Any
 _check_shapes(headdyn.models.layers)
 _check_shapes(headdyn.models.decoder)
 _check_shapes(headdyn.models.frozen)
+_check_shapes(headdyn.models.frozen_pairs)
 _check_shapes(headdyn.analysis.selectivity)
 _check_shapes(headdyn.analysis.pattern_sums)
 _check_shapes(headdyn.analysis.token_flow)

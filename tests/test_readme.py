@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headdyn.models.frozen import tensor_norms
+from headdyn.models.frozen_pairs import tensor_norms
 from headdyn.plan import informational, make_plan, plain_arguments
 from tests import forked
 from tests.commands import TINY, environment

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from headdyn.models.frozen import Frozen, contributions, head_values, pull
+from headdyn.models.frozen import Frozen, head_values, pull
+from headdyn.models.frozen_pairs import contributions
 
 
 def row_shares(weight_XQK: Float[Tensor, "*X Q K"]) -> Float[Tensor, "*X Q K"]:

@@ -14,7 +14,8 @@ from headdyn.core.figures import Figure
 from headdyn.core.settings import build
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
-from headdyn.models.frozen import freeze, full_tensor
+from headdyn.models.frozen import freeze
+from headdyn.models.frozen_pairs import full_tensor
 from tests import small_models
 from tests.small_tokenizer import BIGGER, byte_level, prompts
 

@@ -14,7 +14,8 @@ from headdyn.analysis.tensorlens_measure import target_positions
 from headdyn.analysis.token_flow import flow_maps, logit_shares, rollout
 from headdyn.core.settings import build
 from headdyn.models.decoder import Decoder
-from headdyn.models.frozen import freeze, full_tensor
+from headdyn.models.frozen import freeze
+from headdyn.models.frozen_pairs import full_tensor
 from tests import small_models
 from tests.analysis import tiny
 

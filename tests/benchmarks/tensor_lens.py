@@ -26,7 +26,8 @@ import torch.nn.functional as F
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.models.frozen import freeze, full_tensor, pull
+from headdyn.models.frozen import freeze, pull
+from headdyn.models.frozen_pairs import full_tensor
 from tests.benchmarks.attention_statistics import resident_bytes
 from tests.benchmarks.figures import three
 

@@ -9,16 +9,8 @@ import torch
 from torch import nn
 
 from headdyn.models.decoder import Decoder
-from headdyn.models.frozen import (
-    contributions,
-    direct_shares,
-    freeze,
-    full_tensor,
-    head_flow,
-    head_values,
-    pull,
-    tensor_norms,
-)
+from headdyn.models.frozen import direct_shares, freeze, head_flow, head_values, pull
+from headdyn.models.frozen_pairs import contributions, full_tensor, tensor_norms
 from tests import small_models
 
 QWEN2 = dataclasses.replace(small_models.GQA, qk_norm=False, qkv_bias=True)
@@ -210,7 +202,7 @@ def test_the_two_branches_of_a_swiglu_are_different_operators_with_one_output():
 
 @pytest.mark.parametrize("floats", [1, 2**20])
 def test_norms_are_those_of_the_full_tensor(decoder, branch, floats, monkeypatch):
-    monkeypatch.setattr("headdyn.models.frozen._CHUNK_FLOATS", floats)
+    monkeypatch.setattr("headdyn.models.frozen_pairs._CHUNK_FLOATS", floats)
     frozen = freeze(decoder, small_models.tokens(1, LENGTH), branch=branch)
     norm_IJ = full_tensor(frozen).square().sum((1, 3)).sqrt()
     torch.testing.assert_close(tensor_norms(frozen), norm_IJ, atol=1e-12, rtol=0)
@@ -283,7 +275,7 @@ def gathered(frozen, first: int = 0, last: int | None = None) -> list[torch.Tens
 
 @pytest.mark.parametrize("floats", [1, 900, 2**20])
 def test_contributions_are_the_tensor_times_the_input(decoder, floats, monkeypatch):
-    monkeypatch.setattr("headdyn.models.frozen._CHUNK_FLOATS", floats)
+    monkeypatch.setattr("headdyn.models.frozen_pairs._CHUNK_FLOATS", floats)
     frozen = freeze(decoder, small_models.tokens(1, LENGTH))
     whole_JID = torch.einsum("idje,je->jid", full_tensor(frozen), frozen.residual[0][0])
     *_, last_JID = gathered(frozen)
