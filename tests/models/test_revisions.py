@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,13 @@ def test_nothing_heavy_is_imported() -> None:
     root = Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root).stdout
     assert not {"torch", "numpy", "transformers", "huggingface_hub"} & set(json.loads(out))
+
+
+def test_every_model_that_has_a_preset_is_in_the_table_of_suites() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "docs" / "checkpoints.md").read_text(encoding="utf-8").split("| `model=` |")[1].split("\n\n")[0]
+    starts: list[str] = []
+    for name in re.findall(r"`(\w[\w.]*)`", "\n".join(row.split("|")[1] for row in table.splitlines()[2:])):
+        starts.append(f"{starts[-1].rpartition('_')[0]}{name}" if name.startswith("_") else name)
+    presets = {path.stem for path in (root / "conf" / "model").glob("*.yaml")} - {"mini_qwen3"}  # trained by the run
+    assert set(starts) == presets
