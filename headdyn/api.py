@@ -8,7 +8,7 @@
     sweep.runs[0].pattern(layer=1, head=2)
 
 They take the arguments of the command line, check them as it does, and leave the same folders. The process is left as
-it was: `sys.argv`, environment, logging, Hydra's state, torch's threads and random numbers.
+it was: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state, torch's threads.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -34,6 +36,7 @@ from headdyn.core.records import HeadTable, read_json
 from headdyn.core.run_folder import PATTERNS, RunRecord
 from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root
+from headdyn.launch import launch
 from headdyn.plan import Plan, explain, make_plan, plain_arguments, remove_empty_folders
 from headdyn.sweep.effects import MEAN, effect_name
 from headdyn.sweep.factors import level_label
@@ -41,7 +44,6 @@ from headdyn.sweep.record import SweepRecord, is_run
 
 if TYPE_CHECKING:
     import altair as alt
-    import numpy as np
 
     from headdyn.core.figures import Figure
     from headdyn.data.corpus import Corpus
@@ -56,7 +58,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunC
     cannot be.
     """
     with _process_as_before():
-        plan, _ = _plan(("-m", *overrides), config_dir)
+        plan = plan_of(_with_options(("-m", *overrides), config_dir))
         remove_empty_folders(plan)
         return plan.jobs
 
@@ -67,7 +69,7 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
     Raises ConfigError before anything starts for a command that cannot be, or that names several runs, and RuntimeError
     where the run failed; KeyboardInterrupt after it was stopped (the same call goes on from there).
     """
-    folder = _launch(overrides, config_dir)
+    folder = _done(overrides, config_dir)
     record = RunRecord.read(folder)
     if record.status != "complete":
         error = record.manifest.get("error", "it left no error")
@@ -81,7 +83,7 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> Sweep:
     A run that fails stops no other and stands in `Sweep.failed`. Raises ConfigError before anything starts for a
     command that cannot be, and KeyboardInterrupt after it was stopped (the same call goes on from there).
     """
-    return Sweep(_launch(("-m", *overrides), config_dir))
+    return Sweep(_done(("-m", *overrides), config_dir))
 
 
 def load(path: str | Path) -> Run | Sweep:
@@ -172,8 +174,6 @@ class Run:
 
         `patterns_kept` says how many sequences a run keeps. Raises ValueError for one that it does not have.
         """
-        import numpy as np
-
         with _opened(self.path / PATTERNS) as file:
             name, names = f"pattern.{layer}", sorted(k for k in file.keys() if k.startswith("pattern."))  # noqa: SIM118
             if name not in names:
@@ -192,8 +192,6 @@ class Run:
 
     def pattern_chart(self, layer: int, head: int, sequence: int = 0) -> alt.TopLevelMixin:
         """`pattern` as a chart; white lines are where a new topic begins."""
-        import numpy as np
-
         from headdyn.core.pictures import pattern_grid
 
         pattern_QK, (_, topics_T) = self.pattern(layer, head, sequence), self.sequence(sequence)
@@ -314,51 +312,74 @@ class Sweep:
         return self.path / "report.html"
 
 
-def _plan(overrides: Sequence[str], config_dir: str | Path | None) -> tuple[Plan, list[str]]:
-    """The plan of a command, and its arguments as they are recorded. Raises ConfigError alone."""
-    options = [] if config_dir is None else ["--config-dir", str(config_dir)]
-    arguments = [*options, *overrides]  # the overrides last, since planning adds to them
+def do(arguments: Sequence[str]) -> tuple[Plan, int]:
+    """Do what the arguments of `headdyn run` say: the plan, and the command's exit status (0, 1 or 130).
+
+    What `run`, `sweep` and the command line have in common. Raises ConfigError before anything starts for a command
+    that cannot be, and RuntimeError where no job of it can be done.
+    """
+    with _process_as_before():
+        plan = plan_of(arguments)
+        computes_here = not plan.is_sweep or bool(plan.launcher)
+        with _torch_as_before() if computes_here else nullcontext():
+            return plan, launch(plan, plain_arguments(arguments))
+
+
+def plan_of(arguments: Sequence[str]) -> Plan:
+    """What the arguments of `headdyn run` ask for, every job checked. Raises ConfigError alone."""
     try:
-        arguments = plain_arguments(arguments)
-        return make_plan(arguments), arguments
+        return make_plan(plain_arguments(arguments))
     except HydraException as error:
         raise ConfigError(explain(error, arguments)) from error
 
 
-def _launch(overrides: Sequence[str], config_dir: str | Path | None) -> Path:
-    """Do the jobs of a command; the folder that they leave. Raises RuntimeError where none of them can be done."""
-    from headdyn.run import launch
-
-    with _process_as_before(torch_too=True):
-        plan, arguments = _plan(overrides, config_dir)
-        if launch(plan, arguments) == 130:
-            raise KeyboardInterrupt
+def _done(overrides: Sequence[str], config_dir: str | Path | None) -> Path:
+    """The folder that a command's jobs leave. Raises as `do`, and KeyboardInterrupt where it was stopped."""
+    plan, status = do(_with_options(overrides, config_dir))
+    if status == 130:
+        raise KeyboardInterrupt
     return plan.folder
 
 
-@contextmanager
-def _process_as_before(*, torch_too: bool = False) -> Iterator[None]:
-    """Put back what Hydra, planning and running change in the process."""
-    root, argv, environment, hydra = logging.getLogger(), sys.argv, dict(os.environ), Singleton.get_state()
-    level, handlers = root.level, list(root.handlers)
-    with ExitStack() as stack:
-        if torch_too:
-            import torch
+def _with_options(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
+    """The overrides last, since planning adds to them."""
+    return [*([] if config_dir is None else ["--config-dir", str(config_dir)]), *overrides]
 
-            stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
-            stack.callback(torch.set_num_threads, torch.get_num_threads())
+
+@contextmanager
+def _process_as_before() -> Iterator[None]:
+    """Put back what Hydra, wandb, planning and running change in the process."""
+    root, environment, hydra = logging.getLogger(), dict(os.environ), Singleton.get_state()
+    level, handlers = root.level, list(root.handlers)
+    argv, hook, leave = sys.argv, sys.excepthook, sys.exit
+    draws, numpy_draws = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        sys.argv, sys.excepthook, sys.exit = argv, hook, leave  # wandb has its own hook and exit
+        random.setstate(draws)
+        np.random.set_state(numpy_draws)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+        Singleton.set_state(hydra)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextmanager
+def _torch_as_before() -> Iterator[None]:
+    """Put back torch's random numbers and its number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
             yield
         finally:
-            sys.argv = argv
-            for name in set(os.environ) - set(environment):
-                del os.environ[name]
-            os.environ.update(environment)
-            Singleton.set_state(hydra)
-            for handler in set(root.handlers) - set(handlers):
-                handler.close()
-            root.handlers[:] = handlers
-            root.setLevel(level)
+            torch.set_num_threads(threads)
 
 
 @contextmanager

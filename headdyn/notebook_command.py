@@ -19,9 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--copy", action="store_true", help="only copy it")
     arguments = parser.parse_args(argv)
     copy = arguments.folder / "headdyn_notebook.py"
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    if not copy.exists():
-        shutil.copyfile(NOTEBOOK, copy)
+    try:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        if not copy.exists():
+            shutil.copyfile(NOTEBOOK, copy)
+    except OSError as error:
+        print(f"headdyn notebook: {error}; name another folder", file=sys.stderr)
+        return 2
     print(f"notebook: {copy}")
     if arguments.copy:
         return 0

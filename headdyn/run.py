@@ -1,8 +1,7 @@
-"""The entrypoint: `python -m headdyn.run [-m] group=option key=value …`.
+"""The entrypoint: `python -m headdyn.run [-m] group=option key=value …`, the same as headdyn/api.py from a shell.
 
 A command is checked whole before anything starts: every job of a sweep is composed and validated, within seconds and
-without torch. Then the jobs are done, a sweep's side by side (headdyn/workers.py) or by the launcher that `cluster=`
-names, and when they have ended, failed ones or not, the sweep's report is written.
+without torch.
 """
 
 import os
@@ -10,100 +9,50 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.errors import HydraException
 
-from headdyn.config import check
-from headdyn.core.numbers import count
+from headdyn.api import do, plan_of
 from headdyn.core.settings import ConfigError
-from headdyn.core.stopping import queue_again
-from headdyn.core.store import Store, cache_root, disk_error, require_writable
-from headdyn.models.settings import Pretrained
-from headdyn.plan import (
-    CONF,
-    HYDRA_VERSION,
-    Plan,
-    explain,
-    informational,
-    make_plan,
-    plain_arguments,
-    remove_empty_folders,
-)
-from headdyn.training.settings import processes
-from headdyn.workers import Workers
-
-
-class JobError(CompactHydraException):
-    """A job's failure in one line; Hydra prints these without a traceback, which stands in the run's log.txt."""
-
-
-class Obstacle(RuntimeError):
-    """Why none of a plan's jobs can be done here, in one line."""
+from headdyn.launch import Obstacle, by_hydra
+from headdyn.plan import explain, informational, plain_arguments, remove_empty_folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 2 for a command that cannot be, 1 when a job failed."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    plan = None
     try:
         if "--repeat" in arguments:
             return _repeat(arguments)
-        dry = "--dry-run" in arguments
-        arguments = plain_arguments([argument for argument in arguments if argument != "--dry-run"])
-        if not informational(arguments):
-            plan = make_plan(arguments)
+        command = [argument for argument in arguments if argument != "--dry-run"]
+        if informational(command):
+            return _printed_by_hydra(command)
+        if command != arguments:
+            return _dry_run(command)
+        return do(command)[1]
+    except Obstacle as obstacle:
+        print(f"headdyn: {obstacle}", file=sys.stderr)
+        return 1
     except (ConfigError, HydraException) as error:
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
-    if plan is not None and dry:
-        from headdyn.estimate import dry_run
 
-        dry_run(plan)
-        remove_empty_folders(plan)
-        return 0
-    if plan is not None and processes() > 1 and os.environ["RANK"] != "0":
-        from headdyn.training.next_token import help_process_0
 
-        help_process_0()
-        return 0
-    if plan is not None:
-        try:
-            return launch(plan, arguments)
-        except Obstacle as obstacle:
-            print(f"headdyn: {obstacle}", file=sys.stderr)
-            return 1
+def _printed_by_hydra(command: Sequence[str]) -> int:
+    """`--help`, `--info`, `--cfg` and their like. Raises ConfigError."""
     try:
-        return _launched(arguments)
-    except (HydraException, ValueError) as error:  # of --help, --info or --cfg, which Hydra leaves to us
-        print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
-        return 2
+        return by_hydra(plain_arguments(command))
+    except ValueError as error:
+        raise ConfigError(explain(error, command)) from error
 
 
-def launch(plan: Plan, arguments: Sequence[str]) -> int:
-    """Do the jobs of a plan, and the report behind them; `arguments` are those that were planned, for the record.
+def _dry_run(command: Sequence[str]) -> int:
+    """`--dry-run`: print what the command would do. Raises ConfigError."""
+    from headdyn.estimate import dry_run
 
-    Returns the exit status of the command line. Raises Obstacle, before anything starts, where no job can be done. A
-    single run sets up logging and `sys.argv` as Hydra reads it; see `headdyn.api` for a caller that wants both as they
-    were.
-    """
-    obstacle = _obstacle(plan)
-    if obstacle:
-        remove_empty_folders(plan)
-        raise Obstacle(obstacle)
-    for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
-        print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
-    print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
-    if plan.is_sweep:
-        return _sweep(plan, arguments)
-    status = _launched(plan.arguments)
-    if status == 0:
-        from headdyn.report.terminal import print_run
-
-        print_run(plan.folder)
-    return status
+    plan = plan_of(command)
+    dry_run(plan)
+    remove_empty_folders(plan)
+    return 0
 
 
 def _repeat(arguments: Sequence[str]) -> int:
@@ -114,104 +63,6 @@ def _repeat(arguments: Sequence[str]) -> int:
         raise ConfigError("--repeat takes one run's folder and nothing else: --repeat multirun/SWEEP/RUN")
     config, record = plan_repeat(Path(arguments[1]))
     return 0 if repeat(config, record, Path(os.environ.get("HEADDYN_OUT") or ".") / "outputs") else 1
-
-
-def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
-    """Do the jobs of a sweep that are not done yet, and write its report."""
-    from headdyn.done import is_done
-    from headdyn.finish import finish
-
-    with Workers(plan.jobs) as workers:
-        if plan.launcher:
-            status = _launched(plan.arguments)
-        else:
-            waiting = [job for job in plan.jobs if not is_done(job, plan.folder / job.name)]
-            if done := len(plan.jobs) - len(waiting):
-                print(f"headdyn: {done} of them complete already (force=true runs them again)", file=sys.stderr)
-            status = 130 if workers.run(waiting, plan.folder) else 0
-        try:
-            complete = finish(plan.folder, plan.jobs, workers, arguments)
-        except OSError as error:
-            print(f"headdyn: the sweep has no report: {disk_error(error, plan.folder)}", file=sys.stderr)
-            return status or 1
-    return status or (0 if complete else 1)
-
-
-def _launched(arguments: Sequence[str]) -> int:
-    """Let Hydra do what the arguments say: its launcher the jobs, or itself --help. Returns the exit status."""
-    sys.argv = [sys.argv[0], *arguments]
-    try:
-        _hydra()
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _hydra() -> None:
-    """Hand `sys.argv` to Hydra, which calls `job` for every run."""
-    hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
-
-
-def job(cfg: DictConfig) -> None:
-    """One run, called by whichever launcher Hydra uses."""
-    hydra_config = HydraConfig.get()
-    folder = Path(hydra_config.runtime.output_dir)
-    config = check(cfg, hydra_config.runtime.choices, hydra_config.overrides.task)
-
-    from headdyn.core.machine import choose_gpu
-    from headdyn.pipeline import run
-    from headdyn.training.replicas import release
-
-    if hydra_config.mode == RunMode.MULTIRUN:
-        choose_gpu(hydra_config.job.num)
-    try:
-        run(config, folder)
-        release()
-    except KeyboardInterrupt:
-        queue_again()
-        raise
-    except Exception as error:
-        raise JobError(
-            f"{config.name} failed: {type(error).__name__}: {error}\n(traceback in {folder}/log.txt)"
-        ) from error
-
-
-def _obstacle(plan: Plan) -> str | None:
-    """Why no job of the plan can be done: no cache, a model that is nowhere, a device that is not here; else None.
-
-    Each model is asked for once: a single bad revision fails its own job. Of jobs that a launcher takes to another
-    machine no device is asked for.
-    """
-    models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
-    here = [] if plan.launcher else plan.jobs
-    cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}
-    try:
-        if not plan.launcher:
-            require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
-        if models:
-            from headdyn.data.model_tokens import ModelTokens
-            from headdyn.models.checkpoints.files import learned_positions, require_reachable
-            from headdyn.models.checkpoints.forecast import forecast
-
-            store = Store(cache_root())
-            for model in models.values():
-                require_reachable(model.name, model.revision, store)
-                jobs = [job for job in plan.jobs if job.model.name == model.name]
-                length = max(getattr(job.data, "sequence_length", 0) for job in jobs)
-                ModelTokens(model.name, 0, learned_positions(model.name, model.revision)).require_length(length)
-                revisions = [str(job.factors["revision"]) for job in jobs]
-                for line in forecast(model.name, revisions, store).lines():
-                    print(f"headdyn: {line}", file=sys.stderr)
-        if cuda:
-            from headdyn.core import machine
-
-            for choice in cuda:
-                machine.resolve(*choice)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 if __name__ == "__main__":

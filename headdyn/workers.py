@@ -222,7 +222,7 @@ def _receive(worker: Worker, board: Board) -> bool:
     if kind == "progress":
         board.progress(name, text)
     elif kind == "log":
-        board.print(f"{name}: {text}")
+        board.log(name, text)
     else:
         board.end(name, kind, text)
         worker.task = None

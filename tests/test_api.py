@@ -4,39 +4,76 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import random
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import altair as alt
 import numpy as np
+import pandas
+import polars
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub.utils import are_progress_bars_disabled
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from safetensors.numpy import load_file
 
 import headdyn
+from headdyn.__main__ import main
 from headdyn.api import Run, Sweep
 from headdyn.core.settings import ConfigError
 from headdyn.models.checkpoints.snapshots import state_hash
+from headdyn.plan import Plan
 from tests.commands import TINY, environment
 
 SWEPT = ("position_enc=rope,drope", "seed=0,1")
 
 
-def state() -> tuple[Any, ...]:
+def state() -> dict[str, Any]:
     """What a library must leave alone."""
-    root = logging.getLogger()
-    draws = torch.random.get_rng_state().sum().item(), np.random.get_state()[1].sum()
-    hydra = HydraConfig.instance().cfg, GlobalHydra.instance().is_initialized()
-    return list(sys.argv), dict(os.environ), list(root.handlers), root.level, torch.get_num_threads(), draws, hydra
+    loggers = {name: logging.getLogger(name) for name in logging.root.manager.loggerDict} | {"root": logging.root}
+    return {
+        "process": (list(sys.argv), list(sys.path), dict(os.environ), Path.cwd(), os.umask(os.umask(0o22))),
+        "streams": (sys.stdout, sys.stderr, sys.excepthook, sys.displayhook, sys.exit),
+        "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)],
+        "logging": {name: (logger.level, list(logger.handlers), logger.disabled) for name, logger in loggers.items()},
+        "logging is off": logging.root.manager.disable,
+        "warnings": list(warnings.filters),
+        "random": (random.getstate(), np.random.get_state()[1].sum(), torch.random.get_rng_state().sum().item()),
+        "torch": (torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()),
+        "determinism": (torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+        "numpy": (np.geterr(), np.get_printoptions()),
+        "hydra": (HydraConfig.instance().cfg, GlobalHydra.instance().is_initialized()),
+        "progress bars": are_progress_bars_disabled(),
+        "altair": (alt.data_transformers.active, alt.renderers.active, alt.theme.active),
+        "children": multiprocessing.active_children(),
+    }
+
+
+def changed(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What differs; what modules of others set as they are imported (loggers, filters of warnings) is no change."""
+    new = {name: value for name, value in after["logging"].items() if name not in before["logging"]}
+    after = after | {
+        "logging": {name: value for name, value in after["logging"].items() if name in before["logging"]},
+        "warnings": [rule for rule in after["warnings"] if rule in before["warnings"]],
+    }
+    differing = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    return differing | {
+        name: value for name, value in new.items() if name.startswith(("headdyn", "hydra")) and value[1]
+    }
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sweep, list[tuple[Any, ...]]]]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sweep, list[dict[str, Any]]]]:
     """A sweep of four runs made by the API, and the process's state before and after it."""
     root = tmp_path_factory.mktemp("api")
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Sweep, list
 
 def test_importing_it_is_quick_and_imports_nothing_heavy() -> None:
     code = (
-        "import sys, time; begun = time.perf_counter(); import headdyn; seconds = time.perf_counter() - begun\n"
+        "import sys, time; begun = time.process_time(); import headdyn; seconds = time.process_time() - begun\n"
         "print(seconds, sorted({'torch', 'hydra', 'numpy', 'pyarrow', 'transformers'} & set(sys.modules)))\n"
         "headdyn.compose('experiment=matrix', 'mode=smoke'); print('torch' in sys.modules)"
     )
@@ -67,7 +104,7 @@ def test_composing_checks_every_job_and_changes_nothing(tmp_path: Path, monkeypa
     monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
     before = state()
     jobs = headdyn.compose("experiment=matrix", "mode=smoke", "seed=0,1")
-    assert state() == before
+    assert changed(before, state()) == {}
     assert len({job.name for job in jobs}) == 16
     assert {(job.attention.name, job.position_enc.name, job.seed) for job in jobs} == {
         (attention, positions, seed)
@@ -79,7 +116,7 @@ def test_composing_checks_every_job_and_changes_nothing(tmp_path: Path, monkeypa
         headdyn.compose("train.stps=3")
     with pytest.raises(ConfigError, match="mode/tiny"):
         headdyn.compose("mode=tiny")
-    assert state() == before and not list(tmp_path.iterdir())
+    assert changed(before, state()) == {} and not list(tmp_path.iterdir())
 
 
 def test_modules_of_the_same_names_are_still_modules() -> None:
@@ -92,12 +129,42 @@ def test_modules_of_the_same_names_are_still_modules() -> None:
         headdyn.walk  # noqa: B018
 
 
-def test_a_sweep_leaves_the_process_as_it_was(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
-    before, after = made[1]
-    assert before == after
+def test_a_sweep_leaves_the_process_as_it_was(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
+    assert changed(*made[1]) == {}
 
 
-def test_a_sweep_is_what_its_records_say(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
+def test_a_single_run_leaves_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done in this process, tracking included; and so where it fails."""
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    tracked = [override for override in TINY if override != "tracking=none"]
+    torch.set_num_threads(2)
+    before = state()
+    try:
+        headdyn.run(*tracked)
+        once = changed(before, state())
+        with pytest.raises(RuntimeError, match="is failed"):
+            headdyn.run(*tracked, "data.val_sequences=11", "train.eval_sequences=8")
+        assert (once, changed(before, state())) == ({}, {})
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_the_command_line_and_the_api_go_one_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
+    planned: list[Plan] = []
+    monkeypatch.setattr("headdyn.api.launch", lambda plan, arguments: planned.append(plan) or 130)
+    overrides = ("mode=smoke", "ordering=shuffled,topic", "seed=0,1")
+    with pytest.raises(KeyboardInterrupt):
+        headdyn.sweep(*overrides)
+    assert main(["run", "-m", *overrides]) == 130
+    with pytest.raises(KeyboardInterrupt):
+        headdyn.run("mode=smoke")
+    assert main(["run", "mode=smoke"]) == 130
+    assert planned[0] == planned[1] and planned[2] == planned[3] and len(planned) == 4
+
+
+def test_a_sweep_is_what_its_records_say(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
     sweep = made[0]
     assert not sweep.failed and len(sweep.runs) == 4 and sweep.report.is_file()
     effects = json.loads((sweep.path / "effects.json").read_text())
@@ -115,7 +182,7 @@ def test_a_sweep_is_what_its_records_say(made: tuple[Sweep, list[tuple[Any, ...]
     assert sweep.answers["Did the models learn?"]
 
 
-def test_a_run_is_what_its_records_say(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
+def test_a_run_is_what_its_records_say(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
     run = made[0].runs[1]
     assert run.status == "complete" and run.factors["position_enc"] == "rope" and run.config["train"]["steps"] == 12
     assert run.heads.table.equals(pq.read_table(run.path / "heads.parquet"))
@@ -132,7 +199,7 @@ def test_a_run_is_what_its_records_say(made: tuple[Sweep, list[tuple[Any, ...]]]
             run.pattern(*place)
 
 
-def test_its_model_and_corpus_are_those_that_were_measured(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
+def test_its_model_and_corpus_are_those_that_were_measured(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
     rope, drope = (next(r for r in made[0].runs if r.factors["position_enc"] == name) for name in ("rope", "drope"))
     for run, rotary in ((rope, 1.0), (drope, 0.0)):
         decoder, (tokens_T, _) = run.decoder(), run.sequence(0)
@@ -144,7 +211,7 @@ def test_its_model_and_corpus_are_those_that_were_measured(made: tuple[Sweep, li
     assert state_hash(drope.decoder("step12")) == state_hash(rope.decoder()) != state_hash(rope.decoder("step0"))
 
 
-def test_figures_are_altair_charts_of_the_stored_specifications(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
+def test_figures_are_altair_charts_of_the_stored_specifications(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
     sweep = made[0]
     run = sweep.runs[0]
     assert set(run.figures) == {file.stem for file in (run.path / "figures").glob("*.json")}
@@ -159,7 +226,7 @@ def test_figures_are_altair_charts_of_the_stored_specifications(made: tuple[Swee
         assert chart.to_dict()["datasets"]
 
 
-def test_a_complete_run_is_only_read(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
+def test_a_complete_run_is_only_read(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
     loaded = headdyn.load(made[0].path)
     assert isinstance(loaded, Sweep) and loaded.effects.equals(made[0].effects)
     run = loaded.runs[0]
@@ -171,7 +238,7 @@ def test_a_complete_run_is_only_read(made: tuple[Sweep, list[tuple[Any, ...]]]) 
         headdyn.load(run.path / "figures")
 
 
-def test_what_cannot_be_run_raises_in_one_line(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
+def test_what_cannot_be_run_raises_in_one_line(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
     with pytest.raises(ConfigError, match=r"seed=0,1 names several values"):
         headdyn.run("seed=0,1", *TINY)
     with pytest.raises(RuntimeError, match=r"is failed: .*see .*log\.txt"):
@@ -182,10 +249,15 @@ def test_what_cannot_be_run_raises_in_one_line(made: tuple[Sweep, list[tuple[Any
                 start(*TINY, "device=cuda")
 
 
-def test_tables_go_to_pandas(made: tuple[Sweep, list[tuple[Any, ...]]]) -> None:
-    pandas = pytest.importorskip("pandas")
-    heads = made[0].heads
-    frame = pandas.DataFrame.from_arrow(heads)
-    assert len(frame) == len(heads) and frame["value"].sum() == pytest.approx(
-        np.nansum(heads.table["value"].to_numpy())
-    )
+def test_tables_go_to_pandas_and_polars(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
+    sweep = made[0]
+    heads = sweep.heads
+    frame, same = pandas.DataFrame.from_arrow(heads), polars.DataFrame(heads)
+    total = pytest.approx(np.nansum(heads.table["value"].to_numpy()))
+    assert len(frame) == len(same) == len(heads) and frame["value"].sum() == total
+    assert same["value"].fill_nan(None).sum() == total
+    assert list(frame.columns) == same.columns == heads.table.column_names
+    for table in (sweep.effects, sweep.summary, sweep.metrics, *sweep.runs[0].tables.values()):
+        columns: Any = polars.from_arrow(table)
+        assert repr(columns.to_dict(as_series=False)) == repr(table.to_pydict())  # in which NaN is equal to NaN
+        assert table.to_pandas().shape == table.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,7 +67,9 @@ def test_it_has_every_option_and_every_key_says_what_it_is(keys: list[Section]) 
         assert {file.stem for file in (CONF / group).glob("*.yaml")} <= options
     for section in keys:
         for key in section.keys:
-            assert key.meaning and key.type != "see the class", key
+            assert key.meaning and key.type and "see" not in key.type, key
+            if key.type.split(" or ")[0] in ("number", "whole number"):  # its range depends on another key
+                assert re.search(r"\d to |\w or more|more than", key.meaning), key
 
 
 def test_types_ranges_and_defaults_are_those_that_commands_are_checked_by(keys: list[Section]) -> None:
@@ -79,6 +82,8 @@ def test_types_ranges_and_defaults_are_those_that_commands_are_checked_by(keys: 
         Key("data.path", "text", "", ""),
         Key("model.revision", "text or null", "null", ""),
         Key("analysis.loss.bootstrap_draws", "whole number ≥ 100", "2000", ""),
+        Key("hydra.launcher.n_jobs", "whole number, checked by the launcher", "2", ""),
+        Key("protocol.companions.permutation.original_permutation.tokens", "whole number ≥ 1, ≤ 2147483647", "20", ""),
     ):
         found = [k for (_, name), k in by_name.items() if name == key.name]
         assert key in [dataclasses.replace(k, meaning="") for k in found], found
@@ -123,9 +128,14 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
     steps = {mode: {"tokens_per_second": tokens / 36000, "peak_memory_gib": 9.5} for mode in ("laptop", "run1", "v2")}
     patching = {"batch 8": {"headdyn_seconds": 8.0}}
     (tmp_path / "gpu.json").write_text(json.dumps({"steps": steps, "patching": patching}))
+    runs = {"one": (16, 2, 1000.0), "two": (8, 1, 3000.0), "not whole": (7, 1, 9.0)}
+    whole = {name: {"mode": "laptop", "runs": r, "seeds": n, "per_seed": s} for name, (r, n, s) in runs.items()}
+    (tmp_path / "run_seconds.json").write_text(json.dumps(whole))
     lines = scale.page().splitlines()
     (v2,) = [line for line in lines if line.startswith("| `v2`")]
-    assert v2.split(" | ")[5:7] == ["10 h", "75 min"] and v2.endswith("| 9.5 GiB |")
+    assert v2.split(" | ")[5:9] == ["10 h", "75 min", "9 min", "not measured"] and v2.endswith("| 9.5 GiB |")
+    (laptop,) = [line for line in lines if line.startswith("| `laptop`")]
+    assert laptop.split(" | ")[8] == "9 h"  # 32 seeds × 2000 s over two workers
     (pythia,) = [line for line in lines if line.startswith("| 160m")]
     assert pythia.split(" | ")[-2:] == ["37 h", "5 h |"]  # 96 prompts × 1 s × 154 × 9
 

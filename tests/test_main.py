@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import resource
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,8 @@ import pytest
 import headdyn
 from headdyn.__main__ import COMMANDS, main
 from headdyn.notebook_command import NOTEBOOK
-from tests.commands import environment
+from tests.benchmarks import install
+from tests.commands import TINY, environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -75,6 +77,9 @@ def test_the_notebook_is_put_into_a_folder_once(tmp_path: Path, capsys: pytest.C
     copy.write_text("# mine\n")
     assert main(["notebook", str(copy.parent), "--copy"]) == 0
     assert copy.read_text() == "# mine\n"
+    capsys.readouterr()
+    assert main(["notebook", str(copy), "--copy"]) == 2
+    assert re.fullmatch(r"headdyn notebook: .+; name another folder\n", capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +100,38 @@ def test_the_wheel_has_package_options_and_notebook_and_nothing_else(wheel: Path
     assert {name.partition("/")[0] for name in names} == {"headdyn", f"headdyn-{headdyn.__version__}.dist-info"}
 
 
-def test_the_wheel_works_from_any_folder(wheel: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    work = tmp_path / "work"
+def test_the_wheel_does_a_run_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    """Installed beside the packages of the tests; `headdyn` is the script that pip makes, the options are packaged."""
+    site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
-    variables = {**environment(tmp_path), "PYTHONPATH": str(tmp_path / "site"), "HEADDYN_OUT": "."}
-    code = "import headdyn.plan, sys; print(headdyn.plan.CONF); from headdyn.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "run", "mode=smoke", "--cfg", "job"]
-    done = subprocess.run(command, cwd=work, env=variables, capture_output=True, text=True, check=True)
-    assert (
-        done.stdout.startswith(str(tmp_path / "site" / "headdyn" / "conf"))
-        and "steps: ${mode.train.steps}" in done.stdout
-    )
+    options = ["--quiet", "--no-deps", "--no-index", "--target", str(site)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+    variables = {**environment(tmp_path), "PYTHONPATH": str(site), "HEADDYN_OUT": "."}
+    show = [sys.executable, "-c", "import headdyn.plan; print(headdyn.plan.CONF)"]
+    conf = subprocess.run(show, cwd=work, env=variables, capture_output=True, text=True, check=True).stdout
+    assert conf.strip() == str(site / "headdyn" / "conf")
+    command = [str(site / "bin" / "headdyn"), "run", *TINY]
+    done = subprocess.run(command, cwd=work, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (page,) = work.glob("outputs/*/report.html")
+    assert page.stat().st_size > 10_000 and [path.name for path in work.iterdir()] == ["outputs"]
+
+
+@pytest.mark.slow
+def test_the_wheel_is_installed_from_the_registry_and_answers_at_once(wheel: Path, tmp_path: Path) -> None:
+    """With HEADDYN_TEST_REGISTRY=1, where packages can be had: an empty environment, the pinned versions, no extra."""
+    if not os.environ.get("HEADDYN_TEST_REGISTRY"):
+        pytest.skip("set HEADDYN_TEST_REGISTRY=1 where packages can be installed from a registry")
+    row = install.installed(wheel, "", tmp_path / "environment")
+    assert max(row["answers_seconds"].values()) < 2 and row["smoke_run_seconds"]["first line"] < 2
+
+
+@pytest.mark.parametrize("command", install.ANSWERS)
+def test_a_command_answers_within_two_seconds(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Seconds of the processor, which do not depend on what else the machine does."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    program = [sys.executable, "-m", "headdyn", *command]
+    done = subprocess.run(program, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout + done.stderr
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2

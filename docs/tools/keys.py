@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from headdyn.config import MODEL_KINDS, RunConfig
 from headdyn.plan import CONF
 
-# How a group's settings are composed where its default does not have them all: every analysis, and what each needs.
+# The groups of conf/ that the reference goes through option by option; analysis and cluster are read in other ways.
 GROUPS = ("mode", "protocol", "model", "attention", "data", "data_ordering", "position_enc", "train", "tracking")
 _NO_OPTIONS = ("analysis/all", "analysis/all_prompts")  # lists of analyses
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
@@ -79,7 +79,7 @@ def sections() -> list[Section]:
             **_said(group, *(file.stem for file in sorted((CONF / group).glob("*.yaml")))),
             **_said(group, *options),
         }
-        keys = [Key(n, _type_at(cls, group, n), _spelled(v), _meaning(n, said)) for n, v in leaves.items()]
+        keys = [Key(n, _type_at(cls, n, leaves), _spelled(v), _meaning(n, said)) for n, v in leaves.items()]
         title = f"{group}={next(iter(options))}" if group else "The run itself"
         made.append(Section(title, {name: about for name, about in options.items() if name}, tuple(keys), sources))
     for _ in range(2):  # twice, since a key may be tied through another one
@@ -200,8 +200,7 @@ def _class(node: DictConfig, prefix: str) -> Any:
     """The class that checks a group's settings; None for Hydra's own."""
     plain = typing.cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
     if "_target_" in plain:
-        module, _, name = plain["_target_"].rpartition(".")
-        return getattr(importlib.import_module(module), name)
+        return _imported(plain["_target_"])
     if prefix == "model":
         return MODEL_KINDS[plain["kind"]]
     if prefix:
@@ -209,14 +208,24 @@ def _class(node: DictConfig, prefix: str) -> Any:
     return None if "hydra" in plain or "defaults" in plain else RunConfig
 
 
-def _type_at(cls: Any, group: str, key: str) -> str:
-    """The type of a dotted key's value, in words."""
+def _type_at(cls: Any, key: str, leaves: Mapping[str, Any]) -> str:
+    """The type of a dotted key's value, in words: of the class that `_target_` beside or above the key names, or `cls`.
+
+    What Hydra's launchers read is of the type that its YAML has.
+    """
+    if cls is None:
+        return f"{_WORDS.get(type(leaves[key]), 'list of options')}, checked by the launcher"
     path = key.split(".")
-    path = path if cls is RunConfig else path[2:] if group == "analysis" else path[1:]
-    if path[-1:] == ["_target_"]:
+    if path[-1] == "_target_":
         return "dotted name of a dataclass"
+    above = [cut for cut in range(1, len(path)) if ".".join((*path[:cut], "_target_")) in leaves]
     hint: Any = cls
-    for part in path if cls is not None else ():
+    if above:
+        hint = _imported(leaves[".".join((*path[: above[-1]], "_target_"))])
+        path = path[above[-1] :]
+    elif cls is not RunConfig:
+        path = path[1:]
+    for part in path:
         for member in _members(hint):
             if dataclasses.is_dataclass(member):
                 hint = typing.get_type_hints(member, include_extras=True).get(part)
@@ -224,9 +233,12 @@ def _type_at(cls: Any, group: str, key: str) -> str:
             if typing.get_origin(member) is Mapping:
                 hint = typing.get_args(member)[1]
                 break
-        else:
-            return "see the class"
-    return "see Hydra's launcher" if cls is None else _words(hint)
+    return _words(hint)
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
@@ -255,8 +267,6 @@ def _words(hint: Any) -> str:
         )
     if typing.get_origin(hint) is Mapping or dataclasses.is_dataclass(hint):
         return "group of settings"
-    if hint is Any:
-        return "as the class has it"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 

@@ -40,6 +40,8 @@ PYTHIA = {
 CHECKPOINTS, SEEDS = 154, 9
 HUB_BYTES_PER_SECOND = 1e8  # assumed: a line of 1 Gbit/s at 80 %
 HUB_BYTES, FLOAT32_BYTES = 2, 4  # of a weight: float16 on the hub; float32 in a snapshot, and in memory while analysed
+WORKERS = 2  # one a core
+ARRAY = 64  # tasks at once of a SLURM array
 PROMPTS = 96  # data=comparisons: 48 pairs, each in the wording that is patched and the one that is patched from
 
 
@@ -113,8 +115,14 @@ def _weights(job: RunConfig) -> int:
 def page() -> str:
     """The page, in Markdown."""
     gpu = _record("gpu.json")
-    cpu = {**(_record("training_step_before.json") or {}), **(_record("training_step.json") or {})}
-    return "\n".join([_INTRODUCTION, *_trainings(gpu, cpu), *_suites(gpu), *_limits(gpu)]) + "\n"
+    return "\n".join([_INTRODUCTION, *_trainings(gpu, _seconds_of_a_seed()), *_suites(gpu), *_limits(gpu)]) + "\n"
+
+
+def _seconds_of_a_seed() -> dict[str, float]:
+    """What the eight runs of one seed of the matrix took on two CPU cores, by mode: the mean of the recorded sweeps."""
+    sweeps = [s for s in (_record("run_seconds.json") or {}).values() if s["runs"] == 8 * s["seeds"]]
+    by_mode = {mode: [s["per_seed"] for s in sweeps if s["mode"] == mode] for mode in {s["mode"] for s in sweeps}}
+    return {mode: sum(seconds) / len(seconds) / WORKERS for mode, seconds in by_mode.items()}
 
 
 _INTRODUCTION = """# At scale
@@ -130,33 +138,32 @@ def _record(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def _trainings(gpu: dict[str, Any] | None, cpu: dict[str, Any]) -> list[str]:
+def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> list[str]:
     """The matrix of 32 random seeds, at the size of a first study on a GPU and at that of the next."""
     lines = [
         "## A matrix of 32 random seeds",
         "",
         "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions, of which RoPE and DroPE arms share",
         "a training. DroPE arms are counted at their shortest recalibration; one that does not recover trains on, at most as long as",
-        "before. Hours are tokens over the measured tokens a second of training steps; analyses, evaluation and compiling",
-        "come on top. Eight GPUs, or a SLURM array of eight tasks (`hydra.launcher.array_parallelism=8`), train eight at once.",
+        "before. Hours on GPUs are tokens over the measured tokens a second of training steps; analyses, evaluation and",
+        f"compiling come on top. A SLURM array trains {ARRAY} at once (`hydra.launcher.array_parallelism={ARRAY}`), a GPU each.",
         "",
-        "| mode | runs | trainings | tokens | tokens/s | one GPU | eight GPUs | two CPU cores | snapshots | corpora | GPU memory |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| mode | runs | trainings | tokens | tokens/s | one GPU | eight GPUs | SLURM array | two CPU cores | snapshots | corpora | GPU memory |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for mode in ("laptop", "run1", "v2"):
         counts = design("experiment=matrix", f"mode={mode}", seeds=32)
         step = (gpu or {}).get("steps", {}).get(mode)
-        on_cpu = cpu.get(mode, {}).get("tokens_per_second", {}).get("headdyn")
-        rounds = math.ceil(counts.trainings / 8) / counts.trainings
+        seconds = counts.tokens / step["tokens_per_second"] if step else None
+        at_once = {count: math.ceil(counts.trainings / count) / counts.trainings for count in (1, 8, ARRAY)}
         cells = [
             f"`{mode}`",
             f"{counts.runs}",
             f"{counts.trainings}",
             f"{counts.tokens / 1e9:.3g} G",
             f"{step['tokens_per_second'] / 1e3:.0f} K" if step else "not measured",
-            _hours(counts.tokens / step["tokens_per_second"]) if step else "not measured",
-            _hours(counts.tokens / step["tokens_per_second"] * rounds) if step else "not measured",
-            _hours(counts.tokens / (2 * on_cpu)) if on_cpu else "not measured",
+            *("not measured" if seconds is None else _hours(seconds * share) for share in at_once.values()),
+            _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "not measured",
             _bytes(counts.snapshot_bytes),
             _bytes(counts.corpus_bytes),
             f"{step['peak_memory_gib']:.1f} GiB" if step and step["peak_memory_gib"] else "not measured",
@@ -165,7 +172,9 @@ def _trainings(gpu: dict[str, Any] | None, cpu: dict[str, Any]) -> list[str]:
     return [
         *lines,
         "",
-        "On two CPU cores two trainings run side by side, one a core; the speed is that of one thread.",
+        "Two CPU cores do two runs side by side. Their hours are those of whole runs, with corpora, recalibrations until an arm has",
+        "recovered, evaluation and analyses, from the manifests of two seeds at a time (`experiments/speed/run_seconds.json`), while",
+        "other work ran beside them; the sweep's own statistics and page come on top.",
         "",
     ]
 

@@ -1,20 +1,14 @@
-"""One live line on the terminal while a training works; elsewhere a log line now and then."""
+"""One live line while a training works."""
 
 import logging
-import sys
-import time
 from collections.abc import Callable
 from typing import Self
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
+from headdyn.core.live_lines import LiveLines
 from headdyn.training.loop import Progress
 
 log = logging.getLogger(__name__)
 
-LOG_EVERY_SECONDS = 15.0
 relay: Callable[[str], None] | None = None  # set in a sweep's worker: takes progress to the process that shows it
 
 
@@ -23,30 +17,23 @@ class ProgressLine:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self.live = None
-        if sys.stderr.isatty() and relay is None:
-            self.live = Live(console=Console(stderr=True), transient=True, auto_refresh=False)
-        self._logged = time.monotonic()
+        self.lines = LiveLines(log.info) if relay is None else None
 
     def __enter__(self) -> Self:
-        if self.live:
-            self.live.start()
+        if self.lines:
+            self.lines.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.live:
-            self.live.stop()
+        if self.lines:
+            self.lines.__exit__(*error)
 
     def __call__(self, progress: Progress) -> None:
         """Show where the training stands."""
-        line = f"{self.title}: {describe(progress)}"
         if relay:
             relay(describe(progress))
-        elif self.live:
-            self.live.update(Text(line), refresh=True)
-        elif time.monotonic() - self._logged >= LOG_EVERY_SECONDS:
-            self._logged = time.monotonic()
-            log.info(line)
+        elif self.lines:
+            self.lines.show({self.title: describe(progress)})
 
 
 def describe(p: Progress) -> str:

@@ -50,7 +50,9 @@ class TrainSettings:
     snapshots: int = 12  # log-spaced from step 0 to the last, weights only, kept
     eval_every_steps: Count = 50
     eval_sequences: Count = 256  # a fixed prefix of the validation split
-    resume_every_seconds: float = 30.0  # how often the full state is saved, so that a killed run loses no more
+    resume_every_seconds: Annotated[float, Field(ge=0)] = (
+        30.0  # how often the full state is saved, so that a killed run loses no more
+    )
     compile: bool = True  # not where a head is held
     accumulate: Count = 1  # parts of a device's batch, one after another, whose gradients add up: less memory
     clamp: Clamp = Clamp()
@@ -96,11 +98,11 @@ class RecalibrationSettings:
     """
 
     share: Share = 0.01
-    floor_steps: int = 0
+    floor_steps: Natural = 0
     warmup_share: Share = 0.1
-    lr_scale: float = 1.0
+    lr_scale: Positive = 1.0
     steps: Natural | None = None
-    recovered_within_nats: float = 0.05
+    recovered_within_nats: Annotated[float, Field(ge=0)] = 0.05
     until_recovered: bool = False
 
     def count(self, train_steps: int) -> int:

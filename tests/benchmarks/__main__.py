@@ -43,6 +43,7 @@ BENCHMARKS = {
     "organisms": Benchmark("training a suite, and the emergence study on its eleven checkpoints"),
     "sweep_memory": Benchmark("peak memory of four checkpoints against that of one"),
     "tensor_lens": Benchmark("the whole tensor, and a VJP readout in passes of the model"),
+    "install": Benchmark("installing the wheel without and with extras: seconds, size on disk, the first commands"),
     "text_pipeline": Benchmark("100,000 documents to a corpus; long: 400,000 too", ("--more",)),
 }
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
+import headdyn.api
 import headdyn.run
 from headdyn.plan import CONF, make_plan
 
@@ -103,7 +104,7 @@ def nothing_is_started(tmp_path_factory):
         patch.setenv("HEADDYN_OUT", str(root / "out"))
         patch.setenv("HEADDYN_CACHE", str(root / "cache"))
         patch.setattr(sys, "argv", ["headdyn"])  # which --cfg rewrites
-        patch.setattr(headdyn.run, "launch", lambda plan, arguments: started.append(plan) or 0)
+        patch.setattr(headdyn.api, "launch", lambda plan, arguments: started.append(plan) or 0)
         patch.chdir(root)
         yield
         assert not (root / "cache").exists()

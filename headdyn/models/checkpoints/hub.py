@@ -12,13 +12,14 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from huggingface_hub import HfApi, ModelInfo, errors, snapshot_download
-from huggingface_hub.utils import disable_progress_bars
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from headdyn.core.records import write_json
 from headdyn.core.store import file_hash
@@ -74,13 +75,24 @@ def sizes_and_hashes(name: str, revision: str) -> dict[str, tuple[int, str | Non
     return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in wanted}
 
 
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """The hub's client draws none inside: a sweep's jobs share one terminal."""
+    disabled_before = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not disabled_before:
+            enable_progress_bars()
+
+
 def download(name: str, revision: str, folder: Path) -> None:
     """Put one revision's files and `source.json` into the folder, where an earlier try may have left some of them.
 
     The hub's client continues broken transfers; a file that differs from the hub's checksum is downloaded again.
     Raises CheckpointError, in one line, where they cannot be had; OSError where the disk refuses.
     """
-    disable_progress_bars()  # a sweep's jobs share one terminal
     info = describe(name, revision)
     files = {file.rfilename: file for file in info.siblings or ()}
     if "config.json" not in files:
@@ -92,7 +104,8 @@ def download(name: str, revision: str, folder: Path) -> None:
     log.info("downloading %s %s (%.0f MB)", name, revision, sum(files[file].size or 0 for file in wanted) / 1e6)
 
     def transfer() -> None:
-        snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=wanted, endpoint=endpoint())
+        with _without_progress_bars():
+            snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=wanted, endpoint=endpoint())
         for file in wanted:
             lfs = files[file].lfs
             if lfs is not None and file_hash(folder / file) != lfs.sha256:

@@ -36,7 +36,7 @@ class Organism:
     kept: str = "original_11,original_8,pythia_log"  # the revisions to save
     num_layers: Annotated[int, Field(ge=1)] = 3
     num_heads: Annotated[int, Field(ge=2)] = 12
-    d_model: int = 96
+    d_model: Annotated[int, Field(ge=2)] = 96
     layer: int | None = None  # where to plant; None is the middle layer, ⌊L/2⌋, as analyses choose
     rotary_fraction: Share = 0.5
     init_std: Annotated[float, Field(gt=0)] = 0.02

@@ -1,0 +1,79 @@
+"""Lines drawn anew while work goes on: in a terminal, in Jupyter and in marimo; elsewhere printed now and then."""
+
+import html
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+PRINT_EVERY_SECONDS = 15.0
+
+
+class LiveLines:
+    """A context manager; `show` draws its lines in place of those drawn before, and they vanish at the end.
+
+    In a notebook they stand in the output of the cell. Where nothing can be drawn twice, `show` gives its lines to
+    `write` every quarter of a minute.
+    """
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self.write = write
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, force_jupyter=False)
+        self.draw_html = notebook_output()
+        self.live = None
+        if self.draw_html is None and self.console.is_terminal:
+            self.live = Live(console=self.console, transient=True, auto_refresh=False)
+        self._written = time.monotonic()
+
+    @property
+    def in_notebook(self) -> bool:
+        return self.draw_html is not None
+
+    def __enter__(self) -> Self:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.live.stop()
+        if self.draw_html:
+            self.draw_html("")
+
+    def show(self, lines: Mapping[str, str]) -> None:
+        """What each of the named is at."""
+        if self.draw_html:
+            cells = (f"<tr><td><b>{html.escape(k)}</b></td><td>{html.escape(v)}</td></tr>" for k, v in lines.items())
+            self.draw_html(f"<table>{''.join(cells)}</table>")
+        elif self.live:
+            table = Table.grid(padding=(0, 2))
+            for name, text in lines.items():
+                table.add_row(Text(name, style="bold"), Text(text))
+            self.live.update(table, refresh=True)
+        elif time.monotonic() - self._written >= PRINT_EVERY_SECONDS:
+            self._written = time.monotonic()
+            for name, text in lines.items():
+                self.write(f"{name}: {text}")
+
+
+def notebook_output() -> Callable[[str], None] | None:
+    """What draws HTML in the output of the notebook cell that is running, each time in place of the last; else None.
+
+    A notebook has imported its own package by then, so that none is imported here.
+    """
+    marimo = sys.modules.get("marimo")
+    if marimo is not None and marimo.running_in_notebook():
+        return lambda text: marimo.output.replace(marimo.Html(text) if text else None)
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if getattr(shell, "kernel", None) is None:  # IPython in a terminal has none
+        return None
+    display: Callable[..., Any] = sys.modules["IPython"].display.display
+    drawn = uuid.uuid4().hex
+    display({"text/html": "", "text/plain": ""}, raw=True, display_id=drawn)
+    return lambda text: display({"text/html": text, "text/plain": ""}, raw=True, display_id=drawn, update=True)

@@ -1,0 +1,107 @@
+"""Installing headdyn: how long it takes, what it takes on disk, and how soon its first command answers.
+
+    python -m tests.benchmarks.install --out experiments/speed
+
+The wheel is built, and installed with the versions of constraints.txt into empty virtual environments, once with no
+extra and once with each. Seconds are those of pip with whatever its cache already holds, on this machine's network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = ("", "notebook", "text", "dashboard,gguf,joblib", "docs")
+ANSWERS = (("--help",), ("run", "--help"), ("run", "mode=smok"), ("run", "mode=smoke", "--cfg", "job"))
+
+
+def main() -> None:
+    """Measure, print the tables, and write install.json where `--out` says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="folder for install.json")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
+        (wheel,) = folder.glob("*.whl")
+        record: dict[str, Any] = {"python": sys.version.split()[0], "wheel_mb": round(megabytes(wheel), 2)}
+        record["installs"] = [installed(wheel, extras, folder / "environment") for extras in EXTRAS]
+    text = json.dumps(record, indent=1) + "\n"
+    print(text)
+    if arguments.out:
+        (arguments.out / "install.json").write_text(text, encoding="utf-8")
+
+
+def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
+    """What one installation took, in an environment that is removed afterwards."""
+    call(sys.executable, "-m", "venv", str(environment))
+    python, site = (
+        str(environment / "bin" / "python"),
+        environment / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix),
+    )
+    before = megabytes(site)
+    requirement = f"headdyn[{extras}] @ {wheel.as_uri()}" if extras else str(wheel)
+    begun = time.perf_counter()
+    call(python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), requirement)
+    row: dict[str, Any] = {"extras": extras, "seconds": round(time.perf_counter() - begun)}
+    row["mb"] = round(megabytes(site) - before)
+    sizes = {d.metadata["Name"]: distribution_megabytes(d) for d in distributions(path=[str(site)])}
+    row["packages"] = len(sizes)
+    row["largest_mb"] = dict(sorted(((k, round(v)) for k, v in sizes.items()), key=lambda item: -item[1])[:12])
+    if not extras:
+        row |= first_minutes(environment / "bin" / "headdyn", environment.parent / "empty")
+    shutil.rmtree(environment)
+    return row
+
+
+def first_minutes(headdyn: Path, work: Path) -> dict[str, Any]:
+    """Seconds to the end of the first commands, and to the first line and the end of the first run; an empty folder."""
+    work.mkdir()
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HEADDYN_OUT")}
+    environment |= {"HEADDYN_CACHE": str(work / "cache"), "WANDB_MODE": "offline"}
+    answers = {}
+    for command in ANSWERS:
+        begun = time.perf_counter()
+        subprocess.run([headdyn, *command], cwd=work, env=environment, capture_output=True, check=False)
+        answers[" ".join(("headdyn", *command))] = round(time.perf_counter() - begun, 2)
+    begun = time.perf_counter()
+    with subprocess.Popen([headdyn, "run", "mode=smoke"], cwd=work, env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        first_line = time.perf_counter() - begun
+        process.stderr.read()
+    if process.returncode:
+        raise RuntimeError(f"headdyn run mode=smoke ended with {process.returncode}")
+    return {
+        "answers_seconds": answers,
+        "smoke_run_seconds": {"first line": round(first_line, 2), "end": round(time.perf_counter() - begun, 1)},
+    }
+
+
+def call(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def megabytes(path: Path) -> float:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file() and not file.is_symlink()]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def distribution_megabytes(distribution: Distribution) -> float:
+    files = [Path(str(file.locate())) for file in distribution.files or ()]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+if __name__ == "__main__":
+    main()
