@@ -73,7 +73,8 @@ def split_answer(series: Series) -> list[str]:
             lead += f" No emergence of {name} specialisation:"
     elif emerged:
         last = emerged[-1]
-        lead = f"Yes: {name} specialisation {_when(measures[last])}, by {series.metric(last).label}; {null}:"
+        lead = f"Yes: {name} specialisation {_when(measures[last])}, by {series.metric(last).label}."
+        lead += f" Against chance: {null}:"
     else:
         lead = f"{_capital(name)} is beyond chance ({null}), but no measure of it passes its threshold:"
     return [lead, *_by_criterion(split), _strongest(split, name), *_agreement(series), *_capability(series)]
@@ -218,8 +219,9 @@ def order(series: Series) -> list[str]:
             continue
         spans = [f"{label} {_span(*dates['intervals'][name])}" for name, label in labels.items()]
         pairs = [(labels[a], labels[b]) for a, b in dates["surely_before"] if a in labels and b in labels]
-        sure = listed([f"{a} before {b}" for a, b in pairs]) if pairs else "none, their intervals overlap"
-        sentences.append(f"By {words}: {', '.join(spans)}. Surely one before another: {sure}.")
+        before = listed([f"{a} came before {b}" for a, b in pairs])
+        sure = f"So {before}" if pairs else "These intervals overlap, so that no order is certain"
+        sentences.append(f"By {words}, in steps: {', '.join(spans)}. {sure}.")
     return sentences
 
 

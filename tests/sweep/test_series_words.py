@@ -58,9 +58,9 @@ def test_the_order_of_measures_is_told_with_their_intervals(tmp_path: Path) -> N
     one = only(tmp_path, verdict(order={"half_height": pair, "first_departure": {**pair, "surely_before": []}}))
     departure, half = order(one)
     names = [one.metric(name).label for name in intervals]
-    assert departure.endswith("Surely one before another: none, their intervals overlap.")
-    assert half.startswith(f"By half height: {names[0]} (1 000, 32 000], {names[1]} (32 000, 64 000]")
-    assert half.endswith(f"Surely one before another: {names[0]} before {names[1]}.")
+    assert departure.endswith("These intervals overlap, so that no order is certain.")
+    assert half.startswith(f"By half height, in steps: {names[0]} (1 000, 32 000], {names[1]} (32 000, 64 000]")
+    assert half.endswith(f"So {names[0]} came before {names[1]}.")
     assert order(only(tmp_path / "other")) == []
 
 
