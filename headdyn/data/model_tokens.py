@@ -55,18 +55,22 @@ class ModelTokens:
         """The end-of-text token; None where there is none."""
         return None if self.tokenizer is None else self.tokenizer.eos_token_id
 
-    @property
-    def text_tokenizer(self) -> Any:
-        """The tokenizer of the library `tokenizers`, which cuts nothing off. Raises ValueError where there is none."""
-        from tokenizers import Tokenizer
-
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
+    def require_text(self) -> None:
+        """Raise ValueError where texts cannot be written in these tokens, before work on the texts begins."""
+        if getattr(self.tokenizer, "backend_tokenizer", None) is None:
             lacks = "no tokenizer" if self.tokenizer is None else "no fast tokenizer (tokenizer.json)"
             raise ValueError(
                 f"model.name={self.name} has {lacks}, and text needs one; put it beside the weights, or choose "
                 "data=repeated_tokens"
             )
+
+    @property
+    def text_tokenizer(self) -> Any:
+        """The tokenizer of the library `tokenizers`, which cuts nothing off. Raises ValueError where there is none."""
+        from tokenizers import Tokenizer
+
+        self.require_text()
+        backend = self.tokenizer.backend_tokenizer
         tokenizer = Tokenizer.from_str(backend.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()

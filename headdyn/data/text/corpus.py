@@ -100,6 +100,7 @@ class TextSource(ABC):
     def in_tokens_of(self, tokens: ModelTokens) -> TextInTokens:
         """The same text in the tokens of a model that comes trained; `vocab_size` then plays no part."""
         tokens.require_length(self.sequence_length)
+        tokens.require_text()
         return TextInTokens(self, tokens)
 
     def build(self, folder: Path, tokens: ModelTokens | None = None) -> None:

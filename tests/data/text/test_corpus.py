@@ -20,6 +20,7 @@ from headdyn.core.settings import ConfigError
 from headdyn.core.settings import build as build_settings
 from headdyn.core.store import Store
 from headdyn.data.corpus import Corpus, corpus_recipe
+from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.text import build
 from headdyn.data.text.corpus import LocalText
 from tests.data.text.small_text import jsonl, planted
@@ -255,3 +256,8 @@ def test_settings_are_checked_without_heavy_imports() -> None:
     code = f"import sys, headdyn.data.text.corpus; sys.exit(str([m for m in {heavy} if m in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_a_model_without_a_tokenizer_is_refused_before_the_texts_are_read(settings: LocalText) -> None:
+    with pytest.raises(ValueError, match=r"model.name=m has no tokenizer, and text needs one"):
+        settings.in_tokens_of(ModelTokens("m", 29))
