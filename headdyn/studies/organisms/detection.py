@@ -22,6 +22,7 @@ from headdyn.analysis.interventions.splits import rank_test
 from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.onset import first_above
 from headdyn.analysis.series.points import SeriesPoint, SplitSummary
+from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.randomness import generator
 from headdyn.core.records import read_json, write_json
 from headdyn.core.run_folder import git_revision
@@ -73,7 +74,7 @@ def study(
     settings: Callable[[str, int], Organism] | None = None,
     analysis: Specialization | None = None,
 ) -> list[Row]:
-    """Do what is not yet on record in `out`, and write study.json, study.csv and table.md over all that is.
+    """Do what is not yet on record in `out`, and write the study's record over all that is.
 
     `settings(kind, suite)` makes a suite's settings, by default those of conf/model/organism_*. Returns the rows.
     Raises ValueError where `out` holds a suite that was done otherwise.
@@ -108,7 +109,7 @@ def record_key(organism: Organism, analysis: Specialization) -> str:
 
 
 def write_record(out: Path) -> list[Row]:
-    """study.json, study.csv and table.md over all suites on record in `out`, whose rows are returned."""
+    """study.json, study.csv, table.md and detections.svg over all suites on record in `out`; returns their rows."""
     rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
     summary = summarise(rows)
     write_json(out / "study.json", {"alpha": ALPHA, "series": SERIES, "summary": summary, "suites": rows})
@@ -118,6 +119,7 @@ def write_record(out: Path) -> list[Row]:
         for row in rows:
             writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
     (out / "table.md").write_text(markdown(summary), encoding="utf-8")
+    figure(summary).save(out / "detections.svg")
     return rows
 
 
@@ -254,6 +256,22 @@ def markdown(summary: Sequence[Row]) -> str:
     }
     lines = [[question, *(cells.get((question, group), "–") for group in GROUPS)] for question in QUESTIONS]
     return "".join("| " + " | ".join(line) + " |\n" for line in [["", *GROUPS], ["---"] * (len(GROUPS) + 1), *lines])
+
+
+def figure(summary: Sequence[Row]) -> Figure:
+    """How often each detector says yes where the even heads were planted, and where they were not."""
+    lines = [line for line in summary if NOT_EVEN in QUESTIONS[line["question"]][0]]
+    intervals = [
+        Interval(
+            label=question,
+            group=line["kind"],
+            **{name: 100 * line[key] for name, key in (("value", "share"), ("low", "ci_low"), ("high", "ci_high"))},
+        )
+        for question in QUESTIONS
+        for line in lines
+        if line["question"] == question and line["kind"] in ("planted", NOT_EVEN)
+    ]
+    return interval_plot(intervals, xlabel="suites in which it is found (%)")
 
 
 def _in_words(row: Row) -> str:
