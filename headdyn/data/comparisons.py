@@ -10,6 +10,7 @@ P pairs.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -35,6 +36,9 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids."""
         ...
+
+
+log = logging.getLogger(__name__)
 
 
 @settings
@@ -211,6 +215,25 @@ class Prompts:
         groups = [dataclasses.replace(group, units_N=number_P[group.units_N]) for group in chosen if len(group)]
         pairs = tuple(self.pairs[unit] for unit in np.flatnonzero(chosen_P))
         return dataclasses.replace(self, pairs=pairs, groups=tuple(groups))
+
+    def in_company(self) -> Prompts:
+        """Without the pairs that have a prompt as long as no other's: a mean over prompts, and a value of another one,
+        need two of a length. Raises ValueError where no pair is left."""
+        kept = self
+        while alone := [group.units_N for group in kept.groups if len(group) < 2]:
+            kept = kept.where(~np.isin(np.arange(len(kept.pairs)), np.concatenate(alone)))
+        if not kept.pairs:
+            raise ValueError(
+                f"of {len(self.pairs)} pairs none has a prompt as long as another's, so that there is no mean over "
+                "prompts; ask for more pairs (data.bug_pairs, or lines of data.path)"
+            )
+        if left_out := len(self.pairs) - len(kept.pairs):
+            log.warning(
+                "%d of %d pairs are left out where heads are ablated: no other prompt is as long as theirs",
+                left_out,
+                len(self.pairs),
+            )
+        return kept
 
     def by_pair(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Average rows into pairs: one array a group, rows on the last axis [..., N], becomes [..., P]."""

@@ -48,7 +48,7 @@ def measure(
     if isinstance(corpus, Prompts):
         model = in_dtype(decoder, chosen.dtype)
         make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
-        effect_LHP = _effects(model, corpus, ABLATE, range(c.num_layers))
+        effect_LHP = _effects(model, corpus.in_company(), ABLATE, range(c.num_layers))
         profiles = {"effect_profiles": profile_table({"effect_nats": np.moveaxis(effect_LHP, -1, 0)})}
         kinds["behaviour"] = _behaviour(recipe, effect_LHP, chosen.null_draws, generator)
         effects = make.effects("repair", _effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)

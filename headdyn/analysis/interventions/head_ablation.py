@@ -9,7 +9,6 @@ be).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +23,6 @@ from headdyn.analysis.interventions.restart import Restart
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
-
-log = logging.getLogger(__name__)
 
 MAX_BYTES = 2**28  # of the activations and logits of the cells that run at once
 
@@ -51,30 +48,14 @@ class Texts:
     @classmethod
     def of_prompts(cls, prompts: Prompts, most: int) -> Texts:
         """The corrupted prompts of the first `most` pairs with the tokens that both answers share, read at the end:
-        where the answers part.
-
-        A prompt of a length that no other has is left out, as no other can stand in for it; so is a pair that has no
-        other prompt. Raises ValueError where none is left.
+        where the answers part. Pairs with a prompt that no other is as long as are left out (`Prompts.in_company`).
         """
-        few = prompts.where(np.arange(len(prompts.pairs)) < most)
-        shared = [group for group in few.groups if len(group.units_N) > 1]
-        kept_U = np.unique(np.concatenate([group.units_N for group in shared])) if shared else np.zeros(0, dtype=int)
-        if not len(kept_U):
-            raise ValueError(
-                f"each of {len(few.groups)} prompts has a length of its own, so that there is no mean and no other "
-                "prompt to resample from; ask for more pairs (data.bug_pairs, or lines of data.path)"
-            )
-        if len(kept_U) < len(few.pairs):
-            left_out = len(few.pairs) - len(kept_U)
-            log.warning("ablation leaves out %d of %d pairs: no other prompt is as long", left_out, len(few.pairs))
+        few = prompts.where(np.arange(len(prompts.pairs)) < most).in_company()
         groups = [
-            TokenGroup(
-                tokens_NT=np.concatenate((group.corrupted_NT, group.shared_NC), axis=1),
-                units_N=np.searchsorted(kept_U, group.units_N),
-            )
-            for group in shared
+            TokenGroup(tokens_NT=np.concatenate((group.corrupted_NT, group.shared_NC), axis=1), units_N=group.units_N)
+            for group in few.groups
         ]
-        return cls(groups=tuple(groups), units=len(kept_U), unit="pair", read="last")
+        return cls(groups=tuple(groups), units=len(few.pairs), unit="pair", read="last")
 
     @classmethod
     def of_corpus(cls, corpus: Corpus, most: int) -> Texts:

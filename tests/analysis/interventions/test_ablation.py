@@ -165,5 +165,5 @@ def test_impossible_models_and_prompts(family: Prompts) -> None:
         analysed(model(), family, layer=3)
     with pytest.raises(ValueError, match="2 heads a layer make no groups"):
         analysed(model(2), family)
-    with pytest.raises(ValueError, match="each of 1 prompts has a length of its own"):
+    with pytest.raises(ValueError, match="of 1 pairs none has a prompt as long as another's"):
         analysed(model(), prompts(bug_pairs=1, control_pairs=0))
