@@ -1,9 +1,11 @@
 """Installing headdyn: how long it takes, what it takes on disk, and how soon its first command answers.
 
     python -m tests.benchmarks.install --out experiments/speed
+    python -m tests.benchmarks.install --sizes-only --out experiments/speed
 
 The wheel is built, and installed with the versions of constraints.txt into empty virtual environments, once with no
 extra and once with each. Seconds are those of pip with whatever its cache already holds, on this machine's network.
+`--sizes-only` installs nothing: it adds up the packages of the present environment that each installation would bring.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ import sys
 import sysconfig
 import tempfile
 import time
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("", "notebook", "text", "dashboard,gguf,joblib", "docs")
@@ -30,17 +35,54 @@ def main() -> None:
     """Measure, print the tables, and write install.json where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for install.json")
+    parser.add_argument("--sizes-only", action="store_true", help="of what is installed here; nothing is installed")
     arguments = parser.parse_args()
+    if arguments.sizes_only:
+        write({"python": sys.version.split()[0], "sizes": [sizes(extras) for extras in EXTRAS]}, arguments.out)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
         (wheel,) = folder.glob("*.whl")
         record: dict[str, Any] = {"python": sys.version.split()[0], "wheel_mb": round(megabytes(wheel), 2)}
-        record["installs"] = [installed(wheel, extras, folder / "environment") for extras in EXTRAS]
+        record["installs"] = []
+        for extras in EXTRAS:
+            record["installs"].append(installed(wheel, extras, folder / "environment"))
+            write(record, arguments.out)
+
+
+def write(record: dict[str, Any], out: Path | None) -> None:
+    """Print the record, and write it where there is a folder for it."""
     text = json.dumps(record, indent=1) + "\n"
     print(text)
-    if arguments.out:
-        (arguments.out / "install.json").write_text(text, encoding="utf-8")
+    if out:
+        (out / "install.json").write_text(text, encoding="utf-8")
+
+
+def sizes(extras: str) -> dict[str, Any]:
+    """Megabytes of every package that headdyn with these extras requires, those of headdyn's packages in turn too."""
+    found: dict[str, float] = {}
+    waiting = [Requirement(f"headdyn[{extras}]" if extras else "headdyn")]
+    seen: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        if str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        package = distribution(requirement.name)
+        if requirement.name != "headdyn":
+            found[canonicalize_name(requirement.name)] = distribution_megabytes(package)
+        for inner in map(Requirement, package.requires or ()):
+            wanted = [{"extra": extra} for extra in (*requirement.extras, "")]
+            if inner.marker is None or any(inner.marker.evaluate(extra) for extra in wanted):
+                waiting.append(inner)
+    largest = dict(sorted(found.items(), key=lambda item: -item[1])[:12])
+    return {
+        "extras": extras,
+        "packages": len(found),
+        "mb": round(sum(found.values())),
+        "largest_mb": {name: round(size) for name, size in largest.items()},
+    }
 
 
 def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
