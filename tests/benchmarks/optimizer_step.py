@@ -5,6 +5,7 @@
 
 Both optimizers get the same gradients, and that they move the weights alike is checked before anything is timed. The
 limit is Newton–Schulz' products alone: five times X Xᵀ, its square and their product with X, as stacks in bfloat16.
+Other ways to iterate are timed beside muon-optimizer's, which headdyn uses, and compared with the same in float64.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tests.benchmarks.shapes import SHAPES, machine
 from tests.benchmarks.training_step import timed
 
 LR, MOMENTUM = 0.02, 0.95
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic polynomial
 
 
 def products(stacks: list[tuple[int, tuple[int, int]]]) -> Callable[[], None]:
@@ -40,6 +42,69 @@ def products(stacks: list[tuple[int, tuple[int, int]]]) -> Callable[[], None]:
                 square_NOO @ x_NOI
 
     return work
+
+
+def as_the_package(x_NOI: Tensor) -> Tensor:
+    """One iteration as muon-optimizer writes it: scaled and added apart from the products."""
+    square_NOO = x_NOI @ x_NOI.mT
+    return A * x_NOI + (B * square_NOO + C * square_NOO @ square_NOO) @ x_NOI
+
+
+def added_within(x_NOI: Tensor) -> Tensor:
+    """Scaled and added by the products themselves, as torch.optim.Muon does for one matrix."""
+    square_NOO = x_NOI @ x_NOI.mT
+    return torch.baddbmm(x_NOI, torch.baddbmm(square_NOO, square_NOO, square_NOO, beta=B, alpha=C), x_NOI, beta=A)
+
+
+def by_halves(x_NOI: Tensor) -> Tensor:
+    """Three quarters of the blocks of the two symmetric products: the fourth is one of them transposed."""
+
+    def square(x_NOI: Tensor) -> Tensor:
+        upper, lower = x_NOI.chunk(2, dim=1)
+        across = upper @ lower.mT
+        rows = torch.cat([upper @ upper.mT, across], 2), torch.cat([across.mT, lower @ lower.mT], 2)
+        return torch.cat(rows, 1)
+
+    square_NOO = square(x_NOI)
+    return torch.baddbmm(x_NOI, B * square_NOO + C * square(square_NOO), x_NOI, beta=A)
+
+
+def from_squares(x_NOI: Tensor) -> Tensor:
+    """All iterations on X Xᵀ alone, in float32, and one product with X at the end."""
+    product_NOO, total_NOO = (x_NOI @ x_NOI.mT).float(), torch.eye(x_NOI.shape[1])
+    for _ in range(5):
+        step_NOO = torch.baddbmm(product_NOO, product_NOO, product_NOO, beta=B, alpha=C)
+        step_NOO.diagonal(dim1=1, dim2=2).add_(A)
+        total_NOO, product_NOO = step_NOO @ total_NOO, step_NOO @ product_NOO @ step_NOO
+    return total_NOO.to(x_NOI.dtype) @ x_NOI
+
+
+def iterated(iteration: Callable[[Tensor], Tensor], x_NOI: Tensor) -> Tensor:
+    for _ in range(1 if iteration is from_squares else 5):
+        x_NOI = iteration(x_NOI)
+    return x_NOI
+
+
+def ways(stacks: list[tuple[int, tuple[int, int]]], repetitions: int) -> dict[str, dict[str, object]]:
+    """How fast each way is in units of muon-optimizer's, and how far it ends from the same in float64."""
+    drawn = [torch.randn(count, min(shape), max(shape)) for count, shape in stacks]
+    starts = [(x_NOI / x_NOI.norm(dim=(1, 2), keepdim=True)).bfloat16() for x_NOI in drawn]
+    tried = (as_the_package, added_within, by_halves, from_squares)
+    seconds = np.array(
+        [
+            [timed(lambda way=way: [iterated(way, start) for start in starts]) for way in tried]  # type: ignore[misc]
+            for _ in range(repetitions)
+        ]
+    )
+    off: dict[str, list[float]] = {way.__name__: [] for way in tried}
+    for start in starts:
+        exact = iterated(as_the_package, start[:1].double())
+        for way in tried:
+            off[way.__name__].append(((iterated(way, start[:1]) - exact).norm() / exact.norm()).item())
+    return {
+        way.__name__: {"ratio": (seconds[:, 0] / seconds[:, i]).tolist(), "difference": max(off[way.__name__])}
+        for i, way in enumerate(tried)
+    }
 
 
 def main() -> None:
@@ -65,7 +130,8 @@ def main() -> None:
     off = [((a - b).norm() / (a - c).norm()).item() for a, b, c in zip(ours, theirs, before, strict=True)]
     assert max(off) < 0.03, max(off)
 
-    limit = products([(len(stack), shape) for shape, stack in muon.stacks.items()])
+    stacks = [(len(stack), shape) for shape, stack in muon.stacks.items()]
+    limit = products(stacks)
     seconds = np.array(
         [[timed(lambda: muon.step(LR, finite)), timed(peer.step), timed(limit)] for _ in range(arguments.repetitions)]
     )
@@ -75,9 +141,17 @@ def main() -> None:
     print(f"{arguments.shape}, {parameters / 1e6:.1f} M parameters in {len(ours)} matrices, one thread")
     print(f"  {three(ratio)} times torch.optim.Muon (at least 2), {three(share)} of its products alone")
     print(f"  headdyn {median[0]:.3g} s, torch.optim.Muon {median[1]:.3g} s; steps differ by {max(off):.1%} at most")
+    others = ways(stacks, arguments.repetitions)
+    for name, way in others.items():
+        print(f"  {name:16}{three(way['ratio'])} times the package, {way['difference']:.1%} from float64")
     if arguments.out:
-        record = {"shape": arguments.shape, "parameters": parameters, "ratio": ratio.tolist()}
-        record |= {"share_of_limit": share.tolist(), "seconds": median.tolist(), "largest_difference": max(off)}
+        record: dict[str, object] = {"shape": arguments.shape, "parameters": parameters, "ratio": ratio.tolist()}
+        record |= {
+            "share_of_limit": share.tolist(),
+            "seconds": median.tolist(),
+            "largest_difference": max(off),
+            "ways": others,
+        }
         arguments.out.write_text(json.dumps(record | {"machine": machine()}, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,12 +9,20 @@ from typing import Any
 from headdyn.core.numbers import fixed
 from tests.experiments.records import read
 
+WAYS = {
+    "added_within": "scaled and added within the products",
+    "by_halves": "symmetric products by halves",
+    "from_squares": "iterated on X Xᵀ alone, in float32",
+}
 SETTINGS = ("probes 3 times as fast",)
 
 
 def fragments(folder: Path) -> list[str]:
     steps, growth = read(folder / "training_step_before.json"), read(folder / "scaling.json")
     muon, probes = read(folder / "optimizer_step.json"), read(folder / "probes.json")
+    sweeps = list(read(folder / "run_seconds.json").values())
+    together = [f"{sweep['seconds']['total'] / sweep['seeds']:,.0f}" for sweep in sweeps]
+    training = [fixed(100 * sweep["seconds"]["training"] / sweep["seconds"]["total"], 0) for sweep in sweeps]
     factors = ("sequences", "length", "heads", "layers")
     right = {fixed(100 * share, 1) for share in probes["accuracy"].values()}
     assert len(right) == 1
@@ -23,8 +31,17 @@ def fragments(folder: Path) -> list[str]:
         f"step of {muon['parameters'] / 1e6:.0f} M parameters: {fixed(median(muon['ratio']), 2)} times torch's speed "
         f"({fixed(muon['seconds'][0], 2)} against {fixed(muon['seconds'][1], 2)} s)",
         f"products alone are {fixed(100 * median(muon['share_of_limit']), 0)} % of it",
+        f"They alone would be {fixed(muon['seconds'][1] / muon['seconds'][2], 2)} times torch's speed",
+        *(
+            f"{words}: {fixed(median(muon['ways'][way]['ratio']), 2)} times the package's speed, "
+            f"{fixed(100 * muon['ways'][way]['difference'], 1)} % from float64"
+            for way, words in WAYS.items()
+        ),
+        f"the package: {fixed(100 * muon['ways']['as_the_package']['difference'], 1)} % from float64",
         f"layers: {fixed(median(probes['ratio']), 1)} times scikit-learn's speed ({fixed(probes['seconds'][0], 2)} "
         f"against {fixed(probes['seconds'][1], 2)} s), both right on {right.pop()} %",
+        f"The eight runs of a seed took {' and '.join(together)} seconds together, of which training with recalibration "
+        f"{' and '.join(training)} %",
         *(
             f"| {what} | {' | '.join(fixed(growth[key][factor]['exponent'], 2) for factor in factors)} |"
             for what, key in (("a training step", "training step"), ("attention statistics", "attention statistics"))
