@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scipy.stats import beta
+from scipy.stats import beta, binomtest
 
 from headdyn.studies.organisms.settings import FINAL_STEP, Organism
-from tests.experiments.records import fixed, read
+from tests.experiments.records import fixed, p_is, read
 
 SETTINGS = ("strength > 0.5", "Clopper–Pearson, 95 %")
 POWER, FALSE_POSITIVES = 0.95, 0.1
@@ -26,6 +26,8 @@ def fragments(folder: Path) -> list[str]:
     assert all(row["true_onset"] == onset for row in carrying)
     ((after, at),) = {(row["onset_after"], row["onset_at"]) for row in carrying if row["onset_off_by"] == 0}
     n, first = len(others), sum(row["half_rank"] == 1 for row in halves)
+    both = sum(row["found_by_trajectory"] and row["even_success"] - row["odd_success"] > 0.5 for row in others)
+    rule_alone, null_alone = rule - both, false - both
     needed, others_needed = (math.ceil(math.log(0.025) / math.log(share)) for share in (POWER, 1 - FALSE_POSITIVES))
     minutes = median(row["train_seconds"] + row["analysis_cpu_seconds"] for row in suites) / 60
     return [
@@ -38,6 +40,8 @@ def fragments(folder: Path) -> list[str]:
         f"checkpoints, {after} to {at}, in {sum(row['onset_off_by'] == 0 for row in carrying)} of {len(carrying)} suites",
         f"half first in {first} of {len(halves)} suites",
         f"calls {rule} suites specialised",
+        f"undecided**: {rule_alone} suites are called so by the rule alone, {null_alone} by the null alone (exact McNemar "
+        f"{p_is(binomtest(rule_alone, rule_alone + null_alone).pvalue)})",
         f"far as {percent(low(found, len(planted)))} % power; a power of {percent(POWER)} % is",
         f"takes {needed} planted suites of which all are found ({needed - len(planted)} more: a suite takes {minutes:.1f} min",
         f"at most {percent(FALSE_POSITIVES)} % of other suites",

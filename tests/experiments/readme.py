@@ -7,7 +7,12 @@ from pathlib import Path
 from tests.experiments import matrix_segments, model_organisms
 from tests.experiments.records import read, rows, span
 
-SETTINGS = ("95 % intervals over seeds", "strength > 0.5", "read 59 % within-topic attention")
+SETTINGS = (
+    "95 % intervals over seeds",
+    "strength > 0.5",
+    "read 59 % within-topic attention",
+    "(its Run 1, all four RoPE trainings: 59.2 to 59.5 %)",
+)
 
 
 def fragments(experiments: Path) -> list[str]:
@@ -27,6 +32,6 @@ def fragments(experiments: Path) -> list[str]:
         f"Here it is {span(within, 0, scale=100)} % in the RoPE models",
         f"all but {span(beyond, 1, scale=100)} points of it",
         f"even/odd structure in {found} of {len(planted)}",
-        f"trajectory in {false} of {len(others)} others",
-        f"calls {rule} of those {len(others)} specialised",
+        f"Of the {len(others)} others it finds something over the trajectory in {false}, and",
+        f"in {rule}: a difference that {len(others)} suites do not establish",
     ]
