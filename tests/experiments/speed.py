@@ -26,8 +26,14 @@ def fragments(folder: Path) -> list[str]:
     factors = ("sequences", "length", "heads", "layers")
     right = {fixed(100 * share, 1) for share in probes["accuracy"].values()}
     assert len(right) == 1
+    sizes = read(folder / "install.json")["sizes"]
+    mb = sizes[0]["largest_mb"]
     return [
         *(step(record) for record in steps.values()),
+        *(f"| {'`an extra`' if size['extras'] else 'none'} | {size['packages']} | {size['mb']:,} |" for size in sizes),
+        f"torch {mb['torch']}, pyarrow {mb['pyarrow']} and pandas {mb['pandas']} (through datasets), scipy {mb['scipy']} (through",
+        f"transformers {mb['transformers']}, vl-convert-python {mb['vl-convert-python']} (figures",
+        f"sympy {mb['sympy']} (through torch), numpy {mb['numpy']}, wandb {mb['wandb']}.",
         f"step of {muon['parameters'] / 1e6:.0f} M parameters: {fixed(median(muon['ratio']), 2)} times torch's speed "
         f"({fixed(muon['seconds'][0], 2)} against {fixed(muon['seconds'][1], 2)} s)",
         f"products alone are {fixed(100 * median(muon['share_of_limit']), 0)} % of it",
