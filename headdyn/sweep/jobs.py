@@ -75,7 +75,6 @@ def of_prompts(jobs: Sequence[Job]) -> bool:
 def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
     """Jobs of runs and the factors they were started with, in that order; `swept` are the keys a command varied."""
     group_of = {run.folder: group.name for group in comparable([r for r, _ in runs], swept) for run in group.runs}
-    groups = list(dict.fromkeys(group_of.values()))
     factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
     names = reading_order([given for _, given in runs])
     varied = [name for name in names if len({str(f.get(name)) for f in factors}) > 1]
@@ -83,9 +82,9 @@ def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Seque
         " ".join(level_label(name, f[name]) for name in varied if name in f) or run.name
         for f, (run, _) in zip(factors, runs, strict=True)
     ]
-    if len(groups) > 1:  # a mode that tells the groups apart is in the labels already
-        named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
-        labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
+    # One group has no name, and a mode that tells several apart is in the labels already.
+    named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
+    labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
     labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
     return [
         Job(number, run, given, labels[number], group_of.get(run.folder, ""))
