@@ -1,0 +1,84 @@
+"""The landmarks' trainings: their record is made of sweeps by `python -m tests.experiments.landmarks SWEEP…`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from headdyn.core.run_folder import RunRecord
+from headdyn.studies.landmarks import Landmark, verdict
+from headdyn.studies.landmarks.courses import Course, courses
+from headdyn.sweep.jobs import Job
+from headdyn.sweep.record import SweepRecord
+from tests.experiments.records import read
+
+NAMES = {
+    "statistical_induction": "statistical induction (arXiv 2402.11004)",
+    "clamping": "clamping (arXiv 2404.07129)",
+    "induction_bump": "induction bump (arXiv 2209.11895)",
+    "markov_phases": "Markov phases (arXiv 2412.01003)",
+}
+SETTINGS = ()
+_RECORDED = re.compile(r"best_prefix_matching|in_context_nats|kl_\w+_nats|(random|floor|unigram|bigram|loss)_nats")
+
+
+def landmark(name: str) -> Landmark:
+    """What the paper predicts, and how it is judged."""
+    module = importlib.import_module(f"headdyn.studies.landmarks.{name}.predictions")
+    return module.LANDMARK  # type: ignore[no-any-return]
+
+
+def record(sweep: Path) -> list[dict[str, Any]]:
+    """Of every training of a sweep its factors, its losses, and at each snapshot the numbers that decide."""
+    return [
+        {
+            "label": course.label,
+            "factors": dict(course.factors),
+            "steps": course.steps.tolist(),
+            "losses": course.jobs[-1].metrics["val_loss_nats"],
+            "snapshots": [
+                {name: job.run.value(name) for name in job.run.scalars if _RECORDED.fullmatch(name)}
+                for job in course.jobs
+            ],
+        }
+        for course in courses(SweepRecord.read(sweep))
+    ]
+
+
+def recorded(folder: Path, name: str) -> list[Course]:
+    """The trainings on record, as a sweep's are judged."""
+    followed = []
+    for entry in read(folder / f"{name}.json"):
+        jobs = [
+            Job(i, RunRecord(Path(), {}, numbers), {**entry["factors"], "revision": f"step{step}"}, "", "")
+            for i, (step, numbers) in enumerate(zip(entry["steps"], entry["snapshots"], strict=True))
+        ]
+        jobs[-1].__dict__["metrics"] = {"val_loss_nats": entry["losses"]}  # else read from the run's folder
+        followed.append(Course(jobs, entry["label"]))
+    return followed
+
+
+def fragments(folder: Path) -> list[str]:
+    lines = []
+    for name, title in NAMES.items():
+        followed = recorded(folder, name)
+        for i, prediction in enumerate(landmark(name).predictions):
+            cases = prediction.judge(followed)
+            evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases)
+            lines.append(f"| {title if not i else ''} | {prediction.statement} | {evidence} | {verdict(cases)} |")
+    return lines
+
+
+def main(sweeps: list[str]) -> None:
+    folder = Path("experiments/landmarks")
+    for sweep in map(Path, sweeps):
+        name = next(name for name in NAMES if sweep.name.startswith(name))
+        (folder / f"{name}.json").write_text(json.dumps(record(sweep)) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

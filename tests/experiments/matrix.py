@@ -1,0 +1,84 @@
+"""The 2x2x2 matrix on conversations, eight seeds, with the arms that tell a drop of positions from further training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.experiments.records import average, fixed, p_is, read, rows, span, spelled
+
+SETTINGS = ("intervals are 95 %", "0.05 nats of the loss", "the study's claim")
+OUTCOMES = {  # row of the table: (metric, scale)
+    "topic selectivity (points of attention)": ("selectivity", 100),
+    "of the most selective head (points)": ("selectivity_top", 100),
+    "probe accuracy, middle layer (points)": ("probe_accuracy_middle", 100),
+    "held-out loss (nats)": ("loss_nats", 1),
+    "attention entropy (nats)": ("entropy_nats", 1),
+}
+ORDER = {"data_ordering": ["shuffled", "topic"]}
+HEADS = {"attention": ["mha", "gqa"]}
+POSITIONS = {"position_enc": ["rope", "drope"]}
+
+
+def effect(folder: Path, outcome: str, levels: dict[str, list[str]], **held: str) -> dict[str, Any]:
+    """The one contrast, or interaction, of these levels; with others held, the simple effect."""
+    (entry,) = [
+        row
+        for row in read(folder / "effects.json")
+        if row["outcome"] == outcome and row["levels"] == levels and row.get("held", {}) == held and row["kind"] != "mean"
+    ]
+    return dict(entry)
+
+
+def cell(entry: dict[str, Any], scale: float) -> str:
+    return f"{spelled(entry, scale=scale, signed=True)}, {p_is(entry['q'], 'q')}"
+
+
+def row(folder: Path, label: str) -> str:
+    metric, scale = OUTCOMES[label]
+    cells = [cell(effect(folder, metric, levels), scale) for levels in (ORDER, HEADS, POSITIONS, {**ORDER, **POSITIONS})]
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def fragments(folder: Path) -> list[str]:
+    runs = rows(folder / "summary.csv")
+    arms = {name: [run for run in runs if run["position_enc"] == name] for name in ("rope", "drope")}
+    seeds = len({run["seed"] for run in runs})
+    plain = [run for run in runs if run["attention"] == "mha" and run["data_ordering"] == "shuffled"]
+    others = rows(folder / "controls.csv")
+    compared = [*plain, *others]
+
+    def less_rope(arm: str, metric: str, scale: float = 1) -> str:
+        return spelled(average(compared, metric, "position_enc", "rope", arm), scale=scale, signed=True)
+
+    def selectivity(arm: str, order: str) -> str:
+        chosen = [run for run in arms[arm] if run["data_ordering"] == order]
+        return span((run["selectivity"] for run in chosen), 1, scale=100)
+
+    matched = {entry["outcome"]: entry for entry in read(folder / "matched_loss.json")["pooled"]}
+    simple = {arm: effect(folder, "selectivity", ORDER, position_enc=arm) for arm in arms}
+    gqa = effect(folder, "selectivity", HEADS)
+    retention = effect(folder, "selectivity", {**ORDER, **POSITIONS})
+    recovered = sum(run["recovered"] == "true" for run in arms["drope"])
+    worth = [float(run["speaker_blind_nats"]) - float(run["floor_nats"]) for run in runs]
+    assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
+    return [
+        *(row(folder, label) for label in OUTCOMES),
+        f"{len(runs)} runs, {seeds} seeds",
+        f"by {spelled(simple['rope'], scale=100, signed=True)} points in RoPE runs and by "
+        f"{spelled(simple['drope'], scale=100, signed=True)} points in DroPE runs",
+        f"{selectivity('rope', 'shuffled')} points a run in shuffled order, {selectivity('rope', 'topic')} in topic order",
+        f"At matched loss topic order still takes {spelled(matched['selectivity'], scale=100, signed=True)} points "
+        f"({p_is(matched['selectivity']['q'], 'q')})",
+        f"and {spelled(matched['probe_accuracy_middle'], scale=100, signed=True)} points of probe accuracy",
+        f"{recovered} of {len(arms['drope'])} DroPE arms recovered",
+        f"{span((run['excess_nats'] for run in arms['rope']), 3)} nats above the floor with RoPE",
+        f"{span((run['excess_nats'] for run in arms['drope']), 3)} after the drop",
+        f"a difference of {fixed(100 * gqa['detectable'], 1)} points would have been seen four times in five",
+        f"one of {fixed(100 * retention['detectable'], 1)} points would have been seen",
+        f"| DroPE | {less_rope('drope', 'selectivity', 100)} | {less_rope('drope', 'loss_nats')} |",
+        f"| rotation kept, trained on for as long | {less_rope('rope_control', 'selectivity', 100)} | "
+        f"{less_rope('rope_control', 'loss_nats')} |",
+        f"| no positions from the start | {less_rope('nope', 'selectivity', 100)} | {less_rope('nope', 'loss_nats')} |",
+        f"stays {fixed(min(worth), 2)} to {fixed(max(worth), 2)} nats above the floor",
+    ]
