@@ -18,6 +18,7 @@ OUTCOMES = {  # row of the table: (metric, scale)
 ORDER = {"data_ordering": ["shuffled", "topic"]}
 HEADS = {"attention": ["mha", "gqa"]}
 POSITIONS = {"position_enc": ["rope", "drope"]}
+RETENTION = {**ORDER, **POSITIONS}
 
 
 def effect(folder: Path, outcome: str, levels: dict[str, list[str]], **held: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def cell(entry: dict[str, Any], scale: float) -> str:
 
 def row(folder: Path, label: str) -> str:
     metric, scale = OUTCOMES[label]
-    cells = [cell(effect(folder, metric, levels), scale) for levels in (ORDER, HEADS, POSITIONS, {**ORDER, **POSITIONS})]
+    cells = [cell(effect(folder, metric, levels), scale) for levels in (ORDER, HEADS, POSITIONS, RETENTION)]
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -58,7 +59,7 @@ def fragments(folder: Path) -> list[str]:
     matched = {entry["outcome"]: entry for entry in read(folder / "matched_loss.json")["pooled"]}
     simple = {arm: effect(folder, "selectivity", ORDER, position_enc=arm) for arm in arms}
     gqa = effect(folder, "selectivity", HEADS)
-    retention = effect(folder, "selectivity", {**ORDER, **POSITIONS})
+    retention = effect(folder, "selectivity", RETENTION)
     recovered = sum(run["recovered"] == "true" for run in arms["drope"])
     worth = [float(run["speaker_blind_nats"]) - float(run["floor_nats"]) for run in runs]
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.experiments import matrix_segments, model_organisms
-from tests.experiments.records import read, rows, span
+from tests.experiments import matrix, model_organisms
+from tests.experiments.records import fixed, read, rows, spelled
 
-SETTINGS = (
-    "95 % intervals over seeds",
-    "strength > 0.5",
-    "read 59 % within-topic attention",
-    "(its Run 1, all four RoPE trainings: 59.2 to 59.5 %)",
-)
+SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
 
 
 def fragments(experiments: Path) -> list[str]:
-    segments = experiments / "matrix_segments"
-    order = {label: matrix_segments.order_effects(segments, label) for label in matrix_segments.OUTCOMES}
-    selectivity, probes, loss, _ = order.values()
-    rope = rows(segments / "summary.csv", position_enc="rope")
-    within = [float(row["within_ratio"]) for row in rope]
-    beyond = [float(row["within_ratio"]) - float(row["within_ratio_null"]) for row in rope]
+    folder = experiments / "matrix"
+    runs = rows(folder / "summary.csv")
+    corpora = {run["seed"]: run for run in runs}.values()
+    lines = [min(float(run["speaker_blind_nats"]), float(run["position_only_nats"])) for run in corpora]
+    worth = sum(line - float(run["floor_nats"]) for line, run in zip(lines, corpora, strict=True)) / len(lines)
     suites = [read(path) for path in sorted((experiments / "model_organisms" / "suites").glob("*.json"))]
     planted, others, found, false, rule = model_organisms.detections(suites)
-    assert probes[-1] == loss[-1]
+    seen = [matrix.effect(folder, "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
     return [
-        *(f"| {label} | {' | '.join(cells[:-1])} |" for label, cells in list(order.items())[:3]),
-        f"(both q = {loss[-1]})",
-        f"is not significant (q = {selectivity[-1]})",
-        f"Here it is {span(within, 0, scale=100)} % in the RoPE models",
-        f"all but {span(beyond, 1, scale=100)} points of it",
+        f"{len(runs)} runs of eight seeds",
+        f"is worth {fixed(worth, 2)} nats a token",
+        *(order_row(folder, label) for label in list(matrix.OUTCOMES)[:4]),
+        f"one of {fixed(100 * seen[0]['detectable'], 1)} points would have been seen",
+        f"grouped queries on selectivity ({fixed(100 * seen[1]['detectable'], 1)} points)",
         f"even/odd structure in {found} of {len(planted)}",
         f"Of the {len(others)} others it finds something over the trajectory in {false}, and",
         f"in {rule}: a difference that {len(others)} suites do not establish",
     ]
+
+
+def order_row(folder: Path, label: str) -> str:
+    """The effect of order on an outcome in RoPE runs, in DroPE runs, and on average with its q."""
+    metric, scale = matrix.OUTCOMES[label]
+    simple = [matrix.effect(folder, metric, matrix.ORDER, position_enc=arm) for arm in ("rope", "drope")]
+    cells = [spelled(entry, scale=scale, signed=True) for entry in simple]
+    return f"| {label} | {' | '.join(cells)} | {matrix.cell(matrix.effect(folder, metric, matrix.ORDER), scale)} |"
