@@ -7,7 +7,14 @@ from pathlib import Path
 from tests.experiments.model_organisms import high, low, percent
 from tests.experiments.records import read, rows, span
 
-SETTINGS = ("Clopper–Pearson intervals, 95 %", "of 800 steps", "attention above 30 %", "between 7 and 50", "training of seed 0", "2 to 4 % of training")
+SETTINGS = (
+    "Clopper–Pearson intervals, 95 %",
+    "of 800 steps",
+    "attention above 30 %",
+    "between 7 and 50",
+    "training of seed 0",
+    "2 to 4 % of training",
+)
 MEASURES = {  # row of the table: (measure, scale, digits)
     "induction, strongest head (points above chance)": ("induction_top", 100, 0),
     "topic selectivity, strongest head (points)": ("selectivity_top", 100, 0),
