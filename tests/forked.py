@@ -7,6 +7,7 @@ interpreter's its modules are there already, so tests about importing, and about
 from __future__ import annotations
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import runpy
@@ -17,6 +18,7 @@ import types
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -93,8 +95,11 @@ def _become(
         if int(path.name) not in {0, 1, 2, *passed}:
             with suppress(OSError):
                 os.close(int(path.name))
+    resource_tracker._resource_tracker = resource_tracker.ResourceTracker()  # type: ignore[attr-defined]  # it was closed too
     os.environ.clear()
     os.environ.update(environment)
+    if "huggingface_hub.constants" in sys.modules:  # it reads the environment when it is imported
+        importlib.reload(sys.modules["huggingface_hub.constants"])
     os.chdir(folder)
     first = [folder, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     sys.path[:] = [*first, *(entry for entry in sys.path if entry not in first)]

@@ -163,6 +163,8 @@ def test_what_needs_a_hub_or_a_gpu_works_where_there_is_one(
     """With HEADDYN_TEST_HUB=1, on a machine that reaches the hub; with a GPU."""
     if needs == "hub" and not os.environ.get("HEADDYN_TEST_HUB"):
         pytest.skip("set HEADDYN_TEST_HUB=1 where the hub is reachable")
+    if needs in ("SLURM", "Ray") and not os.environ.get("HEADDYN_TEST_CLUSTER"):
+        pytest.skip("set HEADDYN_TEST_CLUSTER=1 on a cluster; `make test-clusters` tries the launchers on one machine")
     if needs == "a GPU" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     Path("my_documents.jsonl").write_text("".join(f'{{"text": "document {i} of some words"}}\n' for i in range(400)))

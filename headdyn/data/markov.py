@@ -262,7 +262,7 @@ def sample_tokens(
 
 
 def chain_tokens(chains_KVV: np.ndarray, chain_N: np.ndarray, length: int, seed: int, purpose: str) -> np.ndarray:
-    """A sequence of each chain named, uint16 [N, T], from the seed's stream for `purpose`."""
+    """A sequence of each chain named, uint16 [N, T], from the stream that the seed gives for `purpose`."""
     tokens_NT = np.empty((len(chain_N), length), np.uint16)
     chain_NT = np.broadcast_to(chain_N[:, None], tokens_NT.shape)
     sample_tokens(AliasSampler(chains_KVV), chain_NT, stream_key(seed, purpose), tokens_NT)

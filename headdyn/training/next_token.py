@@ -21,7 +21,7 @@ from headdyn.models.decoder import Decoder
 from headdyn.training.clamp import clamped_loss
 from headdyn.training.loop import Progress, Task, run, train_along
 from headdyn.training.objective import Batches, LossFunction, Precision, compiled_loss, evaluate, next_token_loss
-from headdyn.training.replicas import from_process_0, join, process
+from headdyn.training.replicas import from_process_0, join, leave, process
 from headdyn.training.settings import TrainSettings, processes
 
 
@@ -177,5 +177,6 @@ def help_process_0() -> None:
         except RuntimeError:
             return  # process 0 is gone, and has said why
         if fields is None:
+            leave()
             return
         train_along(NextToken(**fields))

@@ -65,4 +65,9 @@ def release() -> None:
     if processes() > 1:
         join()
         from_process_0(lambda: None)
-        dist.destroy_process_group()
+        leave()
+
+
+def leave() -> None:
+    """Leave the other processes: without it the end of this one may abort in a thread that still listens."""
+    dist.destroy_process_group()

@@ -102,7 +102,7 @@ class RecalibrationSettings:
     warmup_share: Share = 0.1
     lr_scale: Positive = 1.0
     steps: Natural | None = None
-    recovered_within_nats: Annotated[float, Field(ge=0)] = 0.05
+    recovered_within_nats: float = 0.05
     until_recovered: bool = False
 
     def count(self, train_steps: int) -> int:
