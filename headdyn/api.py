@@ -32,7 +32,8 @@ from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 
 from headdyn.config import RunConfig
-from headdyn.core.records import HeadTable, read_json
+from headdyn.core.json_files import read_json
+from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import PATTERNS, RunRecord
 from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.config import RunConfig
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.run_folder import MANIFEST, read_manifest
 from headdyn.core.store import recipe_key
 from headdyn.data.corpus import Source, corpus_recipe

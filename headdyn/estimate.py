@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.config import RunConfig
-from headdyn.core.records import read_json
+from headdyn.core.json_files import read_json
 from headdyn.core.run_folder import MANIFEST, read_manifest
 from headdyn.core.store import Store, cache_root
 from headdyn.done import is_done

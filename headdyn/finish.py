@@ -9,7 +9,8 @@ from rich.console import Console
 
 from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.config import RunConfig
-from headdyn.core.records import HeadTable, write_json
+from headdyn.core.json_files import write_json
+from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord, snapshot_table
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 
 from headdyn.config import RunConfig
+from headdyn.core.json_files import read_json
 from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
-from headdyn.core.records import read_json
 from headdyn.core.run_folder import MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
 from headdyn.data.comparisons import Prompts, Tokenizer

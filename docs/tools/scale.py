@@ -17,7 +17,7 @@ from typing import Any
 
 import headdyn
 from headdyn.config import RunConfig
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.models.revisions import LISTS
 from headdyn.studies.organisms.settings import Organism
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -241,32 +240,6 @@ class Findings:
     table: HeadTable
     figures: Mapping[str, Figure] = field(default_factory=dict)
     tables: Mapping[str, pa.Table] = field(default_factory=dict)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all: a temporary file beside it, then a rename."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, Any]]:
-    """Every line that is not blank, as its place FILE:LINE and its JSON. Raises ValueError, which names the line."""
-    with path.open(encoding=encoding) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
-
-
-def read_json(path: Path) -> Any:
-    """The JSON at `path`. Raises ValueError, which names the file and says what to do, where it holds none."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it holds no JSON ({error}); run its command again") from error
 
 
 def log_spaced(last: int, count: int) -> tuple[int, ...]:

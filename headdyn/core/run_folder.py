@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
-from headdyn.core.records import Findings, HeadTable, Metric, read_json, write_json
+from headdyn.core.json_files import read_json, write_json
+from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
 from headdyn.core.tracking import Tracker
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 
 log = logging.getLogger(__name__)
 

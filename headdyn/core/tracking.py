@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
-from headdyn.core.records import HeadTable, read_json
+from headdyn.core.json_files import read_json
+from headdyn.core.records import HeadTable
 from headdyn.core.settings import settings
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headdyn.core.records import read_json, write_json
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.store import disk_error, require_writable
 from headdyn.core.tracking import TrackingSettings, custom_chart, preset_name, unreachable
 from headdyn.dashboard.panels import Dashboard, Section, figures, of_run, of_sweep

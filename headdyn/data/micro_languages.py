@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field
 
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator, stream_key
-from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, settings
 from headdyn.data.bayes import BayesFilter, SegmentLaw
 from headdyn.data.corpus import Corpus, NumTopics, Seed, Split

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from headdyn.core.json_files import json_lines
 from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row
 
@@ -63,8 +64,6 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
             for record in reader:
                 yield f"{path}:{reader.line_num}", record
     else:
-        from headdyn.core.records import json_lines
-
         yield from json_lines(path)
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
-from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import settings
 from headdyn.data.corpus import Corpus, Seed, Split, token_dtype
 from headdyn.data.model_tokens import ModelTokens

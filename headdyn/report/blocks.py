@@ -9,8 +9,9 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from headdyn.core.figures import Figure
+from headdyn.core.json_files import read_json
 from headdyn.core.numbers import ABSENT, decimals, fixed, number, spelled
-from headdyn.core.records import Metric, read_json
+from headdyn.core.records import Metric
 
 
 class Heading(str):

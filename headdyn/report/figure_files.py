@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.core.figures import Figure, rendered
-from headdyn.core.records import read_json
+from headdyn.core.json_files import read_json
 from headdyn.report.blocks import Heading
 from headdyn.report.sweep_page import sections
 from headdyn.sweep.record import SweepRecord, is_run

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from headdyn.core.records import read_json
+from headdyn.core.json_files import read_json
 from headdyn.report.blocks import Cell, cell, html
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.series_record import Series

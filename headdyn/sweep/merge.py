@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.record import SWEEP, is_run, matched_loss_json, now, rewrite, single_job, sweep_json
 from headdyn.sweep.series_record import collect_series

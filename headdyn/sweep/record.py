@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import Metric, read_json, write_json
+from headdyn.core.json_files import read_json, write_json
+from headdyn.core.records import Metric
 from headdyn.core.run_folder import MANIFEST, RunRecord, renamed
 from headdyn.sweep.effects import MEAN, SIMPLE, factor_effects
 from headdyn.sweep.factors import Factor, factor_names, factors_of, varying

@@ -11,8 +11,8 @@ import pyarrow.parquet
 
 from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.analysis.series.points import read_point
+from headdyn.core.json_files import write_json
 from headdyn.core.randomness import generator
-from headdyn.core.records import write_json
 from headdyn.core.run_folder import RunRecord
 from headdyn.models.revisions import steps_of
 from headdyn.sweep.record import VERDICT

@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from headdyn.core.records import Metric, read_json, write_json
+from headdyn.core.json_files import read_json, write_json
+from headdyn.core.records import Metric
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.outcomes import unnamed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import BatchSchedule, Shuffled
 from headdyn.models.checkpoints.snapshots import save_snapshot

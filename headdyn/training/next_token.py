@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from headdyn.core.records import log_spaced, read_json, write_json
+from headdyn.core.json_files import read_json, write_json
+from headdyn.core.records import log_spaced
 from headdyn.core.run_folder import read_metrics
 from headdyn.core.stopping import SIGNALS
 from headdyn.data.corpus import Corpus

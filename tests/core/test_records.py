@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headdyn.core.records import SCHEMA, HeadTable, log_spaced, write_json
+from headdyn.core.json_files import write_json
+from headdyn.core.records import SCHEMA, HeadTable, log_spaced
 
 
 def test_per_head_gives_a_row_for_every_head_with_its_columns():

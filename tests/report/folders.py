@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from headdyn.core.records import HeadTable, write_json
+from headdyn.core.json_files import write_json
+from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import HEADS, MANIFEST, METRICS, SUMMARY
 from headdyn.sweep.record import SWEEP, rewrite
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headdyn.core.figures import Curve, curves
-from headdyn.core.records import HeadTable, write_json
+from headdyn.core.json_files import write_json
+from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import HEADS, MANIFEST, SUMMARY
 from headdyn.sweep.record import VERDICT
 from tests.report.folders import metric, sweep

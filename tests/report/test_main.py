@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.report.__main__ import main
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import matrix, run, sweep

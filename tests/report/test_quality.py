@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.report.quality import checks
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import measured, run, sweep

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from headdyn.core.figures import Curve, curves
-from headdyn.core.records import read_json, write_json
+from headdyn.core.json_files import read_json, write_json
 from headdyn.report.run_page import title, write_run_page
 from headdyn.report.sections.figures import by_analysis
 from headdyn.report.sections.numbers import metric_groups

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.report.__main__ import build
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import VERDICT, SweepRecord

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from headdyn.core.records import read_json, write_json
+from headdyn.core.json_files import read_json, write_json
 from headdyn.models.revisions import suite_of
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.sweep.merge import merge

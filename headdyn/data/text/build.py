@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from headdyn.core.json_files import write_json
 from headdyn.core.randomness import generator
-from headdyn.core.records import write_json
 from headdyn.data.corpus import Split, token_dtype
 from headdyn.data.lines import mean_and_error
 from headdyn.data.model_tokens import ModelTokens

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from headdyn.core.json_files import read_json
 from headdyn.core.settings import Count, settings
 from headdyn.data.corpus import Corpus, NumTopics, Seed, Split
 from headdyn.data.model_tokens import ModelTokens
@@ -115,8 +116,6 @@ class TextSource(ABC):
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""
-        from headdyn.core.records import read_json  # brings pyarrow, which planning does without
-
         facts = read_json(folder / "facts.json")
         return Corpus(
             name="text",

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from headdyn.core.records import json_lines
+from headdyn.core.json_files import json_lines
 from headdyn.data.text.documents import Record
 from headdyn.data.text.paths import SUFFIXES, TxtDocuments, files_of
 

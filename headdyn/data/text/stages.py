@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import read_json, write_json
+from headdyn.core.json_files import read_json, write_json
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from headdyn.core.records import read_json
+from headdyn.core.json_files import read_json
 from headdyn.core.store import Store, recipe_key
 from headdyn.models.checkpoints import gguf
 from headdyn.models.checkpoints.hub import (

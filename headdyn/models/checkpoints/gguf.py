@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.store import Store, file_hash
 from headdyn.models.checkpoints.hub import SOURCE, CheckpointError
 

@@ -21,7 +21,7 @@ from typing import TypeVar
 from huggingface_hub import HfApi, ModelInfo, errors, snapshot_download
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from headdyn.core.records import write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.store import file_hash
 from headdyn.models.revisions import in_order, step_of
 

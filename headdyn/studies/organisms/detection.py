@@ -23,8 +23,8 @@ from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.onset import first_above
 from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core.figures import Figure, Interval, interval_plot
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
-from headdyn.core.records import read_json, write_json
 from headdyn.core.run_folder import git_revision
 from headdyn.core.settings import build
 from headdyn.core.statistics import binomial_interval

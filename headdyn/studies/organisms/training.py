@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from headdyn.core.json_files import write_json
 from headdyn.core.randomness import generator
-from headdyn.core.records import write_json
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import export_pretrained
 from headdyn.studies.organisms.settings import Organism

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
-from headdyn.core.records import read_json, write_json
 from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import mean_and_error

@@ -1,0 +1,32 @@
+"""JSON files: written whole or not at all, and read with an error that names the file. Nothing heavy is imported."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all: a temporary file beside it, then a rename."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, Any]]:
+    """Every line that is not blank, as its place FILE:LINE and its JSON. Raises ValueError, which names the line."""
+    with path.open(encoding=encoding) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip():
+                    yield f"{path}:{number}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number} is not JSON ({error}); mend or remove the line") from error
+
+
+def read_json(path: Path) -> Any:
+    """The JSON at `path`. Raises ValueError, which names the file and says what to do, where it holds none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it holds no JSON ({error}); run its command again") from error
