@@ -88,7 +88,8 @@ SHAPES = {
     "v2": Shape(768, 12, 12, 64, 2048, 16384, 512, 64),
 }
 TINY = Shape(32, 2, 2, 16, 40, 32, 16, 4)
-# A step of the two shapes for a GPU takes minutes on a CPU: there they have fewer sequences, and v2 a smaller vocabulary.
+# A step of the two shapes for a GPU takes minutes on a CPU: there its gradients are taken on a part of the batch, and
+# v2's vocabulary is smaller.
 CPU_SHAPES = SHAPES | {
     "run1": dataclasses.replace(SHAPES["run1"], batch=4),
     "v2": dataclasses.replace(SHAPES["v2"], batch=2, vocabulary=4096),

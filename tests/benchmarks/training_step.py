@@ -1,7 +1,7 @@
 """A training step on the CPU against Hugging Face's Qwen3 with PyTorch's own optimizers; run as
 
     python -m tests.benchmarks.training_step                       # smoke, laptop and sanity, one thread
-    python -m tests.benchmarks.training_step --shapes run1 v2      # the two for a GPU, on small batches
+    python -m tests.benchmarks.training_step --shapes run1 v2      # the two for a GPU, a few sequences at a time
     python -m tests.benchmarks.training_step --out step.json       # and the numbers as JSON, beside the shapes in it
 
 Both sides train one random model on one batch in bfloat16, compiled: headdyn's `next_token_loss` with its `Optimizers`,
@@ -10,9 +10,13 @@ losses and gradients agree is checked before anything is timed. Steps take turns
 the other; printed are the median and the spread of ratios. The time of a step is the processor time of its process
 (with one thread that is the wall's, whatever else the machine does); with more threads it is the wall's.
 
+At run1 and v2 the gradients timed are those of a few sequences: a step of the mode's batch takes them that many times
+more (as `train.accumulate` does) and updates once, and that is the step in the figures.
+
 The limit is what the linear layers' products alone take: forward and both gradients of every one, contiguous, in
-bfloat16. Attention's products, norms, softmax and the optimizer are not in it. Peak memory is the resident high-water
-mark of a process that takes a few compiled steps of one side, Python and its libraries included.
+bfloat16. Attention's two products and their four gradients are timed apart, over all pairs of positions. Norms, softmax
+and the optimizer are in neither. Peak memory is the resident high-water mark of a process that takes a few compiled
+steps of one side, Python and its libraries included.
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ from headdyn.models.families import export_pretrained
 from headdyn.training.objective import autocast
 from headdyn.training.optimizers import split_parameters
 from tests.benchmarks.figures import three
-from tests.benchmarks.shapes import CPU_SHAPES, SETTINGS, Shape, TrainingStep, machine
+from tests.benchmarks.shapes import CPU_SHAPES, SETTINGS, SHAPES, Shape, TrainingStep, machine
 from tests.parity import hugging_face
 
 LEAST_RATIO = {"smoke": 2.0, "laptop": 2.0, "sanity": 1.5, "run1": 1.5, "v2": 1.5}
@@ -117,6 +121,24 @@ def products(shape: Shape) -> Callable[[], None]:
     return work
 
 
+def attention_products(shape: Shape) -> Callable[[], None]:
+    """The products of attention in one step, scores and values with their gradients, and nothing else."""
+    count = shape.batch * shape.heads
+    q_NTD, k_NTD, v_NTD = (torch.randn(count, shape.length, shape.head_dim).to(torch.bfloat16) for _ in range(3))
+    pattern_NQK = q_NTD @ k_NTD.mT
+
+    def work() -> None:
+        for _ in range(shape.layers):
+            q_NTD @ k_NTD.mT
+            pattern_NQK @ v_NTD
+            v_NTD @ v_NTD.mT
+            pattern_NQK.mT @ v_NTD
+            pattern_NQK @ k_NTD
+            pattern_NQK.mT @ q_NTD
+
+    return work
+
+
 def timed(work: Callable[[], object]) -> float:
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     begun = clock()
@@ -139,27 +161,31 @@ def check_agreement(sides: Mapping[str, Side]) -> None:
 def measure(name: str, repetitions: int) -> dict[str, Any]:
     """One shape's row: ratios, tokens per second, share of the limit and peak memory."""
     shape = CPU_SHAPES[name]
-    sides, limit = {side: make(side, shape) for side in SIDES}, products(shape)
+    sides = {side: make(side, shape) for side in SIDES}
     check_agreement(sides)
-    parts: dict[str, list[float]] = {"products": [], **{f"{side} {part}": [] for side in SIDES for part in PARTS}}
+    works = {
+        "products": products(shape),
+        "attention products": attention_products(shape),
+        **{f"{side} {part}": getattr(sides[side], part) for side in SIDES for part in PARTS},
+    }
+    parts: dict[str, list[float]] = {part: [] for part in works}
+    times = SHAPES[name].batch // shape.batch
     for repetition in range(repetitions + 1):
-        works = {
-            "products": limit,
-            **{f"{side} {part}": getattr(sides[side], part) for side in SIDES for part in PARTS},
-        }
-        seconds = {part: timed(work) for part, work in works.items()}
+        seconds = {part: timed(work) * (1 if part.endswith("update") else times) for part, work in works.items()}
         if repetition:  # the first loads kernels
             for part, value in seconds.items():
                 parts[part].append(value)
     ours, theirs = (np.sum([parts[f"{side} {part}"] for part in PARTS], axis=0) for side in SIDES)
     return {
         "shape": name,
-        "batch": f"{shape.batch} x {shape.length}",
+        "batch": f"{SHAPES[name].batch} x {shape.length}",
+        "sequences_at_once": shape.batch,
         "threads": torch.get_num_threads(),
         "ratio": (theirs / ours).tolist(),
         "share_of_limit": (np.array(parts["products"]) / ours).tolist(),
         "tokens_per_second": {
-            side: shape.tokens / float(np.median(steps)) for side, steps in zip(SIDES, (ours, theirs), strict=True)
+            side: times * shape.tokens / float(np.median(steps))
+            for side, steps in zip(SIDES, (ours, theirs), strict=True)
         },
         "seconds": {part: statistics.median(values) for part, values in parts.items()},
         "peak_bytes": {side: peak_bytes(name, side) for side in SIDES},
@@ -187,14 +213,20 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The rows of a JSON file as Markdown, with the machines that they were measured on."""
     lines = [
         "| shape | batch | times Hugging Face | at least | headdyn, tokens/s | Hugging Face | share of the products "
-        "| update, share of a step | peak MiB: headdyn, Hugging Face |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| with attention's | update, share of a step | peak MiB: headdyn, Hugging Face |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():
         speed, seconds, memory = row["tokens_per_second"], row["seconds"], row["peak_bytes"]
-        update = seconds["headdyn update"] / (seconds["headdyn update"] + seconds["headdyn gradients"])
+        whole = seconds["headdyn update"] + seconds["headdyn gradients"]
+        update, all_products = seconds["headdyn update"] / whole, seconds["products"] + seconds["attention products"]
         cells = [name, row["batch"], three(row["ratio"]), LEAST_RATIO[name], *(f"{speed[side]:,.0f}" for side in SIDES)]
-        cells += [three(row["share_of_limit"]), f"{update:.0%}", ", ".join(f"{memory[s] / 2**20:.0f}" for s in SIDES)]
+        cells += [
+            three(row["share_of_limit"]),
+            f"{all_products / whole:.0%}",
+            f"{update:.0%}",
+            ", ".join(f"{memory[s] / 2**20:.0f}" for s in SIDES),
+        ]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     machines = dict.fromkeys(json.dumps(row["machine"]) for row in rows.values())
     for m in map(json.loads, machines):
