@@ -23,7 +23,7 @@ test-real: $(READY)     ## a real model against Hugging Face and TransformerLens
 # Ray's launcher wants an older cloudpickle than joblib does: both see what .venv has, and Ray its own beside it.
 test-clusters: $(READY) ## sweeps by submitit and by a local Ray, against the same sweep run here
 	$(PYTHON) -m venv $(VENV)-clusters
-	$(PY) -c 'import site; print(site.getsitepackages()[0])' > "$$($(VENV)-clusters/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
+	$(PY) -c 'import site; print(site.getsitepackages()[0], "$(CURDIR)", sep="\n")' > "$$($(VENV)-clusters/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
 	$(VENV)-clusters/bin/python -m pip install --quiet hydra-submitit-launcher==1.2.0 submitit==1.5.4 hydra-ray-launcher==1.2.2 ray==2.60.0
 	$(VENV)-clusters/bin/python -m pytest tests/test_launchers.py
 

@@ -1,8 +1,10 @@
 """Do the tests notice when the code is wrong? `python -m tests.mutants` (`make mutants`) changes it at random places.
 
-A mutant is a module with one operator, number, comparison or condition changed. Each is drawn at random from all that
-can be made of the statistics and of core/, and meets the tests of its module. It is killed if
-one of them fails. Results are appended as they come, and the same command goes on where it stopped.
+A mutant is a module with one operator, number, comparison or condition changed. Of each part of the package some are
+sampled, and each meets the tests of its module; it is killed if one of them fails. Results are appended as they come:
+the same command goes on where it stopped, and `--again` tries those that survived once more, after tests were added.
+A survivor that no test could kill, because what the module computes is the same, is listed by hand with the reason in
+experiments/reliability/equivalent_mutants.json.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import copy
+import hashlib
 import importlib
 import json
 import os
@@ -20,25 +23,33 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "experiments" / "reliability" / "mutants.jsonl"
+DRAWING = ("chart_parts", "cluster_charts", "figures", "pictures")
+CORE = sorted(path.stem for path in (ROOT / "headdyn" / "core").glob("[a-z]*.py"))
 SWEEP = ("effects", "factors", "groups", "jobs", "matched_loss", "outcomes", "record", "series")
-MODULES = (
-    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "headdyn" / "core").glob("[a-z]*.py")),
-    *(f"headdyn/sweep/{name}.py" for name in SWEEP),
-    "headdyn/analysis/selectivity.py",
-    *(f"headdyn/analysis/series/{name}.py" for name in ("judgement", "onset")),
-)
+# Each part of the package, and how many of its mutants are tried
+PARTS = {
+    "core": (60, [f"headdyn/core/{name}.py" for name in CORE if name not in DRAWING]),
+    "drawing": (20, [f"headdyn/core/{name}.py" for name in DRAWING]),
+    "sweep statistics": (40, [f"headdyn/sweep/{name}.py" for name in SWEEP]),
+    "selectivity": (18, ["headdyn/analysis/selectivity.py"]),
+    "judgement": (40, [f"headdyn/analysis/series/{name}.py" for name in ("judgement", "onset")]),
+}
 HEAVY = ("torch", "numpy", "scipy.stats", "pyarrow.parquet", "sklearn.linear_model", "hypothesis", "pytest", "hydra",
          "pydantic", "beartype", "jaxtyping", "altair", "transformers")  # fmt: skip
 FURTHER = {
     "headdyn/core/cache.py": ("tests/test_doctor.py",),
+    "headdyn/core/chart_parts.py": ("tests/core/test_figures.py",),
+    "headdyn/core/cluster_charts.py": ("tests/core/test_figures.py",),
+    "headdyn/core/json_files.py": ("tests/core/test_records.py", "tests/core/test_run_folder.py"),
     "headdyn/core/machine.py": ("tests/test_launchers.py",),
     "headdyn/core/records.py": ("tests/analysis/test_contract.py",),
-    "headdyn/core/settings.py": ("tests/test_config.py", "tests/analysis/test_contract.py"),
+    "headdyn/core/settings.py": ("tests/test_config.py",),
     "headdyn/core/stopping.py": ("tests/test_launchers.py",),
     "headdyn/sweep/jobs.py": ("tests/report/test_run_page.py",),
     "headdyn/sweep/record.py": ("tests/report/test_sweep_page.py",),
@@ -68,7 +79,7 @@ BY_HAND = (
     ("a 90 % interval is called 95", "headdyn/analysis/series/judgement.py", "[0.025, 0.975]", "[0.05, 0.95]", "tests/analysis/series/test_judgement.py"),
     ("recovered by the best loss", "headdyn/training/drope.py", "recovered = losses[done] <= limit", "recovered = min(losses.values()) <= limit", "tests/training/test_drope.py"),
     ("cluster_ratio's null by its own cross count", "headdyn/analysis/attention_measure.py", "length - counts.cross_swapped", "length - counts.cross", "tests/analysis/test_attention.py"),
-    ("the splits' 95th percentile without abs", "headdyn/analysis/series/split_trajectory.py", "np.quantile(np.abs(every_KS)", "np.quantile((every_KS)", "tests/analysis/series tests/studies/even_odd_emergence"),
+    ("the splits' 95th percentile without abs", "headdyn/analysis/series/split_trajectory.py", "np.quantile(np.abs(every_KS)", "np.quantile((every_KS)", "tests/analysis/series/test_emergence.py"),
     ("the strongest split without abs", "headdyn/analysis/series/onset.py", "np.sort(np.abs(strength_KS).max(0))", "np.sort(strength_KS.max(0))", "tests/analysis/series/test_onset.py"),
     ("heads above 0 by p", "headdyn/studies/topic_order/instruments.py", 'row["q"] < 0.05', 'row["p"] < 0.05', "tests/studies/topic_order"),
     ("for good by the first crossing", "headdyn/analysis/series/judgement.py", "int(departure(value_K > measure.band_K))", "int((value_K > measure.band_K).argmax())", "tests/analysis/series/test_judgement.py"),
@@ -82,7 +93,7 @@ BY_HAND = (
     ("clear of the plateau by the value alone", "headdyn/sweep/words.py", 'loss.get("ci_high", loss["value"]) < mixture', 'loss["value"] < mixture', "tests/sweep/test_words.py"),
     ("checkpoints as arms of a design", "headdyn/sweep/effects.py", 'run.factors.get("revision") for run in group.runs}) > 1', 'run.factors.get("revision") for run in group.runs}) > 10**6', "tests/sweep"),
 )  # fmt: skip
-CPU_SECONDS, WALL_SECONDS = 240, 900
+CPU_SECONDS, WALL_SECONDS = 150, 600
 
 
 def mutations(node: ast.AST) -> Iterator[ast.AST]:
@@ -124,9 +135,27 @@ def parts(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
             yield from parts(child)
 
 
-def mutants(module: str) -> list[tuple[str, str, str]]:
-    """All mutants of a module: which line and what becomes of it, and the whole changed source."""
-    tree, made = ast.parse((ROOT / module).read_text(encoding="utf-8")), []
+@dataclass(frozen=True)
+class Mutant:
+    """A module with one thing changed: its line, what is changed, the whole source, and the tests it meets."""
+
+    module: str
+    line: int
+    change: str
+    source: str
+    tests: tuple[str, ...]
+    place: int = 0  # which of the module's equal changes it is
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What identifies it while lines are added above it."""
+        return self.module, self.change, self.place
+
+
+def mutants(module: str) -> list[Mutant]:
+    """All mutants of a module."""
+    tree, made, equal = ast.parse((ROOT / module).read_text(encoding="utf-8")), [], Counter[str]()
+    tests = tuple(tests_of(module))
     for parent, name, place in parts(tree):
         holder = getattr(parent, name)
         node = holder if place is None else holder[place]
@@ -135,8 +164,10 @@ def mutants(module: str) -> list[tuple[str, str, str]]:
                 setattr(parent, name, changed)
             else:
                 holder[place] = changed
-            shown = " -> ".join(ast.unparse(n).splitlines()[0][:70] for n in (node, changed))
-            made.append((f"{module}:{node.lineno}", shown, ast.unparse(ast.fix_missing_locations(tree))))
+            change = " -> ".join(ast.unparse(n).splitlines()[0][:70] for n in (node, changed))
+            source = ast.unparse(ast.fix_missing_locations(tree))
+            made.append(Mutant(module, node.lineno, change, source, tests, equal[change]))
+            equal[change] += 1
             if place is None:
                 setattr(parent, name, node)
             else:
@@ -144,11 +175,22 @@ def mutants(module: str) -> list[tuple[str, str, str]]:
     return made
 
 
-def changed(module: str, old: str, new: str) -> str:
-    """The module's source with one text in place of another, which occurs once."""
-    source = (ROOT / module).read_text(encoding="utf-8")
-    assert source.count(old) == 1, f"{module} holds {old!r} {source.count(old)} times"
-    return source.replace(old, new)
+def sampled(part: str, seed: int) -> list[Mutant]:
+    """The part's sample: its mutants in an order that other mutants have no say in, as many as PARTS tries."""
+    count, modules = PARTS[part]
+    every = [mutant for module in modules for mutant in mutants(module)]
+    return sorted(every, key=lambda mutant: hashlib.sha256(repr((seed, mutant.key)).encode()).digest())[:count]
+
+
+def by_hand() -> list[Mutant]:
+    """The mistakes of BY_HAND; each text that is changed stands once in its module."""
+    made = []
+    for what, module, old, new, tests in BY_HAND:
+        source = (ROOT / module).read_text(encoding="utf-8")
+        assert source.count(old) == 1, f"{module} holds {old!r} {source.count(old)} times"
+        line = source[: source.index(old)].count("\n") + 1
+        made.append(Mutant(module, line, what, source.replace(old, new), tuple(tests.split())))
+    return made
 
 
 def tests_of(module: str) -> list[str]:
@@ -160,7 +202,7 @@ def tests_of(module: str) -> list[str]:
     return [test.as_posix() for test in dict.fromkeys((mirror, *further)) if (ROOT / test).exists()]
 
 
-def outcome(folder: Path, tests: list[str]) -> str:
+def outcome(folder: Path, tests: Sequence[str]) -> str:
     """Run the tests in a copy of this process, which has imported what takes long. `survived`, or how it was killed."""
     child = os.fork()
     if child == 0:
@@ -176,6 +218,7 @@ def outcome(folder: Path, tests: list[str]) -> str:
             del sys.modules[name]
         import pytest
 
+        assert tests
         os._exit(int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", "-m", "not slow", *tests])))
     begun = time.monotonic()
     while True:
@@ -189,24 +232,25 @@ def outcome(folder: Path, tests: list[str]) -> str:
         time.sleep(0.05)
     if os.WIFSIGNALED(status):
         return "took too long"
-    return {0: "survived", 5: "no tests"}.get(os.WEXITSTATUS(status), "killed")
+    return "killed" if os.WEXITSTATUS(status) else "survived"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
-    parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--by-hand", action="store_true", help="the mistakes of BY_HAND in place of random ones")
+    parser.add_argument("--again", action="store_true", help="try those that survived once more")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
-    every = [(where, shown, source) for module in MODULES for where, shown, source in mutants(module)]
-    drawn = [(*one, None) for one in random.Random(chosen.seed).sample(every, min(chosen.count, len(every)))]
-    if chosen.by_hand:
-        drawn = [(module, what, changed(module, old, new), tests.split()) for what, module, old, new, tests in BY_HAND]
+    parts = {"by hand": by_hand()} if chosen.by_hand else {part: sampled(part, chosen.seed) for part in chosen.parts}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = chosen.out.read_text(encoding="utf-8").splitlines() if chosen.out.exists() else []
-    done = {(line["where"], line["change"]): line["outcome"] for line in map(json.loads, lines)}
-    print(f"{len(drawn)} of {len(every)} mutants of {len(MODULES)} modules, {len(done)} of them known", flush=True)
+    lines = map(json.loads, chosen.out.read_text(encoding="utf-8").splitlines() if chosen.out.exists() else [])
+    record = {(line["module"], line["change"], line["place"]): line for line in lines}
+    tried = {key for key, line in record.items() if not (chosen.again and line["outcome"] == "survived")}
+    waiting = [(part, mutant) for part, made in parts.items() for mutant in made if mutant.key not in tried]
+    random.Random(chosen.seed).shuffle(waiting)  # so that an unfinished run is a sample too
+    print(f"{len(waiting)} mutants to try, {len(tried)} tried", flush=True)
     for name in HEAVY:
         importlib.import_module(name)
     sys.dont_write_bytecode = True
@@ -216,28 +260,25 @@ def main() -> int:
         shutil.copytree(
             ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "outputs", "multirun", "*.svg")
         )
-        sound: dict[str, bool] = {}
-        for where, shown, source, chosen_tests in drawn:
-            if (where, shown) in done:
+        sound: dict[tuple[str, ...], bool] = {}
+        for part, mutant in waiting:
+            if mutant.tests not in sound:
+                sound[mutant.tests] = outcome(folder, mutant.tests) == "survived"
+                if not sound[mutant.tests]:
+                    log = (folder / "log.txt").read_text(encoding="utf-8")
+                    print(f"the tests of {mutant.module} fail without a mutant: {log[-2000:]}", flush=True)
+            if not sound[mutant.tests]:
                 continue
-            module = where.partition(":")[0]
-            tests = chosen_tests or tests_of(module)
-            if module not in sound:  # of mutants by hand once a module, whose tests are much the same
-                sound[module] = outcome(folder, tests) == "survived"
-                if not sound[module]:
-                    print(f"the tests of {module} fail without a mutant: {(folder / 'log.txt').read_text()[-2000:]}")
-            if not sound[module]:
-                continue
-            original = (folder / module).read_text(encoding="utf-8")
-            (folder / module).write_text(source, encoding="utf-8")
-            done[where, shown] = outcome(folder, tests)
-            (folder / module).write_text(original, encoding="utf-8")
-            with chosen.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"where": where, "change": shown, "outcome": done[where, shown]}) + "\n")
-    counts = Counter(done[where, shown] for where, shown, _, _ in drawn if (where, shown) in done)
-    survived = counts["survived"] + counts["no tests"]
-    print(f"{dict(counts)}: {100 * (1 - survived / max(1, sum(counts.values()))):.1f} % killed")
-    return 0
+            original = (folder / mutant.module).read_text(encoding="utf-8")
+            (folder / mutant.module).write_text(mutant.source, encoding="utf-8")
+            entry = {"part": part, **{name: getattr(mutant, name) for name in ("module", "line", "change", "place")}}
+            record[mutant.key] = entry | {"outcome": outcome(folder, mutant.tests)}
+            (folder / mutant.module).write_text(original, encoding="utf-8")
+            chosen.out.write_text("".join(json.dumps(line) + "\n" for line in record.values()), encoding="utf-8")
+    for part in dict.fromkeys(line["part"] for line in record.values()):
+        outcomes = Counter(line["outcome"] for line in record.values() if line["part"] == part)
+        print(f"{part}: {dict(outcomes)}")
+    return int(len(sound) != sum(sound.values()))
 
 
 if __name__ == "__main__":

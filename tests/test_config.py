@@ -294,6 +294,7 @@ def test_the_hash_follows_what_a_run_computes_and_nothing_else():
     assert composed("force=true").hash == base
     assert composed("train.steps=799").hash != base
     assert composed("seed=1").hash != base
+    assert len({composed(f"precision={precision}").hash for precision in ("fp32", "bf16")}) == 2
     assert composed("position_enc=drope").hash != base
 
 

@@ -19,6 +19,7 @@ from headdyn.core.stopping import queue_again, stop_on_signals
 from headdyn.plan import CONF, make_plan, plain_arguments
 from tests.commands import TINY, command, computed, environment, run
 
+LOCAL_RAY = ("+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")
 MATRIX = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope")
 
 
@@ -40,7 +41,7 @@ def here(tmp_path_factory) -> dict[str, bytes]:
     [
         pytest.param(("cluster=joblib",), marks=needs("joblib"), id="joblib"),
         pytest.param(("hydra/launcher=submitit_local",), marks=needs("submitit"), id="submitit"),
-        pytest.param(("cluster=ray", "device=cpu"), marks=needs("ray"), id="ray"),
+        pytest.param(("cluster=ray", "device=cpu", *LOCAL_RAY), marks=needs("ray"), id="ray"),
     ],
 )
 def test_a_launcher_computes_what_is_computed_here(tmp_path, here, launcher):

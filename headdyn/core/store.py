@@ -85,17 +85,17 @@ class Store:
         """
         path = self.root / kind / recipe_key(kind, recipe)
         path.parent.mkdir(parents=True, exist_ok=True)
-        called = time.time()
         if path.is_dir() and path in self._verified:
             return self._entry(path)
+        failed = path.with_suffix(".failed.json")
+        failed_before = _modified(failed)  # not compared with the time now: clocks are set back
         with self._locked(path):
             if path.is_dir():
                 damage = self.damage(path)
                 if damage is None:
                     return self._entry(path)
                 self._set_aside(path, damage)
-            failed = path.with_suffix(".failed.json")
-            if failed.exists() and failed.stat().st_mtime > called:
+            if _modified(failed) not in (None, failed_before):
                 error = json.loads(failed.read_text())["error"]
                 raise StageFailedError(f"{kind} {path.name} failed in another job: {error}")
             try:
@@ -178,6 +178,11 @@ class Store:
 def cache_root() -> Path:
     """Where stages are kept: HEADDYN_CACHE, or `.cache/headdyn` in the home folder."""
     return Path(os.environ.get("HEADDYN_CACHE") or Path.home() / ".cache" / "headdyn").absolute()
+
+
+def _modified(path: Path) -> int | None:
+    """When the file was last written, in nanoseconds since 1970 by the clock of then; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def file_hash(path: Path) -> str:

@@ -7,6 +7,7 @@ import scipy.stats
 import torch
 
 from headdyn.analysis.attention import AttentionStatistics
+from headdyn.analysis.attention_measure import _swapped
 from headdyn.analysis.pattern_sums import collect
 from headdyn.analysis.selectivity import drawn_sequences
 from headdyn.analysis.sequences import Sequences
@@ -118,6 +119,23 @@ def test_a_quarter_of_same_topic_keys_in_the_null_worked_by_hand(corpus):
                 expected_S[topics[n, t]] += np.mean([topics[m, k] == topics[m, t] for k in keys]) / 3
         assert sums.heads["swapped"][n, 0, 1] == pytest.approx(expected_S.sum(), abs=1e-4)
         np.testing.assert_allclose(sums.heads["topics_swapped"][n, 0, 1], expected_S, rtol=0, atol=1e-4)
+
+
+def test_the_null_of_cluster_ratio_worked_by_hand(corpus):
+    """Uniform attention under other labels: what lies within a topic at queries that have other topics' keys, and what not."""
+    chosen, swaps = np.arange(8), (np.arange(8)[:, None] + [1, 2, 5]) % 8
+    topics = corpus.val.topics_NT[:8]
+    ratio = _swapped(collect(tiny.PatternModel(heads, 1, 6), Sequences.of(corpus, chosen), swaps, TOPICS))
+    numerator_NLH, denominator_NLH = ratio["cluster_ratio"]
+    for n in chosen:
+        within, cross = 0.0, 0.0
+        for m in swaps[n]:
+            for t in range(LENGTH):
+                same = np.mean(topics[m, : t + 1] == topics[m, t])
+                within += same / 3 if same < 1 else 0
+                cross += (1 - same) / 3
+        assert numerator_NLH[n, 0, 0] == pytest.approx(within, abs=1e-4)
+        assert denominator_NLH[n, 0, 0] == pytest.approx(cross, abs=1e-4)
 
 
 def test_a_head_without_other_keys_has_no_ratio_and_says_why(table):

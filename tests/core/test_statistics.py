@@ -195,6 +195,14 @@ def test_spread_beyond_sampling_is_unbiased_and_covers(spread, low, high):
     assert low <= covered <= high  # measured 0.999, 0.943, 0.933: at no spread at all the interval is conservative
 
 
+def test_what_sampling_adds_to_a_spread_is_the_covariance_of_the_mean():
+    values = rng(16).normal(size=(7, 1, 3)) * [1.0, 2.0, 3.0]
+    covariance = np.cov((values - values.mean(-1, keepdims=True))[:, 0].T) / 7
+    observed, sampling, low, high = (part[0] for part in spread_beyond_sampling(values))
+    assert observed == pytest.approx(values.mean(0)[0].var()) and sampling == pytest.approx(np.trace(covariance) / 3)
+    assert low + high == pytest.approx(2 * (observed - sampling))
+
+
 def test_controls_leave_the_mean_and_take_what_they_explain():
     controls, noise = rng(14).normal(size=(40, 2)), rng(15).normal(size=(40, 3))
     controls -= controls.mean(0)

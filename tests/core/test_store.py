@@ -129,6 +129,18 @@ def test_waiters_do_not_repeat_a_failing_build_but_a_later_call_tries_anew(tmp_p
     assert not list((tmp_path / "corpus").glob("*.failed.json"))
 
 
+def test_a_clock_set_back_after_a_failure_does_not_keep_later_calls_from_trying(tmp_path):
+    def fail(folder):
+        raise ValueError("the reason")
+
+    with pytest.raises(ValueError, match="the reason"):
+        Store(tmp_path).get("corpus", RECIPE, fail)
+    (mark,) = (tmp_path / "corpus").glob("*.failed.json")
+    tomorrow = time.time() + 86_400
+    os.utime(mark, (tomorrow, tomorrow))
+    assert Store(tmp_path).get("corpus", RECIPE, build).built
+
+
 def test_an_interrupted_resumable_build_goes_on_where_it_was(tmp_path):
     def first(folder):
         (folder / "step").write_text("5")

@@ -82,6 +82,23 @@ def test_mixture_is_the_mean_chain_on_matched(matched: Corpus) -> None:
     assert matched.reference_nats["mixture"] == pytest.approx(exact, abs=1e-3)
 
 
+def test_mixture_is_by_the_topic_of_the_token_to_come(boosted: Corpus) -> None:
+    """Counted in the training split: how often each topic follows a token, one added."""
+    train_NT, val_NT = boosted.train.tokens_NT, boosted.val.tokens_NT[: boosted.facts["held_out_sequences"]]
+    follows_VS = np.ones((64, 3))
+    np.add.at(follows_VS, (train_NT[:, :-1], boosted.train.topics_NT[:, 1:]), 1)
+    follows_VS /= follows_VS.sum(1, keepdims=True)
+    blind_VV = np.einsum("vs,svw->vw", follows_VS, boosted.oracle.transitions_SVV)  # type: ignore[union-attr]
+    exact = -np.log(blind_VV[val_NT[:, :-1], val_NT[:, 1:]]).mean()
+    assert boosted.reference_nats["mixture"] == pytest.approx(exact, rel=1e-9)
+
+
+def test_training_and_validation_draw_tokens_of_their_own(matched: Corpus) -> None:
+    """A sequence's first token depends on no topic: one of each split are equal as often as two random tokens."""
+    equal = (matched.train.tokens_NT[:2000, 0] == matched.val.tokens_NT[:, 0]).mean()
+    assert equal == pytest.approx(1 / 64, abs=4 * math.sqrt(1 / 64 / 2000))
+
+
 def test_one_token_tells_nothing_on_matched_and_the_topic_on_original(matched: Corpus, boosted: Corpus) -> None:
     facts = matched.facts
     assert abs(facts["token_identity_accuracy"] - 1 / 3) < 4 * facts["token_identity_accuracy_se"] < 0.02

@@ -13,7 +13,7 @@ from jaxtyping import TypeCheckError
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import SITES, Decoder, HeadWeights
-from headdyn.models.layers import rotate
+from headdyn.models.layers import Norm, rotate
 from tests.models import reference
 from tests.small_models import CONFIGS, GPT2, GQA, MHA, NEOX, NOPE, SLIDING, drawn, tokens
 
@@ -360,6 +360,14 @@ def test_autocast_and_narrow_dtypes(config: DecoderConfig) -> None:
     narrow = copy.deepcopy(decoder).to(torch.bfloat16)(x_BT)
     assert narrow.dtype == torch.bfloat16
     assert 0 < (narrow - exact).abs().max() < 0.5
+
+
+def test_a_norm_of_bfloat16_rounds_once() -> None:
+    """What it is in float64, rounded to bfloat16; its squares and their mean in bfloat16 would round thrice."""
+    norm = Norm(64, "rms", 1e-6)
+    x_BD = torch.randn(200, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact_BD = torch.nn.functional.rms_norm(x_BD.double(), (64,), eps=1e-6)
+    assert (norm.to(torch.bfloat16)(x_BD) == exact_BD.bfloat16()).float().mean() > 0.999
 
 
 @pytest.mark.parametrize("config", [MHA, GQA, NEOX, GPT2], ids=["mha", "gqa", "neox", "gpt2"])

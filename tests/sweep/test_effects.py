@@ -53,6 +53,14 @@ def test_effects_equal_contrasts_worked_by_hand(tmp_path: Path) -> None:
     assert found["data_ordering", "attention", "position_enc"]["value"] == pytest.approx(0, abs=1e-12)
 
 
+def test_checkpoints_of_one_training_are_no_arms_of_a_design(tmp_path: Path) -> None:
+    runs = records(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity))
+    assert factor_effects(runs)
+    for place, record in enumerate(runs):
+        record.factors["revision"] = f"step{100 * (1 + place % 2)}"
+    assert factor_effects(runs) == []
+
+
 def test_one_seed_has_values_and_no_intervals(tmp_path: Path) -> None:
     rows = factor_effects(records(tmp_path, matrix(tmp_path, selectivity=selectivity)))
     assert effects_of(rows, "selectivity")["data_ordering",]["value"] == pytest.approx(0.09)

@@ -41,7 +41,9 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
         return HeadTable.whole("selectivity", step / 1000, ci_low=0.0, ci_high=1.0, n=128, unit="sequence")
 
     slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.4}}
-    entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow), run(tmp_path, position="drope")]
+    entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow)]
+    # Recalibrated arms are no pair: their snapshots are of the training before.
+    entries += [run(tmp_path, ordering=ordering, position="drope") for ordering in ("shuffled", "topic")]
     whole = HeadTable.whole("selectivity", 0.3, ci_low=0.2, ci_high=0.4, n=128, unit="sequence")
     whole.write(tmp_path / entries[1]["name"] / "heads.parquet")
     (row,) = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)

@@ -127,7 +127,8 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
 
 
 def test_plateau_left_and_not_left(tmp_path: Path) -> None:
-    stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
+    # below the plateau at 3, and its interval is not
+    stuck = {"loss_nats": measured(2.99, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
     entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="topic", values=stuck)]
     sentences = answers(sweep(tmp_path, entries))["Did the models learn?"]
     assert "1 of 1 shuffled and 0 of 1 topic-ordered ones left the topic-blind plateau" in sentences[0]
@@ -138,7 +139,8 @@ def test_plateau_left_and_not_left(tmp_path: Path) -> None:
 
 
 def test_trainings_of_one_order_are_counted_without_its_name(tmp_path: Path) -> None:
-    stuck = {"loss_nats": measured(3.01, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
+    # below the plateau at 3, and its interval is not
+    stuck = {"loss_nats": measured(2.99, 0.02, null=4.0, n=256), "gap_closed": measured(0.49, n=256)}
     entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="shuffled", seed=1, values=stuck)]
     question, end = (
         "Did the models learn?",

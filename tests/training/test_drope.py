@@ -132,6 +132,16 @@ def test_recovered_is_measured_against_the_parent(parent: Decoder, tmp_path: Pat
         assert recalibrated(parent, tmp_path / str(margin), recalibration=settings).recovered is recovered
 
 
+def test_recovered_is_the_last_loss_and_not_the_best_on_the_way(parent: Decoder, tmp_path: Path) -> None:
+    """At thirty times the learning rate the loss rises from that of the raw drop."""
+    settings = dataclasses.replace(RECALIBRATION, lr_scale=30.0)
+    losses = recalibrated(parent, tmp_path / "arm", recalibration=settings)
+    best, last = min(losses.val_loss_nats.values()), losses.val_loss_nats[losses.steps]
+    assert last > best + 0.1
+    settings = dataclasses.replace(settings, recovered_within_nats=(best + last) / 2 - losses.parent_loss_nats)
+    assert not recalibrated(parent, tmp_path / "again", recalibration=settings).recovered
+
+
 @pytest.mark.parametrize(("margin", "rounds"), [(10.0, [6]), (-10.0, [6, 6, 12, 6])])
 def test_an_arm_goes_on_in_doubling_rounds_until_it_has_recovered(
     parent: Decoder, tmp_path: Path, margin: float, rounds: list[int]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from headdyn.training.resume import MetricsFile, State, begin_anew_if_damaged, load_newest_state, save_state
+from tests.training.tiny import SETTINGS, task
 
 RECIPE = {"train.steps": 8, "model.d_model": 16, "betas": [0.9, 0.95]}
 
@@ -88,6 +89,13 @@ def test_another_recipe_is_refused_naming_what_differs(tmp_path: Path) -> None:
     save_state(tmp_path, state(3, {**RECIPE, "train.steps": 9}))
     with pytest.raises(ValueError, match=r"it has \{'train\.steps': 9\} where this one has \{'train\.steps': 8\}"):
         load_newest_state(tmp_path, RECIPE, "cpu")
+
+
+def test_a_state_of_another_precision_is_refused(tmp_path: Path) -> None:
+    fp32, bf16 = (task(tmp_path, SETTINGS, precision=precision).recipe() for precision in ("fp32", "bf16"))
+    save_state(tmp_path, state(3, dict(fp32)))
+    with pytest.raises(ValueError, match=r"\{'precision': 'fp32'\} where this one has \{'precision': 'bf16'\}"):
+        load_newest_state(tmp_path, bf16, "cpu")
 
 
 def entries(path: Path) -> list[tuple[int, str, float]]:

@@ -345,6 +345,10 @@ def test_a_split_departs_from_the_splits_of_its_own_checkpoint() -> None:
     assert trajectory is not None
     measure = trajectory.measures(STEPS[:4], 0.5, 0.05)[1]
     assert measure.band_K is not None and (measure.value_K > measure.band_K)[2:].all()
+    for strength_S, band in zip(trajectory.strength_KS, measure.band_K, strict=True):
+        assert np.mean([abs(strength) > band for strength in strength_S]) == pytest.approx(
+            0.05, abs=1 / len(strength_S)
+        )
     later = null_band(trajectory.strength_KS)  # the mutant: the band of the whole trajectory
     assert later is not None and (measure.value_K > later).tolist() == [False, False, False, True]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headdyn.analysis.series.judgement import Measure, Rules, judge
+from headdyn.analysis.series.judgement import Measure, Rules, _over_draws, judge
 
 TOTAL = 1000
 
@@ -277,6 +277,14 @@ def simulated(seed: int, pairs: int = 32) -> tuple[dict[str, Any], str, int | No
     found = by_pair((level_P < true_K[:, None]).astype(float), steps, 1000, seed)
     step = steps[int((true_K > 0.5).argmax())] if true_K.max() > 0.5 else None
     return found, "none" if step is None else word_for(step / 1000), step
+
+
+def test_the_interval_of_the_step_holds_95_percent_of_the_draws() -> None:
+    """One of 200 checkpoints that a draw leaves at exactly one step each: the 5th to the 195th, 2.5 % left out at each end."""
+    steps = tuple(range(1, 201))
+    draw_BK = (np.arange(200)[None] >= np.arange(200)[:, None]).astype(float)
+    measure = Measure(name="strength", steps=steps, value_K=draw_BK[100], threshold=0.5)
+    assert _over_draws(measure, draw_BK, 200, Rules())["emerges_at_step_95"] == [5, 195]
 
 
 def test_probabilities_are_calibrated() -> None:
