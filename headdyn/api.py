@@ -14,10 +14,6 @@ it was: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state, 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -28,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from hydra.core.singleton import Singleton
 from hydra.errors import HydraException
 
 from headdyn.config import RunConfig
@@ -39,6 +34,7 @@ from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root
 from headdyn.launch import launch
 from headdyn.plan import Plan, explain, make_plan, plain_arguments, remove_empty_folders
+from headdyn.process_state import process_as_before, torch_as_before
 from headdyn.sweep.effects import MEAN, effect_name
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.record import SweepRecord, is_run
@@ -58,7 +54,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunC
     `config_dir` is a folder with options of your own. Raises ConfigError, in one line with key, value and fix, for what
     cannot be.
     """
-    with _process_as_before():
+    with process_as_before():
         plan = plan_of(_with_options(("-m", *overrides), config_dir))
         remove_empty_folders(plan)
         return plan.jobs
@@ -319,10 +315,10 @@ def do(arguments: Sequence[str]) -> tuple[Plan, int]:
     What `run`, `sweep` and the command line have in common. Raises ConfigError before anything starts for a command
     that cannot be, and RuntimeError where no job of it can be done.
     """
-    with _process_as_before():
+    with process_as_before():
         plan = plan_of(arguments)
         computes_here = not plan.is_sweep or bool(plan.launcher)
-        with _torch_as_before() if computes_here else nullcontext():
+        with torch_as_before() if computes_here else nullcontext():
             return plan, launch(plan, plain_arguments(arguments))
 
 
@@ -345,42 +341,6 @@ def _done(overrides: Sequence[str], config_dir: str | Path | None) -> Path:
 def _with_options(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
     """The overrides last, since planning adds to them."""
     return [*([] if config_dir is None else ["--config-dir", str(config_dir)]), *overrides]
-
-
-@contextmanager
-def _process_as_before() -> Iterator[None]:
-    """Put back what Hydra, wandb, planning and running change in the process."""
-    root, environment, hydra = logging.getLogger(), dict(os.environ), Singleton.get_state()
-    level, handlers = root.level, list(root.handlers)
-    argv, hook, leave = sys.argv, sys.excepthook, sys.exit
-    draws, numpy_draws = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        sys.argv, sys.excepthook, sys.exit = argv, hook, leave  # wandb has its own hook and exit
-        random.setstate(draws)
-        np.random.set_state(numpy_draws)
-        for name in set(os.environ) - set(environment):
-            del os.environ[name]
-        os.environ.update(environment)
-        Singleton.set_state(hydra)
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-
-
-@contextmanager
-def _torch_as_before() -> Iterator[None]:
-    """Put back torch's random numbers and its number of threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
 
 
 @contextmanager

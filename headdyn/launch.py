@@ -3,7 +3,6 @@
 When a sweep's jobs have ended, failed ones or not, its report is written.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from headdyn.core.stopping import queue_again
 from headdyn.core.store import Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
 from headdyn.plan import CONF, HYDRA_VERSION, Plan, remove_empty_folders
-from headdyn.training.settings import processes
+from headdyn.training.settings import process
 from headdyn.workers import Workers
 
 
@@ -39,7 +38,7 @@ def launch(plan: Plan, arguments: Sequence[str]) -> int:
     single run sets up logging and `sys.argv` as Hydra reads it; see `headdyn.api` for a caller that wants both as they
     were.
     """
-    if processes() > 1 and os.environ["RANK"] != "0":
+    if process() > 0:
         from headdyn.training.next_token import help_process_0
 
         help_process_0()

@@ -118,8 +118,8 @@ def _work(work: Work) -> None:
             raise StageInterruptedError(f"asked to stop before analysis {name}")
         weights = record.manifest.get("checkpoint", {}).get("state_hash")
         identity = f"{record.manifest['git']} {weights}"
-        kept = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
-        with record.timed(name), kept:
+        parts = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
+        with record.timed(name), parts:
             findings = analysis(subject.decoder, subject.material, generator(config.seed, f"analysis/{name}"))
         if not isinstance(findings, Findings):
             raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")

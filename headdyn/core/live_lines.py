@@ -74,6 +74,6 @@ def notebook_output() -> Callable[[str], None] | None:
     if getattr(shell, "kernel", None) is None:  # IPython in a terminal has none
         return None
     display: Callable[..., Any] = sys.modules["IPython"].display.display
-    drawn = uuid.uuid4().hex
-    display({"text/html": "", "text/plain": ""}, raw=True, display_id=drawn)
-    return lambda text: display({"text/html": text, "text/plain": ""}, raw=True, display_id=drawn, update=True)
+    output_id = uuid.uuid4().hex
+    display({"text/html": "", "text/plain": ""}, raw=True, display_id=output_id)
+    return lambda text: display({"text/html": text, "text/plain": ""}, raw=True, display_id=output_id, update=True)

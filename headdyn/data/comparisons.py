@@ -219,21 +219,21 @@ class Prompts:
     def in_company(self) -> Prompts:
         """Without the pairs that have a prompt as long as no other's: a mean over prompts, and a value of another one,
         need two of a length. Raises ValueError where no pair is left."""
-        kept = self
-        while alone := [group.units_N for group in kept.groups if len(group) < 2]:
-            kept = kept.where(~np.isin(np.arange(len(kept.pairs)), np.concatenate(alone)))
-        if not kept.pairs:
+        prompts = self
+        while alone := [group.units_N for group in prompts.groups if len(group) < 2]:
+            prompts = prompts.where(~np.isin(np.arange(len(prompts.pairs)), np.concatenate(alone)))
+        if not prompts.pairs:
             raise ValueError(
                 f"of {len(self.pairs)} pairs none has a prompt as long as another's, so that there is no mean over "
                 "prompts; ask for more pairs (data.bug_pairs, or lines of data.path)"
             )
-        if left_out := len(self.pairs) - len(kept.pairs):
+        if left_out := len(self.pairs) - len(prompts.pairs):
             log.warning(
                 "%d of %d pairs are left out where heads are ablated: no other prompt is as long as theirs",
                 left_out,
                 len(self.pairs),
             )
-        return kept
+        return prompts
 
     def by_pair(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """Average rows into pairs: one array a group, rows on the last axis [..., N], becomes [..., P]."""

@@ -110,7 +110,7 @@ class BatchSchedule:
         self.seed = seed
         share = getattr(ordering, "cooldown_share", 0.0)
         self.cooldown_from = None if steps is None or share == 0 else steps - round(share * steps)
-        self._drawn: dict[tuple[int, bool], np.ndarray] = {}
+        self._epochs: dict[tuple[int, bool], np.ndarray] = {}
 
     def indices(self, step: int) -> np.ndarray:
         """The sequence indices [B] int64 of the batch at `step`, counted from 0."""
@@ -136,10 +136,10 @@ class BatchSchedule:
         return self.cooldown_from is not None and step >= self.cooldown_from
 
     def _epoch(self, epoch: int, cooling: bool) -> np.ndarray:
-        if (epoch, cooling) not in self._drawn:
-            for older in list(self._drawn)[:-1]:  # a batch belongs to two epochs at most
-                del self._drawn[older]
+        if (epoch, cooling) not in self._epochs:
+            for older in list(self._epochs)[:-1]:  # a batch belongs to two epochs at most
+                del self._epochs[older]
             ordering = Shuffled() if cooling else self.ordering
             random = named_generator(self.seed, f"ordering/epoch {epoch}")
-            self._drawn[epoch, cooling] = ordering.epoch(self.dominant_N, random)
-        return self._drawn[epoch, cooling]
+            self._epochs[epoch, cooling] = ordering.epoch(self.dominant_N, random)
+        return self._epochs[epoch, cooling]

@@ -51,14 +51,19 @@ class Repetition:
     entries: Mapping[str, Mapping[str, Any]]
 
     @property
+    def seeds(self) -> list[str]:
+        """How each training is called."""
+        return [f"seed {seed}" if seed.isdigit() else seed for seed in self.entries]
+
+    @property
     def verdicts(self) -> list[Mapping[str, Any]]:
         """The verdict on each training."""
         return [entry["verdict"] for entry in self.entries.values()]
 
     def split_found(self) -> Share | None:
         """In how many trainings the split of the heads is beyond chance; None where some measured none."""
-        found = [verdict.get("split", {}).get("found") for verdict in self.verdicts]
-        return None if None in found else Share(hits=sum(map(bool, found)), n=len(found))
+        beyond_chance = [verdict.get("split", {}).get("found") for verdict in self.verdicts]
+        return None if None in beyond_chance else Share(hits=sum(map(bool, beyond_chance)), n=len(beyond_chance))
 
     def measures(self) -> dict[str, list[Mapping[str, Any]]]:
         """The judgements of every measure that all trainings have, training by training."""

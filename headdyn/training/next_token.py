@@ -22,8 +22,8 @@ from headdyn.models.decoder import Decoder
 from headdyn.training.clamp import clamped_loss
 from headdyn.training.loop import Progress, Task, run, train_along
 from headdyn.training.objective import Batches, LossFunction, Precision, compiled_loss, evaluate, next_token_loss
-from headdyn.training.replicas import from_process_0, join, leave, process
-from headdyn.training.settings import TrainSettings, processes
+from headdyn.training.replicas import from_process_0, join, leave
+from headdyn.training.settings import TrainSettings, process, processes
 
 
 class Schedule(Protocol):
@@ -105,8 +105,8 @@ class NextToken(Task):
             self.loss_function = compiled_loss(self.decoder, self.batches, self.share(0, 0)[0], self.precision)
 
     def losses(self, update: int, part: int) -> Mapping[str, Tensor]:
-        mine_B, weight = self.share(update, part)
-        return {"train_loss_nats": weight * self.loss_function(self.decoder, *self.batches(mine_B))}
+        part_B, weight = self.share(update, part)
+        return {"train_loss_nats": weight * self.loss_function(self.decoder, *self.batches(part_B))}
 
     def share(self, update: int, part: int) -> tuple[np.ndarray, float]:
         """The sequences of an update's batch that this process takes as its part, and their share of the scored tokens.
@@ -115,8 +115,8 @@ class NextToken(Task):
         """
         batch_B = self.schedule.indices(update)
         first = (process() * self.parts + part) * self.settings.part_size
-        mine_B = batch_B[first : first + self.settings.part_size]
-        return mine_B, self.batches.num_targets(mine_B) / self.batches.num_targets(batch_B)
+        part_B = batch_B[first : first + self.settings.part_size]
+        return part_B, self.batches.num_targets(part_B) / self.batches.num_targets(batch_B)
 
     def visit(self, step: int) -> Mapping[str, float]:
         loss = evaluate(

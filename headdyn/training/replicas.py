@@ -18,15 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from headdyn.training.settings import processes
+from headdyn.training.settings import process, processes
 
 T = TypeVar("T")
 _PATIENCE = timedelta(days=7)  # the others wait while process 0 builds a corpus or analyses
-
-
-def process() -> int:
-    """The number of this process; 0 is the one that does the run."""
-    return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
 def join() -> None:

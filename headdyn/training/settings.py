@@ -13,6 +13,11 @@ def processes() -> int:
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
+def process() -> int:
+    """The number of this process; 0 is the one that does the run."""
+    return int(os.environ["RANK"]) if processes() > 1 else 0
+
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 

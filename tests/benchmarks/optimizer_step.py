@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from headdyn.training.optimizers import Muon, split_parameters
 from tests.benchmarks.figures import three

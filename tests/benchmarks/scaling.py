@@ -1,11 +1,14 @@
-"""How the cost of a training step and of attention statistics grows with sequences, length, heads and layers; run as
+"""How cost grows: steps and statistics with the model's shape, whole commands with checkpoints and seeds; run as
 
     python -m tests.benchmarks.scaling --out FOLDER      # scaling.json and scaling.svg
 
-One of the four is varied at a time around one small model (D128 L4 H4 d32, 8 sequences of 128 tokens; heads keep their
-width). Printed is the exponent of a power law, fitted by least squares to the logarithms of the median times: 1 is
-proportional, 2 is quadratic. A step is not compiled here, in bfloat16 where the processor multiplies it: one compilation
-for each of the shapes would take an hour.
+Sequences, length, heads or layers are varied, one at a time, around one small model (D128 L4 H4 d32, 8 sequences of 128
+tokens; heads keep their width). A step is not compiled here, in bfloat16 where the processor multiplies it: one
+compilation for each of the shapes would take an hour. The commands are `experiment=head_emergence` on the checkpoints of
+a training that is there already, and a sweep of seeds, at `mode=smoke`, with the processor time of all their processes.
+
+Printed is the exponent of a power law, fitted by least squares to the logarithms of the median times: 1 is
+proportional, 2 is quadratic, less than 1 says that a part of the cost does not grow.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
+import resource
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +30,19 @@ from headdyn.analysis.pattern_sums import collect
 from headdyn.analysis.sequences import Sequences
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.machine import keep_freed_memory, multiplies_bf16
+from headdyn.core.records import log_spaced
 from headdyn.training.objective import Precision, autocast, next_token_loss
 from headdyn.training.optimizers import Optimizers
 from tests.benchmarks.shapes import SETTINGS, SHAPES, Shape, machine
 from tests.benchmarks.training_step import timed
+from tests.commands import command, environment
 
 BASE = dataclasses.replace(SHAPES["laptop"], batch=8)
 FIELDS = {"sequences": "batch", "length": "length", "heads": "heads", "layers": "layers"}
 FACTORS = (1, 2, 4)
 TOPICS, SWAPS = 3, 20
+TRAINING = ("mode=smoke", "train.snapshots=10")
+CHECKPOINTS = [f"step{step}" for step in log_spaced(80, 10)]
 
 
 def training_step(shape: Shape) -> Callable[[], object]:
@@ -60,6 +70,47 @@ def attention_statistics(shape: Shape) -> Callable[[], object]:
 WORKS = {"training step": training_step, "attention statistics": attention_statistics}
 
 
+def command_seconds(root: Path, *arguments: str) -> float:
+    """Processor seconds of a command and of all its processes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command("-m", *arguments), env=environment(root), cwd=root, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def series_of(count: int) -> tuple[str, ...]:
+    revisions = f"model.revision={','.join(CHECKPOINTS[-count:])}"
+    return "experiment=head_emergence", "model=trained", "model.revisions=null", revisions, *TRAINING
+
+
+def seeds(count: int) -> tuple[str, ...]:
+    return "mode=smoke", f"seed={','.join(map(str, range(count)))}"
+
+
+COMMANDS = {"checkpoints": (series_of, (2, 4, 8)), "seeds": (seeds, FACTORS)}
+
+
+def exponent(factors: Sequence[int], seconds: Sequence[float]) -> float:
+    return float(np.polyfit(np.log(factors), np.log(seconds), 1)[0])
+
+
+def measure_commands() -> dict[str, Any]:
+    """Each count with a cache of its own, in which the series' training is done before."""
+    record: dict[str, Any] = {}
+    for axis, (arguments, counts) in COMMANDS.items():
+        seconds = []
+        for count in counts:
+            with tempfile.TemporaryDirectory() as folder:
+                if axis == "checkpoints":
+                    command_seconds(Path(folder), *TRAINING)
+                seconds.append(command_seconds(Path(folder), *arguments(count)))
+        record[axis] = {"counts": counts, "seconds": seconds, "exponent": exponent(counts, seconds)}
+        print(
+            f"{'a command':22}{axis:11}exponent {record[axis]['exponent']:.2f}   {seconds[0]:.0f} to {seconds[-1]:.0f} s"
+        )
+    return record
+
+
 def measure(repetitions: int) -> dict[str, Any]:
     record: dict[str, Any] = {"machine": machine(), "base": dataclasses.asdict(BASE), "factors": FACTORS}
     for name, make in WORKS.items():
@@ -70,10 +121,10 @@ def measure(repetitions: int) -> dict[str, Any]:
                 work = make(dataclasses.replace(BASE, **{field: factor * getattr(BASE, field)}))
                 work()
                 seconds.append(float(np.median([timed(work) for _ in range(repetitions)])))
-            exponent = float(np.polyfit(np.log(FACTORS), np.log(seconds), 1)[0])
-            record[name][axis] = {"seconds": seconds, "exponent": exponent}
-            print(f"{name:22}{axis:11}exponent {exponent:.2f}   {1e3 * seconds[0]:.0f} to {1e3 * seconds[-1]:.0f} ms")
-    return record
+            slope = exponent(FACTORS, seconds)
+            record[name][axis] = {"seconds": seconds, "exponent": slope}
+            print(f"{name:22}{axis:11}exponent {slope:.2f}   {1e3 * seconds[0]:.0f} to {1e3 * seconds[-1]:.0f} ms")
+    return record | {"a command": measure_commands()}
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -84,7 +135,7 @@ def draw(record: dict[str, Any]) -> Figure:
             y=np.log2(np.array(row["seconds"]) / row["seconds"][0]),
             look={"varied": f"{axis} (exponent {row['exponent']:.2f})", "work": name},
         )
-        for name in WORKS
+        for name in (*WORKS, "a command")
         for axis, row in record[name].items()
     ]
     return curves(
@@ -92,7 +143,8 @@ def draw(record: dict[str, Any]) -> Figure:
         xlabel="doublings of what is varied",
         ylabel="doublings of the time",
         whole_x=True,
-        caption="How the time of a training step and of attention statistics grows. A line's slope is the exponent.",
+        caption="How the time of a training step, of attention statistics and of whole commands grows. A line's slope is "
+        "the exponent.",
     )
 
 

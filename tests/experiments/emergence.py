@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.experiments.model_organisms import high, low, percent
-from tests.experiments.records import read, rows, span
+from tests.experiments.records import high, low, percent, read, rows, span
 
 SETTINGS = (
     "Clopper–Pearson intervals, 95 %",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.experiments.records import average, fixed, p_is, read, rows, span, spelled
+from tests.experiments.records import average, effect, fixed, p_is, read, rows, span, spelled
 
 SETTINGS = (
     "800 steps each",
@@ -30,26 +30,15 @@ POSITIONS = {"position_enc": ["rope", "drope"]}
 RETENTION = {**ORDER, **POSITIONS}
 
 
-def effect(folder: Path, outcome: str, levels: dict[str, list[str]], **held: str) -> dict[str, Any]:
-    """The one contrast, or interaction, of these levels; with others held, the simple effect."""
-    (entry,) = [
-        row
-        for row in read(folder / "effects.json")
-        if row["outcome"] == outcome
-        and row["levels"] == levels
-        and row.get("held", {}) == held
-        and row["kind"] != "mean"
-    ]
-    return dict(entry)
-
-
 def cell(entry: dict[str, Any], scale: float) -> str:
     return f"{spelled(entry, scale=scale, signed=True)}, {p_is(entry['q'], 'q')}"
 
 
 def row(folder: Path, label: str) -> str:
     metric, scale = OUTCOMES[label]
-    cells = [cell(effect(folder, metric, levels), scale) for levels in (ORDER, HEADS, POSITIONS, RETENTION)]
+    cells = [
+        cell(effect(folder / "effects.json", metric, levels), scale) for levels in (ORDER, HEADS, POSITIONS, RETENTION)
+    ]
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -68,10 +57,11 @@ def fragments(folder: Path) -> list[str]:
         chosen = [run for run in arms[arm] if run["data_ordering"] == order]
         return span((run["selectivity"] for run in chosen), 1, scale=100)
 
+    file = folder / "effects.json"
     matched = {entry["outcome"]: entry for entry in read(folder / "matched_loss.json")["pooled"]}
-    simple = {arm: effect(folder, "selectivity", ORDER, position_enc=arm) for arm in arms}
-    gqa = effect(folder, "selectivity", HEADS)
-    retention = effect(folder, "selectivity", RETENTION)
+    simple = {arm: effect(file, "selectivity", ORDER, {"position_enc": arm}) for arm in arms}
+    gqa = effect(file, "selectivity", HEADS)
+    retention = effect(file, "selectivity", RETENTION)
     recovered = sum(run["recovered"] == "true" for run in arms["drope"])
     worth = [float(run["speaker_blind_nats"]) - float(run["floor_nats"]) for run in runs]
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)

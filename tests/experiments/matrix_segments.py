@@ -27,7 +27,7 @@ def order_effects(folder: Path, label: str) -> list[str]:
     metric, scale = OUTCOMES[label]
     runs = [row for row in rows(folder / "summary.csv") if row["position_enc"] in ("rope", "drope")]
     arms = [[row for row in runs if row["position_enc"] == arm] for arm in ("rope", "drope")]
-    recorded = effect(folder / "effects.json", metric, data_ordering=ORDER)
+    recorded = effect(folder / "effects.json", metric, {"data_ordering": ORDER})
     parts = [average(part, metric, "data_ordering", *ORDER) for part in (*arms, runs)]
     assert spelled(parts[-1], scale=scale) == spelled(recorded, scale=scale)
     return [*(spelled(part, scale=scale, signed=True) for part in parts), p_is(recorded["q"], "q").removeprefix("q = ")]
@@ -37,8 +37,8 @@ def fragments(folder: Path) -> list[str]:
     runs, file = rows(folder / "summary.csv"), folder / "effects.json"
     arms = {arm: [row for row in runs if row["position_enc"] == arm] for arm in ("rope", "drope", "rope_control")}
     seeds = len({row["seed"] for row in runs})
-    interaction = effect(file, "selectivity", data_ordering=ORDER, position_enc=("rope", "drope"))
-    entropy = effect(file, "entropy_nats", position_enc=("rope", "drope"))
+    interaction = effect(file, "selectivity", {"data_ordering": ORDER, "position_enc": ("rope", "drope")})
+    entropy = effect(file, "entropy_nats", {"position_enc": ("rope", "drope")})
     within = order_effects(folder, "within-topic attention (points)")[1]
     q = order_effects(folder, "topic selectivity (points of attention)")[-1]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scipy.stats import beta, binomtest
+from scipy.stats import binomtest
 
 from headdyn.studies.organisms.settings import FINAL_STEP, Organism
-from tests.experiments.records import fixed, p_is, read
+from tests.experiments.records import high, low, p_is, percent, read
 
 SETTINGS = ("strength > 0.5", "Clopper–Pearson, 95 %")
 POWER, FALSE_POSITIVES = 0.95, 0.1
@@ -57,17 +57,3 @@ def detections(suites: Rows) -> tuple[Rows, Rows, int, int, int]:
     rule = sum(row["even_success"] - row["odd_success"] > 0.5 for row in others)
     found, false = (sum(row["found_by_trajectory"] for row in part) for part in (planted, others))
     return planted, others, found, false, rule
-
-
-def low(yes: int, n: int) -> float:
-    """Clopper–Pearson's lower end, 95 %, two-sided."""
-    return float(beta.ppf(0.025, yes, n - yes + 1)) if yes else 0.0
-
-
-def high(yes: int, n: int) -> float:
-    """Clopper–Pearson's upper end."""
-    return float(beta.ppf(0.975, yes + 1, n - yes)) if yes < n else 1.0
-
-
-def percent(share: float) -> str:
-    return fixed(100 * share, 0)

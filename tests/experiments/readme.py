@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.experiments import matrix, model_organisms
-from tests.experiments.records import fixed, read, rows, spelled
+from tests.experiments.records import effect, fixed, read, rows, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
 
@@ -18,7 +18,7 @@ def fragments(experiments: Path) -> list[str]:
     worth = sum(line - float(run["floor_nats"]) for line, run in zip(lines, corpora, strict=True)) / len(lines)
     suites = [read(path) for path in sorted((experiments / "model_organisms" / "suites").glob("*.json"))]
     planted, others, found, false, rule = model_organisms.detections(suites)
-    seen = [matrix.effect(folder, "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
+    seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
     return [
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
@@ -34,6 +34,7 @@ def fragments(experiments: Path) -> list[str]:
 def order_row(folder: Path, label: str) -> str:
     """The effect of order on an outcome in RoPE runs, in DroPE runs, and on average with its q."""
     metric, scale = matrix.OUTCOMES[label]
-    simple = [matrix.effect(folder, metric, matrix.ORDER, position_enc=arm) for arm in ("rope", "drope")]
+    simple = [effect(folder / "effects.json", metric, matrix.ORDER, {"position_enc": arm}) for arm in ("rope", "drope")]
     cells = [spelled(entry, scale=scale, signed=True) for entry in simple]
-    return f"| {label} | {' | '.join(cells)} | {matrix.cell(matrix.effect(folder, metric, matrix.ORDER), scale)} |"
+    cells.append(matrix.cell(effect(folder / "effects.json", metric, matrix.ORDER), scale))
+    return f"| {label} | {' | '.join(cells)} |"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,21 @@ from headdyn.core.numbers import fixed, p_is, spelled
 Row = dict[str, str]
 Scalar = dict[str, Any]
 
-__all__ = ["average", "effect", "fixed", "p_is", "plain", "read", "rows", "scalar", "span", "spelled"]
+__all__ = [
+    "average",
+    "effect",
+    "fixed",
+    "high",
+    "low",
+    "p_is",
+    "percent",
+    "plain",
+    "read",
+    "rows",
+    "scalar",
+    "span",
+    "spelled",
+]
 
 
 def read(path: Path) -> Any:
@@ -39,11 +53,20 @@ def scalar(row: Row, metric: str) -> Scalar:
     return {part: float(text) for part, text in cells.items() if text}
 
 
-def effect(path: Path, outcome: str, **levels: Sequence[str]) -> Scalar:
-    """The effect on `outcome` of exactly these factors and levels in an effects.json."""
+def effect(
+    path: Path, outcome: str, levels: Mapping[str, Sequence[str]], held: Mapping[str, str] | None = None
+) -> Scalar:
+    """The contrast, or interaction, of exactly these levels in an effects.json; with others held, the simple effect."""
     wanted = {name: list(pair) for name, pair in levels.items()}
-    (found,) = [entry for entry in read(path) if entry["outcome"] == outcome and entry["levels"] == wanted]
-    return dict(found)
+    (entry,) = [
+        entry
+        for entry in read(path)
+        if entry["outcome"] == outcome
+        and entry["levels"] == wanted
+        and entry.get("held", {}) == (held or {})
+        and entry.get("kind") != "mean"
+    ]
+    return dict(entry)
 
 
 def average(runs: Iterable[Row], metric: str, factor: str, low: str, high: str) -> Scalar:
@@ -61,6 +84,21 @@ def average(runs: Iterable[Row], metric: str, factor: str, low: str, high: str) 
     half = stats.t.ppf(0.975, len(seeds) - 1) * stats.sem(differences)
     value = float(differences.mean())
     return {"value": value, "ci_low": value - half, "ci_high": value + half, "n": len(seeds)}
+
+
+def low(yes: int, n: int) -> float:
+    """Clopper–Pearson's lower end, 95 %, two-sided."""
+    return float(stats.beta.ppf(0.025, yes, n - yes + 1)) if yes else 0.0
+
+
+def high(yes: int, n: int) -> float:
+    """Clopper–Pearson's upper end."""
+    return float(stats.beta.ppf(0.975, yes + 1, n - yes)) if yes < n else 1.0
+
+
+def percent(share: float) -> str:
+    """A share as whole per cent."""
+    return fixed(100 * share, 0)
 
 
 def span(values: Iterable[float], places: int, *, scale: float = 1.0, signed: bool = False) -> str:

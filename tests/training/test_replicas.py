@@ -32,7 +32,8 @@ import sys
 from pathlib import Path
 from headdyn.training.loop import TrainingInterrupted
 from headdyn.training.next_token import help_process_0
-from headdyn.training.replicas import process, release
+from headdyn.training.replicas import release
+from headdyn.training.settings import process
 from tests.training.test_loop import StopAfter
 from tests.training.tiny import trained
 

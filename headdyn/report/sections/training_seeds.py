@@ -41,9 +41,8 @@ def _measures(repetition: Repetition, sweep: SweepRecord) -> Table:
         metric, end = sweep.metric(name), strength_at_end(judgements)
         together = [emerged(judgements).words(), steps_in_words(judgements), metric.spelled(end)]
         rows.append([metric.label, *together, *map(interval, judgements)])
-    seeds = [f"seed {seed}" if seed.isdigit() else seed for seed in repetition.entries]
     columns = ["", "emerges in", "within steps", "at the end, mean over trainings"]
-    return Table(columns=[*columns, *seeds], rows=rows, dense=True)
+    return Table(columns=[*columns, *repetition.seeds], rows=rows, dense=True)
 
 
 def _scalars(repetition: Repetition, sweep: SweepRecord) -> Table:
@@ -53,5 +52,4 @@ def _scalars(repetition: Repetition, sweep: SweepRecord) -> Table:
         own = [cell(entry["summary"][name]) for entry in repetition.entries.values()]
         meanings = next(iter(repetition.entries.values()))["meanings"]
         rows.append([name.replace("_", " "), cell(mean), *own, meanings.get(name, "")])
-    seeds = [f"seed {seed}" if seed.isdigit() else seed for seed in repetition.entries]
-    return Table(columns=["", "mean over trainings", *seeds, "meaning"], rows=rows, dense=True)
+    return Table(columns=["", "mean over trainings", *repetition.seeds, "meaning"], rows=rows, dense=True)

@@ -1,5 +1,6 @@
 """How far a model's next-token law is from exact predictors: settings and metrics of such analyses."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,8 +40,8 @@ class Distances:
         """The validation sequences that are read, [N, T]."""
         return np.asarray(corpus.val.tokens_NT[: self.sequences], dtype=np.int64)
 
+    @abstractmethod
     def laws(self, corpus: Any) -> Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]:
         """Sequences [N, T] and each predictor's law of the next token [N, T-1, V], by what metrics' names end in."""
-        raise NotImplementedError
 
     __call__ = measured_in("headdyn.studies.landmarks.distances_measure")

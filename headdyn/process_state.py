@@ -1,0 +1,47 @@
+"""The state of a Python process that doing a run changes, put back for a caller who goes on: a notebook, a test."""
+
+import logging
+import os
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from hydra.core.singleton import Singleton
+
+
+@contextmanager
+def process_as_before() -> Iterator[None]:
+    """Put back what Hydra, wandb, planning and running change in the process."""
+    root, environment, hydra = logging.getLogger(), dict(os.environ), Singleton.get_state()
+    level, handlers = root.level, list(root.handlers)
+    argv, hook, leave = sys.argv, sys.excepthook, sys.exit
+    draws, numpy_draws = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        sys.argv, sys.excepthook, sys.exit = argv, hook, leave  # wandb has its own hook and exit
+        random.setstate(draws)
+        np.random.set_state(numpy_draws)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+        Singleton.set_state(hydra)
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextmanager
+def torch_as_before() -> Iterator[None]:
+    """Put back torch's random numbers and its number of threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
