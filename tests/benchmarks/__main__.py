@@ -26,16 +26,18 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "matrix": Benchmark(
-        "the smoke matrix, its rerun and its report; a wrong setting's answer; long: the laptop matrix", ("--laptop",)
+    "matrix": Benchmark("the smoke matrix in trainings, its report built and opened; a wrong setting's answer"),
+    "sweep": Benchmark(
+        "the smoke matrix side by side and one after another: from nothing, its first step, again; "
+        "long: the laptop matrix in its place",
+        ("--mode", "laptop"),
     ),
-    "sweep": Benchmark("the smoke matrix side by side and one after another: from nothing, its first step, again"),
     "training_step": Benchmark(
         "a training step against Hugging Face's with PyTorch's optimizers; long: at the shapes for a GPU too",
         ("--shapes", "smoke", "laptop", "sanity", "run1", "v2"),
     ),
     "optimizer_step": Benchmark("a Muon step of 27 M parameters against torch.optim.Muon"),
-    "scaling": Benchmark("exponents: how cost grows with sequences, length, heads and layers"),
+    "scaling": Benchmark("exponents: how cost grows with sequences, length, heads, layers, checkpoints and seeds"),
     "probes": Benchmark("topic probes of all layers against a loop with scikit-learn"),
     "corpus_generation": Benchmark("the micro-languages against a loop over tokens"),
     "attention_statistics": Benchmark("time and memory against Hugging Face with output_attentions"),

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,7 @@ def iterated(iteration: Callable[[Tensor], Tensor], x_NOI: Tensor) -> Tensor:
     return x_NOI
 
 
-def ways(stacks: list[tuple[int, tuple[int, int]]], repetitions: int) -> dict[str, dict[str, object]]:
+def ways(stacks: list[tuple[int, tuple[int, int]]], repetitions: int) -> dict[str, dict[str, Any]]:
     """How fast each way is in units of muon-optimizer's, and how far it ends from the same in float64."""
     drawn = [torch.randn(count, min(shape), max(shape)) for count, shape in stacks]
     starts = [(x_NOI / x_NOI.norm(dim=(1, 2), keepdim=True)).bfloat16() for x_NOI in drawn]

@@ -1,7 +1,9 @@
-"""How a sweep uses the machine: the smoke matrix of 8 runs, from nothing, from its cache, and when it is finished.
+"""How a sweep uses the machine: a matrix of 8 runs, from nothing, from its cache, and when it is finished; run as
 
-    python -m tests.benchmarks.sweep                      # this code; into experiments/speed/sweep.json and sweep.md
-    python -m tests.benchmarks.sweep --before FOLDER      # also another checkout's, alternating
+    python -m tests.benchmarks.sweep                            # smoke, three times each way
+    python -m tests.benchmarks.sweep --mode laptop              # as `make run`, once: about ten minutes
+    python -m tests.benchmarks.sweep --before FOLDER            # also another checkout's, alternating
+    python -m tests.benchmarks.sweep --out experiments/speed    # and the numbers into FOLDER/sweep.json, by mode
 
 Whole processes with an empty cache and output folder, importing included. The first step is the moment at which a
 training has written its first numbers.
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -20,25 +21,30 @@ import time
 from pathlib import Path
 
 from tests.benchmarks.figures import three
+from tests.benchmarks.shapes import machine
 from tests.commands import command, environment
 
-OUT = Path("experiments/speed")
-TARGETS = {"cold": 45.0, "first step": 6.0, "again": 5.0, "warm": 30.0}
+TARGETS = {
+    "smoke": {"cold": 45.0, "first step": 6.0, "again": 5.0, "warm": 30.0},
+    "laptop": {"cold": 360.0, "first step": 6.0, "again": 5.0},
+}
 
 
-def measure(code: Path, *more: str) -> dict[str, float]:
-    """Seconds of a matrix from nothing, until its first step, given again, and with its cache but no runs."""
+def measure(mode: str, code: Path, *more: str) -> dict[str, float]:
+    """Seconds of a matrix from nothing, until its first step, given again, and (smoke) with its cache but no runs."""
     seconds = {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         variables = environment(root) | {"PYTHONPATH": str(code)}
         del variables["OMP_NUM_THREADS"]  # as a user has it
         for what in ("cold", "again", "warm"):
+            if what not in TARGETS[mode]:
+                continue
             if what == "warm":
                 shutil.rmtree(root / "out")
             begun = time.monotonic()
             process = subprocess.Popen(
-                command("-m", "experiment=matrix", "mode=smoke", *more),
+                command("-m", "experiment=matrix", f"mode={mode}", *more),
                 env=variables, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
             while process.poll() is None:
@@ -52,38 +58,34 @@ def measure(code: Path, *more: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print and write the table."""
+    """Measure, print and record."""
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=TARGETS, default="smoke")
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, help="default: 3 at smoke, 1 at laptop")
+    parser.add_argument("--out", type=Path, help="a folder for sweep.json; other modes that it holds stay in it")
     chosen = parser.parse_args()
-    sides = {"side by side": (Path.cwd(), ()), "one after another": (Path.cwd(), ("workers=1",))}
+    sides: dict[str, tuple[Path, tuple[str, ...]]] = {"side by side": (Path.cwd(), ())}
+    if chosen.mode == "smoke":
+        sides["one after another"] = (Path.cwd(), ("workers=1",))
     if chosen.before:
         sides["before"] = (chosen.before.absolute(), ())
+    load = os.getloadavg()[1]
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for _ in range(chosen.repetitions):
+    for _ in range(chosen.repetitions or (3 if chosen.mode == "smoke" else 1)):
         for name, (code, more) in sides.items():
-            runs[name].append(measure(code, *more))
-            print(name, runs[name][-1], flush=True)
-    OUT.mkdir(parents=True, exist_ok=True)
-    machine = (
-        f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}, Python {platform.python_version()}"
-    )
-    content = {"machine": machine, "load before": os.getloadavg()[1], "seconds": runs}
-    (OUT / "sweep.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    lines = [
-        "# How a sweep uses the machine",
-        "",
-        f"The smoke matrix (8 runs, 4 trainings), whole processes, seconds: median [least, most] of {chosen.repetitions}. "
-        f"Made by `python -m tests.benchmarks.sweep`; {machine}.",
-        "",
-        f"| | target | {' | '.join(sides)} |",
-        f"|---|---|{'---|' * len(sides)}",
-    ]
-    for what, target in TARGETS.items():
-        cells = [three([run[what] for run in runs[name]]) for name in sides]
-        lines.append(f"| {what} | {target:.0f} | {' | '.join(cells)} |")
-    (OUT / "sweep.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+            runs[name].append(measure(chosen.mode, code, *more))
+    for name, measured in runs.items():
+        for what, target in TARGETS[chosen.mode].items():
+            print(
+                f"{chosen.mode}, {name}: {what} {three([run[what] for run in measured], ' s')} (at most {target:.0f})"
+            )
+    if chosen.out:
+        path = chosen.out / "sweep.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        record[chosen.mode] = {"seconds": runs, "load_before": load, "machine": machine()}
+        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
