@@ -132,7 +132,7 @@ def downloads(jobs: Iterable[RunConfig], store: Store) -> list[str]:
 def dry_run(plan: Plan) -> None:
     """Print what the command would do. Nothing is begun."""
     store = Store(cache_root())
-    todo = [job for job in plan.jobs if not is_done(job, plan.folder / job.name if plan.is_sweep else plan.folder)]
+    todo = [job for job in plan.jobs if not is_done(job, plan.folder_of(job))]
     known = measured(store.root, plan.folder.parent.parent)
     print(f"{len(plan.jobs)} runs in {plan.folder}, {len(plan.jobs) - len(todo)} of them complete")
     total, unknown, trained = 0.0, set[str](), set[str]()

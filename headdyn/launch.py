@@ -13,8 +13,10 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from headdyn.config import check
+from headdyn.config import RunConfig, check
 from headdyn.core.numbers import count
+from headdyn.core.run_folder import MANIFEST
+from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again
 from headdyn.core.store import Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
@@ -34,19 +36,20 @@ class Obstacle(RuntimeError):
 def launch(plan: Plan, arguments: Sequence[str]) -> int:
     """Do the jobs of a plan, and the report behind them; `arguments` are those that were planned, for the record.
 
-    Returns the exit status of the command line. Raises Obstacle, before anything starts, where no job can be done. A
-    single run sets up logging and `sys.argv` as Hydra reads it; see `headdyn.api` for a caller that wants both as they
-    were.
+    Returns the exit status of the command line. Raises, before anything starts, ConfigError for a local model that is
+    not what the command needs, and Obstacle where this machine can do no job. A single run sets up logging and
+    `sys.argv` as Hydra reads it; see `headdyn.api` for a caller that wants both as they were.
     """
     if process() > 0:
         from headdyn.training.next_token import help_process_0
 
         help_process_0()
         return 0
-    obstacle = _obstacle(plan)
-    if obstacle:
+    try:
+        _require_possible(plan)
+    except ValueError as error:
         remove_empty_folders(plan)
-        raise Obstacle(obstacle)
+        raise error if isinstance(error, ConfigError) else Obstacle(str(error)) from error
     for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
         print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
@@ -122,37 +125,49 @@ def job(cfg: DictConfig) -> None:
         ) from error
 
 
-def _obstacle(plan: Plan) -> str | None:
-    """Why no job of the plan can be done: no cache, a model that is nowhere, a device that is not here; else None.
+def _require_possible(plan: Plan) -> None:
+    """Raise, before anything starts, where no job of the plan can be done.
 
-    Each model is asked for once: a single bad revision fails its own job. Of jobs that a launcher takes to another
-    machine no device is asked for.
+    ConfigError for a checkpoint on this machine that cannot be read, or whose tokens cannot express what it is to read;
+    ValueError for no cache, a model that cannot be had from the hub, a device that is not here. Each model is asked for
+    once: a single bad revision fails its own job. Of jobs that a launcher takes to another machine no device is asked
+    for.
     """
     models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
     here = [] if plan.launcher else plan.jobs
     cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}
-    try:
-        if not plan.launcher:
-            require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
-        if models:
-            from headdyn.data.model_tokens import ModelTokens
-            from headdyn.models.checkpoints.files import learned_positions, require_reachable
-            from headdyn.models.checkpoints.forecast import forecast
+    if not plan.launcher:
+        require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
+    for model in models.values():
+        from headdyn.models.checkpoints.files import is_local, require_reachable
+        from headdyn.models.checkpoints.forecast import forecast
 
-            store = Store(cache_root())
-            for model in models.values():
-                require_reachable(model.name, model.revision, store)
-                jobs = [job for job in plan.jobs if job.model.name == model.name]
-                length = max(getattr(job.data, "sequence_length", 0) for job in jobs)
-                ModelTokens(model.name, 0, learned_positions(model.name, model.revision)).require_length(length)
-                revisions = [str(job.factors["revision"]) for job in jobs]
-                for line in forecast(model.name, revisions, store).lines():
-                    print(f"headdyn: {line}", file=sys.stderr)
-        if cuda:
-            from headdyn.core import machine
+        store, jobs = Store(cache_root()), [job for job in plan.jobs if job.model.name == model.name]
+        try:
+            require_reachable(model.name, model.revision, store)
+            _require_material(model, [job for job in jobs if not (plan.folder_of(job) / MANIFEST).exists()])
+        except ValueError as error:
+            raise (ConfigError(str(error)) if is_local(model.name) else error) from error
+        for line in forecast(model.name, [str(job.factors["revision"]) for job in jobs], store).lines():
+            print(f"headdyn: {line}", file=sys.stderr)
+    if cuda:
+        from headdyn.core import machine
 
-            for choice in cuda:
-                machine.resolve(*choice)
-    except ValueError as error:
-        return str(error)
-    return None
+        for choice in cuda:
+            machine.resolve(*choice)
+
+
+def _require_material(model: Pretrained, jobs: Sequence[RunConfig]) -> None:
+    """Raise ValueError where a model that is on this machine cannot read what these jobs give it, in its own tokens."""
+    from headdyn.models.checkpoints.files import folder_here
+
+    folder = folder_here(model.name, model.revision)
+    if not jobs or folder is None or folder.is_file():
+        return
+    from headdyn.models.checkpoints import read_tokenizer
+    from headdyn.models.families import read_config
+    from headdyn.stages import in_tokens_of
+
+    decoder, tokenizer = read_config(folder), read_tokenizer(folder, model.name)
+    for job in {repr(job.data): job for job in jobs}.values():
+        in_tokens_of(job, decoder, tokenizer)

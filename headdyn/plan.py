@@ -50,6 +50,10 @@ class Plan:
     launcher: str  # Hydra's launcher that takes the jobs elsewhere; empty where they are done here
     arguments: tuple[str, ...]  # as Hydra gets them: with the revisions of a series and the swept keys spelt out
 
+    def folder_of(self, job: RunConfig) -> Path:
+        """Where a job's record is."""
+        return self.folder / job.name if self.is_sweep else self.folder
+
 
 def make_plan(arguments: Sequence[str]) -> Plan:
     """Compose and check every job of the command. Raises ConfigError or Hydra's own composition errors."""

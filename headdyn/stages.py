@@ -106,21 +106,32 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
 # -- checkpoints that come trained ------------------------------------------------------------------------------------
 
 
+def in_tokens_of(config: RunConfig, decoder: DecoderConfig, tokenizer: Tokenizer | None) -> Any:
+    """What a checkpoint that comes trained reads, in its own tokens: the Source of a corpus, or Prompts.
+
+    Raises ValueError where it cannot be written so: no tokenizer, tokens beyond the vocabulary, sequences beyond the
+    learned positions, prompts that do not align.
+    """
+    name, data = config.model.name, cast(Any, config.data)
+    if config.material == "corpus":
+        return data.in_tokens_of(ModelTokens(name, decoder.vocab_size, decoder.max_positions, tokenizer))
+    if tokenizer is None:
+        raise ValueError(f"model.name={name} has no tokenizer, and prompts need one; name a language model")
+    return data.prompts(tokenizer)
+
+
 def open_checkpoint(work: Work) -> Subject:
     """A checkpoint that comes trained, with the prompts or the corpus in its own tokens."""
-    model, data = work.config.model, work.config.data
+    model = work.config.model
     assert not isinstance(model, MiniQwen3)
     name, keep = model.name, True
 
     def prepare(decoder: DecoderConfig, tokenizer: Tokenizer | None) -> Corpus | Prompts:
-        tokens = ModelTokens(model.name, decoder.vocab_size, decoder.max_positions, tokenizer)
+        material = in_tokens_of(work.config, decoder, tokenizer)
         if work.config.material == "corpus":
-            return open_corpus(work, data.in_tokens_of(tokens))[0]
-        if tokenizer is None:
-            raise ValueError(f"model.name={model.name} has no tokenizer, and prompts need one; name a language model")
-        prompts = data.prompts(tokenizer)
-        work.record.manifest["prompts"] = dict(prompts.facts)
-        return prompts
+            return open_corpus(work, cast(Source, material))[0]
+        work.record.manifest["prompts"] = dict(material.facts)
+        return material
 
     if isinstance(model, Pretrained):
         keep = model.keep_downloads

@@ -31,6 +31,7 @@ GPT2 = dataclasses.replace(
     NEOX, parallel_residual=False, rotary_fraction=0.0, max_positions=24, mlp="gelu_tanh", tied_embeddings=True
 )
 OLMO2 = dataclasses.replace(GQA, head_dim=4, post_norm=True, qk_norm_over="layer", tied_embeddings=False)
+OLMO3 = dataclasses.replace(OLMO2, sliding_window=(3, None, 3), rotary_theta=5e5)
 CONFIGS = {
     "mha": MHA,
     "gqa": GQA,
@@ -40,6 +41,7 @@ CONFIGS = {
     "neox": NEOX,
     "gpt2": GPT2,
     "olmo2": OLMO2,
+    "olmo3": OLMO3,
 }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +16,12 @@ from safetensors.numpy import load_file
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.data.text import build
+from headdyn.models.families import export_pretrained
 from headdyn.run import main
 from tests.commands import TINY, environment
 from tests.data.text.small_text import jsonl, planted
 from tests.small_checkpoints import FAMILIES, checkpoint
+from tests.small_models import drawn
 
 FEW = ("mode=smoke", "tracking=none", "threads=1", "patterns_kept=2")
 ATTENTION = ("analysis.attention.sequences=24", "analysis.attention.bootstrap_draws=100")
@@ -100,7 +104,14 @@ def test_repeated_tokens_are_read_where_no_data_are_named_and_what_does_not_appl
     assert list(record.manifest["absent"]) == ["probes"] and "topics" in record.manifest["absent"]["probes"]
     assert "probes left out" in (record.folder / "report.html").read_text()
     metrics = {metric for metric, _, has_value in measured(record) if has_value}
-    assert {"repeated_nats", "copying_nats", "in_context_nats", "induction", "induction_top", "sink_rate"} <= metrics
+    assert {
+        "repeated_pairs_nats",
+        "repeat_gain_nats",
+        "in_context_nats",
+        "induction",
+        "induction_top",
+        "sink_rate",
+    } <= metrics
     assert not {metric for metric in metrics if "selectivity" in metric or "within" in metric}
     absent = {row["reason"] for row in record.heads().where(metric="selectivity").rows()}
     assert absent == {"repeated tokens have no topics"}
@@ -148,8 +159,6 @@ def test_prompt_pairs_serve_a_preset_of_prompts_and_an_edited_file_is_read_anew(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data=repeated_tokens", "data.sequence_length=65"], "longer than the 64 positions"),
-        (["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.sequence_length=99"], "longer than the 64"),
         (
             ["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.val_share=0.007"],
             "needs more validation",
@@ -161,11 +170,47 @@ def test_what_the_model_cannot_read_is_refused_in_one_line(
 ) -> None:
     arguments = [argument.replace("TEXT", str(place / "text.jsonl")) for argument in arguments]
     model = ("model=huggingface", f"model.name={place / 'gpt2'}", "analysis=[loss,attention]")
-    before = set((place / "out" / "outputs").glob("*"))
-    told = refusal(capsys, [*model, *arguments])
-    assert words in told
-    if "positions" in words or "longer" in words:  # known from config.json alone: nothing is begun
-        assert told.count("\n") == 1 and set((place / "out" / "outputs").glob("*")) == before
+    assert words in refusal(capsys, [*model, *arguments])
+
+
+def test_a_local_model_that_is_not_what_the_command_needs_is_refused_before_anything_starts(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(place / "silent", "llama", with_tokenizer=False)
+    shutil.copytree(place / "llama", place / "few_words")
+    export_pretrained(
+        drawn(dataclasses.replace(FAMILIES["llama"], vocab_size=50)).float(), place / "few_words", "llama"
+    )
+    shutil.copytree(place / "llama", place / "bloom")
+    stated = json.loads((place / "bloom" / "config.json").read_text())
+    (place / "bloom" / "config.json").write_text(json.dumps({**stated, "model_type": "bloom"}))
+    lines = [{"clean": "abc def", "corrupted": other, "right": " 1", "wrong": " 2"} for other in ("abd def", "xyz")]
+    (place / "apart.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (place / "cut.gguf").write_bytes(b"GGUF" + bytes(40))
+    text = ["data=local_text", f"data.path={place / 'text.jsonl'}"]
+    begun = sorted((place / "out").rglob("*"))
+    for name, data, words in (
+        ("silent", text, "silent has no tokenizer, and text needs one"),
+        ("silent", ["data=comparisons", "analysis=[answer_lens]"], "silent has no tokenizer, and prompts need one"),
+        ("few_words", [], "its tokenizer has token 409, but its vocabulary ends at 49"),
+        ("gpt2", ["data.sequence_length=65"], "longer than the 64 positions"),
+        ("gpt2", [*text, "data.sequence_length=99"], "longer than the 64 positions"),
+        (
+            "llama",
+            ["data=prompt_pairs", f"data.path={place / 'apart.jsonl'}"],
+            "apart.jsonl:2: 'abc def' and 'xyz' do not",
+        ),
+        ("bloom", [], "unknown model family 'bloom'; the known ones are qwen3"),
+        ("cut.gguf", [], "cut.gguf is no GGUF file, is cut off"),
+        ("absent", [], "absent: there is no such folder or .gguf file"),
+    ):
+        analysis = [] if "analysis" in str(data) else [f"analysis=[{'patching' if 'pairs' in str(data) else 'loss'}]"]
+        command = [*FEW, "model=huggingface", f"model.name={place / name}", *data, *analysis]
+        for arguments in (command, ["-m", *command, "seed=0,1"]):
+            assert main(arguments) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("headdyn: ") and words in line
+    assert sorted((place / "out").rglob("*")) == begun
 
 
 def test_a_folder_of_revisions_is_asked_when_heads_take_their_roles(place: Path) -> None:
@@ -177,7 +222,7 @@ def test_a_folder_of_revisions_is_asked_when_heads_take_their_roles(place: Path)
     verdicts = {entry["analysis"]: entry for entry in json.loads((sweep / "verdict.json").read_text())}
     assert list(verdicts["emergence"]["runs"]) == ["checkpoint-20", "checkpoint-100"]
     dated = set(verdicts["emergence"]["verdict"]["measures"])
-    assert {"previous_token_top", "induction_top", "sink_rate_top", "copying_nats"} <= dated
+    assert {"previous_token_top", "induction_top", "sink_rate_top", "repeat_gain_nats"} <= dated
     assert verdicts["head_roles"]["verdict"]["steps"] == [20, 100]
     roles = pq.read_table(sweep / "head_roles.parquet").to_pylist()
     assert {row["role"] for row in roles} == {"previous-token", "induction", "sink"}

@@ -20,9 +20,10 @@ class HeldOutLoss:
     model's loss above the filter's, is a paired difference. Where the corpus has no exact law, what is held against
     it is absent. A smaller validation split is taken whole.
 
-    What the model copies shows on pairs of tokens that stood in the sequence before (`repeated_nats`, `copying_nats`):
-    on random tokens, repeated, only induction predicts them. `in_context_nats` is the score of Olsson et al. 2022,
-    which held the 500th of 512 tokens against the 50th.
+    What the model copies shows on pairs of two different tokens that stood in the sequence before, against the same
+    pairs' first time (`repeated_pairs_nats`, `repeat_gain_nats`): a model that reads nothing but the present token has
+    the same loss on both. On random tokens, repeated, only induction predicts them.
+    `in_context_nats` is the score of Olsson et al. 2022, which held the 500th of 512 tokens against the 50th.
     """
 
     sequences: Annotated[int, Field(ge=2)] = 256
@@ -61,15 +62,16 @@ class HeldOutLoss:
             high=1.05,
             outcome=True,
         ),
-        "repeated_nats": nats(
+        "repeated_pairs_nats": nats(
             "loss on repeated pairs",
-            "loss on tokens that end a pair of tokens which stood in the sequence before; null: on all other tokens",
+            "loss on tokens that end a pair of two different tokens which stood in the sequence before; null: on the "
+            "same pairs' first times",
             low=0,
             outcome=True,
         ),
-        "copying_nats": nats(
-            "loss saved where pairs repeat",
-            "loss on tokens that end a new pair less that on tokens that end a repeated one",
+        "repeat_gain_nats": nats(
+            "loss saved on a pair's repeat",
+            "loss on a pair's second token at the pair's first time in the sequence less that at each later time",
             outcome=True,
         ),
         "in_context_nats": nats(

@@ -64,11 +64,15 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
             corpus.topic_names, excess_S, "loss above the floor (nats)", scale=1, caption=_BY_TOPIC
         )
         lines.append(Curve(label="Bayes filter", x=position_T, y=bayes_NT.mean(axis=0)))
-    repeated_NT = repeated_pairs(tokens_NT)
-    repeated_N, new_N = (_mean_where(loss_NT, mask_NT) for mask_NT in (repeated_NT, ~repeated_NT))
-    none_repeats = "every pair of tokens stands once in its sequence, or none does"
-    parts.append(row("repeated_nats", repeated_N, float(new_N.mean()), none_repeats))
-    parts.append(row("copying_nats", new_N - repeated_N, 0.0, none_repeats))
+    first_NT = first_times(tokens_NT)
+    first_loss_NT = np.take_along_axis(loss_NT, first_NT, axis=1)
+    # An untrained model with tied embeddings predicts its own token again, the surer the later in the sequence.
+    different_NT = tokens_NT[:, 1:] != tokens_NT[:, :-1]
+    repeats_NT = (first_NT < np.arange(first_NT.shape[1])) & different_NT & ~np.isnan(loss_NT + first_loss_NT)
+    repeated_N, first_N = (_mean_where(losses_NT, repeats_NT) for losses_NT in (loss_NT, first_loss_NT))
+    none_repeats = "no pair of two different tokens stands twice in a sequence"
+    parts.append(row("repeated_pairs_nats", repeated_N, float(first_N.mean()), none_repeats))
+    parts.append(row("repeat_gain_nats", first_N - repeated_N, 0.0, none_repeats))
     share_T = position_T / len(position_T)
     late_N, early_N = (
         _mean_where(loss_NT, np.broadcast_to(at_T, loss_NT.shape))
@@ -94,15 +98,15 @@ def _by_topic(excess_NT: np.ndarray, topics_NT: np.ndarray, num_topics: int) -> 
     return np.stack(units, axis=1)
 
 
-def repeated_pairs(tokens_NT: np.ndarray) -> np.ndarray:
-    """Whether tokens t and t + 1 stood next to each other before in their sequence, [N, T-1]."""
+def first_times(tokens_NT: np.ndarray) -> np.ndarray:
+    """The position at which the pair of tokens t and t + 1 stands for the first time in its sequence, [N, T-1]."""
     tokens_NT = tokens_NT.astype(np.int64)
     pairs_NT = tokens_NT[:, :-1] << 32 | tokens_NT[:, 1:]
-    repeated_NT = np.empty(pairs_NT.shape, bool)
-    for pairs_T, repeated_T in zip(pairs_NT, repeated_NT, strict=True):
+    first_NT = np.empty_like(pairs_NT)
+    for pairs_T, first_T in zip(pairs_NT, first_NT, strict=True):
         _, first, which_T = np.unique(pairs_T, return_index=True, return_inverse=True)
-        repeated_T[:] = first[which_T] < np.arange(len(pairs_T))
-    return repeated_NT
+        first_T[:] = first[which_T]
+    return first_NT
 
 
 def _mean_where(loss_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:

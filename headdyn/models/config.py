@@ -33,7 +33,8 @@ class DecoderConfig:
     out_bias: bool = False  # of the attention's output projection
     mlp_bias: bool = False
     tied_embeddings: bool = True
-    sliding_window: int | None = None  # Mistral: keys further back than this are masked
+    # Mistral: keys further back than this are masked. One for each layer, None for all keys: OLMo-3.
+    sliding_window: int | tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -54,6 +55,10 @@ class DecoderConfig:
                 f"{len(self.rotary_frequencies)} rotary_frequencies turn pairs of channels, but {self.rotary_dim} "
                 f"channels rotate; give {self.rotary_dim // 2}"
             )
+
+    def window(self, layer: int) -> int | None:
+        """How many keys a query of the layer sees, its own included; None for all before it."""
+        return self.sliding_window[layer] if isinstance(self.sliding_window, tuple) else self.sliding_window
 
     @property
     def rotary_dim(self) -> int:

@@ -88,8 +88,8 @@ class Decoder(nn.Module):
         """Logits of the next token at every position. With `documents_BT`, no position attends across documents."""
         x_BTD = self.embeddings(tokens_BT, 0)
         rotary = self.rotary(tokens_BT.shape[1], 0)
-        mask = self.mask(tokens_BT.shape[1], 0, documents_BT)
-        for block in self.blocks:
+        masks = self.masks(tokens_BT.shape[1], 0, documents_BT)
+        for block, mask in zip(self.blocks, masks, strict=True):
             x_BTD, _ = block(x_BTD, rotary, mask)
         return self.unembed(self.norm(x_BTD))
 
@@ -115,14 +115,20 @@ class Decoder(nn.Module):
         tables_2Tr = rotary_tables(length, offset, c.rotary_dim, c.rotary_theta, c.rotary_frequencies, device)
         return tables_2Tr[0], tables_2Tr[1]
 
-    def mask(
+    def masks(
         self, length: int, offset: int, documents_BT: Int[Tensor, "B T"] | None = None
-    ) -> Bool[Tensor, "*rows T K"] | None:
-        """True where a query may look, [Q, K] or with documents [B, 1, Q, K].
+    ) -> list[Bool[Tensor, "*rows T K"] | None]:
+        """For each layer, True where a query may look, [Q, K] or with documents [B, 1, Q, K].
 
         None where plain causal attention is meant: SDPA is faster without a mask.
         """
-        window = self.config.sliding_window
+        windows = [self.config.window(layer) for layer in range(self.config.num_layers)]
+        by_window = {window: self._mask(window, length, offset, documents_BT) for window in set(windows)}
+        return [by_window[window] for window in windows]
+
+    def _mask(
+        self, window: int | None, length: int, offset: int, documents_BT: Int[Tensor, "B T"] | None
+    ) -> Bool[Tensor, "*rows T K"] | None:
         if offset == 0 and documents_BT is None and (window is None or length <= window):
             return None
         device = self.embed.weight.device
@@ -167,8 +173,8 @@ class Decoder(nn.Module):
         tap = Tap(sites, layers, edits)
         stop = self.config.num_layers if logits else max(layers, default=first - 1) + 1
         length = x_BTD.shape[1]
-        rotary, mask = self.rotary(length, 0), self.mask(length, 0, documents_BT)
-        for block in self.blocks[first:stop]:
+        rotary, masks = self.rotary(length, 0), self.masks(length, 0, documents_BT)
+        for block, mask in zip(self.blocks[first:stop], masks[first:stop], strict=True):
             x_BTD, _ = block(x_BTD, rotary, mask, tap)
         if logits == "last":
             x_BTD = x_BTD[:, -1:]
@@ -216,9 +222,9 @@ class Decoder(nn.Module):
             tap = Tap((), (), later if step else edits)
             x_BTD = self.embeddings(step_tokens, offset)
             length = step_tokens.shape[1]
-            rotary, mask = self.rotary(length, offset), self.mask(length, offset)
+            rotary, masks = self.rotary(length, offset), self.masks(length, offset)
             for layer, block in enumerate(self.blocks):
-                x_BTD, past[layer] = block(x_BTD, rotary, mask, tap, past[layer])
+                x_BTD, past[layer] = block(x_BTD, rotary, masks[layer], tap, past[layer])
             offset += length
             step_tokens = self.unembed(self.norm(x_BTD[:, -1:])).argmax(-1)
             tokens_BT = torch.cat((tokens_BT, step_tokens), dim=1)

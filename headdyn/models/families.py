@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.models.family_table import FAMILIES, Family, Packing, Setting, not_implemented
+from headdyn.models.family_table import FAMILIES, LACKS, Family, Packing, Setting, not_implemented
 
 # With a linear RoPE factor of 1e30 no position below 1e6 turns by more than 1e-24 radians: cos is 1 and x + sin * y is
 # x to the bit, in transformers 4.57 and 5.23. So a stock model is made to have no positions.
@@ -41,8 +41,6 @@ def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
     for key, value in {"quantization_config": None, "auto_map": None, **family.held}.items():
         if hf_config.get(key, value) != value:
             raise not_implemented(hf_config, key, hf_config[key], [value])
-    if set(hf_config.get("layer_types") or ()) - {"full_attention"}:
-        raise not_implemented(hf_config, "layer_types", hf_config["layer_types"], ["full_attention in all"])
     fields = {**family.fixed, **{field: setting.read(hf_config) for field, setting in family.settings.items()}}
     derived = {
         "num_kv_heads": fields["num_heads"],
@@ -50,6 +48,7 @@ def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
         "d_ff": 4 * fields["d_model"],
     }
     fields |= {field: value for field, value in derived.items() if fields.get(field) is None}
+    fields["sliding_window"] = _import_windows(hf_config, family, fields)
     return DecoderConfig(**fields, **_import_rope(hf_config, family, fields["head_dim"]))
 
 
@@ -70,6 +69,7 @@ def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> 
         "pad_token_id": None,
         **row.held,
         **{setting.key: setting.write(getattr(config, field)) for field, setting in row.settings.items()},
+        **_export_windows(config, row),
         **_export_rope(config, row, max_positions),
     }
     returned = import_config(hf_config)
@@ -84,8 +84,40 @@ def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> 
 
 def _family(model_type: Any) -> Family:
     if model_type not in FAMILIES:
-        raise ValueError(f"unknown model family {model_type!r}; the known ones are {', '.join(FAMILIES)}")
+        lacks = f" (it needs {LACKS[model_type]})" if model_type in LACKS else ""
+        raise ValueError(f"unknown model family {model_type!r}{lacks}; the known ones are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
+
+
+# -- sliding windows ---------------------------------------------------------------------------------------------------
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+
+def _import_windows(hf_config: Mapping[str, Any], family: Family, fields: Mapping[str, Any]) -> Any:
+    """One window for all layers, or where `layer_types` gives some of them full attention, one for each."""
+    window, every, types = fields.get("sliding_window"), family.full_attention_every, hf_config.get("layer_types")
+    if every is None:
+        if set(types or ()) - {_FULL}:
+            raise not_implemented(hf_config, "layer_types", types, ["full_attention in all"])
+        return window
+    layers = fields["num_layers"]
+    types = types or [_SLIDING if (layer + 1) % every else _FULL for layer in range(layers)]
+    if set(types) - {_SLIDING, _FULL} or len(types) != layers:
+        raise not_implemented(hf_config, "layer_types", types, [f"{layers} times {_SLIDING} or {_FULL}"])
+    windows = tuple(window if kind == _SLIDING else None for kind in types)
+    return windows if len(set(windows)) > 1 else windows[0]
+
+
+def _export_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:
+    if family.full_attention_every is None:
+        return {}
+    windows = [config.window(layer) for layer in range(config.num_layers)]
+    return {
+        # Of a number transformers makes a mask even where no layer slides.
+        "sliding_window": next(filter(None, windows), family.settings["sliding_window"].default),
+        "layer_types": [_FULL if window is None else _SLIDING for window in windows],
+    }
 
 
 # -- RoPE -------------------------------------------------------------------------------------------------------------
@@ -110,12 +142,25 @@ _ROPE_TYPES: Mapping[str, tuple[tuple[str, ...], Callable[[Tensor, Mapping[str, 
 }
 
 
+def _rope_parameters(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """What config.json says of RoPE. Raises ValueError where layers of full and of sliding attention rotate otherwise:
+    OLMo-3 after its long-context training, whose rope_scaling (YaRN) is of the layers with full attention alone."""
+    scaling, given = hf_config.get("rope_scaling"), hf_config.get("rope_parameters") or {}
+    if family.full_attention_every is None:
+        return dict(scaling or given)
+    full, sliding = {**(given.get(_FULL) or {}), **(scaling or {})}, dict(given.get(_SLIDING) or {})
+    if full != sliding:
+        alike = f"the same in layers of {_SLIDING}, {sliding}"
+        raise not_implemented(hf_config, f"rope_parameters of {_FULL}", full, [alike])
+    return full
+
+
 def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) -> dict[str, Any]:
     """rotary_theta, rotary_fraction and rotary_frequencies. transformers 5 keeps everything in rope_parameters, older
     versions theta beside it and the rest in rope_scaling; where both are given rope_scaling wins, as there."""
     if family.rope is None:
         return {"rotary_fraction": 0.0}
-    given = dict(hf_config.get("rope_scaling") or hf_config.get("rope_parameters") or {})
+    given = _rope_parameters(hf_config, family)
     kind: Any = given.get("rope_type", given.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise not_implemented(hf_config, "rope_type", kind, list(_ROPE_TYPES))
@@ -147,13 +192,17 @@ def _export_rope(config: DecoderConfig, family: Family, max_positions: int) -> d
     if family.rope is None:
         return {}
     theta, fraction = family.rope
-    outside = {"max_position_embeddings": max_positions, theta.key: config.rotary_theta}
+    outside: dict[str, Any] = {"max_position_embeddings": max_positions, theta.key: config.rotary_theta}
     if config.rotary_fraction == 0 and fraction.values is not None:
-        nope = {"rope_type": "linear", "factor": NOPE_FACTOR, "rope_theta": config.rotary_theta}
-        return {**outside, "rope_parameters": nope, "rope_scaling": nope}
-    inside = {"rope_type": "default", "rope_theta": config.rotary_theta}
+        inside: dict[str, Any] = {"rope_type": "linear", "factor": NOPE_FACTOR, "rope_theta": config.rotary_theta}
+        outside["rope_scaling"] = inside
+    else:
+        inside = {"rope_type": "default", "rope_theta": config.rotary_theta}
     if fraction.values is None:
         outside[fraction.key] = inside["partial_rotary_factor"] = config.rotary_fraction
+    if family.full_attention_every is not None:
+        outside.pop("rope_scaling", None)
+        return {**outside, "rope_parameters": dict.fromkeys((_FULL, _SLIDING), inside)}
     return {**outside, "rope_parameters": inside}
 
 

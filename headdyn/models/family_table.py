@@ -92,6 +92,7 @@ class Family:
     held: Mapping[str, Any]
     rope: tuple[Setting, Setting] | None  # where theta and the rotating share stand if not in rope_parameters
     modules: Sequence[Module]
+    full_attention_every: int | None = None  # of its layers, the others have the sliding window; None: all are alike
 
 
 _QKV = ["blocks.{}.attention.q", "blocks.{}.attention.k", "blocks.{}.attention.v"]
@@ -132,11 +133,34 @@ _LLAMA: Mapping[str, Any] = {
 
 
 _POST_NORMS = {"blocks.{}.norm1": "post_attention_layernorm", "blocks.{}.norm2": "post_feedforward_layernorm"}
+_OLMO2: Mapping[str, Any] = {
+    "settings": {
+        "num_kv_heads": Setting("num_key_value_heads", None),
+        "norm_eps": Setting("rms_norm_eps", 1e-5),
+        "qkv_bias": Setting("attention_bias", False),
+        "out_bias": Setting("attention_bias", False),
+    },
+    "fixed": {"qk_norm": True, "qk_norm_over": "layer", "post_norm": True},
+    "held": {},
+    "modules": tuple(
+        module._replace(theirs=f"model.layers.{{}}.{_POST_NORMS[module.ours[0]]}")
+        if module.ours[0] in _POST_NORMS
+        else module
+        for module in _LLAMA["modules"]
+    ),
+}
 
 
 def _llama_like(architecture: str, *, settings: Mapping[str, Setting], **fields: Any) -> Family:
     return Family(architecture=architecture, **{**_LLAMA, **fields, "settings": {**_LLAMA["settings"], **settings}})
 
+
+# What the decoder lacks of families that are often asked for.
+_GEMMA_3 = (
+    "norms both before and behind attention and MLP, embeddings scaled by √D, a gated GELU, and another RoPE in the "
+    "layers with a sliding window"
+)
+LACKS = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}
 
 FAMILIES: Mapping[str, Family] = {
     "qwen3": _llama_like(
@@ -172,22 +196,12 @@ FAMILIES: Mapping[str, Family] = {
         fixed={"qk_norm": False},
         held={},
     ),
-    "olmo2": _llama_like(
-        "Olmo2ForCausalLM",
-        settings={
-            "num_kv_heads": Setting("num_key_value_heads", None),
-            "norm_eps": Setting("rms_norm_eps", 1e-5),
-            "qkv_bias": Setting("attention_bias", False),
-            "out_bias": Setting("attention_bias", False),
-        },
-        fixed={"qk_norm": True, "qk_norm_over": "layer", "post_norm": True},
-        held={},
-        modules=tuple(
-            module._replace(theirs=f"model.layers.{{}}.{_POST_NORMS[module.ours[0]]}")
-            if module.ours[0] in _POST_NORMS
-            else module
-            for module in _LLAMA["modules"]
-        ),
+    "olmo2": _llama_like("Olmo2ForCausalLM", **_OLMO2),
+    "olmo3": _llama_like(
+        "Olmo3ForCausalLM",
+        **{**_OLMO2, "settings": {**_OLMO2["settings"], "sliding_window": Setting("sliding_window", 4096)}},
+        rope=(Setting("rope_theta", 5e5), _LLAMA["rope"][1]),
+        full_attention_every=4,
     ),
     "gpt_neox": Family(
         architecture="GPTNeoXForCausalLM",

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from headdyn.analysis.loss import HeldOutLoss
-from headdyn.analysis.loss_measure import repeated_pairs, token_losses
+from headdyn.analysis.loss_measure import first_times, token_losses
 from headdyn.data.corpus import Corpus, Split
 from headdyn.data.micro_languages import MicroLanguages
+from headdyn.models.decoder import Decoder
 from tests import small_models
 
 LANGUAGES = MicroLanguages(
@@ -137,23 +138,72 @@ def test_a_documents_first_token_is_not_scored_where_attention_stays_inside_docu
     assert np.abs(unmasked_NT[:, 12:] - loss_NT[:, 12:]).max() > 1e-2
 
 
-def test_repeated_pairs_by_hand():
+def test_first_times_by_hand():
     tokens_NT = np.array([[1, 2, 1, 2, 2, 2, 2], [3, 3, 3, 4, 3, 3, 4]])
-    repeated_NT = [[0, 0, 1, 0, 1, 1], [0, 1, 0, 0, 1, 1]]
-    np.testing.assert_array_equal(repeated_pairs(tokens_NT), np.array(repeated_NT, bool))
+    np.testing.assert_array_equal(first_times(tokens_NT), [[0, 1, 0, 3, 3, 3], [0, 0, 2, 3, 0, 2]])
 
 
 def test_loss_on_repeated_pairs_and_by_position_are_means_over_those_tokens(corpus, decoder):
     summary = HeldOutLoss(sequences=40, bootstrap_draws=100)(decoder, corpus, np.random.default_rng(0)).table.summary()
     loss_NT, tokens_NT = token_losses(decoder, corpus, 40), np.asarray(corpus.val.tokens_NT)
-    losses: dict[bool, list[float]] = {True: [], False: []}
+    repeated, first = [], []
     for tokens_T, loss_T in zip(tokens_NT.tolist(), loss_NT, strict=True):
         pairs = list(itertools.pairwise(tokens_T))
         for t, pair in enumerate(pairs):
-            losses[pair in pairs[:t]].append(loss_T[t])
-    assert summary["repeated_nats"]["value"] == pytest.approx(np.mean(losses[True]), abs=1e-9)
-    assert summary["repeated_nats"]["null"] == pytest.approx(np.mean(losses[False]), abs=1e-9)
-    saved = np.mean(losses[False]) - np.mean(losses[True])
-    assert summary["copying_nats"]["value"] == pytest.approx(saved, abs=1e-9)
+            if pair in pairs[:t] and pair[0] != pair[1]:
+                repeated.append(loss_T[t])
+                first.append(loss_T[pairs.index(pair)])
+    assert summary["repeated_pairs_nats"]["value"] == pytest.approx(np.mean(repeated), abs=1e-9)
+    assert summary["repeated_pairs_nats"]["null"] == pytest.approx(np.mean(first), abs=1e-9)
+    assert summary["repeat_gain_nats"]["value"] == pytest.approx(np.mean(first) - np.mean(repeated), abs=1e-9)
     score = loss_NT[:, 20:].mean() - loss_NT[:, 1:3].mean()  # of 23 losses those above 90 %, and from 5 to 15 %
     assert summary["in_context_nats"]["value"] == pytest.approx(score, abs=1e-9)
+
+
+def sequences_of(tokens_NT: np.ndarray, corpus: Corpus) -> Corpus:
+    tokens_NT = tokens_NT.astype(np.uint16)
+    return dataclasses.replace(corpus, oracle=None, val=Split(tokens_NT=tokens_NT, topics_NT=np.zeros_like(tokens_NT)))
+
+
+class Copying:
+    """A stand-in decoder: a token that followed the present one before has probability 0.9, or all have 1/V."""
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab, self.embed = vocab, torch.nn.Embedding(1, 1)
+
+    def __call__(self, tokens_BT: torch.Tensor, documents_BT: None = None) -> torch.Tensor:
+        law_BTV = torch.full((*tokens_BT.shape, self.vocab), 1 / self.vocab)
+        for law_TV, tokens in zip(law_BTV, tokens_BT.tolist(), strict=True):
+            for t, token in enumerate(tokens):
+                if token in tokens[:t]:
+                    law_TV[t] = 0.1 / (self.vocab - 1)
+                    law_TV[t, tokens[tokens.index(token) + 1]] = 0.9
+        return law_BTV.log()
+
+
+def test_a_model_that_copies_saves_exactly_what_its_law_says(corpus):
+    block_NT = np.stack([np.random.default_rng(n).permutation(11) for n in range(6)])
+    twice = sequences_of(np.tile(block_NT, 2), corpus)
+    summary = HeldOutLoss()(Copying(11), twice, np.random.default_rng(0)).table.summary()
+    assert summary["repeated_pairs_nats"]["value"] == pytest.approx(-math.log(0.9), abs=1e-6)
+    assert summary["repeated_pairs_nats"]["null"] == pytest.approx(math.log(11), abs=1e-6)
+    assert summary["repeat_gain_nats"]["value"] == pytest.approx(math.log(11 * 0.9), abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_that_reads_no_context_saves_nothing_on_text_whose_tokens_follow_themselves(corpus, seed):
+    """Tied embeddings predict the present token again before any training, and runs of one token are repeated pairs."""
+    generator = np.random.default_rng(seed)
+    text = sequences_of(generator.integers(0, 11, (60, 32)).repeat(2, axis=1), corpus)
+    config = dataclasses.replace(small_models.MHA, vocab_size=11, d_model=64, tied_embeddings=True)
+    decoder = Decoder(config).initialise(torch.Generator().manual_seed(seed))
+    gain = HeldOutLoss()(decoder, text, generator).table.summary()["repeat_gain_nats"]["value"]
+    assert abs(gain) < 0.02
+    loss_NT, tokens_NT = token_losses(decoder, text, 60), text.val.tokens_NT
+    repeated_NT = first_times(tokens_NT) < np.arange(63)
+    assert loss_NT[~repeated_NT].mean() - loss_NT[repeated_NT].mean() > 0.2  # all repeated pairs against all others
+    with torch.no_grad():
+        for block in decoder.blocks:
+            block.attention.o.weight.zero_()
+    alone = HeldOutLoss()(decoder, text, generator).table.summary()["repeat_gain_nats"]["value"]
+    assert alone == pytest.approx(0, abs=1e-6)  # no context is read

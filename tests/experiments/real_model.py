@@ -24,12 +24,13 @@ def fragments(folder: Path) -> list[str]:
     mine, theirs = record["induction_heads"], record["induction_heads_of_transformer_lens"]
     assert set(mine) == set(theirs) == set(heads)
     rounded = second["induction_of_the_same_heads"]
-    sequences = loss["repeated_nats"]["n"]
+    repeats = loss["repeated_pairs_nats"]
+    sequences = repeats["n"]
     return [
         f"{sequences} sequences of random tokens",
         f"the {sequences} sequences",
         f"from Hugging Face | {number(max(record['largest_difference_from_hugging_face'].values()))} |",
-        f"pairs, nats | {spelled(loss['repeated_nats'])}; {fixed(loss['repeated_nats']['null'], 2)} on all other tokens",
+        f"pairs, nats | {spelled(repeats)}; {fixed(repeats['null'], 2)} at the pairs' first time",
         f"score, nats | {spelled(loss['in_context_nats'])} |",
         f"heads | {len(mine)}, from {strongest} ({fixed(heads[strongest], 2)} of its attention) to {weakest} "
         f"({fixed(heads[weakest], 2)}); the largest q is {number(record['largest_q_of_an_induction_head'])} |",
@@ -37,5 +38,5 @@ def fragments(folder: Path) -> list[str]:
         f"keeps {fixed(rounded[strongest], 2)} of its attention, all {len(mine)} stay above "
         f"{fixed(int(100 * min(rounded.values())) / 100, 2)}, no head's",
         f"by more than {fixed(second['largest_change_of_any_heads_induction'], 2)}, and",
-        f"rises to {fixed(second['loss']['repeated_nats'], 2)} nats",
+        f"rises to {fixed(second['loss']['repeated_pairs_nats'], 2)} nats",
     ]

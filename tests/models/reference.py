@@ -104,9 +104,10 @@ def _row(
             for kind, heads in (("q", c.num_heads), ("k", c.num_kv_heads), ("v", c.num_kv_heads))
         )
         pattern = torch.zeros(c.num_heads, length, length, dtype=x.dtype)
+        window = c.sliding_window[layer] if isinstance(c.sliding_window, tuple) else c.sliding_window
         for h in range(c.num_heads):
             for t in range(length):
-                first = 0 if c.sliding_window is None else max(0, t - c.sliding_window + 1)
+                first = 0 if window is None else max(0, t - window + 1)
                 seen = [j for j in range(first, t + 1) if documents_T[j] == documents_T[t]]
                 scores = torch.stack([q[t, h] @ k[j, h * c.num_kv_heads // c.num_heads] for j in seen])
                 weight = torch.exp(scores / math.sqrt(c.head_dim))

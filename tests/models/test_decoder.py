@@ -171,8 +171,8 @@ def rms_normed(x: torch.Tensor, eps: float) -> torch.Tensor:
     return x / (x.square().mean(-1, keepdim=True) + eps).sqrt()
 
 
-def by_hand(decoder: Decoder, weights: HeadWeights, resid_BTD: torch.Tensor) -> dict[str, torch.Tensor]:
-    """q, k, v, z and attn_out from HeadWeights alone."""
+def by_hand(decoder: Decoder, layer: int, weights: HeadWeights, resid_BTD: torch.Tensor) -> dict[str, torch.Tensor]:
+    """q, k, v, z and attn_out of a layer from HeadWeights alone."""
     c = decoder.config
     x = resid_BTD - resid_BTD.mean(-1, keepdim=True) if weights.norm_bias_D is not None else resid_BTD
     x = x if weights.norm_gain_D is None else rms_normed(x, c.norm_eps) * weights.norm_gain_D
@@ -192,7 +192,7 @@ def by_hand(decoder: Decoder, weights: HeadWeights, resid_BTD: torch.Tensor) -> 
     group = torch.tensor([h * c.num_kv_heads // c.num_heads for h in range(c.num_heads)])
     scores = torch.einsum("bqhd,bkhd->bhqk", q, k[:, :, group]) / c.head_dim**0.5
     back = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
-    seen = (back >= 0) & (back < (c.sliding_window or x.shape[1]))
+    seen = (back >= 0) & (back < (c.window(layer) or x.shape[1]))
     z = torch.einsum("bhqk,bkhd->bqhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v[:, :, group])
     attn_out = torch.einsum("bqhd,hdD->bqD", z, weights.o_HdD)
     attn_out = attn_out if weights.o_bias_D is None else attn_out + weights.o_bias_D
@@ -208,10 +208,10 @@ def test_head_weights_rebuild_the_attention(config: DecoderConfig) -> None:
     trace = decoder.trace(x_BT, sites=SITES)
     for layer in range(config.num_layers):
         weights = decoder.head_weights(layer)
-        for site, value in by_hand(decoder, weights, trace["resid_pre", layer]).items():
+        for site, value in by_hand(decoder, layer, weights, trace["resid_pre", layer]).items():
             torch.testing.assert_close(value, trace[site, layer], atol=1e-12, rtol=0, msg=f"{site} at {layer}")
     swapped = dataclasses.replace(weights, o_HdD=weights.o_HdD.flip(0))
-    wrong = by_hand(decoder, swapped, trace["resid_pre", layer])["attn_out"]
+    wrong = by_hand(decoder, layer, swapped, trace["resid_pre", layer])["attn_out"]
     assert (wrong - trace["attn_out", layer]).abs().max() > 0.1
 
 

@@ -19,6 +19,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
+    Olmo3Config,
     PreTrainedConfig,
     Qwen2Config,
     Qwen3Config,
@@ -31,7 +32,7 @@ from headdyn.models.families import export_config, export_pretrained, import_con
 from headdyn.models.family_table import FAMILIES
 from tests.parity import hugging_face
 from tests.parity.checks import ATOL, assert_parity, assert_same_weights
-from tests.small_models import GPT2, GQA, NEOX, OLMO2, RESCALED, SLIDING, drawn, tokens
+from tests.small_models import GPT2, GQA, NEOX, OLMO2, OLMO3, RESCALED, SLIDING, drawn, tokens
 
 LENGTH = 19
 LLAMA_SIZES = {
@@ -69,12 +70,16 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+FULL, SLIDES = "full_attention", "sliding_attention"
 SMALL: dict[str, Callable[..., PreTrainedConfig]] = {
     "qwen3": lambda **changes: Qwen3Config(**{**LLAMA_SIZES, "head_dim": 6, **changes}),
     "qwen2": lambda **changes: Qwen2Config(**{**LLAMA_SIZES, **changes}),
     "llama": lambda **changes: LlamaConfig(**{**LLAMA_SIZES, **changes}),
     "mistral": lambda **changes: MistralConfig(**{**LLAMA_SIZES, **changes}),
     "olmo2": lambda **changes: Olmo2Config(**{**LLAMA_SIZES, **changes}),
+    "olmo3": lambda **changes: Olmo3Config(
+        **{**LLAMA_SIZES, "sliding_window": 5, "layer_types": [SLIDES, FULL, SLIDES], **changes}
+    ),
     "gpt_neox": lambda **changes: GPTNeoXConfig(**{**NEOX_SIZES, **changes}),
     "gpt2": lambda **changes: GPT2Config(**{**GPT2_SIZES, **changes}),
 }
@@ -90,6 +95,9 @@ STOCK: dict[str, PreTrainedConfig] = {
     "mistral unlimited": SMALL["mistral"](sliding_window=None),
     "olmo2": SMALL["olmo2"](),
     "olmo2 biases": SMALL["olmo2"](attention_bias=True, num_key_value_heads=None, tie_word_embeddings=True),
+    "olmo3": SMALL["olmo3"](),
+    "olmo3 unlimited": SMALL["olmo3"](num_hidden_layers=2, layer_types=[FULL, FULL]),
+    "olmo3 by default": SMALL["olmo3"](num_hidden_layers=4, layer_types=None),
     "neox": SMALL["gpt_neox"](),
     "neox sequential": SMALL["gpt_neox"](use_parallel_residual=False, rotary_pct=1.0, rotary_emb_base=500.0),
     "neox no bias": SMALL["gpt_neox"](attention_bias=False, hidden_act="gelu_fast", tie_word_embeddings=True),
@@ -133,6 +141,8 @@ EXPORTED = {
     "qwen3": dataclasses.replace(GQA, qkv_bias=True, out_bias=True),
     "olmo2": OLMO2,
     "olmo2 without positions": OLMO2.without_positions(),
+    "olmo3": OLMO3,
+    "olmo3 without positions": OLMO3.without_positions(),
 }
 
 
@@ -173,9 +183,9 @@ def drop_the_biases(decoder: Decoder) -> None:
 
 MUTANTS = [
     (family, mutate)
-    for family in ("qwen2", "llama", "mistral", "olmo2", "gpt_neox", "gpt2")
+    for family in ("qwen2", "llama", "mistral", "olmo2", "olmo3", "gpt_neox", "gpt2")
     for mutate in (zero_queries, swap_two_heads, drop_a_gain, drop_the_biases)
-    if mutate is not drop_the_biases or family not in ("llama", "mistral", "olmo2")  # which have none
+    if mutate is not drop_the_biases or family not in ("llama", "mistral", "olmo2", "olmo3")  # which have none
 ]
 
 
@@ -194,6 +204,9 @@ IGNORED = [
     ("mistral", {"sliding_window": None}),
     ("olmo2", {"rotary_theta": 50.0}),
     ("olmo2", {"post_norm": False}),
+    ("olmo3", {"sliding_window": None}),
+    ("olmo3", {"sliding_window": 5}),
+    ("olmo3", {"sliding_window": (5, 5, None)}),
     ("neox", {"rotary_fraction": 1.0}),
     ("neox", {"parallel_residual": False}),
     ("neox", {"mlp": "gelu_tanh"}),
@@ -339,6 +352,13 @@ REFUSED = [
     ("llama", {"rope_parameters": {"rope_type": "linear"}}, r"rope_type='linear' takes the keys \['factor'\]"),
     ("llama", {"rope_parameters": {"rope_type": "default", "factor": 2.0}}, r"rope_type='default' takes the keys \[\]"),
     ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "llama: partial_rotary_factor=0.5"),
+    (
+        "olmo3",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 8.0}},
+        "olmo3: rope_parameters of full_attention=.*yarn",
+    ),
+    ("olmo3", {"layer_types": [FULL, "linear_attention", FULL]}, "olmo3: layer_types="),
+    ("olmo3", {"layer_types": [FULL]}, "only '3 times sliding_attention or full_attention'"),
     ("mistral", {"quantization_config": {"bits": 4}}, "mistral: quantization_config="),
     ("mistral", {"auto_map": {"AutoModelForCausalLM": "code.Model"}}, "mistral: auto_map="),
     ("gpt_neox", {"hidden_act": "quick_gelu"}, "gpt_neox: hidden_act='quick_gelu'"),
@@ -357,10 +377,14 @@ def test_a_setting_that_is_not_implemented_is_refused(family: str, changes: dict
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
-    known = "qwen3, qwen2, llama, mistral, olmo2, gpt_neox, gpt2"
+    known = "qwen3, qwen2, llama, mistral, olmo2, olmo3, gpt_neox, gpt2"
     for model_type in ("bloom", None):
         with pytest.raises(ValueError, match=f"unknown model family {model_type!r}; the known ones are {known}"):
             import_config({"model_type": model_type})
+    with pytest.raises(
+        ValueError, match=f"'gemma3_text' .it needs norms both before and behind .*; the known ones are {known}"
+    ):
+        import_config({"model_type": "gemma3_text"})
     with pytest.raises(ValueError, match=f"'gemma'; the known ones are {known}"):
         export_config(GQA, "gemma", max_positions=64)
 

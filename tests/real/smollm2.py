@@ -46,7 +46,7 @@ def losses(decoder: Decoder, corpus: Corpus) -> dict[str, Any]:
     """The loss rows of the whole corpus."""
     settings = HeldOutLoss(sequences=SEQUENCES, bootstrap_draws=1000)
     summary = settings(decoder, corpus, np.random.default_rng(0)).table.summary()
-    return {name: summary[name] for name in ("repeated_nats", "copying_nats", "in_context_nats")}
+    return {name: summary[name] for name in ("repeated_pairs_nats", "repeat_gain_nats", "in_context_nats")}
 
 
 @torch.no_grad()

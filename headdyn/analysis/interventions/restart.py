@@ -185,7 +185,7 @@ class Restart:
             keys, values = block.attention.keys_values(reads_BTD, decoder.rotary(seen, self._first))
             past = (keys, values) if past is None else (torch.cat((past[0], keys), 1), torch.cat((past[1], values), 1))
         start = self._first + seen
-        rotary, mask = decoder.rotary(length - seen, start), decoder.mask(length - seen, start, documents_BT)
+        rotary, mask = decoder.rotary(length - seen, start), decoder.masks(length - seen, start, documents_BT)[layer]
         x_BTD = block(x_BTD[:, seen:], rotary, mask, None, past)[0]
         return x_BTD[:, -self.read :] if is_last else x_BTD
 

@@ -73,7 +73,7 @@ def load(
             material = prepare(decoder.config, None)
     else:
         with checkpoint_files(str(name), revision, store or Store(cache_root()), keep=keep) as folder:
-            config, tokenizer = read_config(folder), _tokenizer(folder, Path(name).expanduser())
+            config, tokenizer = read_config(folder), read_tokenizer(folder, name)
             if prepare is not None:
                 material = prepare(config, tokenizer)
             decoder, source = load_pretrained(folder, weights), source_of(folder)
@@ -108,14 +108,17 @@ def _snapshot(path: Path, revision: str) -> Path | None:
     return snapshots[step]
 
 
-def _tokenizer(*folders: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the first of the folders that has one: a suite may keep one for all its revisions."""
+def read_tokenizer(folder: Path, name: str | Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in a checkpoint's folder, or in the folder `name` of its suite, which may keep one for all.
+
+    None where neither has one. Raises CheckpointError where it does not load.
+    """
     from transformers import AutoTokenizer
 
-    for folder in folders:
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    for place in (folder, Path(name).expanduser()):
+        if any((place / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             try:
-                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+                return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError, KeyError) as error:
-                raise CheckpointError(f"the tokenizer in {folder} does not load: {error}") from error
+                raise CheckpointError(f"the tokenizer in {place} does not load: {error}") from error
     return None

@@ -45,7 +45,7 @@ def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> I
     MOST_ON_DISK such revisions are on the disk.
     Raises CheckpointError, in one line, where it cannot be had; OSError where the disk refuses.
     """
-    folder = local_folder(name, revision) or _in_hub_cache(name, revision)
+    folder = folder_here(name, revision)
     if folder is not None:
         yield gguf.unpacked(folder, store) if folder.suffix == gguf.SUFFIX else folder
         return
@@ -75,18 +75,9 @@ def require_reachable(name: str, revision: str, store: Store) -> None:
         describe(name, revision)
 
 
-def learned_positions(name: str, revision: str) -> int:
-    """How many positions a model has learnt (GPT-2); 0 where it has learnt none, or its config.json is not here yet."""
-    folder = local_folder(name, revision) or _in_hub_cache(name, revision)
-    if folder is None or folder.suffix == gguf.SUFFIX:
-        return 0
-    stated = read_json(folder / "config.json")
-    return int(stated.get("n_positions", 1024)) if stated.get("model_type") == "gpt2" else 0
-
-
 def on_this_machine(name: str, revision: str, store: Store) -> bool:
     """Whether a checkpoint needs no download. Raises CheckpointError for a local folder that lacks the revision."""
-    if local_folder(name, revision) or _in_hub_cache(name, revision):
+    if folder_here(name, revision):
         return True
     return (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir()
 
@@ -98,6 +89,16 @@ def download_bytes(name: str, revision: str, store: Store) -> int:
     return sum(size for size, _ in sizes_and_hashes(name, revision).values())
 
 
+def folder_here(name: str, revision: str) -> Path | None:
+    """The folder or GGUF file that a name means, or the hub's own cache has; else None. Raises as `local_folder`."""
+    return local_folder(name, revision) or _in_hub_cache(name, revision)
+
+
+def is_local(name: str) -> bool:
+    """Whether a model's name is a path, there or not, and none on the hub (ORGANISATION/MODEL)."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
 def local_folder(name: str, revision: str) -> Path | None:
     """The folder or GGUF file that a name means, or None where it is meant for the hub (ORGANISATION/MODEL).
 
@@ -107,7 +108,7 @@ def local_folder(name: str, revision: str) -> Path | None:
     if root.suffix == gguf.SUFFIX and root.is_file():
         return root
     if not root.is_dir():
-        if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if is_local(name):
             raise CheckpointError(f"model.name={name}: there is no such folder or .gguf file")
         return None
     if (root / revision / "config.json").is_file():

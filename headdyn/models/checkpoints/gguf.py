@@ -29,23 +29,33 @@ def require_readable(path: Path) -> str:
     try:
         reader = gguf.GGUFReader(path)
     except (ValueError, IndexError, OSError) as error:
-        raise CheckpointError(f"model.name={path} is no GGUF file, or is cut off ({error}); get it again") from error
+        raise CheckpointError(
+            f"model.name={path} is no GGUF file, is cut off, or is newer than the package gguf ({error}); get it again"
+        ) from error
     field = reader.get_field("general.architecture")
     family = None if field is None else field.contents()
     if family not in ARCHITECTURES:
         raise CheckpointError(
             f"model.name={path} is of the family {family!r}; of GGUF files {', '.join(ARCHITECTURES)} are read"
         )
-    for kind, tensor in {tensor.tensor_type: tensor for tensor in reader.tensors}.items():
-        try:
-            gguf.dequantize(tensor.data[:1], kind)
-        except NotImplementedError as error:
-            raise CheckpointError(
-                f"model.name={path} holds weights rounded as {kind.name}, which the package gguf cannot undo; choose "
-                "another file, such as Q8_0 or F16"
-            ) from error
-    kinds = Counter(tensor.tensor_type.name for tensor in reader.tensors)
-    return ", ".join(f"{kind} in {count}" for kind, count in kinds.most_common()) + " tensors"
+    kinds = Counter(tensor.tensor_type for tensor in reader.tensors)
+    for kind in kinds:
+        if not _can_be_undone(kind):
+            known = ", ".join(each.name for each in gguf.GGMLQuantizationType if _can_be_undone(each))
+            raise CheckpointError(f"model.name={path} holds weights rounded as {kind.name}; {known} are read")
+    return ", ".join(f"{kind.name} in {count}" for kind, count in kinds.most_common()) + " tensors"
+
+
+def _can_be_undone(kind: Any) -> bool:
+    """Whether the package gguf can turn this kind of rounded weights back into numbers: asked with a block of zeros."""
+    import gguf
+    import numpy as np
+
+    try:
+        gguf.dequantize(np.zeros(gguf.GGML_QUANT_SIZES[kind][1], np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def unpacked(path: Path, store: Store) -> Path:

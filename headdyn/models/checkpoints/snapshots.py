@@ -101,6 +101,5 @@ def _config(fields: dict[str, Any], path: Path) -> DecoderConfig:
         raise ValueError(
             f"{path} was saved with settings {unknown} that this version does not know; use a newer headdyn"
         )
-    if fields.get("rotary_frequencies") is not None:
-        fields["rotary_frequencies"] = tuple(fields["rotary_frequencies"])  # JSON has lists only
-    return DecoderConfig(**fields)
+    tuples = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}  # JSON has lists only
+    return DecoderConfig(**{**fields, **tuples})

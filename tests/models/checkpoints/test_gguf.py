@@ -125,10 +125,17 @@ def test_what_cannot_be_read_is_named_before_anything_starts(original: Path, tmp
     whole = tmp_path / "whole.gguf"
     written(original, whole, GGMLQuantizationType.F16)
     (tmp_path / "cut.gguf").write_bytes(whole.read_bytes()[:20_000])
+    rounded = GGUFWriter(tmp_path / "q8_1.gguf", "llama")
+    rounded.add_tensor("output.weight", np.zeros((2, 40), np.uint8), raw_dtype=GGMLQuantizationType.Q8_1)
+    rounded.write_header_to_file()
+    rounded.write_kv_data_to_file()
+    rounded.write_tensors_to_file()
+    rounded.close()
     for name, words in (
         ("mamba.gguf", "is of the family 'mamba'; of GGUF files llama, mistral, qwen2, qwen3, gpt2 are read"),
-        ("text.gguf", "is no GGUF file, or is cut off"),
-        ("cut.gguf", "is no GGUF file, or is cut off"),
+        ("q8_1.gguf", "holds weights rounded as Q8_1; F32, F16, Q4_0, .*Q4_K.* are read"),
+        ("text.gguf", "is no GGUF file, is cut off"),
+        ("cut.gguf", "is no GGUF file, is cut off"),
         ("absent.gguf", "there is no such folder or .gguf file"),
     ):
         with pytest.raises(CheckpointError, match=words) as caught:
