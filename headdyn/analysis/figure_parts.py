@@ -39,14 +39,24 @@ def interval(label: str, row: Mapping[str, Any], group: str = "") -> Interval:
     return Interval(label=label, value=value, low=low, high=high, null=null, group=group)
 
 
-def topic_intervals(names: Sequence[str], by_topic: Estimate, xlabel: str, *, scale: float, caption: str) -> Figure:
-    """A number of the whole model for each topic, shaped [S], with intervals; 0 is marked."""
-    rows = [
-        Interval(label=name, value=scale * value, low=scale * low, high=scale * high)
-        if np.isfinite(value)
-        else Interval(label=name, value=None)
-        for name, value, low, high in zip(names, by_topic.value, by_topic.low, by_topic.high, strict=True)
-    ]
+def topic_intervals(
+    names: Sequence[str],
+    by_topic: Estimate,
+    xlabel: str,
+    *,
+    scale: float,
+    caption: str,
+    null: np.ndarray | None = None,
+) -> Figure:
+    """A number of the whole model for each topic, shaped [S], with intervals and perhaps chance; 0 is marked."""
+    rows = []
+    for at, name in enumerate(names):
+        value, low, high = (scale * float(column[at]) for column in (by_topic.value, by_topic.low, by_topic.high))
+        if np.isnan(value):
+            rows.append(Interval(label=name, value=None))
+            continue
+        chance = None if null is None else scale * float(null[at])
+        rows.append(Interval(label=name, value=value, low=low, high=high, null=chance))
     return interval_plot(rows, xlabel=xlabel, zero_line=True, caption=caption)
 
 

@@ -31,7 +31,9 @@ class TopicProbes:
     position alone, the latter two as smoothed tables over every token of `fit_sequences`. The control task (Hewitt &
     Liang 2019) gives each token type a random topic and fits the same probe to it; selectivity is the accuracy minus
     the accuracy on that task. The ceiling is the accuracy of the Bayes filter's posterior on the same test tokens,
-    absent where the corpus has no exact law. A smaller validation split is cut in the same proportions.
+    absent where the corpus has no exact law. Accuracy on the tokens of one topic is held against how often the same
+    probe gives that topic at the same positions of the other test sequences. A smaller validation split is cut in the
+    same proportions.
     """
 
     fit_sequences: Count = 96
@@ -50,6 +52,13 @@ class TopicProbes:
         "probe_accuracy_middle": share(
             "probe accuracy at the middle layer", "probe_accuracy behind layer L // 2", outcome=True
         ),
+        **{
+            f"probe_accuracy_{which}_topic": share(
+                f"probe accuracy on the {which} topic",
+                f"probe_accuracy_middle of the tokens of the topic with the {end} id",
+            )
+            for which, end in (("first", "lowest"), ("last", "highest"))
+        },
         "probe_control_accuracy": share(
             "probe accuracy on the control task", "accuracy on random topics per token type"
         ),

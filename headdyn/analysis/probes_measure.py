@@ -4,6 +4,7 @@ Letters as in models/decoder.py; N sequences, P probed positions a sequence, X p
 L + 1 places in the residual stream: 0 is the embedding, l what layer l leaves.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
-from headdyn.analysis.estimates import means
-from headdyn.analysis.figure_parts import layer_curve
+from headdyn.analysis.estimates import Estimate, estimate, means, ratio_units
+from headdyn.analysis.figure_parts import layer_curve, topic_intervals
 from headdyn.analysis.probes import TopicProbes
 from headdyn.analysis.sequences import Sequences
 from headdyn.core.figures import Figure, curves
@@ -50,13 +51,40 @@ def measure(settings: TopicProbes, decoder: Decoder, corpus: Corpus, generator: 
     fit, choose, test = split_parts(settings, corpus, generator)
     control_V = generator.choice(fit.topics_NT.ravel(), size=corpus.vocab_size)  # the topics' own frequencies
     probes = fit_probes(settings, decoder, fit, choose, control_V, generator)
-    right_NL, control_right_NL = score(decoder, test, control_V, probes)
+    given_LNT, control_right_NL = score(decoder, test, control_V, probes)
+    right_NL = (given_LNT == test.topics_NT).mean(2).T
     ceiling_N = None
     if corpus.oracle is not None:
         ceiling_N = (corpus.oracle.filter(test.tokens_NT)[1].argmax(-1) == test.topics_NT).mean(1)
     baselines = baseline_accuracies(fit, choose, test, corpus.vocab_size, corpus.num_topics)
     table = accuracy_rows(settings, right_NL, control_right_NL, baselines, ceiling_N, generator)
-    return Findings(table=table, figures={"accuracy": _figure(table)})
+    by_topic, null_S = topic_accuracies(settings, given_LNT[_middle(given_LNT)], test, corpus.num_topics, generator)
+    figures = {
+        "accuracy": _figure(table),
+        "by_topic": topic_intervals(
+            corpus.topic_names,
+            by_topic,
+            "probe accuracy on the topic's tokens (%)",
+            scale=100,
+            null=null_S,
+            caption="How often the probe behind the middle layer is right on the tokens of each topic. Chance: how "
+            "often it gives that topic at the same positions of other sequences.",
+        ),
+    }
+    columns = {"n": len(test), "unit": "sequence", "reason": "no test token has the topic"}
+    ends = [
+        HeadTable.whole(
+            f"probe_accuracy_{which}_topic",
+            by_topic.value[at],
+            ci_low=by_topic.low[at],
+            ci_high=by_topic.high[at],
+            null=null_S[at],
+            p=by_topic.p[at],
+            **columns,
+        )
+        for which, at in (("first", 0), ("last", -1))
+    ]
+    return Findings(table=HeadTable.concat([table, *ends]), figures=figures)
 
 
 def split_parts(settings: TopicProbes, corpus: Corpus, generator: np.random.Generator) -> list[Sequences]:
@@ -143,7 +171,7 @@ def accuracy_rows(
     null = float(best_N.mean())
     p_L = sign_flip_test(right_NL - best_N[:, None], generator, draws=settings.sign_flips)
     accuracy = means(right_NL, generator, draws=settings.bootstrap_draws)
-    middle = (right_NL.shape[1] - 1) // 2
+    middle = _middle(right_NL.T)
     parts = [
         accuracy.rows("probe_accuracy", null=null, p=p_L),
         accuracy[middle].rows("probe_accuracy_middle", null=null, p=p_L[middle]),
@@ -157,6 +185,29 @@ def accuracy_rows(
     else:
         parts.append(rows("probe_ceiling", ceiling_N, null=null))
     return HeadTable.concat(parts).with_q()
+
+
+def _middle(every_L: np.ndarray) -> int:
+    """The place behind layer L // 2, of the L + 1 places on the first axis."""
+    return (len(every_L) - 1) // 2
+
+
+def topic_accuracies(
+    settings: TopicProbes, given_NT: np.ndarray, test: Sequences, num_topics: int, generator: np.random.Generator
+) -> tuple[Estimate, np.ndarray]:
+    """Accuracy on the tokens of each topic, [S], and its null: how often others' tokens in their place get the topic.
+
+    The null is the exact mean over all ways to give a sequence another one's topics; p is of the difference from it.
+    Both are NaN for a topic that no token has.
+    """
+    topic_NTS = test.topics_NT[..., None] == np.arange(num_topics)
+    given_NTS = given_NT[..., None] == np.arange(num_topics)
+    others_NTS = (given_NTS.sum(0) - given_NTS) / (len(test) - 1)
+    right_NS, chance_NS, count_NS = ((topic_NTS * by).sum(1) for by in (given_NTS, others_NTS, 1))
+    draws: dict[str, Any] = {"sign_flips": settings.sign_flips, "bootstrap_draws": settings.bootstrap_draws}
+    beyond = estimate(right_NS - chance_NS, count_NS, generator, **draws)
+    accuracy = means(ratio_units(right_NS, count_NS), generator, draws=settings.bootstrap_draws)
+    return dataclasses.replace(accuracy, p=beyond.p), accuracy.value - beyond.value
 
 
 def residuals(decoder: Decoder, part: Sequences) -> Iterator[tuple[slice, list[Float[Tensor, "B T D"]]]]:
@@ -187,14 +238,16 @@ def _states(decoder: Decoder, part: Sequences, at: tuple[np.ndarray, np.ndarray]
 def score(
     decoder: Decoder, test: Sequences, control_V: np.ndarray, probes: Sequence[tuple[Probe, Probe]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each test sequence's tokens that topic and control probes get right, both [N, L + 1]."""
-    right, control_right = np.empty((2, len(test), len(probes)))
+    """The topic that each place's probe gives every test token, [L + 1, N, T], and the share of each sequence's tokens
+    that control probes get right, [N, L + 1].
+    """
+    given_LNT, control_right = np.empty((len(probes), *test.topics_NT.shape), int), np.empty((len(test), len(probes)))
     control_NT = control_V[test.tokens_NT]
     for rows, places in residuals(decoder, test):
         for place, (residual_BTD, (probe, control)) in enumerate(zip(places, probes, strict=True)):
-            right[rows, place] = (predict(probe, residual_BTD) == test.topics_NT[rows]).mean(1)
+            given_LNT[place, rows] = predict(probe, residual_BTD)
             control_right[rows, place] = (predict(control, residual_BTD) == control_NT[rows]).mean(1)
-    return right, control_right
+    return given_LNT, control_right
 
 
 def predict(probe: Probe, x_BTD: Float[Tensor, "B T D"]) -> np.ndarray:

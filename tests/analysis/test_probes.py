@@ -235,13 +235,37 @@ def test_a_fingerprint_of_the_sequence_is_worth_nothing_when_sequences_are_split
         SETTINGS, model, fit, choose, np.zeros(60000, int) + (np.arange(60000) % 2), np.random.default_rng(0)
     )
     leaked, _ = probes.score(model, fit, np.zeros(60000, int), pairs)
-    assert leaked.mean() > 0.9
+    assert (leaked == fit.topics_NT).mean() > 0.9
 
 
 def test_parts_share_no_sequence(corpus):
     parts = probes.split_parts(SETTINGS, corpus, np.random.default_rng(3))
     rows = [row.tobytes() for part in parts for row in part.tokens_NT]
     assert len(set(rows)) == len(rows) == 48 + 16 + 48
+
+
+def test_accuracy_by_topic_is_the_recall_and_its_null_what_other_sequences_get():
+    given_NT = np.array([[0, 0, 1, 2], [0, 1, 1, 2], [2, 2, 2, 2]])
+    topics_NT = np.array([[0, 0, 0, 2], [1, 1, 2, 2], [0, 2, 2, 2]])
+    test = Sequences(np.zeros((3, 4), dtype=np.int64), topics_NT)
+    by_topic, null_S = probes.topic_accuracies(SETTINGS, given_NT, test, 4, np.random.default_rng(0))
+    for topic in range(3):
+        tokens = np.argwhere(topics_NT == topic)
+        right = [given_NT[n, t] == topic for n, t in tokens]
+        chance = [np.mean([given_NT[m, t] == topic for m in range(3) if m != n]) for n, t in tokens]
+        assert by_topic.value[topic] == pytest.approx(np.mean(right))
+        assert null_S[topic] == pytest.approx(np.mean(chance))
+    assert np.isnan(by_topic.value[3]) and np.isnan(null_S[3])  # no token has it
+
+
+def test_each_topic_has_its_accuracy_and_a_probe_that_always_gives_one_topic_is_at_chance(findings, corpus):
+    whole = findings.table.summary()
+    for which in ("first", "last"):
+        row = whole[f"probe_accuracy_{which}_topic"]
+        assert row["value"] > 0.98 and row["p"] < 0.001 and row["null"] == pytest.approx(1 / TOPICS, abs=0.1)
+    test = Sequences(corpus.val.tokens_NT[:48].astype(np.int64), corpus.val.topics_NT[:48])
+    always, null_S = probes.topic_accuracies(SETTINGS, 0 * test.topics_NT, test, TOPICS, np.random.default_rng(0))
+    assert always.value[0] == null_S[0] == 1 and always.p[0] == 1  # mutant: against a third, a find
 
 
 def test_residual_streams_are_read_behind_the_document_mask():

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from headdyn.analysis.contract import SeriesFindings
 from headdyn.analysis.series.judgement import Share
+from headdyn.analysis.series.prediction import formed_by, predicted_from, predictions
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.settings import settings
 
@@ -38,11 +39,14 @@ class HeadRoles:
     strongest at the end is the strongest at every checkpoint. Table `head_roles`: per checkpoint and role the strongest
     head, its value and null, how many heads have the role, and the value of the head that is strongest at the end.
     The verdict's `became` counts, of the heads with a role at the end, which other role each had last before it had
-    this one. Revisions with the weights of another are left out, as are failed ones, both with their reason.
+    this one. Table `head_prediction`: whether the ranks that heads have in their layers at an early checkpoint tell
+    those at the last one, by any measure of roles, against heads relabelled within layers. Revisions with the weights
+    of another are left out, as are failed ones, both with their reason.
     """
 
     least: Mapping[str, Annotated[float, Field(gt=0, le=1)]]
     alpha: Share = 0.05
+    relabellings: Annotated[int, Field(ge=999)] = 9_999
     final: str | None = None
 
     rows: ClassVar[Literal["model"]] = "model"
@@ -61,6 +65,17 @@ class HeadRoles:
             f"{metric}_strongest_since": Metric(
                 label=f"strongest {role} head since",
                 meaning=f"first step since which the head with the largest {metric} at the end has the largest",
+                low=0,
+                unit="steps",
+                digits=0,
+            )
+            for metric, role in ROLES.items()
+        },
+        **{
+            f"{metric}_predicted_from": Metric(
+                label=f"{role} heads told from",
+                meaning=f"first step from which on heads' ranks within their layers tell those in {metric} at the end "
+                "(q over steps and measures; null: heads relabelled within layers)",
                 low=0,
                 unit="steps",
                 digits=0,
@@ -105,12 +120,27 @@ class HeadRoles:
             count = {"n": int(holds[metric][-1].size), "unit": "head"}
             rows.append({"metric": f"{metric}_heads", "value": float(holds[metric][-1].sum()), **count})
             rows.append({"metric": f"{metric}_strongest_since", "value": float(since), **count})
+        excess = {metric: value[metric] - null[metric] for metric in roles}
+        foretold = predictions(steps, excess, self.relabellings, generator)
+        verdict["predicted"] = {}
+        for metric in roles:
+            first, name = predicted_from(foretold, metric, self.alpha), f"{metric}_predicted_from"
+            reason = "no early ranks tell the last ones beyond chance until the end"
+            count = {"n": int(holds[metric][-1].size), "unit": "head"}
+            rows.append(
+                {"metric": name, **({"reason": reason} if first is None else {"value": float(first[0])}), **count}
+            )
+            verdict["predicted"][roles[metric]] = {
+                "from_step": first and first[0],
+                "by": first and roles[first[1]],
+                "half_have_the_role_by": formed_by(steps, holds[metric]),
+            }
         rows += _absent(self.metrics.keys() - {row["metric"] for row in rows}, "not measured at every checkpoint")
         verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
         return SeriesFindings(
             table=HeadTable.from_rows(rows),
-            tables={"head_roles": pa.Table.from_pylist(records)},
-            figures=_figures(records, holds, steps, roles),
+            tables={"head_roles": pa.Table.from_pylist(records), "head_prediction": pa.Table.from_pylist(foretold)},
+            figures=_figures(records, holds, steps, roles) | {"prediction": _prediction_figure(foretold, roles)},
             verdict=verdict,
         )
 
@@ -203,3 +233,25 @@ def _figures(
             **common,
         ),
     }
+
+
+def _prediction_figure(records: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Any:
+    from headdyn.core.figures import Curve, curves
+
+    lines = []
+    for metric, role in roles.items():
+        own = [record for record in records if record["final"] == record["early"] == metric]
+        step, value, low, high = (
+            [record[key] for record in own] for key in ("step", "correlation", "ci_low", "ci_high")
+        )
+        lines.append(Curve(label=role, x=step, y=value, low=low, high=high))
+    return curves(
+        lines,
+        xlabel="training step",
+        ylabel="rank correlation with the last checkpoint",
+        title="How early heads' later roles can be told",
+        references={"chance": 0.0},
+        log_x=True,
+        caption="Heads ranked within their layers by what a role's metric exceeds its null by, at each checkpoint and "
+        "at the last one: Spearman's correlation over all layers, with 95 % intervals over heads.",
+    )

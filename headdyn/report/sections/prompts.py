@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from headdyn.analysis.interventions.splits import read_splits
 from headdyn.core.chart_parts import PALETTE, alt
 from headdyn.core.figures import Figure
-from headdyn.core.numbers import count, fixed, number, p_is, p_value, spelled
+from headdyn.core.numbers import count, fixed, listed, number, p_is, p_value, spelled
 from headdyn.report.blocks import Section, Table
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -30,6 +30,7 @@ def statements(job: Job) -> list[Statement]:
     """The run's answers; none where it was not on prompts."""
     answers = {
         "Do even and odd heads do different things?": [*_specialisation(job), *_controls(job)],
+        "Which group of heads stands out?": _scan(job),
         "How many heads does it take?": _doses(job),
         "Is reordering heads an identity?": _permutation(job),
     }
@@ -182,6 +183,24 @@ def _controls(job: Job) -> list[str]:
         sentences.append(
             f"On bug and control pairs with equal weight it is {spelled(both, signed=True)} nats, {p_is(both['p'])} "
             "among the splits: a mere preference for one form of answer gives 0."
+        )
+    return sentences
+
+
+def _scan(job: Job) -> list[str]:
+    groups = _read(job, "group_scan.parquet")
+    if not groups:
+        return []
+    best, test, gain = max(groups, key=lambda row: row["standardised"]), job.scalar("scan_maximum"), "best_group_nats"
+    word = "more" if test["p"] <= 0.05 else "no more"
+    sentences = [
+        f"Of {number(len(groups))} groups of up to {max(row['size'] for row in groups)} heads, heads "
+        f"{listed([str(head) for head in best['heads']])} stand out most: {word} than the best of as many groups does "
+        f"where heads are relabelled in each pair ({p_is(test['p'])})."
+    ]
+    if job.scalar(gain).get("value") is not None:
+        sentences.append(
+            f"Chosen on the other pairs, the best group adds {spelled(job.scalar(gain), signed=True)} nats."
         )
     return sentences
 

@@ -45,7 +45,12 @@ def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
         "previous_token_strongest_since": 10,  # at step 0 it was head 1
         "induction_heads": 1,  # head 2's q is too large
         "induction_strongest_since": 10,
-    }
+    }  # with three heads and one layer no p is below 1/6: nothing is told from early checkpoints
+    assert "no early ranks" in summary["induction_predicted_from"]["reason"]
+    foretold = findings.verdict["predicted"]["previous-token"]
+    assert foretold == {"from_step": None, "by": None, "half_have_the_role_by": 10}
+    of = {(r["final"], r["early"], r["step"]): r for r in findings.tables["head_prediction"].to_pylist()}
+    assert of["induction", "previous_token", 0]["correlation"] == 0.5  # ranks 1 2 0 by hand against 0 2 1
     assert findings.verdict["became"] == {"previous-token": {"none": 1}, "induction": {"previous-token": 1}}
     assert findings.verdict["left_out"] == {"step50": "no such revision"}
     records = [row for row in findings.tables["head_roles"].to_pylist() if row["role"] == "previous-token"]
@@ -54,7 +59,7 @@ def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
         (10, 0, 1, 0.9),
         (100, 0, 1, 0.8),
     ]
-    assert set(findings.figures) == {"strongest", "heads"}
+    assert set(findings.figures) == {"strongest", "heads", "prediction"}
 
 
 def test_what_is_no_series_says_so() -> None:

@@ -1,0 +1,217 @@
+"""A scan over groups of heads of any size, with a null that pays for the scanning. Letters: S groups, P pairs, H heads.
+
+Under the null heads are exchangeable within each pair on its own. A group's Δ in a pair is then a draw from those of
+all groups of its size, whose mean and variance no relabelling changes: excesses are standardised by them exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from headdyn.analysis.interventions.group_scan import GroupScan
+from headdyn.analysis.interventions.pair_rows import PairRows
+from headdyn.analysis.interventions.patch import chosen_layer
+from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
+from headdyn.analysis.interventions.splits import at_least_as_high, head_groups
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.records import Findings, HeadTable
+from headdyn.data.comparisons import Prompts
+from headdyn.models.decoder import Decoder
+
+
+def measure(chosen: GroupScan, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+    """Everything that `GroupScan` reports under these settings."""
+    heads = decoder.config.num_heads
+    layer = chosen_layer(chosen.layer, decoder.config.num_layers)
+    groups = scanned_groups(heads, chosen.largest or heads // 2, chosen.groups_per_size, generator)
+    model, patch = in_dtype(decoder, chosen.dtype), chosen.patch(chosen.direction)
+    kinds = [bug_pairs(prompts), prompts.where(~prompts.is_bug_P)]
+    kinds = [kind for kind in kinds if kind.pairs]
+    deltas = [
+        PromptPatching(model, kind, patch, [layer]).deltas({layer: groups.member_SH.astype(float)})[layer]
+        for kind in kinds
+    ]
+    weight_P = np.concatenate([np.full(delta_SP.shape[1], 1 / delta_SP.shape[1]) for delta_SP in deltas]) / len(kinds)
+    scan = Scan.of(groups, np.concatenate(deltas, axis=1), weight_P)
+    null_R = scan.null(chosen.relabellings, generator)
+    pairs = len(weight_P)
+    whole = {"n": pairs, "unit": "pair"}
+    make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
+    p = at_least_as_high(null_R)
+    limit = np.quantile(null_R, 0.95).item()
+    rows = [{"metric": "scan_maximum", "value": null_R[0].item(), "null": limit, "p": p, **whole}]
+    if pairs > 1:
+        rows.append(make.mean("best_group_nats", pairs * weight_P * scan.held_out_P(), null=0.0, p=p))
+    else:
+        rows.append({"metric": "best_group_nats", "reason": "one pair leaves none to choose the group on", **whole})
+    return Findings(
+        table=HeadTable.from_rows(rows),
+        figures={"scan": _figure(scan, limit, layer)},
+        tables={
+            "group_scan": pa.table(
+                {
+                    "heads": [np.flatnonzero(member_H).tolist() for member_H in groups.member_SH],
+                    "size": groups.size_S,
+                    "excess_nats": scan.excess_SP @ weight_P,
+                    "standardised": scan.standardised_S,
+                }
+            )
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Groups of heads that a relabelling maps onto one another: `member_SH` marks the heads of each.
+
+    `order_H` is None where these are all groups of their sizes. Else it is an order of the heads, and the groups are
+    closed under its rotations alone.
+    """
+
+    member_SH: np.ndarray  # bool
+    order_H: np.ndarray | None
+
+    @property
+    def size_S(self) -> np.ndarray:
+        return self.member_SH.sum(1)
+
+    def relabellings(self, pairs: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+        """For every relabelling of the heads in each pair the group that takes each one's place, [S, P]; first: itself.
+
+        All of them where at most `draws`, with the first pair left alone, since what happens to all pairs alike
+        changes no maximum; else `draws` random ones behind the first.
+        """
+        heads = self.member_SH.shape[1]
+        count = math.factorial(heads) if self.order_H is None else heads
+        if count ** (pairs - 1) <= draws:
+            images = np.stack([self._image(label_H) for label_H in self._labels(range(count))], axis=1)
+            for each in itertools.product(range(count), repeat=pairs - 1):
+                yield images[:, [0, *each]]
+            return
+        yield np.repeat(np.arange(len(self.member_SH))[:, None], pairs, axis=1)
+        images = None if self.order_H is None else np.stack([*map(self._image, self._labels(range(heads)))], axis=1)
+        for _ in range(draws):
+            if images is not None:
+                yield images[:, generator.integers(heads, size=pairs)]
+            else:
+                yield self._image(generator.permuted(np.tile(np.arange(heads), (pairs, 1)), axis=1))
+
+    def _labels(self, numbers: range) -> Iterator[np.ndarray]:
+        """Relabellings by their numbers: head h becomes label[h]; number 0 changes nothing."""
+        heads = self.member_SH.shape[1]
+        if self.order_H is None:
+            yield from map(np.array, itertools.permutations(range(heads)))
+            return
+        for turn in numbers:
+            label_H = np.empty(heads, dtype=int)
+            label_H[self.order_H] = np.roll(self.order_H, turn)
+            yield label_H
+
+    def _image(self, label_XH: np.ndarray) -> np.ndarray:
+        """The index of the group that each becomes under relabellings, [S] or, of several, [S, X]."""
+        place = 2.0 ** np.arange(self.member_SH.shape[1])  # exact up to 53 heads, beyond which a layer has none so far
+        bits_S = self.member_SH @ place
+        order_S = np.argsort(bits_S)
+        return order_S[np.searchsorted(bits_S[order_S], self.member_SH @ place[label_XH].T)]
+
+
+def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Generator) -> Groups:
+    """All groups of 1 to `largest` heads, or where a size has more than `most`, families of rotations up to as many.
+
+    Raises ValueError where `largest` leaves no other group of its size, or for more heads than can be numbered.
+    """
+    if not 1 <= largest < heads <= 53:
+        raise ValueError(
+            f"analysis.group_scan.largest={largest} must lie between 1 and {heads - 1}, one less than the layer's heads"
+            if heads <= 53
+            else f"analysis.group_scan scans layers of up to 53 heads, but this model's have {heads}; leave it out"
+        )
+    sizes = range(1, largest + 1)
+    complete = all(math.comb(heads, size) <= most for size in sizes)
+    order_H = None if complete else generator.permutation(heads)
+    groups: dict[tuple[int, ...], None] = {}
+    for size in sizes:
+        if order_H is None or math.comb(heads, size) <= most:
+            groups |= dict.fromkeys(head_groups(range(heads), size, most, generator))
+            continue
+        for places in head_groups(range(heads), size, most // heads, generator):
+            for turn in range(heads):
+                groups.setdefault(tuple(sorted(order_H[(np.array(places) + turn) % heads].tolist())))
+    member_SH = np.zeros((len(groups), heads), dtype=bool)
+    for row, members in zip(member_SH, groups, strict=True):
+        row[list(members)] = True
+    return Groups(member_SH=member_SH, order_H=order_H)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """Every group's excess in every pair, with the pairs' weights (their sum is 1) and the excess's null variance."""
+
+    groups: Groups
+    excess_SP: np.ndarray  # Δ less its mean over groups of the size
+    variance_SP: np.ndarray  # of Δ over groups of the size
+    weight_P: np.ndarray
+
+    @classmethod
+    def of(cls, groups: Groups, delta_SP: np.ndarray, weight_P: np.ndarray) -> Scan:
+        """From Δ in nats of every group and pair."""
+        excess_SP, variance_SP = np.array(delta_SP, dtype=float), np.empty(delta_SP.shape)
+        for size in np.unique(groups.size_S):
+            at_S = groups.size_S == size
+            excess_SP[at_S] -= excess_SP[at_S].mean(0)
+            variance_SP[at_S] = excess_SP[at_S].var(0)
+        return cls(groups=groups, excess_SP=excess_SP, variance_SP=variance_SP, weight_P=weight_P)
+
+    @property
+    def standardised_SP(self) -> np.ndarray:
+        """Each pair's part of a group's excess over the standard deviation of the whole under the null."""
+        spread_S = np.sqrt(self.variance_SP @ self.weight_P**2)[:, None]
+        return _ratio(self.weight_P * self.excess_SP, spread_S)
+
+    @property
+    def standardised_S(self) -> np.ndarray:
+        return self.standardised_SP.sum(1)
+
+    def null(self, draws: int, generator: np.random.Generator) -> np.ndarray:
+        """The largest standardised excess of any group under every relabelling; the first is as measured."""
+        part_SP = self.standardised_SP
+        pairs = np.arange(part_SP.shape[1])
+        every = self.groups.relabellings(len(pairs), draws, generator)
+        return np.array([part_SP[image_SP, pairs].sum(1).max() for image_SP in every])
+
+    def held_out_P(self) -> np.ndarray:
+        """Each pair's excess of the group that stands out most in the other pairs, [P] in nats."""
+        part_SP, weight_P = self.weight_P * self.excess_SP, self.weight_P**2
+        others_SP = part_SP.sum(1, keepdims=True) - part_SP
+        spread_SP = np.sqrt(np.maximum((self.variance_SP @ weight_P)[:, None] - self.variance_SP * weight_P, 0))
+        return self.excess_SP[_ratio(others_SP, spread_SP).argmax(0), np.arange(len(weight_P))]
+
+
+def _ratio(excess_SP: np.ndarray, spread_SP: np.ndarray) -> np.ndarray:
+    """Excess over spread; 0 where all groups of a size do the same, to within rounding."""
+    spread_SP = np.broadcast_to(spread_SP, excess_SP.shape)
+    return np.divide(
+        excess_SP, spread_SP, out=np.zeros(excess_SP.shape), where=spread_SP > 1e-9 * spread_SP.max(initial=0)
+    )
+
+
+def _figure(scan: Scan, limit: float, layer: int) -> Figure:
+    sizes = np.unique(scan.groups.size_S)
+    highest = [scan.standardised_S[scan.groups.size_S == size].max() for size in sizes]
+    kind = "every group" if scan.groups.order_H is None else "a sample of groups"
+    return curves(
+        [Curve(label="the group of the size that stands out most", x=sizes, y=highest)],
+        xlabel="heads in the group",
+        ylabel="excess (standard deviations)",
+        title=f"Groups of any size, layer {layer}",
+        references={"95 % of relabelled scans stay below": limit},
+        whole_x=True,
+        caption=f"How far the best group of each size lies above the mean of its size, of {kind} of the layer's heads. "
+        "A group counts where it exceeds what the best of all groups reaches when heads are relabelled in each pair.",
+    )

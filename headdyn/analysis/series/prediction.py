@@ -1,0 +1,110 @@
+"""Do early checkpoints tell which heads will have a role at the end? Ranks within layers (science.md §19).
+
+K checkpoints, L layers, H heads; R relabellings or resamples. What layers differ in drops out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.statistics import benjamini_hochberg
+
+
+def ranks_in_layers(value_XLH: np.ndarray) -> np.ndarray:
+    """The rank of every head in its layer, ties averaged, less the layer's mean. Without a value: the lowest."""
+    value_XLH = np.where(np.isnan(value_XLH), -np.inf, value_XLH)
+    below_XLH = (value_XLH[..., :, None] > value_XLH[..., None, :]).sum(-1)
+    equal_XLH = (value_XLH[..., :, None] == value_XLH[..., None, :]).sum(-1)
+    return below_XLH + (equal_XLH - value_XLH.shape[-1]) / 2
+
+
+def relabelled(rank_LH: np.ndarray, draws: int, generator: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """The ranks with heads dealt anew within layers, [R, L, H]: all (H!)^L ways where at most `draws`, the given first.
+
+    Returns whether these are all; otherwise they are the given ranks and `draws` random ways (Phipson & Smyth 2010).
+    """
+    layers, heads = rank_LH.shape
+    if math.factorial(heads) ** layers <= draws:
+        every = np.array(list(itertools.permutations(range(heads))))
+        return np.stack([rank_LH[np.arange(layers)[:, None], every[list(each)]]
+                         for each in itertools.product(range(len(every)), repeat=layers)]), True  # fmt: skip
+    repeated_RLH = np.broadcast_to(rank_LH, (draws, layers, heads))
+    return np.concatenate((rank_LH[None], generator.permuted(repeated_RLH, axis=-1))), False
+
+
+def correlations(one_XLH: np.ndarray, other_XLH: np.ndarray) -> np.ndarray:
+    """Spearman's ρ within layers, [X]: all layers' centred ranks taken together; 0 where all heads of a layer tie."""
+    product_X, one_X, other_X = ((a * b).sum((-2, -1)) for a, b in
+                                 ((one_XLH, other_XLH), (one_XLH, one_XLH), (other_XLH, other_XLH)))  # fmt: skip
+    size_X = np.sqrt(one_X * other_X)
+    return np.divide(product_X, size_X, out=np.zeros(np.shape(size_X)), where=size_X > 0)
+
+
+def interval(
+    rank_LH: np.ndarray, last_LH: np.ndarray, draws: int, generator: np.random.Generator
+) -> tuple[float, float]:
+    """95 % percentile interval of the correlation over heads, resampled within their layers."""
+    layers, heads = rank_LH.shape
+    picks_RLH = generator.integers(heads, size=(draws, layers, heads))
+    one_RLH, other_RLH = (each[np.arange(layers)[:, None], picks_RLH] for each in (rank_LH, last_LH))
+    centred = (each - each.mean(-1, keepdims=True) for each in (one_RLH, other_RLH))
+    low, high = np.quantile(correlations(*centred), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def predictions(
+    steps: Sequence[int], excess: Mapping[str, np.ndarray], draws: int, generator: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Every measure at every step but the last against every measure at the last step: a record each.
+
+    `excess` is by measure what each head's exceeds its null by, [K, L, H]. p is one-sided: the share of relabellings
+    under which the correlation is as high. q is over all of the records.
+    """
+    ranks = {name: ranks_in_layers(value_KLH) for name, value_KLH in excess.items()}
+    records: list[dict[str, Any]] = []
+    for final, last_KLH in ranks.items():
+        dealt_RLH, exact = relabelled(last_KLH[-1], draws, generator)
+        for early, rank_KLH in ranks.items():
+            for step, rank_LH in zip(steps[:-1], rank_KLH[:-1], strict=True):
+                value_R = correlations(rank_LH[None], dealt_RLH)
+                low, high = interval(rank_LH, last_KLH[-1], draws, generator)
+                records.append(
+                    {
+                        "final": final,
+                        "early": early,
+                        "step": step,
+                        "correlation": float(value_R[0]),
+                        "ci_low": low,
+                        "ci_high": high,
+                        "p": float((value_R >= value_R[0] - 1e-9).mean()),
+                        "exact": exact,
+                        "n": int(rank_LH.size),
+                    }
+                )
+    for record, q in zip(records, benjamini_hochberg(np.array([record["p"] for record in records])), strict=True):
+        record["q"] = float(q)
+    return records
+
+
+def predicted_from(records: Sequence[Mapping[str, Any]], final: str, alpha: float) -> tuple[int, str] | None:
+    """The first step from which on one measure always tells this one's final ranks, and which measure it is."""
+    firsts = []
+    for early in dict.fromkeys(record["early"] for record in records):
+        course = [record for record in records if (record["final"], record["early"]) == (final, early)]
+        held = list(itertools.takewhile(lambda record: record["q"] <= alpha, reversed(course)))
+        firsts += [(held[-1]["step"], early)] if held else []
+    return min(firsts, key=lambda first: (first[0], first[1] != final)) if firsts else None
+
+
+def formed_by(steps: Sequence[int], holds_KLH: np.ndarray) -> int | None:
+    """The first step by which half of the heads that have the role at the end have had it; None where none has it."""
+    last_LH = holds_KLH[-1]
+    if not last_LH.any():
+        return None
+    had_K = np.logical_or.accumulate(holds_KLH, axis=0)[:, last_LH].mean(1)
+    return steps[int((had_K >= 0.5).argmax())]

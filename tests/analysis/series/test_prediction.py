@@ -1,0 +1,93 @@
+"""Telling heads' later roles from early checkpoints: by hand, by scipy, by every relabelling, and against chance."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import rankdata, spearmanr
+
+from headdyn.analysis.series.prediction import (
+    correlations,
+    formed_by,
+    interval,
+    predicted_from,
+    predictions,
+    ranks_in_layers,
+    relabelled,
+)
+
+STEPS = (1, 10, 100)
+
+
+def test_ranks_and_their_correlation_are_scipys_within_layers() -> None:
+    value_KLH = np.random.default_rng(0).integers(5, size=(2, 3, 6)).astype(float)  # with ties
+    ranks = ranks_in_layers(value_KLH)
+    np.testing.assert_allclose(ranks, rankdata(value_KLH, axis=-1) - 3.5)
+    one_layer = value_KLH[:, :1]
+    expected = spearmanr(one_layer[0, 0], one_layer[1, 0]).statistic
+    assert correlations(*ranks_in_layers(one_layer)) == pytest.approx(expected)
+    apart = value_KLH + 100 * np.arange(3)[:, None]  # mutant: ranks over the model, where layers' levels would count
+    np.testing.assert_array_equal(ranks_in_layers(apart), ranks)
+    assert ranks_in_layers(np.array([[[np.nan, 1.0, 2.0]]])).tolist() == [[[-1, 0, 1]]]
+    assert correlations(np.zeros((1, 2)), np.array([[-0.5, 0.5]])) == 0  # heads that all tie tell nothing
+
+
+def test_all_relabellings_are_counted_where_they_are_few() -> None:
+    value_KLH = np.array([[[1, 2, 3], [3, 1, 2]], [[1, 3, 2], [3, 2, 1]]], dtype=float)
+    (record,) = predictions((0, 1), {"x": value_KLH}, 999, np.random.default_rng(0))
+    ranks = ranks_in_layers(value_KLH)
+    every = [
+        (ranks[0, 0] * ranks[1, 0][list(one)]).sum() + (ranks[0, 1] * ranks[1, 1][list(other)]).sum()
+        for one, other in itertools.product(itertools.permutations(range(3)), repeat=2)
+    ]
+    assert record["exact"] and record["p"] == np.mean(np.array(every) >= every[0] - 1e-9)
+    assert record["correlation"] == pytest.approx(every[0] / 4)  # two layers with squared ranks of 2 each
+    drawn, exact = relabelled(ranks[1], 20, np.random.default_rng(0))
+    assert not exact and len(drawn) == 21 and (np.sort(drawn) == np.sort(ranks[1])).all()
+
+
+def test_what_lasts_is_told_and_what_does_not_is_not() -> None:
+    draws = np.random.default_rng(1)
+    last_LH, before_LH = draws.normal(size=(2, 4, 6))
+    lasts = np.stack([before_LH, last_LH + 0.1 * draws.normal(size=(4, 6)), last_LH])
+    led = np.stack([last_LH, draws.normal(size=(4, 6)), draws.normal(size=(4, 6))])
+    records = predictions(STEPS, {"lasts": lasts, "led": led}, 999, np.random.default_rng(0))
+    assert len(records) == 2 * 2 * 2 and all(record["step"] < 100 for record in records)
+    assert predicted_from(records, "lasts", 0.05) == (10, "lasts")
+    assert predicted_from(records, "led", 0.05) is None
+    by_other = next(r for r in records if (r["final"], r["early"], r["step"]) == ("lasts", "led", 1))
+    assert by_other["q"] < 0.02 and by_other["correlation"] == 1  # told once, and no more: it does not count
+    assert all(r["ci_low"] <= r["correlation"] <= r["ci_high"] for r in records)
+
+
+def test_p_holds_its_level_where_layers_differ_and_heads_do_not() -> None:
+    """Mutant: heads dealt anew over the whole model reject nearly always, since layers keep their levels."""
+    levels = 10 * np.arange(3)[:, None]
+    p = []
+    for seed in range(200):
+        value_KLH = np.random.default_rng(seed).normal(size=(2, 3, 5)) + levels
+        p.append(predictions((0, 1), {"x": value_KLH}, 199, np.random.default_rng(seed))[0]["p"])
+    assert 0.01 <= np.mean(np.array(p) <= 0.05) <= 0.10  # binomial, 200 trials of 0.05: 99.9 % lie in it
+    assert abs(np.mean(p) - 0.5) < 0.08
+
+
+def test_the_interval_narrows_with_the_heads_and_holds_the_truth() -> None:
+    draws = np.random.default_rng(2)
+    width = []
+    for heads in (8, 128):
+        last = draws.normal(size=(1, 2, heads))
+        early = last + draws.normal(size=last.shape)  # a correlation of about 0.69 in ranks
+        low, high = interval(ranks_in_layers(early)[0], ranks_in_layers(last)[0], 999, np.random.default_rng(0))
+        assert low < 0.69 < high
+        width.append(high - low)
+    assert width[1] < width[0] / 2
+
+
+def test_a_role_has_formed_when_half_of_its_heads_had_it() -> None:
+    holds = np.array([[[1, 0, 0, 0]], [[0, 1, 0, 0]], [[0, 1, 1, 1]]], dtype=bool)
+    assert formed_by(STEPS, holds) == 100  # of heads 1 to 3 one had it at 10
+    holds[1, 0, 2] = True
+    assert formed_by(STEPS, holds) == 10
+    assert formed_by(STEPS, np.zeros_like(holds)) is None
