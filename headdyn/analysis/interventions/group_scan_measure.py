@@ -90,28 +90,28 @@ class Groups:
         heads = self.member_SH.shape[1]
         count = math.factorial(heads) if self.order_H is None else heads
         if count ** (pairs - 1) <= draws:
-            images = np.stack([self._image(label_H) for label_H in self._labels(range(count))], axis=1)
+            images = self._image(self._labels())
             for each in itertools.product(range(count), repeat=pairs - 1):
                 yield images[:, [0, *each]]
             return
         yield np.repeat(np.arange(len(self.member_SH))[:, None], pairs, axis=1)
-        images = None if self.order_H is None else np.stack([*map(self._image, self._labels(range(heads)))], axis=1)
-        for _ in range(draws):
-            if images is not None:
-                yield images[:, generator.integers(heads, size=pairs)]
-            else:
+        if self.order_H is None:
+            for _ in range(draws):
                 yield self._image(generator.permuted(np.tile(np.arange(heads), (pairs, 1)), axis=1))
+            return
+        images = self._image(self._labels())
+        for _ in range(draws):
+            yield images[:, generator.integers(heads, size=pairs)]
 
-    def _labels(self, numbers: range) -> Iterator[np.ndarray]:
-        """Relabellings by their numbers: head h becomes label[h]; number 0 changes nothing."""
+    def _labels(self) -> np.ndarray:
+        """Every relabelling, [X, H]: head h becomes label[h]; the first changes nothing."""
         heads = self.member_SH.shape[1]
         if self.order_H is None:
-            yield from map(np.array, itertools.permutations(range(heads)))
-            return
-        for turn in numbers:
-            label_H = np.empty(heads, dtype=int)
+            return np.array(list(itertools.permutations(range(heads))))
+        label_XH = np.empty((heads, heads), dtype=int)
+        for turn, label_H in enumerate(label_XH):
             label_H[self.order_H] = np.roll(self.order_H, turn)
-            yield label_H
+        return label_XH
 
     def _image(self, label_XH: np.ndarray) -> np.ndarray:
         """The index of the group that each becomes under relabellings, [S] or, of several, [S, X]."""
