@@ -7,7 +7,7 @@ from pathlib import Path
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.families import export_pretrained
-from tests.small_models import GPT2, GQA, MHA, NEOX, OLMO2, SLIDING, drawn
+from tests.small_models import GPT2, GQA, MHA, NEOX, OLMO2, OLMO3, SLIDING, drawn
 from tests.small_tokenizer import byte_level
 
 FAMILIES: dict[str, DecoderConfig] = {
@@ -16,6 +16,7 @@ FAMILIES: dict[str, DecoderConfig] = {
     "qwen2": dataclasses.replace(GQA, qk_norm=False, qkv_bias=True),
     "qwen3": MHA,
     "olmo2": OLMO2,
+    "olmo3": OLMO3,
     "gpt_neox": dataclasses.replace(NEOX, head_dim=4),
     "gpt2": dataclasses.replace(GPT2, head_dim=4, max_positions=64),
 }

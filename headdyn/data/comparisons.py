@@ -160,7 +160,7 @@ class PromptGroup:
     shared_NC: np.ndarray
     right_NA: np.ndarray
     wrong_NA: np.ndarray
-    span: Block  # the longest common token block, clean as the source
+    span: Block  # the longest common token block, in pairs of any task behind the first difference; clean as the source
 
     def __len__(self) -> int:
         return len(self.units_N)
@@ -325,7 +325,8 @@ def prompt_row(
     """A clean and a corrupted prompt with the right and the wrong answer, as a group of one row.
 
     Where `numbers` are given, the block common to both prompts must hold them. Otherwise prompts of one length
-    correspond position by position, and others need a common block.
+    correspond position by position, and others need a common block behind their first difference: before it no value
+    of the model differs, and a patch would do nothing.
     """
     clean, corrupted = (tokenizer.encode(text) for text in texts)
     answers = []
@@ -345,18 +346,20 @@ def prompt_row(
             f"{right}, {wrong}"
         )
     end = len(right) if len(right) == len(wrong) else differ + 1
-    span = longest_common_block(clean, corrupted)
+    begin = 0 if numbers else next((i for i, (a, b) in enumerate(zip(clean, corrupted)) if a != b), len(clean))  # noqa: B905
+    block = longest_common_block(clean[begin:], corrupted[begin:])
+    span = Block(begin + block.source_start, begin + block.target_start, block.length)
     common = tokenizer.decode(clean[span.source_start : span.source_start + span.length])
     if numbers is None and len(clean) == len(corrupted):
         span = Block(0, 0, len(clean))
     elif not (span.length and all(number in common for number in numbers or ())):
-        block = (
+        lacks = (
             f"their longest common token block is {common!r}, which lacks the numbers"
             if numbers
-            else "they share no token"
+            else "they share no token behind their first difference"
         )
         raise ValueError(
-            f"{texts[0]!r} and {texts[1]!r} do not align: {block}; ask with the same words in both prompts"
+            f"{texts[0]!r} and {texts[1]!r} do not align: {lacks}; ask with the same words in both prompts"
         )
     tokens = {"clean_NT": clean, "corrupted_NT": corrupted, "shared_NC": right[:differ]}
     tokens |= {"right_NA": right[differ:end], "wrong_NA": wrong[differ:end]}

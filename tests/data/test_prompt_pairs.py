@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from headdyn.data.comparisons import Block
 from headdyn.data.pair_recipes import CENTURIES, NAMES, make
 from headdyn.data.prompt_pairs import PromptPairs, read_pairs
 from tests.small_tokenizer import Pieces, byte_level
@@ -58,6 +59,18 @@ def test_pairs_in_tokens(tmp_path: Path) -> None:
     assert (one.span.source_start, one.span.target_start, one.span.length) == (0, 0, 3)
     assert (control.span.source_start, control.span.target_start, control.span.length) == (2, 1, 2)
     assert tokenizer.decode(other.wrong_NA[0]) == " yz" and prompts.is_bug_P.tolist() == [True, True, False]
+
+
+def test_prompts_of_unequal_length_correspond_behind_their_first_difference(tmp_path: Path) -> None:
+    """What they begin with in common is longer here, but a causal model has the same values there."""
+    tokenizer = Pieces(" x", " y", " a", " b", " c", " d", " e")
+    pair = {"clean": "a b c d", "corrupted": "a b c e b d", "right": " x", "wrong": " y"}
+    (group,) = PromptPairs(path=str(jsonl(tmp_path / "p.jsonl", [pair]))).prompts(tokenizer).groups
+    assert group.span == Block(3, 5, 1)
+    with pytest.raises(ValueError, match="'a b' and 'a b c' do not align: they share no token behind their first"):
+        PromptPairs(path=str(jsonl(tmp_path / "q.jsonl", [{**pair, "clean": "a b", "corrupted": "a b c"}]))).prompts(
+            tokenizer
+        )
 
 
 @pytest.mark.parametrize(
