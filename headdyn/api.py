@@ -55,7 +55,7 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunC
     cannot be.
     """
     with process_as_before():
-        plan = plan_of(_with_options(("-m", *overrides), config_dir))
+        plan = plan_of(["-m", *_arguments(overrides, config_dir)])
         remove_empty_folders(plan)
         return plan.jobs
 
@@ -66,7 +66,7 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
     Raises ConfigError before anything starts for a command that cannot be, or that names several runs, and RuntimeError
     where the run failed; KeyboardInterrupt after it was stopped (the same call goes on from there).
     """
-    folder = _done(overrides, config_dir)
+    folder = _done(_arguments(overrides, config_dir))
     record = RunRecord.read(folder)
     if record.status != "complete":
         error = record.manifest.get("error", "it left no error")
@@ -80,7 +80,7 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> Sweep:
     A run that fails stops no other and stands in `Sweep.failed`. Raises ConfigError before anything starts for a
     command that cannot be, and KeyboardInterrupt after it was stopped (the same call goes on from there).
     """
-    return Sweep(_done(("-m", *overrides), config_dir))
+    return Sweep(_done(["-m", *_arguments(overrides, config_dir)]))
 
 
 def load(path: str | Path) -> Run | Sweep:
@@ -172,20 +172,19 @@ class Run:
         `patterns_kept` says how many sequences a run keeps. Raises ValueError for one that it does not have.
         """
         with _opened(self.path / PATTERNS) as file:
-            name, names = f"pattern.{layer}", sorted(k for k in file.keys() if k.startswith("pattern."))  # noqa: SIM118
-            if name not in names:
-                raise ValueError(f"layer={layer} is out of range; this run's layers are 0 to {len(names) - 1}")
-            pattern_NHQK = file.get_slice(name)
+            _require("layer", layer, sum(name.startswith("pattern.") for name in file.keys()))  # noqa: SIM118
+            pattern_NHQK = file.get_slice(f"pattern.{layer}")
             sequences, heads = pattern_NHQK.get_shape()[:2]
-            for what, given, count in (("head", head, heads), ("sequence", sequence, sequences)):
-                if not 0 <= given < count:
-                    raise ValueError(f"{what}={given} is out of range; this run has 0 to {count - 1}")
+            _require("head", head, heads)
+            _require("sequence", sequence, sequences)
             return pattern_NHQK[sequence : sequence + 1, head : head + 1][0, 0].astype(np.float32)
 
     def sequence(self, sequence: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and topics, [T] each, of a kept sequence."""
+        """Tokens and topics, [T] each, of a kept sequence. Raises ValueError for one that the run does not have."""
         with _opened(self.path / PATTERNS) as file:
-            return file.get_tensor("tokens")[sequence], file.get_tensor("topics")[sequence]
+            tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
+        _require("sequence", sequence, len(tokens_NT))
+        return tokens_NT[sequence], topics_NT[sequence]
 
     def pattern_chart(self, layer: int, head: int, sequence: int = 0) -> alt.TopLevelMixin:
         """`pattern` as a chart; white lines are where a new topic begins."""
@@ -330,16 +329,22 @@ def plan_of(arguments: Sequence[str]) -> Plan:
         raise ConfigError(explain(error, arguments)) from error
 
 
-def _done(overrides: Sequence[str], config_dir: str | Path | None) -> Path:
+def _done(arguments: Sequence[str]) -> Path:
     """The folder that a command's jobs leave. Raises as `do`, and KeyboardInterrupt where it was stopped."""
-    plan, status = do(_with_options(overrides, config_dir))
+    plan, status = do(arguments)
     if status == 130:
         raise KeyboardInterrupt
     return plan.folder
 
 
-def _with_options(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
-    """The overrides last, since planning adds to them."""
+def _arguments(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
+    """As on the command line. Raises ConfigError for what is no override, options such as -m and --help among it."""
+    for override in overrides:
+        if not isinstance(override, str) or override.startswith("-"):
+            raise ConfigError(
+                f"{override!r} is no override; give strings such as 'mode=smoke', one each. headdyn.sweep does several "
+                "runs, headdyn.compose only checks them"
+            )
     return [*([] if config_dir is None else ["--config-dir", str(config_dir)]), *overrides]
 
 
@@ -352,6 +357,12 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"{path.parent.name} kept no attention patterns; runs on a corpus do, with patterns_kept=4")
     with safe_open(path, framework="np") as file:
         yield file
+
+
+def _require(what: str, index: int, count: int) -> None:
+    """Raises ValueError for an index that is none of `count`."""
+    if index not in range(count):
+        raise ValueError(f"{what}={index} is out of range; this run has 0 to {count - 1}")
 
 
 def _effect(row: Mapping[str, Any]) -> str:

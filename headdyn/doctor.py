@@ -1,4 +1,4 @@
-"""What this machine can do, and what its cache holds: `python -m headdyn.doctor [--cache] [--prune CONDITION …]`.
+"""What this machine can do, and what its cache holds: `headdyn doctor [--cache] [--prune CONDITION …]`.
 
 Nothing is changed but by --prune; the exit status is 1 where a run could not start, or the cache holds damage.
 """
@@ -23,7 +23,7 @@ Finding = tuple[str, bool | None, str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; 1 where something a run needs is missing, or the cache holds damage."""
-    parser = argparse.ArgumentParser(prog="python -m headdyn.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(prog="headdyn doctor", description=__doc__)
     parser.add_argument("--cache", action="store_true", help="check every file in the cache against its checksum")
     prunable = ("unused", "unfinished", "damaged")
     parser.add_argument("--prune", nargs="+", default=[], choices=prunable, help="remove what is so from the cache")

@@ -20,7 +20,7 @@ from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -356,6 +356,13 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
     if launcher:
         extra = launcher[1].replace("submitit", "slurm")
         return f"cluster={extra} needs an extra; pip install 'headdyn[{extra}]'"
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        with _composing(arguments):
+            options = GlobalHydra.instance().config_loader().get_group_options(group)
+        return f"{group}={option} names no option; {group} is {', '.join(options)}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override!r} cannot be read; give KEY=VALUE, and a value of several words as 'KEY=\"a b\"'"
     refused = re.match(r"Could not override '([^']+)'", str(error))
     if refused and "not in struct" in f"{error}{error.__cause__}":
         key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group

@@ -7,18 +7,25 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-_BLOCK = re.compile(r"(?:<!-- (not run by tests|needs): ([^>]*?) -->\n)?```(\w+)([^\n]*)\n(.*?)```", re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:<!-- (?:not run by tests: ([^>]+?)|needs: ([^>]+?)) -->\n)?```(\w+)([^\n]*)\n(.*?)```", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. A comment above may say what it `needs`, or why no test runs it at all."""
+    """A fenced block. A comment above may say what it `needs`, or the `reason` why no test runs it at all."""
 
     language: str
     options: str
     text: str
-    run: bool = True
-    needs: str = ""  # hub or GPU
+    needs: str = ""  # the hub, a GPU, a cluster
+    reason: str = ""
+
+    @property
+    def run(self) -> bool:
+        """Whether a test runs it, where it has what it needs."""
+        return not self.reason
 
     @property
     def title(self) -> str:
@@ -34,17 +41,17 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The arguments of every headdyn command in a block of commands."""
+        """The arguments of every `headdyn …` and `python -m headdyn.… > FILE` in a block of commands."""
         lines = self.text.splitlines() if self.language == "bash" else []
-        return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("headdyn ")]
+        ours = ("headdyn ", "python -m headdyn.")
+        return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(ours)]
 
 
 def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     found = _BLOCK.findall(page.read_text(encoding="utf-8"))
     return [
-        Block(language, options, text, comment != "not run by tests", what if comment == "needs" else "")
-        for comment, what, language, options, text in found
+        Block(language, options, text, needs=needs, reason=reason) for reason, needs, language, options, text in found
     ]
 
 

@@ -114,7 +114,7 @@ def test_composing_checks_every_job_and_changes_nothing(tmp_path: Path, monkeypa
     }
     with pytest.raises(ConfigError, match=r"unknown key train\.stps; did you mean train\.steps"):
         headdyn.compose("train.stps=3")
-    with pytest.raises(ConfigError, match="mode/tiny"):
+    with pytest.raises(ConfigError, match="mode=tiny names no option; mode is landmark"):
         headdyn.compose("mode=tiny")
     assert changed(before, state()) == {} and not list(tmp_path.iterdir())
 
@@ -197,6 +197,10 @@ def test_a_run_is_what_its_records_say(made: tuple[Sweep, list[dict[str, Any]]])
     for place, words in (((2, 0), "layer=2"), ((0, 4), "head=4"), ((0, 0, 2), "sequence=2")):
         with pytest.raises(ValueError, match=f"{words} is out of range; this run"):
             run.pattern(*place)
+    for sequence in (-1, 2):
+        with pytest.raises(ValueError, match=f"sequence={sequence} is out of range; this run has 0 to 1"):
+            run.sequence(sequence)
+    assert repr(run.heads.where(metric="selectivity")) == "<HeadTable: 9 rows of selectivity>"  # 8 heads, the model
 
 
 def test_its_model_and_corpus_are_those_that_were_measured(made: tuple[Sweep, list[dict[str, Any]]]) -> None:
@@ -243,6 +247,11 @@ def test_what_cannot_be_run_raises_in_one_line(made: tuple[Sweep, list[dict[str,
         headdyn.run("seed=0,1", *TINY)
     with pytest.raises(RuntimeError, match=r"is failed: .*see .*log\.txt"):
         headdyn.run(*TINY, "data.val_sequences=11", "train.eval_sequences=8")
+    wrong: Any  # what only the command line takes, and a list where it takes each by itself
+    for wrong in ("-m", "--help", "--dry-run", ["mode=smoke", "seed=1"]):
+        for start in (headdyn.compose, headdyn.run, headdyn.sweep):
+            with pytest.raises(ConfigError, match="is no override; give strings such as 'mode=smoke'"):
+                start(wrong, *TINY)
     if not torch.cuda.is_available():
         for start in (headdyn.run, headdyn.sweep):  # each says what stands in the way, and leaves no folder
             with pytest.raises(RuntimeError, match="CUDA"):

@@ -49,7 +49,7 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["attention=mqa"], ["attention/mqa", "gqa", "mha"]),
+        (["attention=mqa"], ["attention=mqa names no option; attention is gqa, mha"]),
         (["train.stepz=3"], ["train.stepz", "did you mean train.steps"]),
         (["+train.foo=3"], ["train.foo", "train.steps"]),
         (["trian.steps=3"], ["trian.steps", "did you mean train.steps"]),
@@ -87,7 +87,9 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
         (["position_enc=drope", "position_enc.recalibration.steps=-1"], ["position_enc.recalibration.steps=-1"]),
         (["tracking.mode=sometimes"], ["tracking.mode='sometimes'", "offline"]),
         (["-m", "attention=mha,gqa", "model.num_heads=3", "model.head_dim=32"], ["num_heads=3"]),
-        (["nonsense"], ["nonsense"]),
+        (["nonsense"], ["'nonsense' cannot be read", "KEY=VALUE"]),
+        (["mode smoke"], ["'mode smoke' cannot be read", "KEY=VALUE"]),
+        (["analysis=[atention]"], ["analysis=atention names no option; analysis is ablation"]),
         (["mode=1"], ["mode=1 names no option; mode is landmark"]),
         (["analysis=5"], ["analysis=5 names no option; analysis is ablation"]),
         (["analysis=[5]"], ["analysis=[5] names no option"]),

@@ -123,21 +123,34 @@ def test_a_design_is_counted_from_its_jobs() -> None:
 
 def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "SPEED", tmp_path)
-    assert scale.page().count("not measured") > 20
-    tokens = scale.design("experiment=matrix", "mode=v2", seeds=32).tokens
-    steps = {mode: {"tokens_per_second": tokens / 36000, "peak_memory_gib": 9.5} for mode in ("laptop", "run1", "v2")}
+    v2 = scale.design("experiment=matrix", "mode=v2", seeds=32)
+    laptop = scale.design("experiment=matrix", "mode=laptop", seeds=1).weights
+    core = {"laptop": {"tokens_per_second": {"headdyn": v2.tokens * v2.weights / laptop / (2 * 360_000)}}}
+    (tmp_path / "training_step_before.json").write_text(json.dumps(core))
+
+    def row(name: str) -> list[str]:
+        (line,) = [line for line in scale.page().splitlines() if line.startswith(f"| {name} |")]
+        return line.strip("| ").split(" | ")
+
+    monkeypatch.setattr(scale, "GPU_BFLOAT16", v2.operations / 720_000)  # 200 hours on one GPU
+    assert row("`v2`")[6:10] == ["≈ 8 days", "≈ 25 h", "≈ 3 h", "≈ 4 days"]
+    assert row("`laptop`")[6:9] == ["–"] * 3 and "No GPU was measured" in scale.page()
+    operations = 2 * scale.Suite.of("160m").blocks * 17 * 144 * 96 * 154 * 9  # a pass a head and prompt
+    monkeypatch.setattr(scale, "GPU_FLOAT32", operations / 36_000)
+    assert row("160m")[-3:] == ["≈ 10 h", "≈ 75 min", "≈ 9 min"]
+
+    steps = {
+        mode: {"tokens_per_second": v2.tokens / 36000, "peak_memory_gib": 9.5} for mode in ("laptop", "run1", "v2")
+    }
     patching = {"batch 8": {"headdyn_seconds": 8.0}}
     (tmp_path / "gpu.json").write_text(json.dumps({"steps": steps, "patching": patching}))
     runs = {"one": (16, 2, 1000.0), "two": (8, 1, 3000.0), "not whole": (7, 1, 9.0)}
     whole = {name: {"mode": "laptop", "runs": r, "seeds": n, "per_seed": s} for name, (r, n, s) in runs.items()}
     (tmp_path / "run_seconds.json").write_text(json.dumps(whole))
-    lines = scale.page().splitlines()
-    (v2,) = [line for line in lines if line.startswith("| `v2`")]
-    assert v2.split(" | ")[5:9] == ["10 h", "75 min", "9 min", "not measured"] and v2.endswith("| 9.5 GiB |")
-    (laptop,) = [line for line in lines if line.startswith("| `laptop`")]
-    assert laptop.split(" | ")[8] == "9 h"  # 32 seeds × 2000 s over two workers
-    (pythia,) = [line for line in lines if line.startswith("| 160m")]
-    assert pythia.split(" | ")[-2:] == ["37 h", "5 h |"]  # 96 prompts × 1 s × 154 × 9
+    assert row("`v2`")[6:9] == ["10 h", "75 min", "9 min"] and row("`v2`")[-1] == "9.5 GiB"
+    assert row("`laptop`")[9] == "9 h"  # 32 seeds × 2000 s over two workers
+    assert row("160m")[-3:] == ["37 h", "5 h", "35 min"]  # 96 prompts × 1 s × 154 × 9
+    assert "No GPU was measured" not in scale.page()
 
 
 def test_the_costs_on_record_are_those_of_todays_configuration_and_speeds() -> None:

@@ -30,14 +30,14 @@ def test_it_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["walk"]) == 2
     assert capsys.readouterr().err == f"headdyn: walk is no command; there are {', '.join(COMMANDS)}\n"
     assert main(["run", "mode=smok"]) == 2
-    assert "mode/smok" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("headdyn: mode=smok names no option; mode is landmark, laptop, ")
 
 
 @pytest.mark.parametrize("command", ["report", "doctor", "dashboard", "notebook"])
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    assert stop.value.code == 0 and "usage:" in capsys.readouterr().out
+    assert stop.value.code == 0 and capsys.readouterr().out.startswith(f"usage: headdyn {command} ")
 
 
 @pytest.mark.parametrize("extra", ["ray", "slurm"])

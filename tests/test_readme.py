@@ -12,39 +12,57 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from markdown.extensions.toc import slugify
 
 from headdyn.models.frozen_pairs import tensor_norms
 from headdyn.plan import informational, make_plan, plain_arguments
 from tests import forked
 from tests.commands import TINY, environment
+from tests.data.text.small_text import jsonl, planted
 from tests.printed import Block, blocks, printed_files
+from tests.studies.landmarks.test_presets import QUICK
+from tests.test_series_pipeline import EMERGENCE, ORGANISM, PROMPTS, REVISIONS, SPECIALIZATION
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STUDIES = sorted(ROOT.glob("experiments/*/README.md"))
-TUTORIALS = ("first_sweep", "extend", "compare")  # pages whose commands build on one another, and are run
+TUTORIALS = ("first_sweep", "extend", "compare")  # worked through from an empty folder each
 
 
 def commands(source: Path) -> list[list[str]]:
-    """The arguments of every run that a text prints, as `headdyn run …` or as `python -m headdyn.run …`."""
-    indented = re.findall(r"^    python -m headdyn\.run([^\n#]*)", source.read_text(encoding="utf-8"), re.MULTILINE)
-    printed = [command for block in blocks(source) if block.run and not block.exit_status for command in block.commands]
-    return [line.split() for line in indented] + [command[1:] for command in printed if command[0] == "run"]
+    """The arguments of the runs that a text prints and that no test does: of a study, or in blocks that need something."""
+    if source in STUDIES:
+        indented = re.findall(r"^    python -m headdyn\.run([^\n#]*)", source.read_text(encoding="utf-8"), re.MULTILINE)
+        return [line.split() for line in indented]
+    printed = [command for block in blocks(source) if block.needs for command in block.commands]
+    return [command[1:] for command in printed if command[0] == "run"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the cache of all pages, and the folder in which those are worked through that are no tutorials."""
+    return tmp_path_factory.mktemp("pages")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, which modules may be imported from."""
-    for name, value in environment(tmp_path).items():
+def folder(
+    request: pytest.FixtureRequest, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder to work in, which modules may be imported from: a tutorial's is empty."""
+    page = getattr(request.node, "callspec", None) and request.node.callspec.params.get("page")
+    work = tmp_path if page in TUTORIALS else root / "work"
+    work.mkdir(exist_ok=True)
+    for name, value in environment(root).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("HEADDYN_OUT", ".")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
+    monkeypatch.syspath_prepend(str(work))
+    monkeypatch.chdir(work)
+    yield work
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]
 
@@ -56,11 +74,10 @@ def type_in(page: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("source", [*PAGES, *STUDIES], ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_commands_compose(source: Path, folder: Path) -> None:
+def test_commands_that_no_test_runs_compose(source: Path, folder: Path) -> None:
     Path("my_documents.jsonl").write_text('{"text": "one"}\n')
     pairs = [{"clean": f"A {i}", "corrupted": f"B {i}", "right": "a", "wrong": "b"} for i in range(8)]
     Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    type_in(source, folder)
     for arguments in commands(source):
         theirs = r"^data\.path=(?!pairs).*"  # of studies whose text is not committed
         arguments = [re.sub(theirs, "data.path=my_documents.jsonl", a) for a in plain_arguments(arguments)]
@@ -71,18 +88,48 @@ def test_commands_compose(source: Path, folder: Path) -> None:
         assert informational(arguments) or make_plan(arguments).jobs
 
 
-def test_there_are_commands_to_check() -> None:
-    counts = {source.stem: len(commands(source)) for source in PAGES}
-    assert sum(counts.values()) >= 35
-    assert all(counts[name] >= 2 for name in ("README", "first_sweep", "commands", "extend", "checkpoints", "machines"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_every_command_is_run_or_says_why_not(page: Path) -> None:
+    """Of a block that is run every line is. The others need what no test machine has, or hold no command of headdyn."""
+    text, found = page.read_text(encoding="utf-8"), blocks(page)
+    assert len(re.findall("^ *```", text, re.MULTILINE)) == 2 * len(found)
+    assert not re.findall(r"^    (?:headdyn|python|make|pip) .*", text, re.MULTILINE)  # all in fences
+    for block in found:
+        lines = [line for line in block.text.splitlines() if line.strip()]
+        if block.title or (block.run and block.language == "python"):
+            continue
+        assert block.language == "bash"
+        if block.needs:
+            assert block.needs in ("hub", "a GPU", "SLURM", "Ray")
+        else:
+            assert len(block.commands) == (len(lines) if block.run else 0) and (block.run or block.reason)
+
+
+def test_what_make_is_to_do_it_can() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = [*PAGES, *STUDIES, ROOT / "CONTRIBUTING.md"]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"\bmake ([a-z-]+)(?= *[`#]|$)", page.read_text("utf-8"), re.MULTILINE)
+    }
+    assert {"run", "test", "check", "docs", "bench"} <= named <= targets
 
 
 def test_it_is_short_and_its_links_lead_somewhere() -> None:
     assert len(README.splitlines()) <= 160
     made = {ROOT / "docs" / "keys.md", ROOT / "docs" / "scale.md"}  # when the site is built
-    for source in (*PAGES, *ROOT.glob("*.md")):
-        links = re.findall(r"\]\((?!http)([^)#]+)", source.read_text(encoding="utf-8"))
-        assert not [link for link in links if not ((source.parent / link).exists() or source.parent / link in made)]
+    for source in (*PAGES, *STUDIES, *ROOT.glob("*.md")):
+        for link, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", source.read_text(encoding="utf-8")):
+            target = source.parent / link if link else source
+            assert target.exists() or target in made, (source, link)
+            assert not anchor or anchor in anchors(target), (source, link, anchor)
+
+
+def anchors(page: Path) -> set[str]:
+    """What can be linked to within a page: its headings, as MkDocs and GitHub name them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {slugify(heading, "-") for heading in headings}
 
 
 def test_every_study_is_introduced_by_its_title() -> None:
@@ -98,58 +145,79 @@ def test_every_study_is_introduced_by_its_title() -> None:
         )
 
 
-def test_the_python_code_on_checkpoints_runs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    names: dict[str, object] = {}
-    run_python(ROOT / "docs" / "checkpoints.md", names)
-    shape, changed, tensor = capsys.readouterr().out.splitlines()[-3:]
-    assert shape == str(torch.Size([4, 4, 32, 32]))
-    assert float(re.sub(r"[^\d.e-]|, .*", "", changed.removeprefix("tensor("))) > 0
-    assert tensor.startswith(str(torch.Size([8, 48, 8, 48])))
-    torch.testing.assert_close(tensor_norms(names["frozen"]), names["T_IDJD"].square().sum((1, 3)).sqrt())
+# What makes a command small enough for a test, by what it names; the first that applies.
+TEXT = ("data.num_topics=3", "data.sequence_length=32", "data.vocab_size=300", "data.val_share=0.3")
+SMALLER = {
+    "model=organism_planted": (*ORGANISM, *PROMPTS),
+    "experiment=statistical_induction": (*QUICK, "analysis.in_context_predictors.bootstrap_draws=100"),
+    "data=local_text": (*TINY, *TEXT),
+    "": TINY,
+}
+FEW = "analysis=[loss,attention]"  # of sweeps for which the page names none
+ALSO = {
+    "experiment=even_odd_emergence": (*SPECIALIZATION, *EMERGENCE, f"model.revisions={','.join(REVISIONS)}"),
+    "experiment=head_emergence": EMERGENCE,
+}
 
 
-def run_python(page: Path, names: dict[str, object], replace: tuple[str, str] = ("", "")) -> None:
-    """The Python blocks of a page that are no files, one after the other, in one namespace."""
-    for block in blocks(page):
-        if block.language == "python" and not block.title:
-            exec(
-                compile(ast.parse(block.text.replace(*replace) if replace[0] else block.text), page.name, "exec"), names
-            )
+def smaller(arguments: list[str]) -> list[str]:
+    """The arguments of a run at the size of tests. Several seeds are one, where they are more than two."""
+    if arguments[0] != "run" or "--help" in arguments or "--repeat" in arguments:
+        return arguments
+    size = next(overrides for name, overrides in SMALLER.items() if not name or name in arguments)
+    also = [override for name, overrides in ALSO.items() if name in arguments for override in overrides]
+    presets = {argument for argument in arguments if argument.startswith("experiment=")}
+    few = [FEW] if "-m" in arguments and presets <= {"experiment=matrix"} else []
+    keys = ("data.", "mode=", "analysis=")
+    given = {argument.partition("=")[0] for argument in arguments if argument.startswith(keys)}
+    added = [override for override in (*size, *also, *few) if override.partition("=")[0] not in given]
+    return [*(re.sub(r"^seed=0,1,2$", "seed=0", argument) for argument in arguments), *added]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS)
-def test_a_tutorial_works_as_it_is_printed(page: str, folder: Path) -> None:
-    """In an empty folder: its files typed in, its commands and its Python code in the order they stand there.
-
-    Only the size is another: that of tests in place of a smoke run's.
-    """
-    source = ROOT / "docs" / f"{page}.md"
-    type_in(source, folder)
+def work_through(page: Path, folder: Path) -> dict[str, object]:
+    """Type a page's files in, do its commands and its Python code in their order; what the code names at the end."""
+    type_in(page, folder)
+    jsonl(folder / "my_documents.jsonl", *planted(150, 3, words_each=60))
     places: dict[str, Path] = {}
-    for block in blocks(source):
+    names: dict[str, object] = {}
+    for block in blocks(page):
         if not block.run or block.title or block.needs:
             continue
         for command in block.commands:
+            if command[0] == "-m":
+                *arguments, _, file = command
+                (folder / file).write_text(in_a_process(arguments, folder).stdout)
+                assert (folder / file).stat().st_size
+                continue
             before = set(folder.glob("multirun/*"))
-            arguments = [str(places.get(argument, argument)) for argument in smaller(command)]
-            done = in_a_process(["-m", "headdyn", *arguments], folder)
+            runs = [path.parent for path in sorted(folder.glob("outputs/*/report.html"))]
+            here = {"outputs/RUN": runs[0] if runs else None} | places
+            done = in_a_process(["-m", "headdyn", *(str(here.get(a, a)) for a in smaller(command))], folder)
             assert done.returncode == block.exit_status, done.stdout + done.stderr
             for new in sorted(set(folder.glob("multirun/*")) - before):
                 places["multirun/SWEEP2" if "multirun/SWEEP" in places else "multirun/SWEEP"] = new
         if block.language == "python":
-            done = in_a_process(["-c", smaller_python(block.text)], folder)
-            assert done.returncode == 0, done.stderr
+            size = TINY if "analysis=" in block.text else (*TINY, FEW)
+            code = block.text.replace('"mode=smoke"', ", ".join(map(repr, size)))
+            exec(compile(ast.parse(code), page.name, "exec"), names)
+    return names
 
 
-def smaller(arguments: list[str]) -> list[str]:
-    """The arguments at the size of tests, where they ask for that of a smoke run."""
-    return [*arguments, *TINY[1:]] if "mode=smoke" in arguments else arguments
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README", "first_sweep", "extend", "compare", "commands", "machines"])
+def test_a_page_works_as_it_is_printed(page: str, folder: Path) -> None:
+    """Only the size is another: that of tests."""
+    work_through(next(path for path in PAGES if path.stem == page), folder)
 
 
-def smaller_python(code: str) -> str:
-    return code.replace('"mode=smoke"', ", ".join(map(repr, TINY)))
+@pytest.mark.slow
+def test_the_page_on_checkpoints_works_and_its_numbers_are_right(folder: Path) -> None:
+    torch.manual_seed(0)
+    names: Any = work_through(ROOT / "docs" / "checkpoints.md", folder)
+    assert names["clean"]["pattern", 1].shape == (4, 4, 32, 32)
+    difference_BHT = (names["changed"].logits - names["clean"].logits).abs()
+    assert difference_BHT.max() > 0
+    torch.testing.assert_close(tensor_norms(names["frozen"]), names["T_IDJD"].square().sum((1, 3)).sqrt())
 
 
 NEEDING = [(p.stem, block.needs, c) for p in PAGES for block in blocks(p) if block.needs for c in block.commands]
@@ -187,7 +255,7 @@ def test_blocks_are_read_as_they_are_printed(tmp_path: Path) -> None:
     )
     assert blocks(page) == [
         Block("python", ' title="a/b.py"', "x = 1\n"),
-        Block("bash", "", "headdyn run a=1  # so\nls\n", run=False),
+        Block("bash", "", "headdyn run a=1  # so\nls\n", reason="why"),
         Block("bash", " exit=2", "headdyn doctor\n", needs="hub"),
     ]
     assert printed_files(page) == {"a/b.py": "x = 1\n"}

@@ -42,7 +42,12 @@ HUB_BYTES_PER_SECOND = 1e8  # assumed: a line of 1 Gbit/s at 80 %
 HUB_BYTES, FLOAT32_BYTES = 2, 4  # of a weight: float16 on the hub; float32 in a snapshot, and in memory while analysed
 WORKERS = 2  # one a core
 ARRAY = 64  # tasks at once of a SLURM array
-PROMPTS = 96  # data=comparisons: 48 pairs, each in the wording that is patched and the one that is patched from
+PROMPTS, PROMPT_TOKENS = (
+    96,
+    17,
+)  # data=comparisons: 48 pairs, each in the wording that is patched and the one patched from
+GPU_BFLOAT16, GPU_FLOAT32 = 1e14, 2e13  # operations a second, assumed where no GPU was measured: trainings, patching
+STATE_BYTES = 16  # a weight while trained, at most: itself, its gradient and two moments in float32
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ class Design:
     tokens: int  # of all trainings, recalibrations included
     snapshot_bytes: int
     corpus_bytes: int
+
+    @property
+    def operations(self) -> int:
+        """Floating-point operations of all trainings: 6 a weight and token."""
+        return 6 * self.weights * self.tokens
 
 
 @cache
@@ -115,7 +125,10 @@ def _weights(job: RunConfig) -> int:
 def page() -> str:
     """The page, in Markdown."""
     gpu = _record("gpu.json")
-    return "\n".join([_INTRODUCTION, *_trainings(gpu, _seconds_of_a_seed()), *_suites(gpu), *_limits(gpu)]) + "\n"
+    estimated = [] if gpu else [_ESTIMATED]
+    return (
+        "\n".join([_INTRODUCTION, *estimated, *_trainings(gpu, _seconds_of_a_seed()), *_suites(gpu), *_limits()]) + "\n"
+    )
 
 
 def _seconds_of_a_seed() -> dict[str, float]:
@@ -132,6 +145,13 @@ measured. headdyn has no scheduler of its own: [the launchers](machines.md) spre
 for the trainings that arms share.
 """
 
+_ESTIMATED = f"""
+**No GPU was measured.** Hours marked ≈ are floating-point operations over an assumed speed of a GPU: {GPU_BFLOAT16 / 1e12:.0f} TFLOP/s for trainings, in
+bfloat16, a tenth of an H100's peak; {GPU_FLOAT32 / 1e12:.0f} TFLOP/s for patching, in float32, a third of it. They tell days from months, no more. A
+model as small as the laptop's waits for the start of kernels and not for operations: no hours (–).
+`python tests/benchmarks/gpu.py --out experiments/speed/gpu.json` measures; the next `make docs` then puts those numbers here.
+"""
+
 
 def _record(name: str) -> dict[str, Any] | None:
     path = SPEED / name
@@ -139,42 +159,47 @@ def _record(name: str) -> dict[str, Any] | None:
 
 
 def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> list[str]:
-    """The matrix of 32 random seeds, at the size of a first study on a GPU and at that of the next."""
+    """The matrix of 32 random seeds, at the size of the pilot, of a first study on a GPU, and of the next."""
     lines = [
         "## A matrix of 32 random seeds",
         "",
         "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions, of which RoPE and DroPE arms share",
         "a training. DroPE arms are counted at their shortest recalibration; one that does not recover trains on, at most as long as",
-        "before. Hours on GPUs are tokens over the measured tokens a second of training steps; analyses, evaluation and",
-        f"compiling come on top. A SLURM array trains {ARRAY} at once (`hydra.launcher.array_parallelism={ARRAY}`), a GPU each.",
+        "before. Operations are 6 a weight and token. Hours on GPUs are those of training steps; analyses and evaluation come on top.",
+        f"A SLURM array trains {ARRAY} at once (`hydra.launcher.array_parallelism={ARRAY}`), a GPU each.",
         "",
-        "| mode | runs | trainings | tokens | tokens/s | one GPU | eight GPUs | SLURM array | two CPU cores | snapshots | corpora | GPU memory |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| mode | weights | runs | trainings | tokens | operations | one GPU | eight GPUs | SLURM array | two CPU cores | snapshots | corpora | memory of a training |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for mode in ("laptop", "run1", "v2"):
         counts = design("experiment=matrix", f"mode={mode}", seeds=32)
         step = (gpu or {}).get("steps", {}).get(mode)
-        seconds = counts.tokens / step["tokens_per_second"] if step else None
+        seconds = counts.tokens / step["tokens_per_second"] if step else counts.operations / GPU_BFLOAT16
         at_once = {count: math.ceil(counts.trainings / count) / counts.trainings for count in (1, 8, ARRAY)}
         cells = [
             f"`{mode}`",
+            f"{counts.weights / 1e6:.1f} M",
             f"{counts.runs}",
             f"{counts.trainings}",
             f"{counts.tokens / 1e9:.3g} G",
-            f"{step['tokens_per_second'] / 1e3:.0f} K" if step else "not measured",
-            *("not measured" if seconds is None else _hours(seconds * share) for share in at_once.values()),
-            _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "not measured",
+            f"{counts.operations:.1e}",
+            *(
+                "≈ " * (not step) + _hours(seconds * share) if step or mode != "laptop" else "–"
+                for share in at_once.values()
+            ),
+            _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "≈ " + _hours(_core_seconds(counts) / WORKERS),
             _bytes(counts.snapshot_bytes),
             _bytes(counts.corpus_bytes),
-            f"{step['peak_memory_gib']:.1f} GiB" if step and step["peak_memory_gib"] else "not measured",
+            f"{step['peak_memory_gib']:.1f} GiB" if step else f"{_bytes(STATE_BYTES * counts.weights)} and activations",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return [
         *lines,
         "",
-        "Two CPU cores do two runs side by side. Their hours are those of whole runs, with corpora, recalibrations until an arm has",
+        "Two CPU cores do two runs side by side. Hours without ≈ are those of whole runs, with corpora, recalibrations until an arm has",
         "recovered, evaluation and analyses, from the manifests of two seeds at a time (`experiments/speed/run_seconds.json`), while",
-        "other work ran beside them; the sweep's own statistics and page come on top.",
+        "other work ran beside them; the sweep's own statistics and page come on top. Those with ≈ are tokens over the laptop's measured",
+        "tokens a second, which are taken to fall as weights grow.",
         "",
     ]
 
@@ -183,26 +208,32 @@ def _suites(gpu: dict[str, Any] | None) -> list[str]:
     """Ten suites of 154 checkpoints and nine training seeds."""
     patch = (gpu or {}).get("patching", {}).get("batch 8", {}).get("headdyn_seconds")
     base = Suite.of("160m")
+    how = (
+        "scaled from the measured patch at Pythia-160m's size"
+        if patch
+        else "2 operations a weight of the blocks and token"
+    )
     lines = [
         f"## Ten suites × {CHECKPOINTS} checkpoints × {SEEDS} training seeds",
         "",
         "Pythia's ten sizes, each as if it had nine seeds (PolyPythias have them up to 410m). Weights are float16 on the hub",
-        f"and float32 in memory. Downloads are timed at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s, an assumption. The patch of every head is",
-        "measured at Pythia-160m's size on one GPU, and scaled with heads × weights of the blocks: each head's patch is a pass.",
+        f"and float32 in memory. Downloads are timed at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s, an assumption. What is timed is the patch of every head on",
+        f"{PROMPTS} prompts of {PROMPT_TOKENS} tokens (`analysis=[patching]`): a pass for each head and prompt, {how}.",
+        "Reading a checkpoint from disk comes on top.",
         "",
-        "| suite | weights | a checkpoint | all downloads | at 100 MB/s | disk, two at a time | memory, weights | patching, one GPU | eight GPUs |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| suite | weights | a checkpoint | all downloads | at 100 MB/s | disk, two at a time | memory, weights | one GPU | eight GPUs | SLURM array of {ARRAY} |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     total_bytes, total_seconds = 0, 0.0
     for suite in map(Suite.of, PYTHIA):
         revisions = CHECKPOINTS * SEEDS
         size = HUB_BYTES * suite.weights
-        total_bytes += size * revisions
-        seconds = None
+        passes = PROMPTS * suite.layers * suite.heads
+        seconds = revisions * passes * 2 * suite.blocks * PROMPT_TOKENS / GPU_FLOAT32
         if patch:
             work = (suite.layers * suite.heads * suite.blocks) / (base.layers * base.heads * base.blocks)
             seconds = patch / 8 * PROMPTS * work * revisions
-            total_seconds += seconds
+        total_bytes, total_seconds = total_bytes + size * revisions, total_seconds + seconds
         cells = [
             suite.name,
             f"{suite.weights / 1e6:,.0f} M",
@@ -211,16 +242,15 @@ def _suites(gpu: dict[str, Any] | None) -> list[str]:
             _hours(size * revisions / HUB_BYTES_PER_SECOND),
             _bytes(2 * size),
             _bytes(FLOAT32_BYTES * suite.weights),
-            "not measured" if seconds is None else _hours(seconds),
-            "not measured" if seconds is None else _hours(seconds / 8),
+            *("≈ " * (not patch) + _hours(seconds / gpus) for gpus in (1, 8, ARRAY)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     whole = ["**all**", "", "", _bytes(total_bytes), _hours(total_bytes / HUB_BYTES_PER_SECOND), "", ""]
-    whole += [_hours(total_seconds), _hours(total_seconds / 8)] if patch else ["not measured", "not measured"]
+    whole += ["≈ " * (not patch) + _hours(total_seconds / gpus) for gpus in (1, 8, ARRAY)]
     return [*lines, "| " + " | ".join(whole) + " |", ""]
 
 
-def _limits(gpu: dict[str, Any] | None) -> list[str]:
+def _limits() -> list[str]:
     """What breaks first, in the order in which it does."""
     every = [Suite.of(name) for name in PYTHIA]
     downloads = sum(HUB_BYTES * suite.weights for suite in every) * CHECKPOINTS * SEEDS
@@ -239,18 +269,15 @@ def _limits(gpu: dict[str, Any] | None) -> list[str]:
         "   `model.dtype=bfloat16` halves it, and changes numbers.",
         f"3. **Disk.** The snapshots of the matrix at v2 take {_bytes(v2.snapshot_bytes)}; `train.snapshots=8` a third of it. All jobs share one",
         "   `HEADDYN_CACHE`, so a cluster needs that room on a disk that every node sees.",
-        f"4. **The files.** A sweep of {CHECKPOINTS * SEEDS} revisions is as many run folders, and as many rows of its page; sweep by seed, and",
+        f"4. **The files.** A sweep of {CHECKPOINTS * SEEDS:,} revisions is as many run folders, and as many rows of its page; sweep by seed, and",
         "   merge with `headdyn report A B … --out ALL`.",
-        "",
-        "" if gpu else "Nothing was measured on a GPU yet: what is marked “not measured” is filled in by",
-        ""
-        if gpu
-        else "`python tests/benchmarks/gpu.py --out experiments/speed/gpu.json`, and this page by the next `make docs`.",
     ]
 
 
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
+    if seconds < 60:
+        return "under 1 min"
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
 
 
@@ -264,24 +291,30 @@ def _bytes(count: float) -> str:
 # -- what the experiments that were not run would cost ----------------------------------------------------------------
 
 NOT_RUN = {"run1": ("experiment=matrix", "mode=run1", "protocol=original"), "v2": ("experiment=wiki",)}
-STATE_BYTES = 16  # a weight while trained, at most: itself, its gradient and two moments in float32
 
 
 def training_cost(*overrides: str) -> dict[str, float]:
-    """One seed of a design. Core hours: its tokens over the laptop shape's measured tokens a second, which fall as weights grow."""
+    """One seed of a design."""
     counts = design(*overrides, seeds=1)
-    laptop = _weights(headdyn.compose("mode=laptop", "data=micro_languages")[0])
-    speed = json.loads((SPEED / "training_step_before.json").read_text())["laptop"]["tokens_per_second"]["headdyn"]
     return {
         "runs": counts.runs,
         "trainings": counts.trainings,
         "weights": counts.weights,
         "tokens": counts.tokens,
-        "operations": 6 * counts.weights * counts.tokens,
-        "core_hours": counts.tokens / (speed * laptop / counts.weights) / 3600,
+        "operations": counts.operations,
+        "core_hours": _core_seconds(counts) / 3600,
         "state_bytes": STATE_BYTES * counts.weights,
         "snapshot_bytes": counts.snapshot_bytes,
     }
+
+
+def _core_seconds(counts: Design) -> float:
+    """A design's trainings on one CPU core: its tokens over the laptop shape's measured tokens a second, which fall as
+    weights grow.
+    """
+    laptop = _weights(headdyn.compose("mode=laptop", "data=micro_languages")[0])
+    record = json.loads((SPEED / "training_step_before.json").read_text(encoding="utf-8"))
+    return counts.tokens * counts.weights / (record["laptop"]["tokens_per_second"]["headdyn"] * laptop)
 
 
 def pythia_cost() -> dict[str, float]:

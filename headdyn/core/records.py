@@ -140,6 +140,11 @@ class HeadTable:
     def __len__(self) -> int:
         return self.table.num_rows
 
+    def __repr__(self) -> str:
+        return (
+            f"<HeadTable: {len(self)} rows of {', '.join(sorted(set(self.table['metric'].to_pylist()))) or 'nothing'}>"
+        )
+
     def __arrow_c_stream__(self, requested_schema: Any = None) -> Any:
         """Arrow's protocol, by which `polars.DataFrame(heads)` and `pandas.DataFrame.from_arrow(heads)` read it."""
         return self.table.__arrow_c_stream__(requested_schema)

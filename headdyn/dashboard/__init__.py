@@ -1,4 +1,4 @@
-"""W&B dashboards as code: `python -m headdyn.dashboard [SWEEP] --entity ENTITY --project PROJECT` (extra `dashboard`).
+"""W&B dashboards as code: `headdyn dashboard [SWEEP] --entity ENTITY --project PROJECT` (extra `dashboard`).
 
 Made from a sweep's records: its factors and outcomes (or its checkpoints), and one run in depth, each as a workspace
 and as a report (panels.py); new ones with every call, and all of them or none. The specifications of figures are
@@ -43,7 +43,7 @@ class DashboardError(ValueError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Save or write the dashboards. Returns the exit status: 2 where what was asked for was not done."""
-    parser = argparse.ArgumentParser(prog="python -m headdyn.dashboard", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="headdyn dashboard", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "path", nargs="?", type=Path, metavar="SWEEP", help="a sweep's folder or a run's; or the newest"
     )

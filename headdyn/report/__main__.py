@@ -1,4 +1,4 @@
-"""`python -m headdyn.report PATH [PATH …] [--out FOLDER]`: rebuild a report from records, or merge several.
+"""`headdyn report PATH [PATH …] [--out FOLDER]`: rebuild a report from records, or merge several.
 
 One run or one sweep gets its report.html anew. Several folders are merged into a new one at --out: seeds are pooled
 where all other settings agree, and what was run with other settings stands beside it. --study also writes the results
@@ -28,7 +28,7 @@ from headdyn.sweep.series_record import collect_series
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line. Returns 2, with one line on stderr, for folders that no report can be made of."""
     parser = argparse.ArgumentParser(
-        prog="python -m headdyn.report",
+        prog="headdyn report",
         description="Rebuild the report of a finished run or sweep from its records, or merge several into a new one.",
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a run's folder or a sweep's")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             files = write_figures(folder, arguments.figures)
             print(f"figures: {folder / 'figures'} ({count(len(files), f'{arguments.figures} file')})")
     except ValueError as error:
-        print(f"headdyn.report: {error}", file=sys.stderr)
+        print(f"headdyn report: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""A sweep's results as files to commit: `python -m headdyn.report SWEEP --study experiments/NAME`.
+"""A sweep's results as files to commit: `headdyn report SWEEP --study experiments/NAME`.
 
 results.md holds the command, the table and the answers in words; charts are SVG files that stand alone; the tables are
 copied as they are. All of it is made from the sweep's records, so that a number in a study is one a command produced.

@@ -3,9 +3,9 @@
     python -m tests.benchmarks.install --out experiments/speed
     python -m tests.benchmarks.install --sizes-only --out experiments/speed
 
-The wheel is built, and installed with the versions of constraints.txt into empty virtual environments, once with no
-extra and once with each. Seconds are those of pip with whatever its cache already holds, on this machine's network.
-`--sizes-only` installs nothing: it adds up the packages of the present environment that each installation would bring.
+The wheel is built, and installed with the versions of constraints.txt into empty virtual environments: with no extra,
+and with the notebook's. Seconds are those of pip with whatever its cache already holds, on this machine's network. Sizes
+are of all extras: the packages of the present environment that each installation would bring.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from headdyn.core.json_files import read_json, write_json
+
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("", "notebook", "text", "dashboard,gguf,joblib", "docs")
+INSTALLED = ("", "notebook")
 ANSWERS = (("--help",), ("run", "--help"), ("run", "mode=smok"), ("run", "mode=smoke", "--cfg", "job"))
 
 
@@ -37,26 +40,27 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for install.json")
     parser.add_argument("--sizes-only", action="store_true", help="of what is installed here; nothing is installed")
     arguments = parser.parse_args()
-    if arguments.sizes_only:
-        write({"python": sys.version.split()[0], "sizes": [sizes(extras) for extras in EXTRAS]}, arguments.out)
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
-        (wheel,) = folder.glob("*.whl")
-        record: dict[str, Any] = {"python": sys.version.split()[0], "wheel_mb": round(megabytes(wheel), 2)}
-        record["installs"] = []
-        for extras in EXTRAS:
-            record["installs"].append(installed(wheel, extras, folder / "environment"))
-            write(record, arguments.out)
+    file = arguments.out / "install.json" if arguments.out else None
+    record: dict[str, Any] = read_json(file) if file and file.is_file() else {}
+    record |= {"python": sys.version.split()[0], "sizes": [sizes(extras) for extras in EXTRAS]}
+    if not arguments.sizes_only:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
+            (wheel,) = folder.glob("*.whl")
+            record["wheel_mb"] = round(megabytes(wheel), 2)
+            record["installs"] = []
+            for extras in INSTALLED:
+                record["installs"].append(installed(wheel, extras, folder / "environment"))
+                write(record, file)
+    write(record, file)
 
 
-def write(record: dict[str, Any], out: Path | None) -> None:
-    """Print the record, and write it where there is a folder for it."""
-    text = json.dumps(record, indent=1) + "\n"
-    print(text)
-    if out:
-        (out / "install.json").write_text(text, encoding="utf-8")
+def write(record: dict[str, Any], file: Path | None) -> None:
+    """Print the record, and write it where there is a file for it."""
+    print(json.dumps(record, indent=1))
+    if file:
+        write_json(file, record)
 
 
 def sizes(extras: str) -> dict[str, Any]:
@@ -98,9 +102,7 @@ def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
     call(python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), requirement)
     row: dict[str, Any] = {"extras": extras, "seconds": round(time.perf_counter() - begun)}
     row["mb"] = round(megabytes(site) - before)
-    sizes = {d.metadata["Name"]: distribution_megabytes(d) for d in distributions(path=[str(site)])}
-    row["packages"] = len(sizes)
-    row["largest_mb"] = dict(sorted(((k, round(v)) for k, v in sizes.items()), key=lambda item: -item[1])[:12])
+    row["packages"] = len(list(distributions(path=[str(site)])))
     if not extras:
         row |= first_minutes(environment / "bin" / "headdyn", environment.parent / "empty")
     shutil.rmtree(environment)

@@ -194,6 +194,14 @@ def test_figures_hold_the_records_numbers_and_can_hide_runs(tmp_path: Path) -> N
         assert clipped(figure) == overlapping(figure) == [], name
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_figure_of_effects_speaks_of_intervals_where_it_has_some(seeds: int, tmp_path: Path) -> None:
+    entries = [run(tmp_path, ordering=name, seed=seed) for name in ("shuffled", "topic") for seed in range(seeds)]
+    html, _ = page(sweep(tmp_path, entries))
+    assert ("Bars: 95 % interval over 2 seeds." in html) == (seeds == 2)
+    assert ("Values of 1 seed: no intervals." in html) == (seeds == 1)
+
+
 def test_the_filter_knows_every_runs_levels(tmp_path: Path) -> None:
     html, _ = page(sweep(tmp_path, [run(tmp_path), run(tmp_path, position="drope")]))
     levels = json.loads(re.search(r'id="runs">(.*?)</script>', html, re.DOTALL)[1])  # type: ignore[index]

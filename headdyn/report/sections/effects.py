@@ -86,6 +86,8 @@ def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool
             name = f"{metric.label} ({group})" if group else metric.label
             seeds = count(max(row["n"] for row in rows), "seed")
             words = f"Bars: 95 % interval over {seeds}. Where nothing has an effect, 19 of 20 bars hold 0."
+            if all(row["ci_low"] is None for row in rows):
+                words = f"Values of {seeds}: no intervals."
             unit = f" ({metric.of_differences})" if metric.of_differences else ""
             figures[name] = interval_plot(
                 intervals,
