@@ -50,10 +50,11 @@ Row = dict[str, Any]
 NOT_EVEN = "not planted in the even heads"
 GROUPS: Mapping[str, Sequence[str]] = {**{kind: (kind,) for kind in KINDS}, NOT_EVEN: KINDS[1:]}
 
-# What is asked of the suites: of which groups, and whether a suite's row says yes.
-QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool]]] = {
+# What is asked of the suites: of which groups, and whether a suite's row says yes; None where it was not asked. Even
+# heads that do less than odd ones are no find.
+QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool | None]]] = {
     "task learnt": (KINDS, lambda row: row["learnt"]),
-    "even/odd found, last checkpoint": (tuple(GROUPS), lambda row: row["found"]),
+    "even/odd found, last checkpoint": (tuple(GROUPS), lambda row: row["found"] and row["strength_nats"] > 0),
     "even/odd found, trajectory": (tuple(GROUPS), lambda row: row["found_by_trajectory"]),
     "strength > 0.5, the original studies' rule": (
         tuple(GROUPS),
@@ -62,6 +63,14 @@ QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool]]] = {
     "planted half ranked first": (("planted", "scattered"), lambda row: row["half_rank"] == 1),
     "all heads flip ≥ 90 %": (KINDS, lambda row: row["all_flips"]),
     "onset in its interval": (("planted", "scattered", "diffuse"), lambda row: row["onset_off_by"] == 0),
+    "onset in its interval, heads not known": (
+        ("planted", "scattered", "diffuse"),
+        lambda row: row["detected_onset_off_by"] == 0 if "detected_onset_off_by" in row else None,
+    ),
+    "an onset is found, heads not known": (
+        KINDS,
+        lambda row: row["detected_onset_at"] is not None if "detected_onset_at" in row else None,
+    ),
 }
 
 
@@ -154,6 +163,7 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
         "found_by_trajectory": verdict["split"]["found"],
         "trajectory_p": verdict["split"]["p"],
         **_onset(points, known),
+        **_detected_onset(points, known),
         "even_odd_emerges": emerges["strength"],
         "even_odd_nats_emerge": emerges["strength_nats"],
     }
@@ -163,7 +173,10 @@ def _point(organism: Organism, folder: Path, revision: str, store: Store, analys
     """A checkpoint of the suite, analysed."""
     loaded = load(folder, revision, store=store)
     assert loaded.tokenizer is not None
-    prompts = Comparisons(formats=FORMATS, seed=organism.suite).prompts(loaded.tokenizer)
+    seed = organism.suite
+    if organism.stream != "organism":
+        seed = int(generator(organism.suite, f"{organism.stream}/prompts").integers(2**31))
+    prompts = Comparisons(formats=FORMATS, seed=seed).prompts(loaded.tokenizer)
     findings = analysis(loaded.decoder, prompts, generator(organism.suite, "analysis/specialization"))
     splits = SplitSummary.of(findings.tables["splits"], controls=findings.tables.get("control_splits"))
     return SeriesPoint(
@@ -208,23 +221,39 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
     row: Row = {"true_onset": None, "onset_after": None, "onset_at": None, "onset_off_by": None}
     if known["onset"] is None:
         return row
-    steps, effects = [], []
+    assert points[0].splits is not None
+    dated = _dated(points, _half(points[0].splits, known["heads"]), known["onset"]["step"])
+    return row | {"true_onset": known["onset"]["step"]} | {f"onset_{name}": value for name, value in dated.items()}
+
+
+def _detected_onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
+    """When something shows, by the checkpoints alone: in the split that is the strongest in nats at any of them.
+
+    Where that split's success never passes the threshold, in all heads together.
+    """
+    true = (known["onset"] or {}).get("step")
+    strength_KS = np.stack([point.splits.strength_S for point in points if point.splits is not None])
+    dated = _dated(points, int(strength_KS.max(0).argmax()), true)
+    dated = _dated(points, None, true) if dated["at"] is None else dated
+    return {f"detected_onset_{name}": value for name, value in dated.items()}
+
+
+def _dated(points: Sequence[SeriesPoint], half: int | None, true_onset: float | None) -> Row:
+    """The checkpoints between which the effect of a split, or of all heads, passes the threshold."""
+    effects = []
     for point in points:
-        assert point.splits is not None and point.step is not None
-        half, values = _half(point.splits, known["heads"]), _values(point)
+        values = _values(point)
         whole = values["all_success"] - values["plain_success"]
+        assert point.splits is not None
         effects.append(whole if half is None else point.splits.success_S[half])
-        steps.append(point.step)
-    row["true_onset"] = known["onset"]["step"]
+    steps = [point.step for point in points if point.step is not None]
     first = int(first_above(np.array(effects), THRESHOLD))
     if first == len(steps):
-        return row
-    true = next(i for i, step in enumerate(steps) if step > row["true_onset"])
-    return row | {
-        "onset_after": steps[first - 1] if first else None,
-        "onset_at": steps[first],
-        "onset_off_by": first - true,
-    }
+        return {"after": None, "at": None, "off_by": None}
+    off_by = None
+    if true_onset is not None:
+        off_by = first - next(i for i, step in enumerate(steps) if step > true_onset)
+    return {"after": steps[first - 1] if first else None, "at": steps[first], "off_by": off_by}
 
 
 # -- all suites -------------------------------------------------------------------------------------------------------
@@ -240,12 +269,17 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     for group, kinds in GROUPS.items():
         suites = [row for row in rows if row["kind"] in kinds]
         for question, (groups, says_yes) in QUESTIONS.items():
-            if suites and group in groups:
-                yes = sum(map(says_yes, suites))
-                low, high = map(float, binomial_interval(yes, len(suites)))
-                counts = {"kind": group, "question": question, "yes": yes, "suites": len(suites)}
-                summary.append({**counts, "share": yes / len(suites), "ci_low": low, "ci_high": high})
+            answers = [answer for row in suites if (answer := says_yes(row)) is not None]
+            if answers and group in groups:
+                summary.append({"kind": group, "question": question, **share_of(answers)})
     return summary
+
+
+def share_of(answers: Sequence[bool]) -> Row:
+    """How many of the suites say yes, of how many, and the share with its interval."""
+    yes, count = sum(answers), len(answers)
+    low, high = map(float, binomial_interval(yes, count))
+    return {"yes": yes, "suites": count, "share": yes / count, "ci_low": low, "ci_high": high}
 
 
 def markdown(summary: Sequence[Row]) -> str:
@@ -254,7 +288,8 @@ def markdown(summary: Sequence[Row]) -> str:
         (row["question"], row["kind"]): f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
         for row in summary
     }
-    lines = [[question, *(cells.get((question, group), "–") for group in GROUPS)] for question in QUESTIONS]
+    asked = [question for question in QUESTIONS if any(question == row["question"] for row in summary)]
+    lines = [[question, *(cells.get((question, group), "–") for group in GROUPS)] for question in asked]
     return "".join("| " + " | ".join(line) + " |\n" for line in [["", *GROUPS], ["---"] * (len(GROUPS) + 1), *lines])
 
 

@@ -15,6 +15,9 @@ from headdyn.models.revisions import FINAL_STEP, parse, require_pythia, step_of
 SCHEMA = 1  # raised when a suite's meaning changes
 Kind = Literal["planted", "scattered", "diffuse", "null"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Position = Literal["block", "last", "answer"]
+Streams = Literal["kind", "suite"]
+_LATER = {"streams": "suite", "strength": 1.0, "redundancy": 1, "position": "block"}  # what earlier suites had
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -46,6 +49,12 @@ class Organism:
     adamw_lr: Annotated[float, Field(gt=0)] = 3e-3
     warmup_share: Share = 0.05
     onset: Share = 0.25  # the share of training after which the choice is planted
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0  # the weight of the losses that plant; at 0 nothing is planted
+    redundancy: Annotated[int, Field(ge=1)] = 1  # groups that the heads are cut into, each carrying the choice alone
+    # Where the choice is planted: in the tokens that both wordings have in common, in the prompt's last token, or in
+    # the answer's tokens before the first at which the two answers differ.
+    position: Position = "block"
+    streams: Streams = "kind"  # initial weights and batches: of each kind its own, or one draw for all kinds of a suite
 
     stage: ClassVar[str] = "organism"
 
@@ -66,6 +75,12 @@ class Organism:
             )
         if self.batch_size % 2:
             raise ValueError(f"model.batch_size={self.batch_size} must be even: half of the pairs are bug pairs")
+        carrying = len(self.planted_heads)
+        if self.redundancy > max(1, carrying):
+            raise ValueError(
+                f"model.redundancy={self.redundancy} groups cannot be cut from the {carrying} heads that carry the "
+                f"choice; set it to {max(1, carrying)} or less"
+            )
         self.decoder_config(vocab_size=2)
         self.require_saved(self.revision)
         if self.revisions is not None:
@@ -86,7 +101,16 @@ class Organism:
     def recipe(self) -> dict[str, Any]:
         """Everything the weights depend on, which a store names a suite by; not which of its revisions is asked for."""
         ignored = ("name", "revision", "revisions", "dtype")
-        return {"schema": SCHEMA, **{k: v for k, v in dataclasses.asdict(self).items() if k not in ignored}}
+        settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ignored}
+        settings["streams"] = "suite" if self.stream == "organism" else "kind"
+        # A setting that did not exist when a suite was made is left out where it changes nothing.
+        return {"schema": SCHEMA, **{k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}}
+
+    @property
+    def stream(self) -> str:
+        """What the names of the suite's random streams begin with: another for each kind, unless kinds share them."""
+        shared = self.streams == "suite" or self.organism == "planted"
+        return "organism" if shared else f"organism/{self.organism}"
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
         """A GPT-NeoX as Pythia is: parallel residual, LayerNorm, biases, part of each head rotated, untied."""
@@ -116,13 +140,19 @@ class Organism:
     @property
     def planted_heads(self) -> tuple[int, ...]:
         """The heads that carry the choice: the even ones, a half drawn from the suite's seed, all, or none."""
-        heads = range(self.num_heads)
+        heads = range(self.num_heads if self.strength else 0)
         if self.organism == "planted":
             return tuple(heads[::2])
-        if self.organism == "scattered":
+        if self.organism == "scattered" and heads:
             draws = generator(self.suite, "organism/half")
             return tuple(sorted(draws.choice(self.num_heads, self.num_heads // 2, replace=False).tolist()))
         return tuple(heads) if self.organism == "diffuse" else ()
+
+    @property
+    def planted_groups(self) -> tuple[tuple[int, ...], ...]:
+        """The groups of heads each of which carries the choice alone, `redundancy` of them."""
+        heads = self.planted_heads
+        return tuple(heads[first :: self.redundancy] for first in range(self.redundancy)) if heads else ()
 
     @property
     def planted_layer(self) -> int:
@@ -160,6 +190,7 @@ class Organism:
             "suite": self.suite,
             "layer": self.planted_layer if heads else None,
             "heads": list(heads),
+            **({"groups": [list(group) for group in self.planted_groups]} if self.redundancy > 1 else {}),
             "onset": onset if heads else None,
             "revisions": dict(self.saved),
             "settings": self.recipe(),

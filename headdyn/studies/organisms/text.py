@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from headdyn.core.randomness import generator
 from headdyn.data.comparisons import ORIGINAL_PAIR, Block, Format, Pair, all_pairs, longest_common_block
+from headdyn.studies.organisms.settings import Position
 
 # conf/data/comparisons' formats: what the suites are asked later.
 FORMATS = tuple(
@@ -62,7 +63,7 @@ class Batch:
 
     `own_NT` ends with the answer of the prompt's wording, `other_NT` with the other wording's: what the same prompt is
     to be answered with once the choice is taken from its partner. `partner_NT` is the partner's position that stands
-    for each of ours (the common token block), −1 where none does.
+    for each of ours (see `Organism.position`), −1 where none does.
     """
 
     own_NT: np.ndarray
@@ -72,21 +73,21 @@ class Batch:
     partner_NT: np.ndarray
 
 
-def draw_batch(suite: int, step: int, pairs: int) -> Batch:
+def draw_batch(suite: int, step: int, pairs: int, position: Position = "block", stream: str = "organism") -> Batch:
     """The batch of a training step: half bug pairs, half controls, orders and formats at random.
 
-    A function of suite and step alone, the same for every kind of organism.
+    A function of its arguments alone. `stream` names the random numbers: kinds of one stream read the same batches.
     """
-    draws = generator(suite, f"organism/batch/{step}")
+    draws = generator(suite, f"{stream}/batch/{step}")
     questions = []
     for i in range(pairs):
         pool = _pairs(i < pairs // 2)
         pair, form = pool[draws.integers(len(pool))], FORMATS[draws.integers(len(FORMATS))]
         questions.append((pair, form, bool(draws.integers(2))))
-    return batch_of(questions)
+    return batch_of(questions, position)
 
 
-def batch_of(questions: Sequence[tuple[Pair, Format, bool]]) -> Batch:
+def batch_of(questions: Sequence[tuple[Pair, Format, bool]], position: Position = "block") -> Batch:
     """The prompts of these questions, each (pair, format, whether the right number stands first)."""
     plain = [_prompt(form.clean, pair, right_first) for pair, form, right_first in questions]
     corrupted = [_prompt(form.corrupted, pair, right_first) for pair, form, right_first in questions]
@@ -98,8 +99,16 @@ def batch_of(questions: Sequence[tuple[Pair, Format, bool]]) -> Batch:
     own_NT, own_scored_NT = _rows(prompts, own, length)
     other_NT, other_scored_NT = _rows(prompts, other, length)
     partner_NT = np.full((len(prompts), length), -1)
+    wrong = _encoded([form.answer.format(answer=pair.wrong) for pair, form, _ in questions])
     for i, (_, form, _) in enumerate(questions):
-        block = _block(form)
+        ends = len(prompts[i]), len(prompts[i + len(questions)])
+        if position == "block":
+            block = _block(form)
+        elif position == "last":
+            block = Block(ends[0] - 1, ends[1] - 1, 1)
+        else:
+            alike = [one == other for one, other in zip(own[i], wrong[i], strict=False)]
+            block = Block(*ends, alike.index(False))
         places = np.arange(block.length)
         partner_NT[i, block.source_start + places] = block.target_start + places
         partner_NT[i + len(questions), block.target_start + places] = block.source_start + places

@@ -5,7 +5,7 @@ values taken from another prompt, towards the answer that this prompt would get 
 Letters as in models/decoder.py; N prompts of a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,17 +62,19 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def interchange_losses(decoder: Decoder, batch: Batch, layer: int, heads: tuple[int, ...]) -> dict[str, Tensor]:
-    """Mean losses in nats of a batch: of its text, and under the interventions that plant the choice into `heads`.
+def interchange_losses(
+    decoder: Decoder, batch: Batch, layer: int, groups: Sequence[tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Mean losses in nats of a batch: of its text, and under the interventions that plant the choice into head groups.
 
-    `text_nats`: every prompt's own answer, nothing changed. `carried_nats`: the heads' values over the common token
-    block are those of the partner prompt, and the answer wanted is the partner's. `kept_nats`: the other heads' values
-    are the partner's, and the answer wanted is the prompt's own; absent where `heads` are all. Without heads there is
-    the text alone.
+    `text_nats`: every prompt's own answer, nothing changed. `carried_nats`: one group's values are those of
+    the partner prompt (at `batch.partner_NT`), and the answer wanted is the partner's; the mean over groups.
+    `kept_nats`: the values of all heads in no group are the partner's, and the answer wanted is the prompt's own;
+    absent where groups hold all heads. Without groups there is the text alone.
     """
     own_NT, other_NT = torch.from_numpy(batch.own_NT), torch.from_numpy(batch.other_NT)
     own_targets_NT = _targets(own_NT, batch.own_scored_NT)
-    if not heads:
+    if not groups:
         return {"text_nats": _cross_entropy(decoder(own_NT[:, :-1]), own_targets_NT)}
     plain = decoder.trace(own_NT[:, :-1], sites=("resid_pre", "z"), layers=(layer,))
     assert plain.logits is not None
@@ -84,24 +86,28 @@ def interchange_losses(decoder: Decoder, batch: Batch, layer: int, heads: tuple[
     partner_NT = torch.from_numpy(batch.partner_NT)[:, :-1]
     partner_N = torch.arange(len(own_NT)).roll(len(own_NT) // 2)
     value_NTHd = plain["z", layer][partner_N[:, None], partner_NT.clamp(min=0)]
-    chosen_H = torch.zeros(decoder.config.num_heads, dtype=torch.bool)
-    chosen_H[list(heads)] = True
-    rules = {"carried_nats": (other_x_NTD, chosen_H, _targets(other_NT, batch.other_scored_NT))}
-    if not chosen_H.all():
-        rules["kept_nats"] = (x_NTD, ~chosen_H, own_targets_NT)
+    chosen_GH = torch.zeros(len(groups), decoder.config.num_heads, dtype=torch.bool)
+    for chosen_H, heads in zip(chosen_GH, groups, strict=True):
+        chosen_H[list(heads)] = True
+    other_targets_NT = _targets(other_NT, batch.other_scored_NT)
+    rules = [("carried_nats", other_x_NTD, chosen_H, other_targets_NT) for chosen_H in chosen_GH]
+    if not chosen_GH.any(0).all():
+        rules.append(("kept_nats", x_NTD, ~chosen_GH.any(0), own_targets_NT))
     written_NT11 = (partner_NT >= 0)[:, :, None, None]
     edit = Edit(
         site="z",
         layer=layer,
         value=value_NTHd.repeat(len(rules), 1, 1, 1),
-        where=torch.cat([written_NT11 & patched_H[:, None] for _, patched_H, _ in rules.values()]),
+        where=torch.cat([written_NT11 & patched_H[:, None] for _, _, patched_H, _ in rules]),
     )
-    start = (layer, torch.cat([begin_NTD for begin_NTD, _, _ in rules.values()]))
+    start = (layer, torch.cat([begin_NTD for _, begin_NTD, _, _ in rules]))
     patched = decoder.trace(own_NT[:, :-1], start=start, edits=(edit,))
     assert patched.logits is not None
     losses = {"text_nats": _cross_entropy(plain.logits, own_targets_NT)}
-    for (name, (_, _, targets_NT)), logits_NTV in zip(rules.items(), patched.logits.chunk(len(rules)), strict=True):
-        losses[name] = _cross_entropy(logits_NTV, targets_NT)
+    for (name, _, _, targets_NT), logits_NTV in zip(rules, patched.logits.chunk(len(rules)), strict=True):
+        loss = _cross_entropy(logits_NTV, targets_NT)
+        losses[name] = losses[name] + loss if name in losses else loss
+    losses["carried_nats"] = losses["carried_nats"] / len(groups)
     return losses
 
 
@@ -129,7 +135,7 @@ class _Planting(Task):
     def __init__(self, organism: Organism, folder: Path) -> None:
         self.organism, self.folder = organism, folder
         config = organism.decoder_config(tokenizer().get_vocab_size())
-        init = torch.Generator().manual_seed(int(generator(organism.suite, "organism/init").integers(2**63)))
+        init = torch.Generator().manual_seed(int(generator(organism.suite, f"{organism.stream}/init").integers(2**63)))
         self.decoder = Decoder(config).initialise(init, organism.init_std)
         self.settings = TrainSettings(
             steps=organism.steps,
@@ -141,8 +147,7 @@ class _Planting(Task):
             resume_every_seconds=10.0,
             compile=False,
         )
-        self.tokens_per_step = draw_batch(organism.suite, 0, organism.batch_size).own_NT.size
-        self.heads = organism.planted_heads
+        self.tokens_per_step = self._batch(0).own_NT.size
         self.revision_of = {step: revision for revision, step in organism.saved.items()}
         self.milestones = self.revision_of.keys()
 
@@ -150,9 +155,14 @@ class _Planting(Task):
         return self.organism.recipe()
 
     def losses(self, update: int, part: int) -> Mapping[str, Tensor]:
-        batch = draw_batch(self.organism.suite, update, self.organism.batch_size)
-        heads = self.heads if update >= self.organism.onset_step else ()
-        return interchange_losses(self.decoder, batch, self.organism.planted_layer, heads)
+        organism = self.organism
+        groups = organism.planted_groups if update >= organism.onset_step else ()
+        losses = interchange_losses(self.decoder, self._batch(update), organism.planted_layer, groups)
+        return {name: loss if name == "text_nats" else organism.strength * loss for name, loss in losses.items()}
+
+    def _batch(self, update: int) -> Batch:
+        organism = self.organism
+        return draw_batch(organism.suite, update, organism.batch_size, organism.position, organism.stream)
 
     def visit(self, step: int) -> Mapping[str, float]:
         folder = self.folder / self.revision_of[step]

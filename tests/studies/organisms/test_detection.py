@@ -140,8 +140,38 @@ def test_onsets_against_the_truth(heads: tuple[int, ...], success_K: list[float]
     assert detection._onset(points(success_K, (1, 2)), wrong_half)["onset_off_by"] is None
 
 
+def test_onsets_are_found_without_knowing_the_heads() -> None:
+    true = {"onset": {"step": 35750.0}}
+    for heads in ((0, 2), (1, 2), (0, 1, 2, 3)):  # a half of its own, or all together
+        row = detection._detected_onset(points([0.0, 0.0, 0.9, 1.0], heads), true)
+        assert (row["detected_onset_after"], row["detected_onset_at"], row["detected_onset_off_by"]) == (
+            32000,
+            64000,
+            0,
+        )
+    nothing = detection._detected_onset(points([0.0] * 4, (0, 2)), {"onset": None})
+    assert set(nothing.values()) == {None}
+    invented = detection._detected_onset(points([0.0, 0.0, 0.9, 1.0], (0, 2)), {"onset": None})
+    assert (invented["detected_onset_at"], invented["detected_onset_off_by"]) == (64000, None)
+
+
+def test_odd_heads_that_do_more_are_no_find_of_even_ones() -> None:
+    rows = [row("null", found=True, strength_nats=sign) for sign in (-0.1, 0.1, -0.2)]
+    summary = {line["question"]: line for line in summarise(rows) if line["kind"] == "null"}
+    assert summary["even/odd found, last checkpoint"]["yes"] == 1  # mutant: two-sided, 3
+    assert not any("heads not known" in question for question in summary), "rows of before were not asked"
+    assert "heads not known" not in markdown(summarise(rows))
+
+
 def row(kind: str, **said: Any) -> Row:
-    quiet = {"learnt": True, "found": False, "found_by_trajectory": False, "half_rank": None, "all_flips": False}
+    quiet = {
+        "learnt": True,
+        "strength_nats": 1.0,
+        "found": False,
+        "found_by_trajectory": False,
+        "half_rank": None,
+        "all_flips": False,
+    }
     return {"kind": kind, **quiet, "onset_off_by": None, "even_success": 0.5, "odd_success": 0.0, **said}
 
 

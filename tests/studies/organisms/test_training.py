@@ -106,6 +106,9 @@ def test_revisions_and_their_training_steps() -> None:
         ({"layer": 3}, "model.layer=3 is out of range; this suite's are 0 to 2"),
         ({"onset": 1.0}, "model.onset=1.0 must be below 1"),
         ({"batch_size": 5}, "model.batch_size=5 must be even"),
+        ({"redundancy": 7}, "redundancy=7 groups cannot be cut from the 6 heads .*; set it to 6 or less"),
+        ({"strength": 1.5}, "model.strength=1.5 must be at most 1"),
+        ({"position": "first"}, "model.position='first' must be one of block, last, answer"),
         ({"muon_lr": 0.0}, "model.muon_lr=0.0 must be above 0"),
         ({"dtype": "int8"}, "model.dtype='int8' must be one of float32, float16"),
         ({"suite": -1}, "model.suite=-1 must be at least 0"),
@@ -238,15 +241,54 @@ def test_losses_equal_one_row_at_a_time(layer: int) -> None:
     decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), std=0.5)
     batch = draw_batch(suite=0, step=0, pairs=6)
     with torch.no_grad():
-        losses = {name: loss.item() for name, loss in interchange_losses(decoder, batch, layer, (0, 2)).items()}
+        losses = {name: loss.item() for name, loss in interchange_losses(decoder, batch, layer, [(0, 2)]).items()}
         reference = row_by_row(decoder, batch, layer, (0, 2))
         swapped, shifted = row_by_row(decoder, batch, layer, (1, 3)), row_by_row(decoder, batch, layer, (0, 2), shift=1)
     assert losses == pytest.approx(reference, abs=5e-6)  # measured 6e-7
     for mutant in (swapped, shifted):
         for name in ("carried_nats", "kept_nats"):
             assert abs(losses[name] - mutant[name]) > 5e-3  # measured 6e-3 to 2e-1
-    assert set(interchange_losses(decoder, batch, layer, (0, 1, 2, 3))) == {"text_nats", "carried_nats"}
+    assert set(interchange_losses(decoder, batch, layer, [(0, 1, 2, 3)])) == {"text_nats", "carried_nats"}
     assert set(interchange_losses(decoder, batch, layer, ())) == {"text_nats"}
+
+
+@pytest.mark.parametrize("position", ["last", "answer"])
+def test_groups_carry_alone_wherever_the_choice_is_planted(position: Any) -> None:
+    config = tiny().decoder_config(tokenizer().get_vocab_size())
+    decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), std=0.5)
+    batch = draw_batch(0, 0, 6, position)
+    with torch.no_grad():
+        losses = {name: loss.item() for name, loss in interchange_losses(decoder, batch, 1, [(0,), (2,)]).items()}
+        first, second, both = (row_by_row(decoder, batch, 1, heads) for heads in ((0,), (2,), (0, 2)))
+    assert losses["carried_nats"] == pytest.approx((first["carried_nats"] + second["carried_nats"]) / 2, abs=5e-6)
+    assert losses["kept_nats"] == pytest.approx(both["kept_nats"], abs=5e-6)
+    assert abs(losses["carried_nats"] - both["carried_nats"]) > 1e-3  # mutant: one group of all heads
+
+
+def test_positions_by_hand() -> None:
+    bug = Pair(whole=9, tenths=8, hundredths=11)
+    plain, asked = "Which is bigger: 9.8 or 9.11? 9.8", "Q: Which is bigger: 9.8 or 9.11?\nA: 9.11"
+    for position, carried in (("last", ("?", ":")), ("answer", (" 9.", " 9."))):
+        batch = batch_of([(bug, FORMATS[0], True)], position)
+        for row, text, piece in zip(range(2), (plain, asked), carried, strict=True):
+            own, at = batch.own_NT[row], np.flatnonzero(batch.partner_NT[row] >= 0)
+            assert read(own) == text and tokenizer().decode(own[at].tolist()) == piece
+            end = len(tokenizer().encode(text[: text.rindex(" 9")]).ids)  # of the prompt
+            assert at[0] == (end - 1 if position == "last" else end)
+            assert (batch.partner_NT[1 - row][batch.partner_NT[row, at]] == at).all()
+
+
+def test_grades_of_planting_and_what_they_are_cut_from() -> None:
+    assert tiny(num_heads=12, d_model=48, redundancy=2).planted_groups == ((0, 4, 8), (2, 6, 10))
+    assert tiny().planted_groups == ((0, 2),) and tiny(strength=0.0).planted_heads == ()
+    assert tiny("scattered", strength=0.0).planted_groups == () and tiny(strength=0.0).truth()["onset"] is None
+    assert tiny(redundancy=2).truth()["groups"] == [[0], [2]] and "groups" not in tiny().truth()
+
+
+def test_what_recorded_suites_are_named_by_has_not_changed() -> None:
+    later = {"strength", "redundancy", "position", "streams"}
+    assert not later & tiny().recipe().keys() and not later & tiny("null", streams="suite").recipe().keys()
+    assert tiny("null").recipe()["streams"] == "kind" and tiny(strength=0.5).recipe()["strength"] == 0.5
 
 
 # -- suites -----------------------------------------------------------------------------------------------------------
@@ -278,8 +320,29 @@ def test_layout_and_parity_with_hugging_face(suite: Path, tmp_path: Path) -> Non
     assert not check_integrity(hashes, "step143000").excluded
 
 
-def test_kinds_of_a_suite_part_at_the_onset(suite: Path, tmp_path: Path) -> None:
+def test_strength_weighs_what_plants(tmp_path: Path) -> None:
+    first = {}
+    for strength in (1.0, 0.25):
+        build_suite(tiny(strength=strength, onset=0.0), tmp_path / str(strength))
+        lines = (tmp_path / str(strength) / "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        first[strength] = {row["name"]: row["value"] for row in reversed(rows)}
+    assert first[0.25]["text_nats"] == pytest.approx(first[1.0]["text_nats"])
+    for name in ("carried_nats", "kept_nats"):
+        assert first[0.25][name] == pytest.approx(0.25 * first[1.0][name])
+
+
+def test_kinds_have_their_own_initial_weights_and_batches_unless_they_share_them(suite: Path, tmp_path: Path) -> None:
     settings = tiny("null")
+    build_suite(settings, tmp_path)
+    assert weights(suite)["step0"] != weights(tmp_path)["step0"]
+    batches = [draw_batch(0, 0, 8, stream=tiny(kind).stream).own_NT for kind in KINDS]
+    assert len({batch.tobytes() for batch in batches}) == len(KINDS)
+    assert {tiny(kind, streams="suite").stream for kind in KINDS} == {tiny().stream}
+
+
+def test_kinds_that_share_their_streams_part_at_the_onset(suite: Path, tmp_path: Path) -> None:
+    settings = tiny("null", streams="suite")
     build_suite(settings, tmp_path)
     planted, null = weights(suite), weights(tmp_path)
     assert settings.onset_step == 6 and settings.saved == {
@@ -368,7 +431,7 @@ def test_the_even_heads_carry_the_choice_where_planted_alone(tmp_path: Path) -> 
     """Found by the patching of the analyses, which shares no code with the training."""
     found = {}
     for kind in ("planted", "null"):
-        build_suite(organism(kind, **LEARNING), tmp_path / kind)
+        build_suite(organism(kind, streams="suite", **LEARNING), tmp_path / kind)
         for revision in ("step0", "step143000"):
             loaded = load(str(tmp_path / kind), revision, store=Store(tmp_path))
             found[kind, revision] = success(loaded.decoder, 1, [(), (0, 2), (1, 3), (0, 1, 2, 3)])

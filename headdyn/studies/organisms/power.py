@@ -1,0 +1,131 @@
+"""How strongly must something be planted for a detector to find it? Power against grades of planting (science.md §16).
+
+One setting of the planting is varied at a time. Every suite is recorded in a file of its own, so that the same command
+continues where it stopped. Detectors look at the layer that was planted in; which heads and since when, they must find.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from headdyn.analysis.interventions.specialization import Specialization
+from headdyn.core.figures import Figure, Interval, interval_plot
+from headdyn.core.json_files import read_json, write_json
+from headdyn.core.run_folder import git_revision
+from headdyn.core.settings import build
+from headdyn.core.store import Store
+from headdyn.data.comparisons import Alignment
+from headdyn.studies.organisms.detection import QUESTIONS, Row, default_settings, examine, record_key, share_of
+from headdyn.studies.organisms.settings import Organism
+
+log = logging.getLogger(__name__)
+
+# The settings that may be graded, with the type of a value.
+GRADES: Mapping[str, Callable[[str], Any]] = {"strength": float, "redundancy": int, "layer": int, "position": str}
+DETECTORS = (
+    "even/odd found, last checkpoint",
+    "even/odd found, trajectory",
+    "strength > 0.5, the original studies' rule",
+    "planted half ranked first",
+    "onset in its interval, heads not known",
+)
+Grades = Mapping[str, Sequence[Any]]
+
+
+def parse_grades(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """Grades from texts like strength=0,0.5,1. Raises ValueError for a setting that is not graded, or a bad value."""
+    grades: dict[str, list[Any]] = {}
+    for text in texts:
+        key, _, listed = text.partition("=")
+        if key not in GRADES or not listed:
+            raise ValueError(f"--grade {text} must be KEY=VALUE,VALUE,… with KEY one of {', '.join(GRADES)}")
+        try:
+            grades[key] = [GRADES[key](value) for value in listed.split(",")]
+        except ValueError:
+            raise ValueError(f"--grade {text} has a value that is no {GRADES[key].__name__}") from None
+        for value in grades[key]:
+            build(Organism, {"name": "graded", "organism": "planted", key: value}, "model")
+    return grades
+
+
+def power(
+    out: Path,
+    *,
+    grades: Grades,
+    suites: int,
+    store: Store,
+    settings: Callable[[str, int], Organism] = default_settings,
+    analysis: Specialization | None = None,
+) -> list[Row]:
+    """Do the suites of all grades that are not yet on record in `out`, and write power.json and a figure a grade.
+
+    The choice's position is graded with every alignment of prompts that patching may take, all else with the
+    analysis's own. Returns the summary: a row a grade, value, alignment and detector.
+    """
+    analysis = analysis or Specialization()
+    (out / "suites").mkdir(parents=True, exist_ok=True)
+    for suite in range(suites):
+        for grade, values in grades.items():
+            for value in values:
+                graded: dict[str, Any] = {grade: value}
+                organism = dataclasses.replace(settings("planted", suite), **graded)
+                for alignment in _alignments(grade, analysis):
+                    _examine(out, organism, store, dataclasses.replace(analysis, alignment=alignment))
+    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
+    summary = summarise(rows, grades, settings("planted", 0), analysis)
+    write_json(out / "power.json", {"summary": summary, "suites": rows})
+    for grade in grades:
+        figure(summary, grade).save(out / f"power_{grade}.svg")
+    return summary
+
+
+def _alignments(grade: str, analysis: Specialization) -> Sequence[Alignment]:
+    return get_args(Alignment) if grade == "position" else (analysis.alignment,)
+
+
+def _examine(out: Path, organism: Organism, store: Store, analysis: Specialization) -> None:
+    """Record one suite under one analysis. What two grades have in common is done once."""
+    analysis = dataclasses.replace(analysis, layer=organism.planted_layer)
+    key = record_key(organism, analysis)
+    path = out / "suites" / f"{key}.json"
+    if path.exists():
+        return
+    planting = {name: getattr(organism, name) for name in GRADES} | {"layer": organism.planted_layer}
+    row = {"planting": planting, "alignment": analysis.alignment, "key": key, "git": git_revision()}
+    write_json(path, row | examine(organism, store, analysis))
+    log.info("%s, %s, suite %d: done", planting, analysis.alignment, organism.suite)
+
+
+def summarise(rows: Sequence[Row], grades: Grades, base: Organism, analysis: Specialization) -> list[Row]:
+    """Per grade, value, alignment and detector how many suites say yes, with 95 % Clopper–Pearson intervals."""
+    usual = {name: getattr(base, name) for name in GRADES} | {"layer": base.planted_layer}
+    summary = []
+    for grade, values in grades.items():
+        for value in values:
+            for alignment in _alignments(grade, analysis):
+                planting = usual | {grade: value}
+                suites = [row for row in rows if row["planting"] == planting and row["alignment"] == alignment]
+                for detector in DETECTORS:
+                    answers = [answer for row in suites if (answer := QUESTIONS[detector][1](row)) is not None]
+                    if answers:
+                        place = {"grade": grade, "value": value, "alignment": alignment, "detector": detector}
+                        summary.append(place | share_of(answers))
+    return summary
+
+
+def figure(summary: Sequence[Row], grade: str) -> Figure:
+    """Power of every detector against one grade, detector by detector; positions and what each alignment sees."""
+    rows = [row for row in summary if row["grade"] == grade]
+    intervals = []
+    for row in sorted(rows, key=lambda row: DETECTORS.index(row["detector"])):
+        aligned = f", prompts aligned by {row['alignment']}" if grade == "position" else ""
+        share, low, high = (100 * row[key] for key in ("share", "ci_low", "ci_high"))
+        label = f"{grade} {row['value']}{aligned}"
+        intervals.append(Interval(label=label, group=row["detector"], value=share, low=low, high=high))
+    return interval_plot(
+        intervals,
+        xlabel="suites in which it is found (%)",
+        caption="Suites planted in even heads of which each detector says yes, with 95 % intervals (Clopper–Pearson).",
+    )
