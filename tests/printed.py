@@ -8,19 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _BLOCK = re.compile(
-    r"(?:<!-- (?:not run by tests: ([^>]+?)|needs: ([^>]+?)) -->\n)?```(\w+)([^\n]*)\n(.*?)```", re.DOTALL
+    r"(?:<!-- (?:not run by tests: ([^>]+?)|needs: ([^>]+?)|ends with status (\d)) -->\n)?```(\w+)([^\n]*)\n(.*?)```",
+    re.DOTALL,
 )
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. A comment above may say what it `needs`, or the `reason` why no test runs it at all."""
+    """A fenced block. A comment above may say what it `needs`, the `reason` why no test runs it, or its `exit_status`."""
 
     language: str
     options: str
     text: str
     needs: str = ""  # the hub, a GPU, a cluster
     reason: str = ""
+    exit_status: int = 0  # what its commands end with
 
     @property
     def run(self) -> bool:
@@ -34,12 +36,6 @@ class Block:
         return match[1] if match else ""
 
     @property
-    def exit_status(self) -> int:
-        """What the commands of the block end with."""
-        match = re.search(r"exit=(\d+)", self.options)
-        return int(match[1]) if match else 0
-
-    @property
     def commands(self) -> list[list[str]]:
         """The arguments of every `headdyn …` and `python -m headdyn.… > FILE` in a block of commands."""
         lines = self.text.splitlines() if self.language == "bash" else []
@@ -51,7 +47,8 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     found = _BLOCK.findall(page.read_text(encoding="utf-8"))
     return [
-        Block(language, options, text, needs=needs, reason=reason) for reason, needs, language, options, text in found
+        Block(language, options, text, needs, reason, int(status or 0))
+        for reason, needs, status, language, options, text in found
     ]
 
 

@@ -133,8 +133,8 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
         return line.strip("| ").split(" | ")
 
     monkeypatch.setattr(scale, "GPU_BFLOAT16", v2.operations / 720_000)  # 200 hours on one GPU
-    assert row("`v2`")[6:10] == ["≈ 8 days", "≈ 25 h", "≈ 3 h", "≈ 4 days"]
-    assert row("`laptop`")[6:9] == ["–"] * 3 and "No GPU was measured" in scale.page()
+    assert row("`v2`")[3:7] == ["≈ 8 days", "≈ 25 h", "≈ 3 h", "≈ 4 days"]
+    assert row("`laptop`")[3:6] == ["–"] * 3 and "No GPU was measured" in scale.page()
     operations = 2 * scale.Suite.of("160m").blocks * 17 * 144 * 96 * 154 * 9  # a pass a head and prompt
     monkeypatch.setattr(scale, "GPU_FLOAT32", operations / 36_000)
     assert row("160m")[-3:] == ["≈ 10 h", "≈ 75 min", "≈ 9 min"]
@@ -147,8 +147,8 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
     runs = {"one": (16, 2, 1000.0), "two": (8, 1, 3000.0), "not whole": (7, 1, 9.0)}
     whole = {name: {"mode": "laptop", "runs": r, "seeds": n, "per_seed": s} for name, (r, n, s) in runs.items()}
     (tmp_path / "run_seconds.json").write_text(json.dumps(whole))
-    assert row("`v2`")[6:9] == ["10 h", "75 min", "9 min"] and row("`v2`")[-1] == "9.5 GiB"
-    assert row("`laptop`")[9] == "9 h"  # 32 seeds × 2000 s over two workers
+    assert row("`v2`")[3:6] == ["10 h", "75 min", "9 min"] and row("`v2`")[-1] == "9.5 GiB"
+    assert row("`laptop`")[6] == "9 h"  # 32 seeds × 2000 s over two workers
     assert row("160m")[-3:] == ["37 h", "5 h", "35 min"]  # 96 prompts × 1 s × 154 × 9
     assert "No GPU was measured" not in scale.page()
 
@@ -167,5 +167,6 @@ def test_the_site_is_built_without_a_warning_and_opens_from_disk(tmp_path: Path)
     pages = {page.stem: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
     assert {"index", "first_sweep", "extend", "keys", "scale", "api", "science", "house"} <= set(pages)
     for text in pages.values():
+        assert "```" not in text  # every fence is read as one
         assert 'src="https://' not in text and 'rel="stylesheet" href="https://' not in text
     assert "mode.train.steps" in pages["keys"] and "pattern_chart" in pages["api"]

@@ -194,6 +194,7 @@ def work_through(page: Path, folder: Path) -> dict[str, object]:
             here = {"outputs/RUN": runs[0] if runs else None} | places
             done = in_a_process(["-m", "headdyn", *(str(here.get(a, a)) for a in smaller(command))], folder)
             assert done.returncode == block.exit_status, done.stdout + done.stderr
+            assert "Warning" not in done.stderr, done.stderr
             for new in sorted(set(folder.glob("multirun/*")) - before):
                 places["multirun/SWEEP2" if "multirun/SWEEP" in places else "multirun/SWEEP"] = new
         if block.language == "python":
@@ -251,16 +252,16 @@ def test_blocks_are_read_as_they_are_printed(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         'Text.\n\n```python title="a/b.py"\nx = 1\n```\n\n<!-- not run by tests: why -->\n```bash\nheaddyn run a=1  # so\nls\n```\n'
-        "\n<!-- needs: hub -->\n```bash exit=2\nheaddyn doctor\n```\n"
+        "\n<!-- needs: hub -->\n```bash\nheaddyn doctor\n```\n\n<!-- ends with status 2 -->\n```bash\nheaddyn run b\n```\n"
     )
     assert blocks(page) == [
         Block("python", ' title="a/b.py"', "x = 1\n"),
         Block("bash", "", "headdyn run a=1  # so\nls\n", reason="why"),
-        Block("bash", " exit=2", "headdyn doctor\n", needs="hub"),
+        Block("bash", "", "headdyn doctor\n", needs="hub"),
+        Block("bash", "", "headdyn run b\n", exit_status=2),
     ]
     assert printed_files(page) == {"a/b.py": "x = 1\n"}
-    assert [block.commands for block in blocks(page)] == [[], [["run", "a=1"]], [["doctor"]]]
-    assert [block.exit_status for block in blocks(page)] == [0, 0, 2]
+    assert [block.commands for block in blocks(page)] == [[], [["run", "a=1"]], [["doctor"]], [["run", "b"]]]
 
 
 def test_the_organism_study_shows_its_own_table() -> None:

@@ -160,16 +160,19 @@ def _record(name: str) -> dict[str, Any] | None:
 
 def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> list[str]:
     """The matrix of 32 random seeds, at the size of the pilot, of a first study on a GPU, and of the next."""
+    whole = design("experiment=matrix", "mode=laptop", seeds=32)
     lines = [
         "## A matrix of 32 random seeds",
         "",
-        "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions, of which RoPE and DroPE arms share",
-        "a training. DroPE arms are counted at their shortest recalibration; one that does not recover trains on, at most as long as",
+        "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions,",
+        f"{whole.runs} runs, and {whole.trainings} trainings, since RoPE and",
+        "DroPE arms share one. DroPE arms are counted at their shortest recalibration; one that does not recover trains on, at most as long as",
         "before. Operations are 6 a weight and token. Hours on GPUs are those of training steps; analyses and evaluation come on top.",
+        "Disk is that of snapshots and corpora; memory that of one training, where it is marked ≈ without activations.",
         f"A SLURM array trains {ARRAY} at once (`hydra.launcher.array_parallelism={ARRAY}`), a GPU each.",
         "",
-        "| mode | weights | runs | trainings | tokens | operations | one GPU | eight GPUs | SLURM array | two CPU cores | snapshots | corpora | memory of a training |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| mode | weights | tokens | one GPU | eight GPUs | SLURM array | two CPU cores | disk | memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for mode in ("laptop", "run1", "v2"):
         counts = design("experiment=matrix", f"mode={mode}", seeds=32)
@@ -179,18 +182,14 @@ def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> lis
         cells = [
             f"`{mode}`",
             f"{counts.weights / 1e6:.1f} M",
-            f"{counts.runs}",
-            f"{counts.trainings}",
             f"{counts.tokens / 1e9:.3g} G",
-            f"{counts.operations:.1e}",
             *(
                 "≈ " * (not step) + _hours(seconds * share) if step or mode != "laptop" else "–"
                 for share in at_once.values()
             ),
             _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "≈ " + _hours(_core_seconds(counts) / WORKERS),
-            _bytes(counts.snapshot_bytes),
-            _bytes(counts.corpus_bytes),
-            f"{step['peak_memory_gib']:.1f} GiB" if step else f"{_bytes(STATE_BYTES * counts.weights)} and activations",
+            _bytes(counts.snapshot_bytes + counts.corpus_bytes),
+            f"{step['peak_memory_gib']:.1f} GiB" if step else "≈ " + _bytes(STATE_BYTES * counts.weights),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return [
@@ -219,10 +218,11 @@ def _suites(gpu: dict[str, Any] | None) -> list[str]:
         "Pythia's ten sizes, each as if it had nine seeds (PolyPythias have them up to 410m). Weights are float16 on the hub",
         f"and float32 in memory. Downloads are timed at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s, an assumption. What is timed is the patch of every head on",
         f"{PROMPTS} prompts of {PROMPT_TOKENS} tokens (`analysis=[patching]`): a pass for each head and prompt, {how}.",
-        "Reading a checkpoint from disk comes on top.",
+        "Reading a checkpoint from disk comes on top. Two float16 checkpoints on disk, with `model.keep_downloads=false`, are as large as",
+        f"one in memory, without activations. The SLURM array does {ARRAY} revisions at once.",
         "",
-        f"| suite | weights | a checkpoint | all downloads | at 100 MB/s | disk, two at a time | memory, weights | one GPU | eight GPUs | SLURM array of {ARRAY} |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| suite | weights | a checkpoint | all downloads | at 100 MB/s | disk, memory | one GPU | eight GPUs | SLURM array |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     total_bytes, total_seconds = 0, 0.0
     for suite in map(Suite.of, PYTHIA):
@@ -240,12 +240,11 @@ def _suites(gpu: dict[str, Any] | None) -> list[str]:
             _bytes(size),
             _bytes(size * revisions),
             _hours(size * revisions / HUB_BYTES_PER_SECOND),
-            _bytes(2 * size),
             _bytes(FLOAT32_BYTES * suite.weights),
             *("≈ " * (not patch) + _hours(seconds / gpus) for gpus in (1, 8, ARRAY)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    whole = ["**all**", "", "", _bytes(total_bytes), _hours(total_bytes / HUB_BYTES_PER_SECOND), "", ""]
+    whole = ["**all**", "", "", _bytes(total_bytes), _hours(total_bytes / HUB_BYTES_PER_SECOND), ""]
     whole += ["≈ " * (not patch) + _hours(total_seconds / gpus) for gpus in (1, 8, ARRAY)]
     return [*lines, "| " + " | ".join(whole) + " |", ""]
 
@@ -277,7 +276,7 @@ def _limits() -> list[str]:
 def _hours(seconds: float) -> str:
     hours = seconds / 3600
     if seconds < 60:
-        return "under 1 min"
+        return "< 1 min"
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:.0f} h" if hours < 72 else f"{hours / 24:,.0f} days"
 
 
