@@ -36,19 +36,35 @@ def fragments(folder: Path) -> list[str]:
         lines.append(f"| {label} | {share} | {steps} | {last} |")
     pairs = [training["order"]["half_height"]["surely_before"] for training in trainings]
     apart = sum(["induction_top", "selectivity_top"] in each for each in pairs)
-    untrained = span((row["copying_nats"] for row in rows(folder / "timeline.csv", step="0")), 2)
-    after, at = zip(*(half_closed(folder, str(series)) for series in range(n)), strict=True)
+    timeline = folder / "timeline.csv"
+    at_once, before, end = (
+        span((row[name] for row in rows(timeline, step=step)), 2)
+        for name, step in (("copying_nats", "0"), ("repeat_gain_nats", "0"), ("repeat_gain_nats", "800"))
+    )
+    gains = [
+        {int(row["step"]): float(row["repeat_gain_nats"]) for row in rows(timeline, series=str(series))}
+        for series in range(n)
+    ]
+    highest = [max(gain.values()) for gain in gains]
+    halves = [first_at(gain, high / 2) for gain, high in zip(gains, highest, strict=True)]
+    closed = [
+        {int(row["step"]): float(row["gap_closed"]) for row in rows(timeline, series=str(series))}
+        for series in range(n)
+    ]
+    after, at = zip(*(first_at(course, 0.5) for course in closed), strict=True)
     return [
         *lines,
         f"closes between steps {min(after)} and {max(at)} in all {n}",
         f"before selectivity in {apart} of {n}",
         f"16 snapshots of {n} trainings",
-        f"untrained models already save {untrained} nats",
+        f"{before} nats untrained, {span(highest, 2)} at its highest, {end} at the end",
+        f"height between steps {min(a for a, _ in halves)} and {max(b for _, b in halves)},",
+        f"{at_once} before any training",
     ]
 
 
-def half_closed(folder: Path, series: str) -> tuple[int, int]:
-    """Between which snapshots a training first closes half of the gap from guessing to the floor."""
-    course = [(int(row["step"]), float(row["gap_closed"])) for row in rows(folder / "timeline.csv", series=series)]
-    index = next(i for i, (_, closed) in enumerate(course) if closed >= 0.5)
-    return course[index - 1][0], course[index][0]
+def first_at(course: dict[int, float], level: float) -> tuple[int, int]:
+    """Between which snapshots, by step, a course first reaches the level."""
+    steps = list(course)
+    index = next(i for i, step in enumerate(steps) if course[step] >= level)
+    return steps[index - 1], steps[index]

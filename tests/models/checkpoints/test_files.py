@@ -392,6 +392,18 @@ def test_what_a_series_will_download_and_which_revisions_hold_the_same_weights(s
     assert shared.startswith(f"{NAME}: 1 of them will not count, step1000: the hub's hashes say that its weights are")
 
 
+def test_weights_in_shards_are_the_same_where_all_shards_are(server: Hub, store: Store) -> None:
+    shards = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    index = json.dumps({"metadata": {}, "weight_map": {"a": shards[0], "b": shards[1]}}).encode()
+    settings = {name: content for name, content in FILES.items() if not name.endswith(".safetensors")}
+    server.repos["maker/large"] = {
+        f"step{step}": {**settings, "model.safetensors.index.json": index, shards[0]: b"one", shards[1]: second}
+        for step, second in ((1, b"other"), (2, b"two"), (3, b"two"))
+    }
+    told = forecast("maker/large", ("step1", "step2", "step3"), store)
+    assert told.shared == {"step2": "its weights are those of step3, the end of training"}
+
+
 def test_a_folder_and_what_is_here_need_no_forecast(server: Hub, store: Store, tmp_path: Path) -> None:
     (tmp_path / "suite" / "step1").mkdir(parents=True)
     (tmp_path / "suite" / "step1" / "config.json").touch()
