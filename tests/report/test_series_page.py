@@ -55,6 +55,14 @@ def test_the_verdict_is_a_table_of_both_measures(tmp_path: Path) -> None:
     assert "rise steps 32 000 to 64 000, 22 % of training, hold 75 % of the rise" in read
 
 
+def test_what_moves_together_beyond_chance_is_a_table(tmp_path: Path) -> None:
+    pair = {"one": "strength", "other": "plain_success", "correlation": 0.9, "p": 0.01, "q": 0.02, "changes": 9}
+    chance = pair | {"other": "strength_nats", "correlation": -0.123, "q": 0.3}
+    read = text(emerging(tmp_path, verdict(moving_together=[chance, pair])))
+    assert "strength nothing patched +0.90 0.020 9 changes" in read and read.count("9 changes") == 1
+    assert "What moves together" not in text(emerging(tmp_path / "none", verdict(moving_together=[chance])))
+
+
 def test_the_answer_and_the_primary_curve_stand_before_the_verdict(tmp_path: Path) -> None:
     page = write_sweep_page(emerging(tmp_path)).read_text(encoding="utf-8").split("When does it emerge?</h2>")[1]
     answer, curve, table = (page.index(part) for part in ("Yes: even/odd", "<figure", "counts as emerged when"))

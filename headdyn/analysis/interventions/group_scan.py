@@ -19,6 +19,8 @@ from headdyn.core.settings import settings
 class GroupScan(PatchSettings):
     """Patches every group of 1 to `largest` heads of one layer, and finds the one that stands out most.
 
+    `largest` is half of the heads unless set, and never all of them, since no other group is then of the size.
+
     A group's excess is Δ with it patched less the mean over groups of its size, averaged over bug pairs and control
     pairs with half of the weight each, so that preferring one form of answer gains nothing. Groups of all sizes are
     compared by their excess over its standard deviation under the null: that heads are relabelled at random in each

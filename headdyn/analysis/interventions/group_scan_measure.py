@@ -29,7 +29,7 @@ def measure(chosen: GroupScan, decoder: Decoder, prompts: Prompts, generator: np
     """Everything that `GroupScan` reports under these settings."""
     heads = decoder.config.num_heads
     layer = chosen_layer(chosen.layer, decoder.config.num_layers)
-    groups = scanned_groups(heads, chosen.largest or heads // 2, chosen.groups_per_size, generator)
+    groups = scanned_groups(heads, min(chosen.largest or heads // 2, heads - 1), chosen.groups_per_size, generator)
     model, patch = in_dtype(decoder, chosen.dtype), chosen.patch(chosen.direction)
     kinds = [bug_pairs(prompts), prompts.where(~prompts.is_bug_P)]
     kinds = [kind for kind in kinds if kind.pairs]
@@ -124,13 +124,11 @@ class Groups:
 def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Generator) -> Groups:
     """All groups of 1 to `largest` heads, or where a size has more than `most`, families of rotations up to as many.
 
-    Raises ValueError where `largest` leaves no other group of its size, or for more heads than can be numbered.
+    Raises ValueError for a single head, and for more than can be numbered.
     """
-    if not 1 <= largest < heads <= 53:
+    if not 2 <= heads <= 53:
         raise ValueError(
-            f"analysis.group_scan.largest={largest} must lie between 1 and {heads - 1}, one less than the layer's heads"
-            if heads <= 53
-            else f"analysis.group_scan scans layers of up to 53 heads, but this model's have {heads}; leave it out"
+            f"analysis=group_scan compares groups of 2 to 53 heads of a layer, and this model has {heads}; leave it out"
         )
     sizes = range(1, largest + 1)
     complete = all(math.comb(heads, size) <= most for size in sizes)

@@ -20,6 +20,7 @@ from headdyn.analysis.series.head_matching import Match, head_cosines, kept_by_c
 from headdyn.analysis.series.judgement import Measure, judge
 from headdyn.analysis.series.onset import crossings
 from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order, with_metric
+from headdyn.analysis.series.prediction import moving_together
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.analysis.series.timeline import series_figures, timeline_table
 from headdyn.core.records import HeadTable
@@ -76,6 +77,7 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
         "capability": _capability(counted, chosen.threshold),
         "heads": _kept(by_weights, "the checkpoints' circuits were not kept")
         | {"by_behaviour": _followed(by_behaviour, chosen.relabellings, generator)},
+        "moving_together": moving_together(_courses(counted, measures), chosen.relabellings, generator),
     }
     columns = {} if trajectory is None else trajectory.columns()
     tables = {
@@ -152,6 +154,15 @@ def measure_from_rows(
         test |= {"beyond_chance": False, "against_chance": words}
     band_K = None if band_K is None else band_K - base_K
     return Measure(value_K=value_K - base_K, band_K=band_K, **common, **test)
+
+
+def _courses(counted: Sequence[SeriesPoint], measures: Sequence[Measure]) -> dict[str, dict[int, float]]:
+    """What is judged and how well the model does its task, each by step."""
+    courses = {each.name: dict(zip(each.steps, each.value_K.tolist(), strict=True)) for each in measures}
+    for metric in (*SUCCESSES, "plain_nats", "loss_nats"):
+        rows = with_metric(counted, metric)
+        courses |= {metric: {step: row["value"] for step, row in rows.items()}} if rows else {}
+    return courses
 
 
 def _order(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

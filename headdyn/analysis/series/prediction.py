@@ -14,6 +14,8 @@ import numpy as np
 
 from headdyn.core.statistics import benjamini_hochberg
 
+_FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
+
 
 def ranks_in_layers(value_XLH: np.ndarray) -> np.ndarray:
     """The rank of every head in its layer, ties averaged, less the layer's mean. Without a value: the lowest."""
@@ -86,9 +88,36 @@ def predictions(
                         "n": int(rank_LH.size),
                     }
                 )
-    for record, q in zip(records, benjamini_hochberg(np.array([record["p"] for record in records])), strict=True):
-        record["q"] = float(q)
-    return records
+    return _with_q(records)
+
+
+def moving_together(
+    courses: Mapping[str, Mapping[int, float]], draws: int, generator: np.random.Generator
+) -> list[dict[str, Any]]:
+    """For every two curves over training the rank correlation of their changes from checkpoint to checkpoint.
+
+    `courses` are values by step. Levels of two curves that both rise are correlated whatever they are; changes are not.
+    p is two-sided, over one curve's changes in random order (all orders where few enough); q is over all pairs. Pairs
+    with fewer than four changes, and curves that never change, are left out.
+    """
+    records: list[dict[str, Any]] = []
+    for one, other in itertools.combinations(courses, 2):
+        steps = sorted(courses[one].keys() & courses[other].keys())
+        change_2C = np.diff([[courses[name][step] for step in steps] for name in (one, other)])
+        if len(steps) < _FEWEST_CHANGES + 1 or not change_2C.any(1).all():
+            continue
+        rank_2C = ranks_in_layers(change_2C)
+        dealt_R1C, exact = relabelled(rank_2C[1:], draws, generator)
+        value_R = correlations(rank_2C[:1], dealt_R1C)
+        p = float((np.abs(value_R) >= abs(value_R[0]) - 1e-9).mean())
+        record = {"one": one, "other": other, "correlation": float(value_R[0]), "p": p, "exact": exact}
+        records.append(record | {"changes": len(steps) - 1})
+    return _with_q(records)
+
+
+def _with_q(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    q = benjamini_hochberg(np.array([record["p"] for record in records]))
+    return [record | {"q": float(each)} for record, each in zip(records, q, strict=True)]
 
 
 def predicted_from(records: Sequence[Mapping[str, Any]], final: str, alpha: float) -> tuple[int, str] | None:

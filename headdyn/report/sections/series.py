@@ -19,6 +19,10 @@ _WORDS = (
     "to 90 % surely took at most 10 % of training; gradual: surely more than 25 %; undecided: the checkpoints lie too "
     "far apart to tell."
 )
+_TOGETHER = (
+    "Pairs of measures whose changes from checkpoint to checkpoint have a rank correlation beyond chance (one's "
+    "changes in random order; q over all pairs). That two change together does not say that one makes the other."
+)
 _HASHED = (
     "A revision's name is not trusted: the loaded weights are hashed. Revisions with equal weights are kept out of "
     "every verdict, but for the end of training."
@@ -47,7 +51,25 @@ def curves(sweep: SweepRecord) -> Section | None:
     for each in read_series(sweep):
         figures = [*other_curves(each).values(), *filter(lambda path: path.exists(), each.figures.values())]
         blocks += [Heading(each.title), figures] if figures else []
+        together = _together(each)
+        blocks += [Heading("What moves together"), _TOGETHER, together] if together.rows else []
     return Section("timeline", "Over training", blocks) if blocks else None
+
+
+def _together(series: Series) -> Table:
+    """The pairs of measures whose changes go together beyond chance, the closest first."""
+    records = [each for each in series.verdict.get("moving_together", []) if each["q"] <= 0.05]
+    rows = [
+        [
+            series.metric(each["one"]).label,
+            series.metric(each["other"]).label,
+            fixed(each["correlation"], 2, signed=True),
+            p_value(each["q"]),
+            count(each["changes"], "change"),
+        ]
+        for each in sorted(records, key=lambda each: -abs(each["correlation"]))
+    ]
+    return Table(columns=["measure", "with", "rank correlation of changes", "q", "units"], rows=rows)
 
 
 def changes(sweep: SweepRecord) -> Section | None:

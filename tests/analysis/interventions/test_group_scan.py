@@ -6,7 +6,6 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.analysis.interventions.group_scan_measure import Groups, Scan, scanned_groups
@@ -135,7 +134,7 @@ def test_the_analysis_against_patching_by_hand() -> None:
     assert summary["scan_maximum"]["value"] == pytest.approx(best["standardised"])
 
 
-@torch.no_grad()
 def test_what_cannot_be_scanned_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"largest=4 must lie between 1 and 3"):
-        GroupScan(largest=4)(model(), prompts(), np.random.default_rng(0))
+    for heads in (1, 64):
+        with pytest.raises(ValueError, match=f"groups of 2 to 53 heads of a layer, and this model has {heads}"):
+            scanned_groups(heads, 1, 1_000, np.random.default_rng(0))

@@ -12,6 +12,7 @@ from headdyn.analysis.series.prediction import (
     correlations,
     formed_by,
     interval,
+    moving_together,
     predicted_from,
     predictions,
     ranks_in_layers,
@@ -91,3 +92,26 @@ def test_a_role_has_formed_when_half_of_its_heads_had_it() -> None:
     holds[1, 0, 2] = True
     assert formed_by(STEPS, holds) == 10
     assert formed_by(STEPS, np.zeros_like(holds)) is None
+
+
+def test_changes_that_go_together_by_every_order_of_them() -> None:
+    steps = (0, 1, 2, 4, 8, 16)
+    change = {"one": [1.0, 5.0, 2.0, 3.0, 4.0], "other": [2.0, 9.0, 3.0, 5.0, 4.0], "flat": [0.0] * 5}
+    courses = {name: dict(zip(steps, np.cumsum([0, *each]), strict=True)) for name, each in change.items()}
+    courses["short"] = {step: float(step) for step in steps[:4]}
+    (record,) = moving_together(courses, 999, np.random.default_rng(0))
+    expected = spearmanr(change["one"], change["other"]).statistic
+    every = [abs(spearmanr(change["one"], order).statistic) for order in itertools.permutations(change["other"])]
+    assert (record["one"], record["other"], record["changes"], record["exact"]) == ("one", "other", 5, True)
+    assert record["correlation"] == pytest.approx(expected) == pytest.approx(0.9)
+    assert record["p"] == record["q"] == np.mean(np.array(every) >= expected - 1e-9)
+
+
+def test_two_curves_that_both_rise_do_not_move_together_for_that() -> None:
+    p, by_level = [], []
+    for seed in range(100):
+        draws = np.random.default_rng(seed)
+        rising = {name: dict(enumerate(np.cumsum(draws.exponential(size=13)))) for name in ("one", "other")}
+        p.append(moving_together(rising, 199, draws)[0]["p"])
+        by_level.append(spearmanr(*(list(each.values()) for each in rising.values())).pvalue)
+    assert np.mean(np.array(p) <= 0.05) <= 0.12 and np.mean(by_level) < 1e-6  # mutant: levels in place of changes
