@@ -47,9 +47,12 @@ def launch(plan: Plan, arguments: Sequence[str]) -> int:
         return 0
     try:
         _require_possible(plan)
+    except ConfigError:
+        remove_empty_folders(plan)
+        raise
     except ValueError as error:
         remove_empty_folders(plan)
-        raise error if isinstance(error, ConfigError) else Obstacle(str(error)) from error
+        raise Obstacle(str(error)) from error
     for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
         print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
@@ -147,7 +150,9 @@ def _require_possible(plan: Plan) -> None:
             require_reachable(model.name, model.revision, store)
             _require_material(model, [job for job in jobs if not (plan.folder_of(job) / MANIFEST).exists()])
         except ValueError as error:
-            raise (ConfigError(str(error)) if is_local(model.name) else error) from error
+            if not is_local(model.name):
+                raise
+            raise ConfigError(str(error)) from error
         for line in forecast(model.name, [str(job.factors["revision"]) for job in jobs], store).lines():
             print(f"headdyn: {line}", file=sys.stderr)
     if cuda:
