@@ -3,11 +3,14 @@
 When a sweep's jobs have ended, failed ones or not, its report is written.
 """
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
 from hydra.types import RunMode
@@ -15,10 +18,9 @@ from omegaconf import DictConfig
 
 from headdyn.config import RunConfig, check
 from headdyn.core.numbers import count
-from headdyn.core.run_folder import MANIFEST
 from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again
-from headdyn.core.store import Store, cache_root, disk_error, require_writable
+from headdyn.core.store import MANIFEST, Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
 from headdyn.plan import CONF, HYDRA_VERSION, Plan, remove_empty_folders
 from headdyn.training.settings import process
@@ -53,6 +55,30 @@ def launch(plan: Plan, arguments: Sequence[str]) -> int:
     except ValueError as error:
         remove_empty_folders(plan)
         raise Obstacle(str(error)) from error
+    with _alone_in(plan.folder):
+        return _do(plan, arguments)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which a kill gives back: of two processes each would append to the other's records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Obstacle(f"another process works in {folder}; wait for it, or choose another folder") from None
+    except OSError as error:
+        raise Obstacle(str(disk_error(error, folder) or error)) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _do(plan: Plan, arguments: Sequence[str]) -> int:
+    """Do the jobs of a plan that nothing stands against. Returns the exit status."""
     for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
         print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
@@ -73,7 +99,7 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
 
     with Workers(plan.jobs) as workers:
         if plan.launcher:
-            status = by_hydra(plan.arguments)
+            status = _elsewhere(plan)
         else:
             waiting = [job for job in plan.jobs if not is_done(job, plan.folder / job.name)]
             if done := len(plan.jobs) - len(waiting):
@@ -85,6 +111,34 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
             print(f"headdyn: the sweep has no report: {disk_error(error, plan.folder)}", file=sys.stderr)
             return status or 1
     return status or (0 if complete else 1)
+
+
+def _elsewhere(plan: Plan) -> int:
+    """Let the launcher that `cluster=` names do the jobs. Raises ConfigError where it fails before any has begun."""
+    manifests = [plan.folder / job.name / MANIFEST for job in plan.jobs]
+
+    def written() -> list[int | None]:
+        return [path.stat().st_mtime_ns if path.exists() else None for path in manifests]
+
+    before, verbose = written(), os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what went wrong, and prints no traceback of a launcher
+    try:
+        return by_hydra(plan.arguments)
+    except CompactHydraException as error:
+        print(error, file=sys.stderr)
+    except Exception as error:
+        if verbose == "1":
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        failed = f"{plan.launcher.rpartition('.')[2]} failed: {type(error).__name__}: {reason}"
+        if written() == before:
+            (plan.folder / "multirun.yaml").unlink(missing_ok=True)
+            remove_empty_folders(plan)
+            raise ConfigError(f"{failed}; leave cluster= out to run on this machine") from error
+        print(f"headdyn: {failed}", file=sys.stderr)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = verbose
+    return 1
 
 
 def by_hydra(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from headdyn.analysis.interventions.patch import chosen_layer
-from headdyn.analysis.sequences import Sequences
+from headdyn.analysis.sequences import Sequences, within_memory
 from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
@@ -120,13 +120,22 @@ def _work(work: Work) -> None:
         identity = f"{record.manifest['git']} {weights}"
         parts = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
         with record.timed(name), parts:
-            findings = analysis(subject.decoder, subject.material, generator(config.seed, f"analysis/{name}"))
+            findings = _findings(config, name, subject.decoder, subject.material)
         if not isinstance(findings, Findings):
             raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
     _keep_internals(config, subject, record)
     shutil.rmtree(record.path / KEPT_PARTS, ignore_errors=True)
+
+
+def _findings(config: RunConfig, name: str, decoder: Decoder, material: Corpus | Prompts) -> Findings:
+    """What the analysis finds; where memory runs out, in smaller batches."""
+    analysis = config.analysis[name]
+    findings: Findings = within_memory(
+        lambda: analysis(decoder, material, generator(config.seed, f"analysis/{name}")), f"analysis {name}"
+    )
+    return findings
 
 
 def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> None:
@@ -158,7 +167,7 @@ def analyse_snapshot(
     for name in (name for name in names if name in config.analysis):
         if should_stop():
             raise KeyboardInterrupt
-        findings = config.analysis[name](decoder, corpus, generator(config.seed, f"analysis/{name}"))
+        findings = _findings(config, name, decoder, corpus)
         tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
     HeadTable.concat(tables).write(snapshot_table(folder, step))
 

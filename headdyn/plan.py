@@ -351,7 +351,7 @@ def remove_empty_folders(plan: Plan) -> None:
 def explain(error: Exception, arguments: Sequence[str]) -> str:
     """A composition error in one line that says what can be done; Hydra's own hint suggests appending unknown keys."""
     if isinstance(error, ConfigError):
-        return str(error)
+        return " ".join(str(error).split())  # a value may hold line breaks
     launcher = re.search(r"Could not find 'hydra/launcher/(joblib|ray|submitit)", str(error))
     if launcher:
         extra = launcher[1].replace("submitit", "slurm")

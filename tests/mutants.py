@@ -46,7 +46,7 @@ FURTHER = {
     "headdyn/core/cache.py": ("tests/test_doctor.py",),
     "headdyn/core/chart_parts.py": ("tests/core/test_figures.py",),
     "headdyn/core/cluster_charts.py": ("tests/core/test_figures.py",),
-    "headdyn/core/json_files.py": ("tests/core/test_records.py", "tests/core/test_run_folder.py"),
+    "headdyn/core/json_files.py": ("tests/core/test_run_folder.py",),
     "headdyn/core/machine.py": ("tests/test_launchers.py",),
     "headdyn/core/records.py": ("tests/analysis/test_contract.py",),
     "headdyn/core/settings.py": ("tests/test_config.py",),

@@ -20,11 +20,18 @@ from headdyn.plan import CONF, make_plan, plain_arguments
 from tests.commands import TINY, command, computed, environment, run
 
 LOCAL_RAY = ("+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")
-MATRIX = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope")
+MATRIX = ("-m", *TINY, "device=cpu", "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope")
 
 
 def needs(plugin: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(importlib.util.find_spec(plugin) is None, reason=f"{plugin} is not installed")
+
+
+def launched(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: launchers start others, which one forked off the tests' server may wait for without end."""
+    return subprocess.run(
+        command(*arguments), env=environment(root), cwd=root, capture_output=True, text=True, timeout=900, check=False
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,24 +48,24 @@ def here(tmp_path_factory) -> dict[str, bytes]:
     [
         pytest.param(("cluster=joblib",), marks=needs("joblib"), id="joblib"),
         pytest.param(("hydra/launcher=submitit_local",), marks=needs("submitit"), id="submitit"),
-        pytest.param(("cluster=ray", "device=cpu", *LOCAL_RAY), marks=needs("ray"), id="ray"),
+        pytest.param(("cluster=ray", *LOCAL_RAY), marks=needs("ray"), id="ray"),
     ],
 )
 def test_a_launcher_computes_what_is_computed_here(tmp_path, here, launcher):
-    # a process of its own: launchers start others, which one forked off the tests' server may wait for without end
-    done = subprocess.run(
-        command(*MATRIX, *launcher),
-        env=environment(tmp_path),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    done = launched(tmp_path, *MATRIX, *launcher)
     assert done.returncode == 0, done.stdout + done.stderr
     there = computed(tmp_path)
     assert len(there) > 4 * 3 + 2 * 4 and there.keys() == here.keys()
     assert [name for name in here if here[name] != there[name]] == []
+
+
+@needs("joblib")
+def test_a_launcher_that_cannot_start_is_one_line(tmp_path):
+    done = launched(tmp_path, *MATRIX, "cluster=joblib", "hydra.launcher.n_jobs=0")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
+    assert lines[-1].startswith("headdyn: JoblibLauncher failed: ValueError: ") and "n_jobs == 0" in lines[-1]
+    assert not [*(tmp_path / "out").rglob("*.*")]
 
 
 LONG = ("-m", *TINY, "analysis=[loss]", "train.steps=300", "train.resume_every_seconds=0.05", "seed=0,1")
@@ -75,7 +82,7 @@ def descendants(pid: int) -> list[int]:
 def test_a_job_that_submitit_stops_queues_again_and_goes_on_to_the_same_bits(tmp_path, number):
     for name in ("undisturbed", "stopped"):
         (tmp_path / name).mkdir()
-    assert run(tmp_path / "undisturbed", *LONG, timeout=600).returncode == 0
+    assert launched(tmp_path / "undisturbed", *LONG).returncode == 0
     root = tmp_path / "stopped"
     process = subprocess.Popen(
         command(*LONG, "hydra/launcher=submitit_local"), env=environment(root), cwd=root, text=True,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +16,45 @@ from torch import Tensor
 
 from headdyn.data.corpus import Corpus
 from headdyn.data.text.stages import Progress
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Batches:
+    """The most sequences that a batch may have, and the most that one has had so far."""
+
+    limit: int = sys.maxsize
+    largest: int = 0
+
+
+Result = TypeVar("Result")
+_batches: ContextVar[_Batches] = ContextVar("_batches")
+
+
+def within_memory(compute: Callable[[], Result], what: str) -> Result:
+    """`compute()`; where memory runs out it is done again with batches of half as many sequences, down to one.
+
+    The numbers are the same but for rounding: what is summed over a batch is kept by sequence.
+    """
+    state = _Batches()
+    while True:
+        before, state.largest = _batches.set(state), 0
+        try:
+            return compute()
+        except (MemoryError, RuntimeError) as error:
+            if state.largest <= 1 or not _is_out_of_memory(error):
+                raise
+        finally:
+            _batches.reset(before)
+        state.limit = state.largest // 2
+        torch.cuda.empty_cache()
+        log.warning("%s: out of memory with %d sequences at a time; again with half as many", what, state.largest)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class for GPUs, and for the CPU an error with these words."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)
@@ -49,8 +92,10 @@ class Sequences:
     def batches(
         self, size: int, device: torch.device
     ) -> Iterator[tuple[slice, Int[Tensor, "B T"], Int[Tensor, "B T"] | None]]:
-        """`size` sequences at a time (at least one): which they are, their tokens, their documents."""
-        size, progress = max(1, size), Progress("reading", "sequences", len(self))
+        """`size` sequences at a time (at least one; `within_memory`): which they are, their tokens, their documents."""
+        state = _batches.get(_Batches())
+        size, progress = max(1, min(size, state.limit)), Progress("reading", "sequences", len(self))
+        state.largest = max(state.largest, min(size, len(self)))
         for start in range(0, len(self), size):
             rows = slice(start, min(start + size, len(self)))
             tokens_BT = torch.from_numpy(self.tokens_NT[rows]).to(device)

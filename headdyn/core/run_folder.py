@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Findings, HeadTable, Metric
-from headdyn.core.store import Entry, StageInterruptedError, write_json_if_possible
+from headdyn.core.store import Entry, StageInterruptedError, file_hash, write_json_if_possible
 from headdyn.core.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -76,25 +76,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
             protocol["name"] = "original"
         if manifest["status"] == "complete" and manifest.get("glossary"):  # what an analysis measures comes before it
-            _require_results(folder)
+            _require_results(folder, manifest.get("sha256", {}))
     except ValueError as error:
         return {**manifest, "status": "damaged", "error": str(error)}
     return manifest
 
 
-def _require_results(folder: Path) -> None:
+def _require_results(folder: Path, sums: Mapping[str, str]) -> None:
     missing = [name for name in (SUMMARY, HEADS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} says that it is complete, but lacks {' and '.join(missing)}; run its command again")
     if not isinstance(read_json(folder / SUMMARY), dict):
         raise ValueError(f"{folder / SUMMARY} is damaged, it holds no scalars by name; run its command again")
     HeadTable.check(folder / HEADS)
+    for path in (folder / name for name, digest in sums.items() if _digest(folder / name) != digest):
+        raise ValueError(f"{path} is damaged, it is not what the run wrote; run its command again")
     try:
         if (folder / PATTERNS).exists():
             with safe_open(folder / PATTERNS, framework="np"):
                 pass  # its header is read, and its length compared
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / PATTERNS} is damaged ({error}); run its command again") from error
+
+
+def _digest(path: Path) -> str | None:
+    return file_hash(path) if path.is_file() else None
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,8 @@ class RunFolder:
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:
             self._log.close()
-            self.manifest["status"] = "complete"
+            sums = {name: _digest(self.path / name) for name in (SUMMARY, HEADS, METRICS)}
+            self.manifest |= {"status": "complete", "sha256": {name: each for name, each in sums.items() if each}}
             self.save_manifest()
             return
         if isinstance(error, KeyboardInterrupt | StageInterruptedError):

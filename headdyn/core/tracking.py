@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
@@ -156,19 +157,18 @@ def open_tracker(
     os.environ.setdefault("WANDB_CACHE_DIR", str(staging))
     import wandb
 
-    mode = os.environ.get("WANDB_MODE", choice.mode)
+    mode: Any = os.environ.get("WANDB_MODE", choice.mode)
     if mode == "online" and (problem := unreachable()):
         log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
         mode = "offline"
     place, run_id = folder.parent if shared else folder, run_id_of(name, group)
     for earlier in place.glob(f"wandb/offline-run-*-{run_id}"):
         shutil.rmtree(earlier)
-    run = wandb.init(
+    start = partial(
+        wandb.init,
         id=run_id,
-        resume="allow" if mode == "online" else None,
         project=choice.project,
         entity=choice.entity,
-        mode=mode,  # type: ignore[arg-type]
         dir=str(place),
         name=name,
         group=choice.group or group,
@@ -178,11 +178,19 @@ def open_tracker(
         job_type=job_type,
         config=dict(config),
         reinit="finish_previous",
-        # No job is made of a run: W&B Launch could not start one of a sweep, and looking for it takes a second.
+        # No job is made of a run: W&B Launch could not start one of a sweep, and looking for it takes a second. A
+        # server that dies while the run goes on keeps it from ending for half a minute, and not for hours.
         settings=wandb.Settings(
-            silent=True, console="off", init_timeout=20, disable_job_creation=True, git_commit=commit
+            silent=True, console="off", init_timeout=20, finish_timeout=30, disable_job_creation=True, git_commit=commit
         ),
     )
+    try:
+        run = start(mode=mode, resume="allow" if mode == "online" else None)
+    except wandb.Error as error:  # of a server that takes connections and does not answer
+        if mode != "online":
+            raise
+        log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", error, folder)
+        run = start(mode="offline")
     # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
     try:
         yield WandbTracker(run)

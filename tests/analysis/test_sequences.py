@@ -1,11 +1,17 @@
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from headdyn.analysis.sequences import Sequences
+from headdyn.analysis.attention import AttentionStatistics
+from headdyn.analysis.sequences import Sequences, within_memory
+from headdyn.core.records import HeadTable
 from tests.analysis import tiny
+from tests.small_models import MHA, drawn
 
 
 @pytest.fixture
@@ -33,3 +39,54 @@ def test_documents_count_only_where_attention_stays_inside_them(masked):
     assert free.documents_NT is None and len(free) == 3
     ((_, _, documents),) = free.batches(3, torch.device("cpu"))
     assert documents is None
+
+
+# -- out of memory -----------------------------------------------------------------------------------------------------
+
+
+def scarce(limit: int, error: Exception) -> Iterator[None]:
+    """Batches of more than `limit` sequences do not fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        batches = Sequences.batches
+
+        def checked(self: Sequences, size: int, device: torch.device) -> Iterator[Any]:
+            for rows, *rest in batches(self, size, device):
+                if rows.stop - rows.start > limit:
+                    raise error
+                yield rows, *rest
+
+        patch.setattr(Sequences, "batches", checked)
+        yield
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_out_of_memory_halves_the_batch_and_gives_the_same_numbers(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus, decoder = tiny.corpus(rows=24, length=12, count=3), drawn(MHA)
+    analysis = AttentionStatistics(sequences=24, label_swaps=20, bootstrap_draws=100)
+
+    def table() -> HeadTable:
+        return analysis(decoder, corpus, np.random.default_rng(0)).table
+
+    whole = table()
+    with contextmanager(scarce)(3, error):
+        halved = within_memory(table, "analysis attention")
+    assert [int(line.split("with ")[1].split()[0]) for line in caplog.messages] == [24, 12, 6]
+    for name in ("value", "null", "ci_low"):
+        numbers = (np.array([row[name] for row in each.rows()], float) for each in (halved, whole))
+        np.testing.assert_allclose(*numbers, rtol=1e-4, atol=1e-6)
+
+
+def test_one_sequence_that_does_not_fit_and_other_errors_are_raised() -> None:
+    sequences = Sequences(np.zeros((4, 3), int), np.zeros((4, 3), int))
+    for limit, error in ((0, MemoryError("none left")), (3, RuntimeError("another reason"))):
+        with contextmanager(scarce)(limit, error), pytest.raises(type(error), match=str(error)):
+            within_memory(lambda: list(sequences.batches(4, torch.device("cpu"))), "reading")

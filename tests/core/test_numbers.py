@@ -42,3 +42,8 @@ def test_small_words() -> None:
     assert (p_is(0.0004), p_is(0.032, "q")) == ("p < 0.001", "q = 0.032")
     assert (p_value(0.0004), p_value(0.032), p_value(0.3), p_value(None)) == ("< 0.001", "0.032", "0.30", "–")
     assert [duration(s) for s in (None, 0.01, 8.3, 125, 4800)] == ["–", "< 0.1 s", "8.3 s", "2 min 05 s", "1 h 20 min"]
+
+
+def test_bounds_of_seconds_and_of_powers_of_ten() -> None:
+    assert (duration(59.94), duration(59.95)) == ("59.9 s", "1 min 00 s")
+    assert (number(0.0015), number(0.00099)) == ("0.001500", "9.9e−4")

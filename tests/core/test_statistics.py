@@ -271,3 +271,26 @@ def test_the_smallest_detectable_effect_is_found_with_its_power(units, power):
 def test_one_unit_detects_nothing():
     with pytest.raises(ValueError, match="at least 2"):
         smallest_detectable(1.0, 1)
+
+
+def test_all_sign_flips_of_thirteen_units_by_enumeration():
+    """8,192 of them, more than are held in memory at once; one-sided p of their exact law."""
+    values = rng(17).normal(0.2, 1, size=13)
+    sums = np.array([np.dot(signs, values) for signs in itertools.product((-1, 1), repeat=13)])
+    for alternative, hits in (
+        ("greater", sums >= values.sum() - 1e-9),
+        ("two-sided", np.abs(sums) >= abs(values.sum()) - 1e-9),
+    ):
+        assert sign_flip_test(values, rng(), alternative=alternative) == pytest.approx(hits.mean(), abs=1e-12)
+
+
+def test_draws_far_from_zero_are_compared_about_their_mean():
+    draws = np.array([4.0, 5.0, 6.0])
+    np.testing.assert_allclose(draws_test(np.array([5.5, 3.0, 7.0]), draws), [3 / 4, 1 / 4, 1 / 4])
+
+
+def test_a_column_that_lacks_one_value_has_no_interval():
+    values = rng(18).normal(size=(20, 2))
+    values[3, 1] = np.nan
+    low, high = bootstrap_interval(values, rng())
+    assert np.isfinite([low[0], high[0]]).all() and np.isnan([low[1], high[1]]).all()

@@ -1,8 +1,9 @@
 """What happens to a sweep when things go wrong: `python -m tests.faults` (`make faults`) tries it and writes a table.
 
-Kills at random moments, every kind of file that a sweep leaves or keeps in the cache cut off, changed, emptied or
-swapped with another, a full disk and one that cannot be written. Each time the same command is given again, and must
-either leave what an undisturbed sweep leaves, to the bit, or say in one line what is wrong.
+Kills at random moments; every kind of file that a sweep leaves or keeps in the cache cut off, changed, emptied or
+swapped with another; a full disk, one that cannot be written and a clock set back; the same sweep twice at once; W&B's
+and the model hub's servers absent, slow or dying; memory that runs out. Each time the same command is given again, and
+must either leave what an undisturbed sweep leaves, to the bit, or say in one line what is wrong.
 """
 
 from __future__ import annotations
@@ -16,21 +17,36 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.commands import TINY, command, computed, environment
+import numpy as np
+
+from headdyn.core.records import HeadTable
+from tests import forked
+from tests.commands import TINY, command, computed, environment, run
+from tests.faults.wandb_server import wandb_server
+from tests.models.checkpoints.hub_server import Hub, serve
+from tests.small_checkpoints import checkpoint
 
 SWEEP = (
     *("-m", *TINY, "workers=2", "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope"),
     *("train.steps=60", "train.resume_every_seconds=0.2"),
 )
+# What no kill interrupts is shorter: two runs, two trainings of 12 steps, each with its recalibration
+SMALL = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=drope")
+# Two checkpoints of one training, of the stand-in's hub
+HUB_MODEL = (
+    *("mode=smoke", "tracking=none", "threads=1", "workers=1", "patterns_kept=0", "model=huggingface"),
+    *("model.name=someone/tiny", "'model.revisions=[step0,step1000]'", "data=repeated_tokens", "analysis=[loss]"),
+)
 OUT = Path("experiments/reliability")
-PARTS = ["kills", "damage", "disks"]
+PARTS = ["kills", "damage", "disks", "twice", "servers", "memory"]
 HARMS: dict[str, Callable[[bytes, bytes], bytes]] = {
     "cut off": lambda content, other: content[: len(content) // 2],
     "one bit changed": lambda content, other: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
@@ -58,11 +74,17 @@ class Row:
             setattr(self, outcome, getattr(self, outcome) + 1)
 
 
-def sweep(root: Path, *more: str, cache: Path | None = None) -> subprocess.CompletedProcess[str]:
-    variables = environment(root) | ({} if cache is None else {"HEADDYN_CACHE": str(cache)})
-    return subprocess.run(
-        command(*SWEEP, *more), env=variables, cwd=root, capture_output=True, text=True, errors="replace", timeout=600
-    )
+def sweep(root: Path, *more: str, arguments: Sequence[str] = SMALL) -> subprocess.CompletedProcess[str]:
+    return run(root, *arguments, *more, timeout=900)
+
+
+def undisturbed(root: Path, arguments: Sequence[str] = SMALL) -> dict[str, bytes]:
+    """What the sweep computes where nothing happens."""
+    root.mkdir()
+    done = sweep(root, arguments=arguments)
+    if done.returncode:
+        raise SystemExit(f"the undisturbed sweep failed: {done.stderr}")
+    return computed(root)
 
 
 def judged(root: Path, done: subprocess.CompletedProcess[str], reference: dict[str, bytes]) -> tuple[str, str]:
@@ -76,8 +98,11 @@ def judged(root: Path, done: subprocess.CompletedProcess[str], reference: dict[s
     return ("lost", f"differs: {', '.join(differing[:3])}") if differing else ("same", "")
 
 
-def kills(root: Path, reference: dict[str, bytes], seconds: float, count: int, draw: random.Random) -> Iterator[Row]:
+def kills(root: Path, count: int, draw: random.Random) -> Iterator[Row]:
     """Kill a sweep at random moments of its life until it has died `count` times; each that ends is compared."""
+    begun = time.monotonic()
+    reference = undisturbed(root.with_name("longer"), SWEEP)
+    seconds = time.monotonic() - begun
     row = Row(f"killed at a random moment ({count} times), then begun again until it ends")
     killed = 0
     while killed < count:
@@ -120,11 +145,12 @@ def damage(root: Path, whole: Path, reference: dict[str, bytes]) -> Iterator[Row
     files = kinds_of_file(whole)
     for harm, harmed in HARMS.items():
         for where in ("a record", "the cache"):
-            row = Row(f"a file of {where} {harm}")
+            row = Row(f"a file of {where} {harm}, then the same command")
+            empty(root)
             for file in files:
                 if ("cache" in file.relative_to(whole).parts) != (where == "the cache"):
                     continue
-                shutil.rmtree(root, ignore_errors=True)
+                shutil.rmtree(root)
                 shutil.copytree(whole, root, symlinks=True)
                 other = next(path for path in files if path.suffix != file.suffix)
                 target = root / file.relative_to(whole)
@@ -150,32 +176,154 @@ def small_disk(mebibytes: int) -> Iterator[Path | None]:
 
 
 def disks(root: Path, reference: dict[str, bytes]) -> Iterator[Row]:
-    """The cache, then the output folder, on a disk that fills up, and on one that is read-only."""
-    for part in ("cache", "out"):
-        for what in ("full", "read-only"):
-            row = Row(
-                f"{'the cache' if part == 'cache' else 'the output folder'} on a {what} disk, then on a sound one"
-            )
-            with small_disk(1) as disk:
-                if disk is None:
-                    row.what += " (not tried: this user may not mount a disk)"
-                    yield row
-                    continue
-                shutil.rmtree(root, ignore_errors=True)
-                root.mkdir()
-                if what == "read-only":
-                    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-                (root / part).symlink_to(disk)
-                done = sweep(root)
-                said = done.stdout + done.stderr
-                word = "no space left" if what == "full" else "cannot be written"
-                if done.returncode == 0 or "Traceback" in said or word not in said:
-                    row.note("lost", f"exit status {done.returncode}: {said.strip()[-200:]}")
-                else:
-                    row.note("refused", "")
-                (root / part).unlink()
-            row.note(*judged(root, sweep(root), reference))
+    """The cache, then the output folder, on a disk that fills up, and on one that is read-only; a clock set back."""
+    places = {"cache": "the cache", "out": "the output folder"}
+    for (part, place), (what, word) in itertools.product(
+        places.items(), {"full": "no space left", "read-only": "cannot be written"}.items()
+    ):
+        row = Row(f"{place} on a {what} disk, then on a sound one")
+        with small_disk(1) as disk:
+            if disk is None:
+                row.what += " (not tried: this user may not mount a disk)"
+                yield row
+                continue
+            empty(root)
+            if what == "read-only":
+                subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+            (root / part).symlink_to(disk)
+            done = sweep(root)
+            printed = done.stdout + done.stderr
+            clear = done.returncode and "Traceback" not in printed and word in printed
+            row.note("refused" if clear else "lost", f"exit status {done.returncode}: {printed.strip()[-200:]}")
+            (root / part).unlink()
+        row.note(*judged(root, sweep(root), reference))
+        yield row
+    row = Row("killed, and the clock set back by a day before it goes on")
+    for seconds in (4, 8):
+        empty(root)
+        process = start(root)
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=seconds)
+        process.kill()
+        process.communicate()
+        tomorrow = time.time() + 86_400
+        for path in root.rglob("*"):
+            os.utime(path, (tomorrow, tomorrow), follow_symlinks=False)
+        row.note(*judged(root, sweep(root), reference))
+    yield row
+
+
+def empty(root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
+
+
+def start(root: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*SMALL, *more), env=environment(root) | variables, cwd=root, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    printed, errors = process.communicate(timeout=900)
+    return subprocess.CompletedProcess([], process.returncode, printed, errors)
+
+
+def twice(root: Path, reference: dict[str, bytes]) -> Iterator[Row]:
+    """The same sweep by two processes at once, which share the cache, and then the output folder too."""
+    for what, second in (("one output folder", root), ("two output folders", root.with_name("second"))):
+        row = Row(f"the same sweep twice at once, with one cache and {what}")
+        empty(root)
+        empty(second)
+        (root / "cache").mkdir()
+        if second != root:
+            (second / "cache").symlink_to(root / "cache")
+        both = [(place, start(place)) for place in (root, second)]
+        for place, done in [(place, ended(process)) for place, process in both]:
+            row.note(*judged(place, done, reference))
+        yield row
+
+
+def servers(root: Path, reference: dict[str, bytes]) -> Iterator[Row]:
+    """Weights & Biases, then the hub of models: absent, taking connections without an answer, dying at work."""
+    for what in ("absent", "silent", "dying"):
+        row = Row(f"W&B online, its server {what}")
+        empty(root)
+        with wandb_server(what) as url:
+            online = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": url}
+            done = ended(start(root, "tracking=wandb", "tracking.mode=online", **online))
+        row.note(*judged(root, done, reference))
+        yield row
+    arguments = ("-m", *HUB_MODEL)
+    empty(root)
+    with serve(Hub()) as hub, tempfile.TemporaryDirectory() as folder:
+        for step in (0, 1000):
+            hub.add("someone/tiny", f"step{step}", checkpoint(Path(folder) / str(step), seed=step))
+        reaching = {"HF_ENDPOINT": hub.url, "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+
+        def asked(**variables: str) -> subprocess.CompletedProcess[str]:
+            process = subprocess.Popen(
+                command(*arguments), env=environment(root) | reaching | variables, cwd=root, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )  # fmt: skip
+            return ended(process)
+
+        done = asked()
+        if done.returncode:
+            raise SystemExit(f"the undisturbed sweep of checkpoints failed: {done.stderr}")
+        whole = computed(root)
+        faults: dict[str, list[int | str]] = {
+            "dying": ["cut", "cut", 503],
+            "sending other bytes": ["flip"],
+            "slow": ["wait"],
+        }
+        for what, happens in faults.items():
+            empty(root)
+            hub.faults["model.safetensors"] = list(happens)
+            row = Row(f"the hub {what} while a checkpoint is downloaded")
+            row.note(*judged(root, asked(), whole))
+            assert not hub.faults["model.safetensors"], "the fault has happened"
             yield row
+        empty(root)
+        row = Row("the hub absent, then there")
+        row.note(*judged(root, asked(HF_ENDPOINT="http://127.0.0.1:9"), whole))
+        row.note(*judged(root, asked(), whole))
+        yield row
+
+
+SCARCE = """
+import runpy, sys, torch
+from headdyn.analysis.sequences import Sequences
+batches = Sequences.batches
+def scarce(self, size, device):
+    for rows, *rest in batches(self, size, device):
+        if rows.stop - rows.start > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        yield rows, *rest
+Sequences.batches = scarce
+sys.argv = ["headdyn", *{arguments!r}]
+runpy.run_module("headdyn.run", run_name="__main__")
+"""
+
+
+def memory(root: Path, whole: Path) -> Iterator[Row]:
+    """Analyses get no memory for more than eight sequences at a time: smaller batches, the same numbers but for rounding."""
+    row = Row("out of memory in every analysis with more than eight sequences at a time")
+    empty(root)
+    shutil.copytree(whole / "cache", root / "cache")
+    code = SCARCE.format(arguments=list(SMALL))
+    done = forked.run([sys.executable, "-c", code], env=environment(root), cwd=root, timeout=900)
+    outcome, detail = ("same", "") if done.returncode == 0 else ("lost", done.stderr[-200:])
+    if "out of memory with" not in done.stderr:
+        outcome, detail = "lost", "no word of it"
+    for path in sorted(root.glob("out/multirun/*/*/heads.parquet")):
+        tables = [HeadTable.read(place / path.relative_to(root)).rows() for place in (root, whole)]
+        values = [np.array([row["value"] for row in rows], float) for rows in tables]
+        if not np.allclose(*values, rtol=1e-4, atol=1e-6, equal_nan=True):
+            outcome, detail = "lost", f"{path.relative_to(root)}: other numbers"
+    row.note(outcome, detail)
+    yield row
 
 
 def write_table(rows: list[Row], chosen: argparse.Namespace) -> None:
@@ -184,8 +332,8 @@ def write_table(rows: list[Row], chosen: argparse.Namespace) -> None:
         "# What a sweep survives",
         "",
         f"Made by `python -m tests.faults --kills {chosen.kills} --seed {chosen.seed}`, "
-        f"Python {platform.python_version()}, {os.cpu_count()} cores. A sweep of four runs, two workers, two trainings of "
-        "60 steps that save their state every 0.2 s; after each fault the same command is given again. *Same*: every table, "
+        f"Python {platform.python_version()}, {os.cpu_count()} cores. Kills meet a sweep of four runs, two workers, two trainings "
+        "of 60 steps that save their state every 0.2 s, all else one of two runs. *Same*: every table, "
         "summary, effect, snapshot and corpus equals an undisturbed sweep's, to the bit. *Refused*: an exit status that is "
         "not 0, and why in a line, no traceback.",
         "",
@@ -207,21 +355,19 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
-    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         whole, root = Path(folder) / "whole", Path(folder) / "root"
-        whole.mkdir()
-        done = sweep(whole)
-        if done.returncode:
-            raise SystemExit(f"the undisturbed sweep failed: {done.stderr}")
-        seconds, reference = time.monotonic() - begun, computed(whole)
+        reference = undisturbed(whole)
         earlier = OUT / "faults.json"
         recorded = json.loads(earlier.read_text(encoding="utf-8")) if chosen.parts != PARTS and earlier.exists() else []
         rows = {row["what"]: Row(**row) for row in recorded}
         faults = {
-            "kills": kills(root, reference, seconds, chosen.kills, random.Random(chosen.seed)),
+            "kills": kills(root, chosen.kills, random.Random(chosen.seed)),
             "damage": damage(root, whole, reference),
             "disks": disks(root, reference),
+            "twice": twice(root, reference),
+            "servers": servers(root, reference),
+            "memory": memory(root, whole),
         }
         for row in itertools.chain(*(faults[part] for part in chosen.parts)):
             rows[row.what] = row

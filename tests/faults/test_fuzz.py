@@ -1,10 +1,14 @@
 """Commands that nobody would think of: each is planned, or refused in one line within two seconds, and never a traceback.
 
-HEADDYN_FUZZ says how many are tried, 100 where it is not set; `make faults` tries 2,000.
+HEADDYN_FUZZ says how many are tried, 100 where it is not set; `make faults` tries 2,000. A tenth as many of those that
+are refused are given once more to a process of their own.
 """
 
 import os
 import pickle
+import random
+import resource
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +20,7 @@ from hypothesis import strategies as st
 import headdyn.api
 import headdyn.run
 from headdyn.plan import CONF, make_plan
+from tests import commands
 
 COUNT = int(os.environ.get("HEADDYN_FUZZ", "100"))
 GROUPS = sorted(folder.name for folder in Path(CONF).iterdir() if folder.is_dir() and folder.name != "hydra")
@@ -111,6 +116,7 @@ def nothing_is_started(tmp_path_factory):
 
 
 started: list = []
+refused: list[list[str]] = []
 
 
 @settings(
@@ -133,6 +139,7 @@ def test_every_command_is_planned_or_refused_in_one_line(capsys, flags, argument
     seconds = time.process_time() - begun
     printed = capsys.readouterr()
     if status == 2:
+        refused.append(command)
         assert seconds < 2
         (line,) = printed.err.splitlines()
         assert line.startswith("headdyn: ") and len(line) > len("headdyn: ") + 8 and not started
@@ -141,3 +148,24 @@ def test_every_command_is_planned_or_refused_in_one_line(capsys, flags, argument
         for plan in started:
             assert len({job.name for job in plan.jobs}) == len(plan.jobs)
             assert pickle.loads(pickle.dumps(plan.jobs)) == plan.jobs
+
+
+def test_refused_commands_are_refused_by_a_process_too(tmp_path):
+    """In the same line, within two seconds of computing, and nothing is left behind."""
+    assert len(refused) > COUNT // 10
+    for command in random.Random(0).sample(refused, COUNT // 10):
+        if any("\0" in argument for argument in command):
+            continue  # which no process can be given
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            commands.command(*command),
+            env=commands.environment(tmp_path),
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=60,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        lines = done.stderr.decode().splitlines()
+        assert (done.returncode, len(lines), done.stdout) == (2, 1, b"") and lines[0].startswith("headdyn: "), command
+        assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2, command
+        assert not (tmp_path / "cache").exists() and not [*tmp_path.rglob("*.*")]

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.commands import TINY, command, environment, only, run
 from tests.core.test_tracking import records
@@ -138,6 +139,18 @@ def test_a_cache_folder_that_cannot_be_written_is_said_before_any_work(tmp_path)
         assert done.returncode == 1
         (line,) = done.stderr.splitlines()
         assert line.startswith("headdyn: the cache folder") and "HEADDYN_CACHE" in line
+
+
+def test_a_second_process_in_one_folder_is_refused_while_the_first_works(tmp_path):
+    assert run(tmp_path, "-m", "seed=0,1", *TINY, "analysis=[loss]").returncode == 0
+    folder = only(tmp_path / "out" / "multirun")
+    with FileLock(folder / ".lock"):
+        done = run(tmp_path, "-m", "seed=0,1", *TINY, "analysis=[loss]")
+    assert (done.returncode, done.stderr) == (
+        1, f"headdyn: another process works in {folder}; wait for it, or choose another folder\n"
+    )  # fmt: skip
+    assert run(tmp_path, "-m", "seed=0,1", *TINY, "analysis=[loss]").returncode == 0
+    assert not (folder / ".lock").exists()
 
 
 def test_cuda_asked_for_where_there_is_none(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headdyn.analysis.series.judgement import Measure, Rules, _over_draws, judge
+from headdyn.analysis.series.judgement import Measure, Rules, _over_draws, _undecided, judge
 
 TOTAL = 1000
 
@@ -309,3 +309,21 @@ def test_probabilities_are_calibrated() -> None:
         assert abs(mean - share) < 0.01 + 3 * np.sqrt(max(mean * (1 - mean), 0.001) / inside.sum())
     assert np.mean(covered) > 0.95 and len(covered) > 100
     assert np.mean(point) < 0.92  # the mutant: the point estimate's class as if it were certain
+
+
+def test_what_is_recorded_of_the_rule_and_of_pairs() -> None:
+    found = judgement_of([0, 1])
+    assert (found["rule"], found["n"]) == ("above 0.5", None)
+    assert judgement_of([0, 1], threshold=None, beyond_chance=True)["rule"] == "above half of its highest value"
+
+
+def test_why_a_pace_is_undecided_at_its_bounds() -> None:
+    assert _undecided(0.1, 0.25, 1000, Rules()).startswith("the checkpoints lie too far apart; 25 steps")
+    assert _undecided(0.101, 0.25, 1000, Rules()) == "longer than a sudden rise and shorter than a gradual one"
+    assert "; 1 steps" in _undecided(0.0, 1.0, 4, Rules())
+
+
+def test_within_the_first_tenth_of_training() -> None:
+    draw_BK = np.array([[0.0, 1, 1], [0, 0, 1]])
+    measure = Measure(name="strength", steps=(50, 100, 150), value_K=draw_BK[0], threshold=0.5)
+    assert _over_draws(measure, draw_BK, 1000, Rules())["probabilities"]["within_first"] == 0.5

@@ -17,6 +17,7 @@ from headdyn.analysis.series.onset import (
     null_band,
     possible_stages,
     resampled,
+    rise_bracket,
     rise_widths,
     stage,
     turns,
@@ -209,3 +210,23 @@ def test_too_few_splits_have_no_band() -> None:
     strength_KS = np.stack([splits.strengths(rng(k).normal(size=(6, 1))) for k in range(3)])
     assert null_band(strength_KS) is None
     assert (null_band(np.zeros((2, 70))) == 0).all()
+
+
+def test_half_of_the_highest_is_half() -> None:
+    np.testing.assert_array_equal(half_of_highest(np.array([[0.0, 4, 1], [-1, -2, 0]])), [2, np.inf])
+
+
+def test_a_bracket_counts_heights_of_exactly_a_tenth_and_nine_tenths() -> None:
+    values = np.array([[0.0, 1, 5, 9, 10]])
+    low, high = rise_bracket(values, climbs(values))
+    assert (low[0], high[0]) == (1, 3)
+
+
+def test_an_emergence_by_the_end_of_the_early_part_is_early_alone() -> None:
+    assert possible_stages(0.1, 0.25) == ["early"] and possible_stages(0.1, 0.26) == ["early", "mid"]
+
+
+def test_forty_splits_are_the_fewest_with_a_band() -> None:
+    strength_S = np.arange(40.0)
+    assert null_band(strength_S[None]) == [37]  # two of forty lie above it
+    assert null_band(strength_S[None, :39]) is None

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Hub:
     """What the server has, and a record of what it was asked.
 
     `faults` maps a piece of a path to what happens instead, once for every entry of its list: a status, "cut" (the
-    connection breaks in the middle of the body) or "flip" (one byte differs).
+    connection breaks in the middle of the body), "flip" (one byte differs) or "wait" (five seconds pass first).
     """
 
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
@@ -121,6 +122,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send(404, b"{}", {"X-Error-Code": "EntryNotFound", **commit}, body)
             return
         headers = {**commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        if happens == "wait":
+            time.sleep(5)
         if happens == "flip":
             content = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
