@@ -132,6 +132,8 @@ def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], D
             raise
         except UnicodeDecodeError as error:
             raise ConfigError(f"a YAML file that {' '.join(job)} chooses is no UTF-8 text ({error})") from error
+        except AssertionError as error:  # Hydra's own, of a group without a name
+            raise ConfigError(f"{' '.join(job)} names no group or key; write group=option or key=value") from error
         except YAMLError as error:
             raise ConfigError("a configuration file is no YAML: " + " ".join(str(error).split())) from error
         except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:

@@ -162,7 +162,7 @@ def test_refused_commands_are_refused_by_a_process_too(tmp_path):
             env=commands.environment(tmp_path),
             cwd=tmp_path,
             capture_output=True,
-            timeout=60,
+            timeout=600,  # of waiting; what it computes for is bounded below
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         lines = done.stderr.decode().splitlines()
