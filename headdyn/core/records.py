@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,14 @@ SCHEMA = pa.schema(
         ("reason", pa.string()),  # why the value is absent; null where it is there
     ]
 )
+
+
+@contextmanager
+def _named_if_damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:  # OSError: of a table whose own description has a changed byte
+        raise ValueError(f"{path} is damaged, it holds no table ({error}); run its command again") from error
 
 
 class HeadTable:
@@ -118,7 +127,8 @@ class HeadTable:
     def read(cls, path: Path) -> HeadTable:
         """The table that `write` left at `path`. Raises ValueError, which names the file, where it is damaged."""
         cls.check(path)
-        return cls(pq.read_table(path, schema=SCHEMA))
+        with _named_if_damaged(path):
+            return cls(pq.read_table(path, schema=SCHEMA))
 
     @classmethod
     def check(cls, path: Path) -> None:
@@ -126,10 +136,8 @@ class HeadTable:
 
         Reads its footer alone, which parquet writes last.
         """
-        try:
+        with _named_if_damaged(path):
             pq.read_metadata(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is damaged, it holds no table ({error}); run its command again") from error
 
     def write(self, path: Path) -> None:
         """Write the table as parquet, whole or not at all: a temporary file beside it, then a rename."""

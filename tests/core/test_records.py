@@ -155,3 +155,16 @@ def test_log_spaced_refuses_more_steps_than_there_are():
 def test_the_schema_is_the_one_the_reports_read():
     names = "run model step layer head metric value ci_low ci_high null p q n unit reason"
     assert " ".join(SCHEMA.names) == names and SCHEMA.field("value").type == pa.float64()
+
+
+def test_a_changed_byte_in_a_tables_own_description_is_named(tmp_path):
+    path = tmp_path / "heads.parquet"
+    HeadTable.whole("loss", 1.0, n=3, unit="sequence").write(path)
+    content, named = path.read_bytes(), 0
+    for place in range(len(content) - 300, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            HeadTable.read(path)  # a byte may be one that changes nothing
+        except ValueError as error:
+            named += "heads.parquet" in str(error)
+    assert named > 4
