@@ -157,7 +157,8 @@ def dry_run(plan: Plan) -> None:
             f"time: not measured yet here for {', '.join(sorted(unknown))}; the rest about {_duration(total / workers)}"
         )
     else:
-        print(f"time: about {_duration(total / workers)}{side}, by what the same sizes took here before")
+        about = f"about {_duration(total / workers)}{side}, by what the same sizes took here before"
+        print(f"time: {about}; less where a training is in the cache already")
 
 
 def _size(count: float) -> str:

@@ -177,9 +177,11 @@ def job(cfg: DictConfig) -> None:
         queue_again()
         raise
     except Exception as error:
-        raise JobError(
-            f"{config.name} failed: {type(error).__name__}: {error}\n(traceback in {folder}/log.txt)"
-        ) from error
+        failed = f"{config.name} failed: {type(error).__name__}: {error}\n(traceback in {folder}/log.txt)"
+        if hydra_config.mode == RunMode.MULTIRUN:
+            raise JobError(failed) from error
+        print(f"headdyn: {failed}", file=sys.stderr)  # Hydra would put lines of its own around it
+        raise SystemExit(1) from error
 
 
 def _require_possible(plan: Plan) -> None:

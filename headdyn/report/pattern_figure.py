@@ -24,10 +24,11 @@ def patterns_by_role(table: HeadTable, path: Path) -> Figure:
     with safe_open(path, framework="np") as file:
         topics_NT = file.get_tensor("topics")[:_SEQUENCES]
         slices = [file.get_slice(f"pattern.{layer}")[: len(topics_NT), head : head + 1] for layer, head in roles]
+    boundaries = [(np.flatnonzero(np.diff(topics_T)) + 1).tolist() for topics_T in topics_NT]
     return pattern_grid(
         np.concatenate(slices, axis=1).astype(np.float32),
         rows=[f"sequence {n}" for n in range(1, len(topics_NT) + 1)],
         columns=[f"{' and '.join(names)}\nlayer {layer}, head {head}" for (layer, head), names in roles.items()],
-        boundaries=[(np.flatnonzero(np.diff(topics_T)) + 1).tolist() for topics_T in topics_NT],
-        title="Attention patterns (lines: a new topic begins)",
+        boundaries=boundaries,
+        title="Attention patterns" + (" (lines: a new topic begins)" if any(boundaries) else ""),
     )
