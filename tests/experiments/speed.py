@@ -26,11 +26,21 @@ def fragments(folder: Path) -> list[str]:
     factors = ("sequences", "length", "heads", "layers")
     right = {fixed(100 * share, 1) for share in probes["accuracy"].values()}
     assert len(right) == 1
-    sizes = read(folder / "install.json")["sizes"]
-    mb = sizes[0]["largest_mb"]
+    install = read(folder / "install.json")
+    mb = install["sizes"][0]["largest_mb"]
+    pip = {row["extras"]: row["seconds"] for row in install["installs"]}
+    answers, run = (install["installs"][0][key] for key in ("answers_seconds", "smoke_run_seconds"))
     return [
         *(step(record) for record in steps.values()),
-        *(f"| {'`an extra`' if size['extras'] else 'none'} | {size['packages']} | {size['mb']:,} |" for size in sizes),
+        *(
+            f"| {'`' + size['extras'] + '`' if size['extras'] else 'none'} | {size['packages']} | {size['mb']:,} | "
+            f"{pip.get(size['extras'], '')}"
+            for size in install["sizes"]
+        ),
+        f"The wheel of {install['wheel_mb']} MB",
+        f"`headdyn --help` ends after {answers['headdyn --help']} s, `headdyn run --help` after "
+        f"{answers['headdyn run --help']} s, a mistyped option is answered after {answers['headdyn run mode=smok']} s, "
+        f"and `headdyn run mode=smoke` prints its first line after {run['first line']} s and ends after {run['end']} s",
         f"torch {mb['torch']}, pyarrow {mb['pyarrow']} and pandas {mb['pandas']} (through datasets), scipy {mb['scipy']} (through",
         f"transformers {mb['transformers']}, vl-convert-python {mb['vl-convert-python']} (figures",
         f"sympy {mb['sympy']} (through torch), numpy {mb['numpy']}, wandb {mb['wandb']}.",
