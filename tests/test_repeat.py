@@ -5,6 +5,7 @@ import json
 import pytest
 
 from headdyn.core.records import HeadTable
+from headdyn.core.store import file_hash
 from headdyn.repeat import changed_surroundings, compare
 from headdyn.run import main
 from tests.commands import TINY, only, run
@@ -52,6 +53,7 @@ def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
     rows[0]["value"] += 1e-12
     HeadTable.from_rows(rows).write(folder / "heads.parquet")
     manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["heads.parquet"] = file_hash(folder / "heads.parquet")  # or it would be damage
     (folder / "manifest.json").write_text(json.dumps(manifest | {"git": "another"}))
     done = run(tmp_path, "--repeat", str(folder))
     assert done.returncode == 1 and "differs: 1 of" in done.stdout and "the code was another" in done.stdout

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.statistics import benjamini_hochberg
 
 _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
 
@@ -116,6 +115,8 @@ def moving_together(
 
 
 def _with_q(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from headdyn.core.statistics import benjamini_hochberg  # brings scipy, which checking settings does without
+
     q = benjamini_hochberg(np.array([record["p"] for record in records]))
     return [record | {"q": float(each)} for record, each in zip(records, q, strict=True)]
 
