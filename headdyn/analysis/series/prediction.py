@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-
 _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
 
 
