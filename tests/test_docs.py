@@ -50,9 +50,9 @@ def job_keys(*overrides: str) -> Iterator[str]:
         (),
         ("data=local_text", "model=trained", "position_enc=drope", "data_ordering=topic", "tracking=none"),
         ("model=organism_null", "data=comparisons", "analysis=[all_prompts]", "protocol=original"),
-        ("experiment=weight_cluster_emergence",),
-        ("experiment=wiki", "analysis=[all]"),
+        ("data=wikipedia", "analysis=[all]"),
         ("data=conversations", "model=gpt2", "attention=gqa", "position_enc=nope", "mode=v2"),
+        *((f"experiment={file.stem}",) for file in sorted((CONF / "experiment").glob("*.yaml"))),
     ],
 )
 def test_the_reference_has_every_key_of_a_job(keys: list[Section], overrides: tuple[str, ...]) -> None:

@@ -24,7 +24,8 @@ from omegaconf import DictConfig, OmegaConf
 from headdyn.config import MODEL_KINDS, RunConfig
 from headdyn.plan import CONF
 
-# The groups of conf/ that the reference goes through option by option; analysis and cluster are read in other ways.
+# The groups of conf/ that the reference goes through option by option; analysis, cluster and the analyses that an
+# experiment brings with it are read in other ways.
 GROUPS = ("mode", "protocol", "model", "attention", "data", "data_ordering", "position_enc", "train", "tracking")
 _NO_OPTIONS = ("analysis/all", "analysis/all_prompts")  # lists of analyses
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
@@ -93,7 +94,7 @@ def _said(group: str, *options: str) -> dict[str, str]:
         return comments(CONF / "config.yaml")
     said: dict[str, str] = {}
     for option in options:
-        prefix = {"cluster": "", "analysis": f"analysis.{option}."}.get(group, f"{group}.")
+        prefix = {"cluster": "", "experiment": "", "analysis": f"analysis.{option}."}.get(group, f"{group}.")
         for key, comment in comments(CONF / group / f"{option}.yaml").items():
             said.setdefault(prefix + key, comment)
     return said
@@ -164,12 +165,21 @@ def _options() -> Iterator[tuple[str, str]]:
             (file.stem for file in (CONF / group).glob("*.yaml")), key=lambda n: (f"{group}/{n}" not in usual, n)
         )
         yield from ((group, name) for name in files if f"{group}/{name}" not in _NO_OPTIONS)
+    yield from (("experiment", file.stem) for file in sorted((CONF / "experiment").glob("*.yaml")) if _brought(file))
+
+
+def _brought(file: Path) -> dict[str, Any]:
+    """The analyses that only this experiment has, by name: those whose class it names."""
+    analyses = typing.cast(DictConfig, OmegaConf.load(file)).get("analysis") or {}
+    return {name: settings for name, settings in analyses.items() if "_target_" in (settings or {})}
 
 
 def _composed(group: str, option: str) -> tuple[DictConfig, str]:
     """The group's own node with this option, interpolations unresolved, and the key that leads to it."""
     if group == "cluster":  # Hydra's launchers need their plugins to be composed; the file itself says what it sets
         return typing.cast(DictConfig, OmegaConf.load(CONF / group / f"{option}.yaml")), ""
+    if group == "experiment":
+        return OmegaConf.create(_brought(CONF / group / f"{option}.yaml")), "analysis"
     overrides = [f"analysis=[{option}]"] if group == "analysis" else [f"{group}={option}"] if group else []
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="reference"):
         cfg = compose("config", overrides=overrides)

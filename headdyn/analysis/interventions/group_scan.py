@@ -45,8 +45,8 @@ class GroupScan(PatchSettings):
     metrics: ClassVar[Mapping[str, Metric]] = {
         "best_group_nats": nats(
             label="what the best group adds",
-            meaning="mean Δ with the group that stands out most patched, less that of groups of its size; for each "
-            "pair the group is chosen on the other pairs. p: of the whole scan, heads relabelled in each pair",
+            meaning="mean Δ with the most exceptional group patched, less that of groups of its size; for each pair "
+            "that group is chosen on the other pairs. p: of the whole scan, heads relabelled in each pair",
             outcome=True,
         ),
         "scan_maximum": Metric(

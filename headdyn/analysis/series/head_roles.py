@@ -73,8 +73,8 @@ class HeadRoles:
         },
         **{
             f"{metric}_predicted_from": Metric(
-                label=f"{role} heads told from",
-                meaning=f"first step from which on heads' ranks within their layers tell those in {metric} at the end "
+                label=f"step from which {role} heads can be predicted",
+                meaning=f"first step from which on heads' ranks in their layers predict those in {metric} at the end "
                 "(q over steps and measures; null: heads relabelled within layers)",
                 low=0,
                 unit="steps",
@@ -125,7 +125,7 @@ class HeadRoles:
         verdict["predicted"] = {}
         for metric in roles:
             first, name = predicted_from(foretold, metric, self.alpha), f"{metric}_predicted_from"
-            reason = "no early ranks tell the last ones beyond chance until the end"
+            reason = "at no step do ranks predict the last ones beyond chance from then on"
             count = {"n": int(holds[metric][-1].size), "unit": "head"}
             rows.append(
                 {"metric": name, **({"reason": reason} if first is None else {"value": float(first[0])}), **count}

@@ -192,12 +192,11 @@ def _scan(job: Job) -> list[str]:
     if not groups:
         return []
     best, test, gain = max(groups, key=lambda row: row["standardised"]), job.scalar("scan_maximum"), "best_group_nats"
-    word = "more" if test["p"] <= 0.05 else "no more"
+    word = "more" if test["p"] <= 0.05 else "not reliably more"
     sentences = [
         f"Of {number(len(groups))} groups of up to {max(row['size'] for row in groups)} heads, that of "
         f"{'head' if best['size'] == 1 else 'heads'} {listed([str(head) for head in best['heads']])} stands out most: "
-        f"{word} than the best of as many groups does "
-        f"where heads are relabelled in each pair ({p_is(test['p'])})."
+        f"{word} than chance gives when the same scan is run on relabelled heads ({p_is(test['p'])})."
     ]
     if job.scalar(gain).get("value") is not None:
         sentences.append(

@@ -45,8 +45,8 @@ def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
         "previous_token_strongest_since": 10,  # at step 0 it was head 1
         "induction_heads": 1,  # head 2's q is too large
         "induction_strongest_since": 10,
-    }  # with three heads and one layer no p is below 1/6: nothing is told from early checkpoints
-    assert "no early ranks" in summary["induction_predicted_from"]["reason"]
+    }  # with three heads and one layer no p is below 1/6: nothing is predicted from early checkpoints
+    assert "at no step do ranks predict" in summary["induction_predicted_from"]["reason"]
     foretold = findings.verdict["predicted"]["previous-token"]
     assert foretold == {"from_step": None, "by": None, "half_have_the_role_by": 10}
     of = {(r["final"], r["early"], r["step"]): r for r in findings.tables["head_prediction"].to_pylist()}

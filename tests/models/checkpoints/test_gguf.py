@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,12 @@ def test_what_cannot_be_read_is_named_before_anything_starts(original: Path, tmp
         with pytest.raises(CheckpointError, match=words) as caught:
             require_reachable(str(tmp_path / name), "main", store)
         assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_it_says_what_to_install(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(original, tmp_path / "small.gguf", GGMLQuantizationType.F16)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(CheckpointError, match=r"needs the package gguf; pip install 'headdyn\[gguf\]'"):
+        require_reachable(str(tmp_path / "small.gguf"), "main", Store(tmp_path / "cache"))
