@@ -115,7 +115,6 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
         (["hydra.run.dir="], ["hydra.run.dir", "no folder"]),
         (["+hydra.foo=1"], ["unknown key hydra.foo", "hydra.mode"]),
         (["-m", "hydra.launcher=null"], ["hydra.launcher=null starts no job"]),
-        (["-m", "cluster=slurm", "seed=0,1"], ["pip install 'headdyn[slurm]'"]),
         (["--unknown"], ["unrecognized arguments: --unknown; --help"]),
         (["swept=[seed]"], ["swept=[seed] is filled in by -m"]),
         (["-m", "seed=range(0,0)"], ["seed=range(0,0) names no value"]),

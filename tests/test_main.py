@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import resource
@@ -13,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 import headdyn
 from headdyn.__main__ import COMMANDS, main
@@ -40,10 +41,12 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert stop.value.code == 0 and capsys.readouterr().out.startswith(f"usage: headdyn {command} ")
 
 
-@pytest.mark.parametrize("extra", ["ray", "slurm"])
-def test_a_missing_extra_is_named_with_its_command(extra: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if importlib.util.find_spec({"ray": "ray", "slurm": "submitit"}[extra]):
-        pytest.skip(f"{extra} is installed")
+@pytest.mark.parametrize(("extra", "launcher"), [("joblib", "joblib"), ("ray", "ray"), ("slurm", "submitit_slurm")])
+def test_a_missing_launcher_is_named_with_its_command(
+    extra: str, launcher: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Plugins.instance()  # an installed launcher puts its options into Hydra's store here, once in a process
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], f"{launcher}.yaml", raising=False)
     assert main(["run", "-m", f"cluster={extra}", "mode=smoke"]) == 2
     assert capsys.readouterr().err == f"headdyn: cluster={extra} needs an extra; pip install 'headdyn[{extra}]'\n"
 
@@ -80,6 +83,14 @@ def test_the_notebook_is_put_into_a_folder_once(tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert main(["notebook", str(copy), "--copy"]) == 2
     assert re.fullmatch(r"headdyn notebook: .+; name another folder\n", capsys.readouterr().err)
+
+
+def test_a_notebook_without_marimo_names_its_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "marimo", None)
+    assert main(["notebook", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "headdyn: the notebook needs marimo; pip install 'headdyn[notebook]'\n"
 
 
 @pytest.fixture(scope="module")

@@ -105,15 +105,15 @@ def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
     row["packages"] = len(list(distributions(path=[str(site)])))
     if not extras:
         row |= first_minutes(environment / "bin" / "headdyn", environment.parent / "empty")
+    if extras == "notebook":
+        row["notebook_seconds"] = notebook_seconds(environment / "bin", environment.parent / "notebook")
     shutil.rmtree(environment)
     return row
 
 
 def first_minutes(headdyn: Path, work: Path) -> dict[str, Any]:
-    """Seconds to the end of the first commands, and to the first line and the end of the first run; an empty folder."""
-    work.mkdir()
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HEADDYN_OUT")}
-    environment |= {"HEADDYN_CACHE": str(work / "cache"), "WANDB_MODE": "offline"}
+    """Seconds to the end of the first commands, run and sweep, and to the first line of the run; an empty folder."""
+    environment = outside(work)
     answers = {}
     for command in ANSWERS:
         begun = time.perf_counter()
@@ -127,14 +127,31 @@ def first_minutes(headdyn: Path, work: Path) -> dict[str, Any]:
         process.stderr.read()
     if process.returncode:
         raise RuntimeError(f"headdyn run mode=smoke ended with {process.returncode}")
-    return {
-        "answers_seconds": answers,
-        "smoke_run_seconds": {"first line": round(first_line, 2), "end": round(time.perf_counter() - begun, 1)},
-    }
+    run = {"first line": round(first_line, 2), "end": round(time.perf_counter() - begun, 1)}
+    begun = time.perf_counter()
+    call(str(headdyn), "run", "-m", "experiment=matrix", "mode=smoke", work=work, environment=environment)
+    matrix = round(time.perf_counter() - begun, 1)
+    return {"answers_seconds": answers, "smoke_run_seconds": run, "smoke_matrix_seconds": matrix}
 
 
-def call(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def notebook_seconds(scripts: Path, work: Path) -> float:
+    """Seconds of the notebook, copied by `headdyn notebook` and run top to bottom as a script."""
+    environment = outside(work)
+    call(str(scripts / "headdyn"), "notebook", "--copy", work=work, environment=environment)
+    begun = time.perf_counter()
+    call(str(scripts / "python"), "headdyn_notebook.py", work=work, environment=environment)
+    return round(time.perf_counter() - begun, 1)
+
+
+def outside(work: Path) -> dict[str, str]:
+    """Variables of a process that sees the installed wheel alone; `work` is made, an empty folder."""
+    work.mkdir()
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HEADDYN_OUT")}
+    return kept | {"HEADDYN_CACHE": str(work / "cache"), "WANDB_MODE": "offline"}
+
+
+def call(*command: str, work: Path | None = None, environment: dict[str, str] | None = None) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=work, env=environment)
 
 
 def megabytes(path: Path) -> float:
