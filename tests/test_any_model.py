@@ -31,6 +31,7 @@ EVERY_FEW = (
     *("analysis.tensorlens.sequences=22", "analysis.tensorlens.bootstrap_draws=100", "analysis.tensorlens.targets=2"),
     *("analysis.probes.max_iterations=20", "analysis.probes.bootstrap_draws=100", "analysis.probes.penalties=[0.1]"),
 )
+FEW_PATCHES = ("analysis.specialization.sign_flips=999", "analysis.specialization.bootstrap_draws=100")
 TEXT = ("data=local_text", "data.num_topics=3", "data.sequence_length=32", "data.val_share=0.3", "data.vocab_size=300")
 
 
@@ -56,6 +57,15 @@ def done(place: Path, *arguments: str) -> RunRecord:
     assert main([*FEW, *arguments]) == 0
     (made,) = set(outputs.glob("*")) - before
     return RunRecord.read(made)
+
+
+def prompt_pairs() -> list[dict[str, str]]:
+    """Twelve pairs of prompts as a user would write them."""
+    return [
+        {"clean": f"so {a} and {b}: {a}", "corrupted": f"so {a} and {b}: {b}", "right": f" {b}", "wrong": f" {a}"}
+        for a in "abcd"
+        for b in "efg"
+    ]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
@@ -131,15 +141,9 @@ def test_a_run_on_prompts_keeps_their_patterns(place: Path) -> None:
 def test_prompt_pairs_serve_a_preset_of_prompts_and_an_edited_file_is_read_anew(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = place / "pairs.jsonl"
-    names = [(a, b) for a in "abcd" for b in "efg"]
-    rows = [
-        {"clean": f"so {a} and {b}: {a}", "corrupted": f"so {a} and {b}: {b}", "right": f" {b}", "wrong": f" {a}"}
-        for a, b in names
-    ]
+    file, rows = place / "pairs.jsonl", prompt_pairs()
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    few = ("analysis.specialization.sign_flips=999", "analysis.specialization.bootstrap_draws=100")
-    few += ("analysis.head_clusters.null_draws=200", "analysis.circuits.null_draws=100")
+    few = (*FEW_PATCHES, "analysis.head_clusters.null_draws=200", "analysis.circuits.null_draws=100")
     model = ("model=huggingface", f"model.name={place / 'gpt_neox'}", "data=prompt_pairs", f"data.path={file}")
     record = done(place, *model, *few, "experiment=mechanistic")
     assert record.status == "complete" and record.manifest["prompts"]["pairs"] == 12
@@ -226,3 +230,19 @@ def test_a_folder_of_revisions_is_asked_when_heads_take_their_roles(place: Path)
     assert verdicts["head_roles"]["verdict"]["steps"] == [20, 100]
     roles = pq.read_table(sweep / "head_roles.parquet").to_pylist()
     assert {row["role"] for row in roles} == {"previous-token", "induction", "sink"}
+
+
+def test_prompt_pairs_serve_the_presets_of_the_replicated_studies(place: Path) -> None:
+    file = place / "replicated.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in prompt_pairs()))
+    for step in (20, 100):
+        checkpoint(place / "two" / f"checkpoint-{step}", "gpt_neox", seed=step)
+    common = (*FEW, *FEW_PATCHES, "model=huggingface", "data=prompt_pairs", f"data.path={file}")
+    model = (f"model.name={place / 'two'}", "model.revisions=series", "analysis.emergence.bootstrap_draws=100")
+    assert main(["-m", "experiment=even_odd_emergence", *common, *model]) == 0
+    (sweep,) = (place / "out" / "multirun").glob("even_odd_emergence*")
+    (verdict,) = json.loads((sweep / "verdict.json").read_text())
+    assert list(verdict["runs"]) == ["checkpoint-20", "checkpoint-100"]
+    assert RunRecord.read(next(sweep.glob("*checkpoint-20*"))).manifest["prompts"]["pairs"] == 12
+    record = done(place, "experiment=head_permutation", *common, f"model.name={place / 'gpt_neox'}")
+    assert record.status == "complete" and record.manifest["prompts"]["pairs"] == 12

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _COMPARED = ("value", "ci_low", "ci_high", "null")  # of a scalar; the rest stands in summary.json and the tables
+_FALLBACK = "W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records."
 _DATASET = "dataset"  # the column that says which of a figure's tables a row is of
 
 
@@ -157,12 +158,13 @@ def open_tracker(
     os.environ.setdefault("WANDB_CACHE_DIR", str(staging))
     import wandb
 
+    place, run_id = folder.parent if shared else folder, run_id_of(name, group)
+    offline = f"wandb/offline-run-*-{run_id}"
     mode: Any = os.environ.get("WANDB_MODE", choice.mode)
     if mode == "online" and (problem := unreachable()):
-        log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", problem, folder)
+        log.warning(_FALLBACK, problem, place / offline)
         mode = "offline"
-    place, run_id = folder.parent if shared else folder, run_id_of(name, group)
-    for earlier in place.glob(f"wandb/offline-run-*-{run_id}"):
+    for earlier in place.glob(offline):
         shutil.rmtree(earlier)
     start = partial(
         wandb.init,
@@ -189,7 +191,7 @@ def open_tracker(
     except wandb.Error as error:  # of a server that takes connections and does not answer
         if mode != "online":
             raise
-        log.warning("W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records.", error, folder)
+        log.warning(_FALLBACK, error, place / offline)
         run = start(mode="offline")
     # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
     try:

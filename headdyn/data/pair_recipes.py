@@ -6,9 +6,9 @@ right answer is the other. The corrupted prompt names the other one again, so th
 answer is a later YY, the wrong one an earlier. The corrupted prompt begins in CC01, after which both are possible.
 """
 
+import argparse
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -71,8 +71,10 @@ RECIPES: Mapping[str, Callable[[np.random.Generator], dict[str, str]]] = {"ioi":
 def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     """`count` different pairs of a task, drawn from the seed.
 
-    Raises ValueError for an unknown task, and for more pairs than a thousand tries for each find.
+    Raises ValueError for an unknown task, for no pairs, and for more than a thousand tries for each find.
     """
+    if count < 1:
+        raise ValueError(f"count={count} is no number of pairs; ask for 1 or more")
     if task not in RECIPES:
         raise ValueError(f"no recipe makes {task!r}; there are {', '.join(RECIPES)}")
     rng, pairs = generator(seed, f"pairs/{task}"), dict[str, dict[str, str]]()
@@ -84,6 +86,19 @@ def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     raise ValueError(f"{task} has fewer than {count} different pairs; ask for fewer")
 
 
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the pairs that the command line asks for, as JSON Lines."""
+    parser = argparse.ArgumentParser(prog="python -m headdyn.data.pair_recipes", description="Write prompt pairs.")
+    parser.add_argument("task", choices=list(RECIPES))
+    parser.add_argument("count", type=int, help="how many pairs")
+    choice = parser.parse_args(arguments)
+    try:
+        pairs = make(choice.task, choice.count)
+    except ValueError as error:
+        parser.error(str(error))
+    for pair in pairs:
+        print(json.dumps(pair))
+
+
 if __name__ == "__main__":
-    for line in make(sys.argv[1], int(sys.argv[2])):
-        print(json.dumps(line))
+    main()

@@ -40,12 +40,16 @@ class PromptPair:
 def read_pairs(path: Path) -> tuple[PromptPair, ...]:
     """The pairs in a JSONL, CSV or Parquet file with the columns clean, corrupted, right, wrong and perhaps group.
 
-    Raises ValueError naming the file and the line or row that is none, what it lacks and what it must have.
+    Raises ValueError naming the file and the line or row that is none, what it lacks and what it must have, or the file
+    that is damaged or not in UTF-8.
     """
     if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
         fact = "is of no known type" if path.is_file() else "does not exist"
         raise ValueError(f"data.path={path} {fact}; give a file of pairs: {', '.join(_SUFFIXES)}")
-    pairs = tuple(_pair(place, record) for place, record in _records(path))
+    try:
+        pairs = tuple(_pair(place, record) for place, record in _records(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data.path={path} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not pairs:
         raise ValueError(f"data.path={path} holds no pair; give lines with {', '.join(FIELDS)}")
     return pairs
@@ -54,14 +58,23 @@ def read_pairs(path: Path) -> tuple[PromptPair, ...]:
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     """Every record with its place."""
     if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for number, record in enumerate(pq.read_table(path).to_pylist(), 1):
+        try:
+            records = pq.read_table(path).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"data.path={path} is no whole Parquet file ({error}); write it again") from error
+        for number, record in enumerate(records, 1):
             yield f"{path}, row {number}", record
     elif path.suffix.lower() == ".csv":
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             for record in reader:
+                if None in record:
+                    raise ValueError(
+                        f"{path}:{reader.line_num} has more cells than columns; quote values that hold commas"
+                    )
                 yield f"{path}:{reader.line_num}", record
     else:
         yield from json_lines(path)

@@ -27,7 +27,7 @@ def _no_account(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-def open_in(tmp_path: Path, name: str = "run-a", commit: str | None = None, **settings):
+def open_in(tmp_path: Path, name: str = "run-a", commit: str | None = None, shared: bool = False, **settings):
     folder = tmp_path / name
     folder.mkdir(exist_ok=True)
     described = {
@@ -36,6 +36,7 @@ def open_in(tmp_path: Path, name: str = "run-a", commit: str | None = None, **se
         "job_type": "train",
         "config": {"factors": {"seed": 3}},
         "commit": commit,
+        "shared": shared,
     }
     return open_tracker(TrackingSettings(**settings), folder, name=name, staging=tmp_path / "staging", **described)
 
@@ -55,6 +56,12 @@ def records(folder: Path) -> list[dict]:
             return found
         time.sleep(0.05)
     raise AssertionError("the run was never finished")
+
+
+def synced(warning: str) -> list[Path]:
+    """The folders that the command in this warning uploads."""
+    (pattern,) = re.findall(r"`wandb sync (.+?)`", warning)
+    return list(Path("/").glob(pattern.removeprefix("/")))
 
 
 def history(found: list[dict]) -> list[dict]:
@@ -219,6 +226,7 @@ def test_online_without_a_key_goes_offline_within_seconds_and_says_so(tmp_path, 
     assert time.monotonic() - begun < 10
     assert "W&B goes offline" in caplog.text and "wandb login" in caplog.text
     assert history(records(tmp_path / "run-a"))
+    assert synced(caplog.text) == list(tmp_path.glob("run-a/wandb/offline-run-*"))
 
 
 def test_online_with_a_key_but_no_network_goes_offline(tmp_path, caplog, monkeypatch):
@@ -228,6 +236,7 @@ def test_online_with_a_key_but_no_network_goes_offline(tmp_path, caplog, monkeyp
         tracker.log({"loss": 1.0}, step=0)
     assert "cannot be reached" in caplog.text
     assert history(records(tmp_path / "run-a"))
+    assert synced(caplog.text) == list(tmp_path.glob("run-a/wandb/offline-run-*"))
 
 
 def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
@@ -239,10 +248,11 @@ def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: socket.socket())
     monkeypatch.setattr(wandb, "login", refuse)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
+    with caplog.at_level(logging.WARNING), open_in(tmp_path, shared=True, mode="online") as tracker:
         tracker.log({"loss": 1.0}, step=0)
     assert "refused the login (invalid API key" in caplog.text
-    assert history(records(tmp_path / "run-a"))
+    assert history(records(tmp_path))
+    assert synced(caplog.text) == list(tmp_path.glob("wandb/offline-run-*"))  # a sweep's, beside its runs
 
 
 def test_none_writes_nothing(tmp_path):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headdyn.data.comparisons import Block
-from headdyn.data.pair_recipes import CENTURIES, NAMES, make
+from headdyn.data.pair_recipes import CENTURIES, NAMES, main, make
 from headdyn.data.prompt_pairs import PromptPairs, read_pairs
 from tests.small_tokenizer import Pieces, byte_level
 
@@ -90,12 +90,22 @@ def test_a_line_that_is_no_pair_is_named(tmp_path: Path, row: object, words: str
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"clean": \n')
     (tmp_path / "p.txt").write_text("a")
-    (tmp_path / "empty.csv").write_text("clean,corrupted,right,wrong\n")
+    columns = "clean,corrupted,right,wrong\n"
+    (tmp_path / "empty.csv").write_text(columns)
+    (tmp_path / "comma.csv").write_text(f"{columns}a,b, x, y\nWell, a,b, x, y\n")
+    for name in ("latin.csv", "latin.jsonl"):
+        (tmp_path / name).write_bytes("clean,corrupted,right,wrong\ncafé,b, x, y\n".encode("latin-1"))
+    pq.write_table(pa.Table.from_pylist(PAIRS), tmp_path / "cut.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "cut.parquet").read_bytes()[:-20])
     for name, words in (
         ("p.jsonl", "p.jsonl:1 is not JSON"),
         ("p.txt", "is of no known type"),
         ("q.csv", "does not exist"),
         ("empty.csv", "holds no pair"),
+        ("comma.csv", "comma.csv:3 has more cells than columns; quote values that hold commas"),
+        ("latin.csv", "data.path=.*latin.csv is not UTF-8 text .*; save it as UTF-8"),
+        ("latin.jsonl", "data.path=.*latin.jsonl is not UTF-8 text .*; save it as UTF-8"),
+        ("cut.parquet", "data.path=.*cut.parquet is no whole Parquet file .*; write it again"),
     ):
         with pytest.raises(ValueError, match=words):
             PromptPairs(path=str(tmp_path / name))
@@ -145,6 +155,29 @@ def test_years_are_those_of_their_definition() -> None:
         assert century == again and int(century) in CENTURIES
         assert int(pair["wrong"]) < int(year) < int(pair["right"]) < 100 and len(pair["wrong"]) == 2
         assert pair["corrupted"] == pair["clean"].replace(century + year, century + "01")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: task, count"),
+        (["ioi"], "the following arguments are required: count"),
+        (["ioi", "x"], "argument count: invalid int value: 'x'"),
+        (["ioi", "0"], "count=0 is no number of pairs; ask for 1 or more"),
+        (["nonsense", "3"], "argument task: invalid choice: 'nonsense'"),
+    ],
+)
+def test_a_recipe_that_cannot_be_made_is_refused_in_a_line(
+    arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_command_prints_its_pairs_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["ioi", "3"])
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == make("ioi", 3)
 
 
 @pytest.mark.parametrize("task", ["ioi", "greater_than"])

@@ -95,6 +95,7 @@ def test_seeds_of_the_analysis_are_no_trainings(tmp_path: Path) -> None:
     ("name", "suite"),
     [
         ("EleutherAI/pythia-160m-seed3", ("pythia-160m", "3")),
+        ("EleutherAI/pythia-70m-seed1", ("pythia-70m", "1")),
         ("EleutherAI/pythia-160m", ("pythia-160m", "")),
         ("stanford-crfm/battlestar-gpt2-small-x49", ("gpt2-small", "49")),
         ("/models/mine_seed-12/", ("mine", "12")),

@@ -87,6 +87,9 @@ class Groups:
         All of them where at most `draws`, with the first pair left alone, since what happens to all pairs alike
         changes no maximum; else `draws` random ones behind the first.
         """
+        if pairs == 1:
+            yield np.arange(len(self.member_SH))[:, None]
+            return
         heads = self.member_SH.shape[1]
         count = math.factorial(heads) if self.order_H is None else heads
         if count ** (pairs - 1) <= draws:

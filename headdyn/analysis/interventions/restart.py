@@ -119,6 +119,7 @@ class Restart:
         progress = Progress("changing heads", "sets of heads", len(layer_C))
 
         def part(begin: int) -> np.ndarray:
+            progress.skip(begin - progress.done)  # what an earlier try kept
             chunk = slice(begin, begin + self._at_once)
             now = layer_C[chunk]
             weights = {layer: all_CH[chunk][torch.from_numpy(now == layer)] for layer in np.unique(now).tolist()}

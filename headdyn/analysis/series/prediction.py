@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from headdyn.data.text.stages import Progress
+
 _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
 
 
@@ -67,6 +69,7 @@ def predictions(
     """
     ranks = {name: ranks_in_layers(value_KLH) for name, value_KLH in excess.items()}
     records: list[dict[str, Any]] = []
+    progress = Progress("predicting the last ranks", "correlations", len(ranks) ** 2 * (len(steps) - 1))
     for final, last_KLH in ranks.items():
         dealt_RLH, exact = relabelled(last_KLH[-1], draws, generator)
         for early, rank_KLH in ranks.items():
@@ -86,6 +89,7 @@ def predictions(
                         "n": int(rank_LH.size),
                     }
                 )
+                progress.add(1)
     return _with_q(records)
 
 

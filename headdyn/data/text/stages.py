@@ -42,8 +42,13 @@ class Progress:
 
     def __init__(self, step: str, unit: str, total: int | None = None) -> None:
         self.step, self.unit, self.total = step, unit, total
-        self.done = 0
+        self.done = self._skipped = 0
         self._begun = self._logged = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """`count` more units were done before: they are no part of the rate."""
+        self.done += count
+        self._skipped += count
 
     def add(self, count: int) -> None:
         """`count` more units are done."""
@@ -52,6 +57,6 @@ class Progress:
         if now - self._logged < LOG_EVERY_SECONDS:
             return
         self._logged = now
-        rate = self.done / (now - self._begun)
+        rate = (self.done - self._skipped) / (now - self._begun)
         left = "" if self.total is None else f" of {self.total}, {(self.total - self.done) / rate:.0f} s left"
         log.info("%s: %d %s%s, %.3g a second", self.step, self.done, self.unit, left, rate)

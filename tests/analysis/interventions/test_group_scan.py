@@ -109,6 +109,16 @@ def test_groups_and_their_relabellings_are_closed() -> None:
             assert (groups.size_S[image_SP] == groups.size_S[:, None]).all()
 
 
+def test_one_pair_leaves_nothing_to_relabel_and_lists_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = scanned_groups(12, 3, 1_000, np.random.default_rng(0))
+    assert groups.order_H is None
+    monkeypatch.setattr(Groups, "_labels", lambda _: pytest.fail("12! relabellings are listed"))
+    (only,) = groups.relabellings(1, 199, np.random.default_rng(0))
+    assert only.tolist() == [[group] for group in range(12 + 66 + 220)]
+    scan = scan_of(groups, exchangeable(groups, 1, np.random.default_rng(1)))
+    assert scan.null(199, np.random.default_rng(0)).tolist() == [scan.standardised_S.max()]
+
+
 def test_heads_that_all_do_the_same_stand_out_nowhere() -> None:
     groups = scanned_groups(4, 2, 1_000, np.random.default_rng(0))
     scan = scan_of(groups, np.full((len(groups.member_SH), 3), 0.1) * groups.size_S[:, None])

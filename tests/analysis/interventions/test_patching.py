@@ -343,7 +343,11 @@ def test_it_says_what_it_is_at_and_how_long_it_still_needs(
     assert re.fullmatch(r"changing heads: 3 sets of heads of 8, \d+ s left, \S+ a second", lines[2])
 
 
-def test_patching_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patching_that_was_stopped_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stages, "LOG_EVERY_SECONDS", 0)
+    caplog.set_level(logging.INFO)
     decoder, group = model("neox"), prompts(bug_pairs=2, control_pairs=0).groups[0]
     chunks: list[int] = []
     run_chunk = Restart._chunk
@@ -357,7 +361,10 @@ def test_patching_that_was_stopped_goes_on_where_it_was(tmp_path: Path, monkeypa
     whole = GroupPatching(decoder, group, Patch(), LAYERS, max_bytes=1).deltas({1: CELLS_CH, 2: CELLS_CH})
     with pytest.raises(StageInterruptedError):
         patched(stop_after=5)
+    caplog.clear()
     again = patched()
+    counts = [int(n) for n in re.findall(r"changing heads: (\d+) sets of heads of 16", caplog.text)]
+    assert counts == list(range(6, 17))  # what was kept is done
     assert len(chunks) == 2 * len(CELLS_CH) - 5
     assert all(np.array_equal(again[layer], whole[layer]) for layer in (1, 2))
     decoder.blocks[0].mlp.down.weight.data *= 1.5  # other weights: what was kept is not theirs

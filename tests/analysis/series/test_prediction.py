@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from headdyn.analysis.series.prediction import (
     ranks_in_layers,
     relabelled,
 )
+from headdyn.data.text import stages
 
 STEPS = (1, 10, 100)
 
@@ -61,6 +64,17 @@ def test_what_lasts_is_told_and_what_does_not_is_not() -> None:
     by_other = next(r for r in records if (r["final"], r["early"], r["step"]) == ("lasts", "led", 1))
     assert by_other["q"] < 0.02 and by_other["correlation"] == 1  # told once, and no more: it does not count
     assert all(r["ci_low"] <= r["correlation"] <= r["ci_high"] for r in records)
+
+
+def test_it_says_how_many_correlations_are_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stages, "LOG_EVERY_SECONDS", 0)
+    caplog.set_level(logging.INFO)
+    value_KLH = np.random.default_rng(0).normal(size=(3, 1, 4))
+    records = predictions((0, 1, 2), {"x": value_KLH, "y": value_KLH}, 99, np.random.default_rng(0))
+    counts = re.findall(r"predicting the last ranks: (\d) correlations of 8, ", caplog.text)
+    assert list(map(int, counts)) == list(range(1, len(records) + 1)) == list(range(1, 9))
 
 
 def test_p_holds_its_level_where_layers_differ_and_heads_do_not() -> None:

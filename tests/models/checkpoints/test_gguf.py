@@ -11,11 +11,14 @@ import torch
 from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
 from transformers import LlamaConfig
 
+from headdyn.core.run_folder import RunRecord
 from headdyn.core.store import Store
 from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.files import require_reachable
 from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.families import load_pretrained
+from headdyn.run import main
+from tests.commands import environment, only
 from tests.parity import hugging_face
 from tests.small_models import tokens
 
@@ -117,6 +120,22 @@ def test_a_folder_of_files_is_a_series(original: Path, tmp_path: Path) -> None:
     assert load(tmp_path, "step3", store=Store(tmp_path / "cache")).step == 3
     with pytest.raises(CheckpointError, match="has no revision step4; the nearest there are step3, step20"):
         load(tmp_path, "step4", store=Store(tmp_path / "cache"))
+
+
+def test_a_run_says_how_its_file_rounds_the_weights(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(original, tmp_path / "small.gguf", GGMLQuantizationType.Q8_0)
+    for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, environment(tmp_path)[name])
+    monkeypatch.setattr(sys, "argv", ["headdyn"])
+    few = ("mode=smoke", "tracking=none", "threads=1", "patterns_kept=0", "analysis.attention.bootstrap_draws=100")
+    model = ("model=huggingface", f"model.name={tmp_path / 'small.gguf'}", "analysis=[attention]")
+    assert main([*few, *model]) == 0
+    record = RunRecord.read(only(tmp_path / "out" / "outputs"))
+    assert record.manifest["checkpoint"]["quantisation"] == "Q8_0 in 16, F32 in 5 tensors"
+    page = (record.folder / "report.html").read_text()
+    assert "read from a GGUF file that rounds them (Q8_0 in 16, F32 in 5 tensors)" in page
 
 
 def test_what_cannot_be_read_is_named_before_anything_starts(original: Path, tmp_path: Path) -> None:
