@@ -7,7 +7,7 @@ runs hold; where there are none, it is not guessed.
 import json
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
 
 
 def bytes_of(jobs: Sequence[RunConfig]) -> tuple[float, float]:
-    """What the jobs leave in the cache and in their folders: corpora and snapshots, and attention patterns."""
+    """What jobs that train leave in the cache and in their folders: corpora and snapshots, and attention patterns."""
     stages: dict[str, float] = {}
     patterns = 0.0
     for job in (job for job in jobs if job.trains):
@@ -105,28 +105,31 @@ def parameters(decoder: DecoderConfig) -> int:
     return d.vocab_size * d.d_model + d.num_layers * (attention + 3 * d.d_model * d.d_ff + 2 * d.d_model) + d.d_model
 
 
-def downloads(jobs: Iterable[RunConfig], store: Store) -> list[str]:
-    """A line for each checkpoint that is not on this machine yet, and one for their sum.
+def downloads(jobs: Sequence[RunConfig], todo: Sequence[RunConfig], store: Store) -> tuple[list[str], int]:
+    """A line or two for each model whose checkpoints are yet to download, and the most bytes that these take at a time.
 
-    Where one of a model's cannot be had, its others are not asked for: each would wait for the hub as long.
+    Weights are compared over all `jobs`, and downloaded for those that are to do. A model of which the hub
+    says nothing has a line that says why, and is not counted.
     """
-    from headdyn.models.checkpoints.files import download_bytes
+    from headdyn.models.checkpoints.files import MOST_ON_DISK
+    from headdyn.models.checkpoints.forecast import forecast
     from headdyn.models.checkpoints.hub import CheckpointError
 
-    lines, total, unknown = [], 0, set[str]()
-    for job in jobs:
-        if not isinstance(job.model, Pretrained) or job.model.name in unknown:
-            continue
+    models = [job.model for job in jobs if isinstance(job.model, Pretrained)]
+    needed = {(job.model.name, job.model.revision) for job in todo if isinstance(job.model, Pretrained)}
+    lines, on_disk = [], 0
+    for name, keeps in dict.fromkeys((model.name, model.keep_downloads) for model in models):
+        series = [model.revision for model in models if model.name == name]
+        done = [revision for revision in series if (name, revision) not in needed]
         try:
-            size = download_bytes(job.model.name, job.model.revision, store)
+            ahead = forecast(name, series, store, done=done)
         except CheckpointError as error:
-            unknown.add(job.model.name)
             lines.append(str(error))
             continue
-        if size:
-            total += size
-            lines.append(f"{job.model.name} {job.model.revision}: {_size(size)}")
-    return [*lines, f"together {_size(total)}"] if total else lines
+        lines += ahead.lines()
+        sizes = sorted(ahead.to_download.values(), reverse=True)
+        on_disk += sum(sizes if keeps else sizes[:MOST_ON_DISK])
+    return lines, on_disk
 
 
 def dry_run(plan: Plan) -> None:
@@ -146,10 +149,15 @@ def dry_run(plan: Plan) -> None:
         print(f"  {job.name}: {time}")
     if not todo:
         return
-    print("downloads: " + ("; ".join(downloads(todo, store)) or "none"))
+    lines, weights = downloads(plan.jobs, todo, store)
+    print("downloads: " + ("; ".join(lines) or "none"))
     cache, folders = bytes_of(todo)
     free = shutil.disk_usage(store.root).free
-    print(f"disk: at most {_size(cache)} in {store.root} ({_size(free)} free), {_size(folders)} in {plan.folder}")
+    print(
+        f"disk: {_size(cache + weights)} in {store.root} ({_size(free)} free) for downloads and, of models trained "
+        f"here, corpora and snapshots; {_size(folders)} in {plan.folder} for their attention patterns"
+    )
+    print("  not counted: other models' corpora and patterns, what a study trains, tables and pictures")
     workers = len(environments(plan.jobs)) if plan.is_sweep else 1
     side = f", {workers} side by side" if workers > 1 else ""
     if unknown:

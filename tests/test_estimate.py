@@ -1,16 +1,18 @@
 """What a dry run says: sizes from the settings, times from earlier work of the same sizes alone."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from headdyn.core.records import HeadTable
 from headdyn.estimate import Measured, _analysis_sizes, bytes_of, dry_run, measured, parameters, seconds_of
+from headdyn.models.checkpoints.forecast import Forecast
 from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.plan import make_plan
+from headdyn.plan import make_plan, plain_arguments
 from headdyn.run import main
 
 SMOKE = ("mode=smoke", "analysis=[loss,attention]")
@@ -84,13 +86,32 @@ def test_a_dry_run_starts_nothing_and_leaves_nothing(tmp_path, monkeypatch, caps
 def test_checkpoints_that_are_not_here_are_named_with_their_sizes(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
     monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
-    sizes = {"step1": 3 * 2**20, "step2": 0}
-    monkeypatch.setattr(
-        "headdyn.models.checkpoints.files.download_bytes", lambda name, revision, store: sizes[revision]
-    )
+    sizes = {f"step{step}": 3 * 2**20 + step for step in (1, 2, 3)}
+
+    def ahead(name, revisions, store, done):
+        return Forecast(
+            name=name, revisions=tuple(revisions), to_download=sizes, shared={"step2": "its weights are those of step3"}
+        )
+
+    monkeypatch.setattr("headdyn.models.checkpoints.forecast.forecast", ahead)
     arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
-    dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
-    assert "downloads: a/b step1: 3.0 MiB; together 3.0 MiB" in capsys.readouterr().out
+    for keeps, disk in (("true", "9.0 MiB"), ("false", "6.0 MiB")):  # of which two lie on the disk at a time
+        dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2,step3'", f"model.keep_downloads={keeps}"]))
+        printed = capsys.readouterr().out
+        assert (
+            "downloads: a/b: 3 of 3 checkpoints to download, 0.0094 GB; a/b: 1 of the 3 will not count, st" in printed
+        )
+        assert f"disk: {disk} in " in printed
+
+
+def test_the_revisions_that_a_forecast_lists_are_a_command():
+    found = Forecast(name="a/b", revisions=("step1", "step2", "step3"), to_download={"step1": 1}, shared={"step2": "x"})
+    arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
+    (listed,) = re.findall(r"model.revisions=.*", found.lines()[1])
+    assert [job.model.revision for job in make_plan(plain_arguments(["-m", *arguments, listed])).jobs] == [
+        "step1",
+        "step3",
+    ]
 
 
 def test_what_one_checkpoint_took_is_what_the_others_of_its_suite_will():
@@ -106,11 +127,11 @@ def test_without_a_hub_it_is_asked_once_for_each_model(tmp_path, monkeypatch, ca
     monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
     tries = []
 
-    def absent(name, revision, store):
+    def absent(name, revision):
         tries.append(revision)
         raise CheckpointError(f"{name} {revision} cannot be had from the hub")
 
-    monkeypatch.setattr("headdyn.models.checkpoints.files.download_bytes", absent)
+    monkeypatch.setattr("headdyn.models.checkpoints.forecast.describe", absent)
     arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
     dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
-    assert tries == ["step1"] and "downloads: a/b step1 cannot be had from the hub\n" in capsys.readouterr().out
+    assert tries == ["step2"] and "downloads: a/b step2 cannot be had from the hub\n" in capsys.readouterr().out

@@ -25,7 +25,6 @@ from headdyn.models.checkpoints.hub import (
     endpoint,
     is_tokenizer,
     nearest,
-    sizes_and_hashes,
     wanted_files,
 )
 from headdyn.models.revisions import in_folder
@@ -80,13 +79,6 @@ def on_this_machine(name: str, revision: str, store: Store) -> bool:
     if folder_here(name, revision):
         return True
     return (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir()
-
-
-def download_bytes(name: str, revision: str, store: Store) -> int:
-    """How many bytes would be downloaded; 0 for what is on this machine. Raises CheckpointError as `describe` does."""
-    if on_this_machine(name, revision, store):
-        return 0
-    return sum(size for size, _ in sizes_and_hashes(name, revision).values())
 
 
 def folder_here(name: str, revision: str) -> Path | None:

@@ -1,6 +1,6 @@
 """What a series will download, and which of its revisions hold the same weights, before a byte is fetched. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +9,7 @@ from headdyn.core.store import Store
 from headdyn.models.checkpoints.files import on_this_machine
 from headdyn.models.checkpoints.hub import CheckpointError, describe, sizes_and_hashes
 from headdyn.models.integrity import check_integrity
-from headdyn.models.revisions import in_order
+from headdyn.models.revisions import in_order, step_of
 
 _REQUESTS_AT_ONCE = 8
 _WEIGHTS = (".safetensors", ".bin")
@@ -17,59 +17,67 @@ _WEIGHTS = (".safetensors", ".bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of a model's revisions: how many are on this machine, and what the hub says of the others.
+    """Of a model's `revisions`, in the order of training: the bytes of each to download, and what the hub says of them.
 
     `shared` maps a revision to why it will not count: its weights' files, shard by shard, are another's.
     """
 
     name: str
-    here: int
-    to_download: int
-    download_bytes: int
+    revisions: tuple[str, ...]
+    to_download: dict[str, int]
     shared: dict[str, str]
+
+    @property
+    def download_bytes(self) -> int:
+        return sum(self.to_download.values())
 
     def lines(self) -> list[str]:
         """What a user is told before anything starts; nothing where nothing is downloaded."""
         if not self.to_download:
             return []
         size = self.download_bytes / 1e9
-        lines = [
-            f"{self.name}: {self.to_download} of {self.here + self.to_download} checkpoints to download, {size:.2g} GB"
-        ]
+        amount = f"{size:.2g}" if size < 100 else f"{size:.0f}"
+        of = f"{len(self.to_download)} of {len(self.revisions)}"
+        lines = [f"{self.name}: {of} checkpoints to download, {amount} GB"]
         if self.shared:
             some = ", ".join(list(self.shared)[:4]) + (" …" if len(self.shared) > 4 else "")
             reason = next(iter(self.shared.values()))
+            others = ",".join(revision for revision in self.revisions if revision not in self.shared)
             lines.append(
-                f"{self.name}: {len(self.shared)} of them will not count, {some}: the hub's hashes say that {reason}; "
-                "name the others with model.revisions=… to save the download"
+                f"{self.name}: {len(self.shared)} of the {len(self.revisions)} will not count, {some}: the hub's "
+                f"hashes say that {reason}; the others alone: model.revisions={others}"
             )
         return lines
 
 
-def forecast(name: str, revisions: Sequence[str], store: Store) -> Forecast:
-    """Ask the hub for the files and hashes of every revision that is not on this machine.
+def forecast(name: str, revisions: Sequence[str], store: Store, *, done: Collection[str] = ()) -> Forecast:
+    """Ask the hub for the files and hashes of all revisions, where any of them is not on this machine.
 
+    Those whose run is `done` are compared with the others, and not downloaded.
     A revision that the hub lacks is left to its own run, which says so. Raises CheckpointError where the hub does not
     answer for any of them.
     """
-    missing = [revision for revision in in_order(revisions) if _is_missing(name, revision, store)]
+    ordered = in_order(revisions)
+    missing = [revision for revision in ordered if revision not in done and _is_missing(name, revision, store)]
     if not missing:
-        return Forecast(name=name, here=len(set(revisions)), to_download=0, download_bytes=0, shared={})
+        return Forecast(name=name, revisions=ordered, to_download={}, shared={})
     describe(name, missing[-1])  # a silent hub answers for all of them, once
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
-        answers = list(pool.map(partial(_files, name), missing))
-    known = {revision: files for revision, files in zip(missing, answers, strict=True) if files is not None}
+        answers = list(pool.map(partial(_files, name), ordered))
+    known = {revision: files for revision, files in zip(ordered, answers, strict=True) if files is not None}
     weights = {
         revision: " ".join(digest for file, (_, digest) in sorted(files.items()) if file.endswith(_WEIGHTS) and digest)
         for revision, files in known.items()
     }
     hashes = {revision: digests for revision, digests in weights.items() if digests}
+    last = next((revision for revision in reversed(ordered) if step_of(revision) is not None), None)
     return Forecast(
         name=name,
-        here=len(set(revisions)) - len(missing),
-        to_download=len(known),
-        download_bytes=sum(size for files in known.values() for size, _ in files.values()),
-        shared=dict(check_integrity(hashes, missing[-1]).excluded),
+        revisions=ordered,
+        to_download={
+            revision: sum(size for size, _ in known[revision].values()) for revision in missing if revision in known
+        },
+        shared=dict(check_integrity(hashes, last).excluded),
     )
 
 

@@ -383,13 +383,31 @@ def test_what_a_series_will_download_and_which_revisions_hold_the_same_weights(s
     sent = server.sent_bytes
     found = forecast(NAME, ("step143000", "step0", "step1000", "step2000", "step7"), store)
     assert server.sent_bytes - sent < 100_000  # no weights
-    assert (found.here, found.to_download) == (1, 3)
+    assert list(found.to_download) == ["step1000", "step2000", "step143000"]
     assert found.shared == {"step1000": "its weights are those of step143000, the end of training"}
     sizes = [sum(len(repo[revision][file]) for file in FILES) for revision in ("step1000", "step2000", "step143000")]
     assert found.download_bytes == sum(sizes)
     size, shared = found.lines()
-    assert size == f"{NAME}: 3 of 4 checkpoints to download, 0.0031 GB"
-    assert shared.startswith(f"{NAME}: 1 of them will not count, step1000: the hub's hashes say that its weights are")
+    assert size == f"{NAME}: 3 of 5 checkpoints to download, 0.0031 GB"
+    assert shared == (
+        f"{NAME}: 1 of the 5 will not count, step1000: the hub's hashes say that its weights are those of step143000, "
+        "the end of training; the others alone: model.revisions=step0,step7,step2000,step143000"
+    )
+
+
+def test_weights_are_compared_with_those_on_this_machine_and_the_end_is_that_of_the_series(
+    server: Hub, store: Store
+) -> None:
+    repo = server.repos[NAME]
+    for step in (1000, 2000):
+        repo[f"step{step}"]["model.safetensors"] = repo["step143000"]["model.safetensors"]
+    repo["main"] = repo["step143000"]
+    with checkpoint_files(NAME, "step143000", store, keep=True):
+        pass
+    found = forecast(NAME, ("step0", "step1000", "step2000", "step143000", "main"), store)
+    assert list(found.to_download) == ["step0", "step1000", "step2000", "main"]
+    same = "its weights are those of step143000, the end of training"
+    assert found.shared == {"step1000": same, "step2000": same, "main": same}
 
 
 def test_weights_in_shards_are_the_same_where_all_shards_are(server: Hub, store: Store) -> None:
