@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +22,18 @@ def test_it_runs_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for name, value in environment(tmp_path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
+    before = processor_seconds()
     _, shown = runpy.run_path(str(NOTEBOOK))["app"].run()
+    seconds = processor_seconds() - before
 
     _is_right(shown)
+    assert seconds < 120  # two minutes on one core; processor time, whatever else the machine does
+
+
+def processor_seconds() -> float:
+    """Of this process and of the workers that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def _is_right(shown: Mapping[str, Any]) -> None:
