@@ -7,18 +7,33 @@ from statistics import median
 from typing import Any
 
 from headdyn.core.numbers import fixed
-from tests.experiments.records import read
+from tests.benchmarks.shapes import CPU_SHAPES, SHAPES
+from tests.benchmarks.sweep import TARGETS
+from tests.experiments.records import read, span
 
 WAYS = {
     "added_within": "scaled and added within the products",
     "by_halves": "symmetric products by halves",
     "from_squares": "iterated on X Xᵀ alone, in float32",
 }
-SETTINGS = ("probes 3 times as fast",)
+SIDES = ("side by side", "one after another")
+WHAT = {
+    "cold": "from nothing",
+    "first step": "its first training step",
+    "again": "the finished matrix again",
+    "warm": "trainings in the cache, runs not",
+}
+SETTINGS = (
+    "smoke and laptop shapes, 1.5 times as fast",
+    f"nothing in {TARGETS['smoke']['cold']:.0f} s at smoke and {TARGETS['laptop']['cold']:.0f} s at laptop",
+    "probes 3 times as fast",
+    "The 8 runs as one command",
+)
 
 
 def fragments(folder: Path) -> list[str]:
-    steps, growth = read(folder / "training_step_before.json"), read(folder / "scaling.json")
+    steps, before = read(folder / "training_step.json"), read(folder / "training_step_before.json")
+    growth, matrix = read(folder / "scaling.json"), read(folder / "sweep.json")
     muon, probes = read(folder / "optimizer_step.json"), read(folder / "probes.json")
     sweeps = list(read(folder / "run_seconds.json").values())
     together = [f"{sweep['seconds']['total'] / sweep['seeds']:,.0f}" for sweep in sweeps]
@@ -31,7 +46,10 @@ def fragments(folder: Path) -> list[str]:
     pip = {row["extras"]: row["seconds"] for row in install["installs"]}
     answers, run = (install["installs"][0][key] for key in ("answers_seconds", "smoke_run_seconds"))
     return [
-        *(step(record) for record in steps.values()),
+        *(step(record, before.get(name)) for name, record in steps.items()),
+        f"{span((rate(name, record) for name, record in steps.items() if name != 'smoke'), 0)} thousand million",
+        ", ".join(f"{fixed(bound(record), 2)} at {name}" for name, record in steps.items() if name != "smoke"),
+        *(seconds_row(mode, what, row) for mode, row in matrix.items() for what in row["seconds"]["side by side"][0]),
         *(
             f"| {'`' + size['extras'] + '`' if size['extras'] else 'none'} | {size['packages']} | {size['mb']:,} | "
             f"{pip.get(size['extras'], '')}"
@@ -62,21 +80,50 @@ def fragments(folder: Path) -> list[str]:
             f"| {what} | {' | '.join(fixed(growth[key][factor]['exponent'], 2) for factor in factors)} |"
             for what, key in (("a training step", "training step"), ("attention statistics", "attention statistics"))
         ),
+        f"{fixed(growth['a command']['checkpoints']['exponent'], 2)} in its checkpoints",
+        f"{fixed(growth['a command']['seeds']['exponent'], 2)} in its seeds",
     ]
 
 
-def step(record: dict[str, Any]) -> str:
+def step(record: dict[str, Any], before: dict[str, Any] | None) -> str:
     """A row of the table."""
-    ratio, tokens, seconds = record["ratio"], record["tokens_per_second"], record["seconds"]
+    tokens, seconds = record["tokens_per_second"], record["seconds"]
     whole = seconds["headdyn gradients"] + seconds["headdyn update"]
-    share = median(record["share_of_limit"])
+    products = seconds["products"] + seconds["attention products"]
     cells = [
         record["shape"],
         record["batch"],
-        f"{fixed(median(ratio), 2)} (from {fixed(min(ratio), 2)} to {fixed(max(ratio), 2)})",
+        spread(record["ratio"]),
+        fixed(median(before["ratio"]), 2) if before else "",
         f"{tokens['headdyn']:,.0f}",
         f"{tokens['Hugging Face']:,.0f}",
-        f"{fixed(100 * share, 0)} %",
-        f"{fixed(100 * seconds['headdyn update'] / whole, 0)} %",
+        *(f"{fixed(100 * part / whole, 0)} %" for part in (seconds["products"], products, seconds["headdyn update"])),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def bound(record: dict[str, Any]) -> float:
+    """How many times Hugging Face's speed a step would have that was products and the optimizers' update alone."""
+    seconds = record["seconds"]
+    theirs = seconds["Hugging Face gradients"] + seconds["Hugging Face update"]
+    return float(theirs / (seconds["products"] + seconds["attention products"] + seconds["headdyn update"]))
+
+
+def rate(name: str, record: dict[str, Any]) -> float:
+    """Thousand million operations a second of the linear layers' products: 6 a weight and token."""
+    shape = CPU_SHAPES[name]
+    weights = sum(inputs * outputs for inputs, outputs in shape.linear_sizes())
+    return 6 * weights * SHAPES[name].batch * shape.length / record["seconds"]["products"] / 1e9
+
+
+def seconds_row(mode: str, what: str, record: dict[str, Any]) -> str:
+    """What a matrix of 8 took: the target and the sides' medians with their spreads."""
+    sides = record["seconds"]
+    cells = [spread([run[what] for run in sides[side]], 1) if side in sides else "" for side in SIDES]
+    return f"| {mode}, {WHAT[what]} | {TARGETS[mode][what]:.0f} | {' | '.join(cells)} |"
+
+
+def spread(values: list[float], places: int = 2) -> str:
+    """The median, and the ends where there are several."""
+    middle, ends = fixed(median(values), places), [fixed(end, places) for end in (min(values), max(values))]
+    return f"{middle} (from {ends[0]} to {ends[1]})" if len(values) > 1 else middle
