@@ -78,6 +78,11 @@ def draws_test(value_X: np.ndarray, null_R: np.ndarray, *, alternative: Alternat
     return (1 + hits) / (1 + len(null_R))
 
 
+def at_least_as_high(value_R: np.ndarray) -> float:
+    """p of the first of R values: the share of all that are at least as high, itself included, up to rounding."""
+    return float((value_R >= value_R[0] - 1e-9 * np.abs(value_R).max()).mean())
+
+
 def bootstrap_interval(
     values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 2_000, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headdyn.analysis.clusters import clusterings
-from headdyn.analysis.interventions.splits import at_least_as_high
+from headdyn.core.statistics import at_least_as_high
 
 Key = tuple[str, float]  # method and its parameter: k, or DBSCAN's radius
 TWO_MEANS: Key = ("kmeans", 2)

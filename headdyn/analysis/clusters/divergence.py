@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from headdyn.analysis.clusters import KINDS
 from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, agreement
-from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.core.records import HeadTable
+from headdyn.core.statistics import at_least_as_high
 
 
 def head_labels(clusterings: pa.Table, layer: int, kind: str) -> np.ndarray:

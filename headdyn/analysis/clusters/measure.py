@@ -19,9 +19,8 @@ from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
-from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.statistics import benjamini_hochberg
+from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder

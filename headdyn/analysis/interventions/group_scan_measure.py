@@ -18,9 +18,10 @@ from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
-from headdyn.analysis.interventions.splits import at_least_as_high, head_groups
+from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import Findings, HeadTable
+from headdyn.core.statistics import at_least_as_high
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
 

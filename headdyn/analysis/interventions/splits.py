@@ -27,11 +27,6 @@ def head_groups(pool: Sequence[int], size: int, most: int, generator: np.random.
     return list(groups)
 
 
-def at_least_as_high(value_R: np.ndarray) -> float:
-    """p of the first of R values: the share of all that are at least as high, itself included, up to rounding."""
-    return float((value_R >= value_R[0] - 1e-9 * np.abs(value_R).max()).mean())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Splits:
     """Labelled splits: `half_SH` marks the heads of each split's first half.

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
-from headdyn.analysis.interventions.splits import at_least_as_high
+from headdyn.core.statistics import at_least_as_high
 from headdyn.models.decoder import Decoder
 
 Heads = TypeVar("Heads")

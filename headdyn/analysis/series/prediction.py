@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
 from headdyn.data.text.stages import Progress
 
 _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
@@ -84,7 +85,7 @@ def predictions(
                         "correlation": float(value_R[0]),
                         "ci_low": low,
                         "ci_high": high,
-                        "p": float((value_R >= value_R[0] - 1e-9).mean()),
+                        "p": at_least_as_high(value_R),
                         "exact": exact,
                         "n": int(rank_LH.size),
                     }
@@ -111,15 +112,13 @@ def moving_together(
         rank_2C = ranks_in_layers(change_2C)
         dealt_R1C, exact = relabelled(rank_2C[1:], draws, generator)
         value_R = correlations(rank_2C[:1], dealt_R1C)
-        p = float((np.abs(value_R) >= abs(value_R[0]) - 1e-9).mean())
+        p = at_least_as_high(np.abs(value_R))
         record = {"one": one, "other": other, "correlation": float(value_R[0]), "p": p, "exact": exact}
         records.append(record | {"changes": len(steps) - 1})
     return _with_q(records)
 
 
 def _with_q(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    from headdyn.core.statistics import benjamini_hochberg  # brings scipy, which checking settings does without
-
     q = benjamini_hochberg(np.array([record["p"] for record in records]))
     return [record | {"q": float(each)} for record, each in zip(records, q, strict=True)]
 

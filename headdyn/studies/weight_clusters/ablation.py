@@ -15,10 +15,10 @@ import numpy as np
 from pydantic import Field
 
 from headdyn.analysis.interventions.patch import Dtype, Layer, chosen_layer
-from headdyn.analysis.interventions.splits import at_least_as_high
 from headdyn.analysis.metrics import nats
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings
+from headdyn.core.statistics import at_least_as_high
 from headdyn.data.comparisons import Prompts
 from headdyn.studies.weight_clusters.clusters import PARTS, Row
 

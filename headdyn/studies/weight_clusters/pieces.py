@@ -26,7 +26,7 @@ from scipy import special
 from torch import Tensor
 
 from headdyn.analysis.clusters.clusterings import spread
-from headdyn.analysis.interventions.splits import at_least_as_high
+from headdyn.core.statistics import at_least_as_high
 from headdyn.models.decoder import Decoder
 from headdyn.models.family_table import HEAD_BY_HEAD
 

@@ -11,7 +11,7 @@ from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.analysis.interventions.group_scan_measure import Groups, Scan, scanned_groups
 from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import PromptPatching, heads_as_weights
-from headdyn.analysis.interventions.splits import at_least_as_high
+from headdyn.core.statistics import at_least_as_high
 from tests.analysis.interventions.test_specialization import model
 from tests.small_tokenizer import prompts
 

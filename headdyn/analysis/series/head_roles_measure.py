@@ -1,0 +1,182 @@
+"""Which heads have a role at each checkpoint of a series, and whether early ranks tell the last ones.
+
+K checkpoints, L layers, H heads.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headdyn.analysis.contract import SeriesFindings
+from headdyn.analysis.series.head_roles import ROLES, HeadRoles
+from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order
+from headdyn.analysis.series.prediction import formed_by, predicted_from, predictions
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.records import HeadTable
+
+_NONE = "none"
+
+
+def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
+    """Everything that `HeadRoles` reports of a series under these settings."""
+    excluded, _ = excluded_from(in_order(points), chosen.final)
+    left_out = {**{p.revision: p.error for p in points if p.error is not None}, **excluded}
+    tables = {p.step: p.table for p in in_order(points) if p.revision not in left_out and p.step is not None}
+    roles = {m: role for m, role in ROLES.items() if m in chosen.least and all(map(_measured(m), tables.values()))}
+    verdict: dict[str, Any] = {"steps": list(tables), "left_out": left_out}
+    if len(tables) < 2 or not roles:
+        lacking = "no role was measured at every one" if len(tables) > 1 else "they are no series"
+        verdict["reason"] = f"{len(tables)} checkpoints with attention statistics, and {lacking}"
+        return SeriesFindings(table=HeadTable.from_rows(_absent(chosen.metrics, verdict["reason"])), verdict=verdict)
+    steps = list(tables)
+    value, null, holds = {}, {}, {}
+    for metric in roles:
+        stacked = {
+            column: np.stack([table.matrix(metric, column) for table in tables.values() if table is not None])
+            for column in ("value", "null", "q")
+        }
+        value[metric], null[metric] = stacked["value"], np.nan_to_num(stacked["null"])
+        tested = ~np.isnan(stacked["q"]).all()
+        holds[metric] = (value[metric] - null[metric] >= chosen.least[metric]) & (
+            (stacked["q"] <= chosen.alpha) if tested else True
+        )
+    rows: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    for metric in roles:
+        course, since = _course(steps, value[metric], null[metric], holds[metric])
+        records += [{"role": roles[metric], **record} for record in course]
+        count = {"n": int(holds[metric][-1].size), "unit": "head"}
+        rows.append({"metric": f"{metric}_heads", "value": float(holds[metric][-1].sum()), **count})
+        rows.append({"metric": f"{metric}_strongest_since", "value": float(since), **count})
+    excess = {metric: value[metric] - null[metric] for metric in roles}
+    foretold = predictions(steps, excess, chosen.relabellings, generator)
+    verdict["predicted"] = {}
+    for metric in roles:
+        first, name = predicted_from(foretold, metric, chosen.alpha), f"{metric}_predicted_from"
+        reason = "at no step do ranks predict the last ones beyond chance from then on"
+        count = {"n": int(holds[metric][-1].size), "unit": "head"}
+        rows.append({"metric": name, **({"reason": reason} if first is None else {"value": float(first[0])}), **count})
+        verdict["predicted"][roles[metric]] = {
+            "from_step": first and first[0],
+            "by": first and roles[first[1]],
+            "half_have_the_role_by": formed_by(steps, holds[metric]),
+        }
+    rows += _absent(chosen.metrics.keys() - {row["metric"] for row in rows}, "not measured at every checkpoint")
+    verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
+    return SeriesFindings(
+        table=HeadTable.from_rows(rows),
+        tables={"head_roles": pa.Table.from_pylist(records), "head_prediction": pa.Table.from_pylist(foretold)},
+        figures=_figures(records, holds, steps, roles) | {"prediction": _prediction_figure(foretold, roles)},
+        verdict=verdict,
+    )
+
+
+def _absent(metrics: Iterable[str], reason: str) -> list[dict[str, Any]]:
+    return [{"metric": metric, "reason": reason} for metric in sorted(metrics)]
+
+
+def _measured(metric: str) -> Callable[[HeadTable | None], bool]:
+    def measured(table: HeadTable | None) -> bool:
+        rows = [] if table is None else table.where(metric=metric).rows()
+        return any(row["head"] is not None and row["value"] is not None for row in rows)
+
+    return measured
+
+
+def _course(
+    steps: Sequence[int], value_KLH: np.ndarray, null_KLH: np.ndarray, holds_KLH: np.ndarray
+) -> tuple[list[dict[str, Any]], int]:
+    """A record a checkpoint of one role, and since which step the strongest head is the last checkpoint's."""
+    shape = value_KLH.shape[1:]
+    strongest_K = [int(np.nanargmax(value_LH)) for value_LH in value_KLH]
+    last = np.unravel_index(strongest_K[-1], shape)
+    since, records = steps[-1], []
+    for k in reversed(range(len(steps))):
+        if strongest_K[k] != strongest_K[-1]:
+            break
+        since = steps[k]
+    for k, step in enumerate(steps):
+        layer, head = np.unravel_index(strongest_K[k], shape)
+        records.append(
+            {
+                "step": step,
+                "layer": int(layer),
+                "head": int(head),
+                "value": float(value_KLH[k, layer, head]),
+                "null": float(null_KLH[k, layer, head]),
+                "heads": int(holds_KLH[k].sum()),
+                "value_of_last": float(np.nan_to_num(value_KLH[k][last])),
+            }
+        )
+    return records, since
+
+
+def became(metric: str, holds: Mapping[str, np.ndarray], roles: Mapping[str, str]) -> dict[str, int]:
+    """Of the heads with this role at the last checkpoint, how many had which other role last before they first had it.
+
+    `holds` are [K, L, H] by metric. Heads that had none are counted under "none".
+    """
+    earlier: Counter[str] = Counter()
+    for place in zip(*np.nonzero(holds[metric][-1]), strict=True):
+        first = int(np.argmax(holds[metric][:, *place]))
+        before = [
+            (int(np.flatnonzero(held[:first, *place])[-1]), other)
+            for other, held in holds.items()
+            if other != metric and held[:first, *place].any()
+        ]
+        earlier[roles[max(before)[1]] if before else _NONE] += 1
+    return dict(earlier)
+
+
+def _figures(
+    records: Sequence[Mapping[str, Any]],
+    holds: Mapping[str, np.ndarray],
+    steps: Sequence[int],
+    roles: Mapping[str, str],
+) -> dict[str, Figure]:
+    common: dict[str, Any] = {"xlabel": "training step", "log_x": True}
+    lines = []
+    for role in roles.values():
+        course = [record for record in records if record["role"] == role]
+        lines.append(Curve(label=role, x=steps, y=[record["value_of_last"] - record["null"] for record in course]))
+    counts = [Curve(label=role, x=steps, y=holds[metric].sum((1, 2)).astype(float)) for metric, role in roles.items()]
+    return {
+        "strongest": curves(
+            lines,
+            ylabel="share of attention beyond the null",
+            title="The heads that are strongest at the end",
+            caption="For each role the head that has it most at the last checkpoint, followed back to the first: what "
+            "its metric exceeds its null by.",
+            **common,
+        ),
+        "heads": curves(
+            counts,
+            ylabel="heads",
+            title="Heads with each role",
+            caption="Heads whose metric exceeds its null by what is set, at q ≤ α where it is tested.",
+            **common,
+        ),
+    }
+
+
+def _prediction_figure(records: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Figure:
+    lines = []
+    for metric, role in roles.items():
+        own = [record for record in records if record["final"] == record["early"] == metric]
+        step, value, low, high = (
+            [record[key] for record in own] for key in ("step", "correlation", "ci_low", "ci_high")
+        )
+        lines.append(Curve(label=role, x=step, y=value, low=low, high=high))
+    return curves(
+        lines,
+        xlabel="training step",
+        ylabel="rank correlation with the last checkpoint",
+        title="How early heads' later roles can be told",
+        references={"chance": 0.0},
+        log_x=True,
+        caption="Heads ranked within their layers by what a role's metric exceeds its null by, at each checkpoint and "
+        "at the last one: Spearman's correlation over all layers, with 95 % intervals over heads.",
+    )
