@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from headdyn.config import RunConfig, check
 from headdyn.core.numbers import count
+from headdyn.core.run_folder import read_manifest
 from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again
 from headdyn.core.store import MANIFEST, Store, cache_root, disk_error, require_writable
@@ -209,7 +210,9 @@ def _require_possible(plan: Plan) -> None:
             if not is_local(model.name):
                 raise
             raise ConfigError(str(error)) from error
-        for line in forecast(model.name, [str(job.factors["revision"]) for job in jobs], store).lines():
+        waiting = [job for job in jobs if job.force or read_manifest(plan.folder_of(job))["status"] != "complete"]
+        revisions, needed = ([str(job.factors["revision"]) for job in some] for some in (jobs, waiting))
+        for line in forecast(model.name, revisions, store, done={*revisions}.difference(needed)).lines():
             print(f"headdyn: {line}", file=sys.stderr)
     if cuda:
         from headdyn.core import machine

@@ -68,10 +68,15 @@ NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "max
 # Mistakes by hand, each once seen to pass all tests: what is wrong, the module, its text and what becomes of it, tests.
 BY_HAND = (
     ("precision left out of the run hash", "headdyn/config.py", '_NOT_COMPUTED = (', '_NOT_COMPUTED = ("precision", ', "tests/test_config.py"),
-    ("precision left out of the resume recipe", "headdyn/training/next_token.py", '"precision": self.precision,', "", "tests/training"),
+    ("precision left out of the resume recipe", "headdyn/training/next_token.py", '"precision": self.precision,', "", "tests/training/test_resume.py"),
     ("train and val draw the same words", "headdyn/data/micro_languages.py", 'f"micro_languages/{split} tokens"', '"micro_languages/train tokens"', "tests/data/test_micro_languages.py"),
     ("label swaps include the own sequence", "headdyn/analysis/selectivity.py", "1 + generator.choice(count - 1", "generator.choice(count", "tests/analysis/test_selectivity.py"),
     ("the sign-flip test is one-sided", "headdyn/core/statistics.py", 'draws: int = 9_999, alternative: Alternative = "two-sided"', 'draws: int = 9_999, alternative: Alternative = "greater"', "tests/core/test_statistics.py"),
+    ("selectivity tested one-sided", "headdyn/analysis/estimates.py", "controls_NJ), generator, draws=draws)", 'controls_NJ), generator, draws=draws, alternative="greater")', "tests/analysis/test_selectivity.py"),
+    ("attention tested one-sided", "headdyn/analysis/estimates.py", "controls_NJ), generator, draws=draws)", 'controls_NJ), generator, draws=draws, alternative="greater")', "tests/analysis/test_attention.py"),
+    ("probes tested one-sided", "headdyn/analysis/probes_measure.py", "best_N[:, None], generator, draws=settings.sign_flips)", 'best_N[:, None], generator, draws=settings.sign_flips, alternative="greater")', "tests/analysis/test_probes.py"),
+    ("circuits tested one-sided", "headdyn/analysis/circuits_measure.py", "draws_test(value_LH, null_R)", 'draws_test(value_LH, null_R, alternative="greater")', "tests/analysis/test_circuits.py"),
+    ("prompt pairs tested one-sided", "headdyn/analysis/interventions/pair_rows.py", "sign_flip_test(values_PX, self.generator, draws=self.sign_flips)", 'sign_flip_test(values_PX, self.generator, draws=self.sign_flips, alternative="greater")', "tests/analysis/interventions/test_pair_rows.py"),
     ("matched loss keeps recalibrated arms", "headdyn/sweep/matched_loss.py", ' and "recalibration" not in run.scalars', "", "tests/sweep/test_matched_loss.py"),
     ("TensorLens targets reach the last token", "headdyn/analysis/tensorlens_measure.py", "length - 2, count + 1", "length - 1, count + 1", "tests/analysis/test_tensorlens.py"),
     ("q by outcome, not by family", "headdyn/sweep/effects.py", "effects = with_q([row for row in rows if row[\"kind\"] in (CONTRAST, SLOPE, INTERACTION)])", "effects = [r for o in dict.fromkeys(row[\"outcome\"] for row in rows) for r in with_q([row for row in rows if row[\"kind\"] in (CONTRAST, SLOPE, INTERACTION) and row[\"outcome\"] == o])]", "tests/sweep"),
@@ -194,10 +199,11 @@ def by_hand() -> list[Mutant]:
 
 
 def tests_of(module: str) -> list[str]:
-    """The test that mirrors the module, then what else tests it: of a sweep's statistics all of tests/sweep."""
+    """The test that mirrors the module, then what else tests it: of a sweep's statistics tests/sweep, but no sweep."""
     path = Path(module).relative_to("headdyn")
     mirror = Path("tests") / path.with_name(f"test_{path.name}")
-    beside = sorted((ROOT / "tests" / "sweep").glob("test_*.py")) if path.parts[0] == "sweep" else []
+    sweep = [test for test in sorted((ROOT / "tests" / "sweep").glob("test_*.py")) if test.stem != "test_own_metric"]
+    beside = sweep if path.parts[0] == "sweep" else []
     further = [*(test.relative_to(ROOT) for test in beside), *map(Path, FURTHER.get(module, ()))]
     return [test.as_posix() for test in dict.fromkeys((mirror, *further)) if (ROOT / test).exists()]
 

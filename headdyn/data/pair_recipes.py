@@ -8,6 +8,7 @@ answer is a later YY, the wrong one an earlier. The corrupted prompt begins in C
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -40,6 +41,7 @@ STORIES = (
 )
 THINGS = ("war", "campaign", "dispute", "expedition", "voyage", "reign", "strike", "famine")
 CENTURIES = (14, 15, 16, 17, 18)
+YEARS = range(12, 89)  # later and earlier ones of two digits, up to 9 away, are years of the same century
 
 
 def ioi(rng: np.random.Generator) -> dict[str, str]:
@@ -55,8 +57,9 @@ def ioi(rng: np.random.Generator) -> dict[str, str]:
 
 
 def greater_than(rng: np.random.Generator) -> dict[str, str]:
-    """One pair on years: from 12 to 88, so that there are later and earlier ones of two digits, up to 9 away."""
-    thing, century, year = str(rng.choice(THINGS)), int(rng.choice(CENTURIES)), int(rng.integers(12, 89))
+    """One pair on years."""
+    thing, century = str(rng.choice(THINGS)), int(rng.choice(CENTURIES))
+    year = int(rng.integers(YEARS.start, YEARS.stop))
     right, wrong = (year + sign * int(distance) for sign, distance in zip((1, -1), rng.integers(1, 10, 2), strict=True))
     texts = {
         wording: f"The {thing} lasted from the year {century}{start:02d} to the year {century}"
@@ -66,24 +69,29 @@ def greater_than(rng: np.random.Generator) -> dict[str, str]:
 
 
 RECIPES: Mapping[str, Callable[[np.random.Generator], dict[str, str]]] = {"ioi": ioi, "greater_than": greater_than}
+# How many different clean prompts a recipe can make: ordered pairs of names, either the giver, in each story.
+MOST = {
+    "ioi": 2 * math.perm(len(NAMES), 2) * len(STORIES) * len(PLACES) * len(OBJECTS),
+    "greater_than": len(THINGS) * len(CENTURIES) * len(YEARS),
+}
 
 
 def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     """`count` different pairs of a task, drawn from the seed.
 
-    Raises ValueError for an unknown task, for no pairs, and for more than a thousand tries for each find.
+    Raises ValueError for an unknown task, for no pairs, and for more than the task has.
     """
     if count < 1:
         raise ValueError(f"count={count} is no number of pairs; ask for 1 or more")
     if task not in RECIPES:
         raise ValueError(f"no recipe makes {task!r}; there are {', '.join(RECIPES)}")
+    if count > MOST[task]:
+        raise ValueError(f"count={count}, but {task} has {MOST[task]} different pairs; ask for at most these")
     rng, pairs = generator(seed, f"pairs/{task}"), dict[str, dict[str, str]]()
-    for _ in range(1000 * count):
+    while len(pairs) < count:
         pair = RECIPES[task](rng)
         pairs.setdefault(pair["clean"], pair)
-        if len(pairs) == count:
-            return list(pairs.values())
-    raise ValueError(f"{task} has fewer than {count} different pairs; ask for fewer")
+    return list(pairs.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headdyn.data.comparisons import Block
-from headdyn.data.pair_recipes import CENTURIES, NAMES, main, make
+from headdyn.data.pair_recipes import CENTURIES, MOST, NAMES, OBJECTS, PLACES, STORIES, main, make
 from headdyn.data.prompt_pairs import PromptPairs, read_pairs
 from tests.small_tokenizer import Pieces, byte_level
 
@@ -164,6 +165,8 @@ def test_years_are_those_of_their_definition() -> None:
         (["ioi"], "the following arguments are required: count"),
         (["ioi", "x"], "argument count: invalid int value: 'x'"),
         (["ioi", "0"], "count=0 is no number of pairs; ask for 1 or more"),
+        (["greater_than", "3081"], "count=3081, but greater_than has 3080 different pairs; ask for at most these"),
+        (["ioi", "1000000"], "but ioi has 69888 different pairs"),
         (["nonsense", "3"], "argument task: invalid choice: 'nonsense'"),
     ],
 )
@@ -173,6 +176,17 @@ def test_a_recipe_that_cannot_be_made_is_refused_in_a_line(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_as_many_pairs_as_a_recipe_can_make_are_to_be_had() -> None:
+    assert len({pair["clean"] for pair in make("greater_than", MOST["greater_than"])}) == 8 * 5 * 77
+    clean = {
+        story.format(a=a, b=b, giver=giver, place=place, object=thing)
+        for story, place, thing in itertools.product(STORIES, PLACES, OBJECTS)
+        for a, b in itertools.permutations(NAMES, 2)
+        for giver in (a, b)
+    }
+    assert len(clean) == MOST["ioi"]
 
 
 def test_the_command_prints_its_pairs_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ SMALL = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "p
 # Two checkpoints of one training, of the stand-in's hub
 HUB_MODEL = (
     *("mode=smoke", "tracking=none", "threads=1", "workers=1", "patterns_kept=0", "model=huggingface"),
-    *("model.name=someone/tiny", "'model.revisions=[step0,step1000]'", "data=repeated_tokens", "analysis=[loss]"),
+    *("model.name=someone/tiny", "model.revisions='step0,step1000'", "data=repeated_tokens", "analysis=[loss]"),
 )
 OUT = Path("experiments/reliability")
 PARTS = ["kills", "damage", "disks", "twice", "servers", "memory"]

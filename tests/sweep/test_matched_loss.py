@@ -43,9 +43,10 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
     slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.4}}
     entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow)]
     # Recalibrated arms are no pair: their snapshots are of the training before.
-    entries += [run(tmp_path, ordering=ordering, position="drope") for ordering in ("shuffled", "topic")]
+    entries += [run(tmp_path, position="drope"), run(tmp_path, ordering="topic", position="drope", values=slow)]
     whole = HeadTable.whole("selectivity", 0.3, ci_low=0.2, ci_high=0.4, n=128, unit="sequence")
-    whole.write(tmp_path / entries[1]["name"] / "heads.parquet")
+    for entry in (entries[1], entries[3]):
+        whole.write(tmp_path / entry["name"] / "heads.parquet")
     (row,) = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
     # Topic order ended at 3.4; the shuffled arm fell from 4.1 (step 0) to 3.2 (step 100), 7/9 of the way.
     assert row["snapshots"] == {"shuffled": [0, 100], "topic": [200]}
