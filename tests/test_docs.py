@@ -124,26 +124,29 @@ def test_a_design_is_counted_from_its_jobs() -> None:
 def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "SPEED", tmp_path)
     v2 = scale.design("experiment=matrix", "mode=v2", seeds=32)
-    laptop = scale.design("experiment=matrix", "mode=laptop", seeds=1).weights
-    core = {"laptop": {"tokens_per_second": {"headdyn": v2.tokens * v2.weights / laptop / (2 * 360_000)}}}
-    (tmp_path / "training_step_before.json").write_text(json.dumps(core))
+    run1 = scale.design("experiment=matrix", "mode=run1", seeds=32)
+    measured = {"run1": (run1, 27_403_776), "v2": (v2, 88_101_120)}  # parameters of the decoders that were timed
+    speed = {mode: counts.tokens * counts.weights / weights for mode, (counts, weights) in measured.items()}
+    hours = {"run1": 400, "v2": 200}  # on one core
+    steps = {mode: {"tokens_per_second": {"headdyn": speed[mode] / 3600 / hours[mode]}} for mode in hours}
+    (tmp_path / "training_step.json").write_text(json.dumps(steps | {"laptop": steps["v2"]}))
 
     def row(name: str) -> list[str]:
         (line,) = [line for line in scale.page().splitlines() if line.startswith(f"| {name} |")]
         return line.strip("| ").split(" | ")
 
     monkeypatch.setattr(scale, "GPU_BFLOAT16", v2.operations / 720_000)  # 200 hours on one GPU
-    assert row("`v2`")[3:7] == ["≈ 8 days", "≈ 25 h", "≈ 3 h", "≈ 4 days"]
+    assert row("`v2`")[3:7] == ["≈ 8 days", "≈ 25 h", "≈ 3 h", "≈ 4 days"] and row("`run1`")[6] == "≈ 8 days"
     assert row("`laptop`")[3:6] == ["–"] * 3 and "No GPU was measured" in scale.page()
     operations = 2 * scale.Suite.of("160m").blocks * 17 * 144 * 96 * 154 * 9  # a pass a head and prompt
     monkeypatch.setattr(scale, "GPU_FLOAT32", operations / 36_000)
     assert row("160m")[-3:] == ["≈ 10 h", "≈ 75 min", "≈ 9 min"]
 
-    steps = {
+    on_gpu = {
         mode: {"tokens_per_second": v2.tokens / 36000, "peak_memory_gib": 9.5} for mode in ("laptop", "run1", "v2")
     }
     patching = {"batch 8": {"headdyn_seconds": 8.0}}
-    (tmp_path / "gpu.json").write_text(json.dumps({"steps": steps, "patching": patching}))
+    (tmp_path / "gpu.json").write_text(json.dumps({"steps": on_gpu, "patching": patching}))
     runs = {"one": (16, 2, 1000.0), "two": (8, 1, 3000.0), "not whole": (7, 1, 9.0)}
     whole = {name: {"mode": "laptop", "runs": r, "seeds": n, "per_seed": s} for name, (r, n, s) in runs.items()}
     (tmp_path / "run_seconds.json").write_text(json.dumps(whole))

@@ -18,8 +18,10 @@ from typing import Any
 import headdyn
 from headdyn.config import RunConfig
 from headdyn.core.json_files import write_json
+from headdyn.models.config import DecoderConfig
 from headdyn.models.revisions import LISTS
 from headdyn.studies.organisms.settings import Organism
+from tests.benchmarks.shapes import CPU_SHAPES
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SPEED = EXPERIMENTS / "speed"
@@ -98,15 +100,15 @@ def design(*overrides: str, seeds: int) -> Design:
     recalibrated = [job for job in jobs if job.position_enc.recalibration]
     tokens = sum(_tokens(job, job.train.steps) for job in trainings.values())
     tokens += sum(_tokens(job, job.position_enc.recalibration.count(job.train.steps)) for job in recalibrated)
-    weights = sum(_weights(job) * job.train.snapshots for job in trainings.values()) + sum(map(_weights, recalibrated))
+    snapshots = [job for job in trainings.values() for _ in range(job.train.snapshots)] + recalibrated
     data = jobs[0].data
     sequences = (data.train_sequences or 0) + data.val_sequences  # no number: as much text as is streamed
     return Design(
         runs=len(jobs) * seeds,
         trainings=len(trainings) * seeds,
-        weights=_weights(jobs[0]),
+        weights=_weights(_config(jobs[0])),
         tokens=tokens * seeds,
-        snapshot_bytes=FLOAT32_BYTES * weights * seeds,
+        snapshot_bytes=FLOAT32_BYTES * sum(_weights(_config(job)) for job in snapshots) * seeds,
         corpus_bytes=3 * sequences * data.sequence_length * seeds,  # uint16 token, uint8 topic; a corpus each seed
     )
 
@@ -115,8 +117,11 @@ def _tokens(job: RunConfig, steps: int) -> int:
     return steps * job.train.batch_size * job.data.sequence_length
 
 
-def _weights(job: RunConfig) -> int:
-    c = job.decoder_config(job.data.vocab_size)
+def _config(job: RunConfig) -> DecoderConfig:
+    return job.decoder_config(job.data.vocab_size)
+
+
+def _weights(c: DecoderConfig) -> int:
     attention = c.d_model * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     norms = 2 * c.d_model + 2 * c.head_dim
     return c.vocab_size * c.d_model + c.num_layers * (attention + 3 * c.d_model * c.d_ff + norms) + c.d_model
@@ -187,7 +192,7 @@ def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> lis
                 "≈ " * (not step) + _hours(seconds * share) if step or mode != "laptop" else "–"
                 for share in at_once.values()
             ),
-            _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "≈ " + _hours(_core_seconds(counts) / WORKERS),
+            _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "≈ " + _hours(_core_seconds(counts, mode) / WORKERS),
             _bytes(counts.snapshot_bytes + counts.corpus_bytes),
             f"{step['peak_memory_gib']:.1f} GiB" if step else "≈ " + _bytes(STATE_BYTES * counts.weights),
         ]
@@ -197,8 +202,9 @@ def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> lis
         "",
         "Two CPU cores do two runs side by side. Hours without ≈ are those of whole runs, with corpora, recalibrations until an arm has",
         "recovered, evaluation and analyses, from the manifests of two seeds at a time (`experiments/speed/run_seconds.json`), while",
-        "other work ran beside them; the sweep's own statistics and page come on top. Those with ≈ are tokens over the laptop's measured",
-        "tokens a second, which are taken to fall as weights grow.",
+        "other work ran beside them; the sweep's own statistics and page come on top. Those with ≈ are of training steps alone, at the tokens a",
+        "second that one core was measured at with models of that size (`experiments/speed/training_step.json`). v2's step was measured with a",
+        f"vocabulary of {CPU_SHAPES['v2'].vocabulary:,}; with another it is taken to last longer in proportion to the weights.",
         "",
     ]
 
@@ -289,11 +295,11 @@ def _bytes(count: float) -> str:
 
 # -- what the experiments that were not run would cost ----------------------------------------------------------------
 
-NOT_RUN = {"run1": ("experiment=matrix", "mode=run1", "protocol=original"), "v2": ("experiment=wiki",)}
+NOT_RUN = {"run1": ("experiment=matrix", "mode=run1", "protocol=original"), "v2": ("experiment=wiki",)}  # by mode
 
 
-def training_cost(*overrides: str) -> dict[str, float]:
-    """One seed of a design."""
+def training_cost(mode: str, *overrides: str) -> dict[str, float]:
+    """One seed of a design, whose models are of a mode's size."""
     counts = design(*overrides, seeds=1)
     return {
         "runs": counts.runs,
@@ -301,19 +307,20 @@ def training_cost(*overrides: str) -> dict[str, float]:
         "weights": counts.weights,
         "tokens": counts.tokens,
         "operations": counts.operations,
-        "core_hours": _core_seconds(counts) / 3600,
+        "core_hours": _core_seconds(counts, mode) / 3600,
         "state_bytes": STATE_BYTES * counts.weights,
         "snapshot_bytes": counts.snapshot_bytes,
     }
 
 
-def _core_seconds(counts: Design) -> float:
-    """A design's trainings on one CPU core: its tokens over the laptop shape's measured tokens a second, which fall as
-    weights grow.
+def _core_seconds(counts: Design, mode: str) -> float:
+    """A design's trainings on one CPU core: its tokens over the measured tokens a second of the mode's training step.
+
+    The measured model may have another vocabulary (v2's has): a step is taken to last longer in proportion to the weights.
     """
-    laptop = _weights(headdyn.compose("mode=laptop", "data=micro_languages")[0])
-    record = json.loads((SPEED / "training_step_before.json").read_text(encoding="utf-8"))
-    return counts.tokens * counts.weights / (record["laptop"]["tokens_per_second"]["headdyn"] * laptop)
+    record = json.loads((SPEED / "training_step.json").read_text(encoding="utf-8"))
+    measured = _weights(CPU_SHAPES[mode].config)
+    return counts.tokens * counts.weights / (record[mode]["tokens_per_second"]["headdyn"] * measured)
 
 
 def pythia_cost() -> dict[str, float]:
@@ -335,7 +342,7 @@ def pythia_cost() -> dict[str, float]:
 
 def costs() -> dict[str, dict[str, float]]:
     """What each experiment that was not run would cost."""
-    return {"pythia": pythia_cost(), **{name: training_cost(*overrides) for name, overrides in NOT_RUN.items()}}
+    return {"pythia": pythia_cost(), **{mode: training_cost(mode, *overrides) for mode, overrides in NOT_RUN.items()}}
 
 
 if __name__ == "__main__":
