@@ -302,6 +302,7 @@ def test_a_key_that_no_run_logs_is_found(logged, views, mutant, unlogged):
 
 
 def test_panels_of_a_grid_do_not_overlap(views):
+    grids = 0
     for one in views.values():
         for block in specs(one)[1]["blocks"]:
             panels = block.get("metadata", {}).get("panelBankSectionConfig", {}).get("panels", [])
@@ -312,6 +313,8 @@ def test_panels_of_a_grid_do_not_overlap(views):
                 for y in range(place["y"], place["y"] + place["h"])
             ]
             assert len(cells) == len(set(cells)) and max((x for x, _ in cells), default=0) < 24
+            grids += len(panels) > 1
+    assert grids >= len(views)
 
 
 def test_the_documented_command_finds_the_offline_runs(place, logged):

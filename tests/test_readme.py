@@ -37,7 +37,9 @@ TUTORIALS = ("first_sweep", "extend", "compare")  # worked through from an empty
 def commands(source: Path) -> list[list[str]]:
     """The arguments of the runs that a text prints and that no test does: of a study, or in blocks that need something."""
     if source in STUDIES:
-        indented = re.findall(r"^    python -m headdyn\.run([^\n#]*)", source.read_text(encoding="utf-8"), re.MULTILINE)
+        indented = re.findall(
+            r"^    (?:python -m headdyn\.run|headdyn run)([^\n#]*)", source.read_text(encoding="utf-8"), re.MULTILINE
+        )
         return [line.split() for line in indented]
     printed = [command for block in blocks(source) if block.needs for command in block.commands]
     return [command[1:] for command in printed if command[0] == "run"]
@@ -73,7 +75,10 @@ def type_in(page: Path, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("source", [*PAGES, *STUDIES], ids=lambda path: f"{path.parent.name}-{path.stem}")
+WITH_COMMANDS = [source for source in (*PAGES, *STUDIES) if commands(source)]
+
+
+@pytest.mark.parametrize("source", WITH_COMMANDS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_commands_that_no_test_runs_compose(source: Path, folder: Path) -> None:
     Path("my_documents.jsonl").write_text('{"text": "one"}\n')
     pairs = [{"clean": f"A {i}", "corrupted": f"B {i}", "right": "a", "wrong": "b"} for i in range(8)]

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -70,6 +70,7 @@ class WandbTracker(Tracker):
 
     def __init__(self, run: wandb.Run) -> None:
         self.run = run
+        self._takes_artifacts = True
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
 
@@ -107,7 +108,7 @@ class WandbTracker(Tracker):
         artifact = wandb.Artifact(name, type=kind)
         add = artifact.add_dir if path.is_dir() else artifact.add_file
         add(str(path), policy="immutable")  # the run folder does not change, so nothing need be copied aside
-        self.run.log_artifact(artifact)
+        self._send(self.run.log_artifact, artifact)
 
     def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
         """A corpus or model, as an artifact that says what it is made of: the run's output where the run built it, else
@@ -120,12 +121,21 @@ class WandbTracker(Tracker):
         with artifact.new_file("recipe.json") as file:
             json.dump(dict(recipe), file, sort_keys=True)
         if built:
-            self.run.log_artifact(artifact)
+            self._send(self.run.log_artifact, artifact)
         elif not self.run.offline:
-            try:
-                self.run.use_artifact(artifact)
-            except wandb.Error as error:  # a server that does not answer just then costs the link, not the run
-                log.warning("W&B did not link %s as an input: %s", name, error)
+            self._send(self.run.use_artifact, artifact)
+
+    def _send(self, send: Callable[[wandb.Artifact], object], artifact: wandb.Artifact) -> None:
+        """Give W&B an artifact. A server that does not answer costs this one and the run's later ones, not the run."""
+        import wandb
+
+        if not self._takes_artifacts:
+            return
+        try:
+            send(artifact)
+        except wandb.Error as error:
+            self._takes_artifacts = False
+            log.warning("W&B gets no more artifacts of this run, since %s was not taken: %s", artifact.name, error)
 
 
 @contextmanager
@@ -192,6 +202,7 @@ def open_tracker(
         if mode != "online":
             raise
         log.warning(_FALLBACK, error, place / offline)
+        wandb.teardown()  # the client's own process still holds the run's id
         run = start(mode="offline")
     # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
     try:

@@ -17,6 +17,7 @@ from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, int
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import ConfigError, build
 from headdyn.core.tracking import TrackingSettings, WandbTracker, custom_chart, open_tracker, run_id_of
+from tests.faults.wandb_server import wandb_server
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +144,22 @@ def test_online_what_a_run_stands_on_is_linked_as_its_input_and_what_it_built_as
     assert list(run.used[0].manifest.entries) == ["recipe.json"]
 
 
+def test_a_server_that_takes_no_artifact_costs_the_artifacts_and_not_the_run(caplog):
+    run, tried = OnlineRun(), []
+
+    def fail(artifact) -> None:
+        tried.append(artifact.name)
+        raise wandb.errors.CommError("no answer")
+
+    run.log_artifact = run.use_artifact = fail
+    tracker = WandbTracker(run)
+    tracker.stands_on("corpus-1a", "dataset", {}, built=True)
+    tracker.stands_on("training-2b", "model", {}, built=False)
+    assert tried == ["corpus-1a"] and set(run.config["inputs"]) == {"training-2b"}
+    (line,) = (message for message in caplog.messages if message.startswith("W&B"))
+    assert line.endswith("corpus-1a was not taken: no answer")
+
+
 def test_a_run_that_is_repeated_is_one_run_and_those_of_a_sweep_lie_together(tmp_path):
     (tmp_path / "sweep").mkdir()
     for name in ("run-a", "run-b", "run-a"):
@@ -253,6 +270,21 @@ def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
     assert "refused the login (invalid API key" in caplog.text
     assert history(records(tmp_path))
     assert synced(caplog.text) == list(tmp_path.glob("wandb/offline-run-*"))  # a sweep's, beside its runs
+
+
+def test_a_server_that_dies_behind_the_login_costs_a_line_and_the_run_is_recorded_offline(
+    tmp_path, caplog, monkeypatch
+):
+    hasty = {"init_timeout": 2, "finish_timeout": 2}
+    monkeypatch.setattr(wandb, "Settings", lambda make=wandb.Settings, **values: make(**values | hasty))
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with wandb_server("dead") as url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        with caplog.at_level(logging.WARNING), open_in(tmp_path, mode="online") as tracker:
+            tracker.log({"loss": 1.0}, step=0)
+    assert caplog.text.count("W&B goes offline") == 1
+    assert history(records(tmp_path / "run-a"))
 
 
 def test_none_writes_nothing(tmp_path):

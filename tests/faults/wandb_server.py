@@ -24,7 +24,7 @@ _ANSWER = {
 @contextmanager
 def wandb_server(fault: str) -> Iterator[str]:
     """Its address. `absent`: nothing listens there; `silent`: it takes connections and never answers; `dying`: it
-    answers until a run has begun, and then breaks every connection."""
+    answers until a run has begun, and then breaks every connection; `dead`: that of all but logins from the start."""
     begun = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -37,7 +37,7 @@ def wandb_server(fault: str) -> Iterator[str]:
             asked = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if fault == "silent":
                 time.sleep(600)
-            if begun.is_set():
+            if begun.is_set() or (fault == "dead" and b"viewer" not in asked):
                 self.close_connection = True
                 return
             if b"UpsertBucket" in asked:

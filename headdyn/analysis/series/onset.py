@@ -74,8 +74,8 @@ def rise_widths(
     margin_KK = np.broadcast_to(margin_KK, (count, count))
     rise_B1 = rising.rise_B[..., None]
     between_BK = (place_K > low_B[..., None]) & (place_K < high_B[..., None])
-    left_BK = between_BK & (height_BK > 0.1) & (height_BK * rise_B1 > margin_KK[rising.start_B])
-    short_BK = between_BK & (height_BK < 0.9) & ((1 - height_BK) * rise_B1 > margin_KK[rising.end_B])
+    left_BK = between_BK & (height_BK * rise_B1 > margin_KK[rising.start_B])
+    short_BK = between_BK & ((1 - height_BK) * rise_B1 > margin_KK[rising.end_B])
     first_B, last_B = np.where(left_BK, place_K, count - 1).min(-1), np.where(short_BK, place_K, 0).max(-1)
     fewest_B = np.maximum(step_K[last_B] - step_K[first_B], 0)
     nothing_B = ~(rising.rise_B > 0)

@@ -71,6 +71,16 @@ def test_climbs_against_all_intervals() -> None:
             assert i <= found.jump_B[b] < j
 
 
+def test_a_trajectory_alone_is_what_it_is_among_others() -> None:
+    value_BK, steps = rng(3).normal(size=(6, 7)), np.arange(7.0)
+    among = [*vars(climbs(value_BK)).values(), *rise_widths(value_BK, steps, climbs(value_BK))]
+    among += [*rise_bracket(value_BK, climbs(value_BK)), half_of_highest(value_BK), departure(value_BK > 0)]
+    for number, value_K in enumerate(value_BK):
+        alone = [*vars(climbs(value_K)).values(), *rise_widths(value_K, steps, climbs(value_K))]
+        alone += [*rise_bracket(value_K, climbs(value_K)), half_of_highest(value_K), departure(value_K > 0)]
+        np.testing.assert_allclose(np.array(alone, float), [each_B[number] for each_B in among])
+
+
 def test_widths_hold_the_truth_of_every_rising_curve() -> None:
     """Random rises between 0 and 1, read at random checkpoints: the true width from 10 to 90 % lies in the bounds."""
     draws = rng(4)
