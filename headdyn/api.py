@@ -26,6 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from hydra.errors import HydraException
 
+from headdyn.composition import explain, plain_arguments
 from headdyn.config import RunConfig
 from headdyn.core.json_files import read_json
 from headdyn.core.records import HeadTable
@@ -33,7 +34,7 @@ from headdyn.core.run_folder import PATTERNS, RunRecord
 from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root
 from headdyn.launch import launch
-from headdyn.plan import Plan, explain, make_plan, plain_arguments, remove_empty_folders
+from headdyn.plan import Plan, make_plan, remove_empty_folders
 from headdyn.process_state import process_as_before, torch_as_before
 from headdyn.sweep.effects import MEAN, effect_name
 from headdyn.sweep.factors import level_label

@@ -12,11 +12,11 @@ from headdyn.config import RunConfig
 from headdyn.core.json_files import write_json
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord, snapshot_table
-from headdyn.report.sweep_page import write_sweep_page
+from headdyn.report.made_of import PAGE, is_current, made_of
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
 from headdyn.sweep.matched_loss import matched_loss
-from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite
+from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite, sweep_json
 from headdyn.sweep.run_table import write_run_table
 from headdyn.sweep.series import Series, judge_series
 from headdyn.workers import Task, Workers
@@ -34,7 +34,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
     content = {
         "name": folder.name,
         "command": None if arguments is None else shlex.join(["python", "-m", "headdyn.run", *arguments]),
-        "written": now(),
+        "written": _written(folder) or now(),
         "jobs": [{"name": job.name, "factors": dict(job.factors)} for job in jobs],
         "swept": varying([job.factors for job in jobs]),
     }
@@ -62,13 +62,27 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
             if not _readable(path)
         ]
     )
+    workers.dismiss()  # ending takes them two seconds, in which the page is drawn
     lacking = {run.name for path, (run, _) in snapshots.items() if not _readable(path)}
     matched = [run for run in complete if run.name not in lacking]
     rewrite(folder, matched_loss(matched, lambda run, step: HeadTable.read(snapshot_table(run.folder, step))))
     judge_series(folder, series_of(jobs, runs))
-    page = write_sweep_page(folder)
-    print_summary(Console(), SweepRecord.read(folder), page)
+    sweep = SweepRecord.read(folder)
+    if not is_current(folder / PAGE, made_of(sweep)):
+        from headdyn.report.sweep_page import write_sweep_page  # which takes most of a second to import
+
+        write_json(folder / SWEEP, {**content, "written": now()})
+        write_sweep_page(folder)
+    print_summary(Console(), sweep, folder / PAGE)
     return len(complete) == len(runs) and not lacking
+
+
+def _written(folder: Path) -> str | None:
+    """When the sweep's page was written, as its record says."""
+    try:
+        return sweep_json(folder).get("written")
+    except ValueError:
+        return None
 
 
 def _readable(path: Path) -> bool:

@@ -16,6 +16,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from headdyn.composition import CONF, HYDRA_VERSION
 from headdyn.config import RunConfig, check
 from headdyn.core.numbers import count
 from headdyn.core.run_folder import read_manifest
@@ -23,7 +24,7 @@ from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again
 from headdyn.core.store import MANIFEST, Store, cache_root, disk_error, require_writable
 from headdyn.models.settings import Pretrained
-from headdyn.plan import CONF, HYDRA_VERSION, Plan, remove_empty_folders
+from headdyn.plan import Plan, remove_empty_folders
 from headdyn.training.settings import process
 from headdyn.workers import Workers
 

@@ -1,43 +1,28 @@
 """What a command line means: the jobs it names, every one composed and checked before anything starts. No torch."""
 
-import argparse
 import dataclasses
 import hashlib
 import os
-import pickle
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
 
-from hydra import compose, initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from headdyn.config import RunConfig, check, is_no_factor, one_line, outcome_names
+from headdyn.composition import composing, jobs_of, overrides_of, parsed
+from headdyn.config import RunConfig, check, is_no_factor, outcome_names
 from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable
 from headdyn.models.settings import MiniQwen3, Trained
 from headdyn.training.settings import processes
 
-Made = TypeVar("Made")
-
-HYDRA_VERSION = "1.3"
 RUN_NAME = "${headdyn_run:}"  # in conf/config.yaml: a run's folder is called as the run is
-PACKAGED = Path(__file__).parent / "conf"
-CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -57,7 +42,7 @@ class Plan:
 
 def make_plan(arguments: Sequence[str]) -> Plan:
     """Compose and check every job of the command. Raises ConfigError or Hydra's own composition errors."""
-    args = _parsed(arguments)
+    args = parsed(arguments)
     for option in ("config_name", "config_path", "package"):
         if getattr(args, option):
             raise ConfigError(
@@ -66,8 +51,8 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             )
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise ConfigError(f"--config-dir {args.config_dir} is no folder")
-    with _composing(arguments) as compose_job:
-        overrides = _overrides(arguments)
+    with composing(arguments) as compose_job:
+        overrides = overrides_of(arguments)
         for override in overrides:
             _require_ours(override)
 
@@ -75,12 +60,12 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             return check(cfg, cfg.hydra.runtime.choices, job)
 
         # The first job alone: a bad value answers before a large sweep is composed.
-        base = compose_job(_jobs(overrides)[0])
+        base = compose_job(jobs_of(overrides)[0])
         if _needs_data(base):
             arguments = [*arguments, "data=repeated_tokens"]
-            overrides = _overrides(arguments)
-            base = compose_job(_jobs(overrides)[0])
-        first = checked(_jobs(overrides)[0], base)
+            overrides = overrides_of(arguments)
+            base = compose_job(jobs_of(overrides)[0])
+        first = checked(jobs_of(overrides)[0], base)
         _require_content(base, overrides)
         params = dict(base.hydra.sweeper.get("params") or {})
         on_command_line = [o.get_key_element() for o in overrides if o.is_sweep_override()]
@@ -109,7 +94,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         if swept:
             arguments = [*arguments, f"swept=[{','.join(swept)}]"]
         preset = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-        jobs = tuple(checked(job, compose_job(job)) for job in _jobs([*preset, *_overrides(arguments)]))
+        jobs = tuple(checked(job, compose_job(job)) for job in jobs_of([*preset, *overrides_of(arguments)]))
         _require_single_levels(jobs, swept)
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
@@ -119,79 +104,12 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         return Plan(jobs, folder, True, elsewhere, tuple(arguments))
 
 
-@contextmanager
-def _composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
-    """Inside, the function that composes a job's configuration from its overrides; a --config-dir is searched too."""
-    config_dir = _parsed(arguments).config_dir
-    extra = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
-
-    def compose_job(job: Sequence[str]) -> DictConfig:
-        try:
-            return compose("config", overrides=[*job, *extra], return_hydra_config=True)
-        except HydraException:
-            raise
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"a YAML file that {' '.join(job)} chooses is no UTF-8 text ({error})") from error
-        except AssertionError as error:  # Hydra's own, of a group without a name
-            raise ConfigError(f"{' '.join(job)} names no group or key; write group=option or key=value") from error
-        except YAMLError as error:
-            raise ConfigError("a configuration file is no YAML: " + " ".join(str(error).split())) from error
-        except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
-            raise ConfigError(_refused(job) or one_line(error)) from error
-
-    with initialize_config_dir(str(CONF), version_base=HYDRA_VERSION, job_name="headdyn"):
-        loader = GlobalHydra.instance().config_loader()
-        for source in loader.get_sources():
-            source.load_config = _once(source.load_config)  # type: ignore[method-assign]
-        loader._compose_config_from_defaults_list = _once(  # type: ignore[attr-defined]
-            loader._compose_config_from_defaults_list  # type: ignore[attr-defined]
-        )
-        yield compose_job
-
-
-def _once(load: Callable[..., Made]) -> Callable[..., Made]:
-    """`load`, done once for each first argument: jobs of a sweep share files and choices. Each call gets a copy."""
-    copies: dict[str, bytes] = {}
-
-    def load_once(*arguments: Any, **named: Any) -> Made:
-        key = repr(next(iter((*arguments, *named.values()))))
-        if key not in copies:
-            copies[key] = pickle.dumps(load(*arguments, **named))
-        return pickle.loads(copies[key])
-
-    return load_once
-
-
 def _needs_data(cfg: DictConfig) -> bool:
     """Whether a model that comes trained is left with what models are trained on where no data are named."""
     return OmegaConf.select(cfg, "model.kind") not in ("mini_qwen3", "trained") and (
         cfg.hydra.runtime.choices.get("data") == "micro_languages"
         and not any(override.startswith("data=") for override in cfg.hydra.overrides.task)
     )
-
-
-def _refused(job: Sequence[str]) -> str | None:
-    """What to say of an override that Hydra or OmegaConf refuses with a traceback, where that is known."""
-    loader = GlobalHydra.instance().config_loader()
-    for override in OverridesParser.create().parse_overrides(list(job)):
-        key, value = override.get_key_element(), override.value()
-        if key.startswith("hydra.sweeper.params"):
-            return f"{override.input_line} is for presets; on the command line sweep with -m KEY=VALUE,VALUE"
-        options = loader.get_group_options(key)
-        if options and not all(isinstance(name, str) for name in (value if isinstance(value, list) else [value])):
-            return f"{override.input_line} names no option; {key} is {', '.join(options)}"
-    return None
-
-
-def _jobs(overrides: Sequence[Override]) -> list[list[str]]:
-    """The overrides of every job: one for each combination of the swept values."""
-    for override in overrides:
-        key, line = override.get_key_element(), override.input_line
-        if override.is_sweep_override() and not override.is_discrete_sweep():
-            raise ConfigError(f"{line} is no list of values; write {key}=VALUE,VALUE or {key}=range(START,STOP)")
-        if override.is_sweep_override() and not list(override.sweep_string_iterator()):
-            raise ConfigError(f"{line} names no value; write {key}=VALUE,VALUE")
-    return BasicSweeper.split_arguments(list(overrides), None)[0]
 
 
 def _require_ours(override: Override) -> None:
@@ -304,36 +222,6 @@ def _output(folder: str) -> Path:
     return path
 
 
-def plain_arguments(arguments: Sequence[str]) -> list[str]:
-    """The command line with headdyn's own shorthands spelt out, as Hydra needs them. Raises ConfigError.
-
-    `ordering=` is `data_ordering=`, and both at once are refused, since Hydra would silently take one. The protocol
-    `seed` is `original`. The lists of `model.revisions` and `model.kept` are quoted, because Hydra reads an unquoted
-    comma as a sweep.
-    """
-    short = [a for a in arguments if a.startswith("ordering=")]
-    long = [a for a in arguments if a.startswith("data_ordering=")]
-    if short and long:
-        raise ConfigError(f"{short[0]} and {long[0]} are the same choice; give only one of them")
-    spelt_out = []
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "ordering":
-            argument = f"data_{argument}"
-        elif key == "protocol":
-            argument = "protocol=" + re.sub(r"\bseed\b", "original", value)
-        elif key in ("model.revisions", "model.kept") and "," in value and not {"'", '"'} & set(value):
-            argument = f"{key}='{value}'"
-        spelt_out.append(argument)
-    return spelt_out
-
-
-def informational(arguments: Sequence[str]) -> bool:
-    """Whether the command asks Hydra to print something in place of running."""
-    args = vars(_parsed(arguments))
-    return any(args[name] for name in ("help", "hydra_help", "cfg", "info", "shell_completion", "experimental_rerun"))
-
-
 def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
     """The sweep folder's name, readable and stable: preset or swept keys, mode, and a hash of the set of runs."""
     factors = jobs[0].factors
@@ -348,73 +236,3 @@ def remove_empty_folders(plan: Plan) -> None:
     for folder in (plan.folder, plan.folder.parent):
         with suppress(OSError):
             folder.rmdir()  # of which nothing but an empty one can be removed so
-
-
-def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """A composition error in one line that says what can be done; Hydra's own hint suggests appending unknown keys."""
-    if isinstance(error, ConfigError):
-        return " ".join(str(error).split())  # a value may hold line breaks
-    launcher = re.search(r"Could not find 'hydra/launcher/(joblib|ray|submitit)", str(error))
-    if launcher:
-        extra = launcher[1].replace("submitit", "slurm")
-        return f"cluster={extra} needs an extra; pip install 'headdyn[{extra}]'"
-    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        with _composing(arguments):
-            options = GlobalHydra.instance().config_loader().get_group_options(group)
-        return f"{group}={option} names no option; {group} is {', '.join(options)}"
-    if isinstance(error, OverrideParseException):
-        return f"{error.override!r} cannot be read; give KEY=VALUE, and a value of several words as 'KEY=\"a b\"'"
-    refused = re.match(r"Could not override '([^']+)'", str(error))
-    if refused and "not in struct" in f"{error}{error.__cause__}":
-        key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group
-        return _unknown(max(key, refused[1], key=len), arguments)
-    cause = str(error.__cause__ or "")
-    text = f"{error} {'' if cause in str(error) else cause}".partition("Config search path")[0]
-    return " ".join(text.split())
-
-
-def _unknown(key: str, arguments: Sequence[str]) -> str:
-    """What to say of a key that a job's configuration lacks: what there is, or with which values it exists."""
-    with _composing(arguments) as compose_job:
-        # Options alone say which keys there are; any other override of the command may be refused itself.
-        options = GlobalHydra.instance().config_loader().get_group_options
-        overrides = [
-            o for o in _overrides(arguments) if options(o.get_key_element()) and not isinstance(o.value(), dict)
-        ]
-        # Eight jobs are enough to tell two values of a swept group apart, and are composed within two seconds.
-        keys = {tuple(job): _keys(compose_job(job)) for job in _jobs(overrides)[:8]}
-    having = next((set(job) for job in keys if key in keys[job]), set())
-    lacking = next((set(job) for job in keys if key not in keys[job]), set())
-    if having and lacking:
-        with_it, without_it = (" ".join(sorted(one)) for one in (having - lacking, lacking - having))
-        return f"{key} exists with {with_it}, not with {without_it}; sweep over these in commands of their own"
-    return unknown_key(key, next(iter(keys.values())))
-
-
-def _keys(node: DictConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration, but for Hydra's own."""
-    keys = []
-    for name in (str(name) for name in node if name != "hydra"):
-        keys.append(f"{prefix}{name}")
-        child = node._get_node(name)
-        if isinstance(child, DictConfig):
-            keys += _keys(child, f"{prefix}{name}.")
-    return keys
-
-
-def _overrides(arguments: Sequence[str]) -> list[Override]:
-    """The command's overrides, inside `_composing`, whose options a `glob` of them names."""
-    loader = GlobalHydra.instance().config_loader()
-    return OverridesParser.create(config_loader=loader).parse_overrides(_parsed(arguments).overrides)
-
-
-def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options and overrides of the command line. Raises ConfigError for an option that Hydra does not have."""
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help lists the options")
-
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args(list(arguments))

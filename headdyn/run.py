@@ -12,9 +12,10 @@ from pathlib import Path
 from hydra.errors import HydraException
 
 from headdyn.api import do, plan_of
+from headdyn.composition import explain, informational, plain_arguments
 from headdyn.core.settings import ConfigError
 from headdyn.launch import Obstacle, by_hydra
-from headdyn.plan import explain, informational, plain_arguments, remove_empty_folders
+from headdyn.plan import remove_empty_folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:

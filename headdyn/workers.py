@@ -80,11 +80,15 @@ class Workers:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for worker in self.workers:
-            worker.pipe.close()  # ends it
+        self.dismiss()
         for worker in self.workers:
             with suppress(subprocess.TimeoutExpired):
                 worker.process.wait(timeout=10)
+
+    def dismiss(self) -> None:
+        """Have the worker processes end, for which nobody waits yet; there is no more work for them."""
+        for worker in self.workers:
+            worker.pipe.close()
 
     def run(self, jobs: Sequence[RunConfig], folder: Path) -> bool:
         """Do every job into its folder below `folder`, those first that others stand on. Returns as `do` does."""

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 import headdyn
 from docs.tools import scale
 from docs.tools.keys import GROUPS, Key, Section, comments, reference, sections
+from headdyn.composition import CONF
 from headdyn.models.decoder import Decoder
-from headdyn.plan import CONF
 
 ROOT = Path(__file__).parents[1]
 

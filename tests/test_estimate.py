@@ -6,13 +6,14 @@ import re
 import pytest
 import torch
 
+from headdyn.composition import plain_arguments
 from headdyn.core.records import HeadTable
 from headdyn.estimate import Measured, _analysis_sizes, bytes_of, dry_run, measured, parameters, seconds_of
 from headdyn.models.checkpoints.forecast import Forecast
 from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.plan import make_plan, plain_arguments
+from headdyn.plan import make_plan
 from headdyn.run import main
 
 SMOKE = ("mode=smoke", "analysis=[loss,attention]")

@@ -24,6 +24,9 @@ class Workers:
     def __init__(self) -> None:
         self.analysed: list[tuple[str, int]] = []
 
+    def dismiss(self) -> None:
+        pass
+
     def do(self, tasks: Sequence[Task]) -> bool:
         for task in tasks:
             config, step, folder, _ = task.arguments

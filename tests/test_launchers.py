@@ -14,9 +14,10 @@ import pytest
 import torch
 import yaml
 
+from headdyn.composition import CONF, plain_arguments
 from headdyn.core import machine
 from headdyn.core.stopping import queue_again, stop_on_signals
-from headdyn.plan import CONF, make_plan, plain_arguments
+from headdyn.plan import make_plan
 from tests.commands import TINY, command, computed, environment, run
 
 LOCAL_RAY = ("+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false")

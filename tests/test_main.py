@@ -118,7 +118,7 @@ def test_the_wheel_does_a_run_from_an_empty_folder(wheel: Path, tmp_path: Path) 
     options = ["--quiet", "--no-deps", "--no-index", "--target", str(site)]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
     variables = {**environment(tmp_path), "PYTHONPATH": str(site), "HEADDYN_OUT": "."}
-    show = [sys.executable, "-c", "import headdyn.plan; print(headdyn.plan.CONF)"]
+    show = [sys.executable, "-c", "import headdyn.composition; print(headdyn.composition.CONF)"]
     conf = subprocess.run(show, cwd=work, env=variables, capture_output=True, text=True, check=True).stdout
     assert conf.strip() == str(site / "headdyn" / "conf")
     command = [str(site / "bin" / "headdyn"), "run", *TINY]

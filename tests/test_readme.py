@@ -18,8 +18,9 @@ import pytest
 import torch
 from markdown.extensions.toc import slugify
 
+from headdyn.composition import informational, plain_arguments
 from headdyn.models.frozen_pairs import tensor_norms
-from headdyn.plan import informational, make_plan, plain_arguments
+from headdyn.plan import make_plan
 from tests import forked
 from tests.commands import TINY, environment
 from tests.data.text.small_text import jsonl, planted

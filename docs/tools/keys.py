@@ -21,8 +21,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from headdyn.composition import CONF
 from headdyn.config import MODEL_KINDS, RunConfig
-from headdyn.plan import CONF
 
 # The groups of conf/ that the reference goes through option by option; analysis, cluster and the analyses that an
 # experiment brings with it are read in other ways.

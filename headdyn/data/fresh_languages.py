@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import digamma
 
 from headdyn.data.conversation_filter import ConversationFilter
@@ -21,6 +20,7 @@ _CHUNK = 4096  # chains drawn at once
 
 def concentration(num_symbols: int, target_gap_nats: float) -> float:
     """The Dirichlet parameter of each symbol at which a law's mean entropy is ln V − `target_gap_nats`."""
+    from scipy.optimize import brentq  # takes 0.3 s, and planning imports this module
 
     def excess(log_alpha: float) -> float:
         alpha = math.exp(log_alpha)

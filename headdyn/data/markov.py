@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import softmax
 
 from headdyn.core.randomness import stream_key
@@ -76,6 +75,8 @@ def unmatched_chains(
     that all rows of the chain share: single tokens say much of what chain they are from, and with r = 0 all that can be
     said. β is solved for, chain by chain.
     """
+    from scipy.optimize import brentq  # takes 0.3 s, and planning imports this module
+
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
     for topic in range(num_topics):
         exponent_VV = row_spread * generator.standard_normal((vocab_size, vocab_size))
@@ -97,6 +98,8 @@ def unmatched_chains(
 
 def _with_gap(target_gap_nats: float, normals_VV: np.ndarray) -> np.ndarray:
     """The balanced chain made of these normals whose entropy is `target_gap_nats` below ln V, to about 0.2 %."""
+    from scipy.optimize import brentq  # takes 0.3 s, and planning imports this module
+
     vocab_size = len(normals_VV)
 
     @lru_cache

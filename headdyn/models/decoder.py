@@ -60,8 +60,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
-        self.positions = nn.Embedding(config.max_positions, config.d_model) if config.max_positions else None
+        self.embed = _embedding(config.vocab_size, config.d_model)
+        self.positions = _embedding(config.max_positions, config.d_model) if config.max_positions else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = Norm(config.d_model, config.norm, config.norm_eps)
         self.unembed = nn.Linear(config.d_model, config.vocab_size, bias=False)
@@ -322,3 +322,8 @@ class Decoder(nn.Module):
         if config.tied_embeddings:
             decoder.unembed.weight = decoder.embed.weight  # one Parameter again, as an optimizer must see it
         return decoder
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """As `nn.Embedding(rows, width)` is drawn, which on the device meta would import torch's compiler (2 s)."""
+    return nn.Embedding.from_pretrained(torch.randn(rows, width), freeze=False)

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from headdyn.core.figures import CONFIG
 from headdyn.core.store import Store, cache_root
 from headdyn.report.blocks import Section
+from headdyn.report.made_of import sealed
 
 TEMPLATES = Path(__file__).parent / "templates"
 _VEGA_LITE = "6.4"
@@ -24,15 +25,17 @@ def write_page(
     sections: Sequence[Section],
     runs: Mapping[int, Mapping[str, str]] | None = None,
     varied: Mapping[str, Sequence[str]] | None = None,
+    made_of: str = "",
 ) -> Path:
     """A page of sections in one file, whole or not at all.
 
     `runs` are the levels of each run by its number, `varied` the levels of each key: what a reader may filter by.
+    `made_of` is the digest of what the page shows (made_of.py); none is needed where it is always written anew.
     """
     content = {"title": title, "lead": lead, "sections": sections, "runs": runs or {}, "varied": varied or {}}
     temporary = path.with_name(path.name + ".tmp")
     page = _templates().get_template("page.html").render(vega=vega(), config=CONFIG, **content)
-    temporary.write_text(page, encoding="utf-8")
+    temporary.write_text(sealed(page, made_of), encoding="utf-8")
     return temporary.replace(path)
 
 

@@ -13,6 +13,7 @@ from headdyn.core.numbers import count
 from headdyn.report import extension
 from headdyn.report.blocks import Section
 from headdyn.report.looks import key_name, level_of
+from headdyn.report.made_of import PAGE, made_of
 from headdyn.report.page import write_page
 from headdyn.report.sections import (
     answers,
@@ -63,8 +64,15 @@ def write_sweep_page(folder: Path) -> Path:
     varied = {
         name: list(dict.fromkeys(levels[name] for levels in runs.values())) for name in map(key_name, sweep.varied)
     }
-    page = folder / "report.html"
-    return write_page(page, title=title(sweep), lead=_lead(sweep), sections=sections(sweep), runs=runs, varied=varied)
+    return write_page(
+        folder / PAGE,
+        title=title(sweep),
+        lead=_lead(sweep),
+        sections=sections(sweep),
+        runs=runs,
+        varied=varied,
+        made_of=made_of(sweep),
+    )
 
 
 def title(sweep: SweepRecord) -> str:

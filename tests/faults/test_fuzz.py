@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 import headdyn.api
 import headdyn.run
-from headdyn.plan import CONF, make_plan
+from headdyn.composition import CONF
+from headdyn.plan import make_plan
 from tests import commands
 
 COUNT = int(os.environ.get("HEADDYN_FUZZ", "100"))
