@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 export HYDRA_FULL_ERROR ?= 0
 
-.PHONY: run test test-real test-clusters check faults mutants bench docs index install clean
+.PHONY: run test test-real test-clusters walk check faults mutants bench docs index install clean
 .DEFAULT_GOAL := run
 
 run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
@@ -26,6 +26,9 @@ test-clusters: $(READY) ## sweeps by submitit and by a local Ray, against the sa
 	$(PY) -c 'import site; print(site.getsitepackages()[0], "$(CURDIR)", sep="\n")' > "$$($(VENV)-clusters/bin/python -c 'import site; print(site.getsitepackages()[0])')/tests.pth"
 	$(VENV)-clusters/bin/python -m pip install --quiet hydra-submitit-launcher==1.2.0 submitit==1.5.4 hydra-ray-launcher==1.2.2 ray==2.60.0
 	$(VENV)-clusters/bin/python -m pytest tests/test_launchers.py
+
+walk: $(READY)          ## a newcomer's first hour with the built wheel: install, first commands, matrix, own analysis, notebook
+	HEADDYN_TEST_REGISTRY=1 $(PY) -m pytest tests/test_main.py -k newcomer
 
 check: $(READY)         ## format, lint, types, imports
 	$(PY) -m ruff format --check .

@@ -1,6 +1,6 @@
 """`headdyn COMMAND …`, or `python -m headdyn COMMAND …`: run, report, doctor, dashboard, notebook.
 
-Completion of groups, options and keys is Hydra's: `eval "$(headdyn run -sc install=bash)"`, likewise zsh and fish.
+Completion of commands, options and keys is Hydra's: `eval "$(headdyn -sc install=bash)"`, likewise zsh and fish.
 """
 
 import os
@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complete(arguments: Sequence[str]) -> int:
-    """What a shell asks for through Hydra's completion: the commands, or what may stand behind `run`."""
+    """What a shell asks for through Hydra's completion: the commands, or what may stand behind `run`; or its script."""
+    if not arguments[-1].startswith("query="):
+        return import_module("headdyn.run").main(arguments)
     program, _, line = os.environ.get("COMP_LINE", "").partition(" ")
     command, behind, rest = line.partition(" ")
     if not behind:

@@ -97,6 +97,26 @@ def chart(figure: Figure | Mapping[str, Any]) -> alt.TopLevelMixin:
     return alt.Chart.from_dict(dict(figure if isinstance(figure, Mapping) else figure.spec()))
 
 
+class Charts(Mapping[str, "alt.TopLevelMixin"]):
+    """Figures by name, as Altair charts. Each is made when asked for, since Altair checks every row of its data."""
+
+    def __init__(self, figures: Mapping[str, Figure | Path]) -> None:
+        self._figures = figures
+
+    def __getitem__(self, name: str) -> alt.TopLevelMixin:
+        figure = self._figures[name]
+        return chart(read_json(figure) if isinstance(figure, Path) else figure)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        return len(self._figures)
+
+    def __repr__(self) -> str:
+        return f"<headdyn.Charts: {', '.join(self)}>"
+
+
 class Run:
     """A run's record, read when asked for. Raises ValueError where `path` is no run's folder, or a damaged one."""
 
@@ -158,9 +178,9 @@ class Run:
         return {file.stem: pq.read_table(file) for file in sorted(self.path.glob("*.parquet")) if file.stem != "heads"}
 
     @property
-    def figures(self) -> dict[str, alt.TopLevelMixin]:
+    def figures(self) -> Mapping[str, alt.TopLevelMixin]:
         """The run's figures as Altair charts, by name."""
-        return _charts(self.path)
+        return Charts(_figure_files(self.path))
 
     @property
     def report(self) -> Path:
@@ -295,13 +315,12 @@ class Sweep:
         every = statements(self._record)
         return {f"{s.group}: {s.question}" if s.group else s.question: list(s.sentences) for s in every}
 
-    @property
-    def figures(self) -> dict[str, alt.TopLevelMixin]:
+    @cached_property
+    def figures(self) -> Mapping[str, alt.TopLevelMixin]:
         """The figures of the sweep's page as Altair charts, by name."""
         from headdyn.report.figure_files import sweep_figures
 
-        page = {name: chart(figure) for name, figure in sweep_figures(self._record).items()}
-        return _charts(self.path) | page
+        return Charts(_figure_files(self.path) | sweep_figures(self._record))
 
     @property
     def report(self) -> Path:
@@ -373,5 +392,5 @@ def _effect(row: Mapping[str, Any]) -> str:
     return f"mean of {level_label(factor, level)}"
 
 
-def _charts(folder: Path) -> dict[str, alt.TopLevelMixin]:
-    return {file.stem: chart(read_json(file)) for file in sorted((folder / "figures").glob("*.json"))}
+def _figure_files(folder: Path) -> dict[str, Figure | Path]:
+    return {file.stem: file for file in sorted((folder / "figures").glob("*.json"))}

@@ -90,7 +90,7 @@ def _device() -> Iterator[Finding]:
 
     here = machine.resolve("auto", "auto", 0)
     yield "device", None, f"{here.device}, {here.threads} CPU threads"
-    yield "precision", None, f"{here.precision} (bf16 where the hardware multiplies it)"
+    yield "precision", None, f"{here.precision}, which precision=auto chooses here"
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     yield "compiler", None, compiler or "no C++ compiler: training steps run eagerly, slower"
     if torch.cuda.is_available():

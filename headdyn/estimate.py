@@ -14,6 +14,7 @@ from typing import Any
 
 from headdyn.config import RunConfig
 from headdyn.core.json_files import read_json
+from headdyn.core.numbers import count
 from headdyn.core.run_folder import MANIFEST, read_manifest
 from headdyn.core.store import Store, cache_root
 from headdyn.done import is_done
@@ -137,7 +138,7 @@ def dry_run(plan: Plan) -> None:
     store = Store(cache_root())
     todo = [job for job in plan.jobs if not is_done(job, plan.folder_of(job))]
     known = measured(store.root, plan.folder.parent.parent)
-    print(f"{len(plan.jobs)} runs in {plan.folder}, {len(plan.jobs) - len(todo)} of them complete")
+    print(f"{count(len(plan.jobs), 'run')} in {plan.folder}, {len(plan.jobs) - len(todo)} of them complete")
     total, unknown, trained = 0.0, set[str](), set[str]()
     for job in todo:
         training = shared_stages(job)[-1:]

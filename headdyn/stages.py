@@ -98,7 +98,7 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
     facts["source"] = recipe_key("corpus", recipe_of(work.config.data))
     work.record.manifest["corpus"] = facts
     work.record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
-    if "selection_worth_nats" in corpus.facts:
+    if entry.built and "selection_worth_nats" in corpus.facts:  # once, and not for every run of a sweep
         log.info(worth_sentence([corpus.facts]))
     return corpus, entry
 

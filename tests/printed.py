@@ -55,3 +55,10 @@ def blocks(page: Path) -> list[Block]:
 def printed_files(page: Path) -> dict[str, str]:
     """The files that a page prints whole, by name."""
     return {block.title: block.text for block in blocks(page) if block.title}
+
+
+def type_in(page: Path, folder: Path) -> None:
+    """Put the files that a page prints into a folder."""
+    for name, text in printed_files(page).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")

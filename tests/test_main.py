@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -17,6 +18,7 @@ from hydra.core.plugins import Plugins
 
 import headdyn
 from headdyn.__main__ import COMMANDS, main
+from headdyn.api import Sweep
 from headdyn.notebook_command import NOTEBOOK
 from tests.benchmarks import install
 from tests.commands import TINY, environment
@@ -66,6 +68,19 @@ def test_a_shell_completes_it(line: str, choices: set[str]) -> None:
     assert set(done.stdout.split()) == choices
 
 
+@pytest.mark.parametrize("command", ["headdyn", "headdyn run"])
+def test_it_prints_the_script_that_a_shell_needs(command: str) -> None:
+    """The script completes in a real bash what stands behind each command."""
+    if not shutil.which("bash"):
+        pytest.skip("needs bash")
+    line = "headdyn run mode=s"
+    program = f"""headdyn() {{ {sys.executable} -m headdyn "$@"; }}; eval "$({command} -sc install=bash)"
+COMP_LINE="{line}"; COMP_POINT={len(line)}; COMP_WORDS=({line}); COMP_CWORD=2
+hydra_bash_completion; echo "${{COMPREPLY[@]}}" """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "mode=sanity mode=smoke\n"
+
+
 def test_the_version_stands_in_one_place() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert headdyn.__version__ == version
@@ -95,13 +110,8 @@ def test_a_notebook_without_marimo_names_its_command(
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built without a network; a warning of the builder would be on stderr."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "warning" not in (done.stdout + done.stderr).lower(), done.stderr
-    (file,) = folder.glob("*.whl")
-    return file
+    """Built without a network or a warning."""
+    return install.build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_has_package_options_and_notebook_and_nothing_else(wheel: Path) -> None:
@@ -129,12 +139,23 @@ def test_the_wheel_does_a_run_from_an_empty_folder(wheel: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_wheel_is_installed_from_the_registry_and_answers_at_once(wheel: Path, tmp_path: Path) -> None:
-    """With HEADDYN_TEST_REGISTRY=1, where packages can be had: an empty environment, the pinned versions, no extra."""
+@pytest.mark.parametrize("extras", install.INSTALLED)
+def test_a_newcomer_gets_from_the_wheel_to_what_the_documentation_promises(
+    extras: str, wheel: Path, tmp_path: Path
+) -> None:
+    """`make walk`, which sets HEADDYN_TEST_REGISTRY=1: an empty environment, the pinned versions, empty folders."""
     if not os.environ.get("HEADDYN_TEST_REGISTRY"):
-        pytest.skip("set HEADDYN_TEST_REGISTRY=1 where packages can be installed from a registry")
-    row = install.installed(wheel, "", tmp_path / "environment")
+        pytest.skip("`make walk` does it where packages can be installed from a registry")
+    row = install.installed(wheel, extras, tmp_path / "environment")
+    if extras:
+        assert row["notebook_seconds"] < 120
+        return
     assert max(row["answers_seconds"].values()) < 2 and row["smoke_run_seconds"]["first line"] < 2
+    matrix = headdyn.load(next((tmp_path / "empty" / "multirun").iterdir()))
+    assert isinstance(matrix, Sweep) and len(matrix.runs) == 8 and not matrix.failed and matrix.report.is_file()
+    own = [headdyn.load(path) for path in (tmp_path / "own" / "multirun").iterdir()]
+    measured = [sweep for sweep in own if "stream_growth" in sweep.effects["outcome"].to_pylist()]
+    assert len(own) == 3 and len(measured) == 2
 
 
 @pytest.mark.parametrize("command", install.ANSWERS)

@@ -24,7 +24,7 @@ from headdyn.plan import make_plan
 from tests import forked
 from tests.commands import TINY, environment
 from tests.data.text.small_text import jsonl, planted
-from tests.printed import Block, blocks, printed_files
+from tests.printed import Block, blocks, printed_files, type_in
 from tests.studies.landmarks.test_presets import QUICK
 from tests.test_series_pipeline import EMERGENCE, ORGANISM, PROMPTS, REVISIONS, SPECIALIZATION
 
@@ -68,12 +68,6 @@ def folder(
     yield work
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]
-
-
-def type_in(page: Path, folder: Path) -> None:
-    for name, text in printed_files(page).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 WITH_COMMANDS = [source for source in (*PAGES, *STUDIES) if commands(source)]

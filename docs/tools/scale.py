@@ -192,7 +192,9 @@ def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> lis
                 "≈ " * (not step) + _hours(seconds * share) if step or mode != "laptop" else "–"
                 for share in at_once.values()
             ),
-            _hours(32 * seed_on_cpu[mode]) if mode in seed_on_cpu else "≈ " + _hours(_core_seconds(counts, mode) / WORKERS),
+            _hours(32 * seed_on_cpu[mode])
+            if mode in seed_on_cpu
+            else "≈ " + _hours(_core_seconds(counts, mode) / WORKERS),
             _bytes(counts.snapshot_bytes + counts.corpus_bytes),
             f"{step['peak_memory_gib']:.1f} GiB" if step else "≈ " + _bytes(STATE_BYTES * counts.weights),
         ]

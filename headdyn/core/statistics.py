@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import special
+import scipy  # whose parts are imported where they are first used, since planning imports this module
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -104,12 +104,12 @@ def bootstrap_interval(
     means = np.sort(counts @ columns / units, axis=0)
 
     below = ((means < 0).sum(0) + 0.5 * (means == 0).sum(0)) / draws
-    bias = special.ndtri(np.clip(below, 0.5 / draws, 1 - 0.5 / draws))
+    bias = scipy.special.ndtri(np.clip(below, 0.5 / draws, 1 - 0.5 / draws))
     second = (columns**2).sum(0)
     skew = np.divide((columns**3).sum(0), 6 * second**1.5, out=np.zeros_like(second), where=second > 0)
     for bound, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
-        shifted = bias + special.ndtri(share)
-        place = special.ndtr(bias + shifted / (1 - skew * shifted)) * (draws - 1)
+        shifted = bias + scipy.special.ndtri(share)
+        place = scipy.special.ndtr(bias + shifted / (1 - skew * shifted)) * (draws - 1)
         floor = np.minimum(place.astype(int), draws - 2)
         at = np.arange(columns.shape[1])
         bound[usable] = offset + means[floor, at] + (place - floor) * (means[floor + 1, at] - means[floor, at])
@@ -123,7 +123,7 @@ def t_interval(values_NX: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarra
     mean = values_NX.mean(0)
     if units < 2:
         return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = special.stdtrit(units - 1, (1 + level) / 2) * values_NX.std(0, ddof=1) / np.sqrt(units)
+    half = scipy.special.stdtrit(units - 1, (1 + level) / 2) * values_NX.std(0, ddof=1) / np.sqrt(units)
     return mean - half, mean + half
 
 
@@ -140,8 +140,8 @@ def binomial_interval(
     if not np.all((k >= 0) & (k <= n) & (n > 0)):
         raise ValueError(f"successes={successes} of trials={trials}; need 0 <= successes <= trials and trials > 0")
     tail = (1 - level) / 2
-    low = np.where(k > 0, special.betaincinv(np.maximum(k, 1), n - k + 1, tail), 0.0)
-    high = np.where(k < n, special.betaincinv(k + 1, np.maximum(n - k, 1), 1 - tail), 1.0)
+    low = np.where(k > 0, scipy.special.betaincinv(np.maximum(k, 1), n - k + 1, tail), 0.0)
+    high = np.where(k < n, scipy.special.betaincinv(k + 1, np.maximum(n - k, 1), 1 - tail), 1.0)
     return low, high
 
 
@@ -194,7 +194,7 @@ def spread_beyond_sampling(
     sampling = np.trace(covariance_XJJ, axis1=1, axis2=2) / ways
     along = np.einsum("xj,xjk,xk->x", mean_XJ, covariance_XJJ, mean_XJ)
     square = (covariance_XJJ**2).sum((1, 2))
-    half = special.ndtri((1 + level) / 2) * np.sqrt(np.maximum(4 * along - 2 * square, 2 * square)) / ways
+    half = scipy.special.ndtri((1 + level) / 2) * np.sqrt(np.maximum(4 * along - 2 * square, 2 * square)) / ways
     return observed, sampling, observed - sampling - half, observed - sampling + half
 
 
@@ -221,7 +221,7 @@ def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
     low, high = t_interval(per_seed_N, level=level)
     spread = float(per_seed_N.std(ddof=1))
     error = spread / np.sqrt(seeds)
-    p = 2 * special.stdtr(seeds - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
+    p = 2 * scipy.special.stdtr(seeds - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
     return Effect(
         value=mean,
         ci_low=float(low),
@@ -242,10 +242,10 @@ def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha:
     if units < 2:
         raise ValueError(f"units={units} have no spread; a smallest detectable effect needs at least 2")
     degrees = units - 1
-    critical = special.stdtrit(degrees, 1 - alpha / 2)
+    critical = scipy.special.stdtrit(degrees, 1 - alpha / 2)
 
     def power_at(noncentrality: float) -> float:
-        below, above = special.nctdtr(degrees, noncentrality, np.array([-critical, critical]))
+        below, above = scipy.special.nctdtr(degrees, noncentrality, np.array([-critical, critical]))
         return float(np.nan_to_num(below) + 1 - above)  # scipy gives NaN for a lower tail under 1e-15
 
     low, high = 0.0, 1.0

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import scipy  # whose parts are imported where they are first used, since planning imports this module
 from pydantic import Field
-from scipy.special import gammaln
 
 from headdyn.core.settings import Count, settings
 
@@ -62,7 +62,9 @@ class SegmentLaw:
         extra = u - s - self.min_segment
         possible = (extra >= 0) & (extra <= left)
         left, extra = np.where(possible, left, 0), np.where(possible, extra, 0)
-        log_choices = gammaln(left + 1) - gammaln(extra + 1) - gammaln(left - extra + 1)
+        log_choices = (
+            scipy.special.gammaln(left + 1) - scipy.special.gammaln(extra + 1) - scipy.special.gammaln(left - extra + 1)
+        )
         log_mass = log_choices - left * np.log(r) + (left - extra) * np.log(r - 1)
         log_mass = np.where(possible, log_mass, -np.inf)
         log_tail = np.logaddexp.accumulate(log_mass[..., ::-1], axis=-1)[..., ::-1]

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import digamma
+import scipy  # whose parts are imported where they are first used, since planning imports this module
 
 from headdyn.data.conversation_filter import ConversationFilter
 from headdyn.data.lines import DECAYS, TRIED_SEQUENCES
@@ -20,13 +20,16 @@ _CHUNK = 4096  # chains drawn at once
 
 def concentration(num_symbols: int, target_gap_nats: float) -> float:
     """The Dirichlet parameter of each symbol at which a law's mean entropy is ln V − `target_gap_nats`."""
-    from scipy.optimize import brentq  # takes 0.3 s, and planning imports this module
 
     def excess(log_alpha: float) -> float:
         alpha = math.exp(log_alpha)
-        return math.log(num_symbols) - (digamma(alpha * num_symbols + 1) - digamma(alpha + 1)) - target_gap_nats
+        return (
+            math.log(num_symbols)
+            - (scipy.special.digamma(alpha * num_symbols + 1) - scipy.special.digamma(alpha + 1))
+            - target_gap_nats
+        )
 
-    return math.exp(brentq(excess, -30.0, 30.0))
+    return math.exp(scipy.optimize.brentq(excess, -30.0, 30.0))
 
 
 def urn_chains(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
+import scipy  # whose parts are imported where they are first used, since planning imports this module
 
 # Lines in the order in which pages list them; those without selection come before the floor.
 WITHOUT_SELECTION = ("position_only", "speaker_blind")
@@ -72,7 +72,9 @@ def position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.n
             evidence_NMS[:, m] = decay * evidence_NMS[:, m - 1] + log_NMS[:, m - 1]
             if window and m > window:
                 evidence_NMS[:, m] -= log_NMS[:, m - 1 - window]
-        return mixture(softmax(np.log(prior_NMS[part]) + scale * evidence_NMS, axis=2), emission_NMS[part])
+        return mixture(
+            scipy.special.softmax(np.log(prior_NMS[part]) + scale * evidence_NMS, axis=2), emission_NMS[part]
+        )
 
     kinds = [(decay, 0) for decay in DECAYS] + [(1.0, window) for window in _WINDOWS]
     grid = [(*kind, scale) for kind in kinds for scale in _SCALES]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import softmax
+import scipy  # whose parts are imported where they are first used, since planning imports this module
 
 from headdyn.core.randomness import stream_key
 from headdyn.data.threads import in_threads
@@ -75,15 +75,13 @@ def unmatched_chains(
     that all rows of the chain share: single tokens say much of what chain they are from, and with r = 0 all that can be
     said. β is solved for, chain by chain.
     """
-    from scipy.optimize import brentq  # takes 0.3 s, and planning imports this module
-
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
     for topic in range(num_topics):
         exponent_VV = row_spread * generator.standard_normal((vocab_size, vocab_size))
         exponent_VV += generator.standard_normal(vocab_size)
 
         def chain(beta: float, exponent_VV: np.ndarray = exponent_VV) -> np.ndarray:
-            return softmax(beta * exponent_VV, axis=1).astype(np.float32)
+            return scipy.special.softmax(beta * exponent_VV, axis=1).astype(np.float32)
 
         def excess(beta: float, chain: Callable[[float], np.ndarray] = chain) -> float:
             rate = stationary_law(chain(beta)) @ row_entropy_nats(chain(beta))
@@ -92,14 +90,12 @@ def unmatched_chains(
         high = 1.0
         while excess(high) < 0:
             high *= 1.5
-        transitions_SVV[topic] = chain(brentq(excess, 0.0, high, rtol=1e-4))
+        transitions_SVV[topic] = chain(scipy.optimize.brentq(excess, 0.0, high, rtol=1e-4))
     return transitions_SVV
 
 
 def _with_gap(target_gap_nats: float, normals_VV: np.ndarray) -> np.ndarray:
     """The balanced chain made of these normals whose entropy is `target_gap_nats` below ln V, to about 0.2 %."""
-    from scipy.optimize import brentq  # takes 0.3 s, and planning imports this module
-
     vocab_size = len(normals_VV)
 
     @lru_cache
@@ -110,7 +106,7 @@ def _with_gap(target_gap_nats: float, normals_VV: np.ndarray) -> np.ndarray:
     try:
         while excess(high) < 0:
             low, high = high, 1.1 * high
-        return _balanced(brentq(excess, low, high, rtol=2e-3), normals_VV)
+        return _balanced(scipy.optimize.brentq(excess, low, high, rtol=2e-3), normals_VV)
     except _UnbalancedError as error:
         raise ValueError(
             f"data.target_gap_nats={target_gap_nats} is too near ln V = {math.log(vocab_size):.3f}: chains so sparse "

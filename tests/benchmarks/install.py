@@ -4,8 +4,10 @@
     python -m tests.benchmarks.install --sizes-only --out experiments/speed
 
 The wheel is built, and installed with the versions of constraints.txt into empty virtual environments: with no extra,
-and with the notebook's. Seconds are those of pip with whatever its cache already holds, on this machine's network. Sizes
-are of all extras: the packages of the present environment that each installation would bring.
+and with the notebook's. Then a newcomer's first hour follows, in empty folders: the first commands, a run and the matrix,
+what docs/extend.md prints, typed in, and with the extra the notebook. Each raises where it fails: `make walk` is a test
+of it. Seconds are those of pip with whatever its cache already holds, on this machine's network. Sizes are of all
+extras: the packages of the present environment that each installation would bring.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from headdyn.core.json_files import read_json, write_json
+from tests.printed import blocks, type_in
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("", "notebook", "text", "dashboard,gguf,joblib", "docs")
@@ -45,15 +48,22 @@ def main() -> None:
     record |= {"python": sys.version.split()[0], "sizes": [sizes(extras) for extras in EXTRAS]}
     if not arguments.sizes_only:
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            call(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT))
-            (wheel,) = folder.glob("*.whl")
-            record["wheel_mb"] = round(megabytes(wheel), 2)
-            record["installs"] = []
+            wheel = build_wheel(Path(name))
+            record |= {"wheel_mb": round(megabytes(wheel), 2), "installs": []}
             for extras in INSTALLED:
-                record["installs"].append(installed(wheel, extras, folder / "environment"))
+                record["installs"].append(installed(wheel, extras, Path(name) / "environment"))
                 write(record, file)
     write(record, file)
+
+
+def build_wheel(folder: Path) -> Path:
+    """The wheel, built without a network. Raises RuntimeError where the builder fails or warns of something."""
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode or "warning" in (done.stdout + done.stderr).lower():
+        raise RuntimeError(done.stdout + done.stderr)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 def write(record: dict[str, Any], file: Path | None) -> None:
@@ -103,10 +113,12 @@ def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"extras": extras, "seconds": round(time.perf_counter() - begun)}
     row["mb"] = round(megabytes(site) - before)
     row["packages"] = len(list(distributions(path=[str(site)])))
-    if not extras:
-        row |= first_minutes(environment / "bin" / "headdyn", environment.parent / "empty")
+    scripts, folder = environment / "bin", environment.parent
     if extras == "notebook":
-        row["notebook_seconds"] = notebook_seconds(environment / "bin", environment.parent / "notebook")
+        row["notebook_seconds"] = notebook_seconds(scripts, folder / "notebook")
+    else:
+        row |= first_minutes(scripts / "headdyn", folder / "empty")
+        row["own_analysis_seconds"] = own_analysis_seconds(scripts, folder / "own")
     shutil.rmtree(environment)
     return row
 
@@ -132,6 +144,19 @@ def first_minutes(headdyn: Path, work: Path) -> dict[str, Any]:
     call(str(headdyn), "run", "-m", "experiment=matrix", "mode=smoke", work=work, environment=environment)
     matrix = round(time.perf_counter() - begun, 1)
     return {"answers_seconds": answers, "smoke_run_seconds": run, "smoke_matrix_seconds": matrix}
+
+
+def own_analysis_seconds(scripts: Path, work: Path) -> float:
+    """Seconds of docs/extend.md: its files typed in, then its commands and its Python as printed."""
+    environment, page = outside(work), ROOT / "docs" / "extend.md"
+    type_in(page, work)
+    begun = time.perf_counter()
+    for block in blocks(page):
+        for command in block.commands:
+            call(str(scripts / "headdyn"), *command, work=work, environment=environment)
+        if block.language == "python" and not block.title:
+            call(str(scripts / "python"), "-c", block.text, work=work, environment=environment)
+    return round(time.perf_counter() - begun, 1)
 
 
 def notebook_seconds(scripts: Path, work: Path) -> float:

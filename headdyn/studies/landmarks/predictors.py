@@ -5,7 +5,7 @@ tokens 0..t.
 """
 
 import numpy as np
-from scipy.special import softmax
+import scipy
 
 
 def unigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:
@@ -52,8 +52,8 @@ def retrieval_laws(tokens_NT: np.ndarray, chains_KVV: np.ndarray, stationary_KV:
         by_symbols_NK += log_stationary_KV[:, present_N].T
         if t:
             by_order_NK += log_chains_KVV[:, tokens_NT[:, t - 1], present_N].T
-        laws["unigram"][:, t] = softmax(by_symbols_NK, axis=1) @ stationary_KV
-        weight_NK = softmax(by_order_NK, axis=1)
+        laws["unigram"][:, t] = scipy.special.softmax(by_symbols_NK, axis=1) @ stationary_KV
+        weight_NK = scipy.special.softmax(by_order_NK, axis=1)
         for symbol in np.unique(present_N):
             rows = present_N == symbol
             laws["bigram"][rows, t] = weight_NK[rows] @ chains_KVV[:, symbol]
