@@ -13,15 +13,15 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from headdyn.composition import CONF
+from headdyn.composition import CONF, composing
 from headdyn.config import MODEL_KINDS, RunConfig
 
 # The groups of conf/ that the reference goes through option by option; analysis, cluster and the analyses that an
@@ -35,6 +35,8 @@ _EVERYWHERE = {
     "defaults": "the options that this one stands for",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "of length ≥", "max_length": "of length ≤"}
+
+Composer = Callable[[Sequence[str]], DictConfig]  # from a job's overrides to its configuration
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,23 @@ class Section:
     sources: Mapping[str, str]
 
 
+@cache
 def sections() -> list[Section]:
     """Every group's keys, option by option; options with the same keys share a section, at the first one's defaults."""
     found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, str]]] = []
-    for group, option in _options():
-        node, prefix = _composed(group, option)
+    with composing([]) as compose_job:
+        nodes = [(group, option, *_composed(group, option, compose_job)) for group, option in _options()]
+    for group, option, node, prefix in nodes:
         cls = _class(node, prefix)
+        about = _about(group, option, cls)
         leaves = dict(_leaves(node, prefix))
         same = next((entry for entry in found if entry[1] is cls and set(entry[3]) == set(leaves)), None)
         sources = {name: source for name, value in leaves.items() if (source := _source(value))}
         if same is not None and group != "analysis":
-            same[2][option] = _about(group, option)
+            same[2][option] = about
             same[4].update({**sources, **same[4]})
         else:
-            found.append((group, cls, {option: _about(group, option)}, leaves, sources))
+            found.append((group, cls, {option: about}, leaves, sources))
     made = []
     for group, cls, options, leaves, sources in found:
         said = {
@@ -174,17 +179,16 @@ def _brought(file: Path) -> dict[str, Any]:
     return {name: settings for name, settings in analyses.items() if "_target_" in (settings or {})}
 
 
-def _composed(group: str, option: str) -> tuple[DictConfig, str]:
+def _composed(group: str, option: str, compose_job: Composer) -> tuple[DictConfig, str]:
     """The group's own node with this option, interpolations unresolved, and the key that leads to it."""
     if group == "cluster":  # Hydra's launchers need their plugins to be composed; the file itself says what it sets
         return typing.cast(DictConfig, OmegaConf.load(CONF / group / f"{option}.yaml")), ""
     if group == "experiment":
         return OmegaConf.create(_brought(CONF / group / f"{option}.yaml")), "analysis"
     overrides = [f"analysis=[{option}]"] if group == "analysis" else [f"{group}={option}"] if group else []
-    with initialize_config_dir(str(CONF), version_base="1.3", job_name="reference"):
-        cfg = compose("config", overrides=overrides)
+    cfg = compose_job(overrides)
     if not group:
-        top = {key: cfg._get_node(key) for key in cfg if key not in (*GROUPS, "analysis")}
+        top = {key: cfg._get_node(key) for key in cfg if key not in (*GROUPS, "analysis", "hydra")}
         return OmegaConf.create(
             {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v._value() for key, v in top.items()}
         ), ""
@@ -280,7 +284,7 @@ def _words(hint: Any) -> str:
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def _about(group: str, option: str) -> str:
+def _about(group: str, option: str, cls: Any) -> str:
     """The comment at the head of an option's YAML, or what its class says of itself."""
     if not option:
         return ""
@@ -293,8 +297,6 @@ def _about(group: str, option: str) -> str:
             head.append(line.lstrip("# "))
     if head:
         return " ".join(head)
-    node, prefix = _composed(group, option)
-    cls = _class(node, prefix)
     return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split()) if cls not in (None, RunConfig) else ""
 
 
