@@ -46,6 +46,9 @@ def composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Di
             raise ConfigError(f"{' '.join(job)} names no group or key; write group=option or key=value") from error
         except YAMLError as error:
             raise ConfigError("a configuration file is no YAML: " + " ".join(str(error).split())) from error
+        except OSError as error:  # a name too long for a file, a file that may not be read
+            names = " ".join(job)
+            raise ConfigError(f"{names} chooses what cannot be read: {error.strerror}; --help lists groups") from error
         except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
             raise ConfigError(_refused(job) or one_line(error)) from error
 
@@ -101,8 +104,10 @@ def plain_arguments(arguments: Sequence[str]) -> list[str]:
 
     `ordering=` is `data_ordering=`, and both at once are refused, since Hydra would silently take one. The protocol
     `seed` is `original`. The lists of `model.revisions` and `model.kept` are quoted, because Hydra reads an unquoted
-    comma as a sweep.
+    comma as a sweep. Options come first: Hydra reads no override behind an option that stands behind another override.
     """
+    overrides = parsed(arguments).overrides
+    arguments = [*(a for a in arguments if a not in overrides), *overrides]
     short = [a for a in arguments if a.startswith("ordering=")]
     long = [a for a in arguments if a.startswith("data_ordering=")]
     if short and long:
@@ -193,4 +198,4 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(f"{message}; --help lists the options")
 
     parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args(list(arguments))
+    return parser.parse_intermixed_args(list(arguments))

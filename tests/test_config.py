@@ -106,6 +106,8 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
         (["--config-dir", "nowhere_at_all"], ["--config-dir nowhere_at_all is no folder"]),
         (["--config-dir", "tests", "trian.steps=1"], ["unknown key trian.steps", "did you mean train.steps"]),
         (["--config-dir", "tests", "train.stepz=1"], ["unknown key train.stepz", "did you mean train.steps"]),
+        (["mode=smoke", "--config-dir", "tests", "nothing=1"], ["unknown key nothing"]),
+        (["a" * 300 + "=1"], ["chooses what cannot be read: File name too long"]),
         (["--config-name", "other"], ["--config-name other is not supported", "--config-dir"]),
         (
             ["-m", "position_enc=rope,drope", "position_enc.recalibration.steps=600"],

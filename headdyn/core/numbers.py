@@ -35,7 +35,7 @@ def number(value: float | None) -> str:
         return ABSENT
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if (value == int(value) and abs(value) < 1e12) or abs(value) >= 1e4:
+    if value == int(value) or abs(value) >= 1e4:
         return f"{round(value):,}".replace(",", " ").replace("-", MINUS)
     if abs(value) < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")

@@ -86,8 +86,7 @@ def _require_results(folder: Path, sums: Mapping[str, str]) -> None:
     missing = [name for name in (SUMMARY, HEADS) if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder} says that it is complete, but lacks {' and '.join(missing)}; run its command again")
-    if not isinstance(read_json(folder / SUMMARY), dict):
-        raise ValueError(f"{folder / SUMMARY} is damaged, it holds no scalars by name; run its command again")
+    _read_scalars(folder)
     HeadTable.check(folder / HEADS)
     for path in (folder / name for name, digest in sums.items() if _digest(folder / name) != digest):
         raise ValueError(f"{path} is damaged, it is not what the run wrote; run its command again")
@@ -97,6 +96,13 @@ def _require_results(folder: Path, sums: Mapping[str, str]) -> None:
                 pass  # its header is read, and its length compared
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / PATTERNS} is damaged ({error}); run its command again") from error
+
+
+def _read_scalars(folder: Path) -> dict[str, Any]:
+    scalars = read_json(folder / SUMMARY)
+    if not isinstance(scalars, dict):
+        raise ValueError(f"{folder / SUMMARY} is damaged, it holds no scalars by name; run its command again")
+    return scalars
 
 
 def _digest(path: Path) -> str | None:
@@ -114,10 +120,10 @@ class RunRecord:
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
         """Raises no error for what is in the folder: a record that cannot be read has the status "damaged"."""
-        manifest, summary = read_manifest(folder), folder / SUMMARY
-        readable = manifest["status"] not in ("absent", "damaged") and summary.exists()
+        manifest = read_manifest(folder)
+        readable = manifest["status"] not in ("absent", "damaged") and (folder / SUMMARY).exists()
         try:
-            return cls(folder, manifest, read_json(summary) if readable else {})
+            return cls(folder, manifest, _read_scalars(folder) if readable else {})
         except ValueError as error:
             return cls(folder, {**manifest, "status": "damaged", "error": str(error)}, {})
 

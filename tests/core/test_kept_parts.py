@@ -97,3 +97,9 @@ def test_each_computation_of_an_analysis_has_its_own_and_short_ones_leave_no_fil
 
 def test_without_a_place_nothing_is_kept() -> None:
     assert len(list(parts(Computed()(), INPUTS))) == 6
+
+
+def test_a_part_that_only_a_pickle_could_keep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_parts, "SAVE_EVERY_SECONDS", 0.0)
+    with pytest.raises(ValueError, match="Object arrays cannot be saved"), keeping(tmp_path, "commit", lambda: False):
+        list(parts([lambda: np.array([{}])], INPUTS))

@@ -51,6 +51,15 @@ def test_a_notebook_has_one_output_that_is_drawn_anew(jupyter: Jupyter, capfd: p
     assert capfd.readouterr().err == "2/2 second failed after 0 s: why\n"
 
 
+def test_numbers_in_a_terminal_have_no_colours_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color"}.items():
+        monkeypatch.setenv(name, value)
+    LiveLines(print).console.print("step 12 of 300")
+    assert capfd.readouterr().err == "step 12 of 300\n"
+
+
 def test_marimo_has_it_in_the_output_of_the_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     marimo = pytest.importorskip("marimo")
     drawn: list[Any] = []

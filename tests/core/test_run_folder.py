@@ -32,6 +32,14 @@ def test_a_damaged_file_makes_the_record_damaged_and_is_named(
     assert record.status == "damaged" and words in record.manifest["error"] and name in record.manifest["error"]
 
 
+def test_scalars_of_a_failed_run_that_are_none_make_its_record_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / run(tmp_path, status="failed")["name"]
+    assert RunRecord.read(folder).status == "failed"
+    (folder / "summary.json").write_text("[]")
+    record = RunRecord.read(folder)
+    assert (record.status, record.scalars) == ("damaged", {}) and "holds no scalars" in record.manifest["error"]
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [(KeyboardInterrupt(), "interrupted"), (StageInterruptedError("stop"), "interrupted"), (ValueError("x"), "failed")],

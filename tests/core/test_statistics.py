@@ -7,6 +7,7 @@ import scipy.stats
 
 from headdyn.core.statistics import (
     Effect,
+    at_least_as_high,
     benjamini_hochberg,
     binomial_interval,
     bootstrap_interval,
@@ -140,7 +141,13 @@ def test_t_interval_agrees_with_scipy():
     values = rng(10).normal(size=(5, 3))
     expected = scipy.stats.t.interval(0.95, 4, loc=values.mean(0), scale=scipy.stats.sem(values))
     np.testing.assert_allclose(t_interval(values), expected)
+    two = scipy.stats.t.interval(0.95, 1, loc=values[:2].mean(0), scale=scipy.stats.sem(values[:2]))
+    np.testing.assert_allclose(t_interval(values[:2]), two)
     assert np.isnan(t_interval(values[:1])).all()
+
+
+def test_values_that_differ_by_rounding_are_as_high_as_each_other():
+    assert at_least_as_high(np.array([0.1 + 0.2, 0.3, 0.2, 0.4])) == 3 / 4
 
 
 def test_binomial_interval_agrees_with_scipy_and_never_undercovers():

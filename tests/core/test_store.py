@@ -30,6 +30,10 @@ def test_a_stage_is_built_once_and_found_again(tmp_path):
     assert (second.path / "sub" / "numbers.txt").read_text() == "1 2 3"
 
 
+def test_a_root_that_is_not_there_yet_is_made(tmp_path):
+    assert Store(tmp_path / "new" / "cache").get("corpus", RECIPE, build).built
+
+
 def test_the_key_depends_on_everything_in_the_recipe_and_not_on_its_order():
     assert recipe_key("a", {"x": 1, "y": 2}) == recipe_key("a", {"y": 2, "x": 1})
     variants = [("a", {"x": 1}), ("b", {"x": 1}), ("a", {"x": 2}), ("a", {"x": 1, "schema": 2}), ("a", {"x": 1.5})]

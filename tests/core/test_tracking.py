@@ -124,6 +124,8 @@ class OnlineRun:
 
     def define_metric(self, *names, **settings) -> None: ...
 
+    def finish(self, exit_code: int = 0) -> None: ...
+
     def use_artifact(self, artifact) -> None:
         self.used.append(artifact)
 
@@ -270,6 +272,19 @@ def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
     assert "refused the login (invalid API key" in caplog.text
     assert history(records(tmp_path))
     assert synced(caplog.text) == list(tmp_path.glob("wandb/offline-run-*"))  # a sweep's, beside its runs
+
+
+@pytest.mark.parametrize(("mode", "resume"), [("online", "allow"), ("offline", None)])
+def test_an_online_run_that_is_repeated_goes_on_as_the_same_run(tmp_path, monkeypatch, mode, resume):
+    asked = []
+    monkeypatch.setattr("headdyn.core.tracking.unreachable", lambda: None)
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.append(settings) or OnlineRun())
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    with open_in(tmp_path, mode=mode):
+        pass
+    (settings,) = asked
+    assert (settings["mode"], settings["resume"]) == (mode, resume)
+    assert settings["id"] == run_id_of("run-a", "a-sweep")
 
 
 def test_a_server_that_dies_behind_the_login_costs_a_line_and_the_run_is_recorded_offline(

@@ -92,6 +92,7 @@ NAMES = (
     | st.sampled_from([*GROUPS, *HYDRA])
     | st.sampled_from(KEYS).map(lambda key: key[:-1] + "x")
     | st.text(alphabet="abc._-/@", min_size=1, max_size=12)
+    | st.just("a" * 300)
 )
 CHOICES = st.sampled_from([f"{group}={option}" for group in GROUPS for option in options_of(group)])
 OVERRIDES = st.builds(
