@@ -1,12 +1,13 @@
 """Installing headdyn: how long it takes, what it takes on disk, and how soon its first command answers.
 
     python -m tests.benchmarks.install --out experiments/speed
+    python -m tests.benchmarks.install --only notebook --out experiments/speed
     python -m tests.benchmarks.install --sizes-only --out experiments/speed
 
 The wheel is built, and installed with the versions of constraints.txt into empty virtual environments: with no extra,
-and with the notebook's. Then a newcomer's first hour follows, in empty folders: the first commands, a run and the matrix,
-what docs/extend.md prints, typed in, and with the extra the notebook. Each raises where it fails: `make walk` is a test
-of it. Seconds are those of pip with whatever its cache already holds, on this machine's network. Sizes are of all
+and with the notebook's. A newcomer's first hour follows, in empty folders: without an extra the first commands, a run
+and the matrix; with it the notebook, and what docs/extend.md prints, typed in. A step that fails raises: `make walk` is
+a test of all. Seconds are those of pip with whatever its cache already holds, on this machine's network. Sizes are of all
 extras: the packages of the present environment that each installation would bring.
 """
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for install.json")
     parser.add_argument("--sizes-only", action="store_true", help="of what is installed here; nothing is installed")
+    parser.add_argument("--only", choices=INSTALLED, help="the extra of one installation; the others stay on record")
     arguments = parser.parse_args()
     file = arguments.out / "install.json" if arguments.out else None
     record: dict[str, Any] = read_json(file) if file and file.is_file() else {}
@@ -49,9 +51,11 @@ def main() -> None:
     if not arguments.sizes_only:
         with tempfile.TemporaryDirectory() as name:
             wheel = build_wheel(Path(name))
-            record |= {"wheel_mb": round(megabytes(wheel), 2), "installs": []}
-            for extras in INSTALLED:
-                record["installs"].append(installed(wheel, extras, Path(name) / "environment"))
+            record["wheel_mb"] = round(megabytes(wheel), 2)
+            rows = {row["extras"]: row for row in record.get("installs", [])}
+            for extras in INSTALLED if arguments.only is None else (arguments.only,):
+                rows[extras] = installed(wheel, extras, Path(name) / "environment")
+                record["installs"] = list(rows.values())
                 write(record, file)
     write(record, file)
 
@@ -116,9 +120,9 @@ def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
     scripts, folder = environment / "bin", environment.parent
     if extras == "notebook":
         row["notebook_seconds"] = notebook_seconds(scripts, folder / "notebook")
+        row["own_analysis_seconds"] = own_analysis_seconds(scripts, folder / "own")
     else:
         row |= first_minutes(scripts / "headdyn", folder / "empty")
-        row["own_analysis_seconds"] = own_analysis_seconds(scripts, folder / "own")
     shutil.rmtree(environment)
     return row
 

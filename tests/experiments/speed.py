@@ -44,7 +44,8 @@ def fragments(folder: Path) -> list[str]:
     install = read(folder / "install.json")
     mb = install["sizes"][0]["largest_mb"]
     pip = {row["extras"]: row["seconds"] for row in install["installs"]}
-    answers, run = (install["installs"][0][key] for key in ("answers_seconds", "smoke_run_seconds"))
+    plain, notebook = install["installs"]
+    answers, run = (plain[key] for key in ("answers_seconds", "smoke_run_seconds"))
     return [
         *(step(record, before.get(name)) for name, record in steps.items()),
         f"{span((rate(name, record) for name, record in steps.items() if name != 'smoke'), 0)} thousand million",
@@ -59,6 +60,9 @@ def fragments(folder: Path) -> list[str]:
         f"`headdyn --help` ends after {answers['headdyn --help']} s, `headdyn run --help` after "
         f"{answers['headdyn run --help']} s, a mistyped option is answered after {answers['headdyn run mode=smok']} s, "
         f"and `headdyn run mode=smoke` prints its first line after {run['first line']} s and ends after {run['end']} s",
+        f"`headdyn run -m experiment=matrix mode=smoke` takes {plain['smoke_matrix_seconds']} s to its page",
+        f"runs top to bottom in {notebook['notebook_seconds']} s",
+        f"typed in, in {notebook['own_analysis_seconds']} s",
         f"torch {mb['torch']}, pyarrow {mb['pyarrow']} and pandas {mb['pandas']} (through datasets), scipy {mb['scipy']} (through",
         f"transformers {mb['transformers']}, vl-convert-python {mb['vl-convert-python']} (figures",
         f"sympy {mb['sympy']} (through torch), numpy {mb['numpy']}, wandb {mb['wandb']}.",
