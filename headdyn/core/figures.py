@@ -168,12 +168,12 @@ def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str 
         name = f"{panel.title} ({panel.unit})" if panel.unit else panel.title
         base = tables.chart(rows).encode(*places)
         cells = base.mark_rect(stroke="white").encode(colour, tooltip=tips)
-        chart = alt.layer(cells, base.mark_text(fontSize=10).encode(*ink())).properties(
-            width=side * heads, height=side * layers, title=titled(name, side * heads + 80, notes)
-        )
-        parts.append(chart)
+        numbers = base.mark_text(fontSize=10).encode(*ink())
+        size = {"width": side * heads, "height": side * layers}
+        parts.append(alt.layer(cells, numbers, **size, title=titled(name, side * heads + 80, notes)))
     columns = min(len(panels), max(1, int(1060 / (side * heads + 110))))
-    return Figure(alt.concat(*parts, columns=columns).resolve_scale(fill="independent"), caption, tables)
+    resolve = alt.Resolve(scale=alt.ScaleResolveMap(fill="independent"))
+    return Figure(alt.concat(*parts, columns=columns, resolve=resolve), caption, tables)
 
 
 def curves(
@@ -232,9 +232,10 @@ def curves(
     )
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
     layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=seen, tooltip=tips).add_params(*picks))
-    chart = alt.layer(*layers).resolve_legend(fill="independent", strokeDash="independent")
-    chart = chart.resolve_legend(shape="independent") if rows and "look1" in rows[0] else chart
-    return Figure(chart.properties(width=width, height=height, title=titled(title, width)), caption, tables)
+    apart = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
+    resolve = alt.Resolve(legend=alt.LegendResolveMap(**dict.fromkeys(apart, "independent")))
+    chart = alt.layer(*layers, resolve=resolve, width=width, height=height, title=titled(title, width))
+    return Figure(chart, caption, tables)
 
 
 def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape, list[Any]]:
@@ -292,9 +293,8 @@ def interval_plot(
         words = base.mark_text(text="absent", color=GREY, align="left").transform_filter("datum.absent")
         layers.append(words.encode(x=alt.value(4)))
     heading = titled(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
-    return Figure(
-        alt.layer(*layers).properties(width=380, height=max(40, 20 * len(rows)), title=heading), caption, tables
-    )
+    chart = alt.layer(*layers, width=380, height=max(40, 20 * len(rows)), title=heading)
+    return Figure(chart, caption, tables)
 
 
 def null_ranges(
@@ -323,7 +323,7 @@ def null_ranges(
             base.mark_text(text="none", color=GREY).encode(y=alt.value(172)).transform_filter("!isValid(datum.value)"),
         ]
         width = max(180, 26 * len(rows))
-        parts.append(alt.layer(*layers).properties(width=width, height=180, title=titled(panel.title, width)))
+        parts.append(alt.layer(*layers, width=width, height=180, title=titled(panel.title, width)))
     starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
     heading = titled(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
     return Figure(alt.concat(*parts, columns=columns, title=heading), caption, tables)
