@@ -24,6 +24,7 @@ from headdyn.core.records import Metric
 from headdyn.core.settings import ConfigError, Natural, build, settings, targeted, unknown_key
 from headdyn.core.store import cache_root
 from headdyn.core.tracking import TrackingSettings
+from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
@@ -197,6 +198,17 @@ class RunConfig:
                 f"model=trained follows a training through its snapshots, and position_enc="
                 f"{self.factors['position_enc']} adds a second one; choose position_enc=rope or nope"
             )
+
+    def refusals(self, corpus: Corpus) -> list[str]:
+        """What the analyses have against this corpus: that it is too small, say."""
+        refusals = []
+        for analysis in self.analysis.values():
+            try:
+                if hasattr(analysis, "check"):
+                    analysis.check(corpus)
+            except ValueError as error:
+                refusals.append(str(error))
+        return refusals
 
     @property
     def material(self) -> str:

@@ -21,6 +21,8 @@ from headdyn.done import is_done
 from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import Pretrained
 from headdyn.plan import Plan
+from headdyn.sweep.matched_loss import MATCHED_ANALYSES
+from headdyn.sweep.record import SERIES_SECONDS
 from headdyn.workers import environments, shared_stages
 
 _SIZES = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")  # what a step's time depends on
@@ -28,7 +30,10 @@ _SIZES = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_f
 
 @dataclass(frozen=True)
 class Measured:
-    """What earlier work took here: tokens a second by the sizes of the training, and seconds of analyses by theirs."""
+    """What earlier work took here: tokens a second by the sizes of the training, and seconds of analyses by theirs.
+
+    The seconds of an analysis of a series are those for each of its checkpoints.
+    """
 
     tokens_per_second: Mapping[str, float]
     analysis_seconds: Mapping[str, float]
@@ -49,6 +54,11 @@ def measured(store: Path, runs: Path) -> Measured:
         manifest = read_manifest(path.parent)
         for name in manifest.get("glossary", {}):
             seconds.setdefault(_analysis_sizes(name, manifest["config"]), []).append(manifest["seconds"][name])
+    for path in runs.glob(f"*/*/{SERIES_SECONDS}"):
+        for took in read_json(path):
+            if (path.parent / took["run"] / MANIFEST).exists():
+                key = _analysis_sizes(took["analysis"], read_manifest(path.parent / took["run"])["config"])
+                seconds.setdefault(key, []).append(took["seconds"] / took["checkpoints"])
     return Measured(*({key: statistics.median(values) for key, values in by.items()} for by in (speeds, seconds)))
 
 
@@ -78,10 +88,24 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
             seconds += steps * job.train.batch_size * length / known.tokens_per_second[sizes]
     for name, analysis in job.analysis.items():
         key = _analysis_sizes(name, job.resolved)
-        if "series" not in analysis.needs and key not in known.analysis_seconds:
+        if key not in known.analysis_seconds and (job.series or "series" not in analysis.needs):
             unknown.append(name)
         seconds += known.analysis_seconds.get(key, 0.0)
     return seconds, unknown
+
+
+def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> float:
+    """How long the snapshots take at which orderings are compared at one loss: two of one arm of every pair."""
+    pairs: dict[str, set[str]] = {}
+    seconds = 0.0
+    for job in (job for job in jobs if job.trains and job.position_enc.recalibration is None):
+        others = json.dumps({key: level for key, level in job.factors.items() if key != "data_ordering"})
+        arms = pairs.setdefault(others, set())
+        arms.add(str(job.factors["data_ordering"]))
+        if arms == {"shuffled", "topic"}:
+            keys = [_analysis_sizes(name, job.resolved) for name in MATCHED_ANALYSES if name in job.analysis]
+            seconds += 2 * sum(known.analysis_seconds.get(key, 0.0) for key in keys)
+    return seconds
 
 
 def bytes_of(jobs: Sequence[RunConfig]) -> tuple[float, float]:
@@ -150,6 +174,9 @@ def dry_run(plan: Plan) -> None:
         print(f"  {job.name}: {time}")
     if not todo:
         return
+    if matched := seconds_at_matched_loss(plan.jobs, known):
+        total += matched
+        print(f"  snapshots at which orderings have the same loss: at most {_duration(matched)}")
     lines, weights = downloads(plan.jobs, todo, store)
     print("downloads: " + ("; ".join(lines) or "none"))
     cache, folders = bytes_of(todo)

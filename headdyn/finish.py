@@ -15,14 +15,11 @@ from headdyn.core.run_folder import RunRecord, snapshot_table
 from headdyn.report.made_of import PAGE, is_current, made_of
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
-from headdyn.sweep.matched_loss import matched_loss
+from headdyn.sweep.matched_loss import MATCHED_ANALYSES, matched_loss
 from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite, sweep_json
 from headdyn.sweep.run_table import write_run_table
 from headdyn.sweep.series import Series, judge_series
 from headdyn.workers import Task, Workers
-
-# The orderings are also compared at matched loss, by these analyses.
-MATCHED_ANALYSES = ("loss", "attention", "probes")
 
 
 def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments: Sequence[str] | None = None) -> bool:

@@ -6,8 +6,10 @@ When a sweep's jobs have ended, failed ones or not, its report is written.
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import hydra
 from filelock import FileLock, Timeout
@@ -23,10 +25,15 @@ from headdyn.core.run_folder import read_manifest
 from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again
 from headdyn.core.store import MANIFEST, Store, cache_root, disk_error, require_writable
+from headdyn.data.corpus import Corpus, Split
+from headdyn.data.model_tokens import ModelTokens
+from headdyn.data.text.corpus import LocalText
 from headdyn.models.settings import Pretrained
 from headdyn.plan import Plan, remove_empty_folders
 from headdyn.training.settings import process
 from headdyn.workers import Workers
+
+SHORT_TEXT_BYTES = 2**20  # read within a second or two
 
 
 class JobError(CompactHydraException):
@@ -194,6 +201,8 @@ def _require_possible(plan: Plan) -> None:
     once: a single bad revision fails its own job. Of jobs that a launcher takes to another machine no device is asked
     for.
     """
+    for job in {repr(job.data): job for job in plan.jobs if job.trains and not _begun(plan, job)}.values():
+        _require_enough_text(job)
     models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
     here = [] if plan.launcher else plan.jobs
     cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}
@@ -206,7 +215,7 @@ def _require_possible(plan: Plan) -> None:
         store, jobs = Store(cache_root()), [job for job in plan.jobs if job.model.name == model.name]
         try:
             require_reachable(model.name, model.revision, store)
-            _require_material(model, [job for job in jobs if not (plan.folder_of(job) / MANIFEST).exists()])
+            _require_material(model, [job for job in jobs if not _begun(plan, job)], store)
         except ValueError as error:
             if not is_local(model.name):
                 raise
@@ -222,17 +231,45 @@ def _require_possible(plan: Plan) -> None:
             machine.resolve(*choice)
 
 
-def _require_material(model: Pretrained, jobs: Sequence[RunConfig]) -> None:
+def _begun(plan: Plan, job: RunConfig) -> bool:
+    return (plan.folder_of(job) / MANIFEST).exists()
+
+
+def _require_material(model: Pretrained, jobs: Sequence[RunConfig], store: Store) -> None:
     """Raise ValueError where a model that is on this machine cannot read what these jobs give it, in its own tokens."""
     from headdyn.models.checkpoints.files import folder_here
 
-    folder = folder_here(model.name, model.revision)
-    if not jobs or folder is None or folder.is_file():
+    here = folder_here(model.name, model.revision)
+    if not jobs or here is None:
         return
-    from headdyn.models.checkpoints import read_tokenizer
+    from headdyn.models.checkpoints import gguf, read_tokenizer
     from headdyn.models.families import read_config
     from headdyn.stages import in_tokens_of
 
-    decoder, tokenizer = read_config(folder), read_tokenizer(folder, model.name)
+    with nullcontext(here) if here.is_dir() else gguf.settings_of(here, store) as folder:
+        decoder, tokenizer = read_config(folder), read_tokenizer(folder, model.name)
     for job in {repr(job.data): job for job in jobs}.values():
-        in_tokens_of(job, decoder, tokenizer)
+        _require_enough_text(job, getattr(in_tokens_of(job, decoder, tokenizer), "tokens", None))
+
+
+def _require_enough_text(job: RunConfig, tokens: ModelTokens | None = None) -> None:
+    """Raise ConfigError where a short text on this machine makes no corpus, or too small a one; all limits at once.
+
+    A longer text is not read for this: what it lacks shows when its corpus is built.
+    """
+    text = job.data
+    if not isinstance(text, LocalText) or text.bytes > SHORT_TEXT_BYTES:
+        return
+    import numpy as np
+
+    from headdyn.data.text.build import sequences_of
+
+    with TemporaryDirectory() as folder:
+        sequences, problems = sequences_of(text, text.reader(), Path(folder), tokens)
+    if not problems:
+        zeros_NT = np.zeros((sequences["val"], text.sequence_length), np.uint8)
+        split, topics = Split(tokens_NT=zeros_NT, topics_NT=zeros_NT), tuple(map(str, range(text.num_topics)))
+        described: dict[str, Any] = {"name": "text", "vocab_size": 1, "reference_nats": {}, "facts": {}}
+        problems = job.refusals(Corpus(train=split, val=split, topic_names=topics, **described))
+    if problems:
+        raise ConfigError("; and ".join(problems))

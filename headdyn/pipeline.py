@@ -30,6 +30,7 @@ from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.done import is_done
 from headdyn.models.checkpoints import load
+from headdyn.models.checkpoints.snapshots import state_hash
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
 from headdyn.report.pattern_figure import patterns_by_role
@@ -113,11 +114,11 @@ def _work(work: Work) -> None:
         subject = train_subject(work, corpus, entry.key)
     else:
         subject = open_checkpoint(work)
+    weights = record.manifest.get("checkpoint", {}).get("state_hash") or state_hash(subject.decoder)
     for name, analysis in analyses.items():
         if work.should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")
-        weights = record.manifest.get("checkpoint", {}).get("state_hash")
-        identity = f"{record.manifest['git']} {weights}"
+        identity = f"{record.manifest['git']} {weights} {analysis}"
         parts = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
         with record.timed(name), parts:
             findings = _findings(config, name, subject.decoder, subject.material)

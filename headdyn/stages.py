@@ -85,14 +85,7 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
     with work.record.timed("corpus"):
         corpus, entry = find_corpus(source, work.store)
     work.record.stage("corpus", entry)
-    refusals = []
-    for analysis in work.config.analysis.values():
-        try:
-            if hasattr(analysis, "check"):
-                analysis.check(corpus)
-        except ValueError as error:
-            refusals.append(str(error))
-    if refusals:
+    if refusals := work.config.refusals(corpus):
         raise ValueError("; and ".join(refusals))
     facts = {"name": corpus.name, "topic_names": list(corpus.topic_names), "facts": dict(corpus.facts)}
     facts["source"] = recipe_key("corpus", recipe_of(work.config.data))

@@ -161,20 +161,30 @@ def test_prompt_pairs_serve_a_preset_of_prompts_and_an_edited_file_is_read_anew(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("settings", "limits"),
     [
         (
-            ["data=local_text", "data.path=TEXT", "data.num_topics=3", "data.val_share=0.007"],
-            "needs more validation",
+            ["num_topics=3", "val_share=0.007"],
+            ["label_swaps=20 needs more validation sequences", "probes need at least 12"],
+        ),
+        (
+            ["num_topics=200", "sequence_length=100_000"],
+            ["data.num_topics=200, but of 150", "the train documents have", "the val documents have"],
         ),
     ],
 )
-def test_what_the_model_cannot_read_is_refused_in_one_line(
-    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+def test_a_short_text_is_refused_before_anything_starts_with_all_limits_at_once(
+    place: Path, capsys: pytest.CaptureFixture[str], settings: list[str], limits: list[str]
 ) -> None:
-    arguments = [argument.replace("TEXT", str(place / "text.jsonl")) for argument in arguments]
-    model = ("model=huggingface", f"model.name={place / 'gpt2'}", "analysis=[loss,attention]")
-    assert words in refusal(capsys, [*model, *arguments])
+    text = ["data=local_text", f"data.path={place / 'text.jsonl'}", *(f"data.{each}" for each in settings)]
+    capsys.readouterr()
+    begun = sorted((place / "out").rglob("*"))
+    for model in ((), ("model=huggingface", f"model.name={place / 'llama'}")):
+        vocabulary = ["data.vocab_size=300"] if not model else []
+        assert main([*FEW, *model, *text, *vocabulary, "analysis=[loss,attention,probes]"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("headdyn: ") and all(limit in line for limit in limits)
+    assert sorted((place / "out").rglob("*")) == begun
 
 
 def test_a_local_model_that_is_not_what_the_command_needs_is_refused_before_anything_starts(

@@ -8,7 +8,16 @@ import torch
 
 from headdyn.composition import plain_arguments
 from headdyn.core.records import HeadTable
-from headdyn.estimate import Measured, _analysis_sizes, bytes_of, dry_run, measured, parameters, seconds_of
+from headdyn.estimate import (
+    Measured,
+    _analysis_sizes,
+    bytes_of,
+    dry_run,
+    measured,
+    parameters,
+    seconds_at_matched_loss,
+    seconds_of,
+)
 from headdyn.models.checkpoints.forecast import Forecast
 from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.config import DecoderConfig
@@ -136,3 +145,39 @@ def test_without_a_hub_it_is_asked_once_for_each_model(tmp_path, monkeypatch, ca
     arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
     dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
     assert tries == ["step2"] and "downloads: a/b step2 cannot be had from the hub\n" in capsys.readouterr().out
+
+
+def test_what_analyses_of_series_and_of_snapshots_took_is_counted(tmp_path):
+    """The first by checkpoint; the second twice for every pair of orderings: one arm, two snapshots."""
+    steps = ("step0", "step1", "step2")
+    jobs = make_plan(
+        [
+            "-m",
+            "experiment=head_emergence",
+            "mode=smoke",
+            "model=trained",
+            "model.revisions=null",
+            f"model.revision={','.join(steps)}",
+        ]
+    ).jobs
+    assert {"emergence", "head_roles"} <= set(seconds_of(jobs[0], Measured({}, {}), trains=False)[1])
+    sweep, facts = tmp_path / "multirun" / "sweep", {name: {} for name in ("factors", "machine", "versions", "stages")}
+    facts |= dict.fromkeys(("name", "started", "python"), "x")
+    for job in jobs[:2]:
+        (sweep / job.name).mkdir(parents=True)
+        record = {"status": "complete", "glossary": {}, "seconds": {}, **facts, "config": job.resolved}
+        (sweep / job.name / "manifest.json").write_text(json.dumps(record))
+    took = {"run": jobs[0].name, "checkpoints": 2}
+    entries = [{**took, "analysis": name, "seconds": s} for name, s in (("emergence", 6.0), ("head_roles", 1.0))]
+    (sweep / "series_seconds.json").write_text(json.dumps(entries))
+    known = measured(tmp_path / "store", tmp_path)
+    seconds, unknown = seconds_of(jobs[2], known, trains=False)
+    assert seconds == 3.5 and unknown == ["loss", "attention"]
+
+    plan = ["-m", *SMOKE, "data_ordering=shuffled,topic", "position_enc=rope,drope", "seed=0,1"]
+    arms = make_plan(plan).jobs
+    known = Measured(
+        {}, {_analysis_sizes("loss", arms[0].resolved): 2.0, _analysis_sizes("attention", arms[0].resolved): 0.5}
+    )
+    assert seconds_at_matched_loss(arms, known) == 2 * 2 * 2.5  # of two seeds; recalibrated arms are not compared so
+    assert seconds_at_matched_loss(arms[:1], known) == 0

@@ -18,10 +18,10 @@ from headdyn.analysis.figure_parts import drawable, head_panel, interval
 from headdyn.analysis.interventions.pair_rows import PairRows, Row
 from headdyn.analysis.interventions.patching import in_dtype
 from headdyn.core.figures import Figure, head_map, interval_plot
+from headdyn.core.kept_parts import parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import sign_flip_test
 from headdyn.data.comparisons import PromptGroup, Prompts
-from headdyn.data.text.stages import Progress
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
 
@@ -90,12 +90,14 @@ def group_lens(
     c, device = decoder.config, decoder.embed.weight.device
     row_floats = c.num_layers * tokens_NT.shape[1] * (c.num_heads * tokens_NT.shape[1] + c.d_ff + 2 * c.d_model)
     at_once = max(1, _MOST_FLOATS // row_floats)
-    parts, progress = [], Progress("taking answers apart", "prompts", len(tokens_NT))
-    for start in range(0, len(tokens_NT), at_once):
-        rows = slice(start, start + at_once)
-        parts.append(_lens(decoder, torch.from_numpy(tokens_NT[rows]).to(device), direction_KND[:, rows], branch))
-        progress.add(len(tokens_NT[rows]))
-    lens = {name: torch.cat([part[name] for part in parts], dim=-1).double().cpu().numpy() for name in parts[0]}
+
+    def compute(rows: slice) -> dict[str, np.ndarray]:
+        shares = _lens(decoder, torch.from_numpy(tokens_NT[rows]).to(device), direction_KND[:, rows], branch)
+        return {name: value.double().cpu().numpy() for name, value in shares.items()}
+
+    inputs = [tokens_NT, direction_KND.double().cpu().numpy()]
+    done = [part for _, part in parts("taking answers apart", "prompts", len(tokens_NT), at_once, compute, inputs)]
+    lens = {name: np.concatenate([part[name] for part in done], axis=-1) for name in done[0]}
     lens["places"] = np.stack([lens["tokens"][:, place_T == place].sum(1) for place in range(len(PLACES))], axis=1)
     sums = [lens["places"].sum(1), lens["embedding"] + lens["direct"].sum((1, 2)) + lens["mlps"].sum(1)]
     lens["error"] = np.max([np.abs(part + lens["biases"] - lens["answer"])[0] for part in sums], axis=0)

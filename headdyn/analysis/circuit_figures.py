@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 from scipy.cluster.hierarchy import dendrogram, linkage
 from scipy.spatial.distance import squareform
-from torch import Tensor
 
 from headdyn.analysis.circuit_readouts import SIDES, by_head
 from headdyn.analysis.circuits import Circuits
@@ -39,12 +37,12 @@ def heads_figure(table: HeadTable, width: int) -> Figure:
     )
 
 
-def spectra_figure(spectra: Mapping[str, Tensor], null: list[dict[str, Tensor]]) -> Figure:
+def spectra_figure(spectra: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]]) -> Figure:
     """Singular values over the root of their summed squares: mean over heads, band from the 10th to 90th percentile."""
-    random_Nd = torch.cat([values[name] for values in null for name in values])  # both circuits are the same law
+    random_Nd = np.concatenate([values[name] for values in null for name in values])  # both circuits are the same law
     lines = []
     for label, values_Nd in (("QK", spectra["qk"]), ("OV", spectra["ov"]), ("random heads", random_Nd)):
-        share_Nd = (values_Nd / values_Nd.norm(dim=-1, keepdim=True).clamp_min(1e-300)).cpu().numpy()
+        share_Nd = values_Nd / np.linalg.norm(values_Nd, axis=-1, keepdims=True).clip(1e-300)
         low, high = np.quantile(share_Nd, [0.1, 0.9], axis=0)
         lines.append(Curve(label=label, x=np.arange(1, share_Nd.shape[1] + 1), y=share_Nd.mean(0), low=low, high=high))
     return curves(

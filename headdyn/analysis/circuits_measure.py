@@ -33,6 +33,7 @@ from headdyn.analysis.circuit_factors import (
 from headdyn.analysis.circuit_readouts import furthest, token_names, token_readouts
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.estimates import means
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import draws_test
 from headdyn.data.comparisons import Prompts
@@ -50,14 +51,24 @@ def measure(
     """Head rows and model rows of every metric, the three tables, five figures; `material` names the tokens."""
     c = decoder.config
     circuits, tokens_DD = _whole_model(decoder), unembed_embed(decoder)
-    model = Measured.of(c, circuits, tokens_DD)
-    similarity = dict(model.similarity)
-    for offset in settings.offsets if c.rotary_dim else ():
-        similarity[f"qk offset {offset}"] = cosines(_whole_model(decoder, offset)["qk"]).cpu().numpy()
-    null = []
-    for _ in range(-(-settings.null_draws // (c.num_layers * c.num_heads))):
-        random_heads = {name: factors.to(tokens_DD.device) for name, factors in random_circuits(c, generator).items()}
-        null.append(Measured.of(c, random_heads, tokens_DD))
+    offsets = settings.offsets if c.rotary_dim else ()
+    seeds = generator.integers(2**63, size=-(-settings.null_draws // (c.num_layers * c.num_heads))).tolist()
+
+    def random_heads(seed: int) -> dict[str, Factors]:
+        heads = random_circuits(c, np.random.default_rng(seed))
+        return {name: factors.to(tokens_DD.device) for name, factors in heads.items()}
+
+    def one(at: slice) -> Part:
+        if at.start == 0:
+            return measured(c, circuits, tokens_DD)
+        if at.start <= len(offsets):
+            return {"similarity": cosines(_whole_model(decoder, offsets[at.start - 1])["qk"]).cpu().numpy()}
+        return measured(c, random_heads(seeds[at.start - 1 - len(offsets)]), tokens_DD)
+
+    every = [part for _, part in parts("comparing heads", "models", 1 + len(offsets) + len(seeds), 1, one)]
+    model, null = Measured.of(every[0]), [Measured.of(part) for part in every[1 + len(offsets) :]]
+    at_offsets = {f"qk offset {offset}": part["similarity"] for offset, part in zip(offsets, every[1:], strict=False)}
+    similarity = {**model.similarity, **at_offsets}
     rows: list[HeadTable] = []
     for name, value_LH in model.values.items():
         rows += _rows(name, value_LH, np.concatenate([random.values[name].ravel() for random in null]), generator)
@@ -68,7 +79,8 @@ def measure(
         return token_readouts(name, factors, decoder, directions=settings.directions, tokens=settings.tokens, text=text)
 
     readouts = {name: read(name, circuits[name]) for name in ("qk", "ov")}
-    by_chance = {name: furthest(read(name, random_heads[name][:_NULL_READOUTS])) for name in readouts}
+    last = random_heads(seeds[-1])
+    by_chance = {name: furthest(read(name, last[name][:_NULL_READOUTS])) for name in readouts}
     return Findings(
         table=table,
         figures={
@@ -94,28 +106,35 @@ class Measured:
     """
 
     values: Mapping[str, np.ndarray]
-    spectra: dict[str, Tensor]
+    spectra: Mapping[str, np.ndarray]
     similarity: Mapping[str, np.ndarray]
 
     @classmethod
-    def of(cls, config: DecoderConfig, circuits: Mapping[str, Factors], tokens_DD: Tensor) -> Measured:
-        """`tokens_DD` is W_U W_E, for the copying score."""
-        spectra = {name: singular_values(factors) for name, factors in circuits.items()}
-        similarity = {name: cosines(factors) for name, factors in circuits.items()}
-        values = {f"{name}_effective_rank": effective_rank(spectra[name]) for name in circuits}
-        values["copying_score"] = copying_scores(circuits["ov"], tokens_DD)
-        layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
-        itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
-        peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
-        for name, cosine_NN in similarity.items():
-            values[f"{name}_similarity"] = (cosine_NN * peers_NN).sum(1) / peers_NN.sum(1)
-            nearest_N = cosine_NN.masked_fill(itself_NN, -torch.inf).amax(1)
-            values[f"{name}_nearest"] = nearest_N.where(nearest_N.isfinite(), torch.nan)
-        return cls(
-            {name: value_N.view(config.num_layers, -1).cpu().numpy() for name, value_N in values.items()},
-            spectra,
-            {name: cosine_NN.cpu().numpy() for name, cosine_NN in similarity.items()},
-        )
+    def of(cls, part: Part) -> Measured:
+        """What `measured` gives, sorted."""
+        kinds: dict[str, dict[str, np.ndarray]] = {"values": {}, "spectra": {}, "similarity": {}}
+        for key, value in part.items():
+            kind, name = key.split()
+            kinds[kind][name] = value
+        return cls(**kinds)
+
+
+def measured(config: DecoderConfig, circuits: Mapping[str, Factors], tokens_DD: Tensor) -> Part:
+    """The fields of `Measured`, each under its kind and its name; `tokens_DD` is W_U W_E, for the copying score."""
+    spectra = {name: singular_values(factors) for name, factors in circuits.items()}
+    similarity = {name: cosines(factors) for name, factors in circuits.items()}
+    values = {f"{name}_effective_rank": effective_rank(spectra[name]) for name in circuits}
+    values["copying_score"] = copying_scores(circuits["ov"], tokens_DD)
+    layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
+    itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
+    peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
+    for name, cosine_NN in similarity.items():
+        values[f"{name}_similarity"] = (cosine_NN * peers_NN).sum(1) / peers_NN.sum(1)
+        nearest_N = cosine_NN.masked_fill(itself_NN, -torch.inf).amax(1)
+        values[f"{name}_nearest"] = nearest_N.where(nearest_N.isfinite(), torch.nan)
+    values = {name: value_N.view(config.num_layers, -1) for name, value_N in values.items()}
+    kinds = {"values": values, "spectra": spectra, "similarity": similarity}
+    return {f"{kind} {name}": value.cpu().numpy() for kind, by in kinds.items() for name, value in by.items()}
 
 
 def _whole_model(decoder: Decoder, offset: int = 0) -> dict[str, Factors]:
@@ -136,13 +155,13 @@ def _rows(name: str, value_LH: np.ndarray, null_R: np.ndarray, generator: np.ran
     return heads, HeadTable.whole(name, None, null=null, n=0, unit="head", reason=_ABSENT)
 
 
-def _spectra_table(spectra: Mapping[str, Tensor], config: DecoderConfig) -> pa.Table:
+def _spectra_table(spectra: Mapping[str, np.ndarray], config: DecoderConfig) -> pa.Table:
     """One row per singular value."""
     tables = []
     for name, values_Nd in spectra.items():
         layer, head, index = np.indices((config.num_layers, config.num_heads, values_Nd.shape[1])).reshape(3, -1)
         columns = {"circuit": np.full(len(layer), name), "layer": layer, "head": head, "index": index}
-        tables.append(pa.table({**columns, "singular_value": values_Nd.cpu().numpy().ravel()}))
+        tables.append(pa.table({**columns, "singular_value": values_Nd.ravel()}))
     return pa.concat_tables(tables)
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from headdyn.analysis.estimates import means, ratio_units
 from headdyn.analysis.figure_parts import topic_intervals
@@ -123,11 +124,13 @@ def token_losses(decoder: Decoder, corpus: Corpus, sequences: int) -> np.ndarray
     """
     chosen = Sequences.of(corpus, slice(sequences))
     at_once = min(_BATCH_TOKENS, _BATCH_LOGITS // corpus.vocab_size) // chosen.tokens_NT.shape[1]
-    parts = []
-    for _, tokens_BT, documents_BT in chosen.batches(at_once, decoder.embed.weight.device):
+
+    def losses(_: slice, tokens_BT: Tensor, documents_BT: Tensor | None) -> dict[str, np.ndarray]:
         logits_BTV = decoder(tokens_BT, documents_BT)[:, :-1].float()
         loss_BT = F.cross_entropy(logits_BTV.mT, tokens_BT[:, 1:], reduction="none").double()
         if documents_BT is not None:
             loss_BT[documents_BT[:, 1:] != documents_BT[:, :-1]] = torch.nan
-        parts.append(loss_BT.cpu().numpy())
-    return np.concatenate(parts)
+        return {"loss": loss_BT.cpu().numpy()}
+
+    done = chosen.parts(at_once, decoder.embed.weight.device, losses)
+    return np.concatenate([part["loss"] for _, part in done])

@@ -203,20 +203,10 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
     """
     c, device = decoder.config, decoder.embed.weight.device
     tokens_NT, topics_NT = sequences.tokens_NT, sequences.topics_NT
-    count, length = tokens_NT.shape
+    length = tokens_NT.shape[1]
     profiles_JQK = position_profiles(length).to(device)
-    heads: dict[str, np.ndarray] = {}
-    uniform: dict[str, np.ndarray] = {}
-    labels_NJ = np.empty((count, len(profiles_JQK)))
 
-    def keep(into: dict[str, np.ndarray], rows: slice, layer: int, layers: int, sums: dict[str, Tensor]) -> None:
-        for name, sum_BHX in sums.items():
-            if name not in into:
-                into[name] = np.empty((count, layers, *sum_BHX.shape[1:]))
-            into[name][rows, layer] = sum_BHX.cpu().numpy()
-
-    at_once = _BATCH_WEIGHTS[device.type] // (c.num_heads * length**2)
-    for rows, tokens_BT, documents_BT in sequences.batches(at_once, device):
+    def batch(rows: slice, tokens_BT: Tensor, documents_BT: Tensor | None) -> dict[str, np.ndarray]:
         swaps_RB = swaps_NR[rows].T
         topics_BT, topics_RBT, tokens_RBT = (
             torch.from_numpy(array).to(device) for array in (topics_NT[rows], topics_NT[swaps_RB], tokens_NT[swaps_RB])
@@ -227,10 +217,10 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
         if documents_BT is not None:
             uniform_BHQK = uniform_BHQK * (documents_BT[:, None, :, None] == documents_BT[:, None, None])
             uniform_BHQK = uniform_BHQK / uniform_BHQK.sum(-1, keepdim=True)
-        keep(uniform, rows, 0, 1, head_sums(uniform_BHQK, reference))
+        sums = {f"uniform {name}": sum_BHX[:, None] for name, sum_BHX in head_sums(uniform_BHQK, reference).items()}
         same_BQK = reference.topics_BSK.mT @ reference.topics_BSK - reference.swapped_BQK
-        labels_NJ[rows] = (same_BQK.flatten(1) @ profiles_JQK.flatten(1).mT / length).cpu().numpy()
-        residual_BTD = decoder.embeddings(tokens_BT, 0)
+        sums["labels"] = same_BQK.flatten(1) @ profiles_JQK.flatten(1).mT / length
+        residual_BTD, by_layer = decoder.embeddings(tokens_BT, 0), []
         for layer in range(c.num_layers):
             trace = decoder.trace(
                 tokens_BT,
@@ -241,9 +231,19 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
                 documents_BT=documents_BT,
             )
             residual_BTD = trace["resid_post", layer]
-            keep(heads, rows, layer, c.num_layers, head_sums(trace["pattern", layer].float(), reference))
-    counts = Counts.of(tokens_NT, topics_NT, swaps_NR, num_topics)
-    return Sums(heads=heads, uniform=uniform, labels_NJ=labels_NJ, counts=counts)
+            by_layer.append(head_sums(trace["pattern", layer].float(), reference))
+        sums |= {name: torch.stack([each[name] for each in by_layer], dim=1) for name in by_layer[0]}
+        return {name: sum_BX.double().cpu().numpy() for name, sum_BX in sums.items()}
+
+    at_once = _BATCH_WEIGHTS[device.type] // (c.num_heads * length**2)
+    done = [part for _, part in sequences.parts(at_once, device, batch)]
+    every = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
+    return Sums(
+        labels_NJ=every.pop("labels"),
+        uniform={name.removeprefix("uniform "): every.pop(name) for name in [*every] if name.startswith("uniform ")},
+        heads=every,
+        counts=Counts.of(tokens_NT, topics_NT, swaps_NR, num_topics),
+    )
 
 
 def position_profiles(length: int) -> Float[Tensor, "J Q K"]:

@@ -5,7 +5,7 @@ L + 1 places in the residual stream: 0 is the embedding, l what layer l leaves.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from headdyn.analysis.figure_parts import layer_curve, topic_intervals
 from headdyn.analysis.probes import TopicProbes
 from headdyn.analysis.sequences import Sequences
 from headdyn.core.figures import Figure, curves
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import sign_flip_test
 from headdyn.data.corpus import Corpus
@@ -118,10 +119,16 @@ def fit_probes(
     control_X = control_V[fit.tokens_NT[at_fit]]
     # Fits this small are slower with more threads: on two busy cores 0.5 s each with two, 0.03 s with one.
     with threadpool_limits(limits=1):
-        return [
-            probe_pair(settings, fit_XD, topics_X, choose_XD, chosen_X, control_X)
-            for fit_XD, choose_XD in zip(fit_states, choose_states, strict=True)
-        ]
+
+        def place(at: slice) -> Part:
+            pair = probe_pair(settings, fit_states[at.start], topics_X, choose_states[at.start], chosen_X, control_X)
+            return {f"{i} {field}": array for i, probe in enumerate(pair) for field, array in vars(probe).items()}
+
+        def probe(part: Part, i: int) -> Probe:
+            return Probe(**{field.name: part[f"{i} {field.name}"] for field in dataclasses.fields(Probe)})
+
+        fitted = parts("fitting probes", "places", len(fit_states), 1, place, [topics_X, control_X])
+        return [(probe(part, 0), probe(part, 1)) for _, part in fitted]
 
 
 def _positions(part: Sequences, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -210,29 +217,36 @@ def topic_accuracies(
     return dataclasses.replace(accuracy, p=beyond.p), accuracy.value - beyond.value
 
 
-def residuals(decoder: Decoder, part: Sequences) -> Iterator[tuple[slice, list[Float[Tensor, "B T D"]]]]:
-    """Batches of sequences, each with its residual stream at every place, in float32."""
+def residuals(
+    decoder: Decoder, part: Sequences, compute: Callable[[slice, list[Float[Tensor, "B T D"]]], Part]
+) -> Iterator[tuple[slice, Part]]:
+    """`compute` of batches of sequences, given which and their residual stream at every place, in float32."""
     layers = range(decoder.config.num_layers)
-    at_once = _BATCH_TOKENS // part.tokens_NT.shape[1]
-    for rows, tokens_BT, documents_BT in part.batches(at_once, decoder.embed.weight.device):
+
+    def batch(rows: slice, tokens_BT: Tensor, documents_BT: Tensor | None) -> Part:
         with torch.no_grad():
             embedded_BTD = decoder.embeddings(tokens_BT, 0)
             trace = decoder.trace(
                 tokens_BT, start=(0, embedded_BTD), sites=("resid_post",), logits=None, documents_BT=documents_BT
             )
-        yield rows, [embedded_BTD.float(), *(trace["resid_post", layer].float() for layer in layers)]
+        return compute(rows, [embedded_BTD.float(), *(trace["resid_post", layer].float() for layer in layers)])
+
+    return part.parts(_BATCH_TOKENS // part.tokens_NT.shape[1], decoder.embed.weight.device, batch)
 
 
 def _states(decoder: Decoder, part: Sequences, at: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
     """The residual stream at chosen (sequence, position) pairs, one [X, D] for every place."""
     sequence_X, position_X = at
-    states: list[list[np.ndarray]] = [[] for _ in range(decoder.config.num_layers + 1)]
-    for rows, places in residuals(decoder, part):
+
+    def chosen(rows: slice, places: list[Float[Tensor, "B T D"]]) -> Part:
         here_X = (sequence_X >= rows.start) & (sequence_X < rows.stop)
-        at_B, at_T = (torch.from_numpy(index[here_X]) for index in (sequence_X - rows.start, position_X))
-        for state, residual_BTD in zip(states, places, strict=True):
-            state.append(residual_BTD[at_B.to(residual_BTD.device), at_T.to(residual_BTD.device)].cpu().numpy())
-    return [np.concatenate(state) for state in states]
+        at_B, at_T = (
+            torch.from_numpy(index[here_X]).to(places[0].device) for index in (sequence_X - rows.start, position_X)
+        )
+        return {str(place): residual_BTD[at_B, at_T].cpu().numpy() for place, residual_BTD in enumerate(places)}
+
+    done = [states for _, states in residuals(decoder, part, chosen)]
+    return [np.concatenate([states[place] for states in done]) for place in done[0]]
 
 
 def score(
@@ -241,13 +255,18 @@ def score(
     """The topic that each place's probe gives every test token, [L + 1, N, T], and the share of each sequence's tokens
     that control probes get right, [N, L + 1].
     """
-    given_LNT, control_right = np.empty((len(probes), *test.topics_NT.shape), int), np.empty((len(test), len(probes)))
     control_NT = control_V[test.tokens_NT]
-    for rows, places in residuals(decoder, test):
-        for place, (residual_BTD, (probe, control)) in enumerate(zip(places, probes, strict=True)):
-            given_LNT[place, rows] = predict(probe, residual_BTD)
-            control_right[rows, place] = (predict(control, residual_BTD) == control_NT[rows]).mean(1)
-    return given_LNT, control_right
+
+    def scored(rows: slice, places: list[Float[Tensor, "B T D"]]) -> Part:
+        given = [predict(probe, residual_BTD) for residual_BTD, (probe, _) in zip(places, probes, strict=True)]
+        control = [predict(control, residual_BTD) for residual_BTD, (_, control) in zip(places, probes, strict=True)]
+        return {"given": np.stack(given), "control_right": (np.stack(control) == control_NT[rows]).mean(2).T}
+
+    done = [part for _, part in residuals(decoder, test, scored)]
+    return (
+        np.concatenate([part["given"] for part in done], axis=1),
+        np.concatenate([part["control_right"] for part in done]),
+    )
 
 
 def predict(probe: Probe, x_BTD: Float[Tensor, "B T D"]) -> np.ndarray:

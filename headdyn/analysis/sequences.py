@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from headdyn.core.kept_parts import Part, parts
 from headdyn.data.corpus import Corpus
-from headdyn.data.text.stages import Progress
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class _Batches:
 
 
 Result = TypeVar("Result")
+OnBatch = Callable[[slice, Int[Tensor, "B T"], Int[Tensor, "B T"] | None], Part]
 _batches: ContextVar[_Batches] = ContextVar("_batches")
 
 
@@ -89,16 +90,18 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.tokens_NT)
 
-    def batches(
-        self, size: int, device: torch.device
-    ) -> Iterator[tuple[slice, Int[Tensor, "B T"], Int[Tensor, "B T"] | None]]:
-        """`size` sequences at a time (at least one; `within_memory`): which they are, their tokens, their documents."""
+    def parts(self, size: int, device: torch.device, compute: OnBatch) -> Iterator[tuple[slice, Part]]:
+        """`compute(rows, tokens, documents)` of `size` sequences at a time (at least one; `within_memory`), in order.
+
+        What an earlier try of the run kept is read (core/kept_parts.py).
+        """
         state = _batches.get(_Batches())
-        size, progress = max(1, min(size, state.limit)), Progress("reading", "sequences", len(self))
+        size = max(1, min(size, state.limit))
         state.largest = max(state.largest, min(size, len(self)))
-        for start in range(0, len(self), size):
-            rows = slice(start, min(start + size, len(self)))
+
+        def batch(rows: slice) -> Part:
             tokens_BT = torch.from_numpy(self.tokens_NT[rows]).to(device)
             documents_BT = None if self.documents_NT is None else torch.from_numpy(self.documents_NT[rows]).to(device)
-            yield rows, tokens_BT, documents_BT
-            progress.add(len(tokens_BT))
+            return compute(rows, tokens_BT, documents_BT)
+
+        return parts("reading", "sequences", len(self), size, batch, [self.tokens_NT, self.topics_NT])

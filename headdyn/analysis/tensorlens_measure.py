@@ -38,19 +38,22 @@ def measure(settings: TensorLens, decoder: Decoder, corpus: Corpus, generator: n
     tokens_NT, topics_NT = (torch.from_numpy(array) for array in (sequences.tokens_NT, sequences.topics_NT))
     targets_K = target_positions(tokens_NT.shape[1], settings.targets).to(device)
     pictured = int((np.diff(sequences.topics_NT) != 0).sum(1).argmax())  # the sequence that changes topic most often
-    parts: list[dict[str, np.ndarray]] = []
-    for rows, tokens_BT, documents_BT in sequences.batches(1, device):
+
+    def sequence(rows: slice, tokens_BT: Tensor, documents_BT: Tensor | None) -> dict[str, np.ndarray]:
         n = rows.start
         frozen = freeze(decoder, tokens_BT, branch=settings.branch, documents_BT=documents_BT)
         error = jacobian_error(frozen, documents_BT)
         contrast_QK = topic_contrast(topics_NT[n], topics_NT[swaps_NR[n]], corpus.num_topics).to(device)
         shares = logit_shares(frozen, tokens_BT[0], tokens_NT[swaps_NR[n]].to(device), contrast_QK, targets_K)
         maps, sums = _maps_and_sums(frozen, contrast_QK, targets_K)
-        if n == pictured:
-            pictured_maps = {name: map_QK.cpu().numpy() for name, map_QK in maps.items()}
         sums |= {**shares, "jacobian_error": error}
-        parts.append({name: value.double().cpu().numpy() for name, value in sums.items()})
-    table = _table(settings, {name: np.stack([part[name] for part in parts]) for name in parts[0]}, generator)
+        picture = {f"map {name}": map_QK.cpu().numpy() for name, map_QK in maps.items()} if n == pictured else {}
+        return picture | {name: value.double().cpu().numpy() for name, value in sums.items()}
+
+    done = [part for _, part in sequences.parts(1, device, sequence)]
+    pictured_maps = {name: done[pictured][f"map {name}"] for name in _NAMES}
+    names = [name for name in done[pictured] if not name.startswith("map ")]
+    table = _table(settings, {name: np.stack([part[name] for part in done]) for name in names}, generator)
     if corpus.without_topics is not None:
         table = without_topics(table, _TOPICAL, corpus.without_topics)
     table = table.with_q()

@@ -1,34 +1,58 @@
-"""The parts of a long analysis, kept as they are done: an analysis that was stopped goes on where it was.
+"""The parts of a long analysis: how far it is, and what is done of it, kept so that a stopped one goes on where it was.
 
-A run says where with `keeping`; a computation inside asks `parts` for its own. It gives the same bits as one that was
-never stopped, since a part is computed or read, never changed.
+A run says where with `keeping`; an analysis does its long work through `parts`. It gives the same bits as one that was
+never stopped, since a part is computed or read, never changed. So a part may draw no random number from a generator
+that others draw from.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from headdyn.core.progress import Progress
 from headdyn.core.store import StageInterruptedError
 
 log = logging.getLogger(__name__)
 
 SAVE_EVERY_SECONDS = 10.0  # so that what takes no longer leaves no file
 
+Part = Mapping[str, np.ndarray]
+
 
 class _Keeping:
-    """Where the parts of one analysis are, and how many computations it has begun."""
+    """Where the parts of one analysis are, how many computations it has begun, and what is not yet on the disk."""
 
     def __init__(self, folder: Path, identity: str, should_stop: Callable[[], bool]) -> None:
         self.folder, self.identity, self.should_stop = folder, identity, should_stop
         self.begun = 0
+        self.unsaved: list[tuple[Path, bytes]] = []
+        self.saved = time.monotonic()
+
+    def keep(self, path: Path, content: bytes) -> None:
+        self.unsaved.append((path, content))
+        if time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        if self.unsaved:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        for path, content in self.unsaved:
+            with path.open("ab") as file:
+                file.write(len(content).to_bytes(8, "little") + content)
+        self.unsaved.clear()
+        self.saved = time.monotonic()
 
 
 _current: ContextVar[_Keeping | None] = ContextVar("keeping", default=None)
@@ -36,77 +60,87 @@ _current: ContextVar[_Keeping | None] = ContextVar("keeping", default=None)
 
 @contextmanager
 def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Inside, `parts` keeps in `folder` what it computes, for work of the same `identity` (code and weights).
+    """Inside, `parts` keeps in `folder` what it computes, for work of the same `identity` (code, settings, weights).
 
     Where `should_stop` says so it stops after a part, with StageInterruptedError.
     """
-    token = _current.set(_Keeping(folder, identity, should_stop))
+    place = _Keeping(folder, identity, should_stop)
+    token = _current.set(place)
     try:
         yield
+    except BaseException:  # stopped, interrupted or failed
+        place.save()
+        raise
     finally:
         _current.reset(token)
 
 
-def parts(compute: Sequence[Callable[[], np.ndarray]], inputs: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-    """What each of `compute` gives, in order; those that an earlier try kept are read.
+def parts(
+    step: str,
+    unit: str,
+    total: int,
+    at_once: int,
+    compute: Callable[[slice], Part],
+    inputs: Sequence[np.ndarray] = (),
+) -> Iterator[tuple[slice, Part]]:
+    """`compute(rows)` for every `at_once` of `total` rows, in order; what an earlier try kept is read.
 
-    `inputs` are arrays that tell this computation from others: parts of other inputs are computed anew.
+    `step` and `unit` are the words of its progress in the log. `inputs` are arrays that tell this computation from
+    others: parts of other inputs, or of another number of rows, are computed anew.
     """
-    place = _current.get()
-    if place is None:
-        yield from (each() for each in compute)
-        return
-    digest = hashlib.sha256(place.identity.encode())
-    for array in inputs:
+    place, progress = _current.get(), Progress(step, unit, total)
+    every = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
+    earlier: list[Part] = []
+    if place is not None:
+        path = place.folder / f"{place.begun:04d}.parts"
+        place.begun += 1
+        digest = _digest(place.identity, [np.array([total, at_once]), *inputs])
+        earlier, end = _read(path, digest)
+        if path.exists():
+            os.truncate(path, end)  # what a kill left half-written, or what is of another computation
+        if not end:
+            place.unsaved.append((path, digest))
+        if earlier:
+            log.info("%s: %d of %d parts were done before", step, len(earlier), len(every))
+    for rows, kept in zip(every, earlier, strict=False):
+        progress.skip(rows.stop - rows.start)
+        yield rows, kept
+    for rows in every[len(earlier) :]:
+        if place is not None and place.should_stop():
+            raise StageInterruptedError(f"asked to stop while {step}; what is done of it is kept")
+        # As it is read again: in the order of its axes, on which the rounding of later sums depends.
+        part: dict[str, Any] = {name: np.asarray(value, order="C") for name, value in compute(rows).items()}
+        progress.add(rows.stop - rows.start)
+        if place is not None:
+            content = io.BytesIO()
+            np.savez(content, allow_pickle=False, **part)
+            place.keep(path, content.getvalue())
+        yield rows, part
+
+
+def _digest(identity: str, arrays: Sequence[np.ndarray]) -> bytes:
+    digest = hashlib.sha256(identity.encode())
+    for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    path = place.folder / f"{place.begun:04d}.npy"
-    place.begun += 1
-    earlier, end = _read(path, digest.digest())
-    if earlier:
-        log.info("%d of %d parts were done before", len(earlier), len(compute))
-    yield from earlier[: len(compute)]
-    unsaved: list[np.ndarray] = [] if end else [np.frombuffer(digest.digest(), dtype=np.uint8)]
-    saved = time.monotonic()
-
-    def save() -> None:
-        nonlocal end, saved
-        place.folder.mkdir(parents=True, exist_ok=True)
-        with path.open("r+b" if end else "wb") as file:
-            file.seek(end)
-            file.truncate()  # what a kill left half-written
-            for array in unsaved:
-                np.save(file, array, allow_pickle=False)
-            end = file.tell()
-        unsaved.clear()
-        saved = time.monotonic()
-
-    try:
-        for each in compute[len(earlier) :]:
-            if place.should_stop():
-                raise StageInterruptedError("asked to stop; what is done of this analysis is kept")
-            unsaved.append(each())
-            yield unsaved[-1]
-            if time.monotonic() - saved >= SAVE_EVERY_SECONDS:
-                save()
-    except BaseException:  # stopped, interrupted or failed
-        save()
-        raise
+    return digest.digest()
 
 
-def _read(path: Path, digest: bytes) -> tuple[list[np.ndarray], int]:
+def _read(path: Path, digest: bytes) -> tuple[list[Part], int]:
     """The parts in the file and where the last whole one ends; none where the file is of another computation."""
-    arrays: list[np.ndarray] = []
+    content = path.read_bytes() if path.exists() else b""
+    found: list[Part] = []
     end = 0
-    if not path.exists():
-        return arrays, end
-    with path.open("rb") as file:
-        try:
-            if np.load(file).tobytes() != digest:
-                return [], 0
-            end = file.tell()
-            while True:
-                arrays.append(np.load(file))
-                end = file.tell()
-        except (ValueError, EOFError, OSError):  # the end of the file, perhaps in the midst of a part
-            return arrays, end
+    while len(content) >= end + 8:
+        begin = end + 8
+        size = int.from_bytes(content[end:begin], "little")
+        piece = content[begin : begin + size]
+        if len(piece) < size or (end == 0 and piece != digest):
+            break
+        if end:
+            try:
+                found.append(dict(np.load(io.BytesIO(piece))))
+            except (ValueError, zipfile.BadZipFile):  # what stands behind a damaged part is computed again, too
+                break
+        end = begin + size
+    return found, end

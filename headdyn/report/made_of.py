@@ -6,14 +6,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 from headdyn.report import extension
-from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.record import SERIES_SECONDS, SweepRecord
 
 PAGE = "report.html"
 _HEADDYN = Path(__file__).parent.parent
 _LIBRARIES = ("altair", "vl-convert-python", "jinja2")
 _SOURCES = (".py", ".js", ".css", ".html")
 # What stands in a sweep's folder and on no page.
-_NO_RECORDS = (".lock", "log.txt", "wandb")
+_NO_RECORDS = (".lock", "log.txt", "wandb", SERIES_SECONDS)
 
 
 def made_of(sweep: SweepRecord) -> str:

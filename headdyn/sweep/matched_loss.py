@@ -18,6 +18,8 @@ from headdyn.core.statistics import effect_over_seeds
 from headdyn.sweep.effects import Rows, with_q
 from headdyn.sweep.outcomes import outcomes_of
 
+MATCHED_ANALYSES = ("loss", "attention", "probes")  # of the snapshots that orderings are compared at
+
 Analyse = Callable[[RunRecord, int], HeadTable]
 
 

@@ -20,6 +20,7 @@ from headdyn.sweep.matched_loss import pooled
 from headdyn.sweep.outcomes import Outcomes, metrics_of, outcomes_of, unnamed
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
+SERIES_SECONDS = "series_seconds.json"  # how long analyses of series took; on no page
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Analyses of whole series of checkpoints: called when a sweep's runs have ended, recorded in verdict.json."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from headdyn.core.json_files import write_json
 from headdyn.core.randomness import generator
 from headdyn.core.run_folder import RunRecord
 from headdyn.models.revisions import steps_of
-from headdyn.sweep.record import VERDICT
+from headdyn.sweep.record import SERIES_SECONDS, VERDICT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,12 @@ class Series:
 def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
     """Call the analyses on every series of a sweep; leaves verdict.json, their tables and figures in its folder.
 
-    Tables get a column `series`, figures stand in figures/, and verdict.json says which runs each record is of. Nothing
-    is written where there is no series.
+    Tables get a column `series`, figures stand in figures/, and verdict.json says which runs a record is of. How long
+    the analyses took, which is another at every call, stands in series_seconds.json. Nothing is written where there is
+    no series.
     """
     verdicts: list[dict[str, Any]] = []
+    seconds: list[dict[str, Any]] = []
     tables: dict[str, list[pa.Table]] = {}
     for number, series in enumerate(every_series):
         steps = steps_of(series.revisions)
@@ -44,7 +47,10 @@ def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
             for run, revision in zip(series.runs, series.revisions, strict=True)
         ]
         for name, analysis in series.analyses.items():
+            begun = time.monotonic()
             findings = analysis(points, generator(series.seed, f"analysis/{name}"))
+            took = {"analysis": name, "run": series.runs[0].name, "checkpoints": len(points)}
+            seconds.append({**took, "seconds": time.monotonic() - begun})
             summary, figures = findings.table.summary(), {}
             for title, figure in findings.figures.items():
                 figures[title] = f"figures/{name}_{title}{number or ''}.json"
@@ -66,6 +72,7 @@ def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
             )
     if verdicts:
         write_json(folder / VERDICT, verdicts)
+        write_json(folder / SERIES_SECONDS, seconds)
     for title, parts in tables.items():
         table = pa.concat_tables(parts, promote_options="default")
         pa.parquet.write_table(table, folder / f"{title}.parquet")

@@ -268,6 +268,13 @@ def test_each_topic_has_its_accuracy_and_a_probe_that_always_gives_one_topic_is_
     assert always.value[0] == null_S[0] == 1 and always.p[0] == 1  # mutant: against a third, a find
 
 
+def streams(decoder, part: Sequences) -> list[list[torch.Tensor]]:
+    """What every batch's residual streams are."""
+    batches: list[list[torch.Tensor]] = []
+    list(probes.residuals(decoder, part, lambda _, places: batches.append(places) or {}))
+    return batches
+
+
 def test_residual_streams_are_read_behind_the_document_mask():
     decoder = small_models.drawn(small_models.MHA)
     corpus = tiny.corpus(rows=6, length=12)
@@ -276,8 +283,8 @@ def test_residual_streams_are_read_behind_the_document_mask():
         corpus, val=dataclasses.replace(corpus.val, documents_NT=documents_NT), mask_documents=True
     )
     part = Sequences.of(masked, np.arange(6))
-    ((_, residuals),) = probes.residuals(decoder, part)
-    ((_, alone),) = probes.residuals(decoder, Sequences(part.tokens_NT[:, :6], part.topics_NT[:, :6]))
+    (residuals,) = streams(decoder, part)
+    (alone,) = streams(decoder, Sequences(part.tokens_NT[:, :6], part.topics_NT[:, :6]))
     np.testing.assert_allclose(residuals[-1][:, :6], alone[-1], atol=1e-5)
     second = decoder.trace(torch.from_numpy(part.tokens_NT), sites=("resid_post",), logits=None)["resid_post", 2]
     assert (residuals[-1][:, 6:] - second[:, 6:]).abs().max() > 0.1  # the second document cannot see the first

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from headdyn.analysis.attention import AttentionStatistics
-from headdyn.analysis.sequences import Sequences, within_memory
+from headdyn.analysis.sequences import OnBatch, Sequences, within_memory
+from headdyn.core.kept_parts import Part
 from headdyn.core.records import HeadTable
 from tests.analysis import tiny
 from tests.small_models import MHA, drawn
@@ -22,11 +23,23 @@ def masked():
     return dataclasses.replace(corpus, val=val, mask_documents=True)
 
 
+def read(sequences: Sequences, size: int) -> list[tuple[slice, torch.Tensor, torch.Tensor | None]]:
+    """What every batch is given."""
+    batches = []
+
+    def batch(rows, tokens_BT, documents_BT):
+        batches.append((rows, tokens_BT, documents_BT))
+        return {}
+
+    assert [rows for rows, _ in sequences.parts(size, torch.device("cpu"), batch)] == [rows for rows, *_ in batches]
+    return batches
+
+
 @pytest.mark.parametrize("size", [0, 1, 3, 7, 100])
 def test_batches_hold_every_sequence_once_and_in_order(masked, size):
     at = np.array([4, 0, 6, 1, 2])
     chosen = Sequences.of(masked, at, length=9)
-    batches = list(chosen.batches(size, torch.device("cpu")))
+    batches = read(chosen, size)
     np.testing.assert_array_equal(torch.cat([tokens for _, tokens, _ in batches]), masked.val.tokens_NT[at, :9])
     np.testing.assert_array_equal(torch.cat([documents for *_, documents in batches]), masked.val.documents_NT[at, :9])
     assert [n for rows, *_ in batches for n in range(5)[rows]] == list(range(5))
@@ -37,7 +50,7 @@ def test_batches_hold_every_sequence_once_and_in_order(masked, size):
 def test_documents_count_only_where_attention_stays_inside_them(masked):
     free = Sequences.of(dataclasses.replace(masked, mask_documents=False), slice(3))
     assert free.documents_NT is None and len(free) == 3
-    ((_, _, documents),) = free.batches(3, torch.device("cpu"))
+    ((_, _, documents),) = read(free, 3)
     assert documents is None
 
 
@@ -47,15 +60,17 @@ def test_documents_count_only_where_attention_stays_inside_them(masked):
 def scarce(limit: int, error: Exception) -> Iterator[None]:
     """Batches of more than `limit` sequences do not fit."""
     with pytest.MonkeyPatch.context() as patch:
-        batches = Sequences.batches
+        parts = Sequences.parts
 
-        def checked(self: Sequences, size: int, device: torch.device) -> Iterator[Any]:
-            for rows, *rest in batches(self, size, device):
+        def checked(self: Sequences, size: int, device: torch.device, compute: OnBatch) -> Iterator[Any]:
+            def batch(rows: slice, *given: Any) -> Part:
                 if rows.stop - rows.start > limit:
                     raise error
-                yield rows, *rest
+                return compute(rows, *given)
 
-        patch.setattr(Sequences, "batches", checked)
+            return parts(self, size, device, batch)
+
+        patch.setattr(Sequences, "parts", checked)
         yield
 
 
@@ -89,4 +104,4 @@ def test_one_sequence_that_does_not_fit_and_other_errors_are_raised() -> None:
     sequences = Sequences(np.zeros((4, 3), int), np.zeros((4, 3), int))
     for limit, error in ((0, MemoryError("none left")), (3, RuntimeError("another reason"))):
         with contextmanager(scarce)(limit, error), pytest.raises(type(error), match=str(error)):
-            within_memory(lambda: list(sequences.batches(4, torch.device("cpu"))), "reading")
+            within_memory(lambda: read(sequences, 4), "reading")

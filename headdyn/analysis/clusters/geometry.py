@@ -9,6 +9,7 @@ from torch import Tensor
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.analysis.clusters.clusterings import centred
+from headdyn.core.kept_parts import Part, parts
 from headdyn.models.decoder import Decoder
 
 
@@ -26,12 +27,18 @@ def random_circuit_cosines(decoder: Decoder, draws: int, generator: np.random.Ge
     """
     c, device = decoder.config, decoder.embed.weight.device
 
-    def draw(heads: int) -> Tensor:
-        gaussian_XDd = generator.standard_normal(size=(heads, c.d_model, c.head_dim), dtype=np.float32)
+    seeds = generator.integers(2**63, size=draws).tolist()
+
+    def draw(heads: int, stream: np.random.Generator) -> Tensor:
+        gaussian_XDd = stream.standard_normal(size=(heads, c.d_model, c.head_dim), dtype=np.float32)
         return torch.from_numpy(gaussian_XDd).to(device).repeat_interleave(c.num_heads // heads, dim=0)
 
-    circuits = (Factors(draw(c.num_heads), draw(c.num_kv_heads)) for _ in range(draws))
-    return np.stack([cosines(factors).double().cpu().numpy() for factors in circuits])
+    def one(at: slice) -> Part:
+        stream = np.random.default_rng(seeds[at.start])
+        factors = Factors(draw(c.num_heads, stream), draw(c.num_kv_heads, stream))
+        return {"cosines": cosines(factors).double().cpu().numpy()}
+
+    return np.stack([part["cosines"] for _, part in parts("drawing random heads", "layers", draws, 1, one)])
 
 
 def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[str, np.ndarray]:

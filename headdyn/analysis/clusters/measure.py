@@ -10,7 +10,15 @@ import numpy as np
 import pyarrow.compute as pc
 
 from headdyn.analysis.clusters import CIRCUITS, clusterings
-from headdyn.analysis.clusters.all_clusterings import Clouds, Recipe, against_null, agreement, separates
+from headdyn.analysis.clusters.all_clusterings import (
+    AllClusterings,
+    Clouds,
+    Key,
+    Recipe,
+    against_null,
+    agreement,
+    separates,
+)
 from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
 from headdyn.analysis.clusters.geometry import behind_gains, circuit_cosines, random_circuit_cosines, rotated_heads
 from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
@@ -19,6 +27,7 @@ from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
 from headdyn.data.comparisons import Prompts
@@ -98,9 +107,23 @@ def _clouds(
 
     Starts of their own would be better or worse for a whole null than for the heads, and p not hold its level.
     """
-    seed = int(generator.integers(2**63))
-    every = [recipe(gram_RHH, np.random.default_rng(seed)) for gram_RHH in (np.stack(own), *nulls)]
+    seed, clouds = int(generator.integers(2**63)), (np.stack(own), *nulls)
+
+    def cluster(at: slice) -> Part:
+        labels = recipe(clouds[at.start], np.random.default_rng(seed)).labels
+        return {f"{method} {setting}": labels_RH for (method, setting), labels_RH in labels.items()}
+
+    done = [part for _, part in parts("clustering heads", "layers", len(clouds), 1, cluster, clouds)]
+    every = [
+        AllClusterings(gram_RHH=gram_RHH, labels={_key(name): labels_RH for name, labels_RH in part.items()})
+        for gram_RHH, part in zip(clouds, done, strict=True)
+    ]
     return Clouds(own=every[0], nulls=every[1:])
+
+
+def _key(name: str) -> Key:
+    method, setting = name.split()
+    return method, float(setting)
 
 
 def _behaviour(recipe: Recipe, effect_LHP: np.ndarray, draws: int, generator: np.random.Generator) -> Clouds:

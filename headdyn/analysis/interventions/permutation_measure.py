@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ import pyarrow as pa
 import torch
 
 from headdyn.analysis.interventions.pair_rows import PairRows, Row, succeeds
-from headdyn.analysis.interventions.patch import Patch, chosen_layer
+from headdyn.analysis.interventions.patch import Dtype, Patch, chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.permutation import CONTROL, ORDERS, HeadPermutation
 from headdyn.core.figures import Figure, Interval, interval_plot
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
+
+_PLAIN, _FROM_FIRST = "plain", "_from_first_dtype"
 
 
 def measure(chosen: HeadPermutation, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
@@ -84,18 +88,6 @@ class Outcome:
     delta_P: np.ndarray
     texts_NT: np.ndarray  # without the prompts
 
-    def largest_change(self, other: Outcome) -> float:
-        """max |Δlogit| over all prompts and the vocabulary."""
-        return (self.logits_NV.double() - other.logits_NV.double()).abs().max().item()
-
-    def answers_changed(self, other: Outcome) -> np.ndarray:
-        """Which pairs' answers flip, [P]."""
-        return succeeds(self.delta_P) != succeeds(other.delta_P)
-
-    def texts_changed(self, other: Outcome) -> float:
-        """Share of greedy texts with a differing token."""
-        return float((self.texts_NT != other.texts_NT).any(1).mean())
-
 
 @torch.no_grad()
 def outcome(decoder: Decoder, prompts: Prompts, texts: int, tokens: int) -> Outcome:
@@ -110,6 +102,15 @@ def outcome(decoder: Decoder, prompts: Prompts, texts: int, tokens: int) -> Outc
     )
 
 
+def compared(result: Outcome, reference: Outcome) -> dict[str, np.ndarray]:
+    """max |Δlogit| over all prompts and the vocabulary; which pairs' answers flip, [P]; which texts differ, [N]."""
+    return {
+        "logit_change": (result.logits_NV.double() - reference.logits_NV.double()).abs().max().cpu().numpy(),
+        "answers_changed": succeeds(result.delta_P) != succeeds(reference.delta_P),
+        "texts_changed": (result.texts_NT != reference.texts_NT).any(1),
+    }
+
+
 def _compare(
     chosen: HeadPermutation,
     make: PairRows,
@@ -119,34 +120,39 @@ def _compare(
     orders: Mapping[str, tuple[int, ...]],
 ) -> tuple[list[Row], list[Row]]:
     """Rows for the table of heads, and one record per dtype and order."""
+    cells = [(dtype, name) for dtype in chosen.dtypes for name in (_PLAIN, *orders, CONTROL)]
+    orders = {**orders, CONTROL: orders["reverse"]}
+
+    @functools.lru_cache(maxsize=2)  # of the first dtype and of the one at work
+    def plain(dtype: Dtype) -> tuple[Decoder, Outcome]:
+        model = in_dtype(decoder, dtype)
+        return model, outcome(model, prompts, chosen.texts, chosen.tokens)
+
+    def cell(at: slice) -> Part:
+        dtype, name = cells[at.start]
+        (_, first), (model, result) = plain(chosen.dtypes[0]), plain(dtype)
+        reference = result
+        if name != _PLAIN:
+            other = mismatched(model, layer, orders[name]) if name == CONTROL else model.permuted(layer, orders[name])
+            result = outcome(other, prompts, chosen.texts, chosen.tokens)
+        from_first = {f"{key}{_FROM_FIRST}": value for key, value in compared(result, first).items()}
+        return {**compared(result, reference), **from_first, "repetition": repetition(result.texts_NT)}
+
     rows: list[Row] = []
     records: list[Row] = []
-    first: Outcome | None = None
-    for dtype in chosen.dtypes:
-        model = in_dtype(decoder, dtype)
-        plain = outcome(model, prompts, chosen.texts, chosen.tokens)
-        first = first or plain
-        rows += _changes(make, dtype, plain, first)
-        rows.append(make.mean(f"{dtype}_repetition", repetition(plain.texts_NT)) | {"unit": "text"})
-        for name, order in {**orders, CONTROL: orders["reverse"]}.items():
-            other = mismatched(model, layer, order) if name == CONTROL else model.permuted(layer, order)
-            result = outcome(other, prompts, chosen.texts, chosen.tokens)
-            rows += _changes(make, f"{name}_{dtype}", result, plain)
-            record: Row = {"dtype": dtype, "order": name, "heads": list(order)}
-            for against, reference in (("", plain), ("_from_first_dtype", first)):
-                record |= {
-                    f"logit_change{against}": result.largest_change(reference),
-                    f"answers_changed{against}": float(result.answers_changed(reference).mean()),
-                    f"texts_changed{against}": result.texts_changed(reference),
-                }
-            records.append(record | {"repetition": float(repetition(result.texts_NT).mean())})
+    count = sum(len(group.corrupted_NT) for group in prompts.groups)
+    done = [part for _, part in parts("reordering heads", "models", len(cells), 1, cell)]
+    for (dtype, name), part in zip(cells, done, strict=True):
+        metric, against = (dtype, _FROM_FIRST) if name == _PLAIN else (f"{name}_{dtype}", "")
+        change = {"value": float(part[f"logit_change{against}"]), "null": 0.0, "n": count, "unit": "prompt"}
+        answers = make.success(f"{metric}_answers_changed", part[f"answers_changed{against}"])
+        rows += [{"metric": f"{metric}_logit_change", **change}, answers | {"null": 0.0}]
+        if name == _PLAIN:
+            rows.append(make.mean(f"{dtype}_repetition", part["repetition"]) | {"unit": "text"})
+        else:
+            means = {key: float(value.mean()) for key, value in part.items()}
+            records.append({"dtype": dtype, "order": name, "heads": list(orders[name]), **means})
     return rows, records
-
-
-def _changes(make: PairRows, name: str, result: Outcome, reference: Outcome) -> list[Row]:
-    change = {"value": result.largest_change(reference), "null": 0.0, "n": len(result.logits_NV), "unit": "prompt"}
-    answers = make.success(f"{name}_answers_changed", result.answers_changed(reference))
-    return [{"metric": f"{name}_logit_change", **change}, answers | {"null": 0.0}]
 
 
 def _figure(records: Sequence[Mapping[str, Any]]) -> Figure:

@@ -12,7 +12,6 @@ last layer is computed at the positions that are read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import cast
 
 import numpy as np
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from headdyn.analysis.interventions.patch import Site
 from headdyn.core.kept_parts import parts
-from headdyn.data.text.stages import Progress
 from headdyn.models.decoder import Decoder
 from headdyn.models.layers import Block, KeysValues
 
@@ -116,20 +114,16 @@ class Restart:
         layer_C = np.repeat(list(counts), list(counts.values()))
         stacked_CH = np.concatenate([np.asarray(cells[layer], dtype=float) for layer in counts])
         all_CH = torch.from_numpy(stacked_CH).to(self.plain_NAD)
-        progress = Progress("changing heads", "sets of heads", len(layer_C))
 
-        def part(begin: int) -> np.ndarray:
-            progress.skip(begin - progress.done)  # what an earlier try kept
-            chunk = slice(begin, begin + self._at_once)
+        def compute(chunk: slice) -> dict[str, np.ndarray]:
             now = layer_C[chunk]
             weights = {layer: all_CH[chunk][torch.from_numpy(now == layer)] for layer in np.unique(now).tolist()}
-            value = measure(self._chunk(weights, written)).double().cpu().numpy()
-            progress.add(len(now))
-            return value
+            return {"value": measure(self._chunk(weights, written)).double().cpu().numpy()}
 
-        compute = [partial(part, begin) for begin in range(0, len(layer_C), self._at_once)]
-        values = list(parts(compute, [layer_C, stacked_CH, self.plain_NAD.float().cpu().numpy()]))
-        return dict(zip(counts, np.split(np.concatenate(values), np.cumsum([*counts.values()])[:-1]), strict=True))
+        inputs = [layer_C, stacked_CH, self.plain_NAD.float().cpu().numpy()]
+        done = parts("changing heads", "sets of heads", len(layer_C), self._at_once, compute, inputs)
+        value_CX = np.concatenate([part["value"] for _, part in done])
+        return dict(zip(counts, np.split(value_CX, np.cumsum([*counts.values()])[:-1]), strict=True))
 
     def _chunk(self, weights: Mapping[int, Tensor], written: Callable[[int], Tensor]) -> Float[Tensor, "C N A D"]:
         """What the last layer leaves at the positions read, cell by cell in the order of their layers."""

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from headdyn.core.progress import Progress
 from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
-from headdyn.data.text.stages import Progress
 
 _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
 

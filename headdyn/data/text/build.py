@@ -23,7 +23,7 @@ from headdyn.data.text.documents import NO_TOPIC, Documents, Reader, store_docum
 from headdyn.data.text.duplicates import find_duplicates
 from headdyn.data.text.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows, texts_of
 from headdyn.data.text.ngrams import losses_nats
-from headdyn.data.text.packing import pack
+from headdyn.data.text.packing import full_sequences, pack
 from headdyn.data.text.stages import Stages
 from headdyn.data.text.tokenizer import END_ID, load_tokenizer, save_tokenizer, tokenize, train_tokenizer
 
@@ -59,6 +59,40 @@ def build_text(
     write_json(folder / "facts.json", facts)
 
 
+def sequences_of(
+    settings: TextSource, reader: Reader, folder: Path, tokens: ModelTokens | None = None
+) -> tuple[dict[str, int], list[str]]:
+    """How many sequences each split of the corpus would have, and everything that keeps it from being one.
+
+    As `build_text` would find it, without clusters and in `folder`, which is to be removed. Where the documents give no
+    tokens there are no numbers of sequences.
+    """
+    steps = _Build(settings, reader, folder, folder, tokens)
+    sequences: dict[str, int] = {}
+    problems: list[str] = []
+    for step in (
+        steps.read,
+        steps.drop_duplicates,
+        *([steps.take_topics] if settings.topics == "given" else []),
+        steps.learn_tokenizer if tokens is None else steps.take_tokenizer,
+    ):
+        try:
+            step()
+        except ValueError as error:
+            problems.append(str(error))
+            if step == steps.read:
+                return sequences, problems
+    for split, at_most in (("train", settings.train_sequences), ("val", settings.val_sequences)):
+        if (folder / "tokenizer").exists() and len(steps.rows(split)):
+            count = int(steps.tokenize(split)[-1])
+            try:
+                full = full_sequences(split, count, settings.sequence_length, steps.begin)
+                sequences[split] = full if at_most is None else min(full, at_most)
+            except ValueError as error:
+                problems.append(str(error))
+    return sequences, problems
+
+
 class _Build:
     """The steps. Each returns facts for the record and leaves files in `work` or `folder` for those that follow."""
 
@@ -82,6 +116,10 @@ class _Build:
         s = self.settings
         kept_K, facts = find_duplicates(self.documents, self.work, jaccard=s.near_duplicate_jaccard, seed=s.seed)
         held_out = max(1, round(s.val_share * len(kept_K)))
+        drawn_K = generator(s.seed, "text/split").permutation(kept_K)
+        np.save(self.work / "kept.npy", kept_K)
+        np.save(self.work / "val.npy", np.sort(drawn_K[:held_out]))
+        np.save(self.work / "train.npy", np.sort(drawn_K[held_out:]))
         training = len(kept_K) - held_out
         if training < s.num_topics:
             raise ValueError(
@@ -89,10 +127,6 @@ class _Build:
                 f"{max(training, 0)} are left for training; bring more documents, lower data.num_topics, or, if one "
                 "text file holds several, set data.txt_documents=blank_lines"
             )
-        drawn_K = generator(s.seed, "text/split").permutation(kept_K)
-        np.save(self.work / "kept.npy", kept_K)
-        np.save(self.work / "val.npy", np.sort(drawn_K[:held_out]))
-        np.save(self.work / "train.npy", np.sort(drawn_K[held_out:]))
         return facts
 
     def take_topics(self) -> Mapping[str, Any]:
@@ -174,15 +208,11 @@ class _Build:
 
     def pack(self) -> Mapping[str, Any]:
         """Tokenise and pack both splits."""
-        s, kept_K, dtype = self.settings, self.rows("kept"), token_dtype(self.vocab_size)
-        begin, end = (None, END_ID) if self.tokens is None else (self.tokens.begin, self.tokens.end)
-        tokenizer = load_tokenizer(self.folder / "tokenizer")
+        s, kept_K = self.settings, self.rows("kept")
         topics_K = np.load(self.work / "topics.npy")
         facts: dict[str, Any] = {}
         for split, at_most in (("train", s.train_sequences), ("val", s.val_sequences)):
-            rows = self.rows(split)
-            tokens_file = self.work / f"{split}.tokens"
-            ends_D = tokenize(tokenizer, self.documents, rows, tokens_file, end=end, dtype=dtype)
+            rows, tokens_file, ends_D = self.rows(split), self.tokens_file(split), self.tokenize(split)
             facts[f"{split}_bytes_per_token"] = int(self.documents.bytes_D[rows].sum()) / int(ends_D[-1])
             facts |= pack(
                 tokens_file,
@@ -194,10 +224,28 @@ class _Build:
                 pieces_per_sequence=s.pieces_per_sequence,
                 at_most=at_most,
                 rng=generator(s.seed, f"text/packing {split}"),
-                begin=begin,
-                dtype=dtype,
+                begin=self.begin,
+                dtype=token_dtype(self.vocab_size),
             )
         return facts
+
+    @property
+    def begin(self) -> int | None:
+        return None if self.tokens is None else self.tokens.begin
+
+    def tokens_file(self, split: str) -> Path:
+        return self.work / f"{split}.tokens"
+
+    def tokenize(self, split: str) -> np.ndarray:
+        """Write the tokens of a split end to end; where each document ends [D]."""
+        return tokenize(
+            load_tokenizer(self.folder / "tokenizer"),
+            self.documents,
+            self.rows(split),
+            self.tokens_file(split),
+            end=END_ID if self.tokens is None else self.tokens.end,
+            dtype=token_dtype(self.vocab_size),
+        )
 
     def measure_references(self) -> Mapping[str, Any]:
         """The losses of a uniform law and of n-gram laws on held-out sequences: lines to judge a model's loss by."""

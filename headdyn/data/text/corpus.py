@@ -179,6 +179,11 @@ class LocalText(TextSource):
     def most_documents(self) -> int | None:
         return self.documents
 
+    @property
+    def bytes(self) -> int:
+        """The size of the files."""
+        return sum(file.stat().st_size for file in files_of(Path(self.path))[0])
+
     def reader(self) -> TextFiles:
         """The files."""
         from headdyn.data.text.files import TextFiles

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headdyn.data.text.stages import Progress, Stages
+from headdyn.core.progress import Progress
+from headdyn.data.text.stages import Stages
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from headdyn.core.progress import Progress
 from headdyn.core.randomness import generator
 from headdyn.data.text.documents import Documents
-from headdyn.data.text.stages import Progress
 from headdyn.data.threads import in_threads
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from headdyn.data.text.stages import Progress
+from headdyn.core.progress import Progress
 
 KEYS_AT_ONCE = 1 << 23  # about 400 MB while a part is counted
 _CHUNK_TOKENS = 1 << 20

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from headdyn.data.text.stages import Progress
+from headdyn.core.progress import Progress
 
 _SEQUENCES_AT_ONCE_TOKENS = 1 << 20
 
@@ -67,12 +67,7 @@ def pack(
     start_P = end_P[order_P] - size_P
     laid_P = np.cumsum(size_P)  # where each piece ends in the stream of shuffled pieces
     document_P = document_P[order_P]
-    count = int(laid_P[-1]) // length
-    if count == 0:
-        raise ValueError(
-            f"the {split} documents have {laid_P[-1]} tokens, less than one sequence of data.sequence_length="
-            f"{sequence_length}; bring more text or lower it"
-        )
+    count = full_sequences(split, int(laid_P[-1]), sequence_length, begin)
     count = count if at_most is None else min(count, at_most)
     files = {"tokens": dtype, "topics": np.uint8, "documents": np.uint16}
     shape = (count, sequence_length)
@@ -105,6 +100,17 @@ def pack(
         f"{split}_share_of_several_topics": totals["several_topics"] / count,
         f"{split}_share_of_two_documents_of_a_topic": totals["topic_twice"] / count,
     }
+
+
+def full_sequences(split: str, tokens: int, sequence_length: int, begin: int | None) -> int:
+    """How many sequences the tokens of a split fill. Raises ValueError where it is none."""
+    count = tokens // (sequence_length - (begin is not None))
+    if count == 0:
+        raise ValueError(
+            f"the {split} documents have {tokens} tokens, less than one sequence of data.sequence_length="
+            f"{sequence_length}; bring more text or lower it"
+        )
+    return count
 
 
 def _labels(document_NT: np.ndarray, topics_D: np.ndarray) -> tuple[np.ndarray, np.ndarray, Mapping[str, int]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from headdyn.core.progress import Progress
 from headdyn.core.randomness import generator
 from headdyn.data.text.documents import Documents
-from headdyn.data.text.stages import Progress
 
 END_OF_TEXT = "<|endoftext|>"  # as in GPT-2; stands at the end of every document
 END_ID = 0

@@ -4,7 +4,10 @@ Rounded weights come back as what the rounding left, in float32. No torch here u
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from headdyn.core.json_files import write_json
@@ -66,22 +69,36 @@ def unpacked(path: Path, store: Store) -> Path:
         from safetensors.torch import save_file
         from transformers import AutoModelForCausalLM
 
-        file: dict[str, Any] = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        model = AutoModelForCausalLM.from_pretrained(**file, dtype="float32", local_files_only=True)
-        del model.config.quantization_config  # transformers does not save a model that it has read rounded
-        model.config.save_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(**_file(path), dtype="float32")
         weights = {name: weight.detach() for name, weight in model.named_parameters()}  # a tied weight once
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        _save_tokenizer(path, file, folder)
+        _save_settings(path, folder)
         write_json(folder / SOURCE, {"name": path.name, "commit": None, "quantisation": quantisation})
 
     return store.get("gguf", {"schema": SCHEMA, "sha256": digest}, build).path
 
 
-def _save_tokenizer(path: Path, file: dict[str, Any], folder: Path) -> None:
-    """The file's tokenizer; a file without one leaves none."""
-    import gguf
-    from transformers import AutoTokenizer
+@contextmanager
+def settings_of(path: Path, store: Store) -> Iterator[Path]:
+    """A folder with the settings and the tokenizer of a GGUF file, for use in the block; weights are not read."""
+    require_readable(path)
+    if entry := store.find("gguf", {"schema": SCHEMA, "sha256": file_hash(path)}):
+        yield entry.path
+        return
+    with TemporaryDirectory() as folder:
+        _save_settings(path, Path(folder))
+        yield Path(folder)
 
+
+def _file(path: Path) -> dict[str, Any]:
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
+
+
+def _save_settings(path: Path, folder: Path) -> None:
+    """The file's settings and its tokenizer; a file without one leaves none."""
+    import gguf
+    from transformers import AutoConfig, AutoTokenizer
+
+    AutoConfig.from_pretrained(**_file(path)).save_pretrained(folder)
     if gguf.GGUFReader(path).get_field("tokenizer.ggml.tokens") is not None:
-        AutoTokenizer.from_pretrained(**file, local_files_only=True).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**_file(path)).save_pretrained(folder)

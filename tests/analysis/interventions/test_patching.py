@@ -14,10 +14,10 @@ from torch import Tensor
 from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.patching import GroupPatching, PromptPatching, heads_as_weights
 from headdyn.analysis.interventions.restart import Restart
+from headdyn.core import progress
 from headdyn.core.kept_parts import keeping
 from headdyn.core.store import StageInterruptedError
 from headdyn.data.comparisons import Comparisons, PromptGroup
-from headdyn.data.text import stages
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.layers import Block
 from headdyn.studies.even_odd_emergence.patching import ORIGINAL_PATCH
@@ -334,7 +334,7 @@ def test_what_cannot_be_done_is_refused() -> None:
 def test_it_says_what_it_is_at_and_how_long_it_still_needs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stages, "LOG_EVERY_SECONDS", 0)
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0)
     caplog.set_level(logging.INFO)
     group = prompts(bug_pairs=2, control_pairs=0).groups[0]
     GroupPatching(model("neox"), group, Patch(), LAYERS, max_bytes=1).deltas({1: CELLS_CH})
@@ -346,7 +346,7 @@ def test_it_says_what_it_is_at_and_how_long_it_still_needs(
 def test_patching_that_was_stopped_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stages, "LOG_EVERY_SECONDS", 0)
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0)
     caplog.set_level(logging.INFO)
     decoder, group = model("neox"), prompts(bug_pairs=2, control_pairs=0).groups[0]
     chunks: list[int] = []

@@ -20,7 +20,7 @@ from headdyn.analysis.series.prediction import (
     ranks_in_layers,
     relabelled,
 )
-from headdyn.data.text import stages
+from headdyn.core import progress
 
 STEPS = (1, 10, 100)
 
@@ -69,7 +69,7 @@ def test_what_lasts_is_told_and_what_does_not_is_not() -> None:
 def test_it_says_how_many_correlations_are_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stages, "LOG_EVERY_SECONDS", 0)
+    monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0)
     caplog.set_level(logging.INFO)
     value_KLH = np.random.default_rng(0).normal(size=(3, 1, 4))
     records = predictions((0, 1, 2), {"x": value_KLH, "y": value_KLH}, 99, np.random.default_rng(0))

@@ -138,6 +138,25 @@ def test_a_run_says_how_its_file_rounds_the_weights(
     assert "read from a GGUF file that rounds them (Q8_0 in 16, F32 in 5 tensors)" in page
 
 
+def test_a_file_whose_tokens_do_not_serve_is_refused_before_anything_starts(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(original, tmp_path / "small.gguf", GGMLQuantizationType.Q8_0)
+    (tmp_path / "text.jsonl").write_text('{"text": "a text"}\n' * 3)
+    for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, environment(tmp_path)[name])
+    monkeypatch.setattr(sys, "argv", ["headdyn"])
+    model = ("model=huggingface", f"model.name={tmp_path / 'small.gguf'}", "tracking=none")
+    for data, lacks in (
+        (["data=local_text", f"data.path={tmp_path / 'text.jsonl'}", "analysis=[loss]"], "and text needs one"),
+        (["data=comparisons", "analysis=[answer_lens]"], "and prompts need one"),
+    ):
+        assert main([*model, *data]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "small.gguf has no tokenizer, " + lacks in line
+    assert not list((tmp_path / "out").rglob("*")) and not list((tmp_path / "cache").glob("gguf/*"))
+
+
 def test_what_cannot_be_read_is_named_before_anything_starts(original: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "cache")
     written(original, tmp_path / "mamba.gguf", GGMLQuantizationType.F16, family="mamba")

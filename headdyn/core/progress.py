@@ -1,0 +1,33 @@
+"""How far long work is, and how long the rest takes, as lines of the log."""
+
+import logging
+import time
+
+log = logging.getLogger(__name__)
+
+LOG_EVERY_SECONDS = 15.0
+
+
+class Progress:
+    """Log lines every quarter of a minute on how much of a step is done, at what rate, and how long the rest takes."""
+
+    def __init__(self, step: str, unit: str, total: int | None = None) -> None:
+        self.step, self.unit, self.total = step, unit, total
+        self.done = self._skipped = 0
+        self._begun = self._logged = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """`count` more units were done before: they are no part of the rate."""
+        self.done += count
+        self._skipped += count
+
+    def add(self, count: int) -> None:
+        """`count` more units are done."""
+        self.done += count
+        now = time.monotonic()
+        if now - self._logged < LOG_EVERY_SECONDS:
+            return
+        self._logged = now
+        rate = (self.done - self._skipped) / (now - self._begun)
+        left = "" if self.total is None else f" of {self.total}, {(self.total - self.done) / rate:.0f} s left"
+        log.info("%s: %d %s%s, %.3g a second", self.step, self.done, self.unit, left, rate)
