@@ -37,8 +37,7 @@ check: $(READY)         ## format, lint, types, imports
 	$(VENV)/bin/lint-imports
 
 faults: $(READY)        ## kills, damaged files, full disks, 2,000 odd commands; leaves experiments/reliability/
-	HEADDYN_FUZZ=2000 $(PY) -m pytest -q tests/faults
-	$(PY) -m tests.faults
+	$(PY) -m tests.faults & faults=$$!; HEADDYN_FUZZ=2000 $(PY) -m pytest tests/faults; tested=$$?; wait $$faults && exit $$tested
 
 mutants: $(READY)       ## how many random mistakes in the statistics and in core/ the tests notice; hours, and it goes on
 	$(PY) -m tests.mutants

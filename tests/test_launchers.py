@@ -16,6 +16,7 @@ import yaml
 
 from headdyn.composition import CONF, plain_arguments
 from headdyn.core import machine
+from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again, stop_on_signals
 from headdyn.plan import make_plan
 from tests.commands import TINY, command, computed, environment, run
@@ -146,6 +147,13 @@ def test_the_clusters_settings_queue_again_and_pass_the_cache():
     assert slurm["hydra"]["launcher"]["max_num_timeout"] > 0 and slurm["hydra"]["launcher"]["signal_delay_s"] > 0
     launcher = ray["hydra"]["launcher"]["ray"]
     assert launcher["init"]["runtime_env"]["env_vars"]["HEADDYN_CACHE"] == "${headdyn_cache:}"
+
+
+@needs("submitit")
+def test_slurm_where_there_is_none_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="cluster=slurm needs SLURM, and there is no sbatch here"):
+        make_plan(["-m", "mode=smoke", "seed=0,1", "cluster=slurm"])
 
 
 @needs("ray")

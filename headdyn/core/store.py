@@ -84,7 +84,7 @@ class Store:
         jobs which were waiting for it raise StageFailedError in place of failing again; a later call tries anew.
         """
         path = self.root / kind / recipe_key(kind, recipe)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         if path.is_dir() and path in self._verified:
             return self._entry(path)
         failed = path.with_suffix(".failed.json")
