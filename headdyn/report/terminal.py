@@ -14,19 +14,19 @@ from headdyn.report.blocks import Cell
 from headdyn.report.sections import prompts
 from headdyn.report.sections.summary import outcome_table
 from headdyn.sweep.effect_words import ONE_SEED
-from headdyn.sweep.record import SweepRecord, single_job
+from headdyn.sweep.record import SweepRecord, is_run, single_job
 from headdyn.sweep.series_record import read_series
 from headdyn.sweep.series_words import headline
 from headdyn.sweep.words import WORTH, question_about, statements
 
 _NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
-_LABEL = 18  # columns for the name of a run
+_LABEL, _GAP = 12, 3  # columns for the name of a run at least, and between two columns of the table
 
 
 def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
     """A sweep's table, what it says in a sentence or a few, the jobs that did not finish, and where the report is."""
     table = summary_table(sweep, console)
-    if len(table.columns) > 1:
+    if any(column.justify == "right" for column in table.columns):
         console.print(table)
     for sentence in headlines(sweep):
         console.print(_text(sentence, console))
@@ -64,8 +64,8 @@ def print_run(folder: Path) -> None:
 def summary_table(sweep: SweepRecord, console: Console) -> Table:
     """One row a complete run: as many outcomes as fit, each with its interval, and the null where chance is not zero.
 
-    An outcome that is absent for every run is left out. Below 112 columns of the terminal the interval is given as ±
-    half its width; from 176 on it stands beside the value.
+    A single run has no column of names. An outcome that is absent for every run is left out. Below 112 columns of the
+    terminal the interval is given as ± half its width; from 176 on it stands beside the value.
     """
     outcomes, width = outcome_table(sweep, sweep.complete), console.width
     columns: list[list[str]] = []
@@ -76,19 +76,22 @@ def summary_table(sweep: SweepRecord, console: Console) -> Table:
         title, texts = f"{label} ({unit})" if unit else label, [_lines(cell, width) for cell in cells]
         widest = max(len(line) for text in (*texts, title.replace(" ", "\n")) for line in text.splitlines())
         columns.append([textwrap.fill(title, widest, break_long_words=False), *texts])
-    widths = (max(len(line) for text in column for line in text.splitlines()) + 2 for column in columns)
-    fitting = sum(total <= width for total in itertools.accumulate(widths, initial=_LABEL)) - 1
+    widths = (max(len(line) for text in column for line in text.splitlines()) + _GAP for column in columns)
+    single = is_run(sweep.folder)
+    fitting = sum(total <= width for total in itertools.accumulate(widths, initial=-_GAP if single else _LABEL)) - 1
     chosen = columns[: max(1, fitting)]
     intervals = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
     left_out = len(outcomes.columns) - 1 - len(chosen)
-    more = f"; {left_out} more in summary.csv" if left_out else ""
+    more = f"; {left_out} more in summary.{'json' if single else 'csv'}" if left_out else ""
     caption = _text(f"{intervals} within the run; vs: what chance gives (null){more}", console).plain
     table = Table(box=box.SIMPLE_HEAD, caption=caption, pad_edge=False, show_edge=False, caption_justify="left")
-    table.add_column("run", overflow="fold", min_width=12)
+    if not single:
+        table.add_column("run", overflow="fold", min_width=_LABEL)
     for title, *_ in chosen:
         table.add_column(_text(title, console), justify="right", no_wrap=True)
     for place, row in enumerate(outcomes.rows, 1):
-        table.add_row(row[0], *(_text(column[place], console) for column in chosen))
+        name = [] if single else [row[0]]
+        table.add_row(*name, *(_text(column[place], console) for column in chosen))
     return table
 
 

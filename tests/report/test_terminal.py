@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from headdyn.report.terminal import print_summary
+from headdyn.report.terminal import print_run, print_summary
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import matrix, run, sweep
 
@@ -61,6 +61,19 @@ def test_what_is_absent_for_every_run_has_no_column(tmp_path: Path) -> None:
     gone = {"loss_nats": {"reason": "no corpus"}}
     text = printed(sweep(tmp_path, [run(tmp_path, values=gone), run(tmp_path, seed=1, values=gone)]), 400)
     assert "gap closed" in text and "held-out loss" not in text and "1 more in summary.csv" in text
+
+
+def test_a_single_runs_table_has_no_names_and_tells_of_its_own_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    entry = run(tmp_path)
+    print_run(tmp_path / entry["name"])
+    text = capsys.readouterr().out
+    assert "more in" in text and "summary.json" in text and "summary.csv" not in text
+    table = text.partition("report: ")[0]
+    assert entry["name"][:12] not in table and "10.0" in table and "…" not in table
+    assert max(map(len, table.splitlines())) <= 40
 
 
 def test_a_failed_job_is_named_with_its_error(folder: Path) -> None:
