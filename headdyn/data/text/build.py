@@ -76,6 +76,8 @@ def sequences_of(
         *([steps.take_topics] if settings.topics == "given" else []),
         steps.learn_tokenizer if tokens is None else steps.take_tokenizer,
     ):
+        if step == steps.learn_tokenizer and not len(steps.rows("train")):
+            continue
         try:
             step()
         except ValueError as error:

@@ -207,7 +207,27 @@ def refusal(settings: LocalText, folder: Path) -> str:
     with pytest.raises(ValueError) as caught:
         settings.build(folder)
     assert "\n" not in str(caught.value)
+    (folder / "counted").mkdir()
+    assert str(caught.value) in build.sequences_of(settings, settings.reader(), folder / "counted")[1]
     return str(caught.value)
+
+
+def test_sequences_are_counted_as_they_will_be_packed(settings: LocalText, tmp_path: Path) -> None:
+    for number, changed in enumerate((settings, replace(settings, sequence_length=100, train_sequences=7))):
+        built, counted = tmp_path / f"built{number}", tmp_path / f"counted{number}"
+        built.mkdir()
+        counted.mkdir()
+        changed.build(built)
+        corpus = changed.open(built)
+        sizes = {"train": len(corpus.train), "val": len(corpus.val)}
+        assert build.sequences_of(changed, changed.reader(), counted) == (sizes, [])
+
+
+def test_one_document_leaves_none_for_training(settings: LocalText, tmp_path: Path) -> None:
+    """All that is wrong is said, and nothing fails for want of training documents."""
+    one = replace(settings, path=str(jsonl(tmp_path / "one.jsonl", ["a short text"])))
+    message = "of 1 documents 1 differ and 0 are left for training"
+    assert message in refusal(one, tmp_path / "a")
 
 
 def test_given_topics_can_be_the_labels(settings: LocalText, tmp_path: Path) -> None:
