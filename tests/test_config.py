@@ -356,6 +356,7 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
         "_target_: their_lens.Other": "their_lens.Other is no analysis: it lacks rows, needs, metrics, __call__",
         "_target_: their_slip.Lens": "analysis.lens._target_=their_slip.Lens cannot be imported: invalid syntax",
         "_target_: their_exit.Lens": "analysis.lens._target_=their_exit.Lens cannot be imported: 3",
+        "_target_: nowhere.Lens": "No module named 'nowhere'; install it, or give the command in the folder that holds it",
     }.items():
         message = refusal(f"+analysis.lens={{{settings}}}")
         assert words in message and "\n" not in message

@@ -186,7 +186,9 @@ def targeted(node: Any, where: str) -> Any:
     try:
         cls = getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise ConfigError(f"{where}._target_={target} cannot be imported: {_one_line(error)}") from error
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        fix = "; install it, or give the command in the folder that holds it" if absent else ""
+        raise ConfigError(f"{where}._target_={target} cannot be imported: {_one_line(error)}{fix}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{where}._target_={target} is no dataclass; its settings must be a dataclass's fields")
     return build(cls, {key: value for key, value in node.items() if key != "_target_"}, where)
