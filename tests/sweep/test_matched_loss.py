@@ -91,3 +91,12 @@ def test_a_seed_without_one_of_the_pairs_does_not_count() -> None:
     (row,) = pooled([pair(0, "mha", 0.1), pair(0, "gqa", 0.3), pair(1, "mha", 0.9)])
     assert (row["value"], row["n"]) == (pytest.approx(0.2), 1)
     assert row["ci_low"] is None and row["q"] is None
+
+
+def test_cells_are_the_same_whatever_the_order_of_their_factors() -> None:
+    pairs = [
+        {**pair(0, "mha", 0.1), "factors": {"attention": "mha", "position_enc": "rope"}},
+        {**pair(1, "mha", 0.3), "factors": {"position_enc": "rope", "attention": "mha"}},
+    ]
+    (row,) = pooled(pairs)
+    assert (row["value"], row["n"]) == (pytest.approx(0.2), 2)
