@@ -143,7 +143,10 @@ def test_the_wheel_does_a_run_from_an_empty_folder(wheel: Path, tmp_path: Path) 
 def test_a_newcomer_gets_from_the_wheel_to_what_the_documentation_promises(
     extras: str, wheel: Path, tmp_path: Path
 ) -> None:
-    """`make walk`, which sets HEADDYN_TEST_REGISTRY=1: an empty environment, the pinned versions, empty folders."""
+    """`make walk`, which sets HEADDYN_TEST_REGISTRY=1: an empty environment, the pinned versions, empty folders.
+
+    Seconds are those of the clock, so the machine should have nothing else to do.
+    """
     if not os.environ.get("HEADDYN_TEST_REGISTRY"):
         pytest.skip("`make walk` does it where packages can be installed from a registry")
     row = install.installed(wheel, extras, tmp_path / "environment")
