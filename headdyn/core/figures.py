@@ -233,7 +233,8 @@ def curves(
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
     layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=seen, tooltip=tips).add_params(*picks))
     apart = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
-    resolve = alt.Resolve(legend=alt.LegendResolveMap(**dict.fromkeys(apart, "independent")))
+    independent: dict[str, Any] = dict.fromkeys(apart, "independent")
+    resolve = alt.Resolve(legend=alt.LegendResolveMap(**independent))
     chart = alt.layer(*layers, resolve=resolve, width=width, height=height, title=titled(title, width))
     return Figure(chart, caption, tables)
 
