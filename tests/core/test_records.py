@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from headdyn.core.json_files import write_json
-from headdyn.core.records import SCHEMA, HeadTable, log_spaced
+from headdyn.core.records import SCHEMA, HeadTable, Metric, log_spaced
 
 
 def test_per_head_gives_a_row_for_every_head_with_its_columns():
@@ -168,3 +168,9 @@ def test_a_changed_byte_in_a_tables_own_description_is_named(tmp_path):
         except ValueError as error:
             named += "heads.parquet" in str(error)
     assert named > 4
+
+
+def test_a_metrics_value_has_a_plus_only_where_it_is_asked_for():
+    metric, scalar = Metric(meaning="a share"), {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    assert metric.spelled(scalar) == "0.50 [0.40, 0.60]"
+    assert metric.spelled(scalar, signed=True) == "+0.50 [+0.40, +0.60]"

@@ -327,3 +327,13 @@ def test_within_the_first_tenth_of_training() -> None:
     draw_BK = np.array([[0.0, 1, 1], [0, 0, 1]])
     measure = Measure(name="strength", steps=(50, 100, 150), value_K=draw_BK[0], threshold=0.5)
     assert _over_draws(measure, draw_BK, 1000, Rules())["probabilities"]["within_first"] == 0.5
+
+
+def test_a_reversal_within_the_pairs_sampling_error_is_none() -> None:
+    """The means 0, 1, 0.8, 1.2 reverse by a sixth of the rise; pairs that disagree as much as these cannot tell."""
+    mean_K1 = np.array([[0.0], [1.0], [0.8], [1.2]])
+    noise_KP = np.array([[0, 0, 0, 0], [1, -1, 1, -1], [-1, 1, -1, 1], [0, 0, 0, 0]], dtype=float)
+    steps = [100, 200, 300, 1000]
+    doubtful, sure = (by_pair(mean_K1 + noise, steps, 1000, threshold=0.5) for noise in (noise_KP, noise_KP * 1e-3))
+    assert (doubtful["reversals"], doubtful["monotone"]) == (0, True)
+    assert (sure["reversals"], sure["monotone"]) == (2, False)
