@@ -24,9 +24,7 @@ from pathlib import Path
 from typing import Any
 
 _context: Any = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
-    ["headdyn.run", "headdyn.pipeline", "headdyn.finish", "torch._dynamo", "altair", "tests.forked"]
-)
+_context.set_forkserver_preload(["tests.preloaded"])
 
 
 class Forked:
@@ -81,6 +79,7 @@ def _become(
 ) -> None:
     """Go on as `python ARGUMENTS`, in the process that has just been forked."""
     import torch
+    import wandb.sdk.data_types._private as wandb_media
 
     import headdyn.workers
 
@@ -100,6 +99,7 @@ def _become(
     os.environ.update(environment)
     if "huggingface_hub.constants" in sys.modules:  # it reads the environment when it is imported
         importlib.reload(sys.modules["huggingface_hub.constants"])
+    wandb_media.MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")  # else the first to end removes it for all
     os.chdir(folder)
     first = [folder, *environment.get("PYTHONPATH", "").split(os.pathsep)]
     sys.path[:] = [*first, *(entry for entry in sys.path if entry not in first)]

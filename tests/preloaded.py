@@ -1,0 +1,33 @@
+"""What every command needs, done once in the process off which the tests' commands are forked (forked.py)."""
+
+# ruff: noqa: F401
+from __future__ import annotations
+
+import os
+import tempfile
+
+import altair
+import pandas
+import pyarrow.dataset
+import torch._dynamo
+import wandb.sdk.launch.inputs.internal
+
+import headdyn.analysis.circuits_measure
+import headdyn.analysis.probes_measure
+import headdyn.finish
+import headdyn.pipeline
+import headdyn.report.run_page
+import headdyn.report.sweep_page
+import headdyn.run
+import headdyn.studies
+import tests.forked
+from headdyn.report.page import vega
+
+with tempfile.TemporaryDirectory() as folder:
+    before = os.environ.get("HEADDYN_CACHE")
+    os.environ["HEADDYN_CACHE"] = folder
+    vega()  # takes 2 s where a cache is empty, as those of tests are
+    if before is None:
+        del os.environ["HEADDYN_CACHE"]
+    else:
+        os.environ["HEADDYN_CACHE"] = before
