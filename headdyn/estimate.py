@@ -117,7 +117,8 @@ def bytes_of(jobs: Sequence[RunConfig]) -> tuple[float, float]:
         sequences = sum(getattr(job.data, f"{split}_sequences", None) or 0 for split in ("train", "val"))
         decoder = job.decoder_config(getattr(job.data, "vocab_size", 0))
         corpus, training = shared_stages(job)
-        stages[corpus] = sequences * length * 3.0  # a uint16 token and a uint8 topic
+        tables = getattr(job.data, "table_bytes", 0)  # where they are large: elsewhere a few KB
+        stages[corpus] = sequences * length * 3.0 + tables  # a uint16 token and a uint8 topic
         stages[training] = 4.0 * parameters(decoder) * job.train.snapshots
         patterns += 2.0 * job.patterns_kept * decoder.num_layers * decoder.num_heads * length**2
     return sum(stages.values()), patterns

@@ -1,4 +1,4 @@
-"""Training with a head's attention pattern held at an ideal: what follows once that part of a circuit is given.
+"""Training with a head's attention pattern, or what it writes, held at an ideal: what follows once that is given.
 
 Letters as in models/decoder.py.
 """
@@ -19,23 +19,42 @@ def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Ten
 
     It raises ValueError for sequences of several documents, which a held head would not keep apart.
     """
-    ideal = {"previous_token": previous_token, "match": match}[clamp.pattern]
 
     def loss(decoder: Decoder, tokens_BT: Int[Tensor, "B T"], documents_BT: Tensor | None) -> Float[Tensor, ""]:
         if documents_BT is not None:
             raise ValueError("train.clamp holds a head across documents; set data.mask_documents=false")
-        heads = torch.arange(decoder.config.num_heads, device=tokens_BT.device)
-        held = Edit(
-            site="pattern",
-            layer=clamp.layer_of(decoder.config.num_layers),
-            value=ideal(tokens_BT)[:, None],
-            where=(heads == clamp.head)[:, None, None],
-        )
-        logits_BTV = decoder.trace(tokens_BT, edits=[held]).logits
+        heads, layer = torch.arange(decoder.config.num_heads), clamp.layer_of(decoder.config.num_layers)
+        is_held = (heads == clamp.head).to(tokens_BT.device)
+        if clamp.pattern == "copy":
+            logits_BTV = _with_copies(decoder, tokens_BT, layer, is_held)
+        else:
+            ideal = {"previous_token": previous_token, "match": match}[clamp.pattern]
+            value = ideal(tokens_BT)[:, None]
+            held = Edit(site="pattern", layer=layer, value=value, where=is_held[:, None, None])
+            logits_BTV = decoder.trace(tokens_BT, edits=[held]).logits
         assert logits_BTV is not None
         return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
 
     return loss
+
+
+def _with_copies(
+    decoder: Decoder, tokens_BT: Int[Tensor, "B T"], layer: int, is_held_H: Bool[Tensor, " H"]
+) -> Tensor | None:
+    """Logits of a model whose held head writes nothing but copies of what its own pattern attends to."""
+    silent = Edit(site="z", layer=layer, value=torch.zeros((), device=tokens_BT.device), where=is_held_H[:, None])
+    sites = ("resid_pre", "pattern", "attn_out")
+    traced = decoder.trace(tokens_BT, sites=sites, layers=(layer,), edits=[silent], logits=None)
+    pattern_BQK = traced["pattern", layer][:, is_held_H.nonzero()[0, 0]]
+    written_BTD = traced["attn_out", layer] + pattern_BQK @ copies(decoder, tokens_BT).to(pattern_BQK.dtype)
+    held = Edit(site="attn_out", layer=layer, value=written_BTD)
+    return decoder.trace(tokens_BT, start=(layer, traced["resid_pre", layer]), edits=[held]).logits
+
+
+def copies(decoder: Decoder, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+    """Every token's direction in the unembedding as it is by now, of root mean square 1; not trained through."""
+    rows_BTD = decoder.unembed.weight.detach()[tokens_BT]
+    return rows_BTD / rows_BTD.square().mean(-1, keepdim=True).sqrt()
 
 
 def previous_token(tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B Q K"]:

@@ -23,14 +23,16 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @settings
 class Clamp:
-    """A head whose attention pattern is held at an ideal throughout training (Singh et al. 2024, arXiv 2404.07129).
+    """A head that is held at an ideal throughout training (Singh et al. 2024, arXiv 2404.07129).
 
-    `previous_token`: all attention on the token before. `match`: on the tokens that followed the present one before,
-    evenly, and on token 0 where there is none. `layer=None` is the first for `previous_token`, the last for `match`.
-    Held-out losses are taken with the head held; what is saved are the weights, which are read without it.
+    Its attention pattern under `previous_token` (all on the token before) and `match` (evenly on the tokens that
+    followed the present one before, on token 0 where there is none); what it writes under `copy`: for every token
+    attended, that token's direction in the unembedding, of root mean square 1, while its pattern is trained.
+    `layer=None` is the first for `previous_token`, else the last. Held-out losses are taken with the head held; what is
+    saved are the weights, which are read without it.
     """
 
-    pattern: Literal["none", "previous_token", "match"] = "none"
+    pattern: Literal["none", "previous_token", "match", "copy"] = "none"
     layer: Natural | None = None
     head: Natural = 0
 

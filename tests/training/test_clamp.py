@@ -10,7 +10,7 @@ import torch
 from headdyn.core.settings import ConfigError, build
 from headdyn.models.decoder import Edit
 from headdyn.plan import make_plan
-from headdyn.training.clamp import clamped_loss, match, previous_token
+from headdyn.training.clamp import clamped_loss, copies, match, previous_token
 from headdyn.training.settings import Clamp, TrainSettings
 from tests.small_models import MHA, drawn, tokens
 
@@ -65,6 +65,42 @@ def test_the_loss_is_that_of_the_model_with_the_pattern_put_in() -> None:
     assert abs(other.item() - loss.item()) > 1e-4  # it is that head's and no other's
 
 
+def test_copies_are_of_what_the_head_attends_to() -> None:
+    """Against the model run layer by layer by hand, its last layer's head 1 writing rows of the unembedding."""
+    decoder, ids, head, last = drawn(MHA), tokens(2, 7), 1, MHA.num_layers - 1
+    sites = ("resid_pre", "z", "pattern")
+    traced = decoder.trace(ids, sites=sites, layers=(last,), logits=None)
+    rows = decoder.unembed.weight.detach()
+    own = torch.zeros(2, 7, MHA.d_model)
+    for row, query, key in torch.cartesian_prod(torch.arange(2), torch.arange(7), torch.arange(7)):
+        direction = rows[ids[row, key]]
+        weight = traced["pattern", last][row, head, query, key]
+        own[row, query] += weight * direction * MHA.d_model**0.5 / direction.norm()
+    others = traced["z", last].clone()
+    others[:, :, head] = 0
+    block = decoder.blocks[last]
+    resid = traced["resid_pre", last] + block.attention.o(others.flatten(2)) + own
+    logits = decoder.unembed(decoder.norm(resid + block.mlp(block.norm2(resid))))
+    expected = -logits.log_softmax(-1)[:, :-1].gather(2, ids[:, 1:, None]).mean()
+    loss = clamped_loss(Clamp(pattern="copy", head=head))(decoder, ids, None)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+    unheld = clamped_loss(Clamp(pattern="copy", head=2))(decoder, ids, None)
+    assert abs(unheld.item() - loss.item()) > 1e-4
+    assert copies(decoder, ids).square().mean(-1).sub(1).abs().max() < 1e-6
+
+
+def test_a_head_that_copies_learns_where_to_look_and_nothing_of_what_to_write() -> None:
+    decoder, head, d, last = drawn(MHA), 1, MHA.head_dim, MHA.num_layers - 1
+    clamp = Clamp(pattern="copy", head=head)
+    assert clamp.layer_of(MHA.num_layers) == last
+    clamped_loss(clamp)(decoder, tokens(3, 9), None).backward()
+    held = torch.arange(MHA.num_heads * d) // d == head
+    attention = decoder.blocks[last].attention
+    silent = {name: getattr(attention, name).weight.grad.abs().sum(1) == 0 for name in "qkv"}
+    assert not silent["q"].any() and not silent["k"].any() and torch.equal(silent["v"], held)
+    assert torch.equal(attention.o.weight.grad.abs().sum(0) == 0, held)
+
+
 def test_several_documents_and_partial_batches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"train\.clamp holds a head across documents; set data\.mask_documents=false"):
         clamped_loss(Clamp(pattern="match"))(drawn(MHA), tokens(1, 4), torch.zeros(1, 4))
@@ -78,7 +114,10 @@ def test_several_documents_and_partial_batches_are_refused() -> None:
     [
         (("train.clamp.head=4",), r"train\.clamp\.head=4 is out of range; this model's are 0 to 3"),
         (("train.clamp.layer=2", "train.clamp.pattern=match"), r"train\.clamp\.layer=2 is out of range"),
-        (("train.clamp.pattern=copy",), r"train\.clamp\.pattern='copy' must be one of none, previous_token, match"),
+        (
+            ("train.clamp.pattern=sink",),
+            r"train\.clamp\.pattern='sink' must be one of none, previous_token, match, copy",
+        ),
     ],
 )
 def test_a_head_that_is_not_there_is_refused_before_training(arguments: tuple[str, ...], message: str) -> None:

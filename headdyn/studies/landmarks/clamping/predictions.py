@@ -23,17 +23,18 @@ def figures(followed: Sequence[Course]) -> dict[str, Figure]:
     """Held-out loss over training, with and without a head held."""
     caption = (
         "Each line is a training, its loss taken with the head held. Predicted: the fall comes earlier where a head is "
-        "held at the previous token, or at what followed the same token. The floor is exact inference."
+        "held at the previous token, at what followed the same token, or writes copies of what it attends to. The "
+        "floor is exact inference."
     )
-    return {"landmark_loss": page.losses(followed, ("random", "floor"), "Loss with a head's pattern held", caption)}
+    return {"landmark_loss": page.losses(followed, ("random", "floor"), "Loss with a head held", caption)}
 
 
 LANDMARK = Landmark(
     paper="Singh, Moskovitz, Hill, Chan and Saxe 2024, What needs to go right for an induction head?, arXiv 2404.07129",
     differences="The paper trains attention-only models on few-shot image labels and clamps activations of "
-    "subcircuits; here one head's attention pattern is held, in a Mini-Qwen3 of two layers on repeated random blocks. "
-    "That the change comes earlier is our reading of its abstract: three subcircuits must go right together, so giving "
-    "one leaves less to learn.",
+    "subcircuits; here one head's attention pattern, or what it writes, is held, in a Mini-Qwen3 of two layers on "
+    "repeated random blocks. That the change comes earlier is our reading of its abstract: three subcircuits must go "
+    "right together, so giving one leaves less to learn.",
     predictions=(
         Prediction(
             statement="with a head of the first layer held at the previous token the phase change comes earlier",
@@ -45,6 +46,11 @@ LANDMARK = Landmark(
             statement="with a head of the last layer held at what followed the same token it comes earlier too",
             criterion="as above",
             judge=lambda followed: _sooner(followed, "match"),
+        ),
+        Prediction(
+            statement="with a head of the last layer that copies what it attends to it comes earlier too",
+            criterion="as above",
+            judge=lambda followed: _sooner(followed, "copy"),
         ),
     ),
     figures=figures,

@@ -20,6 +20,7 @@ from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, re
 
 PREDICTORS = ("unigram_retrieval", "bigram_retrieval", "unigram_inference", "bigram_inference")
 _LEAST = 1e-9  # of a transition: logarithms of chains are taken
+_MOST_GIB = 4.0  # held at a time by what the exact predictors need of all chains
 
 
 @settings
@@ -38,6 +39,20 @@ class MarkovMixture:
     seed: Seed
 
     has_topics: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        # In float64: chains, their logarithms and a copy while they are drawn; of each sequence four weights a chain.
+        held_gib = 8 * self.num_chains * (3 * self.num_states**2 + 4 * self.val_sequences) / 2**30
+        if held_gib > _MOST_GIB:
+            raise ValueError(
+                f"data.num_chains={self.num_chains} with data.num_states={self.num_states} and data.val_sequences="
+                f"{self.val_sequences} hold {held_gib:.1f} GiB at a time, over {_MOST_GIB:.0f}; lower one of them"
+            )
+
+    @property
+    def table_bytes(self) -> int:
+        """What the file of the chains takes."""
+        return 4 * self.num_chains * self.num_states**2
 
     def build(self, folder: Path) -> None:
         """Draw chains and sequences, and the losses of the exact predictors on the validation split.

@@ -13,9 +13,13 @@ CHAINS = "data.num_chains"
 
 
 def nearest(course: Course) -> list[str]:
-    """The predictor that each snapshot is nearest to on fresh chains."""
+    """The predictor that each snapshot is nearest to on fresh chains, of those half as far as the first or nearer.
+
+    An untrained model is nearest to a predictor too, that of unigram retrieval, and follows none.
+    """
     distance_PK = np.stack([course.values(f"kl_{name}_fresh_nats") for name in PREDICTORS])
-    return [PREDICTORS[i] for i in distance_PK.argmin(0)]
+    follows_K = distance_PK.min(0) <= distance_PK.min(0)[0] / 2
+    return [PREDICTORS[i] for i in distance_PK.argmin(0)[follows_K]]
 
 
 def _ends(followed: Sequence[Course], chains: int, predictor: str) -> list[Case]:
@@ -50,7 +54,9 @@ def _unigrams_first(followed: Sequence[Course]) -> list[Case]:
         statistics = [name.partition("_")[0] for name in path]
         once = statistics == sorted(statistics, reverse=True)  # unigram, then bigram
         words = ", then ".join(name.replace("_", " ") for name in path)
-        cases.append(Case(name=course.label, holds=once and len(set(statistics)) == 2, evidence=f"nearest to {words}"))
+        cases.append(
+            Case(name=course.label, holds=once and len(set(statistics)) == 2, evidence=f"follows {words or 'none'}")
+        )
     return cases
 
 
@@ -89,8 +95,8 @@ LANDMARK = Landmark(
         ),
         Prediction(
             statement="unigram solutions come before bigram solutions",
-            criterion="snapshots are nearest to a unigram predictor first and to a bigram predictor at last, without a "
-            "return",
+            criterion="of the snapshots half as far from their nearest predictor as the untrained model or nearer, the "
+            "first are nearest to a unigram predictor and the last to a bigram predictor, without a return",
             judge=_unigrams_first,
         ),
     ),

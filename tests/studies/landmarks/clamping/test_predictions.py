@@ -24,7 +24,7 @@ def test_the_phase_change_is_half_of_the_way_to_the_floor() -> None:
     assert phase_change(made("none", LATE)) == (100, 110)
 
 
-@pytest.mark.parametrize(("number", "pattern"), [(0, "previous_token"), (1, "match")])
+@pytest.mark.parametrize(("number", "pattern"), [(0, "previous_token"), (1, "match"), (2, "copy")])
 def test_an_earlier_change_supports_and_a_later_one_does_not(number: int, pattern: str) -> None:
     def judged(free: Mapping[int, float], held: Mapping[int, float], seed: int = 0) -> str:
         return verdict(LANDMARK.predictions[number].judge([made("none", free), made(pattern, held, seed)]))

@@ -77,3 +77,11 @@ def _folder(parent: Path, chains: int) -> Path:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.num_chains=0 must be at least 1"):
         build(MarkovMixture, {**SMALL, "num_chains": 0}, "data")
+
+
+def test_tables_that_no_memory_holds_are_refused() -> None:
+    # 8 bytes x 65,536 chains x (3 x 64 x 64 entries + 4 x 256 weights) are 6.5 GiB.
+    sizes = {"num_chains": 65536, "num_states": 64, "train_sequences": 64, "val_sequences": 256, "seed": 0}
+    with pytest.raises(ConfigError, match=r"data\.num_chains=65536 .* hold 6\.5 GiB at a time, over 4; lower one"):
+        build(MarkovMixture, sizes, "data")
+    assert build(MarkovMixture, {**sizes, "num_states": 10}, "data").table_bytes == 4 * 65536 * 10 * 10

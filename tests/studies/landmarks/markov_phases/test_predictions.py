@@ -38,3 +38,16 @@ def test_a_return_to_unigrams_or_none_at_all_is_seen() -> None:
     assert judged(2, made(4, "unigram_retrieval", "bigram_retrieval", "unigram_retrieval")) == "not supported"
     assert judged(2, made(4, "bigram_retrieval")) == "not supported"
     assert judged(2, FEW, made(4, "bigram_retrieval")) == "undecided"
+
+
+def test_what_an_untrained_model_is_nearest_to_is_no_stage() -> None:
+    far = {f"kl_{name}_fresh_nats": [1.0] * 4 for name in PREDICTORS}
+
+    def following(unigrams: list[float]) -> Course:
+        columns = {"kl_unigram_retrieval_fresh_nats": unigrams, "kl_bigram_retrieval_fresh_nats": [0.4, 0.3, 0.2, 0.01]}
+        return course(range(4), far | columns, **{"data.num_chains": 4})
+
+    assert nearest(following([0.1, 0.08, 0.3, 0.3])) == ["bigram_retrieval"]
+    assert judged(2, following([0.1, 0.08, 0.3, 0.3])) == "not supported"
+    assert nearest(following([0.1, 0.04, 0.3, 0.3])) == ["unigram_retrieval", "bigram_retrieval"]
+    assert judged(2, following([0.1, 0.04, 0.3, 0.3])) == "supported"
