@@ -59,7 +59,6 @@ PYTHIA_160M = replace(
 )
 T = TypeVar("T")
 LAYERS, HEADS = range(PYTHIA_160M.num_layers), PYTHIA_160M.num_heads
-GRID = dict.fromkeys(LAYERS, np.eye(HEADS))
 
 
 def group(rows: int, clean: int, corrupted: int, shared: int, span: Block) -> PromptGroup:
@@ -96,8 +95,9 @@ def bridge_of(decoder: Decoder, device: str) -> TransformerBridge:
 
 
 def by_headdyn(decoder: Decoder, prompts: PromptGroup) -> np.ndarray:
-    delta = GroupPatching(decoder, prompts, Patch(), LAYERS).deltas(GRID)
-    return np.stack([delta[layer] for layer in LAYERS])
+    layers = range(decoder.config.num_layers)
+    delta = GroupPatching(decoder, prompts, Patch(), layers).deltas(dict.fromkeys(layers, np.eye(HEADS)))
+    return np.stack([delta[layer] for layer in layers])
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

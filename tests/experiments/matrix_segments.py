@@ -55,6 +55,12 @@ def fragments(folder: Path) -> list[str]:
         spelled(average(arms["rope"], f"{name}_selectivity_no_self", "data_ordering", *ORDER), scale=100, signed=True)
         for name in ("raw", "rollout", "tensorlens")
     ]
+    seen_less = {
+        other: spelled(
+            average(arms["rope"], f"tensorlens_less_{other}_no_self", "data_ordering", *ORDER), scale=100, signed=True
+        )
+        for other in ("raw", "rollout")
+    }
     pairs = [scalar(row, "tensorlens_less_raw_no_self") for row in runs]
     apart = sum(pair["ci_low"] > 0 or pair["ci_high"] < 0 for pair in pairs)
     assert not any(row["recovered"] == "true" for row in arms["drope"])
@@ -72,7 +78,8 @@ def fragments(folder: Path) -> list[str]:
         f"all but {span(beyond, 1, scale=100)} points of it",
         f"losses of {losses('drope')} nats, from {losses('rope')} before the drop",
         f"their rotation end at {losses('rope_control')}",
-        f"in RoPE models: {lens[0]}, {lens[1]} and {lens[2]} points of selectivity",
+        f"In RoPE models: {lens[0]}, {lens[1]} and {lens[2]} points of selectivity by raw attention, rollout and TensorLens",
+        f"TensorLens less raw attention {seen_less['raw']}, less rollout {seen_less['rollout']}, over seeds",
         f"are {span((pair['value'] for pair in pairs), 2, scale=100, signed=True)} points apart; {apart} of {len(pairs)} "
         "paired intervals exclude 0",
         f"q = {q} averaged over positions",
