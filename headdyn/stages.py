@@ -91,8 +91,9 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
     facts["source"] = recipe_key("corpus", recipe_of(work.config.data))
     work.record.manifest["corpus"] = facts
     work.record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
-    if entry.built and "selection_worth_nats" in corpus.facts:  # once, and not for every run of a sweep
-        log.info(worth_sentence([corpus.facts]))
+    if "selection_worth_nats" in corpus.facts:
+        tell = log.info if entry.built else work.record.note  # on the terminal once, and not for every run of a sweep
+        tell(worth_sentence([corpus.facts]))
     return corpus, entry
 
 

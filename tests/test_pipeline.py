@@ -61,6 +61,13 @@ def test_every_run_leaves_the_whole_record(runs):
         assert run.manifest["peak_memory_bytes"] > 1e8
 
 
+def test_every_runs_log_says_what_selecting_is_worth(runs):
+    for run in runs.values():
+        first, *others = (run.folder / "log.txt").read_text().splitlines()
+        assert first.endswith(f"headdyn INFO {run.name} begins")
+        assert sum("Selecting by topic is worth" in line for line in others) == 1
+
+
 def test_the_head_table_names_run_model_and_step(runs):
     for run in runs.values():
         table = HeadTable.read(run.folder / "heads.parquet")

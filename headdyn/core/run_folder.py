@@ -179,6 +179,7 @@ class RunFolder:
     def __enter__(self) -> Self:
         (self.path / "figures").mkdir(parents=True, exist_ok=True)
         logging.getLogger().addHandler(self._log)
+        self.note(f"{self.path.name} begins")
         for stale in (METRICS, SUMMARY, HEADS, "heads_step*.parquet"):
             for file in self.path.glob(stale):
                 file.unlink()
@@ -196,6 +197,10 @@ class RunFolder:
         }
         self.save_manifest()
         return self
+
+    def note(self, line: str) -> None:
+        """A line for log.txt alone."""
+        self._log.handle(logging.LogRecord("headdyn", logging.INFO, "", 0, line, None, None))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
