@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from headdyn.core.run_folder import RunRecord
+from headdyn.core import kept_parts
+from headdyn.core.run_folder import KEPT_PARTS, RunRecord
 from headdyn.data.text import build
 from headdyn.models.families import export_pretrained
+from headdyn.pipeline import run
+from headdyn.plan import make_plan
 from headdyn.run import main
 from tests.commands import TINY, environment
 from tests.data.text.small_text import jsonl, planted
@@ -256,3 +259,38 @@ def test_prompt_pairs_serve_the_presets_of_the_replicated_studies(place: Path) -
     assert RunRecord.read(next(sweep.glob("*checkpoint-20*"))).manifest["prompts"]["pairs"] == 12
     record = done(place, "experiment=head_permutation", *common, f"model.name={place / 'gpt_neox'}")
     assert record.status == "complete" and record.manifest["prompts"]["pairs"] == 12
+
+
+def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, environment(tmp_path)[name])
+    few = ("analysis.circuits.null_draws=100", "analysis=[circuits]", "data=repeated_tokens", "patterns_kept=0")
+    command = (*FEW[:3], "model=huggingface", f"model.name={checkpoint(tmp_path / 'model', 'llama')}", *few)
+    (job,) = make_plan(command).jobs
+    computed: list[Path] = []
+    keep = kept_parts._Keeping.keep
+
+    def counted(place: kept_parts._Keeping, path: Path, content: bytes) -> None:
+        computed.append(path)
+        keep(place, path, content)
+
+    monkeypatch.setattr(kept_parts._Keeping, "keep", counted)
+
+    def run_until(folder: str, stop_after: float) -> int:
+        """How many parts are computed."""
+        computed.clear()
+        run(job, tmp_path / folder, lambda: len(computed) >= stop_after)
+        return len(computed)
+
+    every = run_until("whole", np.inf)
+    for folder in ("stopped", "other weights"):
+        with pytest.raises(KeyboardInterrupt):
+            run_until(folder, 5)
+        assert list((tmp_path / folder / KEPT_PARTS / "circuits").iterdir())
+    assert run_until("stopped", np.inf) == every - 5 > 0
+    tables = [(tmp_path / folder / "heads.parquet").read_bytes() for folder in ("whole", "stopped")]
+    assert tables[0] == tables[1] and not (tmp_path / "stopped" / KEPT_PARTS).exists()
+    checkpoint(tmp_path / "model", "llama", seed=1)
+    assert run_until("other weights", np.inf) == every
