@@ -70,7 +70,7 @@ class WandbTracker(Tracker):
 
     def __init__(self, run: wandb.Run) -> None:
         self.run = run
-        self._takes_artifacts = True
+        self._takes_files = True
         run.define_metric("step")
         run.define_metric("*", step_metric="step")
 
@@ -90,7 +90,7 @@ class WandbTracker(Tracker):
 
         names = table.table.column_names
         rows = [[row[column] for column in names] for row in table.rows()]
-        self.run.summary[name] = wandb.Table(columns=names, data=rows)
+        self._send(name, partial(self.run.summary.__setitem__, name, wandb.Table(columns=names, data=rows)))
 
     def figure(self, name: str, path: Path) -> None:
         import wandb
@@ -98,9 +98,10 @@ class WandbTracker(Tracker):
         columns, rows, _ = custom_chart(read_json(path))
         table = wandb.Table(columns=list(columns), data=rows, allow_mixed_types=True)
         if self.run.entity:
-            self.run.log({name: wandb.plot_table(f"{self.run.entity}/{preset_name(name)}", table, fields={})})
+            chart = wandb.plot_table(f"{self.run.entity}/{preset_name(name)}", table, fields={})
+            self._send(name, partial(self.run.log, {name: chart}))
         else:  # no preset can be named, but the dashboards' panels find the table by its key
-            self.run.summary[f"{name}_table"] = table
+            self._send(name, partial(self.run.summary.__setitem__, f"{name}_table", table))
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
         import wandb
@@ -108,7 +109,7 @@ class WandbTracker(Tracker):
         artifact = wandb.Artifact(name, type=kind)
         add = artifact.add_dir if path.is_dir() else artifact.add_file
         add(str(path), policy="immutable")  # the run folder does not change, so nothing need be copied aside
-        self._send(self.run.log_artifact, artifact)
+        self._send(name, partial(self.run.log_artifact, artifact))
 
     def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
         """A corpus or model, as an artifact that says what it is made of: the run's output where the run built it, else
@@ -121,21 +122,21 @@ class WandbTracker(Tracker):
         with artifact.new_file("recipe.json") as file:
             json.dump(dict(recipe), file, sort_keys=True)
         if built:
-            self._send(self.run.log_artifact, artifact)
+            self._send(name, partial(self.run.log_artifact, artifact))
         elif not self.run.offline:
-            self._send(self.run.use_artifact, artifact)
+            self._send(name, partial(self.run.use_artifact, artifact))
 
-    def _send(self, send: Callable[[wandb.Artifact], object], artifact: wandb.Artifact) -> None:
-        """Give W&B an artifact. A server that does not answer costs this one and the run's later ones, not the run."""
+    def _send(self, name: str, send: Callable[[], object]) -> None:
+        """Give W&B a table or an artifact: a server that does not answer costs it and later ones, not the run."""
         import wandb
 
-        if not self._takes_artifacts:
+        if not self._takes_files:
             return
         try:
-            send(artifact)
+            send()
         except wandb.Error as error:
-            self._takes_artifacts = False
-            log.warning("W&B gets no more artifacts of this run, since %s was not taken: %s", artifact.name, error)
+            self._takes_files = False
+            log.warning("W&B gets no more tables and artifacts of this run, since %s was not taken: %s", name, error)
 
 
 @contextmanager

@@ -154,12 +154,14 @@ def test_a_server_that_takes_no_artifact_costs_the_artifacts_and_not_the_run(cap
         raise wandb.errors.CommError("no answer")
 
     run.log_artifact = run.use_artifact = fail
+    run.summary = {}
     tracker = WandbTracker(run)
     tracker.stands_on("corpus-1a", "dataset", {}, built=True)
     tracker.stands_on("training-2b", "model", {}, built=False)
+    tracker.table("heads/x", HeadTable.whole("x", 1.0, n=3, unit="sequence"))
     assert tried == ["corpus-1a"] and set(run.config["inputs"]) == {"training-2b"}
     (line,) = (message for message in caplog.messages if message.startswith("W&B"))
-    assert line.endswith("corpus-1a was not taken: no answer")
+    assert line.endswith("corpus-1a was not taken: no answer") and not run.summary
 
 
 def test_a_run_that_is_repeated_is_one_run_and_those_of_a_sweep_lie_together(tmp_path):
