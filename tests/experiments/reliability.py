@@ -24,8 +24,6 @@ def fragments(folder: Path) -> list[str]:
         f"within {replicas['loss_nats']} nats and {replicas['weights']} in any weight",
         f"stopped by {' or '.join(launchers['signals'])} queued",
         f"{fuzz['planned']} odd commands were planned or refused in a line, and {fuzz['processes']} of those refused",
-        f"Of {fuzz['timed']} that had both cores to themselves the median took {fuzz['median_seconds']} s, the slowest "
-        f"{fuzz['most_seconds']} s",
     ]
 
 
