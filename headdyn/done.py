@@ -18,7 +18,10 @@ FOR_REPORTS = ("study", "outcomes")  # settings that reports alone read: those o
 
 
 def is_done(config: RunConfig, folder: Path) -> bool:
-    """Whether the run is complete in `folder`, its text unchanged and `force` not set; says why it is not."""
+    """Whether the run is complete in `folder`, its text unchanged and `force` not set; says why it is not.
+
+    Nothing is written.
+    """
     manifest = read_manifest(folder)
     if manifest["status"] == "damaged":
         log.warning("%s: its record is damaged; running it again. %s", config.name, manifest["error"])
@@ -28,6 +31,14 @@ def is_done(config: RunConfig, folder: Path) -> bool:
         log.warning("%s: its text has changed since it was run; running it again", config.name)
         return False
     log.info("%s: already complete (force=true runs it again)", config.name)
+    return True
+
+
+def done_with(config: RunConfig, folder: Path) -> bool:
+    """As `is_done`; the record of a run that is done takes the settings that reports alone read."""
+    if not is_done(config, folder):
+        return False
+    manifest = read_manifest(folder)
     settings = {**manifest["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
     if settings != manifest["config"]:
         write_json(folder / MANIFEST, {**manifest, "config": settings})

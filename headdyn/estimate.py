@@ -1,13 +1,15 @@
-"""What a command would do, told before it does it: `--dry-run` prints jobs, downloads, disk and time. No torch.
+"""What a command would do, told before it does it: `--dry-run` prints jobs, downloads, disk and time, without a trace.
 
 Time is that of this machine's own earlier trainings and analyses of the same sizes, which the cache and the records of
-runs hold; where there are none, it is not guessed.
+runs hold; where there are none, it is not guessed. Torch is imported only where a model that comes trained is here, for
+its sizes.
 """
 
 import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from headdyn.sweep.record import SERIES_SECONDS
 from headdyn.workers import environments, shared_stages
 
 _SIZES = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")  # what a step's time depends on
+_REPEATS = ("_draws", "_flips")  # how settings end that repeat a computation on random numbers
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,19 @@ def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str
 
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
-    data = {key: value for key, value in settings["data"].items() if key != "seed"}
+    """What earlier seconds are found by: the settings of the analysis, of the model and of the data.
+
+    Left out are seeds, how many random draws and sign flips there are, and which text fills sequences of a given number
+    and length: for another number of draws the time is near, not the same. A file of prompts stays: it says how many.
+    """
+    of_text = ("path", "seed") if "sequence_length" in settings["data"] else ("seed",)
+    data = {key: value for key, value in settings["data"].items() if key not in of_text}
+    analysis = settings["analysis"].get(name)
+    if analysis is not None:
+        analysis = {key: value for key, value in analysis.items() if not key.endswith(_REPEATS)}
     # A suite's checkpoints are of one size: what one took the others will take.
     model = {key: value for key, value in settings["model"].items() if key not in ("revision", "revisions")}
-    return json.dumps([name, settings["analysis"].get(name), model, data], sort_keys=True)
+    return json.dumps([name, analysis, model, data], sort_keys=True)
 
 
 def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float, list[str]]:
@@ -94,34 +106,81 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
     return seconds, unknown
 
 
-def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> float:
-    """How long the snapshots take at which orderings are compared at one loss: two of one arm of every pair."""
+def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> tuple[float, list[str]]:
+    """How long the snapshots take at which orderings are compared at one loss, at most, and what was never measured.
+
+    They are two of one arm of every pair.
+    """
     pairs: dict[str, set[str]] = {}
-    seconds = 0.0
+    seconds, unknown = 0.0, set[str]()
     for job in (job for job in jobs if job.trains and job.position_enc.recalibration is None):
         others = json.dumps({key: level for key, level in job.factors.items() if key != "data_ordering"})
         arms = pairs.setdefault(others, set())
         arms.add(str(job.factors["data_ordering"]))
         if arms == {"shuffled", "topic"}:
-            keys = [_analysis_sizes(name, job.resolved) for name in MATCHED_ANALYSES if name in job.analysis]
-            seconds += 2 * sum(known.analysis_seconds.get(key, 0.0) for key in keys)
-    return seconds
+            keys = {name: _analysis_sizes(name, job.resolved) for name in MATCHED_ANALYSES if name in job.analysis}
+            seconds += 2 * sum(known.analysis_seconds.get(key, 0.0) for key in keys.values())
+            unknown.update(name for name, key in keys.items() if key not in known.analysis_seconds)
+    return seconds, sorted(unknown)
 
 
-def bytes_of(jobs: Sequence[RunConfig]) -> tuple[float, float]:
-    """What jobs that train leave in the cache and in their folders: corpora and snapshots, and attention patterns."""
+def bytes_of(jobs: Sequence[RunConfig], store: Store) -> tuple[float, float, list[str]]:
+    """What jobs leave in the cache and in their folders: corpora and snapshots, and attention patterns.
+
+    Last what is not counted, with the reason: of prompts and of models whose sizes cannot be read yet.
+    """
     stages: dict[str, float] = {}
     patterns = 0.0
-    for job in (job for job in jobs if job.trains):
+    on_corpus = [job for job in jobs if job.material == "corpus"]
+    decoders, uncounted = _decoders([job for job in on_corpus if not job.trains], store)
+    if len(on_corpus) < len(jobs):
+        uncounted.append("attention patterns of prompts")
+    for job in on_corpus:
+        model = job.model.name
+        if not job.trains and model not in decoders:
+            continue
+        decoder = job.decoder_config(getattr(job.data, "vocab_size", 0)) if job.trains else decoders[model]
         length = getattr(job.data, "sequence_length", 0)
-        sequences = sum(getattr(job.data, f"{split}_sequences", None) or 0 for split in ("train", "val"))
-        decoder = job.decoder_config(getattr(job.data, "vocab_size", 0))
-        corpus, training = shared_stages(job)
+        amounts = ("train_sequences", "val_sequences", "sequences")
+        sequences = sum(getattr(job.data, amount, None) or 0 for amount in amounts)
         tables = getattr(job.data, "table_bytes", 0)  # where they are large: elsewhere a few KB
-        stages[corpus] = sequences * length * 3.0 + tables  # a uint16 token and a uint8 topic
-        stages[training] = 4.0 * parameters(decoder) * job.train.snapshots
+        token_bytes = 2 if decoder.vocab_size <= 2**16 else 4
+        corpus, *training = shared_stages(job) if job.trains else [json.dumps([model, job.resolved["data"]])]
+        stages[corpus] = sequences * length * (token_bytes + 1.0) + tables  # a token, and a topic of one byte
+        for trained in training:
+            stages[trained] = 4.0 * parameters(decoder) * job.train.snapshots
         patterns += 2.0 * job.patterns_kept * decoder.num_layers * decoder.num_heads * length**2
-    return sum(stages.values()), patterns
+    return sum(stages.values()), patterns, uncounted
+
+
+def _decoders(jobs: Sequence[RunConfig], store: Store) -> tuple[dict[str, DecoderConfig], list[str]]:
+    """The settings of models that come trained, by name, any revision's for all; and of which they cannot be had."""
+    decoders: dict[str, DecoderConfig] = {}
+    reasons: dict[str, str] = {}
+    for job in jobs:
+        if job.model.name not in decoders:
+            try:
+                decoders[job.model.name] = _decoder_here(job, store)
+            except ValueError as error:
+                reasons[job.model.name] = str(error)
+    absent = {name: reason for name, reason in reasons.items() if name not in decoders}
+    return decoders, [f"corpora and attention patterns of {name} ({reason})" for name, reason in absent.items()]
+
+
+def _decoder_here(job: RunConfig, store: Store) -> DecoderConfig:
+    """The settings of a model that comes trained. Raises ValueError where they are not on this machine."""
+    from headdyn.models.checkpoints import gguf
+    from headdyn.models.checkpoints.files import settings_here
+
+    if not isinstance(job.model, Pretrained):
+        raise ValueError("it is trained here first")
+    here = settings_here(job.model.name, job.model.revision, store)
+    if here is None:
+        raise ValueError("its size is not known before it is downloaded")
+    from headdyn.models.families import read_config
+
+    with nullcontext(here) if here.is_dir() else gguf.settings_of(here, store) as folder:
+        return read_config(folder)
 
 
 def parameters(decoder: DecoderConfig) -> int:
@@ -150,7 +209,7 @@ def downloads(jobs: Sequence[RunConfig], todo: Sequence[RunConfig], store: Store
         try:
             ahead = forecast(name, series, store, done=done)
         except CheckpointError as error:
-            lines.append(str(error))
+            lines.append(f"not counted, for {error}")
             continue
         lines += ahead.lines()
         sizes = sorted(ahead.to_download.values(), reverse=True)
@@ -175,18 +234,21 @@ def dry_run(plan: Plan) -> None:
         print(f"  {job.name}: {time}")
     if not todo:
         return
-    if matched := seconds_at_matched_loss(plan.jobs, known):
-        total += matched
-        print(f"  snapshots at which orderings have the same loss: at most {_duration(matched)}")
+    matched, lacking = seconds_at_matched_loss(plan.jobs, known)
+    total += matched
+    unknown.update(lacking)
+    if matched or lacking:
+        time = f"not measured yet: {', '.join(lacking)}" if lacking else f"about {_duration(matched)}, or less"
+        print(f"  snapshots at which orderings have the same loss: {time}")
     lines, weights = downloads(plan.jobs, todo, store)
     print("downloads: " + ("; ".join(lines) or "none"))
-    cache, folders = bytes_of(todo)
+    cache, folders, uncounted = bytes_of(todo, store)
     free = shutil.disk_usage(store.root).free
     print(
-        f"disk: {_size(cache + weights)} in {store.root} ({_size(free)} free) for downloads and, of models trained "
-        f"here, corpora and snapshots; {_size(folders)} in {plan.folder} for their attention patterns"
+        f"disk: {_size(cache + weights)} in {store.root} ({_size(free)} free) for downloads, corpora and snapshots; "
+        f"{_size(folders)} in {plan.folder} for attention patterns"
     )
-    print("  not counted: other models' corpora and patterns, what a study trains, tables and pictures")
+    print(f"  not counted: {'; '.join([*uncounted, 'what a study trains, tables and pictures'])}")
     workers = len(environments(plan.jobs)) if plan.is_sweep else 1
     side = f", {workers} side by side" if workers > 1 else ""
     if unknown:
@@ -195,7 +257,7 @@ def dry_run(plan: Plan) -> None:
         )
     else:
         about = f"about {_duration(total / workers)}{side}, by what the same sizes took here before"
-        print(f"time: {about}; less where a training is in the cache already")
+        print(f"time: {about}, with as many random draws or others; less where a training is in the cache already")
 
 
 def _size(count: float) -> str:

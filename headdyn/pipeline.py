@@ -28,7 +28,7 @@ from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
-from headdyn.done import is_done
+from headdyn.done import done_with
 from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.snapshots import state_hash
 from headdyn.models.decoder import Decoder
@@ -56,7 +56,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
     Raises KeyboardInterrupt when asked to stop, after saving where it was, and whatever failed. It is asked to stop by
     `should_stop`, or where that is None by SIGINT and SIGTERM.
     """
-    if is_done(config, folder):
+    if done_with(config, folder):
         return
     here = machine.resolve(config.device, config.precision, config.threads)
     machine.return_freed_memory()

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -188,6 +189,40 @@ def test_a_short_text_is_refused_before_anything_starts_with_all_limits_at_once(
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("headdyn: ") and all(limit in line for limit in limits)
     assert sorted((place / "out").rglob("*")) == begun
+
+
+@pytest.mark.parametrize("swaps", ["20,120", "120,20"])
+def test_a_short_text_is_read_once_for_a_sweep_and_held_against_every_job(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, swaps: str
+) -> None:
+    sequences_of = build.sequences_of
+    readings: list[object] = []
+
+    def read(settings: Any, *others: Any) -> tuple[dict[str, int], list[str]]:
+        readings.append(settings)
+        return sequences_of(settings, *others)
+
+    monkeypatch.setattr(build, "sequences_of", read)
+    begun = sorted((place / "out").rglob("*"))
+    text = (*TEXT[:3], "data.vocab_size=300", "data.val_share=0.06", f"data.path={place / 'text.jsonl'}")
+    many = ("analysis=[attention]", "analysis.attention.sequences=200", f"analysis.attention.label_swaps={swaps}")
+    for model in ((), ("model=huggingface", f"model.name={place / 'llama'}")):
+        assert main(["-m", *FEW, *model, *text, *many]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "label_swaps=120 needs more validation sequences" in line and "label_swaps=20 " not in line
+    assert len(readings) == 2
+    assert sorted((place / "out").rglob("*")) == begun
+
+
+def test_a_text_of_more_than_a_megabyte_is_read_before_anything_starts(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A user's first text is often of a megabyte or so: 60 Wikipedia articles are 1,120,390 bytes."""
+    file = place / "large.jsonl"
+    jsonl(file, *planted(150, 3, words_each=1300))
+    assert file.stat().st_size > 1_120_390
+    text = ("data=local_text", "data.vocab_size=300", "data.num_topics=200", f"data.path={file}")
+    assert "data.num_topics=200, but of 150 documents" in refusal(capsys, [*text, "analysis=[loss]"])
 
 
 def test_a_local_model_that_is_not_what_the_command_needs_is_refused_before_anything_starts(

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 
 from headdyn.composition import plain_arguments
 from headdyn.core.records import HeadTable
+from headdyn.core.store import Store
 from headdyn.estimate import (
     Measured,
     _analysis_sizes,
@@ -18,12 +20,15 @@ from headdyn.estimate import (
     seconds_at_matched_loss,
     seconds_of,
 )
+from headdyn.models.checkpoints.files import _downloaded
 from headdyn.models.checkpoints.forecast import Forecast
 from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.plan import make_plan
 from headdyn.run import main
+from tests.commands import TINY, only
+from tests.small_checkpoints import FAMILIES, checkpoint
 
 SMOKE = ("mode=smoke", "analysis=[loss,attention]")
 
@@ -74,12 +79,33 @@ def test_what_is_measured_is_read_from_the_cache_and_from_records(tmp_path):
     assert list(known.analysis_seconds.values()) == [3.0]
 
 
-def test_disk_is_that_of_corpora_snapshots_and_patterns():
+def test_disk_is_that_of_corpora_snapshots_and_patterns(tmp_path):
     jobs = make_plan(["-m", *SMOKE, "position_enc=rope,drope", "patterns_kept=4"]).jobs
-    cache, folders = bytes_of(jobs)
+    cache, folders, uncounted = bytes_of(jobs, Store(tmp_path))
     decoder = jobs[0].decoder_config(32)
     assert cache == 3 * (1024 + 256) * 64 + 4 * parameters(decoder) * 6  # one corpus, one training of six snapshots
     assert folders == 2 * 2 * 4 * 2 * 4 * 64**2  # of two runs: float16, four sequences, two layers, four heads
+    assert uncounted == []
+
+
+def test_the_disk_of_a_model_that_comes_trained_is_counted_where_its_sizes_are_here(tmp_path):
+    """By hand: repeated tokens of 64 sequences of 64 tokens for both revisions, and the patterns of each run."""
+    for step in (1, 2):
+        folder = checkpoint(tmp_path / "suite" / f"step{step}", "llama")
+    layers, heads = FAMILIES["llama"].num_layers, FAMILIES["llama"].num_heads
+    arguments = ["model=huggingface", "data=repeated_tokens", "analysis=[loss]", "patterns_kept=4"]
+    suite = make_plan(["-m", *arguments, f"model.name={tmp_path / 'suite'}", "model.revisions='step1,step2'"]).jobs
+    store = Store(tmp_path / "store")
+    assert bytes_of(suite, store) == (64 * 64 * 3, 2 * 4 * layers * heads * 64**2 * 2, [])
+    (absent,) = make_plan([*arguments, "model.name=a/b"]).jobs
+    cache, folders, (reason,) = bytes_of([absent], store)
+    assert cache == folders == 0 and reason.startswith("corpora and attention patterns of a/b (its size is not known")
+    downloaded = _downloaded("a/b", "main", store)
+    downloaded.mkdir(parents=True)
+    shutil.copy(folder / "config.json", downloaded)
+    assert bytes_of([absent], store) == (64 * 64 * 3, 4 * layers * heads * 64**2 * 2, [])
+    (prompts,) = make_plan(["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]).jobs
+    assert bytes_of([prompts], store) == (0, 0, ["attention patterns of prompts"])
 
 
 def test_a_dry_run_starts_nothing_and_leaves_nothing(tmp_path, monkeypatch, capsys):
@@ -91,6 +117,34 @@ def test_a_dry_run_starts_nothing_and_leaves_nothing(tmp_path, monkeypatch, caps
     assert "not measured yet: training, loss, attention" in printed
     assert not list((tmp_path / "out").rglob("*")) and not list((tmp_path / "cache").rglob("*"))
     assert main(["--dry-run", "train.steps=-1"]) == 2
+
+
+def test_a_dry_run_of_a_preset_on_a_suite_of_the_hub_answers_without_a_network(tmp_path, monkeypatch, capsys):
+    for name, folder in (("HEADDYN_OUT", "out"), ("HEADDYN_CACHE", "cache")):
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert main(["-m", "experiment=even_odd_emergence", "model=polypythia_160m", "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("11 runs in ") and printed.count("not measured yet: specialization, emergence\n") == 11
+    (downloads,) = re.findall(r"^downloads: (.*)$", printed, re.MULTILINE)
+    assert downloads.startswith("not counted, for ") and "EleutherAI/pythia-160m-seed1 step143000" in downloads
+    assert not list((tmp_path / "out").rglob("*")) and not list((tmp_path / "cache").rglob("*"))
+
+
+def test_a_dry_run_leaves_a_record_as_it_is_though_its_study_is_another_now(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.argv", ["headdyn"])
+    command = [*TINY, "analysis=[loss]"]
+    assert main(command) == 0
+    record = only(tmp_path / "out" / "outputs") / "manifest.json"
+    before, other = record.read_bytes(), "study=headdyn.studies.even_odd_emergence"
+    capsys.readouterr()
+    assert main([*command, other, "--dry-run"]) == 0
+    assert "1 of them complete" in capsys.readouterr().out and record.read_bytes() == before
+    assert main([*command, other]) == 0
+    assert json.loads(record.read_text())["config"]["study"] == "headdyn.studies.even_odd_emergence"
 
 
 def test_checkpoints_that_are_not_here_are_named_with_their_sizes(tmp_path, monkeypatch, capsys):
@@ -144,7 +198,10 @@ def test_without_a_hub_it_is_asked_once_for_each_model(tmp_path, monkeypatch, ca
     monkeypatch.setattr("headdyn.models.checkpoints.forecast.describe", absent)
     arguments = ["model=huggingface", "model.name=a/b", "data=comparisons", "analysis=[circuits]"]
     dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2'"]))
-    assert tries == ["step2"] and "downloads: a/b step2 cannot be had from the hub\n" in capsys.readouterr().out
+    assert (
+        tries == ["step2"]
+        and "downloads: not counted, for a/b step2 cannot be had from the hub\n" in capsys.readouterr().out
+    )
 
 
 def test_what_analyses_of_series_and_of_snapshots_took_is_counted(tmp_path):
@@ -179,5 +236,42 @@ def test_what_analyses_of_series_and_of_snapshots_took_is_counted(tmp_path):
     known = Measured(
         {}, {_analysis_sizes("loss", arms[0].resolved): 2.0, _analysis_sizes("attention", arms[0].resolved): 0.5}
     )
-    assert seconds_at_matched_loss(arms, known) == 2 * 2 * 2.5  # of two seeds; recalibrated arms are not compared so
-    assert seconds_at_matched_loss(arms[:1], known) == 0
+    # Of two seeds; recalibrated arms are not compared so.
+    assert seconds_at_matched_loss(arms, known) == (2 * 2 * 2.5, [])
+    assert seconds_at_matched_loss(arms[:1], known) == (0, [])
+    loss_alone = Measured({}, {_analysis_sizes("loss", arms[0].resolved): 2.0})
+    assert seconds_at_matched_loss(arms, loss_alone) == (2 * 2 * 2.0, ["attention"])
+
+
+def test_what_was_never_measured_at_matched_loss_is_no_upper_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / "out"))
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / "cache"))
+    plan = make_plan(["-m", *SMOKE, "data_ordering=shuffled,topic"])
+    known: dict[str, float] = {}
+    monkeypatch.setattr("headdyn.estimate.measured", lambda *_: Measured({}, known))
+    line = "snapshots at which orderings have the same loss: "
+    for name, says in (("loss", "not measured yet: attention\n"), ("attention", "about 5 s, or less\n")):
+        known[_analysis_sizes(name, plan.jobs[0].resolved)] = {"loss": 2.0, "attention": 0.5}[name]
+        dry_run(plan)
+        assert line + says in capsys.readouterr().out
+
+
+def test_seconds_are_those_of_the_same_sizes_however_many_draws_and_whichever_text(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.txt").write_text("a b c")
+    text = ("mode=smoke", "data=local_text", "analysis=[attention]")
+    base = (*text, f"data.path={tmp_path / 'one.txt'}")
+
+    def key(*arguments):
+        (job,) = make_plan(arguments).jobs
+        return _analysis_sizes(next(iter(job.analysis)), job.resolved)
+
+    assert key(*base) == key(*base, "analysis.attention.bootstrap_draws=100", "analysis.attention.sign_flips=19999")
+    assert key(*base) == key(*text, f"data.path={tmp_path / 'other.txt'}")
+    for other in ("analysis.attention.sequences=24", "data.sequence_length=32", "model.num_layers=3"):
+        assert key(*base) != key(*base, other)
+    prompts = ("model=huggingface", "model.name=a/b", "analysis=[circuits]", "data=prompt_pairs")
+    pairs = [tmp_path / f"{name}.jsonl" for name in ("few", "many")]
+    for file in pairs:
+        file.write_text('{"clean": "a b", "corrupted": "a c", "right": " d", "wrong": " e"}\n' * 4)
+    assert key(*prompts, f"data.path={pairs[0]}") != key(*prompts, f"data.path={pairs[1]}")

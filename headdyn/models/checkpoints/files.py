@@ -78,7 +78,13 @@ def on_this_machine(name: str, revision: str, store: Store) -> bool:
     """Whether a checkpoint needs no download. Raises CheckpointError for a local folder that lacks the revision."""
     if folder_here(name, revision):
         return True
-    return (store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))).is_dir()
+    return _downloaded(name, revision, store).is_dir()
+
+
+def settings_here(name: str, revision: str, store: Store) -> Path | None:
+    """As `folder_here`, or what was downloaded into the store, if its config.json is among it."""
+    downloaded = _downloaded(name, revision, store)
+    return folder_here(name, revision) or (downloaded if (downloaded / "config.json").is_file() else None)
 
 
 def folder_here(name: str, revision: str) -> Path | None:
@@ -123,6 +129,10 @@ def source_of(folder: Path) -> dict[str, Any]:
     """What `source.json` says of where a checkpoint came from: its `commit` on the hub, or its `quantisation`."""
     path = folder / SOURCE
     return read_json(path) if path.is_file() else {}
+
+
+def _downloaded(name: str, revision: str, store: Store) -> Path:
+    return store.root / "checkpoint" / recipe_key("checkpoint", _recipe(name, revision))
 
 
 def _recipe(name: str, revision: str) -> dict[str, Any]:
