@@ -1,12 +1,14 @@
 """One run: corpus → model → analyses → record. The only place that constructs; read it to see what a run does."""
 
 import dataclasses
+import hashlib
 import inspect
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from headdyn.core import machine
 from headdyn.core.kept_parts import keeping
 from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, snapshot_table
+from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, code_digest, snapshot_table
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
@@ -118,7 +120,7 @@ def _work(work: Work) -> None:
     for name, analysis in analyses.items():
         if work.should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")
-        identity = f"{record.manifest['git']} {weights} {analysis}"
+        identity = identity_of(work, analysis, weights, subject.material)
         parts = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
         with record.timed(name), parts:
             findings = _findings(config, name, subject.decoder, subject.material)
@@ -128,6 +130,14 @@ def _work(work: Work) -> None:
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
     _keep_internals(config, subject, record)
     shutil.rmtree(record.path / KEPT_PARTS, ignore_errors=True)
+
+
+def identity_of(work: Work, analysis: Any, weights: str, material: Corpus | Prompts) -> str:
+    """All that decides what an analysis computes: parts that a stopped run kept serve only where it is the same."""
+    read = material.digest() if isinstance(material, Prompts) else work.record.manifest["stages"]["corpus"]["key"]
+    own_code = Path(inspect.getfile(type(analysis))).read_bytes()  # of an analysis outside headdyn, say
+    code = hashlib.sha256(code_digest().encode() + own_code).hexdigest()
+    return " ".join(map(str, (code, torch.__version__, work.machine, work.config.seed, weights, read, analysis)))
 
 
 def _findings(config: RunConfig, name: str, decoder: Decoder, material: Corpus | Prompts) -> Findings:

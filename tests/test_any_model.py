@@ -329,3 +329,33 @@ def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_oth
     assert tables[0] == tables[1] and not (tmp_path / "stopped" / KEPT_PARTS).exists()
     checkpoint(tmp_path / "model", "llama", seed=1)
     assert run_until("other weights", np.inf) == every
+
+
+def test_a_stopped_run_whose_pairs_were_edited_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(name, environment(tmp_path)[name])
+    file = tmp_path / "pairs.jsonl"
+
+    def write(right: str, wrong: str) -> None:
+        rows = [{**row, "right": row[right], "wrong": row[wrong]} for row in prompt_pairs()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    write("right", "wrong")
+    model = f"model.name={checkpoint(tmp_path / 'model', 'gpt_neox')}"
+    data = ("data=prompt_pairs", f"data.path={file}", "analysis=[permutation]", "patterns_kept=0")
+    (job,) = make_plan((*FEW[:3], "model=huggingface", model, *data)).jobs
+    computed: list[Path] = []
+    keep = kept_parts._Keeping.keep
+
+    def counted(place: kept_parts._Keeping, path: Path, content: bytes) -> None:
+        computed.append(path)
+        keep(place, path, content)
+
+    monkeypatch.setattr(kept_parts._Keeping, "keep", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(job, tmp_path / "stopped", lambda: len(computed) >= 3)
+    write("wrong", "right")
+    for folder in ("stopped", "fresh"):
+        run(job, tmp_path / folder, lambda: False)
+    tables = [(tmp_path / folder / "heads.parquet").read_bytes() for folder in ("stopped", "fresh")]
+    assert tables[0] == tables[1]

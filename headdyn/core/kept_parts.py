@@ -48,10 +48,10 @@ class _Keeping:
     def save(self) -> None:
         if self.unsaved:
             self.folder.mkdir(parents=True, exist_ok=True)
-        for path, content in self.unsaved:
+        while self.unsaved:
+            path, content = self.unsaved.pop(0)  # first, so that an interruption loses it and does not write it twice
             with path.open("ab") as file:
                 file.write(len(content).to_bytes(8, "little") + content)
-        self.unsaved.clear()
         self.saved = time.monotonic()
 
 
@@ -105,7 +105,7 @@ def parts(
     for rows, kept in zip(every, earlier, strict=False):
         progress.skip(rows.stop - rows.start)
         yield rows, kept
-    for rows in every[len(earlier) :]:
+    for number, rows in enumerate(every[len(earlier) :], start=len(earlier)):
         if place is not None and place.should_stop():
             raise StageInterruptedError(f"asked to stop while {step}; what is done of it is kept")
         # As it is read again: in the order of its axes, on which the rounding of later sums depends.
@@ -114,7 +114,7 @@ def parts(
         if place is not None:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **part)
-            place.keep(path, content.getvalue())
+            place.keep(path, number.to_bytes(8, "little") + content.getvalue())
         yield rows, part
 
 
@@ -138,8 +138,10 @@ def _read(path: Path, digest: bytes) -> tuple[list[Part], int]:
         if len(piece) < size or (end == 0 and piece != digest):
             break
         if end:
+            if int.from_bytes(piece[:8], "little") != len(found):
+                break  # one before it was lost, or stands there twice
             try:
-                found.append(dict(np.load(io.BytesIO(piece))))
+                found.append(dict(np.load(io.BytesIO(piece[8:]))))
             except (ValueError, zipfile.BadZipFile):  # what stands behind a damaged part is computed again, too
                 break
         end = begin + size

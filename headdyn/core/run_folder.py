@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -321,12 +323,28 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def git_revision() -> str | None:
-    """The commit this package runs from, with '+' behind it for uncommitted changes; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    """The commit this package runs from, with '+' behind it for uncommitted changes; None outside a checkout.
+
+    An installed package that lies in somebody's repository, in their .venv say, is no checkout: git does not track it.
+    """
+    here = Path(__file__)
+    tracked = ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name]
+    describe = ["git", "-C", str(here.parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=10, check=True)
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        run(tracked)
+        return run(describe).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 of this package's code as it is, committed or not."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

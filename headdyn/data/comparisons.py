@@ -10,6 +10,7 @@ P pairs.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -202,6 +203,16 @@ class Prompts:
     original_prompt: PromptGroup
     decode: Callable[[Sequence[int]], str]
     facts: Mapping[str, Any]
+
+    def digest(self) -> str:
+        """SHA-256 of all token ids, of what they are read as, and of the pairs that they belong to."""
+        digest = hashlib.sha256(repr((self.name, self.pairs)).encode())
+        for group in (*self.groups, self.original_prompt):
+            for name, value in vars(group).items():
+                is_array = isinstance(value, np.ndarray)
+                digest.update(f"{name}{value.dtype}{value.shape}".encode() if is_array else f"{name}{value}".encode())
+                digest.update(value.tobytes() if is_array else b"")
+        return digest.hexdigest()
 
     @property
     def is_bug_P(self) -> np.ndarray:

@@ -11,7 +11,8 @@ from headdyn.sweep.record import SERIES_SECONDS, SweepRecord
 PAGE = "report.html"
 _HEADDYN = Path(__file__).parent.parent
 _LIBRARIES = ("altair", "vl-convert-python", "jinja2")
-_SOURCES = (".py", ".js", ".css", ".html")
+_SOURCES = (".py", ".js", ".css", ".html", ".json")
+_MOST_READ = 2**24  # bytes; of a larger record its size and time of change stand for it
 # What stands in a sweep's folder and on no page.
 _NO_RECORDS = (".lock", "log.txt", "wandb", SERIES_SECONDS)
 
@@ -22,7 +23,9 @@ def made_of(sweep: SweepRecord) -> str:
     packages = [_HEADDYN, *(Path(path) for module in extension.packages(sweep) for path in module.__path__)]
     sources = (path for path in _files(dict.fromkeys(packages)) if path.suffix in _SOURCES)
     for path in (*_records(sweep.folder), *sources):
-        digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
+        facts = path.stat()
+        content = path.read_bytes() if facts.st_size <= _MOST_READ else str(facts.st_mtime_ns).encode()
+        digest.update(f"\0{path.name}\0{facts.st_size}\0".encode() + content)
     return digest.hexdigest()
 
 

@@ -124,3 +124,38 @@ def test_without_a_place_nothing_is_kept() -> None:
 def test_a_part_that_only_a_pickle_could_keep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Object arrays cannot be saved"), keeping(tmp_path, "commit", lambda: False):
         list(parts("counting", "numbers", 1, 1, lambda at: {"value": np.array([{}])}))
+
+
+@pytest.mark.parametrize("twice", [True, False], ids=["a part written twice", "a part lost"])
+def test_what_an_interrupted_write_left_is_noticed(tmp_path: Path, twice: bool) -> None:
+    whole = run(tmp_path / "whole", Computed())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "kept", Computed(breaks_at=4))
+    (path,) = (tmp_path / "kept").iterdir()
+    content, pieces = path.read_bytes(), []
+    while content:
+        size = 8 + int.from_bytes(content[:8], "little")
+        pieces.append(content[:size])
+        content = content[size:]
+    assert len(pieces) == 5  # the digest, and four parts
+    path.write_bytes(b"".join([*pieces, *pieces[2:]] if twice else [pieces[0], pieces[1], *pieces[3:]]))
+    again = Computed()
+    assert np.array_equal(run(tmp_path / "kept", again), whole)
+    assert again.calls == ([4, 5] if twice else [1, 2, 3, 4, 5])
+
+
+def test_an_interruption_between_two_writes_writes_none_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk refuses once, while parts are written; those written before stand there once."""
+    whole, opened, open_file = run(tmp_path / "whole", Computed()), [], Path.open
+
+    def refusing(path: Path, *arguments, **named):
+        opened.append(path)
+        if len(opened) == 3:
+            raise OSError("no space")
+        return open_file(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(OSError, match="no space"):
+        run(tmp_path / "kept", Computed(breaks_at=4))
+    monkeypatch.undo()
+    assert np.array_equal(run(tmp_path / "kept", Computed()), whole)

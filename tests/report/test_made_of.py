@@ -1,5 +1,6 @@
 """A page is kept only where its records, the code that draws it and the page itself are what they were."""
 
+import os
 from pathlib import Path
 from unittest.mock import patch
 
@@ -57,6 +58,16 @@ def test_every_record_counts(tmp_path: Path) -> None:
     assert made_of(sweep) not in known
 
 
+def test_a_large_record_counts_by_its_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = finished(tmp_path)
+    large, digest = tmp_path / "effects.json", made_of(sweep)
+    monkeypatch.setattr("headdyn.report.made_of._MOST_READ", 100)
+    by_time = made_of(sweep)
+    assert by_time != digest and made_of(sweep) == by_time
+    os.utime(large, ns=(0, 0))
+    assert made_of(sweep) != by_time
+
+
 def test_what_no_page_shows_does_not_count(tmp_path: Path) -> None:
     sweep = finished(tmp_path)
     digest = made_of(sweep)
@@ -76,9 +87,11 @@ def test_the_code_and_the_libraries_count(tmp_path: Path, monkeypatch: pytest.Mo
     digests = {made_of(sweep)}
     (package / "page.py").write_text("two")
     digests.add(made_of(sweep))
+    (package / "names.json").write_text("{}")
+    digests.add(made_of(sweep))
     monkeypatch.setattr("headdyn.report.made_of.version", lambda name: f"{name} 0.0")
     digests.add(made_of(sweep))
-    assert len(digests) == 3
+    assert len(digests) == 4
 
 
 def test_the_last_line_tells_of_what_a_page_was_made(tmp_path: Path) -> None:

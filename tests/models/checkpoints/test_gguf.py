@@ -151,6 +151,7 @@ def test_a_file_whose_tokens_do_not_serve_is_refused_before_anything_starts(
         (["data=local_text", f"data.path={tmp_path / 'text.jsonl'}", "analysis=[loss]"], "and text needs one"),
         (["data=comparisons", "analysis=[answer_lens]"], "and prompts need one"),
     ):
+        capsys.readouterr()  # what was said of writing the file
         assert main([*model, *data]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "small.gguf has no tokenizer, " + lacks in line
