@@ -22,27 +22,32 @@ def is_done(config: RunConfig, folder: Path) -> bool:
 
     Nothing is written.
     """
-    manifest = read_manifest(folder)
-    if manifest["status"] == "damaged":
-        log.warning("%s: its record is damaged; running it again. %s", config.name, manifest["error"])
-    if manifest["status"] != "complete" or config.force:
-        return False
-    if is_outdated(config, manifest):
-        log.warning("%s: its text has changed since it was run; running it again", config.name)
-        return False
-    log.info("%s: already complete (force=true runs it again)", config.name)
-    return True
+    return _record_of_done(config, folder) is not None
 
 
 def done_with(config: RunConfig, folder: Path) -> bool:
     """As `is_done`; the record of a run that is done takes the settings that reports alone read."""
-    if not is_done(config, folder):
+    manifest = _record_of_done(config, folder)
+    if manifest is None:
         return False
-    manifest = read_manifest(folder)
     settings = {**manifest["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
     if settings != manifest["config"]:
         write_json(folder / MANIFEST, {**manifest, "config": settings})
     return True
+
+
+def _record_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run that is done. Reading it reads the run's results too, against their checksums."""
+    manifest = read_manifest(folder)
+    if manifest["status"] == "damaged":
+        log.warning("%s: its record is damaged; running it again. %s", config.name, manifest["error"])
+    if manifest["status"] != "complete" or config.force:
+        return None
+    if is_outdated(config, manifest):
+        log.warning("%s: its text has changed since it was run; running it again", config.name)
+        return None
+    log.info("%s: already complete (force=true runs it again)", config.name)
+    return manifest
 
 
 def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:

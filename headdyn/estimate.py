@@ -9,7 +9,6 @@ import json
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,7 +178,7 @@ def _decoder_here(job: RunConfig, store: Store) -> DecoderConfig:
         raise ValueError("its size is not known before it is downloaded")
     from headdyn.models.families import read_config
 
-    with nullcontext(here) if here.is_dir() else gguf.settings_of(here, store) as folder:
+    with gguf.settings_of(here, store) as folder:
         return read_config(folder)
 
 

@@ -6,7 +6,7 @@ When a sweep's jobs have ended, failed ones or not, its report is written.
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -246,7 +246,7 @@ def _require_material(model: Pretrained, jobs: Sequence[RunConfig], store: Store
     from headdyn.models.families import read_config
     from headdyn.stages import in_tokens_of
 
-    with nullcontext(here) if here.is_dir() else gguf.settings_of(here, store) as folder:
+    with gguf.settings_of(here, store) as folder:
         decoder, tokenizer = read_config(folder), read_tokenizer(folder, model.name)
     for jobs_of_one_text in _by_data(jobs):
         material = in_tokens_of(jobs_of_one_text[0], decoder, tokenizer)

@@ -1,10 +1,10 @@
 """One run: corpus → model → analyses → record. The only place that constructs; read it to see what a run does."""
 
 import dataclasses
-import hashlib
 import inspect
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,7 +24,8 @@ from headdyn.core import machine
 from headdyn.core.kept_parts import keeping
 from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, code_digest, snapshot_table
+from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, snapshot_table
+from headdyn.core.source_code import source_digest
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
@@ -135,8 +136,7 @@ def _work(work: Work) -> None:
 def identity_of(work: Work, analysis: Any, weights: str, material: Corpus | Prompts) -> str:
     """All that decides what an analysis computes: parts that a stopped run kept serve only where it is the same."""
     read = material.digest() if isinstance(material, Prompts) else work.record.manifest["stages"]["corpus"]["key"]
-    own_code = Path(inspect.getfile(type(analysis))).read_bytes()  # of an analysis outside headdyn, say
-    code = hashlib.sha256(code_digest().encode() + own_code).hexdigest()
+    code = source_digest([sys.modules[type(analysis).__module__]])
     return " ".join(map(str, (code, torch.__version__, work.machine, work.config.seed, weights, read, analysis)))
 
 

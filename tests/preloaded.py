@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from unittest.mock import patch
 
 import altair
 import pandas
@@ -25,14 +26,8 @@ import headdyn.studies
 import tests.forked
 from headdyn.report.page import vega
 
-with tempfile.TemporaryDirectory() as folder:
-    before = os.environ.get("HEADDYN_CACHE")
-    os.environ["HEADDYN_CACHE"] = folder
+with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, HEADDYN_CACHE=folder):
     # Takes 2 s where a cache is empty, as those of tests are. Put together in a process of its own, since the threads
     # that vl_convert begins do not outlive a fork; here the file is read.
     subprocess.run([sys.executable, "-c", "from headdyn.report.page import vega; vega()"], check=True)
     vega()
-    if before is None:
-        del os.environ["HEADDYN_CACHE"]
-    else:
-        os.environ["HEADDYN_CACHE"] = before

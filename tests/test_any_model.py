@@ -296,14 +296,11 @@ def test_prompt_pairs_serve_the_presets_of_the_replicated_studies(place: Path) -
     assert record.status == "complete" and record.manifest["prompts"]["pairs"] == 12
 
 
-def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The file of every part that the test's runs compute; their output and cache lie in `tmp_path`."""
     for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, environment(tmp_path)[name])
-    few = ("analysis.circuits.null_draws=100", "analysis=[circuits]", "data=repeated_tokens", "patterns_kept=0")
-    command = (*FEW[:3], "model=huggingface", f"model.name={checkpoint(tmp_path / 'model', 'llama')}", *few)
-    (job,) = make_plan(command).jobs
     computed: list[Path] = []
     keep = kept_parts._Keeping.keep
 
@@ -312,6 +309,15 @@ def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_oth
         keep(place, path, content)
 
     monkeypatch.setattr(kept_parts._Keeping, "keep", counted)
+    return computed
+
+
+def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_others(
+    tmp_path: Path, computed: list[Path]
+) -> None:
+    few = ("analysis.circuits.null_draws=100", "analysis=[circuits]", "data=repeated_tokens", "patterns_kept=0")
+    command = (*FEW[:3], "model=huggingface", f"model.name={checkpoint(tmp_path / 'model', 'llama')}", *few)
+    (job,) = make_plan(command).jobs
 
     def run_until(folder: str, stop_after: float) -> int:
         """How many parts are computed."""
@@ -331,9 +337,7 @@ def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_oth
     assert run_until("other weights", np.inf) == every
 
 
-def test_a_stopped_run_whose_pairs_were_edited_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
-        monkeypatch.setenv(name, environment(tmp_path)[name])
+def test_a_stopped_run_whose_pairs_were_edited_begins_anew(tmp_path: Path, computed: list[Path]) -> None:
     file = tmp_path / "pairs.jsonl"
 
     def write(right: str, wrong: str) -> None:
@@ -344,14 +348,6 @@ def test_a_stopped_run_whose_pairs_were_edited_begins_anew(tmp_path: Path, monke
     model = f"model.name={checkpoint(tmp_path / 'model', 'gpt_neox')}"
     data = ("data=prompt_pairs", f"data.path={file}", "analysis=[permutation]", "patterns_kept=0")
     (job,) = make_plan((*FEW[:3], "model=huggingface", model, *data)).jobs
-    computed: list[Path] = []
-    keep = kept_parts._Keeping.keep
-
-    def counted(place: kept_parts._Keeping, path: Path, content: bytes) -> None:
-        computed.append(path)
-        keep(place, path, content)
-
-    monkeypatch.setattr(kept_parts._Keeping, "keep", counted)
     with pytest.raises(KeyboardInterrupt):
         run(job, tmp_path / "stopped", lambda: len(computed) >= 3)
     write("wrong", "right")

@@ -129,7 +129,7 @@ def _digest(identity: str, arrays: Sequence[np.ndarray]) -> bytes:
 def _read(path: Path, digest: bytes) -> tuple[list[Part], int]:
     """The parts in the file and where the last whole one ends; none where the file is of another computation."""
     content = path.read_bytes() if path.exists() else b""
-    found: list[Part] = []
+    whole: list[Part] = []
     end = 0
     while len(content) >= end + 8:
         begin = end + 8
@@ -138,11 +138,11 @@ def _read(path: Path, digest: bytes) -> tuple[list[Part], int]:
         if len(piece) < size or (end == 0 and piece != digest):
             break
         if end:
-            if int.from_bytes(piece[:8], "little") != len(found):
+            if int.from_bytes(piece[:8], "little") != len(whole):
                 break  # one before it was lost, or stands there twice
             try:
-                found.append(dict(np.load(io.BytesIO(piece[8:]))))
+                whole.append(dict(np.load(io.BytesIO(piece[8:]))))
             except (ValueError, zipfile.BadZipFile):  # what stands behind a damaged part is computed again, too
                 break
         end = begin + size
-    return found, end
+    return whole, end

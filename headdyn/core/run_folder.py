@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import importlib.metadata
 import json
 import logging
 import math
 import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -25,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.source_code import git_revision
 from headdyn.core.store import Entry, StageInterruptedError, file_hash, write_json_if_possible
 from headdyn.core.tracking import Tracker
 
@@ -320,31 +318,6 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
         fix = "run its command again with force=true"
         raise ValueError(f"{path} is damaged, a line is no JSON ({error}); {fix}") from error
     return series
-
-
-def git_revision() -> str | None:
-    """The commit this package runs from, with '+' behind it for uncommitted changes; None outside a checkout.
-
-    An installed package that lies in somebody's repository, in their .venv say, is no checkout: git does not track it.
-    """
-    here = Path(__file__)
-    tracked = ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name]
-    describe = ["git", "-C", str(here.parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
-    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=10, check=True)
-    try:
-        run(tracked)
-        return run(describe).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-@functools.cache
-def code_digest() -> str:
-    """SHA-256 of this package's code as it is, committed or not."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

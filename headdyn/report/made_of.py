@@ -1,47 +1,36 @@
 """What a sweep's page was made of, so that it is drawn again only where it would come out another."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from headdyn.core.source_code import source_digest
 from headdyn.report import extension
 from headdyn.sweep.record import SERIES_SECONDS, SweepRecord
 
 PAGE = "report.html"
-_HEADDYN = Path(__file__).parent.parent
 _LIBRARIES = ("altair", "vl-convert-python", "jinja2")
-_SOURCES = (".py", ".js", ".css", ".html", ".json")
 _MOST_READ = 2**24  # bytes; of a larger record its size and time of change stand for it
-# What stands in a sweep's folder and on no page.
-_NO_RECORDS = (".lock", "log.txt", "wandb", SERIES_SECONDS)
+# What stands in folders of sweeps and runs, and on no page.
+_NO_RECORDS = {".lock", "log.txt", "wandb", SERIES_SECONDS}
 
 
 def made_of(sweep: SweepRecord) -> str:
     """SHA-256 of all that the sweep's page is made of: its records, and the code and libraries that show them."""
-    digest = hashlib.sha256(" ".join(map(version, _LIBRARIES)).encode())
-    packages = [_HEADDYN, *(Path(path) for module in extension.packages(sweep) for path in module.__path__)]
-    sources = (path for path in _files(dict.fromkeys(packages)) if path.suffix in _SOURCES)
-    for path in (*_records(sweep.folder), *sources):
+    shown_by = (*map(version, _LIBRARIES), source_digest(extension.packages(sweep)))
+    digest = hashlib.sha256(" ".join(shown_by).encode())
+    for path in _records(sweep.folder):
         facts = path.stat()
         content = path.read_bytes() if facts.st_size <= _MOST_READ else str(facts.st_mtime_ns).encode()
-        digest.update(f"\0{path.name}\0{facts.st_size}\0".encode() + content)
+        digest.update(f"\0{path.relative_to(sweep.folder)}\0{facts.st_size}\0".encode() + content)
     return digest.hexdigest()
 
 
-def _records(folder: Path) -> Iterator[Path]:
+def _records(folder: Path) -> list[Path]:
     """The files that a sweep and its runs left."""
-    parts = (path for path in folder.iterdir() if path.name not in (*_NO_RECORDS, PAGE, f"{PAGE}.tmp"))
-    return (path for path in _files(parts) if path.name not in _NO_RECORDS)
-
-
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files among `paths` and in folders below them, in a fixed order."""
-    for path in sorted(paths):
-        if path.is_dir():
-            yield from _files(path.iterdir())
-        else:
-            yield path
+    own = (folder / PAGE, folder / f"{PAGE}.tmp")
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own)
+    return [path for path in files if not _NO_RECORDS.intersection(path.relative_to(folder).parts)]
 
 
 def sealed(page: str, digest: str) -> str:

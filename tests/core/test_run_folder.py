@@ -1,13 +1,12 @@
 """A run's record as others read it: whole, or damaged with the reason."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Metric
-from headdyn.core.run_folder import RunFolder, RunRecord, git_revision
+from headdyn.core.run_folder import RunFolder, RunRecord
 from headdyn.core.store import StageInterruptedError, file_hash
 from tests.report.folders import run
 
@@ -79,20 +78,3 @@ def test_a_complete_run_leaves_checksums_of_what_it_measured(tmp_path: Path) -> 
         folder.summarise(a=1.0)
     manifest = read_json(tmp_path / "manifest.json")
     assert manifest["sha256"] == {name: file_hash(tmp_path / name) for name in ("summary.json", "metrics.jsonl")}
-
-
-def test_a_package_in_somebodys_repository_has_no_commit_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
-    installed, tracked = tmp_path / ".venv" / "run_folder.py", tmp_path / "run_folder.py"
-    installed.parent.mkdir()
-    for path in (installed, tracked):
-        path.touch()
-    for command in (["init", "-q"], ["add", "run_folder.py"], ["commit", "-q", "-m", "theirs"]):
-        subprocess.run([*git, *command], check=True)
-    monkeypatch.setattr("headdyn.core.run_folder.__file__", str(installed))
-    assert git_revision() is None
-    monkeypatch.setattr("headdyn.core.run_folder.__file__", str(tracked))
-    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
-    assert git_revision() == head[:12]

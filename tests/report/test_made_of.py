@@ -83,7 +83,7 @@ def test_the_code_and_the_libraries_count(tmp_path: Path, monkeypatch: pytest.Mo
     sweep, package = finished(tmp_path / "sweep"), tmp_path / "package"
     package.mkdir()
     (package / "page.py").write_text("one")
-    monkeypatch.setattr("headdyn.report.made_of._HEADDYN", package)
+    monkeypatch.setattr("headdyn.core.source_code.PACKAGE", package)
     digests = {made_of(sweep)}
     (package / "page.py").write_text("two")
     digests.add(made_of(sweep))

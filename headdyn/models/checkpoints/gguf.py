@@ -80,7 +80,13 @@ def unpacked(path: Path, store: Store) -> Path:
 
 @contextmanager
 def settings_of(path: Path, store: Store) -> Iterator[Path]:
-    """A folder with the settings and the tokenizer of a GGUF file, for use in the block; weights are not read."""
+    """A folder with the settings and the tokenizer of a GGUF file, for use in the block; weights are not read.
+
+    A folder is given back as it is.
+    """
+    if path.is_dir():
+        yield path
+        return
     require_readable(path)
     if entry := store.find("gguf", {"schema": SCHEMA, "sha256": file_hash(path)}):
         yield entry.path

@@ -25,8 +25,8 @@ from headdyn.analysis.series.points import SeriesPoint, SplitSummary
 from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
-from headdyn.core.run_folder import git_revision
 from headdyn.core.settings import build
+from headdyn.core.source_code import git_revision
 from headdyn.core.statistics import binomial_interval
 from headdyn.core.store import Store, recipe_key
 from headdyn.data.comparisons import Comparisons
@@ -288,8 +288,8 @@ def markdown(summary: Sequence[Row]) -> str:
         (row["question"], row["kind"]): f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
         for row in summary
     }
-    asked = [question for question in QUESTIONS if any(question == row["question"] for row in summary)]
-    lines = [[question, *(cells.get((question, group), "–") for group in GROUPS)] for question in asked]
+    questions = [question for question in QUESTIONS if any(question == row["question"] for row in summary)]
+    lines = [[question, *(cells.get((question, group), "–") for group in GROUPS)] for question in questions]
     return "".join("| " + " | ".join(line) + " |\n" for line in [["", *GROUPS], ["---"] * (len(GROUPS) + 1), *lines])
 
 

@@ -13,8 +13,8 @@ from typing import Any, get_args
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.json_files import read_json, write_json
-from headdyn.core.run_folder import git_revision
 from headdyn.core.settings import build
+from headdyn.core.source_code import git_revision
 from headdyn.core.store import Store
 from headdyn.data.comparisons import Alignment
 from headdyn.studies.organisms.detection import QUESTIONS, Row, default_settings, examine, record_key, share_of
