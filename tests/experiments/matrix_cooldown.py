@@ -6,7 +6,6 @@ from pathlib import Path
 
 SETTINGS = (
     "RoPE, ordinary heads, 8 seeds",
-    "trained as the matrix's are",
     "those at 0.25 are",
     "at a share of 0.75 less that at 0.25 lies above 0",
     "At a share of 0.75 less than half of what 0.25 leaves",
