@@ -22,7 +22,7 @@ from headdyn.done import is_done
 from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import Pretrained
 from headdyn.plan import Plan
-from headdyn.sweep.matched_loss import MATCHED_ANALYSES
+from headdyn.sweep.matched_loss import COMPARED, MATCHED_ANALYSES
 from headdyn.sweep.record import SERIES_SECONDS
 from headdyn.workers import environments, shared_stages
 
@@ -106,20 +106,25 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
 
 
 def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> tuple[float, list[str]]:
-    """How long the snapshots take at which orderings are compared at one loss, at most, and what was never measured.
+    """How long the snapshots take at which arms are compared at one loss, at most, and what was never measured.
 
     They are two of one arm of every pair.
     """
-    pairs: dict[str, set[str]] = {}
     seconds, unknown = 0.0, set[str]()
-    for job in (job for job in jobs if job.trains and job.position_enc.recalibration is None):
-        others = json.dumps({key: level for key, level in job.factors.items() if key != "data_ordering"})
-        arms = pairs.setdefault(others, set())
-        arms.add(str(job.factors["data_ordering"]))
-        if arms == {"shuffled", "topic"}:
-            keys = {name: _analysis_sizes(name, job.resolved) for name in MATCHED_ANALYSES if name in job.analysis}
-            seconds += 2 * sum(known.analysis_seconds.get(key, 0.0) for key in keys.values())
-            unknown.update(name for name, key in keys.items() if key not in known.analysis_seconds)
+    trained = [job for job in jobs if job.trains]
+    for factor, pair in COMPARED.items():
+        arms: dict[str, set[str]] = {}
+        for job in trained:
+            level = str(job.factors[factor])
+            if level not in pair or (factor == "data_ordering" and job.position_enc.recalibration is not None):
+                continue
+            others = json.dumps({key: value for key, value in job.factors.items() if key != factor})
+            levels = arms.setdefault(others, set())
+            levels.add(level)
+            if levels == set(pair):
+                keys = {name: _analysis_sizes(name, job.resolved) for name in MATCHED_ANALYSES if name in job.analysis}
+                seconds += 2 * sum(known.analysis_seconds.get(key, 0.0) for key in keys.values())
+                unknown.update(name for name, key in keys.items() if key not in known.analysis_seconds)
     return seconds, sorted(unknown)
 
 

@@ -236,11 +236,11 @@ def test_what_analyses_of_series_and_of_snapshots_took_is_counted(tmp_path):
     known = Measured(
         {}, {_analysis_sizes("loss", arms[0].resolved): 2.0, _analysis_sizes("attention", arms[0].resolved): 0.5}
     )
-    # Of two seeds; recalibrated arms are not compared so.
-    assert seconds_at_matched_loss(arms, known) == (2 * 2 * 2.5, [])
+    # Of two seeds a pair of orderings each, and two of DroPE and RoPE.
+    assert seconds_at_matched_loss(arms, known) == (6 * 2 * 2.5, [])
     assert seconds_at_matched_loss(arms[:1], known) == (0, [])
     loss_alone = Measured({}, {_analysis_sizes("loss", arms[0].resolved): 2.0})
-    assert seconds_at_matched_loss(arms, loss_alone) == (2 * 2 * 2.0, ["attention"])
+    assert seconds_at_matched_loss(arms, loss_alone) == (6 * 2 * 2.0, ["attention"])
 
 
 def test_what_was_never_measured_at_matched_loss_is_no_upper_limit(tmp_path, monkeypatch, capsys):

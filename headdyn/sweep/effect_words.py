@@ -12,6 +12,7 @@ from headdyn.core.numbers import count, fixed, listed, p_is
 from headdyn.core.records import Metric
 from headdyn.sweep.effects import effect_name
 from headdyn.sweep.factors import CHOICES, level_label
+from headdyn.sweep.matched_loss import compared
 
 ALPHA = 0.05
 ONE_SEED = "One seed, so no interval can be given: the unit of a claim about a factor is a training."
@@ -54,18 +55,19 @@ def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics)
     return [head, *(f"{effect_name(row)}: {effect(row, metric)}{_taken_apart(row, simple, metric)}." for row in clear)]
 
 
-def matched(pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> list[str]:
-    """Topic-ordered against shuffled training at equal held-out loss; at nearly equal ones in earlier records."""
-    rows = [row for row in pooled if row.get("value") is not None]
+def matched(name: str, pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> list[str]:
+    """The pair of a factor's levels at equal held-out loss; at nearly equal ones in earlier records."""
+    rows = [row for row in pooled if compared(row) == name and row.get("value") is not None]
     if not rows:
         return []
-    apart = [abs(pair["loss_difference"]) for pair in pairs]
+    apart = [abs(pair["loss_difference"]) for pair in pairs if compared(pair) == name]
+    low, high = (level_label(name, level) for level in CHOICES[name].pair)
     if max(apart) < 1e-6:
         closest = "One arm of each pair is taken at its end, the other between the two snapshots around that loss."
-        contrast = "topic-ordered less shuffled training at equal loss"
+        contrast = f"{high} less {low} at equal loss"
     else:
         closest = f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."
-        contrast = "topic-ordered less shuffled training at the snapshots nearest in loss"
+        contrast = f"{high} less {low} at the snapshots nearest in loss"
     return [*_on_outcomes(rows, contrast, ", averaged over pairs", metric), closest]
 
 

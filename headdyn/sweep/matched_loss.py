@@ -1,8 +1,8 @@
-"""Topic-ordered against shuffled training where both have the same held-out loss (science.md §2).
+"""Orderings, and DroPE against RoPE, compared where both arms have the same held-out loss (science.md §2).
 
-Order slows training, so that equal steps compare unequal models. The arm whose last loss is higher is taken at its end;
-of the other arm every metric is interpolated, linearly in loss, between the snapshots on either side of it. Arms with a
-recalibration are left out, because their loss tells of the drop of positions.
+Order slows training and a drop of positions costs loss, so that equal steps compare unequal models. The arm whose last
+loss is higher is taken at its end; of the other every metric is interpolated, linearly in loss, between the snapshots
+on either side of it. Measures of the loss itself are left out: they are equal by construction.
 """
 
 import dataclasses
@@ -15,62 +15,76 @@ import numpy as np
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
 from headdyn.core.statistics import effect_over_seeds
-from headdyn.sweep.effects import Rows, with_q
+from headdyn.sweep.effects import Rows, unrecovered, with_q
+from headdyn.sweep.factors import CHOICES
 from headdyn.sweep.outcomes import outcomes_of
 
-MATCHED_ANALYSES = ("loss", "attention", "probes")  # of the snapshots that orderings are compared at
+MATCHED_ANALYSES = ("loss", "attention", "probes")  # of the snapshots that arms are compared at
+COMPARED = {name: CHOICES[name].pair for name in ("data_ordering", "position_enc")}
+_EQUAL = ("loss_nats", "excess_nats", "gap_closed", "gap_closed_from_mixture")
 
 Analyse = Callable[[RunRecord, int], HeadTable]
 
 
 def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
-    """A row for every pair of complete trainings that differ in their ordering alone, and outcome.
+    """A row for every pair of complete runs that differ in their ordering, or in the drop, alone, and outcome.
 
-    `analyse(run, step)` gives the model rows of a training's snapshot; at its last step the run has them already.
+    `analyse(run, step)` gives the model rows of a training's snapshot; at its end the run has them already. A DroPE arm
+    has its end alone, so that its pair is absent where it came below the loss of its RoPE parent's end.
     """
-    cells: dict[tuple[Any, ...], dict[str, RunRecord]] = {}
-    for run in runs:
-        if "snapshot_losses_nats" in run.scalars and "recalibration" not in run.scalars:
-            others = {name: level for name, level in run.factors.items() if name != "data_ordering"}
-            cell = tuple(sorted((name, str(level)) for name, level in others.items()))
-            cells.setdefault(cell, {})[str(run.factors["data_ordering"])] = run
-    outcomes = outcomes_of(runs).names
+    outcomes = [name for name in outcomes_of(runs).names if name not in _EQUAL]
     rows: Rows = []
-    for arms in cells.values():
-        if set(arms) == {"shuffled", "topic"}:
-            rows += _pair(arms["shuffled"], arms["topic"], analyse, outcomes)
+    for factor, (low, high) in COMPARED.items():
+        cells: dict[str, dict[str, RunRecord]] = {}
+        for run in runs:
+            recalibrated = run.factors.get("position_enc") == "drope" and factor == "position_enc"
+            if losses_of(run) and ("recalibration" not in run.scalars or recalibrated) and not unrecovered(run):
+                others = {name: level for name, level in run.factors.items() if name != factor}
+                cell = json.dumps(others, sort_keys=True, default=str)
+                cells.setdefault(cell, {})[str(run.factors.get(factor))] = run
+        for arms in cells.values():
+            if {low, high} <= set(arms):
+                rows += _pair(factor, {low: arms[low], high: arms[high]}, analyse, outcomes)
     return rows
 
 
-def _pair(shuffled: RunRecord, topic: RunRecord, analyse: Analyse, outcomes: Sequence[str]) -> Rows:
-    arms = {"shuffled": shuffled, "topic": topic}
-    losses = {name: {int(s): v for s, v in run.scalars["snapshot_losses_nats"].items()} for name, run in arms.items()}
+def losses_of(run: RunRecord) -> dict[int, float]:
+    """Held-out losses (nats) of a training by snapshot; of a recalibrated arm the last one alone."""
+    if facts := run.scalars.get("recalibration"):
+        last = max(facts["val_loss_nats"], key=int)
+        return {int(last): facts["val_loss_nats"][last]}
+    return {int(step): loss for step, loss in run.scalars.get("snapshot_losses_nats", {}).items()}
+
+
+def _pair(factor: str, arms: Mapping[str, RunRecord], analyse: Analyse, outcomes: Sequence[str]) -> Rows:
+    losses = {level: losses_of(run) for level, run in arms.items()}
     points = matched_points(losses)
     if points is None:
         return []
-    sides = {name: _outcomes_at(run, points[name], losses[name], analyse) for name, run in arms.items()}
-    steps = {name: sum(weight * step for step, weight in point.items()) for name, point in points.items()}
-    at = {name: sum(weight * losses[name][step] for step, weight in point.items()) for name, point in points.items()}
+    sides = {level: _outcomes_at(run, points[level], losses[level], analyse) for level, run in arms.items()}
+    steps = {level: sum(weight * step for step, weight in point.items()) for level, point in points.items()}
+    at = {level: sum(weight * losses[level][step] for step, weight in point.items()) for level, point in points.items()}
+    low, high = arms
+    others = {name: level for name, level in arms[low].factors.items() if name not in (factor, "seed")}
     pair = {
-        "attention": shuffled.factors["attention"],
-        "position_enc": shuffled.factors["position_enc"],
-        "factors": {name: level for name, level in shuffled.factors.items() if name not in ("data_ordering", "seed")},
-        "seed": shuffled.factors["seed"],
-        "runs": {name: run.name for name, run in arms.items()},
-        "steps": {name: round(step) for name, step in steps.items()},
-        "snapshots": {name: sorted(point) for name, point in points.items()},
+        "factor": factor,
+        "factors": others,
+        "seed": arms[low].factors["seed"],
+        "runs": {level: run.name for level, run in arms.items()},
+        "steps": {level: round(step) for level, step in steps.items()},
+        "snapshots": {level: sorted(point) for level, point in points.items()},
         "losses_nats": at,
-        "loss_difference": at["topic"] - at["shuffled"],
+        "loss_difference": at[high] - at[low],
     }
     return [
         {
             **pair,
             "outcome": outcome,
-            **{name: sides[name][outcome] for name in arms},
-            "difference": sides["topic"][outcome]["value"] - sides["shuffled"][outcome]["value"],
+            **{level: sides[level][outcome] for level in arms},
+            "difference": sides[high][outcome]["value"] - sides[low][outcome]["value"],
         }
         for outcome in outcomes
-        if all(outcome in sides[name] for name in arms)
+        if all(outcome in sides[level] for level in arms)
     ]
 
 
@@ -114,22 +128,28 @@ def matched_points(losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[
     return points
 
 
-def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:
-    """Matched-loss differences (topic − shuffled) averaged over all other factors, then over seeds.
+def compared(row: Mapping[str, Any]) -> str:
+    """The factor whose two arms a pair, or an average over pairs, compares; earlier records hold orderings alone."""
+    return str(row.get("factor", "data_ordering"))
 
-    One row for each group and outcome, with Student's interval and p over seeds; all rows are one family of q. A seed
-    counts only with every cell that any seed has, since a mean over the rest would compare other things.
+
+def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:
+    """Matched-loss differences (high less low) averaged over all other factors, then over seeds.
+
+    One row for each group, compared factor and outcome, with Student's interval and p over seeds; all rows are one
+    family of q. A seed counts only with every cell that any seed has, since a mean over the rest would compare other
+    things.
     """
-    by_question: dict[tuple[str, str], dict[Any, dict[str, float]]] = {}
+    by_question: dict[tuple[str, str, str], dict[Any, dict[str, float]]] = {}
     for pair in pairs:
         cell = pair.get("factors") or {name: pair[name] for name in ("attention", "position_enc")}
-        cells = by_question.setdefault((pair.get("group", ""), pair["outcome"]), {})
+        cells = by_question.setdefault((pair.get("group", ""), compared(pair), pair["outcome"]), {})
         cells.setdefault(pair["seed"], {})[json.dumps(cell, sort_keys=True)] = pair["difference"]
     rows: Rows = []
-    for (group, outcome), seeds in by_question.items():
+    for (group, factor, outcome), seeds in by_question.items():
         every = set().union(*seeds.values())
         per_seed = np.array([np.mean(list(cells.values())) for cells in seeds.values() if set(cells) == every])
         reason = None if len(per_seed) else f"no seed has all {len(every)} pairs"
         effect = dataclasses.asdict(effect_over_seeds(per_seed))
-        rows.append({"group": group, "outcome": outcome, **effect, "reason": reason})
+        rows.append({"group": group, "factor": factor, "outcome": outcome, **effect, "reason": reason})
     return with_q(rows)

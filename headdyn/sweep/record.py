@@ -188,7 +188,7 @@ def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
     content = sweep_json(folder)
     runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
     group_of = {run.name: group.name for group in comparable(runs, content["swept"]) for run in group.runs}
-    grouped = [{**pair, "group": group_of.get(pair["runs"]["topic"], "")} for pair in pairs]
+    grouped = [{**pair, "group": group_of.get(next(iter(pair["runs"].values())), "")} for pair in pairs]
     write_json(folder / EFFECTS, factor_effects(runs, swept=content["swept"]))
     write_json(folder / MATCHED, {"pairs": grouped, "pooled": pooled(grouped)})
 

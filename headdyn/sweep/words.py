@@ -36,6 +36,12 @@ class Statement:
     group: str = ""
 
 
+_AT_MATCHED_LOSS = {
+    "data_ordering": "Do the orderings differ at matched loss?",
+    "position_enc": "Does dropping positions matter at matched loss?",
+}
+
+
 def statements(sweep: SweepRecord) -> list[Statement]:
     """Every question that the sweep's records can answer, group by group."""
     answered, rank = [], {name: place for place, name in enumerate(sweep.outcomes.names)}
@@ -51,7 +57,7 @@ def statements(sweep: SweepRecord) -> list[Statement]:
             ("Did the models learn?", learning(jobs)),
             *((question_about(name), factor(name, effects, sweep.metric)) for name in names),
             ("Do the factors interact?", interactions(effects, simple, sweep.metric)),
-            ("Do the orderings differ at matched loss?", matched(pairs, pooled, sweep.metric)),
+            *((question, matched(name, pairs, pooled, sweep.metric)) for name, question in _AT_MATCHED_LOSS.items()),
             ("Did the DroPE arms recover?", recovery(jobs)),
         ]
         answered += [Statement(question, sentences, group) for question, sentences in answers if sentences]

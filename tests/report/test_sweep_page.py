@@ -130,7 +130,7 @@ def test_a_sweep_without_one_complete_run_still_has_a_page(tmp_path: Path) -> No
 def test_matched_pairs_show_both_losses_and_the_difference(tmp_path: Path) -> None:
     entries = [run(tmp_path), run(tmp_path, ordering="topic")]
     _, read = page(sweep(tmp_path, entries, pair(selectivity=(0.12, 0.1), within_ratio=(0.61, 0.6))))
-    matched = part(read, "Orderings at matched loss", "Training")
+    matched = part(read, "Arms at matched loss", "Training")
     assert "100 / 200 2.580 2.610" in matched
     assert "10.0 [9.0, 11.0] 12.0 [11.0, 13.0] +2.00" in matched
     assert "absent: not analysed in both" in matched

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.matched_loss import matched_loss, matched_points, pooled
@@ -42,12 +43,13 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
 
     slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.4}}
     entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow)]
-    # Recalibrated arms are no pair: their snapshots are of the training before.
+    # Of recalibrated arms there is no pair of orderings: their losses tell of the drop.
     entries += [run(tmp_path, position="drope"), run(tmp_path, ordering="topic", position="drope", values=slow)]
     whole = HeadTable.whole("selectivity", 0.3, ci_low=0.2, ci_high=0.4, n=128, unit="sequence")
     for entry in (entries[1], entries[3]):
         whole.write(tmp_path / entry["name"] / "heads.parquet")
-    (row,) = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
+    rows = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
+    (row,) = (row for row in rows if row["factor"] == "data_ordering")
     # Topic order ended at 3.4; the shuffled arm fell from 4.1 (step 0) to 3.2 (step 100), 7/9 of the way.
     assert row["snapshots"] == {"shuffled": [0, 100], "topic": [200]}
     assert row["steps"] == {"shuffled": 78, "topic": 200}
@@ -56,7 +58,42 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
     assert row["shuffled"] == {"value": pytest.approx(0.1 * 7 / 9)}
     assert row["difference"] == pytest.approx(0.3 - 0.1 * 7 / 9)
     assert row["runs"]["topic"] == entries[1]["name"]
-    assert analysed == [(entries[0]["name"], 0), (entries[0]["name"], 100)]  # an arm at its end has been analysed
+    assert analysed[:2] == [(entries[0]["name"], 0), (entries[0]["name"], 100)]  # an arm at its end has been analysed
+
+
+def test_a_drope_arm_is_compared_with_its_rope_parent_at_the_loss_it_ended_with(tmp_path: Path) -> None:
+    facts = {"val_loss_nats": {"0": 3.9, "60": 3.3, "120": 3.2}, "recovered": True, "until_recovered": True}
+    training = {"snapshot_losses_nats": {"0": 4.1, "200": 3.3, "400": 3.1}}
+    entries = [run(tmp_path, values=training), run(tmp_path, position="drope", values=training)]
+    summary = tmp_path / entries[1]["name"] / "summary.json"
+    for entry, end in zip(entries, (0.3, 0.25), strict=True):
+        HeadTable.whole("selectivity", end, n=128, unit="sequence").write(tmp_path / entry["name"] / "heads.parquet")
+    between = {200: 0.1}
+
+    def pair_of(facts: dict[str, Any]) -> list[dict[str, Any]]:
+        write_json(summary, {**read_json(summary), "recalibration": facts})
+        runs = [RunRecord.read(tmp_path / entry["name"]) for entry in entries]
+        return matched_loss(
+            runs, lambda run, step: HeadTable.whole("selectivity", between[step], n=128, unit="sequence")
+        )
+
+    (row,) = pair_of(facts)
+    # RoPE fell from 3.3 (step 200) to 3.1 (its end), so that half of each is where it had 3.2.
+    assert (row["factor"], row["snapshots"]) == ("position_enc", {"rope": [200, 400], "drope": [120]})
+    assert row["losses_nats"] == {"rope": pytest.approx(3.2), "drope": 3.2}
+    assert row["difference"] == pytest.approx(0.25 - 0.2)
+    assert pair_of({**facts, "recovered": False}) == []  # a damaged model
+    assert pair_of({**facts, "val_loss_nats": {"0": 3.9, "60": 3.0}}) == []  # better than its parent, whose end is all
+
+
+def test_measures_of_the_loss_itself_are_not_compared_at_equal_loss(tmp_path: Path) -> None:
+    entries = [run(tmp_path), run(tmp_path, ordering="topic", values={"snapshot_losses_nats": {"0": 4.1, "200": 3.4}})]
+    names = ("loss_nats", "excess_nats", "gap_closed", "gap_closed_from_mixture", "selectivity")
+    tables = [HeadTable.whole(name, 0.5, n=128, unit="sequence") for name in names]
+    for entry in entries:
+        HeadTable.concat(tables).write(tmp_path / entry["name"] / "heads.parquet")
+    runs = [RunRecord.read(tmp_path / entry["name"]) for entry in entries]
+    assert {row["outcome"] for row in matched_loss(runs, lambda *_: HeadTable.concat(tables))} == {"selectivity"}
 
 
 def test_arms_that_differ_in_anything_but_order_are_no_pair(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ _WORDS = {
     "effect": "mean at a factor's second level less mean at its first, within a seed; of two factors (×) half the "
     "difference between one's effects at the other's two levels",
     "detectable": "the smallest effect that as many seeds with this spread would reveal in four of five repetitions",
-    "matched loss": "two trainings compared where their held-out losses are nearest, not where their steps are",
+    "matched loss": "two arms compared where their held-out losses are equal, not where their steps are",
     "RoPE": "rotary positions",
     "DroPE": "the RoPE model after rotation was taken out of every layer, and a short second training",
     "RoPE-control": "the RoPE model after the same second training, rotation kept",
