@@ -1,6 +1,7 @@
 """`headdyn COMMAND …`, or `python -m headdyn COMMAND …`: run, report, doctor, dashboard, notebook.
 
-Completion of commands, options and keys is Hydra's: `eval "$(headdyn -sc install=bash)"`, likewise zsh and fish.
+Hydra completes commands, options and keys: `eval "$(headdyn -sc install=bash)"`, or zsh; in fish
+`headdyn -sc install=fish | source`.
 """
 
 import os
@@ -17,13 +18,20 @@ COMMANDS = {
     "notebook": ("headdyn.notebook_command", "open the notebook that shows what headdyn does"),
 }
 
+# What Hydra's scripts leave out: zsh's commands that understand bash's script, and fish's file names behind the others.
+BEFORE_ZSH = (
+    "(( $+functions[compdef] )) || { autoload -Uz compinit; compinit; }\nautoload -Uz bashcompinit; bashcompinit"
+)
+AFTER_FISH = "complete -c headdyn -n '__fish_seen_subcommand_from report doctor dashboard notebook' -F"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that is named first. Returns its exit status; 2 where there is none of that name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
-    if command in ("-sc", "--shell-completion"):
-        return _complete(arguments)
+    completion = arguments[1:] if command == "run" else arguments
+    if completion and completion[0] in ("-sc", "--shell-completion"):
+        return _complete(completion)
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS)) + 2
         print("usage: headdyn COMMAND …\n")
@@ -45,9 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complete(arguments: Sequence[str]) -> int:
-    """What a shell asks for through Hydra's completion: the commands, or what may stand behind `run`; or its script."""
-    if not arguments[-1].startswith("query="):
-        return import_module("headdyn.run").main(arguments)
+    """Print the script that a shell needs; or, when that script asks, the words that may stand next on its line."""
+    action, _, shell = arguments[-1].partition("=")
+    if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
+        print("headdyn: -sc needs install=SHELL or uninstall=SHELL; SHELL is bash, zsh or fish", file=sys.stderr)
+        return 2
+    if action != "query":
+        if arguments[-1] == "install=zsh":
+            print(BEFORE_ZSH)
+        status: int = import_module("headdyn.run").main(arguments)
+        if arguments[-1] == "install=fish":
+            print(AFTER_FISH)
+        return status
     program, _, line = os.environ.get("COMP_LINE", "").partition(" ")
     command, behind, rest = line.partition(" ")
     if not behind:

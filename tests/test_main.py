@@ -68,17 +68,39 @@ def test_a_shell_completes_it(line: str, choices: set[str]) -> None:
     assert set(done.stdout.split()) == choices
 
 
-@pytest.mark.parametrize("command", ["headdyn", "headdyn run"])
-def test_it_prints_the_script_that_a_shell_needs(command: str) -> None:
-    """The script completes in a real bash what stands behind each command."""
-    if not shutil.which("bash"):
-        pytest.skip("needs bash")
-    line = "headdyn run mode=s"
-    program = f"""headdyn() {{ {sys.executable} -m headdyn "$@"; }}; eval "$({command} -sc install=bash)"
-COMP_LINE="{line}"; COMP_POINT={len(line)}; COMP_WORDS=({line}); COMP_CWORD=2
-hydra_bash_completion; echo "${{COMPREPLY[@]}}" """
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "mode=sanity mode=smoke\n"
+# How each shell is made to complete `headdyn run mode=s` with the script that `SCRIPT -sc install=SHELL` prints for it.
+SHELLS = {
+    "bash": """eval "$(SCRIPT -sc install=bash)"
+COMP_LINE="headdyn run mode=s"; COMP_POINT=18; COMP_WORDS=($COMP_LINE); COMP_CWORD=2
+hydra_bash_completion; echo "${COMPREPLY[@]}" """,
+    "zsh": """zmodload zsh/zpty; zpty -b typed zsh -f -i
+zpty -w typed 'eval "$(SCRIPT -sc install=zsh)"; print rea""dy'; zpty -r -m typed out '*ready*'
+zpty -w -n typed $'headdyn run mode=s\t'; zpty -r -m typed out '*smoke*'; print -r -- $out""",
+    "fish": "SCRIPT -sc install=fish | source; complete -C 'headdyn run mode=s'; complete -C 'headdyn report pag'",
+}
+
+
+@pytest.mark.parametrize(("shell", "script"), [("bash", "headdyn run"), ("zsh", "headdyn"), ("fish", "headdyn")])
+def test_a_real_shell_completes_with_the_script_printed_for_it(shell: str, script: str, tmp_path: Path) -> None:
+    if not shutil.which(shell):
+        pytest.skip(f"needs {shell}")
+    (tmp_path / "headdyn").write_text(f"#!{sys.executable}\nfrom headdyn.__main__ import main\nexit(main())\n")
+    (tmp_path / "headdyn").chmod(0o755)
+    (tmp_path / "page").touch()
+    variables = {**environment(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    program = SHELLS[shell].replace("SCRIPT", script)
+    done = subprocess.run(
+        [shell, "-c", program], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60
+    )
+    assert re.search(r"mode=sanity\s+mode=smoke", done.stdout), done
+    assert shell != "fish" or done.stdout.split()[-1] == "page"
+
+
+def test_completion_for_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-sc", "install=tcsh"]) == main(["run", "-sc"]) == 2
+    assert set(capsys.readouterr().err.splitlines()) == {
+        "headdyn: -sc needs install=SHELL or uninstall=SHELL; SHELL is bash, zsh or fish"
+    }
 
 
 def test_the_version_stands_in_one_place() -> None:
