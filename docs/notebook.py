@@ -1,4 +1,4 @@
-"""headdyn in one notebook: train two conditions, look into a head, take it away, take an answer apart, compare seeds.
+"""headdyn in one notebook: train two conditions, look at a head, ablate it, split an answer into parts, compare seeds.
 
 `headdyn notebook` opens a copy with marimo (extra `notebook`); `python headdyn_notebook.py` runs it as a script.
 """
@@ -29,12 +29,13 @@ def _(mo):
     mo.md("""
     # A first look
 
-    Two conditions, three random seeds each: a small transformer reads sequences that switch between three
-    micro-languages, its topics. In one condition training shuffles the sequences, in the other it shows topic after
-    topic. At this scale (`mode=smoke`) a run takes seconds, and no claim about topics holds yet; what you learn here is
-    where everything is.
+    A small transformer learns sequences that switch between three artificial languages, called topics. There are two
+    conditions with three random seeds each: in one the training sequences are shuffled, in the other they come topic
+    after topic. At this scale (`mode=smoke`) a run takes seconds and is too short to show anything about topics. The
+    notebook shows how to work with the results.
 
-    `headdyn.sweep` takes what the command line takes. Run this cell twice: the second time nothing is done again.
+    `headdyn.sweep` takes the same arguments as the command line. Run the next cell twice: the second time it only
+    reads what is complete.
     """)
 
 
@@ -59,7 +60,7 @@ def _(mo):
 
     `run.heads` has a row for each layer, head and metric, with what chance gives for the same data (`null`), an
     interval, and the number of independent units. Here is the head with the highest selectivity: the share of its
-    attention that stays within the topic, less what swapped labels give.
+    attention that goes to the same topic, minus the share when the topics of sequences are swapped.
     """)
 
 
@@ -80,11 +81,11 @@ def _(head, layer, run):
 @app.cell
 def _(mo):
     mo.md("""
-    ## Take it away
+    ## Ablate it
 
-    `decoder.trace` returns what happens inside; an `Edit` replaces a part of it, here a head's output `z` by its mean
-    over the same sequences. The model itself is never changed. The loss is taken per sequence, since a sequence is an
-    independent unit and a token is not.
+    `decoder.trace` returns activations. An `Edit` replaces some of them during the forward pass, here the output `z` of
+    one head by its mean over the same sequences. The model itself is not changed. The loss is computed for each
+    sequence, because sequences are independent of one another and tokens are not.
     """)
 
 
@@ -137,11 +138,12 @@ def _(bootstrap_interval, head, layer, mo, moved_LHB, np):
 @app.cell
 def _(mo):
     mo.md("""
-    ## Take an answer apart
+    ## Split an answer into parts
 
-    At a fixed input the whole model is linear in what its first block reads (TensorLens). So the logit of a token, less
-    the mean of all tokens' logits, is a sum in two ways, exactly: over the tokens that were read, and over the parts
-    that write into the residual stream.
+    With its attention patterns, norms and gates held at their values for one input, the model is linear in what its
+    first block reads (TensorLens). So the logit of an answer, minus the mean logit over the vocabulary, is exactly a
+    sum with one term for each input token. It is also exactly a sum over the parts of the model that write into the
+    residual stream: embedding, heads and MLPs.
     """)
 
 
@@ -178,9 +180,9 @@ def _(mo):
     mo.md("""
     ## Compare the seeds
 
-    An effect is worked out within each seed and averaged over seeds, since the unit of a claim about training is a
-    training. Three seeds give an interval, and `detectable`, the effect that would be found with 80 % power. One seed
-    gives a value and nothing else.
+    The effect of a factor is the difference between its conditions at the same seed, averaged over seeds; the
+    independent unit of a claim about training is a training. Three seeds give an interval, and `detectable`, the
+    smallest effect that this many seeds would find with a probability of 80 %. One seed gives a value alone.
     """)
 
 

@@ -1,7 +1,7 @@
 """When do attention heads organise, what drives it, and is it real? Importing this package imports nothing heavy.
 
-`headdyn.compose`, `headdyn.run`, `headdyn.sweep` and `headdyn.load` are those of headdyn/api.py. `headdyn.run` and
-`headdyn.sweep` are also modules, `python -m headdyn.run` among them, and both are called like functions.
+The functions `compose`, `run`, `sweep`, `load` and `chart` are defined in headdyn/api.py and imported at first use.
+headdyn.run and headdyn.sweep are also the names of modules; these modules can therefore be called like the functions.
 """
 
 import sys
@@ -22,14 +22,14 @@ __all__ = ["Run", "Sweep", "chart", "compose", "load", "run", "sweep"]
 
 
 class _Called(ModuleType):
-    """A module that is called as the function of headdyn/api.py that bears its name."""
+    """A module that can be called: it calls the function of the same name in headdyn/api.py."""
 
     def __call__(self, *overrides: str, **options: Any) -> Any:
         return getattr(import_module("headdyn.api"), self.__name__.rpartition(".")[2])(*overrides, **options)
 
 
 class _Package(ModuleType):
-    """This package. Python sets every submodule as an attribute, whoever imports it; those two become callable then."""
+    """This package. Importing a submodule sets it as an attribute here; run and sweep become callable then."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _CALLED and isinstance(value, ModuleType):

@@ -26,7 +26,7 @@ AFTER_FISH = "complete -c headdyn -n '__fish_seen_subcommand_from report doctor 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that is named first. Returns its exit status; 2 where there is none of that name."""
+    """Run the command that the first argument names. Returns its exit status, or 2 if no command has that name."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
     completion = arguments[1:] if command == "run" else arguments
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS)) + 2
         print("usage: headdyn COMMAND …\n")
         print("\n".join(f"  {name:<{width}}{about}" for name, (_, about) in COMMANDS.items()))
-        print("\nheaddyn COMMAND --help says more; headdyn --version says which this is")
+        print("\nheaddyn COMMAND --help says more; headdyn --version prints the version")
         return 0
     if command == "--version":
         from headdyn import __version__
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"headdyn {__version__}")
         return 0
     if command not in COMMANDS:
-        print(f"headdyn: {command} is no command; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        example = f"; headdyn run {command.lstrip('-')} gives an option" if "=" in command else ""
+        print(f"headdyn: {command} is no command; the commands are {', '.join(COMMANDS)}{example}", file=sys.stderr)
         return 2
     here = str(Path.cwd())
     if not {"", here} & set(sys.path):

@@ -7,15 +7,16 @@
     sweep.figures["held_out_loss"]
     sweep.runs[0].pattern(layer=1, head=2)
 
-They take the arguments of the command line, check them as it does, and leave the same folders. The process is left as
-it was: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state, torch's threads.
+They take the arguments of the command line, check them in the same way, and write the same folders. Afterwards they
+restore what running changes in the process: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state,
+torch's threads.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,7 @@ from headdyn.core.settings import ConfigError, targeted
 from headdyn.core.store import cache_root
 from headdyn.launch import launch
 from headdyn.plan import Plan, make_plan, remove_empty_folders
-from headdyn.process_state import process_as_before, torch_as_before
+from headdyn.process_state import process_as_before
 from headdyn.sweep.effects import MEAN, effect_name
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.record import SweepRecord, is_run
@@ -49,11 +50,11 @@ if TYPE_CHECKING:
 
 
 def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunConfig, ...]:
-    """The jobs that `headdyn run -m OVERRIDES` would do, every one composed and checked; nothing is run.
+    """The settings of every run that `headdyn run -m OVERRIDES` would do. They are checked, and nothing is run.
 
-    `overrides` are as on the command line ("experiment=matrix", "seed=0,1"), one condition being a sweep of one.
-    `config_dir` is a folder with options of your own. Raises ConfigError, in one line with key, value and fix, for what
-    cannot be.
+    `overrides` are written as on the command line ("experiment=matrix", "seed=0,1"); without a swept key there is one
+    run. `config_dir` is a folder of YAML files of your own. Raises ConfigError for an invalid command: one line with
+    the key, its value and the fix.
     """
     with process_as_before():
         plan = plan_of(["-m", *_arguments(overrides, config_dir)])
@@ -62,10 +63,10 @@ def compose(*overrides: str, config_dir: str | Path | None = None) -> tuple[RunC
 
 
 def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
-    """Do one run, as `headdyn run OVERRIDES` does, and return its record. A run that is complete is only read.
+    """Do one run, as `headdyn run OVERRIDES` does, and return its record. A complete run is read and not run again.
 
-    Raises ConfigError before anything starts for a command that cannot be, or that names several runs, and RuntimeError
-    where the run failed; KeyboardInterrupt after it was stopped (the same call goes on from there).
+    Raises ConfigError before anything starts if the command is invalid or names several runs; RuntimeError if the run
+    fails; KeyboardInterrupt if it is stopped, after which the same call continues it.
     """
     folder = _done(_arguments(overrides, config_dir))
     record = RunRecord.read(folder)
@@ -76,16 +77,16 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
 
 
 def sweep(*overrides: str, config_dir: str | Path | None = None) -> Sweep:
-    """Do all runs of a sweep, as `headdyn run -m OVERRIDES` does, and return its record. What is complete is only read.
+    """Do all runs of a sweep, as `headdyn run -m OVERRIDES` does, and return its record. Complete runs are only read.
 
-    A run that fails stops no other and stands in `Sweep.failed`. Raises ConfigError before anything starts for a
-    command that cannot be, and KeyboardInterrupt after it was stopped (the same call goes on from there).
+    When a run fails, the others go on, and `Sweep.failed` lists it. Raises ConfigError before anything starts if the
+    command is invalid, and KeyboardInterrupt if the sweep is stopped, after which the same call continues it.
     """
     return Sweep(_done(["-m", *_arguments(overrides, config_dir)]))
 
 
 def load(path: str | Path) -> Run | Sweep:
-    """The record in a run's folder or in a sweep's. Raises ValueError where there is neither, or not a whole one."""
+    """Read the folder of a run or of a sweep. Raises ValueError if it is neither, or if its record is incomplete."""
     folder = Path(path).expanduser()
     return Run(folder) if is_run(folder) else Sweep(folder)
 
@@ -98,7 +99,7 @@ def chart(figure: Figure | Mapping[str, Any]) -> alt.TopLevelMixin:
 
 
 class Charts(Mapping[str, "alt.TopLevelMixin"]):
-    """Figures by name, as Altair charts. Each is made when asked for, since Altair checks every row of its data."""
+    """Figures by name, as Altair charts. Each is made at its first use, because Altair checks every row of its data."""
 
     def __init__(self, figures: Mapping[str, Figure | Path]) -> None:
         self._figures = figures
@@ -118,7 +119,7 @@ class Charts(Mapping[str, "alt.TopLevelMixin"]):
 
 
 class Run:
-    """A run's record, read when asked for. Raises ValueError where `path` is no run's folder, or a damaged one."""
+    """The record of a run; its files are read at first use. Raises ValueError if `path` is none, or damaged."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
@@ -166,7 +167,7 @@ class Run:
 
     @cached_property
     def metrics(self) -> pa.Table:
-        """What was logged during training: step, name, value."""
+        """What was logged during training, one row per step and name: step, name, value."""
         rows = [(step, name, value) for name, points in self._record.metrics().items() for step, value in points]
         columns = zip(*rows, strict=True) if rows else ((), (), ())
         types = {"step": pa.int64(), "name": pa.string(), "value": pa.float64()}
@@ -188,9 +189,9 @@ class Run:
         return self.path / "report.html"
 
     def pattern(self, layer: int, head: int, sequence: int = 0) -> np.ndarray:
-        """A head's attention pattern on one of the kept validation sequences: float32 [T, T], queries × keys.
+        """A head's attention pattern on one validation sequence: float32 [T, T], queries × keys, each row sums to 1.
 
-        `patterns_kept` says how many sequences a run keeps. Raises ValueError for one that it does not have.
+        A run saves the patterns of its first `patterns_kept` validation sequences. Raises ValueError for others.
         """
         with _opened(self.path / PATTERNS) as file:
             _require("layer", layer, sum(name.startswith("pattern.") for name in file.keys()))  # noqa: SIM118
@@ -201,7 +202,7 @@ class Run:
             return pattern_NHQK[sequence : sequence + 1, head : head + 1][0, 0].astype(np.float32)
 
     def sequence(self, sequence: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and topics, [T] each, of a kept sequence. Raises ValueError for one that the run does not have."""
+        """Tokens and topics, [T] each, of a sequence whose patterns are saved. Raises ValueError for others."""
         with _opened(self.path / PATTERNS) as file:
             tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
         _require("sequence", sequence, len(tokens_NT))
@@ -217,9 +218,9 @@ class Run:
         return chart(pattern_grid(pattern_QK[None, None], rows=[row], columns=[name], boundaries=[edges]))
 
     def decoder(self, revision: str | None = None) -> Decoder:
-        """The model that the run analysed, in float32 on the CPU, or another of its training's revisions ("step80").
+        """The model that the run analysed, in float32 on the CPU; `revision` names another of its training ("step80").
 
-        Raises ValueError where the cache that the run was made with (HEADDYN_CACHE) does not have it any more.
+        Raises ValueError if the cache (HEADDYN_CACHE) no longer holds it.
         """
         from headdyn.models.checkpoints import load as load_checkpoint
 
@@ -248,7 +249,7 @@ class Run:
 
 
 class Sweep:
-    """A sweep's record, read when asked for. Raises ValueError where `path` is no finished sweep's folder."""
+    """The record of a sweep; its files are read at first use. Raises ValueError if `path` is no finished sweep."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
@@ -264,12 +265,12 @@ class Sweep:
 
     @cached_property
     def runs(self) -> list[Run]:
-        """The runs that are complete, in the order of the command."""
+        """The complete runs, in the order of the command."""
         return [Run(job.run.folder) for job in self._record.complete]
 
     @property
     def failed(self) -> dict[str, str]:
-        """The runs that failed or were stopped, by name, with what they left as their error."""
+        """The error of every run that failed or was stopped, by the run's name."""
         return {job.run.name: job.run.manifest.get("error", job.run.status) for job in self._record.failed}
 
     @cached_property
@@ -292,10 +293,10 @@ class Sweep:
 
     @cached_property
     def effects(self) -> pa.Table:
-        """What the factors do to every outcome, in the outcome's own unit (docs/science.md, "Effects over seeds").
+        """The effect of every factor on every outcome, in the outcome's unit (docs/science.md, "Effects over seeds").
 
-        `kind` is contrast, slope, interaction, simple (one factor where another is held) or mean (one level). `n` is
-        the number of seeds; one seed has a value and no interval.
+        `kind` is contrast, slope, interaction, simple (one factor at one level of another) or mean (of one level). `n`
+        is the number of seeds. With one seed there is a value and no interval.
         """
         record = self._record
         rows = [*record.effects, *record.simple_effects, *record.level_means]
@@ -309,7 +310,7 @@ class Sweep:
 
     @property
     def answers(self) -> dict[str, list[str]]:
-        """What the sweep's page answers, sentence by sentence, by question (and by group, where there are several)."""
+        """The answers at the top of the sweep's page: sentences by question, or by group and question."""
         from headdyn.sweep.words import statements
 
         every = statements(self._record)
@@ -329,20 +330,18 @@ class Sweep:
 
 
 def do(arguments: Sequence[str]) -> tuple[Plan, int]:
-    """Do what the arguments of `headdyn run` say: the plan, and the command's exit status (0, 1 or 130).
+    """Plan and do what the arguments of `headdyn run` say. Returns the plan and the exit status (0, 1 or 130).
 
-    What `run`, `sweep` and the command line have in common. Raises ConfigError before anything starts for a command
-    that cannot be, and RuntimeError where no job of it can be done.
+    `run`, `sweep` and the command line all call it. Raises ConfigError before anything starts if the command is
+    invalid, and RuntimeError if none of its jobs can be done.
     """
     with process_as_before():
         plan = plan_of(arguments)
-        computes_here = not plan.is_sweep or bool(plan.launcher)
-        with torch_as_before() if computes_here else nullcontext():
-            return plan, launch(plan, plain_arguments(arguments))
+        return plan, launch(plan, plain_arguments(arguments))
 
 
 def plan_of(arguments: Sequence[str]) -> Plan:
-    """What the arguments of `headdyn run` ask for, every job checked. Raises ConfigError alone."""
+    """The plan of a command: its jobs, composed and checked. Raises ConfigError and nothing else."""
     try:
         return make_plan(plain_arguments(arguments))
     except HydraException as error:
@@ -350,7 +349,7 @@ def plan_of(arguments: Sequence[str]) -> Plan:
 
 
 def _done(arguments: Sequence[str]) -> Path:
-    """The folder that a command's jobs leave. Raises as `do`, and KeyboardInterrupt where it was stopped."""
+    """Do the command and return its folder. Raises as `do`, and KeyboardInterrupt if it was stopped."""
     plan, status = do(arguments)
     if status == 130:
         raise KeyboardInterrupt
@@ -358,23 +357,23 @@ def _done(arguments: Sequence[str]) -> Path:
 
 
 def _arguments(overrides: Sequence[str], config_dir: str | Path | None) -> list[str]:
-    """As on the command line. Raises ConfigError for what is no override, options such as -m and --help among it."""
+    """Arguments of the command line. Raises ConfigError for what is no override, such as the options -m and --help."""
     for override in overrides:
         if not isinstance(override, str) or override.startswith("-"):
             raise ConfigError(
-                f"{override!r} is no override; give strings such as 'mode=smoke', one each. headdyn.sweep does several "
-                "runs, headdyn.compose only checks them"
+                f"{override!r} is no override; give each as a string such as 'mode=smoke'. For several runs call "
+                "headdyn.sweep, to check without running headdyn.compose"
             )
     return [*([] if config_dir is None else ["--config-dir", str(config_dir)]), *overrides]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """A run's saved patterns. Raises ValueError where it kept none."""
+    """A run's saved patterns. Raises ValueError if it saved none."""
     from safetensors import safe_open
 
     if not path.is_file():
-        raise ValueError(f"{path.parent.name} kept no attention patterns; runs on a corpus do, with patterns_kept=4")
+        raise ValueError(f"{path.parent.name} saved no attention patterns; runs on a corpus do, with patterns_kept=4")
     with safe_open(path, framework="np") as file:
         yield file
 

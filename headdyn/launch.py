@@ -30,6 +30,7 @@ from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.text.corpus import LocalText
 from headdyn.models.settings import Pretrained
 from headdyn.plan import Plan, remove_empty_folders
+from headdyn.process_state import torch_as_before
 from headdyn.training.settings import process
 from headdyn.workers import Workers
 
@@ -93,7 +94,8 @@ def _do(plan: Plan, arguments: Sequence[str]) -> int:
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
     if plan.is_sweep:
         return _sweep(plan, arguments)
-    status = by_hydra(plan.arguments)
+    with torch_as_before():  # imports torch, so it comes after the first line of output
+        status = by_hydra(plan.arguments)
     if status == 0:
         from headdyn.report.terminal import print_run
 
@@ -108,7 +110,8 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
 
     with Workers(plan.jobs) as workers:
         if plan.launcher:
-            status = _elsewhere(plan)
+            with torch_as_before():
+                status = _elsewhere(plan)
         else:
             waiting = [job for job in plan.jobs if not done_with(job, plan.folder / job.name)]
             if done := len(plan.jobs) - len(waiting):

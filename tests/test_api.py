@@ -251,7 +251,7 @@ def test_what_cannot_be_run_raises_in_one_line(made: tuple[Sweep, list[dict[str,
     wrong: Any  # what only the command line takes, and a list where it takes each by itself
     for wrong in ("-m", "--help", "--dry-run", ["mode=smoke", "seed=1"]):
         for start in (headdyn.compose, headdyn.run, headdyn.sweep):
-            with pytest.raises(ConfigError, match="is no override; give strings such as 'mode=smoke'"):
+            with pytest.raises(ConfigError, match="is no override; give each as a string such as 'mode=smoke'"):
                 start(wrong, *TINY)
     if not torch.cuda.is_available():
         for start in (headdyn.run, headdyn.sweep):  # each says what stands in the way, and leaves no folder

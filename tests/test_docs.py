@@ -137,7 +137,7 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(scale, "GPU_BFLOAT16", v2.operations / 720_000)  # 200 hours on one GPU
     assert row("`v2`")[3:7] == ["≈ 8 days", "≈ 25 h", "≈ 3 h", "≈ 4 days"] and row("`run1`")[6] == "≈ 8 days"
-    assert row("`laptop`")[3:6] == ["–"] * 3 and "No GPU was measured" in scale.page()
+    assert row("`laptop`")[3:6] == ["–"] * 3 and "no GPU was measured" in scale.page()
     operations = 2 * scale.Suite.of("160m").blocks * 17 * 144 * 96 * 154 * 9  # a pass a head and prompt
     monkeypatch.setattr(scale, "GPU_FLOAT32", operations / 36_000)
     assert row("160m")[-3:] == ["≈ 10 h", "≈ 75 min", "≈ 9 min"]
@@ -153,7 +153,7 @@ def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pyte
     assert row("`v2`")[3:6] == ["10 h", "75 min", "9 min"] and row("`v2`")[-1] == "9.5 GiB"
     assert row("`laptop`")[6] == "9 h"  # 32 seeds × 2000 s over two workers
     assert row("160m")[-3:] == ["37 h", "5 h", "35 min"]  # 96 prompts × 1 s × 154 × 9
-    assert "No GPU was measured" not in scale.page()
+    assert "no GPU was measured" not in scale.page()
 
 
 def test_the_costs_on_record_are_those_of_todays_configuration_and_speeds() -> None:

@@ -145,16 +145,17 @@ def _seconds_of_a_seed() -> dict[str, float]:
 
 _INTRODUCTION = """# At scale
 
-Two large designs, counted by `docs/tools/scale.py` from the configuration and from what the benchmarks in `experiments/speed/`
-measured. headdyn has no scheduler of its own: [the launchers](machines.md) spread the runs, and each is independent of the others but
-for the trainings that arms share.
+What two large designs would cost. `docs/tools/scale.py` counts tokens, bytes and operations from the configuration, and divides by
+speeds that the benchmarks in `experiments/speed/` measured. headdyn has no scheduler of its own: [the launchers](machines.md) distribute
+the runs. Runs are independent of one another, except that RoPE and DroPE runs share a training.
 """
 
 _ESTIMATED = f"""
-**No GPU was measured.** Hours marked ≈ are floating-point operations over an assumed speed of a GPU: {GPU_BFLOAT16 / 1e12:.0f} TFLOP/s for trainings, in
-bfloat16, a tenth of an H100's peak; {GPU_FLOAT32 / 1e12:.0f} TFLOP/s for patching, in float32, a third of it. They tell days from months, no more. A
-model as small as the laptop's waits for the start of kernels and not for operations: no hours (–).
-`python tests/benchmarks/gpu.py --out experiments/speed/gpu.json` measures; the next `make docs` then puts those numbers here.
+**All GPU hours on this page, marked ≈, are estimates: no GPU was measured.** They are the number of floating-point operations, divided by
+a fraction of the speed that NVIDIA publishes for an H100: {GPU_BFLOAT16 / 1e12:.0f} TFLOP/s for trainings in bfloat16 (a tenth of its peak) and {GPU_FLOAT32 / 1e12:.0f} TFLOP/s for patching
+in float32 (a third). They can tell days from months and no more. The table has no GPU hours (–) for the laptop's model: it is so small
+that a GPU would mostly wait for kernels to start. To measure instead, on a machine with a GPU, run
+`python tests/benchmarks/gpu.py --out experiments/speed/gpu.json`; the next `make docs` then puts the measured hours here.
 """
 
 
@@ -170,11 +171,11 @@ def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> lis
         "## A matrix of 32 random seeds",
         "",
         "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions,",
-        f"{whole.runs} runs, and {whole.trainings} trainings, since RoPE and",
-        "DroPE arms share one. DroPE arms are counted at their shortest recalibration; one that does not recover trains on, at most as long as",
-        "before. Operations are 6 a weight and token. Hours on GPUs are those of training steps; analyses and evaluation come on top.",
-        "Disk is that of snapshots and corpora; memory that of one training, where it is marked ≈ without activations.",
-        f"A SLURM array trains {ARRAY} at once (`hydra.launcher.array_parallelism={ARRAY}`), a GPU each.",
+        f"{whole.runs} runs, and {whole.trainings} trainings, since RoPE and DroPE runs",
+        "share one. DroPE runs are counted with their shortest recalibration; one that has not recovered by then is trained further, for at most",
+        "as long again. A training step takes 6 operations for each weight and token. GPU hours are those of training steps alone; analyses and",
+        "evaluation come on top. The column disk counts snapshots and corpora, the column memory one training; ≈ there leaves out activations.",
+        f"The SLURM array does {ARRAY} trainings at once, each on a GPU of its own (`hydra.launcher.array_parallelism={ARRAY}`).",
         "",
         "| mode | weights | tokens | one GPU | eight GPUs | SLURM array | two CPU cores | disk | memory |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -202,11 +203,11 @@ def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> lis
     return [
         *lines,
         "",
-        "Two CPU cores do two runs side by side. Hours without ≈ are those of whole runs, with corpora, recalibrations until an arm has",
-        "recovered, evaluation and analyses, from the manifests of two seeds at a time (`experiments/speed/run_seconds.json`), while",
-        "other work ran beside them; the sweep's own statistics and page come on top. Those with ≈ are of training steps alone, at the tokens a",
-        "second that one core was measured at with models of that size (`experiments/speed/training_step.json`). v2's step was measured with a",
-        f"vocabulary of {CPU_SHAPES['v2'].vocabulary:,}; with another it is taken to last longer in proportion to the weights.",
+        "Two CPU cores do two runs side by side. Their hours without ≈ were measured on whole runs: corpora, trainings, full recalibrations,",
+        "evaluation and analyses, two seeds at a time, while other work ran on the machine (`experiments/speed/run_seconds.json`); the sweep's",
+        "statistics and page come on top. Their hours with ≈ are of training steps alone, from the tokens a second that one core was measured at",
+        "with a model of that size (`experiments/speed/training_step.json`). The step of v2 was measured with a smaller vocabulary of",
+        f"{CPU_SHAPES['v2'].vocabulary:,}; its time is scaled up in proportion to the weights.",
         "",
     ]
 
@@ -216,18 +217,19 @@ def _suites(gpu: dict[str, Any] | None) -> list[str]:
     patch = (gpu or {}).get("patching", {}).get("batch 8", {}).get("headdyn_seconds")
     base = Suite.of("160m")
     how = (
-        "scaled from the measured patch at Pythia-160m's size"
+        "timed on the GPU at Pythia-160m's size and scaled to the others"
         if patch
-        else "2 operations a weight of the blocks and token"
+        else "counted as 2 operations for each weight of the blocks and each token"
     )
     lines = [
         f"## Ten suites × {CHECKPOINTS} checkpoints × {SEEDS} training seeds",
         "",
-        "Pythia's ten sizes, each as if it had nine seeds (PolyPythias have them up to 410m). Weights are float16 on the hub",
-        f"and float32 in memory. Downloads are timed at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s, an assumption. What is timed is the patch of every head on",
-        f"{PROMPTS} prompts of {PROMPT_TOKENS} tokens (`analysis=[patching]`): a pass for each head and prompt, {how}.",
-        "Reading a checkpoint from disk comes on top. Two float16 checkpoints on disk, with `model.keep_downloads=false`, are as large as",
-        f"one in memory, without activations. The SLURM array does {ARRAY} revisions at once.",
+        "Pythia's ten sizes, counted as if each had nine seeds (PolyPythias have nine up to 410m). Weights are float16 on the hub and float32",
+        f"in memory. Downloads are assumed to run at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s. GPU hours are those of patching every head on {PROMPTS} prompts of",
+        f"{PROMPT_TOKENS} tokens (`analysis=[patching]`): one forward pass for each head and prompt, {how}.",
+        "Reading checkpoints from disk comes on top. The column disk, memory is one number, because two float16 checkpoints on disk (with",
+        "`model.keep_downloads=false`) are as large as one float32 checkpoint in memory; activations are left out.",
+        f"The SLURM array does {ARRAY} revisions at once.",
         "",
         "| suite | weights | a checkpoint | all downloads | at 100 MB/s | disk, memory | one GPU | eight GPUs | SLURM array |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -269,15 +271,15 @@ def _limits() -> list[str]:
     return [
         "## What breaks first",
         "",
-        f"1. **The download.** {_bytes(downloads)} for all ten suites. `model.keep_downloads=false` needs the disk of two revisions at a time, but",
-        "   the line is the limit whatever the number of GPUs. The two largest suites are",
-        f"   {100 * sum(s.weights for s in every[-2:]) / sum(s.weights for s in every):.0f} % of it. Small suites first.",
+        f"1. **The download.** {_bytes(downloads)} for all ten suites. With `model.keep_downloads=false` the disk holds two revisions at a time,",
+        "   but more GPUs do not make the network faster. Begin with the small suites: the two largest are",
+        f"   {100 * sum(s.weights for s in every[-2:]) / sum(s.weights for s in every):.0f} % of all bytes.",
         f"2. **Memory.** In float32, with a fifth left for activations, a GPU of 24 GiB holds {largest[24].name} and one of 80 GiB {largest[80].name};",
-        "   `model.dtype=bfloat16` halves it, and changes numbers.",
-        f"3. **Disk.** The snapshots of the matrix at v2 take {_bytes(v2.snapshot_bytes)}; `train.snapshots=8` a third of it. All jobs share one",
-        "   `HEADDYN_CACHE`, so a cluster needs that room on a disk that every node sees.",
-        f"4. **The files.** A sweep of {CHECKPOINTS * SEEDS:,} revisions is as many run folders, and as many rows of its page; sweep by seed, and",
-        "   merge with `headdyn report A B … --out ALL`.",
+        "   `model.dtype=bfloat16` needs half of that, but changes results slightly.",
+        f"3. **Disk.** The snapshots of the matrix at v2 take {_bytes(v2.snapshot_bytes)}; `train.snapshots=8` saves a third as many. All jobs",
+        "   share one `HEADDYN_CACHE`, so a cluster needs that space on a disk that every node sees.",
+        f"4. **The number of files.** A sweep of {CHECKPOINTS * SEEDS:,} revisions makes as many run folders, and a page with as many rows. Sweep one",
+        "   training seed at a time, and merge with `headdyn report A B … --out ALL`.",
     ]
 
 

@@ -2,13 +2,12 @@
 
     python -m tests.benchmarks.install --out experiments/speed
     python -m tests.benchmarks.install --only notebook --out experiments/speed
-    python -m tests.benchmarks.install --sizes-only --out experiments/speed
 
-The wheel is built, and installed with the versions of constraints.txt into empty virtual environments: with no extra,
-and with the notebook's. A newcomer's first hour follows, in empty folders: without an extra the first commands, a run
-and the matrix; with it the notebook, and what docs/extend.md prints, typed in. A step that fails raises: `make walk` is
-a test of all. Seconds are those of pip with whatever its cache already holds, on this machine's network. Sizes are of all
-extras: the packages of the present environment that each installation would bring.
+The wheel is built, and installed with the versions of constraints.txt into an empty virtual environment for each row:
+with no extra, the same without `datasets` and pandas, which the first run does not use, and with the notebook's extra.
+A newcomer's first hour follows, in empty folders: with no extra the first commands, a run and the matrix; with the
+notebook's extra the notebook, and what docs/extend.md prints, typed in. A step that fails raises:
+`make walk` tests all of it. Seconds are those of pip with whatever its cache already holds, on this machine's network.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ import sys
 import sysconfig
 import tempfile
 import time
-from importlib.metadata import Distribution, distribution, distributions
+from importlib.metadata import Distribution, distributions, requires
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from headdyn.core.json_files import read_json, write_json
 from tests.printed import blocks, type_in
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = ("", "notebook", "text", "dashboard,gguf,joblib", "docs")
-INSTALLED = ("", "notebook")
+WITHOUT_DATASETS = "without datasets"
+ROWS = ("", WITHOUT_DATASETS, "notebook")
 ANSWERS = (("--help",), ("run", "--help"), ("run", "mode=smok"), ("run", "mode=smoke", "--cfg", "job"))
 
 
@@ -42,22 +40,18 @@ def main() -> None:
     """Measure, print the tables, and write install.json where `--out` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="folder for install.json")
-    parser.add_argument("--sizes-only", action="store_true", help="of what is installed here; nothing is installed")
-    parser.add_argument("--only", choices=INSTALLED, help="the extra of one installation; the others stay on record")
+    parser.add_argument("--only", choices=ROWS, help="one installation; the others stay on record")
     arguments = parser.parse_args()
     file = arguments.out / "install.json" if arguments.out else None
     record: dict[str, Any] = read_json(file) if file and file.is_file() else {}
-    record |= {"python": sys.version.split()[0], "sizes": [sizes(extras) for extras in EXTRAS]}
-    if not arguments.sizes_only:
-        with tempfile.TemporaryDirectory() as name:
-            wheel = build_wheel(Path(name))
-            record["wheel_mb"] = round(megabytes(wheel), 2)
-            rows = {row["extras"]: row for row in record.get("installs", [])}
-            for extras in INSTALLED if arguments.only is None else (arguments.only,):
-                rows[extras] = installed(wheel, extras, Path(name) / "environment")
-                record["installs"] = list(rows.values())
-                write(record, file)
-    write(record, file)
+    rows = {row["extras"]: row for row in record.get("installs", [])}
+    with tempfile.TemporaryDirectory() as name:
+        wheel = build_wheel(Path(name))
+        for extras in ROWS if arguments.only is None else (arguments.only,):
+            rows[extras] = installed(wheel, extras, Path(name) / "environment")
+            record = {"python": sys.version.split()[0], "wheel_mb": round(megabytes(wheel), 2)}
+            record["installs"] = [rows[extras] for extras in ROWS if extras in rows]
+            write(record, file)
 
 
 def build_wheel(folder: Path) -> Path:
@@ -77,52 +71,35 @@ def write(record: dict[str, Any], file: Path | None) -> None:
         write_json(file, record)
 
 
-def sizes(extras: str) -> dict[str, Any]:
-    """Megabytes of every package that headdyn with these extras requires, those of headdyn's packages in turn too."""
-    found: dict[str, float] = {}
-    waiting = [Requirement(f"headdyn[{extras}]" if extras else "headdyn")]
-    seen: set[str] = set()
-    while waiting:
-        requirement = waiting.pop()
-        if str(requirement) in seen:
-            continue
-        seen.add(str(requirement))
-        package = distribution(requirement.name)
-        if requirement.name != "headdyn":
-            found[canonicalize_name(requirement.name)] = distribution_megabytes(package)
-        for inner in map(Requirement, package.requires or ()):
-            wanted = [{"extra": extra} for extra in (*requirement.extras, "")]
-            if inner.marker is None or any(inner.marker.evaluate(extra) for extra in wanted):
-                waiting.append(inner)
-    largest = dict(sorted(found.items(), key=lambda item: -item[1])[:12])
-    return {
-        "extras": extras,
-        "packages": len(found),
-        "mb": round(sum(found.values())),
-        "largest_mb": {name: round(size) for name, size in largest.items()},
-    }
-
-
 def installed(wheel: Path, extras: str, environment: Path) -> dict[str, Any]:
     """What one installation took, in an environment that is removed afterwards."""
     call(sys.executable, "-m", "venv", str(environment))
-    python, site = (
-        str(environment / "bin" / "python"),
-        environment / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix),
-    )
-    before = megabytes(site)
+    python = str(environment / "bin" / "python")
+    site = environment / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    empty_mb, empty_packages = megabytes(site), len(packages(site))
     requirement = f"headdyn[{extras}] @ {wheel.as_uri()}" if extras else str(wheel)
+    pip = (python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"))
     begun = time.perf_counter()
-    call(python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt"), requirement)
-    row: dict[str, Any] = {"extras": extras, "seconds": round(time.perf_counter() - begun)}
-    row["mb"] = round(megabytes(site) - before)
-    row["packages"] = len(list(distributions(path=[str(site)])))
+    if extras == WITHOUT_DATASETS:
+        call(*pip, *(each for each in core_requirements() if Requirement(each).name not in ("datasets", "pandas")))
+        call(*pip, "--no-deps", str(wheel))
+    else:
+        call(*pip, requirement)
+    seconds = round(time.perf_counter() - begun)
+    sizes = {package.name: round(distribution_megabytes(package)) for package in packages(site)}
+    row: dict[str, Any] = {
+        "extras": extras,
+        "seconds": seconds,
+        "packages": len(sizes) - empty_packages,
+        "mb": round(megabytes(site) - empty_mb),
+        "largest_mb": dict(sorted(sizes.items(), key=lambda item: -item[1])[:12]),
+    }
     scripts, folder = environment / "bin", environment.parent
     if extras == "notebook":
         row["notebook_seconds"] = notebook_seconds(scripts, folder / "notebook")
         row["own_analysis_seconds"] = own_analysis_seconds(scripts, folder / "own")
     else:
-        row |= first_minutes(scripts / "headdyn", folder / "empty")
+        row |= first_minutes(scripts / "headdyn", folder / ("without" if extras else "empty"))
     shutil.rmtree(environment)
     return row
 
@@ -181,6 +158,15 @@ def outside(work: Path) -> dict[str, str]:
 
 def call(*command: str, work: Path | None = None, environment: dict[str, str] | None = None) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=work, env=environment)
+
+
+def core_requirements() -> list[str]:
+    """The packages that headdyn requires with no extra."""
+    return [each for each in requires("headdyn") or () if Requirement(each).marker is None]
+
+
+def packages(site: Path) -> list[Distribution]:
+    return list(distributions(path=[str(site)]))
 
 
 def megabytes(path: Path) -> float:

@@ -42,9 +42,8 @@ def fragments(folder: Path) -> list[str]:
     right = {fixed(100 * share, 1) for share in probes["accuracy"].values()}
     assert len(right) == 1
     install = read(folder / "install.json")
-    mb = install["sizes"][0]["largest_mb"]
-    pip = {row["extras"]: row["seconds"] for row in install["installs"]}
-    plain, notebook = install["installs"]
+    plain, without, notebook = install["installs"]
+    mb = plain["largest_mb"]
     answers, run = (plain[key] for key in ("answers_seconds", "smoke_run_seconds"))
     return [
         *(step(record, before.get(name)) for name, record in steps.items()),
@@ -52,10 +51,15 @@ def fragments(folder: Path) -> list[str]:
         ", ".join(f"{fixed(bound(record), 2)} at {name}" for name, record in steps.items() if name != "smoke"),
         *(seconds_row(mode, what, row) for mode, row in matrix.items() for what in row["seconds"]["side by side"][0]),
         *(
-            f"| {'`' + size['extras'] + '`' if size['extras'] else 'none'} | {size['packages']} | {size['mb']:,} | "
-            f"{pip.get(size['extras'], '')}"
-            for size in install["sizes"]
+            f"| {name} | {row['packages']} | {row['mb']:,} | {row['seconds']} |"
+            for name, row in (
+                ("none", plain),
+                ("none, without `datasets` and pandas", without),
+                ("`notebook`", notebook),
+            )
         ),
+        f"they take {plain['mb'] - without['mb']} of {plain['mb']:,} MB and {plain['packages'] - without['packages']} of "
+        f"{plain['packages']} packages",
         f"The wheel of {install['wheel_mb']} MB",
         f"`headdyn --help` ends after {answers['headdyn --help']} s, `headdyn run --help` after "
         f"{answers['headdyn run --help']} s, a mistyped option is answered after {answers['headdyn run mode=smok']} s, "
@@ -63,8 +67,8 @@ def fragments(folder: Path) -> list[str]:
         f"`headdyn run -m experiment=matrix mode=smoke` takes {plain['smoke_matrix_seconds']} s to its page",
         f"runs top to bottom in {notebook['notebook_seconds']} s",
         f"typed in, in {notebook['own_analysis_seconds']} s",
-        f"torch {mb['torch']}, pyarrow {mb['pyarrow']} and pandas {mb['pandas']} (through datasets), scipy {mb['scipy']} (through",
-        f"transformers {mb['transformers']}, vl-convert-python {mb['vl-convert-python']} (figures",
+        f"torch {mb['torch']}, pyarrow {mb['pyarrow']}, scipy {mb['scipy']} (through scikit-learn)",
+        f"transformers {mb['transformers']}, vl-convert-python {mb['vl-convert-python']} (figures without a network), pandas {mb['pandas']} (through `datasets`)",
         f"sympy {mb['sympy']} (through torch), numpy {mb['numpy']}, wandb {mb['wandb']}.",
         f"step of {muon['parameters'] / 1e6:.0f} M parameters: {fixed(median(muon['ratio']), 2)} times torch's speed "
         f"({fixed(muon['seconds'][0], 2)} against {fixed(muon['seconds'][1], 2)} s)",
