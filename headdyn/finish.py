@@ -16,16 +16,17 @@ from headdyn.report.made_of import PAGE, is_current, made_of
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
 from headdyn.sweep.matched_loss import MATCHED_ANALYSES, matched_loss
-from headdyn.sweep.record import SWEEP, SweepRecord, now, rewrite, sweep_json
+from headdyn.sweep.record import SWEEP, VERDICT, SweepRecord, now, rewrite, sweep_json
 from headdyn.sweep.run_table import write_run_table
-from headdyn.sweep.series import Series, judge_series
+from headdyn.sweep.series import Series
 from headdyn.workers import Task, Workers
 
 
-def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments: Sequence[str] | None = None) -> bool:
-    """Write a sweep's summary, effects and report, and show its table. Returns whether every job is complete.
+def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments: Sequence[str] | None = None) -> int:
+    """Write a sweep's summary, effects and report, and show its table.
 
-    `workers` analyse the snapshots that runs are compared at; `arguments` are the command line's, for the record.
+    `workers` analyse the snapshots that runs are compared at, and series of checkpoints; `arguments` are the command
+    line's, for the record. Returns the exit status: 130 if asked to stop, 1 if a job or an analysis is not complete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -48,22 +49,20 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         return HeadTable.concat([])
 
     matched_loss(complete, note)  # which snapshots it will read
-    workers.do(
-        [
-            Task(
-                f"{run.name} at step {step}",
-                "analyse_snapshot",
-                (configs[run.name], step, run.folder, MATCHED_ANALYSES),
-            )
-            for path, (run, step) in snapshots.items()
-            if not _readable(path)
-        ]
-    )
+    tasks = [
+        Task(f"{run.name} at step {step}", "analyse_snapshot", (configs[run.name], step, run.folder, MATCHED_ANALYSES))
+        for path, (run, step) in snapshots.items()
+        if not _readable(path)
+    ]
+    every_series = series_of(jobs, runs)
+    if every_series:
+        (folder / VERDICT).unlink(missing_ok=True)
+        tasks.append(Task("series of checkpoints", "judge_series", (folder, every_series)))
+    stopped = workers.do(tasks)
     workers.dismiss()  # ending takes them two seconds, in which the page is drawn
     lacking = {run.name for path, (run, _) in snapshots.items() if not _readable(path)}
     matched = [run for run in complete if run.name not in lacking]
     rewrite(folder, matched_loss(matched, lambda run, step: HeadTable.read(snapshot_table(run.folder, step))))
-    judge_series(folder, series_of(jobs, runs))
     sweep = SweepRecord.read(folder)
     if not is_current(folder / PAGE, made_of(sweep)):
         from headdyn.report.sweep_page import write_sweep_page  # which takes most of a second to import
@@ -71,7 +70,10 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         write_json(folder / SWEEP, {**content, "written": now()})
         write_sweep_page(folder)
     print_summary(Console(), sweep, folder / PAGE)
-    return len(complete) == len(runs) and not lacking
+    if stopped:
+        return 130
+    judged = not every_series or (folder / VERDICT).exists()
+    return 0 if len(complete) == len(runs) and judged and not lacking else 1
 
 
 def _written(folder: Path) -> str | None:

@@ -118,11 +118,11 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
                 print(f"headdyn: {done} of them complete already (force=true runs them again)", file=sys.stderr)
             status = 130 if workers.run(waiting, plan.folder) else 0
         try:
-            complete = finish(plan.folder, plan.jobs, workers, arguments)
+            finished = finish(plan.folder, plan.jobs, workers, arguments)
         except OSError as error:
             print(f"headdyn: the sweep has no report: {disk_error(error, plan.folder)}", file=sys.stderr)
             return status or 1
-    return status or (0 if complete else 1)
+    return status or finished
 
 
 def _elsewhere(plan: Plan) -> int:

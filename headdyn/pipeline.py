@@ -4,11 +4,9 @@ import dataclasses
 import inspect
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +19,10 @@ from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
-from headdyn.core.kept_parts import keeping
+from headdyn.core.kept_parts import identity_of, keeping
 from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, snapshot_table
-from headdyn.core.source_code import source_digest
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
@@ -48,6 +45,7 @@ from headdyn.stages import (
     train_subject,
     training_recipe,
 )
+from headdyn.sweep.series import judge_series as judge_series  # which a worker is asked for here, too
 from headdyn.training.settings import processes
 
 log = logging.getLogger(__name__)
@@ -118,26 +116,24 @@ def _work(work: Work) -> None:
     else:
         subject = open_checkpoint(work)
     weights = record.manifest.get("checkpoint", {}).get("state_hash") or state_hash(subject.decoder)
+    material = subject.material
+    read = material.digest() if isinstance(material, Prompts) else record.manifest["stages"]["corpus"]["key"]
     for name, analysis in analyses.items():
         if work.should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")
-        identity = identity_of(work, analysis, weights, subject.material)
-        parts = keeping(record.path / KEPT_PARTS / name, identity, work.should_stop)
-        with record.timed(name), parts:
-            findings = _findings(config, name, subject.decoder, subject.material)
+        identity = identity_of(analysis, work.machine, config.seed, weights, read)
+        with (
+            record.timed(name),
+            keeping(record.path / KEPT_PARTS / name, identity, work.should_stop) as kept,
+        ):
+            findings = _findings(config, name, subject.decoder, material)
+        record.count_earlier(name, kept.seconds)
         if not isinstance(findings, Findings):
             raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
     _keep_internals(config, subject, record)
     shutil.rmtree(record.path / KEPT_PARTS, ignore_errors=True)
-
-
-def identity_of(work: Work, analysis: Any, weights: str, material: Corpus | Prompts) -> str:
-    """All that decides what an analysis computes: parts that a stopped run kept serve only where it is the same."""
-    read = material.digest() if isinstance(material, Prompts) else work.record.manifest["stages"]["corpus"]["key"]
-    code = source_digest([sys.modules[type(analysis).__module__]])
-    return " ".join(map(str, (code, torch.__version__, work.machine, work.config.seed, weights, read, analysis)))
 
 
 def _findings(config: RunConfig, name: str, decoder: Decoder, material: Corpus | Prompts) -> Findings:
@@ -174,13 +170,16 @@ def analyse_snapshot(
             f"the training of {config.name} is not in {store.root}; run it again, or set HEADDYN_CACHE to its cache"
         )
     decoder = load(entry.path / "snapshots", f"step{step}").decoder.to(here.device)
-    tables = []
+    weights, parts, tables = state_hash(decoder), folder / KEPT_PARTS / f"step{step}", []
     for name in (name for name in names if name in config.analysis):
-        if should_stop():
-            raise KeyboardInterrupt
-        findings = _findings(config, name, decoder, corpus)
+        identity = identity_of(config.analysis[name], here, config.seed, weights, corpus_entry.key)
+        with keeping(parts / name, identity, should_stop):
+            findings = _findings(config, name, decoder, corpus)
         tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
     HeadTable.concat(tables).write(snapshot_table(folder, step))
+    shutil.rmtree(parts, ignore_errors=True)
+    with suppress(OSError):  # another process analyses another snapshot of this run
+        parts.parent.rmdir()
 
 
 def first_sequences(material: Corpus | Prompts, count: int) -> Sequences:

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from headdyn.config import RunConfig
 from headdyn.core.stopping import SIGNALS, stop_on_signals
+from headdyn.core.store import StageInterruptedError
 from headdyn.data.threads import usable_cores
 from headdyn.models.settings import MiniQwen3, Pretrained
 from headdyn.report.board import Board
@@ -279,7 +280,7 @@ def serve(pipe: Connection) -> None:
             try:
                 getattr(pipeline, function)(*arguments, should_stop=pipe.poll)
                 reports.send("done", "")
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, StageInterruptedError):
                 reports.send("stopped", "the same command continues from here")
             except Exception as error:
                 reports.send("failed", f"{type(error).__name__}: {error}")

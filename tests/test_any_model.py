@@ -337,21 +337,85 @@ def test_a_stopped_run_goes_on_where_its_analysis_was_unless_the_weights_are_oth
     assert run_until("other weights", np.inf) == every
 
 
-def test_a_stopped_run_whose_pairs_were_edited_begins_anew(tmp_path: Path, computed: list[Path]) -> None:
-    file = tmp_path / "pairs.jsonl"
+OWN_ANALYSIS = """
+import numpy as np
+from headdyn.core.kept_parts import parts
+from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.settings import settings
 
-    def write(right: str, wrong: str) -> None:
+@settings
+class Own:
+    'Adds up all that it is given, in four parts.'
+    factor: float = 1.0
+    rows, needs, metrics = "model", frozenset(), {"own": Metric(label="own", meaning="a sum")}
+
+    def __call__(self, decoder, material, generator):
+        read = repr(material.pairs) if hasattr(material, "pairs") else str(material.val.tokens_NT.sum())
+        weight = float(decoder.embed.weight.detach().double().sum())
+        own = np.array(self.factor * (weight + len(read) + sum(map(ord, read)) + generator.integers(1000)))
+        done = parts("adding", "numbers", 4, 1, lambda at: {"own": own + at.start})
+        return Findings(table=HeadTable.whole("own", float(sum(part["own"] for _, part in done)), n=4, unit="number"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_other_work"),
+    [("nothing", False)]
+    + [(name, True) for name in ("weights", "corpus", "pairs", "seed", "machine", "settings", "code", "library")],
+)
+def test_what_a_stopped_run_kept_serves_only_the_same_work(
+    tmp_path: Path, computed: list[Path], monkeypatch: pytest.MonkeyPatch, changed: str, is_other_work: bool
+) -> None:
+    """The analysis names no inputs of its parts: that they are of the same work is for the run to tell."""
+    module = tmp_path / "own_analysis.py"
+    module.write_text(OWN_ANALYSIS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, module.stem, raising=False)
+    model, pairs = tmp_path / "model", tmp_path / "pairs.jsonl"
+
+    def write(*, seed: int = 0, right: str = "right", wrong: str = "wrong") -> None:
+        checkpoint(model, "gpt_neox", seed=seed)
         rows = [{**row, "right": row[right], "wrong": row[wrong]} for row in prompt_pairs()]
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    write("right", "wrong")
-    model = f"model.name={checkpoint(tmp_path / 'model', 'gpt_neox')}"
-    data = ("data=prompt_pairs", f"data.path={file}", "analysis=[permutation]", "patterns_kept=0")
-    (job,) = make_plan((*FEW[:3], "model=huggingface", model, *data)).jobs
+    def run_until(folder: str, stop_after: float = np.inf, **change: float) -> int:
+        """How many parts are computed."""
+        of_pairs = ("data=prompt_pairs", f"data.path={pairs}")
+        corpus = ("data=repeated_tokens", f"data.seed={change.get('data_seed', 0)}")
+        (job,) = make_plan(
+            (
+                *("mode=smoke", "tracking=none", "patterns_kept=0", "model=huggingface", f"model.name={model}"),
+                *(of_pairs if changed == "pairs" else corpus),
+                *(f"seed={change.get('seed', 0)}", f"threads={change.get('threads', 1)}", "analysis=[]"),
+                f"+analysis={{own: {{_target_: own_analysis.Own, factor: {change.get('factor', 1)}}}}}",
+            )
+        ).jobs
+        computed.clear()
+        run(job, tmp_path / folder, lambda: len(computed) >= stop_after)
+        return len(computed)
+
+    write()
     with pytest.raises(KeyboardInterrupt):
-        run(job, tmp_path / "stopped", lambda: len(computed) >= 3)
-    write("wrong", "right")
-    for folder in ("stopped", "fresh"):
-        run(job, tmp_path / folder, lambda: False)
+        run_until("stopped", 3)
+    more: dict[str, float] = {}
+    match changed:
+        case "weights":
+            write(seed=1)
+        case "pairs":
+            write(right="wrong", wrong="right")
+        case "corpus":
+            more = {"data_seed": 1}
+        case "seed":
+            more = {"seed": 1}
+        case "machine":
+            more = {"threads": 2}
+        case "settings":
+            more = {"factor": 2}
+        case "code":
+            module.write_text(f"{OWN_ANALYSIS}# edited")
+        case "library":
+            monkeypatch.setattr(kept_parts, "version", lambda library: "0")
+    assert run_until("stopped", **more) == (4 if is_other_work else 1)
+    assert run_until("fresh", **more) == 4
     tables = [(tmp_path / folder / "heads.parquet").read_bytes() for folder in ("stopped", "fresh")]
     assert tables[0] == tables[1]

@@ -38,7 +38,7 @@ class Workers:
 
 def test_finish_leaves_the_records_and_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entries = [run(tmp_path, ordering=o, position=p) for o in ("shuffled", "topic") for p in ("rope", "drope")]
-    assert finish(tmp_path, jobs_of(entries), Workers(), ["-m", "experiment=matrix", "analysis=[loss,attention]"])
+    assert finish(tmp_path, jobs_of(entries), Workers(), ["-m", "experiment=matrix", "analysis=[loss,attention]"]) == 0
     for name in ("sweep.json", "effects.json", "matched_loss.json", "summary.csv", "summary.parquet", "report.html"):
         assert (tmp_path / name).exists()
     command = json.loads((tmp_path / "sweep.json").read_text())["command"]
@@ -48,7 +48,7 @@ def test_finish_leaves_the_records_and_the_report(tmp_path: Path, capsys: pytest
 
 def test_finish_tells_of_failed_jobs_and_still_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entries = [run(tmp_path), run(tmp_path, ordering="topic", status="failed")]
-    assert not finish(tmp_path, jobs_of(entries), Workers())
+    assert finish(tmp_path, jobs_of(entries), Workers()) == 1
     assert (tmp_path / "report.html").exists()
     assert "RuntimeError: the loss is no number <b>" in " ".join(capsys.readouterr().out.split())
 
@@ -65,7 +65,7 @@ def test_a_swept_mode_is_a_factor(tmp_path: Path) -> None:
         for m, s in (("smoke", 100), ("laptop", 200))
         for o in ("shuffled", "topic")
     ]
-    assert finish(tmp_path / "x", jobs_of(entries), Workers())
+    assert finish(tmp_path / "x", jobs_of(entries), Workers()) == 0
     assert json.loads((tmp_path / "x" / "sweep.json").read_text())["swept"] == ["data_ordering", "mode"]
     rows = json.loads((tmp_path / "x" / "effects.json").read_text())
     (row,) = [r for r in rows if r["factors"] == ["mode"] and r["outcome"] == "loss_nats" and r["kind"] == "contrast"]
@@ -77,11 +77,11 @@ def test_a_snapshots_table_that_was_cut_off_is_made_again_and_a_whole_one_is_kep
     slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.1}}
     entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow)]
     first, second, third = Workers(), Workers(), Workers()
-    assert finish(tmp_path, jobs_of(entries), first)
-    assert finish(tmp_path, jobs_of(entries), second)
+    assert finish(tmp_path, jobs_of(entries), first) == 0
+    assert finish(tmp_path, jobs_of(entries), second) == 0
     assert len(first.analysed) == 1 and second.analysed == []
     (table,) = tmp_path.glob("*/heads_step*.parquet")
     table.write_bytes(table.read_bytes()[:200])
-    assert finish(tmp_path, jobs_of(entries), third)
+    assert finish(tmp_path, jobs_of(entries), third) == 0
     assert third.analysed == first.analysed
     assert HeadTable.read(table).rows()[0]["metric"] == "selectivity"

@@ -11,10 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from headdyn.core import kept_parts
 from headdyn.core.records import SCHEMA, HeadTable
-from headdyn.core.run_folder import RunRecord, read_metrics
+from headdyn.core.run_folder import KEPT_PARTS, RunRecord, read_metrics, snapshot_table
+from headdyn.core.store import StageInterruptedError
 from headdyn.data.micro_languages import MicroLanguages
 from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
+from headdyn.pipeline import analyse_snapshot
+from headdyn.plan import make_plan
 from headdyn.run import main
 from tests.commands import TINY, only
 from tests.data.text.small_text import jsonl, planted
@@ -141,6 +145,26 @@ def test_a_finished_matrix_is_not_trained_or_analysed_again(place, sweep, runs, 
     assert {name: (run.folder / "heads.parquet").stat().st_mtime_ns for name, run in runs.items()} == heads
     assert only(place / "out" / "multirun") == sweep
     assert seconds < 12
+
+
+def test_a_stopped_analysis_of_a_snapshot_goes_on_to_the_same_table(place, runs, monkeypatch):
+    job, computed, keep = make_plan(MATRIX).jobs[0], [], kept_parts._Keeping.keep
+    monkeypatch.setattr(kept_parts, "SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr(kept_parts._Keeping, "keep", lambda *given: (computed.append(given[1]), keep(*given))[1])
+
+    def analyse(name, stop_after=np.inf):
+        """How many parts are computed."""
+        computed.clear()
+        analyse_snapshot(job, 0, place / name, ("loss", "attention"), lambda: len(computed) >= stop_after)
+        return len(computed)
+
+    every = analyse("whole")
+    with pytest.raises(StageInterruptedError):
+        analyse("stopped", every - 1)
+    assert analyse("stopped") == 1
+    tables = [snapshot_table(place / name, 0).read_bytes() for name in ("whole", "stopped")]
+    assert tables[0] == tables[1]
+    assert not list(place.glob(f"*/{KEPT_PARTS}"))
 
 
 def test_no_trained_model_beats_the_bayes_floor(runs):

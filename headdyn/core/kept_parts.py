@@ -1,42 +1,54 @@
 """The parts of a long analysis: how far it is, and what is done of it, kept so that a stopped one goes on where it was.
 
 A run says where with `keeping`; an analysis does its long work through `parts`. It gives the same bits as one that was
-never stopped, since a part is computed or read, never changed. So a part may draw no random number from a generator
-that others draw from.
+never stopped, since a part is computed or read, never changed. A part that draws random numbers from a generator which
+others draw from is kept with the generator's state behind it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import logging
 import os
+import struct
+import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from headdyn.core.progress import Progress
+from headdyn.core.source_code import source_digest
 from headdyn.core.store import StageInterruptedError
 
 log = logging.getLogger(__name__)
 
+LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 SAVE_EVERY_SECONDS = 10.0  # so that what takes no longer leaves no file
 
 Part = Mapping[str, np.ndarray]
+_Kept = tuple[float, str, Part]  # the seconds it took, the generator's state behind it, the part
+_HEAD = struct.Struct("<qd")  # before a part on the disk: its number and its seconds
+_STATE = "generator's state"
 
 
 class _Keeping:
-    """Where the parts of one analysis are, how many computations it has begun, and what is not yet on the disk."""
+    """Where the parts of one analysis are, how many computations it has begun, and what is not yet on the disk.
+
+    `seconds` is how long the parts took that an earlier try computed and this one reads.
+    """
 
     def __init__(self, folder: Path, identity: str, should_stop: Callable[[], bool]) -> None:
         self.folder, self.identity, self.should_stop = folder, identity, should_stop
-        self.begun = 0
+        self.begun, self.seconds = 0, 0.0
         self.unsaved: list[tuple[Path, bytes]] = []
         self.saved = time.monotonic()
 
@@ -58,16 +70,22 @@ class _Keeping:
 _current: ContextVar[_Keeping | None] = ContextVar("keeping", default=None)
 
 
+def identity_of(analysis: Any, *facts: object) -> str:
+    """All that decides what an analysis computes: its settings, its code, the libraries, its input (`facts`)."""
+    code = source_digest([sys.modules[type(analysis).__module__]])
+    return " ".join(map(str, (analysis, code, *map(version, LIBRARIES), *facts)))
+
+
 @contextmanager
-def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[None]:
-    """Inside, `parts` keeps in `folder` what it computes, for work of the same `identity` (code, settings, weights).
+def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[_Keeping]:
+    """Inside, `parts` keeps in `folder` what it computes, for work of the same `identity` (see `identity_of`).
 
     Where `should_stop` says so it stops after a part, with StageInterruptedError.
     """
     place = _Keeping(folder, identity, should_stop)
     token = _current.set(place)
     try:
-        yield
+        yield place
     except BaseException:  # stopped, interrupted or failed
         place.save()
         raise
@@ -82,19 +100,21 @@ def parts(
     at_once: int,
     compute: Callable[[slice], Part],
     inputs: Sequence[np.ndarray] = (),
+    generator: np.random.Generator | None = None,
 ) -> Iterator[tuple[slice, Part]]:
     """`compute(rows)` for every `at_once` of `total` rows, in order; what an earlier try kept is read.
 
     `step` and `unit` are the words of its progress in the log. `inputs` are arrays that tell this computation from
-    others: parts of other inputs, or of another number of rows, are computed anew.
+    others: parts of other inputs, or of another number of rows, are computed anew. `generator` is what `compute` draws
+    from, if it does; behind a part that is read it stands as it stood when the part was computed.
     """
     place, progress = _current.get(), Progress(step, unit, total)
     every = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
-    earlier: list[Part] = []
+    earlier: list[_Kept] = []
     if place is not None:
         path = place.folder / f"{place.begun:04d}.parts"
         place.begun += 1
-        digest = _digest(place.identity, [np.array([total, at_once]), *inputs])
+        digest = _digest(place.identity, [np.array([total, at_once]), _state(generator), *inputs])
         earlier, end = _read(path, digest)
         if path.exists():
             os.truncate(path, end)  # what a kill left half-written, or what is of another computation
@@ -102,20 +122,30 @@ def parts(
             place.unsaved.append((path, digest))
         if earlier:
             log.info("%s: %d of %d parts were done before", step, len(earlier), len(every))
-    for rows, kept in zip(every, earlier, strict=False):
+    for rows, (seconds, state, kept) in zip(every, earlier, strict=False):
         progress.skip(rows.stop - rows.start)
+        if place is not None:
+            place.seconds += seconds
+        if generator is not None:
+            generator.bit_generator.state = json.loads(state)
         yield rows, kept
     for number, rows in enumerate(every[len(earlier) :], start=len(earlier)):
         if place is not None and place.should_stop():
             raise StageInterruptedError(f"asked to stop while {step}; what is done of it is kept")
+        begun = time.monotonic()
         # As it is read again: in the order of its axes, on which the rounding of later sums depends.
         part: dict[str, Any] = {name: np.asarray(value, order="C") for name, value in compute(rows).items()}
         progress.add(rows.stop - rows.start)
         if place is not None:
             content = io.BytesIO()
-            np.savez(content, allow_pickle=False, **part)
-            place.keep(path, number.to_bytes(8, "little") + content.getvalue())
+            np.savez(content, allow_pickle=False, **part, **{_STATE: _state(generator)})
+            head = _HEAD.pack(number, time.monotonic() - begun)
+            place.keep(path, head + content.getvalue())
         yield rows, part
+
+
+def _state(generator: np.random.Generator | None) -> np.ndarray:
+    return np.array("" if generator is None else json.dumps(generator.bit_generator.state))
 
 
 def _digest(identity: str, arrays: Sequence[np.ndarray]) -> bytes:
@@ -126,10 +156,10 @@ def _digest(identity: str, arrays: Sequence[np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def _read(path: Path, digest: bytes) -> tuple[list[Part], int]:
+def _read(path: Path, digest: bytes) -> tuple[list[_Kept], int]:
     """The parts in the file and where the last whole one ends; none where the file is of another computation."""
     content = path.read_bytes() if path.exists() else b""
-    whole: list[Part] = []
+    whole: list[_Kept] = []
     end = 0
     while len(content) >= end + 8:
         begin = end + 8
@@ -138,11 +168,17 @@ def _read(path: Path, digest: bytes) -> tuple[list[Part], int]:
         if len(piece) < size or (end == 0 and piece != digest):
             break
         if end:
-            if int.from_bytes(piece[:8], "little") != len(whole):
-                break  # one before it was lost, or stands there twice
             try:
-                whole.append(dict(np.load(io.BytesIO(piece[8:]))))
-            except (ValueError, zipfile.BadZipFile):  # what stands behind a damaged part is computed again, too
+                number, seconds = _HEAD.unpack_from(piece)
+                if number != len(whole):
+                    break  # one before it was lost, or stands there twice
+                part = dict(np.load(io.BytesIO(piece[_HEAD.size :])))
+                whole.append((seconds, str(part.pop(_STATE)), part))
+            except (
+                ValueError,
+                struct.error,
+                zipfile.BadZipFile,
+            ):  # what stands behind a damaged part is computed again, too
                 break
         end = begin + size
     return whole, end

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 LOG, PATTERNS = "log.txt", "patterns.safetensors"
-KEPT_PARTS = "kept_parts"  # what is done of an analysis, until the run is complete
+KEPT_PARTS = "kept_parts"  # what is done of an analysis: of a run's until it is complete, of a series' for good
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),
@@ -242,6 +242,11 @@ class RunFolder:
         begun = time.monotonic()
         yield
         self.manifest["seconds"][name] = time.monotonic() - begun
+
+    def count_earlier(self, name: str, seconds: float) -> None:
+        """Add to what `timed` recorded the seconds of parts that an earlier try computed."""
+        self.manifest["seconds"][name] += seconds
+        self._begun -= seconds  # the total holds them too
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append metrics of one step to metrics.jsonl and send them to the tracker."""

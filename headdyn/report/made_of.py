@@ -4,6 +4,7 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
+from headdyn.core.run_folder import KEPT_PARTS
 from headdyn.core.source_code import source_digest
 from headdyn.report import extension
 from headdyn.sweep.record import SERIES_SECONDS, SweepRecord
@@ -12,7 +13,7 @@ PAGE = "report.html"
 _LIBRARIES = ("altair", "vl-convert-python", "jinja2")
 _MOST_READ = 2**24  # bytes; of a larger record its size and time of change stand for it
 # What stands in folders of sweeps and runs, and on no page.
-_NO_RECORDS = {".lock", "log.txt", "wandb", SERIES_SECONDS}
+_NO_RECORDS = {".lock", "log.txt", "wandb", KEPT_PARTS, SERIES_SECONDS}
 
 
 def made_of(sweep: SweepRecord) -> str:

@@ -1,7 +1,8 @@
 """Analyses of whole series of checkpoints: called when a sweep's runs have ended, recorded in verdict.json."""
 
 import time
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,14 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from headdyn.analysis.contract import SeriesAnalysis
-from headdyn.analysis.series.points import read_point
+from headdyn.analysis.series.points import content_of, read_point
+from headdyn.core.figures import Figure
 from headdyn.core.json_files import write_json
+from headdyn.core.kept_parts import identity_of, keeping
+from headdyn.core.progress import Progress
 from headdyn.core.randomness import generator
-from headdyn.core.run_folder import RunRecord
+from headdyn.core.run_folder import KEPT_PARTS, LOG, RunRecord
+from headdyn.core.store import StageInterruptedError
 from headdyn.models.revisions import steps_of
 from headdyn.sweep.record import SERIES_SECONDS, VERDICT
 
@@ -30,31 +35,50 @@ class Series:
     seed: int
 
 
-def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
+def judge_series(folder: Path, every_series: Sequence[Series], should_stop: Callable[[], bool]) -> None:
     """Call the analyses on every series of a sweep; leaves verdict.json, their tables and figures in its folder.
 
     Tables get a column `series`, figures stand in figures/, and verdict.json says which runs a record is of. How long
-    the analyses took, which is another at every call, stands in series_seconds.json. Nothing is written where there is
-    no series.
+    the analyses took, which is another at every call, stands in series_seconds.json. Raises StageInterruptedError where
+    `should_stop` says so, after keeping what is done of the analysis, and whatever failed, with its traceback in
+    log.txt; then nothing else is written.
     """
+    try:
+        _judge(folder, every_series, should_stop)
+    except StageInterruptedError:
+        raise
+    except Exception:
+        with (folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(traceback.format_exc())
+        raise
+
+
+def _judge(folder: Path, every_series: Sequence[Series], should_stop: Callable[[], bool]) -> None:
+    from headdyn.core import machine  # torch, which a sweep without series does without
+
+    here = machine.resolve("cpu", "fp32", 0)
     verdicts: list[dict[str, Any]] = []
     seconds: list[dict[str, Any]] = []
     tables: dict[str, list[pa.Table]] = {}
+    pictures: dict[str, Figure] = {}
     for number, series in enumerate(every_series):
         steps = steps_of(series.revisions)
-        points = [
-            read_point(run, revision, steps[revision])
-            for run, revision in zip(series.runs, series.revisions, strict=True)
-        ]
+        points, contents = [], []
+        progress = Progress("reading checkpoints", "checkpoints", len(series.runs))
+        for run, revision in zip(series.runs, series.revisions, strict=True):
+            contents.append((revision, content_of(run)))
+            points.append(read_point(run, revision, steps[revision]))
+            progress.add(1)
         for name, analysis in series.analyses.items():
-            begun = time.monotonic()
-            findings = analysis(points, generator(series.seed, f"analysis/{name}"))
+            begun, parts = time.monotonic(), folder / KEPT_PARTS / f"{name}{number or ''}"
+            with keeping(parts, identity_of(analysis, here, series.seed, contents), should_stop) as kept:
+                findings = analysis(points, generator(series.seed, f"analysis/{name}"))
             took = {"analysis": name, "run": series.runs[0].name, "checkpoints": len(points)}
-            seconds.append({**took, "seconds": time.monotonic() - begun})
+            seconds.append({**took, "seconds": time.monotonic() - begun + kept.seconds})
             summary, figures = findings.table.summary(), {}
             for title, figure in findings.figures.items():
                 figures[title] = f"figures/{name}_{title}{number or ''}.json"
-                figure.save(folder / figures[title])
+                pictures[figures[title]] = figure
             for title, table in findings.tables.items():
                 tables.setdefault(title, []).append(table.append_column("series", [[number] * len(table)]))
             verdicts.append(
@@ -70,11 +94,12 @@ def judge_series(folder: Path, every_series: Sequence[Series]) -> None:
                     "tables": list(findings.tables),
                 }
             )
-    if verdicts:
-        write_json(folder / VERDICT, verdicts)
-        write_json(folder / SERIES_SECONDS, seconds)
-    for title, parts in tables.items():
-        table = pa.concat_tables(parts, promote_options="default")
+    for path, figure in pictures.items():
+        figure.save(folder / path)
+    for title, of_series in tables.items():
+        table = pa.concat_tables(of_series, promote_options="default")
         pa.parquet.write_table(table, folder / f"{title}.parquet")
         if title == "timeline":
             pa.csv.write_csv(table, folder / "timeline.csv")
+    write_json(folder / SERIES_SECONDS, seconds)
+    write_json(folder / VERDICT, verdicts)

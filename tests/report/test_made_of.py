@@ -16,7 +16,7 @@ from tests.test_finish import Workers, jobs_of
 def finished(folder: Path) -> SweepRecord:
     entries = [run(folder, ordering=ordering) for ordering in ("shuffled", "topic")]
     with patch("headdyn.finish.now", return_value="2026-01-01T00:00:00+00:00"):
-        assert finish(folder, jobs_of(entries), Workers())
+        assert finish(folder, jobs_of(entries), Workers()) == 0
     return SweepRecord.read(folder)
 
 
@@ -24,7 +24,7 @@ def test_a_finished_sweep_keeps_its_page_and_its_date(tmp_path: Path) -> None:
     page, sweep = tmp_path / "report.html", finished(tmp_path)
     before = page.stat().st_mtime_ns, page.read_bytes()
     entries = [{"name": job.run.name, "factors": job.factors} for job in sweep.jobs]
-    assert finish(tmp_path, jobs_of(entries), Workers())
+    assert finish(tmp_path, jobs_of(entries), Workers()) == 0
     assert (page.stat().st_mtime_ns, page.read_bytes()) == before
     assert SweepRecord.read(tmp_path).written == "2026-01-01T00:00:00+00:00"
 
@@ -35,10 +35,10 @@ def test_a_page_that_was_damaged_is_drawn_again(tmp_path: Path) -> None:
     entries = jobs_of([{"name": job.run.name, "factors": job.factors} for job in sweep.jobs])
     for damaged in (whole[: len(whole) // 2], whole.replace("shuffled", "Shuffled", 1), "", whole + "more"):
         page.write_text(damaged)
-        assert finish(tmp_path, entries, Workers())
+        assert finish(tmp_path, entries, Workers()) == 0
         assert is_current(page, made_of(SweepRecord.read(tmp_path)))
     page.unlink()
-    assert finish(tmp_path, entries, Workers())
+    assert finish(tmp_path, entries, Workers()) == 0
     assert page.exists()
 
 

@@ -3,6 +3,7 @@
 Letters as in onset.py.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, permutations
 from typing import Any
@@ -23,6 +24,7 @@ from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order,
 from headdyn.analysis.series.prediction import moving_together
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.analysis.series.timeline import series_figures, timeline_table
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import HeadTable
 
 _NOT_MATCHED = "no two checkpoints that count hold what heads are matched by"
@@ -184,9 +186,16 @@ def _order(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np.random.Generator) -> HeadTable:
     """Rows of every checkpoint that kept its clusters against the one before that did, under its own step."""
     clusters = [(point.step, point.clusters) for point in counted if point.clusters is not None]
+
+    def compared(at: slice) -> Part:
+        (_, before), (_, after) = clusters[at.start : at.start + 2]
+        table = cluster_divergence(before, after, generator, relabellings=relabellings).table
+        return {"rows": np.array(json.dumps(table.to_pylist()))}
+
+    done = parts("comparing clusters", "checkpoints", len(clusters) - 1, 1, compared, generator=generator)
     return HeadTable.concat(
-        cluster_divergence(before, after, generator, relabellings=relabellings).labelled(step=step)
-        for (_, before), (step, after) in pairwise(clusters)
+        HeadTable.from_rows(json.loads(str(part["rows"]))).labelled(step=step)
+        for (step, _), (_, part) in zip(clusters[1:], done, strict=False)
     )
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.statistics import at_least_as_high
 from headdyn.models.decoder import Decoder
 
@@ -88,8 +89,13 @@ def match_series(
     `heads` is by step what `similarity` compares into [H, J].
     """
     steps = sorted(heads)
-    pairs = dict.fromkeys([*pairwise(steps), *((step, steps[-1]) for step in steps[:-1])])
-    return {(a, b): match_heads(similarity(heads[a], heads[b])) for a, b in pairs}
+    pairs = list(dict.fromkeys([*pairwise(steps), *((step, steps[-1]) for step in steps[:-1])]))
+
+    def compared(at: slice) -> Part:
+        return {"cosine_HJ": similarity(*(heads[step] for step in pairs[at.start]))}
+
+    done = parts("matching heads", "pairs of checkpoints", len(pairs), 1, compared)
+    return {pair: match_heads(part["cosine_HJ"]) for pair, (_, part) in zip(pairs, done, strict=True)}
 
 
 def kept_by_chance(match: Match, draws: int, generator: np.random.Generator) -> float:

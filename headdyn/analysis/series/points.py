@@ -5,6 +5,7 @@ Letters as in splits.py: S labelled splits, P pairs.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +19,8 @@ from headdyn.analysis.head_profiles import PROFILES, Profiles, read_profiles
 from headdyn.analysis.interventions.pair_rows import succeeds
 from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import RunRecord
+from headdyn.core.run_folder import HEADS, RunRecord
+from headdyn.core.store import file_hash
 from headdyn.models.integrity import check_integrity
 
 if TYPE_CHECKING:
@@ -115,6 +117,22 @@ def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dic
     return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
 
 
+_TABLES = (*SPLITS, *CLUSTERS, *PROFILES)
+
+
+def content_of(record: RunRecord) -> str:
+    """SHA-256 of all that `read_point` reads of a run."""
+    digest = hashlib.sha256(repr([record.status, record.manifest.get("error"), _state_hash(record)]).encode())
+    for name in (HEADS, CIRCUITS, *(f"{table}.parquet" for table in _TABLES)):
+        if (record.folder / name).exists():
+            digest.update(f" {name} {file_hash(record.folder / name)}".encode())
+    return digest.hexdigest()
+
+
+def _state_hash(record: RunRecord) -> str | None:
+    return record.manifest.get("checkpoint", {}).get("state_hash")
+
+
 def read_point(record: RunRecord, revision: str, step: int | None) -> SeriesPoint:
     """The point that a run of one revision left in its folder; a run that is not complete gives its error.
 
@@ -126,14 +144,14 @@ def read_point(record: RunRecord, revision: str, step: int | None) -> SeriesPoin
     folder = record.folder
     if record.status != "complete":
         return SeriesPoint(revision=revision, step=step, error=record.manifest.get("error") or f"run {record.status}")
-    paths = {name: folder / f"{name}.parquet" for name in (*SPLITS, *CLUSTERS, *PROFILES)}
+    paths = {name: folder / f"{name}.parquet" for name in _TABLES}
     tables = {name: pq.read_table(path) for name, path in paths.items() if path.exists()}
     return SeriesPoint(
         revision=revision,
         step=step,
         table=record.heads(),
         splits=SplitSummary.of(tables["splits"], controls=tables.get("control_splits")) if "splits" in tables else None,
-        state_hash=record.manifest.get("checkpoint", {}).get("state_hash"),
+        state_hash=_state_hash(record),
         circuits=load_circuits(folder / CIRCUITS) if (folder / CIRCUITS).exists() else None,
         profiles=read_profiles({name: tables[name] for name in PROFILES if name in tables}) or None,
         clusters={name: tables[name] for name in CLUSTERS} if set(tables) >= set(CLUSTERS) else None,

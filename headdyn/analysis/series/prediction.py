@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.progress import Progress
+from headdyn.core.kept_parts import Part, parts
 from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
 
 _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
@@ -70,27 +70,23 @@ def predictions(
     """
     ranks = {name: ranks_in_layers(value_KLH) for name, value_KLH in excess.items()}
     records: list[dict[str, Any]] = []
-    progress = Progress("predicting the last ranks", "correlations", len(ranks) ** 2 * (len(steps) - 1))
+    earlier = [(early, k) for early in ranks for k in range(len(steps) - 1)]
     for final, last_KLH in ranks.items():
-        dealt_RLH, exact = relabelled(last_KLH[-1], draws, generator)
-        for early, rank_KLH in ranks.items():
-            for step, rank_LH in zip(steps[:-1], rank_KLH[:-1], strict=True):
-                value_R = correlations(rank_LH[None], dealt_RLH)
-                low, high = interval(rank_LH, last_KLH[-1], draws, generator)
-                records.append(
-                    {
-                        "final": final,
-                        "early": early,
-                        "step": step,
-                        "correlation": float(value_R[0]),
-                        "ci_low": low,
-                        "ci_high": high,
-                        "p": at_least_as_high(value_R),
-                        "exact": exact,
-                        "n": int(rank_LH.size),
-                    }
-                )
-                progress.add(1)
+        last_LH = last_KLH[-1]
+        dealt_RLH, exact = relabelled(last_LH, draws, generator)
+
+        def correlated(at: slice, last_LH: np.ndarray = last_LH, dealt_RLH: np.ndarray = dealt_RLH) -> Part:
+            early, k = earlier[at.start]
+            value_R = correlations(ranks[early][k][None], dealt_RLH)
+            low, high = interval(ranks[early][k], last_LH, draws, generator)
+            values = {"correlation": value_R[0], "ci_low": low, "ci_high": high, "p": at_least_as_high(value_R)}
+            return {name: np.array(value) for name, value in values.items()}
+
+        done = parts(f"predicting ranks in {final}", "correlations", len(earlier), 1, correlated, generator=generator)
+        for (early, k), (_, part) in zip(earlier, done, strict=True):
+            values = {name: value.item() for name, value in part.items()}
+            which = {"final": final, "early": early, "step": steps[k]}
+            records.append({**which, **values, "exact": exact, "n": last_LH.size})
     return _with_q(records)
 
 
