@@ -1,4 +1,4 @@
-"""How Hydra composes the jobs of a command line from conf/, and what is said of a line that it refuses. No torch."""
+"""Composing the jobs of a command line from conf/ by Hydra, and one-line messages for lines that Hydra refuses."""
 
 import argparse
 import copy
@@ -31,7 +31,7 @@ CONF = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "conf"
 
 @contextmanager
 def composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], DictConfig]]:
-    """Inside, the function that composes a job's configuration from its overrides; a --config-dir is searched too."""
+    """Yields a function that composes a job's configuration from its overrides. Searches --config-dir as well."""
     config_dir = parsed(arguments).config_dir
     extra = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
 
@@ -41,14 +41,16 @@ def composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Di
         except HydraException:
             raise
         except UnicodeDecodeError as error:
-            raise ConfigError(f"a YAML file that {' '.join(job)} chooses is no UTF-8 text ({error})") from error
+            raise ConfigError(f"a YAML file that {' '.join(job)} chooses is not UTF-8 text ({error})") from error
         except AssertionError as error:  # Hydra's own, of a group without a name
             raise ConfigError(f"{' '.join(job)} names no group or key; write group=option or key=value") from error
         except YAMLError as error:
             raise ConfigError("a configuration file is no YAML: " + " ".join(str(error).split())) from error
-        except OSError as error:  # a name too long for a file, a file that may not be read
+        except OSError as error:  # the option's name is too long for a file, or its file may not be read
             names = " ".join(job)
-            raise ConfigError(f"{names} chooses what cannot be read: {error.strerror}; --help lists groups") from error
+            raise ConfigError(
+                f"{names} chooses a file that cannot be read: {error.strerror}; --help lists groups"
+            ) from error
         except (ValueError, TypeError, AttributeError, OmegaConfBaseException) as error:
             raise ConfigError(_refused(job) or one_line(error)) from error
 
@@ -63,7 +65,7 @@ def composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Di
 
 
 def _once(load: Callable[..., Made]) -> Callable[..., Made]:
-    """`load`, done once for each first argument: jobs of a sweep share files and choices. Each call gets a copy."""
+    """`load` with a cache by its first argument, since the jobs of a sweep load the same files. Returns copies."""
     originals: dict[str, Made] = {}
 
     def load_once(*arguments: Any, **named: Any) -> Made:
@@ -76,7 +78,7 @@ def _once(load: Callable[..., Made]) -> Callable[..., Made]:
 
 
 def _refused(job: Sequence[str]) -> str | None:
-    """What to say of an override that Hydra or OmegaConf refuses with a traceback, where that is known."""
+    """The message for an override that makes Hydra or OmegaConf raise a bare Python error; None for unknown cases."""
     loader = GlobalHydra.instance().config_loader()
     for override in OverridesParser.create().parse_overrides(list(job)):
         key, value = override.get_key_element(), override.value()
@@ -102,9 +104,10 @@ def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
 def plain_arguments(arguments: Sequence[str]) -> list[str]:
     """The command line with headdyn's own shorthands spelt out, as Hydra needs them. Raises ConfigError.
 
-    `ordering=` is `data_ordering=`, and both at once are refused, since Hydra would silently take one. The protocol
-    `seed` is `original`. The lists of `model.revisions` and `model.kept` are quoted, because Hydra reads an unquoted
-    comma as a sweep. Options come first: Hydra reads no override behind an option that stands behind another override.
+    `ordering=` becomes `data_ordering=`; giving both is refused, because Hydra would use one of them without a word.
+    `protocol=seed` becomes `protocol=original`. Lists in `model.revisions` and `model.kept` are quoted, because Hydra
+    reads an unquoted comma as a sweep. Options are moved to the front: after an option that follows an override, Hydra
+    reads no further overrides.
     """
     overrides = parsed(arguments).overrides
     arguments = [*(a for a in arguments if a not in overrides), *overrides]
@@ -132,9 +135,9 @@ def informational(arguments: Sequence[str]) -> bool:
 
 
 def explain(error: Exception, arguments: Sequence[str]) -> str:
-    """A composition error in one line that says what can be done; Hydra's own hint suggests appending unknown keys."""
+    """A composition error in one line with its fix. Hydra's own hint would be to append the unknown key."""
     if isinstance(error, ConfigError):
-        return " ".join(str(error).split())  # a value may hold line breaks
+        return " ".join(str(error).split())  # a value may contain line breaks
     launcher = re.search(r"Could not find 'hydra/launcher/(joblib|ray|submitit)", str(error))
     if launcher:
         extra = launcher[1].replace("submitit", "slurm")
@@ -148,7 +151,9 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return f"{error.override!r} cannot be read; give KEY=VALUE, and a value of several words as 'KEY=\"a b\"'"
     refused = re.match(r"Could not override '([^']+)'", str(error))
     if refused and "not in struct" in f"{error}{error.__cause__}":
-        key = getattr(error.__cause__, "full_key", None) or ""  # below the override's where that gives a whole group
+        key = (
+            getattr(error.__cause__, "full_key", None) or ""
+        )  # longer than the override's key if the override sets a group
         return _unknown(max(key, refused[1], key=len), arguments)
     cause = str(error.__cause__ or "")
     text = f"{error} {'' if cause in str(error) else cause}".partition("Config search path")[0]
@@ -156,20 +161,20 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
 
 
 def _unknown(key: str, arguments: Sequence[str]) -> str:
-    """What to say of a key that a job's configuration lacks: what there is, or with which values it exists."""
+    """The message for an unknown key: the known ones, or the options of other groups with which it would exist."""
     with composing(arguments) as compose_job:
-        # Options alone say which keys there are; any other override of the command may be refused itself.
+        # Which keys exist depends on the options alone; the command's other overrides may be invalid themselves.
         options = GlobalHydra.instance().config_loader().get_group_options
         overrides = [
             o for o in overrides_of(arguments) if options(o.get_key_element()) and not isinstance(o.value(), dict)
         ]
-        # Eight jobs are enough to tell two values of a swept group apart, and are composed within two seconds.
+        # Eight jobs contain two values of a swept group, and are composed within two seconds.
         keys = {tuple(job): _keys(compose_job(job)) for job in jobs_of(overrides)[:8]}
     having = next((set(job) for job in keys if key in keys[job]), set())
     lacking = next((set(job) for job in keys if key not in keys[job]), set())
     if having and lacking:
         with_it, without_it = (" ".join(sorted(one)) for one in (having - lacking, lacking - having))
-        return f"{key} exists with {with_it}, not with {without_it}; sweep over these in commands of their own"
+        return f"{key} exists with {with_it}, not with {without_it}; sweep each in a command of its own"
     return unknown_key(key, next(iter(keys.values())))
 
 
@@ -185,7 +190,7 @@ def _keys(node: DictConfig, prefix: str = "") -> list[str]:
 
 
 def overrides_of(arguments: Sequence[str]) -> list[Override]:
-    """The command's overrides, inside `composing`, whose options a `glob` of them names."""
+    """The command's overrides. Call it inside `composing`: a `glob(...)` among them is resolved against the options."""
     loader = GlobalHydra.instance().config_loader()
     return OverridesParser.create(config_loader=loader).parse_overrides(parsed(arguments).overrides)
 

@@ -1,4 +1,4 @@
-"""The groups of the configuration that choose nothing by `_target_`: what their YAML files may hold."""
+"""Settings of the configuration groups without a `_target_`: protocol, mode, attention, position_enc, outcomes."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -10,7 +10,7 @@ from headdyn.training.settings import RecalibrationSettings
 
 @settings
 class Protocol:
-    """conf/protocol: every choice that docs/science.md gives two ways, which the other groups refer to.
+    """conf/protocol: choices in which docs/science.md has an original and a corrected way; other groups refer to them.
 
     `companions` maps the name of an analysis to further analyses, by name, that run whenever it runs.
     """
@@ -21,13 +21,13 @@ class Protocol:
     within_block: str
     cooldown_share: float
     recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale", "until_recovered"], float | bool]
-    study: str | None = None  # what the key `study` is where no experiment names another
+    study: str | None = None  # the value of the key `study`, unless an experiment sets it
     companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
 
 
 @settings
 class Mode:
-    """conf/mode: sizes, steps and learning rates, which the other groups refer to and check."""
+    """conf/mode: sizes, steps and learning rates; the other groups refer to them, and check them."""
 
     name: str
     model: Mapping[Literal["d_model", "num_layers", "num_heads", "gqa_kv_heads", "head_dim", "d_ff"], int]
@@ -39,7 +39,7 @@ class Mode:
     conversations: Mapping[Literal["num_symbols", "num_topics", "sequence_length", "target_gap_nats"], float]
     text: Mapping[
         Literal["vocab_size", "sequence_length", "num_topics", "train_sequences", "val_sequences", "embedding"],
-        int | str | None,  # null is no limit
+        int | str | None,  # null: no limit
     ]
     train: Mapping[
         Literal["steps", "batch_size", "muon_lr", "adamw_lr", "snapshots"]
@@ -59,7 +59,7 @@ class AttentionSettings:
 
 @settings
 class PositionSettings:
-    """conf/position_enc: whether training rotates, whether the final model does, and what happens between."""
+    """conf/position_enc: whether RoPE is used in training and in the final model, and the recalibration between."""
 
     name: str
     train_rotary: bool
@@ -75,7 +75,7 @@ class PositionSettings:
 
 @settings
 class Outcomes:
-    """What the runs of a sweep are compared by: one primary outcome, and the others; null is every one measured."""
+    """The metrics by which a sweep's runs are compared: one primary, and others (null: all that are measured)."""
 
-    primary: str | tuple[str, ...] | None = None  # several are refused once the choices are known
+    primary: str | tuple[str, ...] | None = None  # a tuple is refused later, by a message that lists the metrics
     others: tuple[str, ...] | None = None

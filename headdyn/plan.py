@@ -1,4 +1,4 @@
-"""What a command line means: the jobs it names, every one composed and checked before anything starts. No torch."""
+"""From a command line to its jobs, all composed and checked before any of them starts. Imports no torch."""
 
 import dataclasses
 import hashlib
@@ -22,7 +22,7 @@ from headdyn.core.store import require_writable
 from headdyn.models.settings import MiniQwen3, Trained
 from headdyn.training.settings import processes
 
-RUN_NAME = "${headdyn_run:}"  # in conf/config.yaml: a run's folder is called as the run is
+RUN_NAME = "${headdyn_run:}"  # conf/config.yaml gives a run's folder the name of the run
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Plan:
     jobs: tuple[RunConfig, ...]
     folder: Path
     is_sweep: bool
-    launcher: str  # Hydra's launcher that takes the jobs elsewhere; empty where they are done here
-    arguments: tuple[str, ...]  # as Hydra gets them: with the revisions of a series and the swept keys spelt out
+    launcher: str  # the `_target_` of Hydra's launcher; empty if this process starts the jobs itself
+    arguments: tuple[str, ...]  # what Hydra gets: the command's, with the revisions of a series and the swept keys
 
     def folder_of(self, job: RunConfig) -> Path:
         """Where a job's record is."""
@@ -59,7 +59,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         def checked(job: Sequence[str], cfg: DictConfig) -> RunConfig:
             return check(cfg, cfg.hydra.runtime.choices, job)
 
-        # The first job alone: a bad value answers before a large sweep is composed.
+        # Compose the first job alone: so a bad value is refused before a large sweep is composed.
         base = compose_job(jobs_of(overrides)[0])
         if _needs_data(base):
             arguments = [*arguments, "data=repeated_tokens"]
@@ -73,12 +73,12 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             _require_outcomes([first], overrides)
             _require_one_job(first, overrides, params)
             if processes() > 1 and not first.trains:
-                raise ConfigError("torchrun shares out a training, and this model comes trained; leave torchrun out")
+                raise ConfigError("torchrun divides a training, and this model is trained already; leave torchrun out")
             return Plan((first,), _output(base.hydra.run.dir), False, "", tuple(arguments))
         _require_our_sweeper(base)
         if processes() > 1:
             raise ConfigError(
-                "torchrun trains one run on several devices; leave -m out, or torchrun, for a run on every device"
+                "torchrun trains one run on several devices; leave -m out, or do one run per device without torchrun"
             )
         launcher = base.hydra.launcher._target_
         elsewhere = "" if launcher.endswith(".BasicLauncher") else launcher
@@ -99,13 +99,13 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
         folder = _output(base.hydra.sweep.dir)
-        if elsewhere:  # another machine may know neither this folder's variables nor what is current here
+        if elsewhere:  # on another machine, environment variables and the current folder may differ
             arguments = [*arguments, "hydra.sweep.dir='{}'".format(str(folder).replace("'", r"\'"))]
         return Plan(jobs, folder, True, elsewhere, tuple(arguments))
 
 
 def _needs_data(cfg: DictConfig) -> bool:
-    """Whether a model that comes trained is left with what models are trained on where no data are named."""
+    """Whether a model that is trained already would read the default training data, because no data= was given."""
     return OmegaConf.select(cfg, "model.kind") not in ("mini_qwen3", "trained") and (
         cfg.hydra.runtime.choices.get("data") == "micro_languages"
         and not any(override.startswith("data=") for override in cfg.hydra.overrides.task)
@@ -113,7 +113,7 @@ def _needs_data(cfg: DictConfig) -> bool:
 
 
 def _require_ours(override: Override) -> None:
-    """Refuse what Hydra would take and nobody read: the sweep's own key, and new keys of Hydra itself."""
+    """Refuse keys that Hydra accepts but nothing reads: `swept`, which -m sets, and unknown keys below `hydra`."""
     key = override.get_key_element().lstrip("+~")
     if key == "swept":
         raise ConfigError(f"{override.input_line} is filled in by -m; sweep with -m KEY=VALUE,VALUE")
@@ -123,7 +123,7 @@ def _require_ours(override: Override) -> None:
 
 
 def _require_content(base: DictConfig, overrides: Sequence[Override]) -> None:
-    """Refuse an analysis whose file is empty: Hydra composes nothing from it, and the run would lack it."""
+    """Refuse an analysis whose YAML file is empty: Hydra would leave it out without a word."""
     chosen = [o.value() for o in overrides if o.get_key_element() == "analysis"]
     names = {name for value in chosen for name in (value if isinstance(value, list) else [value])}
     for source in base.hydra.runtime.config_sources:
@@ -146,7 +146,7 @@ def _revisions(config: RunConfig) -> tuple[str, ...]:
 
 
 def _require_one_job(job: RunConfig, overrides: Sequence[Override], params: Mapping[str, str]) -> None:
-    """Refuse a command without -m that names several runs, of which Hydra would silently do one."""
+    """Refuse a command without -m that names several runs; Hydra would do one of them and not say so."""
     for override in (o for o in overrides if o.is_sweep_override()):
         raise ConfigError(f"{override.input_line} names several values; add -m to run them all")
     if params:
@@ -163,7 +163,7 @@ def _require_one_job(job: RunConfig, overrides: Sequence[Override], params: Mapp
 
 
 def _require_our_sweeper(base: DictConfig) -> None:
-    """Refuse another sweeper, no launcher, and run folders that are not named as the run is, so that jobs share one."""
+    """Refuse other sweepers, a missing launcher, and settings by which two runs would share a folder."""
     if base.hydra.launcher is None:
         raise ConfigError("hydra.launcher=null starts no job; leave it out, or choose cluster=slurm, ray or joblib")
     if not base.hydra.sweeper._target_.endswith("BasicSweeper"):
@@ -173,7 +173,7 @@ def _require_our_sweeper(base: DictConfig) -> None:
     on_ray = base.hydra.launcher._target_.endswith(".RayLauncher")
     if on_ray and base.device != "cpu" and base.hydra.launcher.ray.remote.get("num_gpus") is None:
         raise ConfigError(
-            f"device={base.device} with cluster=ray gets the GPUs that are asked for, and none are; add "
+            f"device={base.device} with cluster=ray gets only the GPUs that it requests, and it requests none; add "
             "hydra.launcher.ray.remote.num_gpus=1, or device=cpu"
         )
     subdir = OmegaConf.to_container(base.hydra.sweep, resolve=False)["subdir"]  # type: ignore[index,call-overload]
@@ -190,8 +190,8 @@ def _require_single_levels(jobs: Sequence[RunConfig], swept: Sequence[str]) -> N
         for job in jobs:
             if not is_no_factor(key) and key not in job.factors:
                 raise ConfigError(
-                    f"{key} is swept, and one of its values is no single number, word, true, false or null, by which "
-                    "runs are compared; sweep over a key inside it, or make each value an option of a group"
+                    f"{key} is swept, and one of its values is a list or a group. Runs are compared by single values: "
+                    "sweep over a key inside it, or make each value an option of a group"
                 )
 
 
@@ -211,7 +211,7 @@ def _require_outcomes(jobs: Sequence[RunConfig], overrides: Sequence[Override]) 
 
 
 def _output(folder: str) -> Path:
-    """The folder for what the command leaves, found writable before any job starts. Raises ConfigError."""
+    """The command's output folder. Raises ConfigError if it cannot be written, before any job starts."""
     path = Path(folder).absolute()
     if not folder.strip():
         raise ConfigError("hydra.run.dir and hydra.sweep.dir name no folder; leave them out, or set HEADDYN_OUT")
@@ -232,7 +232,7 @@ def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
 
 
 def remove_empty_folders(plan: Plan) -> None:
-    """Take away the folders that planning made to see whether they can be written."""
+    """Remove the folders that planning made to test whether they can be written."""
     for folder in (plan.folder, plan.folder.parent):
-        with suppress(OSError):
-            folder.rmdir()  # of which nothing but an empty one can be removed so
+        with suppress(OSError):  # rmdir refuses a folder that is not empty
+            folder.rmdir()

@@ -107,7 +107,7 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
         (["--config-dir", "tests", "trian.steps=1"], ["unknown key trian.steps", "did you mean train.steps"]),
         (["--config-dir", "tests", "train.stepz=1"], ["unknown key train.stepz", "did you mean train.steps"]),
         (["mode=smoke", "--config-dir", "tests", "nothing=1"], ["unknown key nothing"]),
-        (["a" * 300 + "=1"], ["chooses what cannot be read: File name too long"]),
+        (["a" * 300 + "=1"], ["chooses a file that cannot be read: File name too long"]),
         (["--config-name", "other"], ["--config-name other is not supported", "--config-dir"]),
         (
             ["-m", "position_enc=rope,drope", "position_enc.recalibration.steps=600"],
@@ -132,7 +132,7 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
         (["study=headdyn.no_such_study"], ["study=headdyn.no_such_study", "imported"]),
         (
             ["-m", "train.adamw_betas=[0.9,0.95],[0.8,0.9]"],
-            ["train.adamw_betas is swept, and one of its values is no single number"],
+            ["train.adamw_betas is swept, and one of its values is a list or a group"],
         ),
         (["data=repeated_tokens"], ["data=repeated_tokens", "is trained here", "data=micro_languages"]),
         (["model=gpt2", "data=conversations"], ["data=conversations has symbols of its own", "repeated_tokens"]),
@@ -366,7 +366,7 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
     ("content", "words"),
     [
         (b"name: [unclosed\n", "a configuration file is no YAML: while parsing"),
-        (b"\xff\xfe\x00", "no UTF-8 text"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
         (b"- a\n- b\n", "analysis must name one option"),
         (b"_target_: their_bytes.Lens\n", "needs a _target_"),
         (b"# @package analysis.own\n_target_: their_bytes.Lens\n", "their_bytes.Lens cannot be imported"),

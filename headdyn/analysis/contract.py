@@ -1,7 +1,7 @@
-"""What every analysis is: a frozen dataclass of settings (`core.settings.settings`), called on what it is about.
+"""The interface of analyses: a frozen dataclass of settings (`core.settings.settings`) that is called on a decoder.
 
-Settings are checked by importing the class, so its module imports nothing heavy (torch, scipy, scikit-learn): it states
-settings and metrics, and `__call__` imports the sibling module that measures (`measured_in`).
+Checking settings imports the class, so its module contains settings and metrics and imports nothing slow (torch, scipy,
+scikit-learn). `__call__` imports a second module, which computes (`measured_in`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Analysis(Protocol):
-    """One file and one YAML (`_target_`) each; there is no registry, so another package can add its own.
+    """An analysis of one model. A YAML file names its class by `_target_`; there is no registry.
 
-    `rows` is the unit of a row, `needs` what the analysis must be given beside the decoder ("corpus" or "prompts"),
-    `metrics` every metric it may put into its table with the range its values lie in. It leaves the decoder unchanged
-    and draws every random number from the generator it is given.
+    `rows` says what a row of its table describes. `needs` says what it is called with beside the decoder: "corpus" or
+    "prompts". `metrics` describes every metric that its table may contain, with its range. An analysis must not change
+    the decoder, and draws all random numbers from the generator that it is given.
     """
 
     rows: ClassVar[Literal["model", "layer", "head", "split", "order"]]
@@ -34,15 +34,12 @@ class Analysis(Protocol):
     metrics: ClassVar[Mapping[str, Metric]]
 
     def __call__(self, decoder: Decoder, material: Any, generator: np.random.Generator, /) -> Findings:
-        """`material` is what `needs` says: a Corpus or Prompts, and either of them where it needs neither."""
+        """`material` is a Corpus or Prompts, as `needs` says; if `needs` names neither, it may be either."""
         ...
 
 
 def measured_in(module: str) -> Callable[..., Any]:
-    """The `__call__` of an analysis whose work is done by `measure(analysis, *arguments)` of another module.
-
-    That module is imported at the first call, so that stating the settings costs no import of torch.
-    """
+    """A `__call__` method that imports `module` at the first call and returns its `measure(analysis, *arguments)`."""
 
     def call(analysis: Any, *arguments: Any) -> Any:
         return importlib.import_module(module).measure(analysis, *arguments)
@@ -52,21 +49,21 @@ def measured_in(module: str) -> Callable[..., Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesFindings(Findings):
-    """Findings on a whole series; `verdict` holds plain values for verdict.json."""
+    """Findings on a whole series of checkpoints; `verdict` holds JSON values for verdict.json."""
 
     verdict: Mapping[str, Any]
 
 
 class SeriesAnalysis(Protocol):
-    """An analysis of a whole series of checkpoints, called once when the runs of the series have ended.
+    """An analysis of a whole series of checkpoints, called once after the runs of the series have ended.
 
-    `needs` holds "series". Where it also holds "circuits", every run of the series keeps the QK and OV circuits of the
-    layer that the attribute `layer` names (None: the middle one, see `patch.chosen_layer`), as `SeriesPoint.circuits`.
+    `needs` contains "series". If it also contains "circuits", each run of the series saves the QK and OV circuits of
+    one layer, the attribute `layer` (None: the middle one, see `patch.chosen_layer`), as `SeriesPoint.circuits`.
     """
 
     needs: ClassVar[frozenset[str]]
     metrics: ClassVar[Mapping[str, Metric]]
 
     def __call__(self, points: Sequence[SeriesPoint], generator: np.random.Generator, /) -> SeriesFindings:
-        """`points` are the series' checkpoints in any order, failed ones among them."""
+        """`points` are the checkpoints of the series in any order, including failed ones."""
         ...

@@ -1,4 +1,4 @@
-"""What lies in the cache of finished stages: its sizes, what is damaged, and what no run uses."""
+"""The contents of the cache of finished stages: sizes, damaged folders, and folders that no run uses."""
 
 import shutil
 from collections.abc import Iterable, Iterator
@@ -11,10 +11,10 @@ from headdyn.core.run_folder import MANIFEST as RUN_MANIFEST
 from headdyn.core.run_folder import read_manifest
 from headdyn.core.store import MANIFEST, Store
 
-# Conditions in which a folder of the cache may be found, and what to do about each.
+# The condition of a folder in the cache, and what to do about it.
 FIXES = {
     "used": "",
-    "unused": "no run below the output folder stands on it; --prune unused removes it",
+    "unused": "no run below the output folder uses it; --prune unused removes it",
     "unfinished": "a stopped build, which the same command continues; --prune unfinished removes it",
     "damaged": "the next run that needs it builds it again; --prune damaged removes it",
 }
@@ -22,7 +22,7 @@ FIXES = {
 
 @dataclass(frozen=True)
 class Item:
-    """A folder in the cache: `kind` is the stage it is of, `why` says what is wrong where it is damaged."""
+    """A folder in the cache. `kind` is its stage, such as corpus; `why` says how it is damaged."""
 
     path: Path
     kind: str
@@ -32,9 +32,9 @@ class Item:
 
 
 def contents(store: Store, runs: Iterable[Path]) -> Iterator[Item]:
-    """Every folder of the store's stages. One that no run below the folders `runs` stands on counts as unused.
+    """Every folder of the store's stages. It is unused if no run below the folders `runs` needs it.
 
-    Every byte of a finished stage is read, to compare it with its checksum.
+    Reads every byte of finished stages to compare it with the checksums.
     """
     used = used_keys(runs)
     for path in sorted(path for kind in stage_folders(store.root) for path in kind.iterdir() if path.is_dir()):
@@ -43,7 +43,7 @@ def contents(store: Store, runs: Iterable[Path]) -> Iterator[Item]:
         if path.suffix == ".partial":
             condition = "unfinished"
         elif path.suffix.startswith(".damaged-"):
-            condition, why = "damaged", "set aside by a run that found it so"
+            condition, why = "damaged", "set aside by a run that needed it"
         elif damage := store.damage(path):
             condition, why = "damaged", damage
         else:
@@ -52,7 +52,7 @@ def contents(store: Store, runs: Iterable[Path]) -> Iterator[Item]:
 
 
 def stage_folders(root: Path) -> list[Path]:
-    """The folders that hold stages, one a kind: those with a lock or a finished entry of the store inside."""
+    """The folders of the stages: those that contain a lock or a finished entry of the store."""
     return [
         folder
         for folder in sorted(root.iterdir())
@@ -61,13 +61,13 @@ def stage_folders(root: Path) -> list[Path]:
 
 
 def used_keys(folders: Iterable[Path]) -> set[str]:
-    """The keys of every stage that a run somewhere below the folders stands on, whatever became of the run."""
+    """The keys of all stages that runs below the folders use, failed runs included."""
     manifests = (read_manifest(path.parent) for folder in folders for path in folder.rglob(RUN_MANIFEST))
     return {stage["key"] for manifest in manifests for stage in manifest.get("stages", {}).values()}
 
 
 def remove(item: Item) -> bool:
-    """Delete what is there. False where a running job holds it, which stays."""
+    """Delete the folder. Returns False, and deletes nothing, while a running job holds its lock."""
     key = item.path.name.partition(".")[0]
     try:
         with FileLock(item.path.with_name(f"{key}.lock"), timeout=0):

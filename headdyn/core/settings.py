@@ -20,13 +20,13 @@ from pydantic_core import ErrorDetails
 
 Cls = TypeVar("Cls")
 
-_MOST = 2**31 - 1  # beyond it lies a slip of the keyboard, and for a seed what tables cannot hold
+_MOST = 2**31 - 1  # a larger number is a typing error; a larger seed would not fit into tables
 Natural = Annotated[int, pydantic.Field(ge=0, le=_MOST)]
 Count = Annotated[int, pydantic.Field(ge=1, le=_MOST)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
-# Strict: text is no number and true is no 1, but a whole number may stand for a float. NaN and infinity are refused.
+# Strict: "1" and true are no integers, but an integer is accepted as a float. NaN and infinity are refused.
 _STRICT = pydantic.ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
 _BOUNDS = {
     "greater_than_equal": "at least",
@@ -37,7 +37,7 @@ _BOUNDS = {
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be: the message says which, what it is, and how to mend it."""
+    """An invalid setting: the message gives its key, its value, and the fix."""
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -45,7 +45,7 @@ def settings(cls: type[Cls]) -> type[Cls]:
     """Class decorator: a frozen, keyword-only dataclass whose values pydantic checks against their types.
 
     Bounds and choices are part of the types: `Annotated[int, Field(ge=1)]`, `Literal["z", "pattern"]`. `__post_init__`
-    checks what types cannot say; it raises ValueError with the full key, the value and what it must be.
+    checks what types cannot express. It raises ValueError with the full key, its value, and the values allowed.
     """
     return cast(type[Cls], pydantic.dataclasses.dataclass(cls, config=_STRICT, frozen=True, kw_only=True))
 
@@ -53,15 +53,15 @@ def settings(cls: type[Cls]) -> type[Cls]:
 def build(cls: type, node: Any, where: str) -> Any:
     """An instance of a dataclass from `node`, the plain values of the configuration's group `where`.
 
-    Raises ConfigError for the first value that cannot be.
+    Raises ConfigError for the first invalid value.
     """
     if not isinstance(node, dict):
         names = ", ".join(f.name for f in dataclasses.fields(cls))
         raise ConfigError(f"{where}={node!r} must be a group of settings: {names}")
     try:
-        # As JSON, where a list may stand for a tuple however strict the types are.
+        # JSON, because a strict check of Python values would refuse a list in place of a tuple.
         built = _adapter(cls).validate_json(json.dumps(node, default=str))
-        if type(built) is not cls:  # pydantic checked a plain dataclass by a copy of it, which no process can unpickle
+        if type(built) is not cls:  # for a plain dataclass pydantic makes a class of its own, which cannot be unpickled
             built = cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls) if f.init})
         return built
     except pydantic.ValidationError as error:
@@ -120,7 +120,7 @@ def _dotted(where: str, path: Sequence[int | str]) -> str:
 
 
 def _path_in(value: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
-    """The leading parts of an error's location that lead into `value`; those behind them name members of a union."""
+    """The part of an error's location that is a path into `value`; the rest of it names members of a union."""
     path: list[int | str] = []
     for part in location:
         try:
@@ -132,7 +132,7 @@ def _path_in(value: Any, location: Sequence[int | str]) -> tuple[int | str, ...]
 
 
 def _types_at(hint: Any, path: Sequence[int | str]) -> tuple[Any, ...]:
-    """The types that the value at a path below `hint` may have: the members of a union, or the one type."""
+    """The types allowed at a path below `hint`: the members of a union, or a single type."""
     for key in path:
         for member in _members(hint):
             if dataclasses.is_dataclass(member):
@@ -162,7 +162,7 @@ def _one_line(error: object) -> str:
 
 
 def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for a key nobody reads, with the nearest ones that somebody does and those beside it."""
+    """The message for an unknown key: known keys that are spelt alike, and all known keys of the same group."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=2)
     parent = key.rpartition(".")[0]
@@ -174,8 +174,8 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 def targeted(node: Any, where: str) -> Any:
     """The object of the dataclass that a group names by `_target_`, built from the group's other keys.
 
-    The class is headdyn's or of a user's own package; its module is imported. Raises ConfigError for anything else:
-    what Python itself comes with, and what is no dataclass.
+    The class belongs to headdyn or to a package of the user; its module is imported. Raises ConfigError for a class
+    of Python's standard library and for anything that is no dataclass.
     """
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")

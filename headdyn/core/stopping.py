@@ -1,7 +1,7 @@
-"""Stopping at a safe point: SIGINT and SIGTERM set a flag, which long work asks for between its steps.
+"""Stopping at a safe point: SIGINT and SIGTERM set a flag, which long work checks between its steps.
 
-Under submitit SIGUSR2 does so too: SLURM sends it before a job's time is up, and submitit's own handler of it, which
-queues the job again, is called when the work has stopped (`queue_again`).
+In a job of submitit, SIGUSR2 sets the flag too: SLURM sends it shortly before a job's time limit. When the work has
+stopped, `queue_again` calls submitit's own handler, which submits the job again.
 """
 
 import logging
@@ -30,9 +30,9 @@ def queue_again() -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set a flag, so that a training can finish its step and save; twice is at once.
+    """Inside, SIGINT and SIGTERM only set a flag, so that a training can finish its step and save.
 
-    Not so under submitit: SLURM may send several on its own.
+    A second signal stops at once, except under submitit, because SLURM itself may send several.
     """
     stopping = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,6 @@
-"""The lines that a loss is judged by, for corpora of known law, and what selecting by topic is worth (science.md §18).
+"""Reference losses of corpora whose probabilities are known, and what selecting by topic is worth (science.md §18).
+
+A reference loss is called a line, because charts of the loss draw it as one.
 
 Letters: N sequences, M symbols of a sequence, S topics.
 """
@@ -8,33 +10,31 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy  # whose parts are imported where they are first used, since planning imports this module
+import scipy  # loads its submodules at first use; planning imports this module and must be quick
 
-# Lines in the order in which pages list them; those without selection come before the floor.
+# In the order of the pages: the lines of predictors that do not select by topic come before the floor.
 WITHOUT_SELECTION = ("position_only", "speaker_blind")
 LINES = ("random", "mixture", *WITHOUT_SELECTION, "floor")
 
 DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _SCALES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # 0 ignores the evidence
-TRIED_SEQUENCES = 100  # for choosing among them
+TRIED_SEQUENCES = 100  # on which the best weights are chosen
 _LEAST = np.finfo(float).tiny
 
 
 def mean_and_error(name: str, value_NT: np.ndarray) -> dict[str, float]:
-    """Under `name` the mean over all tokens, and under `name`_se its standard error with sequences as units.
-
-    A single sequence gives no error.
-    """
+    """The mean over all tokens as `name`, and its standard error over sequences as `name`_se if there are several."""
     mean_N = value_NT.mean(1)
     mean = {name: float(mean_N.mean())}
     return mean if len(mean_N) == 1 else mean | {f"{name}_se": float(mean_N.std(ddof=1) / math.sqrt(len(mean_N)))}
 
 
 def line_facts(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Means and errors of each line's losses [N, T-1] in nats, whole and on the second half, and selection's worth.
+    """Each line's mean loss in nats from losses [N, T-1], for whole sequences and their second half, with errors.
 
-    Selecting is worth the best of the lines that do not select less the floor; absent where there is no such line.
+    `selection_worth` is what selecting by topic is worth: the lowest loss of the lines that do not select, minus the
+    floor. It is absent if no such line was given.
     """
     facts: dict[str, float] = {}
     for name, loss_NT in losses.items():
@@ -48,26 +48,27 @@ def line_facts(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def reference_nats(facts: Mapping[str, Any]) -> dict[str, float]:
-    """The lines that are among a corpus's facts, by name."""
+    """The lines that a corpus's facts contain, by name."""
     return {name: facts[f"{name}_nats"] for name in LINES if f"{name}_nats" in facts}
 
 
 def mixture(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> np.ndarray:
-    """The loss [N, M] of a predictor that knows what a symbol follows, and of the topic its share among those alone."""
+    """The loss [N, M] of a predictor that weights the topics' probabilities of the next symbol by `prior_NMS`."""
     return -np.log((prior_NMS * emission_NMS).sum(2))
 
 
 def position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.ndarray, str]:
-    """The best loss [N, M] of those that weigh the evidence of earlier symbols by distance alone, and which it is.
+    """The loss [N, M] of the best predictor that weights earlier symbols by their distance alone, and its name.
 
-    `emission_NMS` is each symbol's probability in every topic. The weights of its logarithms are 1 in a window or fall
-    off geometrically, all times a scale; the best are chosen on some sequences.
+    `emission_NMS` is each symbol's probability in every topic; its logarithms are the evidence for a topic. Their
+    weights are either 1 within a window or decay geometrically, times a scale. The best weights are those with the
+    lowest loss on the first TRIED_SEQUENCES sequences.
     """
 
     def loss_NM(weights: tuple[float, int, float], part: slice) -> np.ndarray:
         decay, window, scale = weights
         evidence_NMS = np.zeros(emission_NMS[part].shape)
-        log_NMS = np.log(np.maximum(emission_NMS[part], _LEAST))  # 0 × −∞ would be no number
+        log_NMS = np.log(np.maximum(emission_NMS[part], _LEAST))  # 0 × −∞ would be NaN
         for m in range(1, log_NMS.shape[1]):
             evidence_NMS[:, m] = decay * evidence_NMS[:, m - 1] + log_NMS[:, m - 1]
             if window and m > window:

@@ -1,4 +1,4 @@
-"""What a patch writes, where and when, and the settings that analyses by patching share. Nothing heavy is imported."""
+"""Settings of patching: which activations are replaced, by what, and at which positions. Imports nothing slow."""
 
 from typing import Annotated, Literal
 
@@ -13,21 +13,23 @@ Source = Literal["prompt", "zero", "mean"]
 Steps = Literal["prefill", "every_step", "every_position"]
 Direction = Literal["sufficiency", "necessity"]
 Dtype = Literal["float64", "float32", "bfloat16", "float16"]
-Layer = Annotated[int, Field(ge=0)] | None  # None is the middle one, see `chosen_layer`
+Layer = Annotated[int, Field(ge=0)] | None  # None: the middle layer, see `chosen_layer`
 
 
 @settings
 class Patch:
-    """What is written, where, and when.
+    """One way to patch a head.
 
-    `site`: "z" is each head's output before W_O, the only site that has heads. "attn_out_slice" cuts the D numbers
-    behind W_O into H pieces, each of which mixes all heads.
-    `source`: the pair's other "prompt", "zero", or the "mean" over the group's target prompts at each position.
-    `direction`: "sufficiency" writes clean values into the corrupted prompt, "necessity" corrupted into clean.
-    `alignment`: which positions stand for each other; without a source prompt all of the prompt is written.
-    `steps`: "prefill" writes into the prompt; "every_step" also into every later token, with what is written at the
-    prompt's first position: so does a forward hook that goes on firing while a cached model decodes. "every_position"
-    writes zero or the mean at the answer's positions too, each its own: what ablating a head means.
+    `site`: "z" is each head's output before W_O, the only site at which heads are separate. "attn_out_slice" cuts the D
+    numbers after W_O into H slices; each slice mixes all heads.
+    `source`: the values written: those of the pair's other "prompt", "zero", or the "mean" over the group's target
+    prompts at each position.
+    `direction`: "sufficiency" writes clean values into the corrupted prompt, "necessity" corrupted ones into the clean.
+    `alignment`: which position of the source corresponds to which of the target. Without a source prompt all positions
+    of the prompt are written.
+    `steps`: "prefill" writes into the prompt alone. "every_step" also writes the value of the prompt's first position
+    into every generated token, as a forward hook does that stays active while a model decodes with a cache.
+    "every_position" writes zero or the mean of its own position into the answer's tokens too; this ablates a head.
     """
 
     site: Site = "z"
@@ -43,7 +45,7 @@ class Patch:
 
 @settings
 class PatchSettings:
-    """Settings of an analysis that patches heads; `dtype` is the model's while it is patched."""
+    """Settings that analyses by patching share; `dtype` is the model's dtype during patching."""
 
     site: Site = "z"
     source: Source = "prompt"
@@ -54,14 +56,14 @@ class PatchSettings:
     bootstrap_draws: BootstrapDraws = 2_000
 
     def patch(self, direction: Direction) -> Patch:
-        """What these settings write, in one direction."""
+        """The patch of these settings in one direction."""
         return Patch(
             site=self.site, source=self.source, alignment=self.alignment, steps=self.steps, direction=direction
         )
 
 
 def chosen_layer(layer: int | None, num_layers: int) -> int:
-    """The layer that a setting names, by default the middle one, ⌊L/2⌋: 6 of Pythia-160m's 12.
+    """The layer that a setting names; None is the middle one, ⌊L/2⌋, for example 6 of Pythia-160m's 12 layers.
 
     Raises ValueError for a layer out of range.
     """
