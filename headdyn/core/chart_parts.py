@@ -1,4 +1,4 @@
-"""Parts that charts of every kind share: palettes, tables of data by name, axes of names, tooltips, titles."""
+"""Parts that all charts share: palettes, named tables of data, axes of names, tooltips, titles."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GREY = "#595959"
 
 
 class Tables(dict[str, Sequence[Mapping[str, Any]]]):
-    """The data of one figure. Charts refer to it by name: Altair copies what is inside of charts many times over."""
+    """The data of one figure. Charts refer to tables by name, because Altair copies data inside charts many times."""
 
     def named(self, rows: Sequence[Mapping[str, Any]]) -> alt.NamedData:
         name = f"table{len(self)}"
@@ -45,7 +45,7 @@ class Tables(dict[str, Sequence[Mapping[str, Any]]]):
 
 
 def place_names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
-    """An ordinal channel whose values are places in a list of names, all of them shown; long ones stand upright."""
+    """An ordinal channel whose values are indices into a list of names. All names are shown, long ones upright."""
     upright = isinstance(channel, alt.X) and max((len(str(name)) for name in names), default=0) > 3
     spelled = f"{json.dumps([str(name) for name in names])}[datum.value]"
     axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": -90 if upright else 0} | axis
@@ -55,7 +55,7 @@ def place_names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
 
 
 def tooltips(*fields: str, **titles: str) -> list[alt.Tooltip]:
-    """What is shown where a reader points: fields under their own names, then fields under the names given."""
+    """Tooltips: `fields` are shown under their own names, `titles` maps further fields to the names to show."""
     named = {field: field.partition(":")[0].replace("_", " ") for field in fields} | titles
     return [
         alt.Tooltip(field, title=title, format=".4~g") if field.endswith(":Q") else alt.Tooltip(field, title=title)
@@ -64,12 +64,12 @@ def tooltips(*fields: str, **titles: str) -> list[alt.Tooltip]:
 
 
 def ink(text: str = "text:N") -> tuple[alt.Text, alt.Color]:
-    """A text, and the colour that it is written in by its row's `ink`."""
+    """Encodings of a text and of its colour, which is the row's `ink`."""
     return alt.Text(text), alt.Color("ink:N", scale=None)
 
 
 def categories(names: Sequence[str], looks: Sequence[Any]) -> alt.Scale:
-    """A scale from names to looks, which come again where names are more."""
+    """A scale from names to looks (colours, dashes or marks), which repeat if there are more names."""
     return alt.Scale(domain=list(names), range=[looks[i % len(looks)] for i in range(len(names))])
 
 
@@ -80,7 +80,7 @@ def ramp_scale(limits: tuple[float, float], colours: Sequence[str]) -> alt.Scale
 
 
 def titled(text: str, width: float, note: str = "") -> alt.TitleParams:
-    """A title on as many lines as the width (pixels) asks for, a note below it."""
+    """A title and a note below it, wrapped to a width in pixels."""
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, max(12, int(width / 6.8)))]
     return alt.TitleParams(text=lines, subtitle=textwrap.wrap(note, max(12, int(width / 5.6))))
 

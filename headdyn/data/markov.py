@@ -1,4 +1,4 @@
-"""First-order Markov chains: how a micro-language's transitions are drawn, their entropy, and fast sampling.
+"""First-order Markov chains, the topics of micro-languages: drawing transitions, their entropy, fast sampling.
 
 Transition tables are float32 [S, V, V] with rows summing to 1 (science.md §1). Letters: S topics, V vocabulary,
 N sequences, T tokens, R rows of a table.
@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-import scipy  # whose parts are imported where they are first used, since planning imports this module
+import scipy  # loads its submodules at first use; planning imports this module and must be quick
 
 from headdyn.core.randomness import stream_key
 from headdyn.data.threads import in_threads
 
-_MOST_SIGNATURES = 50  # signature bigrams of a topic of the original study, at most
+_MOST_SIGNATURES = 50  # the most signature bigrams of one topic in the original study
 _BALANCE_TOLERANCE = 1e-5  # worst column sum's distance from 1; float32 sums of 4096 terms are exact to 4e-6
 _MOST_BALANCINGS = 10_000
 _ALIAS_CELLS = 2**17  # cells to a piece of the alias build: each of its dozen arrays is 1 MB at most
@@ -27,9 +27,10 @@ def original_chains(
 ) -> np.ndarray:
     """Chains [S, V, V] as the original study drew them: Dirichlet(0.5) rows, boosted own tokens, signature bigrams.
 
-    Topic s owns the V // S tokens from s·(V // S) on; their columns are multiplied by `concentration`, so that single
-    tokens reveal the topic (the defect that `matched_chains` removes). Up to 50 of the own tokens a get a signature
-    a→b with b an own token: its entry × 10, the other entries of row a × 0.3. Rows are normalised last.
+    Topic s owns the V // S tokens that begin at s·(V // S). Their columns are multiplied by `concentration`, so that a
+    single token reveals the topic; `matched_chains` removes this defect. Up to 50 owned tokens a get a signature
+    bigram a→b, with b another owned token: its entry is multiplied by 10, the other entries of row a by 0.3. Then rows
+    are normalised.
     """
     own = vocab_size // num_topics
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
@@ -51,9 +52,9 @@ def matched_chains(
 ) -> np.ndarray:
     """Doubly stochastic chains [S, V, V], each of mean row entropy ln V − `target_gap_nats`.
 
-    The stationary law of every chain is uniform, so a single token does not reveal its topic. Rows are proportional to
-    exp(β z) with z standard normal, balanced by Sinkhorn's iteration; each topic's β is solved for on the same z.
-    Raises ValueError where the gap is so near ln V that chains this sparse cannot be balanced.
+    The stationary distribution of every chain is uniform, so a single token does not reveal its topic. Entries are
+    exp(β z) with z standard normal, made doubly stochastic by Sinkhorn's iteration. β is solved for each topic, with z
+    fixed. Raises ValueError if the gap is so close to ln V that the iteration does not converge.
     """
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
     generators = generator.spawn(num_topics)
@@ -69,11 +70,11 @@ def matched_chains(
 def unmatched_chains(
     vocab_size: int, num_topics: int, target_gap_nats: float, generator: np.random.Generator, row_spread: float = 1.0
 ) -> np.ndarray:
-    """Chains [S, V, V] whose rows vary around a law of the chain's own, of entropy rate ln V − `target_gap_nats`.
+    """Chains [S, V, V] with entropy rate ln V − `target_gap_nats`, each with its own distribution of single tokens.
 
     Rows are proportional to exp(β (r z + w)) with r the `row_spread`, z standard normal, and w a standard normal row
-    that all rows of the chain share: single tokens say much of what chain they are from, and with r = 0 all that can be
-    said. β is solved for, chain by chain.
+    that all rows of a chain share. So single tokens tell much about their chain; with r = 0 their counts tell all. β is
+    solved for each chain.
     """
     transitions_SVV = np.empty((num_topics, vocab_size, vocab_size), np.float32)
     for topic in range(num_topics):

@@ -1,4 +1,4 @@
-"""Looking into a forward pass and changing it: what can be asked for, and what replaces what."""
+"""Activations of a forward pass: which sites can be recorded, and edits that replace their values."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ _BY_HEAD = ("q", "k", "v", "z")  # shaped BTHd or BTGd; the others, pattern apar
 
 @dataclass(frozen=True, kw_only=True)
 class Edit:
-    """Replace a site's value: `x = torch.where(where, value, x)`, both broadcast to x; `where=None` is everywhere.
+    """Replace activations at a site: `x = torch.where(where, value, x)`. `where=None` replaces all of them.
 
-    `where` may differ by row, which is how many patching cells share one batch. Several edits of a site apply in the
-    order given. Site shapes: resid_pre, attn_out, mlp_out, resid_post BTD; q and z BTHd; k and v BTGd;
-    pattern BHQK (rows are not renormalised). A value or mask that does not broadcast to its site is a ValueError
-    of the call that uses it.
+    `value` and `where` are broadcast to x. Shapes of x: BTD at resid_pre, attn_out, mlp_out and resid_post; BTHd at q
+    and z; BTGd at k and v; BHQK at pattern, whose rows are not renormalised. `where` may differ between rows of a
+    batch, so that one batch can hold many patches. Several edits of one site apply in the order given. If a value or
+    mask cannot be broadcast, the call that uses the edit raises ValueError.
     """
 
     site: str
@@ -29,7 +29,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Trace:
-    """What `Decoder.trace` returns: the logits asked for and the site values, as `trace["z", 6]`."""
+    """What `Decoder.trace` returns: the logits, if requested, and recorded activations such as `trace["z", 6]`."""
 
     logits: Tensor | None
     values: Mapping[tuple[str, int], Tensor]
@@ -41,7 +41,7 @@ class Trace:
 
 
 class Tap:
-    """Records the sites asked for, after applying the edits aimed at them."""
+    """Applies edits during a forward pass, and records the requested sites after their edits."""
 
     def __init__(self, sites: Iterable[str], layers: Iterable[int], edits: Sequence[Edit]) -> None:
         self.recorded = {(site, layer) for site in sites for layer in layers}
@@ -49,11 +49,11 @@ class Tap:
         self.values: dict[tuple[str, int], Tensor] = {}
 
     def concerns(self, site: str, layer: int) -> bool:
-        """Whether the site is recorded or edited there, so that it must be formed at all."""
+        """Whether the site is recorded or edited at this layer; otherwise it need not be computed."""
         return (site, layer) in self.recorded or any(e.site == site and e.layer == layer for e in self.edits)
 
     def __call__(self, site: str, layer: int, x: Tensor) -> Tensor:
-        """The site's value after its edits; recorded if it was asked for."""
+        """The site's value after its edits; recorded if it was requested."""
         for edit in self.edits:
             if edit.site == site and edit.layer == layer:
                 _check_broadcast(edit, x)
@@ -65,7 +65,7 @@ class Tap:
 
 
 def _check_broadcast(edit: Edit, x: Tensor) -> None:
-    """Refuse what torch.where would accept by growing x, as a value with more rows than the batch."""
+    """Refuse a value or mask larger than x, to whose shape torch.where would silently expand x."""
     for name, given in (("value", edit.value), ("where", edit.where)):
         if given is None:
             continue
@@ -78,7 +78,7 @@ def _check_broadcast(edit: Edit, x: Tensor) -> None:
 
 
 def first_position(edit: Edit) -> Edit:
-    """The edit as it acts on one new token: its own first position, on the axis that lines up with the site's T."""
+    """The edit for one generated token: its values and mask at the first position of the prompt."""
     axis = -3 if edit.site in _BY_HEAD else -2
 
     def first(x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Corpora of real text as conf/data options: their settings, where their documents come from, built once and opened.
+"""Corpora of real text, options of conf/data: their settings, and the sources of their documents.
 
-What `build` does is in build.py, which imports libraries that take seconds; a bad setting is refused before that.
+`build` imports build.py, whose libraries take seconds to import; bad settings are refused before that.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ REFERENCE_LINES = ("random", "unigram", "bigram", "trigram")
 
 @settings
 class TextSource(ABC):
-    """A text corpus that builds and opens itself; a subclass says where its documents come from.
+    """A text corpus; subclasses say where its documents come from.
 
-    `train_sequences` and `val_sequences` are the most to pack, null for all that the text gives. Documents are split,
-    not sequences: `val_share` of them are held out. Of two documents that are more similar than
-    `near_duplicate_jaccard` the later is left out; null leaves out exact copies only. `topics=given` takes the topics
-    that the documents come with in place of clusters. `embedding=auto` takes the sentence encoder where it can be had
-    and TF-IDF elsewhere, and logs which. `mask_documents` confines attention to the document that a token belongs to.
+    `train_sequences` and `val_sequences` limit how many sequences are made; null uses the whole text. A share
+    `val_share` of the documents is held out, so that no document is in both splits. If two documents are more similar
+    than `near_duplicate_jaccard`, the later one is left out; null leaves out exact copies alone. `topics=given` uses
+    the topics that come with the documents instead of clusters. `embedding=auto` uses the sentence encoder if it is
+    available and TF-IDF otherwise, and logs which. With `mask_documents` a token attends to its own document alone.
     """
 
     vocab_size: Annotated[int, Field(ge=257, le=65536)]  # at least 256 bytes and the end of a text; stored as uint16
@@ -45,9 +45,9 @@ class TextSource(ABC):
     num_topics: NumTopics
     train_sequences: Count | None
     val_sequences: Count | None
-    pieces_per_sequence: Annotated[int, Field(ge=2)] = 3  # with one, nothing in a sequence is across documents
+    pieces_per_sequence: Annotated[int, Field(ge=2)] = 3  # of different documents, so that attention may cross them
     val_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    # Of pairs with a similarity of 0.7, duplicates.py finds 92 %; of less similar ones ever fewer.
+    # The bound of 0.7: duplicates.py finds 92 % of pairs of that similarity, and fewer of less similar ones.
     near_duplicate_jaccard: Annotated[float, Field(ge=0.7, le=1)] | None = 0.8
     topics: Literal["clusters", "given"] = "clusters"
     embedding: Literal["auto", "minilm", "tfidf"] = "auto"
@@ -55,7 +55,7 @@ class TextSource(ABC):
     mask_documents: bool = False
     seed: Seed
 
-    resumable: ClassVar[bool] = True  # `build` goes on from what an interrupted one left in its folder
+    resumable: ClassVar[bool] = True  # `build` continues an interrupted build in the same folder
 
     def __post_init__(self) -> None:
         if self.sequence_length < 8 * self.pieces_per_sequence:
@@ -66,7 +66,7 @@ class TextSource(ABC):
 
     @abstractmethod
     def reader(self) -> Reader:
-        """Where the documents come from."""
+        """The source of the documents."""
 
     @property
     def most_documents(self) -> int | None:
@@ -74,15 +74,15 @@ class TextSource(ABC):
         return None
 
     def recipe(self) -> dict[str, Any]:
-        """What the corpus depends on, for a cache's key: the settings, with the embedding that `auto` stands for."""
+        """What the corpus depends on, for the cache's key: the settings, with the embedding that `auto` chose."""
         recipe = {**dataclasses.asdict(self), "embedding": self.encoder()[0]}
-        del recipe["mask_documents"]  # how the corpus is read, not what it is
+        del recipe["mask_documents"]  # does not change the corpus itself
         return recipe
 
     def encoder(self) -> tuple[Literal["minilm", "tfidf"], str]:
         """The embedding to use, and where the sentence encoder is or why it is not used.
 
-        Raises ValueError where the encoder is asked for and cannot be had.
+        Raises ValueError if `embedding=minilm` and the encoder is not available.
         """
         if self.embedding == "tfidf" or self.topics == "given":
             return "tfidf", "as set"
@@ -98,13 +98,13 @@ class TextSource(ABC):
         return "tfidf", reason
 
     def in_tokens_of(self, tokens: ModelTokens) -> TextInTokens:
-        """The same text in the tokens of a model that comes trained; `vocab_size` then plays no part."""
+        """The same text in the tokens of a model that is trained already; `vocab_size` is then ignored."""
         tokens.require_length(self.sequence_length)
         tokens.require_text()
         return TextInTokens(self, tokens)
 
     def build(self, folder: Path, tokens: ModelTokens | None = None) -> None:
-        """Write {train,val}_{tokens,topics,documents}.npy, tokenizer/ and facts.json; called again, it goes on.
+        """Write {train,val}_{tokens,topics,documents}.npy, tokenizer/ and facts.json; a second call continues.
 
         The files depend on the documents and the settings alone, up to rounding in the embedding.
         """
@@ -132,7 +132,7 @@ class TextSource(ABC):
 
 @dataclass(frozen=True)
 class TextInTokens:
-    """A text corpus in the tokens of a model that comes trained; documents are held out as for a model trained here."""
+    """A text corpus in the tokens of a model that is trained already; the same documents are held out."""
 
     text: TextSource
     tokens: ModelTokens
@@ -140,7 +140,7 @@ class TextInTokens:
     resumable: ClassVar[bool] = True
 
     def recipe(self) -> dict[str, Any]:
-        """What the corpus depends on: the text's settings, with the model's tokens in place of learnt ones."""
+        """What the corpus depends on: the text's settings and the model's tokenizer."""
         return {**self.text.recipe(), **self.tokens.recipe()}
 
     def build(self, folder: Path) -> None:
@@ -154,10 +154,10 @@ class TextInTokens:
 
 @settings
 class LocalText(TextSource):
-    """The user's own text: a file, or all files of a known type under a folder (files.py); a conf/data option.
+    """The user's own text: a file, or all files of a known type below a folder (files.py).
 
-    `topic_column=null` takes a column called "topic" where there is one. Given topics only serve to judge the clusters,
-    unless `topics=given`. `documents` is the most to read.
+    `topic_column=null` uses the column "topic" if there is one. Given topics are compared with the clusters; with
+    `topics=given` they replace them. `documents` limits how many documents are read.
     """
 
     path: str
@@ -192,7 +192,7 @@ class LocalText(TextSource):
         return TextFiles(**{**settings_of_files, "path": Path(self.path)})
 
     def recipe(self) -> dict[str, Any]:
-        """The settings, with the files' contents in place of their path: an edited file makes another corpus."""
+        """The settings, with a hash of the files instead of their path: an edited file makes another corpus."""
         return {**super().recipe(), "path": self.reader().fingerprint()}
 
 

@@ -1,6 +1,6 @@
-"""Documents on disk: cleaned one by one, stored in Parquet files, read back a row group at a time.
+"""Documents on disk: cleaned one by one, stored in Parquet files, and read back one row group at a time.
 
-Letters: D documents. Only a few bytes of each document are held in memory.
+Letters: D documents. Memory holds one row group, and a few bytes for each document.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from headdyn.data.text.stages import Stages
 log = logging.getLogger(__name__)
 
 NO_TOPIC = -1
-CHUNK_BYTES = 1 << 17  # of text in a row group, and so in memory: some 20 seconds of the sentence encoder on two cores
+CHUNK_BYTES = 1 << 17  # text in a row group; the sentence encoder takes some 20 seconds for it on two cores
 
 _SCHEMA = pa.schema({"text": pa.string(), "bytes": pa.int64(), "topic": pa.string()})
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
@@ -38,7 +38,7 @@ _BLANK_LINES = re.compile("\n{3,}")
 
 @dataclass(frozen=True)
 class Record:
-    """One document as its source holds it. `place` says where that is, for messages."""
+    """One document as read from its source. `place` says where it was, for messages."""
 
     text: str | None
     topic: str | None
@@ -46,7 +46,7 @@ class Record:
 
 
 class Reader(Protocol):
-    """Where documents come from. It has one or more parts: a reading that is interrupted goes on with the next part."""
+    """A source of documents in one or more parts. If reading is interrupted, finished parts are not read again."""
 
     def parts(self) -> list[str]:
         """The names of the parts, in order."""
@@ -60,8 +60,8 @@ class Reader(Protocol):
 def clean(text: str) -> str:
     """The text in Unicode's NFC form, without invisible characters, with single spaces and at most one blank line.
 
-    NFC leaves what a reader sees as it is (NFKC would turn ² into 2). Words stay as they are: markup, entities, case
-    and the `<unk>` that some corpora print for rare words are part of the text that a model is to predict.
+    NFC does not change what a reader sees (NFKC would turn ² into 2). Markup, entities, upper case, and the `<unk>`
+    that some corpora print for rare words are not changed: they are part of the text that a model is to predict.
     """
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
@@ -94,19 +94,19 @@ class Documents:
 
     @property
     def given_D(self) -> np.ndarray:
-        """The number of the topic that each document came with [D] int32, NO_TOPIC where it came with none."""
+        """The index of each document's given topic [D] int32; NO_TOPIC if it has none."""
         return self._given.indices.fill_null(NO_TOPIC).to_numpy()
 
     @property
     def given_names(self) -> list[str]:
-        """The names of these topics, by number: in order of first appearance."""
+        """The names of the given topics by index, in order of first appearance."""
         return self._given.dictionary.to_pylist()
 
     def __len__(self) -> int:
         return len(self.bytes_D)
 
     def chunks(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """(rows, texts) in order, about CHUNK_BYTES at a time: of all documents, or of `rows`, which must ascend."""
+        """Pairs (rows, texts) of about CHUNK_BYTES, in order, of all documents or of `rows`, which must be sorted."""
         first = 0
         for file in self._files:
             for group in range(file.num_row_groups):
@@ -119,10 +119,10 @@ class Documents:
 
 
 def store_documents(reader: Reader, folder: Path, *, at_most: int | None = None) -> Mapping[str, Any]:
-    """Clean and store every document that has text, or the first `at_most`; finished parts are not read twice.
+    """Clean and store all documents with text, or the first `at_most`. Finished parts are not read again.
 
-    Returns how many documents were stored, how many records had no text (which is also a warning), and how many
-    documents came with a topic. Raises ValueError where none has text.
+    Returns the numbers of documents stored, of records without text (logged as a warning), and of documents with a
+    given topic. Raises ValueError if no record has text.
     """
     stages = Stages(folder)
     progress = Progress("reading", "documents", at_most)
@@ -170,7 +170,7 @@ def _store(reader: Reader, part: str, file: Path, at_most: int | None, progress:
 
 
 def _chunked(documents: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Documents together as long as they have at most CHUNK_BYTES; a larger one comes alone."""
+    """Consecutive documents in groups of at most CHUNK_BYTES; a larger document is a group of its own."""
     chunk: list[dict[str, Any]] = []
     size = 0
     for document in documents:

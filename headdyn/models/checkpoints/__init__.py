@@ -1,7 +1,7 @@
-"""A checkpoint in memory, wherever it comes from: `load(...)`.
+"""Loading a checkpoint into memory from the hub, a folder, a GGUF file or a training of headdyn: `load(...)`.
 
-`snapshots.py` reads and writes what trainings here save, `files.py` finds a checkpoint's files on this machine,
-`hub.py` downloads them. Torch is imported only when something is loaded.
+`snapshots.py` reads and writes what headdyn's trainings save, `files.py` finds a checkpoint's files on this machine,
+`hub.py` downloads them. Torch is imported when something is loaded.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One revision in memory. `state_hash` is of the weights as loaded, so compare it at one dtype only.
+    """One revision in memory. `state_hash` is a hash of the weights in the dtype that they were loaded in.
 
-    `material` is what `load` was asked to prepare for the model to read; None otherwise.
+    `material` is what the argument `prepare` of `load` returned; None without it.
     """
 
     name: str
     revision: str
-    step: int | None  # None where neither the files nor the revision's name state one (main)
+    step: int | None  # None if neither the files nor the revision's name say it (main)
     decoder: Decoder
-    tokenizer: PreTrainedTokenizerBase | None  # None where there is none: snapshots on micro-languages have no text
+    tokenizer: PreTrainedTokenizerBase | None  # None for models of artificial languages, which have no text
     state_hash: str
-    commit: str | None  # on the hub; None for what was read from a local folder
+    commit: str | None  # on the hub; None for a local folder
     quantisation: str | None = None  # of a GGUF file
     material: Any = None
 
@@ -50,14 +50,14 @@ def load(
     keep: bool = False,
     prepare: Callable[[DecoderConfig, PreTrainedTokenizerBase | None], Any] | None = None,
 ) -> Checkpoint:
-    """Load a checkpoint, its weights converted to `dtype`.
+    """Load a checkpoint, with its weights converted to `dtype`.
 
-    `name` is a snapshot file of a training here or a folder of such snapshots (revision step800; main is the last), a
-    local Hugging Face folder, a GGUF file, a folder with one of them a revision, or a name on the hub. `keep` is
-    whether what is downloaded stays on the disk, in `store` (default: the cache of all runs). `prepare` makes the
-    checkpoint's `material` from its settings and tokenizer: called before any weight is read, so that what it refuses
-    costs nothing.
-    Raises CheckpointError where it cannot be had, ValueError for an unknown family or damaged files, both in one line.
+    `name` is one of: a name on the hub; a folder that `save_pretrained` wrote; a GGUF file; a folder with one such
+    folder or file for each revision; a snapshot of a training by headdyn, or a folder of such snapshots (revision
+    "step800"; "main" is the last one). With `keep`, a download stays on the disk, in `store` (default: the cache of all
+    runs). `prepare` is called with the model's settings and tokenizer before any weights are read, so that it can
+    refuse a model early; what it returns becomes `material`.
+    Raises CheckpointError if the checkpoint cannot be found, and ValueError for an unknown family or damaged files.
     """
     import torch
 
@@ -94,7 +94,7 @@ def load(
 
 
 def _snapshot(path: Path, revision: str) -> Path | None:
-    """The snapshot file that is meant, or None where `path` is neither one nor a folder of them."""
+    """The file of the snapshot, or None if `path` is neither a snapshot nor a folder of snapshots."""
     from headdyn.models.checkpoints.snapshots import snapshot_steps
 
     if path.suffix == ".safetensors":
@@ -109,9 +109,9 @@ def _snapshot(path: Path, revision: str) -> Path | None:
 
 
 def read_tokenizer(folder: Path, name: str | Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in a checkpoint's folder, or in the folder `name` of its suite, which may keep one for all.
+    """The tokenizer in a checkpoint's folder or in `name`, the folder of its suite; None if neither has one.
 
-    None where neither has one. Raises CheckpointError where it does not load.
+    Raises CheckpointError if it does not load.
     """
     from transformers import AutoTokenizer
 
