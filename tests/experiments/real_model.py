@@ -16,6 +16,13 @@ SETTINGS = (
     "95 % over",
 )
 
+ANALYSES = ("loss", "attention", "tensorlens")
+OF_TOPICS = {
+    "selectivity": "topic selectivity of attention, points",
+    "raw_selectivity_no_self": "of attention, on TensorLens's sequences, self left out, points",
+    "tensorlens_selectivity_no_self": "of TensorLens, self left out, points",
+}
+
 
 def fragments(folder: Path) -> list[str]:
     record = read(folder / "results.json")
@@ -26,7 +33,22 @@ def fragments(folder: Path) -> list[str]:
     rounded = second["induction_of_the_same_heads"]
     repeats = loss["repeated_pairs_nats"]
     sequences = repeats["n"]
+    text = read(folder / "wikipedia.json")
+    measured, corpus, took = text["summary"], text["corpus"], sum(text["seconds"][name] for name in ANALYSES)
+    points = {name: {part: 100 * measured[name][part] for part in ("value", "ci_low", "ci_high")} for name in OF_TOPICS}
+    assert not any(min(measured[name]["p"], measured[name]["q"]) < 0.05 for name in OF_TOPICS)
     return [
+        f"{corpus['documents_read']} articles, {corpus['val_documents']} of them held out",
+        f"The three analyses took {fixed(took / 60, 0)} minutes",
+        f"loss, nats | {spelled(measured['loss_nats'])}; {fixed(measured['bigram_nats'], 2)} by a bigram model |",
+        f"in-context score, nats, on text | {spelled(measured['in_context_nats'])} |",
+        f"saved on a pair's repeat, nats | {spelled(measured['repeat_gain_nats'])} |",
+        f"strongest previous-token head | {spelled(measured['previous_token_top'])} |",
+        f"strongest sink head | {spelled(measured['sink_rate_top'])} |",
+        *(f"{label} | {spelled(points[name])} |" for name, label in OF_TOPICS.items()),
+        f"smallest p of the three is {fixed(min(measured[name]['p'] for name in OF_TOPICS), 2)}",
+        f"model's output to {number(measured['tensorlens_error']['value'])} of its size",
+        f"{measured['loss_nats']['n']} sequences, {measured['tensorlens_error']['n']} for TensorLens",
         f"{sequences} sequences of random tokens",
         f"the {sequences} sequences",
         f"from Hugging Face | {number(max(record['largest_difference_from_hugging_face'].values()))} |",
