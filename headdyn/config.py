@@ -69,6 +69,10 @@ def _analysis(node: Any, where: str) -> Any:
             f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
             f"analysis=[...], or take its settings away with ~{where}"
         )
+    if not isinstance(node, dict):
+        raise ConfigError(
+            f"{where}={node} is no analysis; its file in conf/analysis begins with '# @package analysis.NAME'"
+        )
     analysis = targeted(node, where)
     metrics, needs = getattr(analysis, "metrics", None), getattr(analysis, "needs", None)
     parts = {

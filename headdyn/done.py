@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.config import RunConfig
-from headdyn.core.json_files import write_json
-from headdyn.core.run_folder import MANIFEST, read_manifest
+from headdyn.core.run_folder import read_manifest, write_manifest
 from headdyn.core.store import recipe_key
 from headdyn.data.corpus import Source, corpus_recipe
 
@@ -32,7 +31,7 @@ def done_with(config: RunConfig, folder: Path) -> bool:
         return False
     settings = {**manifest["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
     if settings != manifest["config"]:
-        write_json(folder / MANIFEST, {**manifest, "config": settings})
+        write_manifest(folder, {**manifest, "config": settings})
     return True
 
 

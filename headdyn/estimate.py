@@ -6,6 +6,7 @@ its sizes.
 """
 
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from headdyn.config import RunConfig
 from headdyn.core.json_files import read_json
 from headdyn.core.numbers import count
 from headdyn.core.run_folder import MANIFEST, read_manifest
+from headdyn.core.settings import ConfigError
 from headdyn.core.store import Store, cache_root
 from headdyn.done import is_done
 from headdyn.models.config import DecoderConfig
@@ -53,14 +55,18 @@ def measured(store: Path, runs: Path) -> Measured:
             continue  # a damaged entry says nothing of speed; the run that needs it says what is wrong
     seconds: dict[str, list[float]] = {}
     for path in runs.glob(f"*/*/**/{MANIFEST}"):
-        manifest = read_manifest(path.parent)
-        for name in manifest.get("glossary", {}):
+        manifest = read_manifest(path.parent, results=False)
+        for name in manifest.get("glossary", {}) if manifest["status"] != "damaged" else ():
             seconds.setdefault(_analysis_sizes(name, manifest["config"]), []).append(manifest["seconds"][name])
     for path in runs.glob(f"*/*/{SERIES_SECONDS}"):
-        for took in read_json(path):
-            if (path.parent / took["run"] / MANIFEST).exists():
-                key = _analysis_sizes(took["analysis"], read_manifest(path.parent / took["run"])["config"])
-                seconds.setdefault(key, []).append(took["seconds"] / took["checkpoints"])
+        try:
+            for took in read_json(path):
+                manifest = read_manifest(path.parent / took["run"], results=False)
+                if manifest["status"] not in ("absent", "damaged"):
+                    key = _analysis_sizes(took["analysis"], manifest["config"])
+                    seconds.setdefault(key, []).append(took["seconds"] / took["checkpoints"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a damaged file says nothing of speed either; its sweep's own command writes it anew
     return Measured(*({key: statistics.median(values) for key, values in by.items()} for by in (speeds, seconds)))
 
 
@@ -145,12 +151,10 @@ def bytes_of(jobs: Sequence[RunConfig], store: Store) -> tuple[float, float, lis
             continue
         decoder = job.decoder_config(getattr(job.data, "vocab_size", 0)) if job.trains else decoders[model]
         length = getattr(job.data, "sequence_length", 0)
-        amounts = ("train_sequences", "val_sequences", "sequences")
-        sequences = sum(getattr(job.data, amount, None) or 0 for amount in amounts)
         tables = getattr(job.data, "table_bytes", 0)  # where they are large: elsewhere a few KB
         token_bytes = 2 if decoder.vocab_size <= 2**16 else 4
         corpus, *training = shared_stages(job) if job.trains else [json.dumps([model, job.resolved["data"]])]
-        stages[corpus] = sequences * length * (token_bytes + 1.0) + tables  # a token, and a topic of one byte
+        stages[corpus] = _sequences(job) * length * (token_bytes + 1.0) + tables  # a token, and a topic of one byte
         for trained in training:
             stages[trained] = 4.0 * parameters(decoder) * job.train.snapshots
         patterns += 2.0 * job.patterns_kept * decoder.num_layers * decoder.num_heads * length**2
@@ -192,6 +196,30 @@ def parameters(decoder: DecoderConfig) -> int:
     d = decoder
     attention = 2 * d.d_model * d.head_dim * (d.num_heads + d.num_kv_heads) + 2 * d.head_dim
     return d.vocab_size * d.d_model + d.num_layers * (attention + 3 * d.d_model * d.d_ff + 2 * d.d_model) + d.d_model
+
+
+def require_memory(jobs: Sequence[RunConfig]) -> None:
+    """Raise ConfigError where one part of a training alone takes more than this machine's memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for job in (job for job in jobs if job.trains):
+        decoder = job.decoder_config(getattr(job.data, "vocab_size", 0))
+        length = getattr(job.data, "sequence_length", 0)
+        parts = (
+            ("weights", 4.0 * parameters(decoder), "model.num_layers, model.d_model or data.vocab_size"),
+            ("batches", 4.0 * job.train.batch_size * length * decoder.d_model, "train.batch_size"),
+            ("corpus", 3.0 * _sequences(job) * length, "the number of sequences or data.sequence_length"),
+        )
+        for what, needed, keys in parts:
+            if needed > memory:
+                raise ConfigError(
+                    f"{job.name}: its {what} alone take {_size(needed)}, and this machine has {_size(memory)} of "
+                    f"memory; lower {keys}"
+                )
+
+
+def _sequences(job: RunConfig) -> int:
+    amounts = ("train_sequences", "val_sequences", "sequences")
+    return sum(getattr(job.data, amount, None) or 0 for amount in amounts)
 
 
 def downloads(jobs: Sequence[RunConfig], todo: Sequence[RunConfig], store: Store) -> tuple[list[str], int]:

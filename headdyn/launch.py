@@ -199,13 +199,17 @@ def job(cfg: DictConfig) -> None:
 def _require_possible(plan: Plan) -> None:
     """Raise, before anything starts, where no job of the plan can be done.
 
-    ConfigError for a checkpoint on this machine that cannot be read, or whose tokens cannot express what it is to read;
-    ValueError for no cache, a model that cannot be had from the hub, a device that is not here. Each model is asked for
-    once: a single bad revision fails its own job. Of jobs that a launcher takes to another machine no device is asked
-    for.
+    ConfigError for a training beyond this machine's memory, and for a checkpoint on this machine that cannot be read,
+    or whose tokens cannot express what it is to read; ValueError for no cache, a model that cannot be had from the hub,
+    a device that is not here. Each model is asked for once: a single bad revision fails its own job. Of jobs that a
+    launcher takes to another machine neither memory nor a device is asked for.
     """
     for jobs_of_one_text in _by_data([job for job in plan.jobs if job.trains and not _begun(plan, job)]):
         _require_enough_text(jobs_of_one_text)
+    if not plan.launcher:
+        from headdyn.estimate import require_memory
+
+        require_memory(plan.jobs)
     models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
     here = [] if plan.launcher else plan.jobs
     cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}

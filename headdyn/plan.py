@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         preset = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
         jobs = tuple(checked(job, compose_job(job)) for job in jobs_of([*preset, *overrides_of(arguments)]))
         _require_single_levels(jobs, swept)
+        _require_different_runs(jobs, swept)
         _require_outcomes(jobs, overrides)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
         folder = _output(base.hydra.sweep.dir)
@@ -195,6 +197,14 @@ def _require_single_levels(jobs: Sequence[RunConfig], swept: Sequence[str]) -> N
                 )
 
 
+def _require_different_runs(jobs: Sequence[RunConfig], swept: Sequence[str]) -> None:
+    """Refuse a sweep that does one run twice, in one folder: a value is given twice, or a swept key changes nothing."""
+    for name, times in Counter(job.name for job in jobs).items():
+        if times > 1:
+            keys = ", ".join(key for key in swept if key in jobs[0].factors) or ", ".join(swept)
+            raise ConfigError(f"{times} jobs of this sweep are one run, {name}; give every value of {keys} once")
+
+
 def _require_outcomes(jobs: Sequence[RunConfig], overrides: Sequence[Override]) -> None:
     """Refuse outcomes that no analysis of the command measures, and more than one primary outcome."""
     analyses = [analysis for job in jobs for analysis in job.analysis.values()]
@@ -213,6 +223,10 @@ def _require_outcomes(jobs: Sequence[RunConfig], overrides: Sequence[Override]) 
 def _output(folder: str) -> Path:
     """The command's output folder. Raises ConfigError if it cannot be written, before any job starts."""
     path = Path(folder).absolute()
+    if path == path.parent:
+        raise ConfigError(
+            f"{folder} is the root of the file system; give hydra.run.dir, or sweep.dir, a folder of its own"
+        )
     if not folder.strip():
         raise ConfigError("hydra.run.dir and hydra.sweep.dir name no folder; leave them out, or set HEADDYN_OUT")
     try:

@@ -56,10 +56,11 @@ def only(folder: Path, pattern: str = "*") -> Path:
 
 
 def computed(root: Path) -> dict[str, bytes]:
-    """What a sweep computed: the tables and summaries of its runs, its effects, and every snapshot in the cache."""
-    patterns = ("out/multirun/*/*/heads*.parquet", "out/multirun/*/*/summary.json", "out/multirun/*/*/metrics.jsonl")
-    cached = ("cache/*/*/snapshots/*.safetensors", "cache/corpus/*/*.npy")
-    paths = (path for pattern in (*patterns, "out/multirun/*/effects.json", *cached) for path in root.glob(pattern))
+    """What a sweep computed: all that its runs measured and drew, its effects, and every snapshot in the cache."""
+    of_a_run = ("*.parquet", "summary.json", "metrics.jsonl", "*.safetensors", "figures/*.json")
+    runs = (path for pattern in of_a_run for path in root.glob(f"out/multirun/*/*/{pattern}"))
+    others = ("out/multirun/*/effects.json", "cache/*/*/snapshots/*.safetensors", "cache/corpus/*/*.npy")
+    paths = (*runs, *(path for pattern in others for path in root.glob(pattern)))
     return {str(path.relative_to(root)): _untimed(path) for path in paths if ".damaged-" not in str(path)}
 
 

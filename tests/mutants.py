@@ -23,9 +23,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "experiments" / "reliability" / "mutants.jsonl"
@@ -39,6 +40,10 @@ PARTS = {
     "sweep statistics": (40, [f"headdyn/sweep/{name}.py" for name in SWEEP]),
     "selectivity": (18, ["headdyn/analysis/selectivity.py"]),
     "judgement": (40, [f"headdyn/analysis/series/{name}.py" for name in ("judgement", "onset")]),
+    "sums of attention": (
+        20,
+        [f"headdyn/analysis/{name}.py" for name in ("attention_measure", "estimates", "pattern_sums")],
+    ),
 }
 HEAVY = ("torch", "numpy", "scipy.stats", "pyarrow.parquet", "sklearn.linear_model", "hypothesis", "pytest", "hydra",
          "pydantic", "beartype", "jaxtyping", "altair", "transformers")  # fmt: skip
@@ -54,6 +59,9 @@ FURTHER = {
     "headdyn/sweep/jobs.py": ("tests/report/test_run_page.py",),
     "headdyn/sweep/record.py": ("tests/report/test_sweep_page.py",),
     "headdyn/sweep/series.py": ("tests/analysis/series/test_emergence.py",),
+    "headdyn/analysis/attention_measure.py": ("tests/analysis/test_attention.py",),
+    "headdyn/analysis/estimates.py": ("tests/analysis/test_attention.py",),
+    "headdyn/analysis/pattern_sums.py": ("tests/analysis/test_attention.py",),
     "headdyn/analysis/selectivity.py": ("tests/analysis/test_attention.py",),
     "headdyn/analysis/series/judgement.py": ("tests/analysis/series/test_emergence.py",),
     "headdyn/analysis/series/onset.py": ("tests/analysis/series/test_emergence.py",),
@@ -140,6 +148,9 @@ def parts(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
             yield from parts(child)
 
 
+Key = tuple[str, str, int]
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A module with one thing changed: its line, what is changed, the whole source, and the tests it meets."""
@@ -152,7 +163,7 @@ class Mutant:
     place: int = 0  # which of the module's equal changes it is
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> Key:
         """What identifies it while lines are added above it."""
         return self.module, self.change, self.place
 
@@ -180,10 +191,13 @@ def mutants(module: str) -> list[Mutant]:
     return made
 
 
-def sampled(part: str, seed: int) -> list[Mutant]:
-    """The part's sample: its mutants in an order that other mutants have no say in, as many as PARTS tries."""
+def sampled(part: str, seed: int, earlier: Container[Key] = ()) -> list[Mutant]:
+    """The part's sample: its mutants in an order that other mutants have no say in, as many as PARTS tries.
+
+    Those of `earlier` samples are left out.
+    """
     count, modules = PARTS[part]
-    every = [mutant for module in modules for mutant in mutants(module)]
+    every = [mutant for module in modules for mutant in mutants(module) if mutant.key not in earlier]
     return sorted(every, key=lambda mutant: hashlib.sha256(repr((seed, mutant.key)).encode()).digest())[:count]
 
 
@@ -241,19 +255,27 @@ def outcome(folder: Path, tests: Sequence[str]) -> str:
     return "killed" if os.WEXITSTATUS(status) else "survived"
 
 
+def by_key(record: Path) -> dict[Key, dict[str, Any]]:
+    """The lines of a record of mutants, by what identifies each."""
+    lines = map(json.loads, record.read_text(encoding="utf-8").splitlines())
+    return {(line["module"], line["change"], line["place"]): line for line in lines}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--by-hand", action="store_true", help="the mistakes of BY_HAND in place of random ones")
     parser.add_argument("--again", action="store_true", help="try those that survived once more")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", type=Path, help="the record of an earlier sample, for one of others")
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
-    parts = {"by hand": by_hand()} if chosen.by_hand else {part: sampled(part, chosen.seed) for part in chosen.parts}
+    earlier = by_key(chosen.without) if chosen.without else {}
+    samples = {part: sampled(part, chosen.seed, earlier) for part in chosen.parts}
+    parts = {"by hand": by_hand()} if chosen.by_hand else samples
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    lines = map(json.loads, chosen.out.read_text(encoding="utf-8").splitlines() if chosen.out.exists() else [])
     now = {mutant.key for made in parts.values() for mutant in made}
-    record = {(line["module"], line["change"], line["place"]): line for line in lines}
+    record = by_key(chosen.out) if chosen.out.exists() else {}
     # What was tried of code that is another by now is no part of the sample any more.
     record = {key: line for key, line in record.items() if key in now or line["part"] not in parts}
     tried = {key for key, line in record.items() if not (chosen.again and line["outcome"] == "survived")}

@@ -21,6 +21,7 @@ import wandb_workspaces.reports.v2 as wr
 
 from headdyn import dashboard
 from headdyn.core.figures import Curve, curves
+from headdyn.core.run_folder import write_manifest
 from headdyn.core.tracking import run_id_of
 from headdyn.dashboard import main, report, workspace
 from headdyn.dashboard.panels import Dashboard, of_run, of_sweep
@@ -128,7 +129,7 @@ def sweeps(place: Path, logged: dict[str, Logged]) -> dict[str, SweepRecord]:
     shutil.copytree(first, second, ignore=shutil.ignore_patterns("wandb"))
     manifest = json.loads((second / "manifest.json").read_text())
     manifest["factors"]["attention"] = manifest["config"]["attention"]["name"] = "gqa"
-    (second / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(second, manifest)
     merge([first, second], place / "multirun" / "matrix")
     merge([prompts], place / "multirun" / "prompts")
     return {name: SweepRecord.read(place / "multirun" / name) for name in ("matrix", "prompts")}

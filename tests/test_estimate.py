@@ -77,6 +77,14 @@ def test_what_is_measured_is_read_from_the_cache_and_from_records(tmp_path):
     known = measured(tmp_path / "store", tmp_path / "out")
     assert known.tokens_per_second == {json.dumps([2, 64, 4, 4, 16, 172, 16, False]): 500.0}
     assert list(known.analysis_seconds.values()) == [3.0]
+    took = {"run": "../../outputs/run", "analysis": "loss", "seconds": 12.0, "checkpoints": 2}
+    series = tmp_path / "out" / "multirun" / "sweep" / "series_seconds.json"
+    series.parent.mkdir(parents=True)
+    for damaged_content in ("[", "[1]", json.dumps([took | {"run": "gone"}])):  # those of another sweep stop no command
+        series.write_text(damaged_content)
+        assert measured(tmp_path / "store", tmp_path / "out") == known
+    series.write_text(json.dumps([took]))
+    assert list(measured(tmp_path / "store", tmp_path / "out").analysis_seconds.values()) == [4.5]  # median of 3 and 6
 
 
 def test_disk_is_that_of_corpora_snapshots_and_patterns(tmp_path):
@@ -179,7 +187,7 @@ def test_the_revisions_that_a_forecast_lists_are_a_command():
 
 
 def test_what_one_checkpoint_took_is_what_the_others_of_its_suite_will():
-    suite = ("-m", "experiment=weight_cluster_emergence", "model=organism_planted", "model.revisions=step0,step1000")
+    suite = ("-m", "experiment=weight_cluster_emergence", "model=organism_planted", "model.revisions='step0,step1000'")
     jobs = make_plan([*suite]).jobs
     name = next(name for name, analysis in jobs[0].analysis.items() if "series" not in analysis.needs)
     assert _analysis_sizes(name, jobs[0].resolved) == _analysis_sizes(name, jobs[1].resolved)

@@ -75,7 +75,7 @@ def again(
         measure = Measure(name=name, steps=tuple(values), value_K=value_K, threshold=threshold, **test)
     else:
         measure = measure_from_rows(name, values, threshold, settings.alpha)
-    judgement = judge(measure, verdict["total_steps"], settings, np.random.default_rng(0))
+    judgement = judge(measure, verdict["total_steps"], settings, np.random.default_rng(0), draws=2_000)
     later = {key: judgement[key] for key in judgement if key not in record}  # what records did not hold yet
     judged = hypotheses.judge({**record, **later, "pace": judgement["pace"]}, settings)
     return {**judgement, "hypotheses": {name: judged[name] for name in ("H1", "H2", "H3")}}

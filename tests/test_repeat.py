@@ -1,10 +1,9 @@
 """A recorded run is repeated from its manifest alone, and what differs is said."""
 
-import json
-
 import pytest
 
 from headdyn.core.records import HeadTable
+from headdyn.core.run_folder import read_manifest, write_manifest
 from headdyn.core.store import file_hash
 from headdyn.repeat import changed_surroundings, compare
 from headdyn.run import main
@@ -52,8 +51,8 @@ def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
     rows = HeadTable.read(folder / "heads.parquet").rows()
     rows[0]["value"] += 1e-12
     HeadTable.from_rows(rows).write(folder / "heads.parquet")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_manifest(folder, results=False) | {"git": "another"}
     manifest["sha256"]["heads.parquet"] = file_hash(folder / "heads.parquet")  # or it would be damage
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"git": "another"}))
+    write_manifest(folder, manifest)
     done = run(tmp_path, "--repeat", str(folder))
     assert done.returncode == 1 and "differs: 1 of" in done.stdout and "the code was another" in done.stdout

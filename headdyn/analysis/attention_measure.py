@@ -84,7 +84,7 @@ def _ratio_rows(
             p_LH, p = _p_values(settings, share_NLH, sums.labels_NJ, generator)
         elif name == "induction":
             difference_NLH = by_name[name] - ratio_units(*swapped[name])
-            p_LH, p = _p_values(settings, difference_NLH, np.empty((len(difference_NLH), 0)), generator)
+            p_LH, p = _p_values(settings, difference_NLH, sums.labels_NJ[:, :0], generator)
         rows += [
             heads[m].rows(name, null=null_LH, p=p_LH, reason=_UNDEFINED),
             model[m].rows(name, null=_mean_over_heads(null_LH), p=p, reason=_UNDEFINED),

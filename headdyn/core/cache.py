@@ -62,7 +62,7 @@ def stage_folders(root: Path) -> list[Path]:
 
 def used_keys(folders: Iterable[Path]) -> set[str]:
     """The keys of all stages that runs below the folders use, failed runs included."""
-    manifests = (read_manifest(path.parent) for folder in folders for path in folder.rglob(RUN_MANIFEST))
+    manifests = (read_manifest(path.parent, results=False) for folder in folders for path in folder.rglob(RUN_MANIFEST))
     return {stage["key"] for manifest in manifests for stage in manifest.get("stages", {}).values()}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -31,11 +33,13 @@ if TYPE_CHECKING:
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 LOG, PATTERNS = "log.txt", "patterns.safetensors"
+# What a complete run leaves a checksum of in its manifest, which holds one of its own content beside them.
+_CHECKED = (SUMMARY, METRICS, "*.parquet", "*.safetensors", "figures/*.json")
 KEPT_PARTS = "kept_parts"  # what is done of an analysis: of a run's until it is complete, of a series' for good
 # What every manifest of RunFolder says, from its first moment on, and of which kind.
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),
-    **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds"), dict),
+    **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds", "sha256"), dict),
 }
 _TRACKED_AS = {"corpus": "dataset"}  # what W&B calls a stage's result; the others' are models
 PACKAGES = (
@@ -54,11 +58,12 @@ def renamed(factors: Mapping[str, Any]) -> dict[str, Any]:
     return {**factors, "protocol": "original"} if factors.get("protocol") == "seed" else dict(factors)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, *, results: bool = True) -> dict[str, Any]:
     """The run's manifest; `{"status": "absent"}` where there is none yet.
 
-    Its status is "damaged", and its `error` says why and what to do, where the file is no run's record, or says
-    complete while a file that a complete run leaves is not there or not whole.
+    Its status is "damaged", and its `error` says why and what to do, where the file is no run's record, or is not what
+    the run wrote. With `results`, so it is too where the manifest says complete while another file that the run wrote
+    is missing or is not what it wrote, by the checksums in the manifest.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -66,20 +71,36 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = {}
     try:
         content = read_json(path)
-        facts = content if isinstance(content, dict) else {}
+        facts = {"sha256": {}, **content} if isinstance(content, dict) else {}  # older records have no checksums
         lacking = [name for name, kind in _FACTS.items() if not isinstance(facts.get(name), kind)]
         if lacking:
             raise ValueError(
                 f"{path} is no run's record: it lacks {', '.join(lacking)}; give a run's, or run its command again"
             )
         manifest = {**facts, "factors": renamed(facts["factors"])}
+        sums = dict(facts["sha256"])
+        if sums.pop(MANIFEST, None) not in (None, _content_hash(facts)):
+            raise ValueError(f"{path} is damaged, it is not what the run wrote; run its command again")
         if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
             protocol["name"] = "original"
-        if manifest["status"] == "complete" and manifest.get("glossary"):  # what an analysis measures comes before it
-            _require_results(folder, manifest.get("sha256", {}))
+        if results and manifest["status"] == "complete" and manifest.get("glossary"):  # each analysis's comes before it
+            _require_results(folder, sums)
     except ValueError as error:
         return {**manifest, "status": "damaged", "error": str(error)}
     return manifest
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Write a run's manifest; that of a complete run with a checksum of its own content."""
+    if "sha256" in manifest:
+        manifest = {**manifest, "sha256": {**manifest["sha256"], MANIFEST: _content_hash(manifest)}}
+    write_json(folder / MANIFEST, manifest)
+
+
+def _content_hash(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says but its checksums, in hex, as it is once written and read again."""
+    content = json.loads(json.dumps({name: fact for name, fact in manifest.items() if name != "sha256"}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _require_results(folder: Path, sums: Mapping[str, str]) -> None:
@@ -106,7 +127,16 @@ def _read_scalars(folder: Path) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str | None:
-    return file_hash(path) if path.is_file() else None
+    """The file's checksum; None where there is no file. A large one is read once while its size and time stay."""
+    if not path.is_file():
+        return None
+    facts = path.stat()
+    return file_hash(path) if facts.st_size < 2**20 else _hash_once(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.cache
+def _hash_once(path: Path, size: int, written: int) -> str:
+    return file_hash(path)
 
 
 @dataclass(frozen=True)
@@ -212,8 +242,9 @@ class RunFolder:
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:
             self._log.close()
-            sums = {name: _digest(self.path / name) for name in (SUMMARY, HEADS, METRICS)}
-            self.manifest |= {"status": "complete", "sha256": {name: each for name, each in sums.items() if each}}
+            files = (path for pattern in _CHECKED for path in sorted(self.path.glob(pattern)))
+            sums = {path.relative_to(self.path).as_posix(): file_hash(path) for path in files}
+            self.manifest |= {"status": "complete", "sha256": sums}
             self.save_manifest()
             return
         if isinstance(error, KeyboardInterrupt | StageInterruptedError):
@@ -227,7 +258,7 @@ class RunFolder:
         write_json_if_possible(self.path / MANIFEST, self.manifest)
 
     def save_manifest(self) -> None:
-        write_json(self.path / MANIFEST, self.manifest)
+        write_manifest(self.path, self.manifest)
 
     def stage(self, kind: str, entry: Entry) -> None:
         """Note which cached stage the run stands on, and whether it built it."""

@@ -138,6 +138,21 @@ def test_the_null_of_cluster_ratio_worked_by_hand(corpus):
         assert denominator_NLH[n, 0, 0] == pytest.approx(cross, abs=1e-4)
 
 
+def test_topics_are_taken_out_of_selectivity_and_nothing_out_of_induction(corpus, monkeypatch):
+    """As many controls as labels for each of the two selectivities, none for the tokens' statistic."""
+    controls = []
+
+    def flip_p(columns_NX, controls_NJ, generator, *, draws):
+        controls.append(controls_NJ)
+        return np.ones(columns_NX.shape[1])
+
+    monkeypatch.setattr("headdyn.analysis.attention_measure.flip_p", flip_p)
+    table = SETTINGS(tiny.PatternModel(heads, 1, 6), corpus, np.random.default_rng(1)).table
+    assert set(table.matrix("induction", "p")[0]) == {1.0} and np.isnan(table.matrix("entropy_nats", "p")).all()
+    assert [each.shape[0] for each in controls] == [48] * 3
+    assert controls[0].shape[1] == controls[1].shape[1] > 0 == controls[2].shape[1]
+
+
 def test_a_head_without_other_keys_has_no_ratio_and_says_why(table):
     for metric in ("within_ratio_no_self", "selectivity_no_self", "cluster_ratio"):
         absent = row(table, metric, 2)

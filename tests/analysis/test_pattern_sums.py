@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from headdyn.analysis import pattern_sums
-from headdyn.analysis.pattern_sums import Counts, Reference, collect, head_sums
+from headdyn.analysis.pattern_sums import Counts, Reference, collect, head_sums, position_profiles
 from headdyn.analysis.sequences import Sequences
 from tests import small_models
 from tests.analysis import tiny
@@ -179,3 +179,15 @@ def test_patterns_come_from_their_own_layer_and_uniform_is_uniform():
         np.testing.assert_allclose(sums.heads["within"][:, layer], within, rtol=1e-5)
     uniform = np.tril(np.ones((12, 12))) / np.arange(1, 13)[:, None]
     np.testing.assert_allclose(sums.uniform["within"][:, 0, 0], (uniform * own).sum((1, 2)), rtol=1e-5)
+
+
+def test_profiles_of_attention_by_position_by_hand():
+    """Of three tokens: all keys alike; half a token's worth of fading, e^-1/2 a step; all weight on the first."""
+    fade = math.exp(-0.5)
+    expected = [
+        [[1, 0, 0], [1 / 2, 1 / 2, 0], [1 / 3, 1 / 3, 1 / 3]],
+        [[1, 0, 0], [fade, 1, 0], [fade**2, fade, 1]],
+        [[1, 0, 0], [1, 0, 0], [1, 0, 0]],
+    ]
+    expected_JQK = np.array(expected) / np.sum(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(position_profiles(3), expected_JQK, atol=1e-7)

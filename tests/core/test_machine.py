@@ -1,5 +1,6 @@
 """What a machine is asked for; the choice of a GPU is tested in tests/test_launchers.py."""
 
+import os
 from types import SimpleNamespace
 
 from headdyn.core import machine
@@ -11,3 +12,14 @@ def test_freed_memory_is_kept_by_both_thresholds_of_malloc_h(monkeypatch):
     monkeypatch.setattr(machine, "_glibc", lambda: SimpleNamespace(mallopt=calls.__setitem__))
     machine.keep_freed_memory()
     assert calls == {-1: 2**31 - 1, -3: 2**30}
+
+
+def test_cores_are_those_of_this_process_of_the_machine_or_one(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 4, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    assert machine.cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # which macOS has not
+    assert machine.cores() == 6
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert machine.cores() == 1

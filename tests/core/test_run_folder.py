@@ -1,13 +1,16 @@
 """A run's record as others read it: whole, or damaged with the reason."""
 
+import random
+import shutil
 from pathlib import Path
 
 import pytest
 
-from headdyn.core.json_files import read_json, write_json
+from headdyn.core.figures import text_tables
+from headdyn.core.json_files import read_json
 from headdyn.core.records import Metric
 from headdyn.core.run_folder import RunFolder, RunRecord
-from headdyn.core.store import StageInterruptedError, file_hash
+from headdyn.core.store import StageInterruptedError
 from tests.report.folders import run
 
 
@@ -58,23 +61,37 @@ def test_an_open_end_of_a_metrics_range_is_recorded_as_none(tmp_path: Path) -> N
     assert [(metrics[name]["low"], metrics[name]["high"]) for name in ("below", "above")] == [(None, 1.0), (0.0, None)]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json", "heads.parquet"])
-def test_a_changed_digit_is_seen_by_the_checksum_that_the_run_left(tmp_path: Path, name: str) -> None:
-    folder = tmp_path / run(tmp_path)["name"]
-    sums = {each: file_hash(folder / each) for each in ("metrics.jsonl", "summary.json", "heads.parquet")}
-    write_json(folder / "manifest.json", {**read_json(folder / "manifest.json"), "sha256": sums})
+def test_a_changed_bit_in_any_file_of_a_complete_run_makes_its_record_damaged(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    made = source / run(source)["name"]
+    manifest = read_json(made / "manifest.json")
+    folder = tmp_path / "run"
+    with RunFolder(folder, {name: manifest[name] for name in ("name", "factors", "machine", "config")}) as record:
+        for name in ("summary.json", "metrics.jsonl", "heads.parquet", "patterns.safetensors"):
+            shutil.copyfile(made / name, folder / name)
+        record.figure("loss", "by_position", text_tables({"a": [["1.5"]]}, widths=[40]))
+        record.describe("loss", "about", {"loss": Metric(meaning="m")})
     assert RunRecord.read(folder).status == "complete"
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content.replace(b"2", b"3", 1) if b"2" in content else content + b" ")
-    record = RunRecord.read(folder)
-    assert record.status == "damaged" and f"{name} is damaged" in record.manifest["error"]
-    (folder / name).unlink()
-    assert RunRecord.read(folder).status == "damaged"
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "log.txt")
+    assert len(files) == 6
+    generator = random.Random(0)
+    for path in files:
+        content = path.read_bytes()
+        for _ in range(40):
+            place, bit = generator.randrange(len(content)), 1 << generator.randrange(8)
+            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            record = RunRecord.read(folder)
+            assert record.status == "damaged", (path.name, place, bit)
+            named = path.name in record.manifest["error"]
+            assert named or path.name == "manifest.json", "a changed checksum blames the file that it is of"
+        path.unlink()
+        assert RunRecord.read(folder).status in ("damaged", "absent")
+        path.write_bytes(content)
+    assert RunRecord.read(folder).status == "complete"
 
 
-def test_a_complete_run_leaves_checksums_of_what_it_measured(tmp_path: Path) -> None:
-    with RunFolder(tmp_path, {}) as folder:
-        (tmp_path / "metrics.jsonl").write_text("")
-        folder.summarise(a=1.0)
-    manifest = read_json(tmp_path / "manifest.json")
-    assert manifest["sha256"] == {name: file_hash(tmp_path / name) for name in ("summary.json", "metrics.jsonl")}
+def test_a_record_without_checksums_is_read_as_older_ones_are(tmp_path: Path) -> None:
+    folder = tmp_path / run(tmp_path)["name"]
+    assert "sha256" not in read_json(folder / "manifest.json")
+    assert RunRecord.read(folder).status == "complete"
+    assert RunRecord.read(folder).manifest["sha256"] == {}

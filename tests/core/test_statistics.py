@@ -75,6 +75,7 @@ def test_sign_flips_by_hand():
     values = np.array([[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]])
     np.testing.assert_allclose(sign_flip_test(values, rng(), alternative="greater"), [1 / 8, 1])
     np.testing.assert_allclose(sign_flip_test(values, rng()), [2 / 8, 1])
+    np.testing.assert_allclose(sign_flip_test(values, rng(), alternative="less"), [1, 1])
 
 
 def test_sampled_sign_flips_approach_the_enumerated_p():
@@ -122,6 +123,15 @@ def test_bootstrap_interval_agrees_with_scipys_bca():
         assert abs(high[j] - symmetric[1]) > 0.03 * width  # mutant: plain percentiles miss the skew
 
 
+def test_bootstrap_interval_counts_a_tied_half_as_below():
+    """Of three -1 and three 1 the mean of a draw is 0 in 31 %; half of these count as below, so nothing is shifted.
+
+    The draws' law is binomial: 1/64 at -1, 7/64 at -2/3 or less, so that the 2.5 % point is -2/3.
+    """
+    low, high = bootstrap_interval(np.array([[-1.0], [1.0]] * 3), rng(11))
+    np.testing.assert_allclose([low[0], high[0]], [-2 / 3, 2 / 3])
+
+
 def test_bootstrap_interval_covers_the_mean_of_a_skewed_law():
     values = rng(8).exponential(size=(50, 1_000))
     low, high = bootstrap_interval(values, rng(9), draws=1_000)
@@ -165,6 +175,12 @@ def test_binomial_interval_agrees_with_scipy_and_never_undercovers():
 
     assert coverage(low, high).min() >= 0.95
     assert coverage(wilson[:, 0], wilson[:, 1]).min() < 0.9  # why Wilson's is not used
+
+
+def test_binomial_interval_of_one_trial_by_hand():
+    """What one success leaves possible is a chance of at least 2.5 %: of a smaller one it would be too rare."""
+    for successes, expected in ((1, (0.025, 1.0)), (0, (0.0, 0.975))):
+        np.testing.assert_allclose(binomial_interval(successes, 1), expected)
 
 
 def test_binomial_interval_refuses_impossible_counts():

@@ -222,6 +222,14 @@ def test_a_custom_chart_draws_what_the_figure_does(chart):
         assert drawn(mixed) != drawn(spec)
 
 
+def test_a_custom_chart_leaves_what_is_no_table_as_it_is():
+    spec = {"mark": "point", "data": {"url": "a.csv"}, "layer": [{"mark": "rule"}, {"data": {"values": [{"x": 1}]}}]}
+    columns, rows, preset = custom_chart(spec)
+    own = {"data": {"name": "wandb"}, "transform": [{"filter": "datum['dataset'] === 0"}]}
+    assert preset == {"mark": "point", "data": {"url": "a.csv"}, "layer": [{"mark": "rule"}, own]}
+    assert (columns, rows) == (["dataset", "x"], [[0, 1]])
+
+
 def test_each_job_of_a_process_has_a_run_of_its_own(tmp_path):
     for name, value in (("first", 1.0), ("second", 2.0)):
         with open_in(tmp_path, name) as tracker:

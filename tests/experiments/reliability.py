@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,38 @@ def faults(folder: Path) -> list[str]:
 
 
 def mutants(folder: Path) -> list[str]:
-    """The table's rows: of each part how many were tried, are equivalent and were killed, and the rate of the others."""
-    lines = [json.loads(line) for line in (folder / "mutants.jsonl").read_text(encoding="utf-8").splitlines()]
+    """The tables' rows: of each part how many were tried, are equivalent and were killed, and the rate of the others."""
+    of_old_sample, of_fresh_sample = (
+        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+        for name in ("mutants.jsonl", "fresh_mutants.jsonl")
+    )
     first = read(folder / "tried.json")["mutants_at_first"]
     reasons = {identity(line): line["reason"] for line in read(folder / "equivalent_mutants.json")}
-    assert all(reasons.values()) and set(reasons) <= {identity(line) for line in lines if line["outcome"] == "survived"}
+    survivors = {identity(line) for line in (*of_old_sample, *of_fresh_sample) if line["outcome"] == "survived"}
+    assert all(reasons.values()) and set(reasons) <= survivors
     rows = []
-    for part in dict.fromkeys(line["part"] for line in lines):
-        tried = [line for line in lines if line["part"] == part]
-        equivalent = sum(identity(line) in reasons for line in tried)
-        killed, count = sum(line["outcome"] != "survived" for line in tried), len(tried) - equivalent
-        low, high = (fixed(100 * float(end), 0) for end in binomial_interval(killed, count))
-        interval = "chosen, no sample" if part == "by hand" else f"{fixed(100 * killed / count, 0)} % [{low}, {high}]"
+    for part, lines in by_part(of_old_sample).items():
         earlier = "{} of {}".format(*first[part]) if part in first else "–"
-        rows.append(f"| {part} | {earlier} | {len(tried)} | {equivalent} | {killed} | {interval} |")
-    return rows
+        rows.append(f"| {part} | {earlier} | {rate(lines, reasons, chosen=part == 'by hand')} |")
+    fresh = by_part(of_fresh_sample)
+    assert not {*map(identity, of_fresh_sample)} & {*map(identity, of_old_sample)}
+    return [
+        *rows,
+        *(f"| {part} | {rate(lines, reasons)} |" for part, lines in (*fresh.items(), ("all", of_fresh_sample))),
+    ]
+
+
+def by_part(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {part: [line for line in lines if line["part"] == part] for part in sorted({line["part"] for line in lines})}
+
+
+def rate(lines: list[dict[str, Any]], reasons: Container[tuple[Any, ...]], chosen: bool = False) -> str:
+    """Cells of a row: tried, equivalent, killed, and how often one that is not equivalent is killed."""
+    equivalent = sum(identity(line) in reasons for line in lines)
+    killed, count = sum(line["outcome"] != "survived" for line in lines), len(lines) - equivalent
+    low, high = (fixed(100 * float(end), 0) for end in binomial_interval(killed, count))
+    interval = "chosen, no sample" if chosen else f"{fixed(100 * killed / count, 0)} % [{low}, {high}]"
+    return f"{len(lines)} | {equivalent} | {killed} | {interval}"
 
 
 def identity(mutant: dict[str, Any]) -> tuple[Any, ...]:

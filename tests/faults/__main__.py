@@ -47,11 +47,18 @@ HUB_MODEL = (
 )
 OUT = Path("experiments/reliability")
 PARTS = ["kills", "damage", "disks", "twice", "servers", "memory"]
-HARMS: dict[str, Callable[[bytes, bytes], bytes]] = {
-    "cut off": lambda content, other: content[: len(content) // 2],
-    "one bit changed": lambda content, other: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:],
-    "emptied": lambda content, other: b"",
-    "swapped": lambda content, other: other,
+
+
+def one_bit_changed(content: bytes, draw: random.Random) -> bytes:
+    place = draw.randrange(len(content))
+    return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
+
+
+HARMS: dict[str, Callable[[bytes, bytes, random.Random], bytes]] = {
+    "cut off": lambda content, other, draw: content[: len(content) // 2],
+    "one bit changed": lambda content, other, draw: one_bit_changed(content, draw),
+    "emptied": lambda content, other, draw: b"",
+    "swapped": lambda content, other, draw: other,
 }
 
 
@@ -64,6 +71,7 @@ class Row:
     same: int = 0
     refused: int = 0
     lost: list[str] = field(default_factory=list)
+    seconds: float = 0.0  # on the clock
 
     def note(self, outcome: str, detail: str) -> None:
         self.tried += 1
@@ -140,7 +148,7 @@ def kinds_of_file(root: Path) -> list[Path]:
     return [path for path in one_a_kind.values() if path.suffix not in (".lock", ".txt", ".html")]
 
 
-def damage(root: Path, whole: Path, reference: dict[str, bytes]) -> Iterator[Row]:
+def damage(root: Path, whole: Path, reference: dict[str, bytes], draw: random.Random) -> Iterator[Row]:
     """Harm one file after another in a copy of a finished sweep, and give its command again."""
     files = kinds_of_file(whole)
     for harm, harmed in HARMS.items():
@@ -154,7 +162,7 @@ def damage(root: Path, whole: Path, reference: dict[str, bytes]) -> Iterator[Row
                 shutil.copytree(whole, root, symlinks=True)
                 other = next(path for path in files if path.suffix != file.suffix)
                 target = root / file.relative_to(whole)
-                target.write_bytes(harmed(file.read_bytes(), other.read_bytes()))
+                target.write_bytes(harmed(file.read_bytes(), other.read_bytes(), draw))
                 # A record is met by the same command; a stage only by a run that needs it.
                 done = sweep(root, *(["force=true"] if where == "the cache" else []))
                 outcome, detail = judged(root, done, reference)
@@ -363,13 +371,16 @@ def main() -> int:
         rows = {row["what"]: Row(**row) for row in recorded}
         faults = {
             "kills": kills(root, chosen.kills, random.Random(chosen.seed)),
-            "damage": damage(root, whole, reference),
+            "damage": damage(root, whole, reference, random.Random(chosen.seed)),
             "disks": disks(root, reference),
             "twice": twice(root, reference),
             "servers": servers(root, reference),
             "memory": memory(root, whole),
         }
+        begun = time.monotonic()
         for row in itertools.chain(*(faults[part] for part in chosen.parts)):
+            row.seconds, begun = round(time.monotonic() - begun, 1), time.monotonic()
+            print(f"{row.seconds:6.1f} s  {row.what}", flush=True)
             rows[row.what] = row
             write_table(list(rows.values()), chosen)
     return int(any(row.lost for row in rows.values()))
