@@ -182,6 +182,17 @@ def test_specialisation_finds_a_head_that_serves_one_topic(corpus):
     assert raw["value"] > 0 and raw["null"] > 0  # the seed's figure: above 0 although nothing is specialised
 
 
+def test_a_topic_that_never_occurs_has_no_part_in_specialisation(corpus):
+    """The same tokens, their topics, and a fourth name that no token bears."""
+    four = dataclasses.replace(corpus, topic_names=(*corpus.topic_names, "never"))
+    model = tiny.PatternModel(heads, 1, 6)
+    three, with_never = (SETTINGS(model, each, np.random.default_rng(1)).table for each in (corpus, four))
+    for column in ("value", "ci_low", "ci_high"):
+        expected = three.matrix("specialisation", column)
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(with_never.matrix("specialisation", column), expected)
+
+
 def test_the_interval_of_specialisation_is_one_of_95_percent(corpus, table):
     sequences, swaps_NR = drawn_sequences(corpus, 48, 20, np.random.default_rng(1))  # as `table` drew them
     sums = collect(tiny.PatternModel(heads, 2, 6), sequences, swaps_NR, TOPICS)

@@ -10,7 +10,12 @@ from typing import Any
 from headdyn.core.statistics import binomial_interval
 from tests.experiments.records import fixed, read
 
-SETTINGS = ("kill 90 % of random mistakes", "95 % Clopper–Pearson intervals")
+SETTINGS = (
+    "--seed 1",
+    "the prediction of 90 % failed",
+    "kill 90 % of random mistakes",
+    "95 % Clopper–Pearson intervals",
+)
 
 
 def fragments(folder: Path) -> list[str]:
@@ -24,6 +29,7 @@ def fragments(folder: Path) -> list[str]:
         f"One training on {replicas['processes']} processes in {replicas['parts']} parts",
         f"within {replicas['loss_nats']} nats and {replicas['weights']} in any weight",
         f"stopped by {' or '.join(launchers['signals'])} queued",
+        f"stopped after {len((folder / 'fresh_mutants.jsonl').read_text(encoding='utf-8').splitlines())} of 160 in random order",
         f"{fuzz['planned']} odd commands were planned or refused in a line, and {fuzz['processes']} of those refused",
     ]
 
