@@ -11,7 +11,6 @@ from headdyn.core.statistics import binomial_interval
 from tests.experiments.records import fixed, read
 
 SETTINGS = (
-    "--seed 1",
     "the prediction of 90 % failed",
     "kill 90 % of random mistakes",
     "95 % Clopper–Pearson intervals",
