@@ -1,4 +1,4 @@
-"""Whether a run's folder already holds what the run would make. No torch: a finished sweep is answered at once."""
+"""Whether a run's folder is complete already. Imports no torch, so that a finished sweep is reported at once."""
 
 import logging
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from headdyn.data.corpus import Source, corpus_recipe
 
 log = logging.getLogger(__name__)
 
-CORPUS_SCHEMA = 1  # raised when a corpus's meaning changes, so that what an older version built is built again
-FOR_REPORTS = ("study", "outcomes")  # settings that reports alone read: those of the last command count
+CORPUS_SCHEMA = 1  # increased when the meaning of a corpus changes, so that older ones are built again
+FOR_REPORTS = ("study", "outcomes")  # settings that only reports read; those of the last command are used
 
 
 def is_done(config: RunConfig, folder: Path) -> bool:
-    """Whether the run is complete in `folder`, its text unchanged and `force` not set; says why it is not.
+    """Whether the run is complete in `folder`, with its text unchanged and `force` not set. Logs why it is not.
 
-    Nothing is written.
+    Writes nothing.
     """
     return _record_of_done(config, folder) is not None
 
 
 def done_with(config: RunConfig, folder: Path) -> bool:
-    """As `is_done`; the record of a run that is done takes the settings that reports alone read."""
+    """As `is_done`. If the run is done, writes the settings that only reports read into its record."""
     manifest = _record_of_done(config, folder)
     if manifest is None:
         return False
@@ -36,7 +36,7 @@ def done_with(config: RunConfig, folder: Path) -> bool:
 
 
 def _record_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run that is done. Reading it reads the run's results too, against their checksums."""
+    """The manifest of a run that is done. `read_manifest` also compares the run's results with their checksums."""
     manifest = read_manifest(folder)
     if manifest["status"] == "damaged":
         log.warning("%s: its record is damaged; running it again. %s", config.name, manifest["error"])
@@ -50,7 +50,7 @@ def _record_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
-    """Whether a run's corpus is another by now: the user's file was edited under the same path."""
+    """Whether a run's corpus has changed since, because the user's file was edited under the same path."""
     if config.material == "prompts":
         edited = getattr(config.data, "fingerprint", lambda: None)()
         return bool(edited != manifest.get("prompts", {}).get("sha256"))
@@ -59,5 +59,5 @@ def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
 
 
 def recipe_of(source: Source) -> dict[str, Any]:
-    """What the store keys a corpus by."""
+    """What the store's key of a corpus is made of."""
     return {"schema": CORPUS_SCHEMA, **corpus_recipe(source)}

@@ -1,6 +1,6 @@
-"""Doing a plan's jobs: a sweep's side by side (headdyn/workers.py), or by the launcher that `cluster=` names.
+"""Does the jobs of a plan: side by side in worker processes (workers.py), or by the launcher that `cluster=` names.
 
-When a sweep's jobs have ended, failed ones or not, its report is written.
+When all jobs of a sweep have ended, failed ones included, the sweep's report is written.
 """
 
 import os
@@ -38,19 +38,19 @@ SHORT_TEXT_BYTES = 2**23  # 8 MiB take 6 s on one core, 1.1 MB of Wikipedia arti
 
 
 class JobError(CompactHydraException):
-    """A job's failure in one line; Hydra prints these without a traceback, which stands in the run's log.txt."""
+    """A job's failure in one line. Hydra prints it without the traceback, which is in the run's log.txt."""
 
 
 class Obstacle(RuntimeError):
-    """Why none of a plan's jobs can be done here, in one line."""
+    """The reason, in one line, why this machine can do none of a plan's jobs."""
 
 
 def launch(plan: Plan, arguments: Sequence[str]) -> int:
-    """Do the jobs of a plan, and the report behind them; `arguments` are those that were planned, for the record.
+    """Do the jobs of a plan and write the report. `arguments` are those of the command, for the record.
 
-    Returns the exit status of the command line. Raises, before anything starts, ConfigError for a local model that is
-    not what the command needs, and Obstacle where this machine can do no job. A single run sets up logging and
-    `sys.argv` as Hydra reads it; see `headdyn.api` for a caller that wants both as they were.
+    Returns the exit status of the command line. Before anything starts, raises ConfigError if a local model does not
+    fit the command, and Obstacle if this machine can do no job. A single run changes logging and `sys.argv` for Hydra;
+    headdyn/api.py restores them.
     """
     if process() > 0:
         from headdyn.training.next_token import help_process_0
@@ -71,7 +71,7 @@ def launch(plan: Plan, arguments: Sequence[str]) -> int:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which a kill gives back: of two processes each would append to the other's records."""
+    """Hold the folder's lock, so that two processes do not write to the same records. A kill releases it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
@@ -88,7 +88,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _do(plan: Plan, arguments: Sequence[str]) -> int:
-    """Do the jobs of a plan that nothing stands against. Returns the exit status."""
+    """Do the jobs of a plan after all checks. Returns the exit status."""
     for name, reason in {item for each in plan.jobs for item in each.absent.items()}:
         print(f"headdyn: analysis {name} is left out: it {reason}", file=sys.stderr)
     print(f"headdyn: {count(len(plan.jobs), 'run')} → {plan.folder}", file=sys.stderr)
@@ -126,7 +126,7 @@ def _sweep(plan: Plan, arguments: Sequence[str]) -> int:
 
 
 def _elsewhere(plan: Plan) -> int:
-    """Let the launcher that `cluster=` names do the jobs. Raises ConfigError where it fails before any has begun."""
+    """Let the launcher that `cluster=` names do the jobs. Raises ConfigError if it fails before any has begun."""
     manifests = [plan.folder / job.name / MANIFEST for job in plan.jobs]
 
     def written() -> list[int | None]:

@@ -13,7 +13,7 @@ NOTEBOOK = _PACKAGED if _PACKAGED.is_file() else Path(__file__).parents[1] / "do
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Copy the notebook, unless a copy is there already, and open it. Returns marimo's exit status."""
+    """Copy the notebook, unless the folder has a copy already, and open it. Returns marimo's exit status."""
     parser = argparse.ArgumentParser(prog="headdyn notebook", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: this folder")
     parser.add_argument("--copy", action="store_true", help="only copy it")

@@ -1,4 +1,4 @@
-"""The state of a Python process that doing a run changes, put back for a caller who goes on: a notebook, a test."""
+"""Restoring what a run changes in its Python process, for callers that go on afterwards: notebooks and tests."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from hydra.core.singleton import Singleton
 
 @contextmanager
 def process_as_before() -> Iterator[None]:
-    """Put back what Hydra, wandb, planning and running change in the process."""
+    """Restore what Hydra, wandb, planning and running change in the process."""
     root, environment, hydra = logging.getLogger(), dict(os.environ), Singleton.get_state()
     level, handlers = root.level, list(root.handlers)
     argv, hook, leave = sys.argv, sys.excepthook, sys.exit
@@ -36,7 +36,7 @@ def process_as_before() -> Iterator[None]:
 
 @contextmanager
 def torch_as_before() -> Iterator[None]:
-    """Put back torch's random numbers and its number of threads."""
+    """Restore torch's random numbers and its number of threads."""
     import torch
 
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What a run's analyses stand on, each stage done at most once: corpus, training, recalibration, or a checkpoint."""
+"""The stages before a run's analyses, each done at most once: corpus, training, recalibration, or a checkpoint."""
 
 import dataclasses
 import logging
@@ -36,13 +36,13 @@ from headdyn.training.settings import RecalibrationSettings
 
 log = logging.getLogger(__name__)
 
-# Raised when a stage's meaning changes, so that what an older version left is not mistaken for this one's.
+# Increased when the meaning of a stage changes, so that results of an older version are not used.
 SCHEMA = {"training": 2, "recalibration": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A run at work: its settings, and what its stages use, write to and ask."""
+    """A run at work: its settings, and the store, machine, record and stop flag that its stages use."""
 
     config: RunConfig
     store: Store
@@ -53,7 +53,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Subject:
-    """What analyses are called on: the decoder on the run's device, what it reads, and how far it was trained."""
+    """What analyses are called with: the decoder on the run's device, what it reads, and its training step."""
 
     decoder: Decoder
     material: Corpus | Prompts
@@ -63,7 +63,7 @@ class Subject:
 def open_store() -> Store:
     """The cache of finished stages, with the compiler's own cache inside."""
     root = cache_root()
-    # Compiled training steps are kept too, so that only a machine's first run of a shape waits for the compiler.
+    # Compiled training steps are cached too, so that only the first run of each shape waits for the compiler.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root / "inductor"))
     return Store(root)
 

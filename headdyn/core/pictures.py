@@ -24,10 +24,10 @@ _HEADS = ("head, numbered through the layers",) * 2
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """One panel: a tree over items above their matrix of cosines, the items in the order of the tree's leaves.
+    """One panel: a tree over items, and below it their matrix of cosines in the order of the tree's leaves.
 
-    `place_J4` and `height_J4` are the four corners of each join: along the items (0 is the first), and 1 − cosine.
-    `chance` is the height at which chance would bring the first join.
+    `place_J4` and `height_J4` are the four corners of each join: its position along the items (0 is the first), and its
+    height, 1 − cosine. `chance` is the height of the first join in data without structure.
     """
 
     title: str
@@ -47,9 +47,10 @@ def pattern_grid(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """Attention patterns in R × C panels on one colour scale (0..1, square root), each row's topic boundaries as lines.
+    """Attention patterns in R × C panels with one colour scale (0 to 1, square root).
 
-    A boundary is the position of the first token of a segment. Keys after the query are drawn empty.
+    Lines mark the topic boundaries of each row, which are the positions of first tokens of segments. Keys after the
+    query are empty.
     """
     causal = np.tri(pattern_RCQK.shape[-1], dtype=bool)
     root_RCQK = np.where(causal, np.sqrt(np.clip(pattern_RCQK, 0, 1)), np.nan)
@@ -122,7 +123,7 @@ def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption:
 
 @dataclass(frozen=True)
 class _Ramp:
-    """The colours of pictures and what they mean; with `roots` the legend gives the squares of the values."""
+    """A colour scale with its legend; with `roots` the legend shows the squares of the values."""
 
     colours: Sequence[str]
     limits: tuple[float, float]
@@ -147,7 +148,7 @@ def _pictures(
     title: str,
     caption: str,
 ) -> Figure:
-    """R × C matrices as pictures, with a line in front of every boundary of their row on both axes."""
+    """R × C matrices as pictures. On both axes a line comes before each boundary of the matrix's row."""
     size, side, tables = (
         value_RCNN.shape[-1],
         int(min(300, max(110, 980 / len(columns)), max(150, 1000 / len(rows)))),
@@ -182,7 +183,7 @@ def _picture(
     axes: tuple[str, str],
     labels: Sequence[str] | None = None,
 ) -> Any:
-    """The chart of rows of pictures and edges; `labels` name rows and columns of the matrix where there is room."""
+    """The chart of pictures and boundary lines; `labels` name rows and columns of the matrix if they fit."""
     axis: dict[str, Any] = {"grid": False, "tickCount": 4, "tickMinStep": 1, "labels": labels is None or size <= 64}
     if labels is not None:
         axis |= {"values": list(range(size)), "labelExpr": f"{json.dumps(list(labels))}[datum.value]"}
@@ -203,7 +204,7 @@ def _picture(
 
 
 def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, float]) -> str:
-    """A matrix as a PNG inside a spec, row 0 on top, a square of pixels a number; NaN is transparent."""
+    """A matrix as a PNG inside a spec: row 0 on top, one square of pixels per number, NaN transparent."""
     place_YX = np.clip((value_YX - limits[0]) / (limits[1] - limits[0]), 0, 1)
     index_YX = np.where(np.isnan(value_YX), 255, np.rint(254 * np.nan_to_num(place_YX))).astype(np.uint8)
     index_YX = np.kron(index_YX, np.ones((max(1, 512 // len(index_YX)),) * 2, np.uint8))  # or renderers would blur it
@@ -222,12 +223,12 @@ def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, 
 
 @functools.cache
 def _palette(colours: tuple[str, ...]) -> bytes:
-    """255 colours from the first to the last, and one for what is transparent."""
+    """255 colours from the first to the last, and a transparent one."""
     return b"".join(bytes.fromhex(mixed(colours, share)[1:]) for share in np.linspace(0, 1, 255)) + bytes(3)
 
 
 def mixed(colours: Sequence[str], share: float) -> str:
-    """The colour so far (0 to 1) on the way from the first to the last, linear from one to the next."""
+    """The colour at a share (0 to 1) of the way from the first to the last, by linear interpolation."""
     anchors_A3 = np.array([list(bytes.fromhex(colour[1:])) for colour in colours])
     place = share * (len(colours) - 1)
     return "#" + "".join(f"{round(np.interp(place, range(len(colours)), channel)):02x}" for channel in anchors_A3.T)

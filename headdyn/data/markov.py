@@ -96,7 +96,7 @@ def unmatched_chains(
 
 
 def _with_gap(target_gap_nats: float, normals_VV: np.ndarray) -> np.ndarray:
-    """The balanced chain made of these normals whose entropy is `target_gap_nats` below ln V, to about 0.2 %."""
+    """The balanced chain made of these normals with entropy ln V − `target_gap_nats`, to about 0.2 %."""
     vocab_size = len(normals_VV)
 
     @lru_cache
@@ -146,7 +146,7 @@ def row_entropy_nats(transitions_VV: np.ndarray) -> np.ndarray:
 
 
 def stationary_law(transitions_VV: np.ndarray) -> np.ndarray:
-    """The stationary law [V] of one chain with positive entries, by power iteration to 1e-6 in total variation."""
+    """The stationary distribution [V] of one positive chain, by power iteration to 1e-6 in total variation."""
     law_V = np.full(len(transitions_VV), 1 / len(transitions_VV))
     while True:
         next_V = np.einsum("i,ij->j", law_V, transitions_VV)
@@ -182,7 +182,7 @@ class AliasSampler:
         _in_two_threads(fill, range(0, len(rows_RV), step))
 
     def walk(self, topics_NT: np.ndarray, key: np.ndarray, first: int, out_NT: np.ndarray) -> None:
-        """Fill `out_NT` (uint16): a uniform token at t = 0, then each from its topic's row of the token before it.
+        """Fill `out_NT` (uint16): a uniform token at t = 0, then each from the row of the token before it in its topic.
 
         Sequence n of the call is number `first` + n of its stream, and its random number at t is a function of `key`
         (Philox, two words), that number and t alone: how a corpus is cut into calls changes nothing. `first` must be a
@@ -262,7 +262,7 @@ def sample_tokens(
 
 
 def chain_tokens(chains_KVV: np.ndarray, chain_N: np.ndarray, length: int, seed: int, purpose: str) -> np.ndarray:
-    """A sequence of each chain named, uint16 [N, T], from the stream that the seed gives for `purpose`."""
+    """One sequence of each named chain, uint16 [N, T], from the random stream of the seed for `purpose`."""
     tokens_NT = np.empty((len(chain_N), length), np.uint16)
     chain_NT = np.broadcast_to(chain_N[:, None], tokens_NT.shape)
     sample_tokens(AliasSampler(chains_KVV), chain_NT, stream_key(seed, purpose), tokens_NT)
