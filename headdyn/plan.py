@@ -97,8 +97,8 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         preset = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
         jobs = tuple(checked(job, compose_job(job)) for job in jobs_of([*preset, *overrides_of(arguments)]))
         _require_single_levels(jobs, swept)
-        _require_different_runs(jobs, swept)
         _require_outcomes(jobs, overrides)
+        _require_different_runs(jobs, swept)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
         folder = _output(base.hydra.sweep.dir)
         if elsewhere:  # on another machine, environment variables and the current folder may differ
