@@ -59,7 +59,11 @@ def fragments(folder: Path) -> list[str]:
         return span((run["selectivity"] for run in chosen), 1, scale=100)
 
     file = folder / "effects.json"
-    matched = {entry["outcome"]: entry for entry in read(folder / "matched_loss.json")["pooled"]}
+    at_equal_loss = read(folder / "matched_loss.json")["pooled"]
+    matched, dropped = (
+        {entry["outcome"]: entry for entry in at_equal_loss if entry["factor"] == factor}
+        for factor in ("data_ordering", "position_enc")
+    )
     simple = {arm: effect(file, "selectivity", ORDER, {"position_enc": arm}) for arm in arms}
     gqa = effect(file, "selectivity", HEADS)
     retention = effect(file, "selectivity", RETENTION)
@@ -77,6 +81,9 @@ def fragments(folder: Path) -> list[str]:
         f"At matched loss topic order still takes {spelled(matched['selectivity'], scale=100, signed=True)} points "
         f"({p_is(matched['selectivity']['q'], 'q')})",
         f"and {spelled(matched['probe_accuracy_middle'], scale=100, signed=True)} points of probe accuracy",
+        f"DroPE raises selectivity by {spelled(dropped['selectivity'], scale=100, signed=True)} points at matched loss "
+        f"({p_is(dropped['selectivity']['q'], 'q')})",
+        f"head by {spelled(dropped['selectivity_top'], scale=100, signed=True)} points",
         f"{spelled(forgetting, signed=True)} nats more than shuffled ones, {p_is(forgetting['q'], 'q')}",
         f"In {sum(value >= 0.15 for value in best)} of {len(best)} RoPE runs",
         f"it has {span(best, 1, scale=100)} points",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.experiments import matrix, model_organisms
+from tests.experiments import matrix, matrix_cooldown, model_organisms
 from tests.experiments.records import effect, fixed, read, rows, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
@@ -18,10 +18,12 @@ def fragments(experiments: Path) -> list[str]:
     worth = sum(line - float(run["floor_nats"]) for line, run in zip(lines, corpora, strict=True)) / len(lines)
     suites = [read(path) for path in sorted((experiments / "model_organisms" / "suites").glob("*.json"))]
     planted, others, found, false, rule = model_organisms.detections(suites)
+    lasting = matrix_cooldown.difference(matrix_cooldown.arms(experiments / "matrix_cooldown"), "selectivity", "0.75")
     seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
     return [
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
+        f"alone, {spelled(lasting, scale=100, signed=True)} points",
         *(order_row(folder, label) for label in list(matrix.OUTCOMES)[:4]),
         f"one of {fixed(100 * seen[0]['detectable'], 1)} points would have been seen",
         f"grouped queries on selectivity ({fixed(100 * seen[1]['detectable'], 1)} points)",

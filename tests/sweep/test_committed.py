@@ -9,7 +9,7 @@ import pytest
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.effects import INTERACTION, SLOPE, factor_effects
-from headdyn.sweep.matched_loss import pooled
+from headdyn.sweep.matched_loss import compared, pooled
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TESTED = [path.parent.name for path in sorted(EXPERIMENTS.glob("*/effects.json")) if json.loads(path.read_text())]
@@ -64,11 +64,11 @@ def test_effects_are_those_on_record(experiment: str) -> None:
 @pytest.mark.parametrize("experiment", MATCHED)
 def test_differences_at_matched_loss_are_those_on_record(experiment: str) -> None:
     committed = json.loads((EXPERIMENTS / experiment / "matched_loss.json").read_text())
-    found = {(row["group"], row["outcome"]): row for row in pooled(committed["pairs"])}
+    found = {(row["group"], row["factor"], row["outcome"]): row for row in pooled(committed["pairs"])}
     assert len(found) == len(committed["pooled"])
     for row in committed["pooled"]:
         for name in ("value", "ci_low", "ci_high"):
-            recomputed, recorded = found[row["group"], row["outcome"]][name], row.get(name)
+            recomputed, recorded = found[row["group"], compared(row), row["outcome"]][name], row.get(name)
             assert (recomputed is None) == (recorded is None)
             assert recorded is None or recomputed == pytest.approx(recorded, rel=1e-12, abs=1e-12)
 
