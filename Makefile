@@ -53,7 +53,7 @@ index: $(READY)         ## the index of files in docs/house.md, from the modules
 
 install: $(READY)
 
-# torch first and pinned: an open range would pull the newest build with several GB of CUDA packages.
+# torch first and pinned; on Linux, PyPI's build brings CUDA packages (docs/first_sweep.md)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt torch==2.13.0

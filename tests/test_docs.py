@@ -21,6 +21,7 @@ from docs.tools import scale
 from docs.tools.keys import GROUPS, Key, Section, comments, reference, sections
 from headdyn.composition import CONF
 from headdyn.models.decoder import Decoder
+from headdyn.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,8 +118,21 @@ def test_a_design_is_counted_from_its_jobs() -> None:
     design = scale.design(*overrides, seeds=2)
     assert (design.runs, design.trainings) == (8, 4)
     assert design.tokens == 2 * 2 * (80 + 8) * 16 * 64
+    assert design.most_tokens == 2 * 2 * (80 + 80) * 16 * 64  # further rounds end with train.steps
+    original = scale.design(*overrides, "protocol=original", seeds=1)  # one round
+    assert original.most_tokens == original.tokens == 2 * (80 + 1) * 16 * 64
     assert design.snapshot_bytes == 4 * weights * 2 * 2 * (6 + 1)
     assert design.corpus_bytes == 3 * (1024 + 256) * 64 * 2
+
+
+def test_the_commands_of_the_page_compose() -> None:
+    """A page that is written by a script, so test_readme.py does not meet its commands."""
+    matrix = ["-m", "experiment=matrix", "mode=v2", "seed=range(2)", "train.snapshots=8"]
+    assert "'seed=range(32)'" in scale.page() and "`train.snapshots=8`" in scale.page()
+    assert len(make_plan(matrix).jobs) == 8 * 2
+    suite = ["-m", "model=pythia_70m", "model.revisions=pythia_log", "data=comparisons", "analysis=[patching]"]
+    (first, *_) = make_plan([*suite, "model.keep_downloads=false", "model.dtype=bfloat16"]).jobs
+    assert (first.model.keep_downloads, first.model.dtype) == (False, "bfloat16")
 
 
 def test_costs_are_counts_over_measured_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,13 +177,16 @@ def test_the_costs_on_record_are_those_of_todays_configuration_and_speeds() -> N
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_opens_from_disk(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     variables = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     pages = {page.stem: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
     assert {"index", "first_sweep", "extend", "keys", "scale", "api", "science", "house"} <= set(pages)
     for text in pages.values():
         assert "```" not in text  # every fence is read as one
         assert 'src="https://' not in text and 'rel="stylesheet" href="https://' not in text
+    pictures = re.findall(r'<img [^>]*src="([^"]+)"', pages["index"])
+    assert len(pictures) == 4 and all((tmp_path / picture).is_file() for picture in pictures)
+    assert "<p>!" not in pages["index"]
     assert "mode.train.steps" in pages["keys"] and "pattern_chart" in pages["api"]

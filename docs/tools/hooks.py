@@ -20,13 +20,15 @@ def on_files(files: Files, config: Any) -> Files:
     pages = {"index.md": front_page(), "keys.md": keys.reference(), "scale.md": scale.page()}
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
+    for path in re.findall(r"!\[[^]]*\]\((experiments/[^)]*)\)", pages["index.md"]):
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
 def front_page() -> str:
-    """The README, whose links to docs/ are links to pages here; what else lies beside it is named without a link."""
+    """The README, whose links to docs/ are links to pages here; other files are named without a link; pictures stay."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return re.sub(r"\[([^]]+)\]\((?!http)([^)]+/[^)]*|LICENSE)\)", r"\1", text)
+    return re.sub(r"(?<!!)\[([^]]+)\]\((?!http)([^)]+/[^)]*|[A-Z]+(?:\.md|\.cff)?)\)", r"\1", text)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:

@@ -83,6 +83,7 @@ class Design:
     trainings: int
     weights: int  # of the first job's model
     tokens: int  # of all trainings, recalibrations included
+    most_tokens: int  # where no recalibration recovers, and each goes on for as long as it may
     snapshot_bytes: int
     corpus_bytes: int
 
@@ -99,6 +100,7 @@ def design(*overrides: str, seeds: int) -> Design:
     trainings = {(job.attention.name, str(job.data_ordering)): job for job in jobs}
     recalibrated = [job for job in jobs if job.position_enc.recalibration]
     tokens = sum(_tokens(job, job.train.steps) for job in trainings.values())
+    most_tokens = tokens + sum(_tokens(job, _most_steps(job)) for job in recalibrated)
     tokens += sum(_tokens(job, job.position_enc.recalibration.count(job.train.steps)) for job in recalibrated)
     snapshots = [job for job in trainings.values() for _ in range(job.train.snapshots)] + recalibrated
     data = jobs[0].data
@@ -108,6 +110,7 @@ def design(*overrides: str, seeds: int) -> Design:
         trainings=len(trainings) * seeds,
         weights=_weights(_config(jobs[0])),
         tokens=tokens * seeds,
+        most_tokens=most_tokens * seeds,
         snapshot_bytes=FLOAT32_BYTES * sum(_weights(_config(job)) for job in snapshots) * seeds,
         corpus_bytes=3 * sequences * data.sequence_length * seeds,  # uint16 token, uint8 topic; a corpus each seed
     )
@@ -115,6 +118,12 @@ def design(*overrides: str, seeds: int) -> Design:
 
 def _tokens(job: RunConfig, steps: int) -> int:
     return steps * job.train.batch_size * job.data.sequence_length
+
+
+def _most_steps(job: RunConfig) -> int:
+    settings = job.position_enc.recalibration
+    goes_on = settings.until_recovered and settings.steps is None
+    return max(settings.count(job.train.steps), job.train.steps if goes_on else 0)
 
 
 def _config(job: RunConfig) -> DecoderConfig:
@@ -146,8 +155,9 @@ def _seconds_of_a_seed() -> dict[str, float]:
 _INTRODUCTION = """# At scale
 
 What two large designs would cost. `docs/tools/scale.py` counts tokens, bytes and operations from the configuration, and divides by
-speeds that the benchmarks in `experiments/speed/` measured. headdyn has no scheduler of its own: [the launchers](machines.md) distribute
-the runs. Runs are independent of one another, except that RoPE and DroPE runs share a training.
+speeds: on CPUs those that the benchmarks in `experiments/speed/` measured; for downloads, and for GPUs where none was measured, assumed
+ones. headdyn has no scheduler of its own: [the launchers](machines.md) distribute the runs. Runs are independent of one another, except
+that RoPE and DroPE runs share a training.
 """
 
 _ESTIMATED = f"""
@@ -166,22 +176,24 @@ def _record(name: str) -> dict[str, Any] | None:
 
 def _trainings(gpu: dict[str, Any] | None, seed_on_cpu: dict[str, float]) -> list[str]:
     """The matrix of 32 random seeds, at the size of the pilot, of a first study on a GPU, and of the next."""
-    whole = design("experiment=matrix", "mode=laptop", seeds=32)
+    designs = {mode: design("experiment=matrix", f"mode={mode}", seeds=32) for mode in ("laptop", "run1", "v2")}
+    whole = designs["laptop"]
+    longest = max(counts.most_tokens / counts.tokens for counts in designs.values())
     lines = [
         "## A matrix of 32 random seeds",
         "",
         "`headdyn run -m experiment=matrix mode=MODE 'seed=range(32)'`: eight conditions,",
         f"{whole.runs} runs, and {whole.trainings} trainings, since RoPE and DroPE runs",
-        "share one. DroPE runs are counted with their shortest recalibration; one that has not recovered by then is trained further, for at most",
-        "as long again. A training step takes 6 operations for each weight and token. GPU hours are those of training steps alone; analyses and",
-        "evaluation come on top. The column disk counts snapshots and corpora, the column memory one training; ≈ there leaves out activations.",
+        "share one. DroPE runs are counted with their shortest recalibration. One that has not recovered by then goes on, for at most as many",
+        f"steps in all as its training had; if all do, the tokens are up to {longest:.1f} times those counted. A training step takes 6 operations",
+        "for each weight and token. GPU hours are those of training steps alone; analyses and evaluation come on top.",
+        "The column disk counts snapshots and corpora, the column memory one training; ≈ there leaves out activations.",
         f"The SLURM array does {ARRAY} trainings at once, each on a GPU of its own (`hydra.launcher.array_parallelism={ARRAY}`).",
         "",
         "| mode | weights | tokens | one GPU | eight GPUs | SLURM array | two CPU cores | disk | memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for mode in ("laptop", "run1", "v2"):
-        counts = design("experiment=matrix", f"mode={mode}", seeds=32)
+    for mode, counts in designs.items():
         step = (gpu or {}).get("steps", {}).get(mode)
         seconds = counts.tokens / step["tokens_per_second"] if step else counts.operations / GPU_BFLOAT16
         at_once = {count: math.ceil(counts.trainings / count) / counts.trainings for count in (1, 8, ARRAY)}
@@ -227,7 +239,7 @@ def _suites(gpu: dict[str, Any] | None) -> list[str]:
         "Pythia's ten sizes, counted as if each had nine seeds (PolyPythias have nine up to 410m). Weights are float16 on the hub and float32",
         f"in memory. Downloads are assumed to run at {HUB_BYTES_PER_SECOND / 1e6:.0f} MB/s. GPU hours are those of patching every head on {PROMPTS} prompts of",
         f"{PROMPT_TOKENS} tokens (`analysis=[patching]`): one forward pass for each head and prompt, {how}.",
-        "Reading checkpoints from disk comes on top. The column disk, memory is one number, because two float16 checkpoints on disk (with",
+        "Reading checkpoints from disk comes on top. Disk and memory share a column: two float16 checkpoints on disk (with",
         "`model.keep_downloads=false`) are as large as one float32 checkpoint in memory; activations are left out.",
         f"The SLURM array does {ARRAY} revisions at once.",
         "",
@@ -276,7 +288,7 @@ def _limits() -> list[str]:
         f"   {100 * sum(s.weights for s in every[-2:]) / sum(s.weights for s in every):.0f} % of all bytes.",
         f"2. **Memory.** In float32, with a fifth left for activations, a GPU of 24 GiB holds {largest[24].name} and one of 80 GiB {largest[80].name};",
         "   `model.dtype=bfloat16` needs half of that, but changes results slightly.",
-        f"3. **Disk.** The snapshots of the matrix at v2 take {_bytes(v2.snapshot_bytes)}; `train.snapshots=8` saves a third as many. All jobs",
+        f"3. **Disk.** The snapshots of the matrix at v2 take {_bytes(v2.snapshot_bytes)}; `train.snapshots=8` takes a third of that. All jobs",
         "   share one `HEADDYN_CACHE`, so a cluster needs that space on a disk that every node sees.",
         f"4. **The number of files.** A sweep of {CHECKPOINTS * SEEDS:,} revisions makes as many run folders, and a page with as many rows. Sweep one",
         "   training seed at a time, and merge with `headdyn report A B … --out ALL`.",
