@@ -271,7 +271,7 @@ def dry_run(plan: Plan) -> None:
     unknown.update(lacking)
     if matched or lacking:
         time = f"not measured yet: {', '.join(lacking)}" if lacking else f"about {_duration(matched)}, or less"
-        print(f"  snapshots at which orderings have the same loss: {time}")
+        print(f"  snapshots at which arms have the same loss: {time}")
     lines, weights = downloads(plan.jobs, todo, store)
     print("downloads: " + ("; ".join(lines) or "none"))
     cache, folders, uncounted = bytes_of(todo, store)

@@ -257,7 +257,7 @@ def test_what_was_never_measured_at_matched_loss_is_no_upper_limit(tmp_path, mon
     plan = make_plan(["-m", *SMOKE, "data_ordering=shuffled,topic"])
     known: dict[str, float] = {}
     monkeypatch.setattr("headdyn.estimate.measured", lambda *_: Measured({}, known))
-    line = "snapshots at which orderings have the same loss: "
+    line = "snapshots at which arms have the same loss: "
     for name, says in (("loss", "not measured yet: attention\n"), ("attention", "about 5 s, or less\n")):
         known[_analysis_sizes(name, plan.jobs[0].resolved)] = {"loss": 2.0, "attention": 0.5}[name]
         dry_run(plan)

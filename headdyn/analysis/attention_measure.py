@@ -3,6 +3,7 @@
 Letters as in pattern_sums.py; M metrics.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from headdyn.analysis.pattern_sums import Counts, Sums, collect
 from headdyn.analysis.selectivity import drawn_sequences, without_topics
 from headdyn.core.figures import Figure, head_map
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.statistics import ratio_contributions, spread_beyond_sampling, without_controls
+from headdyn.core.statistics import largest_flip_test, ratio_contributions, spread_beyond_sampling, without_controls
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
@@ -74,41 +75,46 @@ def _ratio_rows(
     rows = []
     for m, name in enumerate(ratios):
         null_LH = ratio_units(*(swapped.get(name) or uniform[name])).mean(0) + np.zeros_like(heads.value[m])
-        p_LH, p = np.full_like(null_LH, np.nan), np.array(np.nan)
+        p_LH, p, p_top_LH = np.full_like(null_LH, np.nan), np.array(np.nan), np.full_like(null_LH, np.nan)
         if name.startswith("selectivity"):
             null_LH = np.zeros_like(heads.value[m])
         if name in _SELECTIVITIES:
             # The flips act on the numerators, where the null's value is 0 whatever the denominators.
             numerator_NLH, denominator = np.broadcast_arrays(*ratios[name])
             share_NLH = numerator_NLH / mean_denominator(denominator)
-            p_LH, p = _p_values(settings, share_NLH, sums.labels_NJ, generator)
+            p_LH, p, p_top_LH = _p_values(settings, share_NLH, sums.labels_NJ, generator)
         elif name == "induction":
             difference_NLH = by_name[name] - ratio_units(*swapped[name])
-            p_LH, p = _p_values(settings, difference_NLH, sums.labels_NJ[:, :0], generator)
+            p_LH, p, p_top_LH = _p_values(settings, difference_NLH, sums.labels_NJ[:, :0], generator)
         rows += [
             heads[m].rows(name, null=null_LH, p=p_LH, reason=_UNDEFINED),
             model[m].rows(name, null=_mean_over_heads(null_LH), p=p, reason=_UNDEFINED),
         ]
         if f"{name}_top" in settings.metrics:
-            rows.append(_top_row(f"{name}_top", heads[m], null_LH, p_LH))
+            rows.append(_top_row(f"{name}_top", heads[m], null_LH, p_top_LH))
     return rows
 
 
-def _top_row(metric: str, heads: Estimate, null_LH: np.ndarray, p_LH: np.ndarray) -> HeadTable:
-    """The model row of the head with the largest value, its p corrected for having looked at all heads."""
+def _top_row(metric: str, heads: Estimate, null_LH: np.ndarray, p_top_LH: np.ndarray) -> HeadTable:
+    """The model row of the head with the largest value; its p is corrected for having looked at all heads."""
     if np.isnan(heads.value).all():
         return HeadTable.whole(metric, None, reason=_UNDEFINED)
     top = np.unravel_index(np.nanargmax(heads.value), heads.value.shape)
-    return heads[top].rows(metric, null=null_LH[top], p=np.minimum(1, p_LH[top] * p_LH.size))
+    return heads[top].rows(metric, null=null_LH[top], p=p_top_LH[top])
 
 
 def _p_values(
     settings: AttentionStatistics, value_NLH: np.ndarray, controls_NJ: np.ndarray, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """p of heads and of their mean against 0 by sign flips over sequences; NaN where one is undefined."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """p of heads and of their mean against 0 by sign flips over sequences; NaN where one is undefined.
+
+    Last the heads' p from the same flips, corrected for having looked at all heads.
+    """
+    flips_again = copy.deepcopy(generator)
     columns = np.concatenate((value_NLH.reshape(len(value_NLH), -1), _mean_over_heads(value_NLH)[:, None]), axis=1)
     p = flip_p(columns, controls_NJ, generator, draws=settings.sign_flips)
-    return p[:-1].reshape(value_NLH.shape[1:]), p[-1]
+    p_top_LH = flip_p(value_NLH, controls_NJ, flips_again, draws=settings.sign_flips, test=largest_flip_test)
+    return p[:-1].reshape(value_NLH.shape[1:]), p[-1], p_top_LH
 
 
 def _uniform_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:

@@ -7,6 +7,7 @@ for layers, [L, H] for heads; J control variates.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,16 +63,21 @@ def ratio_units(numerator_NX: np.ndarray, denominator_NX: np.ndarray | int) -> n
 
 
 def flip_p(
-    values_NX: np.ndarray, controls_NJ: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999
+    values_NX: np.ndarray,
+    controls_NJ: np.ndarray,
+    generator: np.random.Generator,
+    *,
+    draws: int = 9_999,
+    test: Callable[..., np.ndarray] = sign_flip_test,
 ) -> np.ndarray:
     """Two-sided p of each mean against 0, shaped X, by sign flips of the values less what the controls explain.
 
-    NaN for a column that holds a NaN.
+    With `test=largest_flip_test` corrected for having looked at all of them. NaN for a column that holds a NaN.
     """
     columns = values_NX.reshape(len(values_NX), -1)
     p = np.full(columns.shape[1], np.nan)
     defined = ~np.isnan(columns).any(0)
-    p[defined] = sign_flip_test(without_controls(columns[:, defined], controls_NJ), generator, draws=draws)
+    p[defined] = test(without_controls(columns[:, defined], controls_NJ), generator, draws=draws)
     return p.reshape(values_NX.shape[1:])
 
 

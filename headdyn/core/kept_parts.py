@@ -15,7 +15,7 @@ import os
 import struct
 import sys
 import time
-import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,6 +37,7 @@ SAVE_EVERY_SECONDS = 10.0  # so that what takes no longer leaves no file
 Part = Mapping[str, np.ndarray]
 _Kept = tuple[float, str, Part]  # the seconds it took, the generator's state behind it, the part
 _HEAD = struct.Struct("<qd")  # before a part on the disk: its number and its seconds
+_CHECK = struct.Struct("<I")  # and before those a checksum of all that follows
 _STATE = "generator's state"
 
 
@@ -139,8 +140,8 @@ def parts(
         if place is not None:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **part, **{_STATE: _state(generator)})
-            head = _HEAD.pack(number, time.monotonic() - begun)
-            place.keep(path, head + content.getvalue())
+            kept_part = _HEAD.pack(number, time.monotonic() - begun) + content.getvalue()
+            place.keep(path, _CHECK.pack(zlib.crc32(kept_part)) + kept_part)
         yield rows, part
 
 
@@ -168,17 +169,13 @@ def _read(path: Path, digest: bytes) -> tuple[list[_Kept], int]:
         if len(piece) < size or (end == 0 and piece != digest):
             break
         if end:
-            try:
-                number, seconds = _HEAD.unpack_from(piece)
-                if number != len(whole):
-                    break  # one before it was lost, or stands there twice
-                part = dict(np.load(io.BytesIO(piece[_HEAD.size :])))
-                whole.append((seconds, str(part.pop(_STATE)), part))
-            except (
-                ValueError,
-                struct.error,
-                zipfile.BadZipFile,
-            ):  # what stands behind a damaged part is computed again, too
-                break
+            check, kept_part = piece[: _CHECK.size], piece[_CHECK.size :]
+            if check != _CHECK.pack(zlib.crc32(kept_part)):
+                break  # damaged: what stands behind it is computed again, too
+            number, seconds = _HEAD.unpack_from(kept_part)
+            if number != len(whole):
+                break  # one before it was lost, or stands there twice
+            part = dict(np.load(io.BytesIO(kept_part[_HEAD.size :])))
+            whole.append((seconds, str(part.pop(_STATE)), part))
         end = begin + size
     return whole, end

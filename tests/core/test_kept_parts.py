@@ -96,16 +96,17 @@ def test_other_work_reads_nothing_of_it(tmp_path: Path, change: dict) -> None:
     assert work.calls == list(range(change.get("total", 6)))
 
 
-def test_a_damaged_part_and_what_stands_behind_it_are_computed_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", range(1, 100, 7))
+def test_a_damaged_part_and_what_stands_behind_it_are_computed_again(tmp_path: Path, place: int) -> None:
     whole = run(tmp_path / "whole", Computed())
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Computed(breaks_at=5))
     (path,) = tmp_path.glob("*.parts")
     content = bytearray(path.read_bytes())
-    content[40 + (len(content) - 40) * 3 // 5 - 100] ^= 1  # behind the 40 bytes that say whose parts these are
+    content[40 + (len(content) - 40) * place // 100] ^= 1  # behind the 40 bytes that say whose parts these are
     path.write_bytes(content)
     again = Computed()
-    assert np.array_equal(run(tmp_path, again), whole) and 0 < again.calls[0] < 5
+    assert np.array_equal(run(tmp_path, again), whole) and again.calls[0] == place * 5 // 100
 
 
 def test_each_computation_of_an_analysis_has_its_own_and_short_ones_leave_no_file(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from headdyn.core.statistics import (
     bootstrap_interval,
     draws_test,
     effect_over_seeds,
+    largest_flip_test,
     ratio_contributions,
     sign_flip_test,
     smallest_detectable,
@@ -94,6 +95,32 @@ def test_sign_flip_p_is_uniform_under_the_null_and_tokens_as_units_are_not():
     # Mutant: each unit counted 9 times, as tokens of a sequence would be.
     pseudo = sign_flip_test(np.repeat(null, 9, axis=0), rng(4), draws=2_000)
     assert np.mean(pseudo <= 0.05) > 0.3
+
+
+def test_the_largest_of_all_columns_enumerated():
+    values = rng(5).normal((0.2, 0.9, 0.5), (1, 1, 30), size=(8, 3))  # each column counts in its own spread
+    signs = np.array(list(itertools.product((1, -1), repeat=8)))
+    scaled = values / np.sqrt((values**2).sum(0))
+    largest = np.array([max(abs((row[:, None] * scaled).sum(0))) for row in signs])
+    by_hand = [(largest >= abs(column.sum()) - 1e-12).mean() for column in scaled.T]
+    np.testing.assert_allclose(largest_flip_test(values, rng()), by_hand)
+    alone = largest_flip_test(values[:, :1], rng())
+    np.testing.assert_allclose(alone, sign_flip_test(values[:, :1], rng()))
+    assert (largest_flip_test(values, rng()) >= sign_flip_test(values, rng())).all()
+
+
+def test_the_best_of_many_heads_can_be_as_sure_as_one_head_and_chance_is_not():
+    values = rng(6).normal(size=(64, 144))
+    assert largest_flip_test(values, rng(), draws=999).min() > 0.05 > sign_flip_test(values, rng(), draws=999).min()
+    values[:, 7] += 2
+    p = largest_flip_test(values, rng(), draws=9_999)
+    assert p[7] == 1e-4 and p[8:].min() > 0.05  # Bonferroni's least is 0.0144, times 20 checkpoints 0.29
+    assert largest_flip_test(np.zeros((9, 2)), rng()).tolist() == [1.0, 1.0]
+
+
+def test_the_largest_of_columns_without_effect_is_found_as_rarely_as_alpha_says():
+    least = [largest_flip_test(rng(seed).normal(size=(12, 6)), rng(seed), draws=199).min() for seed in range(400)]
+    assert np.mean(np.array(least) <= 0.05) < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
 
 
 def test_sign_flips_refuse_nan():

@@ -14,6 +14,7 @@ SETTINGS = (
     "q < 0.05 and at least 0.2 of their attention",
     "attention on position 0",
     "95 % over",
+    "libraries read the first 8",
 )
 
 ANALYSES = ("loss", "attention", "tensorlens")
@@ -45,6 +46,7 @@ def fragments(folder: Path) -> list[str]:
         f"saved on a pair's repeat, nats | {spelled(measured['repeat_gain_nats'])} |",
         f"strongest previous-token head | {spelled(measured['previous_token_top'])} |",
         f"strongest sink head | {spelled(measured['sink_rate_top'])} |",
+        f"strongest induction head | {spelled(measured['induction_top'])} |",
         *(f"{label} | {spelled(points[name])} |" for name, label in OF_TOPICS.items()),
         f"smallest p of the three is {fixed(min(measured[name]['p'] for name in OF_TOPICS), 2)}",
         f"model's output to {number(measured['tensorlens_error']['value'])} of its size",

@@ -195,7 +195,7 @@ def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np
     done = parts("comparing clusters", "checkpoints", len(clusters) - 1, 1, compared, generator=generator)
     return HeadTable.concat(
         HeadTable.from_rows(json.loads(str(part["rows"]))).labelled(step=step)
-        for (step, _), (_, part) in zip(clusters[1:], done, strict=False)
+        for (step, _), (_, part) in zip(clusters[1:], done, strict=True)
     )
 
 

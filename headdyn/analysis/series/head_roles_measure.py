@@ -109,6 +109,7 @@ def _course(
                 "null": float(null_KLH[k, layer, head]),
                 "heads": int(holds_KLH[k].sum()),
                 "value_of_last": float(np.nan_to_num(value_KLH[k][last])),
+                "null_of_last": float(np.nan_to_num(null_KLH[k][last])),
             }
         )
     return records, since
@@ -141,7 +142,8 @@ def _figures(
     lines = []
     for role in roles.values():
         course = [record for record in records if record["role"] == role]
-        lines.append(Curve(label=role, x=steps, y=[record["value_of_last"] - record["null"] for record in course]))
+        beyond = [record["value_of_last"] - record["null_of_last"] for record in course]
+        lines.append(Curve(label=role, x=steps, y=beyond))
     counts = [Curve(label=role, x=steps, y=holds[metric].sum((1, 2)).astype(float)) for metric, role in roles.items()]
     return {
         "strongest": curves(

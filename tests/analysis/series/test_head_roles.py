@@ -8,17 +8,19 @@ import pytest
 from headdyn.analysis.series.head_roles import HeadRoles
 from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import HeadTable
+from tests.figure_checks import rows
 
 LEAST = {"previous_token": 0.2, "induction": 0.2}
 # Three checkpoints of one layer with three heads. Head 0 looks at the previous token, head 1 does so first and then
 # becomes an induction head, head 2 attends by induction, but not beyond chance.
 PREVIOUS = np.array([[0.1, 0.6, 0.0], [0.9, 0.1, 0.0], [0.8, 0.1, 0.0]])
 INDUCTION = np.array([[0.0, 0.1, 0.2], [0.0, 0.7, 0.6], [0.0, 0.9, 0.6]])
+NULL = np.array([[0.05, 0.15, 0.05]])
 Q = np.array([[1.0, 1.0, 1.0], [1.0, 0.01, 0.2], [1.0, 0.01, 0.2]])
 
 
 def points(steps: tuple[int, ...] = (0, 10, 100)) -> list[SeriesPoint]:
-    common = {"null": 0.05, "n": 9, "unit": "sequence"}
+    common = {"null": NULL, "n": 9, "unit": "sequence"}
     return [
         SeriesPoint(
             revision=f"step{step}",
@@ -54,6 +56,9 @@ def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
     assert findings.verdict["became"] == {"previous-token": {"none": 1}, "induction": {"previous-token": 1}}
     assert findings.verdict["left_out"] == {"step50": "no such revision"}
     records = [row for row in findings.tables["head_roles"].to_pylist() if row["role"] == "previous-token"]
+    assert [(row["null"], row["null_of_last"]) for row in records] == [(0.15, 0.05), (0.05, 0.05), (0.05, 0.05)]
+    drawn = [row["y"] for row in rows(findings.figures["strongest"], "y") if row["series"] == "previous-token"]
+    assert drawn == pytest.approx([0.05, 0.85, 0.75])  # less head 0's own null, also where head 1 led
     assert [(row["step"], row["head"], row["heads"], row["value_of_last"]) for row in records] == [
         (0, 1, 1, 0.1),
         (10, 0, 1, 0.9),
