@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
@@ -72,3 +74,17 @@ _check_shapes(headdyn.analysis.circuit_readouts)
 _check_shapes(headdyn.analysis.answer_lens_measure)
 torch.set_num_threads(1)  # so that sums are split alike on every machine
 headdyn.workers.subprocess = forked.FORKING  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def _without_hydras_log() -> Iterator[None]:
+    """A run in this process leaves Hydra's handler, whose stream ends with its test: the next line would be an error."""
+    _remove_stream_handlers()
+    yield
+    _remove_stream_handlers()
+
+
+def _remove_stream_handlers() -> None:
+    root = logging.getLogger()
+    for handler in [each for each in root.handlers if type(each) is logging.StreamHandler]:
+        root.removeHandler(handler)

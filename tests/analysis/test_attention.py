@@ -144,15 +144,16 @@ def test_topics_are_taken_out_of_selectivity_and_nothing_out_of_induction(corpus
     """As many controls as labels for each of the two selectivities, none for the tokens' statistic."""
     controls = []
 
-    def flip_p(columns_NX, controls_NJ, generator, *, draws):
+    def flip_p(columns_NX, controls_NJ, generator, *, draws, test=None):
         controls.append(controls_NJ)
-        return np.ones(columns_NX.shape[1])
+        return np.ones(columns_NX.shape[1:])
 
     monkeypatch.setattr("headdyn.analysis.attention_measure.flip_p", flip_p)
     table = SETTINGS(tiny.PatternModel(heads, 1, 6), corpus, np.random.default_rng(1)).table
     assert set(table.matrix("induction", "p")[0]) == {1.0} and np.isnan(table.matrix("entropy_nats", "p")).all()
-    assert [each.shape[0] for each in controls] == [48] * 3
-    assert controls[0].shape[1] == controls[1].shape[1] > 0 == controls[2].shape[1]
+    assert [each.shape[0] for each in controls] == [48] * 6  # heads and their mean, then the largest of the heads
+    selectivities, induction = {each.shape[1] for each in controls[:4]}, {each.shape[1] for each in controls[4:]}
+    assert len(selectivities) == 1 and min(selectivities) > 0 and induction == {0}
 
 
 def test_a_head_without_other_keys_has_no_ratio_and_says_why(table):

@@ -145,7 +145,7 @@ def test_torchrun_does_a_whole_run_with_its_recalibration(tmp_path):
         (["mode=smoke", "train.accumulate=8"], "make it a multiple of 32"),
         (
             ["mode=smoke", "model=huggingface", "model.name=a", "data=comparisons", "analysis=[circuits]"],
-            "comes trained",
+            "is trained already",
         ),
     ],
 )

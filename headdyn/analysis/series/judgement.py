@@ -99,7 +99,7 @@ class Measure:
 
 
 def judge(
-    measure: Measure, total_steps: int, rules: Rules, generator: np.random.Generator, draws: int
+    measure: Measure, total_steps: int, rules: Rules, generator: np.random.Generator, draws: int = 2_000
 ) -> dict[str, Any]:
     """Everything there is to say of one measure. What cannot be said is absent, with a reason beside it."""
     value_K, count = measure.value_K, len(measure.steps)

@@ -82,7 +82,9 @@ def predictions(
             values = {"correlation": value_R[0], "ci_low": low, "ci_high": high, "p": at_least_as_high(value_R)}
             return {name: np.array(value) for name, value in values.items()}
 
-        done = parts(f"predicting ranks in {final}", "correlations", len(earlier), 1, correlated, generator=generator)
+        done = parts(
+            f"predicting the last ranks of {final}", "correlations", len(earlier), 1, correlated, generator=generator
+        )
         for (early, k), (_, part) in zip(earlier, done, strict=True):
             values = {name: value.item() for name, value in part.items()}
             which = {"final": final, "early": early, "step": steps[k]}

@@ -73,8 +73,8 @@ def test_it_says_how_many_correlations_are_left(
     caplog.set_level(logging.INFO)
     value_KLH = np.random.default_rng(0).normal(size=(3, 1, 4))
     records = predictions((0, 1, 2), {"x": value_KLH, "y": value_KLH}, 99, np.random.default_rng(0))
-    counts = re.findall(r"predicting the last ranks: (\d) correlations of 8, ", caplog.text)
-    assert list(map(int, counts)) == list(range(1, len(records) + 1)) == list(range(1, 9))
+    counts = re.findall(r"predicting the last ranks of (\w): (\d) correlations of 4, ", caplog.text)
+    assert counts == [(role, str(done)) for role in "xy" for done in range(1, 5)] and len(records) == len(counts)
 
 
 def test_p_holds_its_level_where_layers_differ_and_heads_do_not() -> None:
