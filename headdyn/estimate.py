@@ -29,6 +29,7 @@ from headdyn.sweep.record import SERIES_SECONDS
 from headdyn.workers import environments, shared_stages
 
 _SIZES = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")  # what a step's time depends on
+_MACHINE = ("device", "precision", "threads")
 _REPEATS = ("_draws", "_flips")  # how settings end that repeat a computation on random numbers
 
 
@@ -75,7 +76,7 @@ def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str
 
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
-    """What earlier seconds are found by: the settings of the analysis, of the model and of the data.
+    """What earlier seconds are found by: the settings of the analysis, of the model, of the data and of the machine.
 
     Left out are seeds, how many random draws and sign flips there are, and which text fills sequences of a given number
     and length: for another number of draws the time is near, not the same. A file of prompts stays: it says how many.
@@ -87,7 +88,8 @@ def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
         analysis = {key: value for key, value in analysis.items() if not key.endswith(_REPEATS)}
     # A suite's checkpoints are of one size: what one took the others will take.
     model = {key: value for key, value in settings["model"].items() if key not in ("revision", "revisions")}
-    return json.dumps([name, analysis, model, data], sort_keys=True)
+    machine = [settings.get(key) for key in _MACHINE]
+    return json.dumps([name, analysis, model, data, machine], sort_keys=True)
 
 
 def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float, list[str]]:

@@ -55,8 +55,8 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         if not _readable(path)
     ]
     every_series = series_of(jobs, runs)
+    earlier = _changed(folder / VERDICT)
     if every_series:
-        (folder / VERDICT).unlink(missing_ok=True)
         tasks.append(Task("series of checkpoints", "judge_series", (folder, every_series)))
     stopped = workers.do(tasks)
     workers.dismiss()  # ending takes them two seconds, in which the page is drawn
@@ -72,7 +72,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
     print_summary(Console(), sweep, folder / PAGE)
     if stopped:
         return 130
-    judged = not every_series or (folder / VERDICT).exists()
+    judged = not every_series or _changed(folder / VERDICT) not in (None, earlier)
     return 0 if len(complete) == len(runs) and judged and not lacking else 1
 
 
@@ -82,6 +82,11 @@ def _written(folder: Path) -> str | None:
         return sweep_json(folder).get("written")
     except ValueError:
         return None
+
+
+def _changed(path: Path) -> int | None:
+    """When the file was last written, in nanoseconds; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def _readable(path: Path) -> bool:

@@ -40,14 +40,16 @@ def judge_series(folder: Path, every_series: Sequence[Series], should_stop: Call
 
     Tables get a column `series`, figures stand in figures/, and verdict.json says which runs a record is of. How long
     the analyses took, which is another at every call, stands in series_seconds.json. Raises StageInterruptedError where
-    `should_stop` says so, after keeping what is done of the analysis, and whatever failed, with its traceback in
-    log.txt; then nothing else is written.
+    `should_stop` says so: what is done of the analysis is kept, and an earlier verdict stays. Raises whatever failed,
+    with its traceback in log.txt, and removes an earlier verdict, which may be of fewer runs. Then nothing else is
+    written.
     """
     try:
         _judge(folder, every_series, should_stop)
     except StageInterruptedError:
         raise
     except Exception:
+        (folder / VERDICT).unlink(missing_ok=True)
         with (folder / LOG).open("a", encoding="utf-8") as log:
             log.write(traceback.format_exc())
         raise

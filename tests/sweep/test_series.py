@@ -20,6 +20,7 @@ from headdyn.core import kept_parts, progress
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.run_folder import KEPT_PARTS, LOG, RunFolder, RunRecord
 from headdyn.core.store import StageInterruptedError
+from headdyn.sweep import series
 from headdyn.sweep.record import SERIES_SECONDS, VERDICT
 from headdyn.sweep.series import Series, judge_series
 from tests.small_models import MHA, drawn
@@ -57,8 +58,8 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
     def judge(folder: str, stop_after: float = np.inf, seed: int = 0) -> int:
         computed.clear()
         (tmp_path / folder / "figures").mkdir(parents=True, exist_ok=True)
-        series = Series(runs=runs, factors={}, revisions=REVISIONS, analyses=ANALYSES, seed=seed)
-        judge_series(tmp_path / folder, [series], lambda: len(computed) >= stop_after)
+        both = Series(runs=runs, factors={}, revisions=REVISIONS, analyses=ANALYSES, seed=seed)
+        judge_series(tmp_path / folder, [both], lambda: len(computed) >= stop_after)
         return len(computed)
 
     return judge
@@ -111,6 +112,29 @@ def test_seconds_hold_those_of_the_try_that_was_stopped(
         entry["analysis"]: entry["seconds"] for entry in json.loads((tmp_path / "stopped" / SERIES_SECONDS).read_text())
     }
     assert took == {"head_roles": 8, "emergence": 0} and clock == [8]
+
+
+def test_an_earlier_verdict_stays_when_a_repeat_is_stopped_and_goes_when_it_fails(
+    tmp_path: Path, judged: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged("folder")
+    before = (tmp_path / "folder" / VERDICT).read_bytes()
+
+    def reading(error: Exception) -> None:
+        def fails(*_):
+            raise error
+
+        monkeypatch.setattr(series, "read_point", fails)
+
+    reading(StageInterruptedError("asked to stop"))
+    with pytest.raises(StageInterruptedError):
+        judged("folder")
+    assert (tmp_path / "folder" / VERDICT).read_bytes() == before
+    reading(ValueError("heads.parquet is damaged"))
+    with pytest.raises(ValueError, match="damaged"):
+        judged("folder")
+    assert not (tmp_path / "folder" / VERDICT).exists()
+    assert "heads.parquet is damaged" in (tmp_path / "folder" / LOG).read_text()
 
 
 @pytest.mark.parametrize("changed", ["the rows of a checkpoint", "the circuits of a checkpoint", "seed"])

@@ -22,13 +22,14 @@ ROLES: Mapping[str, str] = {
 class HeadRoles:
     """Follows the heads that have a role: a metric of theirs exceeds its null by `least`, at q ≤ `alpha` if tested.
 
-    Model rows, by role: how many heads have it at the last checkpoint, and the first step since which the head that is
-    strongest at the end is the strongest at every checkpoint. Table `head_roles`: per checkpoint and role the strongest
-    head, its value and null, how many heads have the role, and the value of the head that is strongest at the end.
-    The verdict's `became` counts, of the heads with a role at the end, which other role each had last before it had
-    this one. Table `head_prediction`: whether the ranks that heads have in their layers at an early checkpoint tell
-    those at the last one, by any measure of roles, against heads relabelled within layers. Revisions with the weights
-    of another are left out, as are failed ones, both with their reason.
+    The strongest head of a role is the one whose metric exceeds its null most. Model rows, by role: how many heads have
+    it at the last checkpoint, and the first step since which the head that is strongest at the end is the strongest at
+    every checkpoint. Table `head_roles`: per checkpoint and role the strongest head, its value and null, how many heads
+    have the role, and the value of the head that is strongest at the end. The verdict's `became` counts, of the heads
+    with a role at the end, which other role each had last before it had this one ("induction and sink": both at once).
+    Table `head_prediction`: whether the ranks that heads have in their layers at an early checkpoint tell those at the
+    last one, by any measure of roles, against heads relabelled within layers. Revisions with the weights of another are
+    left out, as are failed ones, both with their reason.
     """
 
     least: Mapping[str, Annotated[float, Field(gt=0, le=1)]]
@@ -51,7 +52,7 @@ class HeadRoles:
         **{
             f"{metric}_strongest_since": Metric(
                 label=f"strongest {role} head since",
-                meaning=f"first step since which the head with the largest {metric} at the end has the largest",
+                meaning=f"first step since which the head whose {metric} exceeds its null most at the end is that head",
                 low=0,
                 unit="steps",
                 digits=0,

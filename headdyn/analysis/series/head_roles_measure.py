@@ -91,7 +91,7 @@ def _course(
 ) -> tuple[list[dict[str, Any]], int]:
     """A record a checkpoint of one role, and since which step the strongest head is the last checkpoint's."""
     shape = value_KLH.shape[1:]
-    strongest_K = [int(np.nanargmax(value_LH)) for value_LH in value_KLH]
+    strongest_K = [int(np.nanargmax(excess_LH)) for excess_LH in value_KLH - null_KLH]
     last = np.unravel_index(strongest_K[-1], shape)
     since, records = steps[-1], []
     for k in reversed(range(len(steps))):
@@ -118,17 +118,18 @@ def _course(
 def became(metric: str, holds: Mapping[str, np.ndarray], roles: Mapping[str, str]) -> dict[str, int]:
     """Of the heads with this role at the last checkpoint, how many had which other role last before they first had it.
 
-    `holds` are [K, L, H] by metric. Heads that had none are counted under "none".
+    `holds` are [K, L, H] by metric. Heads that had none are counted under "none", those that had several at that last
+    checkpoint under all of them, as "induction and sink".
     """
     earlier: Counter[str] = Counter()
     for place in zip(*np.nonzero(holds[metric][-1]), strict=True):
         first = int(np.argmax(holds[metric][:, *place]))
-        before = [
-            (int(np.flatnonzero(held[:first, *place])[-1]), other)
+        last = {
+            roles[other]: int(np.flatnonzero(held[:first, *place])[-1])
             for other, held in holds.items()
             if other != metric and held[:first, *place].any()
-        ]
-        earlier[roles[max(before)[1]] if before else _NONE] += 1
+        }
+        earlier[" and ".join(role for role, k in last.items() if k == max(last.values())) or _NONE] += 1
     return dict(earlier)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from headdyn.analysis.series.head_roles import HeadRoles
+from headdyn.analysis.series.head_roles import ROLES, HeadRoles
+from headdyn.analysis.series.head_roles_measure import became
 from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import HeadTable
 from tests.figure_checks import rows
@@ -17,6 +18,12 @@ PREVIOUS = np.array([[0.1, 0.6, 0.0], [0.9, 0.1, 0.0], [0.8, 0.1, 0.0]])
 INDUCTION = np.array([[0.0, 0.1, 0.2], [0.0, 0.7, 0.6], [0.0, 0.9, 0.6]])
 NULL = np.array([[0.05, 0.15, 0.05]])
 Q = np.array([[1.0, 1.0, 1.0], [1.0, 0.01, 0.2], [1.0, 0.01, 0.2]])
+# Two heads at three checkpoints: head 0 was previous-token and sink head at the second, head 1 sink head alone.
+HELD = {
+    "previous_token": [[0, 1], [1, 0], [0, 0]],
+    "induction": [[0, 0], [0, 0], [1, 1]],
+    "sink_rate": [[0, 0], [1, 1], [0, 0]],
+}
 
 
 def points(steps: tuple[int, ...] = (0, 10, 100)) -> list[SeriesPoint]:
@@ -65,6 +72,19 @@ def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
         (100, 0, 1, 0.8),
     ]
     assert set(findings.figures) == {"strongest", "heads", "prediction"}
+
+
+def test_the_strongest_head_is_the_one_furthest_beyond_its_null() -> None:
+    """Head 0 attends to the previous token most, but as much by chance; head 1 is a quarter beyond."""
+    table = HeadTable.per_head("previous_token", [[0.5, 0.4]], null=[[0.45, 0.15]], n=9, unit="sequence")
+    both = [SeriesPoint(revision=f"step{k}", step=k, state_hash=f"{k}", table=table) for k in (0, 10)]
+    findings = HeadRoles(least=LEAST)(both, np.random.default_rng(0))
+    assert [row["head"] for row in findings.tables["head_roles"].to_pylist()] == [1, 1]
+
+
+def test_a_head_that_had_two_roles_at_once_is_counted_under_both() -> None:
+    holds = {name: np.array(steps, bool).reshape(3, 1, 2) for name, steps in HELD.items()}
+    assert became("induction", holds, ROLES) == {"previous-token and sink": 1, "sink": 1}
 
 
 def test_what_is_no_series_says_so() -> None:
