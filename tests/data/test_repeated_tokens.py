@@ -103,6 +103,6 @@ def test_an_induction_head_is_beyond_its_null_and_one_that_looks_back_by_a_fixed
     assert values[0] > 0.99 and nulls[0] < 0.1 and p[0] < 0.001
     assert values[1] == pytest.approx(nulls[1], abs=0.03) and p[1] > 0.05
     top = table.summary()["induction_top"]
-    assert top["value"] == values[0] and top["p"] == pytest.approx(min(1, 2 * p[0]))
+    assert top["value"] == values[0] and p[0] <= top["p"] < 0.001  # of the larger head in every flip
     mask = dataclasses.replace(repeated, mask_documents=True).without_topics
     assert mask is not None and "inside documents" in mask

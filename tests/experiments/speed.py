@@ -61,8 +61,8 @@ def fragments(folder: Path) -> list[str]:
         f"they take {plain['mb'] - without['mb']} of {plain['mb']:,} MB and {plain['packages'] - without['packages']} of "
         f"{plain['packages']} packages",
         f"pip took as long ({without['seconds']} and {plain['seconds']} s, once each)",
-        f"came after {without['smoke_run_seconds']['first line']} s",
-        f"a wheel of {install['wheel_mb']} MB",
+        f"the first line comes after {without['smoke_run_seconds']['first line']} s",
+        f"The wheel of {install['wheel_mb']} MB",
         f"`headdyn --help` ends after {answers['headdyn --help']} s, `headdyn run --help` after "
         f"{answers['headdyn run --help']} s, a mistyped option is answered after {answers['headdyn run mode=smok']} s, "
         f"and `headdyn run mode=smoke` prints its first line after {run['first line']} s and ends after {run['end']} s",

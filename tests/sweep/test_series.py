@@ -83,7 +83,7 @@ def test_a_stopped_series_goes_on_to_the_same_records(
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0)
     with caplog.at_level(logging.INFO):
         assert judged("whole") == PARTS
-    for step in ("reading checkpoints", "predicting ranks in induction", "matching heads"):
+    for step in ("reading checkpoints", "predicting the last ranks of induction", "matching heads"):
         assert any(line.startswith(f"{step}: ") and " s left" in line for line in caplog.messages), step
     with pytest.raises(StageInterruptedError):
         judged("stopped", stop_after)
