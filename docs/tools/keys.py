@@ -64,63 +64,63 @@ class Section:
 
 @cache
 def sections() -> list[Section]:
-    """Every group's keys, option by option; options with the same keys share a section, at the first one's defaults."""
-    found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, str]]] = []
+    """Every group's keys, option by option. Options with the same keys share a section, with the first's defaults."""
+    groups: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, str]]] = []
     with composing([]) as compose_job:
         nodes = [(group, option, *_composed(group, option, compose_job)) for group, option in _options()]
     for group, option, node, prefix in nodes:
         cls = _class(node, prefix)
         about = _about(group, option, cls)
         leaves = dict(_leaves(node, prefix))
-        same = next((entry for entry in found if entry[1] is cls and set(entry[3]) == set(leaves)), None)
+        same = next((entry for entry in groups if entry[1] is cls and set(entry[3]) == set(leaves)), None)
         sources = {name: source for name, value in leaves.items() if (source := _source(value))}
         if same is not None and group != "analysis":
             same[2][option] = about
             same[4].update({**sources, **same[4]})
         else:
-            found.append((group, cls, {option: about}, leaves, sources))
-    made = []
-    for group, cls, options, leaves, sources in found:
-        said = {
-            **_said(group, *(file.stem for file in sorted((CONF / group).glob("*.yaml")))),
-            **_said(group, *options),
+            groups.append((group, cls, {option: about}, leaves, sources))
+    result = []
+    for group, cls, options, leaves, sources in groups:
+        meanings = {
+            **_meanings(group, *(file.stem for file in sorted((CONF / group).glob("*.yaml")))),
+            **_meanings(group, *options),
         }
-        keys = [Key(n, _type_at(cls, n, leaves), _spelled(v), _meaning(n, said)) for n, v in leaves.items()]
+        keys = [Key(n, _type_at(cls, n, leaves), _spelled(v), _meaning(n, meanings)) for n, v in leaves.items()]
         title = f"{group}={next(iter(options))}" if group else "The run itself"
-        made.append(Section(title, {name: about for name, about in options.items() if name}, tuple(keys), sources))
-    for _ in range(2):  # twice, since a key may be tied through another one
-        made = _tied(made)
-    return made
+        result.append(Section(title, {name: about for name, about in options.items() if name}, tuple(keys), sources))
+    for _ in range(2):  # twice, since a key may take its value from one that takes it from a third
+        result = _with_shared_meanings(result)
+    return result
 
 
-def _said(group: str, *options: str) -> dict[str, str]:
-    """The comments of a group's YAML by full key; the first option that has one counts."""
+def _meanings(group: str, *options: str) -> dict[str, str]:
+    """The comments in the YAML files of a group's options, by full key; the first option with a comment counts."""
     if not group:
         return comments(CONF / "config.yaml")
-    said: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for option in options:
         prefix = {"cluster": "", "experiment": "", "analysis": f"analysis.{option}."}.get(group, f"{group}.")
         for key, comment in comments(CONF / group / f"{option}.yaml").items():
-            said.setdefault(prefix + key, comment)
-    return said
+            meanings.setdefault(prefix + key, comment)
+    return meanings
 
 
-def _meaning(key: str, said: Mapping[str, str]) -> str:
-    """The key's own comment, that of the group it stands in, or what its name means everywhere."""
+def _meaning(key: str, meanings: Mapping[str, str]) -> str:
+    """The key's own comment, that of the group which it belongs to, or what its name means everywhere."""
     parent = key.rpartition(".")[0]
-    return said.get(key) or said.get(parent) or _EVERYWHERE.get(key.split(".")[-1], "")
+    return meanings.get(key) or meanings.get(parent) or _EVERYWHERE.get(key.split(".")[-1], "")
 
 
-def _tied(made: list[Section]) -> list[Section]:
-    """The sections, where a key that another one takes its value from has the other's type and meaning."""
+def _with_shared_meanings(unshared: list[Section]) -> list[Section]:
+    """The sections, in which a key and the key that takes its value from it share type and meaning."""
     readers: dict[str, Key] = {}
-    for section in made:
+    for section in unshared:
         for key in section.keys:
             if key.name in section.sources and key.meaning:
                 readers.setdefault(section.sources[key.name], key)
-    every = {key.name: key for section in made for key in section.keys}
+    every = {key.name: key for section in unshared for key in section.keys}
 
-    def tied(key: Key, source: str | None) -> Key:
+    def shared(key: Key, source: str | None) -> Key:
         reader = readers.get(key.name)
         if reader is not None and key.name.startswith(("mode.", "protocol.")):
             meaning = (
@@ -132,8 +132,8 @@ def _tied(made: list[Section]) -> list[Section]:
         return key
 
     return [
-        dataclasses.replace(section, keys=tuple(tied(key, section.sources.get(key.name)) for key in section.keys))
-        for section in made
+        dataclasses.replace(section, keys=tuple(shared(key, section.sources.get(key.name)) for key in section.keys))
+        for section in unshared
     ]
 
 
@@ -148,9 +148,10 @@ def reference() -> str:
     lines = [
         "# Configuration keys",
         "",
-        "Made from the settings' types and the comments in `conf/`, so that it cannot drift. A default such as",
-        "`${mode.train.steps}` is that key's value. `headdyn run --cfg job` prints the keys of one command with their",
-        "values. Any may be given, as `train.steps=300`, and with `-m` several values, which the runs then compare.",
+        "A key is set on the command line, as in `train.steps=300`. With `-m` it may get several values, by which the",
+        "runs are then compared. A default such as `${mode.train.steps}` is the value of that other key. With",
+        "`--cfg job` behind it, a command prints all of its keys with their values. This page is generated from the",
+        "settings' types and the comments in `conf/`.",
     ]
     for section in sections():
         lines += ["", f"## {section.title}", ""]
@@ -285,7 +286,7 @@ def _words(hint: Any) -> str:
 
 
 def _about(group: str, option: str, cls: Any) -> str:
-    """The comment at the head of an option's YAML, or what its class says of itself."""
+    """The comment at the head of an option's YAML, or the first paragraph of its class's docstring."""
     if not option:
         return ""
     lines = (CONF / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines()
@@ -304,8 +305,8 @@ _LINE = re.compile(r"^( *)(?:- )?([\w.]+):(?: +([^#]*?))?(?: *# (.*))?$")
 
 
 def comments(file: Path) -> dict[str, str]:
-    """What a YAML says of its keys, by dotted key: the comment behind one, or the lines above it."""
-    said: dict[str, str] = {}
+    """The comments on the keys of a YAML file, by dotted key: the comment behind a key, or the lines above it."""
+    by_key: dict[str, str] = {}
     stack: list[tuple[int, str]] = []
     above: list[str] = []
     begun = False
@@ -321,9 +322,9 @@ def comments(file: Path) -> dict[str, str]:
             stack = [*(entry for entry in stack if entry[0] < indent), (indent, key)]
             comment = match[4] or " ".join(above)
             if comment:
-                said[".".join(name for _, name in stack)] = comment
+                by_key[".".join(name for _, name in stack)] = comment
         above = []
-    return said
+    return by_key
 
 
 def _spelled(value: Any) -> str:

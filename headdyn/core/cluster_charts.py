@@ -1,4 +1,4 @@
-"""Heads and their clusters as pictures: strips of heads, and heads as points in a plane."""
+"""Charts of heads and their clusters: strips with one cell for each head, and heads as points in a plane."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from headdyn.core.figures import Figure
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """One panel of heads as points: numbered, coloured by label; a label of −1 (in no cluster) is a hollow mark."""
+    """One panel of heads as numbered points, coloured by cluster; a label of −1 (no cluster) is drawn hollow."""
 
     title: str
     points_H2: np.ndarray
@@ -24,9 +24,10 @@ class Scatter:
 
 
 def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
-    """One strip a clustering, one cell a head: the cluster's number and colour; a hollow cell is a head in none.
+    """One strip for each clustering, with one cell for each head: its cluster's number and colour, hollow if it has
+    none.
 
-    `columns` stand side by side, each a list of names and labels.
+    `columns` are drawn side by side; each is a list of clusterings, a name and the heads' labels.
     """
     heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
     tables, parts = Tables(), []
@@ -62,12 +63,12 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", 
 
 
 def _fill() -> alt.Fill:
-    """The colour that a row names."""
+    """Fill a mark with the colour in its row."""
     return alt.Fill("colour:N", scale=None)
 
 
 def _look(label: int) -> dict[str, Any]:
-    """How a head's cluster is drawn: its colour and number; −1 is in none, and hollow."""
+    """The colour, text and name with which a cluster is drawn; −1 (no cluster) is white and without text."""
     colour = PALETTE[label % len(PALETTE)] if label >= 0 else "white"
     text, name = (str(label), str(label)) if label >= 0 else ("", "none")
     return {"colour": colour, "text": text, "cluster": name, "ink": "white" if colour == "#000000" else "black"}

@@ -1,8 +1,9 @@
-"""Drawing, in one grammar: a figure is a table and a Vega-Lite spec, made with Altair; matrices are in pictures.py.
+"""Figures: each is a table and a Vega-Lite specification, made with Altair; pictures.py draws matrices.
 
-Reports embed the spec, where Vega draws it with tooltips and legends that filter; vl-convert turns it into SVG, PDF or
-PNG without a browser. Colours are told apart by colour-blind readers (Okabe & Ito 2008; cividis; PuOr) and are never
-the only difference: curves also differ in dashes and marks, significance is an asterisk, a null is a hollow diamond.
+Reports embed the specification, which Vega draws with tooltips and legends that filter; vl-convert makes it an SVG, PDF
+or PNG file without a browser. Colour-blind readers can tell the colours apart (Okabe & Ito 2008; cividis; PuOr), and
+colour is never the only difference: curves also differ in dashes and marks, significance is an asterisk, a null is a
+hollow diamond.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Figure:
 
 
 def rendered(spec: Mapping[str, Any], kind: str) -> bytes:
-    """A Vega-Lite specification drawn without a browser, as the bytes of a file of this kind (one of FORMATS)."""
+    """The bytes of a file of this kind (one of FORMATS) with the specification drawn, without a browser."""
     import vl_convert
 
     if kind == "png":
@@ -83,10 +84,10 @@ def rendered(spec: Mapping[str, Any], kind: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadMap:
-    """One panel of a head map; `unit` and `note` (say, the null) stand in its title.
+    """One panel of a head map. Its title shows `unit` and `note`, for example the null.
 
-    With `centre`, colours diverge from that value; without, they run over `limits` (default: the data's range).
-    Marked cells get an asterisk. NaN is drawn empty.
+    With `centre`, colours diverge from that value; otherwise they cover `limits`, or the data's range. Marked cells
+    have an asterisk; a cell with NaN is empty.
     """
 
     title: str
@@ -102,9 +103,9 @@ class HeadMap:
 class Curve:
     """One labelled curve with an optional band.
 
-    `look` gives up to three properties of the curve with their levels ({"order": "topic", "attention": "GQA"}), shown
-    by colour, dashes and mark in this order; without it they show the label. `runs` are the numbers of the runs it is
-    about, by which a page's filter hides it.
+    `look` maps up to three properties of the curve to their levels ({"order": "topic", "attention": "GQA"}), which are
+    shown by colour, dashes and mark, in this order; without `look` all three show the label. `runs` are the numbers of
+    the curve's runs, by which the filter of a page hides it.
     """
 
     label: str
@@ -118,7 +119,7 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """One row of an interval plot; what is None is not drawn. Rows of one `group` share a colour and a mark."""
+    """One row of an interval plot; a None is not drawn. Rows of the same `group` share a colour and a mark."""
 
     label: str
     value: float | None
@@ -130,10 +131,10 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class NullRanges:
-    """One panel: at each place a value, its interval if it has one, and what chance gives (5th to 95th percentile).
+    """One panel with a value for each label, its interval if it has one, and the range that chance gives.
 
-    Arrays run over `labels`; a value that is NaN is drawn as the word "none". `null_X3` holds the 5th percentile, the
-    mean and the 95th percentile.
+    Arrays are over `labels`. A value that is NaN is drawn as the word "none". `null_X3` has the 5th percentile, the
+    mean and the 95th percentile of chance.
     """
 
     title: str
@@ -191,7 +192,7 @@ def curves(
 ) -> Figure:
     """Curves with bands over x, and labelled horizontal reference lines; `span` is a range of x to shade.
 
-    `log_x` starts at the first x; where that is 0, it is shown at the left end. The y axis also covers `y_values`.
+    With `log_x` the axis begins at the first x, 0 included. The y axis also covers `y_values`.
     """
     tables, width, height = Tables(), 520, 270
     rows: list[dict[str, Any]] = []
@@ -240,7 +241,7 @@ def curves(
 
 
 def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape, list[Any]]:
-    """Colour, dashes and marks of curves, and what a click in each legend picks."""
+    """Encodings of the curves' colour, dashes and marks, and the selections that clicks in the legends make."""
     properties = list((lines[0].look if lines else None) or {"": ""})
     looks = [line.look or {"": line.label} for line in lines]
     levels = [list(dict.fromkeys(look.get(name, "") for look in looks)) for name in properties]
@@ -267,7 +268,7 @@ def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape
 def interval_plot(
     rows: Sequence[Interval], *, xlabel: str, title: str = "", zero_line: bool = False, caption: str = ""
 ) -> Figure:
-    """Marks with intervals, one row each from the top, a null as a hollow diamond; "absent" where there is no value."""
+    """Values with intervals, one row each from the top; nulls are hollow diamonds, missing values the word "absent"."""
     tables, groups = Tables(), list(dict.fromkeys(row.group for row in rows))
     values = [vars(row) | {"row": place, "absent": row.value is None} for place, row in enumerate(rows)]
     base = tables.chart(values).encode(place_names(alt.Y("row:O"), [row.label for row in rows], title=None))
@@ -331,7 +332,7 @@ def null_ranges(
 
 
 def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
-    """Tables of texts side by side, by title; their first rows are headings. Columns cut what is longer than they."""
+    """Tables of texts side by side, by title. First rows are headings; texts wider than their column are cut."""
     lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in texts.values())
     x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
     y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
@@ -350,7 +351,7 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
 
 
 def _colours(panel: HeadMap) -> tuple[float, float, Sequence[str]]:
-    """The values at the ends of a panel's colours, and the colours."""
+    """The values of a panel's first and last colour, and its colours."""
     finite = panel.value_LH[np.isfinite(panel.value_LH)]
     if panel.centre is not None:
         reach = float(max(np.abs(finite - panel.centre).max(initial=0), 1e-12))
@@ -360,7 +361,7 @@ def _colours(panel: HeadMap) -> tuple[float, float, Sequence[str]]:
 
 
 def _cell_texts(panel: HeadMap) -> np.ndarray:
-    """What stands in every cell: the value and, if it is marked, an asterisk; beyond what has room, the asterisk."""
+    """Every cell's text: its value, and an asterisk if marked. In maps too large for numbers, the asterisk alone."""
     largest = np.abs(panel.value_LH[np.isfinite(panel.value_LH)]).max(initial=0)
     decimals = 2 if largest >= 0.095 else 3 if largest >= 0.0095 else 4
     texts_LH = np.full(panel.value_LH.shape, "", object)
@@ -390,7 +391,7 @@ def _reference_lines(
 
 
 def _log_ticks(first: float, last: float) -> list[float]:
-    """Powers of ten from the first to the last value; where they are fewer than three, also their doubles and fives."""
+    """Powers of ten from the first to the last value; if there are fewer than three, also 2 and 5 times these."""
     powers = [10.0**k for k in range(math.ceil(math.log10(max(last, 1))) + 1)]
     ticks = [p for p in powers if first <= p <= last]
     if len(ticks) < 3:

@@ -1,4 +1,4 @@
-"""JSON files: written whole or not at all, and read with an error that names the file. Nothing heavy is imported."""
+"""JSON files: written whole or not at all, and read with errors that name the file. Imports nothing heavy."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, Any]]:
-    """Every line that is not blank, as its place FILE:LINE and its JSON. Raises ValueError, which names the line."""
+    """The place, FILE:LINE, and the JSON of every line that is not blank. Raises ValueError, which names the line."""
     with path.open(encoding=encoding) as file:
         for number, line in enumerate(file, 1):
             try:
@@ -25,7 +25,7 @@ def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, A
 
 
 def read_json(path: Path) -> Any:
-    """The JSON at `path`. Raises ValueError, which names the file and says what to do, where it holds none."""
+    """The JSON at `path`. Raises ValueError, which names the file and what to do, if it is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

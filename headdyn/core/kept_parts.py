@@ -1,8 +1,8 @@
-"""The parts of a long analysis: how far it is, and what is done of it, kept so that a stopped one goes on where it was.
+"""A long analysis in parts that are saved to disk, so that a stopped analysis continues where it was.
 
-A run says where with `keeping`; an analysis does its long work through `parts`. It gives the same bits as one that was
-never stopped, since a part is computed or read, never changed. A part that draws random numbers from a generator which
-others draw from is kept with the generator's state behind it.
+A run names the folder with `keeping`; an analysis does its long work through `parts`, which also logs the progress. The
+results have the same bits as without a stop. If parts share a random generator, each is saved with the state that the
+generator had after it.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from headdyn.core.store import StageInterruptedError
 log = logging.getLogger(__name__)
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
-SAVE_EVERY_SECONDS = 10.0  # so that what takes no longer leaves no file
+SAVE_EVERY_SECONDS = 10.0  # an analysis that takes less time leaves no file
 
 Part = Mapping[str, np.ndarray]
-_Kept = tuple[float, str, Part]  # the seconds it took, the generator's state behind it, the part
-_HEAD = struct.Struct("<qd")  # before a part on the disk: its number and its seconds
-_CHECK = struct.Struct("<I")  # and before those a checksum of all that follows
+_SavedPart = tuple[float, str, Part]  # the seconds it took, the generator's state after it, the part
+# On disk a part is: a checksum of the rest, the part's number and its seconds, the arrays as .npz.
+_CHECK, _HEAD = struct.Struct("<I"), struct.Struct("<qd")
 _STATE = "generator's state"
 
 
 class _Keeping:
-    """Where the parts of one analysis are, how many computations it has begun, and what is not yet on the disk.
+    """The folder of one analysis's parts, how many calls of `parts` it has begun, and parts not yet written to disk.
 
-    `seconds` is how long the parts took that an earlier try computed and this one reads.
+    `seconds` counts what the parts that were read took when an earlier try computed them.
     """
 
     def __init__(self, folder: Path, identity: str, should_stop: Callable[[], bool]) -> None:
@@ -62,7 +62,7 @@ class _Keeping:
         if self.unsaved:
             self.folder.mkdir(parents=True, exist_ok=True)
         while self.unsaved:
-            path, content = self.unsaved.pop(0)  # first, so that an interruption loses it and does not write it twice
+            path, content = self.unsaved.pop(0)  # before writing: an interruption loses a part, but never doubles it
             with path.open("ab") as file:
                 file.write(len(content).to_bytes(8, "little") + content)
         self.saved = time.monotonic()
@@ -79,9 +79,10 @@ def identity_of(analysis: Any, *facts: object) -> str:
 
 @contextmanager
 def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[_Keeping]:
-    """Inside, `parts` keeps in `folder` what it computes, for work of the same `identity` (see `identity_of`).
+    """Inside, `parts` saves to `folder` what it computes, and reads what work of the same `identity` saved there
+    before.
 
-    Where `should_stop` says so it stops after a part, with StageInterruptedError.
+    `identity` comes from `identity_of`. If `should_stop()` is true after a part, StageInterruptedError is raised.
     """
     place = _Keeping(folder, identity, should_stop)
     token = _current.set(place)
@@ -103,45 +104,45 @@ def parts(
     inputs: Sequence[np.ndarray] = (),
     generator: np.random.Generator | None = None,
 ) -> Iterator[tuple[slice, Part]]:
-    """`compute(rows)` for every `at_once` of `total` rows, in order; what an earlier try kept is read.
+    """Yields `rows, compute(rows)` for `at_once` of `total` rows at a time, in order. Parts saved earlier are read.
 
-    `step` and `unit` are the words of its progress in the log. `inputs` are arrays that tell this computation from
-    others: parts of other inputs, or of another number of rows, are computed anew. `generator` is what `compute` draws
-    from, if it does; behind a part that is read it stands as it stood when the part was computed.
+    `step` and `unit` name the work and its units in the log. Saved parts are used only for equal `inputs` (arrays) and
+    an equal number of rows. `generator` is the one from which `compute` draws, if any; after a part is read it has the
+    state that it had after the part was computed.
     """
     place, progress = _current.get(), Progress(step, unit, total)
     every = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
-    earlier: list[_Kept] = []
+    earlier: list[_SavedPart] = []
     if place is not None:
         path = place.folder / f"{place.begun:04d}.parts"
         place.begun += 1
         digest = _digest(place.identity, [np.array([total, at_once]), _state(generator), *inputs])
         earlier, end = _read(path, digest)
         if path.exists():
-            os.truncate(path, end)  # what a kill left half-written, or what is of another computation
+            os.truncate(path, end)  # removes a half-written part, or those of another computation
         if not end:
             place.unsaved.append((path, digest))
         if earlier:
             log.info("%s: %d of %d parts were done before", step, len(earlier), len(every))
-    for rows, (seconds, state, kept) in zip(every, earlier, strict=False):
+    for rows, (seconds, state, saved) in zip(every, earlier, strict=False):
         progress.skip(rows.stop - rows.start)
         if place is not None:
             place.seconds += seconds
         if generator is not None:
             generator.bit_generator.state = json.loads(state)
-        yield rows, kept
+        yield rows, saved
     for number, rows in enumerate(every[len(earlier) :], start=len(earlier)):
         if place is not None and place.should_stop():
             raise StageInterruptedError(f"asked to stop while {step}; what is done of it is kept")
         begun = time.monotonic()
-        # As it is read again: in the order of its axes, on which the rounding of later sums depends.
+        # In C order, as a saved part is read: the rounding of later sums depends on it.
         part: dict[str, Any] = {name: np.asarray(value, order="C") for name, value in compute(rows).items()}
         progress.add(rows.stop - rows.start)
         if place is not None:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **part, **{_STATE: _state(generator)})
-            kept_part = _HEAD.pack(number, time.monotonic() - begun) + content.getvalue()
-            place.keep(path, _CHECK.pack(zlib.crc32(kept_part)) + kept_part)
+            body = _HEAD.pack(number, time.monotonic() - begun) + content.getvalue()
+            place.keep(path, _CHECK.pack(zlib.crc32(body)) + body)
         yield rows, part
 
 
@@ -157,10 +158,13 @@ def _digest(identity: str, arrays: Sequence[np.ndarray]) -> bytes:
     return digest.digest()
 
 
-def _read(path: Path, digest: bytes) -> tuple[list[_Kept], int]:
-    """The parts in the file and where the last whole one ends; none where the file is of another computation."""
+def _read(path: Path, digest: bytes) -> tuple[list[_SavedPart], int]:
+    """The whole parts in the file, and the byte at which the last of them ends.
+
+    There are none if the file's first piece is not `digest`, because then it is of another computation.
+    """
     content = path.read_bytes() if path.exists() else b""
-    whole: list[_Kept] = []
+    whole: list[_SavedPart] = []
     end = 0
     while len(content) >= end + 8:
         begin = end + 8
@@ -169,13 +173,13 @@ def _read(path: Path, digest: bytes) -> tuple[list[_Kept], int]:
         if len(piece) < size or (end == 0 and piece != digest):
             break
         if end:
-            check, kept_part = piece[: _CHECK.size], piece[_CHECK.size :]
-            if check != _CHECK.pack(zlib.crc32(kept_part)):
-                break  # damaged: what stands behind it is computed again, too
-            number, seconds = _HEAD.unpack_from(kept_part)
+            check, body = piece[: _CHECK.size], piece[_CHECK.size :]
+            if check != _CHECK.pack(zlib.crc32(body)):
+                break  # damaged: this part and those behind it are computed again
+            number, seconds = _HEAD.unpack_from(body)
             if number != len(whole):
-                break  # one before it was lost, or stands there twice
-            part = dict(np.load(io.BytesIO(kept_part[_HEAD.size :])))
+                break  # an earlier part is missing or doubled
+            part = dict(np.load(io.BytesIO(body[_HEAD.size :])))
             whole.append((seconds, str(part.pop(_STATE)), part))
         end = begin + size
     return whole, end

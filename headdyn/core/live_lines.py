@@ -1,4 +1,4 @@
-"""Lines drawn anew while work goes on: in a terminal, in Jupyter and in marimo; elsewhere printed now and then."""
+"""Progress lines redrawn in place, in a terminal, Jupyter or marimo; elsewhere they are printed now and then."""
 
 import html
 import sys
@@ -16,10 +16,10 @@ PRINT_EVERY_SECONDS = 15.0
 
 
 class LiveLines:
-    """A context manager; `show` draws its lines in place of those drawn before, and they vanish at the end.
+    """A context manager. `show` draws lines in place of those before; leaving it removes them.
 
-    In a notebook they stand in the output of the cell. Where nothing can be drawn twice, `show` gives its lines to
-    `write` every quarter of a minute.
+    In a notebook they are drawn in the output of the cell. Where nothing can be redrawn, `show` passes its lines to
+    `write` every 15 seconds.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -47,7 +47,7 @@ class LiveLines:
             self.draw_html("")
 
     def show(self, lines: Mapping[str, str]) -> None:
-        """What each of the named is at."""
+        """Show one line for each name: the name, and what is being done under it."""
         if self.draw_html:
             cells = (f"<tr><td><b>{html.escape(k)}</b></td><td>{html.escape(v)}</td></tr>" for k, v in lines.items())
             self.draw_html(f"<table>{''.join(cells)}</table>")
@@ -63,9 +63,9 @@ class LiveLines:
 
 
 def notebook_output() -> Callable[[str], None] | None:
-    """What draws HTML in the output of the notebook cell that is running, each time in place of the last; else None.
+    """A function that draws HTML in the output of the running notebook cell, in place of the HTML before; else None.
 
-    A notebook has imported its own package by then, so that none is imported here.
+    A notebook has its own package imported already, so none is imported here.
     """
     marimo = sys.modules.get("marimo")
     if marimo is not None and marimo.running_in_notebook():

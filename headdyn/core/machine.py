@@ -1,4 +1,4 @@
-"""What this machine can do and how it is used: device, precision, threads, memory."""
+"""This machine's device, precision, threads and memory."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ Precision = Literal["bf16", "fp32"]
 
 @dataclass(frozen=True)
 class Machine:
-    """The resolved choices a run is recorded with. `precision` is what training computes in: bf16 or fp32."""
+    """Where and how a run computes, as its record has it. `precision` is that of training."""
 
     device: str
     precision: Precision
@@ -24,9 +24,9 @@ class Machine:
 
 
 def resolve(device: str, precision: str, threads: int) -> Machine:
-    """Turn `auto` into this machine's best. bf16 is chosen where the hardware multiplies it, else fp32.
+    """Replace `auto` by this machine's best: a GPU if there is one, and bf16 if the hardware multiplies it, else fp32.
 
-    `threads=0` means one per core. Raises ValueError for CUDA where there is none and for bf16 it cannot do.
+    Sets torch's number of threads; `threads=0` means one per core. Raises ValueError for `cuda` without a CUDA device.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch sees no CUDA device here; set device=cpu or device=auto")
@@ -39,29 +39,29 @@ def resolve(device: str, precision: str, threads: int) -> Machine:
 
 
 def choose_gpu(number: int) -> None:
-    """Let job `number` of several use one of the GPUs that this process sees: no launcher of Hydra's assigns them."""
+    """Give job `number` of several one of the visible GPUs in turn, because Hydra's launchers assign none."""
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
 
 
 def multiplies_bf16(device: str) -> bool:
-    """Whether bfloat16 products run in hardware; elsewhere they are slower than float32."""
+    """Whether the hardware multiplies bfloat16; if not, bfloat16 is slower than float32."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported()
 
 
 def cores() -> int:
-    """The CPUs this process may use, and no more than OMP_NUM_THREADS where that is set."""
+    """How many CPUs this process may use, at most OMP_NUM_THREADS if that is set."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     return min(usable, torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else usable
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep freed buffers for reuse (mmap and trim thresholds up).
+    """Let glibc keep freed buffers for reuse, by higher thresholds for mmap and trim. Does nothing without glibc.
 
-    A training step frees and allocates the same hundreds of MB; giving them back to the kernel each time cost a third
-    of the step (25 against 35 thousand tokens/s at D128 L4 B32 T128, compiled, two cores). Elsewhere a no-op.
+    Every training step frees and allocates the same hundreds of MB; giving them back to the kernel each time slowed
+    training from 35 to 25 thousand tokens/s (D128 L4 B32 T128, compiled, two cores).
     """
     if libc := _glibc():
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h's numbers
@@ -70,7 +70,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what is freed back to the system, so that one job's memory does not stand beside the next one's."""
+    """Give freed memory back to the system, so that the next job does not need its own on top of it."""
     if libc := _glibc():
         libc.malloc_trim(0)
 
@@ -80,7 +80,10 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def begin_peak_memory() -> bool:
-    """Let `peak_memory_bytes` count from now. Whether this system can (Linux does); else it counts from the start."""
+    """Let `peak_memory_bytes` count from now on. Returns False where the system cannot: only Linux can.
+
+    Otherwise the peak is that since the process began.
+    """
     try:
         Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
     except OSError:

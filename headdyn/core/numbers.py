@@ -1,4 +1,4 @@
-"""How numbers are written for a reader: as many digits as their interval supports, never more."""
+"""Numbers as text for a reader, with as many digits as their interval supports."""
 
 import math
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ MINUS = "−"
 
 
 def decimals(value: float, low: float | None = None, high: float | None = None) -> int:
-    """Decimals that an interval supports: two digits of its half-width where they start 10 to 35, else one.
+    """How many decimals an interval supports: two digits of its half-width if these are 10 to 35, else one digit.
 
-    Without an interval, four significant digits. (The rounding rule of the Review of Particle Physics.)
+    That is the rounding rule of the Review of Particle Physics. Without an interval, four significant digits.
     """
     half = (high - low) / 2 if low is not None and high is not None else 0.0
     if half > 0:
@@ -20,7 +20,7 @@ def decimals(value: float, low: float | None = None, high: float | None = None) 
 
 
 def fixed(value: float | None, places: int, *, signed: bool = False) -> str:
-    """A number with so many decimals and a true minus sign; never −0. A dash where there is none."""
+    """The number with `places` decimals and a true minus sign, never −0; a dash for None."""
     if value is None:
         return ABSENT
     text = f"{value:.{places}f}"
@@ -58,7 +58,7 @@ def p_is(p: float, name: str = "p") -> str:
 def spelled(
     scalar: Mapping[str, Any] | None, *, scale: float = 1.0, signed: bool = False, interval: bool = True
 ) -> str:
-    """`0.412 [0.405, 0.419]`, or the value alone where it has no interval."""
+    """`0.412 [0.405, 0.419]`, or the value alone if it has no interval."""
     if scalar is None or scalar.get("value") is None:
         return ABSENT
     value, low, high = (None if scalar.get(k) is None else scale * scalar[k] for k in ("value", "ci_low", "ci_high"))
@@ -88,7 +88,7 @@ def count(n: int, thing: str) -> str:
 
 
 def units(scalar: Mapping[str, Any]) -> str:
-    """`128 sequences`: what a scalar is of; "" where it does not say."""
+    """`128 sequences`: the number of a scalar's independent units; "" if the scalar has none."""
     return count(scalar["n"], scalar["unit"]) if scalar.get("n") and scalar.get("unit") else ""
 
 

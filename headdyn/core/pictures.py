@@ -26,8 +26,8 @@ _HEADS = ("head, numbered through the layers",) * 2
 class Tree:
     """One panel: a tree over items, and below it their matrix of cosines in the order of the tree's leaves.
 
-    `place_J4` and `height_J4` are the four corners of each join: its position along the items (0 is the first), and its
-    height, 1 − cosine. `chance` is the height of the first join in data without structure.
+    `place_J4` and `height_J4` are the four corners of each of J joins: their positions along the items (0 is the first)
+    and their heights, 1 − cosine. `chance` is the height of the first join in data without structure.
     """
 
     title: str
@@ -47,10 +47,9 @@ def pattern_grid(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """Attention patterns in R × C panels with one colour scale (0 to 1, square root).
+    """Attention patterns in R × C panels with one colour scale (0 to 1, square root). Keys after the query are empty.
 
-    Lines mark the topic boundaries of each row, which are the positions of first tokens of segments. Keys after the
-    query are empty.
+    `boundaries` are, for each row of panels, the positions of the first tokens of topic segments; lines mark them.
     """
     causal = np.tri(pattern_RCQK.shape[-1], dtype=bool)
     root_RCQK = np.where(causal, np.sqrt(np.clip(pattern_RCQK, 0, 1)), np.nan)
@@ -67,9 +66,9 @@ def lift_grid(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """Maps over causal-uniform attention, A_qk (q + 1), in R × C panels on one logarithmic scale; 0 is drawn empty.
+    """Attention relative to uniform causal attention, A_qk (q + 1), in R × C panels with one logarithmic scale.
 
-    Boundaries as in `pattern_grid`, the same in every row.
+    A weight of 0 is drawn empty. `boundaries` are as in `pattern_grid`, the same for every row.
     """
     log_RCQK = np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan)
     scale = _Ramp(PUOR, (-3, 3), "log2 of weight over uniform attention's")
@@ -85,9 +84,8 @@ def similarity_grid(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """Matrices of cosines between heads side by side; heads are numbered through the layers, boundaries split those.
-
-    Colours run from −reach to reach. A head's cosine with itself is always 1 and is left out.
+    """Matrices of cosines between heads, side by side. Heads are numbered through all layers; `boundaries` are the
+    first head of each layer. Colours cover −reach to reach. A head's cosine with itself, always 1, is left out.
     """
     others_CNN = np.where(np.eye(matrices_CNN.shape[-1], dtype=bool), np.nan, matrices_CNN)
     scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
@@ -95,7 +93,7 @@ def similarity_grid(
 
 
 def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption: str = "") -> Figure:
-    """Trees above their matrices of cosines, side by side; the dashed line is where chance brings the first join."""
+    """Trees above their matrices of cosines, side by side; a dashed line is the first join that chance gives."""
     count = len(panels[0].labels)
     scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
     tables, parts, side = Tables(), [], min(480, max(220, 15 * count))
@@ -204,7 +202,7 @@ def _picture(
 
 
 def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, float]) -> str:
-    """A matrix as a PNG inside a spec: row 0 on top, one square of pixels per number, NaN transparent."""
+    """A matrix as a PNG in a data URI: row 0 on top, a square of pixels for each number, NaN transparent."""
     place_YX = np.clip((value_YX - limits[0]) / (limits[1] - limits[0]), 0, 1)
     index_YX = np.where(np.isnan(value_YX), 255, np.rint(254 * np.nan_to_num(place_YX))).astype(np.uint8)
     index_YX = np.kron(index_YX, np.ones((max(1, 512 // len(index_YX)),) * 2, np.uint8))  # or renderers would blur it
@@ -223,7 +221,7 @@ def data_uri(value_YX: np.ndarray, colours: Sequence[str], limits: tuple[float, 
 
 @functools.cache
 def _palette(colours: tuple[str, ...]) -> bytes:
-    """255 colours from the first to the last, and a transparent one."""
+    """The PNG palette: 255 colours from the first to the last, and one for transparent pixels."""
     return b"".join(bytes.fromhex(mixed(colours, share)[1:]) for share in np.linspace(0, 1, 255)) + bytes(3)
 
 

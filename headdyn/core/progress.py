@@ -1,4 +1,4 @@
-"""How far long work is, and how long the rest takes, as lines of the log."""
+"""Log lines that tell how much of long work is done and how long the rest takes."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ LOG_EVERY_SECONDS = 15.0
 
 
 class Progress:
-    """Log lines every quarter of a minute on how much of a step is done, at what rate, and how long the rest takes."""
+    """Logs every 15 seconds how many units of a step are done, at what rate, and how long the rest takes."""
 
     def __init__(self, step: str, unit: str, total: int | None = None) -> None:
         self.step, self.unit, self.total = step, unit, total
@@ -17,12 +17,12 @@ class Progress:
         self._begun = self._logged = time.monotonic()
 
     def skip(self, count: int) -> None:
-        """`count` more units were done before: they are no part of the rate."""
+        """Count units that an earlier try has done; they do not enter the rate."""
         self.done += count
         self._skipped += count
 
     def add(self, count: int) -> None:
-        """`count` more units are done."""
+        """Count units that have just been done."""
         self.done += count
         now = time.monotonic()
         if now - self._logged < LOG_EVERY_SECONDS:

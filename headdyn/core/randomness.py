@@ -1,4 +1,4 @@
-"""Named random streams: every draw in a run comes from the run's seed and the name of what is drawn."""
+"""Named random streams: the random numbers of a run depend on its seed and on the name of what is drawn."""
 
 import hashlib
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 def seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
-    """The entropy of one named stream, the same on every machine and in every process.
+    """The seed sequence of a named stream, the same on every machine and in every process.
 
-    The name enters through SHA-256, as Python's own `hash` of a string changes from process to process.
-    Raises ValueError for a negative seed.
+    The name is hashed by SHA-256, because Python's `hash` of a string differs between processes. Raises ValueError for
+    a negative seed.
     """
     if seed < 0:
         raise ValueError(f"seed={seed} is negative; set seed to 0 or more")
@@ -18,9 +18,8 @@ def seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """A generator for the stream `name` of `seed`; streams of different names or seeds are independent.
-
-    Adding a stream never shifts the numbers of another, which one generator passed along would do.
+    """A generator for the stream `name` of `seed`. Streams of different names or seeds are independent, and adding one
+    never changes the numbers of another.
     """
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, name)))
 

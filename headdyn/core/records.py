@@ -1,4 +1,4 @@
-"""What an analysis leaves behind: the tidy HeadTable, and the Findings that carry it with its figures."""
+"""The results of an analysis: the tidy HeadTable, and the Findings, which are a HeadTable with figures."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SCHEMA = pa.schema(
         ("run", pa.string()),  # run folder's name
         ("model", pa.string()),  # what was analysed, e.g. mini_qwen3 or pythia-160m
         ("step", pa.int64()),  # training step of the checkpoint
-        ("layer", pa.int32()),  # null: a figure of the whole model
-        ("head", pa.int32()),  # null: a figure of the layer (for the residual stream, layer 0 is the embedding)
+        ("layer", pa.int32()),  # null: the row describes the whole model
+        ("head", pa.int32()),  # null: the row describes the layer (for the residual stream, layer 0 is the embedding)
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("ci_low", pa.float64()),
@@ -33,9 +33,9 @@ SCHEMA = pa.schema(
         ("null", pa.float64()),  # what chance gives for the same data
         ("p", pa.float64()),
         ("q", pa.float64()),  # Benjamini–Hochberg over the analysis's tests
-        ("n", pa.int64()),  # independent units behind the value
-        ("unit", pa.string()),  # what those units are: sequence, pair, head, run
-        ("reason", pa.string()),  # why the value is absent; null where it is there
+        ("n", pa.int64()),  # number of independent units
+        ("unit", pa.string()),  # what these units are: sequence, pair, head, run
+        ("reason", pa.string()),  # why the value is absent; null if it is present
     ]
 )
 
@@ -51,9 +51,8 @@ def _named_if_damaged(path: Path) -> Iterator[None]:
 class HeadTable:
     """One row per (layer, head, metric), with null, interval and number of independent units.
 
-    A row whose `head` is null describes its layer; one whose `layer` is null too describes the model, and such rows
-    are the run's summary. A figure that could not be computed is a row with no value and a `reason`.
-    Raises ValueError on a column the schema lacks, a NaN, an infinity, or a row with neither value nor reason.
+    A row without `head` describes its layer; a row without `layer` and `head` describes the model, and such rows are
+    the run's summary. A number that could not be computed is a row without value and with a `reason`.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -61,7 +60,11 @@ class HeadTable:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> HeadTable:
-        """One row per mapping of column names to values; columns left out are null."""
+        """One row per mapping of column names to values; columns left out are null.
+
+        Raises ValueError for an unknown column, a NaN, an infinity, or a row that has both value and reason, or
+        neither.
+        """
         rows = [dict(row) for row in rows]
         for row in rows:
             unknown = set(row) - set(SCHEMA.names)
@@ -80,22 +83,22 @@ class HeadTable:
 
     @classmethod
     def per_head(cls, metric: str, value_LH: np.ndarray, **columns: Any) -> HeadTable:
-        """Rows for every layer and head. Array columns are [L, H]; scalars (n, unit) serve all rows.
+        """A row for every layer and head. Array columns are [L, H]; scalars (n, unit) hold for all rows.
 
-        A NaN in `value_LH` becomes an absent value with `reason=` (scalar, required then); NaN elsewhere is null.
+        A NaN in `value_LH` becomes an absent value with the reason `reason=`; a NaN in another column becomes null.
         """
         layers, heads = np.indices(np.shape(value_LH))
         return cls._from_arrays(metric, layers.ravel(), heads.ravel(), value_LH, columns)
 
     @classmethod
     def per_layer(cls, metric: str, value_L: np.ndarray, **columns: Any) -> HeadTable:
-        """Rows for every layer; position 0 of the array is layer 0. Columns as in `per_head`, shaped [L]."""
+        """A row for every layer, from layer 0. Columns as in `per_head`, but shaped [L]."""
         layers = np.arange(len(value_L))
         return cls._from_arrays(metric, layers, np.full(len(layers), None), value_L, columns)
 
     @classmethod
     def whole(cls, metric: str, value: float | None, **columns: Any) -> HeadTable:
-        """The single row that describes the model by `metric`; None and NaN are absent as NaN is in `per_head`."""
+        """A single row that describes the model. A value of None or NaN is absent, and needs `reason=`."""
         values = np.array([np.nan if value is None else value], dtype=float)
         return cls._from_arrays(metric, np.array([None]), np.array([None]), values, columns)
 
@@ -125,16 +128,16 @@ class HeadTable:
 
     @classmethod
     def read(cls, path: Path) -> HeadTable:
-        """The table that `write` left at `path`. Raises ValueError, which names the file, where it is damaged."""
+        """The table that `write` wrote to `path`. Raises ValueError, which names the file, if it is damaged."""
         cls.check(path)
         with _named_if_damaged(path):
             return cls(pq.read_table(path, schema=SCHEMA))
 
     @classmethod
     def check(cls, path: Path) -> None:
-        """Raise ValueError, which names the file and says what to do, where it is no table or was cut off.
+        """Raise ValueError, which names the file and what to do, if it is no table or was cut off.
 
-        Reads its footer alone, which parquet writes last.
+        Reads only the footer, which is the end of a Parquet file.
         """
         with _named_if_damaged(path):
             pq.read_metadata(path)
@@ -162,7 +165,7 @@ class HeadTable:
         return self.table.to_pylist()
 
     def where(self, **equals: Any) -> HeadTable:
-        """The rows whose columns equal the given values; `layer=None` selects rows where it is null."""
+        """The rows whose columns equal the given values; `layer=None` selects the rows without a layer."""
         mask = None
         for name, value in equals.items():
             column = self.table[name]
@@ -171,15 +174,15 @@ class HeadTable:
         return self if mask is None else HeadTable(self.table.filter(mask))
 
     def labelled(self, **constants: Any) -> HeadTable:
-        """The table with whole columns set, as `labelled(run=..., model=..., step=...)`."""
+        """The table with a column set to one value in all rows, as in `labelled(run=..., model=..., step=...)`."""
         table = self
         for name, value in constants.items():
             table = table._with_column(name, [value] * len(self))
         return table
 
     def with_q(self) -> HeadTable:
-        """The table with Benjamini–Hochberg q-values over all its rows that carry a p (one family)."""
-        from headdyn.core.statistics import benjamini_hochberg  # scipy, which stating a metric does without
+        """The table with Benjamini–Hochberg q-values; all rows that have a p are one family."""
+        from headdyn.core.statistics import benjamini_hochberg  # imports scipy, which planning does without
 
         p = self.table["p"].to_pylist()
         q = iter(benjamini_hochberg(np.array([value for value in p if value is not None])).tolist())
@@ -190,12 +193,12 @@ class HeadTable:
         return HeadTable(self.table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column))
 
     def matrix(self, metric: str, column: str = "value") -> np.ndarray:
-        """A [L, H] array of one metric's column, NaN where absent. Raises KeyError for a metric without head rows."""
+        """A metric's column as an array [L, H], NaN where absent. Raises KeyError if it has no rows of heads."""
         rows = [row for row in self.where(metric=metric).rows() if row["head"] is not None]
         return self._array(f"head rows of {metric!r}", rows, column)
 
     def layer_series(self, metric: str, column: str = "value") -> np.ndarray:
-        """An [L] array of one layer-level metric's column, NaN where absent. Raises KeyError as `matrix` does."""
+        """A metric's column as an array [L], NaN where absent. Raises KeyError if it has no rows of layers."""
         rows = [row for row in self.where(metric=metric, head=None).rows() if row["layer"] is not None]
         return self._array(f"layer rows of {metric!r}", rows, column)
 
@@ -217,21 +220,21 @@ class HeadTable:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a metric's numbers mean and how they are shown; stated by the analysis that makes the numbers.
+    """What a metric's numbers mean and how they are shown, as the analysis that measures them says.
 
-    `meaning` is one clause for the glossary, `low` and `high` the range every recorded value must lie in. A reader sees
-    the value times `scale` in `unit`, with `digits` decimals where no interval says how many it supports. `outcome`
-    says that the metric may be compared over runs (see sweep/): it then needs a row that describes the whole model.
+    `meaning` is a clause for the glossary; `low` and `high` are the range of possible values. Readers see the value
+    times `scale`, in `unit`, with `digits` decimals if no interval decides how many. A metric with `outcome` may be
+    compared between runs, and then needs a row that describes the whole model.
     """
 
     meaning: str
-    label: str = ""  # in tables and charts; "" is the metric's own name with spaces for underscores
+    label: str = ""  # name in tables and charts; "" is the metric's own name with spaces for underscores
     low: float = -math.inf
     high: float = math.inf
     unit: str = ""  # after scaling
     scale: float = 1.0
     digits: int = 3
-    difference_unit: str = ""  # of a difference between two values ("points" for percentages); "" is `unit`
+    difference_unit: str = ""  # unit of a difference of two values ("points" for percentages); "" is `unit`
     outcome: bool = False
 
     @property
@@ -240,7 +243,7 @@ class Metric:
         return self.difference_unit or self.unit
 
     def spelled(self, scalar: Mapping[str, Any], *, signed: bool = False) -> str:
-        """`59.3 [58.9, 59.7]` in the metric's unit, with a sign before positive values where asked for, or a dash."""
+        """`59.3 [58.9, 59.7]` in the metric's unit, or a dash; with `signed`, positive values have a plus sign."""
         if scalar.get("value") is not None and scalar.get("ci_low") is None:
             return fixed(self.scale * scalar["value"], self.digits, signed=signed)
         return spelled(scalar, scale=self.scale, signed=signed)
@@ -248,7 +251,9 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """An analysis's result. `tables` holds further records, e.g. one row per split, saved as parquet by name."""
+    """An analysis's result. `tables` are further tables by name, such as one row per split; each becomes a Parquet
+    file.
+    """
 
     table: HeadTable
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -258,7 +263,7 @@ class Findings:
 def log_spaced(last: int, count: int) -> tuple[int, ...]:
     """`count` distinct steps from 0 to `last`, as evenly spaced on a log axis as whole numbers allow.
 
-    Raises ValueError where there are fewer than `count` whole steps.
+    Raises ValueError if `count` is below 2, or there are fewer than `count` whole numbers from 0 to `last`.
     """
     if count > last + 1 or count < 2:
         raise ValueError(f"{count} log-spaced steps do not fit 0..{last}; ask for 2 to {last + 1}")

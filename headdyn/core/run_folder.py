@@ -1,4 +1,4 @@
-"""What a run leaves: a folder whose manifest says what it is, how it was made and whether it is whole."""
+"""A run's folder, written and read. Its manifest says what the run is, how it was made, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 LOG, PATTERNS = "log.txt", "patterns.safetensors"
-# What a complete run leaves a checksum of in its manifest, which holds one of its own content beside them.
+# The files whose checksums are in a complete run's manifest, beside a checksum of the manifest's own content.
 _CHECKED = (SUMMARY, METRICS, "*.parquet", "*.safetensors", "figures/*.json")
-KEPT_PARTS = "kept_parts"  # what is done of an analysis: of a run's until it is complete, of a series' for good
-# What every manifest of RunFolder says, from its first moment on, and of which kind.
+KEPT_PARTS = "kept_parts"  # folder of saved parts of analyses; a run removes it when complete, a series does not
+# The entries that every manifest has from the beginning of its run, and their types.
 _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("status", "name", "started", "python"), str),
     **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds", "sha256"), dict),
 }
-_TRACKED_AS = {"corpus": "dataset"}  # what W&B calls a stage's result; the others' are models
+_TRACKED_AS = {"corpus": "dataset"}  # W&B's type of a stage's result; those of other stages are models
 PACKAGES = (
     *("headdyn", "torch", "numpy", "scipy", "scikit-learn"),
     *("transformers", "muon-optimizer", "hydra-core", "wandb"),
@@ -49,21 +49,21 @@ PACKAGES = (
 
 
 def snapshot_table(folder: Path, step: int) -> Path:
-    """Where the analyses of a snapshot of the run's training are kept."""
+    """The file with the results of analysing a snapshot of the run's training."""
     return folder / f"heads_step{step:06d}.parquet"
 
 
 def renamed(factors: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's factors as they are called today: older records call the protocol `original` seed."""
+    """A run's factors under today's names: older records call the protocol `original` seed."""
     return {**factors, "protocol": "original"} if factors.get("protocol") == "seed" else dict(factors)
 
 
 def read_manifest(folder: Path, *, results: bool = True) -> dict[str, Any]:
-    """The run's manifest; `{"status": "absent"}` where there is none yet.
+    """The run's manifest, or `{"status": "absent"}` if there is none yet.
 
-    Its status is "damaged", and its `error` says why and what to do, where the file is no run's record, or is not what
-    the run wrote. With `results`, so it is too where the manifest says complete while another file that the run wrote
-    is missing or is not what it wrote, by the checksums in the manifest.
+    If the file is no run's record, or was changed after the run, the status is "damaged", and `error` says why and what
+    to do. With `results`, the run's other files are compared with their checksums too: if the run was complete and one
+    is missing or changed, the status is also "damaged".
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -83,7 +83,7 @@ def read_manifest(folder: Path, *, results: bool = True) -> dict[str, Any]:
             raise ValueError(f"{path} is damaged, it is not what the run wrote; run its command again")
         if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
             protocol["name"] = "original"
-        if results and manifest["status"] == "complete" and manifest.get("glossary"):  # each analysis's comes before it
+        if results and manifest["status"] == "complete" and manifest.get("glossary"):  # written before each analysis
             _require_results(folder, sums)
     except ValueError as error:
         return {**manifest, "status": "damaged", "error": str(error)}
@@ -91,14 +91,14 @@ def read_manifest(folder: Path, *, results: bool = True) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write a run's manifest; that of a complete run with a checksum of its own content."""
+    """Write a run's manifest. A complete run's has checksums, to which one of the manifest's own content is added."""
     if "sha256" in manifest:
         manifest = {**manifest, "sha256": {**manifest["sha256"], MANIFEST: _content_hash(manifest)}}
     write_json(folder / MANIFEST, manifest)
 
 
 def _content_hash(manifest: Mapping[str, Any]) -> str:
-    """Of all that a manifest says but its checksums, in hex, as it is once written and read again."""
+    """SHA-256, in hex, of a manifest without its checksums, in the form in which it is read from the disk."""
     content = json.loads(json.dumps({name: fact for name, fact in manifest.items() if name != "sha256"}))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -127,7 +127,7 @@ def _read_scalars(folder: Path) -> dict[str, Any]:
 
 
 def _digest(path: Path) -> str | None:
-    """The file's checksum; None where there is no file. A large one is read once while its size and time stay."""
+    """The file's checksum, or None if there is no file. A large file is read again only if its size or time changed."""
     if not path.is_file():
         return None
     facts = path.stat()
@@ -141,7 +141,7 @@ def _hash_once(path: Path, size: int, written: int) -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder tells it, whatever became of it; what a failed run left is here too."""
+    """A run's record as it is in its folder: of a run that is complete, running, failed or interrupted."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -149,7 +149,7 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        """Raises no error for what is in the folder: a record that cannot be read has the status "damaged"."""
+        """The record in the folder. One that cannot be read has the status "damaged"; no error is raised."""
         manifest = read_manifest(folder)
         readable = manifest["status"] not in ("absent", "damaged") and (folder / SUMMARY).exists()
         try:
@@ -170,7 +170,7 @@ class RunRecord:
         return self.manifest.get("factors", {})
 
     def value(self, scalar: str) -> float | None:
-        """A scalar of summary.json, with or without its interval; None where it is absent."""
+        """The value of a scalar in summary.json, whether it has an interval or not; None if it is absent."""
         result = self.scalars.get(scalar)
         return result.get("value") if isinstance(result, Mapping) else result
 
@@ -183,7 +183,9 @@ class RunRecord:
 
 
 class LogFile(logging.FileHandler):
-    """A run's log.txt. Where a line cannot be written, the run's next record fails and says why; the log is silent."""
+    """A run's log.txt. A line that cannot be written is left out silently; the run's next other record raises the
+    error.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s").format(record)
@@ -192,10 +194,10 @@ class LogFile(logging.FileHandler):
 
 
 class RunFolder:
-    """Writes one run's records, and mirrors its numbers to a tracker. Use as a context manager around the work.
+    """Writes one run's records, and sends its numbers to a tracker. Use as a context manager around the work.
 
-    Leaving it normally marks the run complete; an exception marks it failed, with the traceback, or interrupted. A
-    fault later in the run therefore leaves whatever was recorded before it.
+    Leaving it normally marks the run complete. An exception marks it interrupted, or failed with the traceback; all
+    that was recorded before it remains.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
@@ -229,7 +231,7 @@ class RunFolder:
         return self
 
     def note(self, line: str) -> None:
-        """A line for log.txt alone."""
+        """Write a line to log.txt alone."""
         self._log.handle(logging.LogRecord("headdyn", logging.INFO, "", 0, line, None, None))
 
     def __exit__(
@@ -261,7 +263,7 @@ class RunFolder:
         write_manifest(self.path, self.manifest)
 
     def stage(self, kind: str, entry: Entry) -> None:
-        """Note which cached stage the run stands on, and whether it built it."""
+        """Record which cached stage the run uses, and whether this run built it."""
         recipe = read_json(entry.path / MANIFEST)["recipe"]
         self.tracker.stands_on(f"{kind}-{entry.key}", _TRACKED_AS.get(kind, "model"), recipe, built=entry.built)
         self.manifest["stages"][kind] = {"key": entry.key, "built": entry.built, "build_seconds": entry.build_seconds}
@@ -275,12 +277,12 @@ class RunFolder:
         self.manifest["seconds"][name] = time.monotonic() - begun
 
     def count_earlier(self, name: str, seconds: float) -> None:
-        """Add to what `timed` recorded the seconds of parts that an earlier try computed."""
+        """Add the seconds that an earlier try took for parts of this work to those that `timed` recorded."""
         self.manifest["seconds"][name] += seconds
-        self._begun -= seconds  # the total holds them too
+        self._begun -= seconds  # so that the total has them too
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append metrics of one step to metrics.jsonl and send them to the tracker."""
+        """Append the metrics of one step to metrics.jsonl and send them to the tracker."""
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             for name, value in metrics.items():
                 file.write(json.dumps({"step": step, "name": name, "value": value}) + "\n")
@@ -293,7 +295,7 @@ class RunFolder:
         self.tracker.summarise(scalars)
 
     def add(self, name: str, findings: Findings, **labels: Any) -> None:
-        """Keep an analysis's findings: rows labelled with run, model and step, figures, further tables."""
+        """Write an analysis's findings: its rows, labelled with run, model and step, its figures and further tables."""
         table = findings.table.with_q().labelled(**labels)
         self.tables.append(table)
         HeadTable.concat(self.tables).write(self.path / HEADS)
@@ -305,13 +307,13 @@ class RunFolder:
         self.summarise(**table.summary())
 
     def figure(self, section: str, title: str, figure: Figure) -> None:
-        """Keep a figure as figures/SECTION_TITLE.json (Vega-Lite), and send it to the tracker as SECTION/TITLE."""
+        """Write a figure to figures/SECTION_TITLE.json (Vega-Lite), and send it to the tracker as SECTION/TITLE."""
         path = self.path / "figures" / f"{section}_{title}.json"
         figure.save(path)
         self.tracker.figure(f"{section}/{title}", path)
 
     def describe(self, name: str, about: str, metrics: Mapping[str, Metric]) -> None:
-        """Keep what an analysis's numbers mean in the manifest, where a report finds it: None is a range's open end."""
+        """Write into the manifest, for reports, what an analysis's metrics mean. A range's open end becomes None."""
         entries = {
             metric: {name: value if value not in (-math.inf, math.inf) else None for name, value in vars(m).items()}
             for metric, m in metrics.items()
@@ -321,7 +323,7 @@ class RunFolder:
 
 
 class MetricsFollower:
-    """Replays a stage's own metrics.jsonl into a run: what is there already, then what is appended since."""
+    """Copies entries of a stage's own metrics.jsonl into a run's record, at each call those added since the last."""
 
     def __init__(self, source: Path, run: RunFolder) -> None:
         self.source, self.run, self.offset = source, run, 0
@@ -332,7 +334,7 @@ class MetricsFollower:
         with self.source.open("rb") as file:
             file.seek(self.offset)
             appended = file.read()
-        whole = appended[: appended.rfind(b"\n") + 1]  # a line still being written is left for the next time
+        whole = appended[: appended.rfind(b"\n") + 1]  # a line that is still being written waits for the next call
         self.offset += len(whole)
         by_step: dict[int, dict[str, float]] = {}
         for entry in map(json.loads, whole.splitlines()):
@@ -342,7 +344,7 @@ class MetricsFollower:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """A metrics.jsonl as {name: [(step, value), …]} in the order written; no file, no metrics.
+    """A metrics.jsonl as {name: [(step, value), …]} in the order written; empty if there is no file.
 
     Raises ValueError, which names the file, for a line that is cut off.
     """

@@ -1,4 +1,4 @@
-"""Which code a result is of: the commit it ran from, and a digest of the files as they are."""
+"""Which code made a result: its commit, and a digest of its files."""
 
 import functools
 import hashlib
@@ -12,9 +12,9 @@ _KINDS = (".py", ".js", ".css", ".html", ".json")
 
 
 def git_revision() -> str | None:
-    """The commit this package runs from, with '+' behind it for uncommitted changes; None outside a checkout.
+    """The commit of this package, followed by '+' if there are uncommitted changes; None outside a checkout.
 
-    An installed package that lies in somebody's repository, in their .venv say, is no checkout: git does not track it.
+    A package installed inside somebody's repository, for example in its .venv, is no checkout: git does not track it.
     """
     here = Path(__file__)
     tracked = ["git", "-C", str(here.parent), "ls-files", "--error-unmatch", here.name]
@@ -28,7 +28,7 @@ def git_revision() -> str | None:
 
 
 def source_digest(others: Iterable[ModuleType] = ()) -> str:
-    """SHA-256 of this package's code and texts as they are on the disk, committed or not, and of modules outside it."""
+    """SHA-256 of the files of this package as they are on disk, and of those of the modules `others` outside it."""
     places = [Path(place) for module in others for place in getattr(module, "__path__", None) or [module.__file__]]
     digest = hashlib.sha256()
     for place in (PACKAGE, *(place for place in places if not place.is_relative_to(PACKAGE))):

@@ -1,7 +1,7 @@
 """Statistics as pure functions of arrays (science.md §0): numpy and scipy only, every random draw from a generator.
 
-Arrays carry the independent units (sequences, pairs, heads, runs) on their first axis, `N`; whatever follows, `X`, is
-many questions asked of the same units and answered at once. The answers to one call share their random draws.
+The first axis of an array, `N`, is over independent units: sequences, pairs, heads or runs. All further axes, `X`, are
+columns: quantities measured on the same units. One call uses the same random draws for all columns.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import scipy  # whose parts are imported where they are first used, since planning imports this module
+import scipy  # imports its parts only when they are used, which keeps planning fast
 
 Alternative = Literal["two-sided", "greater", "less"]
 
@@ -18,8 +18,8 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Benjamini–Hochberg q-values of one family of p-values, in the shape given.
 
     q_(i) = min over j ≥ i of m p_(j) / j (Benjamini & Hochberg 1995, step-up form). Rejecting where q ≤ α controls the
-    false discovery rate at α under independence and positive dependence.
-    Raises ValueError on a p outside 0..1 (NaN included).
+    false discovery rate at α under independence and positive dependence. Raises ValueError for a p outside 0..1, or
+    NaN.
     """
     p = np.asarray(p, dtype=float)
     if not np.all((p >= 0) & (p <= 1)):
@@ -37,9 +37,9 @@ def sign_flip_test(
 ) -> np.ndarray:
     """p-value of each column's mean, shape X, against the null that every unit's value is symmetric about 0.
 
-    Where 2^N ≤ draws all sign patterns are enumerated and p is exact; otherwise p = (1 + hits) / (1 + draws), which is
-    valid at any number of draws (Phipson & Smyth 2010) and never 0. Rounding counts as a tie, a tie as a hit.
-    Raises ValueError on a NaN.
+    If 2^N ≤ draws, all sign patterns are enumerated and p is exact. Otherwise p = (1 + hits) / (1 + draws), which is
+    valid for any number of draws (Phipson & Smyth 2010) and never 0. Sums that differ by rounding alone count as equal,
+    and equal sums as hits. Raises ValueError for a NaN.
     """
     values_NX = np.asarray(values_NX, dtype=float)
     if np.isnan(values_NX).any():
@@ -63,12 +63,12 @@ def sign_flip_test(
 
 
 def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999) -> np.ndarray:
-    """Two-sided p of each column's mean against 0, shaped X, corrected for having looked at all columns.
+    """Two-sided p-value of each column's mean against 0, shape X, corrected for testing all columns.
 
-    Each flip takes the signs of whole units and counts where the largest column, each in its own spread, is at least
-    as far from 0 as the column asked about (Westfall & Young 1993, maxT). However many the columns, p can be as small
-    as a single test's, which Bonferroni's cannot. Flips are those of `sign_flip_test` from the same generator. A column
-    of zeros has p 1. Raises ValueError on a NaN.
+    p is the share of sign flips in which any column, in units of its own spread, is at least as far from 0 as the
+    column in question is without flips (Westfall & Young 1993, maxT). With many columns Bonferroni's p cannot be as
+    small as a single test's; this one can. The flips are those that `sign_flip_test` draws from the same generator. A
+    column of zeros has p 1. Raises ValueError for a NaN.
     """
     values_NX = np.asarray(values_NX, dtype=float)
     if np.isnan(values_NX).any():
@@ -88,7 +88,9 @@ def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, 
 
 
 def _signs(units: int, total: int, exact: bool, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Signs ±1 [R, units] of `total` flips, or of all of them, at most 4096 at a time, which bounds the memory."""
+    """Signs ±1 [R, units] for `total` flips: all sign patterns if `exact`, else random ones; R ≤ 4096 bounds the
+    memory.
+    """
     for start in range(0, total, 4096):
         rows = min(4096, total - start)
         if exact:
@@ -99,7 +101,7 @@ def _signs(units: int, total: int, exact: bool, generator: np.random.Generator) 
 
 
 def draws_test(value_X: np.ndarray, null_R: np.ndarray, *, alternative: Alternative = "two-sided") -> np.ndarray:
-    """p-value of each value against `R` draws of its null: (1 + hits) / (1 + R), two-sided about the draws' mean."""
+    """p-value of each value given R draws of its null: (1 + hits) / (1 + R). Two-sided: distance from their mean."""
     value_X, null_R = np.asarray(value_X, dtype=float), np.asarray(null_R, dtype=float)
     if alternative == "two-sided":
         value_X, null_R = np.abs(value_X - null_R.mean()), np.abs(null_R - null_R.mean())
@@ -111,16 +113,16 @@ def draws_test(value_X: np.ndarray, null_R: np.ndarray, *, alternative: Alternat
 
 
 def at_least_as_high(value_R: np.ndarray) -> float:
-    """p of the first of R values: the share of all that are at least as high, itself included, up to rounding."""
+    """p-value of the first of R values: the share of all R that are at least as high, up to rounding."""
     return float((value_R >= value_R[0] - 1e-9 * np.abs(value_R).max()).mean())
 
 
 def bootstrap_interval(
     values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 2_000, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of each column's mean, (low_X, high_X), by resampling units: BCa (Efron 1987).
+    """Interval of each column's mean, (low_X, high_X), by the BCa bootstrap over units (Efron 1987).
 
-    A column with a NaN, and any column where there is only one unit, gets NaN: no interval can be had.
+    NaN for a column with a NaN, and for all columns if there is only one unit.
     """
     values_NX = np.asarray(values_NX, dtype=float)
     units = len(values_NX)
@@ -129,7 +131,7 @@ def bootstrap_interval(
     usable = ~np.isnan(columns).any(0) & (units > 1)
     columns = columns[:, usable]
     offset = columns.mean(0)
-    columns = columns - offset  # keeps rounding out of the comparison below where all units are equal
+    columns = columns - offset  # so that `below` is free of rounding if all units are equal
 
     picks = generator.integers(0, units, size=(draws, units)) + units * np.arange(draws)[:, None]
     counts = np.bincount(picks.ravel(), minlength=draws * units).reshape(draws, units)
@@ -149,7 +151,7 @@ def bootstrap_interval(
 
 
 def t_interval(values_NX: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Student interval of each column's mean over units, (low_X, high_X); NaN where there is only one unit."""
+    """Student's interval of each column's mean, (low_X, high_X); NaN if there is only one unit."""
     values_NX = np.asarray(values_NX, dtype=float)
     units = len(values_NX)
     mean = values_NX.mean(0)
@@ -162,11 +164,11 @@ def t_interval(values_NX: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarra
 def binomial_interval(
     successes: np.ndarray | int, trials: np.ndarray | int, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Clopper–Pearson interval of a probability: coverage is at least `level` for every true value.
+    """Clopper–Pearson interval of a probability, whose coverage is at least `level` for every true value.
 
-    Not Wilson's, whose coverage falls to 84 % (nominal 95 %, n = 10 to 50, by enumeration) near 0 and 1, where a
-    detector's power and false-positive rate are claimed.
-    Raises ValueError unless 0 ≤ successes ≤ trials and trials > 0.
+    Wilson's interval is not used, because its coverage falls to 84 % (nominal 95 %, n = 10 to 50, by enumeration) near
+    0 and 1, where a detector's power and false-positive rate lie. Raises ValueError unless 0 ≤ successes ≤ trials and
+    trials > 0.
     """
     k, n = np.asarray(successes, dtype=float), np.asarray(trials, dtype=float)
     if not np.all((k >= 0) & (k <= n) & (n > 0)):
@@ -178,10 +180,10 @@ def binomial_interval(
 
 
 def ratio_contributions(numerator_NX: np.ndarray, denominator_NX: np.ndarray) -> np.ndarray:
-    """Per-unit values whose mean is the ratio of sums r = Σ numerator / Σ denominator: r + (num − r den) / mean(den).
+    """A value for each unit, r + (num − r den) / mean(den), whose mean is the ratio r = Σ numerator / Σ denominator.
 
-    So intervals and tests of means serve ratio estimators too (linearisation; exact where denominators are equal).
-    NaN where the denominators of a column sum to 0.
+    With these values, intervals and tests of means apply to ratios (a linearisation, exact if denominators are equal).
+    NaN for a column whose denominators sum to 0.
     """
     numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
     scale = denominator_NX.mean(0, dtype=float)
@@ -191,11 +193,11 @@ def ratio_contributions(numerator_NX: np.ndarray, denominator_NX: np.ndarray) ->
 
 
 def without_controls(values_NX: np.ndarray, controls_NJ: np.ndarray) -> np.ndarray:
-    """The values less what J control variates explain of them (least squares), their means unchanged.
+    """The values without the part of their deviations that J control variates explain (least squares).
 
-    For controls whose means are known to be 0: what values and controls share then no longer widens intervals nor
-    drowns tests. Deviations are scaled up by √((N − 1)/(N − 1 − J)), so that their variance is that of a fit's errors.
-    A column with a NaN becomes NaN, the others do not.
+    Columns keep their means. For controls whose means are known to be 0: noise that values and controls share then no
+    longer widens intervals. Deviations are multiplied by √((N − 1)/(N − 1 − J)), so that their variance is the unbiased
+    one of a fit's errors. A column with a NaN becomes NaN; the others do not.
     """
     values_NX = np.asarray(values_NX, dtype=float)
     units, controls = controls_NJ.shape
@@ -209,12 +211,12 @@ def without_controls(values_NX: np.ndarray, controls_NJ: np.ndarray) -> np.ndarr
 def spread_beyond_sampling(
     values_NXJ: np.ndarray, *, level: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Variance of J means around their average (ddof 0) with the part that sampling alone puts there removed.
+    """The variance of J means around their average (ddof 0), and the part of it that sampling alone causes.
 
-    Returns (observed_X, sampling_X, low_X, high_X): the estimate is observed − sampling (unbiased, so it can be
-    negative), the interval is for the estimate. The J means come from the same N units and may be correlated. With m
-    the centred means and Σ their covariance, E[mᵀm] = μᵀμ + tr Σ and Var[mᵀm] = 4 μᵀΣμ + 2 tr Σ² (Gaussian means); the
-    plug-in mᵀΣm overstates μᵀΣμ by tr Σ², hence the correction.
+    Returns (observed_X, sampling_X, low_X, high_X): the estimate is observed − sampling, which is unbiased and so can
+    be negative; the interval is the estimate's. The J means come from the same N units and may be correlated. With m
+    the centred means, μ their expectation and Σ their covariance, E[mᵀm] = μᵀμ + tr Σ and Var[mᵀm] = 4 μᵀΣμ + 2 tr Σ²
+    for Gaussian means. mᵀΣm exceeds μᵀΣμ by tr Σ² on average, which the interval corrects.
     """
     values_NXJ = np.asarray(values_NXJ, dtype=float)
     units, _, ways = values_NXJ.shape
@@ -232,18 +234,18 @@ def spread_beyond_sampling(
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """A mean over `n` seeds. One seed gives a value and no interval, no seed gives no value."""
+    """A mean over `n` seeds. With one seed there is no interval, with none no value."""
 
     value: float | None = None
     ci_low: float | None = None
     ci_high: float | None = None
     p: float | None = None
     n: int = 0
-    detectable: float | None = None  # the smallest effect that as many seeds with this spread would reveal
+    detectable: float | None = None  # the smallest effect that n seeds with this spread detect (smallest_detectable)
 
 
 def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
-    """Mean of one value a seed, tested against 0: Student's interval and two-sided p."""
+    """The mean of one value for each seed, with Student's interval and the two-sided p against 0."""
     seeds = len(per_seed_N)
     if seeds == 0:
         return Effect()
@@ -265,10 +267,10 @@ def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
 
 
 def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true mean that a two-sided t test of `units` values with this standard deviation finds.
+    """The smallest true mean that a two-sided t test of `units` values detects with probability `power`.
 
-    With d = mean · √units / spread the test statistic follows a noncentral t with units − 1 degrees of freedom and
-    noncentrality d. The answer is the mean at which P(|t| > critical value) = power, both tails counted, by bisection.
+    `spread` is the values' standard deviation. The test statistic follows a noncentral t with units − 1 degrees of
+    freedom and noncentrality mean · √units / spread; bisection finds the mean at which P(|t| > critical value) = power.
     Raises ValueError for fewer than two units.
     """
     if units < 2:

@@ -30,7 +30,8 @@ def queue_again() -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set a flag, so that a training can finish its step and save.
+    """Inside, SIGINT and SIGTERM only set a flag, which the yielded function returns, so that a training can save
+    first.
 
     A second signal stops at once, except under submitit, because SLURM itself may send several.
     """

@@ -1,8 +1,8 @@
-"""Nothing is computed twice: a folder of finished stages, each keyed by a hash of exactly what it depends on.
+"""The cache of finished stages, each keyed by a hash of everything it depends on, so that nothing is computed twice.
 
-A stage is built under a file lock in `KEY.partial`, its files are checksummed into a manifest, synced and renamed to
-`KEY`. Parallel jobs wait for one another and reuse. What a reader opens is therefore whole, or is found damaged by its
-checksums, set aside and built again.
+A stage is built under a file lock in `KEY.partial`; its files are checksummed into a manifest and synced, and the
+folder is renamed to `KEY`. Parallel jobs wait for one another and share the result. A stage whose files no longer match
+their checksums is set aside and built again.
 """
 
 import errno
@@ -29,23 +29,23 @@ MANIFEST = "manifest.json"
 
 
 class StageFailedError(RuntimeError):
-    """A stage this job waited for failed in the job that was building it."""
+    """A stage for which this job waited has failed in the job that was building it."""
 
 
 class DiskError(OSError):
-    """What the disk refused, in one line for a user: which folder, and what to do."""
+    """An error of the disk in one line for the user: which folder, and what to do."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 class StageInterruptedError(Exception):
-    """Raised by a build that was asked to stop: no failure, and a resumable stage goes on from where it was."""
+    """Raised by a build that was asked to stop. It is no failure; a resumable stage later continues where it was."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A finished stage. `built` tells whether this call built it or found it."""
+    """A finished stage. `built` is true if this call built it, false if it was there before."""
 
     path: Path
     key: str
@@ -62,7 +62,7 @@ def recipe_key(kind: str, recipe: Mapping[str, Any]) -> str:
 class Store:
     """Finished stages under one root folder, shared by every run and every process on the machine.
 
-    Raises ValueError where the root cannot be written.
+    Raises ValueError if the root cannot be written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -71,7 +71,7 @@ class Store:
         require_writable(self.root, "cache folder", "HEADDYN_CACHE")
 
     def find(self, kind: str, recipe: Mapping[str, Any]) -> Entry | None:
-        """The finished stage, or None; a damaged one counts as absent and stays where it is."""
+        """The finished stage, or None if there is none or it is damaged. Changes nothing."""
         path = self.root / kind / recipe_key(kind, recipe)
         return self._entry(path) if path.is_dir() and self.damage(path) is None else None
 
@@ -80,15 +80,17 @@ class Store:
     ) -> Entry:
         """The finished stage, built now by `build(folder)` if there is none.
 
-        A `resumable` build gets the folder that an interrupted one left. A build that fails leaves a mark, so that
-        jobs which were waiting for it raise StageFailedError in place of failing again; a later call tries anew.
+        A `resumable` build is given the folder that an interrupted build left. When a build fails, jobs that were
+        waiting for it raise StageFailedError instead of trying too; a later call tries again.
         """
         path = self.root / kind / recipe_key(kind, recipe)
         path.parent.mkdir(exist_ok=True)
         if path.is_dir() and path in self._verified:
             return self._entry(path)
         failed = path.with_suffix(".failed.json")
-        failed_before = _modified(failed)  # not compared with the time now: clocks are set back
+        failed_before = _modified(
+            failed
+        )  # compared with a later look at the file, not with a clock, which may be set back
         with self._locked(path):
             if path.is_dir():
                 damage = self.damage(path)
@@ -133,7 +135,7 @@ class Store:
         sync(path.parent)
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with a finished stage's files, or None; every byte is read once per process."""
+        """What is wrong with a finished stage's files, or None. Reads every byte, once in each process."""
         if path in self._verified:
             return None
         try:
@@ -176,12 +178,12 @@ class Store:
 
 
 def cache_root() -> Path:
-    """Where stages are kept: HEADDYN_CACHE, or `.cache/headdyn` in the home folder."""
+    """The folder of the cache: HEADDYN_CACHE, or `.cache/headdyn` in the home folder."""
     return Path(os.environ.get("HEADDYN_CACHE") or Path.home() / ".cache" / "headdyn").absolute()
 
 
 def _modified(path: Path) -> int | None:
-    """When the file was last written, in nanoseconds since 1970 by the clock of then; None where there is none."""
+    """When the file was last written, in nanoseconds since 1970, or None if there is no file."""
     return path.stat().st_mtime_ns if path.exists() else None
 
 
@@ -192,7 +194,7 @@ def file_hash(path: Path) -> str:
 
 
 def require_writable(folder: Path, what: str, setting: str) -> None:
-    """Create the folder and write a byte there. Raises ValueError naming the folder, the fact and the setting."""
+    """Create the folder and try to write a file there. Raises ValueError naming the folder, the reason, `setting`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
@@ -205,9 +207,9 @@ def require_writable(folder: Path, what: str, setting: str) -> None:
 
 
 def disk_error(error: Exception, folder: Path) -> DiskError | None:
-    """The same error in one line for a user: what failed, where, and what to do; None where it is not the disk's.
+    """The same error in one line for the user: what failed, where, what to do. None if the disk is not its cause.
 
-    safetensors and torch say in words alone that a disk is full.
+    That the disk is full, safetensors and torch say in their message alone.
     """
     if isinstance(error, DiskError):
         return error
@@ -227,7 +229,7 @@ def disk_error(error: Exception, folder: Path) -> DiskError | None:
 
 
 def write_json_if_possible(path: Path, content: Mapping[str, Any]) -> None:
-    """Leave a note about a failure; where even that cannot be written, the failure itself is what gets raised."""
+    """Write a note about a failure. If that fails too, only log a warning, so that the caller raises the failure."""
     try:
         write_json(path, content)
     except OSError as error:
@@ -235,7 +237,7 @@ def write_json_if_possible(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or what a folder lists, is on the disk."""
+    """Wait until a file, or the list of a folder's files, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Sending a run's numbers to Weights & Biases through its own client, or nowhere. The run folder is the record."""
+"""Sends a run's numbers to Weights & Biases through W&B's own client, or nowhere. The run's folder has them all."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_COMPARED = ("value", "ci_low", "ci_high", "null")  # of a scalar; the rest stands in summary.json and the tables
+_COMPARED = ("value", "ci_low", "ci_high", "null")  # parts of a scalar that W&B gets; summary.json has them all
 _FALLBACK = "W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records."
-_DATASET = "dataset"  # the column that says which of a figure's tables a row is of
+_DATASET = "dataset"  # the column that says to which of a figure's tables a row belongs
 
 
 @settings
 class TrackingSettings:
-    """`backend=wandb` mirrors every run to W&B, by default into an offline folder beside the run's own records.
+    """`backend=wandb` sends every run to W&B, by default into an offline folder beside the run's own records.
 
-    Runs of one `group` (null: of one sweep) stand together there; `tags` come beside those of the factors.
+    W&B shows runs of one `group` together (null: the sweep). `tags` are added to those of the factors.
     """
 
     backend: Literal["wandb", "none"] = "wandb"
@@ -47,7 +47,7 @@ class TrackingSettings:
 
 
 class Tracker:
-    """Where a run's numbers also go; this one sends them nowhere."""
+    """Receives a run's numbers beside its folder. This base class drops them."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -63,9 +63,9 @@ class Tracker:
 
 
 class WandbTracker(Tracker):
-    """One W&B run. Metrics carry their own step, so that replayed and live ones plot alike.
+    """One W&B run. Each metric is sent with its own step, so that metrics copied later are plotted like live ones.
 
-    Tables stand in the summary: in the history they would be numbers of rows and columns, plotted over steps.
+    Tables go into the summary, because W&B would plot those of the history as numbers of rows and columns over steps.
     """
 
     def __init__(self, run: wandb.Run) -> None:
@@ -78,7 +78,7 @@ class WandbTracker(Tracker):
         self.run.log({**metrics, "step": step})
 
     def summarise(self, scalars: Mapping[str, Any]) -> None:
-        """Numbers, and of those with an interval what a table compares: value, interval and null."""
+        """Send numbers, and of scalars with an interval the value, interval and null."""
         for name, scalar in scalars.items():
             if not isinstance(scalar, Mapping):
                 self.run.summary[name] = scalar
@@ -100,7 +100,7 @@ class WandbTracker(Tracker):
         if self.run.entity:
             chart = wandb.plot_table(f"{self.run.entity}/{preset_name(name)}", table, fields={})
             self._send(name, partial(self.run.log, {name: chart}))
-        else:  # no preset can be named, but the dashboards' panels find the table by its key
+        else:  # a preset needs an entity; the panels of dashboards find the table by its key
             self._send(name, partial(self.run.summary.__setitem__, f"{name}_table", table))
 
     def artifact(self, name: str, kind: str, path: Path) -> None:
@@ -108,12 +108,15 @@ class WandbTracker(Tracker):
 
         artifact = wandb.Artifact(name, type=kind)
         add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path), policy="immutable")  # the run folder does not change, so nothing need be copied aside
+        add(str(path), policy="immutable")  # the run's folder does not change, so W&B need not copy it
         self._send(name, partial(self.run.log_artifact, artifact))
 
     def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
-        """A corpus or model, as an artifact that says what it is made of: the run's output where the run built it, else
-        its input. Inputs are linked online; offline, where the client cannot, the configuration names them."""
+        """Record the corpus or model that the run uses, as an artifact with its recipe.
+
+        It is an output if this run built it, else an input. The client links inputs online only; offline, the run's
+        configuration names them.
+        """
         import wandb
 
         key = "outputs" if built else "inputs"
@@ -127,7 +130,9 @@ class WandbTracker(Tracker):
             self._send(name, partial(self.run.use_artifact, artifact))
 
     def _send(self, name: str, send: Callable[[], object]) -> None:
-        """Give W&B a table or an artifact: a server that does not answer costs it and later ones, not the run."""
+        """Send W&B a table or an artifact. If the server fails, this one and all later ones are left out; the run goes
+        on.
+        """
         import wandb
 
         if not self._takes_files:
@@ -153,13 +158,13 @@ def open_tracker(
     commit: str | None = None,
     shared: bool = False,
 ) -> Iterator[Tracker]:
-    """A tracker for one run, finished on leaving: a run that was not would swallow the next job's numbers.
+    """A tracker for one run. Leaving the context finishes W&B's run, so that the next job's numbers do not go into it.
 
-    Its id is made of the run's and the sweep's name, so that a run that is repeated or goes on is the same run at W&B;
-    what an earlier try left offline is removed, since the whole history is written anew. The runs of a sweep lie in
-    `wandb/` of the sweep's folder (`shared`), any other in that of its own. The run is tagged with its factors,
-    KEY=LEVEL, and the user's tags; `commit` is that of this code, wherever the command was given. An online run without
-    a key or a reachable server falls back to offline with a warning, within seconds.
+    W&B's id is made from the names of run and sweep, so that a run that is repeated or continued keeps its id. The
+    offline record of an earlier try is removed, because the whole history is written again. Records lie in `wandb/` of
+    the sweep's folder (`shared`) or of the run's own. The run is tagged with its factors, KEY=LEVEL, and the user's
+    tags; `commit` is this code's, not that of the current folder. An online run without a key or a reachable server
+    becomes offline with a warning, within seconds.
     """
     if choice.backend == "none":
         yield Tracker()
@@ -191,21 +196,21 @@ def open_tracker(
         job_type=job_type,
         config=dict(config),
         reinit="finish_previous",
-        # No job is made of a run: W&B Launch could not start one of a sweep, and looking for it takes a second. A
-        # server that dies while the run goes on keeps it from ending for half a minute, and not for hours.
+        # No W&B Launch job is made of a run: Launch could not start a sweep's run, and making it takes a second.
+        # finish_timeout: a server that dies delays the end of the run by half a minute, not by hours.
         settings=wandb.Settings(
             silent=True, console="off", init_timeout=20, finish_timeout=30, disable_job_creation=True, git_commit=commit
         ),
     )
     try:
         run = start(mode=mode, resume="allow" if mode == "online" else None)
-    except wandb.Error as error:  # of a server that takes connections and does not answer
+    except wandb.Error as error:  # a server that accepts connections but does not answer
         if mode != "online":
             raise
         log.warning(_FALLBACK, error, place / offline)
-        wandb.teardown()  # the client's own process still holds the run's id
+        wandb.teardown()  # ends the client's own process, which still uses the run's id
         run = start(mode="offline")
-    # Not as a context manager: that prints the traceback of a failure, which is told in one line elsewhere.
+    # Not `with run:`, which would print the traceback of a failure; the command reports failures in one line.
     try:
         yield WandbTracker(run)
     except BaseException:
@@ -215,13 +220,15 @@ def open_tracker(
 
 
 def run_id_of(name: str, group: str) -> str:
-    """The id of a run at W&B: its name, and a hash that tells runs of one name in two sweeps apart."""
+    """The id of a run in W&B: its name, and a hash so that runs of the same name in two sweeps have two ids."""
     return f"{name[:100]}-{hashlib.sha256(f'{group}/{name}'.encode()).hexdigest()[:8]}"
 
 
 def unreachable() -> str | None:
-    """Why an online run is not possible, or None. The server is tried first, for three seconds: asking for
-    credentials where there is no network takes the client ten."""
+    """Why an online run is not possible, or None.
+
+    The server is tried first, for at most three seconds; without a network the client's login would take ten.
+    """
     import wandb
 
     server = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url)
@@ -237,15 +244,16 @@ def unreachable() -> str | None:
 
 
 def preset_name(figure: str) -> str:
-    """The name of the custom chart that shows a figure, SECTION/TITLE."""
+    """The name of W&B's custom chart for a figure, SECTION/TITLE."""
     return f"headdyn_{figure.replace('/', '_')}"
 
 
 def custom_chart(spec: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
-    """A figure's Vega-Lite specification as W&B's custom charts have it: one table (columns, rows) and a preset.
+    """A figure's Vega-Lite specification in the form of W&B's custom charts: columns and rows of one table, and a
+    preset.
 
-    The preset reads the data called "wandb". Where the figure has several tables, the column `dataset` numbers them in
-    the order in which the specification names them, and each of its views keeps the rows of its own.
+    The preset reads the data called "wandb". A figure's several tables become one, whose column `dataset` numbers them
+    in the order in which the specification names them; each view of the preset filters the rows of its own table.
     """
     tables: list[list[Mapping[str, Any]]] = []
 
