@@ -18,7 +18,8 @@ COMMANDS = {
     "notebook": ("headdyn.notebook_command", "open the notebook that shows what headdyn does"),
 }
 
-# What Hydra's scripts leave out: zsh's commands that understand bash's script, and fish's file names behind the others.
+# Added to Hydra's completion scripts: zsh needs its emulation of bash's completion; fish, file names behind the
+# commands other than run.
 BEFORE_ZSH = (
     "(( $+functions[compdef] )) || { autoload -Uz compinit; compinit; }\nautoload -Uz bashcompinit; bashcompinit"
 )
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complete(arguments: Sequence[str]) -> int:
-    """Print the script that a shell needs; or, when that script asks, the words that may stand next on its line."""
+    """Print a shell's completion script, or, when that script calls back, the words that may come next on its line."""
     action, _, shell = arguments[-1].partition("=")
     if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
         print("headdyn: -sc needs install=SHELL or uninstall=SHELL; SHELL is bash, zsh or fish", file=sys.stderr)

@@ -8,8 +8,8 @@
     sweep.runs[0].pattern(layer=1, head=2)
 
 They take the arguments of the command line, check them in the same way, and write the same folders. Afterwards they
-restore what running changes in the process: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state,
-torch's threads.
+restore the state of the process: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state, torch's
+threads.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Charts(Mapping[str, "alt.TopLevelMixin"]):
 
 
 class Run:
-    """The record of a run; its files are read at first use. Raises ValueError if `path` is none, or damaged."""
+    """The record of a run; its files are read at first use. Raises ValueError if `path` is no run, or damaged."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).resolve()
@@ -132,7 +132,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The folder's name: what tells the run from others, its seed, and a hash of its settings."""
+        """The folder's name: the choices that distinguish the run from others, its seed, and a hash of its settings."""
         return self._record.name
 
     @property
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def factors(self) -> Mapping[str, Any]:
-        """What tells the run from others: the groups' options, the overridden keys, the seed."""
+        """The choices that distinguish the run from others: groups' options, overridden keys, the seed."""
         return self._record.factors
 
     @property
@@ -379,7 +379,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _require(what: str, index: int, count: int) -> None:
-    """Raises ValueError for an index that is none of `count`."""
+    """Raise ValueError if the index is not in 0 to count − 1."""
     if index not in range(count):
         raise ValueError(f"{what}={index} is out of range; this run has 0 to {count - 1}")
 

@@ -1,4 +1,4 @@
-"""Composing the jobs of a command line from conf/ by Hydra, and one-line messages for lines that Hydra refuses."""
+"""Composes the jobs of a command line from conf/ by Hydra, and says in one line why Hydra refuses one."""
 
 import argparse
 import copy

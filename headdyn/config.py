@@ -1,7 +1,7 @@
-"""From Hydra's composed YAML to a checked RunConfig. Nothing heavy is imported here: a bad value answers at once.
+"""Makes a checked RunConfig of Hydra's composed YAML. Imports nothing heavy, so that a bad value is refused at once.
 
-Each group is checked against the dataclass that owns its settings, so that an unknown key, a wrong type, a missing or
-an impossible value is refused by name before any work.
+Each group is checked against the dataclass of its settings: an unknown key, a wrong type, a missing or an impossible
+value is refused, by its key, before any work.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.training.settings import TrainSettings
 
 MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
-# What a run that trains nothing does without; naming one of these groups for it is an error, not a silence.
+# Groups that a model which is already trained has no use for; a command that sets one of them for it is refused.
 TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
-# The groups whose option is always a factor; any other key is one where the command line overrides it, except these.
+# Groups whose option is always a factor. Any other key is a factor if the command overrides it, except NO_FACTORS.
 FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
 NO_FACTORS = (
     *("seed", "force", "device", "threads", "workers", "patterns_kept", "tracking", "study", "outcomes", "swept"),
     *("cluster", "local", "ordering", "hydra", "model.revision", "model.revisions", "model.kept"),
 )
-# What changes no number; a mode acts through other groups.
-_NOT_COMPUTED = ("force", "tracking", "threads", "workers", "mode", "study", "outcomes", "swept")
+# Keys that change no number themselves and so are not part of the hash; a mode acts through other groups.
+_NOT_HASHED = ("force", "tracking", "threads", "workers", "mode", "study", "outcomes", "swept")
 _NEEDS = {
     "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
     "model=organism_planted",
@@ -53,7 +53,7 @@ Scalar = str | int | float | bool | None
 
 
 def _model(node: Any) -> Any:
-    """The model's settings: of one of the kinds here, or of the class that `_target_` names (a BuiltSuite)."""
+    """The model's settings: one of MODEL_KINDS, or the class that `_target_` names (a BuiltSuite)."""
     if not isinstance(node, dict) or "_target_" in node:
         return targeted(node, "model") if isinstance(node, dict) else node
     if str(node.get("kind")) not in MODEL_KINDS:
@@ -100,7 +100,7 @@ def _importable(package: str | None) -> str | None:
 
 
 def _target(group: str, *methods: str) -> PlainValidator:
-    """The object that `_target_` of a group names, which has these methods."""
+    """A validator that builds the object named by a group's `_target_`, and requires one of these methods of it."""
 
     def validated(node: Any) -> Any:
         made = targeted(node, group)
@@ -116,10 +116,10 @@ _ANALYSES = PlainValidator(lambda nodes: {name: _analysis(node, f"analysis.{name
 
 @settings
 class RunConfig:
-    """One run, checked. Its fields are the configuration's groups and values.
+    """The checked settings of one run. Its fields are the configuration's groups and values.
 
-    `factors` are what tells this run from others: the options of the groups, every further key that the command line
-    overrides, the checkpoint's revision and the seed. `swept` names the keys that the sweep gives several levels.
+    `factors` distinguish this run from others: the options of the groups, every further key that the command line
+    overrides, the checkpoint's revision and the seed. `swept` are the keys to which the sweep gives several levels.
     """
 
     mode: Mode
@@ -167,7 +167,7 @@ class RunConfig:
                 )
 
     def _require_a_fit(self) -> None:
-        """Refuse a model, data and analyses that do not fit together."""
+        """Raise ConfigError if model, data and analyses do not fit together."""
         model, layers = self.factors["model"], getattr(self.model, "num_layers", None)
         if self.trains and self.material == "prompts":
             raise ConfigError(
@@ -204,7 +204,7 @@ class RunConfig:
             )
 
     def refusals(self, corpus: Corpus) -> list[str]:
-        """What the analyses have against this corpus: that it is too small, say."""
+        """The reasons for which analyses cannot use this corpus, for example because it is too small."""
         refusals = []
         for analysis in self.analysis.values():
             try:
@@ -221,32 +221,32 @@ class RunConfig:
 
     @property
     def trains(self) -> bool:
-        """Whether the model is a Mini-Qwen3 trained by this project; else it comes trained."""
+        """Whether this run trains its model, a Mini-Qwen3; otherwise the model is trained already."""
         return isinstance(self.model, MiniQwen3)
 
     @property
     def series(self) -> str:
-        """The same for all runs that differ in their checkpoint's revision alone; empty where there is no revision."""
+        """A hash that all revisions of one series share; empty if the run has no revision."""
         return "" if self.factors.get("revision") is None else self._recipe_hash("revision")
 
     @property
     def hash(self) -> str:
-        """8 hex digits over everything that changes what the run computes."""
+        """8 hex digits, the hash of all settings that change what the run computes."""
         return self._recipe_hash()
 
     def _recipe_hash(self, *left_out_of_model: str) -> str:
-        left_out = (*_NOT_COMPUTED, *(() if self.trains else TRAINING_GROUPS))
+        left_out = (*_NOT_HASHED, *(() if self.trains else TRAINING_GROUPS))
         recipe = {key: value for key, value in self.resolved.items() if key not in left_out}
         if self.trains:
             recipe["train"] = {key: value for key, value in recipe["train"].items() if key != "accumulate"}
-        # Which other checkpoints a series has changes nothing in this one's run.
+        # The list of the series' checkpoints does not change the run of this one.
         left_out_of_model = ("revisions", *left_out_of_model)
         recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in left_out_of_model}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
-        """The run folder's name, readable and stable: what tells it from its neighbours, the seed and the hash."""
+        """The run's folder name, readable and stable: the main groups' options, the swept levels, seed and hash."""
         groups = ("attention", "data_ordering", "position_enc") if self.trains else ("model",)
         parts = [str(self.factors[group]) for group in groups]
         for key in self.swept:
@@ -257,7 +257,7 @@ class RunConfig:
         return "_".join((*parts, f"s{self.seed}", self.hash))
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        """The decoder to train; DroPE's still has the rotation it is trained with."""
+        """The decoder to train. For DroPE it has RoPE, which is dropped after training."""
         m = self.model
         assert isinstance(m, MiniQwen3)
         return DecoderConfig(
@@ -274,9 +274,9 @@ class RunConfig:
 
 
 def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str] = ()) -> RunConfig:
-    """The typed run behind a composed configuration. Raises ConfigError.
+    """The checked settings of the run that a composed configuration describes. Raises ConfigError.
 
-    `choices` are Hydra's group options, `overrides` what the command line said.
+    `choices` are the options that Hydra chose for the groups, `overrides` those of the command line.
     """
     plain = {"analysis": {}, **_plain(cfg)}  # analysis=[] leaves no node at all
     known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "absent", "resolved")]
@@ -302,7 +302,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     possible = outcome_names(analyses)
     outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
     if "outcomes.primary" not in map(_key, overrides) and outcomes.primary not in possible:
-        plain["outcomes"]["primary"] = next(iter(possible), None)  # of runs that do not measure the usual one
+        plain["outcomes"]["primary"] = next(iter(possible), None)  # the run does not measure the default one
     data = targeted(plain["data"], "data")
     if "outcomes.primary" not in map(_key, overrides) and getattr(data, "primary_outcome", None) in possible:
         plain["outcomes"]["primary"] = data.primary_outcome
@@ -311,7 +311,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
 
 
 def from_record(settings: Mapping[str, Any], factors: Mapping[str, Scalar], absent: Mapping[str, str]) -> RunConfig:
-    """The run that a manifest records, from its `config`, `factors` and `absent`. Raises ConfigError."""
+    """The settings of a recorded run, from its manifest's `config`, `factors` and `absent`. Raises ConfigError."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
     added = {"workers": 0}  # keys that older records lack and no number depends on
     plain = added | {key: value for key, value in settings.items() if key in known}
@@ -319,9 +319,10 @@ def from_record(settings: Mapping[str, Any], factors: Mapping[str, Scalar], abse
 
 
 def _leave_out(plain: dict[str, Any], overridden: Sequence[str]) -> dict[str, str]:
-    """Take out the analyses that the data cannot serve, and say why; those that the command line names stay.
+    """Remove the analyses that need what the data do not give; returns the reason for each.
 
-    All stay where none that reads the data would be left: then the data are the mistake.
+    Nothing is removed if the command line names analyses itself, or if no analysis that reads the data would remain:
+    the data are then the mistake, and a later check says so.
     """
     data = targeted(plain["data"], "data")
     analyses = {name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()}
@@ -336,21 +337,21 @@ def _leave_out(plain: dict[str, Any], overridden: Sequence[str]) -> dict[str, st
 
 
 def _lacking(analysis: Analysis, data: Any) -> str | None:
-    """What to say of an analysis that needs what the data do not give; None where they give all."""
+    """Why the analysis cannot use the data, as the end of a sentence; None if it can."""
     has_topics = getattr(data, "has_topics", _material(data) == "corpus")
     given = {_material(data), *(["topics"] if has_topics else [])}
     return next((_NEEDS[need] for need in _NEEDS if need in analysis.needs and need not in given), None)
 
 
 def _add_companions(plain: dict[str, Any]) -> None:
-    """Add the analyses of the protocol to those that they accompany, but for those that read what this run lacks."""
+    """Add the protocol's companions of the run's analyses, except those that need other data."""
     protocol, material = build(Protocol, plain["protocol"], "protocol"), _material(targeted(plain["data"], "data"))
     for name in tuple(plain["analysis"]):
         for title, node in protocol.companions.get(name, {}).items():
             needs = _analysis(node, f"protocol.companions.{name}.{title}").needs & set(_NEEDS)
             if needs <= {material}:
                 plain["analysis"][title] = node
-    for key in ("companions", "study"):  # recorded as what they add to this run
+    for key in ("companions", "study"):  # not recorded; what they add to this run is
         plain["protocol"].pop(key, None)
 
 
@@ -359,7 +360,7 @@ def _material(data: Any) -> str:
 
 
 def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
-    """The metrics that may be an outcome of a sweep, of runs that are analysed so; each once."""
+    """The metrics of these analyses by which a sweep's runs can be compared, each once."""
     per_run = [analysis for analysis in analyses if "series" not in analysis.needs]
     return list(dict.fromkeys(name for a in per_run for name, metric in a.metrics.items() if metric.outcome))
 
@@ -367,7 +368,7 @@ def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
 def _factors(
     plain: Mapping[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], left_out: Sequence[str]
 ) -> dict[str, Scalar]:
-    """What tells a run from others, by name; of overridden keys those whose value is a single one."""
+    """A run's factors and their levels. An overridden key is one if its value is a scalar."""
     factors: dict[str, Scalar] = {name: str(choices[name]) for name in FACTORS if choices.get(name)}
     for key in (_key(override) for override in overrides if not override.startswith("~")):
         level = choices.get(key, plain)
@@ -381,7 +382,7 @@ def _factors(
 
 
 def is_no_factor(key: str) -> bool:
-    """Whether runs are not compared by this key, though the command line gives it several values."""
+    """Whether runs are not compared by this key even if the command line gives it several values."""
     return key in NO_FACTORS or re.split("[./]", key)[0] in NO_FACTORS or key == "analysis"
 
 
@@ -402,7 +403,7 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def one_line(error: Exception) -> str:
-    """What an error of OmegaConf says, in one line with the key it is about."""
+    """The first line of an error of OmegaConf, with the key that caused it."""
     key = getattr(error, "full_key", None)
     return str(error).partition("\n")[0] + (f" (at {key})" if key else "")
 

@@ -10,9 +10,10 @@ from headdyn.training.settings import RecalibrationSettings
 
 @settings
 class Protocol:
-    """conf/protocol: choices in which docs/science.md has an original and a corrected way; other groups refer to them.
+    """conf/protocol: the choices between an original and a corrected way (docs/science.md), which other groups refer
+    to.
 
-    `companions` maps the name of an analysis to further analyses, by name, that run whenever it runs.
+    `companions` maps the name of an analysis to the analyses that run beside it, by name.
     """
 
     name: str
@@ -27,7 +28,7 @@ class Protocol:
 
 @settings
 class Mode:
-    """conf/mode: sizes, steps and learning rates; the other groups refer to them, and check them."""
+    """conf/mode: sizes, steps and learning rates. Other groups refer to them and check them."""
 
     name: str
     model: Mapping[Literal["d_model", "num_layers", "num_heads", "gqa_kv_heads", "head_dim", "d_ff"], int]
@@ -51,7 +52,7 @@ class Mode:
 
 @settings
 class AttentionSettings:
-    """conf/attention: heads per key/value group."""
+    """conf/attention: the number of key/value heads."""
 
     name: str
     num_kv_heads: Count | None = None  # null: one per query head
@@ -59,7 +60,7 @@ class AttentionSettings:
 
 @settings
 class PositionSettings:
-    """conf/position_enc: whether RoPE is used in training and in the final model, and the recalibration between."""
+    """conf/position_enc: whether RoPE is used in training and in the final model, and the recalibration in between."""
 
     name: str
     train_rotary: bool
@@ -75,7 +76,7 @@ class PositionSettings:
 
 @settings
 class Outcomes:
-    """The metrics by which a sweep's runs are compared: one primary, and others (null: all that are measured)."""
+    """The metrics by which a sweep's runs are compared: a primary one and others (null: all that are measured)."""
 
     primary: str | tuple[str, ...] | None = None  # a tuple is refused later, by a message that lists the metrics
     others: tuple[str, ...] | None = None

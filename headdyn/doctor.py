@@ -1,6 +1,6 @@
-"""What this machine can do, and what its cache holds: `headdyn doctor [--cache] [--prune CONDITION …]`.
+"""What this machine can do, and what is in its cache: `headdyn doctor [--cache] [--prune CONDITION …]`.
 
-Nothing is changed but by --prune; the exit status is 1 where a run could not start, or the cache holds damage.
+Only --prune changes anything. The exit status is 1 if a run could not start here, or if the cache has damaged folders.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-# A topic, whether a run's need is met there (None: nothing a run needs), and the fact.
+# A topic, whether this machine has what a run needs of it (None: a run does not need it), and what was found.
 Finding = tuple[str, bool | None, str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a table; 1 where something a run needs is missing, or the cache holds damage."""
+    """Print a table. Returns 1 if something that a run needs is missing, or the cache has damaged folders, else 0."""
     parser = argparse.ArgumentParser(prog="headdyn doctor", description=__doc__)
     parser.add_argument("--cache", action="store_true", help="check every file in the cache against its checksum")
     prunable = ("unused", "unfinished", "damaged")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _cache(runs: Sequence[Path], prune: Sequence[str]) -> int:
-    """Show what the cache holds and what is wrong with it, and remove what is in one of the conditions `prune`."""
+    """Print the folders of the cache by condition, and remove those whose condition is in `prune`."""
     from headdyn.core.cache import FIXES, contents, remove
     from headdyn.core.store import Store, cache_root
 
@@ -79,7 +79,7 @@ def _cache(runs: Sequence[Path], prune: Sequence[str]) -> int:
 
 
 def output_root() -> Path:
-    """Where single runs and sweeps leave their folders: HEADDYN_OUT, or here."""
+    """The folder of `outputs/` and `multirun/`: HEADDYN_OUT, or the current one."""
     return Path(os.environ.get("HEADDYN_OUT") or ".")
 
 

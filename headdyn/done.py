@@ -50,7 +50,7 @@ def _record_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
-    """Whether a run's corpus has changed since, because the user's file was edited under the same path."""
+    """Whether the user's text or prompts have changed since the run, in the file of the same name."""
     if config.material == "prompts":
         edited = getattr(config.data, "fingerprint", lambda: None)()
         return bool(edited != manifest.get("prompts", {}).get("sha256"))
@@ -59,5 +59,5 @@ def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
 
 
 def recipe_of(source: Source) -> dict[str, Any]:
-    """What the store's key of a corpus is made of."""
+    """What the store makes the key of a corpus from."""
     return {"schema": CORPUS_SCHEMA, **corpus_recipe(source)}

@@ -42,7 +42,7 @@ class JobError(CompactHydraException):
 
 
 class Obstacle(RuntimeError):
-    """The reason, in one line, why this machine can do none of a plan's jobs."""
+    """Says in one line why this machine can do none of a plan's jobs."""
 
 
 def launch(plan: Plan, arguments: Sequence[str]) -> int:
@@ -154,7 +154,7 @@ def _elsewhere(plan: Plan) -> int:
 
 
 def by_hydra(arguments: Sequence[str]) -> int:
-    """Let Hydra do what the arguments say: its launcher the jobs, or itself --help. Returns the exit status."""
+    """Give the arguments to Hydra, which launches the jobs or prints --help. Returns the exit status."""
     sys.argv = [sys.argv[0], *arguments]
     try:
         _hydra()
@@ -171,7 +171,7 @@ def _hydra() -> None:
 
 
 def job(cfg: DictConfig) -> None:
-    """One run, called by whichever launcher Hydra uses."""
+    """Do one run; Hydra's launchers call this function."""
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     config = check(cfg, hydra_config.runtime.choices, hydra_config.overrides.task)
@@ -197,12 +197,12 @@ def job(cfg: DictConfig) -> None:
 
 
 def _require_possible(plan: Plan) -> None:
-    """Raise, before anything starts, where no job of the plan can be done.
+    """Raise, before anything starts, if no job of the plan can be done.
 
-    ConfigError for a training beyond this machine's memory, and for a checkpoint on this machine that cannot be read,
-    or whose tokens cannot express what it is to read; ValueError for no cache, a model that cannot be had from the hub,
-    a device that is not here. Each model is asked for once: a single bad revision fails its own job. Of jobs that a
-    launcher takes to another machine neither memory nor a device is asked for.
+    ConfigError: a training needs more memory than this machine has, a checkpoint on this machine cannot be read, its
+    tokens cannot express the data, or a text is too short. ValueError: the cache cannot be written, the hub does not
+    give the model, or the device is absent. Each model is checked once, with one revision: another revision that is bad
+    fails only its own job. If a launcher sends the jobs to another machine, memory and device are not checked.
     """
     for jobs_of_one_text in _by_data([job for job in plan.jobs if job.trains and not _begun(plan, job)]):
         _require_enough_text(jobs_of_one_text)
@@ -243,7 +243,7 @@ def _begun(plan: Plan, job: RunConfig) -> bool:
 
 
 def _require_material(model: Pretrained, jobs: Sequence[RunConfig], store: Store) -> None:
-    """Raise ValueError where a model that is on this machine cannot read what these jobs give it, in its own tokens."""
+    """Raise ValueError if a model on this machine cannot read these jobs' data in its own tokens."""
     from headdyn.models.checkpoints.files import folder_here
 
     here = folder_here(model.name, model.revision)
@@ -261,7 +261,7 @@ def _require_material(model: Pretrained, jobs: Sequence[RunConfig], store: Store
 
 
 def _by_data(jobs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """The jobs, put together that read the same."""
+    """The jobs, grouped by the data that they read."""
     by_data: dict[str, list[RunConfig]] = {}
     for job in jobs:
         by_data.setdefault(repr(job.data), []).append(job)
@@ -269,10 +269,10 @@ def _by_data(jobs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 
 
 def _require_enough_text(jobs: Sequence[RunConfig], tokens: ModelTokens | None = None) -> None:
-    """Raise ConfigError where a short text on this machine makes no corpus, or one too small for any of the jobs.
+    """Raise ConfigError if a short text on this machine gives no corpus, or one that is too small for one of the jobs.
 
-    The jobs read the same text, which is read once; all limits are named at once. A longer text is not read for this:
-    what it lacks shows when its corpus is built.
+    The jobs read the same text; it is read once, and one message has all that it lacks. A text of more than
+    SHORT_TEXT_BYTES is not read here; whether it is too small shows when its corpus is built.
     """
     text = jobs[0].data
     if not isinstance(text, LocalText) or text.bytes > SHORT_TEXT_BYTES:

@@ -1,4 +1,4 @@
-"""One run: corpus → model → analyses → record. The only place that constructs; read it to see what a run does."""
+"""One run: corpus → model → analyses → record. Everything is constructed here; read it to see what a run does."""
 
 import dataclasses
 import inspect
@@ -45,24 +45,24 @@ from headdyn.stages import (
     train_subject,
     training_recipe,
 )
-from headdyn.sweep.series import judge_series as judge_series  # which a worker is asked for here, too
+from headdyn.sweep.series import judge_series as judge_series  # so that workers can call it by this module
 from headdyn.training.settings import processes
 
 log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None = None) -> None:
-    """Do one run and leave its record in `folder`; nothing is done where it is there already.
+    """Do one run and write its record to `folder`. A complete run is not done again.
 
-    Raises KeyboardInterrupt when asked to stop, after saving where it was, and whatever failed. It is asked to stop by
-    `should_stop`, or where that is None by SIGINT and SIGTERM.
+    `should_stop` asks the run to stop; if it is None, SIGINT and SIGTERM do. The run then saves its state and raises
+    KeyboardInterrupt. Any error of the run is raised after it is recorded.
     """
     if done_with(config, folder):
         return
     here = machine.resolve(config.device, config.precision, config.threads)
     machine.return_freed_memory()
     if config.trains:
-        machine.keep_freed_memory()  # elsewhere an earlier checkpoint's memory would stay beside the next one's
+        machine.keep_freed_memory()  # not for checkpoints, where one's memory would stay occupied beside the next one's
     store, settings, factors = open_store(), dict(config.resolved), dict(config.factors)
     facts = {
         "name": config.name,
@@ -73,7 +73,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
         "machine": {**dataclasses.asdict(here), **({"processes": processes()} if processes() > 1 else {})},
         "config": settings,
     }
-    checkpoint_step = step_of(str(factors.get("revision")))  # a number, for an axis
+    checkpoint_step = step_of(str(factors.get("revision")))  # a number, so that W&B can plot over it
     with (
         stop_on_signals() if should_stop is None else nullcontext(should_stop) as should_stop,
         RunFolder(folder, facts) as record,
@@ -107,7 +107,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
 
 
 def _work(work: Work) -> None:
-    """The run itself: corpus or prompts → model → analyses → record."""
+    """Do the stages and analyses of a run whose record is open."""
     config, record = work.config, work.record
     analyses = {name: analysis for name, analysis in config.analysis.items() if "series" not in analysis.needs}
     if config.trains:
@@ -117,17 +117,14 @@ def _work(work: Work) -> None:
         subject = open_checkpoint(work)
     weights = record.manifest.get("checkpoint", {}).get("state_hash") or state_hash(subject.decoder)
     material = subject.material
-    read = material.digest() if isinstance(material, Prompts) else record.manifest["stages"]["corpus"]["key"]
+    material_key = material.digest() if isinstance(material, Prompts) else record.manifest["stages"]["corpus"]["key"]
     for name, analysis in analyses.items():
         if work.should_stop():
             raise StageInterruptedError(f"asked to stop before analysis {name}")
-        identity = identity_of(analysis, work.machine, config.seed, weights, read)
-        with (
-            record.timed(name),
-            keeping(record.path / KEPT_PARTS / name, identity, work.should_stop) as kept,
-        ):
+        identity = identity_of(analysis, work.machine, config.seed, weights, material_key)
+        with record.timed(name), keeping(record.path / KEPT_PARTS / name, identity, work.should_stop) as saved_parts:
             findings = _findings(config, name, subject.decoder, material)
-        record.count_earlier(name, kept.seconds)
+        record.count_earlier(name, saved_parts.seconds)
         if not isinstance(findings, Findings):
             raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
@@ -137,7 +134,7 @@ def _work(work: Work) -> None:
 
 
 def _findings(config: RunConfig, name: str, decoder: Decoder, material: Corpus | Prompts) -> Findings:
-    """What the analysis finds; where memory runs out, in smaller batches."""
+    """Do the analysis, in smaller batches if memory runs out."""
     analysis = config.analysis[name]
     findings: Findings = within_memory(
         lambda: analysis(decoder, material, generator(config.seed, f"analysis/{name}")), f"analysis {name}"
@@ -146,7 +143,7 @@ def _findings(config: RunConfig, name: str, decoder: Decoder, material: Corpus |
 
 
 def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> None:
-    """Keep what is needed of the model itself later on: circuits for analyses of series, patterns for pages."""
+    """Save parts of the model that are read later: circuits for analyses of series, attention patterns for pages."""
     for analysis in config.analysis.values() if config.series else ():
         if "circuits" in analysis.needs:
             layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
@@ -161,7 +158,10 @@ def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> N
 def analyse_snapshot(
     config: RunConfig, step: int, folder: Path, names: Sequence[str], should_stop: Callable[[], bool]
 ) -> None:
-    """Keep the named analyses of a finished training's snapshot in the run's folder, as heads_step000400.parquet."""
+    """Do the named analyses of a snapshot of a finished training; writes RUN/heads_step000400.parquet.
+
+    Raises ValueError if the training is not in the cache.
+    """
     store, here = open_store(), machine.resolve(config.device, config.precision, config.threads)
     corpus, corpus_entry = find_corpus(config.data, store)
     entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, here))
@@ -178,7 +178,7 @@ def analyse_snapshot(
         tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
     HeadTable.concat(tables).write(snapshot_table(folder, step))
     shutil.rmtree(parts, ignore_errors=True)
-    with suppress(OSError):  # another process analyses another snapshot of this run
+    with suppress(OSError):  # not empty while another process analyses another snapshot of this run
         parts.parent.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""From a command line to its jobs, all composed and checked before any of them starts. Imports no torch."""
+"""Plans a command line: all of its jobs, composed and checked before one starts. Imports no torch."""
 
 import dataclasses
 import hashlib
@@ -28,16 +28,16 @@ RUN_NAME = "${headdyn_run:}"  # conf/config.yaml gives a run's folder the name o
 
 @dataclass(frozen=True)
 class Plan:
-    """A command's jobs, all of them valid, and the folder of the sweep or of the single run."""
+    """A command's jobs, all of them valid, and the folder of the sweep or the single run."""
 
     jobs: tuple[RunConfig, ...]
     folder: Path
     is_sweep: bool
     launcher: str  # the `_target_` of Hydra's launcher; empty if this process starts the jobs itself
-    arguments: tuple[str, ...]  # what Hydra gets: the command's, with the revisions of a series and the swept keys
+    arguments: tuple[str, ...]  # for Hydra: those of the command, with the revisions of a series and the swept keys
 
     def folder_of(self, job: RunConfig) -> Path:
-        """Where a job's record is."""
+        """The folder of a job's record."""
         return self.folder / job.name if self.is_sweep else self.folder
 
 

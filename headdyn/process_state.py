@@ -13,7 +13,7 @@ from hydra.core.singleton import Singleton
 
 @contextmanager
 def process_as_before() -> Iterator[None]:
-    """Restore what Hydra, wandb, planning and running change in the process."""
+    """On leaving, restore the process: arguments, environment, logging, hooks, random numbers, Hydra's state."""
     root, environment, hydra = logging.getLogger(), dict(os.environ), Singleton.get_state()
     level, handlers = root.level, list(root.handlers)
     argv, hook, leave = sys.argv, sys.excepthook, sys.exit
@@ -36,7 +36,7 @@ def process_as_before() -> Iterator[None]:
 
 @contextmanager
 def torch_as_before() -> Iterator[None]:
-    """Restore torch's random numbers and its number of threads."""
+    """On leaving, restore torch's random numbers and its number of threads."""
     import torch
 
     threads = torch.get_num_threads()

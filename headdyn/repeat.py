@@ -1,7 +1,7 @@
-"""A recorded run done again from its manifest, and whether it gave the same: `python -m headdyn.run --repeat FOLDER`.
+"""Repeats a recorded run from its manifest and compares the results: `python -m headdyn.run --repeat FOLDER`.
 
-The repeat has a cache of its own, so that nothing is taken over: corpus, training and analyses are all done anew, with
-the recorded run's device, precision and number of threads.
+The repeat has a cache of its own, so that corpus, training and analyses are all done again. It uses the device,
+precision and number of threads of the recorded run.
 """
 
 import math
@@ -21,7 +21,8 @@ COMPARED = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "reason")
 
 
 def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
-    """What to do again. Raises ConfigError where the folder holds no complete run, or one that can no longer be."""
+    """The settings and the record of the run to repeat. Raises ConfigError if the folder has no complete run, or if
+    today's configuration cannot express its settings."""
     record = RunRecord.read(folder)
     if record.status != "complete":
         why = record.manifest.get("error", f"its run is {record.status}")
@@ -33,7 +34,7 @@ def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
 
 
 def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
-    """Do the run again below `root` and print how it compares. Returns whether every number is the same to the bit."""
+    """Repeat the run below `root` and print how the results compare. Returns whether all are the same to the bit."""
     folder = root / f"{record.name}-repeated"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -57,7 +58,7 @@ def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
 
 
 def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]:
-    """Where two tables differ: the row in words, the column, and by how much (infinite where one has no value)."""
+    """Every difference between two tables: the row in words, the column, the size (infinite if a value is missing)."""
     tables = [{tuple(row[name] for name in KEY): row for row in table.rows()} for table in (first, second)]
     differences = []
     for key in {**tables[0], **tables[1]}:
@@ -72,7 +73,7 @@ def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]
 
 
 def changed_surroundings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What the numbers may owe a difference to: other versions, another machine, another text."""
+    """What may explain different numbers, one line each: changed versions, code or corpus."""
     lines = [
         f"{name} was {version}, is {after['versions'].get(name)}"
         for name, version in before["versions"].items()

@@ -1,7 +1,6 @@
-"""The entrypoint: `python -m headdyn.run [-m] group=option key=value …`, the same as headdyn/api.py from a shell.
+"""The command line: `python -m headdyn.run [-m] group=option key=value …`.
 
-A command is checked whole before anything starts: every job of a sweep is composed and validated, within seconds and
-without torch.
+Before anything starts, every job of a command is composed and checked, within seconds and without torch.
 """
 
 import os
@@ -19,7 +18,7 @@ from headdyn.plan import remove_empty_folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns the exit status: 2 for a command that cannot be, 1 when a job failed."""
+    """Run the command line. Returns 0, 1 if a job failed, 2 if the command is invalid, or 130 if it was stopped."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if "--repeat" in arguments:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _printed_by_hydra(command: Sequence[str]) -> int:
-    """`--help`, `--info`, `--cfg` and their like. Raises ConfigError."""
+    """Let Hydra print `--help`, `--info`, `--cfg` and the like. Raises ConfigError."""
     try:
         return by_hydra(plain_arguments(command))
     except ValueError as error:
@@ -67,7 +66,7 @@ def _repeat(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # Under its real name, so that launchers which pickle the job do so by reference.
+    # Imported under its real name, so that launchers can pickle the job by reference.
     from headdyn.run import main as entry
 
     sys.exit(entry())

@@ -42,7 +42,7 @@ SCHEMA = {"training": 2, "recalibration": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A run at work: its settings, and the store, machine, record and stop flag that its stages use."""
+    """A run while it is done: its settings, and the store, machine, record and stop flag that its stages use."""
 
     config: RunConfig
     store: Store
@@ -78,9 +78,9 @@ def find_corpus(source: Source, store: Store) -> tuple[Corpus, Entry]:
 
 
 def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
-    """The corpus, and what it is in the run's record.
+    """The run's corpus and its entry in the store. Writes facts about the corpus into the run's record.
 
-    Raises ValueError where it is too small for any of the run's analyses, naming all of them.
+    Raises ValueError, with the reasons of all analyses, if one of them cannot use the corpus.
     """
     with work.record.timed("corpus"):
         corpus, entry = find_corpus(source, work.store)
@@ -92,8 +92,8 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
     work.record.manifest["corpus"] = facts
     work.record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
     if "selection_worth_nats" in corpus.facts:
-        tell = log.info if entry.built else work.record.note  # on the terminal once, and not for every run of a sweep
-        tell(worth_sentence([corpus.facts]))
+        announce = log.info if entry.built else work.record.note  # on the terminal once, not for every run of a sweep
+        announce(worth_sentence([corpus.facts]))
     return corpus, entry
 
 
@@ -101,10 +101,10 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
 
 
 def in_tokens_of(config: RunConfig, decoder: DecoderConfig, tokenizer: Tokenizer | None) -> Any:
-    """What a checkpoint that comes trained reads, in its own tokens: the Source of a corpus, or Prompts.
+    """The run's data in the tokens of a model that is already trained: the Source of a corpus, or Prompts.
 
-    Raises ValueError where it cannot be written so: no tokenizer, tokens beyond the vocabulary, sequences beyond the
-    learned positions, prompts that do not align.
+    Raises ValueError if that is impossible: no tokenizer, tokens beyond the vocabulary, sequences beyond the learned
+    positions, or prompts that do not align.
     """
     name, data = config.model.name, cast(Any, config.data)
     if config.material == "corpus":
@@ -115,7 +115,7 @@ def in_tokens_of(config: RunConfig, decoder: DecoderConfig, tokenizer: Tokenizer
 
 
 def open_checkpoint(work: Work) -> Subject:
-    """A checkpoint that comes trained, with the prompts or the corpus in its own tokens."""
+    """A checkpoint of a model that is already trained, with the prompts or the corpus in its own tokens."""
     model = work.config.model
     assert not isinstance(model, MiniQwen3)
     name, keep = model.name, True
@@ -150,7 +150,7 @@ def open_checkpoint(work: Work) -> Subject:
 
 
 def open_suite(work: Work, model: BuiltSuite) -> Path:
-    """The folder of a suite's revisions, trained at most once; what is known of it goes into the run's record."""
+    """The folder of a suite's revisions, trained at most once. Records what is known of the suite by construction."""
 
     def build(folder: Path) -> None:
         with ProgressLine(f"{model.name} training") as line:
@@ -166,7 +166,7 @@ def open_suite(work: Work, model: BuiltSuite) -> Path:
 
 
 def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, machine: Machine) -> dict[str, Any]:
-    """Exactly what the weights after training depend on. Arms that differ in position_enc alone share it."""
+    """Everything on which the trained weights depend, and nothing else. RoPE, DroPE and RoPE-control share it."""
     assert isinstance(config.model, MiniQwen3)
     settings = dataclasses.asdict(config.train)
     del settings["resume_every_seconds"], settings["accumulate"]  # these change nothing that is computed but rounding
@@ -183,7 +183,7 @@ def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, machine:
 
 
 def train_subject(work: Work, corpus: Corpus, corpus_key: str) -> Subject:
-    """The decoder that a run trains, recalibrated where positions change, or one of its training's snapshots."""
+    """The decoder that a run trains: at the end of training or recalibration, or at a snapshot of the training."""
     model, recalibration, steps = work.config.model, work.config.position_enc.recalibration, work.config.train.steps
     recipe = training_recipe(work.config, corpus, corpus_key, work.machine)
     with work.record.timed("training"):
@@ -201,7 +201,7 @@ def train_subject(work: Work, corpus: Corpus, corpus_key: str) -> Subject:
 
 
 def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
-    """The folder of the training's snapshots; what the training measured goes into the run's record."""
+    """The folder of the training's snapshots, trained at most once. Writes the training's metrics into the record."""
     config, record = work.config, work.record
     labels_NT, label_names = corpus.order_labels()
     schedule = BatchSchedule(
@@ -237,10 +237,10 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
 
 
 def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -> tuple[Decoder, int]:
-    """The decoder after its positions changed and it was recalibrated, and in how many steps.
+    """The decoder after recalibration, and the number of its steps.
 
-    `parent` is its training's key. Where DroPE's arm goes on until it has recovered, RoPE-control trains for as many
-    steps as that needed: the arm is recalibrated first if no run has done so.
+    `parent` is the key of the training. RoPE-control is trained for as many steps as the DroPE arm of the same training
+    needed to recover; for that the DroPE arm is recalibrated first, unless it is in the cache.
     """
     position_enc, settings = work.config.position_enc, work.config.position_enc.recalibration
     assert settings is not None
@@ -283,7 +283,7 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
 
 @contextmanager
 def _watched(work: Work, folder: Path, stage: str) -> Iterator[Callable[[Progress], None]]:
-    """The observer of a training: it shows the progress, and takes the metrics of a training into the run's record."""
+    """The observer of a training, which shows its progress and copies its metrics into the run's record."""
     follower = MetricsFollower(folder / "metrics.jsonl", work.record) if stage == "training" else None
     with ProgressLine(f"{work.config.name} {stage}") as line:
 
@@ -295,5 +295,5 @@ def _watched(work: Work, folder: Path, stage: str) -> Iterator[Callable[[Progres
         try:
             yield observe
         finally:
-            if follower:  # of a training that was stopped or failed, too
+            if follower:  # also if the training was stopped or failed
                 follower.catch_up()

@@ -1,8 +1,8 @@
-"""A sweep's jobs side by side on this machine: worker processes, one for each share of its cores, or one a GPU.
+"""Worker processes that do the jobs of a sweep side by side: one for each GPU, or for each share of the cores.
 
-A worker does one job after another, so that torch is imported once a worker, and sends its log and progress through a
-pipe to the command's own process, which gives out the jobs and shows one line a job. What a job computes depends on the
-number of threads in its last bits (sums are split otherwise), never on how many workers there are.
+A worker does one job after another, so it imports torch only once. It sends its log and progress through a pipe to the
+command's process, which hands out the jobs and shows one line for each job at work. The number of threads changes the
+last bits of what a job computes (sums are split differently); the number of workers does not.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ REFRESH_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Task:
-    """Work for a worker: the function of headdyn.pipeline to call, with what.
+    """Work for a worker: a function of headdyn.pipeline and its arguments.
 
-    `stages` name what it builds that other tasks may stand on; tasks with one in common are not begun together while
-    there is another to begin.
+    `stages` are the stages it builds that other tasks may need too. Tasks with a stage in common are not begun together
+    while there is another task to begin.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Worker:
     @classmethod
     def start(cls, environment: Mapping[str, str]) -> Worker:
         ours, theirs = Pipe()
-        with _signals_blocked():  # until the worker ignores them: a Ctrl-C would end it while it still imports
+        with _signals_blocked():  # until the worker itself ignores them: Ctrl-C would end it while it imports
             process = subprocess.Popen(
                 [sys.executable, "-m", "headdyn.workers", str(theirs.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
@@ -87,19 +87,19 @@ class Workers:
                 worker.process.wait(timeout=10)
 
     def dismiss(self) -> None:
-        """Have the worker processes end, for which nobody waits yet; there is no more work for them."""
+        """Tell the worker processes to end, without waiting for them."""
         for worker in self.workers:
             worker.pipe.close()
 
     def run(self, jobs: Sequence[RunConfig], folder: Path) -> bool:
-        """Do every job into its folder below `folder`, those first that others stand on. Returns as `do` does."""
+        """Do every job in its folder below `folder`, beginning with those that others need. Returns as `do` does."""
         return self.do([Task(job.name, "run", (job, folder / job.name), shared_stages(job)) for job in in_order(jobs)])
 
     def do(self, tasks: Sequence[Task]) -> bool:
-        """Do the tasks. Returns whether it was asked to stop (SIGINT, SIGTERM).
+        """Do the tasks. Returns whether a signal (SIGINT, SIGTERM) asked to stop.
 
-        One that fails, or whose process dies, leaves the others running. When asked to stop, the tasks under way save
-        where they are, and no further one begins; asked twice, the workers are killed.
+        If a task fails, or its process dies, the others go on. At the first signal the tasks at work save their state,
+        and no other begins; at the second one the workers are killed.
         """
         waiting, built, stopping = list(tasks), set[str](), False
         with stop_on_signals() as should_stop, Board(len(waiting)) as board:
@@ -136,13 +136,13 @@ class Workers:
         return [worker.task for worker in self.workers if worker.task is not None]
 
     def _next(self, waiting: Sequence[Task], built: set[str]) -> int:
-        """The place of the task to begin: the first of those that wait least for what tasks under way are building."""
+        """The index of the task to begin: the first of those that share the fewest stages with tasks at work."""
         under_way = {stage for task in self._tasks() for stage in task.stages} - built
         return min(range(len(waiting)), key=lambda place: len(under_way.intersection(waiting[place].stages)))
 
 
 def environments(jobs: Sequence[RunConfig]) -> list[dict[str, str]]:
-    """What the environment of each worker adds: its GPU where there are any, else its share of the cores as threads."""
+    """The environment variables of each worker: its GPU, or, without GPUs, its share of the cores as threads."""
     gpus = [] if jobs[0].device == "cpu" else visible_gpus()
     most = jobs[0].workers or len(jobs)
     if gpus:
@@ -150,17 +150,17 @@ def environments(jobs: Sequence[RunConfig]) -> list[dict[str, str]]:
     threads = max(job.threads for job in jobs) or int(os.environ.get("OMP_NUM_THREADS", 1))
     at_once = 1 if any(isinstance(job.model, Pretrained) for job in jobs) else usable_cores() // threads
     count = min(len(jobs), jobs[0].workers or max(1, at_once))
-    # From all jobs of the command, done or not: a stopped sweep goes on with as many threads, to the same bits.
+    # Counted over all jobs of the command, done or not: a continued sweep has as many threads, and so the same bits.
     share = max(1, usable_cores() // count)
     fitting = max(1, int(available_bytes() // max(memory_of(job) for job in jobs)))
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}] * min(count, fitting)
 
 
 def memory_of(job: RunConfig) -> float:
-    """About what a job's process takes at its peak, to start no more of them than memory holds.
+    """The approximate peak memory of a job's process in bytes, by which the number of workers is limited.
 
-    Measured: 0.5 to 0.8 GiB at 16·64·2·64 (sequences a batch, their length, layers, width), 0.8 to 1.0 GiB at
-    32·64·4·128. A checkpoint that comes trained may be of any size, so those are analysed one after another.
+    Measured: 0.5 to 0.8 GiB at 16·64·2·64 (batch, sequence length, layers, width), 0.8 to 1.0 GiB at 32·64·4·128.
+    Downloaded checkpoints may be of any size; `environments` has them analysed one after another.
     """
     if not isinstance(job.model, MiniQwen3):
         return 2.0 * 2**30
@@ -176,7 +176,7 @@ def visible_gpus() -> list[str]:
 
 
 def available_bytes() -> float:
-    """The memory that this machine can still give without swapping; without bound where the system does not say."""
+    """The memory, in bytes, that this machine can give without swapping; infinite where the system does not tell."""
     try:
         meminfo = Path("/proc/meminfo").read_text(encoding="utf-8")
         return 1024.0 * int(meminfo.split("MemAvailable:")[1].split()[0])
@@ -185,7 +185,7 @@ def available_bytes() -> float:
 
 
 def shared_stages(job: RunConfig) -> tuple[str, ...]:
-    """What a job builds that other jobs may stand on too: its corpus and its training, by what they are made from."""
+    """The stages of a job that other jobs may need too, corpus and training, each named by its settings."""
     settings = job.resolved
     if isinstance(job.model, Pretrained):
         return ()
@@ -198,7 +198,7 @@ def shared_stages(job: RunConfig) -> tuple[str, ...]:
 
 
 def in_order(jobs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The jobs, those first that build what others stand on: a RoPE training before its DroPE arm."""
+    """The jobs in an order in which those that others need come first: a RoPE training before its DroPE arm."""
     stages: set[str] = set()
     first: list[RunConfig] = []
     others: list[RunConfig] = []
@@ -211,12 +211,12 @@ def in_order(jobs: Sequence[RunConfig]) -> list[RunConfig]:
 def _begin(worker: Worker, task: Task, board: Board) -> None:
     worker.task = task
     board.begin(task.name)
-    with suppress(OSError):  # of a worker that has just died, which reading its pipe will tell
+    with suppress(OSError):  # if the worker has just died, reading its pipe will show that
         worker.pipe.send((task.function, task.arguments))
 
 
 def _receive(worker: Worker, board: Board) -> bool:
-    """One message of a busy worker: what it is at, a line of its log, or how its task ended. Returns if it did."""
+    """Receive a busy worker's message: progress, a line of log, or the end of its task. Returns whether it ended."""
     assert worker.task is not None
     name = worker.task.name
     try:
@@ -245,7 +245,7 @@ def _exit_words(code: int) -> str:
 
 
 class _Reports(logging.Handler):
-    """Takes the worker's log and progress to the command's own process, whatever thread they come from."""
+    """Sends the worker's log and progress, from all of its threads, to the command's process."""
 
     def __init__(self, pipe: Connection) -> None:
         super().__init__()
@@ -255,14 +255,14 @@ class _Reports(logging.Handler):
         self.send("log", record.getMessage())
 
     def send(self, kind: str, text: str) -> None:
-        with self.sending, suppress(OSError):  # the command's own process is gone: the job stops at its next safe point
+        with self.sending, suppress(OSError):  # if the command's process is gone, the job stops at its next safe point
             self.pipe.send((kind, text))
 
 
 def serve(pipe: Connection) -> None:
-    """Do the tasks that come through the pipe until it is closed; whatever comes during one asks it to stop."""
+    """Do the tasks that come through the pipe until it is closed. A message during a task asks the task to stop."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the command's own process says when to stop
+        signal.signal(number, signal.SIG_IGN)  # the command's process tells when to stop
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     from headdyn import pipeline
@@ -275,7 +275,7 @@ def serve(pipe: Connection) -> None:
         while True:
             message = pipe.recv()
             if message is None:
-                continue  # it asked a task to stop that had just ended
+                continue  # a request to stop, for a task that has just ended
             function, arguments = message
             try:
                 getattr(pipeline, function)(*arguments, should_stop=pipe.poll)
@@ -288,7 +288,7 @@ def serve(pipe: Connection) -> None:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that is started inside begins with these signals blocked."""
+    """A process that is started inside begins with SIGNALS blocked."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield

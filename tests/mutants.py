@@ -75,7 +75,7 @@ SWAPS = {
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any", "minimum": "maximum", "maximum": "minimum"}
 # Mistakes by hand, each once seen to pass all tests: what is wrong, the module, its text and what becomes of it, tests.
 BY_HAND = (
-    ("precision left out of the run hash", "headdyn/config.py", '_NOT_COMPUTED = (', '_NOT_COMPUTED = ("precision", ', "tests/test_config.py"),
+    ("precision left out of the run hash", "headdyn/config.py", '_NOT_HASHED = (', '_NOT_HASHED = ("precision", ', "tests/test_config.py"),
     ("precision left out of the resume recipe", "headdyn/training/next_token.py", '"precision": self.precision,', "", "tests/training/test_resume.py"),
     ("train and val draw the same words", "headdyn/data/micro_languages.py", 'f"micro_languages/{split} tokens"', '"micro_languages/train tokens"', "tests/data/test_micro_languages.py"),
     ("label swaps include the own sequence", "headdyn/analysis/selectivity.py", "1 + generator.choice(count - 1", "generator.choice(count", "tests/analysis/test_selectivity.py"),

@@ -78,7 +78,7 @@ def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
 
 
 def _first_problem(hint: Any, value: Any, where: str, errors: Sequence[ErrorDetails]) -> str:
-    """The first error in one line; an unknown key comes before the others, since a typo may explain them."""
+    """The first error in one line. An unknown key comes before other errors, since a typo may have caused them."""
     error = next(filter(_is_unknown_key, errors), errors[0])
     kind, path = error["type"], _path_in(value, error["loc"])
     key, parent = _dotted(where, path), _dotted(where, path[:-1])
@@ -120,7 +120,7 @@ def _dotted(where: str, path: Sequence[int | str]) -> str:
 
 
 def _path_in(value: Any, location: Sequence[int | str]) -> tuple[int | str, ...]:
-    """The part of an error's location that is a path into `value`; the rest of it names members of a union."""
+    """The part of an error's location that is a path into `value`; the other parts name members of a union."""
     path: list[int | str] = []
     for part in location:
         try:

@@ -1,10 +1,10 @@
 """W&B dashboards as code: `headdyn dashboard [SWEEP] --entity ENTITY --project PROJECT` (extra `dashboard`).
 
-Made from a sweep's records: its factors and outcomes (or its checkpoints), and one run in depth, each as a workspace
-and as a report (panels.py); new ones with every call, and all of them or none. The specifications of figures are
-registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=offline, and where W&B cannot be reached,
-what would have been saved is written as JSON instead. Runs recorded offline are uploaded later by one command, on the
-machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
+From a sweep's records the command makes two dashboards, each as a workspace and as a report (panels.py): one of the
+sweep's factors and outcomes, or of its checkpoints, and one of a single run in depth. Each call saves new ones, all or
+none. Figures are registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=offline, and if W&B
+cannot be reached, the specifications are written as JSON instead. Runs recorded offline are uploaded later by one
+command, on the machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
 
     wandb sync --entity ENTITY --project PROJECT */*/wandb/offline-run-*
 """
@@ -42,7 +42,7 @@ class DashboardError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save or write the dashboards. Returns the exit status: 2 where what was asked for was not done."""
+    """Save or write the dashboards. Returns the exit status, 2 if that failed."""
     parser = argparse.ArgumentParser(prog="headdyn dashboard", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "path", nargs="?", type=Path, metavar="SWEEP", help="a sweep's folder or a run's; or the newest"
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def newest_sweep(multirun: Path) -> Path:
-    """The sweep that ended last. Raises DashboardError where there is none."""
+    """The folder of the sweep that ended last. Raises DashboardError if there is none."""
     records = sorted(multirun.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
     if not records:
         raise DashboardError(f"{multirun} holds no finished sweep; give the folder of a sweep or of a run")
@@ -89,9 +89,9 @@ def newest_sweep(multirun: Path) -> Path:
 def of_records(
     path: Path, entity: str, run: str | None, *, every_run: bool = False
 ) -> tuple[list[Dashboard], Mapping[str, Path]]:
-    """The dashboards of a sweep's or a run's folder, and the figures whose specifications are to be presets.
+    """The dashboards of the folder of a sweep or a run, and the files of the figures to register as presets.
 
-    Raises ValueError for a folder that is neither, and for a `run` that is none of the sweep's.
+    Raises ValueError if the folder is neither, or if `run` is not one of the sweep's complete runs.
     """
     if is_run(path):
         job = single_job(path)
@@ -107,7 +107,7 @@ def of_records(
 
 
 def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Path) -> list[Path]:
-    """A file a view: what an upsert of it at W&B would say. Equal arguments give equal files."""
+    """Write the specification of each workspace and report to a file. Equal arguments give equal files."""
     require_writable(folder, "folder of specs", "--out")
     written = []
     for dashboard in dashboards:
@@ -121,9 +121,9 @@ def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Pa
 
 
 def save(dashboards: Sequence[Dashboard], presets: Mapping[str, Path], entity: str, project: str) -> list[str]:
-    """Save every dashboard at W&B and return their addresses; what was saved before a failure is deleted again.
+    """Save every dashboard to W&B and return their addresses. After a failure, those already saved are deleted again.
 
-    Raises DashboardError for whatever fails: the client's errors have no base class of their own.
+    Raises DashboardError for every failure, because the client's errors have no base class of their own.
     """
     views: list[Any] = []
     try:
@@ -142,7 +142,7 @@ def save(dashboards: Sequence[Dashboard], presets: Mapping[str, Path], entity: s
 
 
 def register(presets: Mapping[str, Path], entity: str) -> None:
-    """Make every figure's specification a preset of the entity; one that is there already stays."""
+    """Register every figure's specification as a preset of the entity; an existing preset is left as it is."""
     import wandb
 
     for key, path in presets.items():
@@ -157,7 +157,7 @@ def register(presets: Mapping[str, Path], entity: str) -> None:
 
 
 def require_project(entity: str, project: str) -> None:
-    """Raise DashboardError where W&B knows no such entity or project, or does not show it to this key."""
+    """Raise DashboardError if W&B has no such entity or project, or does not show it to this API key."""
     if not entity:
         raise DashboardError("--entity is missing; give --entity USER_OR_TEAM, or --out FOLDER for the specs alone")
     known = _ask(_KNOWN, entity=entity, project=project)
@@ -171,7 +171,7 @@ def require_project(entity: str, project: str) -> None:
 
 
 def undo(views: Sequence[Any]) -> list[str]:
-    """Delete the views that have been saved. Returns the titles of those that would not go, each with the reason."""
+    """Delete the views that have been saved. Returns the titles of those that could not be deleted, with reasons."""
     remaining = []
     for view in views:
         saved = getattr(view, "_internal_id", "") or getattr(view, "id", "")
@@ -179,7 +179,7 @@ def undo(views: Sequence[Any]) -> list[str]:
         try:
             if saved and not _ask(_DELETE, id=saved)["deleteView"]["success"]:
                 remaining.append(f"{title} (W&B kept it)")
-        except Exception as error:  # whatever it was, the views after this one are to be deleted too
+        except Exception as error:  # go on to the other views, whatever the error is
             remaining.append(f"{title} ({' '.join(str(error).split()) or type(error).__name__})")
     return remaining
 
@@ -217,9 +217,10 @@ def workspace(dashboard: Dashboard, entity: str, project: str) -> Workspace:
 
 
 def report(dashboard: Dashboard, entity: str, project: str, *, online: bool) -> Report:
-    """The dashboard as a report: a heading, a text and a grid of panels a section.
+    """The dashboard as a report, with a heading, a text and a grid of panels for each section.
 
-    Only `online` do its run sets name the project, which the client looks up; without one they are the report's own.
+    If `online`, its run sets name entity and project, which the client looks up; otherwise they are those of the
+    report.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -231,9 +232,9 @@ def report(dashboard: Dashboard, entity: str, project: str, *, online: bool) -> 
 
 
 def _grid(dashboard: Dashboard, section: Section, place: dict[str, str]) -> PanelGrid:
-    """A section's panels over its run sets: one of all runs, or one for each of its `arms`.
+    """A section's panels and its run sets: one of all runs, or one for each of its `arms`.
 
-    Runs in arms are not grouped: their panels group them by another factor.
+    Run sets of arms are not grouped, because their panels group the runs by another factor.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -250,7 +251,8 @@ def _grid(dashboard: Dashboard, section: Section, place: dict[str, str]) -> Pane
 
 
 def _placed(dashboard: Dashboard, section: Section) -> list[Any]:
-    """The section's panels, row by row on a grid of 24 columns; ids name the place, so that equal specs are equal."""
+    """The section's panels, row by row on a grid of 24 columns. Their ids are their places, so that equal calls give
+    equal specifications."""
     import wandb_workspaces.reports.v2 as wr
 
     narrow = (wr.LinePlot, wr.BarPlot, wr.ScatterPlot)

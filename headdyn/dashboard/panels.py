@@ -1,9 +1,9 @@
-"""What the W&B dashboards show of a sweep and of one run, worked out from its records, as the client's panels.
+"""The contents of the W&B dashboards of a sweep and of a run, made from its records, as panels of W&B's client.
 
 Keys are those that runs log (core/tracking.py). A scalar with an interval is a nested summary: `selectivity.value`,
-`.ci_low`, `.null`. A run's config has its `factors` nested, and of every checkpoint the `checkpoint_step` as a number.
-W&B's app puts each top-level entry of a config into {"value": ...}: filters and columns are written here as the app has
-them, `factors.value.attention`. Groups, axes and sort keys say `factors.attention`; the client, or the app, inserts it.
+`.ci_low`, `.null`. A run's config has its `factors` nested, and for checkpoints the number `checkpoint_step`. W&B's app
+puts each top-level entry of a config into {"value": ...}. Filters and columns must contain that `value`:
+`factors.value.attention`. Groups, axes and sort keys must not: `factors.attention`; client or app insert it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,9 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """`where` filters the runs in the client's own filter language, `groups` are config entries that pool runs."""
+    """`where` filters the runs, in the client's filter language; `groups` are the config entries by which runs are
+    pooled.
+    """
 
     name: str
     title: str
@@ -45,7 +47,7 @@ class Dashboard:
 
 
 def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Dashboard:
-    """A sweep's factors and outcomes, or its checkpoints over training; with `every_run` not of its own runs alone."""
+    """A sweep's factors and outcomes, or its checkpoints over training. `every_run` shows all runs of the project."""
     import wandb_workspaces.reports.v2 as wr
 
     groups = list(dict.fromkeys(job.run.folder.resolve().parent.name for job in sweep.jobs))
@@ -122,7 +124,7 @@ def figures(jobs: Iterable[Job]) -> dict[str, Path]:
 
 
 def _bars(sweep: SweepRecord, factor: str, outcomes: Sequence[str]) -> Section:
-    """Every outcome by a factor's level, its null beside it where that is not 0 by construction."""
+    """Every outcome by a factor's level, and beside it its null, unless that is 0 by construction."""
     import wandb_workspaces.reports.v2 as wr
 
     pooled = {"groupby": wr.Config(_entry(factor)), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
@@ -173,13 +175,13 @@ def _media(jobs: Sequence[Job], entity: str) -> list[Section]:
 
 
 def _label(sweep: SweepRecord, name: str) -> str:
-    metric = sweep.metric(name)  # at W&B values are as they were recorded, so that percents and points are shares
+    metric = sweep.metric(name)  # W&B has values as recorded, so that percents and points are shares there
     unit = metric.unit if metric.scale == 1 else "share"
     return f"{metric.label} ({unit})" if unit else metric.label
 
 
 def _entry(factor: str) -> str:
-    """A factor as a config entry: a dotted key is one of the config's own."""
+    """The config entry of a factor: a dotted key is an entry itself."""
     return factor if "." in factor else f"factors.{factor}"
 
 
