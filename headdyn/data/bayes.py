@@ -2,19 +2,19 @@
 
 A sequence has k segments, k uniform in min_segments..max_segments. Their lengths are min_segment + Multinomial(T −
 k·min_segment, 1/k) tokens, their topics independent and uniform: a hidden semi-Markov model. Letters: N sequences,
-T tokens, S topics, V vocabulary, R segments still to come, the present one included.
+T tokens, S topics, V vocabulary, R segments from the present one to the last.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
-import scipy  # whose parts are imported where they are first used, since planning imports this module
+import scipy  # imports its parts only when they are used, which keeps planning fast
 from pydantic import Field
 
 from headdyn.core.settings import Count, settings
 
-_CHUNK_BYTES = 2**23  # of filter state: with 1 MB the inner loops get short, 1.7 times slower at T 512
+_CHUNK_BYTES = 2**23  # size of the filter's state; 1 MB, with its shorter inner loops, is 1.7 times slower at T 512
 
 
 @settings
@@ -50,11 +50,11 @@ class SegmentLaw:
         return lengths
 
     def hazard(self) -> np.ndarray:
-        """The chance that a segment ends at a place, given that it did not end earlier: [R − 1, T, T] over (R, s, u).
+        """The probability that a segment ends at a position, given that it did not end earlier: [R − 1, T, T].
 
-        Entry [r − 2, s, u] is for a segment that began at s, with r segments still to come, itself included: the chance
-        that the next one begins at u, given that it did not begin before u. With `left` tokens beyond the minimum to
-        share, the segment's own extra length is Binomial(left, 1/r). Last segments (r = 1) never end: no entry.
+        Entry [r − 2, s, u] is for a segment that began at s and is followed by r − 1 others: the probability that the
+        next one begins at u, given that it did not begin before u. If `left` tokens beyond the minimum lengths remain,
+        the segment's own extra length is Binomial(left, 1/r). The last segment (r = 1) has no entry.
         """
         length = self.sequence_length
         r, s, u = np.ogrid[2 : self.max_segments + 1, :length, :length]
@@ -73,11 +73,10 @@ class SegmentLaw:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BayesFilter:
-    """The exact filter of the law that generated a corpus: no predictor has a lower expected loss.
+    """The exact filter of the law that generated a corpus; no predictor has a lower expected loss.
 
-    The future depends on the past only through (segments still to come, start of the segment, topic), since the extra
-    length of a segment is Binomial in the tokens left. Given the start, the topic and the number of segments to come
-    are independent, so arrays [T, S] and [R, T] hold the whole state.
+    Given the number of remaining segments, the start of the present one and its topic, the future does not depend on
+    the past. Given the start, topic and number are independent, so the state consists of arrays [T, S] and [R, T].
     """
 
     transitions_SVV: np.ndarray
@@ -87,8 +86,7 @@ class BayesFilter:
         """Next-token loss [N, T-1] in nats, and the topic posterior [N, T, S] of token t given x_0..x_t.
 
         Token 0 is uniform and not scored; entry t is the loss of predicting x_{t+1} from x_0..x_t. Sequences may be
-        shorter than the law's, since the filter looks at the past only. Raises ValueError for longer ones, and for
-        tokens out of range.
+        shorter than the law's. Raises ValueError for longer ones, and for tokens out of range.
         """
         num_topics, vocab_size, _ = self.transitions_SVV.shape
         tokens_NT = np.asarray(tokens_NT)
@@ -109,10 +107,10 @@ class BayesFilter:
         return loss_NT, posterior_NTS
 
     def _filter(self, tokens_NT: np.ndarray, hazard_RTT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The recursion, for as many sequences as fit the processor's cache; N is the inner axis of all arrays.
+        """The filter for a few sequences, so that its arrays fit the processor's cache; N is their inner axis.
 
-        Weights are joint probabilities of state and past, divided by that of the past at every step: they sum to 1 over
-        all states and neither overflow nor vanish, whatever T.
+        Weights are probabilities of the state given the past, normalised at every step, so that they neither overflow
+        nor vanish, whatever T.
         """
         num_topics, num_ending = len(self.transitions_SVV), len(hazard_RTT)
         count, length = tokens_NT.shape

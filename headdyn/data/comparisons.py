@@ -1,7 +1,7 @@
 """Number comparison: which is bigger, 9.8 or 9.11? Prompts in a clean and a corrupted wording, with both answers.
 
-The task of the checkpoint studies (science.md §10). No torch and no tokenizer library here: any tokenizer with
-Hugging Face's `encode` and `decode` serves, and rows of equal length form a group, so nothing is ever padded.
+The task of the checkpoint studies (science.md §10). Imports neither torch nor a tokenizer library: any tokenizer with
+Hugging Face's `encode` and `decode` will do. Rows of equal length form a group, so nothing is padded.
 
 Letters: N rows of a group, T tokens of a prompt, C answer tokens that both answers share, A answer tokens compared,
 P pairs.
@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 
 @settings
 class Format:
-    """One way to ask, in two wordings: templates with {first} and {second}, and the answer's with {answer}.
+    """One way to ask, in two wordings: templates with {first} and {second}, and a template of the answer with {answer}.
 
-    The corrupted wording is the one that a model is expected to get wrong.
+    Models are expected to answer the corrupted wording wrongly.
     """
 
     name: str
@@ -64,7 +64,10 @@ class Format:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Pair:
-    """a.b against a.cd, the independent unit of every statistic. A bug pair has 10·b > cd: 8 < 11 misleads."""
+    """The numbers a.b and a.cd; pairs are the independent units of every statistic.
+
+    In a bug pair 10·b > cd, and comparing the fractions as integers gives the wrong answer: 9.8 > 9.11, but 8 < 11.
+    """
 
     whole: int
     tenths: int  # b, 1..9
@@ -97,7 +100,7 @@ class Pair:
 
 
 class AnyPair(Protocol):
-    """A unit of prompts: the two answers that are compared, and whether the corrupted wording is to mislead."""
+    """A unit of prompts: the two answers that are compared, and whether its corrupted wording misleads."""
 
     @property
     def right(self) -> str: ...
@@ -141,7 +144,9 @@ class Block:
 
 
 def longest_common_block(source: Sequence[int], target: Sequence[int]) -> Block:
-    """The longest run of tokens that both sequences hold, the first of several; length 0 where they share none."""
+    """The longest run of tokens in both sequences, the first of several; its length is 0 if they have no token in
+    common.
+    """
     match = SequenceMatcher(None, source, target, autojunk=False).find_longest_match()
     return Block(match.a, match.b, match.size)
 
@@ -150,8 +155,9 @@ def longest_common_block(source: Sequence[int], target: Sequence[int]) -> Block:
 class PromptGroup:
     """Rows of one format with equal token counts and the same common block. Token ids are int64, without the answer.
 
-    Δ = log p(right) − log p(wrong) is read after prompt and `shared_NC`: over `right_NA` against `wrong_NA`, which
-    differ at their first token. Answers of different token length are cut there, so A = 1 (science.md §10).
+    Δ = log p(right) − log p(wrong) compares `right_NA` with `wrong_NA`, after the prompt and the tokens `shared_NC`
+    with which both answers begin. Their first tokens differ; if they differ in length, only these are used, and A = 1
+    (science.md §10).
     """
 
     format: str
@@ -161,7 +167,7 @@ class PromptGroup:
     shared_NC: np.ndarray
     right_NA: np.ndarray
     wrong_NA: np.ndarray
-    span: Block  # the longest common token block, in pairs of any task behind the first difference; clean as the source
+    span: Block  # the longest common token block, with clean as the source; in PromptPairs behind the first difference
 
     def __len__(self) -> int:
         return len(self.units_N)
@@ -172,7 +178,7 @@ class PromptGroup:
         return dataclasses.replace(self, **arrays)
 
     def block(self, alignment: Alignment) -> Block:
-        """Which corrupted positions (target) the clean ones (source) correspond to.
+        """The clean positions (source) and the corrupted ones (target) that correspond to them.
 
         Raises ValueError for an unknown alignment.
         """
@@ -190,11 +196,10 @@ class PromptGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """What an analysis that `needs` "prompts" is called with in place of a corpus.
+    """The prompts with which an analysis is called in place of a corpus, if it `needs` "prompts".
 
-    A statistic first averages the rows of a pair (its variants in `groups`) and then takes pairs as units.
-    `original_prompt` is that of the original studies, one row whose unit is no index into `pairs`; it is the only one
-    judged by generated text.
+    A statistic first averages the rows of a pair (its variants in `groups`); its units are pairs. `original_prompt` is
+    the original studies' prompt, a single row that belongs to none of `pairs`; only its generated text is judged.
     """
 
     name: str
@@ -205,7 +210,7 @@ class Prompts:
     facts: Mapping[str, Any]
 
     def digest(self) -> str:
-        """SHA-256 of all token ids, of what they are read as, and of the pairs that they belong to."""
+        """SHA-256, in hex, of all token ids, of how they are used, and of their pairs."""
         digest = hashlib.sha256(repr((self.name, self.pairs)).encode())
         for group in (*self.groups, self.original_prompt):
             for name, value in vars(group).items():
@@ -228,8 +233,11 @@ class Prompts:
         return dataclasses.replace(self, pairs=pairs, groups=tuple(groups))
 
     def in_company(self) -> Prompts:
-        """Without the pairs that have a prompt as long as no other's: a mean over prompts, and a value of another one,
-        need two of a length. Raises ValueError where no pair is left."""
+        """The prompts without the pairs of which a row is alone in its group.
+
+        A mean over prompts, or a value from another prompt, needs two prompts of equal length. Raises ValueError if no
+        pair remains.
+        """
         prompts = self
         while alone := [group.units_N for group in prompts.groups if len(group) < 2]:
             prompts = prompts.where(~np.isin(np.arange(len(prompts.pairs)), np.concatenate(alone)))
@@ -247,7 +255,7 @@ class Prompts:
         return prompts
 
     def by_pair(self, rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Average rows into pairs: one array a group, rows on the last axis [..., N], becomes [..., P]."""
+        """Average rows into pairs: from one array [..., N] for each group, an array [..., P]."""
         values = np.concatenate([np.asarray(part, dtype=float) for part in rows], axis=-1)
         units = np.concatenate([group.units_N for group in self.groups])
         share_NP = (units[:, None] == np.arange(len(self.pairs))) / np.bincount(units, minlength=len(self.pairs))
@@ -256,10 +264,10 @@ class Prompts:
 
 @settings
 class Comparisons:
-    """A family of number comparisons; a conf/data option. `prompts(tokenizer)` puts it into tokens.
+    """Comparisons of two numbers; a conf/data option. `prompts(tokenizer)` gives them in tokens.
 
-    `variants_per_pair` of the 2 × len(formats) wordings (order of the numbers × format) are asked of each pair, in
-    turn, so that all are equally frequent. The original studies' prompt is 9.8 against 9.11 in the first format.
+    Each pair is asked in `variants_per_pair` of the 2 × len(formats) variants (order of the numbers × format), in turn,
+    so that all variants are equally frequent. The original studies' prompt is 9.8 against 9.11 in the first format.
     """
 
     formats: tuple[Format, ...]
@@ -277,7 +285,7 @@ class Comparisons:
             raise ValueError(f"data.variants_per_pair={self.variants_per_pair} must lie in 1..{2 * len(names)}")
 
     def pairs(self) -> tuple[Pair, ...]:
-        """The pairs drawn, bug pairs first; a longer family of the same seed begins with a shorter one's pairs."""
+        """The random pairs, bug pairs first. More pairs of the same seed begin with the same ones."""
         pairs: list[Pair] = []
         for bug, count in ((True, self.bug_pairs), (False, self.control_pairs)):
             pool = all_pairs(bug=bug)
@@ -286,7 +294,7 @@ class Comparisons:
         return tuple(pairs)
 
     def prompts(self, tokenizer: Tokenizer) -> Prompts:
-        """The family in this tokenizer's tokens.
+        """The prompts in this tokenizer's tokens.
 
         Raises ValueError for a chat model's tokenizer (unless allowed), an answer that is no token continuation of its
         prompt, or a clean and a corrupted prompt without a common token block that holds both numbers.
@@ -335,9 +343,9 @@ def prompt_row(
 ) -> PromptGroup:
     """A clean and a corrupted prompt with the right and the wrong answer, as a group of one row.
 
-    Where `numbers` are given, the block common to both prompts must hold them. Otherwise prompts of one length
-    correspond position by position, and others need a common block behind their first difference: before it no value
-    of the model differs, and a patch would do nothing.
+    If `numbers` are given, the block common to both prompts must contain them. Otherwise prompts of equal length
+    correspond position by position, and others need a common block behind their first difference: before it the model's
+    values are the same, and a patch would do nothing.
     """
     clean, corrupted = (tokenizer.encode(text) for text in texts)
     answers = []

@@ -1,4 +1,4 @@
-"""Exact inference for conversations: who has which language and, if speakers are hidden, who spoke (science.md §18).
+"""Exact inference for conversations: which language each speaker has and, if hidden, who speaks (science.md §18).
 
 Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages (the topics), V symbols, A assignments
 of distinct languages of a domain to speakers, J places where the other speaker's last symbol may be.
@@ -12,12 +12,12 @@ import numpy as np
 
 Speaker = Literal["marker", "tag", "announced", "hidden"]
 
-_CHUNK_SEQUENCES = 128  # filtered at once: without speakers the state is [J, A] a sequence
+_CHUNK_SEQUENCES = 128  # filtered at once if speakers are hidden, where each sequence has a state [J, A]
 
 
 @dataclass(frozen=True, eq=False)
 class ConversationFilter:
-    """The exact filter of conversations: over who has which language, and where speakers are hidden over who spoke."""
+    """The exact filter of conversations, over the speakers' languages and, if speakers are hidden, over who spoke."""
 
     transitions_SVV: np.ndarray
     speaker: Speaker
@@ -26,7 +26,7 @@ class ConversationFilter:
     num_domains: int = 1
 
     def assignments(self, speakers: int) -> np.ndarray:
-        """Who may have which languages: every ordered tuple of distinct languages of one domain, [A, P]."""
+        """All assignments of languages to speakers, [A, P]: every ordered tuple of distinct languages of one domain."""
         size = len(self.transitions_SVV) // self.num_domains
         domains = (range(first, first + size) for first in range(0, len(self.transitions_SVV), size))
         return np.array([languages for domain in domains for languages in permutations(domain, speakers)])
@@ -34,7 +34,7 @@ class ConversationFilter:
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next-token loss [N, T-1] in nats, and the topic posterior [N, T, S] of token t given x_0..x_t.
 
-        Raises ValueError for tokens that such conversations cannot have.
+        Raises ValueError for tokens that are no such conversation.
         """
         tokens_NT, size = np.asarray(tokens_NT, np.int64), self.transitions_SVV.shape[1]
         speakers_NM, symbols_NM = np.divmod(tokens_NT, size)
@@ -56,9 +56,9 @@ class ConversationFilter:
         return self.on_tokens(loss_NM, speakers_NM), chosen.reshape(*tokens_NT.shape, -1)
 
     def on_tokens(self, loss_NM: np.ndarray, speakers_NM: np.ndarray) -> np.ndarray:
-        """Losses of the symbols as losses of all tokens but the first [N, T-1]: who speaks costs its own entropy.
+        """The losses of all tokens but the first [N, T-1]: those of the symbols, and the entropy of who speaks.
 
-        Announced speakers are those of the symbols and one more, whom the last token announces.
+        With `speaker=announced`, `speakers_NM` has one column more than the symbols, for whom the last token announces.
         """
         if self.speaker == "hidden":
             return loss_NM[:, 1:]
@@ -73,10 +73,8 @@ class ConversationFilter:
         return both_NM2.reshape(len(loss_NM), -1)[:, :-1]
 
     def emission(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What each symbol follows, by its speaker [N, M], −1 for nothing; and its probability in all languages.
-
-        The probabilities are [N, M, S], uniform where a symbol follows nothing.
-        """
+        """The same speaker's symbol before each symbol [N, M], −1 if there is none, and the probability of each symbol
+        in every language [N, M, S], uniform if there is none."""
         last_NP, rows = np.full((len(symbols_NM), self.num_speakers), -1), np.arange(len(symbols_NM))
         own_NM = np.empty_like(symbols_NM)
         for m, speakers_N in enumerate(speakers_NM.T[: symbols_NM.shape[1]]):
@@ -87,7 +85,7 @@ class ConversationFilter:
         return own_NM, np.moveaxis(emission_SNM, 0, 2)
 
     def with_speakers(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each symbol's loss [N, M], and its speaker's language before and after the symbol [N, M, 2, S]."""
+        """Each symbol's loss [N, M], and the posterior of its speaker's language before and after it [N, M, 2, S]."""
         languages_AP = self.assignments(self.num_speakers)
         is_APS = (languages_AP[..., None] == np.arange(len(self.transitions_SVV))).astype(float)
         emission_NMS, rows = self.emission(speakers_NM, symbols_NM)[1], np.arange(len(symbols_NM))
@@ -102,26 +100,28 @@ class ConversationFilter:
         return loss_NM, posteriors
 
     def without_speakers(self, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Two hidden speakers: loss of every symbol but the first [N, M-1], and the language of each [N, M, S]."""
+        """For two hidden speakers: the loss of every symbol but the first [N, M-1], and its language's posterior
+        [N, M, S]."""
         chunks = range(0, len(symbols_NM), _CHUNK_SEQUENCES)
         losses, posteriors = zip(*(self._hidden(symbols_NM[i : i + _CHUNK_SEQUENCES]) for i in chunks), strict=True)
         return np.concatenate(losses), np.concatenate(posteriors)
 
     def _hidden(self, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The state: where the other's last symbol is (J: nowhere, at 0, 1, …), and the present and other's language.
+        """The state is the place J of the other speaker's last symbol (nowhere, 0, 1, …) and both speakers' languages.
 
-        From x_t either the present speaker goes on and J stays, or the other replies from its own last symbol: J is t.
+        Behind x_t either the present speaker goes on, and J stays, or the other one replies from its own last symbol,
+        and J becomes t.
         """
         (count, length), (topics, size, _) = symbols_NM.shape, self.transitions_SVV.shape
         present_A, other_A = self.assignments(2).T
-        swapped_A = np.lexsort((present_A, other_A))  # of (a, b) the place of (b, a)
+        swapped_A = np.lexsort((present_A, other_A))  # for (a, b) the index of (b, a)
         is_SA = (present_A == np.arange(topics)[:, None]).astype(float)
         weight_JAN = np.zeros((length, len(present_A), count))
         weight_JAN[0] = 1 / len(present_A)
         loss_NM, posterior_NMS = np.empty((count, length - 1)), np.full((count, length, topics), 1 / topics)
         for t in range(length - 1):
             going_on_SN = self.transitions_SVV[:, symbols_NM[:, t], symbols_NM[:, t + 1]]
-            replying_SJN = np.full((topics, t + 1, count), 1 / size)  # uniform where it has said nothing yet
+            replying_SJN = np.full((topics, t + 1, count), 1 / size)  # a speaker's first symbol is uniform
             replying_SJN[:, 1:] = self.transitions_SVV[:, symbols_NM[:, :t].T, symbols_NM[:, t + 1]]
             replied_AN = np.einsum("jan,ajn->an", weight_JAN[: t + 1], replying_SJN[other_A])
             weight_JAN[: t + 1] *= (1 - self.switch) * going_on_SN[present_A]

@@ -1,6 +1,6 @@
 """Conversations: speakers take turns symbol by symbol, each in a language of its own (science.md §18).
 
-Here a reader has to select: what reveals a speaker's language are that speaker's symbols, not the nearest ones.
+A reader has to select here, because a speaker's language shows in that speaker's symbols, not in the nearest ones.
 Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages (the topics), V symbols.
 """
 
@@ -20,22 +20,22 @@ from headdyn.data.fresh_languages import FreshFilter, concentration, urn_chains
 from headdyn.data.lines import line_facts, mean_and_error, mixture, position_only, reference_nats
 from headdyn.data.markov import AliasSampler, matched_chains, sample_tokens, stationary_law, unmatched_chains
 
-_MOST_ASSIGNMENTS = 1000  # the filter holds a number for each
-_REFERENCE_SEQUENCES = 2000  # held-out sequences behind the lines
+_MOST_ASSIGNMENTS = 1000  # the filter has a weight for each
+_REFERENCE_SEQUENCES = 2000  # held-out sequences on which the lines are computed
 
 
 @settings
 class Conversations:
     """A corpus of conversations; a conf/data option. The topic of every token is its speaker's language.
 
-    Each symbol is by the speaker of the one before with probability 1 − `switch`, else by another, all alike, and
-    follows its speaker's language from that speaker's own last symbol. How a reader knows who speaks: a token of the
-    speaker stands before each symbol (`speaker=marker`); every token is a pair of speaker and symbol (`tag`), or of
-    speaker, next speaker and symbol (`announced`); or not at all (`hidden`, two speakers). `evidence=transitions`: all
-    languages share the uniform unigram law; `unigrams`: each has its own, around which its rows vary by `row_spread`.
-    Languages come in `num_domains` sets of equal size, and all of a sequence's are of one domain, by which
-    `data_ordering=topic` orders. `chains=fresh`: every sequence has languages of its own, to be learnt in context, and
-    a token's topic is its speaker. `target_gap_nats` is ln V less a language's entropy rate.
+    The next symbol is by the same speaker with probability 1 − `switch`, else by another one, chosen uniformly; it
+    continues the speaker's language from that speaker's own last symbol. `speaker` says how tokens show who speaks: by
+    a token for the speaker before each symbol (`marker`); a token is speaker and symbol (`tag`), or speaker, next
+    speaker and symbol (`announced`); or not at all (`hidden`, two speakers). With `evidence=transitions` all languages
+    share the uniform unigram law; with `unigrams` each has its own, around which its rows vary by `row_spread`.
+    Languages are divided into `num_domains` sets of equal size; a sequence uses one, and `data_ordering=topic` sorts by
+    them. With `chains=fresh` every sequence has languages of its own, to be learnt in context, and a token's topic is
+    its speaker. `target_gap_nats` is ln V less a language's entropy rate.
     """
 
     speaker: Speaker
@@ -93,10 +93,10 @@ class Conversations:
         return self.num_symbols * self.num_speakers ** {"hidden": 0, "tag": 1, "announced": 2}[self.speaker]
 
     def build(self, folder: Path) -> None:
-        """Draw languages and conversations, and measure the lines that a loss is judged by.
+        """Draw languages and conversations, and compute the lines with which losses are compared.
 
-        Writes {train,val}_tokens.npy, {train,val}_topics.npy, facts.json and, of chains that are fixed,
-        transitions.npy (float32 [S, V, V]).
+        Writes {train,val}_tokens.npy, {train,val}_topics.npy, facts.json and, for fixed chains, transitions.npy
+        (float32 [S, V, V]).
         """
         sampler = None
         if self.chains == "fixed":
@@ -149,9 +149,9 @@ class Conversations:
         return concentration(self.num_symbols, self.target_gap_nats)
 
     def _draw(self, sampler: AliasSampler | None, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Who speaks, what, and in which language, each [N, M]; where speakers are announced, one more of the first.
+        """Speakers, symbols and languages, each [N, M]; with `speaker=announced` there is one speaker more.
 
-        Each speaker's symbols are one chain of M, of which every turn of the speaker takes the next.
+        For each speaker a chain of M symbols is drawn; each turn of the speaker takes its next symbol.
         """
         speakers, length = self.num_speakers, self.sequence_length // (2 if self.speaker == "marker" else 1)
         rng = generator(self.seed, f"conversations/{split} speakers")
@@ -189,14 +189,14 @@ class Conversations:
     def _facts(
         self, exact: ConversationFilter, speakers_NM: np.ndarray, symbols_NM: np.ndarray, topics_NM: np.ndarray
     ) -> dict[str, Any]:
-        """The lines in nats a token. What selecting by speaker is worth is the best line without it less the floor."""
+        """The lines in nats a token, and the worth of selecting by speaker: the best line without it less the floor."""
         facts: dict[str, Any] = {
             "chance_accuracy": 1 / len(exact.transitions_SVV),
             "held_out_sequences": len(symbols_NM),
         }
         uniform_NM = np.full(symbols_NM.shape, math.log(self.num_symbols))
         prior_SV = np.stack([stationary_law(chain_VV) for chain_VV in exact.transitions_SVV])
-        prior_SV /= prior_SV.sum(0)  # of the languages, given a symbol
+        prior_SV /= prior_SV.sum(0)  # probability of each language given a symbol
         lines = {"random": uniform_NM, "mixture": uniform_NM.copy()}
         if self.speaker == "hidden":
             mixture_VV = np.einsum("sv,svw->vw", prior_SV, exact.transitions_SVV)

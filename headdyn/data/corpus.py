@@ -1,4 +1,4 @@
-"""What training and analyses see of a data set: token sequences with topic labels, and the lines to judge a loss by."""
+"""A data set as training and analyses see it: token sequences with topic labels, and losses to compare a loss with."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ NumTopics = Annotated[int, Field(ge=2, le=256)]  # topics are stored as uint8
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Sequences of equal length, memory-mapped. `documents_NT` numbers the documents packed into a sequence."""
+    """Sequences of equal length, memory-mapped. `documents_NT` numbers the documents within each sequence."""
 
-    tokens_NT: np.ndarray  # uint16, or uint32 where the vocabulary is larger
+    tokens_NT: np.ndarray  # uint16, or uint32 if the vocabulary is larger
     topics_NT: np.ndarray  # uint8, the topic of every token
     documents_NT: np.ndarray | None = None  # uint16
 
@@ -28,13 +28,13 @@ class Split:
 
     @classmethod
     def open(cls, folder: Path, split: str) -> Self:
-        """{split}_tokens.npy and {split}_topics.npy of the folder, and {split}_documents.npy where there is one."""
+        """The split in {split}_tokens.npy, {split}_topics.npy and, if there is one, {split}_documents.npy."""
         files = {name: folder / f"{split}_{name}.npy" for name in ("tokens", "topics", "documents")}
         return cls(**{f"{name}_NT": np.load(file, mmap_mode="r") for name, file in files.items() if file.exists()})
 
     @staticmethod
     def write(folder: Path, split: str, tokens_NT: np.ndarray, topics_NT: np.ndarray | None = None) -> None:
-        """The files that `open` reads; without topics every token is of topic 0."""
+        """Write the files that `open` reads; without topics every token has topic 0."""
         topics_NT = np.zeros(tokens_NT.shape) if topics_NT is None else topics_NT
         np.save(folder / f"{split}_tokens.npy", tokens_NT)
         np.save(folder / f"{split}_topics.npy", topics_NT.astype(np.uint8))
@@ -55,10 +55,11 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """`reference_nats` are horizontal lines for a loss plot, e.g. random, mixture and floor; `facts` go on record.
+    """A corpus. `reference_nats` are losses that charts draw as lines: random, mixture, floor; `facts` go into the
+    record.
 
-    `domain_of_topic` [S] numbers the sets of topics that sequences draw from, where an ordering sorts by these.
-    `mask_documents`: attention is to stay inside documents, wherever a model reads this corpus.
+    `domain_of_topic` [S] is the domain (set of topics) of each topic; if it is given, orderings sort by domain. With
+    `mask_documents` every model that reads the corpus attends inside documents only.
     """
 
     name: str
@@ -78,7 +79,7 @@ class Corpus:
         return len(self.topic_names)
 
     def order_labels(self) -> tuple[np.ndarray, tuple[str, ...]]:
-        """What orderings sort training sequences by: its label for every token [N, T], and the labels' names."""
+        """The labels by which orderings sort training sequences, one for every token [N, T], and the labels' names."""
         if self.domain_of_topic is None:
             return self.train.topics_NT, self.topic_names
         names = tuple(f"domain {domain}" for domain in range(int(self.domain_of_topic.max()) + 1))
@@ -86,17 +87,17 @@ class Corpus:
 
     @property
     def without_topics(self) -> str | None:
-        """Why attention cannot be held against topics here; None where it can."""
+        """Why attention cannot be related to topics on this corpus, or None if it can."""
         if self.mask_documents:
             return "attention stays inside documents, each of one topic"
         return None if self.num_topics > 1 else f"{self.name} have no topics"
 
 
 class Source(Protocol):
-    """A conf/data option: a frozen dataclass of settings that builds its corpus into a folder once and opens it.
+    """A conf/data option: a frozen dataclass of settings, which builds its corpus into a folder once and opens it.
 
-    `build` draws every random number from the seed in its settings; the store keys the folder by `corpus_recipe`.
-    A class attribute `resumable = True` says that `build` can go on in the folder that an interrupted call left.
+    `build` draws every random number from the seed in its settings. The store keys the folder by `corpus_recipe`. A
+    class attribute `resumable = True` means that `build` can continue in the folder of an interrupted call.
     """
 
     def build(self, folder: Path) -> None: ...
@@ -105,9 +106,9 @@ class Source(Protocol):
 
 
 def corpus_recipe(source: Source) -> dict[str, Any]:
-    """What the store keys a corpus by: its class and its settings.
+    """What the store makes a corpus's key from: the class and the settings, or what a method `recipe` returns.
 
-    A source that depends on more, on files for instance, has a method `recipe` that returns all it depends on.
+    A source that depends on more than its settings, on files for instance, has such a method.
     """
     own = getattr(source, "recipe", None)
     settings = own() if own is not None else dataclasses.asdict(source)  # type: ignore[call-overload]

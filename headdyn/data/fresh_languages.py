@@ -1,7 +1,8 @@
-"""Conversations in languages drawn afresh for every sequence: drawing them, and their exact filter (science.md §18).
+"""Conversations in which every sequence has languages of its own: drawing them, and their exact filter (science.md
+§18).
 
-No language is shared between sequences, so that nothing can be learnt of it but in context. A language's laws are
-symmetric Dirichlet, integrated out: what comes next follows Pólya's urn (Blackwell and MacQueen 1973).
+Sequences share no language, so a language can only be learnt in context. Its laws are drawn from a symmetric Dirichlet;
+with them integrated out, the next symbol follows Pólya's urn (Blackwell and MacQueen 1973).
 Letters: N sequences, M symbols of a sequence, P speakers, V symbols, R chains drawn at once.
 """
 
@@ -9,12 +10,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # whose parts are imported where they are first used, since planning imports this module
+import scipy  # imports its parts only when they are used, which keeps planning fast
 
 from headdyn.data.conversation_filter import ConversationFilter
 from headdyn.data.lines import DECAYS, TRIED_SEQUENCES
 
-_WEIGHTS = (0.25, 0.5, 0.75, 1.0)  # of the pooled counts
+_WEIGHTS = (0.25, 0.5, 0.75, 1.0)  # the weights of pooled counts that are tried
 _CHUNK = 4096  # chains drawn at once
 
 
@@ -35,10 +36,11 @@ def concentration(num_symbols: int, target_gap_nats: float) -> float:
 def urn_chains(
     count: int, length: int, num_symbols: int, alpha: float, by_context: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Chains [R, M] in languages of their own: the first symbol uniform, each later one from the urn of its law.
+    """Chains [R, M], each in a language of its own: the first symbol is uniform, each later one from the urn of its
+    law.
 
-    Laws are one for each symbol before (`by_context`), or one for all. A symbol is a copy of one drawn from the same
-    law before, all alike, or with weight α V uniform.
+    With `by_context` there is a law for each preceding symbol, otherwise one for all. A symbol copies one of the n
+    symbols drawn from the same law before, or, with probability α V / (n + α V), is uniform.
     """
     chain_RM = rng.integers(num_symbols, size=(count, length))
     for start in range(0, count, _CHUNK):
@@ -49,24 +51,24 @@ def urn_chains(
             drawn_R = same_RM.sum(1)
             copied = rng.random(len(part_RM)) * (drawn_R + alpha * num_symbols) < drawn_R
             which_R = (rng.random(len(part_RM)) * drawn_R).astype(int)
-            place_R = (same_RM.cumsum(1) > which_R[:, None]).argmax(1) + 1  # of the symbol behind that context
+            place_R = (same_RM.cumsum(1) > which_R[:, None]).argmax(1) + 1  # where the symbol to copy is
             part_RM[copied, m] = part_RM[np.flatnonzero(copied), place_R[copied]]
     return chain_RM
 
 
 @dataclass(frozen=True, eq=False)
 class FreshFilter(ConversationFilter):
-    """The exact filter where every sequence has languages of its own; the topic of a token is its speaker.
+    """The exact filter for sequences that have languages of their own; the topic of a token is its speaker.
 
-    `transitions_SVV` holds the mean chain of every speaker's language: uniform. Not for hidden speakers, whose counts
-    would have to be summed over all turns.
+    `transitions_SVV` is the mean chain of a speaker's language, which is uniform. Hidden speakers are not possible,
+    since their counts would have to be summed over all turns.
     """
 
     alpha: float = 1.0
     by_context: bool = True
 
     def with_speakers(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Each symbol's loss [N, M], and its speaker, known before and after the symbol [N, M, 2, P]."""
+        """Each symbol's loss [N, M], and its speaker, which is known before and after the symbol [N, M, 2, P]."""
         count, length = symbols_NM.shape
         speakers_NM = speakers_NM[:, :length]
         loss_NM = self._counted(speakers_NM, symbols_NM, decay=1.0, weight=1.0, pooled=False)
@@ -74,7 +76,8 @@ class FreshFilter(ConversationFilter):
         return loss_NM, np.broadcast_to(posteriors, (count, length, 2, self.num_speakers)).astype(float)
 
     def pooled(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, str]:
-        """The best loss [N, M] of those that count all speakers' symbols alike, by distance alone, and which it is."""
+        """The loss [N, M] of the best predictor that counts all speakers' symbols alike, weighted by distance, and its
+        name."""
         speakers_NM = speakers_NM[:, : symbols_NM.shape[1]]
         grid = [(decay, weight) for decay in DECAYS for weight in _WEIGHTS]
         tried = slice(TRIED_SEQUENCES)
@@ -89,7 +92,9 @@ class FreshFilter(ConversationFilter):
     def _counted(
         self, speakers_NM: np.ndarray, symbols_NM: np.ndarray, decay: float, weight: float, pooled: bool
     ) -> np.ndarray:
-        """Losses by counts of what followed the same context before, from the same speaker unless `pooled`."""
+        """Losses from counts of the symbols that followed the same context earlier; unless `pooled`, only the speaker's
+        own.
+        """
         own_NM, _ = self.emission(speakers_NM, symbols_NM)
         size, length = self.transitions_SVV.shape[1], symbols_NM.shape[1]
         loss_NM = np.full(symbols_NM.shape, math.log(size))

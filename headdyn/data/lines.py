@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import scipy  # loads its submodules at first use; planning imports this module and must be quick
+import scipy  # imports its parts only when they are used, which keeps planning fast
 
 # In the order of the pages: the lines of predictors that do not select by topic come before the floor.
 WITHOUT_SELECTION = ("position_only", "speaker_blind")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 
 import numpy as np
-import scipy  # loads its submodules at first use; planning imports this module and must be quick
+import scipy  # imports its parts only when they are used, which keeps planning fast
 
 from headdyn.core.randomness import stream_key
 from headdyn.data.threads import in_threads

@@ -25,22 +25,22 @@ from headdyn.data.markov import (
     stationary_law,
 )
 
-_MOST_CELLS = 2**30  # transition probabilities: 4 GB a table, of which the build holds three
-_REFERENCE_SEQUENCES = 2000  # held-out sequences behind floor and mixture: a standard error of about 0.002 nats
+_MOST_CELLS = 2**30  # transition probabilities in a table of 4 GB; the build has three tables in memory
+_REFERENCE_SEQUENCES = 2000  # held-out sequences for floor and mixture, with a standard error of about 0.002 nats
 _COUNT_SEQUENCES = 8192  # counted at once: 34 MB of indices at T 512
 
 
 def _renamed(name: Any) -> Any:
-    return "original" if name == "seed" else name  # as it was called before
+    return "original" if name == "seed" else name  # its former name
 
 
 @settings
 class MicroLanguages(SegmentLaw):
     """A corpus of topic segments, each a stretch of its topic's Markov chain; a conf/data option.
 
-    `generator=matched` sets the learnable gap ln V − (entropy rate given the topic) to `target_gap_nats`, with chains
-    that all have the uniform unigram law. `generator=original` draws the chains of the original study, whose own tokens
-    are boosted by `concentration`. Each of the two reads only its own setting.
+    `generator=matched` draws chains that all have the uniform unigram law, and whose learnable gap, ln V − entropy rate
+    given the topic, is `target_gap_nats`. `generator=original` draws the original study's chains, in which each topic's
+    own tokens are boosted by `concentration`. Each generator uses only its own setting.
     """
 
     generator: Annotated[Literal["matched", "original"], BeforeValidator(_renamed)]
@@ -77,7 +77,7 @@ class MicroLanguages(SegmentLaw):
             )
 
     def build(self, folder: Path) -> None:
-        """Draw chains and sequences, and measure the lines that a loss is judged by.
+        """Draw chains and sequences, and compute the lines with which losses are compared.
 
         Writes {train,val}_tokens.npy (uint16), {train,val}_topics.npy (uint8), transitions.npy (float32 [S, V, V]) and
         facts.json. The files depend on the settings alone, not on the number of cores.
@@ -125,7 +125,7 @@ class MicroLanguages(SegmentLaw):
         tokens_NT.flush()
 
     def _facts(self, folder: Path, transitions_SVV: np.ndarray) -> dict[str, Any]:
-        """What goes on record of the corpus just written to `folder`."""
+        """The facts for the record, computed from the sequences in `folder`."""
         train, val = Split.open(folder, "train"), Split.open(folder, "val")
         random_nats = math.log(self.vocab_size)
         gap_S = random_nats - np.array([self._entropy_rate_nats(chain_VV) for chain_VV in transitions_SVV])

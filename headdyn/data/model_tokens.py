@@ -1,4 +1,4 @@
-"""The tokens of a model that comes trained, in which its texts, its prompts and random sequences are written."""
+"""The tokens of a model that is already trained, in which its texts, prompts and random sequences are written."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from headdyn.data.corpus import Source
 
 @dataclass(frozen=True)
 class ModelTokens:
-    """What a checkpoint says of its tokens before its weights are read.
+    """A checkpoint's tokens, known before its weights are read.
 
-    `vocab_size` is the embedding's, which is often padded beyond the tokenizer's. `tokenizer` is transformers', None
-    where the checkpoint has none. `max_positions` is the number of learned positions, 0 where they are not learned.
+    `vocab_size` is that of the embedding, which is often padded beyond the tokenizer's. `tokenizer` is one of
+    transformers, or None if the checkpoint has none. `max_positions` is the number of learned positions, or 0.
     """
 
     name: str
@@ -33,18 +33,18 @@ class ModelTokens:
 
     @cached_property
     def _regular(self) -> np.ndarray:
-        """The ids of the tokenizer's tokens, ascending, but for those added to its vocabulary (special tokens)."""
+        """The ids of the tokenizer's tokens, ascending, without the special ones that were added to its vocabulary."""
         added = set(self.tokenizer.added_tokens_decoder)
         return np.array(sorted(set(self.tokenizer.get_vocab().values()) - added))
 
     @property
     def regular(self) -> np.ndarray:
-        """The ids of all tokens that are no special ones, ascending; without a tokenizer the whole vocabulary's."""
+        """The ids of all tokens but special ones, ascending; without a tokenizer those of the whole vocabulary."""
         return np.arange(self.vocab_size) if self.tokenizer is None else self._regular
 
     @cached_property
     def begin(self) -> int | None:
-        """The token that the tokenizer puts before every text, such as Llama's <s>; None where it puts none."""
+        """The token that the tokenizer puts before every text, such as Llama's <s>, or None."""
         if self.tokenizer is None:
             return None
         bare, whole = (self.tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
@@ -52,11 +52,11 @@ class ModelTokens:
 
     @property
     def end(self) -> int | None:
-        """The end-of-text token; None where there is none."""
+        """The end-of-text token, or None."""
         return None if self.tokenizer is None else self.tokenizer.eos_token_id
 
     def require_text(self) -> None:
-        """Raise ValueError where texts cannot be written in these tokens, before work on the texts begins."""
+        """Raise ValueError if texts cannot be written in these tokens."""
         if getattr(self.tokenizer, "backend_tokenizer", None) is None:
             lacks = "no tokenizer" if self.tokenizer is None else "no fast tokenizer (tokenizer.json)"
             raise ValueError(
@@ -66,7 +66,7 @@ class ModelTokens:
 
     @property
     def text_tokenizer(self) -> Any:
-        """The tokenizer of the library `tokenizers`, which cuts nothing off. Raises ValueError where there is none."""
+        """The tokenizer as one of the library `tokenizers`, without truncation. Raises ValueError if there is none."""
         from tokenizers import Tokenizer
 
         self.require_text()
@@ -86,7 +86,7 @@ class ModelTokens:
             )
 
     def recipe(self) -> dict[str, Any]:
-        """What a corpus in these tokens depends on, for the store's key."""
+        """Everything about these tokens on which a corpus depends, for the store's key."""
         vocabulary = None if self.tokenizer is None else sorted(self.tokenizer.get_vocab().items())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         text = json.dumps([vocabulary, None if backend is None else backend.to_str()])
@@ -95,10 +95,10 @@ class ModelTokens:
 
 
 class TokenSource(Protocol):
-    """A conf/data option of sequences that a model which comes trained can read, in its own tokens."""
+    """A conf/data option whose sequences a model that is already trained can read, in its own tokens."""
 
     sequence_length: int
 
     def in_tokens_of(self, tokens: ModelTokens) -> Source:
-        """The same sequences as a corpus in these tokens. Raises ValueError where they cannot be written so."""
+        """The sequences as a corpus in these tokens. Raises ValueError if they cannot be written in them."""
         ...

@@ -1,6 +1,6 @@
-"""The order in which training meets its sequences: shuffled, or sorted by topic (science.md §2).
+"""The order of the training sequences: shuffled, or sorted by topic (science.md §2).
 
-Every ordering shows each sequence exactly once an epoch; only the order differs. Letters: N sequences, T tokens.
+Every ordering shows each sequence exactly once in an epoch. Letters: N sequences, T tokens, B sequences of a batch.
 """
 
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from headdyn.core.settings import Count, Natural, Share, settings
 
 
 class Ordering(Protocol):
-    """A conf/data_ordering option. `follows_topics`: whether a sequence's place in the epoch depends on its topic.
+    """A conf/data_ordering option. `follows_topics` says whether a sequence's place in the epoch depends on its topic.
 
-    An ordering with a `cooldown_share` takes shuffled batches in that last share of a training's updates.
+    With an attribute `cooldown_share`, the last share of a training's updates takes shuffled batches.
     """
 
     follows_topics: ClassVar[bool]
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """One epoch's order: a permutation [N] of the sequence indices, given each sequence's dominant topic."""
+        """The order of an epoch: a permutation [N] of the sequence indices, given each sequence's dominant topic."""
         ...
 
 
 @settings
 class Shuffled:
-    """A fresh permutation every epoch."""
+    """A new permutation every epoch."""
 
     follows_topics: ClassVar[bool] = False
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """One epoch's order [N]; the topics play no part."""
+        """The order of an epoch [N], which does not depend on the topics."""
         return generator.permutation(len(dominant_N))
 
 
@@ -40,12 +40,12 @@ class Shuffled:
 class TopicOrdered:
     """Sorted by dominant topic, in `blocks` rounds: each round shows one block of every topic, in order of topic id.
 
-    A round begins with `first_topic`, and topic 0 follows the last one: so `first_topic` also decides where it ends.
-
-    Block b of a topic with n sequences holds those of corpus rank n·b/blocks to n·(b+1)/blocks, every epoch the same;
-    `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own (`fixed`, as in the original study)
-    or drawn afresh each epoch (`shuffled`). The last `cooldown_share` of all updates takes the batches that a shuffled
-    training has there, so that an effect of order that lasts differs from having forgotten all but the last topic.
+    A round begins with `first_topic`; topic 0 follows the last topic, so a round ends on the topic before
+    `first_topic`. Block b of a topic with n sequences contains those of rank n·b/blocks to n·(b+1)/blocks in the
+    corpus, the same every epoch; `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own
+    (`fixed`, as in the original study) or new each epoch (`shuffled`). The last `cooldown_share` of all updates takes
+    the same batches as a shuffled training, so that a lasting effect of order is not mixed with having forgotten all
+    topics but the last.
     """
 
     blocks: Count = 1
@@ -55,7 +55,7 @@ class TopicOrdered:
     follows_topics: ClassVar[bool] = True
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """One epoch's order [N]; `fixed` blocks draw nothing from the generator."""
+        """The order of an epoch [N]; with `within_block=fixed` nothing is random."""
         count = len(dominant_N)
         by_topic_N = np.argsort(dominant_N, kind="stable")
         sorted_N = dominant_N[by_topic_N]
@@ -78,10 +78,10 @@ def dominant_topics(topics_NT: np.ndarray, num_topics: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class CyclePlace:
-    """Where in its pass over the corpus a training stands.
+    """How far a training is in its present pass over the corpus.
 
     `fraction` in (0, 1] is the share of the pass that has been shown. `topic` is the dominant topic of the last
-    sequence shown, or None where the order does not follow topics at the end.
+    sequence shown, or None if the order at that point does not follow topics.
     """
 
     fraction: float
@@ -89,11 +89,11 @@ class CyclePlace:
 
 
 class BatchSchedule:
-    """Which sequences make up the batch of every step: a pure function of (seed, step).
+    """The sequences of the batch at every step: a pure function of (seed, step).
 
-    The epochs' permutations follow one another without end, and step s takes places s·B to (s+1)·B of that stream, so
-    a batch may belong to two epochs and no sequence is dropped. From step `cooldown_from` on, the last share of `steps`
-    that the ordering names, the stream is that of shuffled epochs. Raises ValueError where a batch exceeds the corpus.
+    The permutations of the epochs form one stream, of which step s takes places s·B to (s+1)·B; a batch may belong to
+    two epochs, and no sequence is dropped. In the ordering's cooldown, the last steps of `steps` from `cooldown_from`
+    on, the stream is that of shuffled epochs. Raises ValueError if a batch is larger than the corpus.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class BatchSchedule:
         return np.concatenate([self._epoch(epoch, cooling)[offsets_B[epochs_B == epoch]] for epoch in epochs])
 
     def passes(self, steps: int) -> float:
-        """How often `steps` steps go through the corpus."""
+        """How many passes over the corpus `steps` steps make."""
         return steps * self.batch_size / len(self.dominant_N)
 
     def place_after(self, steps: int) -> CyclePlace:
-        """Where in the cycle a training of `steps` steps (at least 1) ends."""
+        """How far in its pass a training of `steps` steps (at least 1) ends."""
         assert steps >= 1
         epoch, offset = divmod(steps * self.batch_size - 1, len(self.dominant_N))
         follows = self.ordering.follows_topics and not self._cooling(steps - 1)

@@ -1,9 +1,9 @@
 """Files of prompt pairs for two known tasks: `python -m headdyn.data.pair_recipes ioi 64 > pairs.jsonl`.
 
 `ioi`: indirect objects (Wang et al. 2022, arXiv 2211.00593). Two people are named, one of them again as the giver; the
-right answer is the other. The corrupted prompt names the other one again, so that right and wrong change places.
+right answer is the other one. In the corrupted prompt the other one is the giver, so right and wrong change places.
 `greater_than`: years (Hanna et al. 2023, arXiv 2305.00586). A thing lasted from the year CCYY to the year CC; the right
-answer is a later YY, the wrong one an earlier. The corrupted prompt begins in CC01, after which both are possible.
+answer is a later YY, the wrong one an earlier YY. The corrupted prompt begins in CC01, so that both are possible.
 """
 
 import argparse
@@ -41,11 +41,11 @@ STORIES = (
 )
 THINGS = ("war", "campaign", "dispute", "expedition", "voyage", "reign", "strike", "famine")
 CENTURIES = (14, 15, 16, 17, 18)
-YEARS = range(12, 89)  # later and earlier ones of two digits, up to 9 away, are years of the same century
+YEARS = range(12, 89)  # years up to 9 earlier or later are in the same century and have two digits
 
 
 def ioi(rng: np.random.Generator) -> dict[str, str]:
-    """One pair on indirect objects; both orders of the names (ABBA, BABA) come up."""
+    """A random pair on indirect objects, in either order of the names (ABBA or BABA)."""
     a, b = rng.choice(NAMES, 2, replace=False)
     story, place, thing = (str(rng.choice(words)) for words in (STORIES, PLACES, OBJECTS))
     right, giver = (a, b) if rng.random() < 0.5 else (b, a)
@@ -57,7 +57,7 @@ def ioi(rng: np.random.Generator) -> dict[str, str]:
 
 
 def greater_than(rng: np.random.Generator) -> dict[str, str]:
-    """One pair on years."""
+    """A random pair on years."""
     thing, century = str(rng.choice(THINGS)), int(rng.choice(CENTURIES))
     year = int(rng.integers(YEARS.start, YEARS.stop))
     right, wrong = (year + sign * int(distance) for sign, distance in zip((1, -1), rng.integers(1, 10, 2), strict=True))
@@ -69,7 +69,7 @@ def greater_than(rng: np.random.Generator) -> dict[str, str]:
 
 
 RECIPES: Mapping[str, Callable[[np.random.Generator], dict[str, str]]] = {"ioi": ioi, "greater_than": greater_than}
-# How many different clean prompts a recipe can make: ordered pairs of names, either the giver, in each story.
+# How many different clean prompts a recipe can make. For ioi: ordered pairs of names, two givers, all stories.
 MOST = {
     "ioi": 2 * math.perm(len(NAMES), 2) * len(STORIES) * len(PLACES) * len(OBJECTS),
     "greater_than": len(THINGS) * len(CENTURIES) * len(YEARS),
@@ -79,7 +79,7 @@ MOST = {
 def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     """`count` different pairs of a task, drawn from the seed.
 
-    Raises ValueError for an unknown task, for no pairs, and for more than the task has.
+    Raises ValueError for an unknown task, a count below 1, and a count above MOST[task].
     """
     if count < 1:
         raise ValueError(f"count={count} is no number of pairs; ask for 1 or more")

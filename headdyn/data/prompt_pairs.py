@@ -1,7 +1,7 @@
 """Pairs of prompts from the user's file: a clean one, a corrupted one, the right answer and the wrong one.
 
-Any task that is a contrast between two answers is asked so: indirect objects, subject and verb, greater than …
-(science.md §21). No torch and no tokenizer library here: a bad line is named before anything is loaded.
+This suits any task that contrasts two answers: indirect objects, subject and verb, greater than … (science.md §21).
+Imports neither torch nor a tokenizer library, so that a bad line is refused before anything is loaded.
 """
 
 import csv
@@ -16,7 +16,7 @@ from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row
 
 FIELDS = ("clean", "corrupted", "right", "wrong")
-CONTROL = "control"  # the group whose pairs the contrast is not about
+CONTROL = "control"  # the group of pairs whose corrupted prompts do not mislead
 _SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
@@ -33,15 +33,15 @@ class PromptPair:
 
     @property
     def is_bug(self) -> bool:
-        """Whether the corrupted prompt is to mislead; pairs of the group "control" are those that it is not to."""
+        """Whether the corrupted prompt misleads: true for all pairs but those of the group "control"."""
         return self.group != CONTROL
 
 
 def read_pairs(path: Path) -> tuple[PromptPair, ...]:
     """The pairs in a JSONL, CSV or Parquet file with the columns clean, corrupted, right, wrong and perhaps group.
 
-    Raises ValueError naming the file and the line or row that is none, what it lacks and what it must have, or the file
-    that is damaged or not in UTF-8.
+    Raises ValueError naming the file and the bad line or row, and what it must have, or the file if it is damaged or
+    not UTF-8.
     """
     if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
         fact = "is of no known type" if path.is_file() else "does not exist"
@@ -93,12 +93,12 @@ def _pair(place: str, record: Any) -> PromptPair:
 
 @settings
 class PromptPairs:
-    """The pairs of a file as prompts; a conf/data option. `prompts(tokenizer)` puts them into tokens.
+    """The pairs of a file as prompts; a conf/data option. `prompts(tokenizer)` gives them in tokens.
 
-    An answer is what follows the prompt, with its leading space where it has one. Δ = log p(right) − log p(wrong) is to
-    be high after the clean prompt and low after the corrupted one; a patch carries values from one to the other. Both
-    prompts have as many tokens, position by position, or share a block of them, the longest, which is what is patched.
-    `pairs` is the most to read, null for all.
+    An answer continues its prompt, and so has a leading space where the text needs one. Δ = log p(right) − log p(wrong)
+    should be high after the clean prompt and low after the corrupted one. Patches carry values between the two prompts:
+    position by position if they have equally many tokens, else in their longest common token block. `pairs` is how many
+    pairs to read at most; null is all.
     """
 
     path: str
@@ -113,7 +113,7 @@ class PromptPairs:
         return read_pairs(Path(self.path))[: self.pairs]
 
     def fingerprint(self) -> str:
-        """SHA-256 of the file: an edited one makes another run."""
+        """SHA-256 of the file, by which a run notices that the file was edited."""
         return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
 
     def prompts(self, tokenizer: Tokenizer) -> Prompts:

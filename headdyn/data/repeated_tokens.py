@@ -1,5 +1,6 @@
-"""Random tokens, repeated once: what is read right the second time was copied, and the heads that copy are induction
-heads (Olsson et al. 2022, arXiv 2209.11895; science.md §19).
+"""Random tokens, repeated once, which only copying predicts; the heads that copy are induction heads.
+
+Olsson et al. 2022, arXiv 2209.11895; science.md §19.
 
 Letters: N sequences, T tokens.
 """
@@ -24,14 +25,12 @@ from headdyn.data.model_tokens import ModelTokens
 
 @settings
 class RepeatedTokens:
-    """Sequences of random tokens of the model's vocabulary whose end is a copy of what stands before it; a conf/data
-    option for models that come trained.
+    """Sequences of random tokens of the model's vocabulary whose last K tokens repeat the K before them.
 
-    A sequence begins with the token that the model's tokenizer puts before every text, if any. The copied part has
-    between a quarter and half of the sequence's tokens, evenly spread over the sequences, and what is left over stands
-    before it. So a token's copy stands at another distance in every sequence, and attention that looks back by a fixed
-    distance does not pass for induction: the null of `induction`, the same attention against other sequences' tokens,
-    tells them apart.
+    A conf/data option for models that are already trained. A sequence begins with the token that the model's tokenizer
+    puts before every text, if any. K differs between sequences, evenly from a quarter to half of their tokens. So
+    copies are at different distances, and the null of `induction`, the same attention with other sequences' tokens, can
+    tell induction from attention at a fixed distance.
     """
 
     sequences: Annotated[int, Field(ge=2)] = 64
@@ -42,12 +41,12 @@ class RepeatedTokens:
     primary_outcome: ClassVar[str] = "induction_top"
 
     def in_tokens_of(self, tokens: ModelTokens) -> RepeatedTokensOfModel:
-        """The sequences in these tokens."""
+        """The sequences as a corpus in these tokens. Raises ValueError if they exceed the model's learned positions."""
         tokens.require_length(self.sequence_length)
         return RepeatedTokensOfModel(self, tokens)
 
     def write(self, regular: np.ndarray, begin: int | None = None) -> np.ndarray:
-        """The tokens [N, T], drawn from the ids `regular`."""
+        """The sequences [N, T], drawn from the token ids `regular`, each behind the token `begin` if there is one."""
         rng = generator(self.seed, "repeated tokens")
         length = self.sequence_length - (begin is not None)
         tokens_NT = rng.choice(regular, (self.sequences, length))

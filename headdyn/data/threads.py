@@ -1,4 +1,4 @@
-"""Work spread over threads: pays for work that releases the interpreter lock, as numpy does inside its loops."""
+"""Work in several threads, for functions that release the interpreter lock, as numpy does inside its loops."""
 
 import os
 from collections import deque
@@ -16,9 +16,9 @@ def usable_cores() -> int:
 
 
 def in_threads(function: Callable[[In], Out], items: Iterable[In], *, at_most: int | None = None) -> Iterator[Out]:
-    """`function(item)` of every item, in order, on all cores or on `at_most` of them.
+    """Yields `function(item)` for every item, in order, computed on all cores or `at_most` of them.
 
-    Only one item a thread is read ahead of the results taken; an executor's own `map` would read all items at once.
+    Items are read only as threads become free; an executor's own `map` would read all of them at once.
     """
     threads = min(usable_cores(), at_most or usable_cores())
     with ThreadPoolExecutor(threads) as pool:

@@ -32,10 +32,10 @@ _SPACES = " \t\r\n"
 class TextFiles:
     """The documents in a file, or in all files of a known type under a folder, in the order of their paths.
 
-    A record's text is its `text_column`, its given topic its `topic_column`; `topic_column=None` takes a column called
-    "topic" where there is one. Plain text has no columns: a .txt file is one document (`file`), or each of its
-    paragraphs between blank lines is one (`blank_lines`). Encodings are Python's names; Parquet has its own.
-    Errors are ValueErrors that name the file and the line or record.
+    A record's text is its `text_column`, its topic its `topic_column`; `topic_column=None` uses a column called "topic"
+    if there is one. Plain text has no columns: a .txt file is one document (`file`), or each paragraph between blank
+    lines is one (`blank_lines`). `encoding` is one of Python's names; Parquet does not need it. Errors are ValueErrors
+    that name the file and the line or record.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class TextFiles:
                 yield from self._read(file)
 
     def fingerprint(self) -> list[str]:
-        """SHA-256 of the bytes of every file in reading order: the same contents give the same, wherever they lie."""
+        """Suffix and SHA-256 of every file, in reading order; they do not depend on where the files are."""
         hashes = []
         for file in files_of(self.path)[0]:
             with file.open("rb") as opened:
@@ -109,7 +109,7 @@ class TextFiles:
         return self._objects((f"{file}, record {number}", value) for number, value in values)
 
     def _objects(self, values: Iterable[tuple[str, Any]]) -> Iterator[Record]:
-        """The records of JSON values, each given with its place."""
+        """The records of JSON values; each value comes with its place."""
         checked = False
         for place, value in values:
             if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Topics of documents: k-means on their embeddings, and how far the clusters can be believed (science.md §0).
+"""Topics of documents: k-means on their embeddings, and how reliable the clusters are.
 
 Letters: D documents, E embedding width, S topics, G given topics, R draws of a null.
 """
