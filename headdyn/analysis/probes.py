@@ -15,7 +15,14 @@ from headdyn.core.settings import Count, settings
 if TYPE_CHECKING:
     from headdyn.data.corpus import Corpus
 
-_FEWEST_SEQUENCES = 12  # four to each part: below that neither penalty nor interval means anything
+_FEWEST_SEQUENCES = 12  # four in each part: with fewer neither the penalty nor the intervals mean anything
+# The levels that figures draw beside a probe's accuracy: `probe_` metrics, and their labels.
+REFERENCES = {
+    "ceiling": "Bayes ceiling",
+    "majority": "commonest topic",
+    "token_identity": "token alone",
+    "position": "position alone",
+}
 
 
 @settings

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from headdyn.analysis.estimates import Estimate, estimate, means, ratio_units
 from headdyn.analysis.figure_parts import layer_curve, topic_intervals
-from headdyn.analysis.probes import TopicProbes
+from headdyn.analysis.probes import REFERENCES, TopicProbes
 from headdyn.analysis.sequences import Sequences
 from headdyn.core.figures import Figure, curves
 from headdyn.core.kept_parts import Part, parts
@@ -30,12 +30,6 @@ from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS = 4096  # of a traced batch: 4096 × D × L floats of residual stream
 _SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts of the baselines' tables, one of which is chosen
-_REFERENCES = {
-    "ceiling": "Bayes ceiling",
-    "majority": "commonest topic",
-    "token_identity": "token alone",
-    "position": "position alone",
-}
 
 
 @dataclass(frozen=True)
@@ -328,7 +322,7 @@ def topic_table(
 
 def _figure(table: HeadTable) -> Figure:
     whole = table.summary()
-    levels = {label: whole[f"probe_{name}"].get("value") for name, label in _REFERENCES.items()}
+    levels = {label: whole[f"probe_{name}"].get("value") for name, label in REFERENCES.items()}
     return curves(
         [
             layer_curve(table, "probe_accuracy", "topic probe"),

@@ -20,7 +20,7 @@ class Heading(str):
 
 @dataclass(frozen=True)
 class Cell:
-    """One number of a table as its parts; an absent one has a reason."""
+    """A number in a table, in parts; `reason` says why a number is absent."""
 
     value: str = ""
     interval: str = ""
@@ -36,7 +36,7 @@ class Cell:
 
 
 def cell(scalar: Mapping[str, Any], metric: Metric | None = None, *, signed: bool = False) -> Cell:
-    """A scalar's parts, in the metric's unit or as it was recorded; without a value its reason."""
+    """A recorded scalar in the metric's unit (without a metric, as recorded); without a value, its reason."""
     value, null = scalar.get("value"), scalar.get("null")
     if value is None:
         return Cell(reason=str(scalar.get("reason", "not computed")))
@@ -61,8 +61,8 @@ def cell(scalar: Mapping[str, Any], metric: Metric | None = None, *, signed: boo
 class Table:
     """Columns are headings, with small print behind a line break. Rows hold text, HTML or cells.
 
-    `runs` are the numbers of the runs that each row is about, by which a page's filter hides it; a dense table keeps a
-    number's interval and null on its line.
+    `runs` gives for each row the numbers of its runs, by which a page's filter hides the row. A dense table writes a
+    number, its interval and its null on one line.
     """
 
     columns: Sequence[str]
@@ -93,10 +93,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page, with an anchor to jump to; folded ones show their headline until they are opened.
+    """A part of a page, with an anchor to jump to; a folded section shows its headline until it is opened.
 
-    A block is an explaining sentence, a Heading, Markup (HTML as it is), a Table, a figure (drawn, stored as a file, or
-    as its Vega-Lite specification), or a list of blocks that stand side by side. What is None is left out.
+    A block is an explaining sentence, a Heading, Markup (HTML as it is), a Table, a figure (a Figure, a stored file, or
+    a Vega-Lite specification), or a list of blocks that stand side by side. A block that is None is left out.
     """
 
     anchor: str
@@ -136,7 +136,7 @@ def html(block: Any) -> Markup:
             return block.html()
         case list():
             return Markup('<div class="charts">{}</div>\n').format(Markup("\n").join(map(html, block)))
-        case Path() if block.suffix != ".json":  # a picture of an older version
+        case Path() if block.suffix != ".json":  # a picture that an earlier version of headdyn drew
             return Markup('<p><a href="figures/{0}">{0}</a></p>\n').format(block.name)
     return figure_html(read_json(block) if isinstance(block, Path) else block)
 
@@ -156,7 +156,7 @@ def figure_html(figure: Figure | Mapping[str, Any], runs: Sequence[int] = ()) ->
 
 
 def facts(entries: Mapping[str, str]) -> Markup:
-    """Name by name what holds; entries without a text are left out."""
+    """Names, each with its text; entries with an empty text are left out."""
     lines = (Markup("<dt>{}</dt><dd>{}</dd>\n").format(name, text) for name, text in entries.items() if text)
     return Markup('<dl class="facts">{}</dl>\n').format(Markup("").join(lines))
 
@@ -177,12 +177,12 @@ def code(text: str) -> Markup:
 
 
 def marked(word: str, css_class: str = "failed") -> Markup:
-    """A word with a look of its own."""
+    """A word in a CSS class."""
     return Markup('<span class="{}">{}</span>').format(css_class, word)
 
 
 def of_runs(numbers: object) -> Markup:
-    """The attribute by which the page's filter finds what is about these runs (`0 3 5`); none where there are none."""
+    """The HTML attribute with run numbers (`0 3 5`) by which the page's filter hides an element; "" without numbers."""
     return Markup("") if numbers == "" else Markup(' data-run="{}"').format(numbers)
 
 
@@ -200,7 +200,7 @@ def _entry(entry: Any) -> Markup:
 
 
 def _lines(text: Any) -> Markup:
-    """What stands behind a line break is small print."""
+    """A text whose lines after the first are small print."""
     first, *rest = escape(text).split("\n") if not isinstance(text, Markup) else [text]
     return Markup("{}{}").format(first, Markup("").join(Markup("<small>{}</small>").format(line) for line in rest))
 

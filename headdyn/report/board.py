@@ -1,4 +1,4 @@
-"""What is shown of a sweep's jobs while they run side by side: a live line a job, and one that stays when it ends."""
+"""The display of jobs that run side by side: a live line for each job, and a permanent line when it has ended."""
 
 import time
 
@@ -8,9 +8,9 @@ from headdyn.core.live_lines import LiveLines
 
 
 class Board(LiveLines):
-    """The jobs that are running and what each is at, on standard error. Use as a context manager around the work.
+    """The running jobs and their progress, on standard error. Use as a context manager around the work.
 
-    In a notebook the lines of the jobs are all that is shown, but for jobs that fail or are stopped.
+    A notebook shows the live lines alone, and permanent lines only for jobs that failed or were stopped.
     """
 
     def __init__(self, total: int) -> None:
@@ -24,11 +24,11 @@ class Board(LiveLines):
         self.running[name], self.begun[name] = "starting", time.monotonic()
 
     def progress(self, name: str, text: str) -> None:
-        """What a running job is at, in one line."""
+        """Replace a running job's live line."""
         self.running[name] = text
 
     def log(self, name: str, text: str) -> None:
-        """A line of a running job's log."""
+        """Show a line of a running job's log."""
         if self.in_notebook:
             self.progress(name, text)
         else:
@@ -44,7 +44,7 @@ class Board(LiveLines):
             self.print(f"{self.ended}/{self.total} {name} {outcome} after {seconds:.0f} s{more}")
 
     def print(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         self.console.print(Text(text))
 
     def refresh(self) -> None:

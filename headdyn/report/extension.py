@@ -1,47 +1,35 @@
-"""What packages outside headdyn's report add to it: sections, answers in words and checks.
+"""Sections, answers and checks that other packages add to a sweep's page.
 
-A run names a package by `study:`, or by the class that it chose as `_target_` for an analysis, a model or its data. Of
-such a package these functions are called where it defines them, each with the sweep's record:
+A run names a package by `study:`, or by a class of the package, the `_target_` of an analysis, a model or data. The
+package may define any of these functions, which are called with the sweep's record:
 
     sections(sweep) -> Sequence[Section]        parts of the page
     headlines(sweep) -> Sequence[Statement]     questions with their answers
-    checks(sweep) -> Sequence[Check]            what is checked about the runs
+    checks(sweep) -> Sequence[Check]            checks of the runs
 """
 
 import importlib
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
-from headdyn.report.blocks import Section
-from headdyn.report.quality import Check
 from headdyn.sweep.record import SweepRecord
-from headdyn.sweep.words import Statement
 
 
-def sections(sweep: SweepRecord) -> list[Section]:
-    """The parts of the page that the packages add."""
-    return list(_called("sections", sweep))
-
-
-def headlines(sweep: SweepRecord) -> list[Statement]:
-    """The questions that the packages answer."""
-    return list(_called("headlines", sweep))
-
-
-def checks(sweep: SweepRecord) -> list[Check]:
-    """The checks that the packages make."""
-    return list(_called("checks", sweep))
+def added(kind: Literal["sections", "headlines", "checks"], sweep: SweepRecord) -> list[Any]:
+    """All that the packages' functions of this name return."""
+    functions = [getattr(package, kind) for package in packages(sweep) if hasattr(package, kind)]
+    return [each for function in functions for each in function(sweep)]
 
 
 def packages(sweep: SweepRecord) -> list[ModuleType]:
-    """The packages that the sweep's runs name and that can be imported, in the order met."""
+    """The packages that the sweep's runs name and that can be imported, each once."""
     named = dict.fromkeys(name for job in sweep.jobs for name in _named(job.run.manifest.get("config", {})))
     return [module for name in named if (module := _imported(name)) is not None]
 
 
 def _named(node: Mapping[str, Any]) -> Iterator[str]:
-    """The study of a configuration, and the package around the module of every class that it names."""
+    """The names of a configuration's study and of the packages that hold the modules of its classes."""
     for key, value in node.items():
         if isinstance(value, Mapping):
             yield from _named(value)
@@ -54,11 +42,5 @@ def _imported(name: str) -> ModuleType | None:
         return importlib.import_module(name) if name else None
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the package is here, and what it imports is not
-        return None  # a package of another machine: the numbers of its runs are shown without its words
-
-
-def _called(function: str, sweep: SweepRecord) -> Iterator[Any]:
-    for module in packages(sweep):
-        if hasattr(module, function):
-            yield from getattr(module, function)(sweep)
+            raise  # the package is installed, but a module that it imports is not
+        return None  # not installed on this machine: the page shows the runs' numbers without the package's words

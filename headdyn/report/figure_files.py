@@ -1,7 +1,7 @@
 """Figures as files, drawn without a browser: those of a run or a sweep for print, those of a study to commit."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ from headdyn.sweep.record import SweepRecord, is_run
 
 
 def write_figures(folder: Path, kind: str, out: Path | None = None) -> list[Path]:
-    """Draw every figure of a run or a sweep as files of this kind (core.figures.FORMATS), into its own figures/.
+    """Draw every figure of a run or a sweep as a file of this kind (core.figures.FORMATS), into `out` or its figures/.
 
-    Those that were stored keep the names of their files; those that a sweep's page draws from records are named by
-    their titles. The explorer of heads is left out, which is nothing without its menus.
+    Stored figures keep the names of their files; figures that a sweep's page draws from records are named by their
+    titles. The explorer of heads is left out, because it needs its menus. Returns the files written.
     """
     specs = {path.stem: read_json(path) for path in sorted((folder / "figures").glob("*.json"))}
     if not is_run(folder):
@@ -30,19 +30,16 @@ def write_figures(folder: Path, kind: str, out: Path | None = None) -> list[Path
 
 
 def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """The figures that a sweep's page draws, named by the heading and the title that they have there."""
+    """The figures that a sweep's page draws from records, named by their heading and their title."""
     figures = {}
     for section in sections(sweep):
         heading = ""
         for block in section.parts:
             heading = block if isinstance(block, Heading) else heading
-            for figure in _figures(block):
-                figures[slug(f"{heading} {_title(figure.spec())}")] = figure
+            for figure in block if isinstance(block, list) else [block]:
+                if isinstance(figure, Figure):
+                    figures[slug(f"{heading} {_title(figure.spec())}")] = figure
     return figures
-
-
-def _figures(block: Any) -> Sequence[Figure]:
-    return [figure for figure in (block if isinstance(block, list) else [block]) if isinstance(figure, Figure)]
 
 
 def _title(spec: Mapping[str, Any]) -> str:

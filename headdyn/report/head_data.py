@@ -1,4 +1,4 @@
-"""What pages and figures show of single heads: which ones have a role, and the attention patterns that fit a page."""
+"""Single heads on pages: which heads have a role, and as many attention patterns as fit a page."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import PATTERNS
 from headdyn.sweep.jobs import Job
 
-# What makes a head worth a look: the role, and the metric whose largest value has it.
+# Each role, and the metric whose largest value among a run's heads gives a head that role.
 ROLES: Mapping[str, str] = {
     "most topic-selective": "selectivity",
     "strongest previous-token": "previous_token",
@@ -24,15 +24,15 @@ ROLES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class RunPatterns:
-    """The patterns of one run that a page holds.
+    """The patterns of one run that a page holds, of N sequences of T tokens.
 
-    `codes` has for each head (layer, head) the lower triangle of each sequence's pattern row by row, a byte a weight
-    holding 255·√weight, so that a weight w is off by at most 0.4 % · √w. `left_out` says what did not fit.
+    `codes` holds for each head (layer, head) one byte string per sequence: the lower triangle of its pattern, row by
+    row, each weight w as the byte 255·√w, so that w is off by at most 0.4 % · √w. `left_out` says what did not fit.
     """
 
     tokens_NT: np.ndarray
     topics_NT: np.ndarray
-    names: Sequence[str]  # of the topics
+    topic_names: Sequence[str]
     codes: Mapping[tuple[int, int], Sequence[bytes]]
     left_out: str
 
@@ -46,19 +46,19 @@ class RunPatterns:
 
 
 def head_metrics(table: HeadTable) -> list[str]:
-    """The metrics that have a value for any head, in the table's order; one absent for all has nothing to show."""
+    """The metrics that have a value for at least one head, in the table's order."""
     of_heads = pc.and_(pc.is_valid(table.table["head"]), pc.is_valid(table.table["value"]))
     return list(dict.fromkeys(table.table.filter(of_heads)["metric"].to_pylist()))
 
 
 def heads_of_training(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
-    """The head that has each role most, judged in the training's first arm, before any change of positions."""
+    """The head (layer, head) with each role, by role, in the training's arm before any change of positions."""
     first = next((job for job in siblings if not job.recalibrated), siblings[0])
     return heads_by_role(first.heads)
 
 
 def heads_by_role(table: HeadTable) -> dict[str, tuple[int, int]]:
-    """The head (layer, head) that has each role most, by role; roles whose metric was not measured are left out."""
+    """The head (layer, head) with each role, by role; roles whose metric was not measured are left out."""
     measured = head_metrics(table)
     heads: dict[str, tuple[int, int]] = {}
     for role, metric in ROLES.items():
@@ -70,7 +70,7 @@ def heads_by_role(table: HeadTable) -> dict[str, tuple[int, int]]:
 
 
 def patterns_that_fit(jobs: Sequence[Job], budget: int) -> dict[int, RunPatterns]:
-    """Attention patterns by job number, as many sequences and heads as fit into so many bytes of base64."""
+    """Attention patterns by job number; together their base64 has at most about `budget` bytes, shared evenly."""
     with_patterns = [job for job in jobs if (job.run.folder / PATTERNS).is_file()]
     return {job.number: _run_patterns(job, budget // len(with_patterns)) for job in with_patterns}
 

@@ -1,4 +1,4 @@
-"""Pages that open from disk with no network: one HTML file with its style, its figures and what draws them inside."""
+"""Pages that open from disk with no network: one HTML file that holds style, figures and the script that draws them."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ def write_page(
     varied: Mapping[str, Sequence[str]] | None = None,
     made_of: str = "",
 ) -> Path:
-    """A page of sections in one file, whole or not at all.
+    """Write a page of sections into one file, whole or not at all.
 
-    `runs` are the levels of each run by its number, `varied` the levels of each key: what a reader may filter by.
-    `made_of` is the digest of what the page shows (made_of.py); none is needed where it is always written anew.
+    The page's filter offers the levels of each key, `varied`, and knows each run's levels by its number, `runs`.
+    `made_of` is the digest of what the page shows (made_of.py); a page that is always written anew needs none.
     """
     content = {"title": title, "lead": lead, "sections": sections, "runs": runs or {}, "varied": varied or {}}
     temporary = path.with_name(path.name + ".tmp")
@@ -50,7 +50,7 @@ def _templates() -> Environment:
 
 @functools.cache
 def vega() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script. Putting it together takes 2 s, so that the store keeps it."""
+    """Vega, Vega-Lite and Vega-Embed as one script. Bundling takes 2 s, so the store keeps the script."""
     import vl_convert
 
     def build(folder: Path) -> None:

@@ -10,7 +10,7 @@ from headdyn.core.pictures import pattern_grid
 from headdyn.core.records import HeadTable
 from headdyn.report.head_data import heads_by_role
 
-_SEQUENCES = 2  # rows: a head that does one thing does it on both
+_SEQUENCES = 2  # rows: a role of a head should show on both sequences
 
 
 def patterns_by_role(table: HeadTable, path: Path) -> Figure:

@@ -1,4 +1,4 @@
-"""Quality control: what must hold in any sweep, checked on its records."""
+"""Quality control: checks that apply to any sweep, made on its records."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ Verdict = Literal["ok", "note", "fails"]
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what was asked, how it came out, and the facts."""
+    """One check: its question, its verdict, and the facts behind the verdict."""
 
     question: str
     verdict: Verdict
@@ -23,26 +23,26 @@ class Check:
 
 def checks(sweep: SweepRecord) -> list[Check]:
     """Every check that the records allow, those that fail first."""
-    jobs, made = sweep.complete, [_complete(sweep)]
+    jobs, results = sweep.complete, [_complete(sweep)]
     if jobs:
-        made += [*_of_runs(jobs), *_same(jobs), *_corpora(jobs)]
-        if any(job.factors.get("revision") is None for job in jobs):  # checkpoints are no arms of a design
-            made += [_seeds(jobs), _trainings(jobs)]
-    return in_order([*made, *(Check("Records used once?", "note", note) for note in sweep.notes)])
+        results += [*_of_runs(jobs), *_same(jobs), *_corpora(jobs)]
+        if any(job.factors.get("revision") is None for job in jobs):  # a series of checkpoints is one training
+            results += [_seeds(jobs), _trainings(jobs)]
+    return in_order([*results, *(Check("Records used once?", "note", note) for note in sweep.notes)])
 
 
 def run_checks(job: Job) -> list[Check]:
-    """The checks that make sense of one run."""
+    """The checks that apply to a single run."""
     return in_order([*_of_runs([job]), *_recovered(job)])
 
 
 def _of_runs(jobs: Sequence[Job]) -> list[Check]:
-    return [check for made in (_floor, _ranges, _identity, _absent, _tests) for check in made(jobs)]
+    return [result for check in (_floor, _ranges, _identity, _absent, _tests) for result in check(jobs)]
 
 
-def in_order(made: Sequence[Check]) -> list[Check]:
-    """Checks that fail first, then notes."""
-    return sorted(made, key=lambda check: ("fails", "note", "ok").index(check.verdict))
+def in_order(results: Sequence[Check]) -> list[Check]:
+    """The checks that fail, then notes, then the others."""
+    return sorted(results, key=lambda check: ("fails", "note", "ok").index(check.verdict))
 
 
 def _recovered(job: Job) -> list[Check]:
@@ -65,11 +65,11 @@ def _complete(sweep: SweepRecord) -> Check:
 
 
 def _floor(jobs: Sequence[Job]) -> list[Check]:
-    """No model may beat exact inference beyond sampling error: else the floor or the loss is wrong."""
+    """A model that beats exact inference by more than sampling error shows that the floor or the loss is wrong."""
     measured = [job for job in jobs if job.scalar("excess_nats").get("value") is not None]
     if not measured:
         return []
-    beaten = [job for job in measured if (of := job.scalar("excess_nats")).get("ci_high", of["value"]) < 0]
+    beaten = [job for job in measured if (loss := job.scalar("excess_nats")).get("ci_high", loss["value"]) < 0]
     least = min(measured, key=lambda job: job.scalar("excess_nats")["value"])
     facts = f"the nearest, {least.label}, is {spelled(least.scalar('excess_nats'))} nats above it on the same sequences"
     if beaten:
@@ -78,7 +78,7 @@ def _floor(jobs: Sequence[Job]) -> list[Check]:
 
 
 def _ranges(jobs: Sequence[Job]) -> list[Check]:
-    """Every value within the range its metric declares."""
+    """Whether every value lies in the range that its metric declares."""
     rows = [(job, row, job.glossary.get(row["metric"])) for job in jobs for row in job.heads.rows()]
     stated = [(job, row, metric) for job, row, metric in rows if metric is not None and row["value"] is not None]
     outside = [
@@ -94,13 +94,13 @@ def _ranges(jobs: Sequence[Job]) -> list[Check]:
 
 
 def _identity(jobs: Sequence[Job]) -> list[Check]:
-    """Whether single tokens give the topic away: then a topic probe needs no context, and attention no content."""
+    """Whether single tokens tell the topic, so that neither a topic probe nor attention needs any context."""
     by_corpus = {}
     for job in jobs:
         token, majority = (job.scalar(f"probe_{name}") for name in ("token_identity", "majority"))
         if token.get("value") is not None and majority.get("value") is not None:
             by_corpus[job.run.manifest.get("stages", {}).get("corpus", {}).get("key")] = (job, token, majority)
-    made = []
+    results = []
     for job, token, majority in by_corpus.values():
         chance = token["value"] <= majority.get("ci_high", majority["value"])
         generator = job.run.manifest.get("corpus", {}).get("facts", {}).get("generator")
@@ -110,8 +110,8 @@ def _identity(jobs: Sequence[Job]) -> list[Check]:
         )
         if not chance and generator in ("original", "seed"):  # "seed" in older records
             facts += "; generator=original boosts a topic's own tokens, a known defect that protocol=original keeps"
-        made.append(Check("Do single tokens tell the topic?", "ok" if chance else "note", facts))
-    return made
+        results.append(Check("Do single tokens tell the topic?", "ok" if chance else "note", facts))
+    return results
 
 
 def _seeds(jobs: Sequence[Job]) -> Check:
@@ -123,13 +123,13 @@ def _seeds(jobs: Sequence[Job]) -> Check:
 
 
 def _absent(jobs: Sequence[Job]) -> list[Check]:
-    """Numbers without a value, with their reasons: never shown as 0."""
+    """Numbers without a value, with their reasons."""
     reasons: dict[str, list[str]] = {}
-    like: dict[str, str] = {}  # reasons that differ in their numbers alone are said once
+    first_texts: dict[str, str] = {}  # reasons that differ in their numbers alone are one reason, in the first's words
 
-    def note(what: str, where: str) -> None:
-        known = like.setdefault(re.sub(r"[-−]?[\d.]+(e[-+]?\d+)?", "#", what), what)
-        reasons.setdefault(known, []).append(where)
+    def note(text: str, run: str) -> None:
+        first = first_texts.setdefault(re.sub(r"[-−]?[\d.]+(e[-+]?\d+)?", "#", text), text)
+        reasons.setdefault(first, []).append(run)
 
     for job in jobs:
         for name, scalar in job.run.scalars.items():
@@ -140,18 +140,18 @@ def _absent(jobs: Sequence[Job]) -> list[Check]:
                 note(f"{row['metric']} of heads or layers: {row['reason']}", job.label)
     if not reasons:
         return [Check("Is any number absent?", "ok", "none")]
-    facts = "; ".join(f"{what} ({len(where)} in {count(len(set(where)), 'run')})" for what, where in reasons.items())
+    facts = "; ".join(f"{text} ({len(runs)} in {count(len(set(runs)), 'run')})" for text, runs in reasons.items())
     return [Check("Is any number absent?", "note", facts)]
 
 
 def _tests(jobs: Sequence[Job]) -> list[Check]:
-    p = [row["p"] for job in jobs for row in job.heads.rows() if row["p"] is not None]
-    if not p:
+    p_values = [row["p"] for job in jobs for row in job.heads.rows() if row["p"] is not None]
+    if not p_values:
         return []
-    low = sum(value < 0.05 for value in p)
+    low = sum(p < 0.05 for p in p_values)
     facts = (
-        f"{count(len(p), 'p-value')} of heads, layers and models in all; {low} are below 0.05, and "
-        f"{fixed(0.05 * len(p), 0)} would be by chance alone if nothing were there. "
+        f"{count(len(p_values), 'p-value')} of heads, layers and models in all; {low} are below 0.05, and "
+        f"{fixed(0.05 * len(p_values), 0)} would be by chance alone if nothing were there. "
         "q-values are per analysis and run (Benjamini–Hochberg)"
     )
     return [Check("How many tests were made?", "note", facts)]
@@ -167,7 +167,7 @@ def _trainings(jobs: Sequence[Job]) -> Check:
 
 def _same(jobs: Sequence[Job]) -> list[Check]:
     """Whether all runs come from the same code, versions and kind of machine."""
-    made = []
+    results = []
     for what, facts in {
         "code": [job.run.manifest.get("git") or "not from a checkout" for job in jobs],
         "package versions": [pairs(job.run.manifest.get("versions", {})) for job in jobs],
@@ -176,12 +176,13 @@ def _same(jobs: Sequence[Job]) -> list[Check]:
         distinct = sorted(set(facts))
         dirty = what == "code" and any(fact.endswith("+") for fact in distinct)
         text = " | ".join(distinct) + ("; + means uncommitted changes" if dirty else "")
-        made.append(Check(f"The same {what} everywhere?", "ok" if len(distinct) == 1 and not dirty else "note", text))
-    return made
+        verdict: Verdict = "ok" if len(distinct) == 1 and not dirty else "note"
+        results.append(Check(f"The same {what} everywhere?", verdict, text))
+    return results
 
 
 def machine(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run was computed on; the precision is training's, so without a training there is none to state."""
+    """A manifest's facts about its machine; the precision, which is that of training, only where the run has one."""
     trained = manifest.get("stages") is None or "training" in manifest["stages"]
     return {name: v for name, v in manifest.get("machine", {}).items() if trained or name != "precision"}
 
@@ -201,5 +202,5 @@ def _corpora(jobs: Sequence[Job]) -> list[Check]:
 
 
 def pairs(entries: Mapping[str, Any], *only: str) -> str:
-    """Entries in a line, `threads 2, device cpu`, without those that are empty; with `only` those alone."""
+    """The entries that are not empty in one line, `threads 2, device cpu`; with `only`, none but those."""
     return ", ".join(f"{name} {value}" for name, value in entries.items() if value and (not only or name in only))

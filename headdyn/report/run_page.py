@@ -1,19 +1,19 @@
-"""One run's page: what it is of, its answers, outcomes and main picture; everything else folds behind them."""
+"""One run's page: answers, outcomes and the main picture; all other sections are folded."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
 
-from headdyn.report import extension
 from headdyn.report.blocks import Section
+from headdyn.report.extension import added
 from headdyn.report.page import write_page
 from headdyn.report.sections import answers, figures, glossary, heads, jobs, numbers, prompts, quality, text_topics
 from headdyn.sweep.factors import CHOICES, level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SWEEP, SweepRecord, single_job
 
-# A run is a sweep of one, so that sections of sweeps serve runs too.
+# A run is shown as a sweep of one job, so the sections take a sweep's record here too.
 SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
     answers.section,
     numbers.outcomes,
@@ -32,27 +32,27 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 
 
 def write_run_page(folder: Path) -> Path:
-    """report.html of a finished run, from its records alone; draws its training first."""
+    """Write report.html of a finished run from its records alone, and the figures of its training into figures/."""
     job = single_job(folder)
     for name, figure in figures.training_figures(job).items():
         figure.save(folder / "figures" / f"training_{name}.json")
     sweep = SweepRecord.of(job)
     own = [section for make in SECTIONS if (section := make(sweep)) is not None]
-    added = [*extension.sections(sweep), *figures.sections(sweep)]
-    opened = [section for section in (*own, *added) if not section.folded]
-    folded = [section for section in (*added, *own) if section.folded]
+    others = [*added("sections", sweep), *figures.sections(sweep)]
+    opened = [section for section in (*own, *others) if not section.folded]
+    folded = [section for section in (*others, *own) if section.folded]
     return write_page(folder / "report.html", title=title(job), lead=_lead(job, folder), sections=[*opened, *folded])
 
 
 def title(job: Job) -> str:
-    """What the run is of: `EleutherAI/pythia-160m at step 143000`, `mini qwen3: MHA, shuffled, RoPE, seed 0`."""
+    """The page's title: `EleutherAI/pythia-160m at step 143000`, `mini qwen3: MHA, shuffled, RoPE, seed 0`."""
     checkpoint, factors = job.run.manifest.get("checkpoint", {}), job.factors
     if checkpoint.get("name"):
         revision = str(checkpoint.get("revision") or "")
-        of = revision.replace("step", "step ", 1) if revision[4:].isdigit() else revision
+        step = revision.replace("step", "step ", 1) if revision[4:].isdigit() else revision
         name = str(checkpoint["name"])
         name = name if "/" in name else name.replace("_", " ")
-        return f"{name} at {of}" if of else name
+        return f"{name} at {step}" if step else name
     levels = [level_label(name, factors[name]) for name in CHOICES if name in factors]
     model = str(factors.get("model", job.run.name)).replace("_", " ")
     words = [*levels, f"seed {factors['seed']}"] if "seed" in factors else levels

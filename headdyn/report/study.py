@@ -1,7 +1,7 @@
 """A sweep's results as files to commit: `headdyn report SWEEP --study experiments/NAME`.
 
-results.md holds the command, the table and the answers in words; charts are SVG files that stand alone; the tables are
-copied as they are. All of it is made from the sweep's records, so that a number in a study is one a command produced.
+results.md holds the command, the table and the answers in words; charts are SVG files; tables are copied as they are.
+Everything is made from the sweep's records, so every number in a study was produced by a command.
 """
 
 import shutil
@@ -21,7 +21,7 @@ COPIED = ("summary.csv", "timeline.csv", "effects.json", "matched_loss.json", "v
 
 
 def write_study(folder: Path, out: Path) -> list[Path]:
-    """Write a sweep's results into `out`, leaving a README.md there alone. Returns what was written.
+    """Write a sweep's results into `out`, whose README.md is left as it is. Returns the files written.
 
     Raises ValueError for a folder that is no finished sweep's.
     """

@@ -1,7 +1,7 @@
-"""A sweep's page: the answers, the main picture and the table of effects; everything else folds behind them.
+"""A sweep's page: the answers, the main picture and the table of effects; all other sections are folded.
 
-A section is a module of report/sections with a function from the sweep's record to a Section, or to None where the
-record has nothing to show; it is one entry of SECTIONS. Packages that runs name add theirs (extension.py).
+Each entry of SECTIONS is a function in a module of report/sections: it makes a Section from the sweep's record, or
+returns None where the record has nothing to show. Packages that runs name add their own sections (extension.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from pathlib import Path
 from markupsafe import Markup
 
 from headdyn.core.numbers import count
-from headdyn.report import extension
 from headdyn.report.blocks import Section
+from headdyn.report.extension import added
 from headdyn.report.looks import key_name, level_of
 from headdyn.report.made_of import PAGE, made_of
 from headdyn.report.page import write_page
@@ -58,7 +58,7 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 
 
 def write_sweep_page(folder: Path) -> Path:
-    """report.html of an ended sweep, from its records alone: one file that opens from disk with no network."""
+    """Write report.html of an ended sweep from its records alone."""
     sweep = SweepRecord.read(folder)
     runs = {job.number: {key_name(key): level_of(job, key) for key in sweep.varied} for job in sweep.jobs}
     varied = {
@@ -76,7 +76,7 @@ def write_sweep_page(folder: Path) -> Path:
 
 
 def title(sweep: SweepRecord) -> str:
-    """What was compared: `Matrix: order × attention × positions (smoke)`, `mini qwen3: 6 checkpoints (laptop)`."""
+    """The page's title: `Matrix: order × attention × positions (smoke)`, `mini qwen3: 6 checkpoints (laptop)`."""
     names, modes = (
         list(dict.fromkeys(str(job.factors.get(key) or job.factors.get(other)) for job in sweep.jobs))
         for key, other in (("experiment", "model"), ("mode", "mode"))
@@ -90,19 +90,19 @@ def title(sweep: SweepRecord) -> str:
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """The sections of a sweep's page in order.
+    """The sections of a sweep's page in order: open ones, then folded ones.
 
-    What packages add stands before the sections of any sweep: its open parts behind the answers, then its folded ones.
+    Among each of the two, sections that packages add come before headdyn's own, except that jobs that did not finish
+    and the answers open the page.
     """
     own = [section for make in SECTIONS if (section := make(sweep)) is not None]
-    added = extension.sections(sweep)
     first = [section for section in own if section.anchor in ("unfinished", "answers")]
-    every = [*first, *added, *(section for section in own if section not in first)]
+    every = [*first, *added("sections", sweep), *(section for section in own if section not in first)]
     return sorted(every, key=lambda section: section.folded)
 
 
 def _lead(sweep: SweepRecord) -> Markup:
-    """One line on what the page is of, and its command."""
+    """One line about the sweep, and its command."""
     parts = [sweep.name, f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete"]
     seeds = {str(job.factors.get("seed")) for job in sweep.complete}
     parts += [count(len(seeds), "seed")] if seeds else []

@@ -1,4 +1,4 @@
-"""What a terminal shows of an ended sweep or run: its table, its answers in a sentence each, and where its page is."""
+"""The summary of an ended sweep or run in a terminal: its table, its answers in a sentence each, its page's path."""
 
 import itertools
 import textwrap
@@ -19,12 +19,12 @@ from headdyn.sweep.series_record import read_series
 from headdyn.sweep.series_words import headline
 from headdyn.sweep.words import WORTH, question_about, statements
 
-_NARROW, _WIDE = 112, 176  # columns of the terminal from which intervals are spelled out, and stand on the value's line
-_LABEL, _GAP = 12, 3  # columns for the name of a run at least, and between two columns of the table
+_NARROW, _WIDE = 112, 176  # terminal columns: below the first, ± half-widths; from the second, intervals beside values
+_LABEL, _GAP = 12, 3  # least width of the column of run names, and the gap between two columns
 
 
 def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
-    """A sweep's table, what it says in a sentence or a few, the jobs that did not finish, and where the report is."""
+    """Print a sweep's table, its main sentences, the jobs that did not finish, and the path of its report."""
     table = summary_table(sweep, console)
     if any(column.justify == "right" for column in table.columns):
         console.print(table)
@@ -38,9 +38,10 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
 
 
 def headlines(sweep: SweepRecord) -> list[str]:
-    """What to read if little is read: of factors the effect on the primary outcome, of series when something emerged.
+    """The sentences to read first.
 
-    Where there is neither, the first sentence of every answer.
+    For series, when something emerged; for one run on prompts, all its answers; for factors, their effects on the
+    primary outcome; for anything else, the first sentence of every answer.
     """
     series = read_series(sweep)
     if series:
@@ -57,15 +58,15 @@ def headlines(sweep: SweepRecord) -> list[str]:
 
 
 def print_run(folder: Path) -> None:
-    """A single finished run's numbers, and where its report is."""
+    """Print a single finished run's numbers and the path of its report."""
     print_summary(Console(), SweepRecord.of(single_job(folder)), folder / "report.html")
 
 
 def summary_table(sweep: SweepRecord, console: Console) -> Table:
-    """One row a complete run: as many outcomes as fit, each with its interval, and the null where chance is not zero.
+    """One row per complete run: as many outcomes as fit, each with its interval, and its null where chance is not zero.
 
-    A single run has no column of names. An outcome that is absent for every run is left out. Below 112 columns of the
-    terminal the interval is given as ± half its width; from 176 on it stands beside the value.
+    A single run has no column of names. An outcome that is absent for every run is left out. In a terminal of fewer
+    than 112 columns intervals are given as ± half their width; from 176 on they stand beside the values.
     """
     outcomes, width = outcome_table(sweep, sweep.complete), console.width
     columns: list[list[str]] = []
@@ -96,7 +97,7 @@ def summary_table(sweep: SweepRecord, console: Console) -> Table:
 
 
 def _lines(cell: Cell, width: int) -> str:
-    """A number with its interval, its p-value and its null, a line each."""
+    """A number, its interval, its p-value and its null, one per line."""
     if cell.reason:
         return "absent"
     interval = cell.half_width if width < _NARROW else cell.interval
@@ -106,7 +107,7 @@ def _lines(cell: Cell, width: int) -> str:
 
 
 def _text(text: str, console: Console) -> Text:
-    """The text in what the terminal can show: signs that an old encoding lacks become ASCII."""
+    """The text with ASCII in place of signs that the terminal's encoding lacks."""
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:

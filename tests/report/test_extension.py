@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headdyn.core.run_folder import MANIFEST
-from headdyn.report.extension import checks, headlines, packages, sections
+from headdyn.report.extension import added, packages
 from headdyn.report.figure_files import sweep_figures
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import run, sweep
@@ -59,17 +59,17 @@ def lens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 )
 def test_a_package_that_a_run_names_adds_its_parts_once(lens: str, tmp_path: Path, config: dict[str, Any]) -> None:
     record = configured(tmp_path, config, config)
-    (section,), (statement,) = sections(record), headlines(record)
+    (section,), (statement,) = added("sections", record), added("headlines", record)
     assert (section.anchor, section.parts[0], section.folded) == ("lens", "<p>2 runs</p>", True)
     assert section.html.startswith("<p>2 runs</p>\n<figure>") and "what_the_lens_saw" in sweep_figures(record)
-    assert statement.sentences == ["Something."] and checks(record) == []
+    assert statement.sentences == ["Something."] and added("checks", record) == []
 
 
 def test_a_package_that_is_not_here_adds_nothing(tmp_path: Path) -> None:
     record = configured(
         tmp_path, {"study": "no_such_package.here"}, {"analysis": {"a": {"_target_": "json.JSONDecoder"}}}
     )
-    assert packages(record) == [] and sections(record) == []
+    assert packages(record) == [] and added("sections", record) == []
 
 
 def test_a_package_that_is_here_and_broken_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +81,4 @@ def test_a_package_that_is_here_and_broken_is_not_passed_over(tmp_path: Path, mo
 
 def test_headdyns_own_analyses_have_nothing_to_add(tmp_path: Path) -> None:
     record = configured(tmp_path, {"analysis": {"loss": {"_target_": "headdyn.analysis.loss.Loss"}}})
-    assert sections(record) == headlines(record) == checks(record) == []
+    assert added("sections", record) == added("headlines", record) == added("checks", record) == []

@@ -5,8 +5,8 @@ from typing import Any
 from markupsafe import Markup
 
 from headdyn.core.numbers import number, p_is, units
-from headdyn.report import extension
 from headdyn.report.blocks import Heading, Section, bullets, fold
+from headdyn.report.extension import added
 from headdyn.report.sections import prompts
 from headdyn.sweep.jobs import of_prompts
 from headdyn.sweep.record import SweepRecord
@@ -17,7 +17,7 @@ from headdyn.sweep.words import Statement, statements
 
 
 def section(sweep: SweepRecord) -> Section:
-    """Questions about series first, then those of packages that runs name, then what any sweep can be asked."""
+    """The answers, group by group: about series first, then of packages that runs name, then about any sweep."""
     answers = all_statements(sweep)
     if len(sweep.jobs) == 1 and sweep.complete:
         answers = [*_primary(sweep), *answers, *prompts.statements(sweep.complete[0])]
@@ -33,11 +33,11 @@ def section(sweep: SweepRecord) -> Section:
 
 def all_statements(sweep: SweepRecord) -> list[Statement]:
     """Every answer that the sweep's records, and the packages that its runs name, can give."""
-    return [*repeated(sweep), *series_statements(read_series(sweep)), *extension.headlines(sweep), *statements(sweep)]
+    return [*repeated(sweep), *series_statements(read_series(sweep)), *added("headlines", sweep), *statements(sweep)]
 
 
 def _primary(sweep: SweepRecord) -> list[Statement]:
-    """Of one run on a corpus: its primary outcome beside what chance gives."""
+    """The primary outcome of one run on a corpus, beside what chance gives."""
     (job,), name = sweep.complete, sweep.outcomes.primary
     if name is None or of_prompts([job]) or job.scalar(name).get("value") is None:
         return []

@@ -1,4 +1,4 @@
-"""What the factors do: the primary outcome's effects as the sweep's main picture and table, every outcome behind."""
+"""The effects of the factors: on the primary outcome as the sweep's main picture and table, on all outcomes folded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +14,11 @@ from headdyn.sweep.record import SweepRecord
 
 _ABOUT = (
     "An effect of a factor is the mean at its second level less the mean at its first, worked out within each seed and "
-    "averaged over seeds; of two factors (×) half the difference between one's effects at the other's two levels. "
-    "Intervals are Student's over seeds, so that one seed gives none. These are of all runs, whatever the filter shows."
+    "averaged over seeds. An effect of two factors (×) is half the difference between the effects of one at the two "
+    "levels of the other. Intervals are Student's over seeds, so that one seed gives none. The filter changes no number."
 )
 
-_KINDS = {1: "one factor", 2: "two factors"}  # of effects, by how many factors they are of
+_KINDS = {1: "one factor", 2: "two factors"}  # legend entries of effects, by their number of factors
 
 Row = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def every_outcome(sweep: SweepRecord) -> Section | None:
 
 
 def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool = True) -> dict[str, Figure]:
-    """One interval plot for each outcome and group, a row an effect; by the outcome's label."""
+    """One interval plot for each outcome and group, with one row per effect; by the outcome's label."""
     figures = {}
     for outcome in outcomes:
         metric = sweep.metric(outcome)
@@ -71,7 +71,7 @@ def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool
             rows = [row for row in sweep.effects if (row["group"], row["outcome"]) == (group, outcome)]
             if not rows:
                 continue
-            several_kinds = len({len(row["factors"]) for row in rows}) > 1  # else a legend would say nothing
+            several_kinds = len({len(row["factors"]) for row in rows}) > 1  # one kind needs no legend
             intervals = [
                 Interval(
                     label=effect_name(row),
@@ -106,7 +106,7 @@ def _outcomes(sweep: SweepRecord) -> list[str]:
 
 
 def _wide_table(sweep: SweepRecord, rows: Sequence[Row], outcomes: Sequence[str], *, of_levels: bool = False) -> Table:
-    """A row an effect or a level, a column an outcome."""
+    """One row per effect or level, one column per outcome."""
     by_name: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         by_name.setdefault((row["group"], _level(row) if of_levels else effect_name(row)), {})[row["outcome"]] = row

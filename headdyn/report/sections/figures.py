@@ -1,4 +1,4 @@
-"""A run's figures: one for all to see, the others behind, under the analysis that drew them."""
+"""A run's figures: the main picture, and a folded section for each analysis with the figures that it drew."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _LOSSES = {"train_loss_nats": "training batches", "val_loss_nats": "held out"}
 
 
 def main_picture(sweep: SweepRecord) -> Path | None:
-    """The course of training; of a model that came trained, the first figure of the analysis of its first outcome."""
+    """The course of training; of a model that came trained, the first figure of the primary outcome's analysis."""
     groups = by_analysis(sweep.jobs[0])
     glossary = sweep.jobs[0].run.manifest.get("glossary", {})
     owners = [name for name, part in glossary.items() if sweep.outcomes.primary in part["metrics"]]
@@ -22,17 +22,17 @@ def main_picture(sweep: SweepRecord) -> Path | None:
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """A section for each analysis that left figures."""
-    made = []
+    parts = []
     for name, paths in by_analysis(sweep.jobs[0]).items():
         title = {"patterns": "Attention patterns"}.get(name, name.replace("_", " ").capitalize())
-        made.append(Section(f"figures-{name}", title, [paths], count(len(paths), "figure")))
-    return made
+        parts.append(Section(f"figures-{name}", title, [paths], count(len(paths), "figure")))
+    return parts
 
 
 def by_analysis(job: Job) -> dict[str, list[Path]]:
     """The files of the run's figures: training, then the analyses in the order they ran, then any other."""
     groups: dict[str, list[Path]] = {name: [] for name in ("training", *job.run.manifest.get("glossary", {}))}
-    names = sorted(groups, key=len, reverse=True)  # the longest name that a file begins with is its analysis
+    names = sorted(groups, key=len, reverse=True)  # a file is named after its analysis: the longest name that fits
     for path in sorted((job.run.folder / "figures").glob("*.json")):
         name = next((name for name in names if path.stem.startswith(f"{name}_")), path.stem.partition("_")[0])
         groups.setdefault(name, []).append(path)

@@ -1,4 +1,4 @@
-"""What every number in a report means: the analyses' own words from the runs' manifests, and what this package adds."""
+"""What every number in a report means: common words, the pipeline's numbers, and the metrics of the runs' analyses."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _WORDS = {
     "p, q": "p-value, and the same after Benjamini–Hochberg over its family of tests",
     "unit": "what was drawn independently: sequences within a run, trainings (seeds) for a factor",
     "effect": "mean at a factor's second level less mean at its first, within a seed; of two factors (×) half the "
-    "difference between one's effects at the other's two levels",
+    "difference between the effects of one at the two levels of the other",
     "detectable": "the smallest effect that as many seeds with this spread would reveal in four of five repetitions",
     "matched loss": "two arms compared where their held-out losses are equal, not where their steps are",
     "RoPE": "rotary positions",
@@ -40,7 +40,7 @@ _PROMPT_WORDS = {
     "emergence": "(last checkpoint below, first above] it; early up to 25 % of training, late from 75 %",
     "sudden, gradual": "from 10 to 90 % of the rise surely in at most 10 % of training; surely in more than 25 %",
 }
-# What the pipeline itself puts on record: meaning, range, unit.
+# Numbers that the pipeline itself records: meaning, range, unit.
 _RUN = {
     "random_nats": ("loss of uniform guessing, ln V", "0 …", "nats"),
     "mixture_nats": ("loss of the best topic-blind bigram, where a model waits before it infers topics", "0 …", "nats"),
@@ -58,7 +58,7 @@ _RUN = {
 
 
 def section(sweep: SweepRecord) -> Section:
-    """What the runs' analyses say of their metrics, each analysis once, after the words that serve all."""
+    """The words that all reports use, then each analysis of the runs with its metrics, from the runs' manifests."""
     runs = [job.run for job in sweep.complete]
     about: dict[str, Mapping[str, Any]] = {}
     for run in runs:

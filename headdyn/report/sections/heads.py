@@ -23,14 +23,14 @@ _ABOUT = (
 )
 _PATTERNS = " Below are its attention patterns: point at a cell for its tokens and its weight."
 PATTERN_BYTES = 9_000_000  # of all patterns in a page
-_FIRST = ("selectivity", "effect_nats", "sufficiency_nats")  # the metric shown first, if it was measured
-_STANDING_OUT = 12  # heads in the table of those with the smallest q
+_FIRST = ("selectivity", "effect_nats", "sufficiency_nats")  # the first of these that was measured is shown first
+_STANDING_OUT = 12  # rows of the table of tests with the smallest q
 _COLUMNS = {"value": "value", "ci_low": "low", "ci_high": "high", "null": "null", "p": "p", "q": "q"}
 _LATIN = "".join(map(chr, range(256)))
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """The maps, with what a click on a head shows."""
+    """The maps of heads, and the views that a click on a head opens."""
     jobs = [job for job in sweep.complete if head_metrics(job.heads)]
     if not jobs:
         return None
@@ -43,7 +43,7 @@ def section(sweep: SweepRecord) -> Section | None:
 
 
 def standing_out(sweep: SweepRecord) -> Section | None:
-    """Of a run: the heads with the smallest q."""
+    """The tests on a run's heads with the smallest q."""
     tested = [row for row in sweep.jobs[0].heads.rows() if row["q"] is not None and row["head"] is not None]
     if not tested:
         return None
@@ -52,13 +52,13 @@ def standing_out(sweep: SweepRecord) -> Section | None:
     for row in first:
         metric, head = sweep.metric(row["metric"]), f"{row['layer']}.{row['head']}"
         rows.append([head, metric.label, cell(row, metric), metric.unit, p_value(row["p"]), p_value(row["q"])])
-    clear = f"{sum(row['q'] < 0.05 for row in tested)} of {count(len(tested), 'test')} on heads have q < 0.05"
+    headline = f"{sum(row['q'] < 0.05 for row in tested)} of {count(len(tested), 'test')} on heads have q < 0.05"
     table = Table(columns=["layer.head", "metric", "value", "unit", "p", "q"], rows=rows, dense=True)
-    return Section("standing-out", "Heads that stand out", [table], clear)
+    return Section("standing-out", "Heads that stand out", [table], headline)
 
 
 def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPatterns]) -> dict[str, Any]:
-    """The Vega-Lite specification of the maps and of what a click shows."""
+    """The Vega-Lite specification of the maps and of the views that a click on a head opens."""
     families = _families(sweep, jobs)
     rows = [row for family in families for row in _family_rows(family)]
     labels = _readable(rows, sweep)
@@ -91,13 +91,13 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPat
         views.append(_patterns(max(part.length for part in patterns.values()), pick))
         datasets |= _pattern_tables(families, patterns)
     chart = alt.vconcat(*views, spacing=28).resolve_scale(color="independent", fill="independent")
-    # Altair cannot name a view inside a facet as a selection's, so that the parameters are added to the specification.
+    # Altair cannot give a selection to a view inside a facet, so the parameters are added to the specification.
     drawn_by = {"usermeta": {"embedOptions": {"renderer": "canvas"}}}  # thousands of cells are too many for SVG
     return Figure(chart).spec() | {"params": params, "datasets": datasets} | drawn_by
 
 
 def _first_head(jobs: Sequence[Job], row: Mapping[str, Any]) -> tuple[int, int]:
-    """The head that is shown before a reader has picked one: one that has a role, else any that was measured."""
+    """The head (layer, head) that is shown before a reader picks one: a head with a role, else a measured one."""
     measured = [i for i, value in enumerate(row["value"]) if value is not None]
     return next(iter(heads_of_training(jobs).values()), (row["layer"][measured[0]], row["head"][measured[0]]))
 
@@ -156,7 +156,7 @@ def _numbers(metrics: Sequence[str], jobs: Sequence[Job], pick: alt.Parameter) -
 
 
 def _course(rows: Sequence[dict[str, Any]]) -> Any:
-    """The metric over the steps of the training: the picked head with interval and null, its layer's others in grey."""
+    """The metric over training steps: the picked head with interval and null, the layer's other heads in grey."""
     steps = sorted({row["step"] for row in rows if row["course"]})
     base = (
         alt.Chart(alt.NamedData("heads"))
@@ -183,7 +183,7 @@ def _course(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def _patterns(length: int, pick: alt.Parameter) -> Any:
-    """The picked head's patterns on the chosen sequence, an arm of its training beside the other."""
+    """The picked head's patterns on the chosen sequence, in all arms of its training side by side."""
     side = length * max(1, 270 // length)
     query = "floor((sqrt(8 * datum.place - 7) - 1) / 2)"
     scale = alt.Scale(domain=[0, length], nice=False)
@@ -249,18 +249,18 @@ def _tips() -> list[Any]:
 
 @dataclass(frozen=True)
 class _Family:
-    """Runs in which a head is the same head: the arms of a training, or the checkpoints of a series."""
+    """Runs whose heads correspond: the arms of a training, or the checkpoints of a series."""
 
     number: int
     jobs: Sequence[Job]
-    steps: Mapping[int, int]  # of the checkpoints, by the number of their run; empty for arms
+    steps: Mapping[int, int]  # training steps of the checkpoints, by run number; empty for arms
 
     def arms(self, job: Job) -> str:
-        """Names the runs whose numbers and patterns are shown together: a checkpoint's stand alone."""
+        """A name for the runs that are shown together: all arms of a training, but each checkpoint by itself."""
         return f"run {job.number}" if self.steps else f"family {self.number}"
 
     def about(self, job: Job) -> dict[str, Any]:
-        """What every row of a run says of it."""
+        """The columns that are the same in all rows of a run."""
         return {"run": str(job.number), "family": self.number, "arms": self.arms(job), "label": job.label}
 
 
@@ -279,7 +279,7 @@ def _families(sweep: SweepRecord, jobs: Sequence[Job]) -> list[_Family]:
 
 
 def _family_rows(family: _Family) -> list[dict[str, Any]]:
-    """A row a run and metric; where there are several steps, also a row for each of them in the course."""
+    """One row per run and metric; with several training steps, also one per step and metric, for the course."""
     rows = [row for job in family.jobs for row in _rows(job.heads, family.about(job) | {"course": False})]
     tables: dict[int, HeadTable] = {}
     for job in family.jobs:
@@ -295,7 +295,7 @@ def _family_rows(family: _Family) -> list[dict[str, Any]]:
 
 
 def _rows(heads: HeadTable, about: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a metric with its numbers of all heads as lists."""
+    """One row per metric, with the numbers of all heads as lists."""
     rows = []
     for metric in head_metrics(heads):
         matrices = {short: heads.matrix(metric, name) for name, short in _COLUMNS.items()}
@@ -314,7 +314,8 @@ def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, RunPattern
         part, arms = stored[job.number], family.arms(job)
         for n, topics_T in enumerate(part.topics_NT):
             key = {"run_sequence": f"{job.number} {n + 1}"}
-            tokens.append(key | {"tokens": part.tokens_NT[n].tolist(), "topics": [part.names[t] for t in topics_T]})
+            topics = [part.topic_names[topic] for topic in topics_T]
+            tokens.append(key | {"tokens": part.tokens_NT[n].tolist(), "topics": topics})
             for edge in (np.flatnonzero(np.diff(topics_T)) + 1).tolist():
                 edges[arms, n, edge] = {"arms": arms, "sequence": n + 1, "edge": edge}
             about = {**family.about(job), "sequence": n + 1, **key}
@@ -324,7 +325,7 @@ def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, RunPattern
 
 
 def _readable(rows: Sequence[dict[str, Any]], sweep: SweepRecord) -> dict[str, str]:
-    """Put the rows' metrics into a reader's words and units; the words by the name of the metric, in order."""
+    """Change the rows to the metrics' labels and units; returns the labels by the names of the metrics, in order."""
     names = list(dict.fromkeys(row["metric"] for row in sorted(rows, key=lambda row: row["run"] is None)))
     labels = {name: f"{m.label} ({m.unit})" if (m := sweep.metric(name)).unit else m.label for name in names}
     labels = {name: label if list(labels.values()).count(label) == 1 else name for name, label in labels.items()}
@@ -337,9 +338,9 @@ def _readable(rows: Sequence[dict[str, Any]], sweep: SweepRecord) -> dict[str, s
 
 
 def _range(values: Sequence[float]) -> tuple[float, float, str, str]:
-    """The ends of a metric's colours, its colours, and the format of its numbers.
+    """The lowest and highest value of a metric's colour scale, the scale's name, and the format of numbers.
 
-    Colours diverge from 0 where values have both signs.
+    Where some value is negative the colours diverge from 0.
     """
     low, high = min(values, default=0.0), max(values, default=1.0)
     reach = max(abs(low), abs(high))

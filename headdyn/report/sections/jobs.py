@@ -1,4 +1,4 @@
-"""What was run: the command, what varied, where and with what; every job and what became of it."""
+"""What was run: the command, the varied keys, code and machine, and the status of every job."""
 
 import json
 import os
@@ -21,7 +21,7 @@ _NO_ERROR = {
 
 
 def unfinished(sweep: SweepRecord) -> Section | None:
-    """The jobs that are not complete, with their errors, for all to see."""
+    """The jobs that are not complete, with their errors."""
     lines = []
     for job in sweep.failed:
         error = _NO_ERROR.get(job.run.status, job.run.manifest.get("error", ""))
@@ -33,7 +33,7 @@ def unfinished(sweep: SweepRecord) -> Section | None:
 
 
 def section(sweep: SweepRecord) -> Section:
-    """Facts about the sweep, then a row a job."""
+    """Facts about the sweep, then one row per job."""
     manifests = [job.run.manifest for job in sweep.jobs if "versions" in job.run.manifest]
     constant = {name: {str(job.factors.get(name)) for job in sweep.jobs} for name in _CONSTANT}
     same = [f"{name} {next(iter(levels))}" for name, levels in constant.items() if len(levels) == 1]
@@ -60,7 +60,7 @@ def section(sweep: SweepRecord) -> Section:
 
 
 def provenance(sweep: SweepRecord) -> Section:
-    """What a reader needs to repeat a run: code, machine, versions, stages, time, files, configuration."""
+    """The facts that a reader needs to repeat a run: code, machine, versions, stages, time, files, configuration."""
     folder, manifest = sweep.jobs[0].run.folder, sweep.jobs[0].run.manifest
     checkpoint, described = manifest.get("checkpoint", {}), manifest["machine"]
     precision = (
@@ -122,5 +122,5 @@ def _versions(manifest: Mapping[str, Any]) -> str:
 
 
 def _each(texts: Iterable[str]) -> str:
-    """The different texts, each once."""
+    """The distinct texts in one line."""
     return " | ".join(dict.fromkeys(texts))

@@ -14,15 +14,15 @@ from headdyn.sweep.record import SweepRecord
 _OUTCOMES = ("selectivity", "within_ratio", "entropy_nats", "probe_accuracy_middle")
 _ABOUT = (
     "Topic order slows training and dropped positions cost loss, so that equal steps compare unequal models. The arm "
-    "that ended with the higher held-out loss is taken as it ended; the other's numbers are interpolated, linearly in "
-    "loss, between its two snapshots on either side of that loss (earlier records: those of the nearest snapshot). "
-    "Orderings are compared without recalibrated arms. Of a DroPE arm the steps are those of its recalibration. "
-    "A side's interval is over sequences; interpolated numbers and the difference between two trainings have none."
+    "that ended with the higher held-out loss is taken as it ended; the other arm's numbers are interpolated, linearly "
+    "in loss, between its two snapshots on either side of that loss (older records have the numbers of the nearest "
+    "snapshot). Orderings are compared without recalibrated arms. The steps of a DroPE arm are those of its "
+    "recalibration. Intervals are over sequences; interpolated numbers and differences between trainings have none."
 )
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """A table a factor, a row a pair of runs, with both sides of every outcome and their difference."""
+    """One table per factor, with one row per pair of runs: every outcome of both runs, and the difference."""
     tables = [
         _table(sweep, factor, pairs)
         for factor in COMPARED
@@ -40,8 +40,8 @@ def _table(sweep: SweepRecord, factor: str, every: Sequence[Mapping[str, Any]]) 
     rows, runs = [], []
     for names, pairs in by_runs.items():
         pair, by_outcome = pairs[0], {each["outcome"]: each for each in pairs}
-        known = {**pair, **pair.get("factors", {})}  # earlier records have two factors beside the pair alone
-        choices = [level_label(name, known[name]) for name in (*CHOICES, "seed") if name != factor and name in known]
+        held = {**pair, **pair.get("factors", {})}  # the pair's other factors; older records have them in the pair
+        choices = [level_label(name, held[name]) for name in (*CHOICES, "seed") if name != factor and name in held]
         losses = [fixed(pair["losses_nats"][level], 3) for level in levels]
         steps = " / ".join(str(pair["steps"][level]) for level in levels)
         sides = [_sides(sweep, name, by_outcome.get(name), levels) for name in _OUTCOMES]

@@ -1,4 +1,4 @@
-"""A run's numbers: its outcomes for all to see, and every scalar behind, under the analysis that measured it."""
+"""A run's numbers: its outcomes, and in a folded section every scalar, under the analysis that measured it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ _ABOUT = (
 
 
 def outcomes(sweep: SweepRecord) -> Section | None:
-    """The run's outcomes in a reader's units, each with what it means, beside its main picture."""
+    """The run's outcomes in a reader's units, each with its meaning, beside the run's main picture."""
     job = sweep.jobs[0]
     label = Markup('{}<small class="meaning">{}</small>')
     metrics = {name: job.metric(name) for name in recorded_outcomes([job])}
@@ -30,7 +30,7 @@ def outcomes(sweep: SweepRecord) -> Section | None:
 
 
 def section(sweep: SweepRecord) -> Section:
-    """Every scalar of the run; records of steps are left out."""
+    """Every scalar of the run; records by step are left out."""
     groups = metric_groups(sweep.jobs[0])
     parts = []
     for group, entries in groups:
@@ -51,9 +51,9 @@ def section(sweep: SweepRecord) -> Section:
 
 
 def metric_groups(job: Job) -> list[tuple[str, list[dict[str, Any]]]]:
-    """The run's scalars under the analysis that measured them, the pipeline's own first.
+    """The run's scalars by the analysis that measured them; those of the pipeline are "corpus and training".
 
-    Metrics of one analysis that are absent for one reason share a row, the last of their analysis.
+    Metrics of an analysis that are absent for the same reason share one row, behind the analysis's other rows.
     """
     glossary = job.run.manifest.get("glossary", {})
     owner = {metric: name for name, part in glossary.items() for metric in part["metrics"]}
@@ -68,7 +68,7 @@ def metric_groups(job: Job) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def _absent_together(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows whose value is absent for the same reason as one row behind the others, which names them all."""
+    """The rows, except that rows absent for the same reason become one row, at the end, that names them all."""
     by_reason: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if row["scalar"].get("value") is None:

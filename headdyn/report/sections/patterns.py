@@ -16,16 +16,16 @@ from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
 _ABOUT = (
-    "Of each training the head with the largest value of its role, judged before any change of positions (of a series, "
-    "at its last checkpoint), on the first stored sequence, and beside it the same head in the training's other arms. "
-    "White lines are where a new topic begins. Any head's patterns are under “Heads, layer by layer”."
+    "A role's head in a training is the one with the largest value of the role's metric before any change of positions "
+    "(in a series, at the last checkpoint). Its pattern on the first stored sequence stands beside the same head's in "
+    "the training's other arms. White lines: a new topic begins. All heads' patterns are under “Heads, layer by layer”."
 )
 
 Row = tuple[tuple[int, int], Sequence[Job]]  # a head (layer, head) and the runs to show it in
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """A picture for each role, a row a training, and what the heads measure."""
+    """For each role a picture with one row per training, and a table of the heads' numbers."""
     blocks: list[Any] = [_ABOUT]
     for role in ROLES:
         rows: list[Row] = []
@@ -44,7 +44,7 @@ def section(sweep: SweepRecord) -> Section | None:
 
 
 def _picture(rows: Sequence[Row]) -> Markup:
-    """A row a training, a column an arm; places that not every training has stay empty."""
+    """One row per training, one column per arm; the place of an arm that a training lacks stays empty."""
     arms = list(dict.fromkeys(_arm(job, jobs) for _, jobs in rows for job in jobs))
     patterns: dict[tuple[int, int], np.ndarray] = {}
     edges = []
@@ -65,20 +65,20 @@ def _picture(rows: Sequence[Row]) -> Markup:
 
 
 def _arm(job: Job, siblings: Sequence[Job]) -> str:
-    """What tells a run from the others of its training."""
+    """The words of a run's label that the other runs of its training lack."""
     shared = shared_label(siblings).split()
     return " ".join(word for word in job.label.split() if word not in shared) or job.label
 
 
 def _few(siblings: Sequence[Job]) -> Sequence[Job]:
-    """At most six of a training's checkpoints, evenly among them with both ends; arms are all shown."""
+    """All arms of a training, or at most six of its checkpoints, evenly spaced, with the first and the last."""
     if len(siblings) <= 6 or len({job.factors.get("revision") for job in siblings}) == 1:
         return siblings
     return [siblings[round(i * (len(siblings) - 1) / 5)] for i in range(6)]
 
 
 def _facts(job: Job, layer: int, head: int) -> str:
-    """The head's numbers, as many as the run has."""
+    """The head's values of the roles' metrics, as far as the run measured them."""
     rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows() if row["value"] is not None}
     texts = []
     for metric, row in ((job.metric(name), rows[name]) for name in ROLES.values() if name in rows):

@@ -1,9 +1,10 @@
-"""What topic a linear probe reads from the residual stream behind every layer."""
+"""How well linear probes read the topic from the residual stream behind every layer."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from headdyn.analysis.probes import REFERENCES
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.report.blocks import Section
 from headdyn.report.looks import level_of, looks
@@ -16,22 +17,16 @@ _ABOUT = (
     "position alone. Beside it, the same less the accuracy of a probe fitted to random labels of token types (control "
     "task)."
 )
-_REFERENCES = {
-    "ceiling": "Bayes ceiling",
-    "majority": "commonest topic",
-    "token_identity": "token alone",
-    "position": "position alone",
-}
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """Accuracy and selectivity of probes, a picture for each kind of positions."""
+    """Accuracy and selectivity of probes, with one picture for each kind of positions."""
     figures = probe_figures(sweep)
     return Section("probes", "Topic probes by layer", [_ABOUT, [*figures.values()]]) if figures else None
 
 
 def probe_figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """A figure for each group, metric and kind of positions; one metric's share their y axis. By title."""
+    """Figures by title, one for each group, metric and kind of positions; a metric's figures share their y axis."""
     figures, look = {}, looks(sweep, without=["position_enc"])
     for metric, title, ylabel in (
         ("probe_accuracy", "Probe accuracy", "probe accuracy (% of test tokens)"),
@@ -67,9 +62,9 @@ def _has_layers(job: Job, metric: str) -> bool:
 
 
 def _references(jobs: Sequence[Job]) -> dict[str, float]:
-    """Ceiling and baselines in percent, averaged over runs: those of one random seed have the same corpus."""
+    """Ceiling and baselines in percent, averaged over runs; runs of one random seed have the same corpus."""
     values = {
         label: [v for job in jobs if (v := job.run.value(f"probe_{name}")) is not None]
-        for name, label in _REFERENCES.items()
+        for name, label in REFERENCES.items()
     }
     return {label: 100 * float(np.mean(several)) for label, several in values.items() if several}

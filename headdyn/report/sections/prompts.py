@@ -1,4 +1,4 @@
-"""What a run on comparison prompts found: its answers in words, its splits against the null, and its tables."""
+"""A run on comparison prompts: its answers in words, its splits against the null, and its tables."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,13 +21,13 @@ EXACT = {"float64": 1e-10, "float32": 1e-4}  # the largest |Δlogit| that reorde
 ORDERS = ("identity", "swap", "within_parity", "random", "reverse")  # any other row of orders.parquet is the control
 _GROUPS = ("plain_success", "even_success", "odd_success", "all_success")
 _SPLITS = (
-    "Every bar counts splits of the layer's heads into two halves: Δ with one half patched less Δ with the other. Each "
-    "split and its mirror image are both there. Even/odd says something about even and odd only where it lies outside."
+    "Every bar counts splits of the layer's heads into two halves, by Δ with one half patched less Δ with the other. "
+    "Each split counts twice, with its halves in either order. Even/odd is special only where it lies outside the bars."
 )
 
 
 def statements(job: Job) -> list[Statement]:
-    """The run's answers; none where it was not on prompts."""
+    """The run's answers; none for a run without prompts."""
     answers = {
         "Do even and odd heads do different things?": [*_specialisation(job), *_controls(job)],
         "Which group of heads stands out?": _scan(job),
@@ -38,7 +38,7 @@ def statements(job: Job) -> list[Statement]:
 
 
 def splits(sweep: SweepRecord) -> Section | None:
-    """A histogram of the strengths of all splits for each layer that ran them, even/odd marked."""
+    """A histogram of the strengths of all splits, even/odd marked, for each layer whose splits were run."""
     path, figures = sweep.jobs[0].run.folder / "splits.parquet", []
     if not path.exists():
         return None
@@ -51,7 +51,7 @@ def splits(sweep: SweepRecord) -> Section | None:
 
 
 def histogram(strength_S: np.ndarray, reference: float, title: str) -> Figure:
-    """How many splits have which strength of Δ, with a line at even/odd."""
+    """Counts of splits by strength of Δ (`strength_S`, nats), with a line at even/odd (`reference`, nats)."""
     reach = float(np.abs(strength_S).max()) or 1.0
     counts, edges = np.histogram(strength_S, np.linspace(-reach, reach, 42))
     ends = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
@@ -71,7 +71,7 @@ def histogram(strength_S: np.ndarray, reference: float, title: str) -> Figure:
 
 
 def orders(sweep: SweepRecord) -> Section | None:
-    """Heads reordered: a row an order and dtype."""
+    """Reordered heads: one row per order and dtype."""
     rows = [
         {
             "dtype": row["dtype"],
@@ -92,7 +92,7 @@ def orders(sweep: SweepRecord) -> Section | None:
 
 
 def groups(sweep: SweepRecord) -> Section | None:
-    """Groups of heads silenced: a row a group and kind of ablation."""
+    """Silenced groups of heads: one row per group and kind of ablation."""
     rows = [
         {
             "group": row["group"].replace("_", " "),
@@ -111,7 +111,7 @@ def groups(sweep: SweepRecord) -> Section | None:
 
 
 def clusterings(sweep: SweepRecord) -> Section | None:
-    """Every clustering of the heads of one layer: that which was patched, else the middle one."""
+    """Every clustering of the heads of one layer: the patched layer, else the middle one."""
     job = sweep.jobs[0]
     every = _read(job, "clusterings.parquet")
     layers = {row["layer"] for row in job.heads.where(metric="strength_rank").rows() if row["layer"] is not None}
@@ -138,7 +138,7 @@ def clusterings(sweep: SweepRecord) -> Section | None:
 
 
 def _section(anchor: str, title: str, about: str, rows: Sequence[Mapping[str, Any]]) -> Section | None:
-    """A table of rows by column, under what explains it."""
+    """A table, whose rows are given by column, under its explanation; None without rows."""
     if not rows:
         return None
     return Section(anchor, title, [about, Table(columns=list(rows[0]), rows=[list(row.values()) for row in rows])])
@@ -161,7 +161,8 @@ def _specialisation(job: Job) -> list[str]:
         if rank.get("value") is not None:
             verdict += f", rank {number(rank['value'])}"
     size = abs(strength["value"])
-    degree = next((w for w, least in (("strong", 0.5), ("moderate", 0.3), ("weak", 0.1)) if size > least), "none")
+    bounds = {"strong": 0.5, "moderate": 0.3, "weak": 0.1}
+    degree = next((word for word, bound in bounds.items() if size > bound), "none")
     sentences = [
         f"Strength {spelled(strength, signed=True)} ({degree}), of Δ {spelled(nats, signed=True)} nats{verdict}.",
         f"Right answers of {count(strength['n'], 'bug pair')}: {', '.join(parts)}.",
@@ -225,10 +226,11 @@ def _permutation(job: Job) -> list[str]:
         real = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] in ORDERS]
         control = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] not in ORDERS]
         if real:
-            held = "an identity" if max(real) <= limit else "NOT an identity"
+            verdict = "an identity" if max(real) <= limit else "NOT an identity"
             sentences.append(
-                f"Reordering heads is {held} in {dtype}: the largest change of a logit is {number(max(real))} (limit "
-                f"{number(limit)}); with W_O left as it was, the control, it is {number(max(control, default=0))}."
+                f"Reordering heads is {verdict} in {dtype}: the largest change of a logit is {number(max(real))} "
+                f"(limit {number(limit)}); with W_O left as it was, the control, it is "
+                f"{number(max(control, default=0))}."
             )
     return sentences
 

@@ -1,4 +1,4 @@
-"""What the checkpoints of a training say together: when something emerged, its course, which checkpoints count."""
+"""A training's checkpoints together: when each measure emerged, its course, and which checkpoints count."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,23 +14,24 @@ from headdyn.sweep.series_record import Series, read_series, series_titles, verd
 from headdyn.sweep.series_words import STAGES, counted, duration, halves, headline, interval, share, stage
 
 _WORDS = (
-    "A measure with a threshold counts; one without does not jump because a score does. Probabilities are shares of "
+    "A score with a fixed threshold can jump while the quantity behind it grows smoothly; the measures without a "
+    "threshold, which emerge at half of their highest value, show whether it did. Probabilities are shares of "
     "bootstrap draws of the pairs. Early is up to 25 % of training, late from 75 % on. Sudden: the rise from 10 "
     "to 90 % surely took at most 10 % of training; gradual: surely more than 25 %; undecided: the checkpoints lie too "
     "far apart to tell."
 )
 _TOGETHER = (
-    "Pairs of measures whose changes from checkpoint to checkpoint have a rank correlation beyond chance (one's "
-    "changes in random order; q over all pairs). That two change together does not say that one makes the other."
+    "Pairs of measures whose changes from checkpoint to checkpoint have a rank correlation beyond chance, which is "
+    "that with the changes of one measure in random order (q over all pairs). Correlation is not causation."
 )
 _HASHED = (
-    "A revision's name is not trusted: the loaded weights are hashed. Revisions with equal weights are kept out of "
-    "every verdict, but for the end of training."
+    "A revision's name is not trusted: the loaded weights are hashed. Of revisions with equal weights none counts in a "
+    "verdict, except the one that is the end of training."
 )
 
 
 def verdict(sweep: SweepRecord) -> Section | None:
-    """For every series the answer, its primary measure over training, and the verdict on each measure."""
+    """For every series its answer, the curve of its primary measure, and the verdict on each measure."""
     series = read_series(sweep)
     blocks: list[Any] = []
     if len(series) > 1:
@@ -46,7 +47,7 @@ def verdict(sweep: SweepRecord) -> Section | None:
 
 
 def curves(sweep: SweepRecord) -> Section | None:
-    """What else a series measured, over training, and the figures that its analysis drew."""
+    """The other measures of every series over training, the figures of its analysis, and what moves together."""
     blocks: list[Any] = []
     for each in read_series(sweep):
         figures = [*other_curves(each).values(), *filter(lambda path: path.exists(), each.figures.values())]
@@ -57,7 +58,7 @@ def curves(sweep: SweepRecord) -> Section | None:
 
 
 def _together(series: Series) -> Table:
-    """The pairs of measures whose changes go together beyond chance, the closest first."""
+    """The pairs of measures whose changes are correlated beyond chance, the strongest correlation first."""
     records = [each for each in series.verdict.get("moving_together", []) if each["q"] <= 0.05]
     rows = [
         [
@@ -73,7 +74,7 @@ def _together(series: Series) -> Table:
 
 
 def changes(sweep: SweepRecord) -> Section | None:
-    """What analyses of a whole series found that judge no emergence: changes from first to last, and their figures."""
+    """The results of analyses of a whole series that judge no emergence: their numbers and figures."""
     entries = [entry for entry in verdicts(sweep.folder) if "counted" not in entry["verdict"]]
     titles, names = series_titles(verdicts(sweep.folder)), []
     blocks: list[Any] = []
@@ -95,7 +96,7 @@ def changes(sweep: SweepRecord) -> Section | None:
 
 
 def checkpoints(sweep: SweepRecord) -> Section | None:
-    """Which weights every checkpoint of a series has, and whether it counts."""
+    """The hash of every checkpoint's weights, and whether the checkpoint counts."""
     series = read_series(sweep)
     blocks: list[Any] = [_HASHED]
     for each in series:
@@ -104,7 +105,7 @@ def checkpoints(sweep: SweepRecord) -> Section | None:
 
 
 def verdict_table(series: Series) -> Table:
-    """What is said of each measure, a column each; a row whose cells are all absent is left out."""
+    """The verdict with one column per measure; a row whose cells are all absent is left out."""
     columns = [_judged(series.metric(name), judgement) for name, judgement in series.measures.items()]
     metrics = [series.metric(name) for name in series.measures]
     headings = [f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in metrics]

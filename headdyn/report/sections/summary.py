@@ -1,4 +1,4 @@
-"""Every run's outcomes, with interval, null and what they are held against: for pages, terminals and files."""
+"""Every run's outcomes with interval, null and a number to compare with: for pages, terminals and files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +21,7 @@ _TOPICS = (
     "attention against other sequences' labels for within-topic attention, causal-uniform attention for entropy and "
     "position 0, the best baseline for probes; 0 for the rest."
 )
-# What a reader holds some numbers against: another scalar of the run, and what it is called there.
+# By outcome, another scalar of the run that it is best compared with, and the word for that scalar.
 _BESIDE = {
     "within_ratio": ("within_ratio_uniform", "uniform"),
     "probe_accuracy_middle": ("probe_ceiling", "ceiling"),
@@ -30,7 +30,7 @@ _BESIDE = {
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """A row a job, a column an outcome; a run that is not complete has its status."""
+    """One row per job, one column per outcome; a job that is not complete shows its status."""
     table = outcome_table(sweep, sweep.jobs, _remarks(sweep))
     outcomes = len(table.columns) - 1
     headline = f"{count(outcomes, 'outcome')} of {count(len(sweep.jobs), 'run')}"
@@ -39,7 +39,7 @@ def section(sweep: SweepRecord) -> Section | None:
 
 
 def outcome_table(sweep: SweepRecord, jobs: Sequence[Job], remarks: Mapping[int, Sequence[str]] | None = None) -> Table:
-    """A row a job with its outcomes; remarks, by the number of the job, stand under its name."""
+    """One row per job with its outcomes; `remarks`, by job number, stand under the job's name."""
     names = recorded_outcomes(sweep.complete)
     rows: list[list[Any]] = []
     for job in jobs:
@@ -51,13 +51,13 @@ def outcome_table(sweep: SweepRecord, jobs: Sequence[Job], remarks: Mapping[int,
 
 
 def recorded_outcomes(jobs: Sequence[Job]) -> tuple[str, ...]:
-    """The outcomes that any of these runs recorded, be it as absent for a reason."""
+    """The outcomes that any of these jobs recorded, with a value or as absent."""
     recorded = {name for job in jobs for name in job.run.scalars}
     return tuple(name for name in outcomes_of(job.run for job in jobs).names if name in recorded)
 
 
 def outcome_cell(job: Job, name: str) -> Cell:
-    """A run's number with what a reader holds it against."""
+    """A run's outcome with the number to compare it with (`_BESIDE`), else with its p-value."""
     if of_prompts([job]) and name not in job.run.scalars:
         return Cell(ABSENT, note="not measured")
     scalar, metric = job.scalar(name), job.metric(name)
@@ -73,7 +73,7 @@ def outcome_cell(job: Job, name: str) -> Cell:
 
 
 def _remarks(sweep: SweepRecord) -> dict[int, list[str]]:
-    """What stands under a checkpoint's name: its place in training, and why it does not count."""
+    """By job number, a checkpoint's place in training and, if it does not count, the reason."""
     remarks = {}
     for series in read_series(sweep):
         for row in series.rows:

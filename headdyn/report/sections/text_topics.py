@@ -1,4 +1,4 @@
-"""What a corpus of real text is made of: how its topics were found, and how far they can be trusted."""
+"""Corpora of real text: their documents, how their topics were found, and how far the topics can be trusted."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,14 +9,14 @@ from headdyn.sweep.record import SweepRecord
 
 _EMBEDDINGS = {"tfidf": "TF-IDF with truncated SVD", "minilm": "MiniLM sentence embeddings"}
 _ABOUT = (
-    "Topics are found, not given: what heads do by topic is only as meaningful as these clusters. A document's own "
-    "earlier tokens share its topic, so within-topic attention alone says little; selectivity subtracts what it is "
-    "when the documents of a sequence swap their topics, which leaves the documents themselves in place."
+    "Topics are clusters of documents, not given: what heads do by topic is only as meaningful as the clusters. A "
+    "document's own earlier tokens share its topic, so within-topic attention alone says little. Selectivity subtracts "
+    "the attention that remains within a topic when the documents of a sequence exchange their topics."
 )
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """One part for each different text corpus of the runs; none for runs on micro-languages or prompts."""
+    """One part for each text corpus of the runs; None for runs on micro-languages or prompts."""
     corpora: dict[str, Mapping[str, Any]] = {}
     for job in sweep.complete:
         corpus = job.run.manifest.get("corpus", {})

@@ -31,7 +31,7 @@ _RECOVERY = (
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """Curves of held-out loss, and a row a training."""
+    """Curves of held-out loss, and a table with one row per training."""
     figures = loss_figures(sweep)
     if not figures:
         return None
@@ -47,7 +47,7 @@ def section(sweep: SweepRecord) -> Section | None:
 
 
 def recovery(sweep: SweepRecord) -> Section | None:
-    """Loss over recalibration steps, and a row an arm."""
+    """Loss over recalibration steps, and a table with one row per recalibrated run."""
     arms = [job for job in sweep.complete if job.recalibrated]
     rows = []
     for job in arms:
@@ -67,7 +67,7 @@ def recovery(sweep: SweepRecord) -> Section | None:
 
 
 def loss_figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """Held-out loss over training, one curve a training, with the reference lines; a figure a group, by title."""
+    """Held-out loss over training, one curve per training, with reference lines; one figure per group, by title."""
     figures, look = {}, looks(sweep, without=["position_enc"])
     for group in sweep.groups:
         siblings = [[job for job in arms if job.group == group] for arms in sweep.siblings]
@@ -105,7 +105,7 @@ def loss_figure(lines: Sequence[Curve], jobs: Sequence[Job], title: str) -> Figu
 
 
 def recovery_figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """Loss above the parent's over recalibration steps; a figure a group, by title."""
+    """Loss above the parent's over recalibration steps; one figure per group, by title."""
     figures, look = {}, looks(sweep)
     for group in sweep.groups:
         lines, limits = [], set()

@@ -1,4 +1,4 @@
-"""Several trainings of one suite side by side: what repeats over random seeds, and what each training gives."""
+"""Several trainings of one suite side by side: results over random seeds, and the result of each training."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _WORDS = (
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """For every suite with several trainings what they say together, then each training's own dates."""
+    """For every suite with several trainings, tables of its measures and of its other numbers."""
     blocks: list[Any] = []
     every = repetitions(sweep)
     for repetition in every:
         blocks += [Heading(f"{repetition.suite}: {repetition.analysis.replace('_', ' ')}")]
         blocks += [table for table in (_measures(repetition, sweep), _scalars(repetition, sweep)) if table.rows]
-    lead = next((said[0] for repetition in every if (said := sentences(repetition, sweep))), "")
+    lead = next((texts[0] for repetition in every if (texts := sentences(repetition, sweep))), "")
     return Section("training_seeds", QUESTION, [*blocks, _WORDS], lead, folded=False) if every else None
 
 
 def _measures(repetition: Repetition, sweep: SweepRecord) -> Table:
-    """A row a measure: in how many trainings it emerges, when, its mean at the end, and each training's interval."""
+    """One row per measure: in how many trainings it emerges, when, its mean at the end, each training's interval."""
     rows = []
     for name, judgements in repetition.measures().items():
         metric, end = sweep.metric(name), strength_at_end(judgements)
@@ -46,7 +46,7 @@ def _measures(repetition: Repetition, sweep: SweepRecord) -> Table:
 
 
 def _scalars(repetition: Repetition, sweep: SweepRecord) -> Table:
-    """A row a number that the analysis gives of every training: the mean over trainings, and each one's."""
+    """One row per number that the analysis gives for every training: the mean over trainings, and each training's."""
     rows = []
     for name, mean in repetition.scalars().items():
         own = [cell(entry["summary"][name]) for entry in repetition.entries.values()]

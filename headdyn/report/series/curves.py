@@ -1,4 +1,4 @@
-"""Any metric over the steps of a series: its intervals, what chance gives, and where it emerged."""
+"""Curves of metrics over the steps of a series, with intervals, what chance gives, and where a metric emerged."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,8 +9,8 @@ from headdyn.core.records import Metric
 from headdyn.sweep.outcomes import outcomes_of
 from headdyn.sweep.series_record import Points, Series
 
-_MOST_LINES = 6  # a metric more and its null more are told apart no longer
-# What some metrics are read against: other scalars of the runs, the same at every checkpoint or nearly so.
+_MOST_METRICS = 6  # in one chart: each may bring its null as a second line
+# Scalars of the runs that are reference lines of a metric's curve: (nearly) the same at every checkpoint.
 _REFERENCES: Mapping[str, Sequence[str]] = {
     "loss_nats": ("random_nats", "unigram_nats", "mixture_nats", "bigram_nats", "trigram_nats", "floor_nats"),
     "probe_accuracy_middle": ("probe_majority", "probe_token_identity", "probe_position", "probe_ceiling"),
@@ -23,9 +23,9 @@ def primary_curve(series: Series) -> Figure | None:
 
 
 def other_curves(series: Series) -> dict[str, Figure]:
-    """The other measures and every outcome that the checkpoints measured, by title.
+    """Charts, by title, of the other measures and of every outcome that at least two checkpoints measured.
 
-    Measures have a chart each; outcomes of one analysis and unit share one.
+    Each measure has its own chart; outcomes with the same analysis and unit share one.
     """
     names = dict.fromkeys((*series.measures, *outcomes_of(job.run for job in series.complete).names))
     groups: dict[object, list[str]] = {}
@@ -35,15 +35,15 @@ def other_curves(series: Series) -> dict[str, Figure]:
             alone = name in series.measures or name in _REFERENCES
             metric = series.metric(name)
             groups.setdefault(name if alone else (_analysis(series, name), metric.unit, metric.scale), []).append(name)
-    parts = [group[i : i + _MOST_LINES] for group in groups.values() for i in range(0, len(group), _MOST_LINES)]
+    parts = [group[i : i + _MOST_METRICS] for group in groups.values() for i in range(0, len(group), _MOST_METRICS)]
     return {title(series, part): figure for part in parts if (figure := curve(series, part)) is not None}
 
 
 def curve(series: Series, names: Sequence[str], *, more: Sequence[Curve] = ()) -> Figure | None:
     """Metrics of one unit over the steps, with intervals; None where no checkpoint has them.
 
-    Of one metric alone also: the band within which 95 % of all splits stay, what it is read against, the threshold and
-    the span in which it emerged. `more` are further lines, in the metric's own scale.
+    One metric alone is drawn with the band within which 95 % of all splits stay, its reference lines, its threshold and
+    the span in which it emerged. `more` are further curves, in the reader's unit of the metric.
     """
     measured = {name: points for name in names if (points := series.points(name)) is not None}
     if not measured:
@@ -89,7 +89,7 @@ def curve(series: Series, names: Sequence[str], *, more: Sequence[Curve] = ()) -
 
 
 def title(series: Series, names: Sequence[str]) -> str:
-    """What a chart of these metrics is called: the metric's label, or of several their analysis and unit."""
+    """The title of a chart of these metrics: the label of a single one, the analysis and unit of several."""
     text = series.metric(names[0]).label
     if len(names) > 1:
         text = f"{_analysis(series, names[0]).replace('_', ' ')}: {series.metric(names[0]).unit or text}"
@@ -103,7 +103,10 @@ def _line(label: str, points: Points, scale: float) -> Curve:
 
 
 def _band(series: Series, name: str, metric: Metric) -> tuple[list[Curve], list[str]]:
-    """The range in which 95 % of all splits stay at every checkpoint, with its caption; none where it has no bound."""
+    """The band in which 95 % of all splits stay at every checkpoint, and its caption.
+
+    Without a curve where the band reaches the metric's bound, without both where no band was recorded.
+    """
     band = series.points(f"{name}_band")
     if band is None:
         return [], []

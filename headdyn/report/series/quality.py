@@ -1,4 +1,4 @@
-"""Quality control of series: early checkpoints against chance, weights, dtype, resolution, repeats, units."""
+"""Quality control of series: early checkpoints, weights, dtype, distances of checkpoints, repeats, units."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,8 +9,8 @@ from headdyn.sweep.jobs import Job, of_prompts
 from headdyn.sweep.series_record import Series
 from headdyn.sweep.series_words import share
 
-_EARLY = 0.10  # of training: little or nothing is expected there
-_FINE = 0.25  # of training: a wider gap between checkpoints dates nothing
+_EARLY = 0.10  # share of training at whose checkpoints little or nothing is expected
+_FINE = 0.25  # share of training; over a wider gap between checkpoints an emergence cannot be dated
 _ROUNDING = 1e-6
 
 
@@ -18,14 +18,14 @@ def series_checks(series: Sequence[Series]) -> list[Check]:
     """The checks of every series, then those over all of them."""
     checks = []
     for each in series:
-        of = f" ({each.title})" if each.title else ""
+        title = f" ({each.title})" if each.title else ""
         parts = [*_early(each), _states(each), *_dtype(each), *_resolution(each)]
-        checks += [Check(check.question + of, check.verdict, check.facts) for check in parts]
+        checks += [Check(check.question + title, check.verdict, check.facts) for check in parts]
     return [*checks, _repeated(series), _units(series)] if series else []
 
 
 def _early(series: Series) -> list[Check]:
-    """Early checkpoints are expected near zero: the primary measure's intervals hold its null there."""
+    """Whether the primary measure's intervals contain its null at early checkpoints, as expected."""
     name = series.primary
     if name is None or series.points(name) is None:
         return []
@@ -52,7 +52,7 @@ def _early(series: Series) -> list[Check]:
 
 
 def _states(series: Series) -> Check:
-    """A revision's name is not trusted: every loaded state has a hash, and no two have the same."""
+    """Whether every checkpoint's weights, not its name alone, differ from the others', by hashes of what was loaded."""
     question = "Were the checkpoints loaded, and are they different ones?"
     verdict = series.verdict
     hashes = [row["state_hash"] for row in series.rows if row.get("state_hash")]
@@ -68,7 +68,7 @@ def _states(series: Series) -> Check:
 
 
 def _dtype(series: Series) -> list[Check]:
-    """Weights that come from files are loaded in a stated dtype: a stored float16 is not taken over silently."""
+    """Whether weights that come from files were loaded in a stated dtype, not silently in the files' own."""
     if not of_prompts(series.complete):
         return []
     dtypes = sorted({str(job.run.manifest.get("checkpoint", {}).get("dtype")) for job in series.complete})
@@ -78,7 +78,7 @@ def _dtype(series: Series) -> list[Check]:
 
 
 def _resolution(series: Series) -> list[Check]:
-    """How finely an emergence can be dated at all."""
+    """How finely an emergence can be dated, by the widest gap between checkpoints."""
     widest = series.verdict.get("widest_interval")
     if widest is None:
         return []
@@ -91,7 +91,7 @@ def _resolution(series: Series) -> list[Check]:
 
 
 def _repeated(series: Sequence[Series]) -> Check:
-    """Equal weights measured twice must give equal numbers; only what these runs hold is said to be verified."""
+    """Whether equal weights that were measured more than once gave equal numbers, where the runs hold such weights."""
     question = "Are the results repeatable?"
     by_state: dict[tuple[str, Any], list[Job]] = {}
     for each in series:
