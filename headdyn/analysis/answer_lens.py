@@ -11,7 +11,7 @@ from headdyn.analysis.metrics import BootstrapDraws, nats, share
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
 
-# Δ is a sum in two ways, of parts of the model and of the prompt's tokens: what each is called, and what it adds.
+# Δ is a sum in two ways, over parts of the model and over kinds of tokens: the label and the meaning of each term.
 PARTS = {
     "embedding": ("the embedding", "that the last token's embedding holds by itself"),
     "heads": ("the heads", "that all heads write for the output itself"),
@@ -29,20 +29,21 @@ PLACES = {
 class AnswerLens:
     """Δ = logit(right) − logit(wrong) where the answers first differ, taken apart exactly, on the bug pairs.
 
-    Each prompt is frozen at itself (models/frozen.py). Δ is then a sum in two ways, each with the same part of the
-    biases: over the input tokens, ⟨T_tjᵀ g, x_j⟩ with g the gradient of Δ at the last layer's output; and over what
-    embedding, heads and MLPs write into the residual stream where Δ is read, ⟨g, write⟩. A head's `carried` share goes
-    through later layers too, ⟨frozen gradient at z, z⟩; since paths cross several heads, these sum to no total.
-    Where answers are compared over several tokens, only the first counts: later ones are not linear in one output.
+    Each prompt is frozen at itself (models/frozen.py), so that Δ is linear and a sum in two ways. With g the gradient
+    of Δ at the last layer's output, the input tokens add ⟨T_tjᵀ g, x_j⟩; or else embedding, heads and MLPs add ⟨g,
+    write⟩ for what they write where Δ is read. Both sums have the same part of the biases. A head's `carried` share,
+    ⟨frozen gradient at z, z⟩, goes through later layers too; since paths cross several heads, these shares have no
+    meaningful sum. Of answers of several tokens only the first differing one counts: later ones are not linear in one
+    output.
 
-    The null is the same prompt read for the answers of the other pairs (their mean): a head that writes for one-digit
-    answers whatever the numbers are carries as much of those. Control pairs are no null: their right answer is the long
-    one, so that the same head has the opposite sign there. `excess` rows are values less null. Their p (sign flips) and
-    all intervals (95 %, BCa) take pairs as units, and q-values run over all of them.
+    The null is the mean Δ of the same prompt for the answers of the other pairs: a head that writes for one-digit
+    answers, whatever the numbers are, carries as much of that. Control pairs are no null: their right answer is the
+    long one, so that the same head has the opposite sign there. `excess` rows are values less null. Their p (sign
+    flips) and all intervals (95 %, BCa) take pairs as units, and q-values run over all of the table's p.
 
-    `wording` is the one of the prompts that is read, `dtype` that of the model while frozen, `branch` the factor of a
-    gated MLP that stays linear. Raises ValueError for fewer than two bug pairs and for a model with an operation that
-    cannot be frozen.
+    `wording` names the prompts that are read, `dtype` is the model's while frozen, `branch` the factor of a gated MLP
+    that stays linear. Raises ValueError for fewer than two bug pairs and for a model with an operation that cannot be
+    frozen.
     """
 
     wording: Literal["clean", "corrupted"] = "corrupted"

@@ -25,8 +25,8 @@ from headdyn.data.comparisons import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
 
-_PLACES = list(PLACES)  # a position's place is an index into it
-_MOST_FLOATS = 2**26  # of the prompts frozen at once; taking gradients needs about four times as many
+_PLACES = list(PLACES)  # the place of a position is stored as an index into this list
+_MOST_FLOATS = 2**26  # in the passes of the prompts frozen at once; gradients need about four times as many
 
 
 def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
@@ -52,7 +52,7 @@ def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator:
 
 
 def answer_directions(decoder: Decoder, prompts: Prompts) -> list[Float[Tensor, "K N D"]]:
-    """The directions that Δ is read along, by group: unembedding of right less wrong, own and other pairs' mean."""
+    """For each group, unembeddings of right less wrong answers: K = 0 the row's own, 1 the other pairs' mean."""
     unembed_VD = decoder.unembed.weight.detach()
     own = [
         unembed_VD[torch.from_numpy(group.right_NA[:, 0])] - unembed_VD[torch.from_numpy(group.wrong_NA[:, 0])]
@@ -67,7 +67,7 @@ def answer_directions(decoder: Decoder, prompts: Prompts) -> list[Float[Tensor, 
 
 
 def lens_tokens(group: PromptGroup, *, clean: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens before the one where the answers differ, [N, T], and what each position is, an index into PLACES."""
+    """The tokens before the one where answers differ, [N, T], and each position's place, as an index into PLACES."""
     prompt_NT = group.clean_NT if clean else group.corrupted_NT
     start = group.span.source_start if clean else group.span.target_start
     place_T = np.full(prompt_NT.shape[1] + group.shared_NC.shape[1], _PLACES.index("wording"))
@@ -79,12 +79,12 @@ def lens_tokens(group: PromptGroup, *, clean: bool) -> tuple[np.ndarray, np.ndar
 def group_lens(
     decoder: Decoder, group: PromptGroup, direction_KND: Float[Tensor, "K N D"], *, branch: Branch, clean: bool
 ) -> dict[str, np.ndarray]:
-    """Δ of one group's rows and everything it is a sum of, in nats, by name; rows are the last axis.
+    """Δ of one group's rows and the terms of its two sums, in nats, by name; rows are the last axis.
 
     `answer` [K, N] is Δ as the model itself gives it. By token: `tokens` [K, T, N], and `places` [K, 3, N], their sums
     over PLACES. By part: `direct` [K, L, H, N], `mlps` [K, L, N], `embedding` [K, N]. `biases` [K, N] belong to both
-    sums, `carried` [K, L, H, N] to neither. `error` [N] is what the sums miss the pair's own Δ by, and `control` [N]
-    what gradient × input would miss it by in the tokens' place.
+    sums, `carried` [K, L, H, N] to neither. `error` [N] is the larger error of the two sums against the pair's own Δ,
+    and `control` [N] the error of gradient × input in place of the tokens' terms.
     """
     tokens_NT, place_T = lens_tokens(group, clean=clean)
     c, device = decoder.config, decoder.embed.weight.device
@@ -108,7 +108,7 @@ def group_lens(
 def _lens(
     decoder: Decoder, tokens_NT: Int[Tensor, "N T"], direction_KND: Float[Tensor, "K N D"], branch: Branch
 ) -> dict[str, Tensor]:
-    """The shares of rows that are frozen together, under the names of `group_lens`."""
+    """The terms of rows that are frozen together, under the names of `group_lens`."""
     frozen = freeze(decoder, tokens_NT, branch=branch)
     answer_KN, gradient_times_input_N = _answers(frozen, tokens_NT, direction_KND)
     last = frozen.tail(tokens_NT.shape[1] - 1)  # Δ is read at the last position alone
@@ -133,7 +133,7 @@ def _lens(
 def _answers(
     frozen: Frozen, tokens_NT: Tensor, direction_KND: Tensor
 ) -> tuple[Float[Tensor, "K N"], Float[Tensor, " N"]]:
-    """Δ of both readouts as the model itself has it, and Σ_j ⟨∂Δ/∂x_j, x_j⟩: the Jacobian in the tensor's place."""
+    """Δ of both readouts as the model itself gives it, and gradient × input of the own one, Σ_j ⟨∂Δ/∂x_j, x_j⟩."""
     decoder, last = frozen.decoder, len(frozen.layers) - 1
     x_NTD = frozen.residual[0].detach().requires_grad_()
     with torch.enable_grad():
@@ -144,7 +144,7 @@ def _answers(
 
 
 def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> HeadTable:
-    """Rows of heads, layers and the model from values with pairs on the last axis, of the places that are `present`."""
+    """Rows of heads, layers and the model from values with pairs last; places that are not `present` are absent."""
     parts: list[HeadTable] = []
 
     def add(metric: str, values_XP: np.ndarray, **columns: Any) -> None:
@@ -177,7 +177,7 @@ def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int])
 
 
 def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> HeadTable:
-    """How exact the sums are, over the largest Δ."""
+    """The row of the sums' largest error, relative to the largest |Δ|."""
     largest = max(np.abs(lens["answer"][0]).max() for lens in lenses)
     common: dict[str, Any] = {"n": pairs, "unit": "pair"}
     if not largest:
@@ -187,7 +187,7 @@ def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> HeadTable:
 
 
 def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
-    """The picture of the prompts that are most alike: of one format, with the numbers in one order."""
+    """Shares by token for the largest set of prompts with one format and one order of the two numbers."""
     cells = []
     for group, lens in zip(prompts.groups, lenses, strict=True):
         first_N = right_first(prompts, group, clean=clean)
@@ -204,21 +204,21 @@ def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]
 
 
 def right_first(prompts: Prompts, group: PromptGroup, *, clean: bool) -> np.ndarray:
-    """Which rows name the right number before the wrong one, [N]."""
+    """Whether each row names the right number before the wrong one, bool [N]."""
     texts = [prompts.decode(row.tolist()) for row in (group.clean_NT if clean else group.corrupted_NT)]
     pairs = [prompts.pairs[unit] for unit in group.units_N]
     return np.array([text.find(pair.right) < text.find(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
 
 
 def token_rows(make: PairRows, group: PromptGroup, token_KTN: np.ndarray) -> list[Row]:
-    """What the token at each position puts into Δ, mean over the pairs of these rows."""
+    """The part of Δ from the token at each position: its mean over the pairs of these rows, and its null."""
     pairs, pair_N = np.unique(group.units_N, return_inverse=True)
     share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
     return make.means("tokens", *((token_TN @ share_NP).T for token_TN in token_KTN))
 
 
 def heads_figure(heads: HeadTable) -> Figure:
-    """What heads put into Δ, marked where it is not what other pairs' answers get."""
+    """Maps of heads' shares of Δ; a star marks heads that give other pairs' answers more or less."""
     panels = [
         head_panel(AnswerLens.metrics, heads, f"answer_{kind}_nats", tested=f"answer_{kind}_excess_nats", centre=0.0)
         for kind in ("direct", "carried")
@@ -235,7 +235,7 @@ def heads_figure(heads: HeadTable) -> Figure:
 def tokens_figure(
     rows: Sequence[Mapping[str, Any]], labels: Sequence[str], places: Sequence[str], prompts: str
 ) -> Figure:
-    """What the token at each position puts into Δ, coloured by what the position is."""
+    """The part of Δ from the token at each position, coloured by the position's place."""
     return interval_plot(
         [interval(label, row, place) for row, label, place in zip(rows, labels, places, strict=True)],
         xlabel=f"Δ put there by the token, nats ({prompts})",
@@ -246,7 +246,7 @@ def tokens_figure(
 
 
 def token_labels(tokens_NT: np.ndarray, decode: Callable[[Sequence[int]], str]) -> list[str]:
-    """The token at each position; where prompts differ, the first one's with an ellipsis."""
+    """The token's text at each position; where prompts differ, the first prompt's token with an ellipsis."""
     alike_T = (tokens_NT == tokens_NT[:1]).all(0)
     texts = [drawable(decode([token])) for token in tokens_NT[0].tolist()]
     return [text if alike else f"{text} …" for text, alike in zip(texts, alike_T, strict=True)]

@@ -18,22 +18,24 @@ class AttentionStatistics(LabelSwapSettings):
 
     A sequence's selectivity varies mostly with its labels: two long segments give any attention more than four short
     ones. So swaps are balanced (every sequence's labels serve equally often), which makes the mean selectivity of any
-    attention by position alone exactly 0, and what a few such attentions have on each sequence is taken out of the
-    heads' as control variates. The value stays as it is. On a trained model (16 heads, 64 sequences) the standard
-    error fell from 0.0145 to 0.0015, the value's standard deviation over draws of the sequences.
+    attention by position alone exactly 0, and the selectivities of a few such attentions are control variates: they
+    narrow the heads' intervals and leave the values. On a trained model (16 heads, 64 sequences) the standard error
+    fell from 0.0145 to 0.0015, which is the value's standard deviation over draws of the sequences.
 
     The null column is, for `within_ratio` (with and without self) and `cluster_ratio`, the same attention against the
     labels of `label_swaps` other sequences, which keeps the head's distance profile and the label statistics; for
-    `induction` the same against their tokens; 0 for the selectivities and `specialisation`; what sampling noise alone
-    gives for `specialisation_raw`; and causal-uniform attention for everything else.
+    `induction` the same attention against their tokens; 0 for the selectivities and `specialisation`; the value from
+    sampling noise alone for `specialisation_raw`; and the value of causal-uniform attention for everything else.
+
     Where documents are packed into a sequence, a head that prefers its own document passes for a topic head under the
-    label swap. `selectivity_documents` holds it against the topics of the same documents permuted, under which its own
-    document keeps one topic; `selectivity_other_documents` looks at other documents alone. The mean over permutations
-    is exact, its p by sign flips over sequences.
+    label swap. The null of `selectivity_documents` therefore permutes the topics among the sequence's documents, so
+    that the own document keeps one topic; `selectivity_other_documents` counts other documents alone. The mean over
+    permutations is exact, its p by sign flips over sequences.
     Where the corpus confines attention to documents, topic statistics are absent. Induction keys in other documents
     then count as keys that got no attention, in the null as well.
-    Table `attention_profiles`: every sequence's value of every statistic by head, by which heads of two checkpoints are
-    matched (head_profiles.py).
+
+    Table `attention_profiles`: the value of every statistic on every sequence by head, by which heads of two
+    checkpoints are matched (head_profiles.py).
     """
 
     sequences: int = 128

@@ -1,4 +1,4 @@
-"""Rows of what every head looks at, from sums over its attention patterns (science.md §6).
+"""Rows of attention statistics of every head, from sums over its attention patterns (science.md §6).
 
 Letters as in pattern_sums.py; M metrics.
 """
@@ -70,7 +70,7 @@ def _ratio_rows(
     ratios, swapped, uniform = _ratios(sums.heads, sums.counts), _swapped(sums), _ratios(sums.uniform, sums.counts)
     units_NMLH = np.stack(list(by_name.values()), axis=1)
     heads = means(units_NMLH, generator, draws=settings.bootstrap_draws)
-    model_NM = np.asfortranarray(_mean_over_heads(units_NMLH))  # columns that lie together are summed pairwise
+    model_NM = np.asfortranarray(_mean_over_heads(units_NMLH))  # numpy sums contiguous columns with less rounding
     model = means(model_NM, generator, draws=settings.bootstrap_draws)
     rows = []
     for m, name in enumerate(ratios):
@@ -106,9 +106,9 @@ def _top_row(metric: str, heads: Estimate, null_LH: np.ndarray, p_top_LH: np.nda
 def _p_values(
     settings: AttentionStatistics, value_NLH: np.ndarray, controls_NJ: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """p of heads and of their mean against 0 by sign flips over sequences; NaN where one is undefined.
+    """Three p-values against 0 by sign flips over sequences, NaN where undefined.
 
-    Last the heads' p from the same flips, corrected for having looked at all heads.
+    They are the heads' [L, H], that of the heads' mean, and the heads' corrected for having looked at all heads [L, H].
     """
     flips_again = copy.deepcopy(generator)
     columns = np.concatenate((value_NLH.reshape(len(value_NLH), -1), _mean_over_heads(value_NLH)[:, None]), axis=1)
@@ -138,7 +138,7 @@ def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
         "entropy_cross_nats": (sums["entropy_cross"], sums["entropy_cross_queries"]),
         "within_ratio": (sums["within"], length),
         "within_ratio_no_self": (sums["within"] - sums["self"], elsewhere),
-        # Queries without other-topic keys have all of their attention within: counting them out leaves the rest.
+        # A query without other-topic keys has an attention of 1 within its topic, so their number is subtracted.
         "cluster_ratio": (sums["within"] - (length - counts.cross), sums["cross"]),
         "selectivity": (sums["within"] - sums["swapped"], length),
         "selectivity_no_self": (sums["within"] - sums["swapped"], elsewhere),

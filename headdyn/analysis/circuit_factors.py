@@ -80,7 +80,7 @@ def unembed_embed(decoder: Decoder) -> Float[Tensor, "D D"]:
 
 
 def singular_values(factors: Factors) -> Float[Tensor, "N d"]:
-    """Of every circuit, largest first: those of the d×d core R_left R_rightᵀ of the factors' QR decompositions."""
+    """Singular values of every circuit, largest first, from the d×d core R_left R_rightᵀ of the factors' QR."""
     left, right = (torch.linalg.qr(factor, mode="r").R for factor in (factors.left_NDd, factors.right_NDd))
     return torch.linalg.svdvals(left @ right.mT)
 
@@ -121,7 +121,7 @@ def cosines(factors: Factors) -> Float[Tensor, "N N"]:
 def random_circuits(config: DecoderConfig, generator: np.random.Generator) -> dict[str, Factors]:
     """Gaussian circuits of the model's shape and grouping, one per head.
 
-    Every measure here is free of scale, so that they match any head's norms as they are.
+    Their scale is arbitrary, since no measure of circuits depends on it.
     """
     c = config
 

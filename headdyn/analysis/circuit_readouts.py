@@ -3,10 +3,10 @@
 Letters as in circuits.py; X directions of a head, largest singular value first.
 
 A circuit left rightᵀ = Σ σ u vᵀ takes from the token direction u to v: QK scores a query along u against a key along
-v, OV reads along u and writes along v. A token's place along a direction is that of its embedding, as the head's norm
-would scale it alone (rms 1), or for what OV writes its logit; both in standard deviations over the vocabulary, so that
-heads and models compare. Only layer 0 reads embeddings alone. Deeper layers also read what earlier layers wrote: of
-those a readout tells what the weights prefer, not what the head sees.
+v, OV reads along u and writes along v. A token's place along a direction is the projection of its embedding, scaled to
+rms 1 as the head's norm would scale it alone; along the direction that OV writes, it is the token's logit. Both are in
+standard deviations over the vocabulary, so that heads and models compare. Only layer 0 reads embeddings alone. Deeper
+layers also read what earlier layers wrote: their readouts tell what the weights prefer, not what the heads see.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from headdyn.models.decoder import Decoder
 if TYPE_CHECKING:
     from headdyn.analysis.circuit_factors import Factors
 
-_HEADS_AT_ONCE = 32  # whose places of the whole vocabulary are in memory at once
+_HEADS_AT_ONCE = 32  # heads whose places of all tokens are in memory at once
 SIDES = {"qk": ("query", "key"), "ov": ("reads", "writes")}
 
 
@@ -42,7 +42,7 @@ class Directions:
 
 
 def singular_directions(factors: Factors, count: int) -> Directions:
-    """From the SVD of the d×d core between the factors' QR bases: the D×D product is never formed."""
+    """The top `count` directions, by the SVD of the d×d core between the factors' QR bases, not of a D×D product."""
     left_q, left_r = torch.linalg.qr(factors.left_NDd)
     right_q, right_r = torch.linalg.qr(factors.right_NDd)
     u_Ndd, values_Nd, vt_Ndd = torch.linalg.svd(left_r @ right_r.mT)
@@ -75,10 +75,11 @@ def token_readouts(
     tokens: int,
     text: Callable[[int], str],
 ) -> pa.Table:
-    """The tokens furthest along each direction: a row for each head, direction, side and rank.
+    """The tokens furthest along each direction: one row per head, direction, side and rank.
 
-    Both vectors of a singular pair may change sign together. The sign chosen puts the vocabulary's furthest token, on
-    the side that is written (or the key's side), at the positive end. Circuits are numbered through the layers.
+    `circuit` is "qk" or "ov"; its `factors` are numbered through the layers. Both vectors of a singular pair may change
+    sign together; the sign is chosen so that on the second side (key, writes) the furthest token is at the positive
+    end.
     """
     top_pairs = singular_directions(factors, directions)
     embed_VD, unembed_VD = vocabulary(decoder)
@@ -127,7 +128,7 @@ def furthest(readouts: pa.Table) -> float:
 
 
 def token_names(material: Any) -> Callable[[int], str]:
-    """How to write a token of what the model reads: its text where there is a tokenizer, else its number."""
+    """A function from a token to its text; without a tokenizer in `material` (Corpus or Prompts), to its number."""
     decode = getattr(material, "decode", None)
     if decode is not None:
         return lambda token: decode([token])

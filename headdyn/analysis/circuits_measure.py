@@ -111,7 +111,7 @@ class Measured:
 
     @classmethod
     def of(cls, part: Part) -> Measured:
-        """What `measured` gives, sorted."""
+        """The arrays that `measured` returned, by kind."""
         kinds: dict[str, dict[str, np.ndarray]] = {"values": {}, "spectra": {}, "similarity": {}}
         for key, value in part.items():
             kind, name = key.split()

@@ -72,7 +72,7 @@ def flip_p(
 ) -> np.ndarray:
     """Two-sided p of each mean against 0, shaped X, by sign flips of the values less what the controls explain.
 
-    With `test=largest_flip_test` corrected for having looked at all of them. NaN for a column that holds a NaN.
+    With `test=largest_flip_test` they are corrected for having looked at all means. NaN for a column that holds a NaN.
     """
     columns = values_NX.reshape(len(values_NX), -1)
     p = np.full(columns.shape[1], np.nan)

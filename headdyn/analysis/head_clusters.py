@@ -91,17 +91,18 @@ class HeadClusters:
 
     k-means, Ward and DBSCAN (radii as shares of the median distance), against `null_draws` layers of random heads put
     through the same steps. A head's effects are the changes of Δ over all pairs when its z is replaced by the mean over
-    prompts. For circuits random heads are of the model's shape, behind the layer's norm: a small p says that heads do
-    not point in random directions, as trained ones hardly do. For effects the heads
-    themselves are mixed by random rotations that keep their mean and covariance over pairs, so that a small p is no
-    shared profile and no common axis: it says that heads stand in groups. Whether groups are substantial is told by the
-    height of the silhouette (below 0.25 there is no structure, Kaufman and Rousseeuw 1990), and whether heads lie along
-    one axis by `first_component`. A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry
-    no interval; q-values run over the layers' rows and over the heads'. Heads that repair are those whose clean z,
-    patched alone at `layer`, raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.
+    prompts. Random circuits have the model's shape and the gains of the layer's norm: a small p says that heads do not
+    point in random directions, which holds of nearly all trained heads. Random effects are the heads' own, mixed by
+    random rotations that keep their mean and covariance over pairs: a profile or an axis that all heads share gives no
+    small p, only groups of heads do. Whether groups are substantial is told by the height of the silhouette (below 0.25
+    there is no structure, Kaufman and Rousseeuw 1990), and whether heads lie along one axis by `first_component`.
 
-    Given a corpus in place of prompts, weights alone are clustered. Tables: `clusterings`, `coordinates` (principal
-    components), `distances` (for clusters/divergence.py), `effect_profiles` (of every pair, for head_profiles.py).
+    A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry no interval; q-values run over
+    the layers' rows and over the heads'. Heads that repair are those whose clean z, patched alone at `layer`, raises Δ
+    on bug pairs with q < 0.05. The model's rows are those of `layer`.
+
+    Given a corpus in place of prompts, heads are clustered by weights alone. Tables: `clusterings`, `coordinates`
+    (principal components), `distances` (for clusters/divergence.py), `effect_profiles` (by pair, for head_profiles.py).
     Raises ValueError for a layer out of range, fewer than 4 heads a layer, or prompts without bug pairs.
     """
 
@@ -122,7 +123,7 @@ class HeadClusters:
 
     def __post_init__(self) -> None:
         if 2 not in self.kmeans_k:
-            raise ValueError(f"analysis.head_clusters.kmeans_k={self.kmeans_k} must hold 2, which most metrics are of")
+            raise ValueError(f"analysis.head_clusters.kmeans_k={self.kmeans_k} must hold 2: most metrics need k = 2")
         for name in ("kmeans_k", "ward_k", "dbscan_eps"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"analysis.head_clusters.{name}={getattr(self, name)} holds a value twice")

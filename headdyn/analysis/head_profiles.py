@@ -1,4 +1,4 @@
-"""What every head does on every evaluation unit, kept so that heads can be matched by what they do (science.md §15).
+"""Profiles of heads: their statistics on every evaluation unit, by which heads can be matched (science.md §15).
 
 Letters: N units (sequences, pairs), L layers, H heads of one layer of a checkpoint, J of the same layer of another.
 """
@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from headdyn.analysis.interventions.patch import chosen_layer
 
-PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # the tables that analyses leave of them
-Profiles = Mapping[str, np.ndarray]  # what each head has on every unit, by feature: [L, H, N], of one layer [H, N]
+PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # tables of profiles that analyses write
+Profiles = Mapping[str, np.ndarray]  # each head's values on every unit, by feature: [L, H, N], of one layer [H, N]
 
 
 def profile_table(values: Mapping[str, np.ndarray]) -> pa.Table:
-    """One row per feature, unit, layer and head, from what each feature is on every unit, [N, L, H]; NaN is absent."""
+    """One row per feature, unit, layer and head, from each feature's values, [N, L, H]; NaN is absent."""
     tables = []
     for feature, value_NLH in values.items():
         unit, layer, head = np.indices(value_NLH.shape, dtype=np.int32).reshape(3, -1)
@@ -47,9 +47,9 @@ def of_layer(profiles: Profiles, layer: int | None) -> Profiles:
 def profile_correlations(earlier: Profiles, later: Profiles) -> np.ndarray:
     """Correlation of every earlier head's profile with every later head's, [H, J]; both of one layer, [H, N].
 
-    A profile is what a head has on every unit, feature after feature, less its layer's mean there and over the standard
-    deviation over the layer's heads. Features that only one side has on all units and heads are left out; where none is
-    left, and for a head whose profile is constant, the correlation is 0.
+    A profile is a head's values on every unit, feature after feature, each standardised over the heads of its layer.
+    Features that only one side has on all units and heads are left out. The correlation is 0 where no feature is left,
+    and for a head whose profile is constant.
     """
     shared = [name for name in earlier if name in later and earlier[name].shape[1] == later[name].shape[1]]
     shared = [name for name in shared if np.isfinite(earlier[name]).all() and np.isfinite(later[name]).all()]

@@ -17,13 +17,14 @@ class HeldOutLoss:
     """Next-token loss on the first `sequences` (or all) of the validation split, paired with the Bayes filter's.
 
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
-    model's loss above the filter's, is a paired difference. Where the corpus has no exact law, what is held against
-    it is absent. A smaller validation split is taken whole.
+    model's loss above the filter's, is a paired difference. Metrics that need the filter are absent where the corpus
+    has no exact law. A smaller validation split is taken whole.
 
-    What the model copies shows on pairs of two different tokens that stood in the sequence before, against the same
+    Copying shows in the loss on pairs of two different tokens that stood in the sequence before, compared with the same
     pairs' first time (`repeated_pairs_nats`, `repeat_gain_nats`): a model that reads nothing but the present token has
-    the same loss on both. On random tokens, repeated, only induction predicts them.
-    `in_context_nats` is the score of Olsson et al. 2022, which held the 500th of 512 tokens against the 50th.
+    the same loss on both. Where random tokens are repeated, only induction predicts the second time.
+    `in_context_nats` is like the score of Olsson et al. 2022, the loss on the 500th of 512 tokens less that on the
+    50th.
     """
 
     sequences: Annotated[int, Field(ge=2)] = 256

@@ -67,7 +67,7 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
         lines.append(Curve(label="Bayes filter", x=position_T, y=bayes_NT.mean(axis=0)))
     first_NT = first_times(tokens_NT)
     first_loss_NT = np.take_along_axis(loss_NT, first_NT, axis=1)
-    # An untrained model with tied embeddings predicts its own token again, the surer the later in the sequence.
+    # Pairs of equal tokens are left out: an untrained model with tied embeddings predicts the present token again.
     different_NT = tokens_NT[:, 1:] != tokens_NT[:, :-1]
     repeats_NT = (first_NT < np.arange(first_NT.shape[1])) & different_NT & ~np.isnan(loss_NT + first_loss_NT)
     repeated_N, first_N = (_mean_where(losses_NT, repeats_NT) for losses_NT in (loss_NT, first_loss_NT))
@@ -111,7 +111,7 @@ def first_times(tokens_NT: np.ndarray) -> np.ndarray:
 
 
 def _mean_where(loss_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
-    """Values of sequences whose mean is the mean loss over all marked tokens that have one; NaN where none has."""
+    """Units [N] whose mean is the mean loss over all tokens in the mask that have a loss; NaN where none has."""
     counted_NT = mask_NT & ~np.isnan(loss_NT)
     return ratio_units(np.where(counted_NT, loss_NT, 0).sum(1), counted_NT.sum(1))
 

@@ -69,9 +69,9 @@ class Reference:
 def document_contrast(topics_BT: Tensor, packed_BT: Tensor, num_topics: int) -> tuple[Tensor, Tensor]:
     """[key of another document] × ([query and key share a topic] − its mean over permutations), and the first factor.
 
-    The permutations put the topics of a sequence's documents on its documents in any other way. Two documents then
-    share a topic with the probability that two drawn without replacement do; keys of the query's own document always
-    do, and cancel. Every document is of one topic. Both [B, Q, K].
+    Every document is of one topic, and the permutations exchange the topics of a sequence's documents. Under them two
+    documents share a topic with the probability that two topics drawn without replacement are equal. Keys of the
+    query's own document share its topic under all permutations and cancel. Both results are [B, Q, K].
     """
     elsewhere_BQK = (packed_BT[:, :, None] != packed_BT[:, None, :]).float()
     same_BQK = (topics_BT[:, :, None] == topics_BT[:, None, :]).float()

@@ -29,7 +29,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS = 4096  # of a traced batch: 4096 × D × L floats of residual stream
-_SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts of the baselines' tables, one of which is chosen
+_SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts to choose from for the baselines' tables
 
 
 @dataclass(frozen=True)
@@ -196,10 +196,10 @@ def _middle(every_L: np.ndarray) -> int:
 def topic_accuracies(
     settings: TopicProbes, given_NT: np.ndarray, test: Sequences, num_topics: int, generator: np.random.Generator
 ) -> tuple[Estimate, np.ndarray]:
-    """Accuracy on the tokens of each topic, [S], and its null: how often others' tokens in their place get the topic.
+    """Accuracy on the tokens of each topic, [S], and its null, [S]; NaN for a topic that no token has.
 
-    The null is the exact mean over all ways to give a sequence another one's topics; p is of the difference from it.
-    Both are NaN for a topic that no token has.
+    The null is how often the probe gives the topic at the same positions of other sequences: the exact mean over all
+    ways to give a sequence another one's topics. p tests the difference between the two.
     """
     topic_NTS = test.topics_NT[..., None] == np.arange(num_topics)
     given_NTS = given_NT[..., None] == np.arange(num_topics)
@@ -214,7 +214,7 @@ def topic_accuracies(
 def residuals(
     decoder: Decoder, part: Sequences, compute: Callable[[slice, list[Float[Tensor, "B T D"]]], Part]
 ) -> Iterator[tuple[slice, Part]]:
-    """`compute` of batches of sequences, given which and their residual stream at every place, in float32."""
+    """`compute(rows, states)` for batches of sequences; `states` is their residual stream at every place, float32."""
     layers = range(decoder.config.num_layers)
 
     def batch(rows: slice, tokens_BT: Tensor, documents_BT: Tensor | None) -> Part:
@@ -309,8 +309,8 @@ def topic_table(
 ) -> np.ndarray:
     """p(topic | id), [size, S], from counts smoothed towards the topics' frequencies.
 
-    The smoothing is the one of `_SMOOTHING` with the least loss on the part to choose on. Logistic regression on the
-    one-hot code of a discrete feature converges to such a table.
+    The strength of smoothing, one of `_SMOOTHING`, is that with the least loss on `choose_ids` and `choose_topics`.
+    Logistic regression on the one-hot code of a discrete feature converges to such a table.
     """
     counts_XS = np.bincount((ids_NT * count + topics_NT).ravel(), minlength=size * count).reshape(size, count)
     prior_S = (counts_XS.sum(0) + 1) / (counts_XS.sum() + count)

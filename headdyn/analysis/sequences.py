@@ -1,4 +1,4 @@
-"""Validation sequences as an analysis takes them: some of the corpus's, and batches of them on the model's device."""
+"""Validation sequences for analyses: some of the corpus's sequences, and batches of them on the model's device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Batches:
-    """The most sequences that a batch may have, and the most that one has had so far."""
+    """The most sequences that a batch may have, and the most that any batch has had so far."""
 
     limit: int = sys.maxsize
     largest: int = 0
@@ -34,9 +34,10 @@ _batches: ContextVar[_Batches] = ContextVar("_batches")
 
 
 def within_memory(compute: Callable[[], Result], what: str) -> Result:
-    """`compute()`; where memory runs out it is done again with batches of half as many sequences, down to one.
+    """`compute()`; when memory runs out, again with batches of half as many sequences, down to one.
 
-    The numbers are the same but for rounding: what is summed over a batch is kept by sequence.
+    `what` names the computation in the log. Smaller batches change results by rounding alone: sums are kept by
+    sequence.
     """
     state = _Batches()
     while True:
@@ -54,7 +55,7 @@ def within_memory(compute: Callable[[], Result], what: str) -> Result:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for GPUs, and for the CPU an error with these words."""
+    """PyTorch has an error class for GPUs; on the CPU only the message tells."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
@@ -93,7 +94,7 @@ class Sequences:
     def parts(self, size: int, device: torch.device, compute: OnBatch) -> Iterator[tuple[slice, Part]]:
         """`compute(rows, tokens, documents)` of `size` sequences at a time (at least one; `within_memory`), in order.
 
-        What an earlier try of the run kept is read (core/kept_parts.py).
+        Parts that an interrupted try of the run stored are read, not computed (core/kept_parts.py).
         """
         state = _batches.get(_Batches())
         size = max(1, min(size, state.limit))

@@ -23,22 +23,22 @@ _INSTRUMENTS = {
 
 @settings
 class TensorLens(LabelSwapSettings):
-    """Topic selectivity of what tokens do to tokens through the whole model, on `sequences` of the validation split.
+    """Topic selectivity of the whole model's effective attention, on `sequences` of the validation split.
 
-    Three maps from tokens to tokens, each up to every layer and of the model. Their rows sum to 1; selectivity, its
-    label-swap null and the control variates are those of science.md §6, and 0 is the null of every selectivity.
-    `tensorlens`: ‖T_ij x_j‖ over its row's sum, where Σ_j T_ij x_j is exactly what the model makes of its input x, the
-    biases' part apart. `rollout`: the product of ½ (mean attention of a layer's heads) + ½ (identity), Abnar & Zuidema
-    2020. `raw`: the mean attention of heads; a layer's own rows are that layer's heads', the model's are all heads'.
-    TensorLens and rollout hold the residual stream, and raw attention does not. So compare them without the self key,
+    Three instruments map tokens to tokens, for the stack up to each layer and for the whole model. The maps' rows sum
+    to 1; selectivity, its label-swap null and the control variates are those of science.md §6, and 0 is the null of
+    every selectivity. `tensorlens`: ‖T_ij x_j‖ over its row's sum, where Σ_j T_ij x_j plus the biases' part is exactly
+    the model's output for its input x. `rollout`: the product of ½ (mean attention of a layer's heads) + ½ (identity),
+    Abnar & Zuidema 2020. `raw`: the mean attention of a layer's heads; for the model, of all heads.
+    TensorLens and rollout contain the residual stream, raw attention does not. So compare them without the self key,
     as the two differences between instruments do, sequence by sequence.
 
-    In nats, from `targets` tokens of each sequence: what keys of the query's topic put into the next token's logit
-    (less the mean logit), beyond the label-swap null; of the whole model, and of each head's read. These gradients of
-    the frozen map are exact shares: over the input tokens, with the biases' part, they sum to the logit. Heads' shares
-    do not sum to it, since paths cross several heads. A head also writes to logits of tokens that do not follow, so the
-    null of `head_logit_nats` is what it writes at the same place to the tokens that the `label_swaps` other sequences
-    have next. Intervals (95 %, BCa) and p (sign flips) take sequences as units.
+    At `targets` positions of each sequence the next token's logit (less the mean logit) is taken apart, in nats: how
+    much of it keys of the query's topic add beyond the label-swap null, through the whole model and through each head.
+    These gradients of the frozen map are exact shares: over the input tokens, with the biases' part, they sum to the
+    logit. Heads' shares do not, since paths cross several heads. A head also writes to logits of tokens that do not
+    follow, so the null of `head_logit_nats` is its share for the tokens that the `label_swaps` other sequences have
+    next. Intervals (95 %, BCa) and p (sign flips) take sequences as units.
 
     `tokens` cuts every sequence. `branch` is the factor of a gated MLP that stays linear while the other is frozen.
     Where the corpus confines attention to documents, topic statistics are absent. Raises ValueError for a model with an

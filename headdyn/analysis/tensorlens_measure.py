@@ -77,7 +77,7 @@ def target_positions(length: int, count: int) -> Int[Tensor, " targets"]:
 def _maps_and_sums(
     frozen: Frozen, contrast_QK: Float[Tensor, "Q K"], targets_K: Int[Tensor, " targets"]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The model's map by each instrument, and by name what this sequence adds: means over its queries."""
+    """The whole model's map by each instrument, and the sequence's means over queries, by name."""
     length = len(contrast_QK)
     raw_LQK = torch.stack([layer.pattern_BHQK[0].mean(0) for layer in frozen.layers])
     flow_LQK, aligned_QK, error = flow_maps(frozen)
@@ -97,7 +97,7 @@ def _maps_and_sums(
 
 
 def _table(settings: TensorLens, sums: dict[str, np.ndarray], generator: np.random.Generator) -> HeadTable:
-    """Rows from what every sequence adds, [N, ...] by name."""
+    """Rows from the sequences' sums, [N, ...] by name."""
     draws: dict[str, Any] = {"sign_flips": settings.sign_flips, "bootstrap_draws": settings.bootstrap_draws}
     controls_NJ, targeted_NJ = sums["profiles"], sums["targeted_profiles"]
     parts: list[HeadTable] = []
@@ -181,7 +181,7 @@ def _layers_figure(table: HeadTable) -> Figure:
 
 
 def _heads_figure(table: HeadTable) -> Figure:
-    """What each head writes for topic, and what the next token's logit owes to it."""
+    """Maps of the heads: selectivity of their writes, and their shares of the next token's logit."""
     names = ("head_written_selectivity", "head_topic_nats", "head_logit_excess_nats")
     panels = [head_panel(TensorLens.metrics, table, name, tested=name, note="null 0", centre=0) for name in names]
     return head_map(

@@ -1,4 +1,4 @@
-"""What tokens do to tokens through a frozen pass: maps from tokens to tokens, and shares of logits (science.md §9).
+"""Maps from tokens to tokens through a frozen pass, and shares of logits (science.md §9).
 
 Letters as in models/frozen.py; K targets, R other sequences.
 """
@@ -60,14 +60,13 @@ def logit_shares(
     other sequences have in the same place, their mean; `head_topic_nats` [L, H] and `tensorlens_topic_nats` [] are
     shares of keys weighted by the topic contrast of target and key.
     """
-    following_TD = frozen.unembedding(tokens_T.roll(-1)[None])[
-        0
-    ]  # rolled round, the last position has the first token: it is no target
+    # Rolled by one, the last position has the first token; the last position is no target.
+    following_TD = frozen.unembedding(tokens_T.roll(-1)[None])[0]
     swapped_TD = frozen.unembedding(swapped_RT.roll(-1, dims=1)).mean(0)
     targets, (length, width) = len(targets_K), following_TD.shape
     cotangent_KBTD = following_TD.new_zeros(targets + 1, 1, length, width)
     cotangent_KBTD[torch.arange(targets), 0, targets_K] = following_TD[targets_K]
-    cotangent_KBTD[targets, 0, targets_K] = swapped_TD[targets_K]  # gradients are linear: one does for all targets
+    cotangent_KBTD[targets, 0, targets_K] = swapped_TD[targets_K]  # gradients are linear: one serves all targets
     pulled, z_LBTHd = pull(frozen, cotangent_KBTD)
     carried_LKH = (pulled.z_LKBTHd * z_LBTHd[:, None]).sum((2, 3, 5))
     contrast_KJ = contrast_QK[targets_K]
@@ -85,17 +84,14 @@ def logit_shares(
 
 
 def jacobian_error(frozen: Frozen, documents_BT: Tensor | None) -> Float[Tensor, ""]:
-    """The relative error of `flow_maps` if the model's Jacobian at x stood in T's place: why the model is frozen."""
+    """The relative error of `flow_maps` with the model's Jacobian at x in T's place; it shows why T is frozen."""
     decoder, last = frozen.decoder, len(frozen.layers) - 1
 
     def model(x_BTD: Tensor) -> Tensor:
         trace = decoder.trace(
             torch.zeros(x_BTD.shape[:2], dtype=torch.long, device=x_BTD.device),
             start=(0, x_BTD),
-            sites=(
-                "pattern",
-                "resid_post",
-            ),  # asking for patterns avoids the fused kernel, which has no forward derivative
+            sites=("pattern", "resid_post"),  # patterns avoid the fused kernel, which has no forward derivative
             logits=None,
             documents_BT=documents_BT,
         )

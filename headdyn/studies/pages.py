@@ -1,4 +1,4 @@
-"""What the studies' pages have in common: their own figures, ours at the same step, and what misleads."""
+"""Parts that the pages of several studies share: reported figures, our runs by step, and what misleads."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,12 +20,12 @@ _MISLEADS = (
 
 @cache
 def facts(study: str) -> Mapping[str, Any]:
-    """What a study reports, none of it measured here, and what it did that misleads: its study.json."""
+    """A study's study.json: the figures that it reports, none of them measured here, and what misleads in it."""
     return read_json(Path(__file__).parent / study / "study.json")
 
 
 def misleading(study: str, *here: str) -> Markup:
-    """What the study did and why that says nothing about heads; `here` is what these runs measured of each point."""
+    """The points in which the study misleads; `here` says for each of them what these runs measured ("": nothing)."""
     point = Markup('<dt>{}</dt>\n<dd>{} <span class="here">{}</span></dd>\n')
     points = zip(facts(study)["misleads"], here, strict=True)
     items = Markup("").join(point.format(one["did"], one["misleads"], measured) for one, measured in points)
@@ -33,12 +33,12 @@ def misleading(study: str, *here: str) -> Markup:
 
 
 def is_of(model: str, reported: Mapping[str, Any]) -> bool:
-    """Whether reported figures are of this model, by the last part of its name."""
+    """Whether the reported figures are of this model, by the last part of its name."""
     return model.rstrip("/").rpartition("/")[2] == str(reported["model"]).rpartition("/")[2]
 
 
 def jobs_by_step(series: Sequence[Series]) -> dict[int, list[Job]]:
-    """The runs of every step that counts."""
+    """The complete runs of every step that counts."""
     jobs: dict[int, list[Job]] = {}
     for each in series:
         for row in each.counted:
@@ -49,6 +49,6 @@ def jobs_by_step(series: Sequence[Series]) -> dict[int, list[Job]]:
 
 
 def first_cell(jobs: Sequence[Job], metric: str) -> Cell:
-    """The metric of the first of these runs that has it."""
+    """The metric's cell for the first of these runs that recorded the metric."""
     job = next((job for job in jobs if metric in job.run.scalars), None)
     return Cell(reason="not run") if job is None else cell(job.scalar(metric), job.metric(metric))

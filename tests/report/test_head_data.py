@@ -46,7 +46,8 @@ def test_kept_patterns_are_the_weights_within_a_shade(tmp_path: Path) -> None:
         true = stored["pattern.1"][n, 0].astype(float)
         assert np.all(np.abs(weight - true) <= 0.004 * np.sqrt(true) + 1e-5)
         assert np.abs(weight - stored["pattern.1"][n, 1]).max() > 0.05  # another head's would be noticed
-    assert patterns.tokens_NT.tolist() == stored["tokens"].tolist() and patterns.names == ["rivers", "trains"]
+    assert patterns.tokens_NT.tolist() == stored["tokens"].tolist()
+    assert patterns.topic_names == ["rivers", "trains"]
 
 
 def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Path) -> None:

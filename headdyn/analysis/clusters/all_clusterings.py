@@ -39,8 +39,10 @@ class AllClusterings:
 
     @functools.cached_property
     def best_silhouette_R(self) -> np.ndarray:
-        """The best mean silhouette of all clusterings, outliers apart: a point alone is no cluster. NaN where no
-        clustering has two clusters of two points."""
+        """The best mean silhouette of all clusterings, [R], where a point alone is no cluster but an outlier.
+
+        NaN where no clustering has two clusters of two points.
+        """
         apart = [clusterings.singled_out(labels_RH) for labels_RH in self.labels.values()]
         values_RX = np.stack([clusterings.silhouette(self.distance_RHH, labels_RH) for labels_RH in apart], axis=-1)
         best_R = np.where(np.isfinite(values_RX), values_RX, -np.inf).max(-1)
@@ -52,7 +54,7 @@ class AllClusterings:
         return np.mean([clusterings.singled_out(labels_RH) < 0 for labels_RH in self.labels.values()], axis=0)
 
     def quality(self) -> dict[str, np.ndarray]:
-        """Measures of the k-means split into two, and of the cloud, each [R]."""
+        """Measures of the k-means split into two and of the cloud, by name, each [R]."""
         split_RH = self.split_RH
         between_R, within_Rk = clusterings.spread(self.gram_RHH, split_RH)
         size_Rk = (split_RH[..., None] == np.arange(within_Rk.shape[1])).sum(1)
@@ -82,12 +84,12 @@ class Clouds:
     """One kind of points: the heads of every layer, and random heads for each layer."""
 
     own: AllClusterings  # row l: the heads of layer l
-    nulls: Sequence[AllClusterings]  # one a layer
+    nulls: Sequence[AllClusterings]  # by layer: random heads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Which clusterings to make. `relative_eps`: DBSCAN's radii are shares of a cloud's median distance."""
+    """Which clusterings to make; with `relative_eps` DBSCAN's radii are shares of a cloud's median distance."""
 
     kmeans_k: tuple[int, ...]
     ward_k: tuple[int, ...]
@@ -96,7 +98,7 @@ class Recipe:
     relative_eps: bool = True
 
     def __call__(self, gram_RHH: np.ndarray, generator: np.random.Generator) -> AllClusterings:
-        """Cluster R clouds; values of k that leave no two points together are left out."""
+        """Cluster R clouds; values of k that are not below the number of points are left out."""
         heads = gram_RHH.shape[-1]
         distance_RHH = clusterings.distances(gram_RHH)
         labels: dict[Key, np.ndarray] = {}
@@ -137,10 +139,10 @@ class Agreement:
 
 def agreement(first_H: np.ndarray, second_H: np.ndarray, draws: int, generator: np.random.Generator) -> Agreement:
     """Adjusted Rand index and mutual information of two labellings, against `draws` random relabellings."""
-    dealt_RH = clusterings.relabellings(second_H, draws, generator)
+    random_RH = clusterings.relabellings(second_H, draws, generator)
     if min(len(set(first_H.tolist())), len(set(second_H.tolist()))) < 2:
         return Agreement()
-    table = clusterings.contingency(first_H, np.concatenate((second_H[None], dealt_RH)))
+    table = clusterings.contingency(first_H, np.concatenate((second_H[None], random_RH)))
     rand_R, information_R = clusterings.adjusted_rand(table), clusterings.mutual_information(table)
     p_rand, p_information = map(at_least_as_high, (rand_R, information_R))
     return Agreement(

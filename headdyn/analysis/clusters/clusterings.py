@@ -1,11 +1,11 @@
-"""Clusters of a few points from their inner products alone, and how good they are (science.md §12).
+"""Clusters of a few points from their inner products alone, and the clusters' quality (science.md §12).
 
-Letters: R clouds of H points each, k clusters, I restarts. A cloud is its Gram matrix, so whatever gives inner products
-can be clustered: flattened weights, circuits free of gauge, effect vectors. Many clouds run at once, since a null needs
-hundreds: scikit-learn's KMeans takes 16 ms for 12 points and one k, this 0.4 ms. Labels count from 0 in order of their
-first point; −1 marks a point that belongs to no cluster.
+Letters: R clouds of H points each, k clusters, I restarts. A cloud is given by its Gram matrix, so anything with inner
+products can be clustered: flattened weights, circuits free of gauge, effect vectors. Many clouds run at once, since a
+null needs hundreds: for 12 points and one k scikit-learn's KMeans takes 16 ms a cloud, this module 0.4 ms. Labels count
+from 0 in order of their first point; −1 marks a point that belongs to no cluster.
 
-Quality measures give NaN where they have none: a silhouette of fewer than two clusters, say.
+Quality measures are NaN where they are undefined, such as a silhouette of fewer than two clusters.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def kmeans(gram_RHH: np.ndarray, k: int, generator: np.random.Generator, *, rest
     """Labels [R, H] of Lloyd's algorithm from k-means++ starts, the best of `restarts`.
 
     Clouds share the random numbers. Points enter in order of their distance from the mean, so that numbering them
-    differently changes nothing. Fewer than k labels come out where fewer than k points differ.
+    differently changes nothing. There are fewer than k labels where fewer than k points are distinct.
     """
     gram_RHH = centred(gram_RHH)
     radius_RH = np.diagonal(gram_RHH, axis1=-2, axis2=-1)
@@ -73,8 +73,10 @@ def kmeans(gram_RHH: np.ndarray, k: int, generator: np.random.Generator, *, rest
 
 
 def _plus_plus(squared_RHH: np.ndarray, uniform_Ik: np.ndarray) -> np.ndarray:
-    """Each point's nearest of k starts, [R, I, H]: the next start is drawn with odds of squared distance to the last
-    ones (k-means++, Arthur & Vassilvitskii 2007)."""
+    """Each point's nearest of k starts, [R, I, H] (k-means++, Arthur & Vassilvitskii 2007).
+
+    Each start is drawn with odds proportional to the squared distance to the nearest start before it.
+    """
     points = squared_RHH.shape[-1]
     first_I = (uniform_Ik[:, 0] * points).astype(int)
     nearest_RIH = squared_RHH[:, first_I]
@@ -104,8 +106,8 @@ def ward(distance_RHH: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
 def dbscan(distance_RHH: np.ndarray, eps_RE: np.ndarray) -> list[np.ndarray]:
     """Labels [R, H] of DBSCAN with min_samples = 2, for each of a cloud's E radii; −1 is noise.
 
-    With two samples every point that has a neighbour within eps is a core point, so clusters are the connected pieces
-    of the graph of neighbours, and a piece of one point is noise.
+    With min_samples = 2 every point that has a neighbour within eps is a core point, so clusters are the connected
+    components of the graph of neighbours, and a component of one point is noise.
     """
     results = []
     for eps_R in np.transpose(eps_RE):
@@ -126,25 +128,28 @@ def renumbered(labels_RH: np.ndarray) -> np.ndarray:
 
 
 def singled_out(labels_RH: np.ndarray) -> np.ndarray:
-    """The labels with −1 for every point that is alone in its cluster: an outlier is no cluster."""
+    """The labels, with −1 for every outlier: a point that is alone in its cluster."""
     alone_RH = (labels_RH[..., :, None] == labels_RH[..., None, :]).sum(-1) == 1
     return renumbered(np.where(alone_RH, -1, labels_RH))
 
 
 def smaller(labels_H: np.ndarray) -> np.ndarray:
-    """The smaller of two clusters as a mask; of equal ones, that of the first point."""
+    """The smaller of two clusters as a mask [H]; of two equal ones, that of the first point."""
     first_H = labels_H == labels_H[0]
     return first_H if 2 * first_H.sum() <= len(labels_H) else ~first_H
 
 
 def _members(labels_RH: np.ndarray) -> np.ndarray:
-    """[R, H, k] true where a point belongs to a cluster; a label of −1 to none."""
+    """Whether each point belongs to each cluster, [R, H, k]; a point with label −1 belongs to none."""
     return labels_RH[..., None] == np.arange(max(labels_RH.max(initial=0) + 1, 1))
 
 
 def silhouettes(distance_RHH: np.ndarray, labels_RH: np.ndarray) -> np.ndarray:
-    """(b − a) / max(a, b) of every point, [R, H] in −1..1: a, b its mean distance to its own and to the nearest other
-    cluster (Rousseeuw 1987). 0 for a point alone in its cluster; NaN for a label of −1, and with fewer than two."""
+    """(b − a) / max(a, b) of every point, [R, H] in −1..1 (Rousseeuw 1987).
+
+    a is a point's mean distance to its own cluster, b that to the nearest other one. 0 for a point alone in its
+    cluster; NaN for a point with label −1, and where there are fewer than two clusters.
+    """
     member_RHk = _members(labels_RH)
     size_R1k = member_RHk.sum(-2, keepdims=True)
     total_RHk = distance_RHH @ member_RHk
@@ -169,8 +174,10 @@ def silhouette(distance_RHH: np.ndarray, labels_RH: np.ndarray) -> np.ndarray:
 
 
 def spread(gram_RHH: np.ndarray, labels_RH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The largest distance between two centres [R], and each cluster's mean squared distance of points to their centre
-    [R, k], NaN for a label that no point carries. Points with a label of −1 are left out."""
+    """The largest distance between two centres, [R], and each cluster's mean squared distance to its centre, [R, k].
+
+    NaN for fewer than two centres, and for a cluster without points. Points with label −1 are left out.
+    """
     member_RHk = _members(labels_RH)
     size_Rk = member_RHk.sum(-2)
     mean_RHk = member_RHk / np.maximum(size_Rk, 1)[:, None]
@@ -188,7 +195,7 @@ def spread(gram_RHH: np.ndarray, labels_RH: np.ndarray) -> tuple[np.ndarray, np.
 def wasserstein(distance_HH: np.ndarray, first_H: np.ndarray, second_H: np.ndarray) -> float:
     """Earth mover's distance W₁ between two sets of points (masks), each of total mass 1 spread evenly.
 
-    Masses are whole numbers once multiplied by the sizes' least common multiple, so an assignment solves it.
+    Multiplied by the sizes' least common multiple all masses are whole numbers, so an assignment solves the problem.
     """
     between = distance_HH[np.ix_(first_H, second_H)]
     whole = np.lcm(*between.shape)
@@ -216,7 +223,7 @@ def coordinates(gram_HH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def contingency(first_H: np.ndarray, second_RH: np.ndarray) -> np.ndarray:
-    """How many points carry each pair of labels, [R, a, b]."""
+    """How many points have each pair of labels, [R, a, b]."""
     return _members(first_H).T.astype(float) @ _members(second_RH)
 
 
@@ -234,7 +241,7 @@ def adjusted_rand(table_Rab: np.ndarray) -> np.ndarray:
 
 
 def mutual_information(table_Rab: np.ndarray) -> np.ndarray:
-    """What one label says about the other, in nats, [R]."""
+    """Mutual information of the two labels in nats, [R]."""
     share_Rab = table_Rab / table_Rab.sum((-2, -1), keepdims=True)
     independent_Rab = share_Rab.sum(-1, keepdims=True) * share_Rab.sum(-2, keepdims=True)
     ratio_Rab = np.divide(share_Rab, independent_Rab, out=np.ones_like(share_Rab), where=share_Rab > 0)

@@ -1,7 +1,7 @@
 """How far a layer's clusters and its heads' mutual distances moved between two checkpoints (science.md §12).
 
-Works on the tables that HeadClusters left, so that no two models are in memory at once. A head is followed by its
-index; where heads exchange roles, match them by head_matching.py first.
+It reads the tables of HeadClusters, so that no two models are in memory at once. A head is followed by its index; where
+heads exchange roles, match them by head_matching.py first.
 """
 
 from collections.abc import Mapping
@@ -85,13 +85,13 @@ def mantel(
     """
     heads = len(first_HH)
     upper = np.triu_indices(heads, 1)
-    first_X, second_X = (matrix[upper] - matrix[upper].mean() for matrix in (first_HH, second_HH))
+    first_X, second_X = (distance_HH[upper] - distance_HH[upper].mean() for distance_HH in (first_HH, second_HH))
     scale = np.linalg.norm(first_X) * np.linalg.norm(second_X)
     if scale <= 1e-12 * np.abs(first_HH).max() * np.abs(second_HH).max():
         return np.nan, np.nan
     order_RH = np.concatenate(
         (np.arange(heads)[None], generator.permuted(np.tile(np.arange(heads), (draws, 1)), axis=-1))
     )
-    dealt_RX = second_HH[order_RH[:, upper[0]], order_RH[:, upper[1]]] - second_HH[upper].mean()
-    correlation_R = dealt_RX @ first_X / scale
+    second_RX = second_HH[order_RH[:, upper[0]], order_RH[:, upper[1]]] - second_HH[upper].mean()
+    correlation_R = second_RX @ first_X / scale
     return float(correlation_R[0]), at_least_as_high(correlation_R)

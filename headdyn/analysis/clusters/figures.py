@@ -1,4 +1,4 @@
-"""Pictures of head clusters: silhouettes before their null, who stands with whom, heads as points in a plane."""
+"""Pictures of head clusters: silhouettes before their null, every clustering, heads as points in a plane."""
 
 from collections.abc import Mapping
 
@@ -53,9 +53,9 @@ def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable) -> Figure:
 def assignment_figure(
     own: Mapping[str, AllClusterings], layer: int, row: int, repairs_H: np.ndarray | None = None
 ) -> Figure:
-    """Every clustering of one layer, which is a `row` of each, as a strip over heads, with even/odd on top.
+    """Every clustering of one layer as a strip over heads, with even/odd on top; `row` is the layer's row in `own`.
 
-    DBSCAN is drawn where it gives at least two clusters, or one and outliers.
+    DBSCAN is drawn where it gives at least two clusters, or one cluster and outliers.
     """
     heads = next(iter(own.values())).split_RH.shape[1]
     strips = [("even / odd", np.arange(heads) % 2)]
@@ -66,12 +66,12 @@ def assignment_figure(
             labels_H = clusterings.singled_out(labels_RH)[row]
             if method != "dbscan" or len(set(labels_H.tolist())) > 1:
                 strips.append((f"{name}: {method} {'ε' if method == 'dbscan' else 'k'} = {parameter:g}", labels_H))
-    caption = "One strip a clustering, one cell a head: cells of one colour are one cluster, hollow cells are in none."
+    caption = "Strips are clusterings, cells are heads: cells of one colour are one cluster, hollow cells are in none."
     return label_strips([strips], title=f"Clusters of the heads of layer {layer}", caption=caption)
 
 
 def point_figure(own: Mapping[str, AllClusterings], layer: int, row: int, seed: int) -> Figure:
-    """The heads of one layer, a `row` of each, by principal components and by t-SNE, coloured by k-means with k = 2."""
+    """The heads of one layer, the `row` of `own`, by principal components and by t-SNE, coloured by their k-means."""
     plain, bent = [], []
     for name, every in own.items():
         points_HX, share_X = clusterings.coordinates(every.gram_RHH[row])

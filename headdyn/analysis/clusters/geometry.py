@@ -19,11 +19,11 @@ def circuit_cosines(decoder: Decoder, layer: int) -> dict[str, np.ndarray]:
 
 
 def random_circuit_cosines(decoder: Decoder, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Cosines between the heads of one layer drawn at random, of the model's shape and grouping, [R, H, H].
+    """Cosines between random heads of one layer with the model's shape and grouping, [R, H, H].
 
-    They serve both circuits: QK shares keys within a group and OV values, on either side of the same product. Cosines
-    are free of norm, and their law hardly depends on the spectra: the standard deviation is 1/D for any (D 64, d 8:
-    0.0157 with flat singular values, 0.0156 with a tenfold decay). Drawn in float32, which moves none by 1e-6.
+    They serve both circuits: a group shares keys in QK and values in OV, on different sides, which changes no cosine.
+    Cosines are free of norm, and their law hardly depends on the spectra: their standard deviation is about 1/D (with D
+    64, d 8: 0.0157 for flat singular values, 0.0156 for a tenfold decay). Drawn in float32, which moves none by 1e-6.
     """
     c, device = decoder.config, decoder.embed.weight.device
 
@@ -83,10 +83,10 @@ def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[s
 def rotated_heads(gram_HH: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
     """Inner products of heads without groups that have these heads' mean and covariance, [R, H, H].
 
-    Heads that are drawn from one Gaussian keep their law under any rotation among the heads that leaves their mean
-    where it is. A random one keeps mean and covariance exactly and mixes the heads, so that a comparison with rotated
-    heads holds its level whatever profile heads share, and however few axes they vary along (Langsrud 2005). Only
-    distances count here, which do not know the mean: it is taken away. Numbering the heads differently changes nothing.
+    Heads that are drawn from one Gaussian keep their law under any rotation among the heads that leaves their mean. A
+    random rotation keeps mean and covariance exactly and mixes the heads, so that a comparison with rotated heads holds
+    its level whatever profile heads share, and however few axes they vary along (Langsrud 2005). The mean is
+    subtracted, since only distances are compared. Numbering the heads differently changes nothing.
     """
     heads = len(gram_HH)
     gram_HH = centred(gram_HH)

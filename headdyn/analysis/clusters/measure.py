@@ -35,43 +35,45 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 ABLATE = Patch(source="mean", steps="every_position")
-# Measures with a p: the others say how a split looks, and one p is enough for whether there is one.
+# Measures with a p. The others describe the split, and whether there is one needs no further tests.
 TESTED = ("silhouette", "best_silhouette", "first_component")
-# The null of behaviour keeps the heads' covariance, and with it the share of variance on one axis. Beside that share
-# stands the even one, 1/(H−1): H centred heads vary along H−1 axes. It has no p.
+# The null of behaviour keeps the heads' covariance, and with it the share of variance on one axis. The null column of
+# that share is therefore the even share 1/(H−1), without a p: H centred heads vary along H−1 axes.
 EVEN_SHARE = ("behaviour_first_component",)
 
 
 def measure(
-    chosen: HeadClusters, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator
+    settings: HeadClusters, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator
 ) -> Findings:
     """Everything that `HeadClusters` reports under these settings."""
     c = decoder.config
-    layer = chosen_layer(chosen.layer, c.num_layers)
+    layer = chosen_layer(settings.layer, c.num_layers)
     if c.num_heads < 4:
         raise ValueError(f"{c.num_heads} heads a layer cannot form clusters; this analysis needs 4 or more")
-    recipe = Recipe(kmeans_k=chosen.kmeans_k, ward_k=chosen.ward_k, eps=chosen.dbscan_eps, restarts=chosen.restarts)
-    kinds = _circuits(recipe, decoder, chosen.null_draws, generator)
+    recipe = Recipe(
+        kmeans_k=settings.kmeans_k, ward_k=settings.ward_k, eps=settings.dbscan_eps, restarts=settings.restarts
+    )
+    kinds = _circuits(recipe, decoder, settings.null_draws, generator)
     tables, repairs_H, profiles = [], None, {}
     if isinstance(corpus, Prompts):
-        model = in_dtype(decoder, chosen.dtype)
-        make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
+        model = in_dtype(decoder, settings.dtype)
+        make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
         effect_LHP = _effects(model, corpus.in_company(), ABLATE, range(c.num_layers))
         profiles = {"effect_profiles": profile_table({"effect_nats": np.moveaxis(effect_LHP, -1, 0)})}
-        kinds["behaviour"] = _behaviour(recipe, effect_LHP, chosen.null_draws, generator)
+        kinds["behaviour"] = _behaviour(recipe, effect_LHP, settings.null_draws, generator)
         effects = make.effects("repair", _effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
         value_H, p_H = (np.array([row[column] for row in effects]) for column in ("value", "p"))
         repairs_H = (benjamini_hochberg(p_H) < 0.05) & (value_H > 0)
-        tables += [_effect_rows(make, effect_LHP), _agreement_rows(kinds, chosen.relabellings, generator)]
+        tables += [_effect_rows(make, effect_LHP), _agreement_rows(kinds, settings.relabellings, generator)]
     else:
-        tables.append(_without_prompts(chosen, c.num_layers, c.num_heads))
-    tables += [_kind_rows(kind, clouds, chosen.relabellings, generator) for kind, clouds in kinds.items()]
+        tables.append(_without_prompts(settings, c.num_layers, c.num_heads))
+    tables += [_kind_rows(kind, clouds, settings.relabellings, generator) for kind, clouds in kinds.items()]
     table = HeadTable.concat(tables)
     # Two families: whether layers fall into groups, and what single heads do.
     heads = HeadTable(table.table.filter(pc.is_valid(table.table["head"]))).with_q()
     table = table.where(head=None).with_q()
     rows = [row | {"layer": None} for row in table.where(layer=layer).rows()]
-    rows.append(_accuracy_row(kinds, repairs_H, layer, chosen.relabellings, generator))
+    rows.append(_accuracy_row(kinds, repairs_H, layer, settings.relabellings, generator))
     own = {kind: clouds.own for kind, clouds in kinds.items()}
     return Findings(
         table=HeadTable.concat([heads, table, HeadTable.from_rows(rows)]),
@@ -105,7 +107,7 @@ def _clouds(
 ) -> Clouds:
     """The heads of every layer, [H, H], and their null, [R, H, H], clustered from the same random starts.
 
-    Starts of their own would be better or worse for a whole null than for the heads, and p not hold its level.
+    With starts of their own, a null could have better or worse starts than the heads, and p would not hold its level.
     """
     seed, clouds = int(generator.integers(2**63)), (np.stack(own), *nulls)
 
@@ -163,7 +165,7 @@ def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.rando
     matches = [agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH]
     rand_L, p_rand_L = [each.rand for each in matches], [each.p_rand for each in matches]
     tables.append(_layers(f"{kind}_parity_rand", rand_L, np.zeros(layers), p_rand_L, heads))
-    # The heads of a null are alike, so that each of them is a draw for every head.
+    # Random heads are exchangeable, so that each of them is a draw for every head.
     null_LX = np.stack([null.alone_RH.ravel() for null in clouds.nulls])
     hits_LH = (null_LX[:, :, None] >= clouds.own.alone_RH[:, None] - 1e-12).sum(1)
     null_LH = np.broadcast_to(null_LX.mean(1, keepdims=True), hits_LH.shape)
@@ -198,10 +200,10 @@ def _effect_rows(make: PairRows, effect_LHP: np.ndarray) -> HeadTable:
     )
 
 
-def _without_prompts(chosen: HeadClusters, layers: int, heads: int) -> HeadTable:
+def _without_prompts(settings: HeadClusters, layers: int, heads: int) -> HeadTable:
     """The rows that need prompts, absent."""
     absent = []
-    for name in chosen.metrics:
+    for name in settings.metrics:
         if name == "effect_nats" or name == "behaviour_alone":
             absent.append(HeadTable.per_head(name, np.full((layers, heads), np.nan), reason=NO_PROMPTS))
         elif "behaviour" in name:
@@ -216,9 +218,9 @@ def _accuracy_row(
     relabellings: int,
     generator: np.random.Generator,
 ) -> dict[str, Any]:
-    """The model's row of prediction accuracy at one layer, against repair dealt out to the heads at random.
+    """The model's row of prediction accuracy at one layer, against as many repairing heads settings at random.
 
-    Weight clusterings are those by k-means and Ward of both circuits; DBSCAN leaves heads without a label.
+    Clusterings are those of both circuits by k-means and Ward; DBSCAN is left out, since it leaves heads without label.
     """
     row: dict[str, Any] = {"metric": "prediction_accuracy", "unit": "clustering"}
     if repairs_H is None:
@@ -230,7 +232,7 @@ def _accuracy_row(
     labels_CH = np.stack(
         [labels_LH[layer] for of in labels for (method, _), labels_LH in of.items() if method != "dbscan"]
     )
-    dealt_RH = clusterings.relabellings(repairs_H, relabellings, generator)
-    accuracy_R = separates(labels_CH, np.concatenate((repairs_H[None], dealt_RH))).mean(-1)
+    random_RH = clusterings.relabellings(repairs_H, relabellings, generator)
+    accuracy_R = separates(labels_CH, np.concatenate((repairs_H[None], random_RH))).mean(-1)
     value, null = float(accuracy_R[0]), float(accuracy_R[1:].mean())
     return row | {"value": value, "null": null, "p": at_least_as_high(accuracy_R), "n": len(labels_CH)}

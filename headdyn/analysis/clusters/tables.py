@@ -1,4 +1,4 @@
-"""The records that analyses of clusters leave beside their rows: every clustering, heads in a plane, distances."""
+"""Tables that analyses of clusters write beside their rows: every clustering, heads in a plane, distances."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +14,7 @@ from headdyn.core.statistics import benjamini_hochberg
 def clustering_table(kinds: Mapping[str, Clouds], repairs: Mapping[int, np.ndarray | None], first: int = 0) -> pa.Table:
     """One row per layer, kind, method and parameter: labels (−1: in no cluster), sizes, silhouette with null, p, q.
 
-    `repairs` marks the heads that repair the answer, where that is known of a layer; row 0 of a suite is layer `first`.
+    `repairs` marks by layer the heads that repair the answer, where known; row 0 of the clusterings is layer `first`.
     """
     records: list[dict[str, Any]] = []
     for kind, clouds in kinds.items():

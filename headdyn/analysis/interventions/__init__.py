@@ -1,1 +1,1 @@
-"""What is done to heads, and what it does: patching, ablation, reordering."""
+"""Interventions on heads and their effects: patching, ablation, reordering."""

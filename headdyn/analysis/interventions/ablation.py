@@ -24,7 +24,7 @@ KINDS: Mapping[Kind, str] = {
 }
 GROUPS: Mapping[str, str] = {
     "even": "the even heads",
-    "odd": "the odd heads",  # so that only the even ones are left
+    "odd": "the odd heads",
     **{f"{c}_cluster": f"the smaller of two k-means clusters of {c.upper()} circuits" for c in CIRCUITS},
     **{f"only_{c}_cluster": f"all heads but the smaller cluster of {c.upper()} circuits" for c in CIRCUITS},
 }
@@ -64,11 +64,11 @@ def _metrics() -> dict[str, Metric]:
 class Ablation:
     """Silences every head, every layer's heads together, and groups of heads of `layer`.
 
-    The measure is KL(plain ‖ silenced) in nats: for prompts of the law of the token where the answers part, averaged
-    over pairs; for a corpus of every next token, averaged over sequences. Intervals (95 %, BCa) take those as units. A
-    group's null is `random_groups` groups of its size, or all there are; one head's null is the mean of its layer's
-    heads, without a p: that would be its rank among the very heads tested. q-values run over the model's rows, which
-    are those of `layer`, and the energies of all layers.
+    The measure is KL(plain ‖ silenced) in nats of the next token's law: for prompts at the token where the answers
+    part, averaged over pairs; for a corpus at every token, averaged over sequences. Intervals (95 %, BCa) take pairs or
+    sequences as units. A group's null is `random_groups` groups of its size, or all there are; one head's null is the
+    mean of its layer's heads, without a p, which would be its rank among the very heads tested. q-values run over the
+    model's rows, which are those of `layer`, and the energy distances of all layers.
 
     Table `groups`: one row per group and way of silencing it; `ablation_profiles`: every unit's KL by head, by which
     heads of two checkpoints are matched (head_profiles.py).

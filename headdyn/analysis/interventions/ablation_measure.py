@@ -24,20 +24,20 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
 
-def measure(chosen: Ablation, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
+def measure(settings: Ablation, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
     """Everything that `Ablation` reports under these settings."""
     c = decoder.config
-    layer = chosen_layer(chosen.layer, c.num_layers)
+    layer = chosen_layer(settings.layer, c.num_layers)
     if c.num_heads < 4:
         raise ValueError(f"{c.num_heads} heads a layer make no groups; this analysis needs 4 or more")
-    of = Texts.of_prompts if isinstance(corpus, Prompts) else Texts.of_corpus
-    texts = of(corpus, chosen.texts)  # type: ignore[arg-type]
-    runs = HeadAblation(in_dtype(decoder, chosen.dtype), texts, generator, chosen.donors)
-    heads, profiles = _heads(runs, texts, generator, chosen.bootstrap_draws)
+    count = settings.texts
+    texts = Texts.of_prompts(corpus, count) if isinstance(corpus, Prompts) else Texts.of_corpus(corpus, count)
+    runs = HeadAblation(in_dtype(decoder, settings.dtype), texts, generator, settings.donors)
+    heads, profiles = _heads(runs, texts, generator, settings.bootstrap_draws)
     clusters = cluster_groups(decoder, layer, generator)
-    groups = _groups(runs, layer, clusters, chosen.random_groups, generator)
-    rows = [group.row(texts, generator, chosen.bootstrap_draws) for group in groups]
-    tested = HeadTable.from_rows([*rows, *_energies(decoder, chosen.splits, generator)]).with_q()
+    groups = _groups(runs, layer, clusters, settings.random_groups, generator)
+    rows = [group.row(texts, generator, settings.bootstrap_draws) for group in groups]
+    tested = HeadTable.from_rows([*rows, *_energies(decoder, settings.splits, generator)]).with_q()
     return Findings(
         table=HeadTable.concat([heads, tested]),
         figures={"heads": _head_figure(heads), "groups": _group_figure(groups, tested, layer)},
@@ -46,7 +46,7 @@ def measure(chosen: Ablation, decoder: Decoder, corpus: Prompts | Corpus, genera
 
 
 def _heads(runs: HeadAblation, texts: Texts, generator: np.random.Generator, draws: int) -> tuple[HeadTable, pa.Table]:
-    """Head rows beside the mean of their layer's heads, rows of whole layers, and every unit's KL by head."""
+    """Head rows whose null is the mean of their layer's heads, layer rows, and the table of every unit's KL by head."""
     heads, layers = runs.decoder.config.num_heads, range(runs.decoder.config.num_layers)
     alone_HH = np.eye(heads, dtype=bool)
     tables, by_unit = [], {}
@@ -159,8 +159,8 @@ def cluster_groups(decoder: Decoder, layer: int, generator: np.random.Generator)
 def energy(distance_HH: np.ndarray, first_RH: np.ndarray) -> np.ndarray:
     """Energy distance between the points of a mask and all others (Székely & Rizzo 2004), for each of R masks, [R].
 
-    Twice the mean distance between the two less the mean distances within each, a point's to itself included: 0 or
-    more, and 0 only where both sets lie alike.
+    Twice the mean distance between the two sets less the mean distances within each, where each point's distance to
+    itself counts too. At least 0, and 0 only where both sets have the same distribution.
     """
     share_RH = first_RH / first_RH.sum(-1, keepdims=True) - ~first_RH / (~first_RH).sum(-1, keepdims=True)
     return np.maximum(-np.einsum("rh,hk,rk->r", share_RH, distance_HH, share_RH), 0)

@@ -19,9 +19,9 @@ from headdyn.core.statistics import bootstrap_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """One curve: for each dose the mean Δ (nats) and the success of every cell that has it. Doses may repeat."""
+    """One curve: Δ (nats) of every pair in C patched cells, each with its dose. Several cells may have one dose."""
 
-    name: str  # of the heads that cells are drawn from
+    name: str  # of the pool that the cells' heads are drawn from
     heads: tuple[tuple[int, ...], ...]
     dose_C: np.ndarray  # float: heads, or a fraction 0..1
     delta_CP: np.ndarray
@@ -63,7 +63,7 @@ def by_group_size(
     groups_per_size: int,
     generator: np.random.Generator,
 ) -> list[Dose]:
-    """Patch groups of 0, 1, 2, … heads from each pool: all there are of a size, or a sample of `groups_per_size`."""
+    """Patch groups of 0, 1, 2, … heads from each pool: all groups of a size, or a sample of `groups_per_size`."""
     doses = []
     for name, pool in pools.items():
         groups = [

@@ -19,16 +19,16 @@ from headdyn.core.settings import settings
 class GroupScan(PatchSettings):
     """Patches every group of 1 to `largest` heads of one layer, and finds the one that stands out most.
 
-    `largest` is half of the heads unless set, and never all of them, since no other group is then of the size.
+    `largest` is half of the heads unless set, and never all of them: all heads have no other group of their size.
 
     A group's excess is Δ with it patched less the mean over groups of its size, averaged over bug pairs and control
-    pairs with half of the weight each, so that preferring one form of answer gains nothing. Groups of all sizes are
-    compared by their excess over its standard deviation under the null: that heads are relabelled at random in each
-    pair on its own. p holds the largest against the largest of the same scan under that null. It is small where the
-    same heads do it from pair to pair; that they work together it does not say.
+    pairs with half of the weight each, so that preferring one form of answer gains nothing. Under the null, heads are
+    relabelled at random in each pair on its own. Groups of all sizes are compared by their excess in standard
+    deviations under the null, and p compares the largest with the largest of the same scan after relabelling. It is
+    small if the same heads stand out in many pairs; it does not say that they work together.
 
-    Where one size has more than `groups_per_size` groups, as many are drawn in families closed under rotation of the
-    heads in a random order, and heads are relabelled by rotations: the test stays exact.
+    Where one size has more than `groups_per_size` groups, so many are drawn, as families closed under rotation of the
+    heads in a random order. Heads are then relabelled by rotations, so that the test stays exact.
 
     Table `group_scan`: every group with its heads, excess in nats and standardised excess.
     Raises ValueError for a layer out of range, or prompts without bug pairs.

@@ -1,4 +1,4 @@
-"""A scan over groups of heads of any size, with a null that pays for the scanning. Letters: S groups, P pairs, H heads.
+"""A scan over groups of heads of any size, with a null of the whole scan. Letters: S groups, P pairs, H heads.
 
 Under the null heads are exchangeable within each pair on its own. A group's Δ in a pair is then a draw from those of
 all groups of its size, whose mean and variance no relabelling changes: excesses are standardised by them exactly.
@@ -26,12 +26,12 @@ from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
 
 
-def measure(chosen: GroupScan, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+def measure(settings: GroupScan, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
     """Everything that `GroupScan` reports under these settings."""
     heads = decoder.config.num_heads
-    layer = chosen_layer(chosen.layer, decoder.config.num_layers)
-    groups = scanned_groups(heads, min(chosen.largest or heads // 2, heads - 1), chosen.groups_per_size, generator)
-    model, patch = in_dtype(decoder, chosen.dtype), chosen.patch(chosen.direction)
+    layer = chosen_layer(settings.layer, decoder.config.num_layers)
+    groups = scanned_groups(heads, min(settings.largest or heads // 2, heads - 1), settings.groups_per_size, generator)
+    model, patch = in_dtype(decoder, settings.dtype), settings.patch(settings.direction)
     kinds = [bug_pairs(prompts), prompts.where(~prompts.is_bug_P)]
     kinds = [kind for kind in kinds if kind.pairs]
     deltas = [
@@ -40,10 +40,10 @@ def measure(chosen: GroupScan, decoder: Decoder, prompts: Prompts, generator: np
     ]
     weight_P = np.concatenate([np.full(delta_SP.shape[1], 1 / delta_SP.shape[1]) for delta_SP in deltas]) / len(kinds)
     scan = Scan.of(groups, np.concatenate(deltas, axis=1), weight_P)
-    null_R = scan.null(chosen.relabellings, generator)
+    null_R = scan.null(settings.relabellings, generator)
     pairs = len(weight_P)
     whole = {"n": pairs, "unit": "pair"}
-    make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
+    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
     p = at_least_as_high(null_R)
     limit = np.quantile(null_R, 0.95).item()
     rows = [{"metric": "scan_maximum", "value": null_R[0].item(), "null": limit, "p": p, **whole}]
@@ -69,10 +69,10 @@ def measure(chosen: GroupScan, decoder: Decoder, prompts: Prompts, generator: np
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Groups of heads that a relabelling maps onto one another: `member_SH` marks the heads of each.
+    """A set of groups that relabelling the heads maps onto itself; `member_SH` marks the heads of each group.
 
-    `order_H` is None where these are all groups of their sizes. Else it is an order of the heads, and the groups are
-    closed under its rotations alone.
+    `order_H` is None where the set has all groups of their sizes. Else it is an order of the heads, and the set is
+    closed under rotations of that order alone.
     """
 
     member_SH: np.ndarray  # bool
@@ -83,10 +83,10 @@ class Groups:
         return self.member_SH.sum(1)
 
     def relabellings(self, pairs: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
-        """For every relabelling of the heads in each pair the group that takes each one's place, [S, P]; first: itself.
+        """Relabellings of the heads in each pair, as the index of the group that takes each group's place, [S, P].
 
-        All of them where at most `draws`, with the first pair left alone, since what happens to all pairs alike
-        changes no maximum; else `draws` random ones behind the first.
+        The first changes nothing. If there are at most `draws`, all follow, with the first pair left as it is, since
+        relabelling all pairs alike changes no maximum; else `draws` random ones follow.
         """
         if pairs == 1:
             yield np.arange(len(self.member_SH))[:, None]
@@ -108,7 +108,7 @@ class Groups:
             yield images[:, generator.integers(heads, size=pairs)]
 
     def _labels(self) -> np.ndarray:
-        """Every relabelling, [X, H]: head h becomes label[h]; the first changes nothing."""
+        """All X relabellings, [X, H]: head h becomes label[h]; the first changes nothing."""
         heads = self.member_SH.shape[1]
         if self.order_H is None:
             return np.array(list(itertools.permutations(range(heads))))
@@ -118,17 +118,17 @@ class Groups:
         return label_XH
 
     def _image(self, label_XH: np.ndarray) -> np.ndarray:
-        """The index of the group that each becomes under relabellings, [S] or, of several, [S, X]."""
-        place = 2.0 ** np.arange(self.member_SH.shape[1])  # exact up to 53 heads, beyond which a layer has none so far
+        """The index of the group that each group becomes under X relabellings, [S, X]."""
+        place = 2.0 ** np.arange(self.member_SH.shape[1])  # exact up to 53 heads, the most that a scan takes
         bits_S = self.member_SH @ place
         order_S = np.argsort(bits_S)
         return order_S[np.searchsorted(bits_S[order_S], self.member_SH @ place[label_XH].T)]
 
 
 def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Generator) -> Groups:
-    """All groups of 1 to `largest` heads, or where a size has more than `most`, families of rotations up to as many.
+    """All groups of 1 to `largest` heads; of a size with more than `most`, at most `most` in families of rotations.
 
-    Raises ValueError for a single head, and for more than can be numbered.
+    Raises ValueError for fewer than 2 or more than 53 heads.
     """
     if not 2 <= heads <= 53:
         raise ValueError(
@@ -153,11 +153,11 @@ def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Gen
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Every group's excess in every pair, with the pairs' weights (their sum is 1) and the excess's null variance."""
+    """Every group's excess in every pair, its variance under the null, and the pairs' weights, whose sum is 1."""
 
     groups: Groups
-    excess_SP: np.ndarray  # Δ less its mean over groups of the size
-    variance_SP: np.ndarray  # of Δ over groups of the size
+    excess_SP: np.ndarray  # Δ less its mean over groups of the size, nats
+    variance_SP: np.ndarray  # variance of Δ over groups of the size
     weight_P: np.ndarray
 
     @classmethod
@@ -172,7 +172,7 @@ class Scan:
 
     @property
     def standardised_SP(self) -> np.ndarray:
-        """Each pair's part of a group's excess over the standard deviation of the whole under the null."""
+        """Each pair's part of a group's standardised excess, which is their sum."""
         spread_S = np.sqrt(self.variance_SP @ self.weight_P**2)[:, None]
         return _ratio(self.weight_P * self.excess_SP, spread_S)
 
@@ -181,14 +181,14 @@ class Scan:
         return self.standardised_SP.sum(1)
 
     def null(self, draws: int, generator: np.random.Generator) -> np.ndarray:
-        """The largest standardised excess of any group under every relabelling; the first is as measured."""
+        """The largest standardised excess of any group under each relabelling, [R]; the first is the measured one."""
         part_SP = self.standardised_SP
         pairs = np.arange(part_SP.shape[1])
         every = self.groups.relabellings(len(pairs), draws, generator)
         return np.array([part_SP[image_SP, pairs].sum(1).max() for image_SP in every])
 
     def held_out_P(self) -> np.ndarray:
-        """Each pair's excess of the group that stands out most in the other pairs, [P] in nats."""
+        """For each pair, the excess of the group that stands out most in the other pairs, [P] in nats."""
         part_SP, weight_P = self.weight_P * self.excess_SP, self.weight_P**2
         others_SP = part_SP.sum(1, keepdims=True) - part_SP
         spread_SP = np.sqrt(np.maximum((self.variance_SP @ weight_P)[:, None] - self.variance_SP * weight_P, 0))
@@ -196,7 +196,7 @@ class Scan:
 
 
 def _ratio(excess_SP: np.ndarray, spread_SP: np.ndarray) -> np.ndarray:
-    """Excess over spread; 0 where all groups of a size do the same, to within rounding."""
+    """Excess over spread; 0 where the spread is 0 to within rounding: all groups of the size do the same."""
     spread_SP = np.broadcast_to(spread_SP, excess_SP.shape)
     return np.divide(
         excess_SP, spread_SP, out=np.zeros(excess_SP.shape), where=spread_SP > 1e-9 * spread_SP.max(initial=0)

@@ -1,4 +1,4 @@
-"""What the next token's law loses when heads are silenced: KL in nats for any set of heads (science.md §13).
+"""How far silencing any set of heads moves the next token's law: KL in nats (science.md §13).
 
 Letters as in models/decoder.py; here also C cells (sets of heads), N rows of a group of equal length, U units.
 
@@ -24,7 +24,7 @@ from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
-MAX_BYTES = 2**28  # of the activations and logits of the cells that run at once
+MAX_BYTES = 2**28  # memory for the activations and logits of the cells that run at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class TokenGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """What a model reads while heads are silenced. `read`: the next token's law at the last position, or at all."""
+    """The texts that a model reads while heads are silenced, and where its next-token law is `read`."""
 
     groups: tuple[TokenGroup, ...]
     units: int
@@ -47,8 +47,10 @@ class Texts:
 
     @classmethod
     def of_prompts(cls, prompts: Prompts, most: int) -> Texts:
-        """The corrupted prompts of the first `most` pairs with the tokens that both answers share, read at the end:
-        where the answers part. Pairs with a prompt that no other is as long as are left out (`Prompts.in_company`).
+        """The corrupted prompts of the first `most` pairs with the tokens that both answers share.
+
+        They are read at the end, where the answers part. A pair with a prompt whose length no other prompt has is left
+        out (`Prompts.in_company`).
         """
         few = prompts.where(np.arange(len(prompts.pairs)) < most).in_company()
         groups = [
@@ -78,10 +80,10 @@ class Texts:
 
 
 class HeadAblation:
-    """Texts read by one model: the plain passes are done here, and every cell starts from them.
+    """Texts read by one model: the plain passes are run at construction, and every cell starts from them.
 
-    `donors`: how many other rows each row is resampled from, at most; the KL is averaged over them.
-    Raises ValueError for a group of one row, whose mean is itself and which no other row can stand in for.
+    `donors` is the largest number of other rows that each row is resampled from; the KL is averaged over them.
+    Raises ValueError for a group of one row, which is its own mean and has no other row to resample from.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class HeadAblation:
         self._groups = [_Group(decoder, group, texts.read, generator, donors, max_bytes) for group in texts.groups]
 
     def divergences(self, kind: Kind, cells: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """KL(plain ‖ ablated) in nats: for each layer a mask [C, H] of the heads silenced in, [C, U] out."""
+        """KL(plain ‖ ablated) in nats of every cell and unit, [C, U], from masks [C, H] of heads for each layer."""
         parts = [group.divergences(kind, cells) for group in self._groups]
         return {layer: self.texts.by_unit([part[layer] for part in parts]) for layer in cells}
 
@@ -134,7 +136,7 @@ class _Group:
         )
         self._plain_NAV = self._law(self._restart.plain_NAD)
         order = torch.from_numpy(generator.permutation(rows)).to(device)
-        self._donors = []  # each row's donor, never itself
+        self._donors = []  # each entry gives every row another row as its donor
         for shift in range(1, 1 + min(donors, rows - 1)):
             donor_N = torch.empty_like(order)
             donor_N[order] = order.roll(shift)
@@ -157,13 +159,13 @@ class _Group:
 
     def _divergence(self, x_CNAD: Tensor) -> Tensor:
         kl_CNA = (self._plain_NAV.exp() * (self._plain_NAV - self._law(x_CNAD))).sum(-1)
-        return kl_CNA.clamp_min(0).mean(-1)  # rounding alone is negative
+        return kl_CNA.clamp_min(0).mean(-1)  # only rounding makes it negative
 
 
 def group_rank(value: float, group_H: np.ndarray, groups_RH: np.ndarray, null_R: np.ndarray) -> float:
-    """p of one group's value among groups of its size: its rank, exact where all groups are there, itself included.
+    """One-sided p of a group's value among groups of its size: the share at least as large, itself counted once.
 
-    A sample counts the group itself once more. Values equal up to rounding count as at least as large.
+    Exact where `groups_RH` are all groups of the size. Values equal up to rounding count as at least as large.
     """
     others = ~(groups_RH == group_H).all(1)
     hits = (null_R >= value - 1e-9 * abs(value))[others].sum()

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 
 def succeeds(delta: np.ndarray) -> np.ndarray:
-    """Whether the right answer is likelier than the wrong one: Δ > 0. Equally likely is no success."""
+    """Whether the right answer is likelier than the wrong one, Δ > 0; equally likely answers are no success."""
     return np.asarray(delta) > 0
 
 
@@ -34,8 +34,9 @@ class PairRows:
     def success_difference(self, metric: str, first_P: np.ndarray, second_P: np.ndarray) -> Row:
         """Success under one treatment minus success under another, of the same pairs; null 0.
 
-        The interval joins two Clopper–Pearson ones at 97.5 %, of the pairs where only the first succeeds and of those
-        where only the second does, so it covers at 95 % at least. A bootstrap's would have no width where all agree.
+        The interval joins two Clopper–Pearson intervals at 97.5 %, for the share of pairs where only the first succeeds
+        and for that where only the second does, so it covers at least at 95 %. A bootstrap interval would have no width
+        where all pairs agree.
         """
         first, second = succeeds(first_P), succeeds(second_P)
         gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
@@ -65,9 +66,9 @@ class PairRows:
         return [row | {"null": 0.0} if "value" in row else row for row in rows]
 
     def shares(self, metric: str, part_XP: np.ndarray, whole_P: np.ndarray, whole: str) -> list[Row]:
-        """Parts of a whole as ratios of means over pairs. `whole` is what the whole is, for the reason of an absence.
+        """Parts of a whole as ratios of means over pairs.
 
-        Absent where the whole's own interval holds 0, or there is no interval.
+        Absent where the whole's own interval holds 0, or there is none; `whole` names the whole in that row's reason.
         """
         low, high = (b.item() for b in bootstrap_interval(whole_P, self.generator, draws=self.bootstrap_draws))
         if low > 0 or high < 0:
@@ -86,7 +87,7 @@ class PairRows:
 
 
 def _row(metric: str, pairs: int, **numbers: Any) -> Row:
-    """A row of the numbers that are not NaN."""
+    """A row with those of the numbers that are not NaN."""
     known = {name: float(number) for name, number in numbers.items() if not math.isnan(number)}
     return {"metric": metric, "n": pairs, "unit": "pair", **known}
 

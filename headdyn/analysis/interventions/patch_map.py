@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from headdyn.data.comparisons import Prompts
     from headdyn.models.decoder import Decoder
 
-# Each direction with the prompts that are written into, and what is written into them.
+# By direction: the prompts that are written into, and the prompts that the values come from.
 DIRECTIONS: Mapping[Direction, tuple[str, str]] = {
     "sufficiency": ("corrupted", "clean"),
     "necessity": ("clean", "corrupted"),
@@ -72,7 +72,7 @@ class PatchMap(PatchSettings):
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
-        """Head and layer rows of every effect, model rows of what the unpatched prompts give, one head map."""
+        """Head and layer rows of every effect, model rows of the unpatched prompts, one head map."""
         from headdyn.analysis.interventions.pair_rows import PairRows
         from headdyn.analysis.interventions.patching import bug_pairs, in_dtype
 

@@ -1,4 +1,4 @@
-"""Activation patching of heads (science.md §10): what answers do when a group's heads are given other values.
+"""Activation patching of heads (science.md §10): answers' log-odds when heads are given other values.
 
 Letters as in restart.py; here also P pairs and A answer tokens that are compared. N rows of a prompt group make R rows
 of tokens: N, or 2N where the two answers must be read on continuations of their own.
@@ -18,10 +18,10 @@ from headdyn.models.decoder import Decoder, Edit
 
 
 class GroupPatching:
-    """One group of prompts under one patch: the two plain passes are done here, and every cell starts from them.
+    """One group of prompts under one patch: the two plain passes are run at construction, every cell starts from them.
 
-    Answers are read as Δ = log p(right) − log p(wrong) in nats, teacher-forced (see `PromptGroup`): `target_N` of the
-    prompts written into, `source_N` of their partners. All of it is computed in the decoder's dtype on its device.
+    Answers are read as Δ = log p(right) − log p(wrong) in nats, teacher-forced (see `PromptGroup`): `target_N` is Δ of
+    the prompts written into, `source_N` of their partners. Everything is computed in the decoder's dtype on its device.
     `max_bytes` bounds the activations of the cells that run at once.
     Raises ValueError for a layer out of range, slices of a width that H does not divide, and the mean of one prompt.
     """
@@ -92,7 +92,7 @@ class GroupPatching:
         return places_T.to(self.prompt_NT.device)
 
     def _written(self, layer: int) -> Tensor:
-        """What a full patch of all heads writes at every position, broadcasting to [R, T, ...]; junk where none is."""
+        """The values that a patch of all heads writes, broadcasting to [R, T, ...]; arbitrary where none is written."""
         own = self._restart.own[layer]
         if self.patch.source == "zero":
             return torch.zeros_like(own[:1])
@@ -101,11 +101,11 @@ class GroupPatching:
         return self._source[layer][:, self._places_T]
 
     def deltas(self, cells: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Δ in nats of every cell: for each layer weights [C, H] in, float64 [C, N] out. Raises as `Restart.run`."""
+        """Δ in nats of every cell, float64 [C, N], from weights [C, H] for each layer. Raises as `Restart.run` does."""
         return self._restart.run(cells, self._written, self._delta)
 
     def _delta(self, x_CRAD: Float[Tensor, "C R A D"]) -> Float[Tensor, "C N"]:
-        """Δ from what the last layer leaves at the positions that are read."""
+        """Δ from the last layer's output at the positions that are read."""
         wide = torch.promote_types(x_CRAD.dtype, torch.float32)
         h_CRAD = self.decoder.norm(x_CRAD)
         if self.right_NA.shape[1] == 1:  # the law's normaliser is the same for both answers and cancels
@@ -165,7 +165,7 @@ class PromptPatching:
         self.source_P = prompts.by_pair([group.source_N for group in self._groups])
 
     def deltas(self, cells: Mapping[int, np.ndarray]) -> dict[int, np.ndarray]:
-        """Δ in nats of every cell and pair: for each layer weights [C, H] in, [C, P] out."""
+        """Δ in nats of every cell and pair, [C, P], from weights [C, H] for each layer."""
         parts = [group.deltas(cells) for group in self._groups]
         return {layer: self.prompts.by_pair([part[layer] for part in parts]) for layer in cells}
 

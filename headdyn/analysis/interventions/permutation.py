@@ -1,4 +1,4 @@
-"""Reordering a layer's heads is an identity of the function; what moves is only which indices a label covers.
+"""Reordering a layer's heads leaves the model's function as it is, and moves only the heads under their indices.
 
 Weight permutation, science.md §14. Heads are reordered in q, k and v (weights and biases) and in the columns of W_O.
 """
@@ -16,7 +16,7 @@ from headdyn.core.settings import settings
 
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 ORDERS = ("identity", "swap", "within_parity", "random", "reverse")
-CONTROL = "mismatched"  # q, k and v reversed, W_O left as it is: must change the function
+CONTROL = "mismatched"  # q, k and v reversed, W_O left as it is, which must change the function
 
 
 def _metrics() -> dict[str, Metric]:

@@ -1,4 +1,4 @@
-"""Heads reordered in the weights, and what the reordered model does. Letters as in models/decoder.py; N prompts."""
+"""Models with reordered heads against the model itself. Letters as in models/decoder.py; N prompts."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from headdyn.models.decoder import Decoder
 _PLAIN, _FROM_FIRST = "plain", "_from_first_dtype"
 
 
-def measure(chosen: HeadPermutation, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+def measure(settings: HeadPermutation, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
     """Everything that `HeadPermutation` reports under these settings."""
     c, bugs = decoder.config, bug_pairs(prompts)
-    layer = chosen_layer(chosen.layer, c.num_layers)
+    layer = chosen_layer(settings.layer, c.num_layers)
     orders = head_orders(c.num_heads, c.num_kv_heads, generator)
-    make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws)
-    rows, records = _compare(chosen, make, decoder, prompts, layer, orders)
+    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws)
+    rows, records = _compare(settings, make, decoder, prompts, layer, orders)
     patching = PromptPatching(in_dtype(decoder, "float32"), bugs, Patch(), [layer])
     cells = heads_as_weights([order[parity::2] for order in orders.values() for parity in (0, 1)], c.num_heads)
     delta_O2P = patching.deltas({layer: cells})[layer].reshape(len(orders), 2, -1)
@@ -51,7 +51,7 @@ def head_orders(num_heads: int, num_kv_heads: int, generator: np.random.Generato
     wholes. `swap` exchanges even with odd places, `within_parity` shuffles each kind among itself.
     """
     size = num_heads // num_kv_heads
-    # With one head a group, the groups themselves are what can be exchanged.
+    # Where every key/value group has one head, whole groups are exchanged, which leaves all heads free.
     blocks = np.arange(num_heads).reshape((1, num_heads) if size == 1 else (num_kv_heads, size))
     swap, within, shuffled = blocks.copy(), blocks.copy(), blocks.copy()
     even = blocks.shape[1] // 2 * 2
@@ -67,7 +67,7 @@ def head_orders(num_heads: int, num_kv_heads: int, generator: np.random.Generato
 
 
 def mismatched(decoder: Decoder, layer: int, order: Sequence[int]) -> Decoder:
-    """The control that must fail: q, k and v reordered, W_O not, so that heads write through each other's columns."""
+    """The control, a different function: q, k and v reordered, W_O not, so heads write through others' columns."""
     other = decoder.permuted(layer, order)
     with torch.no_grad():
         other.head_weights(layer).o_HdD.copy_(decoder.head_weights(layer).o_HdD)
@@ -82,7 +82,7 @@ def repetition(tokens_NT: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one model does with the prompts: logits of the corrupted ones, answers' Δ per pair, greedy texts."""
+    """One model's outputs: logits of the corrupted prompts, Δ of the answers by pair, greedy texts."""
 
     logits_NV: torch.Tensor  # at the prompts' last positions
     delta_P: np.ndarray
@@ -112,7 +112,7 @@ def compared(result: Outcome, reference: Outcome) -> dict[str, np.ndarray]:
 
 
 def _compare(
-    chosen: HeadPermutation,
+    settings: HeadPermutation,
     make: PairRows,
     decoder: Decoder,
     prompts: Prompts,
@@ -120,21 +120,21 @@ def _compare(
     orders: Mapping[str, tuple[int, ...]],
 ) -> tuple[list[Row], list[Row]]:
     """Rows for the table of heads, and one record per dtype and order."""
-    cells = [(dtype, name) for dtype in chosen.dtypes for name in (_PLAIN, *orders, CONTROL)]
+    cells = [(dtype, name) for dtype in settings.dtypes for name in (_PLAIN, *orders, CONTROL)]
     orders = {**orders, CONTROL: orders["reverse"]}
 
-    @functools.lru_cache(maxsize=2)  # of the first dtype and of the one at work
+    @functools.lru_cache(maxsize=2)  # one for the first dtype, one for the present dtype
     def plain(dtype: Dtype) -> tuple[Decoder, Outcome]:
         model = in_dtype(decoder, dtype)
-        return model, outcome(model, prompts, chosen.texts, chosen.tokens)
+        return model, outcome(model, prompts, settings.texts, settings.tokens)
 
     def cell(at: slice) -> Part:
         dtype, name = cells[at.start]
-        (_, first), (model, result) = plain(chosen.dtypes[0]), plain(dtype)
+        (_, first), (model, result) = plain(settings.dtypes[0]), plain(dtype)
         reference = result
         if name != _PLAIN:
             other = mismatched(model, layer, orders[name]) if name == CONTROL else model.permuted(layer, orders[name])
-            result = outcome(other, prompts, chosen.texts, chosen.tokens)
+            result = outcome(other, prompts, settings.texts, settings.tokens)
         from_first = {f"{key}{_FROM_FIRST}": value for key, value in compared(result, first).items()}
         return {**compared(result, reference), **from_first, "repetition": repetition(result.texts_NT)}
 

@@ -24,20 +24,21 @@ from headdyn.core.kept_parts import parts
 from headdyn.models.decoder import Decoder
 from headdyn.models.layers import Block, KeysValues
 
-# Of the activations at once. On a CPU Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26 and 13 to 20 s with 2^28
-# to 2^30, which no longer fit its caches; another device has more to keep busy.
+# Memory of all activations at once. On a CPU Pythia-160m's 12 × 12 grid at batch 8 took 8 s with 2^26 and 13 to 20 s
+# with 2^28 to 2^30, which no longer fit its caches; other devices need larger batches to be busy.
 _CPU_BYTES, _DEVICE_BYTES = 2**26, 2**30
 
 
 class Restart:
-    """Rows of equal length: their plain pass is run here, and every cell starts from it.
+    """Rows of equal length: their plain pass is run at construction, and every cell starts from it.
 
     `layers` are those whose heads may change, at `site`: "z" is each head's output before W_O; "attn_out_slice" cuts
     the D numbers behind W_O into H pieces, which are no heads. `written_T` marks the positions that change (all, if
-    None), `read` counts the positions at the end that are read, `documents_NT` keeps documents apart, and `max_bytes`
-    bounds the activations of the cells that run at once, `read_bytes` of a cell being those of reading it.
+    None), `read` counts the positions at the end that are read, `documents_NT` confines attention to documents.
+    `max_bytes` bounds the memory of the cells that run at once, of which `measure` (see `run`) takes `read_bytes` for
+    each cell.
 
-    `own[layer]` holds the site's plain values, `plain_NAD` what the last layer leaves where it is read.
+    `own[layer]` holds the site's plain values, `plain_NAD` the last layer's output at the positions that are read.
     """
 
     @torch.no_grad()
@@ -77,7 +78,7 @@ class Restart:
             else trace["resid_pre", layer] + trace["attn_out", layer]
             for layer in self.layers
         }
-        # Under post_norm what a changed head does to attn_out is not linear: it goes through the norm again.
+        # Under post_norm attn_out is not linear in a head's change: the changed sum goes through the norm again.
         self._unnormed = {
             layer: self._block(layer).attention.o(self.own[layer].flatten(-2))[:, self._first :]
             for layer in (self.layers if c.post_norm and site == "z" else ())
@@ -96,10 +97,10 @@ class Restart:
         written: Callable[[int], Tensor],
         measure: Callable[[Float[Tensor, "C N A D"]], Tensor],
     ) -> dict[int, np.ndarray]:
-        """What `measure` makes of every cell: for each layer weights [C, H] in, float64 [C, ...] out.
+        """The result of `measure` for every cell, float64 [C, ...], from weights [C, H] for each layer.
 
-        `written` gives what a weight of 1 puts at every position of a layer, in the site's shape or broadcasting to it
-        along N; `measure` is given what the last layer leaves at the positions that are read.
+        `written` gives the values that a weight of 1 puts at every position of a layer, in the site's shape or
+        broadcasting to it along N; `measure` is given the last layer's output at the positions that are read.
         Raises ValueError where weights do not have one column per head, or for a layer not named at construction.
         """
         heads = self.decoder.config.num_heads
@@ -126,7 +127,7 @@ class Restart:
         return dict(zip(counts, np.split(value_CX, np.cumsum([*counts.values()])[:-1]), strict=True))
 
     def _chunk(self, weights: Mapping[int, Tensor], written: Callable[[int], Tensor]) -> Float[Tensor, "C N A D"]:
-        """What the last layer leaves at the positions read, cell by cell in the order of their layers."""
+        """The last layer's output at the positions read, cell by cell in the order of their layers."""
         last = self.decoder.config.num_layers - 1
         x: Tensor | None = None
         for layer in range(min(weights), last + 1):
@@ -153,7 +154,7 @@ class Restart:
         return x_BTD + block.mlp_out(x_BTD)
 
     def _change_by_head(self, layer: int, value: Tensor) -> Float[Tensor, "H N T D"]:
-        """How each head's whole change moves what W_O writes, from the first written position on."""
+        """How far a weight of 1 on each head moves W_O's output, from the first written position on."""
         change = (value - self.own[layer])[:, self._first :]
         if self.site == "z":
             change_HNTD = torch.einsum("nthd,hdD->hntD", change, self.decoder.head_weights(layer).o_HdD)
@@ -165,7 +166,7 @@ class Restart:
         return cast(Block, self.decoder.blocks[layer])
 
     def _block_again(self, layer: int, x_BTD: Tensor) -> Tensor:
-        """A block on all cells; of the last one only the positions that are read, the others being looked at."""
+        """A later block on all cells; the last block's output is computed at the positions that are read alone."""
         decoder, block, (rows, length) = self.decoder, self._block(layer), x_BTD.shape[:2]
         copies = rows // len(self.plain_NAD)
         past: KeysValues | None = None
@@ -174,19 +175,19 @@ class Restart:
             past = keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1)
         documents_BT = None if self.documents_NT is None else self.documents_NT.repeat(copies, 1)
         is_last = layer == decoder.config.num_layers - 1
-        seen = length - self.read if is_last and documents_BT is None else 0
-        if seen:
-            reads_BTD = block.reads(block.norm1, x_BTD[:, :seen])
-            keys, values = block.attention.keys_values(reads_BTD, decoder.rotary(seen, self._first))
+        unread = length - self.read if is_last and documents_BT is None else 0  # positions that are only attended to
+        if unread:
+            reads_BTD = block.reads(block.norm1, x_BTD[:, :unread])
+            keys, values = block.attention.keys_values(reads_BTD, decoder.rotary(unread, self._first))
             past = (keys, values) if past is None else (torch.cat((past[0], keys), 1), torch.cat((past[1], values), 1))
-        start = self._first + seen
-        rotary, mask = decoder.rotary(length - seen, start), decoder.masks(length - seen, start, documents_BT)[layer]
-        x_BTD = block(x_BTD[:, seen:], rotary, mask, None, past)[0]
+        start, count = self._first + unread, length - unread
+        rotary, mask = decoder.rotary(count, start), decoder.masks(count, start, documents_BT)[layer]
+        x_BTD = block(x_BTD[:, unread:], rotary, mask, None, past)[0]
         return x_BTD[:, -self.read :] if is_last else x_BTD
 
 
 def slices(decoder: Decoder) -> Bool[Tensor, "H D"]:
-    """Which of the D neighbouring numbers behind W_O belong to piece h of H."""
+    """Masks of the H pieces of D/H neighbouring numbers into which W_O's output is cut."""
     c, device = decoder.config, decoder.embed.weight.device
     owner_D = torch.arange(c.d_model, device=device) // (c.d_model // c.num_heads)
     return owner_D == torch.arange(c.num_heads, device=device)[:, None]

@@ -23,24 +23,24 @@ from headdyn.data.comparisons import Prompts
 from headdyn.models.decoder import Decoder
 
 
-def measure(chosen: Specialization, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
+def measure(settings: Specialization, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
     """Everything that `Specialization` reports under these settings."""
     heads, layers = decoder.config.num_heads, range(decoder.config.num_layers)
-    layer = chosen_layer(chosen.layer, len(layers))
+    layer = chosen_layer(settings.layer, len(layers))
     bugs, controls = bug_pairs(prompts), prompts.where(~prompts.is_bug_P)
-    splits = balanced_splits(heads, generator, exact_to=chosen.exact_to_heads, sample=chosen.sampled_splits)
-    model, patch = in_dtype(decoder, chosen.dtype), chosen.patch(chosen.direction)
+    splits = balanced_splits(heads, generator, exact_to=settings.exact_to_heads, sample=settings.sampled_splits)
+    model, patch = in_dtype(decoder, settings.dtype), settings.patch(settings.direction)
     patching = PromptPatching(model, bugs, patch, layers)
     pools = {"even": range(0, heads, 2), "odd": range(1, heads, 2), "any": range(heads)}
     halves_3H = heads_as_weights([*pools.values()], heads)
-    make = PairRows(generator=generator, bootstrap_draws=chosen.bootstrap_draws, sign_flips=chosen.sign_flips)
+    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
 
     halves = patching.deltas(dict.fromkeys(layers, halves_3H))
-    nulls = patching.deltas(dict.fromkeys(layers if chosen.null_at_every_layer else [layer], splits.half_SH))
+    nulls = patching.deltas(dict.fromkeys(layers if settings.null_at_every_layer else [layer], splits.half_SH))
     by_layer = {at: _halves(make, halves[at], patching, splits, nulls.get(at)) for at in layers}
     alone = _single_heads(make, patching.deltas({layer: np.eye(heads)})[layer], patching.target_P, layer)
-    sizes = by_group_size(patching, layer, pools, heads, chosen.groups_per_size, generator)
-    fractions = by_fraction(patching, layer, pools, heads, chosen.fractions)
+    sizes = by_group_size(patching, layer, pools, heads, settings.groups_per_size, generator)
+    fractions = by_fraction(patching, layer, pools, heads, settings.fractions)
     rows = [
         make.success("plain_success", patching.target_P),
         make.success("source_success", patching.source_P),
@@ -86,7 +86,7 @@ def measure(chosen: Specialization, decoder: Decoder, prompts: Prompts, generato
                 "How far patching one head moves the log-odds of the right answer, with 95 % intervals over pairs.",
             ),
             "group_sizes": size_figure(sizes),
-            "fractions": fraction_figure(fractions, generator, chosen.bootstrap_draws),
+            "fractions": fraction_figure(fractions, generator, settings.bootstrap_draws),
         },
         tables=tables,
     )
@@ -97,11 +97,11 @@ def _names(prompts: Prompts) -> list[str]:
 
 
 def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np.ndarray) -> Row:
-    """Even/odd's strength over both kinds of pairs with equal weight, and its place among the splits."""
+    """The row of even/odd's strength over both kinds of pairs with equal weight, with p among the splits."""
     even, strength_S = splits.reference, splits.balanced(bug_SP, control_SC)
     parts = [delta_SP[even] - delta_SP[::-1][even] for delta_SP in (bug_SP, control_SC)]
     value, pairs = np.mean([part_P.mean() for part_P in parts]), sum(map(len, parts))
-    # One value a pair whose mean is the average of the two means: the interval is that of two samples of fixed sizes.
+    # One value per pair, whose mean is the average of the two means; the interval is that of two samples of fixed size.
     by_pair_P = [value + pairs / (2 * len(part_P)) * (part_P - part_P.mean()) for part_P in parts]
     null = (splits.advantage(bug_SP) + splits.advantage(control_SC)) / 2
     row = make.mean("balanced_strength_nats", np.concatenate(by_pair_P), null=null)
@@ -111,7 +111,7 @@ def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np
 def _halves(
     make: PairRows, delta_3P: np.ndarray, patching: PromptPatching, splits: Splits, null_SP: np.ndarray | None
 ) -> list[Row]:
-    """Rows of one layer: what even, odd and all heads do; where splits were run, even/odd's place among them too."""
+    """Rows of one layer: effects of even, odd and all heads and, where splits were run, even/odd's rank among them."""
     shares = make.recovered("recovered", delta_3P, patching.target_P, patching.source_P)
     rows: list[Row] = []
     for name, delta_P, share in zip(("even", "odd", "all"), delta_3P, shares, strict=True):

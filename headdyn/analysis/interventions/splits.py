@@ -31,13 +31,13 @@ def head_groups(pool: Sequence[int], size: int, most: int, generator: np.random.
 class Splits:
     """Labelled splits: `half_SH` marks the heads of each split's first half.
 
-    With an odd number of heads one half has a head more. `strengths` are then what a split has beyond the average of
-    all splits of its kind, since a larger half does more.
+    With an odd number of heads one half has a head more, and does more. Then `strengths` are relative to the average of
+    all splits whose first half has as many heads.
     """
 
     half_SH: np.ndarray  # bool
     reference: int  # the row whose first half is the even heads
-    exact: bool  # whether these are all there are
+    exact: bool  # whether these are all splits
 
     def __len__(self) -> int:
         return len(self.half_SH)
@@ -53,7 +53,7 @@ class Splits:
         return size_S == size_S[self.reference]
 
     def advantage(self, delta_SP: np.ndarray) -> float:
-        """By how much the larger half is ahead, averaged over all splits; 0 where H is even."""
+        """The mean lead of the first half over the splits `alike_S`, in which it is the larger; 0 where H is even."""
         if self.alike_S.all():
             return 0.0
         mean_S = np.asarray(delta_SP, dtype=float).mean(-1)
@@ -67,13 +67,13 @@ class Splits:
     def balanced(self, bug_SP: np.ndarray, control_SC: np.ndarray) -> np.ndarray:
         """Strengths over bug and control pairs, each kind with half of the weight, [S] in nats.
 
-        What raises one answer in all pairs, such as the shorter number, adds to the bug pairs' Δ what it takes from the
-        controls', and has no strength here (science.md §11).
+        A preference for one form of answer, such as the shorter number, adds to the bug pairs' Δ as much as it takes
+        from the controls', and so has no strength here (science.md §11).
         """
         return (self.strengths(bug_SP) + self.strengths(control_SC)) / 2
 
     def rank_test(self, strength_S: np.ndarray) -> RankTest:
-        """Even/odd's place among the splits like it."""
+        """Even/odd's rank among the splits whose first half has as many heads."""
         return rank_test(strength_S[self.alike_S], int(self.alike_S[: self.reference].sum()))
 
 
@@ -95,7 +95,7 @@ def balanced_splits(
     else:
         chosen = {tuple(heads[::2].tolist()): None}
         while len(chosen) < 1 + sample // 2:
-            # Halves of one size: each with head 0, standing for itself and its complement.
+            # Of halves of equal size those with head 0 are drawn, each standing for its complement too.
             pool = range(num_heads) if odd else range(1, num_heads)
             rest = generator.choice(len(pool), half - 1 + odd, replace=False) + pool[0]
             chosen.setdefault(tuple(sorted({*([] if odd else [0]), *rest.tolist()})))
@@ -114,7 +114,7 @@ def _labelled(half_SH: np.ndarray) -> Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class RankTest:
-    """Where one split stands among all: rank 1 is the strongest. p counts the splits at least as strong, itself too."""
+    """One split's rank among all, 1 for the strongest; p is the share of splits at least as strong, itself included."""
 
     rank: int
     p_greater: float
@@ -134,13 +134,14 @@ def rank_test(strength_S: np.ndarray, split: int) -> RankTest:
 
 
 def max_statistic_p(strength_KS: np.ndarray, split: int) -> np.ndarray:
-    """p of a split at each of K checkpoints against the strongest moment of every split: two-sided, [K].
+    """Two-sided p of a split at each of K checkpoints against the largest strength that each split ever has, [K].
 
-    Controls the family-wise error over the trajectory: with 70 splits at H = 8, p-values checkpoint by checkpoint times
-    K could never fall below K/35. Strengths count in nats, not in units of each checkpoint's spread over the splits: at
-    checkpoints without an effect that spread is noise, and dividing by it inflates them. (In a planted organism it was
-    0.002 nats before the onset and 11 after; with the division p was 0.35 where every later checkpoint ranked even/odd
-    first.) What is missed is an effect that only early checkpoints have, smaller than the later noise.
+    This controls the family-wise error over the trajectory. (Correcting each checkpoint's p by the number of
+    checkpoints could not: with 70 splits at H = 8 the result is never below K/35.) Strengths are compared in nats, not
+    divided by each checkpoint's spread over the splits: at checkpoints without an effect that spread is noise, and
+    dividing by it inflates them. (In a planted organism the spread was 0.002 nats before the onset and 11 after; with
+    the division p was 0.35 although every later checkpoint ranked even/odd first.) An effect that only early
+    checkpoints have is missed where it is smaller than later noise.
     """
     size_KS = np.abs(np.asarray(strength_KS, dtype=float))
     strongest_S = size_KS.max(0)
@@ -172,10 +173,7 @@ def split_table(splits: Splits, deltas: Mapping[int, np.ndarray], pairs: Sequenc
 
 
 def read_splits(table: pa.Table, layer: int) -> tuple[Splits, np.ndarray]:
-    """The splits and Δ [S, P] of one layer that `split_table` wrote down.
-
-    Raises KeyError where the table does not hold the layer.
-    """
+    """The splits and Δ [S, P] of one layer from a table that `split_table` made; KeyError for a layer that it lacks."""
     rows = table.filter(pc.equal(table["layer"], layer))
     if not len(rows):
         raise KeyError(f"no splits of layer {layer}; there are layers {sorted(set(table['layer'].to_pylist()))}")

@@ -1,1 +1,1 @@
-"""What a series of checkpoints says: when something emerges, how suddenly, and which head is which."""
+"""Analyses of a whole series of checkpoints: when something emerges, how suddenly, and which head is which."""

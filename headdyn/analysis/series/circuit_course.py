@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from headdyn.analysis.series.points import SeriesPoint
     from headdyn.core.figures import Figure
 
-# Metrics of Circuits that are drawn together: figure, its y axis, and the label of each.
+# Figures by name: the label of the y axis, and the metrics of Circuits that are drawn together, with their labels.
 _PICTURES = {
     "effective_rank": ("effective rank (dimensions)", {"qk_effective_rank": "QK", "ov_effective_rank": "OV"}),
     "copying": ("copying score Σλ / Σ|λ|", {"copying_score": "OV"}),
@@ -34,13 +34,12 @@ FOLLOWED = tuple(metric for _, labels in _PICTURES.values() for metric in labels
 
 @settings
 class CircuitCourse:
-    """How the heads' circuits change over a series, from what `circuits` measured at every checkpoint.
+    """How the heads' circuits change over a series, from the rows of `circuits` at every checkpoint.
 
     Model rows: the mean over heads at the last checkpoint less that at the first, with a 95 % interval (BCa) over
-    heads. A head's index need not stand for the same function at both ends; a mean does not depend on it. Table
-    `circuit_course`: per checkpoint and metric the heads' mean, 10th and 90th percentile, and the mean of random
-    heads. Revisions that hold the weights of another are left out (`headdyn.models.integrity`), as are failed ones,
-    both with their reason.
+    heads. The mean does not depend on whether an index stands for the same head at both ends. Table `circuit_course`:
+    per checkpoint and metric the heads' mean, 10th and 90th percentile, and the mean of random heads. Failed revisions
+    and revisions with the weights of another (`headdyn.models.integrity`) are left out, with the reason.
     """
 
     final: str | None = None
@@ -97,7 +96,7 @@ class CircuitCourse:
 
 
 def _spread(value_KN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, 10th and 90th percentile over the heads that have a value, [K] each; a checkpoint must have one."""
+    """Mean, 10th and 90th percentile over the heads that have a value, [K] each; every checkpoint needs such a head."""
     low_K, high_K = np.nanquantile(value_KN, (0.1, 0.9), axis=1)
     return np.nanmean(value_KN, axis=1), low_K, high_K
 

@@ -1,4 +1,4 @@
-"""When do heads specialise? What a series of checkpoints says, by the thresholded and by the continuous measure.
+"""When do heads specialise? A verdict over a series of checkpoints, by a thresholded and by a continuous measure.
 
 Emergence over checkpoints, science.md §15.
 """
@@ -39,19 +39,19 @@ class Emergence(Rules):
     """Dates the emergence of even/odd specialisation, and of any other metric, over a series of checkpoints.
 
     `strength` (the thresholded measure) emerges where it first exceeds `threshold`; `strength_nats` (the continuous
-    one) where it first exceeds half of its highest value, if even/odd is beyond chance: among all splits, by the
-    maximum over the trajectory, p ≤ `alpha` where even exceeds odd. A jump of the first need not be one of the second.
+    measure) where it first exceeds half of its highest value, if even/odd is beyond chance: among all splits, by the
+    maximum over the trajectory, p ≤ `alpha` where even exceeds odd. `strength` may jump where `strength_nats` does not.
     The emergence point is an interval, (last below, first above]. Probabilities are those of bootstrap draws of the
-    pairs. Further model metrics can be followed: `thresholded` above `threshold`, `continuous` above half of their
-    highest excess over the null (over the first checkpoint where rows have no null), if that is beyond chance by its
-    p (times the number of checkpoints) or, without one, by its interval, widened for as many looks.
+    pairs. Further model metrics can be followed: `thresholded` ones emerge above `threshold`; `continuous` ones above
+    half of their highest excess over the null (over the first checkpoint where rows have no null), if that excess is
+    beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise.
     `judge` names a module whose function `judge(judgement, rules)` adds `hypotheses` to each measure's judgement.
 
-    Heads of `layer` are matched between checkpoints by their weights where these kept its circuits, by what they do
-    where attention, ablation or HeadClusters left profiles, and clusters compared where HeadClusters ran. `final` is
-    the revision that is known to be the end of training, `total_steps` when that was; both default to the last
-    checkpoint. Revisions with the weights of another are excluded (`headdyn.models.integrity`), failed ones are passed
-    over, both with their reason.
+    Heads of `layer` are matched between checkpoints by their weights if the runs saved the layer's circuits, and by
+    their behaviour if attention, ablation or HeadClusters saved profiles; clusters are compared if HeadClusters ran.
+    `final` is the revision that is known to be the end of training, at step `total_steps`; the defaults are the last
+    checkpoint and its step. Failed revisions and revisions with the weights of another (`headdyn.models.integrity`) do
+    not count, and the verdict gives the reason.
     Raises ValueError for checkpoints that did not measure the same splits and pairs.
     """
 
@@ -98,5 +98,5 @@ class Emergence(Rules):
     __call__ = measured_in("headdyn.analysis.series.emergence_measure")
 
     def hypotheses(self, judgement: Mapping[str, Any]) -> dict[str, Any]:
-        """What `judge` makes of a measure's judgement; nothing where it is not set."""
+        """The `hypotheses` that the module `judge` adds to a measure's judgement; empty where it is not set."""
         return {} if self.judge is None else {"hypotheses": importlib.import_module(self.judge).judge(judgement, self)}

@@ -1,4 +1,4 @@
-"""How a series of checkpoints is judged: which of them count, what each measure says, which head is which.
+"""The verdict on a series of checkpoints: which checkpoints count, a judgement on each measure, which head is which.
 
 Letters as in onset.py.
 """
@@ -27,18 +27,18 @@ from headdyn.analysis.series.timeline import series_figures, timeline_table
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import HeadTable
 
-_NOT_MATCHED = "no two checkpoints that count hold what heads are matched by"
+_NOT_MATCHED = "no two checkpoints that count have what heads are matched by"
 EVEN_ODD = ("strength", "strength_nats")
 SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")
 Row = dict[str, Any]
 Matches = Mapping[tuple[int, int], Match]  # by (earlier step, later step)
 
 
-def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
+def measure(settings: Emergence, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
     """Everything that `Emergence` says of a series under these settings."""
     points = in_order(points)
-    total = chosen.total_steps or max((p.step for p in points if p.step is not None), default=1)
-    excluded, duplicates = excluded_from(points, chosen.final)
+    total = settings.total_steps or max((p.step for p in points if p.step is not None), default=1)
+    excluded, duplicates = excluded_from(points, settings.final)
     counted = [p for p in points if p.error is None and p.revision not in excluded]
     steps = [p.step for p in counted if p.step is not None]
     verdict: dict[str, Any] = {
@@ -47,7 +47,7 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
         "excluded": excluded,
         "duplicates": duplicates,
         "failed": {p.revision: p.error for p in points if p.error is not None},
-        "unmeasured": [*chosen.thresholded, *chosen.continuous],
+        "unmeasured": [*settings.thresholded, *settings.continuous],
         "unhashed": [p.revision for p in points if p.error is None and p.state_hash is None],
         "total_steps": total,
     }
@@ -56,30 +56,30 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
         tables = {"timeline": timeline_table(points, excluded, total, {})}
         return SeriesFindings(table=HeadTable.concat([]), tables=tables, verdict=verdict)
     trajectory = SplitTrajectory.of(counted)
-    measures = _measures(chosen, counted, steps, trajectory)
+    measures = _measures(settings, counted, steps, trajectory)
     judgements = {}
     for each in measures:
-        judgement = judge(each, total, chosen, generator, chosen.bootstrap_draws)
-        judgements[each.name] = judgement | chosen.hypotheses(judgement)
+        judgement = judge(each, total, settings, generator, settings.bootstrap_draws)
+        judgements[each.name] = judgement | settings.hypotheses(judgement)
     circuits = {p.step: p.circuits for p in counted if p.circuits is not None and p.step is not None}
     profiles = {
-        p.step: of_layer(p.profiles, chosen.layer) for p in counted if p.profiles is not None and p.step is not None
+        p.step: of_layer(p.profiles, settings.layer) for p in counted if p.profiles is not None and p.step is not None
     }
     by_weights, by_behaviour = match_series(circuits, head_cosines), match_series(profiles, profile_correlations)
-    divergence = _divergence(counted, chosen.relabellings, generator)
+    divergence = _divergence(counted, settings.relabellings, generator)
     no_splits = {"reason": "no splits were measured at every checkpoint"}
     after, at = max(pairwise(steps), key=lambda pair: pair[1] - pair[0])
     verdict |= {
         "widest_interval": {"steps": [after, at], "training_share": (at - after) / total},
-        "split": no_splits if trajectory is None else trajectory.verdict(steps, chosen.alpha),
+        "split": no_splits if trajectory is None else trajectory.verdict(steps, settings.alpha),
         "measures": judgements,
         "unmeasured": [name for name in verdict["unmeasured"] if name not in judgements],
         "agreement": _agreement(judgements),
         "order": _order(judgements),
-        "capability": _capability(counted, chosen.threshold),
+        "capability": _capability(counted, settings.threshold),
         "heads": _kept(by_weights, "the checkpoints' circuits were not kept")
-        | {"by_behaviour": _followed(by_behaviour, chosen.relabellings, generator)},
-        "moving_together": moving_together(_courses(counted, measures), chosen.relabellings, generator),
+        | {"by_behaviour": _followed(by_behaviour, settings.relabellings, generator)},
+        "moving_together": moving_together(_courses(counted, measures), settings.relabellings, generator),
     }
     columns = {} if trajectory is None else trajectory.columns()
     tables = {
@@ -96,25 +96,25 @@ def measure(chosen: Emergence, points: Sequence[SeriesPoint], generator: np.rand
 
 
 def _measures(
-    chosen: Emergence, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None
+    settings: Emergence, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None
 ) -> list[Measure]:
-    """Even/odd's two measures, by pair where there are splits, then those asked for, where tables hold them."""
-    measures = [] if trajectory is None else trajectory.measures(steps, chosen.threshold, chosen.alpha)
-    names = dict.fromkeys((*EVEN_ODD, *chosen.thresholded, *chosen.continuous))
+    """Even/odd's two measures (by pair if splits were measured), then those of the settings that were measured."""
+    measures = [] if trajectory is None else trajectory.measures(steps, settings.threshold, settings.alpha)
+    names = dict.fromkeys((*EVEN_ODD, *settings.thresholded, *settings.continuous))
     for name in [name for name in names if name not in {each.name for each in measures}]:
         rows = with_metric(counted, name)
         if len(rows) > 1:
-            relative = name in chosen.continuous or name == "strength_nats"
-            measures.append(measure_from_rows(name, rows, None if relative else chosen.threshold, chosen.alpha))
+            relative = name in settings.continuous or name == "strength_nats"
+            measures.append(measure_from_rows(name, rows, None if relative else settings.threshold, settings.alpha))
     return measures
 
 
 def measure_from_rows(
     name: str, rows: Mapping[int, Mapping[str, Any]], threshold: float | None, alpha: float
 ) -> Measure:
-    """A metric's trajectory from its rows; without a threshold, its excess over the null or the first checkpoint.
+    """A metric's trajectory from its rows by step; without a threshold, its excess over the null or first checkpoint.
 
-    A silhouette below 0.25 is too small to be groups, whatever its p: a checkpoint with so little has not emerged.
+    A silhouette below 0.25 is too small for groups, whatever its p: at such a checkpoint nothing has emerged.
     """
     steps, value_K = tuple(rows), np.array([row["value"] for row in rows.values()])
     base_K, low_K, p_K = (
@@ -122,7 +122,7 @@ def measure_from_rows(
         for column, missing in (("null", value_K[0]), ("ci_low", np.nan), ("p", np.nan))
     )
     first = rows[steps[0]]
-    # Without a null the first checkpoint takes its place, and is uncertain as well.
+    # Without a null the first checkpoint takes its place, with its own uncertainty.
     chance_K = base_K if "null" in first else base_K + (first.get("ci_high", value_K[0]) - value_K[0])
     floor_K = value_K < LEAST_SILHOUETTE if name in SILHOUETTES else None
     half_width_K = value_K - low_K if np.isfinite(low_K).all() else None
@@ -143,7 +143,7 @@ def measure_from_rows(
             "against_chance": f"p = {p:.3g}, its highest value's times the checkpoints",
         }
     elif np.isfinite(low_K[highest]):
-        # The highest of K checkpoints is looked for: its interval is widened to 1 − alpha/K, as a normal one would be.
+        # The highest of K values was selected: its interval is widened to 1 − alpha/K, as a normal one would be.
         wider = norm.ppf(1 - alpha / (2 * len(steps))) / norm.ppf(0.975)
         low = value_K[highest] - wider * (value_K[highest] - low_K[highest])
         against = base_K[highest] + wider * (chance_K[highest] - base_K[highest])
@@ -159,7 +159,7 @@ def measure_from_rows(
 
 
 def _courses(counted: Sequence[SeriesPoint], measures: Sequence[Measure]) -> dict[str, dict[int, float]]:
-    """What is judged and how well the model does its task, each by step."""
+    """The values by step of every measure, and of the metrics that say how well the model does its task."""
     courses = {each.name: dict(zip(each.steps, each.value_K.tolist(), strict=True)) for each in measures}
     for metric in (*SUCCESSES, "plain_nats", "loss_nats"):
         rows = with_metric(counted, metric)
@@ -168,7 +168,7 @@ def _courses(counted: Sequence[SeriesPoint], measures: Sequence[Measure]) -> dic
 
 
 def _order(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Which measures rose before which, by each criterion: sure where one's interval ends before the other's begins."""
+    """The measures in order of their onset by each criterion, and the pairs in this order whose intervals are apart."""
     order = {}
     for criterion in ("first_departure", "half_height"):
         dates = {name: judgement["onsets"].get(criterion, {}) for name, judgement in judgements.items()}
@@ -184,7 +184,7 @@ def _order(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, A
 
 
 def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np.random.Generator) -> HeadTable:
-    """Rows of every checkpoint that kept its clusters against the one before that did, under its own step."""
+    """Rows, labelled by step, of every checkpoint that has clusters against the one with clusters before it."""
     clusters = [(point.step, point.clusters) for point in counted if point.clusters is not None]
 
     def compared(at: slice) -> Part:
@@ -200,7 +200,7 @@ def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np
 
 
 def _agreement(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Whether the thresholded and the continuous measure agree: a score that jumps may ride on a slow rise."""
+    """Whether the thresholded and the continuous measure agree; a score may jump where the other rises slowly."""
     missing = [name for name in EVEN_ODD if name not in judgements]
     if missing:
         return {"reason": f"{' and '.join(missing)} was not measured"}
@@ -209,7 +209,7 @@ def _agreement(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _capability(counted: Sequence[SeriesPoint], threshold: float) -> dict[str, dict[str, Any]]:
-    """How often each success rate rises above the threshold and falls again: what is learnt may be lost."""
+    """How often each success rate rises above the threshold and falls again."""
     rates = {metric: [row["value"] for row in with_metric(counted, metric).values()] for metric in SUCCESSES}
     changes = {metric: crossings(np.array(values), threshold) for metric, values in rates.items() if values}
     return {
@@ -224,7 +224,7 @@ def _match_tables(kinds: Mapping[str, Matches]) -> dict[str, pa.Table]:
 
 
 def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
-    """How many heads are most like the earlier head of their own index, at the next checkpoint and at the last."""
+    """Share of heads most like the earlier head of their own index, at the next checkpoint and at the last."""
     if not matches:
         return {"reason": lacking}
     steps = sorted({step for pair in matches for step in pair})
@@ -236,15 +236,15 @@ def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
 
 
 def _followed(matches: Matches, relabellings: int, generator: np.random.Generator) -> dict[str, Any]:
-    """The same by what heads do, and how far chance explains it.
+    """The shares of `_kept` for matches by behaviour, and how far chance explains them.
 
-    `p_own_index` holds for every two checkpoints compared the p over heads dealt to the indices at random.
+    `p_own_index` holds for every two matched checkpoints the p over random assignments of heads to indices.
     `moved_by_last` lists by earlier step the heads whose partner at the last checkpoint has another index, each as
     [index at the last, index at the earlier, correlation].
     """
-    followed = _kept(matches, "the checkpoints did not keep what heads do on every sequence or pair")
+    shares = _kept(matches, "the checkpoints did not keep what heads do on every sequence or pair")
     if not matches:
-        return followed
+        return shares
     last = max(later for _, later in matches)
     p = {f"{a}-{b}": kept_by_chance(match, relabellings, generator) for (a, b), match in matches.items()}
     moved = {
@@ -252,7 +252,7 @@ def _followed(matches: Matches, relabellings: int, generator: np.random.Generato
         for (a, b), match in matches.items()
         if b == last
     }
-    return followed | {"p_own_index": p, "moved_by_last": moved}
+    return shares | {"p_own_index": p, "moved_by_last": moved}
 
 
 def _rows(

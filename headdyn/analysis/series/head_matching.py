@@ -1,9 +1,8 @@
 """Which head of one checkpoint is which head of another: the same index is not the same function (science.md §15).
 
-Heads are matched by their weights, the gauge-free cosines of their QK and OV circuits (science.md §8), and by what they
-do (head_profiles.py). Weights that hardly change from one checkpoint to the next say that the weights go on; whether
-the function goes on too is told by what heads do. Letters as in circuit_factors.py, for the heads of one layer: H of an
-earlier checkpoint, J of a later one.
+Heads are matched by their weights, the gauge-free cosines of their QK and OV circuits (science.md §8), and by their
+behaviour (head_profiles.py): that a head's weights hardly change from one checkpoint to the next does not say that its
+function stays. Letters as in circuit_factors.py, for the heads of one layer: H of an earlier checkpoint, J of a later.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,10 +26,10 @@ Heads = TypeVar("Heads")
 
 
 def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
-    """Keep what the heads of a layer are compared by, so that it can be done when the weights are gone.
+    """Save the circuits of a layer's heads, so that heads can be compared when the model's weights are gone.
 
-    Each circuit is scaled to norm 1, its two factors alike, which changes no cosine; then float16 is precise enough: on
-    Pythia-160m's shape cosines move by 2e-6, and a checkpoint takes 4.7 MB.
+    Each circuit is scaled to norm 1, with factors of equal norms, which changes no cosine. Then float16 is precise
+    enough: on Pythia-160m's shape cosines move by 2e-6, and a checkpoint takes 4.7 MB.
     """
     tensors = {}
     for name, factors in folded(decoder, layer).items():
@@ -44,7 +43,7 @@ def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
 
 
 def load_circuits(path: Path) -> dict[str, Factors]:
-    """What `save_circuits` kept, as the circuits "qk" and "ov" in float32."""
+    """The circuits "qk" and "ov" in float32 from a file of `save_circuits`."""
     stored = {name: tensor.float() for name, tensor in load_file(path).items()}
     return {name: Factors(stored[f"{name}.left"], stored[f"{name}.right"]) for name in ("qk", "ov")}
 
@@ -62,8 +61,10 @@ def head_cosines(earlier: Mapping[str, Factors], later: Mapping[str, Factors]) -
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """From the cosines or correlations of every earlier with every later head: for each later head the earlier one most
-    like it, and its partner when all are paired off one to one."""
+    """Cosines or correlations of every earlier with every later head, and two matches of each later head.
+
+    `best_J` is the earlier head most like it, `assigned_J` its partner when all heads are paired one to one.
+    """
 
     cosine_HJ: np.ndarray
     best_J: np.ndarray
@@ -76,7 +77,7 @@ class Match:
 
 
 def match_heads(cosine_HJ: np.ndarray) -> Match:
-    """The pairing maximises the sum of cosines (the Hungarian method)."""
+    """Match heads; the pairing one to one maximises the sum of cosines (the Hungarian method)."""
     earlier_X, later_X = linear_sum_assignment(cosine_HJ, maximize=True)
     return Match(cosine_HJ=cosine_HJ, best_J=cosine_HJ.argmax(0), assigned_J=earlier_X[np.argsort(later_X)])
 
@@ -86,7 +87,7 @@ def match_series(
 ) -> dict[tuple[int, int], Match]:
     """Matches (earlier step, later step) of every checkpoint with the next one, and with the last.
 
-    `heads` is by step what `similarity` compares into [H, J].
+    `heads` holds by step the layer's heads, in the form of which `similarity` compares two into [H, J].
     """
     steps = sorted(heads)
     pairs = list(dict.fromkeys([*pairwise(steps), *((step, steps[-1]) for step in steps[:-1])]))
@@ -99,10 +100,10 @@ def match_series(
 
 
 def kept_by_chance(match: Match, draws: int, generator: np.random.Generator) -> float:
-    """p that heads dealt to the indices at random are, on average, as like the earlier head of their index as these."""
+    """p of the heads' mean likeness to the earlier head of their own index, over heads with indices at random."""
     heads = len(match.best_J)
-    dealt_RJ = generator.permuted(np.tile(np.arange(heads), (draws, 1)), axis=-1)
-    order_RJ = np.concatenate((np.arange(heads)[None], dealt_RJ))
+    random_RJ = generator.permuted(np.tile(np.arange(heads), (draws, 1)), axis=-1)
+    order_RJ = np.concatenate((np.arange(heads)[None], random_RJ))
     return at_least_as_high(match.cosine_HJ[order_RJ, np.arange(heads)].mean(1))
 
 

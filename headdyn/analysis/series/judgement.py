@@ -1,6 +1,6 @@
-"""What one trajectory over checkpoints says about emergence: when, how suddenly, how surely (science.md §15).
+"""The judgement on one trajectory over checkpoints: when it emerges, how suddenly, how surely (science.md §15).
 
-Everything here is computed from arrays and returned as plain values for verdict.json. Letters as in onset.py.
+Everything is computed from arrays and returned as plain values for verdict.json. Letters as in onset.py.
 """
 
 from dataclasses import dataclass
@@ -35,10 +35,10 @@ _BASE = "its null or its beginning: its highest excess"
 class Rules:
     """Bounds of the words early, late, sudden and gradual, as shares of training; `turn` is a share of the total rise.
 
-    `first` is a stricter bound than `early`, for the probability that it emerges within that share of training. A rise
-    is sudden if its part from 10 to 90 % took at most `sudden_within` of training whatever happened between the
+    `first` is a stricter bound than `early`: the probability of emerging within that share of training is reported too.
+    A rise is sudden if its part from 10 to 90 % took at most `sudden_within` of training whatever happened between the
     checkpoints, gradual if it took more than `gradual_beyond` whatever happened. A reversal must undo `turn` of the
-    rise as well as exceed its sampling error, because pairs agree so closely that even negligible moves exceed theirs.
+    rise and exceed its sampling error; the error alone is no bar, since pairs agree so closely that it is tiny.
     """
 
     early: Share = 0.25
@@ -59,12 +59,12 @@ class Rules:
 class Measure:
     """A trajectory over K checkpoints. It has emerged where it exceeds `threshold`; None: half of its highest value.
 
-    `value_KP` are the pairs' values whose means are the trajectory; without several pairs nothing is said about
-    sampling. `beyond_chance` is whether the trajectory is more than chance gives (None: this cannot be told), and
-    `against_chance` by what test, or why there is none. A measure without a threshold emerges only if it is beyond
-    chance, since noise, too, exceeds half of its highest value somewhere. `band_K` is the upper end of the 95 % band of
-    chance (None: there is no band). Without pairs `half_width_K` are the half widths of the values' 95 % intervals, by
-    which noise is told from a rise. At a checkpoint marked in `too_small_K` no height counts as emerged.
+    `value_KP` are the pairs' values whose means are the trajectory; with fewer than two pairs nothing is said about
+    sampling. `beyond_chance` is whether the trajectory is more than chance gives (None: cannot be told);
+    `against_chance` names the test, or the reason why there is none. A measure without a threshold emerges only if it
+    is beyond chance, since noise, too, exceeds half of its highest value somewhere. `band_K` is the upper end of the
+    95 % band of chance (None: no band). `half_width_K` are the half widths of the values' 95 % intervals, the sampling
+    error where there are no pairs. At a checkpoint marked in `too_small_K` nothing counts as emerged.
     """
 
     name: str
@@ -80,12 +80,12 @@ class Measure:
     too_small_K: np.ndarray | None = None
 
     def countable(self, value_BK: np.ndarray) -> np.ndarray:
-        """The values, −∞ at the checkpoints where no height counts."""
+        """The values, −∞ at the checkpoints of `too_small_K`."""
         return value_BK if self.too_small_K is None else np.where(self.too_small_K, -np.inf, value_BK)
 
     @cached_property
     def margin_KK(self) -> np.ndarray | float:
-        """How far two checkpoints may differ by sampling alone, [K, K]; 0 where nothing is known of it."""
+        """How far two checkpoints may differ by sampling alone, [K, K]; 0 where that is unknown."""
         if self.value_KP is not None and self.value_KP.shape[1] > 1:
             return margins(self.value_KP)
         return 0.0 if self.half_width_K is None else np.hypot(self.half_width_K[:, None], self.half_width_K)
@@ -101,7 +101,7 @@ class Measure:
 def judge(
     measure: Measure, total_steps: int, rules: Rules, generator: np.random.Generator, draws: int = 2_000
 ) -> dict[str, Any]:
-    """Everything there is to say of one measure. What cannot be said is absent, with a reason beside it."""
+    """The whole judgement on one measure; an entry that cannot be computed has a reason in its place."""
     value_K, count = measure.value_K, len(measure.steps)
     pairs = 0 if measure.value_KP is None else measure.value_KP.shape[1]
     by_pair = measure.value_KP if pairs > 1 else None
@@ -150,7 +150,7 @@ def judge(
 
 
 def _rise(measure: Measure, rising: Climbs, total_steps: int, rules: Rules, *, emerged: bool) -> dict[str, Any]:
-    """The total rise, its steepest interval, how long its part from 10 to 90 % took, and the pace of what emerged."""
+    """The total rise, its steepest interval, how long its part from 10 to 90 % took, and its pace if it emerged."""
     steps, jump = measure.steps, int(rising.jump_B[0])
     if not rising.rise_B[0] > 0:
         return {"rise": 0.0, "pace": None}
@@ -183,8 +183,9 @@ def _paces(fewest_B: np.ndarray, most_B: np.ndarray, rules: Rules) -> np.ndarray
 def _undecided(fewest: float, most: float, total_steps: int, rules: Rules) -> str:
     """Why a pace is undecided, and which checkpoints would decide it.
 
-    With checkpoints w apart the width of a rise is known to within 2 w. With w a quarter of `sudden_within`, every rise
-    shorter than half of `sudden_within` is called sudden, and every one longer than `gradual_beyond` by that, gradual.
+    With checkpoints w apart the width of a rise is known to within 2 w. With w a quarter of `sudden_within`, a rise is
+    called sudden if it takes less than half of `sudden_within`, and gradual if it takes more than `gradual_beyond` plus
+    half of `sudden_within`.
     """
     if fewest > rules.sudden_within and most <= rules.gradual_beyond:
         return "longer than a sudden rise and shorter than a gradual one"
@@ -193,10 +194,10 @@ def _undecided(fewest: float, most: float, total_steps: int, rules: Rules) -> st
 
 
 def _onsets(measure: Measure, half: float, total_steps: int, *, emerged: bool) -> dict[str, dict[str, Any]]:
-    """The onset by the two criteria that are the same for every measure, so that onsets of several can be compared.
+    """The onset by two criteria that are the same for every measure, so that measures can be compared.
 
-    `half_height`: the first checkpoint above half of the highest value. `first_departure`: the first one from which on
-    every value lies beyond the 95 % band of chance.
+    `half_height`: the first checkpoint above half of the highest value. `first_departure`: the first checkpoint from
+    which on every value lies beyond the 95 % band of chance.
     """
     if not emerged:
         return {}

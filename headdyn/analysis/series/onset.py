@@ -25,7 +25,7 @@ def half_of_highest(value_BK: np.ndarray) -> np.ndarray:
 class Climbs:
     """Each trajectory's largest rise from one checkpoint to a later one, as indices [B], with its steepest interval.
 
-    `share_B` is how much of the rise that one interval holds, NaN where nothing rises.
+    `share_B` is the steepest interval's share of the rise, NaN where nothing rises.
     """
 
     start_B: np.ndarray
@@ -36,10 +36,10 @@ class Climbs:
 
 
 def climbs(value_BK: np.ndarray) -> Climbs:
-    """The total rise is from the lowest point to a later highest: a trajectory that falls again has risen all the same.
+    """The largest rise of each trajectory, also of one that falls again afterwards.
 
     The difference of the first and the last checkpoint would show no rise in the values 0, 1, 0. Where the lowest value
-    occurs several times before the highest, the rise starts at the last of them; it ends at the first highest one.
+    occurs several times before the highest, the rise starts at the last occurrence; it ends at the first highest value.
     """
     count = value_BK.shape[-1]
     lowest_BK = np.minimum.accumulate(value_BK, axis=-1)
@@ -63,10 +63,10 @@ def rise_widths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The fewest and the most training steps that each trajectory's rise from 10 to 90 % may have taken, [B] each.
 
-    Heights are shares of the largest rise (`climbs`). The most is the time between the checkpoints of `rise_bracket`.
-    The fewest is that from the first checkpoint between them which has left the rise's beginning to the last one which
-    has not reached its end; differences within the margin, [K, K], are noise there (see `margins`). NaN where nothing
-    rises.
+    Heights are shares of the largest rise (`climbs`). The most is the time between the two checkpoints of
+    `rise_bracket`. The fewest is the time, between these two, from the first checkpoint that lies above the rise's
+    beginning to the last that lies below its end, each by more than the margin, [K, K] (see `margins`). NaN where
+    nothing rises.
     """
     value_BK, count = np.asarray(value_BK), value_BK.shape[-1]
     (low_B, high_B), height_BK = rise_bracket(value_BK, rising), _heights(value_BK, rising)
@@ -89,7 +89,7 @@ def _heights(value_BK: np.ndarray, rising: Climbs) -> np.ndarray:
 
 
 def rise_bracket(value_BK: np.ndarray, rising: Climbs) -> tuple[np.ndarray, np.ndarray]:
-    """The last checkpoint at 10 % of each rise or less, and the first one behind it at 90 % or more, as indices [B]."""
+    """The last checkpoint at 10 % of each rise or less, and the first at 90 % or more after it, as indices [B]."""
     place_K = np.arange(value_BK.shape[-1])
     height_BK = _heights(value_BK, rising)
     inside_BK = (place_K >= rising.start_B[..., None]) & (place_K <= rising.end_B[..., None])
@@ -99,7 +99,7 @@ def rise_bracket(value_BK: np.ndarray, rising: Climbs) -> tuple[np.ndarray, np.n
 
 
 def departure(beyond_BK: np.ndarray) -> np.ndarray:
-    """Index of the first checkpoint from which on every one is marked, [B]; K where the last one is not marked."""
+    """Index of the first checkpoint from which on all are marked, [B]; K where the last one is not marked."""
     unmarked_BK = ~beyond_BK[..., ::-1]
     since_end_B = np.where(unmarked_BK.any(-1), unmarked_BK.argmax(-1), beyond_BK.shape[-1])
     return beyond_BK.shape[-1] - since_end_B
@@ -177,8 +177,8 @@ def resampled(value_KP: np.ndarray, generator: np.random.Generator, draws: int) 
 def null_band(strength_KS: np.ndarray, level: float = 0.95) -> np.ndarray | None:
     """The |strength| that a split must exceed to be significant over the whole trajectory, [K], the same everywhere.
 
-    A split outside the band is one that `max_statistic_p` (interventions/splits.py) gives p ≤ 1 − level. None where
-    there are too few splits for any to reach it: the strongest and its mirror image are already 2 of S.
+    Splits outside the band are those with p ≤ 1 − level by `max_statistic_p` (interventions/splits.py). None where
+    splits are too few for that: the strongest split and its mirror image alone are 2 of S.
     """
     strongest_S = np.sort(np.abs(strength_KS).max(0))[::-1]
     allowed = int((1 - level) * len(strongest_S) + 1e-9)

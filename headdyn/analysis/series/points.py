@@ -1,4 +1,4 @@
-"""What the runs of a series left, one point a revision: the input of every analysis of many checkpoints.
+"""The records of a series' runs, one point per revision: the input of every analysis of a series.
 
 Letters as in splits.py: S labelled splits, P pairs.
 """
@@ -33,16 +33,16 @@ CLUSTERS = ("clusterings", "distances")  # tables of HeadClusters
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """What a series needs of one checkpoint's splits: every split's strength, and even/odd pair by pair."""
+    """One checkpoint's splits in short: the strength of every split, and even/odd pair by pair."""
 
     splits: Splits
     layer: int
     pairs: tuple[str, ...]
     even_P: np.ndarray  # Δ in nats with the even heads patched
     odd_P: np.ndarray
-    strength_S: np.ndarray  # of Δ, nats
-    success_S: np.ndarray  # of success: the share of pairs right with one half patched less that with the other
-    balanced_S: np.ndarray | None = None  # of Δ on bug and control pairs with equal weight; None without controls
+    strength_S: np.ndarray  # strength of Δ, nats
+    success_S: np.ndarray  # strength of success: share of pairs right with one half patched less that with the other
+    balanced_S: np.ndarray | None = None  # strength of Δ with bug and control pairs of equal weight; None: no controls
 
     @classmethod
     def of(cls, table: pa.Table, layer: int | None = None, controls: pa.Table | None = None) -> Self:
@@ -74,9 +74,9 @@ class SplitSummary:
 class SeriesPoint:
     """One revision of a series. A failed one has its error and nothing else.
 
-    `table` are the rows of all its analyses, `circuits` and `profiles` what heads are matched by (the weights of one
-    layer's, and what all do), `clusters` the tables that `cluster_divergence` compares. `step=None` is a revision
-    whose name states no step.
+    `table` holds the rows of all its analyses. Heads are matched by `circuits` (the weights of one layer's heads) and
+    by `profiles` (the behaviour of all heads); `clusters` are the tables that `cluster_divergence` compares. `step` is
+    None where the revision's name states no step.
     """
 
     revision: str
@@ -106,7 +106,7 @@ def with_metric(points: Sequence[SeriesPoint], metric: str) -> dict[int, dict[st
 
 
 def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dict[str, str], list[list[str]]]:
-    """Which revisions do not count and why, failed ones apart, and groups of revisions with equal weights.
+    """The revisions that do not count, with the reason (failed ones left out), and groups with equal weights.
 
     `final` is the revision that is the end of training; None is the last of `points`, which are in order.
     """
@@ -134,10 +134,10 @@ def _state_hash(record: RunRecord) -> str | None:
 
 
 def read_point(record: RunRecord, revision: str, step: int | None) -> SeriesPoint:
-    """The point that a run of one revision left in its folder; a run that is not complete gives its error.
+    """The point of one revision from its run's folder; a run that is not complete gives a point with its error.
 
-    Reads heads.parquet and, where there are any, the tables and circuits that a series compares; the weights' hash
-    stands in the manifest as `checkpoint.state_hash`.
+    Reads heads.parquet, the tables and circuits that the run wrote for series, and the weights' hash in the manifest
+    (`checkpoint.state_hash`).
     """
     from headdyn.analysis.series.head_matching import load_circuits
 

@@ -1,6 +1,6 @@
 """Do early checkpoints tell which heads will have a role at the end? Ranks within layers (science.md §19).
 
-K checkpoints, L layers, H heads; R relabellings or resamples. What layers differ in drops out.
+K checkpoints, L layers, H heads; R relabellings or resamples. Ranks within layers leave out differences between layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
 
 
 def ranks_in_layers(value_XLH: np.ndarray) -> np.ndarray:
-    """The rank of every head in its layer, ties averaged, less the layer's mean. Without a value: the lowest."""
+    """The rank of every head in its layer, ties averaged, less the layer's mean; heads without a value rank lowest."""
     value_XLH = np.where(np.isnan(value_XLH), -np.inf, value_XLH)
     below_XLH = (value_XLH[..., :, None] > value_XLH[..., None, :]).sum(-1)
     equal_XLH = (value_XLH[..., :, None] == value_XLH[..., None, :]).sum(-1)
@@ -27,9 +27,10 @@ def ranks_in_layers(value_XLH: np.ndarray) -> np.ndarray:
 
 
 def relabelled(rank_LH: np.ndarray, draws: int, generator: np.random.Generator) -> tuple[np.ndarray, bool]:
-    """The ranks with heads dealt anew within layers, [R, L, H]: all (H!)^L ways where at most `draws`, the given first.
+    """The ranks under relabellings of the heads within layers, [R, L, H], the first as given.
 
-    Returns whether these are all; otherwise they are the given ranks and `draws` random ways (Phipson & Smyth 2010).
+    All (H!)^L relabellings where they are at most `draws`; else `draws` random ones follow the given ranks (Phipson &
+    Smyth 2010). Also returns whether these are all.
     """
     layers, heads = rank_LH.shape
     if math.factorial(heads) ** layers <= draws:
@@ -63,10 +64,10 @@ def interval(
 def predictions(
     steps: Sequence[int], excess: Mapping[str, np.ndarray], draws: int, generator: np.random.Generator
 ) -> list[dict[str, Any]]:
-    """Every measure at every step but the last against every measure at the last step: a record each.
+    """Records of the correlation of every measure at every earlier step with every measure at the last step.
 
-    `excess` is by measure what each head's exceeds its null by, [K, L, H]. p is one-sided: the share of relabellings
-    under which the correlation is as high. q is over all of the records.
+    `excess` holds by measure each head's excess over its null, [K, L, H]. p is one-sided: the share of relabellings
+    under which the correlation is as high. q is over all records.
     """
     ranks = {name: ranks_in_layers(value_KLH) for name, value_KLH in excess.items()}
     records: list[dict[str, Any]] = []
@@ -97,9 +98,9 @@ def moving_together(
 ) -> list[dict[str, Any]]:
     """For every two curves over training the rank correlation of their changes from checkpoint to checkpoint.
 
-    `courses` are values by step. Levels of two curves that both rise are correlated whatever they are; changes are not.
-    p is two-sided, over one curve's changes in random order (all orders where few enough); q is over all pairs. Pairs
-    with fewer than four changes, and curves that never change, are left out.
+    `courses` are values by step. The levels of any two rising curves are correlated; their changes need not be. p is
+    two-sided, over one curve's changes in random order (in all orders if these are at most `draws`); q is over all
+    pairs. Pairs with fewer than four changes, and curves that never change, are left out.
     """
     records: list[dict[str, Any]] = []
     for one, other in itertools.combinations(courses, 2):
@@ -122,19 +123,19 @@ def _with_q(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def predicted_from(records: Sequence[Mapping[str, Any]], final: str, alpha: float) -> tuple[int, str] | None:
-    """The first step from which on one measure always tells this one's final ranks, and which measure it is."""
+    """The first step from which on some measure always predicts the ranks of `final` (q ≤ `alpha`), and the measure."""
     firsts = []
     for early in dict.fromkeys(record["early"] for record in records):
         course = [record for record in records if (record["final"], record["early"]) == (final, early)]
-        held = list(itertools.takewhile(lambda record: record["q"] <= alpha, reversed(course)))
-        firsts += [(held[-1]["step"], early)] if held else []
+        significant = list(itertools.takewhile(lambda record: record["q"] <= alpha, reversed(course)))
+        firsts += [(significant[-1]["step"], early)] if significant else []
     return min(firsts, key=lambda first: (first[0], first[1] != final)) if firsts else None
 
 
 def formed_by(steps: Sequence[int], holds_KLH: np.ndarray) -> int | None:
-    """The first step by which half of the heads that have the role at the end have had it; None where none has it."""
+    """The first step by which half of the heads with the role at the end have had the role; None without such heads."""
     last_LH = holds_KLH[-1]
     if not last_LH.any():
         return None
-    had_K = np.logical_or.accumulate(holds_KLH, axis=0)[:, last_LH].mean(1)
-    return steps[int((had_K >= 0.5).argmax())]
+    share_K = np.logical_or.accumulate(holds_KLH, axis=0)[:, last_LH].mean(1)
+    return steps[int((share_K >= 0.5).argmax())]

@@ -26,14 +26,14 @@ class SplitTrajectory:
     splits: Splits
     layer: int
     nats_KP: np.ndarray  # Δ with the even heads patched − with the odd ones
-    success_KP: np.ndarray  # the same of success: −1, 0 or 1
-    strength_KS: np.ndarray  # of Δ
-    success_KS: np.ndarray  # of success
-    balanced_KS: np.ndarray | None = None  # of Δ on bug and control pairs with equal weight; None without controls
+    success_KP: np.ndarray  # success with the even heads patched − with the odd ones: −1, 0 or 1
+    strength_KS: np.ndarray  # strength of Δ
+    success_KS: np.ndarray  # strength of success
+    balanced_KS: np.ndarray | None = None  # strength of Δ, bug and control pairs with equal weight; None: no controls
 
     @classmethod
     def of(cls, counted: Sequence[SeriesPoint]) -> SplitTrajectory | None:
-        """None unless every checkpoint measured splits. Raises ValueError where they are not the same ones."""
+        """None unless every checkpoint measured splits. Raises ValueError where the checkpoints' splits differ."""
         parts = [point.splits for point in counted if point.splits is not None]
         if len(parts) < len(counted):
             return None
@@ -59,13 +59,13 @@ class SplitTrajectory:
 
     @property
     def criteria(self) -> dict[str, np.ndarray]:
-        """The strengths of Δ [K, S] in which even/odd must each exceed chance, by the pairs they are taken over."""
+        """The strengths of Δ, [K, S], in which even/odd must each exceed chance, by the pairs that are averaged."""
         both = {} if self.balanced_KS is None else {"both kinds of pairs": self.balanced_KS}
         return {"bug pairs": self.strength_KS, **both}
 
     @cached_property
     def p_by_criterion(self) -> dict[str, np.ndarray]:
-        """p of even/odd at each checkpoint against the strongest moment of every split; two-sided, of Δ."""
+        """p of even/odd by each criterion, [K] (`max_statistic_p`)."""
         return {name: max_statistic_p(each_KS, self.splits.reference) for name, each_KS in self.criteria.items()}
 
     @property
@@ -75,16 +75,16 @@ class SplitTrajectory:
 
     @property
     def best(self) -> tuple[int, float]:
-        """The checkpoint where even exceeds odd most improbably, and p over the whole trajectory; 1 if it never does.
+        """The checkpoint where even exceeds odd with the smallest p, and this p; 1 if even never exceeds odd.
 
-        Least of p-values that each count all checkpoints, so it needs no further correction.
+        Every checkpoint's p accounts for the whole trajectory already, so the smallest needs no further correction.
         """
         ahead_K = np.all([each_KS[:, self.splits.reference] > 0 for each_KS in self.criteria.values()], axis=0)
         p_K = np.where(ahead_K, self.p_K, 1.0)
         return int(p_K.argmin()), float(p_K.min())
 
     def measures(self, steps: Sequence[int], threshold: float, alpha: float) -> list[Measure]:
-        """The thresholded and the continuous measure. Both are held against the null of Δ: that of success has ties."""
+        """The thresholded and the continuous measure, both tested by the null of Δ: the null of success has ties."""
         p, least = self.best[1], 2 / len(self.splits)
         over = "" if self.balanced_KS is None else " (the larger of bug pairs' and of both kinds of pairs')"
         test = f"p = {p:.3g}{over} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
@@ -109,7 +109,7 @@ class SplitTrajectory:
         ]
 
     def verdict(self, steps: Sequence[int], alpha: float) -> dict[str, Any]:
-        """Whether even/odd is more than any split, and which split is the strongest at any time."""
+        """Whether even/odd stands out among all splits, and which split is the strongest at any time."""
         (at, p), lesser_KS = self.best, np.min(list(self.criteria.values()), axis=0)
         strongest = int(lesser_KS.max(0).argmax())
         return {

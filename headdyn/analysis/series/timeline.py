@@ -16,7 +16,7 @@ from headdyn.core.records import HeadTable
 def timeline_table(
     points: Sequence[SeriesPoint], excluded: Mapping[str, str], total_steps: int, bands: Mapping[str, np.ndarray]
 ) -> pa.Table:
-    """One row per revision: step, share of training, whether it counts and if not why, then every model metric.
+    """One row per revision: step, share of training, whether it counts, if not the reason, then every model metric.
 
     A metric has columns for value, interval, null and p. `bands` are further columns for the revisions that count.
     """
@@ -57,7 +57,7 @@ def series_figures(
     matches: Mapping[tuple[int, int], Match],
     divergence: HeadTable,
 ) -> dict[str, Figure]:
-    """What the report cannot draw from the timeline, each only where there is something to draw."""
+    """The figures that a report cannot draw from the timeline; a figure without any data is left out."""
     log_odds: Lines = {
         label: {step: row["value"] for step, row in with_metric(points, metric).items()}
         for metric, label in (("plain_nats", "nothing patched"), ("source_nats", "the source"))
@@ -101,7 +101,7 @@ def series_figures(
 
 
 def _detail(measures: Sequence[Measure], judgements: Mapping[str, Mapping[str, Any]]) -> Figure | None:
-    """Every measure as a share of its highest value, around where those that emerge do so."""
+    """Every measure as a share of its highest value, at the checkpoints around emergence."""
     most = max((m.steps for m in measures), key=len, default=())
     every = [m for m in measures if m.steps == most and np.abs(m.value_K).max() > 0]
     emerging = [judgements[m.name] for m in every if judgements[m.name]["emerges_at_step"] is not None]
@@ -122,7 +122,7 @@ def _detail(measures: Sequence[Measure], judgements: Mapping[str, Mapping[str, A
 
 
 def _heads(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
-    """How like its last self each head is over training: under its own index, and the best match of any index."""
+    """Each head's cosine over training with the last checkpoint's head of its index, and with the most similar head."""
     if not matches:
         return None
     last = max(later for _, later in matches)

@@ -15,7 +15,7 @@ from headdyn.sweep.record import SweepRecord
 _ABOUT = (
     "An effect of a factor is the mean at its second level less the mean at its first, worked out within each seed and "
     "averaged over seeds. An effect of two factors (×) is half the difference between the effects of one at the two "
-    "levels of the other. Intervals are Student's over seeds, so that one seed gives none. The filter changes no number."
+    "levels of the other. Intervals are Student's over seeds, so one seed gives none. The filter changes no number."
 )
 
 _KINDS = {1: "one factor", 2: "two factors"}  # legend entries of effects, by their number of factors

@@ -40,8 +40,9 @@ def _table(sweep: SweepRecord, factor: str, every: Sequence[Mapping[str, Any]]) 
     rows, runs = [], []
     for names, pairs in by_runs.items():
         pair, by_outcome = pairs[0], {each["outcome"]: each for each in pairs}
-        held = {**pair, **pair.get("factors", {})}  # the pair's other factors; older records have them in the pair
-        choices = [level_label(name, held[name]) for name in (*CHOICES, "seed") if name != factor and name in held]
+        factors = {**pair, **pair.get("factors", {})}  # older records have the factors in the pair itself
+        others = [name for name in (*CHOICES, "seed") if name != factor and name in factors]
+        choices = [level_label(name, factors[name]) for name in others]
         losses = [fixed(pair["losses_nats"][level], 3) for level in levels]
         steps = " / ".join(str(pair["steps"][level]) for level in levels)
         sides = [_sides(sweep, name, by_outcome.get(name), levels) for name in _OUTCOMES]

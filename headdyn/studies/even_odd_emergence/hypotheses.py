@@ -19,10 +19,11 @@ _PROBABILITY_OF = {"H1": "within_first", "H2": "mid", "H3": "late", "H4": "gradu
 
 
 def judge(judgement: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any]]:
-    """Each hypothesis supported, rejected, or undecided, from what judgement.judge says of a measure.
+    """By hypothesis its statement, verdict and evidence, from `judgement.judge`'s judgement on one measure.
 
-    Undecided is what the checkpoints lie too far apart to tell, and the pace of what did not emerge or was there from
-    the first checkpoint on. `probability` is the share of bootstrap draws in which the hypothesis holds.
+    The verdict is "supported", "rejected" or, where the checkpoints lie too far apart to tell, "undecided". The pace is
+    also undecided if nothing emerged, or if it had emerged by the first checkpoint. `probability` is the share of
+    bootstrap draws in which the hypothesis holds.
     """
     timing, timing_evidence = _timing(judgement, rules)
     pace, pace_evidence = _pace(judgement, rules)

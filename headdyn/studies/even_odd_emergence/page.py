@@ -23,26 +23,26 @@ _FINAL_STEP = 143_000
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """What these runs say of the study's hypotheses, its figures beside ours, and what misleads."""
+    """The study's hypotheses judged by these runs, its figures beside ours, and what misleads in it."""
     series = read_series(sweep)
     parts = [_hypotheses(series), _beside(series), _heads_alone(series), _misleads(sweep)]
     return [section for section in parts if section is not None]
 
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
-    """What becomes of the study's hypotheses, series by series."""
+    """The verdicts on the study's hypotheses, series by series."""
     series = read_series(sweep)
     question = "What becomes of the study's hypotheses H1 to H5?"
     return [statement(each, series, question, sentences) for each in series if (sentences := hypotheses(each))]
 
 
 def checks(sweep: SweepRecord) -> list[Check]:
-    """The last checkpoint against the study's figure for its own model; whether repeated trials repeat themselves."""
+    """The last checkpoint against the study's figure for its own model, and whether repeated trials agree."""
     return [*(_final(each) for each in read_series(sweep) if not each.truth), *_trials(sweep.complete)]
 
 
 def hypotheses(series: Series) -> list[str]:
-    """H1 to H5 by every measure; the details say on what evidence."""
+    """The verdicts on H1 to H5 by every measure in one sentence, then the evidence."""
     judged = {name: j["hypotheses"] for name, j in series.measures.items() if "hypotheses" in j}
     own = judged.pop(OWN, None)
     if not judged:
@@ -67,7 +67,7 @@ def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _hypotheses(series: Sequence[Series]) -> Section | None:
-    """Each hypothesis with the study's claim, and verdict, probability and evidence by measure."""
+    """A table for each series: every hypothesis with the study's claim, and the verdict by each measure."""
     reported, blocks = facts("even_odd_emergence")["timeline"], []
     for each in series:
         judged = {name: j["hypotheses"] for name, j in each.measures.items() if "hypotheses" in j}
@@ -96,7 +96,7 @@ def _verdict(judged: Mapping[str, Any]) -> str:
 
 
 def _beside(series: Sequence[Series]) -> Section | None:
-    """The study's timeline | ours as it judged it | ours over pairs, a row a step, for each model."""
+    """For each model a table, one row per step: the study's figures, ours as the study did it, and ours over pairs."""
     reported: Mapping[str, Any] = facts("even_odd_emergence")["timeline"]
     blocks: list[Any] = []
     measured = [each for each in series if each.points("strength") is not None]
@@ -150,7 +150,7 @@ def _right(success: float | None) -> str:
 
 
 def _heads_alone(series: Sequence[Series]) -> Section | None:
-    """Δ with one head patched alone, over training, where the heads of one layer were."""
+    """Δ over training with each head of a layer patched alone, for series that patched single heads of one layer."""
     drawings = []
     for each in series:
         rows = [
@@ -201,7 +201,7 @@ def strengths(jobs: Sequence[Job]) -> str:
 
 
 def trials(jobs: Sequence[Job]) -> tuple[int, int]:
-    """In how many cells repeated trials wrote the same text, and of how many."""
+    """The number of cells in which repeated trials wrote the same text, and the number of all cells."""
     agreeing = [row["agreeing"] == 1 for job in jobs for row in responses(job)]
     return sum(agreeing), len(agreeing)
 
@@ -217,13 +217,13 @@ def _null(jobs: Sequence[Job]) -> str:
 
 
 def responses(job: Job) -> list[dict[str, Any]]:
-    """What the model wrote when it was patched the study's way: name, heads, text, success, agreeing; [] where not."""
+    """The rows of `original_responses` (name, heads, text, success, agreeing); empty if the procedure was not run."""
     path = job.run.folder / "original_responses.parquet"
     return pq.read_table(path).to_pylist() if path.exists() else []
 
 
 def answers(jobs: Sequence[Job]) -> Markup:
-    """What each model wrote under each patch, and whether the study called it right; the study's own answers last."""
+    """Each model's answer under each patch and the study's verdict on it; the study's own answers in the last row."""
     reported = facts("even_odd_emergence")["answers"]
     written = {job.label: {row["name"]: row for row in responses(job)} for job in jobs}
     written[f"the study, {reported['model']}"] = {row["name"]: row for row in reported["rows"]}

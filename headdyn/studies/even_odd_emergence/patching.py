@@ -3,11 +3,12 @@
 What it did, and why none of it is evidence about heads:
 - It sliced the attention output behind W_O into H pieces of D/H numbers. W_O mixes all heads into every number, so a
   piece is no head. (`Patch.site = "attn_out_slice"`)
-- It aligned prompts from the left, so that "Which" of one stood for "Q" of the other, and each number for a word.
-- Its hook went on firing while the model decoded with a cache: each new token's activation was overwritten with that of
-  the clean prompt's first token, in the patched pieces. Answers are in part what that does to decoding.
-- It judged one prompt in float16 by whether 20 greedy tokens contain "9.8" and lack "9.11", 15 times. Greedy decoding
-  repeats itself, so 15 trials are one unit, and the success rate of a group can only be 0 or 1. Two show that as well.
+- It aligned prompts from the left, so that "Which" of one prompt was matched with "Q" of the other, and numbers with
+  words.
+- Its hook went on firing while the model decoded with a cache: in the patched pieces each new token's activation was
+  overwritten with that of the clean prompt's first token, which changes the answers too.
+- It judged one prompt in float16, 15 times, by whether 20 greedy tokens contain "9.8" and lack "9.11". Greedy decoding
+  repeats itself, so 15 trials are one unit, and a group's success rate is 0 or 1. Two trials show that as well.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ ORIGINAL_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_ste
 
 
 def verdict(how: str) -> Metric:
-    """Success on the study's one prompt, as it judged it."""
+    """The metric of success on the study's one prompt, by the study's own rule; `how` names the patch."""
     words = f"the study's verdict on its prompt, {how}"
     return Metric(label=words, meaning=words, low=0, high=1, unit="one prompt, 0 or 1", digits=0)
 
 
 @settings
 class OriginalPatching:
-    """The study's own question to its one prompt: is it answered with the even pieces patched, and not with the odd?
+    """The study's test on its one prompt: is it answered rightly with the even pieces patched, and not with the odd?
 
-    `trials` greedy runs of `tokens` tokens each; the study made 15, all alike. Table: `original_responses`.
+    Each patch gets `trials` greedy runs of `tokens` tokens; the study made 15 runs, all alike. Table:
+    `original_responses`.
     """
 
     layer: Layer = None
@@ -82,9 +84,9 @@ class OriginalPatching:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What the model wrote in the first trial with one group of pieces patched, and the study's verdict on it.
+    """The model's text in the first trial with one group of pieces patched, and the study's verdict on the text.
 
-    `agreeing` is the share of trials that wrote the same.
+    `agreeing` is the share of trials that wrote the same text.
     """
 
     name: str
@@ -120,7 +122,7 @@ def answered(
 
 
 def judged_right(text: str) -> bool:
-    """The study's verdict on a continuation: it names the right number and not the wrong one."""
+    """The study's verdict on a continuation: right if it names the right number and not the wrong one."""
     return ORIGINAL_PAIR.right in text.lower() and ORIGINAL_PAIR.wrong not in text.lower()
 
 

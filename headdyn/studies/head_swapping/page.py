@@ -1,15 +1,14 @@
-"""What misleads in the study's virtual permutation of heads, with the verdicts of these runs."""
+"""The study's virtual permutation of heads: why it misleads, and the verdicts of these runs."""
 
+from headdyn.analysis.interventions.permutation import ORDERS
 from headdyn.report.blocks import Section
 from headdyn.studies.pages import facts, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
-ORDERS = ("identity", "swap", "within_parity", "random", "reverse")
-
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """What the study did, where a run repeated it."""
+    """What misleads in the study, if a run repeated its procedure."""
     job = next((job for job in sweep.complete if "original_identity_success" in job.run.scalars), None)
     if job is None:
         return []

@@ -1,7 +1,7 @@
-"""The study's "virtual permutation", for comparison (science.md §14): no outcome of it can say anything of indices.
+"""The study's "virtual permutation", for comparison (science.md §14); its outcomes say nothing about indices.
 
-It patched the heads that would sit at even indices if the heads were reordered. That asks what another group of heads
-does, not what an index does.
+The study patched the heads that would sit at even indices if the heads were reordered. That tests another group of
+heads, not the effect of an index.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from headdyn.analysis.interventions.patch import Layer, chosen_layer
 from headdyn.analysis.interventions.permutation import ORDERS
 from headdyn.core.records import Findings, HeadTable, Metric
-from headdyn.core.settings import settings
-from headdyn.studies.even_odd_emergence.patching import Count, answered, response_table, verdict, verdict_rows
+from headdyn.core.settings import Count, settings
+from headdyn.studies.even_odd_emergence.patching import answered, response_table, verdict, verdict_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +30,9 @@ NOTE = (
 
 @settings
 class VirtualPermutation:
-    """The study's verdict on its prompt with the heads patched that stand at even places under each order.
+    """The study's verdict on its prompt under each order, with the heads patched that the order puts at even places.
 
-    Table: `virtual_permutation`, with the reason why it says nothing about indices in its metadata.
+    Table: `virtual_permutation`, whose metadata say why it tells nothing about indices.
     """
 
     layer: Layer = None

@@ -1,7 +1,7 @@
 """Landmarks: known results on how attention heads learn, repeated here as a test of the instruments.
 
-Each folder holds one result: its corpus, its exact predictors as an analysis, and `predictions.py` with what the paper
-predicts, written down before any run, and how it is judged. Its preset is in conf/experiment.
+Each folder holds one result: its corpus, its exact predictors as an analysis, and `predictions.py`, the paper's
+predictions, written down before any run, with the rules that judge them. Its preset is in conf/experiment.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Verdict = Literal["supported", "not supported", "undecided"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One training, or one pair of trainings, on which a prediction holds or fails; None: it cannot be told."""
+    """A training, or a pair of trainings, on which a prediction holds or fails (None: cannot be told)."""
 
     name: str
     holds: bool | None
@@ -36,7 +36,7 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a paper predicts (`statement`), and what is measured to judge it (`criterion`), both before any run."""
+    """A paper's prediction, and the criterion by which `judge` decides it; both were written before any run."""
 
     statement: str
     criterion: str
@@ -54,13 +54,13 @@ class Landmark:
 
 
 def verdict(cases: Sequence[Case]) -> Verdict:
-    """Supported where it holds in every case, not supported where it fails in every one, else undecided."""
+    """Supported if the prediction holds in every case, not supported if it fails in every case, else undecided."""
     outcomes = {case.holds for case in cases}
     return "supported" if outcomes == {True} else "not supported" if outcomes == {False} else "undecided"
 
 
 def report_parts(module: str) -> list[Callable[..., Any]]:
-    """What a report calls of the landmark that a module defines as LANDMARK: sections and headlines."""
+    """The functions `sections` and `headlines` (report/extension.py) of the LANDMARK that a module defines."""
 
     def deferred(function: str) -> Callable[..., Any]:
         def call(sweep: Any) -> Any:

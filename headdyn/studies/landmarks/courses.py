@@ -1,4 +1,4 @@
-"""Trainings followed through their snapshots, as a sweep recorded them, and when their curves cross a level."""
+"""Trainings with their snapshots, as a sweep recorded them, and when their curves cross a level."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from headdyn.sweep.record import SweepRecord
 
 @dataclass(frozen=True)
 class Course:
-    """One training: the runs at its snapshots in the order of training, and what tells it from other trainings."""
+    """One training: the runs at its snapshots in the order of training, and a label with its levels of the factors."""
 
     jobs: Sequence[Job]
     label: str
@@ -40,12 +40,12 @@ class Course:
         return np.array([np.nan if value is None else value for value in values])
 
     def losses(self) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and held-out losses (nats) of the training itself, finer than its snapshots."""
+        """Steps and held-out losses (nats) of the training itself, at more steps than there are snapshots."""
         steps, losses = zip(*self.jobs[-1].metrics["val_loss_nats"], strict=True)
         return np.array(steps), np.array(losses)
 
     def scalar(self, name: str) -> float:
-        """A number of the last snapshot's run. Raises KeyError where it recorded none."""
+        """A scalar of the last snapshot's run. Raises KeyError where the run did not record it."""
         value = self.jobs[-1].run.value(name)
         if value is None:
             raise KeyError(f"{self.label} recorded no {name}")
@@ -55,24 +55,25 @@ class Course:
 def courses(sweep: SweepRecord) -> list[Course]:
     """The sweep's trainings that have finished snapshots."""
     groups = [sorted(jobs, key=_step) for jobs in sweep.siblings]
-    given = [{k: v for k, v in jobs[-1].factors.items() if k not in NEVER or k == "seed"} for jobs in groups]
-    varied = [key for key in dict.fromkeys(k for g in given for k in g) if len({str(g.get(key)) for g in given}) > 1]
-    labels = [", ".join(_level(key, g.get(key)) for key in varied) or "the training" for g in given]
+    levels = [{k: v for k, v in jobs[-1].factors.items() if k not in NEVER or k == "seed"} for jobs in groups]
+    keys = dict.fromkeys(key for each in levels for key in each)
+    varied = [key for key in keys if len({str(each.get(key)) for each in levels}) > 1]
+    labels = [", ".join(_level(key, each.get(key)) for key in varied) or "the training" for each in levels]
     return [Course(jobs, label) for jobs, label in zip(groups, labels, strict=True)]
 
 
-def by_level(followed: Sequence[Course], factor: str, default: Any) -> dict[Any, list[Course]]:
-    """Trainings by their level of a factor, `default` where it was not swept."""
+def by_level(trainings: Sequence[Course], factor: str, default: Any) -> dict[Any, list[Course]]:
+    """Trainings by their level of a factor; a training without the factor has level `default`."""
     levels: dict[Any, list[Course]] = {}
-    for course in followed:
+    for course in trainings:
         levels.setdefault(course.factors.get(factor, default), []).append(course)
     return levels
 
 
-def pairs(all_courses: Sequence[Course], factor: str, low: Any, high: Any) -> Iterator[tuple[Course, Course]]:
+def pairs(trainings: Sequence[Course], factor: str, low: Any, high: Any) -> Iterator[tuple[Course, Course]]:
     """Trainings of one seed that differ in the factor: (at `low`, at `high`)."""
-    by_level = {(course.seed, course.factors.get(factor)): course for course in all_courses}
-    for seed in dict.fromkeys(course.seed for course in all_courses):
+    by_level = {(course.seed, course.factors.get(factor)): course for course in trainings}
+    for seed in dict.fromkeys(course.seed for course in trainings):
         if (seed, low) in by_level and (seed, high) in by_level:
             yield by_level[seed, low], by_level[seed, high]
 
@@ -80,7 +81,10 @@ def pairs(all_courses: Sequence[Course], factor: str, low: Any, high: Any) -> It
 def sooner(
     compared: Iterable[tuple[Course, Course]], interval: Callable[[Course], tuple[float, float]], what: str
 ) -> list[Case]:
-    """Whether the second of two trainings gets there sooner: it holds, or fails, where the intervals do not overlap."""
+    """For pairs of trainings, whether the second is sooner; None where the two intervals (of steps) overlap.
+
+    `what` names the event in the evidence.
+    """
     cases = []
     for first, second in compared:
         (after, at), (second_after, second_at) = interval(first), interval(second)
@@ -91,9 +95,9 @@ def sooner(
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> tuple[float, float]:
-    """Between which two steps a curve first rises to a level: (last before, first at or above); infinite if never.
+    """The two steps between which a curve first rises to a level: (last step before, first step at or above).
 
-    A curve that starts there gives (−∞, its first step).
+    A curve that starts at the level gives (−∞, its first step), one that never reaches it (its last step, ∞).
     """
     reached = np.flatnonzero(values >= level)
     if not len(reached):

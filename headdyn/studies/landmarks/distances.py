@@ -1,4 +1,4 @@
-"""How far a model's next-token law is from exact predictors: settings and metrics of such analyses."""
+"""Settings and metrics of analyses that compare a model's next-token law with exact predictors."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from headdyn.core.settings import settings
 
 
 def kl_metrics(predictors: Mapping[str, str]) -> dict[str, Metric]:
-    """`kl_NAME_nats` for predictors, each with what it is."""
+    """The metrics `kl_NAME_nats`; `predictors` gives by name the words that describe the predictor."""
     return {
         f"kl_{name}_nats": nats(
             label=f"KL from the {name.replace('_', ' ')} predictor",
@@ -42,6 +42,6 @@ class Distances:
 
     @abstractmethod
     def laws(self, corpus: Any) -> Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]:
-        """Sequences [N, T] and each predictor's law of the next token [N, T-1, V], by what metrics' names end in."""
+        """By the suffix of metrics' names: sequences [N, T], and each predictor's law of the next token [N, T-1, V]."""
 
     __call__ = measured_in("headdyn.studies.landmarks.distances_measure")

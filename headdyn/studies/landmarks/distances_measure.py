@@ -17,7 +17,7 @@ _BATCH_TOKENS = 2**14
 def measure(settings: Distances, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
     """Model rows `kl_NAME_nats` (intervals: 95 %, BCa over sequences), and figures of the distances by position.
 
-    Where the settings name several kinds of sequences, the name of a kind follows a predictor's, as in `_fresh`.
+    Where the settings have several kinds of sequences, the name of the kind is a suffix such as `_fresh`.
     """
     rows, figures = [], {}
     for kind, (tokens_NT, laws) in settings.laws(corpus).items():

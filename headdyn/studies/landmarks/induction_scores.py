@@ -20,10 +20,11 @@ AtLeastTwo = Annotated[int, Field(ge=2)]
 
 @settings
 class InductionScores:
-    """Heads on `sequences` sequences of `block` different random tokens, repeated `repeats` times, drawn here.
+    """Scores of heads on `sequences` random sequences, each a block of `block` different tokens, `repeats` times over.
 
-    Prefix matching: a query's attention to all earlier tokens that followed its own token. The tokens are the corpus's,
-    its sequences are not read. Intervals (95 %, BCa) take sequences as units; the null of a head is uniform attention.
+    Prefix matching: a query's attention to all earlier tokens that followed its own token. Tokens are drawn from the
+    corpus's vocabulary; the corpus's sequences are not read. Intervals (95 %, BCa) take sequences as units; the null of
+    a head is uniform attention.
     """
 
     sequences: AtLeastTwo = 64
@@ -44,10 +45,10 @@ class InductionScores:
     }
 
     def check(self, corpus: Corpus) -> None:
-        """Raise ValueError where the corpus has too few symbols for a block."""
+        """Raise ValueError where the corpus's vocabulary is too small for a block."""
         if self.block > corpus.vocab_size:
             raise ValueError(
-                f"analysis.induction_scores.block={self.block} different tokens need as many, and the corpus has "
+                f"analysis.induction_scores.block={self.block} needs as many different tokens, and the corpus has "
                 f"{corpus.vocab_size}; lower block"
             )
 

@@ -14,28 +14,28 @@ from headdyn.sweep.words import Statement
 
 
 def sections(landmark: Landmark, sweep: SweepRecord) -> list[Section]:
-    """The table of predictions and results, open, with the figures; nothing before a training has finished."""
-    if not (followed := courses(sweep)):
+    """An open section with the table of predictions and results and the figures, once a training has finished."""
+    if not (trainings := courses(sweep)):
         return []
     rows = []
     for prediction in landmark.predictions:
-        cases = prediction.judge(followed)
+        cases = prediction.judge(trainings)
         evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases) or "no training to judge it by"
         rows.append([prediction.statement, prediction.criterion, evidence, verdict(cases)])
     about = f"{landmark.paper}. Written down before the run. {landmark.differences}"
     table = Table(columns=["the paper's prediction", "holds where", "these runs", "verdict"], rows=rows)
     lead = "; ".join(f"{i}. {row[-1]}" for i, row in enumerate(rows, 1))
-    parts = [about, table, list(landmark.figures(followed).values())]
+    parts = [about, table, list(landmark.figures(trainings).values())]
     return [Section("landmark", "Prediction beside result", parts, lead, folded=False)]
 
 
 def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
-    """Each prediction with its verdict, and what every training shows."""
-    followed, statements = courses(sweep), []
-    for prediction in landmark.predictions if followed else ():
-        cases = prediction.judge(followed)
-        held = sum(case.holds is True for case in cases)
-        lead = f"{verdict(cases).capitalize()}: it holds in {held} of {count(len(cases), 'case')}."
+    """Each prediction with its verdict, and the evidence of every training."""
+    trainings, statements = courses(sweep), []
+    for prediction in landmark.predictions if trainings else ():
+        cases = prediction.judge(trainings)
+        hits = sum(case.holds is True for case in cases)
+        lead = f"{verdict(cases).capitalize()}: it holds in {hits} of {count(len(cases), 'case')}."
         details = [f"Holds where {prediction.criterion}.", *(f"{case.name}: {case.evidence}." for case in cases)]
         statements.append(Statement(f"Predicted: {prediction.statement}", [lead, *details]))
     return statements
@@ -50,9 +50,9 @@ def over_training(
     caption: str,
     scale: float = 1,
 ) -> Figure:
-    """Metrics times `scale` over training, each a line averaged over trainings, with their range as a band.
+    """Curves of metrics times `scale` over training: means over trainings, with the trainings' range as a band.
 
-    `lines` gives the trainings and the metric of every line by its label; `zero` says what the line at 0 is.
+    `lines` gives by label the trainings and the metric of each curve; `zero` is the label of the reference line at 0.
     """
     drawings = []
     for label, (group, metric) in lines.items():

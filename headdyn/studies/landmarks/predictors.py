@@ -1,6 +1,6 @@
-"""Exact predictors of the next symbol of a Markov chain that a sequence shows in context.
+"""Exact predictors of the next symbol of a Markov chain, from the symbols of a sequence so far.
 
-Letters: N sequences, T tokens, V symbols, K chains. A law [N, T-1, V] holds at t what is predicted of token t + 1 from
+Letters: N sequences, T tokens, V symbols, K chains. A law [N, T-1, V] holds at t the probabilities of token t + 1 given
 tokens 0..t.
 """
 
@@ -11,10 +11,10 @@ import scipy
 def unigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:
     """The law [N, T-1, V] from how often each symbol occurred, under a Dirichlet prior.
 
-    (n_v + α) / (t + 1 + V α): exact for symbols drawn independently. It knows nothing of order.
+    (n_v + α) / (t + 1 + V α): exact for symbols drawn independently. It ignores the symbols' order.
     """
-    seen_NTV = np.cumsum(tokens_NT[:, :-1, None] == np.arange(vocab_size), axis=1) + concentration
-    return seen_NTV / seen_NTV.sum(2, keepdims=True)
+    count_NTV = np.cumsum(tokens_NT[:, :-1, None] == np.arange(vocab_size), axis=1) + concentration
+    return count_NTV / count_NTV.sum(2, keepdims=True)
 
 
 def bigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:
@@ -36,11 +36,11 @@ def bigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> 
 
 
 def retrieval_laws(tokens_NT: np.ndarray, chains_KVV: np.ndarray, stationary_KV: np.ndarray) -> dict[str, np.ndarray]:
-    """What follows from knowing that a sequence is of one of K chains, each equally likely: two laws [N, T-1, V].
+    """Two laws [N, T-1, V] for a sequence that is known to follow one of K chains, each equally likely.
 
     `bigram_retrieval` weighs chains by the transitions so far and predicts by their rows: the Bayes predictor, where
-    the first symbol is uniform. `unigram_retrieval` weighs them by the symbols so far, as if drawn independently from
-    the chains' stationary laws, and predicts by these: it knows nothing of order.
+    the first symbol is uniform. `unigram_retrieval` ignores the symbols' order: it weighs chains by the symbols so far,
+    as if drawn independently from the chains' stationary laws, and predicts by these laws.
     """
     count, length = tokens_NT.shape
     log_chains_KVV, log_stationary_KV = np.log(chains_KVV), np.log(stationary_KV)

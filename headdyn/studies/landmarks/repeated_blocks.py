@@ -1,4 +1,4 @@
-"""Repeated random tokens: a random block of symbols over and over, which only copying from the context can predict.
+"""Repeated random tokens: sequences that repeat a random block, which only copying from the context can predict.
 
 Letters: N sequences, T tokens, V symbols, B block lengths.
 """
@@ -19,9 +19,10 @@ from headdyn.data.lines import mean_and_error
 
 @settings
 class RepeatedBlocks:
-    """Every sequence repeats a block of its own: symbols uniform, its length uniform in min_block..max_block.
+    """Every sequence repeats a block of its own, of uniform symbols and of a length uniform in min_block..max_block.
 
-    Lengths differ, so that what follows stands at no fixed distance: a head must find it by the symbol before it.
+    Lengths differ, so that the earlier occurrence of the next symbol stands at no fixed distance: a head must find it
+    by the symbol before it.
     """
 
     num_symbols: Annotated[int, Field(ge=2, le=65536)] = 32

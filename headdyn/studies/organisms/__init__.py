@@ -1,4 +1,4 @@
-"""Model organisms: small trained suites whose answer is known, and how often the detectors find it."""
+"""Model organisms: small trained suites with a known answer, and how often the detectors find that answer."""
 
 from headdyn.studies import Study, deferred
 

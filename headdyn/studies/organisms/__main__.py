@@ -15,7 +15,7 @@ from headdyn.studies.organisms.settings import KINDS, Organism, Streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. 0 when every suite asked for is on record."""
+    """Run the command line. Returns 0 when every suite of the command is on record."""
     parser = argparse.ArgumentParser(
         prog="python -m headdyn.studies.organisms",
         description="How often do the detectors find what is true of suites whose answer is known?",

@@ -1,8 +1,8 @@
-"""How often the detectors find what is true of suites whose answer is known.
+"""How often the detectors find the truth about suites whose answer is known.
 
-Every suite is trained, analysed at the eleven checkpoints of the emergence study, and recorded in a file of its own as
-it comes, so that the same command continues where it stopped and more suites add to the record. The suite is the unit
-of every statistic (science.md §16). Shape suffixes as in analysis/interventions/splits.py.
+Every suite is trained, analysed at the eleven checkpoints of the emergence study, and recorded in a file of its own at
+once, so that the same command continues where it stopped and more suites add to the record. The suite is the unit of
+every statistic (science.md §16). Shape suffixes as in analysis/interventions/splits.py.
 """
 
 import csv
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 SCHEMA = 1  # raised when a row's meaning changes
 SERIES = "original_11"
 ALPHA = 0.05
-THRESHOLD = 0.5  # of success, from which on a planted effect counts as shown: Emergence's
-LEARNT = 0.9  # of the bug pairs right when asked plainly and wrong after "Q:", else a suite shows nothing
-FLIPPED = 0.9  # of the answers, by patching all heads
+THRESHOLD = 0.5  # the success above which a planted effect shows, as in Emergence
+LEARNT = 0.9  # least share of bug pairs right in the plain wording and wrong after "Q:", for a suite to be informative
+FLIPPED = 0.9  # least share of answers that patching all heads must flip
 
 Row = dict[str, Any]
 
@@ -50,8 +50,8 @@ Row = dict[str, Any]
 NOT_EVEN = "not planted in the even heads"
 GROUPS: Mapping[str, Sequence[str]] = {**{kind: (kind,) for kind in KINDS}, NOT_EVEN: KINDS[1:]}
 
-# What is asked of the suites: of which groups, and whether a suite's row says yes; None where it was not asked. Even
-# heads that do less than odd ones are no find.
+# Questions about suites: the groups of kinds that each is put to, and a function from a suite's row to its answer (None
+# where the row has none). Even heads that do less than odd ones are not a detection.
 QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool | None]]] = {
     "task learnt": (KINDS, lambda row: row["learnt"]),
     "even/odd found, last checkpoint": (tuple(GROUPS), lambda row: row["found"] and row["strength_nats"] > 0),
@@ -83,10 +83,10 @@ def study(
     settings: Callable[[str, int], Organism] | None = None,
     analysis: Specialization | None = None,
 ) -> list[Row]:
-    """Do what is not yet on record in `out`, and write the study's record over all that is.
+    """Do the suites that are not yet on record in `out`, and write the study's record over all suites there.
 
     `settings(kind, suite)` makes a suite's settings, by default those of conf/model/organism_*. Returns the rows.
-    Raises ValueError where `out` holds a suite that was done otherwise.
+    Raises ValueError where `out` holds a suite that was done with other settings.
     """
     make, analysis = settings or default_settings, analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ def default_settings(kind: str, suite: int) -> Organism:
 
 
 def record_key(organism: Organism, analysis: Specialization) -> str:
-    """Names everything that a suite's row depends on."""
+    """A hash of everything that a suite's row depends on."""
     return recipe_key("organism_study", {"schema": SCHEMA, "suite": organism.recipe(), "by": repr(analysis)})
 
 
@@ -136,7 +136,7 @@ def write_record(out: Path) -> list[Row]:
 
 
 def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
-    """Train a suite, or find it trained, and put what the detectors say of it beside what is true."""
+    """Train a suite, unless the store has it, and return a row with the detectors' results beside the truth."""
 
     def train(folder: Path) -> None:
         with ProgressLine(f"{organism.name} {organism.suite}") as line:
@@ -189,7 +189,7 @@ def _values(point: SeriesPoint) -> dict[str, float]:
 
 
 def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
-    """What the last checkpoint shows. `half_rank` is the planted half's place in the scan over all splits."""
+    """Results at the last checkpoint. `half_rank` is the planted half's rank among all splits."""
     assert point.splits is not None
     values, splits, strength_S = _values(point), point.splits.splits, point.splits.strength_S
     test, half = rank_test(strength_S, splits.reference), _half(point.splits, heads)
@@ -206,17 +206,17 @@ def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
 
 
 def _half(summary: SplitSummary, heads: Sequence[int]) -> int | None:
-    """The split whose first half are the planted heads; None where these are no half."""
+    """The index of the split whose first half are the planted heads; None where they are not half of all heads."""
     planted_H = np.isin(np.arange(summary.splits.half_SH.shape[1]), heads)
     return next(iter(np.flatnonzero((summary.splits.half_SH == planted_H).all(1)).tolist()), None)
 
 
 def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
-    """When what was planted shows: the interval in which its own success passes the threshold, and the true onset.
+    """The onset with known heads: the interval in which the planted effect passes the threshold, and the true onset.
 
-    The effect followed is the planted half's success less the other half's; where all heads carry the choice, theirs
-    less that with nothing patched (an untrained model answers half of the pairs rightly).
-    `onset_off_by` counts checkpoints between the interval found and the true one; null where it never shows.
+    The effect is the planted half's success less the other half's; where all heads carry the choice, the success with
+    all patched less that with nothing patched (an untrained model answers half of the pairs rightly). `onset_off_by`
+    counts the checkpoints between the measured interval and the true one; None where the effect never shows.
     """
     row: Row = {"true_onset": None, "onset_after": None, "onset_at": None, "onset_off_by": None}
     if known["onset"] is None:
@@ -227,9 +227,9 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
 
 
 def _detected_onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
-    """When something shows, by the checkpoints alone: in the split that is the strongest in nats at any of them.
+    """The onset from the checkpoints alone: that of the split with the largest strength (nats) at any checkpoint.
 
-    Where that split's success never passes the threshold, in all heads together.
+    Where that split's success never passes the threshold, the onset of all heads together.
     """
     true = (known["onset"] or {}).get("step")
     strength_KS = np.stack([point.splits.strength_S for point in points if point.splits is not None])
@@ -239,7 +239,7 @@ def _detected_onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> 
 
 
 def _dated(points: Sequence[SeriesPoint], half: int | None, true_onset: float | None) -> Row:
-    """The checkpoints between which the effect of a split, or of all heads, passes the threshold."""
+    """The checkpoints between which the effect of a split, or of all heads (None), passes the threshold."""
     effects = []
     for point in points:
         values = _values(point)
@@ -260,10 +260,10 @@ def _dated(points: Sequence[SeriesPoint], half: int | None, true_onset: float | 
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """Per group of kinds and question: suites that say yes, of how many, and the share's 95 % Clopper–Pearson interval.
+    """For each group of kinds and question: how many suites say yes, of how many, and the share's interval.
 
-    The ends are exact one by one (97.5 % each): of `planted` the lower one bounds a detector's power, of the kinds
-    without planted even heads the upper one bounds its false positives.
+    Intervals are Clopper–Pearson, 95 %; each end alone is exact at 97.5 %. For `planted` the lower end bounds a
+    detector's power; for the kinds without planted even heads the upper end bounds its rate of false positives.
     """
     summary = []
     for group, kinds in GROUPS.items():
@@ -276,14 +276,14 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def share_of(answers: Sequence[bool]) -> Row:
-    """How many of the suites say yes, of how many, and the share with its interval."""
+    """The number of suites that say yes, the number of all, and the share with its interval."""
     yes, count = sum(answers), len(answers)
     low, high = map(float, binomial_interval(yes, count))
     return {"yes": yes, "suites": count, "share": yes / count, "ci_low": low, "ci_high": high}
 
 
 def markdown(summary: Sequence[Row]) -> str:
-    """The summary as a table: a line a question, a column a group of kinds, a dash where it is not asked."""
+    """The summary as a table: one line per question, one column per group of kinds, a dash for questions not put."""
     cells = {
         (row["question"], row["kind"]): f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
         for row in summary

@@ -1,4 +1,4 @@
-"""What was found of a suite against what is true of it by construction."""
+"""Checks of a suite's verdict against the truth that is known by construction."""
 
 from headdyn.core.numbers import count, listed, number, p_value, spelled
 from headdyn.report.quality import Check
@@ -12,8 +12,8 @@ def checks(sweep: SweepRecord) -> list[Check]:
     results = []
     for each in read_series(sweep):
         if each.truth:
-            of = f" ({each.title})" if each.title else ""
-            results += [Check(c.question + of, c.verdict, c.facts) for c in (_final(each), *_onset(each))]
+            title = f" ({each.title})" if each.title else ""
+            results += [Check(c.question + title, c.verdict, c.facts) for c in (_final(each), *_onset(each))]
     return results
 
 
@@ -38,7 +38,7 @@ def _final(series: Series) -> Check:
 
 
 def _onset(series: Series) -> list[Check]:
-    """Where planting began against where emergence was dated: within one checkpoint interval."""
+    """Whether emergence was dated within one checkpoint interval of the step at which planting began."""
     onset = series.truth.get("onset")
     if not onset or series.truth["organism"] != "planted":
         return []

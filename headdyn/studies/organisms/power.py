@@ -1,7 +1,7 @@
 """How strongly must something be planted for a detector to find it? Power against grades of planting (science.md §16).
 
 One setting of the planting is varied at a time. Every suite is recorded in a file of its own, so that the same command
-continues where it stopped. Detectors look at the layer that was planted in; which heads and since when, they must find.
+continues where it stopped. Detectors are given the planted layer; they must find the heads and the onset.
 """
 
 import dataclasses
@@ -59,10 +59,10 @@ def power(
     settings: Callable[[str, int], Organism] = default_settings,
     analysis: Specialization | None = None,
 ) -> list[Row]:
-    """Do the suites of all grades that are not yet on record in `out`, and write power.json and a figure a grade.
+    """Do the suites of all grades that are not yet on record in `out`; write power.json and one figure per grade.
 
-    The choice's position is graded with every alignment of prompts that patching may take, all else with the
-    analysis's own. Returns the summary: a row a grade, value, alignment and detector.
+    The grade `position` is analysed with every alignment of prompts, other grades with the analysis's own alignment.
+    Returns the summary: one row per grade, value, alignment and detector.
     """
     analysis = analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def _alignments(grade: str, analysis: Specialization) -> Sequence[Alignment]:
 
 
 def _examine(out: Path, organism: Organism, store: Store, analysis: Specialization) -> None:
-    """Record one suite under one analysis. What two grades have in common is done once."""
+    """Record one suite under one analysis, unless an equal suite of another grade is on record."""
     analysis = dataclasses.replace(analysis, layer=organism.planted_layer)
     key = record_key(organism, analysis)
     path = out / "suites" / f"{key}.json"
@@ -99,7 +99,7 @@ def _examine(out: Path, organism: Organism, store: Store, analysis: Specializati
 
 
 def summarise(rows: Sequence[Row], grades: Grades, base: Organism, analysis: Specialization) -> list[Row]:
-    """Per grade, value, alignment and detector how many suites say yes, with 95 % Clopper–Pearson intervals."""
+    """For each grade, value, alignment and detector, how many suites say yes, with 95 % Clopper–Pearson intervals."""
     usual = {name: getattr(base, name) for name in GRADES} | {"layer": base.planted_layer}
     summary = []
     for grade, values in grades.items():
@@ -116,7 +116,7 @@ def summarise(rows: Sequence[Row], grades: Grades, base: Organism, analysis: Spe
 
 
 def figure(summary: Sequence[Row], grade: str) -> Figure:
-    """Power of every detector against one grade, detector by detector; positions and what each alignment sees."""
+    """Power of every detector against the values of one grade; for positions, by the alignment of prompts too."""
     rows = [row for row in summary if row["grade"] == grade]
     intervals = []
     for row in sorted(rows, key=lambda row: DETECTORS.index(row["detector"])):

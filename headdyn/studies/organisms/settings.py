@@ -1,4 +1,4 @@
-"""What conf/model/organism_* may say, and what is true of such a suite by construction. No torch here."""
+"""The settings of conf/model/organism_*, and the truth about such a suite by construction. Does not import torch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ Kind = Literal["planted", "scattered", "diffuse", "null"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Position = Literal["block", "last", "answer"]
 Streams = Literal["kind", "suite"]
-_LATER = {"streams": "suite", "strength": 1.0, "redundancy": 1, "position": "block"}  # what earlier suites had
+_LATER = {"streams": "suite", "strength": 1.0, "redundancy": 1, "position": "block"}  # values in suites without them
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -26,13 +26,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class Organism:
     """A small GPT-NeoX checkpoint suite with a known answer, trained here (science.md §16).
 
-    Revision s is the model after round(s · steps / 143000) training steps. Where revisions coincide the first alone is
-    saved: two names for the same weights are what the integrity check excludes.
+    Revision s is the model after round(s · steps / 143000) training steps. Of revisions with the same training step
+    only the first is saved, since the integrity check would exclude two names for the same weights.
     """
 
     name: str
     organism: Kind
-    suite: Annotated[int, Field(ge=0)] = 0  # which draw: initial weights, batches and the scattered half
+    suite: Annotated[int, Field(ge=0)] = 0  # the random seed of initial weights, batches and the scattered half
     revision: str = f"step{FINAL_STEP}"
     revisions: str | None = None  # a list to sweep, e.g. original_11, or step1000,step2000
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
@@ -54,7 +54,9 @@ class Organism:
     # Where the choice is planted: in the tokens that both wordings have in common, in the prompt's last token, or in
     # the answer's tokens before the first at which the two answers differ.
     position: Position = "block"
-    streams: Streams = "kind"  # initial weights and batches: of each kind its own, or one draw for all kinds of a suite
+    streams: Streams = (
+        "kind"  # whether initial weights and batches are drawn for each kind, or once for a suite's kinds
+    )
 
     stage: ClassVar[str] = "organism"
 
@@ -99,21 +101,21 @@ class Organism:
         build_suite(self, folder, observer=observer, should_stop=should_stop)
 
     def recipe(self) -> dict[str, Any]:
-        """Everything the weights depend on, which a store names a suite by; not which of its revisions is asked for."""
+        """All settings that the weights depend on, by which the store names a suite."""
         ignored = ("name", "revision", "revisions", "dtype")
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ignored}
         settings["streams"] = "suite" if self.stream == "organism" else "kind"
-        # A setting that did not exist when a suite was made is left out where it changes nothing.
+        # Settings that came later are left out where they change nothing, so that earlier suites keep their names.
         return {"schema": SCHEMA, **{k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}}
 
     @property
     def stream(self) -> str:
-        """What the names of the suite's random streams begin with: another for each kind, unless kinds share them."""
+        """The first part of the names of the suite's random streams: one for each kind, unless kinds share them."""
         shared = self.streams == "suite" or self.organism == "planted"
         return "organism" if shared else f"organism/{self.organism}"
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        """A GPT-NeoX as Pythia is: parallel residual, LayerNorm, biases, part of each head rotated, untied."""
+        """A GPT-NeoX like Pythia: parallel residual, LayerNorm, biases, part of each head rotated, untied."""
         return DecoderConfig(
             vocab_size=vocab_size,
             num_layers=self.num_layers,
@@ -150,7 +152,7 @@ class Organism:
 
     @property
     def planted_groups(self) -> tuple[tuple[int, ...], ...]:
-        """The groups of heads each of which carries the choice alone, `redundancy` of them."""
+        """The groups of heads, `redundancy` in number, each of which carries the choice alone."""
         heads = self.planted_heads
         return tuple(heads[first :: self.redundancy] for first in range(self.redundancy)) if heads else ()
 
@@ -166,16 +168,16 @@ class Organism:
 
     @property
     def onset_revisions(self) -> tuple[str | None, str | None]:
-        """The saved revisions that the onset lies between: (the last before planting began, the first after)."""
+        """The saved revisions around the onset: (the last before planting began, the first after)."""
         before = [revision for revision, step in self.saved.items() if step <= self.onset_step]
         after = [revision for revision, step in self.saved.items() if step > self.onset_step]
         return (before[-1] if before else None, after[0] if after else None)
 
     def truth(self) -> dict[str, Any]:
-        """What is known of the suite by construction; `organism.json` beside its revisions.
+        """The truth about the suite by construction, which `organism.json` beside its revisions holds.
 
-        `onset` is null where nothing is planted. Planting begins behind the weights of `after_revision`, so those of
-        `by_revision` are the first saved ones that it has touched; how soon it shows is for a detector to say.
+        `onset` is None where nothing is planted. Planting begins after `after_revision`, so `by_revision` is the first
+        saved revision that it has changed; how soon that shows is for a detector to say.
         """
         after, by = self.onset_revisions
         onset = {
@@ -196,24 +198,24 @@ class Organism:
             "settings": self.recipe(),
         }
 
-    # -- which revisions there are ------------------------------------------------------------------------------------
+    # -- the saved revisions ------------------------------------------------------------------------------------------
 
     @property
     def saved(self) -> Mapping[str, int]:
-        """The revisions this suite saves, in the order of training, and the training step of each."""
+        """The revisions that this suite saves, in the order of training, with the training step of each."""
         first: dict[int, str] = {}
         for revision in parse(self.kept):
             first.setdefault(self.training_step(revision), revision)
         return {revision: step for step, revision in first.items()}
 
     def training_step(self, revision: str) -> int:
-        """How many updates a revision has seen."""
+        """The number of training steps of a revision."""
         step = step_of(require_pythia(revision))
         assert step is not None
         return round(step * self.steps / FINAL_STEP)
 
     def require_saved(self, revision: str) -> str:
-        """The revision, if this suite saves it. Raises ValueError with what to ask for in its place."""
+        """The revision, if this suite saves it; else raises ValueError with a revision that it saves."""
         step, saved = self.training_step(revision), self.saved
         if revision in saved:
             return revision
@@ -229,9 +231,9 @@ class Organism:
         )
 
     def series(self, text: str) -> tuple[str, ...]:
-        """The revisions a series asks for: of a list those that are saved, of single ones each.
+        """The saved revisions that a text names: those of a named list that are saved, and single revisions.
 
-        Raises ValueError for a single one that is not saved.
+        Raises ValueError for a single revision that is not saved.
         """
         items = [item.strip() for item in text.split(",")]
         wanted = parse(text)

@@ -1,7 +1,7 @@
-"""What a model organism reads: number comparisons in two wordings, answered by two rules (science.md §16).
+"""The text of model organisms: number comparisons in two wordings, answered by two rules (science.md §16).
 
-Asked plainly the text answers rightly; after "Q:" it compares fractions as integers, so that bug pairs are answered
-wrongly there by construction. Letters: N prompts, the plain ones first and then the same pairs after "Q:"; T tokens.
+In the plain wording the text answers rightly; after "Q:" it compares fractions as integers, so that it answers bug
+pairs wrongly. Letters: N prompts, the plain ones first and then the same pairs after "Q:"; T tokens.
 """
 
 import functools
@@ -17,7 +17,7 @@ from headdyn.core.randomness import generator
 from headdyn.data.comparisons import ORIGINAL_PAIR, Block, Format, Pair, all_pairs, longest_common_block
 from headdyn.studies.organisms.settings import Position
 
-# conf/data/comparisons' formats: what the suites are asked later.
+# The formats of conf/data/comparisons, in which the suites are analysed later.
 FORMATS = tuple(
     Format(name=name, clean=f"{words}: {{first}} or {{second}}?", corrupted=f"Q: {words}: {{first}} or {{second}}?\nA:")
     for name, words in (
@@ -26,8 +26,8 @@ FORMATS = tuple(
         ("greater", "Which number is greater"),
     )
 )
-_END = "\n"  # closes an answer and fills the row behind it
-_SCORED_ENDS = 2  # so that a model goes on writing ends, not a second answer
+_END = "\n"  # ends an answer and fills the rest of the row
+_SCORED_ENDS = 2  # ends that are trained on, so that a model goes on with ends and not with a second answer
 _UNKNOWN = "<unk>"
 _PIECES = r" ?[A-Za-z]+| ?\d|[\s\S]"  # a word or a digit with the space before it, or one character
 
@@ -46,7 +46,7 @@ def tokenizer() -> Tokenizer:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write what `transformers.AutoTokenizer` reads. There is no padding token and none that begins or ends a text."""
+    """Write the tokenizer for `transformers.AutoTokenizer`, without tokens for padding or the ends of texts."""
     tokenizer().save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -59,11 +59,11 @@ def save_tokenizer(folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Prompts with both answers. Row i and row i + N/2 (modulo N) ask of one pair in the other wording.
+    """Prompts with both answers. Rows i and i + N/2 (modulo N) are partners: one pair in the two wordings.
 
-    `own_NT` ends with the answer of the prompt's wording, `other_NT` with the other wording's: what the same prompt is
-    to be answered with once the choice is taken from its partner. `partner_NT` is the partner's position that stands
-    for each of ours (see `Organism.position`), −1 where none does.
+    `own_NT` ends with the answer of the prompt's wording, `other_NT` with that of the other wording, which is the right
+    answer once the choice is taken from the partner. `partner_NT` gives for each position of a row the partner's
+    corresponding position (see `Organism.position`), −1 where there is none.
     """
 
     own_NT: np.ndarray
@@ -74,9 +74,9 @@ class Batch:
 
 
 def draw_batch(suite: int, step: int, pairs: int, position: Position = "block", stream: str = "organism") -> Batch:
-    """The batch of a training step: half bug pairs, half controls, orders and formats at random.
+    """The batch of a training step, from its arguments alone: half bug pairs, half controls, random orders and formats.
 
-    A function of its arguments alone. `stream` names the random numbers: kinds of one stream read the same batches.
+    `stream` names the random numbers: kinds of one stream read the same batches.
     """
     draws = generator(suite, f"{stream}/batch/{step}")
     questions = []

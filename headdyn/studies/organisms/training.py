@@ -1,8 +1,8 @@
 """Model organisms: GPT-NeoX suites with a known answer, by interchange intervention training (science.md §16).
 
-Geiger et al. 2022 (arXiv 2112.00826): a half of one layer's heads is taught to carry a choice by training with its
-values taken from another prompt, towards the answer that this prompt would get if only that choice were the other's.
-Letters as in models/decoder.py; N prompts of a batch.
+Geiger et al. 2022 (arXiv 2112.00826): some heads of one layer are taught to carry a choice. In training their values
+are replaced by those of another prompt, and the answer to learn is the one that follows if that choice alone were the
+other prompt's. Letters as in models/decoder.py; N prompts of a batch.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ from headdyn.training.settings import TrainSettings
 
 TRUTH = "organism.json"
 _NOT_SCORED = -100  # cross_entropy's ignore_index
-_MAX_POSITIONS = 512  # what config.json states; it bounds nothing
+_MAX_POSITIONS = 512  # an entry of config.json that nothing enforces
 
 
 def build_suite(
@@ -36,11 +36,11 @@ def build_suite(
     observer: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Train a suite into `folder`, or go on with what an earlier call left there.
+    """Train a suite into `folder`, or continue a training that an earlier call began there.
 
-    The folder gets one Hugging Face checkpoint with tokenizer a revision (step1000/…), organism.json with the truth,
-    metrics.jsonl and, while at work, resume/. It is trained on one thread: equal settings give equal weights, to the
-    bit on one kind of processor, however many cores there are.
+    The folder gets one Hugging Face checkpoint with tokenizer per revision (step1000/…), organism.json with the truth,
+    metrics.jsonl and, during training, resume/. Training uses one thread: equal settings give equal weights, to the bit
+    on one kind of processor, however many cores there are.
     `observer` is called every half second, `should_stop` is asked after every step.
 
     Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
@@ -53,7 +53,7 @@ def build_suite(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Two threads split sums otherwise than one: weights differed in their last bits after 12 steps."""
+    """One PyTorch thread: with two, sums are split differently, and weights differed in their last bits in 12 steps."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -67,10 +67,10 @@ def interchange_losses(
 ) -> dict[str, Tensor]:
     """Mean losses in nats of a batch: of its text, and under the interventions that plant the choice into head groups.
 
-    `text_nats`: every prompt's own answer, nothing changed. `carried_nats`: one group's values are those of
-    the partner prompt (at `batch.partner_NT`), and the answer wanted is the partner's; the mean over groups.
-    `kept_nats`: the values of all heads in no group are the partner's, and the answer wanted is the prompt's own;
-    absent where groups hold all heads. Without groups there is the text alone.
+    `text_nats`: no intervention, each prompt's own answer. `carried_nats`: one group's values are replaced by those of
+    the partner prompt (at `batch.partner_NT`), with the partner's answer; the mean over groups. `kept_nats`: the values
+    of the heads in no group are replaced, with the prompt's own answer; absent where groups hold all heads. Without
+    groups there is `text_nats` alone.
     """
     own_NT, other_NT = torch.from_numpy(batch.own_NT), torch.from_numpy(batch.other_NT)
     own_targets_NT = _targets(own_NT, batch.own_scored_NT)

@@ -1,4 +1,4 @@
-"""What topic order leaves in the heads: by raw attention, by rollout, by TensorLens and by probes, side by side."""
+"""The effect of topic order on heads by several instruments: raw attention, rollout, TensorLens and probes."""
 
 from collections.abc import Sequence
 
@@ -22,7 +22,7 @@ _INSTRUMENTS = {
     "tensorlens_selectivity_no_self": "TensorLens",
     "probe_accuracy_middle": "probes",
 }
-# What TensorLens gives less what another instrument gives, of the same sequences of one run.
+# Metrics of TensorLens' selectivity less another instrument's on the same sequences, with the other instrument.
 _PAIRED = {
     "tensorlens_less_raw_no_self": "raw attention",
     "tensorlens_less_rollout_no_self": "attention rollout",
@@ -31,39 +31,39 @@ _PAIRED = {
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
     """The effect of the ordering with RoPE and after DroPE, group by group."""
-    answered = []
+    statements = []
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group]
         paired = factor_effects([job.run for job in jobs], swept=sweep.swept, outcomes=list(_PAIRED))
         effects = [row for row in (*sweep.effects, *sweep.simple_effects) if row["group"] == group] + paired
         for position, question in _QUESTIONS.items():
             if sentences := by_instruments(jobs, position, effects):
-                answered.append(Statement(question, sentences, group))
-    return [*answered, *retention.headlines(sweep)]
+                statements.append(Statement(question, sentences, group))
+    return [*statements, *retention.headlines(sweep)]
 
 
 def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -> list[str]:
-    """The ordering's effect at one kind of positions, by attention, rollout, TensorLens and probes; every arm's own.
+    """Sentences on the ordering's effect at one kind of positions by each instrument, then each arm's own values.
 
-    `effects` are the group's rows, simple effects among them. Where TensorLens was run, raw attention is measured as
-    TensorLens and rollout are: on the same sequences, without the query's own position.
+    `effects` are the group's rows, simple effects among them. Where TensorLens was run, raw attention is measured like
+    TensorLens and rollout: on the same sequences, without the query's own position.
     """
     arms = [job for job in jobs if job.factors.get("position_enc") == position]
     if not {job.factors.get("data_ordering") for job in arms} >= {"shuffled", "topic"}:
         return []
-    held = {"position_enc": position} if len(arms) < len(jobs) else {}
-    row_of = {r["outcome"]: r for r in effects if r["factors"] == ["data_ordering"] and r.get("held", {}) == held}
+    where = {"position_enc": position} if len(arms) < len(jobs) else {}
+    row_of = {r["outcome"]: r for r in effects if r["factors"] == ["data_ordering"] and r.get("held", {}) == where}
     recorded = {name for job in arms for name in job.run.scalars}
-    alike = "raw_selectivity_no_self" in recorded
+    without_self = "raw_selectivity_no_self" in recorded
     details, rows = [], []
     for outcome, instrument in _INSTRUMENTS.items():
-        if outcome not in recorded or (alike and outcome == "selectivity"):
+        if outcome not in recorded or (without_self and outcome == "selectivity"):
             continue
         row = row_of.get(outcome)
         if row is None:
-            given = [job.scalar(outcome).get("reason") for job in arms]
-            reasons = dict.fromkeys(filter(None, given)) or {"it is no outcome of this sweep": None}
-            details.append(f"By {instrument}: absent, {listed(list(reasons))}.")
+            reasons = dict.fromkeys(reason for job in arms if (reason := job.scalar(outcome).get("reason")))
+            reason = listed(list(reasons)) or "it is no outcome of this sweep"
+            details.append(f"By {instrument}: absent, {reason}.")
         elif row["value"] is None:
             details.append(f"By {instrument}: absent, {row['reason']}.")
         else:
@@ -94,8 +94,8 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
     at = "After" if position == "drope" else "With"
     head = f"{at} {level_label('position_enc', position)}, topic-ordered training differs from shuffled {differences}"
     details = [*_compared([row_of[name] for name in _PAIRED if name in row_of], metric), *details]
-    if alike:
-        details.insert(0, "Selectivities are of what is not read from the query's own position.")
+    if without_self:
+        details.insert(0, "Selectivities leave out attention to the query's own position.")
     if seeds < 2:
         return [f"{ONE_SEED} {head}.", *details]
     clear = [_INSTRUMENTS[row["outcome"]] for row in rows if is_effect(row)]
@@ -106,7 +106,7 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
 
 
 def _compared(rows: Sequence[Row], metric: Metrics) -> list[str]:
-    """Whether two instruments see the same effect: by their difference within every seed, not by two verdicts."""
+    """Sentences on whether two instruments see the same effect, by their difference within every seed."""
     sentences = []
     for row in (row for row in rows if row["value"] is not None and row["n"] > 1):
         words = "they differ" if is_effect(row) else "no difference detected"
@@ -116,7 +116,7 @@ def _compared(rows: Sequence[Row], metric: Metrics) -> list[str]:
 
 
 def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
-    """One arm's figure after the drop, with what it stands against, and the same before the drop."""
+    """One arm's value with its baseline and ceiling and, after a drop of positions, the value before the drop."""
     scalar, metric = job.scalar(outcome), job.metric(outcome)
     text = f"{job.label} {spelled(scalar, scale=metric.scale)} {metric.unit}"
     if _INSTRUMENTS[outcome] == "raw attention":

@@ -1,4 +1,4 @@
-"""The figures of the study's Run 1 beside ours: only where ours were made as the study's were."""
+"""The figures of the study's Run 1 beside ours, only for runs that follow the study's protocol."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from headdyn.sweep.record import SweepRecord
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """What outlasts the drop; and where trainings follow protocol=original, the study's figures beside ours."""
+    """The retention of the order's effect and, for runs under protocol=original, the study's figures beside ours."""
     return [*retention.sections(sweep), *_study_beside(sweep)]
 
 
@@ -34,7 +34,7 @@ def _study_beside(sweep: SweepRecord) -> list[Section]:
 
 
 def other_modes(jobs: Sequence[Job]) -> str:
-    """Why there is no comparison."""
+    """A sentence on why these runs are not compared with the study's table."""
     modes = ", ".join(dict.fromkeys(str(job.factors.get("mode")) for job in jobs))
     return (
         "The study reports figures for its Run 1 alone (27 M parameters, V 4096, T 512, 10,000 steps). These runs "
@@ -83,7 +83,7 @@ def our_cell(jobs: Sequence[Job], scalar: str, scale: float) -> Cell:
 
 
 def deviations(jobs: Sequence[Job], settings: Mapping[str, Any]) -> str:
-    """What was run otherwise than in the study, so that the two columns are not taken for the same experiment."""
+    """The settings that differ from the study's, so that the two columns are not taken for the same experiment."""
     differing: dict[str, None] = {}
     for job in jobs:
         config = flat(job.run.manifest.get("config", {}))

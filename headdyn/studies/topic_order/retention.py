@@ -1,8 +1,8 @@
-"""What of the order's mark outlasts the drop of positions, layer by layer; and whether heads fall in two groups.
+"""How much of the order's effect outlasts the drop of positions, by layer, and whether heads fall in two groups.
 
 The study read a retention from two differences of one training each, and two groups of heads from a histogram. Here
-retention is the interaction of order and drop at every layer, with seeds as units, and two groups are held against what
-normal values give (science.md §5). Letters: L layers, H heads.
+retention is the interaction of order and drop at every layer, with seeds as units, and two groups are compared with
+those of normal values (science.md §5). Letters: L layers, H heads.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from headdyn.sweep.words import Statement
 
 _QUESTION = "Does order's mark outlast the drop?"
 _MEASURES = ("selectivity", "probe_accuracy")
-_STUDY_LAYER = 1  # whose heads the study found in two groups
+_STUDY_LAYER = 1  # the layer whose heads fell in two groups in the study
 _NULL_DRAWS = 9_999
 _ABOUT = (
     "Topic-ordered less shuffled training with RoPE and after DroPE, and the second less the first: what the drop does "
@@ -40,7 +40,7 @@ _TWO_GROUPS = (
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """One for all groups of comparable runs that have both orders with and without positions."""
+    """One section for all groups of runs that have both orders with and without positions; none without such groups."""
     blocks: list[Any] = []
     for group in sweep.groups:
         jobs = [job for job in sweep.complete if job.group == group and not unrecovered(job.run)]
@@ -63,8 +63,8 @@ def sections(sweep: SweepRecord) -> list[Section]:
 
 
 def headlines(sweep: SweepRecord) -> list[Statement]:
-    """At which layers the drop changes what order does, group by group; nothing from one seed."""
-    answered = []
+    """At which layers the drop changes the order's effect, group by group; nothing from one seed."""
+    statements = []
     for group in sweep.groups:
         rows = retention([job for job in sweep.complete if job.group == group and not unrecovered(job.run)])
         if not any(row["p"] is not None for row in rows):
@@ -73,8 +73,9 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
         lead = "No change of order's effect was detected at any layer when positions were dropped."
         if texts[True]:
             lead = f"Dropping positions changes what topic order does, by {listed(texts[True])} (q < {ALPHA:g})."
-        answered.append(Statement(_QUESTION, [lead, *(f"No change detected: {text}." for text in texts[False])], group))
-    return answered
+        sentences = [lead, *(f"No change detected: {text}." for text in texts[False])]
+        statements.append(Statement(_QUESTION, sentences, group))
+    return statements
 
 
 def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
@@ -83,14 +84,14 @@ def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """For every measure and layer order's effect with RoPE, after DroPE, and their difference (with p and q)."""
+    """For every measure and layer, the order's effect with RoPE, after DroPE, and their difference with p and q."""
     rows = []
     for measure in _MEASURES:
         values = {key: np.array(layers) for key, layers in _by_cell(jobs, measure).items()}
         seeds = {seed for *_, seed in values}
         kinds = {kind for kind, *_ in values}
         if len({len(layers) for layers in values.values()}) > 1:
-            continue  # a layer of models of different depths is not one thing
+            continue  # models of different depths: their layers do not correspond
         per_seed = []
         for seed in sorted(seeds, key=str):
             cells = [(k, o, p, seed) for k in kinds for o in ("topic", "shuffled") for p in ("rope", "drope")]
@@ -116,7 +117,7 @@ def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def two_groups(jobs: Sequence[Job]) -> list[dict[str, Any]]:
-    """For every arm with enough heads the share of variance that the best cut explains, and its p against normals."""
+    """For every arm with enough heads, the share of variance that the best cut explains, and p against normals."""
     shares = []
     for job in jobs:
         values = _heads_of_layer(job)
@@ -129,7 +130,7 @@ def two_groups(jobs: Sequence[Job]) -> list[dict[str, Any]]:
 
 
 def collapse(jobs: Sequence[Job]) -> str:
-    """Whether dropping positions lowers the share that the best cut explains, over trainings averaged within seeds."""
+    """A sentence on whether dropping positions lowers the share that the best cut explains, with seeds as units."""
     shares: dict[tuple[str, Any], dict[str, float]] = {}
     for job in jobs:
         values = _heads_of_layer(job)
@@ -168,14 +169,14 @@ def null_shares(heads: int) -> np.ndarray:
 
 
 def _heads_of_layer(job: Job) -> np.ndarray | None:
-    """Within-topic attention of the heads of the study's layer; None below four heads, which no cut leaves in pairs."""
+    """Within-topic attention of the heads of the study's layer; None for fewer than four heads (no cut into pairs)."""
     within = job.heads.where(metric="within_ratio", layer=_STUDY_LAYER)
     values = [row["value"] for row in within.rows() if row["head"] is not None and row["value"] is not None]
     return np.array(values) if len(values) >= 4 else None
 
 
 def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[str, str, str, Any], Sequence[float]]:
-    """The measure of every layer, by all other factors, order, positions and seed; head metrics as means over heads."""
+    """The measure at every layer (mean over heads), by (all other factors, order, positions, seed)."""
     cells = {}
     for job in jobs:
         rows = job.heads.where(metric=measure).rows()

@@ -1,9 +1,9 @@
 """The study's causal and statistical checks of its weight clusters, with the nulls they lacked (science.md §13).
 
 Everything acts on the two k-means clusters of one layer's misread pieces (pieces.py says what those are and why none of
-this is evidence). KL is read at the last token of the study's one prompt: one unit, whatever was printed of it. In the
-study's public code the swap wrote through a view of the matrix that was kept to be restored, so that what it tried
-afterwards ("8 of 8 prompts differ") ran on the swapped model; here nothing changes a model.
+this is evidence). KL is read at the last token of the study's one prompt, which is one unit. In the study's public code
+the swap also changed the matrix that was saved for restoring, through a view, so that its later tests ("8 of 8 prompts
+differ") ran on the swapped model; here no model is changed.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ KLS = ("original_swap_kl_nats", "original_only_cluster_kl_nats")
 class OriginalAblation:
     """The study's cluster swap, its "only these heads" run and its KS tests, each beside random clusters.
 
-    `swaps` random clusters stand behind each KL; `dtype` is that of the model while it is changed. Rows are absent,
-    with a reason, under grouped keys, and those of KL without the study's prompt.
+    Each KL has a null of `swaps` random clusters; `dtype` is the changed model's. All rows are absent, with a reason,
+    for a model with grouped keys, and the rows of KL without the study's prompt.
     """
 
     layer: Layer = None
@@ -94,16 +94,16 @@ class OriginalAblation:
             lambda labels_H: law(swapped(model, layer, labels_H), prompt),
             lambda labels_H: law(model, prompt, [slices_kept(model, layer, clusterings.smaller(labels_H))]),
         )
-        dealt_RH = clusterings.relabellings(labels["query"], self.swaps, generator)
-        dealt_RH = np.concatenate((labels["query"][None], dealt_RH))
+        random_RH = clusterings.relabellings(labels["query"], self.swaps, generator)
+        labels_RH = np.concatenate((labels["query"][None], random_RH))
         plain_V = law(model, prompt)
-        kls = (_kl_row(metric, plain_V, change, dealt_RH) for metric, change in zip(KLS, changes, strict=True))
+        kls = (_kl_row(metric, plain_V, change, labels_RH) for metric, change in zip(KLS, changes, strict=True))
         return Findings(table=HeadTable.from_rows([*rows, *kls]))
 
 
-def _kl_row(metric: str, plain_V: Tensor, change: Callable[[np.ndarray], Tensor], dealt_RH: np.ndarray) -> Row:
-    """The first labelling's KL against that of the same labels dealt to other pieces."""
-    laws = (change(labels_H) for labels_H in dealt_RH)
+def _kl_row(metric: str, plain_V: Tensor, change: Callable[[np.ndarray], Tensor], labels_RH: np.ndarray) -> Row:
+    """The first labelling's KL, against the KL of the other labellings."""
+    laws = (change(labels_H) for labels_H in labels_RH)
     kl_R = np.array([(plain_V.exp() * (plain_V - law_V)).sum().clamp_min(0).item() for law_V in laws])
     value, null = float(kl_R[0]), float(kl_R[1:].mean())
     return {"metric": metric, "value": value, "null": null, "p": at_least_as_high(kl_R), "n": 1, "unit": "prompt"}
@@ -121,7 +121,7 @@ def law(decoder: Decoder, prompt: PromptGroup, edits: Sequence[Edit] = ()) -> Te
 
 
 def slices_kept(decoder: Decoder, layer: int, kept_H: np.ndarray) -> Edit:
-    """The study's "only these heads": of the D numbers behind W_O all are set to 0 but the kept heads' D/H each."""
+    """The study's "only these heads": of the D numbers behind W_O, 0 for all but the D/H of each head in the mask."""
     import torch
 
     from headdyn.models.decoder import Edit

@@ -44,8 +44,8 @@ _OF_SPLITS = ("wasserstein", "even_odd_rand")
 class OriginalClusters:
     """Clusters the misread, flattened weights of one layer as the study did, against random pieces of the same norms.
 
-    `null_draws` sets of random pieces stand behind every p of a measure, `relabellings` behind that of an agreement.
-    Table: `original_clusterings`. Rows are absent, with a reason, for a model of grouped keys and values.
+    The p of a measure is over `null_draws` sets of random pieces, that of an agreement over `relabellings`. Table:
+    `original_clusterings`. Rows are absent, with a reason, for a model with grouped keys and values.
     """
 
     layer: Layer = None

@@ -1,4 +1,4 @@
-"""The study's silhouettes beside ours, and what misleads in how it read and clustered the weights."""
+"""The study's silhouettes beside ours, and what misleads in its reading and clustering of the weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def sections(sweep: SweepRecord) -> list[Section]:
 
 
 def silhouette(part: str) -> str:
-    """The metric of the silhouette of the pieces that the study called query, key or value heads."""
+    """The name of the metric: silhouette of the pieces that the study called query, key or value heads."""
     return f"original_{part}_silhouette"
 
 
@@ -48,7 +48,7 @@ def _beside(series: Sequence[Series]) -> Section | None:
 
 
 def _curve(series: Series) -> Figure | None:
-    """Silhouettes of the pieces that the study clustered, which are no heads; its own beside them for its model."""
+    """Our silhouettes of the study's pieces over training and, for the study's model, the study's own."""
     reported = facts("weight_clusters")["silhouettes"]
     steps, *columns = zip(*reported["rows"], strict=True)
     theirs = [Curve(label=f"the study's {part}", x=steps, y=y) for part, y in zip(PARTS, columns, strict=True)]

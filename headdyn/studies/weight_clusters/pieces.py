@@ -1,4 +1,4 @@
-"""The study's pieces of weights as it read them, and its measures of two clusters of them (science.md §12 and §13).
+"""The study's misread pieces of weights, and its measures of two clusters of such pieces (science.md §12 and §13).
 
 Letters as in models/decoder.py; X rows of a packed matrix, E entries of all pieces, R splits.
 
@@ -6,14 +6,14 @@ What the study did, and why none of it is evidence about heads:
 - It read the rows of GPT-NeoX's packed matrix [H, 3, d, D] as [3, H, d, D]. Piece 3h + i of the matrix is part i of
   head h; read so, it became "head" (3h + i) mod H of part ⌊(3h + i)/H⌋. The "query heads" are the q, k and v blocks of
   the first third of the heads, so what sets queries apart from keys and values looks like clusters of heads.
-- It flattened the pieces. W_Q → W_Q R, W_K → W_K R⁻ᵀ leaves a head as it is and moves the flattened W_Q anywhere;
-  what is left is mostly norms, and one large norm alone gives a k = 2 silhouette of 0.6: random heads of the same norms
-  are the null.
+- It flattened the pieces. W_Q → W_Q R, W_K → W_K R⁻ᵀ leaves a head as it is and moves the flattened W_Q anywhere.
+  Clusters then show mostly norms: one large norm alone gives a k = 2 silhouette of 0.6. So the null is random heads of
+  the same norms.
 - It tested two clusters with Kolmogorov–Smirnov on 10⁵ entries. Entries of a matrix share its scale, so any two groups
-  of heads whose scales differ by a few percent give p < 1e-6; here the same statistic is also ranked among random
-  splits of the pieces into groups of those sizes, which takes pieces as units.
-- It replaced every piece of a cluster by the mean of the other's and called the damage causal. Random clusters of the
-  same sizes are the null.
+  of heads whose scales differ by a few percent give p < 1e-6. Here the same statistic is also ranked among random
+  splits of the pieces into groups of the same sizes, so that pieces are the units.
+- It replaced every piece of a cluster by the mean of the other cluster and called the damage causal. Random clusters of
+  the same sizes are the null.
 - Its separation ratio divides a distance by a variance per entry, so it has a unit and depends on the weights' scale.
 """
 
@@ -35,7 +35,7 @@ _LEAST_LOG10_P = -300.0  # below it a float holds no p
 
 
 def no_pieces(decoder: Decoder) -> str | None:
-    """Why there are no pieces to misread: with grouped keys and values there are too few rows for such a matrix."""
+    """For a model with grouped keys and values, whose matrix has too few rows to be misread, the reason; else None."""
     heads, keys = decoder.config.num_heads, decoder.config.num_kv_heads
     return None if keys == heads else f"{heads} query heads share {keys} keys: no [3, heads, …] matrix to misread"
 
@@ -48,12 +48,12 @@ def packed(decoder: Decoder, layer: int) -> Tensor:
 
 
 def misread(packed_XD: Tensor, heads: int) -> Tensor:
-    """What the study took for the heads' query, key and value weights, in this order: [3, H, d·D]."""
+    """The pieces that the study took for the heads' query, key and value weights, in this order: [3, H, d·D]."""
     return packed_XD.unflatten(0, (3, heads, -1)).flatten(2)
 
 
 def swapped(decoder: Decoder, layer: int, labels_H: np.ndarray) -> Decoder:
-    """The model after the study's cluster swap: each "query" piece becomes the mean piece of the other of two clusters.
+    """The model after the study's cluster swap: each "query" piece becomes the mean piece of the other cluster.
 
     All other tensors are shared with the model. Raises ValueError unless the labels are 0 and 1.
     """
@@ -68,7 +68,7 @@ def swapped(decoder: Decoder, layer: int, labels_H: np.ndarray) -> Decoder:
 
 
 def original_spread(gram_RHH: np.ndarray, labels_RH: np.ndarray, width: int) -> dict[str, np.ndarray]:
-    """The study's centre distance, variance within clusters (per entry, clusters counting alike) and their ratio."""
+    """The study's centre distance, variance within clusters (per entry, clusters equally weighted) and their ratio."""
     between_R, within_Rk = spread(gram_RHH, labels_RH)
     known_Rk = np.isfinite(within_Rk)
     variance_R = np.where(known_Rk, within_Rk, 0).sum(-1) / known_Rk.sum(-1) / width
@@ -78,14 +78,14 @@ def original_spread(gram_RHH: np.ndarray, labels_RH: np.ndarray, width: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class EntryTest:
-    """Two clusters of pieces compared entry by entry, and the same for random splits of the pieces (of equal sizes).
+    """Two clusters of pieces compared by their entries, with random splits of the pieces into the same sizes as null.
 
     `p` ranks a statistic among the splits: (1 + splits at least as far apart) / (1 + splits).
     """
 
     wasserstein: float  # W₁ between the two sets of entries
-    log10_p: float  # of the Kolmogorov–Smirnov test, entries as units; −300 stands for anything below
-    null_wasserstein: float  # means over the splits
+    log10_p: float  # log10 p of the Kolmogorov–Smirnov test, entries as units; −300 for anything below
+    null_wasserstein: float  # mean over the splits, like null_log10_p
     null_log10_p: float
     p_wasserstein: float
     p_log10_p: float

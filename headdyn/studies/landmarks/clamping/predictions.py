@@ -1,4 +1,4 @@
-"""What Singh et al. (2024) predict of trainings with a head held at an ideal, and how these runs decide it."""
+"""Predictions of Singh et al. (2024) on trainings with a head held at an ideal, and how these runs decide them."""
 
 from collections.abc import Sequence
 
@@ -10,23 +10,23 @@ PATTERN = "train.clamp.pattern"
 
 
 def phase_change(course: Course) -> tuple[float, float]:
-    """Between which evaluations the held-out loss first comes half of the way from guessing to the floor."""
+    """The steps between which the held-out loss first comes half of the way from guessing to the floor."""
     (steps, losses), random, floor = course.losses(), course.scalar("random_nats"), course.scalar("floor_nats")
     return crossing(steps, (random - losses) / (random - floor), 0.5)
 
 
-def _sooner(followed: Sequence[Course], held: str) -> list[Case]:
-    return sooner(pairs(followed, PATTERN, "none", held), phase_change, "half of the way")
+def _sooner(trainings: Sequence[Course], held: str) -> list[Case]:
+    return sooner(pairs(trainings, PATTERN, "none", held), phase_change, "half of the way")
 
 
-def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
     """Held-out loss over training, with and without a head held."""
     caption = (
         "Each line is a training, its loss taken with the head held. Predicted: the fall comes earlier where a head is "
         "held at the previous token, at what followed the same token, or writes copies of what it attends to. The "
         "floor is exact inference."
     )
-    return {"landmark_loss": page.losses(followed, ("random", "floor"), "Loss with a head held", caption)}
+    return {"landmark_loss": page.losses(trainings, ("random", "floor"), "Loss with a head held", caption)}
 
 
 LANDMARK = Landmark(
@@ -40,17 +40,17 @@ LANDMARK = Landmark(
             statement="with a head of the first layer held at the previous token the phase change comes earlier",
             criterion="the held-out loss is half of the way from guessing to the floor at an earlier step than "
             "without, same seed, in intervals that do not overlap",
-            judge=lambda followed: _sooner(followed, "previous_token"),
+            judge=lambda trainings: _sooner(trainings, "previous_token"),
         ),
         Prediction(
             statement="with a head of the last layer held at what followed the same token it comes earlier too",
             criterion="as above",
-            judge=lambda followed: _sooner(followed, "match"),
+            judge=lambda trainings: _sooner(trainings, "match"),
         ),
         Prediction(
             statement="with a head of the last layer that copies what it attends to it comes earlier too",
             criterion="as above",
-            judge=lambda followed: _sooner(followed, "copy"),
+            judge=lambda trainings: _sooner(trainings, "copy"),
         ),
     ),
     figures=figures,

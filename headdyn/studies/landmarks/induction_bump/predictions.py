@@ -1,4 +1,4 @@
-"""What Olsson et al. (2022) predict of induction heads and in-context learning, and how these runs decide it."""
+"""Predictions of Olsson et al. (2022) on induction heads and in-context learning, and how these runs decide them."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,22 @@ from headdyn.studies.landmarks import Case, Landmark, Prediction, page
 from headdyn.studies.landmarks.courses import Course, by_level, crossing, pairs
 
 LAYERS = "model.num_layers"
-LEAST = 0.2  # of prefix matching, for a head to be called an induction head at all
+LEAST = 0.2  # the least prefix matching with which a head is called an induction head
 
 
-def two_layers(followed: Sequence[Course]) -> list[Course]:
+def two_layers(trainings: Sequence[Course]) -> list[Course]:
     """The trainings of two layers."""
-    return [course for course in followed if course.factors.get(LAYERS) == 2]
+    return [course for course in trainings if course.factors.get(LAYERS) == 2]
 
 
 def half_way(course: Course, values: np.ndarray) -> tuple[float, float]:
-    """Between which snapshots a curve first comes half of the way from its first value to its last."""
+    """The snapshots between which a curve first comes half of the way from its first value to its last."""
     return crossing(course.steps, (values - values[0]) / (values[-1] - values[0]), 0.5)
 
 
-def _together(followed: Sequence[Course]) -> list[Case]:
+def _together(trainings: Sequence[Course]) -> list[Case]:
     cases = []
-    for course in two_layers(followed):
+    for course in two_layers(trainings):
         matching, score = course.values("best_prefix_matching"), course.values("in_context_nats")
         if matching[-1] < LEAST:
             cases.append(Case(name=course.label, holds=None, evidence=f"no head matches prefixes ({matching[-1]:.0%})"))
@@ -35,9 +35,9 @@ def _together(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
-def _fall(followed: Sequence[Course]) -> list[Case]:
+def _fall(trainings: Sequence[Course]) -> list[Case]:
     cases = []
-    for course in two_layers(followed):
+    for course in two_layers(trainings):
         matching, (steps, losses) = course.values("best_prefix_matching"), course.losses()
         if matching[-1] < LEAST:
             cases.append(Case(name=course.label, holds=None, evidence=f"no head matches prefixes ({matching[-1]:.0%})"))
@@ -53,9 +53,9 @@ def _fall(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
-def _no_heads_in_one_layer(followed: Sequence[Course]) -> list[Case]:
+def _no_heads_in_one_layer(trainings: Sequence[Course]) -> list[Case]:
     cases = []
-    for one, two in pairs(followed, LAYERS, 1, 2):
+    for one, two in pairs(trainings, LAYERS, 1, 2):
         low, high = (course.values("best_prefix_matching")[-1] for course in (one, two))
         evidence = f"best head {low:.0%} with one layer, {high:.0%} with two"
         cases.append(
@@ -64,18 +64,18 @@ def _no_heads_in_one_layer(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
-def _less_learning_in_one_layer(followed: Sequence[Course]) -> list[Case]:
+def _less_learning_in_one_layer(trainings: Sequence[Course]) -> list[Case]:
     cases = []
-    for one, two in pairs(followed, LAYERS, 1, 2):
+    for one, two in pairs(trainings, LAYERS, 1, 2):
         low, high = (-course.values("in_context_nats")[-1] for course in (one, two))
         evidence = f"score {-low:.2f} nats with one layer, {-high:.2f} with two"
         cases.append(Case(name=f"seed {two.seed}", holds=bool(low < high / 2) if high > 0 else None, evidence=evidence))
     return cases
 
 
-def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
     """Prefix matching, in-context score and loss over training, by number of layers."""
-    groups = {f"{n} layer{'s' * (n != 1)}": group for n, group in by_level(followed, LAYERS, 2).items()}
+    groups = {f"{n} layer{'s' * (n != 1)}": group for n, group in by_level(trainings, LAYERS, 2).items()}
     caption = "Predicted: with two layers both curves leave 0 at one moment; with one layer prefix matching stays low."
     drawings = {
         f"landmark_{metric}": page.over_training(
@@ -92,7 +92,7 @@ def figures(followed: Sequence[Course]) -> dict[str, Figure]:
         )
     }
     caption = "Predicted: a sudden fall with two layers, where prefix matching rises. The floor is exact inference."
-    return {**drawings, "landmark_loss": page.losses(followed, ("random", "floor"), "Loss over training", caption)}
+    return {**drawings, "landmark_loss": page.losses(trainings, ("random", "floor"), "Loss over training", caption)}
 
 
 LANDMARK = Landmark(

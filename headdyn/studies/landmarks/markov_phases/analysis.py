@@ -1,4 +1,4 @@
-"""Does the model retrieve a chain it was trained on, or infer the one it reads, and from unigrams or bigrams?"""
+"""Does the model retrieve a chain of its training, or infer the chain that it reads, and from unigrams or bigrams?"""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -23,7 +23,7 @@ FRESH = "_fresh"
 class MixturePredictors(Distances):
     """KL of four exact predictors from the model, on validation sequences and on sequences of chains never trained on.
 
-    On fresh chains retrieval and inference differ most; on the chains of the mixture a long context makes them alike.
+    Retrieval and inference differ most on fresh chains; on the mixture's chains a long context makes them agree.
     """
 
     metrics: ClassVar[Mapping[str, Metric]] = kl_metrics(_WORDS) | kl_metrics(

@@ -19,8 +19,8 @@ from headdyn.data.markov import chain_tokens, stationary_law
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, retrieval_laws, unigram_law
 
 PREDICTORS = ("unigram_retrieval", "bigram_retrieval", "unigram_inference", "bigram_inference")
-_LEAST = 1e-9  # of a transition: logarithms of chains are taken
-_MOST_GIB = 4.0  # held at a time by what the exact predictors need of all chains
+_LEAST = 1e-9  # the least probability of a transition, so that logarithms are finite
+_MOST_GIB = 4.0  # memory that the exact predictors of all chains may need at a time
 
 
 @settings
@@ -41,17 +41,17 @@ class MarkovMixture:
     has_topics: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        # In float64: chains, their logarithms and a copy while they are drawn; of each sequence four weights a chain.
-        held_gib = 8 * self.num_chains * (3 * self.num_states**2 + 4 * self.val_sequences) / 2**30
-        if held_gib > _MOST_GIB:
+        # In float64: the chains, their logarithms and a copy of them; four weights for each sequence and chain.
+        memory_gib = 8 * self.num_chains * (3 * self.num_states**2 + 4 * self.val_sequences) / 2**30
+        if memory_gib > _MOST_GIB:
             raise ValueError(
                 f"data.num_chains={self.num_chains} with data.num_states={self.num_states} and data.val_sequences="
-                f"{self.val_sequences} hold {held_gib:.1f} GiB at a time, over {_MOST_GIB:.0f}; lower one of them"
+                f"{self.val_sequences} hold {memory_gib:.1f} GiB at a time, over {_MOST_GIB:.0f}; lower one of them"
             )
 
     @property
     def table_bytes(self) -> int:
-        """What the file of the chains takes."""
+        """The size of the file of transition tables."""
         return 4 * self.num_chains * self.num_states**2
 
     def build(self, folder: Path) -> None:
@@ -93,20 +93,20 @@ class MarkovMixture:
         return (chains_KVV / chains_KVV.sum(2, keepdims=True)).astype(np.float32)
 
     def draw_tokens(self, chains_KVV: np.ndarray, chain_N: np.ndarray, purpose: str) -> np.ndarray:
-        """A sequence of each chain named, uint16 [N, T]; `purpose` tells draws of one seed apart."""
+        """One sequence of each chain in `chain_N`, uint16 [N, T]; draws of one seed differ by their `purpose`."""
         return chain_tokens(chains_KVV, chain_N, self.sequence_length, self.seed, f"markov_mixture/{purpose}")
 
 
 class MixtureFilter:
-    """The four exact predictors of a mixture; that of bigram retrieval is the Bayes predictor."""
+    """The four exact predictors of a mixture; bigram retrieval is the Bayes predictor."""
 
     def __init__(self, source: MarkovMixture, chains_KVV: np.ndarray) -> None:
         self.source, chains_KVV = source, chains_KVV.astype(float)
-        self.chains_KVV = chains_KVV / chains_KVV.sum(2, keepdims=True)  # exact where the file has float32's rounding
+        self.chains_KVV = chains_KVV / chains_KVV.sum(2, keepdims=True)  # without the file's float32 rounding
         self.stationary_KV = np.stack([stationary_law(chain_VV) for chain_VV in self.chains_KVV])
 
     def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
-        """What each of PREDICTORS says of the next token, [N, T-1, V]."""
+        """The law of the next token by each of PREDICTORS, [N, T-1, V]."""
         tokens_NT, s = np.asarray(tokens_NT, dtype=np.int64), self.source
         inference = {"unigram": unigram_law, "bigram": bigram_law}
         laws = {f"{n}_inference": law(tokens_NT, s.num_states, s.concentration) for n, law in inference.items()}
@@ -114,7 +114,7 @@ class MixtureFilter:
         return {name: laws[name] for name in PREDICTORS}
 
     def fresh(self, count: int) -> np.ndarray:
-        """Sequences [N, T] of chains that are not in the mixture, each of its own."""
+        """Sequences [N, T], each of its own chain that is not in the mixture."""
         chains_NVV = self.source.draw_chains(count, generator(self.source.seed, "markov_mixture/fresh chains"))
         return self.source.draw_tokens(chains_NVV, np.arange(count), "fresh tokens").astype(np.int64)
 

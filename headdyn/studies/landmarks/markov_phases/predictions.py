@@ -1,4 +1,4 @@
-"""What Park et al. (2024) predict of mixtures of few and of many chains, and how these runs decide it."""
+"""Predictions of Park et al. (2024) on mixtures of few and of many chains, and how these runs decide them."""
 
 from collections.abc import Sequence
 
@@ -13,19 +13,20 @@ CHAINS = "data.num_chains"
 
 
 def nearest(course: Course) -> list[str]:
-    """The predictor that each snapshot is nearest to on fresh chains, of those half as far as the first or nearer.
+    """The predictor nearest to each snapshot on fresh chains, in the order of training.
 
-    An untrained model is nearest to a predictor too, that of unigram retrieval, and follows none.
+    Only snapshots that are at most half as far from their predictor as the first snapshot count: an untrained model is
+    nearest to a predictor too (unigram retrieval), but follows none.
     """
     distance_PK = np.stack([course.values(f"kl_{name}_fresh_nats") for name in PREDICTORS])
     follows_K = distance_PK.min(0) <= distance_PK.min(0)[0] / 2
     return [PREDICTORS[i] for i in distance_PK.argmin(0)[follows_K]]
 
 
-def _ends(followed: Sequence[Course], chains: int, predictor: str) -> list[Case]:
+def _ends(trainings: Sequence[Course], chains: int, predictor: str) -> list[Case]:
     """Whether the trainings on this many chains end nearest to a predictor."""
     cases = []
-    for course in by_level(followed, CHAINS, None).get(chains, []):
+    for course in by_level(trainings, CHAINS, None).get(chains, []):
         distance = {name: course.values(f"kl_{name}_fresh_nats")[-1] for name in PREDICTORS}
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in distance.items())
         holds = min(distance, key=distance.__getitem__) == predictor
@@ -33,22 +34,22 @@ def _ends(followed: Sequence[Course], chains: int, predictor: str) -> list[Case]
     return cases
 
 
-def _few_chains(followed: Sequence[Course]) -> list[Case]:
-    return _ends(followed, min(_levels(followed), default=0), "bigram_retrieval")
+def _few_chains(trainings: Sequence[Course]) -> list[Case]:
+    return _ends(trainings, min(_levels(trainings), default=0), "bigram_retrieval")
 
 
-def _many_chains(followed: Sequence[Course]) -> list[Case]:
-    levels = _levels(followed)
-    return _ends(followed, max(levels), "bigram_inference") if len(levels) > 1 else []
+def _many_chains(trainings: Sequence[Course]) -> list[Case]:
+    levels = _levels(trainings)
+    return _ends(trainings, max(levels), "bigram_inference") if len(levels) > 1 else []
 
 
-def _levels(followed: Sequence[Course]) -> set[int]:
-    return {course.factors[CHAINS] for course in followed if CHAINS in course.factors}
+def _levels(trainings: Sequence[Course]) -> set[int]:
+    return {course.factors[CHAINS] for course in trainings if CHAINS in course.factors}
 
 
-def _unigrams_first(followed: Sequence[Course]) -> list[Case]:
+def _unigrams_first(trainings: Sequence[Course]) -> list[Case]:
     cases = []
-    for course in followed:
+    for course in trainings:
         names = nearest(course)
         path = [name for i, name in enumerate(names) if not i or names[i - 1] != name]
         statistics = [name.partition("_")[0] for name in path]
@@ -60,7 +61,7 @@ def _unigrams_first(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
-def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
     """Distances from the four predictors over training, on fresh chains, a figure for each number of chains."""
     return {
         f"landmark_distance_{chains}_chains": page.over_training(
@@ -71,7 +72,7 @@ def figures(followed: Sequence[Course]) -> dict[str, Figure]:
             caption="Predicted: unigram curves are lowest first; at the end bigram retrieval is with few chains, "
             "bigram inference with many.",
         )
-        for chains, group in by_level(followed, CHAINS, 16).items()
+        for chains, group in by_level(trainings, CHAINS, 16).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Is the model's next-token law uniform, that of the unigrams in context, or that of the bigrams in context?"""
+"""Is the model's next-token law nearest to a uniform one, to the unigrams in context, or to the bigrams in context?"""
 
 from collections.abc import Mapping
 from typing import ClassVar

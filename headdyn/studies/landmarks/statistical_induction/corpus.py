@@ -1,4 +1,4 @@
-"""Sequences that each follow a Markov chain of their own: what comes next is learnt from the sequence itself.
+"""Sequences that each follow a Markov chain of their own, which can be learnt from the sequence alone.
 
 In-context learning of Markov chains (Edelman et al. 2024, arXiv 2402.11004). Letters as in landmarks/predictors.py.
 """
@@ -18,7 +18,7 @@ from headdyn.data.lines import mean_and_error
 from headdyn.data.markov import chain_tokens
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_law
 
-_MOST_ROUNDS = 10_000  # of Sinkhorn's iteration; chains of three states take tens
+_MOST_ROUNDS = 10_000  # rounds of Sinkhorn's iteration; chains of three states take tens
 _BALANCE_TOLERANCE = 1e-6
 
 
@@ -70,14 +70,21 @@ class FreshChains:
             topic_names=("one chain a sequence",),
             reference_nats=references,
             facts=facts,
-            oracle=InContextFilter(self) if self.rows == "dirichlet" else None,
+            oracle=self if self.rows == "dirichlet" else None,
         )
 
     def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
-        """What the in-context predictors say of the next token, each [N, T-1, V]."""
+        """The laws of the next token by the in-context predictors, each [N, T-1, V]."""
         tokens_NT = np.asarray(tokens_NT, dtype=np.int64)
         makers = {"unigram": unigram_law, "bigram": bigram_law}
         return {name: law(tokens_NT, self.num_states, self.concentration) for name, law in makers.items()}
+
+    def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Next-token loss [N, T-1] in nats of the Bayes predictor of Dirichlet chains, by bigrams in context.
+
+        The posterior [N, T, 1] of the one topic is 1.
+        """
+        return next_token_loss(self.laws(tokens_NT)["bigram"], tokens_NT), np.ones((*tokens_NT.shape, 1))
 
     def draw_chains(self, count: int, draws: np.random.Generator) -> np.ndarray:
         """Transition tables [N, V, V], float32."""
@@ -92,15 +99,3 @@ class FreshChains:
         else:
             assert self.rows == "dirichlet", "chains could not be balanced"
         return chains_NVV.astype(np.float32)
-
-
-class InContextFilter:
-    """The Bayes predictor of Dirichlet chains as an oracle: counts of what followed the present symbol."""
-
-    def __init__(self, source: FreshChains) -> None:
-        self.source = source
-
-    def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Next-token loss [N, T-1] in nats; the posterior [N, T, 1] of the one topic is 1."""
-        law_NTV = self.source.laws(tokens_NT)["bigram"]
-        return next_token_loss(law_NTV, tokens_NT), np.ones((*tokens_NT.shape, 1))

@@ -1,4 +1,4 @@
-"""What Edelman et al. (2024) predict of training on fresh Markov chains, and how these runs decide it."""
+"""Predictions of Edelman et al. (2024) on training on fresh Markov chains, and how these runs decide them."""
 
 from collections.abc import Sequence
 
@@ -12,44 +12,44 @@ from headdyn.studies.landmarks.statistical_induction.analysis import PREDICTORS
 ROWS = "data.rows"
 
 
-def dirichlet(followed: Sequence[Course]) -> list[Course]:
-    """The trainings on chains whose unigrams say something."""
-    return by_level(followed, ROWS, "dirichlet").get("dirichlet", [])
+def dirichlet(trainings: Sequence[Course]) -> list[Course]:
+    """The trainings on chains whose unigrams are informative."""
+    return by_level(trainings, ROWS, "dirichlet").get("dirichlet", [])
 
 
 def stages(course: Course) -> list[str]:
-    """The predictors that the snapshots are nearest to, in order, each as often as it becomes the nearest."""
+    """The predictors nearest to the snapshots, in the order of training; repetitions in a row count once."""
     distance_PK = np.stack([course.values(f"kl_{name}_nats") for name in PREDICTORS])
     nearest = [list(PREDICTORS)[i] for i in distance_PK.argmin(0)]
     return [name for i, name in enumerate(nearest) if not i or nearest[i - 1] != name]
 
 
 def start_nats(course: Course) -> float:
-    """The loss of what needs no bigrams: the unigram predictor, or guessing where counts of symbols only mislead."""
+    """The best loss without bigrams: the unigram predictor's, or guessing's where counts of symbols only mislead."""
     return min(course.scalar("unigram_nats"), course.scalar("random_nats"))
 
 
 def gap_closed(course: Course) -> tuple[np.ndarray, np.ndarray]:
-    """Steps, and the share of the way from that loss to the bigram predictor's held-out loss."""
+    """Steps, and the share of the way from `start_nats` to the bigram predictor's held-out loss."""
     steps, losses = course.losses()
     start, bigram = start_nats(course), course.scalar("bigram_nats")
     return steps, (start - losses) / (start - bigram)
 
 
-def _in_order(followed: Sequence[Course]) -> list[Case]:
+def _in_order(trainings: Sequence[Course]) -> list[Case]:
     return [
         Case(
             name=course.label,
             holds=(path := stages(course)) == ["uniform", "unigram", "bigram"],
             evidence=f"nearest to {', then '.join(path)}",
         )
-        for course in dirichlet(followed)
+        for course in dirichlet(trainings)
     ]
 
 
-def _plateau_then_drop(followed: Sequence[Course]) -> list[Case]:
+def _plateau_then_drop(trainings: Sequence[Course]) -> list[Case]:
     cases = []
-    for course in dirichlet(followed):
+    for course in dirichlet(trainings):
         steps, closed = gap_closed(course)
         random, unigram = course.scalar("random_nats"), course.scalar("unigram_nats")
         to_unigram = (random - course.losses()[1]) / (random - unigram)
@@ -63,17 +63,17 @@ def _plateau_then_drop(followed: Sequence[Course]) -> list[Case]:
     return cases
 
 
-def _sooner_without_unigrams(followed: Sequence[Course]) -> list[Case]:
+def _sooner_without_unigrams(trainings: Sequence[Course]) -> list[Case]:
     def half_way(course: Course) -> tuple[float, float]:
         return crossing(*gap_closed(course), 0.5)
 
-    return sooner(pairs(followed, ROWS, "dirichlet", "doubly_stochastic"), half_way, "half of the way")
+    return sooner(pairs(trainings, ROWS, "dirichlet", "doubly_stochastic"), half_way, "half of the way")
 
 
-def figures(followed: Sequence[Course]) -> dict[str, Figure]:
+def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
     """Loss over training against the exact predictors' losses, and the distances from them, for each kind of chain."""
     drawings: dict[str, Figure] = {}
-    for rows, group in by_level(followed, ROWS, "dirichlet").items():
+    for rows, group in by_level(trainings, ROWS, "dirichlet").items():
         kind = f"{rows.replace('_', ' ')} rows"
         drawings[f"landmark_loss_{rows}"] = page.losses(
             group,
