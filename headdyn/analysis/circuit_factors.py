@@ -34,7 +34,6 @@ class Factors:
         return Factors(self.left_NDd[heads], self.right_NDd[heads])
 
     def to(self, device: torch.device) -> Factors:
-        """The factors on this device."""
         return Factors(self.left_NDd.to(device), self.right_NDd.to(device))
 
 
@@ -48,9 +47,9 @@ def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:
     centred = w.norm_bias_D is not None
 
     def read(weight_XDd: Tensor, heads: int) -> Tensor:
-        wide_XDd = (
-            weight_XDd.double() if w.norm_gain_D is None else w.norm_gain_D.double()[:, None] * weight_XDd.double()
-        )
+        wide_XDd = weight_XDd.double()
+        if w.norm_gain_D is not None:
+            wide_XDd = w.norm_gain_D.double()[:, None] * wide_XDd
         if centred:
             wide_XDd = wide_XDd - wide_XDd.mean(1, keepdim=True)
         return wide_XDd.repeat_interleave(c.num_heads // heads, dim=0)

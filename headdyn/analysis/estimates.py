@@ -30,7 +30,6 @@ class Estimate:
     n: int
 
     def __getitem__(self, where: Any) -> Estimate:
-        """The estimates at an index into X."""
         return Estimate(value=self.value[where], low=self.low[where], high=self.high[where], p=self.p[where], n=self.n)
 
     def rows(self, metric: str, *, unit: str = "sequence", **columns: Any) -> HeadTable:

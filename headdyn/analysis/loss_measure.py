@@ -19,6 +19,7 @@ from headdyn.models.decoder import Decoder
 
 _BATCH_TOKENS, _BATCH_LOGITS = 2**14, 2**26
 _NO_TOKENS = "no held-out token is of this topic"
+_WITHOUT_FILTER = {"loss_nats", "repeated_pairs_nats", "repeat_gain_nats", "in_context_nats"}
 _BY_TOPIC = (
     "Loss above the exact floor on the tokens of each topic. A training that ends on the last topic and has forgotten "
     "the others loses least on the last; one that its order taught worse loses on all alike."
@@ -40,10 +41,10 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
     lines = [Curve(label="model", x=position_T, y=np.nanmean(loss_NT, axis=0))]
     if corpus.oracle is None:
         reason = "the corpus has no exact law to compare with"
-        unknown = HeldOutLoss.metrics.keys() - {"loss_nats"}
-        parts += [HeadTable.whole(metric, None, reason=reason) for metric in sorted(unknown)]
+        unknown = sorted(HeldOutLoss.metrics.keys() - _WITHOUT_FILTER)
+        parts += [HeadTable.whole(metric, None, reason=reason) for metric in unknown]
     else:
-        bayes_NT, _ = corpus.oracle.filter(np.asarray(corpus.val.tokens_NT[: settings.sequences]))
+        bayes_NT, _ = corpus.oracle.filter(tokens_NT)
         bayes_N = bayes_NT.mean(axis=1)
         parts.append(row("excess_nats", model_N - bayes_N, 0.0))
         parts.append(row("gap_closed", ratio_contributions(random - model_N, random - bayes_N), 0.0))
@@ -55,12 +56,9 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
             parts.append(row("gap_closed_from_mixture", closed, 0.0))
         by_topic = _by_topic(loss_NT - bayes_NT, corpus.val.topics_NT[: len(loss_NT), 1:], corpus.num_topics)
         excess_S = means(by_topic, generator, draws=settings.bootstrap_draws)
-        for metric, values_N in (
-            ("first_topic_excess_nats", by_topic[:, 0]),
-            ("last_topic_excess_nats", by_topic[:, -1]),
-            ("forgetting_nats", by_topic[:, 0] - by_topic[:, -1]),
-        ):
-            parts.append(row(metric, values_N, 0.0))
+        parts.append(row("first_topic_excess_nats", by_topic[:, 0], 0.0))
+        parts.append(row("last_topic_excess_nats", by_topic[:, -1], 0.0))
+        parts.append(row("forgetting_nats", by_topic[:, 0] - by_topic[:, -1], 0.0))
         figures["by_topic"] = topic_intervals(
             corpus.topic_names, excess_S, "loss above the floor (nats)", scale=1, caption=_BY_TOPIC
         )

@@ -71,7 +71,6 @@ class Table:
     dense: bool = False
 
     def html(self) -> Markup:
-        """The table as a page has it."""
         head = Markup("").join(Markup("<th>{}</th>").format(_lines(heading)) for heading in self.columns)
         body = Markup("").join(
             Markup("<tr{}>{}</tr>\n").format(
@@ -107,12 +106,10 @@ class Section:
 
     @property
     def parts(self) -> Sequence[Any]:
-        """The blocks in order."""
         return [self.blocks] if isinstance(self.blocks, str) else self.blocks
 
     @property
     def html(self) -> Markup:
-        """The inside of the section."""
         return Markup("\n").join(map(html, self.parts))
 
     def markdown(self) -> str:

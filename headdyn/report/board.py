@@ -20,7 +20,6 @@ class Board(LiveLines):
         self.begun: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
-        """A job begins."""
         self.running[name], self.begun[name] = "starting", time.monotonic()
 
     def progress(self, name: str, text: str) -> None:
@@ -28,7 +27,6 @@ class Board(LiveLines):
         self.running[name] = text
 
     def log(self, name: str, text: str) -> None:
-        """Show a line of a running job's log."""
         if self.in_notebook:
             self.progress(name, text)
         else:

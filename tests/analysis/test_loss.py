@@ -118,8 +118,11 @@ def test_loss_by_topic_of_a_model_that_is_worse_on_one(corpus):
 
 
 def test_without_an_exact_law_the_floor_is_absent_with_a_reason(corpus, decoder):
-    summary = HeldOutLoss()(decoder, dataclasses.replace(corpus, oracle=None), np.random.default_rng(0)).table.summary()
+    table = HeldOutLoss()(decoder, dataclasses.replace(corpus, oracle=None), np.random.default_rng(0)).table
+    summary = table.summary()
     assert "no exact law" in summary["gap_closed"]["reason"] and "value" not in summary["gap_closed"]
+    assert sorted(table.table["metric"].to_pylist()) == sorted(HeldOutLoss.metrics)  # one row a metric, absent or not
+    assert "value" in summary["loss_nats"] and "value" in summary["in_context_nats"]
 
 
 def test_a_documents_first_token_is_not_scored_where_attention_stays_inside_documents(corpus, decoder):

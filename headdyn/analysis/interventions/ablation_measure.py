@@ -83,7 +83,6 @@ class Group:
 
     @property
     def metric(self) -> str:
-        """The metric's name."""
         return f"{self.name}_{self.kind}_kl_nats"
 
     def row(self, texts: Texts, generator: np.random.Generator, draws: int) -> Row:

@@ -56,7 +56,6 @@ class PatchSettings:
     bootstrap_draws: BootstrapDraws = 2_000
 
     def patch(self, direction: Direction) -> Patch:
-        """The patch of these settings in one direction."""
         return Patch(
             site=self.site, source=self.source, alignment=self.alignment, steps=self.steps, direction=direction
         )

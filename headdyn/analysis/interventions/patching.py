@@ -130,9 +130,8 @@ class GroupPatching:
         count, length = self.prompt_NT.shape
         if not np.isin(weight_CH, (0, 1)).all():
             raise ValueError("generation writes whole values; give weights of 0 and 1 only")
-        chosen_BH = (
-            torch.from_numpy(np.asarray(weight_CH) == 1).repeat_interleave(count, dim=0).to(self.prompt_NT.device)
-        )
+        chosen_CH = torch.from_numpy(np.asarray(weight_CH) == 1).to(self.prompt_NT.device)
+        chosen_BH = chosen_CH.repeat_interleave(count, dim=0)
         written_T = (self._places_T >= 0)[:length]
         if self.patch.site == "z":
             site, where = "z", chosen_BH[:, None, :, None] & written_T[:, None, None]

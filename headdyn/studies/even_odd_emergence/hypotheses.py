@@ -49,25 +49,17 @@ def judge(judgement: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any
 
 def _timing(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], str]:
     """Verdicts on H1 to H3, and their evidence."""
-    at, after, possible = (
-        judgement["emerges_at_share"],
-        judgement["emerges_after_share"] or 0.0,
-        judgement["possible_classes"],
-    )
+    at, after = judgement["emerges_at_share"], judgement["emerges_after_share"] or 0.0
     if at is None:
         return dict.fromkeys(("H1", "H2", "H3"), "rejected"), judgement["none_reason"]
     verdicts = {
         "H1": "supported" if at <= rules.first else "rejected" if after >= rules.first else "undecided",
-        "H2": _one_of(possible, "mid"),
-        "H3": _one_of(possible, "late"),
+        "H2": _one_of(judgement["possible_classes"], "mid"),
+        "H3": _one_of(judgement["possible_classes"], "late"),
     }
-    since = (
-        "the first checkpoint or before" if judgement["emerges_after_step"] is None else judgement["emerges_after_step"]
-    )
-    return (
-        verdicts,
-        f"it emerges after step {since} and by step {judgement['emerges_at_step']} ({after:.1%} to {at:.1%})",
-    )
+    since = judgement["emerges_after_step"]
+    start = "at the first checkpoint or before," if since is None else f"after step {since} and"
+    return verdicts, f"it emerges {start} by step {judgement['emerges_at_step']} ({after:.1%} to {at:.1%})"
 
 
 def _pace(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], str]:
@@ -83,10 +75,8 @@ def _pace(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], s
         "H4": "supported" if fewest > rules.gradual_beyond else "rejected" if most <= rules.gradual_beyond else None,
         "H5": "supported" if most <= rules.sudden_within else "rejected" if fewest > rules.sudden_within else None,
     }
-    return (
-        {name: verdict or "undecided" for name, verdict in verdicts.items()},
-        f"it rises from 10 to 90 % within steps {first} to {last}, in {fewest:.1%} to {most:.1%} of training",
-    )
+    evidence = f"it rises from 10 to 90 % within steps {first} to {last}, in {fewest:.1%} to {most:.1%} of training"
+    return {name: verdict or "undecided" for name, verdict in verdicts.items()}, evidence
 
 
 def _one_of(possible: list[str], word: str) -> str:

@@ -113,14 +113,9 @@ def _beside(series: Sequence[Series]) -> Section | None:
             even, odd, strength = theirs.get(step, (None, None, None))
             cells = [Cell(f"{_right(even)}, {_right(odd)}"), Cell(fixed(strength, 0, signed=True))]
             rows.append([Cell(f"step {number(step)}"), *cells, *_our_cells(ours.get(step, []))])
-        headings = [
-            *("", "the study\neven, odd: right", "the study\nstrength", "ours, as the study did it\neven, odd: right"),
-            *(
-                "ours, as the study did it\nstrength, one prompt",
-                "ours\nstrength over pairs",
-                "ours\nstrength of Δ (nats)",
-            ),
-        ]
+        headings = ["", "the study\neven, odd: right", "the study\nstrength"]
+        headings += [f"ours, as the study did it\n{name}" for name in ("even, odd: right", "strength, one prompt")]
+        headings += ["ours\nstrength over pairs", "ours\nstrength of Δ (nats)"]
         more = [Curve(label="the study's figure", x=list(theirs), y=[row[2] for row in theirs.values()])]
         drawings = [figure for each in same if (figure := curve(each, ["strength"], more=[*_own(each), *more]))]
         source = f"Source: {reported['source']}. {reported['note']}."
@@ -129,10 +124,8 @@ def _beside(series: Sequence[Series]) -> Section | None:
 
 
 def _own(series: Series) -> list[Curve]:
-    points = series.points(OWN)
-    return (
-        [] if points is None else [Curve(label="as the study judged it (one prompt)", x=points.steps, y=points.value)]
-    )
+    points, label = series.points(OWN), "as the study judged it (one prompt)"
+    return [] if points is None else [Curve(label=label, x=points.steps, y=points.value)]
 
 
 def _our_cells(jobs: Sequence[Job]) -> list[Cell]:

@@ -47,7 +47,6 @@ class VirtualPermutation:
     }
 
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
-        """A verdict for each order."""
         from headdyn.analysis.interventions.permutation_measure import head_orders
 
         c = decoder.config

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from headdyn.studies import Study
+from headdyn.studies import Study, deferred
 
 if TYPE_CHECKING:
     from headdyn.core.figures import Figure
@@ -62,11 +62,8 @@ def verdict(cases: Sequence[Case]) -> Verdict:
 def report_parts(module: str) -> list[Callable[..., Any]]:
     """The functions `sections` and `headlines` (report/extension.py) of the LANDMARK that a module defines."""
 
-    def deferred(function: str) -> Callable[..., Any]:
-        def call(sweep: Any) -> Any:
-            page = importlib.import_module("headdyn.studies.landmarks.page")
-            return getattr(page, function)(importlib.import_module(module).LANDMARK, sweep)
+    def part(function: str) -> Callable[..., Any]:
+        draw = deferred("headdyn.studies.landmarks.page", function)
+        return lambda sweep: draw(importlib.import_module(module).LANDMARK, sweep)
 
-        return call
-
-    return [deferred(function) for function in ("sections", "headlines")]
+    return [part(function) for function in ("sections", "headlines")]

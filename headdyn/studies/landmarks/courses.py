@@ -22,7 +22,6 @@ class Course:
 
     @property
     def steps(self) -> np.ndarray:
-        """The training step of every snapshot."""
         return np.array([_step(job) for job in self.jobs])
 
     @property

@@ -70,7 +70,6 @@ class OriginalAblation:
     }
 
     def __call__(self, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
-        """One row of the model per metric."""
         from headdyn.analysis.clusters import clusterings
         from headdyn.analysis.interventions.patching import in_dtype
         from headdyn.studies.weight_clusters.pieces import entry_test, misread, no_pieces, packed, swapped

@@ -67,20 +67,17 @@ def silhouettes(job: Job) -> str:
     """A run's silhouettes of the misread pieces and of heads, with their nulls."""
 
     def with_nulls(names: Mapping[str, str], null: str) -> str:
-        scalars = {
-            label: scalar for name, label in names.items() if (scalar := job.scalar(name)).get("value") is not None
-        }
-        of_null = {
-            label: f" ({null} {fixed(s['null'], 3)})" if s.get("null") is not None else ""
-            for label, s in scalars.items()
-        }
-        return listed([f"{label} {fixed(scalar['value'], 3)}{of_null[label]}" for label, scalar in scalars.items()])
+        texts = []
+        for scalar, label in ((job.scalar(name), label) for name, label in names.items()):
+            if scalar.get("value") is not None:
+                of_null = f" ({null} {fixed(scalar['null'], 3)})" if scalar.get("null") is not None else ""
+                texts.append(f"{label} {fixed(scalar['value'], 3)}{of_null}")
+        return listed(texts)
 
     parts = with_nulls({silhouette(part): part for part in PARTS}, "random pieces")
     heads = with_nulls(dict(zip(OURS, ("QK circuits", "OV circuits"), strict=True)), "null")
     sizes = [v for part in PARTS if (v := job.run.value(f"original_{part}_smallest_cluster")) is not None]
-    here = f"{job.label}: silhouettes of the pieces, {parts}" + (
-        f"; of heads rightly unpacked, {heads}" if heads else ""
-    )
+    here = f"{job.label}: silhouettes of the pieces, {parts}"
+    here += f"; of heads rightly unpacked, {heads}" if heads else ""
     here += f". The smaller of two clusters holds {listed([fixed(v, 0) for v in sizes])} pieces" if sizes else ""
     return f"{here}."

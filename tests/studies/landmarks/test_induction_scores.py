@@ -50,7 +50,7 @@ def test_the_best_head_is_that_of_the_model(tmp_path: Path) -> None:
 
 
 def test_too_few_symbols_are_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"induction_scores.block=16 different tokens need as many.* has 8"):
+    with pytest.raises(ValueError, match=r"induction_scores.block=16 needs as many different tokens.* has 8"):
         InductionScores().check(made(tmp_path))
 
 
