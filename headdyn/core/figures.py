@@ -42,6 +42,7 @@ FORMATS = ("pdf", "svg", "png")
 CONFIG: Mapping[str, Any] = {
     "font": "system-ui, Helvetica, Arial, Liberation Sans, sans-serif",
     "view": {"stroke": None},
+    "padding": {"left": 16, "right": 12, "top": 5, "bottom": 5},  # a reader's font may be wider than the measured one
     "axis": {"labelColor": "#333", "titleColor": "#333", "titleFontWeight": "normal", "gridColor": "#e8e8e8"}
     | {"labelFontSize": 11, "titleFontSize": 12, "labelLimit": 360, "domainColor": "#999", "tickColor": "#999"},
     "legend": {"labelLimit": 420, "titleFontWeight": "normal", "symbolLimit": 0, "labelFontSize": 11},
