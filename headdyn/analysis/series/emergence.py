@@ -5,6 +5,7 @@ Emergence over checkpoints, science.md §15.
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import field
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -44,7 +45,8 @@ class Emergence(Rules):
     The emergence point is an interval, (last below, first above]. Probabilities are those of bootstrap draws of the
     pairs. Further model metrics can be followed: `thresholded` ones emerge above `threshold`; `continuous` ones above
     half of their highest excess over the null (over the first checkpoint where rows have no null), if that excess is
-    beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise.
+    beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise, and at
+    least what `least` names for the metric: with many sequences a thousandth of attention, too, is beyond chance.
     `judge` names a module whose function `judge(judgement, rules)` adds `hypotheses` to each measure's judgement.
 
     Heads of `layer` are matched between checkpoints by their weights if the runs saved the layer's circuits, and by
@@ -61,6 +63,7 @@ class Emergence(Rules):
     total_steps: Annotated[int, Field(ge=1)] | None = None
     thresholded: tuple[str, ...] = ()
     continuous: tuple[str, ...] = ()
+    least: Mapping[str, Annotated[float, Field(gt=0)]] = field(default_factory=dict)
     judge: str | None = None
     layer: Annotated[int, Field(ge=0)] | None = None
     bootstrap_draws: BootstrapDraws = 2_000
@@ -87,6 +90,10 @@ class Emergence(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if unknown := [name for name in self.least if name not in self.continuous]:
+            raise ValueError(
+                f"analysis.emergence.least has {unknown[0]}, which is not in analysis.emergence.continuous"
+            )
         if self.judge is not None:
             try:
                 has_judge = hasattr(importlib.import_module(self.judge), "judge")

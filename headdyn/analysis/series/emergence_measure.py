@@ -105,16 +105,18 @@ def _measures(
         rows = with_metric(counted, name)
         if len(rows) > 1:
             relative = name in settings.continuous or name == "strength_nats"
-            measures.append(measure_from_rows(name, rows, None if relative else settings.threshold, settings.alpha))
+            threshold, least = None if relative else settings.threshold, settings.least.get(name, 0.0)
+            measures.append(measure_from_rows(name, rows, threshold, settings.alpha, least))
     return measures
 
 
 def measure_from_rows(
-    name: str, rows: Mapping[int, Mapping[str, Any]], threshold: float | None, alpha: float
+    name: str, rows: Mapping[int, Mapping[str, Any]], threshold: float | None, alpha: float, least: float = 0.0
 ) -> Measure:
     """A metric's trajectory from its rows by step; without a threshold, its excess over the null or first checkpoint.
 
-    A silhouette below 0.25 is too small for groups, whatever its p: at such a checkpoint nothing has emerged.
+    At a checkpoint where that excess is below `least` nothing has emerged, whatever its p; nor where a silhouette is
+    below 0.25, which is too small for groups.
     """
     steps, value_K = tuple(rows), np.array([row["value"] for row in rows.values()])
     base_K, low_K, p_K = (
@@ -124,14 +126,14 @@ def measure_from_rows(
     first = rows[steps[0]]
     # Without a null the first checkpoint takes its place, with its own uncertainty.
     chance_K = base_K if "null" in first else base_K + (first.get("ci_high", value_K[0]) - value_K[0])
-    floor_K = value_K < LEAST_SILHOUETTE if name in SILHOUETTES else None
     half_width_K = value_K - low_K if np.isfinite(low_K).all() else None
     band_K = None
     if half_width_K is not None:
         band_K = chance_K + half_width_K
     elif np.isfinite(p_K).all():
         band_K = np.where((p_K <= 0.05) & (value_K > base_K), -np.inf, np.inf)
-    common: dict[str, Any] = {"name": name, "steps": steps, "half_width_K": half_width_K, "too_small_K": floor_K}
+    too_small_K = value_K < LEAST_SILHOUETTE if name in SILHOUETTES else value_K - base_K < least if least else None
+    common: dict[str, Any] = {"name": name, "steps": steps, "half_width_K": half_width_K, "too_small_K": too_small_K}
     if threshold is not None:
         return Measure(value_K=value_K, threshold=threshold, band_K=band_K, **common)
     highest, test = int((value_K - base_K).argmax()), dict[str, Any]()
@@ -151,8 +153,10 @@ def measure_from_rows(
             f"the interval of its highest of {len(steps)} values begins at {low:.3g}, chance gives {against:.3g}"
         )
         test = {"beyond_chance": bool(low > against), "against_chance": comparison}
-    if floor_K is not None and floor_K.all():
+    if too_small_K is not None and too_small_K.all():
         words = f"its highest value, {value_K.max():.2g}, is below {LEAST_SILHOUETTE}, too small for groups"
+        if name not in SILHOUETTES:
+            words = f"its highest excess, {(value_K - base_K).max():.2g}, is below {least:g}, the least that counts"
         test |= {"beyond_chance": False, "against_chance": words}
     band_K = None if band_K is None else band_K - base_K
     return Measure(value_K=value_K - base_K, band_K=band_K, **common, **test)

@@ -314,6 +314,19 @@ def test_no_groups_emerge_below_a_silhouette_of_a_quarter() -> None:
     assert other["emerges_at_step"] == 4000  # the mutant: the floor left out
 
 
+def test_an_excess_below_the_least_is_no_emergence_however_small_its_p() -> None:
+    """Excesses of 0.01, 0.11, 0.15 and 0.19 over 0.05, half of the highest 0.095: none reaches 0.2; the third is the first of 0.12."""
+    points = silhouettes([0.06, 0.16, 0.2, 0.24], "share")
+    low, high = (
+        findings_of(points, continuous=("share",), least={"share": least}).verdict["measures"]["share"]
+        for least in (0.2, 0.12)
+    )
+    assert low["class"] == "none" and low["none_reason"].endswith("0.19, is below 0.2, the least that counts")
+    assert (high["emerges_after_step"], high["emerges_at_step"]) == (2000, 4000)
+    with pytest.raises(ValueError, match=r"least has other, which is not in analysis.emergence.continuous"):
+        Emergence(continuous=("share",), least={"other": 0.1})
+
+
 def test_the_order_of_emergence_by_one_criterion_for_all() -> None:
     """Even/odd by its threshold at step 64000; a measure that leaves chance at 4000 and is at half height by 100000."""
     rises = dict(zip(STEPS, (0, 0, 0.2, 0.2, 0.2, 0.2, 0.2, 0.2, 0.6, 0.8, 1.0), strict=True))
