@@ -227,8 +227,8 @@ def heads_figure(heads: HeadTable) -> Figure:
         panels,
         mark="q < 0.05, against other pairs' answers",
         caption="What each head adds to Δ, the logit of the right answer less that of the wrong one: by what it "
-        "writes for the output itself, and by all paths. A head that writes for answers whatever the numbers are "
-        "adds as much to other pairs' answers; a star marks those that add more or less.",
+        "writes for the output itself, and by all paths. A head that favours a form of answer, whatever the numbers, "
+        "adds as much for other pairs' answers; a star marks heads that add more or less for their own.",
     )
 
 

@@ -11,10 +11,10 @@ from headdyn.core.settings import settings
 
 @settings
 class AttentionStatistics(LabelSwapSettings):
-    """What every head looks at, on `sequences` (or all) of the validation split; model rows average over the heads.
+    """Statistics of every head's attention on `sequences` (or all) of the validation split; model rows average heads.
 
-    A statistic is a sum over queries and sequences divided by a sum. Intervals (95 %, BCa) and the p-values of
-    selectivity and of induction against its null (sign flips) take sequences as units. Query t looks at keys 0..t.
+    Every statistic is a ratio of sums over queries and sequences. Intervals (95 %, BCa) and the p-values (sign flips)
+    of selectivity against 0 and of induction against its null take sequences as units. Query t attends to keys 0..t.
 
     A sequence's selectivity varies mostly with its labels: two long segments give any attention more than four short
     ones. So swaps are balanced (every sequence's labels serve equally often), which makes the mean selectivity of any

@@ -226,10 +226,10 @@ def _topics_figure(table: HeadTable) -> Figure:
     ]
     return head_map(
         panels,
-        caption="Which heads read from tokens of the query's own topic more than their habit of reading near or far "
-        "explains (selectivity; chance is 0), how much of their attention stays in the topic, and how spread out it "
-        "is. Much within-topic attention alone is no clustering: under labels of other sequences the same heads have "
-        "the share that the note calls label-swap null.",
+        caption="Selectivity: how much more heads attend to the query's own topic than their preference for near or "
+        "far tokens explains (chance is 0). Beside it, how much attention stays in the topic, and how spread out it "
+        "is. Much within-topic attention alone shows no selection: with the labels of other sequences the same heads "
+        "have the share noted as label-swap null.",
     )
 
 
@@ -244,8 +244,8 @@ def _by_topic_figure(
         by_topic,
         "topic selectivity of the topic's queries (points)",
         scale=100,
-        caption="Selectivity of the queries of each topic, mean over heads. Under topic order the last topic is the "
-        "one that training ended on: selectivity that it alone has tells of forgetting, not of order.",
+        caption="Selectivity of the queries of each topic, mean over heads. Topic-ordered training ends on the last "
+        "topic: selectivity for that topic alone shows forgetting of the others, not an effect of order.",
     )
 
 
@@ -258,7 +258,7 @@ def _roles_figure(table: HeadTable) -> Figure:
         panels.append(head_panel(AttentionStatistics.metrics, table, name, note=note, limits=limits))
     return head_map(
         panels,
-        caption="Three roles that heads take in language models: reading the previous token, what followed an "
-        "earlier occurrence of the same token (induction), and position 0, which serves as a sink. The number above "
-        "each map is what uniform attention, or other sequences' tokens, would give.",
+        caption="Three roles that heads take in language models: attention to the previous token, to the token after "
+        "an earlier occurrence of the same token (induction), and to position 0, which serves as a sink. The number "
+        "above each map is the mean that uniform attention, or other sequences' tokens, would give.",
     )

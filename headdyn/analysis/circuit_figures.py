@@ -32,8 +32,8 @@ def heads_figure(table: HeadTable, width: int) -> Figure:
     return head_map(
         panels,
         caption=f"How many of its {width} directions each head's weights use, and whether its OV circuit raises the "
-        "logit of the token it reads (copying score above 0). Heads without structure look like the random heads "
-        "named above each map; a star marks a head further from their mean than chance allows.",
+        "logit of the token that it reads (copying score above 0). The mean of random heads is above each map; a star "
+        "marks a head that is further from it than chance allows.",
     )
 
 

@@ -3,10 +3,10 @@
 Letters as in models/decoder.py; N heads of the whole model, numbered through the layers; R random heads.
 
 A head's circuits are W_QK = left_q right_kᵀ and W_OV = left_v right_oᵀ with thin [D, d] factors; the D×D products are
-never formed. What is linear is folded into the factors: the preceding norm's gain, LayerNorm's centring (of what the
-head reads, and of what it writes, since every reader centres), and the q- and k-norm's gains. Not linear, so left out:
-the division by the norm, of the residual stream and of q and k. Left out too: biases of q, k, v and of LayerNorm, which
-add terms that are linear in one side only, and the rotation, except where a relative offset is named.
+never formed. Linear operations are folded into the factors: the preceding norm's gain, LayerNorm's centring (of the
+head's input, and of its output, since every reader of the residual stream centres), and the q- and k-norm's gains. Left
+out are the norms' divisions, which are not linear; the biases of q, k, v and of LayerNorm, which add terms that are
+linear in one side only; and the rotation, except where a relative offset is named.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def measure(
 
 @dataclass(frozen=True)
 class Measured:
-    """What is measured of a whole model's circuits, or of random ones.
+    """The measures of a whole model's circuits, or of random ones.
 
     `values` holds every metric, [L, H], NaN where a circuit is zero or a head has no other to compare with; `spectra`
     and `similarity` hold, by circuit, singular values [N, d] and cosines [N, N].

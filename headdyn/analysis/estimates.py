@@ -1,7 +1,7 @@
 """Means and ratios over independent units with their intervals and p, and the table rows that they become.
 
-N units (sequences, pairs, heads); X is the shape of what is estimated of the same units at once: [] for one number, [L]
-for layers, [L, H] for heads; J control variates.
+N units (sequences, pairs, heads); X is the shape of the numbers that are estimated from the same units at once: [] for
+one number, [L] for layers, [L, H] for heads; J control variates.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def flip_p(
     draws: int = 9_999,
     test: Callable[..., np.ndarray] = sign_flip_test,
 ) -> np.ndarray:
-    """Two-sided p of each mean against 0, shaped X, by sign flips of the values less what the controls explain.
+    """Two-sided p of each mean against 0, shaped X, by sign flips of the values without the part that controls explain.
 
     With `test=largest_flip_test` they are corrected for having looked at all means. NaN for a column that holds a NaN.
     """
@@ -91,7 +91,7 @@ def estimate(
 ) -> Estimate:
     """Ratios of sums whose numerators are 0 on average under the null: BCa intervals, and p by sign flips.
 
-    `controls_NJ` have a mean of 0 in truth. What they explain of the units' spread is taken out, which narrows
+    `controls_NJ` have an expectation of 0. The part of the units' spread that they explain is taken out, which narrows
     intervals and leaves the values as they are (`core.statistics.without_controls`).
     """
     numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)

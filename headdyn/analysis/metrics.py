@@ -51,7 +51,7 @@ class LabelSwapSettings:
         if self.sequences <= self.label_swaps:
             raise ValueError(
                 f"analysis.{self.name}.sequences={self.sequences} must exceed label_swaps={self.label_swaps}: "
-                "each sequence is held against the labels of that many others"
+                "the null takes the labels of that many other sequences"
             )
 
     def check(self, corpus: Corpus) -> None:

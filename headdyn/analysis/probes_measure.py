@@ -333,6 +333,6 @@ def _figure(table: HeadTable) -> Figure:
         references={label: level for label, level in levels.items() if level is not None},
         whole_x=True,
         caption="How well a linear probe tells a token's topic from each place in the residual stream, with 95 % "
-        "bands over test sequences. Chance is the best of the baselines (horizontal lines). A probe that learns the "
-        "control task as well says little about the model.",
+        "bands over test sequences. Chance is the best of the baselines (horizontal lines). If the probe is as good on "
+        "the control task, its accuracy says little about the model.",
     )

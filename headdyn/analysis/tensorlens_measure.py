@@ -29,7 +29,7 @@ _TOPICAL = ("selectivity", "topic", "_less_")  # in names of metrics that read t
 
 
 def measure(settings: TensorLens, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-    """Layer and model rows of the three maps, head rows of what is written and carried; four figures."""
+    """Layer and model rows of the three maps, head rows of writes and of shares of logits; four figures."""
     settings.check(corpus)
     sequences, swaps_NR = drawn_sequences(
         corpus, settings.sequences, settings.label_swaps, generator, length=settings.tokens
@@ -159,7 +159,7 @@ def _instruments_figure(table: HeadTable) -> Figure:
         zero_line=True,
         caption="How much more the whole model reads from tokens of the query's topic than from the same places "
         "under other sequences' topics, by three instruments. 0 is chance. Compare the instruments without the query "
-        "itself: TensorLens and rollout hold the residual stream, raw attention does not.",
+        "itself: TensorLens and rollout contain the residual stream, raw attention does not.",
     )
 
 
@@ -186,9 +186,8 @@ def _heads_figure(table: HeadTable) -> Figure:
     panels = [head_panel(TensorLens.metrics, table, name, tested=name, note="null 0", centre=0) for name in names]
     return head_map(
         panels,
-        caption="Which heads write more for keys of the query's topic, and what the logit of the next token owes to "
-        "each head. 0 is chance: the labels, or the next tokens, of other sequences. A star marks a head that "
-        "differs.",
+        caption="How much more heads write for keys of the query's topic, and how much each head adds to the logit of "
+        "the next token. 0 is chance: the labels, or the next tokens, of other sequences. A star: q < 0.05.",
     )
 
 
@@ -200,6 +199,6 @@ def _maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure
         rows=[""],
         columns=list(_NAMES.values()),
         boundaries=(np.flatnonzero(np.diff(topics_T)) + 1).tolist(),
-        caption="What every token reads from every earlier one in one sequence, over what uniform attention would "
-        "read. Lines are topic boundaries: blocks along the diagonal are attention within a topic.",
+        caption="How much every token of one sequence reads from every earlier one, relative to uniform attention. "
+        "Lines are topic boundaries: blocks along the diagonal are attention within a topic.",
     )

@@ -56,9 +56,9 @@ def logit_shares(
 ) -> dict[str, Tensor]:
     """Shares of the next token's logit in nats, means over targets, from one gradient of the frozen map for each.
 
-    `head_logit_nats` [L, H] is what each head carries; `head_swapped_nats` [L, H] what it carries for the tokens that R
-    other sequences have in the same place, their mean; `head_topic_nats` [L, H] and `tensorlens_topic_nats` [] are
-    shares of keys weighted by the topic contrast of target and key.
+    `head_logit_nats` [L, H] is the share that each head carries; `head_swapped_nats` [L, H] its mean share for the
+    tokens that R other sequences have in the same place; `head_topic_nats` [L, H] and `tensorlens_topic_nats` [] are
+    sums over keys of shares times the topic contrast of target and key.
     """
     # Rolled by one, the last position has the first token; the last position is no target.
     following_TD = frozen.unembedding(tokens_T.roll(-1)[None])[0]

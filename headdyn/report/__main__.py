@@ -1,8 +1,8 @@
 """`headdyn report PATH [PATH …] [--out FOLDER]`: rebuild a report from records, or merge several.
 
 One run or one sweep gets its report.html anew. Several folders are merged into a new one at --out: seeds are pooled
-where all other settings agree, and what was run with other settings stands beside it. --study also writes the results
-as files to commit (see study.py), --figures draws every figure into PATH/figures/ as PDF, SVG or PNG.
+where all other settings agree; runs with other settings form groups of their own. --study also writes the results as
+files to commit (see study.py), --figures draws every figure into PATH/figures/ as PDF, SVG or PNG.
 """
 
 import argparse
@@ -54,12 +54,12 @@ def build(paths: Sequence[Path], out: Path | None, study: Path | None = None) ->
     """
     console, folder = Console(), out or paths[0]
     if out is None and len(paths) > 1:
-        raise ValueError(f"{len(paths)} folders are merged into a new one; say where with --out=FOLDER")
+        raise ValueError(f"{len(paths)} folders are merged into a new one; name it with --out=FOLDER")
     if out is not None:
         merge(paths, out)
     elif is_run(folder):
         if study is not None:
-            raise ValueError(f"{folder} is a single run; --study publishes a sweep")
+            raise ValueError(f"{folder} is a single run, and --study writes the results of a sweep; leave it out")
         console.print(f"report: {write_run_page(folder)}", highlight=False, soft_wrap=True)
         return folder
     else:

@@ -49,7 +49,7 @@ def measure(
     c = decoder.config
     layer = chosen_layer(settings.layer, c.num_layers)
     if c.num_heads < 4:
-        raise ValueError(f"{c.num_heads} heads a layer cannot form clusters; this analysis needs 4 or more")
+        raise ValueError(f"{c.num_heads} heads a layer cannot form clusters; head_clusters needs 4 or more")
     recipe = Recipe(
         kmeans_k=settings.kmeans_k, ward_k=settings.ward_k, eps=settings.dbscan_eps, restarts=settings.restarts
     )

@@ -1,4 +1,4 @@
-"""What breaks when heads are silenced, one by one and in groups, and is it more than any group of that size breaks?
+"""How far does silencing heads, one by one and in groups, move the output, and farther than any group of that size?
 
 Mechanistic checks, science.md §13.
 """

@@ -29,7 +29,9 @@ def measure(settings: Ablation, decoder: Decoder, corpus: Prompts | Corpus, gene
     c = decoder.config
     layer = chosen_layer(settings.layer, c.num_layers)
     if c.num_heads < 4:
-        raise ValueError(f"{c.num_heads} heads a layer make no groups; this analysis needs 4 or more")
+        raise ValueError(
+            f"{c.num_heads} heads a layer make no groups; leave ablation out, or take a model with 4 or more"
+        )
     count = settings.texts
     texts = Texts.of_prompts(corpus, count) if isinstance(corpus, Prompts) else Texts.of_corpus(corpus, count)
     runs = HeadAblation(in_dtype(decoder, settings.dtype), texts, generator, settings.donors)
@@ -223,5 +225,5 @@ def _group_figure(groups: Sequence[Group], tested: HeadTable, layer: int) -> Fig
         columns=len(KINDS),
         title=f"Groups of heads of layer {layer} silenced",
         mark="q < 0.05, one-sided",
-        caption="“only …” silences all others. Grey: random groups of as many heads, which is what chance gives.",
+        caption="“only …” silences all other heads. Grey: random groups of as many heads, the level of chance.",
     )

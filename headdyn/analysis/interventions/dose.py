@@ -123,7 +123,7 @@ def size_figure(doses: Sequence[Dose]) -> Figure:
         title="Group size (band: worst to best group)",
         references={"half": 0.5},
         whole_x=True,
-        caption="Groups of heads patched together, by size. Where even heads are special, their curve rises first.",
+        caption="Groups of heads patched together, by size. If even heads are special, their curve rises first.",
     )
 
 

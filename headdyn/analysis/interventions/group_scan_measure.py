@@ -214,6 +214,6 @@ def _figure(scan: Scan, limit: float, layer: int) -> Figure:
         title=f"Groups of any size, layer {layer}",
         references={"95 % of relabelled scans stay below": limit},
         whole_x=True,
-        caption=f"How far the best group of each size lies above the mean of its size, of {kind} of the layer's heads. "
-        "A group counts where it exceeds what the best of all groups reaches when heads are relabelled in each pair.",
+        caption=f"How far the best group of a size, of {kind} of the layer's heads, lies above the mean of its size. "
+        "The line is exceeded by the best of all groups in 5 % of scans with heads relabelled in each pair.",
     )

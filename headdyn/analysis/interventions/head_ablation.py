@@ -3,8 +3,7 @@
 Letters as in models/decoder.py; here also C cells (sets of heads), N rows of a group of equal length, U units.
 
 A cell's heads get another value of z in place of their own: zero; the mean over the group's rows, position by position;
-or another row's ("resample": what the head does on other inputs, never off its distribution, while a mean or a zero may
-be).
+or another row's value ("resample"), which always lies in the head's distribution, as a zero or a mean may not.
 """
 
 from __future__ import annotations
@@ -97,8 +96,8 @@ class HeadAblation:
         alone = [group for group in texts.groups if len(group.tokens_NT) < 2]
         if alone:
             raise ValueError(
-                f"{len(alone)} of {len(texts.groups)} groups of texts of equal length hold one text, so it has no mean "
-                "and no other to resample from; ask for more pairs (data.bug_pairs) or sequences"
+                f"{len(alone)} of {len(texts.groups)} groups of texts of equal length hold one text, with no other to "
+                "average with or to resample from; ask for more pairs (data.bug_pairs) or sequences"
             )
         self.decoder, self.texts = decoder, texts
         self._groups = [_Group(decoder, group, texts.read, generator, donors, max_bytes) for group in texts.groups]

@@ -69,5 +69,5 @@ def chosen_layer(layer: int | None, num_layers: int) -> int:
     if layer is None:
         return num_layers // 2
     if not 0 <= layer < num_layers:
-        raise ValueError(f"layer={layer} is out of range; this model's are 0 to {num_layers - 1}")
+        raise ValueError(f"layer={layer} is out of range; this model's layers are 0 to {num_layers - 1}")
     return layer

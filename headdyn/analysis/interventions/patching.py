@@ -191,6 +191,6 @@ def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.nda
     for row, heads in zip(weight_CH, subsets, strict=True):
         outside = [head for head in heads if not 0 <= head < num_heads]
         if outside:
-            raise ValueError(f"head {outside[0]} is out of range; this model's are 0 to {num_heads - 1}")
+            raise ValueError(f"head {outside[0]} is out of range; this model's heads are 0 to {num_heads - 1}")
         row[list(heads)] = 1
     return weight_CH

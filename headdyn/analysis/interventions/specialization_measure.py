@@ -167,7 +167,7 @@ def _null_figure(splits: Splits, null_SP: np.ndarray, layer: int) -> Figure:
         references={"even/odd": strength_S[splits.reference].item()},
         whole_x=True,
         caption="Every way to split the layer's heads into halves, by how much more one half repairs than the other. "
-        "If even/odd were a split like any other, its line could cross the curve anywhere.",
+        "The line is even/odd: if it is a split like any other, it crosses the curve at a random rank.",
     )
 
 

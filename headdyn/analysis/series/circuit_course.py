@@ -120,7 +120,7 @@ def _picture(
         title="Mean over heads, 10th to 90th percentile",
         references={label: null for label, null in last.items() if null is not None},
         log_x=True,
-        caption="Line: mean over all heads of the model; band: their spread. Random heads are what chance gives.",
+        caption="Line: mean over all heads of the model; band: their spread. Random heads show the level of chance.",
     )
 
 

@@ -82,7 +82,8 @@ class Emergence(Rules):
         ),
         "heads_kept_by_behaviour": share(
             label="heads that do what their index did",
-            meaning="share of heads that do most nearly what the head of their own index did one checkpoint before",
+            meaning="share of heads whose behaviour is most like that of the head of their own index one checkpoint "
+            "before",
         ),
         **_dates("strength", "strength"),
         **_dates("strength_nats", "strength of Δ"),

@@ -142,7 +142,7 @@ def _heads(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
         title=f"Heads against those of step {last}",
         log_x=True,
         caption="Mean over heads of the cosine with the last checkpoint's circuits; bands reach from the least to the "
-        "greatest head. Heads of other indices are what chance would look like.",
+        "greatest head. Heads of other indices show the level of chance.",
     )
 
 

@@ -52,7 +52,7 @@ def _early(series: Series) -> list[Check]:
 
 
 def _states(series: Series) -> Check:
-    """Whether every checkpoint's weights, not its name alone, differ from the others', by hashes of what was loaded."""
+    """Whether all checkpoints were loaded and differ, by the hashes of their weights and not by their names alone."""
     question = "Were the checkpoints loaded, and are they different ones?"
     verdict = series.verdict
     hashes = [row["state_hash"] for row in series.rows if row.get("state_hash")]

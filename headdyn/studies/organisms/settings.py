@@ -69,11 +69,12 @@ class Organism:
                 f"set model.d_model={self.num_heads * max(2, round(self.d_model / self.num_heads))}"
             )
         if not 0 <= self.planted_layer < self.num_layers:
-            raise ValueError(f"model.layer={self.layer} is out of range; this suite's are 0 to {self.num_layers - 1}")
+            last = self.num_layers - 1
+            raise ValueError(f"model.layer={self.layer} is out of range; this suite's layers are 0 to {last}")
         if self.planted_layer == self.num_layers - 1:
             raise ValueError(
-                f"model.layer={self.planted_layer} is the last of model.num_layers={self.num_layers}, and no layer "
-                "behind it reads what is planted there; set model.num_layers=3 or more"
+                f"model.layer={self.planted_layer} is the last of model.num_layers={self.num_layers}: no later layer "
+                "could read the planted choice; set model.num_layers=3 or more"
             )
         if self.batch_size % 2:
             raise ValueError(f"model.batch_size={self.batch_size} must be even: half of the pairs are bug pairs")

@@ -28,14 +28,14 @@ _MEASURES = ("selectivity", "probe_accuracy")
 _STUDY_LAYER = 1  # the layer whose heads fell in two groups in the study
 _NULL_DRAWS = 9_999
 _ABOUT = (
-    "Topic-ordered less shuffled training with RoPE and after DroPE, and the second less the first: what the drop does "
-    "to the order's mark. Averaged over attention within a seed; intervals (95 %) and p over seeds, q over all layers "
-    "and measures. Arms that have not recovered are left out."
+    "The order's effect, topic-ordered less shuffled training, with RoPE and after DroPE, and their difference: the "
+    "change by the drop. Averaged over MHA and GQA within a seed; intervals (95 %) and p over seeds, q over all "
+    "layers and measures. Arms that have not recovered are left out."
 )
 _TWO_GROUPS = (
-    "Do the heads of layer 1 fall in two groups by their within-topic attention? The best cut into two explains the "
-    "named share of their variance; p is the share of normal samples of as many heads that a cut explains as well. The "
-    "study saw two groups before the drop and one after it, without a null."
+    "Do the heads of layer 1 fall in two groups by their within-topic attention? The share of their variance that the "
+    "best cut into two explains; p is the fraction of normal samples of as many heads in which a cut explains at least "
+    "as much. The study saw two groups before the drop and one after it, without a null."
 )
 
 
@@ -147,7 +147,7 @@ def collapse(jobs: Sequence[Job]) -> str:
     interval = "" if effect.ci_low is None else f" [{100 * effect.ci_low:.0f}, {100 * effect.ci_high:.0f}]"  # type: ignore[operator]
     tested = "no interval from one seed" if effect.p is None else f"p = {p_value(effect.p)}, {count(effect.n, 'seed')}"
     change = fixed(100 * effect.value, 0, signed=True)
-    return f"After the drop the share explained is {change}{interval} points from what it was ({tested})."
+    return f"The drop changes the share explained by {change}{interval} points ({tested})."
 
 
 def best_cut(values_H: np.ndarray) -> float:

@@ -17,7 +17,7 @@ OURS = ("qk_silhouette", "ov_silhouette")
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """The study's figures beside ours, and what misleads."""
+    """The study's figures beside ours, and why its procedure misleads."""
     return [section for section in (_beside(read_series(sweep)), _misleads(sweep)) if section is not None]
 
 

@@ -187,7 +187,7 @@ def test_it_is_deterministic_and_leaves_the_model(family: Prompts) -> None:
 
 
 def test_what_cannot_be_done_is_refused(family: Prompts) -> None:
-    with pytest.raises(ValueError, match="layer=5 is out of range; this model's are 0 to 2"):
+    with pytest.raises(ValueError, match="layer=5 is out of range; this model's layers are 0 to 2"):
         analysed(model(), family, layer=5)
     with pytest.raises(ValueError, match="1 heads cannot be split into even and odd ones"):
         analysed(model(1), family)

@@ -103,7 +103,7 @@ def test_revisions_and_their_training_steps() -> None:
         ({"num_heads": 7}, "model.num_heads=7 has no even and odd half"),
         ({"d_model": 90}, "model.d_model=90 is not a multiple of model.num_heads=12; set model.d_model=96"),
         ({"num_layers": 2}, "model.layer=1 is the last of model.num_layers=2.*set model.num_layers=3"),
-        ({"layer": 3}, "model.layer=3 is out of range; this suite's are 0 to 2"),
+        ({"layer": 3}, "model.layer=3 is out of range; this suite's layers are 0 to 2"),
         ({"onset": 1.0}, "model.onset=1.0 must be below 1"),
         ({"batch_size": 5}, "model.batch_size=5 must be even"),
         ({"redundancy": 7}, "redundancy=7 groups cannot be cut from the 6 heads .*; set it to 6 or less"),
