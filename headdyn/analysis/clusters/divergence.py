@@ -24,12 +24,10 @@ def head_labels(clusterings: pa.Table, layer: int, kind: str) -> np.ndarray:
     """
     method, parameter = TWO_MEANS
     wanted = {"layer": layer, "kind": kind, "method": method, "parameter": float(parameter)}
-    rows = clusterings
-    for name, value in wanted.items():
-        rows = rows.filter(pc.equal(rows[name], value))
+    rows = [row for row in clusterings.to_pylist() if wanted.items() <= row.items()]
     if len(rows) != 1:
         raise KeyError(f"the table of clusterings has {len(rows)} rows with {wanted}, not one")
-    return np.array(rows["labels"][0].as_py())
+    return np.array(rows[0]["labels"])
 
 
 def head_distances(distances: pa.Table, layer: int, kind: str) -> np.ndarray:

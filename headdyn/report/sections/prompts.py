@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headdyn.analysis.interventions.permutation import CONTROL
 from headdyn.analysis.interventions.splits import read_splits
 from headdyn.core.chart_parts import PALETTE, alt
 from headdyn.core.figures import Figure
@@ -18,7 +19,6 @@ from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
 
 EXACT = {"float64": 1e-10, "float32": 1e-4}  # the largest |Δlogit| that reordering heads may leave (science.md §14)
-ORDERS = ("identity", "swap", "within_parity", "random", "reverse")  # any other row of orders.parquet is the control
 _GROUPS = ("plain_success", "even_success", "odd_success", "all_success")
 _SPLITS = (
     "Every bar counts splits of the layer's heads into two halves, by Δ with one half patched less Δ with the other. "
@@ -75,7 +75,7 @@ def orders(sweep: SweepRecord) -> Section | None:
     rows = [
         {
             "dtype": row["dtype"],
-            "order": row["order"].replace("_", " ") + ("" if row["order"] in ORDERS else " (control: must differ)"),
+            "order": row["order"].replace("_", " ") + (" (control: must differ)" if row["order"] == CONTROL else ""),
             "largest |Δlogit|": number(row["logit_change"]),
             "answers changed": f"{fixed(100 * row['answers_changed'], 1)} %",
             "texts changed": f"{fixed(100 * row['texts_changed'], 1)} %",
@@ -223,8 +223,8 @@ def _permutation(job: Job) -> list[str]:
         return []
     sentences = []
     for dtype, limit in EXACT.items():
-        real = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] in ORDERS]
-        control = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] not in ORDERS]
+        real = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] != CONTROL]
+        control = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] == CONTROL]
         if real:
             verdict = "an identity" if max(real) <= limit else "NOT an identity"
             sentences.append(

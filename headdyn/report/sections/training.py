@@ -19,11 +19,7 @@ _MEANINGS = {
     "speaker_blind": "exact inference that does not know who speaks",
     "floor": "exact inference, which no model can beat",
 }
-_ABOUT = (
-    "Held-out loss of every training; arms that differ only in what became of the positions afterwards share one. "
-    "Random is uniform guessing; the mixture is the best topic-blind bigram, the plateau before topics are inferred in "
-    "context; the floor is the exact Bayes filter, which no model can beat."
-)
+_ABOUT = "Held-out loss of every training; arms that differ only in what became of the positions afterwards share one."
 _RECOVERY = (
     "Held-out loss above that of the same training before the change; step 0 is right after it. Every arm of a seed is "
     "recalibrated on the same shuffled batches."

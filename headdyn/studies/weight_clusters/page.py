@@ -8,11 +8,11 @@ from headdyn.core.numbers import fixed, listed, number
 from headdyn.report.blocks import Cell, Section, Table
 from headdyn.report.series.curves import curve
 from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
+from headdyn.studies.weight_clusters.clusters import PARTS
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series
 
-PARTS = ("query", "key", "value")
 OURS = ("qk_silhouette", "ov_silhouette")
 
 
