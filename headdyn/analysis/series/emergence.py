@@ -39,14 +39,14 @@ def _dates(name: str, label: str) -> dict[str, Metric]:
 class Emergence(Rules):
     """Dates the emergence of even/odd specialisation, and of any other metric, over a series of checkpoints.
 
-    `strength` (the thresholded measure) emerges where it first exceeds `threshold`; `strength_nats` (the continuous
-    measure) where it first exceeds half of its highest value, if even/odd is beyond chance: among all splits, by the
-    maximum over the trajectory, p ≤ `alpha` where even exceeds odd. `strength` may jump where `strength_nats` does not.
+    `strength` (the thresholded measure) emerges where it first exceeds `threshold`, `strength_nats` (the continuous
+    measure) where it first exceeds half of its highest value. The latter must be beyond chance: where even exceeds odd,
+    p ≤ `alpha` among all splits by the maximum over the trajectory. `strength` may jump where `strength_nats` does not.
     The emergence point is an interval, (last below, first above]. Probabilities are those of bootstrap draws of the
-    pairs. Further model metrics can be followed: `thresholded` ones emerge above `threshold`; `continuous` ones above
-    half of their highest excess over the null (over the first checkpoint where rows have no null), if that excess is
-    beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise, and at
-    least what `least` names for the metric: with many sequences a thousandth of attention, too, is beyond chance.
+    pairs. Further model metrics can be followed: `thresholded` ones emerge above `threshold`, `continuous` ones above
+    half of their highest excess over the null (over the first checkpoint where rows have no null). That excess must be
+    beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise. It must
+    also reach the metric's entry in `least`: with many sequences a thousandth of attention, too, is beyond chance.
     `judge` names a module whose function `judge(judgement, rules)` adds `hypotheses` to each measure's judgement.
 
     Heads of `layer` are matched between checkpoints by their weights if the runs saved the layer's circuits, and by

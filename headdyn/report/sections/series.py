@@ -21,8 +21,8 @@ _WORDS = (
     "far apart to tell."
 )
 _TOGETHER = (
-    "Pairs of measures whose changes from checkpoint to checkpoint have a rank correlation beyond chance, which is "
-    "that with the changes of one measure in random order (q over all pairs). Correlation is not causation."
+    "Pairs of measures whose changes from checkpoint to checkpoint are rank-correlated beyond chance. The null has the "
+    "changes of one measure in random order; q is over all pairs. Correlation is not causation."
 )
 _HASHED = (
     "A revision's name is not trusted: the loaded weights are hashed. Of revisions with equal weights none counts in a "

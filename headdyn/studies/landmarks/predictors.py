@@ -20,8 +20,8 @@ def unigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) ->
 def bigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:
     """The law [N, T-1, V] from what followed the present symbol, under Dirichlet rows.
 
-    (n_uv + α) / (n_u + V α) with u = x_t: the Bayes predictor where rows of chains are Dirichlet(α), independent, and
-    the first symbol says nothing of them.
+    (n_uv + α) / (n_u + V α) with u = x_t. This is the Bayes predictor if the rows of chains are independent
+    Dirichlet(α) and the first symbol is independent of the rows.
     """
     count, length = tokens_NT.shape
     rows_N = np.arange(count)

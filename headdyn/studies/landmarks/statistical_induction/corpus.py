@@ -26,9 +26,9 @@ _BALANCE_TOLERANCE = 1e-6
 class FreshChains:
     """Every sequence draws its own chain over `num_states` symbols; the first symbol is uniform.
 
-    `rows=dirichlet`: rows are independent Dirichlet(`concentration`). `rows=doubly_stochastic`: such rows balanced by
-    Sinkhorn's iteration until columns sum to 1 too, so that the chain's law is uniform and counts of single symbols say
-    nothing about what comes next.
+    `rows=dirichlet`: rows are independent Dirichlet(`concentration`). `rows=doubly_stochastic`: such rows, balanced by
+    Sinkhorn's iteration until columns sum to 1 too, so that the stationary law is uniform and counts of single symbols
+    say nothing about the next one.
     """
 
     rows: Literal["dirichlet", "doubly_stochastic"] = "dirichlet"
