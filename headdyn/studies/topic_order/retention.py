@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.numbers import count, fixed, listed, p_value
+from headdyn.core.numbers import count, fixed, listed, p_is, p_value
 from headdyn.core.randomness import generator
 from headdyn.core.records import Metric
 from headdyn.core.statistics import draws_test, effect_over_seeds
@@ -144,9 +144,10 @@ def collapse(jobs: Sequence[Job]) -> str:
     effect = effect_over_seeds(np.array([np.mean(each) for each in by_seed.values()]))
     if effect.value is None:
         return "No training has both arms with enough heads, so that no collapse can be judged."
-    interval = "" if effect.ci_low is None else f" [{100 * effect.ci_low:.0f}, {100 * effect.ci_high:.0f}]"  # type: ignore[operator]
-    tested = "no interval from one seed" if effect.p is None else f"p = {p_value(effect.p)}, {count(effect.n, 'seed')}"
-    change = fixed(100 * effect.value, 0, signed=True)
+    numbers = (effect.value, effect.ci_low, effect.ci_high)
+    change, *ends = (fixed(100 * number, 0, signed=True) for number in numbers if number is not None)
+    interval = f" [{', '.join(ends)}]" if ends else ""
+    tested = "no interval from one seed" if effect.p is None else f"{p_is(effect.p)}, {count(effect.n, 'seed')}"
     return f"The drop changes the share explained by {change}{interval} points ({tested})."
 
 

@@ -105,4 +105,5 @@ def test_groups_that_vanish_with_positions_are_a_collapse(tmp_path: Path, monkey
     found = two_groups(record.complete)
     assert len(found) == 12 and found[0]["heads"] == 4
     change = 100 * (best_cut(together) - best_cut(apart))
-    assert f"is −{abs(change):.0f}" in collapse(record.complete) and "3 seeds" in collapse(record.complete)
+    points = f"−{abs(change):.0f}"
+    assert f"by {points} [{points}, {points}] points (p < 0.001, 3 seeds)" in collapse(record.complete)
