@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Every choice that tells one supported family from another. Mini-Qwen3 is the defaults."""
+    """The settings of a decoder, which cover every supported family. The defaults are Mini-Qwen3's."""
 
     vocab_size: int
     num_layers: int
@@ -21,7 +21,7 @@ class DecoderConfig:
     norm: Literal["rms", "layer"] = "rms"
     norm_eps: float = 1e-6
     parallel_residual: bool = False  # GPT-NeoX: attention and MLP both read the block's input
-    post_norm: bool = False  # OLMo-2: norms act on what attention and MLP write, not on what they read
+    post_norm: bool = False  # OLMo-2: norms act on the outputs of attention and MLP, not on their inputs
     rotary_fraction: float = 1.0  # share of head_dim that rotates (rotate-half layout); 0 is NoPE and DroPE
     rotary_theta: float = 1e6
     rotary_frequencies: tuple[float, ...] | None = None  # explicit table for rescaled RoPE (Llama 3.1)
@@ -33,7 +33,7 @@ class DecoderConfig:
     out_bias: bool = False  # of the attention's output projection
     mlp_bias: bool = False
     tied_embeddings: bool = True
-    # Mistral: keys further back than this are masked. One for each layer, None for all keys: OLMo-3.
+    # Keys further back than this are masked (Mistral). A tuple has a window for each layer, None for all keys (OLMo-3).
     sliding_window: int | tuple[int | None, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -57,7 +57,7 @@ class DecoderConfig:
             )
 
     def window(self, layer: int) -> int | None:
-        """How many keys a query of the layer sees, its own included; None for all before it."""
+        """How many keys a query of the layer can attend to, its own included; None means all up to its own."""
         return self.sliding_window[layer] if isinstance(self.sliding_window, tuple) else self.sliding_window
 
     @property

@@ -4,9 +4,9 @@ GPT-2.
 Shape suffixes, used in the whole project: B batch, T tokens, Q query position, K key position,
 H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics.
 
-There are no hooks. Internals are returned by `Decoder.trace`, interventions are arguments to it, and nothing here
-changes a model. The fast path (`Decoder.__call__`) and the traced one run the same lines; a tap, absent on the fast
-path, is what records and edits.
+There are no hooks: `Decoder.trace` returns internals and takes interventions as arguments, and nothing here changes a
+model. The fast path (`Decoder.__call__`) and the traced one run the same lines; the traced one passes along a Tap,
+which records and edits.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ __all__ = ["SITES", "Decoder", "DecoderConfig", "Edit", "HeadWeights", "Trace"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadWeights:
-    """One layer's attention weights by head, in the order `x_BTD @ W`; gains and biases where the model has them.
+    """One layer's attention weights by head, for products `x_BTD @ W`; None for gains and biases that the model lacks.
 
-    `norm_gain_D` and `norm_bias_D` are of the norm that attention reads through, `out_gain_D` of the one that it writes
-    through (`post_norm`).
+    `norm_gain_D` and `norm_bias_D` belong to the norm of attention's input, `out_gain_D` to that of its output
+    (`post_norm`).
     """
 
     q_HDd: Tensor
@@ -52,10 +52,7 @@ class HeadWeights:
 
 
 class Decoder(nn.Module):
-    """A causal language model. `decoder(tokens_BT)` gives logits_BTV; `trace` gives whatever lies between.
-
-    Raises ValueError where the configuration is impossible (see `DecoderConfig`).
-    """
+    """A causal language model. `decoder(tokens_BT)` gives logits_BTV; `trace` gives activations too."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -70,9 +67,9 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator, std: float = 0.02) -> Decoder:
-        """Draw every matrix from N(0, std²), the two that write into the residual stream scaled by 1/√(2L) (GPT-2).
+        """Draw every matrix from N(0, std²), those that write into the residual stream with std/√(2L), as in GPT-2.
 
-        Gains become 1 and biases 0, so that the generator alone decides every parameter.
+        Gains become 1 and biases 0, so all parameters depend on the generator alone. Returns the decoder itself.
         """
         for name, parameter in self.named_parameters():
             if parameter.ndim < 2:
@@ -94,9 +91,9 @@ class Decoder(nn.Module):
         return self.unembed(self.norm(x_BTD))
 
     def embeddings(self, tokens_BT: Int[Tensor, "B T"], offset: int) -> Float[Tensor, "B T D"]:
-        """What the first block reads, the first token standing at position `offset`.
+        """The input of the first block, for tokens from position `offset` on.
 
-        Raises ValueError where the tokens outrun learned positions.
+        Raises ValueError if there are more tokens than learned positions.
         """
         x_BTD = self.embed(tokens_BT)
         if self.positions is not None:
@@ -107,7 +104,7 @@ class Decoder(nn.Module):
         return x_BTD
 
     def rotary(self, length: int, offset: int) -> Rotary | None:
-        """cos and sin of `length` positions; in float32 throughout, which parity with Hugging Face requires."""
+        """cos and sin for `length` positions from `offset` on; in float32, which parity with Hugging Face requires."""
         c = self.config
         if not c.rotary_dim:
             return None
@@ -118,9 +115,9 @@ class Decoder(nn.Module):
     def masks(
         self, length: int, offset: int, documents_BT: Int[Tensor, "B T"] | None = None
     ) -> list[Bool[Tensor, "*rows T K"] | None]:
-        """For each layer, True where a query may look, [Q, K] or with documents [B, 1, Q, K].
+        """For each layer a mask, true where a query may attend: [Q, K], or with documents [B, 1, Q, K].
 
-        None where plain causal attention is meant: SDPA is faster without a mask.
+        None stands for plain causal attention, since SDPA is faster without a mask.
         """
         windows = [self.config.window(layer) for layer in range(self.config.num_layers)]
         by_window = {window: self._mask(window, length, offset, documents_BT) for window in set(windows)}
@@ -152,12 +149,12 @@ class Decoder(nn.Module):
         logits: Literal["all", "last"] | None = "all",
         documents_BT: Int[Tensor, "B T"] | None = None,
     ) -> Trace:
-        """Run the model and return internals, with interventions; differentiable, and the model stays as it was.
+        """Run the model with interventions and return internals. Differentiable; the model is not changed.
 
-        `sites` at `layers` (default: all) are returned after the edits. `start=(layer, resid_BTD)` begins with that
-        value at the layer's resid_pre and does not read the tokens; layer L leaves only norm and unembedding to do.
-        `logits=None` stops behind the last layer asked for, "last" computes only the last position's logits, as
-        [B, 1, V]. A pattern is formed only at layers that ask for it.
+        `sites` at `layers` (default: all) are recorded after the edits. `start=(layer, resid_BTD)` begins with that
+        value at the layer's resid_pre and does not read the tokens; with layer L only the final norm and the
+        unembedding remain. `logits=None` stops behind the last requested layer; "last" computes only the last
+        position's logits, [B, 1, V]. Attention patterns are computed only at layers where they are recorded or edited.
         Raises ValueError for an unknown site, a layer out of range, or an edit that does not fit its site.
         """
         first, x_BTD = (0, self.embeddings(tokens_BT, 0)) if start is None else start
@@ -205,11 +202,11 @@ class Decoder(nn.Module):
         edits: Sequence[Edit] = (),
         edit_steps: Literal["prefill", "every_step"] = "prefill",
     ) -> Int[Tensor, "B T"]:
-        """Greedy continuation by `steps` tokens with a key/value cache; returns prompt and continuation together.
+        """Continue greedily by `steps` tokens, with a key/value cache; returns prompt and continuation together.
 
-        Edits act on the prompt. With `edit_steps="every_step"` each also acts on every new token, its first position
-        standing for that token: what a forward hook does that goes on firing while a cached model decodes
-        (science.md §10). Pattern edits are refused there, since their key axis grows.
+        Edits act on the prompt. With `edit_steps="every_step"` they also act on every new token, with the value that
+        they have at position 0, as a forward hook does that stays active while a cached model decodes (science.md §10).
+        Raises ValueError for pattern edits then, since a pattern's key axis grows.
         """
         if edit_steps == "every_step" and any(edit.site == "pattern" for edit in edits):
             raise ValueError("pattern edits cannot act on every decoding step; use edit_steps='prefill'")
@@ -231,9 +228,9 @@ class Decoder(nn.Module):
         return tokens_BT
 
     def head_weights(self, layer: int) -> HeadWeights:
-        """Views of one layer's attention weights by head (fold nothing, copy nothing). Query head h reads group hG//H.
+        """Views of one layer's attention weights by head, without copies; no norm is folded in.
 
-        Raises ValueError for a layer out of range.
+        Query head h reads key/value head h·G//H. Raises ValueError for a layer out of range.
         """
         c, block = self.config, self._block(layer)
         attention = block.attention
@@ -266,10 +263,10 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def permuted(self, layer: int, order: Sequence[int]) -> Decoder:
-        """A copy in which head i of `layer` is this model's head order[i]: the same function (science.md §14).
+        """A copy in which head i of `layer` is this model's head order[i]; it computes the same (science.md §14).
 
-        Under grouped queries the order must keep every group together, since its heads share one key and value.
-        Raises ValueError where it does not, where `order` is no permutation, or for a layer out of range.
+        With grouped queries the order must keep every group together, since its heads share one key and value. Raises
+        ValueError if it does not, if `order` is no permutation, or for a layer out of range.
         """
         c, attention = self.config, self._block(layer).attention
         order = list(order)
@@ -305,14 +302,14 @@ class Decoder(nn.Module):
         return other
 
     def with_config(self, config: DecoderConfig) -> Decoder:
-        """The same weights, shared and not copied, under other settings of the same shapes (DroPE: no rotation)."""
+        """A decoder with the same weights, not copied, and other settings of the same shapes (DroPE: no rotation)."""
         return Decoder.from_state(config, self.state_dict())
 
     @classmethod
     def from_state(cls, config: DecoderConfig, state: Mapping[str, Tensor]) -> Decoder:
-        """A decoder that takes these tensors over (no copy, their dtype), keyed as `named_parameters` names them.
+        """A decoder of these tensors, used without a copy and in their dtype; names are those of `named_parameters`.
 
-        Raises RuntimeError, naming the tensors, where names or shapes are not those of the configuration.
+        Raises RuntimeError, which lists the tensors, if names or shapes are not those of the configuration.
         """
         with torch.device("meta"):
             decoder = cls(config)
@@ -325,5 +322,5 @@ class Decoder(nn.Module):
 
 
 def _embedding(rows: int, width: int) -> nn.Embedding:
-    """As `nn.Embedding(rows, width)` is drawn, which on the device meta would import torch's compiler (2 s)."""
+    """Like `nn.Embedding(rows, width)`, which on the device meta would import torch's compiler (2 s)."""
     return nn.Embedding.from_pretrained(torch.randn(rows, width), freeze=False)

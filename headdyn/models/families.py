@@ -1,7 +1,7 @@
-"""Hugging Face checkpoints, both ways: config.json to DecoderConfig and back, weights to Decoder and back.
+"""Reads and writes Hugging Face checkpoints: config.json to DecoderConfig and back, weights to Decoder and back.
 
-Everything that tells families apart is in `headdyn.models.family_table`. Export writes a config.json and reads it back:
-a field that comes back different cannot be expressed in that family, and is named.
+All differences between families are in `headdyn.models.family_table`. Export reads the config.json that it would write:
+if a field comes back different, the family cannot express it, and the error names it.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.models.family_table import FAMILIES, LACKS, Family, Packing, Setting, not_implemented
 
-# With a linear RoPE factor of 1e30 no position below 1e6 turns by more than 1e-24 radians: cos is 1 and x + sin * y is
-# x to the bit, in transformers 4.57 and 5.23. So a stock model is made to have no positions.
+# With a linear RoPE factor of 1e30 no position below 1e6 rotates by more than 1e-24 radians: cos is 1, and x + sin * y
+# is x to the bit, in transformers 4.57 and 5.23. This makes a stock model behave as one without positions.
 NOPE_FACTOR = 1e30
 
 
@@ -32,10 +32,10 @@ NOPE_FACTOR = 1e30
 
 
 def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
-    """The DecoderConfig of a config.json of a known family.
+    """The DecoderConfig of a config.json.
 
-    Raises ValueError for an unknown family, with the known ones, and for a setting of a known one that would make
-    another function than the decoder computes, naming key and value.
+    Raises ValueError for an unknown family, and for a setting that the decoder does not implement, naming key and
+    value.
     """
     family = _family(hf_config.get("model_type"))
     for key, value in {"quantization_config": None, "auto_map": None, **family.held}.items():
@@ -58,8 +58,11 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> dict[str, Any]:
-    """The config.json that makes `family` compute this decoder. `max_positions` is what a rotary family states as its
-    longest sequence; it bounds nothing. Raises ValueError naming the settings that the family cannot express."""
+    """The config.json with which `family` computes the same as this decoder.
+
+    `max_positions` is the longest sequence that a rotary family states; it limits nothing. Raises ValueError naming the
+    settings that the family cannot express.
+    """
     row = _family(family)
     hf_config = {
         "architectures": [row.architecture],
@@ -74,7 +77,7 @@ def export_config(config: DecoderConfig, family: str, *, max_positions: int) -> 
     }
     returned = import_config(hf_config)
     if not config.rotary_dim:
-        returned = dataclasses.replace(returned, rotary_theta=config.rotary_theta)  # nothing rotates by it
+        returned = dataclasses.replace(returned, rotary_theta=config.rotary_theta)  # without RoPE it has no effect
     lost = [f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(returned, f.name)]
     if lost:
         listing = ", ".join(f"{name}={getattr(config, name)!r}" for name in lost)
@@ -95,7 +98,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def _import_windows(hf_config: Mapping[str, Any], family: Family, fields: Mapping[str, Any]) -> Any:
-    """One window for all layers, or where `layer_types` gives some of them full attention, one for each."""
+    """One window for all layers; or one for each, if `layer_types` gives some of them full attention."""
     window, every, types = fields.get("sliding_window"), family.full_attention_every, hf_config.get("layer_types")
     if every is None:
         if set(types or ()) - {_FULL}:
@@ -114,7 +117,7 @@ def _export_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:
         return {}
     windows = [config.window(layer) for layer in range(config.num_layers)]
     return {
-        # Of a number transformers makes a mask even where no layer slides.
+        # Given any number, transformers makes a mask, even if no layer has sliding attention.
         "sliding_window": next(filter(None, windows), family.settings["sliding_window"].default),
         "layer_types": [_FULL if window is None else _SLIDING for window in windows],
     }
@@ -124,8 +127,8 @@ def _export_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:
 
 
 def _llama3(frequencies: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1: wavelengths that fit its first context often keep their frequency, those that never did are slowed by
-    `factor`, those between are blended. The order of operations is that of transformers, so the tables are equal."""
+    """Llama 3.1's frequencies: wavelengths short against the original context keep theirs, long ones are divided by
+    `factor`, and those in between are blended. In transformers' order of operations, so that the tables are equal."""
     low, high, context = given["low_freq_factor"], given["high_freq_factor"], given["original_max_position_embeddings"]
     wavelengths = 2 * math.pi / frequencies
     share = (context / wavelengths - low) / (high - low)
@@ -143,8 +146,11 @@ _ROPE_TYPES: Mapping[str, tuple[tuple[str, ...], Callable[[Tensor, Mapping[str, 
 
 
 def _rope_parameters(hf_config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """What config.json says of RoPE. Raises ValueError where layers of full and of sliding attention rotate otherwise:
-    OLMo-3 after its long-context training, whose rope_scaling (YaRN) is of the layers with full attention alone."""
+    """The settings of RoPE in config.json.
+
+    Raises ValueError if layers of full and of sliding attention have different ones, as OLMo-3 after its long-context
+    training, where only the layers of full attention use YaRN.
+    """
     scaling, given = hf_config.get("rope_scaling"), hf_config.get("rope_parameters") or {}
     if family.full_attention_every is None:
         return dict(scaling or given)
@@ -156,8 +162,11 @@ def _rope_parameters(hf_config: Mapping[str, Any], family: Family) -> dict[str, 
 
 
 def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) -> dict[str, Any]:
-    """rotary_theta, rotary_fraction and rotary_frequencies. transformers 5 keeps everything in rope_parameters, older
-    versions theta beside it and the rest in rope_scaling; where both are given rope_scaling wins, as there."""
+    """rotary_theta, rotary_fraction and rotary_frequencies.
+
+    transformers 5 has all settings in rope_parameters; older versions have theta on the top level and the others in
+    rope_scaling. If both are given, rope_scaling counts, as in transformers.
+    """
     if family.rope is None:
         return {"rotary_fraction": 0.0}
     given = _rope_parameters(hf_config, family)
@@ -213,11 +222,11 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.ma
 
 
 def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
-    """The decoder stored in a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or
-    in shards. Every weight is converted to `dtype`; no code from the folder runs.
+    """The decoder in a Hugging Face folder, from config.json and model.safetensors or pytorch_model.bin, or their
+    shards.
 
-    Raises ValueError for an unknown family or setting, a missing, damaged or wrongly shaped weight, and for a weight
-    that the family does not read, naming the file.
+    Weights are converted to `dtype`; no code from the folder runs. Raises ValueError, naming the file, for an unknown
+    family or setting, a missing, damaged or wrongly shaped weight, and a weight that the family does not have.
     """
     folder = Path(folder)
     hf_config = _read_json(folder / "config.json")
@@ -242,7 +251,9 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
             )
         for our, part in zip(ours, packing.unpack(tensor, len(ours), config.num_heads), strict=True):
             state[our] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if hf_config.get("scale_attn_by_inverse_layer_idx"):  # GPT-2 divides scores by the layer's number; here its queries
+    if hf_config.get(
+        "scale_attn_by_inverse_layer_idx"
+    ):  # divides scores by the layer's number; here queries are divided
         for layer in range(config.num_layers):
             for kind in ("weight", "bias"):
                 state[f"blocks.{layer}.attention.q.{kind}"] /= layer + 1
@@ -259,8 +270,8 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
 def export_pretrained(decoder: Decoder, folder: Path, family: str | None = None, *, max_positions: int = 32768) -> Path:
     """Write config.json and model.safetensors for `AutoModelForCausalLM.from_pretrained`; returns the folder.
 
-    `family=None` takes the first family that can express the decoder. `max_positions` is the longest sequence that a
-    rotary model states (it bounds nothing). Raises ValueError naming the settings that stand in the way.
+    `family=None` uses the first family that can express the decoder. `max_positions` is the longest sequence that a
+    rotary model states; it limits nothing. Raises ValueError naming the settings that the family cannot express.
     """
     folder, config = Path(folder), decoder.config
     hf_config = export_config(config, family or _expressing(config), max_positions=max_positions)

@@ -1,7 +1,8 @@
-"""The table of Hugging Face families: what a config.json says about a decoder, and where its weights stand.
+"""The table of Hugging Face families: how a config.json describes a decoder, and how its weights are stored.
 
-A row says which key decides which DecoderConfig field, which keys are held to the one value the decoder implements,
-and which stored tensor holds which of our modules in which packing. `headdyn.models.families` reads it both ways.
+A row says which key of config.json gives which field of DecoderConfig, which keys must have the one value that the
+decoder implements, and which stored tensor has the weights of which modules, and how they are packed.
+`headdyn.models.families` uses the table for reading and writing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

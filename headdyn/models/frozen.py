@@ -46,7 +46,7 @@ class FrozenLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """A decoder frozen at B sequences, made by `freeze`. `residual` holds what every layer reads, then y_BTD."""
+    """A decoder frozen at B sequences, made by `freeze`. `residual` has the input of every layer, and last y_BTD."""
 
     decoder: Decoder
     branch: Branch
@@ -115,7 +115,7 @@ class Frozen:
         return u_BTD * self.final_scale_BT[..., None]
 
     def tail(self, start: int) -> Frozen:
-        """The frozen decoder from position `start` on: by causality all that inputs reach which are zero before it."""
+        """The frozen decoder for positions from `start` on; it suffices for inputs that are zero before `start`."""
         layers = [
             FrozenLayer(
                 pattern_BHQK=layer.pattern_BHQK[:, :, start:, start:],
@@ -141,10 +141,10 @@ def freeze(
     branch: Branch = "up",
     documents_BT: Int[Tensor, "B T"] | None = None,
 ) -> Frozen:
-    """Run the decoder once and keep the factors that make it linear: L · (H T² + T (F + D)) floats a sequence.
+    """Run the decoder once and store the factors that make it linear: L · (H T² + T (F + D)) numbers for each sequence.
 
     Raises ValueError for a module that cannot be frozen, naming it, and for weights in half precision, whose rounding
-    would look like a difference between the model and its operator.
+    errors could not be told from a difference between the model and its operator.
     """
     _require_freezable(decoder)
     c, blocks = decoder.config, [cast(Block, block) for block in decoder.blocks]
@@ -202,7 +202,10 @@ def _reads(block: Block, norm: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: b
 
 
 def _writes(block: Block, norm: Norm, x_NBTD: Tensor, scale_BT: Tensor) -> Tensor:
-    """What the residual stream receives of x: under post_norm x times an RMSNorm's gains, its own transpose."""
+    """What attention or MLP with output x adds to the residual stream: x, or with post_norm x behind the frozen norm.
+
+    The frozen RMSNorm is a diagonal matrix, hence its own transpose, and so serves gradients too.
+    """
     return x_NBTD * scale_BT[..., None] * norm.weight if block.post_norm else x_NBTD
 
 
@@ -214,7 +217,7 @@ def _norm(module: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: bool) -> Tenso
 
 
 def _scale(module: Norm, x_BTD: Tensor) -> Tensor:
-    """1/σ as the norm divides: about 0 in an RMSNorm, about the mean in a LayerNorm."""
+    """The factor 1/σ of the norm; σ is about 0 in an RMSNorm, about the mean in a LayerNorm."""
     spread_BT = x_BTD.pow(2).mean(-1) if module.bias is None else x_BTD.var(-1, correction=0)
     return torch.rsqrt(spread_BT + module.eps)
 
@@ -224,7 +227,7 @@ def _linear_branch(mlp: MLP, branch: Branch) -> nn.Linear:
 
 
 def _gate_factor(mlp: MLP, x_BTD: Tensor, branch: Branch) -> Tensor:
-    """The hidden units divided by their linear branch, [B, T, F], in closed form: the branch itself may be 0."""
+    """The gate factor [B, T, F]: hidden units divided by their linear branch, in closed form, since that may be 0."""
     up_BTF = mlp.up(x_BTD)
     if mlp.gate is not None:
         gate_BTF = mlp.gate(x_BTD)
@@ -241,9 +244,9 @@ def _gate_factor(mlp: MLP, x_BTD: Tensor, branch: Branch) -> Tensor:
 class Pulled:
     """Gradients of K frozen outputs with respect to the first block's input x and to every head's output z.
 
-    ⟨gradient at x_j, x_j⟩ is token j's exact share of the output: the shares of all tokens and the biases' part sum to
-    it. ⟨gradient at z, z⟩ is what all paths through a head carry; since a path crosses several heads, the shares of
-    heads do not sum to the output.
+    ⟨gradient at x_j, x_j⟩ is token j's exact share of the output: the shares of all tokens and that of the biases sum
+    to the output. ⟨gradient at z, z⟩ is the contribution of all paths through a head; since a path can cross several
+    heads, these do not sum to the output.
     """
 
     x_KBTD: Tensor
@@ -274,10 +277,11 @@ def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pull
 
 @dataclass(frozen=True, kw_only=True)
 class Direct:
-    """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: of what each part itself adds to the residual stream.
+    """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: the contribution of what each part adds to the residual
+    stream.
 
-    The parts are computed without biases; everything that biases add, along any path, is `biases_KB`. Parts and biases
-    sum to the output exactly.
+    The parts are computed without biases; all that biases contribute, along any path, is `biases_KB`. Together they sum
+    to the output exactly.
     """
 
     embedding_KB: Tensor

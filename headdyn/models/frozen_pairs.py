@@ -1,4 +1,6 @@
-"""The operator of one frozen sequence pair by pair: T_ij whole, its norms, and T_ij x_j. Letters as in frozen.py."""
+"""The operator T_ij of one frozen sequence, for pairs of tokens: T itself, its norms, and T_ij x_j. Letters as in
+frozen.py.
+"""
 
 from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ _CHUNK_FLOATS = 2**20  # in the largest array of a frozen pass: 2^23 took 1.8 ti
 def full_tensor(frozen: Frozen, *, max_tensor_bytes: int = 2**30) -> Float[Tensor, "I D J D"]:
     """T of one sequence, from the first block's input to the last block's output: T[i, :, j, :] is T_ij.
 
-    Raises ValueError where its (T·D)² numbers exceed `max_tensor_bytes`.
+    Raises ValueError if its (T·D)² numbers need more than `max_tensor_bytes`.
     """
     x_BTD = _only_sequence(frozen)
     _, length, width = x_BTD.shape

@@ -1,6 +1,6 @@
-"""Whether the revisions of a series are what their names say: a name is not trusted, the weights' hash is.
+"""Checks by hashes of the weights whether the revisions of a series are what their names say.
 
-Public suites have had step0 equal to step1, and 86 of 154 branches of one model serving weights of late training.
+In public suites step0 has been equal to step1, and 86 of 154 branches of one model have had weights of late training.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Integrity:
-    """What the weights' hashes say of a series.
-
-    `duplicates` are the groups of revisions that have the same weights; `excluded` says of a revision why it is not
-    counted.
-    """
+    """The groups of revisions with the same weights (`duplicates`), and why revisions are not counted (`excluded`)."""
 
     duplicates: tuple[tuple[str, ...], ...]
     excluded: Mapping[str, str]

@@ -71,7 +71,7 @@ def _attend(
     v_BGKd: Float[Tensor, "B G K d"],
     mask_QK: Bool[Tensor, "*rows Q K"] | None,
 ) -> Float[Tensor, "B H Q d"]:
-    """Attention with the causal mask, or the one given, which lets no query look ahead."""
+    """Attention with the causal mask, or with the given one, which must be causal too."""
     groups, length = k_BGKd.shape[1:3]
     if q_BHQd.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q_BHQd.shape[2] == length:
         dtype = torch.get_autocast_dtype("cpu")
@@ -86,13 +86,13 @@ def _attend(
 class BlockwiseAttention(torch.autograd.Function):
     """Causal attention for bfloat16 on a CPU: products in bfloat16, softmax in float32, queries in blocks.
 
-    A block of queries never sees the keys behind its last one, and its pattern is kept in bfloat16 alone. Shapes: h
-    query heads read each of G groups; scores and patterns of a block have its queries of all h heads as rows. The mask
-    is [Q, K] or [B, 1, Q, K], or None for all that came before.
+    Each block of queries computes scores only for keys up to its last query, and stores its pattern in bfloat16 alone.
+    Shapes: h query heads read each of G groups; scores and patterns of a block have the block's queries of all h heads
+    as rows. The mask is [Q, K] or [B, 1, Q, K]; None means causal.
 
-    Backward is written out. Autograd would keep the patterns in float32 too, mask gradients that are zero already, and
-    lay out those of the keys transposed: a whole compiled training step took 131 ms with it and takes 118 (D128 L2 H4
-    d32 B32 T128, one core).
+    Backward is written out, because autograd would also store patterns in float32, mask gradients that are zero
+    already, and transpose those of the keys: a compiled training step took 131 ms with it, and takes 118 ms without
+    (D128 L2 H4 d32 B32 T128, one core).
     """
 
     @staticmethod
@@ -127,7 +127,7 @@ class BlockwiseAttention(torch.autograd.Function):
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    """Where the blocks of queries start and stop: up to four, of 64 queries or more."""
+    """The (start, stop) of each block of queries: up to four blocks, of 64 queries or more."""
     count = max(1, min(4, length // 64))
     return [(i * length // count, (i + 1) * length // count) for i in range(count)]
 
@@ -138,7 +138,7 @@ def _rows(x_BGhTd: Tensor, start: int, stop: int) -> Tensor:
 
 
 def _sum_of_prefixes(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of tensors that each hold the first rows only, the last one all."""
+    """The sum of tensors of growing length, each aligned at its first row; as long as the last, longest one."""
     total = parts[0]
     for part in parts[1:]:
         rows = total.shape[2]
@@ -196,7 +196,7 @@ class Attention(nn.Module):
         return self.o(z_BTHd.reshape(batch, length, -1)), (k_BTGd, v_BTGd)
 
     def keys_values(self, x_BTD: Float[Tensor, "B T D"], rotary: Rotary | None) -> KeysValues:
-        """The keys (after norm and rotation) and values of these tokens; x is behind the block's first norm."""
+        """The keys (after norm and rotation) and values of these tokens; x is the output of the block's first norm."""
         batch, length, _ = x_BTD.shape
         k_BTGd = _normed(self.k_norm, self.k(x_BTD)).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
         v_BTGd = self.v(x_BTD).view(batch, length, self.config.num_kv_heads, self.config.head_dim)
@@ -217,7 +217,9 @@ class Attention(nn.Module):
 
 
 def _normed(norm: Norm | None, x_BTX: Float[Tensor, "B T X"]) -> Float[Tensor, "B T X"]:
-    """q or k of all heads, side by side, behind their norm: over each head's channels or over all, as it is wide."""
+    """q or k of all heads, side by side, after their norm; its width says whether it is over one head's channels or
+    all.
+    """
     return x_BTX if norm is None else norm(x_BTX.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
 
 
@@ -233,15 +235,18 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.d_ff, config.d_model, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """Act on every position by itself."""
+        """The MLP's output, computed for every position by itself."""
         if self.gate is not None:
             return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
         return self.down(F.gelu(self.up(x_BTD), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
 class Block(nn.Module):
-    """Attention and MLP, one after the other or both on the block's input. Each has a norm: of what it reads, or under
-    `post_norm` of what it writes. attn_out and mlp_out are what the residual stream receives, behind that norm."""
+    """Attention and MLP, one after the other, or both on the block's input (`parallel`).
+
+    Each has a norm on its input, or with `post_norm` on its output. The sites attn_out and mlp_out are what is added to
+    the residual stream, so with `post_norm` behind the norm.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -274,13 +279,13 @@ class Block(nn.Module):
         return (x_BTD if tap is None else tap("resid_post", self.layer, x_BTD)), keys_values
 
     def reads(self, norm: Norm, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """What attention or MLP reads of the residual stream x."""
+        """The input of attention or MLP, given the residual stream x."""
         return x_BTD if self.post_norm else norm(x_BTD)
 
     def writes(self, norm: Norm, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """What the residual stream receives of the output x of attention or MLP."""
+        """What is added to the residual stream, given the output x of attention or MLP."""
         return norm(x_BTD) if self.post_norm else x_BTD
 
     def mlp_out(self, x_BTD: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        """What the MLP adds to the residual stream, of which it reads x."""
+        """What the MLP adds to the residual stream, given the residual stream x that it reads."""
         return self.writes(self.norm2, self.mlp(self.reads(self.norm2, x_BTD)))

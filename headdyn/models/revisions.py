@@ -1,8 +1,8 @@
-"""Which training steps a checkpoint suite has, and how a series of them is written. No torch: a typo answers at once.
+"""The revisions of checkpoint suites: which there are, what their names state, and series of them. Imports no torch.
 
-Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. Suites trained
-here are saved under the same names, so what is said of Pythia here holds for them too. Names of other suites are read
-by a small grammar: words with numbers, such as stage1-step1000-tokens5B, step-240000, checkpoint-100, ckpt_000.
+Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. Suites trained here
+use the same names, so that this also holds for them. Names of other suites are words with numbers, such as
+stage1-step1000-tokens5B, step-240000, checkpoint-100, ckpt_000.
 """
 
 import difflib
@@ -20,7 +20,7 @@ def _revisions(steps: Sequence[int]) -> tuple[str, ...]:
 
 
 PYTHIA = _revisions(PYTHIA_STEPS)
-FINAL = PYTHIA[-1]  # `main` holds the same weights, says the suite's README, but its name says no step
+FINAL = PYTHIA[-1]  # `main` has the same weights, according to the suite's README, but its name states no step
 
 # original_11, original_8: the checkpoints of the original studies; the last point of the eleven was loaded from main.
 LISTS = MappingProxyType(
@@ -34,7 +34,7 @@ LISTS = MappingProxyType(
     }
 )
 
-SERIES = "series"  # the checkpoints that a model has by itself: a folder's, a training's snapshots, Pythia's pythia_log
+SERIES = "series"  # all checkpoints of a folder, all snapshots of a training, or Pythia's pythia_log
 _OTHER_NAMES = {"seed_11": "original_11", "seed_8": "original_8", SERIES: "pythia_log"}  # the former are older names
 _WORDS = {"step": "step", "global_step": "step", "checkpoint": "step", "ckpt": "step", "iter": "step"}
 _PART = re.compile(
@@ -50,10 +50,10 @@ def is_pythia(name: str) -> bool:
 
 
 def suite_of(name: str) -> tuple[str, str]:
-    """The suite that a model is a training of, and that training's random seed as its name states it, or "".
+    """The suite to which a training of this name belongs, and its random seed according to the name, or "".
 
-    EleutherAI/pythia-160m-seed3 is seed 3 of pythia-160m; Stanford's five GPT-2 of one size end in -x21, -x49 … behind
-    a name of their own.
+    EleutherAI/pythia-160m-seed3 is seed 3 of pythia-160m. Stanford's five GPT-2 of one size have a name of their own
+    and end in -x21, -x49 …
     """
     last = name.rstrip("/").rpartition("/")[2]
     if stanford := re.fullmatch(r"[a-z]+-(gpt2-(?:small|medium))-x(\d+)", last):
@@ -63,7 +63,7 @@ def suite_of(name: str) -> tuple[str, str]:
 
 
 def read_name(revision: str) -> dict[str, int]:
-    """What a revision's name states: any of stage, ingredient (OLMo-2's trainings of one stage), step, tokens and seed.
+    """The numbers in a revision's name: stage, ingredient (one of OLMo-2's trainings of a stage), step, tokens, seed.
 
     The step of stage1-step1000-tokens5B is 1000, its tokens 5e9; step-240000, checkpoint-100 and ckpt_000 are steps.
     """
@@ -77,12 +77,12 @@ def read_name(revision: str) -> dict[str, int]:
 
 
 def step_of(revision: str) -> int | None:
-    """The training step that a revision's name states, within its stage; None where it states none."""
+    """The training step that a revision's name states, within its stage, or None."""
     return read_name(revision).get("step")
 
 
 def in_order(revisions: Sequence[str]) -> tuple[str, ...]:
-    """Each revision once, in the order of training, stage by stage; those that state no step last, as they came."""
+    """Each revision once, in the order of training, stage by stage; those that state no step come last."""
 
     def place(revision: str) -> tuple[bool, int, int]:
         name = read_name(revision)
@@ -92,9 +92,9 @@ def in_order(revisions: Sequence[str]) -> tuple[str, ...]:
 
 
 def steps_of(revisions: Sequence[str]) -> Mapping[str, int | None]:
-    """The step of every revision of a series, counted through its stages: a stage's begin after the last one's end.
+    """The step of every revision of a series, counted through the stages; None for a revision that states no step.
 
-    The end of a stage is the last of its revisions in the series. None for a revision that states no step.
+    The steps of a stage are added to the last step that the stage before has in the series.
     """
     steps: dict[str, int | None] = {}
     stage, before, last = 0, 0, 0
@@ -118,12 +118,11 @@ def parse(
 ) -> tuple[str, ...]:
     """The revisions of a series, each once, in the order of training.
 
-    `text` holds revisions and names of `LISTS`, separated by commas, or is a sequence of them. Of another suite
-    (`pythia=False`) every name is taken as it is, and there are no lists; `series` stands for all that a local
-    `folder` has. `main` lets the revision main in, which a series should not hold: it is a copy of the last step, under
-    a name that may later be given to other weights.
-    Raises ValueError for an empty series, for main without `main`, for a step that Pythia lacks, for a name that states
-    no step, and for several training seeds or ingredients.
+    `text` has revisions and names of `LISTS`, separated by commas, or is a sequence of them. For other suites
+    (`pythia=False`) names are used as they are, and there are no lists; `series` means all revisions in the local
+    `folder`. `main` allows the revision main, which a series should not contain: it is a copy of the last step, under a
+    name that may later get other weights. Raises ValueError for an empty series, for main if it is not allowed, for a
+    step that Pythia does not have, for a name that states no step, and for several training seeds or ingredients.
     """
     if text == SERIES and (folder is not None or not pythia):
         text = [name for name in in_folder(folder) if name != "main"] if folder is not None else []
@@ -164,7 +163,7 @@ def parse(
 
 
 def require_pythia(revision: str) -> str:
-    """The revision, if Pythia has it. Raises ValueError with the nearest that it has."""
+    """Returns the revision if Pythia has it, else raises ValueError with the nearest ones."""
     if revision in PYTHIA:
         return revision
     digits = re.fullmatch(r"(?:steps?)?[-_ ]?(\d+)(k?)", revision.lower())

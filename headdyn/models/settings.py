@@ -1,4 +1,4 @@
-"""What conf/model may say. No torch here: a configuration is checked before anything heavy is imported."""
+"""The settings of conf/model. Imports no torch: a configuration is checked before anything heavy is imported."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
 @settings
 class MiniQwen3:
-    """conf/model/mini_qwen3: trained from scratch by this run."""
+    """conf/model/mini_qwen3: a model that the run trains from scratch."""
 
     kind: str
     name: str
@@ -27,7 +27,7 @@ class MiniQwen3:
 
 @settings
 class Trained(MiniQwen3):
-    """conf/model/trained: a Mini-Qwen3 as it was at one of its snapshots; `revisions=snapshots`, or series, is all."""
+    """conf/model/trained: a Mini-Qwen3 at a snapshot of its training; `revisions=snapshots` (or series) means all."""
 
     revision: str | None = None  # step000400 or step400; null is the last
     revisions: Literal["snapshots", "series"] | None = None
@@ -61,13 +61,13 @@ class Pretrained:
 
 
 class BuiltSuite(Protocol):
-    """A series of checkpoints that a class of its own trains here: conf/model names that class as `_target_`.
+    """A series of checkpoints that headdyn trains by a class of its own, which conf/model names as `_target_`.
 
-    It is trained at most once for its recipe, into a folder with a Hugging Face checkpoint and its tokenizer for every
-    revision (step1000/…); a run then loads its revision from there.
+    It is trained at most once for its recipe, into a folder with a Hugging Face checkpoint and a tokenizer for every
+    revision (step1000/…), from which runs load their revision.
     """
 
-    stage: ClassVar[str]  # what the store and the record of a run call this training
+    stage: ClassVar[str]  # the name of this training in the store and in the record of a run
 
     @property
     def name(self) -> str: ...
@@ -82,19 +82,19 @@ class BuiltSuite(Protocol):
     def dtype(self) -> str: ...
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that the weights depend on."""
+        """Everything on which the weights depend."""
         ...
 
     def build(
         self, folder: Path, *, observer: Callable[[Any], None] | None, should_stop: Callable[[], bool] | None
     ) -> None:
-        """Train it into `folder`, or go on with what an earlier call left there; arguments as in training/loop.py."""
+        """Train the series into `folder`, or continue an interrupted call; arguments as in training/loop.py."""
         ...
 
     def series(self, text: str) -> tuple[str, ...]:
-        """The revisions that `model.revisions=text` asks for. Raises ValueError for one that it does not have."""
+        """The revisions that `model.revisions=text` asks for. Raises ValueError for one that the series lacks."""
         ...
 
     def truth(self) -> dict[str, Any]:
-        """What is known of it by construction, for the run's record (`manifest["truth"]`)."""
+        """What is known of the series by construction, for the run's record (`manifest["truth"]`)."""
         ...

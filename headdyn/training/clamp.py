@@ -1,7 +1,4 @@
-"""Training with a head's attention pattern, or what it writes, held at an ideal: what follows once that is given.
-
-Letters as in models/decoder.py.
-"""
+"""Training with one head's attention pattern, or its output, held at an ideal. Letters as in models/decoder.py."""
 
 from collections.abc import Callable
 
@@ -15,9 +12,9 @@ from headdyn.training.settings import Clamp
 
 
 def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Tensor]:
-    """Mean next-token loss in nats with the clamp's head held.
+    """The loss function of a training with the clamp: mean next-token loss in nats, with the head held.
 
-    It raises ValueError for sequences of several documents, which a held head would not keep apart.
+    That function raises ValueError if it is given documents, because a held head would attend across them.
     """
 
     def loss(decoder: Decoder, tokens_BT: Int[Tensor, "B T"], documents_BT: Tensor | None) -> Float[Tensor, ""]:
@@ -41,7 +38,7 @@ def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Ten
 def _with_copies(
     decoder: Decoder, tokens_BT: Int[Tensor, "B T"], layer: int, is_held_H: Bool[Tensor, " H"]
 ) -> Tensor | None:
-    """Logits of a model whose held head writes nothing but copies of what its own pattern attends to."""
+    """Logits of a model whose held head writes only copies of the tokens to which its own pattern attends."""
     silent = Edit(site="z", layer=layer, value=torch.zeros((), device=tokens_BT.device), where=is_held_H[:, None])
     sites = ("resid_pre", "pattern", "attn_out")
     traced = decoder.trace(tokens_BT, sites=sites, layers=(layer,), edits=[silent], logits=None)
@@ -52,7 +49,7 @@ def _with_copies(
 
 
 def copies(decoder: Decoder, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    """Every token's direction in the unembedding as it is by now, of root mean square 1; not trained through."""
+    """Every token's present direction in the unembedding, of root mean square 1, without a gradient."""
     rows_BTD = decoder.unembed.weight.detach()[tokens_BT]
     return rows_BTD / rows_BTD.square().mean(-1, keepdim=True).sqrt()
 
@@ -65,7 +62,7 @@ def previous_token(tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B Q K"]:
 
 
 def match(tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B Q K"]:
-    """Every query attends evenly to the tokens that followed its own token before, to token 0 where there is none."""
+    """Every query attends evenly to the tokens that followed its own token earlier, or to token 0 if there is none."""
     length = tokens_BT.shape[1]
     same_BQK = tokens_BT[:, :, None] == F.pad(tokens_BT[:, :-1], (1, 0), value=-1)[:, None]
     follows_BQK: Bool[Tensor, "B Q K"] = (

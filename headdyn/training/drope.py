@@ -1,7 +1,7 @@
-"""DroPE: take RoPE away from a trained decoder and recalibrate it at the same length (science.md §5; arXiv 2512.12167).
+"""DroPE: RoPE is removed from a trained decoder, which is then recalibrated (science.md §5; arXiv 2512.12167).
 
-`rope_control` is the same recalibration with RoPE kept, so that what dropping did is not mistaken for what more
-training did.
+The control `rope_control` is the same recalibration with RoPE kept, by which the effect of the drop can be told apart
+from that of more training.
 """
 
 import copy
@@ -22,14 +22,14 @@ from headdyn.training.next_token import NextToken, train
 from headdyn.training.objective import Batches, Precision, evaluate
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
-# Parameters × tokens from which compiling pays: 300 steps of 4,096 tokens at 0.8 M parameters. It saves about a third
-# of a step there (120 ms on two cores) and costs 25 s, or 1 s where the compiler's cache holds the graph.
+# Parameters × tokens from which on compiling saves time: 300 steps of 4,096 tokens at 0.8 M parameters. There it saves
+# about a third of each step (120 ms on two cores) and takes 25 s, or 1 s if the graph is in the compiler's cache.
 _COMPILE_FROM = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recalibration:
-    """A recalibrated arm. `val_loss_nats` by recalibration step is the recovery curve; step 0 is the raw drop.
+    """A recalibrated arm. `val_loss_nats` has the held-out loss by recalibration step; step 0 is right after the drop.
 
     `recovered` says whether the arm ended within `recovered_within_nats` of its RoPE parent's held-out loss.
     """
@@ -44,7 +44,7 @@ class Recalibration:
 
 @dataclass(frozen=True)
 class _Continued:
-    """The batches that a schedule would show after its first `done` steps."""
+    """A schedule without its first `done` steps."""
 
     schedule: BatchSchedule
     done: int
@@ -67,11 +67,11 @@ def recalibrate(
     observer: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Recalibration:
-    """Train a copy of `parent` shortly, without RoPE in any layer unless `keep_rotary`; the parent stays as it is.
+    """Train a copy of `parent` for a short time, without RoPE in any layer unless `keep_rotary`.
 
-    `settings` are those the parent was trained with. Every arm of a seed gets the same batches, whatever the ordering
-    the parent saw: those a shuffled training would have come to next. Optimizers start fresh in every round. The folder
-    gets snapshots/, recalibration.json, and what `train` leaves of each round. Raises what `train` raises.
+    `settings` are those of the parent's training. Every arm of a seed gets the same batches, whatever the ordering of
+    its parent: those that a shuffled training would take next. Every round has new optimizers. Writes snapshots/,
+    recalibration.json, and the files of each round's training to the folder. Raises as `train` does.
     """
     arm = copy.deepcopy(parent).to(device)
     if not keep_rotary:
@@ -83,7 +83,7 @@ def recalibrate(
 
     parent_loss = held_out_loss(parent.to(device))
     limit = parent_loss + recalibration.recovered_within_nats
-    no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not look at them
+    no_topics_N = np.zeros(len(corpus.train), np.int64)  # a shuffled order does not depend on them
     shuffled = BatchSchedule(ordering=Shuffled(), dominant_N=no_topics_N, batch_size=settings.batch_size, seed=seed)
     until_recovered = recalibration.until_recovered and recalibration.steps is None
     done, losses = 0, {0: held_out_loss(arm)}
@@ -129,7 +129,7 @@ def recalibrate(
 def short_settings(
     settings: TrainSettings, recalibration: RecalibrationSettings, steps: int, decoder: Decoder, corpus: Corpus
 ) -> TrainSettings:
-    """The training settings of a round of `steps` recalibration steps: its re-warmup and its share of the rates."""
+    """The training settings of a recalibration round: its number of steps, its warmup and its learning rates."""
     parameters = sum(parameter.numel() for parameter in decoder.parameters())
     tokens = steps * settings.batch_size * corpus.train.tokens_NT.shape[1]
     return dataclasses.replace(

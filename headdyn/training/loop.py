@@ -1,9 +1,10 @@
-"""The one training loop: steps, learning rates, metrics.jsonl, and the state that survives a kill.
+"""The training loop: updates, learning rates, metrics.jsonl, and the saved state from which a stopped training
+continues.
 
-What is trained is a `Task`: the losses of an update, and what to save and to measure on the way
-(headdyn/training/next_token.py has the usual one). Updates are numbered from 0; step s is the model after s updates,
-step 0 the untrained one. Batch and learning rates of an update are functions of its number alone (science.md §2, §4),
-so the whole state of a training is its weights, its optimizers' moments and the step.
+A `Task` says what is trained: the losses of an update, and what is measured and saved on the way (the usual one is in
+headdyn/training/next_token.py). Updates are numbered from 0; step s is the model after s updates, step 0 the untrained
+one. Batch and learning rates of an update depend on its number alone (science.md §2, §4), so the whole state of a
+training consists of its weights, its optimizers' moments and the step.
 """
 
 import gc
@@ -35,12 +36,12 @@ from headdyn.training.settings import TrainSettings
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.5  # how often the observer is called and, on a GPU, the device is read
-_SMOOTHED = 20  # a Progress gives means over this many readings: steps on a CPU
+_SMOOTHED = 20  # a Progress has means over so many readings; on a CPU a reading is one step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where a training stands, its last steps averaged. `gap_closed` = (ln V − loss)/(ln V − floor)."""
+    """How far a training is, averaged over its last steps. `gap_closed` = (ln V − loss)/(ln V − floor)."""
 
     step: int
     steps: int
@@ -51,7 +52,7 @@ class Progress:
 
 
 class TrainingInterrupted(StageInterruptedError):
-    """Training stopped because it was asked to. Its state is saved, and the same call goes on from there."""
+    """Training stopped because it was asked to. Its state is saved, and the same call continues from there."""
 
     def __init__(self, step: int, folder: Path) -> None:
         super().__init__(f"training stopped after step {step} as asked; its state is in {folder}")
@@ -59,7 +60,7 @@ class TrainingInterrupted(StageInterruptedError):
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss, a gradient or a weight is no finite number any more."""
+    """A loss, a gradient or a weight is not finite any more."""
 
     def __init__(
         self, step: int, what: str, rates: Mapping[str, float], last_good: Path | None, settings_group: str
@@ -73,7 +74,7 @@ class TrainingDiverged(RuntimeError):
 
 
 def learning_rate_factor(update: int, settings: TrainSettings) -> float:
-    """The share of the full rates at an update, counted from 0: a linear warmup to 1, then a cosine to 0."""
+    """Learning rate at an update, counted from 0, over the full rate: a linear warmup to 1, then a cosine to 0."""
     if update < settings.warmup_steps:
         return (update + 1) / settings.warmup_steps
     return 0.5 + 0.5 * math.cos(math.pi * (update - settings.warmup_steps) / (settings.steps - settings.warmup_steps))
@@ -87,39 +88,39 @@ class Task(Protocol):
     folder: Path
     precision: Precision
     device: str
-    settings_group: str  # of the configuration, where the learning rates stand: named by the error of a divergence
+    settings_group: str  # the configuration group with the learning rates, which the error of a divergence names
     tokens_per_step: int
-    parts: int = 1  # of an update's batch that go through this device one after another
+    parts: int = 1  # in how many parts this device processes an update's batch, one after another
     milestones: Collection[int]  # the steps of `visit`; step 0 is the untrained model
-    floor_nats: float | None = None  # the lowest loss that is possible, where it is known
+    floor_nats: float | None = None  # the lowest possible loss, if it is known
 
     def recipe(self) -> Mapping[str, Any]:
-        """What a saved state depends on beside its step, so that it is not continued as something else."""
+        """All on which a saved state depends, apart from the step; a state of another recipe is not continued."""
 
     def prepare(self) -> None:
-        """Get ready for the first update of this call, which is not the training's first where it goes on."""
+        """Prepare the first update of this call, which may continue an earlier one."""
         return
 
     def losses(self, update: int, part: int) -> Mapping[str, Float[Tensor, ""]]:
-        """The losses in nats of a part of an update, as metrics.jsonl names them; over the parts they add up.
+        """The losses of a part of an update, in nats, by their names in metrics.jsonl.
 
-        Their sum is minimised; the first is shown.
+        They are summed over the parts of an update. Training minimises the sum of all losses and shows the first.
         """
 
     def visit(self, step: int) -> Mapping[str, float]:
-        """Save or measure the model as it is after `step` updates; returns numbers for metrics.jsonl."""
+        """Save or measure the model after `step` updates; returns numbers for metrics.jsonl."""
 
     def last_saved(self) -> Path | None:
-        """The newest model that `visit` saved, for the error of a divergence."""
+        """The file of the newest model that `visit` saved, for the error of a divergence."""
 
     def finish(self, seconds: float) -> None:
-        """Write down that the training is complete. `seconds` were spent on updates alone."""
+        """Record that the training is complete. `seconds` is the time for updates alone."""
 
 
 def run(
     task: Task, observer: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
 ) -> None:
-    """Train the task's decoder in place, or go on with the state that an earlier call left in the task's folder.
+    """Train the task's decoder in place, from the start or from the state that an earlier call saved in its folder.
 
     The folder gets metrics.jsonl, what the task saves and, while at work, resume/. `observer` is called every half
     second, `should_stop` is asked after every step.
@@ -201,7 +202,7 @@ class _Loop:
                 raise TrainingInterrupted(self.step, self.folder)
 
     def update(self) -> None:
-        """One update. Nothing waits for the device here, and non-finite numbers move no weight."""
+        """Do one update, without waiting for the device. If numbers are not finite, no weight changes."""
         totals: dict[str, Tensor] = {}
         with reproducible(self.task.device):
             for part in range(self.task.parts):
@@ -221,10 +222,10 @@ class _Loop:
         return {"muon_lr": factor * self.settings.muon_lr, "adamw_lr": factor * self.settings.adamw_lr}
 
     def read(self) -> None:
-        """Fetch the numbers of the steps since the last reading into metrics.jsonl."""
+        """Write the numbers of the steps since the last reading to metrics.jsonl; waits for the device."""
         values = iter(torch.cat([numbers for _, _, numbers in self.unread]).tolist())
         for step, names, _ in self.unread:
-            numbers = dict(zip(names, values, strict=False))  # names first: zip must not take a value too many
+            numbers = dict(zip(names, values, strict=False))  # names first, so that zip takes no value too many
             self.require_finite(step, numbers)
             self.metrics.write(step, **numbers)
             self.shown_losses.append(numbers[names[0]])
@@ -235,7 +236,7 @@ class _Loop:
         self.unread.clear()
 
     def visit(self) -> None:
-        """What the task saves and measures at this step. Numbers come with the learning rates and the speed."""
+        """Let the task save and measure at this step; writes its numbers with the learning rates and the speed."""
         self.require_finite_weights()
         if measured := self.task.visit(self.step):
             self.require_finite(self.step, measured)
@@ -246,7 +247,7 @@ class _Loop:
         self.clock = time.monotonic()
 
     def save_state(self) -> None:
-        """The whole state, for a later call to go on from; the metrics up to it reach the disk before it does."""
+        """Save the whole state, from which a later call continues, after the metrics up to this step."""
         self.require_finite_weights()
         self.metrics.flush(to_disk=True)
         model = {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
@@ -256,7 +257,7 @@ class _Loop:
 
     @torch.no_grad()
     def restore(self) -> bool:
-        """Whether an earlier call left a state, which is then in place."""
+        """Load the state that an earlier call saved. Returns whether there was one."""
         state = from_process_0(lambda: load_newest_state(self.folder / "resume", self.recipe(), self.task.device))
         if state is None:
             return False
@@ -268,7 +269,7 @@ class _Loop:
         return True
 
     def recipe(self) -> dict[str, Any]:
-        return json.loads(json.dumps(self.task.recipe()))  # as a file gives it back: tuples are lists
+        return json.loads(json.dumps(self.task.recipe()))  # in the form in which it is read from a file
 
     def require_finite(self, step: int, numbers: Mapping[str, float]) -> None:
         if not all(map(math.isfinite, numbers.values())):
@@ -303,7 +304,7 @@ class _Loop:
 
 @contextmanager
 def _quiet_collector(device: str) -> Iterator[None]:
-    """Keep Python's garbage collector from stalling a GPU's queue; a step leaves no reference cycles behind."""
+    """Switch Python's garbage collector off, which would stall a GPU's queue; updates leave no reference cycles."""
     if torch.device(device).type == "cpu" or not gc.isenabled():
         yield
         return

@@ -1,4 +1,4 @@
-"""Training on a corpus: a decoder learns to predict the next token, with held-out losses and snapshots on the way."""
+"""Training on a corpus: a decoder learns to predict the next token, with held-out losses and snapshots in between."""
 
 import dataclasses
 import hashlib
@@ -27,7 +27,7 @@ from headdyn.training.settings import TrainSettings, process, processes
 
 
 class Schedule(Protocol):
-    """Which sequences make up the batch of every update."""
+    """The sequences of every update's batch."""
 
     def indices(self, step: int) -> np.ndarray:
         """The sequence indices [B] of the batch of update `step`, counted from 0."""
@@ -35,9 +35,9 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """A finished training. `val_loss_nats` has the held-out loss of every evaluated step, those of snapshots included.
+    """A finished training. `val_loss_nats` has the held-out loss at every evaluated step, among them all snapshots.
 
-    `seconds` and `tokens_per_second` are of updates alone: no evaluation, no saving, no compilation.
+    `seconds` and `tokens_per_second` count updates alone, without evaluation, saving and compilation.
     """
 
     decoder: Decoder
@@ -56,11 +56,11 @@ class TrainingResult:
 
 @dataclass
 class NextToken(Task):
-    """Train `decoder` in place, on the batches that `schedule` makes of the corpus.
+    """Trains `decoder` in place, on the batches that `schedule` makes of the corpus.
 
-    The folder gets snapshots/, metrics.jsonl and, when done, result.json; while at work also resume/. The held-out loss
-    (the first `eval_sequences` of the validation split) is taken at step 0, every `eval_every_steps`, at every
-    snapshot, at the steps of `evaluate_at` and at the end.
+    Writes snapshots/, metrics.jsonl and, at the end, result.json to the folder, and resume/ meanwhile. The held-out
+    loss, on the first `eval_sequences` of the validation split, is taken at step 0, every `eval_every_steps`, at every
+    snapshot, at the steps `evaluate_at` and at the end.
     """
 
     decoder: Decoder
@@ -109,9 +109,9 @@ class NextToken(Task):
         return {"train_loss_nats": weight * self.loss_function(self.decoder, *self.batches(part_B))}
 
     def share(self, update: int, part: int) -> tuple[np.ndarray, float]:
-        """The sequences of an update's batch that this process takes as its part, and their share of the scored tokens.
+        """The sequences of a part of this process's share of the batch, and their share of the batch's scored tokens.
 
-        The batch is the same however many share it.
+        The batch itself does not depend on the number of processes.
         """
         batch_B = self.schedule.indices(update)
         first = (process() * self.parts + part) * self.settings.part_size
@@ -146,9 +146,9 @@ class NextToken(Task):
 def train(
     task: NextToken, observer: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
 ) -> TrainingResult:
-    """Train, or go on with what an earlier call left in the task's folder; a finished training is only read.
+    """Train, or continue an earlier call with the same folder; a finished training is only read.
 
-    `observer` and `should_stop` as in `headdyn.training.loop.run`, which says what is raised.
+    `observer`, `should_stop` and errors as in `headdyn.training.loop.run`.
     """
     if not (task.folder / "result.json").exists():
         if processes() > 1:
@@ -168,15 +168,17 @@ def train(
 
 
 def help_process_0() -> None:
-    """What every process but 0 does for a whole run: it trains along in each training until there is none any more."""
+    """What every process but 0 does during a run: take part in each training until process 0 says that there is no
+    more.
+    """
     join()
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # process 0 says when to stop
+        signal.signal(number, signal.SIG_IGN)  # process 0 tells when to stop
     while True:
         try:
             fields: dict[str, Any] | None = from_process_0(dict)
         except RuntimeError:
-            return  # process 0 is gone, and has said why
+            return  # process 0 has ended and reported why
         if fields is None:
             leave()
             return

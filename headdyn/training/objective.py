@@ -1,4 +1,4 @@
-"""What a training minimises and is judged by: the next-token loss, over batches that live on the device."""
+"""The loss that a training minimises and is evaluated by: the next-token loss, on batches on the device."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def next_token_loss(
 
 
 def autocast(precision: Precision, device: str) -> AbstractContextManager[None]:
-    """bf16: products in bfloat16, weights and everything else in float32. fp32: nothing changes.
+    """With bf16, products are in bfloat16, weights and everything else in float32. With fp32 nothing changes.
 
-    Enter it around a compiled function, not within: an autocast region inside a graph keeps the graph out of the
-    compiler's cache (6 s against 1 s to compile the laptop model again in a new process).
+    Enter it around a compiled function, not inside: a graph that contains an autocast region is not stored in the
+    compiler's cache (compiling the laptop model again in a new process then takes 6 s, not 1 s).
     """
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager
 def reproducible(device: str) -> Iterator[None]:
-    """On a CPU, have a compiled function add up the embedding's gradient in a fixed order.
+    """On a CPU, make a compiled function add up the embedding's gradient in a fixed order.
 
-    Otherwise its threads add into the same rows in any order: two equal trainings differ in the last bit after one
+    Otherwise its threads add to the same rows in any order; then two equal trainings differ in the last bit after one
     step, and an interrupted one does not continue to the same weights. Every compiled call belongs inside, because a
-    graph is compiled for this setting, and every backward pass, because it reads the setting when it runs. The price is
-    6 % of a step (162 against 153 ms at the laptop mode's shape on two threads).
+    graph is compiled for this setting, and every backward pass too, because it reads the setting. This makes a step 6 %
+    slower (162 instead of 153 ms for the laptop mode's model on two threads).
     """
     if torch.device(device).type != "cpu":
         yield
@@ -74,10 +74,10 @@ def reproducible(device: str) -> Iterator[None]:
 
 
 class Batches:
-    """Token batches of a split on a device. A GPU holds the whole split, so that no step waits for a copy.
+    """Token batches of a split on a device. A GPU gets the whole split at once, so that no step waits for a copy.
 
-    With `mask_documents` they carry document numbers: attention stays inside documents then, and a document's first
-    token is not scored.
+    With `mask_documents`, batches have document numbers: attention then stays inside documents, and a document's first
+    token is not scored. Raises ValueError if the split has none.
     """
 
     def __init__(self, split: Split, device: str, *, mask_documents: bool) -> None:
@@ -95,7 +95,7 @@ class Batches:
 
     @classmethod
     def prefix(cls, split: Split, sequences: int, device: str, *, mask_documents: bool) -> Batches:
-        """The first `sequences` sequences alone: the held-out set of a training is a fixed prefix."""
+        """The batches of the first `sequences` sequences, such as the held-out set of a training."""
         split = Split(
             tokens_NT=split.tokens_NT[:sequences],
             topics_NT=split.topics_NT[:sequences],
@@ -109,7 +109,7 @@ class Batches:
         return self._arrays[0].shape
 
     def __call__(self, indices_B: np.ndarray) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"] | None]:
-        """Tokens and, under `mask_documents`, document numbers of these sequences."""
+        """Tokens and, with `mask_documents`, document numbers of these sequences."""
         if self._on_cpu:
             tokens_BT, documents_BT = (
                 None if array_NT is None else torch.from_numpy(array_NT[indices_B].astype(np.int64))
@@ -141,7 +141,8 @@ def evaluate(
 ) -> float:
     """Mean next-token loss in nats over all scored tokens of `batches`, in the precision of training.
 
-    `loss_function` sees full batches only, and gradients stay enabled for it: so a compiled one needs no second graph.
+    `loss_function` is called with full batches only and with gradients enabled, so that a compiled one needs no second
+    graph.
     """
     count = batches.shape[0]
     total, scored = torch.zeros((), dtype=torch.float32, device=batches.device), 0
@@ -158,22 +159,22 @@ def evaluate(
 
 @functools.cache
 def _compiled() -> LossFunction:
-    # Else the graph takes the cosine of every position anew for every sequence, head, layer and pass: a tenth of a
-    # training step on a CPU. Marked here, not where it is defined: marking imports the compiler, which takes 2 s.
+    # Otherwise the graph computes every position's cosine again for every sequence, head, layer and pass, which takes a
+    # tenth of a training step on a CPU. Not done where the function is defined, because it imports the compiler (2 s).
     torch.compiler.assume_constant_result(rotary_tables)
     return torch.compile(next_token_loss, dynamic=False)
 
 
 _compiled_for: set[object] = set()
-_MOST_VARIANTS = 8  # of one function; beyond, the compiler falls back to plain execution
+_MOST_VARIANTS = 8  # graphs of one function; with more, the compiler falls back to plain execution
 
 
 def compiled_loss(decoder: Decoder, batches: Batches, indices_B: np.ndarray, precision: Precision) -> LossFunction:
-    """`next_token_loss` compiled for batches of this shape, forward and backward, now rather than at the first step.
+    """`next_token_loss`, compiled forward and backward for batches of this shape, now rather than at the first step.
 
-    One graph serves every training of the same shapes in this process, since the decoder is an argument to it. Where
-    this machine cannot compile, as without a C++ compiler, that is logged as a warning and the plain function returned:
-    the same numbers up to rounding, at about two thirds of the speed.
+    The decoder is an argument of the graph, which therefore serves every training with the same shapes in this process.
+    If this machine cannot compile, for example without a C++ compiler, a warning is logged and the plain function
+    returned: the same numbers up to rounding, at about two thirds of the speed.
     """
     from torch._dynamo.exc import BackendCompilerFailed
     from torch._inductor.exc import InductorError

@@ -24,16 +24,16 @@ _NEWTON_SCHULZ_STEPS = 5
 
 @dataclass(frozen=True)
 class ParameterSplit:
-    """Which optimizer trains what, by name. Every parameter is in exactly one of the two, a tied one once."""
+    """The parameters of each optimizer, by name. Every parameter is in exactly one of the two, a tied one once."""
 
     muon: Mapping[str, nn.Parameter]
     adamw: Mapping[str, nn.Parameter]
 
 
 def split_parameters(decoder: Decoder) -> ParameterSplit:
-    """Muon takes q, k, v, o, gate, up and down of every layer, each a matrix of its own.
+    """Muon trains q, k, v, o, gate, up and down of every layer, each as a matrix of its own.
 
-    AdamW takes the rest: embedding, learned positions, an untied unembedding, the gains of norms, all biases.
+    AdamW trains the rest: embedding, learned positions, an untied unembedding, gains of norms, all biases.
     """
     named = dict(decoder.named_parameters())
     muon = {name: parameter for name, parameter in named.items() if _HIDDEN_MATRIX.fullmatch(name)}
@@ -44,8 +44,8 @@ def split_parameters(decoder: Decoder) -> ParameterSplit:
 def newton_schulz() -> Callable[..., Tensor]:
     """muon-optimizer's `zeropower_via_newtonschulz5`, which orthogonalises matrices and stacks of them in bfloat16.
 
-    Raises ImportError where the package is absent, or where another one holds its import name: PyPI's unrelated
-    `muon` (multimodal omics) does.
+    Raises ImportError if the package is absent, or if another one has its import name, as PyPI's unrelated `muon`
+    (multimodal omics) does.
     """
     if importlib.util.find_spec("muon") is None:
         raise ImportError("muon-optimizer is not installed; run: pip install muon-optimizer")
@@ -70,8 +70,8 @@ def _what_is_muon() -> str:
 class Muon:
     """Nesterov momentum, orthogonalised by Newton–Schulz: Jordan et al. 2024, as muon-optimizer computes it.
 
-    The update of a matrix [O, I] has the scale √max(1, O/I) ("original"; a rate of 0.02 belongs to it alone). Matrices
-    of one shape are one stack: momentum, Newton–Schulz and scale are a handful of kernels however deep the model is.
+    The update of a matrix [O, I] is scaled by √max(1, O/I), the scale for which a rate of 0.02 is meant. Matrices of
+    the same shape form a stack, so the number of kernels does not grow with the model's depth.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], momentum: float, *, compiled: bool = False) -> None:
@@ -88,7 +88,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, lr: float, finite: Bool[Tensor, ""]) -> None:
-        """Move every matrix against its gradient; nothing moves where `finite` is false."""
+        """Update every matrix, unless `finite` is false."""
         for shape, stack in self.stacks.items():
             gradient_NOI = torch.stack([_gradient(parameter) for parameter in stack])
             update_NOI = self._update(gradient_NOI, self.momentum[shape], finite)
@@ -109,13 +109,13 @@ class Muon:
         return {f"{outputs}x{inputs}": stack for (outputs, inputs), stack in self.momentum.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for (outputs, inputs), stack in self.momentum.items():
             stack.copy_(state[f"{outputs}x{inputs}"])
 
 
 class Optimizers:
-    """Both optimizers of a training, stepped together. The learning rates come with every step."""
+    """Both optimizers of a training. The learning rates are arguments of every step."""
 
     def __init__(self, decoder: Decoder, settings: TrainSettings, *, compiled: bool = False) -> None:
         split = split_parameters(decoder)
@@ -127,9 +127,11 @@ class Optimizers:
         )
 
     def step(self, *, muon_lr: float, adamw_lr: float, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Clip the gradients to `clip_norm` together, move the weights, forget the gradients; return their norm before.
+        """Clip the gradients to a common norm of `clip_norm`, update the weights, drop the gradients; returns the norm
+        before clipping.
 
-        Where the loss or the norm is not finite no weight moves. That is decided on the device: the host reads nothing.
+        If the loss or the norm is not finite, no weight changes. The device decides that, without a transfer to the
+        host.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)
@@ -148,7 +150,7 @@ class Optimizers:
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
 

@@ -1,4 +1,4 @@
-"""One live line while a training works."""
+"""The line that shows a training's progress."""
 
 import logging
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from headdyn.training.loop import Progress
 
 log = logging.getLogger(__name__)
 
-relay: Callable[[str], None] | None = None  # set in a sweep's worker: takes progress to the process that shows it
+relay: Callable[[str], None] | None = None  # set in a sweep's worker: sends progress to the process that shows it
 
 
 class ProgressLine:
@@ -29,7 +29,7 @@ class ProgressLine:
             self.lines.__exit__(*error)
 
     def __call__(self, progress: Progress) -> None:
-        """Show where the training stands."""
+        """Show how far the training is."""
         if relay:
             relay(describe(progress))
         elif self.lines:

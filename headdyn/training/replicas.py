@@ -1,9 +1,9 @@
 """One training on several devices: `torchrun --nproc-per-node 4 -m headdyn.run …`, one process a device.
 
-Data parallelism as in DDP, in nanochat's manner: every process holds a replica of the model and of both optimizers,
-takes its share of each batch, and adds its gradients to those of the others, so that all make the same update. Process
-0 does everything else of the run; the others only train along. Nothing is sharded: a model that does not fit on one
-device is for torchtitan or OLMo-core.
+Data parallelism, as in DDP and nanochat: every process has a replica of the model and of both optimizers, processes its
+share of each batch, and adds its gradients to those of the others, so that all make the same update. Process 0 does
+everything else of the run; the others only take part in trainings. Nothing is sharded: a model that does not fit on one
+device is better trained with torchtitan or OLMo-core.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _PATIENCE = timedelta(days=7)  # the others wait while process 0 builds a corpus
 
 
 def join() -> None:
-    """Meet the other processes, and use the GPU of this one's number. Only the first call does anything."""
+    """Connect to the other processes, and use the GPU with this process's number. Later calls do nothing."""
     if dist.is_initialized():
         return
     if torch.cuda.is_available():
@@ -34,7 +34,7 @@ def join() -> None:
 
 
 def from_process_0(make: Callable[[], T]) -> T:
-    """What `make` returns on process 0, on every process; its tensors are on the CPU where there are several."""
+    """Returns on every process what `make` returns on process 0. With several processes, tensors are on the CPU."""
     if processes() == 1:
         return make()
     buffer = io.BytesIO()
@@ -46,7 +46,7 @@ def from_process_0(make: Callable[[], T]) -> T:
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor, in place, by its sum over the processes. All go in one message."""
+    """Replace every tensor, in place, by its sum over the processes, in a single message."""
     if processes() == 1:
         return
     total = torch.cat([tensor.flatten() for tensor in tensors])
@@ -56,7 +56,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def release() -> None:
-    """Let the other processes end, when process 0 has no more to train."""
+    """Called by process 0 when there is nothing more to train: let the other processes end."""
     if processes() > 1:
         join()
         from_process_0(lambda: None)
@@ -64,5 +64,5 @@ def release() -> None:
 
 
 def leave() -> None:
-    """Leave the other processes: without it the end of this one may abort in a thread that still listens."""
+    """Disconnect from the other processes; without it this one may abort at its end, in a thread that still listens."""
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What lets a killed training go on to the same weights: its whole state, and metrics cut back to that step."""
+"""The files from which a killed training continues to the same weights: its whole state, and its metrics."""
 
 import json
 import logging
@@ -19,14 +19,14 @@ from headdyn.core.store import sync
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"state(\d{6,})\.pt")
-_GENERATIONS = 2  # of states on the disk: where the newest turns out damaged, the one before it serves
+_GENERATIONS = 2  # states on the disk; if the newest is damaged, the one before it is used
 
 
 @dataclass(frozen=True)
 class State:
-    """Everything the next step depends on. Batches and learning rates are functions of the step, so no RNG is here.
+    """Everything on which the next step depends; batches and learning rates are functions of the step.
 
-    `recipe` describes what was being trained, so that a state is never continued as something else.
+    `recipe` describes the training, so that a state is never continued by another one.
     """
 
     step: int
@@ -37,9 +37,9 @@ class State:
 
 
 def save_state(folder: Path, state: State) -> None:
-    """Write `state000400.pt`, whole or not at all, and drop all but the newest two.
+    """Write `state000400.pt`, whole or not at all, and remove all but the newest two.
 
-    Raises OSError where the disk refuses; what was there before is then still there.
+    Raises OSError if the disk fails; the earlier states then remain.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"state{state.step:06d}.pt"
@@ -60,7 +60,7 @@ def save_state(folder: Path, state: State) -> None:
 def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str) -> State | None:
     """The newest undamaged state, or None. A damaged file is set aside as `*.damaged`, with a warning.
 
-    Raises ValueError where the state is another training's.
+    Raises ValueError if the state belongs to another training.
     """
     for path in reversed(_states(folder)):
         state, damage = _read(path, device)
@@ -85,7 +85,7 @@ def _states(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, device: str) -> tuple[State | None, str]:
-    """A file that torch.save wrote: a zip archive, whose every record has a CRC. None and why, where it is damaged."""
+    """The state in a file that torch.save wrote (a zip archive with checksums), or None and how the file is damaged."""
     try:
         with zipfile.ZipFile(path) as archive:
             if bad := archive.testzip():
@@ -96,7 +96,7 @@ def _read(path: Path, device: str) -> tuple[State | None, str]:
 
 
 class MetricsFile:
-    """metrics.jsonl: one line {"step", "name", "value"} a number. Opening it cuts it back to `keep_through` steps."""
+    """metrics.jsonl, a line {"step", "name", "value"} for each number. Opening removes steps after `keep_through`."""
 
     def __init__(self, path: Path, keep_through: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ class MetricsFile:
             self._file.write(json.dumps({"step": step, "name": name, "value": value}, allow_nan=False) + "\n")
 
     def flush(self, *, to_disk: bool = False) -> None:
-        """Let readers see what was written; `to_disk` also waits until it would survive a power cut."""
+        """Let readers see what was written; with `to_disk`, also wait until it would survive a power cut."""
         self._file.flush()
         if to_disk:
             os.fsync(self._file.fileno())
@@ -123,9 +123,9 @@ class MetricsFile:
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl, without a last line that a kill cut short; none where there is no file.
+    """The entries of a metrics.jsonl, without a last line that was cut short; none if there is no file.
 
-    Raises ValueError where a line before it is damaged.
+    Raises ValueError if another line is damaged.
     """
     if not path.exists():
         return []
@@ -137,7 +137,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def begin_anew_if_damaged(folder: Path) -> None:
-    """Remove what an earlier call left of a training whose metrics are damaged: they cannot be told from others."""
+    """If the metrics of an interrupted training are damaged, remove them and its saved states, and log a warning."""
     try:
         _whole_lines(folder / "metrics.jsonl")
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""The settings of a training run. No torch here: a configuration is checked before anything heavy is imported."""
+"""The settings of a training. Imports no torch: a configuration is checked before anything heavy is imported."""
 
 import os
 from typing import Annotated, Literal
@@ -9,12 +9,12 @@ from headdyn.core.settings import Count, Natural, Positive, Share, settings
 
 
 def processes() -> int:
-    """How many processes torchrun has train together; 1 without it."""
+    """How many processes torchrun started for one training; 1 without torchrun."""
     return int(os.environ["WORLD_SIZE"]) if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
 
 def process() -> int:
-    """The number of this process; 0 is the one that does the run."""
+    """The number of this process, from 0; process 0 does the run."""
     return int(os.environ["RANK"]) if processes() > 1 else 0
 
 
@@ -25,11 +25,11 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class Clamp:
     """A head that is held at an ideal throughout training (Singh et al. 2024, arXiv 2404.07129).
 
-    Its attention pattern under `previous_token` (all on the token before) and `match` (evenly on the tokens that
-    followed the present one before, on token 0 where there is none); what it writes under `copy`: for every token
-    attended, that token's direction in the unembedding, of root mean square 1, while its pattern is trained.
-    `layer=None` is the first for `previous_token`, else the last. Held-out losses are taken with the head held; what is
-    saved are the weights, which are read without it.
+    `previous_token` and `match` hold the head's attention pattern: all attention is on the token before, or spread
+    evenly over the tokens that followed the present token earlier (on token 0 if there are none). `copy` holds the
+    head's output: for each attended token that token's direction in the unembedding, of root mean square 1; the pattern
+    is trained. `layer=None` is the first layer for `previous_token`, else the last. Held-out losses are taken with the
+    head held; snapshots have the weights, which analyses read without the clamp.
     """
 
     pattern: Literal["none", "previous_token", "match", "copy"] = "none"
@@ -37,7 +37,7 @@ class Clamp:
     head: Natural = 0
 
     def layer_of(self, num_layers: int) -> int:
-        """The layer of the head, in a model of so many layers."""
+        """The layer of the held head in a model of `num_layers` layers."""
         first_or_last = 0 if self.pattern == "previous_token" else num_layers - 1
         return first_or_last if self.layer is None else self.layer
 
@@ -54,14 +54,12 @@ class TrainSettings:
     muon_momentum: Beta = 0.95
     adamw_betas: tuple[Beta, Beta] = (0.9, 0.95)
     clip_norm: Positive = 1.0
-    snapshots: int = 12  # log-spaced from step 0 to the last, weights only, kept
+    snapshots: int = 12  # how many snapshots of the weights to save, log-spaced from step 0 to the last
     eval_every_steps: Count = 50
     eval_sequences: Count = 256  # a fixed prefix of the validation split
-    resume_every_seconds: Annotated[float, Field(ge=0)] = (
-        30.0  # how often the full state is saved, so that a killed run loses no more
-    )
-    compile: bool = True  # not where a head is held
-    accumulate: Count = 1  # parts of a device's batch, one after another, whose gradients add up: less memory
+    resume_every_seconds: Annotated[float, Field(ge=0)] = 30.0  # a killed run loses at most as much work
+    compile: bool = True  # has no effect with a clamp
+    accumulate: Count = 1  # in how many parts a device processes its batch, to need less memory
     clamp: Clamp = Clamp()
 
     def __post_init__(self) -> None:
@@ -84,24 +82,24 @@ class TrainSettings:
 
     @property
     def part_size(self) -> int:
-        """Sequences that go through a device at once."""
+        """How many sequences a device processes at once."""
         return self.batch_size // (processes() * self.accumulate)
 
     @property
     def warmup_steps(self) -> int:
-        """How many steps the learning rates take to reach their full value."""
+        """The number of steps after which the learning rates have their full value."""
         return round(self.warmup_share * self.steps)
 
 
 @settings
 class RecalibrationSettings:
-    """What follows a positional change: a short second training with fresh optimizers on shuffled batches (§5).
+    """The short training after a change of position encodings, with new optimizers on shuffled batches (science.md §5).
 
-    The recalibration has max(round(`share` × train.steps), `floor_steps`) steps, re-warms over `warmup_share` of them
-    to `lr_scale` × the training rates and decays by a cosine to 0. `steps` overrides the count; 0 is the raw drop.
-    An arm counts as recovered within `recovered_within_nats` of its RoPE parent's held-out loss. Under
-    `until_recovered` one that is not goes on in further rounds, each as long as all before it, up to train.steps;
-    a count of its own in `steps` is kept.
+    It has max(round(`share` × train.steps), `floor_steps`) steps. Learning rates warm up over `warmup_share` of them to
+    `lr_scale` × those of the training, then decay by a cosine to 0. `steps` gives the number of steps instead; 0 is the
+    drop alone. An arm has recovered when its held-out loss is within `recovered_within_nats` of its RoPE parent's. With
+    `until_recovered`, an arm that has not recovered goes on in further rounds, each as long as all before it, up to
+    train.steps in all; but not if `steps` is given.
     """
 
     share: Share = 0.01

@@ -1,6 +1,6 @@
-"""Where a checkpoint's files are: in a local folder, in the hub's own cache, or downloaded to be read and removed.
+"""Finds a checkpoint's files: in a local folder, in the hub's own cache, or by a download.
 
-No torch here, so that a name, a revision or a network that is not there answers before anything heavy is imported.
+Imports no torch, so that a wrong name or revision, or a missing network, is reported at once.
 """
 
 import shutil
@@ -30,19 +30,18 @@ from headdyn.models.checkpoints.hub import (
 from headdyn.models.revisions import in_folder
 
 SCHEMA = 1
-MOST_ON_DISK = 2  # revisions that nobody asked to keep, over all jobs of the machine
+MOST_ON_DISK = 2  # revisions with keep=False that are on disk at once, over all jobs of the machine
 
 
 @contextmanager
 def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> Iterator[Path]:
     """A folder with config, tokenizer and weights of one revision, to be read inside the block.
 
-    `name` is a GGUF file, a local folder of one checkpoint (revision main), one with a folder or a GGUF file per
-    revision, or a name on the hub.
-    What the hub's own cache holds is used from there and left there. Anything else is downloaded into the store; an
-    interrupted download is continued. With `keep=False` the files are removed when the block ends, and at most
-    MOST_ON_DISK such revisions are on the disk.
-    Raises CheckpointError, in one line, where it cannot be had; OSError where the disk refuses.
+    `name` is a GGUF file, a local folder of one checkpoint (revision main), a folder with a folder or GGUF file for
+    each revision, or a name on the hub. Files in the hub's own cache are used from there. Others are downloaded into
+    the store; an interrupted download is continued. With `keep=False` downloaded files are removed when the block ends,
+    and at most MOST_ON_DISK such revisions are on disk at once. Raises CheckpointError, in one line, if the files
+    cannot be had, and OSError if the disk fails.
     """
     folder = folder_here(name, revision)
     if folder is not None:
@@ -65,7 +64,7 @@ def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> I
 def require_reachable(name: str, revision: str, store: Store) -> None:
     """Raise CheckpointError within ten seconds if the checkpoint is neither on this machine nor on a hub that answers.
 
-    For a sweep to ask once before it starts; whether a revision's files are sound shows only when they are read.
+    A sweep calls this once before it starts. Whether a revision's files are damaged shows only when they are read.
     """
     folder = local_folder(name, revision)
     if folder is not None and folder.suffix == gguf.SUFFIX:
@@ -82,23 +81,24 @@ def on_this_machine(name: str, revision: str, store: Store) -> bool:
 
 
 def settings_here(name: str, revision: str, store: Store) -> Path | None:
-    """As `folder_here`, or what was downloaded into the store, if its config.json is among it."""
+    """As `folder_here`, or the folder of a download in the store, if that has its config.json already."""
     downloaded = _downloaded(name, revision, store)
     return folder_here(name, revision) or (downloaded if (downloaded / "config.json").is_file() else None)
 
 
 def folder_here(name: str, revision: str) -> Path | None:
-    """The folder or GGUF file that a name means, or the hub's own cache has; else None. Raises as `local_folder`."""
+    """The local folder or GGUF file of a checkpoint, or its folder in the hub's own cache, or None. Raises as
+    `local_folder`."""
     return local_folder(name, revision) or _in_hub_cache(name, revision)
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a path, there or not, and none on the hub (ORGANISATION/MODEL)."""
+    """Whether a model's name is a path, existing or not, and not a name on the hub (ORGANISATION/MODEL)."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
 
 
 def local_folder(name: str, revision: str) -> Path | None:
-    """The folder or GGUF file that a name means, or None where it is meant for the hub (ORGANISATION/MODEL).
+    """The local folder or GGUF file of a checkpoint, or None if the name is one on the hub (ORGANISATION/MODEL).
 
     Raises CheckpointError for a path that is neither, and for a folder without the revision.
     """
@@ -126,7 +126,7 @@ def local_folder(name: str, revision: str) -> Path | None:
 
 
 def source_of(folder: Path) -> dict[str, Any]:
-    """What `source.json` says of where a checkpoint came from: its `commit` on the hub, or its `quantisation`."""
+    """Where a checkpoint came from according to its `source.json`: its `commit` on the hub, or its `quantisation`."""
     path = folder / SOURCE
     return read_json(path) if path.is_file() else {}
 
@@ -140,11 +140,11 @@ def _recipe(name: str, revision: str) -> dict[str, Any]:
 
 
 def _in_hub_cache(name: str, revision: str) -> Path | None:
-    """The snapshot's folder in the hub's own cache, if all that is needed lies there."""
+    """The revision's folder in the hub's own cache, if it has all files that are needed."""
     try:
         config = try_to_load_from_cache(name, "config.json", revision=revision)
     except HFValidationError:
-        return None  # no name the hub could have; asking it says so
+        return None  # no possible name on the hub; `describe` raises the error for it
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
@@ -157,15 +157,16 @@ def _in_hub_cache(name: str, revision: str) -> Path | None:
     return folder if complete and any(map(is_tokenizer, wanted)) else None
 
 
-# -- how many are on the disk -----------------------------------------------------------------------------------------
+# -- at most MOST_ON_DISK revisions
+# -------------------------------------------------------------------------------------
 #
-# A revision that nobody keeps is downloaded by the holder of one of MOST_ON_DISK numbered places, who writes its key
-# there and removes the files when done. What a killed holder left is removed by the next holder of its place.
+# To download a revision with keep=False, a job takes one of MOST_ON_DISK numbered places, writes the revision's key
+# there, and removes the files when it is done. Files left by a killed job are removed by the next one in its place.
 
 
 @contextmanager
 def _place(root: Path, key: str) -> Iterator[None]:
-    """Wait for a place on the disk for `key`, and clear it of what another key left there."""
+    """Wait for a place on the disk for `key`, and remove the files that another key left there."""
     while True:
         for number in range(MOST_ON_DISK):
             holder = root / f"place-{number}.key"
@@ -176,7 +177,7 @@ def _place(root: Path, key: str) -> Iterator[None]:
             with place:
                 previous = holder.read_text() if holder.exists() else key
                 if previous != key and not _kept(root, previous).exists():
-                    with suppress(Timeout), _in_use(root, previous, timeout=0):  # in use: the holder's to remove
+                    with suppress(Timeout), _in_use(root, previous, timeout=0):  # if in use, its user removes it
                         _remove(root, previous)
                 holder.write_text(key)
                 yield
@@ -189,12 +190,12 @@ def _in_use(root: Path, key: str, timeout: float = -1) -> FileLock:
 
 
 def _kept(root: Path, key: str) -> Path:
-    """The mark of a revision that is to stay."""
+    """The file that marks a revision as one to keep."""
     return root / f"{key}.kept"
 
 
 def _remove(root: Path, key: str) -> None:
-    """Remove a revision; one that is removed by half must not pass for a finished stage, so it is renamed first."""
+    """Remove a revision. It is renamed first, so that a half-removed one does not look like a finished stage."""
     if (root / key).is_dir():
         (root / key).rename(root / f"{key}.partial")
     for path in root.glob(f"{key}.*"):

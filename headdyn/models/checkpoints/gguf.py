@@ -22,8 +22,8 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")  # families here 
 def require_readable(path: Path) -> str:
     """The quantisation of a GGUF file, such as "Q4_1 in 210, F32 in 61 tensors".
 
-    Raises CheckpointError in one line without the package gguf, for a file that is none or is cut off, for a family
-    that is not known, and for a kind of rounding that the package cannot undo.
+    Raises CheckpointError, in one line, if the package gguf is absent, if the file is no GGUF file or is cut off, if
+    its family is unknown, or if the package cannot undo its kind of rounding.
     """
     try:
         import gguf
@@ -50,7 +50,7 @@ def require_readable(path: Path) -> str:
 
 
 def _can_be_undone(kind: Any) -> bool:
-    """Whether the package gguf can turn this kind of rounded weights back into numbers: asked with a block of zeros."""
+    """Whether the package gguf can convert this kind of rounded weights to numbers, tried on a block of zeros."""
     import gguf
     import numpy as np
 
@@ -62,7 +62,7 @@ def _can_be_undone(kind: Any) -> bool:
 
 
 def unpacked(path: Path, store: Store) -> Path:
-    """The Hugging Face folder of a GGUF file's settings, tokenizer and weights, made at most once for its bytes."""
+    """A Hugging Face folder with a GGUF file's settings, tokenizer and weights, made at most once for its content."""
     quantisation, digest = require_readable(path), file_hash(path)
 
     def build(folder: Path) -> None:
@@ -82,7 +82,7 @@ def unpacked(path: Path, store: Store) -> Path:
 def settings_of(path: Path, store: Store) -> Iterator[Path]:
     """A folder with the settings and the tokenizer of a GGUF file, for use in the block; weights are not read.
 
-    A folder is given back as it is.
+    If `path` is a folder, it is returned itself.
     """
     if path.is_dir():
         yield path
@@ -101,7 +101,7 @@ def _file(path: Path) -> dict[str, Any]:
 
 
 def _save_settings(path: Path, folder: Path) -> None:
-    """The file's settings and its tokenizer; a file without one leaves none."""
+    """Write the file's settings and its tokenizer, if it has one, to the folder."""
     import gguf
     from transformers import AutoConfig, AutoTokenizer
 

@@ -1,6 +1,6 @@
-"""What a checkpoint takes from the Hugging Face hub, through its own client. No torch here.
+"""Downloads checkpoints from the Hugging Face hub by its own client. Imports no torch.
 
-Of a repository only config, tokenizer and one set of weights are downloaded (safetensors before .bin), never code.
+Only config, tokenizer and one set of weights are downloaded (safetensors rather than .bin), never code.
 """
 
 import difflib
@@ -36,15 +36,15 @@ _TOKENIZER = re.compile(
     r"(tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
     r"|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja"
 )
-_ANSWER_SECONDS = 5.0  # a silent network is told from a slow one by then
-_GIVE_UP_SECONDS = 6.0  # after which a hub that never answered is not asked again
+_ANSWER_SECONDS = 5.0  # how long to wait for an answer
+_GIVE_UP_SECONDS = 6.0  # after so long without any answer the hub is not asked again
 _BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0)
-_PASSING = (408, 429, 500, 502, 503, 504)  # statuses worth asking again
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # a full disk does not empty by waiting
+_PASSING = (408, 429, 500, 502, 503, 504)  # statuses after which a request is repeated
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that repeating does not mend
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be had. A sweep records it and goes on with the others."""
+    """A checkpoint cannot be had, or not be used. A sweep records the error and goes on with the other runs."""
 
 
 def is_tokenizer(file: str) -> bool:
@@ -53,7 +53,7 @@ def is_tokenizer(file: str) -> bool:
 
 
 def wanted_files(available: Collection[str]) -> list[str]:
-    """Of a repository's files, those a checkpoint is read from. Raises ValueError where they hold no weights."""
+    """The files of a repository that make up a checkpoint. Raises ValueError if there are no weights among them."""
     tokenizer = sorted(filter(is_tokenizer, available))
     for name in WEIGHTS:
         stem, _, ending = name.partition(".")
@@ -69,7 +69,7 @@ def wanted_files(available: Collection[str]) -> list[str]:
 
 
 def sizes_and_hashes(name: str, revision: str) -> dict[str, tuple[int, str | None]]:
-    """Bytes and SHA-256 (of files kept in LFS) of what would be downloaded. Raises as `describe` and `wanted_files`."""
+    """Bytes and, for files in LFS, SHA-256 of every file to download. Raises as `describe` and `wanted_files`."""
     siblings = {file.rfilename: file for file in describe(name, revision).siblings or ()}
     wanted = [siblings[file] for file in wanted_files(siblings) if file in siblings]
     return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in wanted}
@@ -77,7 +77,7 @@ def sizes_and_hashes(name: str, revision: str) -> dict[str, tuple[int, str | Non
 
 @contextmanager
 def _without_progress_bars() -> Iterator[None]:
-    """The hub's client draws none inside: a sweep's jobs share one terminal."""
+    """Inside, the hub's client draws no progress bars, because a sweep's jobs share one terminal."""
     disabled_before = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -88,10 +88,10 @@ def _without_progress_bars() -> Iterator[None]:
 
 
 def download(name: str, revision: str, folder: Path) -> None:
-    """Put one revision's files and `source.json` into the folder, where an earlier try may have left some of them.
+    """Download one revision's files into the folder, and write `source.json`. An interrupted download is continued.
 
-    The hub's client continues broken transfers; a file that differs from the hub's checksum is downloaded again.
-    Raises CheckpointError, in one line, where they cannot be had; OSError where the disk refuses.
+    A file that differs from the hub's checksum is downloaded again. Raises CheckpointError, in one line, if a file
+    cannot be had, and OSError if the disk fails.
     """
     info = describe(name, revision)
     files = {file.rfilename: file for file in info.siblings or ()}
@@ -124,12 +124,12 @@ def download(name: str, revision: str, folder: Path) -> None:
 
 
 def endpoint() -> str | None:
-    """HF_ENDPOINT as it is now; the client reads it only once."""
+    """The present value of HF_ENDPOINT, which the client itself reads only once."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
 def describe(name: str, revision: str) -> ModelInfo:
-    """What the hub says of a revision: commit and files. Raises CheckpointError; within ten seconds if none answers."""
+    """A revision's commit and files on the hub. Raises CheckpointError, within ten seconds if there is no answer."""
 
     def ask() -> ModelInfo:
         api = HfApi(endpoint=endpoint())
@@ -142,9 +142,9 @@ def describe(name: str, revision: str) -> ModelInfo:
 
 
 def _retried(what: str, call: Callable[[], T], *, patience: float = math.inf) -> T:
-    """The call's result, tried again with growing pauses while it fails in a way that may pass.
+    """The call's result. Errors that may pass lead to further tries with growing pauses.
 
-    `patience` is for how many seconds a hub that gives no answer at all is asked.
+    `patience` is for how many seconds to go on trying if the hub gives no answer at all.
     """
     begun, pauses = time.monotonic(), iter(_BACKOFF_SECONDS)
     while True:
@@ -160,7 +160,7 @@ def _retried(what: str, call: Callable[[], T], *, patience: float = math.inf) ->
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result, or TimeoutError: looking up a host's name may outlast any limit set on the request."""
+    """The call's result, or TimeoutError; looking up a host's name can take longer than the request's own limit."""
     future: Future[T] = Future()
 
     def ask() -> None:
@@ -177,7 +177,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status of an error that is an answer, else None."""
+    """The HTTP status of the hub's answer, or None if it gave no answer."""
     answered = isinstance(error, errors.HfHubHTTPError) and error.response is not None
     return error.response.status_code if answered else None  # type: ignore[attr-defined]
 
@@ -191,7 +191,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _explained(name: str, revision: str, error: Exception, file: str | None = None) -> CheckpointError:
-    """The client's error in one line that says what to do."""
+    """The client's error as one line that says what to do."""
     api, what = HfApi(endpoint=endpoint()), f"{name} {revision}" + (f", {file}" if file else "")
     match error:
         case errors.GatedRepoError():
@@ -213,7 +213,7 @@ def _explained(name: str, revision: str, error: Exception, file: str | None = No
 
 
 def _nearest_on_hub(api: HfApi, name: str, revision: str) -> str:
-    """The revisions nearest to one that the hub lacks, if it lists them."""
+    """The revisions on the hub nearest to a missing one, as the end of a sentence; empty if the hub lists none."""
     try:
         refs = _within(_ANSWER_SECONDS, lambda: api.list_repo_refs(name))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Snapshots of a training run: one safetensors file a step, whole or absent, with the configuration inside."""
+"""Snapshots of a training: a safetensors file for each saved step, with the configuration inside."""
 
 import dataclasses
 import hashlib
@@ -24,8 +24,8 @@ _METADATA = "headdyn"
 def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
     """Write `step000800.safetensors` into the folder, in the decoder's dtype, and return its path.
 
-    The file appears whole or not at all: it is written beside its place, flushed to the disk and renamed. Its metadata
-    hold the DecoderConfig, the step and a checksum over both and the weights. Raises OSError where the disk refuses.
+    The file appears whole or not at all: it is written under another name, flushed to the disk and renamed. Its
+    metadata have the DecoderConfig, the step and a checksum of these and the weights. Raises OSError if the disk fails.
     """
     assert step >= 0
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,8 +48,8 @@ def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
 def read_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, int]:
     """The decoder of a snapshot, converted to `dtype`, and its step.
 
-    Raises ValueError naming the file where it is missing, truncated or changed in any byte, where it is no snapshot,
-    and where its configuration has keys this version does not know.
+    Raises ValueError, naming the file, if it is missing, truncated, changed in any byte or no snapshot, or if its
+    configuration has keys that this version does not know.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -74,12 +74,12 @@ def read_snapshot(path: Path, dtype: torch.dtype = torch.float32) -> tuple[Decod
 
 
 def snapshot_steps(folder: Path) -> dict[int, Path]:
-    """Step and file of every snapshot in a folder, in the order of training; empty where it has none."""
+    """Step and file of every snapshot in a folder, in the order of training."""
     return dict(sorted((int(match[1]), path) for path in folder.glob("*") if (match := _NAME.fullmatch(path.name))))
 
 
 def state_hash(decoder: Decoder) -> str:
-    """A sha256 over every parameter's name, dtype, shape and bytes, a tied weight once: equal hash, equal weights."""
+    """SHA-256, in hex, of every parameter's name, dtype, shape and bytes, a tied weight once."""
     return _hash(dict(decoder.named_parameters()))
 
 
