@@ -1,8 +1,8 @@
-"""What the factors of a sweep do, in sentences: effects, interactions and contrasts at matched loss.
+"""Sentences on what the factors of a sweep do: effects, interactions and contrasts at matched loss.
 
-The units are training runs (seeds): with one seed a sentence gives the value and says that there can be no interval.
-A sentence says "effect" where q < 0.05. Elsewhere it says that no effect of x or more was detected, never that there is
-none: x is the effect that as many seeds with this spread would reveal in four of five repetitions.
+The units are trainings (seeds); with one seed a sentence gives the value and says that there can be no interval. A
+sentence says "effect" if q < 0.05. Otherwise it says that no effect of x or more was detected, and never that there is
+none; x is the effect that as many seeds with this spread would detect in four of five repetitions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ Metrics = Callable[[str], Metric]
 
 
 def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
-    """A factor's own effects, contrast by contrast: on the first outcome a sentence, on the others a list.
+    """A factor's own effects, contrast by contrast: a sentence for the first outcome, a list for the others.
 
-    Of a choice with control arms the contrast of its usual pair comes first.
+    If a choice has control arms, the contrast of its usual pair comes first.
     """
     usual = list(CHOICES[name].pair) if name in CHOICES else []
     by_contrast: dict[str, list[Row]] = {}
@@ -43,7 +43,7 @@ def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
 
 
 def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics) -> list[str]:
-    """Interactions with q < 0.05. Of two factors each one's effect is told at both levels of the other."""
+    """The interactions with q < 0.05. For two factors, each one's effect is also given at both levels of the other."""
     rows = [row for row in effects if len(row["factors"]) > 1 and row["value"] is not None]
     if not rows:
         return []
@@ -56,7 +56,7 @@ def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics)
 
 
 def matched(name: str, pairs: Sequence[Row], pooled: Sequence[Row], metric: Metrics) -> list[str]:
-    """The pair of a factor's levels at equal held-out loss; at nearly equal ones in earlier records."""
+    """The contrast of a factor's pair of levels at equal held-out loss (in earlier records at nearly equal losses)."""
     rows = [row for row in pooled if compared(row) == name and row.get("value") is not None]
     if not rows:
         return []
@@ -72,7 +72,7 @@ def matched(name: str, pairs: Sequence[Row], pooled: Sequence[Row], metric: Metr
 
 
 def is_effect(row: Row) -> bool:
-    """Whether a row counts as an effect: q < 0.05; of earlier records without q, an interval that excludes 0."""
+    """Whether a row counts as an effect: q < 0.05, or, in earlier records without q, an interval that excludes 0."""
     if row.get("q") is not None:
         return bool(row["q"] < ALPHA)
     return row.get("ci_low") is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
@@ -81,7 +81,7 @@ def is_effect(row: Row) -> bool:
 def verdict(row: Row, metric: Metrics) -> str:
     """`Effect on topic selectivity`, or `No effect of 5 points or more on topic selectivity detected`.
 
-    A difference as large as the smallest detectable effect, whose q is still too large, is no such bound: none is said.
+    No bound is given if the difference is larger than the smallest detectable effect and yet its q is not below 0.05.
     """
     bounded = row.get("detectable") is not None and abs(row["value"]) <= row["detectable"]
     limit, label = f" of {_detectable(row, metric)} or more" if bounded else "", metric(row["outcome"]).label
@@ -107,7 +107,9 @@ def difference(row: Row, metric: Metrics) -> str:
 def _on_outcomes(
     rows: Sequence[Row], contrast: str, averaged: str, metric: Metrics, *, with_warning: bool = True
 ) -> list[str]:
-    """One contrast on every outcome: a verdict on the first, the others listed by whether there is an effect."""
+    """Sentences on one contrast: a verdict on the first outcome, then the other outcomes with an effect and those
+    without.
+    """
     present = [row for row in rows if row["value"] is not None]
     reasons: dict[str, list[str]] = {}
     for row in rows:

@@ -1,4 +1,4 @@
-"""What the factors of a design do: worked out within a seed, averaged over seeds, from finished runs' records alone.
+"""The effects of a sweep's factors, computed within each seed and averaged over seeds, from the records of its runs.
 
 The unit of a claim about a factor is a training: with one seed there is a value and no interval. Definitions are in
 docs/science.md, "Effects over seeds".
@@ -40,8 +40,8 @@ def factor_effects(
     - "mean": one level, averaged over the other factors' levels. It has an interval and no p.
 
     `levels` are those compared. A row without a value has a `reason`; `detectable` is the smallest effect that would be
-    found with 80 % power. Checkpoints of one training are no arms of a design, and runs that were to recover from a
-    change of positions and did not are left out.
+    detected with 80 % power. Groups of checkpoints of one training are left out, and so are runs that were recalibrated
+    until they recover but did not recover.
     """
     rows: Rows = []
     swept = list(swept)
@@ -60,9 +60,9 @@ def factor_effects(
 
 
 def unrecovered(run: RunRecord) -> bool:
-    """Whether a run was to be recalibrated until it recovered from its change of positions, and did not.
+    """Whether a run was recalibrated until it recovers from its change of positions, but did not recover.
 
-    It enters no contrast. Protocols that recalibrate for a fixed time (the original's) count their arms as they are.
+    Such a run enters no contrast. Runs with a fixed recalibration, as in the original protocol, always count.
     """
     facts = run.scalars.get("recalibration") or {}
     return bool(facts.get("until_recovered")) and not facts["recovered"]
@@ -114,7 +114,7 @@ class _Cells:
         return cls(group.name, outcome, primary, factors, seeds, values, conflict, left_out)
 
     def row(self, kind: str, contrasts: Sequence[Contrast], held: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The product of contrasts of different factors, other factors held at a level or averaged over."""
+        """The row of a product of contrasts of different factors; other factors are held at a level or averaged."""
         weights_of = {contrast.factor: contrast.weights for contrast in contrasts}
         at_level = {name: {level: 1.0} for name, level in (held or {}).items()}
         places, weights = [], []
@@ -127,7 +127,7 @@ class _Cells:
         whole_SC = cells_SC[~np.isnan(cells_SC).any(1) & (not self.conflict)]
         weight_C = reduce(np.multiply.outer, weights).ravel() / 2 ** (len(contrasts) - 1)
         effect = effect_over_seeds(whole_SC @ weight_C)
-        if kind == MEAN:  # which is tested against nothing
+        if kind == MEAN:  # there is nothing to test a mean against
             effect = dataclasses.replace(effect, p=None, detectable=None)
         lacking = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
         if self.left_out:
@@ -162,7 +162,7 @@ def _rows(cells: _Cells) -> Rows:
 
 
 def effect_name(row: Mapping[str, Any]) -> str:
-    """What an effect is called: `topic order`, `GQA × DroPE`, `DroPE against RoPE-control`, `layers 2 against 1`."""
+    """The name of an effect: `topic order`, `GQA × DroPE`, `DroPE against RoPE-control`, `layers 2 against 1`."""
     name = " × ".join(_contrast_name(factor, row) for factor in row["factors"])
     held = [level_label(factor, level) for factor, level in row.get("held", {}).items()]
     return f"{name} in {', '.join(held)} runs" if held else name

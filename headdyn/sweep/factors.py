@@ -1,9 +1,9 @@
-"""What a sweep varies: its factors, their levels in order, and what they are called.
+"""The factors of a sweep, their levels in order, and their names.
 
-A factor is a choice that acts on a training (attention, data_ordering, position_enc), or any key that a sweep's command
-varies. What differs only between merged sweeps is no factor: such runs stand beside each other (see groups.py). Seeds
-repeat a condition, checkpoints (revisions) belong to one training, and a protocol changes what a number means: none of
-them is ever a factor.
+A factor is one of the choices attention, data_ordering and position_enc, or any key that a sweep's command varies. A
+key that differs only between merged sweeps is no factor; it puts their runs into different groups (groups.py). Seeds
+repeat a condition, checkpoints (revisions) belong to one training, and a protocol changes the meaning of a number, so
+none of these is a factor.
 """
 
 import math
@@ -19,10 +19,10 @@ from headdyn.core.run_folder import RunRecord
 
 @dataclass(frozen=True)
 class Choice:
-    """A group of choices in conf/: the question about it, and how its options are called, low to high.
+    """A configuration group that is always a factor: the question about it, and its options' labels, from low to high.
 
-    Effects of other factors are averaged over `pair` alone where a sweep has both: further options are control arms.
-    `effect` is what the difference between the two of the pair is called.
+    If a sweep has both options of `pair`, effects of other factors are averaged over these two; further options are
+    control arms. `effect` is the name of the difference between the two.
     """
 
     question: str
@@ -40,14 +40,14 @@ CHOICES: Mapping[str, Choice] = {
 }
 
 NEVER = ("seed", "revision", "experiment", "protocol", "study")
-LOG_SPAN = 4.0  # positive levels whose ratio exceeds this are taken on a log scale
+LOG_SPAN = 4.0  # positive levels with a larger ratio are used on a log scale
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """One question about a factor: the weights of its levels, which sum to 0.
+    """The weights of a factor's levels in one comparison of them: −1 and +1 for a pair.
 
-    A pair's are −1 and +1. A slope's are those of least squares, against the level or log2 of it (`against`).
+    For a slope they are those of least squares, against the level or log2 of it (`against`).
     """
 
     factor: str
@@ -61,7 +61,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Factor:
-    """A key that varies, its levels from low to high, and those over which effects of other factors are averaged."""
+    """A key that varies, with its levels from low to high; effects of other factors are averaged over `averaged`."""
 
     name: str
     levels: Sequence[Any]
@@ -72,7 +72,7 @@ class Factor:
         return [Contrast(self.name, {low: -1.0, high: 1.0}) for low, high in combinations(self.levels, 2)]
 
     def slope(self) -> list[Contrast]:
-        """The trend over three or more numbers: a unit of the level, or a doubling of it where they span much."""
+        """The slope over three or more numeric levels, per unit, or per doubling if they span more than LOG_SPAN."""
         if len(self.levels) < 3 or not _are_numbers(self.levels):
             return []
         doubling = min(self.levels) > 0 and max(self.levels) / min(self.levels) > LOG_SPAN
@@ -82,7 +82,7 @@ class Factor:
         return [Contrast(self.name, weights, "log2(level)" if doubling else "level")]
 
     def interacting(self) -> list[Contrast]:
-        """The contrasts that enter interactions: of three or more numeric levels the slope alone."""
+        """The contrasts that enter interactions: the slope of three or more numeric levels, else all pairs."""
         return self.slope() or self.pairs()
 
 
@@ -99,12 +99,12 @@ def factors_of(runs: Sequence[RunRecord], names: Iterable[str]) -> list[Factor]:
 
 
 def factor_names(swept: Iterable[str]) -> list[str]:
-    """The keys that are factors where a command sweeps the given ones."""
+    """The keys that are factors if a command sweeps these keys."""
     return [*CHOICES, *(name for name in dict.fromkeys(swept) if name not in CHOICES and name not in NEVER)]
 
 
 def varying(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ between the jobs of one command: what it sweeps."""
+    """The keys that differ between the jobs of one command, and so were swept."""
     names = dict.fromkeys(name for given in factors for name in given)
     return [name for name in names if len({str(given.get(name)) for given in factors}) > 1]
 
@@ -113,7 +113,7 @@ MISSING = object()
 
 
 def level_of(run: RunRecord, name: str) -> Any:
-    """A run's level of a factor: as it was started with, else as its settings have it; MISSING where it has none."""
+    """A run's level of a factor, from its factors or else from its settings; MISSING if it has none."""
     node: Any = run.factors.get(name, MISSING)
     if node is MISSING:
         node = run.manifest.get("config", {})
@@ -123,7 +123,7 @@ def level_of(run: RunRecord, name: str) -> Any:
 
 
 def ordered(name: str, levels: Collection[Any]) -> list[Any]:
-    """Distinct levels from low to high: numbers by size, known options as their table has them, others as met."""
+    """Distinct levels from low to high: numbers by size, known options in the order of CHOICES, others as they come."""
     distinct = list(dict.fromkeys(levels))
     if _are_numbers(distinct):
         return sorted(distinct)
@@ -136,7 +136,7 @@ def _are_numbers(levels: Collection[Any]) -> bool:
 
 
 def level_label(name: str, level: Any) -> str:
-    """What a level is called: `MHA`, `layers 1`, `muon lr 0.02`, `s3`."""
+    """The label of a level: `MHA`, `layers 1`, `muon lr 0.02`, `s3`."""
     if name == "seed":
         return f"s{level}"
     if name in CHOICES:

@@ -1,7 +1,6 @@
-"""Runs that may be compared: they differ in the factors and the seed alone.
+"""Groups of comparable runs, which differ in the factors and the seed alone.
 
-Others are kept apart: every effect belongs to one such group, so that sweeps with other settings can be put side by
-side but are never pooled.
+Every effect belongs to one group. So sweeps with different settings can be shown side by side, but are never pooled.
 """
 
 import json
@@ -12,8 +11,8 @@ from typing import Any
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.factors import factor_names, level_of
 
-# Settings in which runs of one group may differ, because they change no number's meaning. Which analyses ran may also
-# differ; the settings of an analysis may not.
+# Settings in which runs of one group may differ, because they do not change the meaning of a number. Runs may also have
+# different analyses, but not the same analysis with different settings.
 _NOT_COMPARED = (
     *("seed", "force", "device", "threads", "tracking", "patterns_kept"),
     *("outcomes", "study", "swept", "analysis"),
@@ -26,7 +25,8 @@ Run = tuple[RunRecord, Settings]
 
 @dataclass(frozen=True)
 class Group:
-    """Comparable runs. `differs` are the settings by which other groups differ from it; one group's name is ""."""
+    """Comparable runs. `differs` are the settings in which other groups differ from this one. A single group has the
+    name ""."""
 
     name: str
     differs: Mapping[str, Any]
@@ -34,15 +34,14 @@ class Group:
 
     @property
     def spelled(self) -> str:
-        """The settings by which it differs, as in a command: `mode=smoke, train.steps=120`."""
+        """`differs` as in a command: `mode=smoke, train.steps=120`."""
         return ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in self.differs.items())
 
 
 def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Group]:
-    """Complete runs by group, in the order met; `swept` are the keys that a command varied, which are factors then.
+    """The groups of complete runs, in the order of the runs; the keys `swept`, which a command varied, are factors.
 
-    A group is named by the settings that tell it from the others: by a choice alone (`smoke`) where one tells all
-    groups apart, else by the fewest keys (`train.steps=200`).
+    A group's name is one choice (`smoke`) if all groups differ in it, else as few keys as suffice (`train.steps=200`).
     """
     factors = factor_names(swept)
     complete = [(run, flat(run.manifest.get("config", {}))) for run in runs if run.status == "complete"]
@@ -51,7 +50,7 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
     for part in _parted(complete, shared).values():
         members |= _parted(part, [*shared, *_variant_keys(part, factors)])
     compared: list[Settings] = [json.loads(key) for key in members]
-    # A mode sets keys of other groups; those keys are compared themselves.
+    # A mode's keys are left out, because those that they set are compared themselves.
     every = [k for k in dict.fromkeys(k for one in compared for k in one) if k == "mode.name" or k[:5] != "mode."]
     differing = [key for key in every if _distinct(compared, [key]) > 1]
     return [
@@ -61,7 +60,7 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
 
 
 def _shared_keys(runs: Sequence[Run], factors: Sequence[str]) -> list[str]:
-    """The settings in which all runs of a group agree: neither a factor's nor an analysis's."""
+    """The settings in which all runs of a group agree, apart from those of factors and analyses."""
     shared = []
     for key in dict.fromkeys(key for _, settings in runs for key in settings):
         top = key.partition(".")[0]
@@ -69,17 +68,18 @@ def _shared_keys(runs: Sequence[Run], factors: Sequence[str]) -> list[str]:
             continue
         values = [json.dumps(settings.get(key)) for _, settings in runs]
         if len(set(values)) > 1 and values == [json.dumps(run.factors.get("seed")) for run, _ in runs]:
-            continue  # it follows the seed
+            continue  # the setting has the seed's value
         by_mode = {(run.factors.get("mode"), value) for (run, _), value in zip(runs, values, strict=True)}
-        if "mode" not in factors or len(by_mode) > len({mode for mode, _ in by_mode}):  # else it follows the mode
+        if "mode" not in factors or len(by_mode) > len({mode for mode, _ in by_mode}):  # else the mode determines it
             shared.append(key)
     return shared
 
 
 def _variant_keys(part: Sequence[Run], factors: Sequence[str]) -> list[str]:
-    """The settings of a factor's option, or of an analysis, in which the runs that share it differ.
+    """The settings of each factor's option, or analysis, whose settings differ between the runs that have it.
 
-    `attention=gqa` with one K/V head and with two are two conditions; TensorLens with another `branch` is another map.
+    For example, `attention=gqa` with one key/value head and with two are two conditions, and TensorLens with another
+    `branch` computes another map.
     """
     present = dict.fromkeys(key for _, settings in part for key in settings)
     analyses = dict.fromkeys(".".join(key.split(".")[:2]) for key in present if key.startswith("analysis."))
@@ -98,7 +98,7 @@ def _variant_keys(part: Sequence[Run], factors: Sequence[str]) -> list[str]:
 
 
 def _parted(runs: Sequence[Run], keys: Sequence[str]) -> dict[str, list[Run]]:
-    """The runs by their values of the settings named, as JSON."""
+    """The runs by their values of these settings, as JSON."""
     parts: dict[str, list[Run]] = {}
     for run, settings in runs:
         values = json.dumps({key: settings[key] for key in keys if key in settings}, sort_keys=True)
@@ -116,7 +116,7 @@ def _names(settings: Sequence[Settings], differing: Sequence[str]) -> list[str]:
     choices = [key for key in differing if key.endswith(".name") and _distinct(settings, [key]) == len(settings)]
     if choices:
         return [str(one.get(choices[0])) for one in settings]
-    chosen: list[str] = []  # at every turn the key that tells most groups apart
+    chosen: list[str] = []  # each time the key that distinguishes most groups
     while _distinct(settings, chosen) < len(settings):
         chosen.append(max(differing, key=lambda key: _distinct(settings, [*chosen, key])))
     return [", ".join(_spelled(key, one) for key in chosen) for one in settings]
@@ -131,7 +131,7 @@ def _spelled(key: str, settings: Settings) -> str:
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> Settings:
-    """Nested settings under dotted keys."""
+    """Nested settings as a flat mapping with dotted keys."""
     settings: Settings = {}
     for key, value in node.items():
         settings |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

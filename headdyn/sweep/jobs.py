@@ -1,4 +1,4 @@
-"""The jobs of a sweep: each one's record, the factors it was started with, how it is named and drawn."""
+"""The jobs of a sweep, each with its run's record, its factors and its label."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mod
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its record, the factors it was started with, its place in the sweep, and how it is named."""
+    """One job: its number in the sweep, its run's record, the factors it was started with, its label and its group."""
 
     number: int
     run: RunRecord
@@ -41,7 +41,7 @@ class Job:
 
     @cached_property
     def glossary(self) -> Mapping[str, Metric]:
-        """What the run's analyses say of their metrics."""
+        """The descriptions of the run's metrics, from its manifest."""
         return metrics_of([self.run])
 
     def metric(self, name: str) -> Metric:
@@ -50,13 +50,13 @@ class Job:
 
     @property
     def training(self) -> str:
-        """Names the training the run stands on: arms of one training share it."""
+        """The key of the run's training, which all arms of the same training share."""
         stage = self.run.manifest.get("stages", {}).get("training")
         return stage["key"] if stage else self.run.name
 
     @property
     def recalibrated(self) -> bool:
-        """Whether a positional change, and a second training, followed the training."""
+        """Whether a recalibration followed the training."""
         return "recalibration" in self.run.scalars
 
     def scalar(self, name: str) -> Mapping[str, Any]:
@@ -68,12 +68,12 @@ class Job:
 
 
 def of_prompts(jobs: Sequence[Job]) -> bool:
-    """Whether these runs are on comparison prompts, and none on a corpus."""
+    """Whether all these runs are on prompts, none on a corpus."""
     return bool(jobs) and not any("corpus" in job.run.manifest for job in jobs)
 
 
 def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
-    """Jobs of runs and the factors they were started with, in that order; `swept` are the keys a command varied."""
+    """The jobs of runs, each given with its factors, in this order; `swept` are the keys that a command varied."""
     group_of = {run.folder: group.name for group in comparable([r for r, _ in runs], swept) for run in group.runs}
     factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
     names = reading_order([given for _, given in runs])
@@ -82,7 +82,7 @@ def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Seque
         " ".join(level_label(name, f[name]) for name in varied if name in f) or run.name
         for f, (run, _) in zip(factors, runs, strict=True)
     ]
-    # One group has no name, and a mode that tells several apart is in the labels already.
+    # A single group has no name; a mode that distinguishes several groups is in the labels already.
     named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
     labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
     labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
@@ -93,6 +93,6 @@ def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Seque
 
 
 def reading_order(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of jobs' factors in the order they are read: known ones, then any other, the seed last."""
+    """The keys of jobs' factors in the order of labels: known ones first, then all others, the seed last."""
     others = dict.fromkeys(name for given in factors for name in given if name not in (*_LABELLED, "experiment"))
     return [*_LABELLED[:-1], *others, _LABELLED[-1]]

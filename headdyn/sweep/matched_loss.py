@@ -1,8 +1,9 @@
-"""Orderings, and DroPE against RoPE, compared where both arms have the same held-out loss (science.md §2).
+"""Compares orderings, and DroPE with RoPE, where both arms have the same held-out loss (science.md §2).
 
-Order slows training and a drop of positions costs loss, so that equal steps compare unequal models. The arm whose last
-loss is higher is taken at its end; of the other every metric is interpolated, linearly in loss, between the snapshots
-on either side of it. Measures of the loss itself are left out: they are equal by construction.
+Topic order slows training and a drop of positions raises the loss, so a comparison at equal steps would be of models
+that predict unequally well. The arm whose last loss is higher is taken at its end; the other arm's metrics are
+interpolated, linearly in the loss, between the snapshots before and after that loss. Measures of the loss itself are
+left out, since they are equal by construction.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from headdyn.sweep.effects import Rows, unrecovered, with_q
 from headdyn.sweep.factors import CHOICES
 from headdyn.sweep.outcomes import outcomes_of
 
-MATCHED_ANALYSES = ("loss", "attention", "probes")  # of the snapshots that arms are compared at
+MATCHED_ANALYSES = ("loss", "attention", "probes")  # the analyses done of snapshots for these comparisons
 COMPARED = {name: CHOICES[name].pair for name in ("data_ordering", "position_enc")}
 _EQUAL = ("loss_nats", "excess_nats", "gap_closed", "gap_closed_from_mixture")
 
@@ -27,10 +28,10 @@ Analyse = Callable[[RunRecord, int], HeadTable]
 
 
 def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
-    """A row for every pair of complete runs that differ in their ordering, or in the drop, alone, and outcome.
+    """A row for every outcome and every pair of complete runs that differ only in their ordering, or only in the drop.
 
-    `analyse(run, step)` gives the model rows of a training's snapshot; at its end the run has them already. A DroPE arm
-    has its end alone, so that its pair is absent where it came below the loss of its RoPE parent's end.
+    `analyse(run, step)` returns the results for a snapshot of a training; those for its end are in the run. A DroPE arm
+    has only its end, so a pair is absent if its DroPE arm ended with a lower loss than its RoPE arm.
     """
     outcomes = [name for name in outcomes_of(runs).names if name not in _EQUAL]
     rows: Rows = []
@@ -49,7 +50,7 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
 
 
 def losses_of(run: RunRecord) -> dict[int, float]:
-    """Held-out losses (nats) of a training by snapshot; of a recalibrated arm the last one alone."""
+    """The held-out loss of each snapshot of a training, in nats; for a recalibrated arm only the last one."""
     if facts := run.scalars.get("recalibration"):
         last = max(facts["val_loss_nats"], key=int)
         return {int(last): facts["val_loss_nats"][last]}
@@ -91,7 +92,7 @@ def _pair(factor: str, arms: Mapping[str, RunRecord], analyse: Analyse, outcomes
 def _outcomes_at(
     run: RunRecord, point: Mapping[int, float], losses: Mapping[int, float], analyse: Analyse
 ) -> dict[str, Mapping[str, Any]]:
-    """The outcomes of one arm at its point; of a point between snapshots the weighted mean, which has no interval."""
+    """The outcomes of one arm at its point; between two snapshots, their weighted mean without an interval."""
     tables = [run.heads() if step == max(losses) else analyse(run, step) for step in point]
     summaries = [table.summary() for table in tables]
     if len(summaries) == 1:
@@ -105,10 +106,10 @@ def _outcomes_at(
 
 
 def matched_points(losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]] | None:
-    """Where both arms have the higher of their last losses: the weight of each snapshot that counts, arm by arm.
+    """For each arm the weights of snapshots at which it has the higher one of both arms' last losses.
 
-    That is one arm's end; the other passed the loss for the last time between two neighbouring snapshots, whose weights
-    make their mean loss the same. None where an arm never had that loss.
+    For one arm that is its end. The other arm passed this loss for the last time between two neighbouring snapshots,
+    which are weighted so that their mean loss equals it. None if an arm never had that loss.
     """
     last = {name: by_step[max(by_step)] for name, by_step in losses.items()}
     target = max(last.values())
@@ -129,16 +130,15 @@ def matched_points(losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[
 
 
 def compared(row: Mapping[str, Any]) -> str:
-    """The factor whose two arms a pair, or an average over pairs, compares; earlier records hold orderings alone."""
+    """The factor whose levels a pair, or an average over pairs, compares; earlier records have orderings only."""
     return str(row.get("factor", "data_ordering"))
 
 
 def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:
-    """Matched-loss differences (high less low) averaged over all other factors, then over seeds.
+    """Matched-loss differences (high less low), averaged over all other factors, then over seeds.
 
-    One row for each group, compared factor and outcome, with Student's interval and p over seeds; all rows are one
-    family of q. A seed counts only with every cell that any seed has, since a mean over the rest would compare other
-    things.
+    There is a row for each group, compared factor and outcome, with Student's interval and p over seeds; all rows are
+    one family of q. A seed counts only if it has every combination of the other factors' levels that some seed has.
     """
     by_question: dict[tuple[str, str, str], dict[Any, dict[str, float]]] = {}
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Several sweeps and runs as one sweep's record."""
+"""Merges several sweeps and runs into the record of one sweep."""
 
 import json
 import os
@@ -13,10 +13,11 @@ from headdyn.sweep.series_record import collect_series
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
-    """One sweep's records at `out` of several sweeps and runs: seeds pooled, other settings kept apart.
+    """Write to `out` the records of one sweep made of several sweeps and runs. Seeds are pooled, other settings are
+    not.
 
-    A run that two of them hold is taken once, the complete one. Raises ValueError as `sweep_json` does, for an
-    unfinished run, and where `out` is one of the folders; nothing is written then.
+    A run that is in two of them counts once, the complete one. Raises ValueError as `sweep_json` does, for an
+    unfinished run, and if `out` is one of the folders; nothing is written then.
     """
     if any(out.resolve() == folder.resolve() for folder in folders):
         raise ValueError(f"--out={out} is one of the folders to merge; name a new one")

@@ -1,7 +1,7 @@
-"""Which metrics a sweep tests, and the label, unit and scale under which each is shown, from the runs' records.
+"""The metrics that a sweep tests, and how each is shown (label, unit, scale), from the runs' records.
 
-`outcomes: {primary: NAME, others: [NAME, …]}` in a run's configuration names them; `others: null` stands for every
-metric whose analysis says that it may be an outcome.
+A run's configuration names them by `outcomes: {primary: NAME, others: [NAME, …]}`; `others: null` means every metric
+that its analysis declares a possible outcome.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 from headdyn.core.records import Metric
 from headdyn.core.run_folder import RunRecord
 
-# What was tested before configurations named outcomes and metrics said that they may be one; for records made then.
+# The outcomes of records from before configurations and metrics named them.
 _EARLIER = (
     *("selectivity", "within_ratio", "probe_accuracy_middle", "loss_nats", "gap_closed", "raw_selectivity_no_self"),
     *("rollout_selectivity_no_self", "tensorlens_selectivity_no_self", "entropy_nats", "sink_rate", "specialisation"),
@@ -23,14 +23,14 @@ _EARLIER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Outcomes:
-    """The tested metrics in the order they are read; the first is the primary one, whose answer is given first."""
+    """The tested metrics in the order of the pages; the primary one is the first."""
 
     names: tuple[str, ...]
     primary: str | None = None
 
 
 def outcomes_of(runs: Iterable[RunRecord]) -> Outcomes:
-    """The outcomes that the runs' configurations name, the primary first; of earlier records, what was tested then."""
+    """The outcomes that the runs' configurations name, the primary one first; for earlier records _EARLIER."""
     runs = list(runs)
     metrics = metrics_of(runs)
     possible = [name for name, metric in metrics.items() if metric.outcome]
@@ -45,7 +45,7 @@ def outcomes_of(runs: Iterable[RunRecord]) -> Outcomes:
 
 
 def metrics_of(runs: Iterable[RunRecord]) -> dict[str, Metric]:
-    """What the runs' analyses say of their metrics, by name."""
+    """The descriptions of the runs' metrics, by name, from their manifests."""
     entries: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for analysis in run.manifest.get("glossary", {}).values():
@@ -54,7 +54,7 @@ def metrics_of(runs: Iterable[RunRecord]) -> dict[str, Metric]:
 
 
 def unnamed(name: str) -> Metric:
-    """A scalar of which no analysis says anything: its own name, unscaled."""
+    """The description of a scalar that no analysis describes: its own name, unscaled."""
     return Metric(meaning="", label=name.replace("_", " "))
 
 
@@ -62,6 +62,6 @@ _FIELDS = {field.name for field in dataclasses.fields(Metric)}
 
 
 def _metric(name: str, entry: Mapping[str, Any]) -> Metric:
-    """A metric as a run's manifest states it; without a label it is called by its name."""
+    """A metric from its entry in a run's manifest; without a label there, the label is the name."""
     stated = {key: value for key, value in entry.items() if key in _FIELDS and value not in (None, "")}
     return Metric(**{"meaning": "", "label": name.replace("_", " "), **stated})

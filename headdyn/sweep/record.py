@@ -1,4 +1,4 @@
-"""A sweep's records, read from its folder: every job, finished or not, and what was computed over them."""
+"""A sweep's records, read from its folder: every job, finished or not, and the statistics over them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from headdyn.sweep.matched_loss import pooled
 from headdyn.sweep.outcomes import Outcomes, metrics_of, outcomes_of, unnamed
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
-SERIES_SECONDS = "series_seconds.json"  # how long analyses of series took; on no page
+SERIES_SECONDS = "series_seconds.json"  # how long analyses of series took; no page shows it
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRecord:
-    """A sweep folder's records.
+    """The records in a sweep's folder.
 
-    `swept` are the keys that its command varied. `effects` are the design's rows (contrasts, slopes, interactions),
-    `simple_effects` those of one factor at a level of another, `level_means` those of one level (see effects.py).
-    `pairs` are contrasts of the orderings at matched loss, `pooled` the same over seeds. `sources` names the sweeps
-    that a merged one was made of.
+    `swept` are the keys that its command varied. `effects` are the rows of contrasts, slopes and interactions,
+    `simple_effects` those of one factor at one level of another, `level_means` those of one level (effects.py). `pairs`
+    are contrasts at matched loss, `pooled` their averages over seeds. `sources` are the sweeps that a merged one was
+    made of.
     """
 
     folder: Path
@@ -59,7 +59,7 @@ class SweepRecord:
 
     @property
     def groups(self) -> list[str]:
-        """The names of the groups of comparable runs; one group's name is empty."""
+        """The names of the groups of comparable runs; a single group has an empty name."""
         return list(dict.fromkeys(job.group for job in self.complete))
 
     @cached_property
@@ -69,7 +69,7 @@ class SweepRecord:
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:
-        """What the runs' analyses say of their metrics, by name."""
+        """The descriptions of the runs' metrics, by name."""
         return metrics_of(job.run for job in self.jobs)
 
     def metric(self, name: str) -> Metric:
@@ -80,7 +80,7 @@ class SweepRecord:
     def group_settings(self) -> dict[str, str]:
         """The settings in which each of several groups differs from the others, as in a command.
 
-        Runs on prompts have no training, so that what a protocol says of one is left out.
+        For runs on prompts, which train nothing, a protocol's settings of trainings are left out.
         """
         groups = comparable([job.run for job in self.jobs], self.swept)
         if len(groups) < 2:
@@ -96,7 +96,7 @@ class SweepRecord:
 
     @property
     def varied(self) -> dict[str, list[str]]:
-        """The keys in which jobs differ, with their levels in the order met; the filter's choices."""
+        """The keys in which jobs differ, with their levels; a page's filter offers them."""
         names = reading_order([job.factors for job in self.jobs])
         levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in names}
         varied = {name: several for name, several in levels.items() if len(several) > 1}
@@ -104,7 +104,7 @@ class SweepRecord:
 
     @property
     def siblings(self) -> list[list[Job]]:
-        """Complete jobs by the training they stand on, so that a head is the same head in all of them."""
+        """Complete jobs grouped by their training; within a group, heads of the same index correspond."""
         by_training: dict[str, list[Job]] = {}
         for job in self.complete:
             by_training.setdefault(job.training, []).append(job)
@@ -112,13 +112,13 @@ class SweepRecord:
 
     @classmethod
     def of(cls, job: Job) -> SweepRecord:
-        """A run by itself, as a sweep of one."""
+        """A single run as a sweep of one job."""
         folder = job.run.folder
         return cls(folder=folder, name=folder.name, jobs=[job], effects=[], pairs=[], pooled=[])
 
     @classmethod
     def read(cls, folder: Path) -> SweepRecord:
-        """Raises ValueError for a folder that is no finished sweep's."""
+        """The records in a finished sweep's folder. Raises ValueError for any other folder."""
         content = sweep_json(folder)
         folders = [folder / job.get("folder", job["name"]) for job in content["jobs"]]
         runs = [(RunRecord.read(f), renamed(job["factors"])) for f, job in zip(folders, content["jobs"], strict=True)]
@@ -141,7 +141,7 @@ class SweepRecord:
 
 
 def single_job(folder: Path) -> Job:
-    """A run by itself. Raises ValueError for a folder that is no run's, or whose run did not finish."""
+    """A run as a job of its own. Raises ValueError if the folder is no run's, or if the run is not complete."""
     if not is_run(folder):
         raise ValueError(f"{folder} is no run's folder: it has no {MANIFEST}")
     run = RunRecord.read(folder.resolve())
@@ -154,14 +154,14 @@ def single_job(folder: Path) -> Job:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether the folder is a run's, finished or not, whole or damaged."""
+    """Whether the folder is a run's, whatever the run's status."""
     return (folder / MANIFEST).is_file()
 
 
 def sweep_json(folder: Path) -> dict[str, Any]:
-    """The sweep's own record; `swept` names what its command varied.
+    """The content of sweep.json, with the keys `swept` that the command varied.
 
-    Raises ValueError for an unfinished or a foreign folder.
+    Raises ValueError for the folder of an unfinished sweep, and for any other folder.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; give a run's (outputs/RUN) or a sweep's (multirun/SWEEP)")
@@ -171,7 +171,7 @@ def sweep_json(folder: Path) -> dict[str, Any]:
             raise ValueError(f"{folder / SWEEP} is not a sweep's record: it lacks name or jobs")
         if not all(isinstance(job, dict) and {"name", "factors"} <= set(job) for job in content["jobs"]):
             raise ValueError(f"{folder / SWEEP} is not a sweep's record: a job lacks its name or factors")
-        # Earlier records do not say what their command varied; of a merged one it cannot be known.
+        # Earlier records lack `swept`; for a merged one it cannot be determined.
         varied = [] if content.get("sources") else varying([job["factors"] for job in content["jobs"]])
         return {"swept": varied, **content}
     runs = [path.parent.name for path in folder.glob(f"*/{MANIFEST}") if is_run(path.parent)]
@@ -184,7 +184,7 @@ def sweep_json(folder: Path) -> dict[str, Any]:
 
 
 def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
-    """Write what is worked out over the jobs that sweep.json names: effects.json and matched_loss.json."""
+    """Compute effects.json and matched_loss.json from the runs that sweep.json names, and write them."""
     content = sweep_json(folder)
     runs = [RunRecord.read(folder / job.get("folder", job["name"])) for job in content["jobs"]]
     group_of = {run.name: group.name for group in comparable(runs, content["swept"]) for run in group.runs}
@@ -194,7 +194,7 @@ def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:
 
 
 def matched_loss_json(folder: Path) -> dict[str, Any]:
-    """The contrasts at matched loss that a sweep left, `pairs` and `pooled`. Raises ValueError for a damaged file."""
+    """A sweep's contrasts at matched loss, `pairs` and `pooled`. Raises ValueError for a damaged file."""
     path = folder / MATCHED
     content = read_json(path) if path.exists() else {"pairs": [], "pooled": []}
     if not isinstance(content, dict) or not {"pairs", "pooled"} <= set(content):
@@ -203,5 +203,5 @@ def matched_loss_json(folder: Path) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time for a record, UTC."""
+    """The present time in UTC, for a record."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -28,7 +28,7 @@ def write_run_table(folder: Path) -> None:
         for name, scalar in run.scalars.items():
             if not isinstance(scalar, Mapping):
                 row[name] = scalar
-            elif "value" in scalar or "reason" in scalar:  # others are records of their own, as snapshot losses are
+            elif "value" in scalar or "reason" in scalar:  # not mappings such as the snapshots' losses
                 row[name] = scalar.get("value")
                 row |= {f"{name}_{part}": scalar[part] for part in _PARTS if part in scalar}
         row["total_seconds"] = run.manifest.get("seconds", {}).get("total")

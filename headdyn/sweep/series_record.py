@@ -1,4 +1,4 @@
-"""Series of checkpoints as a sweep's folder holds them: the verdict on each, and its timeline, a row a checkpoint."""
+"""Series of checkpoints in a sweep's folder: the verdict on each, and its timeline with a row for each checkpoint."""
 
 import math
 import shutil
@@ -22,7 +22,7 @@ from headdyn.sweep.record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
 _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
-# Of sweeps that were recorded before entries said so.
+# Entries that earlier records lack.
 _DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
 _FORMER_NAMES: Mapping[str, str] = read_json(Path(__file__).with_name("former_names.json"))
 _TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
@@ -46,9 +46,9 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """The checkpoints of one training, in its order. `title` tells it from the sweep's other series, "" where alone.
+    """The checkpoints of one training, in order. `title` distinguishes it from the sweep's other series; "" if alone.
 
-    `figures` are the files of the figures that the analysis drew, by title.
+    `figures` are the files of the analysis's figures, by title.
     """
 
     number: int
@@ -82,12 +82,12 @@ class Series:
 
     @property
     def split(self) -> Mapping[str, Any]:
-        """What was found of the split of the heads among all splits; empty where none was measured."""
+        """The verdict on the split of the heads among all splits; only a `reason` if none was measured."""
         return self.verdict.get("split", {"reason": self.verdict.get("reason", "no split was measured")})
 
     @property
     def split_measures(self) -> list[str]:
-        """The measures of that split: those of which there is a band that other splits keep within."""
+        """The measures of that split, which are those with a band of the other splits."""
         return [name for name in self.measures if any(f"{name}_band" in row for row in self.rows)]
 
     @property
@@ -106,7 +106,7 @@ class Series:
 
     @property
     def truth(self) -> Mapping[str, Any]:
-        """What is known of the checkpoints by construction; empty where nothing is."""
+        """What is known of the checkpoints by construction; empty if nothing is."""
         manifests = [job.run.manifest for job in self.complete]
         return next((m[key] for m in manifests for key in ("truth", "organism") if key in m), {})
 
@@ -115,7 +115,7 @@ class Series:
         return next((job.glossary[name] for job in self.jobs.values() if name in job.glossary), unnamed(name))
 
     def points(self, metric: str) -> Points | None:
-        """A metric over the steps; None where no checkpoint that counts has it."""
+        """A metric over the steps; None if no checkpoint that counts has it."""
         having = [row for row in self.counted if _number(row.get(metric)) is not None]
         if not having:
             return None
@@ -124,12 +124,12 @@ class Series:
         return Points([row["step"] for row in having], [row[metric] for row in having], low, high, null)
 
     def table(self, name: str) -> list[dict[str, Any]]:
-        """This series' rows of one of the sweep's tables; empty where it was not written."""
+        """This series' rows of one of the sweep's tables; empty if there is no such table."""
         return _rows(self.folder, name, self.number)
 
 
 def read_series(sweep: SweepRecord) -> list[Series]:
-    """Every series of a sweep on which a verdict was given, in the order of verdict.json."""
+    """Every series of a sweep that has a verdict, in the order of verdict.json."""
     by_name = {job.run.name: job for job in sweep.jobs}
     entries = verdicts(sweep.folder)
     titles = series_titles(entries)
@@ -150,9 +150,9 @@ def read_series(sweep: SweepRecord) -> list[Series]:
 
 
 def verdicts(folder: Path) -> list[dict[str, Any]]:
-    """What the analyses of whole series said, an entry for each analysis of each series; empty where there were none.
+    """The results of analyses of series, one entry for each analysis of each series.
 
-    What older sweeps do not say gets its default. Raises ValueError for a file that is no such record.
+    Entries that older sweeps lack get their defaults. Raises ValueError for a file that is no such record.
     """
     path = folder / VERDICT
     entries = read_json(path) if path.exists() else []
@@ -163,14 +163,14 @@ def verdicts(folder: Path) -> list[dict[str, Any]]:
 
 
 def _renamed(record: Any) -> Any:
-    """A record under the names that its entries have today."""
+    """A record with its entries' former names replaced by today's."""
     if isinstance(record, dict):
         return {_FORMER_NAMES.get(name, name): _renamed(value) for name, value in record.items()}
     return record
 
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """What tells each series from the others, by its number; "" for one alone."""
+    """The title of each series, by number: the levels in which it differs from the others; "" for a single one."""
     varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
     levels = {entry["series"]: {name: entry["factors"].get(name) for name in varied} for entry in entries}
     return {
@@ -181,14 +181,14 @@ def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectedSeries:
-    """The series of several sweeps, numbered anew: verdict.json's entries, tables by name, figures by their place."""
+    """The series of several sweeps, with new numbers: entries of verdict.json, tables by name, figures by file."""
 
     entries: Sequence[Mapping[str, Any]]
     tables: Mapping[str, Sequence[pa.Table]]
     figures: Mapping[str, Path]
 
     def write(self, out: Path) -> None:
-        """Leave them in `out` as a sweep does; nothing where there are none."""
+        """Write the series to `out` as a sweep does; writes nothing if there are none."""
         for file, source in self.figures.items():
             (out / file).parent.mkdir(exist_ok=True)
             shutil.copyfile(source, out / file)
@@ -202,10 +202,10 @@ class CollectedSeries:
 
 
 def collect_series(folders: Sequence[Path]) -> CollectedSeries:
-    """Everything that the folders' series left; the same series counts once, and nothing is written.
+    """The series of all folders; the same analysis of the same runs counts once. Writes nothing.
 
-    A series is its runs: analyses of the same ones keep one number. Raises ValueError, which names the file, for a
-    damaged record or table and for a figure that is gone.
+    Analyses of the same runs share a number. Raises ValueError, which names the file, for a damaged record or table,
+    and for a missing figure.
     """
     entries: list[dict[str, Any]] = []
     numbers: dict[tuple[tuple[str, str], ...], int] = {}

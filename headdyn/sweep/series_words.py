@@ -1,7 +1,7 @@
-"""Sentences about emergence in a series of checkpoints, from its verdict: the answer first, "none" where there is none.
+"""Sentences about emergence in a series of checkpoints, from its verdict; the answer comes first.
 
-A claim about one series rests on its pairs or sequences. A claim about training rests on several trainings, so that
-one series proves none.
+Claims about one series rest on its pairs or sequences. A claim about training needs several trainings; no single series
+proves it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from headdyn.core.numbers import count, fixed, listed, number, p_is, p_value
 from headdyn.sweep.series_record import Series
 from headdyn.sweep.words import Statement
 
-SPLITS = "splits.parquet"  # what a run on prompts leaves of all splits of the heads
+SPLITS = "splits.parquet"  # the table with all splits of the heads in the folder of a run on prompts
 STAGES = ("early", "mid", "late", "none")
-_ALIKE = 0.5  # correlation of what two heads do from which on one is said to do what the other did
+_ALIKE = 0.5  # from this correlation of two heads' profiles on, one head does what the other did
 
 
 def series_statements(series: Sequence[Series]) -> list[Statement]:
@@ -32,14 +32,14 @@ def series_statements(series: Sequence[Series]) -> list[Statement]:
 
 
 def statement(one: Series, series: Sequence[Series], question: str, sentences: Sequence[str]) -> Statement:
-    """An answer about one of several series: its group says which, if it has the group to itself, else its title."""
+    """An answer about one of several series. Its title is added to the question, unless it is alone in its group."""
     alone = sum(other.group == one.group for other in series) == 1
     which = f" ({one.title})" if one.title and not (alone and one.group) else ""
     return Statement(question + which, sentences, one.group)
 
 
 def headline(series: Series) -> str:
-    """The one sentence for a reader who reads only one."""
+    """The most important sentence about a series."""
     sentences = split_answer(series) or other_measures(series) or counted(series)
     line = sentences[0].rstrip(":") + ("." if sentences[0].endswith(":") else "")
     if len(series.verdict["counted"]) < series.verdict["checkpoints"]:
@@ -48,12 +48,12 @@ def headline(series: Series) -> str:
 
 
 def halves(series: Series) -> list[str]:
-    """What the two halves of the heads are called that the analysis compared."""
+    """The names of the two halves of the heads that the analysis compared."""
     return list(series.split.get("halves", ("even", "odd")))
 
 
 def split_answer(series: Series) -> list[str]:
-    """Whether the split of the heads is more than any split is, and when its measures emerge."""
+    """Whether the split of the heads stands out among all splits, and when its measures emerge."""
     split, measures = series.split, series.measures
     name = "/".join(halves(series))
     if "reason" in split:
@@ -81,9 +81,9 @@ def split_answer(series: Series) -> list[str]:
 
 
 def other_measures(series: Series) -> list[str]:
-    """When each measure emerged, apart from those of the split of the heads, in the order of the configuration.
+    """When each measure emerged, in the order of the configuration, without those of the split of the heads.
 
-    Measures of a study's original procedure are left to the study's own part of the page.
+    Measures of an original study's procedure are left out; they are in that study's own part of the page.
     """
     names = [name for name in series.measures if name not in series.split_measures and not is_original(name)]
     missing = series.verdict.get("unmeasured", [])
@@ -101,7 +101,7 @@ def other_measures(series: Series) -> list[str]:
 
 
 def is_original(metric: str) -> bool:
-    """Whether it was measured by an analysis that repeats a study's procedure (`protocol.companions`)."""
+    """Whether the metric is one of an analysis that repeats a study's procedure (`protocol.companions`)."""
     return metric.startswith("original_")
 
 
@@ -152,7 +152,7 @@ def interval(judgement: Mapping[str, Any]) -> str:
 
 
 def stage(judgement: Mapping[str, Any]) -> str:
-    """The class, with every other that the same interval allows."""
+    """The class of an emergence (early, mid, late), with the other classes that its interval allows."""
     others = [word for word in judgement["possible_classes"] if word != judgement["class"]]
     return judgement["class"] + (f", or {listed(others)}: the checkpoints lie too far apart to tell" if others else "")
 
@@ -176,7 +176,7 @@ def _against_splits(split: Mapping[str, Any], name: str, checkpoints: int) -> st
 
 
 def _by_criterion(split: Mapping[str, Any]) -> list[str]:
-    """What the verdict rests on; nothing of records made before control pairs entered it."""
+    """The p on each kind of pairs on which the verdict rests; empty for records from before control pairs were used."""
     p = [f"{p_is(value)} on {name}" for name, value in split.get("p_by_criterion", {}).items()]
     if len(p) == 1:
         return ["No control pairs were read, so that a mere preference for one form of answer would count as repair."]
@@ -195,7 +195,7 @@ def _when(judgement: Mapping[str, Any]) -> str:
 
 
 def duration(judgement: Mapping[str, Any]) -> str:
-    """How long the rise from 10 to 90 % took; of records made before that was worked out, the steepest interval."""
+    """How long the rise from 10 to 90 % took; for earlier records, which lack it, the steepest interval."""
     if "rise_10_to_90_shares" in judgement:
         (a, b), (fewest, most) = judgement["rise_10_to_90_steps"], judgement["rise_10_to_90_shares"]
         return (
@@ -209,7 +209,7 @@ def duration(judgement: Mapping[str, Any]) -> str:
 
 
 def order(series: Series) -> list[str]:
-    """Which measures rose before which, by the two criteria that are the same for all of them."""
+    """Which measures rose before which others, by the two criteria that are the same for all measures."""
     sentences = []
     criteria = {"first_departure": "first departure from chance for good", "half_height": "half height"}
     for criterion, words in criteria.items():

@@ -1,6 +1,6 @@
-"""Several trainings of one suite, told apart by their random seed alone: does what emerges in one emerge in the others?
+"""Several trainings of one suite that differ in their random seed: does what emerges in one emerge in the others?
 
-The unit here is a training (science.md §15). Everything follows from the verdicts on each training's series.
+The unit is a training (science.md §15). Everything is computed from the verdicts on each training's series.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ QUESTION = "Does it repeat over training seeds?"
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """In how many of n trainings something is so, with the Clopper–Pearson interval (95 %) of the probability."""
+    """The number of hits in n trainings, with the 95 % Clopper–Pearson interval of the probability."""
 
     hits: int
     n: int
@@ -44,7 +44,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:
-    """The trainings of one suite under one analysis of series: an entry of verdict.json for each, by its seed."""
+    """The trainings of one suite in one analysis of series: their entries in verdict.json, by seed."""
 
     suite: str
     analysis: str
@@ -52,7 +52,7 @@ class Repetition:
 
     @property
     def seeds(self) -> list[str]:
-        """How each training is called."""
+        """The name of each training."""
         return [f"seed {seed}" if seed.isdigit() else seed for seed in self.entries]
 
     @property
@@ -61,7 +61,7 @@ class Repetition:
         return [entry["verdict"] for entry in self.entries.values()]
 
     def split_found(self) -> Share | None:
-        """In how many trainings the split of the heads is beyond chance; None where some measured none."""
+        """In how many trainings the split of the heads is beyond chance; None if not all trainings measured it."""
         beyond_chance = [verdict.get("split", {}).get("found") for verdict in self.verdicts]
         return None if None in beyond_chance else Share(hits=sum(map(bool, beyond_chance)), n=len(beyond_chance))
 
@@ -71,7 +71,7 @@ class Repetition:
         return {name: [each[name] for each in judged] for name in judged[0] if all(name in each for each in judged)}
 
     def scalars(self) -> dict[str, dict[str, Any]]:
-        """Mean over trainings of every number that all of them have, with Student's interval."""
+        """The mean over trainings, with Student's interval, of every number that all of them have."""
         summaries = [entry["summary"] for entry in self.entries.values()]
         names = [n for n in summaries[0] if all(s.get(n, {}).get("value") is not None for s in summaries)]
         return {name: _mean([summary[name]["value"] for summary in summaries]) for name in names}
@@ -83,16 +83,17 @@ def emerged(judgements: Sequence[Mapping[str, Any]]) -> Share:
 
 
 def strength_at_end(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A measure's value at the last checkpoint: mean over trainings, Student's interval."""
+    """A measure's mean over trainings at their last checkpoint, with Student's interval."""
     return _mean([each["last"] for each in judgements])
 
 
 def emergence_steps(judgements: Sequence[Mapping[str, Any]]) -> tuple[float | None, float] | None:
-    """95 % interval of the step of emergence, geometric mean over the trainings where it emerges; None of fewer than 2.
+    """The 95 % interval of the geometric mean step of emergence, over the trainings in which a measure emerges.
 
-    A training dates it between two checkpoints only. So the lower end is Student's for the checkpoints before, the
-    upper end that for the checkpoints at: the spread over trainings and the width between checkpoints both count. The
-    lower end is None where some training has it at its first checkpoint.
+    None if it emerges in fewer than two. Each training gives only the checkpoints between which it emerges. The lower
+    end is Student's for the checkpoints before, the upper end Student's for those at which it has emerged, so that both
+    the spread over trainings and the spacing of checkpoints count. The lower end is None if a training has emerged at
+    its first checkpoint.
     """
     dates = [(each["emerges_after_step"], each["emerges_at_step"]) for each in judgements]
     dates = [(after, at) for after, at in dates if at is not None]
@@ -105,9 +106,9 @@ def emergence_steps(judgements: Sequence[Mapping[str, Any]]) -> tuple[float | No
 
 
 def repetitions(sweep: SweepRecord) -> list[Repetition]:
-    """The suites of which a sweep has several trainings, by analysis.
+    """The suites of which a sweep has several trainings, for each analysis.
 
-    A suite trained here differs in the random seed alone, a public one in the seed that the model's name states.
+    Trainings by headdyn are told apart by the key `seed`, public ones by the seed in the model's name.
     """
     configs = {job.run.name: job.run.manifest.get("config", {}).get("model", {}) for job in sweep.jobs}
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
@@ -133,15 +134,15 @@ def repetitions(sweep: SweepRecord) -> list[Repetition]:
 
 
 def statements(sweep: SweepRecord) -> list[Statement]:
-    """One answer a suite: what was found in how many trainings, and when."""
+    """An answer for each suite: what emerges in how many trainings, and when."""
     by_suite: dict[str, list[str]] = {}
     for repetition in repetitions(sweep):
         by_suite.setdefault(repetition.suite, []).extend(sentences(repetition, sweep))
-    return [Statement(f"{QUESTION} ({suite})", said) for suite, said in by_suite.items() if said]
+    return [Statement(f"{QUESTION} ({suite})", answer) for suite, answer in by_suite.items() if answer]
 
 
 def sentences(repetition: Repetition, sweep: SweepRecord) -> list[str]:
-    """What the trainings say together."""
+    """Sentences on what all trainings of a suite show together."""
     result = []
     split = repetition.split_found()
     if split is not None:

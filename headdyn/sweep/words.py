@@ -1,7 +1,7 @@
-"""What a sweep's numbers say, in sentences computed from its records: values, intervals and numbers of units.
+"""The answers at the top of a sweep's page: sentences with values, intervals and numbers of units, from its records.
 
-Sentences about factors are in effect_words.py, and have trainings (seeds) as units; those here are about single runs,
-and have sequences.
+Sentences about factors are in effect_words.py; their units are trainings (seeds). Those here are about single runs, and
+their units are sequences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ _ALSO_TRAINED_LONGER = (
 
 @dataclass(frozen=True)
 class Statement:
-    """A question with its answer: the first sentence is the one to read if only one is, the others are its details.
+    """A question with its answer: the first sentence is the answer, the others are details.
 
-    `group` names the group of comparable runs that the answer is about; "" where there is one.
+    `group` names the group of comparable runs to which the answer belongs; "" if there is only one group.
     """
 
     question: str
@@ -65,12 +65,12 @@ def statements(sweep: SweepRecord) -> list[Statement]:
 
 
 def question_about(name: str) -> str:
-    """What is asked of a factor."""
+    """The question about a factor."""
     return CHOICES[name].question if name in CHOICES else f"Does {name} matter?"
 
 
 def selection_worth(jobs: Sequence[Job]) -> list[str]:
-    """What the runs' corpora pay for attending by topic and not by distance; corpora of several seeds are averaged."""
+    """What attending by topic is worth beyond attending by distance, averaged over the runs' corpora."""
     corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
     facts = [job.run.manifest["corpus"].get("facts", {}) for job in corpora.values()]
     known = [each for each in facts if "selection_worth_nats" in each]
@@ -80,7 +80,7 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
-    """The worth of selecting from the facts of one or several corpora, with the lines that it is the difference of."""
+    """A sentence on the worth of selecting and its reference losses, from the facts of one or more corpora."""
 
     def nats(name: str) -> str:
         return f"{fmean(facts[f'{name}_nats'] for facts in corpora):.3f}"
