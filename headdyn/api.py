@@ -8,8 +8,7 @@
     sweep.runs[0].pattern(layer=1, head=2)
 
 They take the arguments of the command line, check them in the same way, and write the same folders. Afterwards they
-restore the state of the process: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state, torch's
-threads.
+restore the process: `sys.argv`, environment, logging, hooks, random numbers, Hydra's state, torch's threads.
 """
 
 from __future__ import annotations
@@ -313,8 +312,8 @@ class Sweep:
         """The answers at the top of the sweep's page: sentences by question, or by group and question."""
         from headdyn.sweep.words import statements
 
-        every = statements(self._record)
-        return {f"{s.group}: {s.question}" if s.group else s.question: list(s.sentences) for s in every}
+        all_statements = statements(self._record)
+        return {f"{s.group}: {s.question}" if s.group else s.question: list(s.sentences) for s in all_statements}
 
     @cached_property
     def figures(self) -> Mapping[str, alt.TopLevelMixin]:

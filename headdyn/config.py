@@ -103,10 +103,10 @@ def _target(group: str, *methods: str) -> PlainValidator:
     """A validator that builds the object named by a group's `_target_`, and requires one of these methods of it."""
 
     def validated(node: Any) -> Any:
-        made = targeted(node, group)
-        if not any(callable(getattr(made, name, None)) for name in methods):
+        instance = targeted(node, group)
+        if not any(callable(getattr(instance, name, None)) for name in methods):
             raise ConfigError(f"{group}._target_={node['_target_']} cannot be {group}: it lacks {' or '.join(methods)}")
-        return made
+        return instance
 
     return PlainValidator(validated)
 
@@ -339,8 +339,8 @@ def _leave_out(plain: dict[str, Any], overridden: Sequence[str]) -> dict[str, st
 def _lacking(analysis: Analysis, data: Any) -> str | None:
     """Why the analysis cannot use the data, as the end of a sentence; None if it can."""
     has_topics = getattr(data, "has_topics", _material(data) == "corpus")
-    given = {_material(data), *(["topics"] if has_topics else [])}
-    return next((_NEEDS[need] for need in _NEEDS if need in analysis.needs and need not in given), None)
+    available = {_material(data), *(["topics"] if has_topics else [])}
+    return next((_NEEDS[need] for need in _NEEDS if need in analysis.needs and need not in available), None)
 
 
 def _add_companions(plain: dict[str, Any]) -> None:
@@ -394,8 +394,8 @@ def _key(override: str) -> str:
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, interpolations resolved, Hydra's own node left out."""
     try:
-        with_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        return OmegaConf.to_container(with_hydra, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+        return OmegaConf.to_container(without_hydra, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:

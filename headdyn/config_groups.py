@@ -10,8 +10,7 @@ from headdyn.training.settings import RecalibrationSettings
 
 @settings
 class Protocol:
-    """conf/protocol: the choices between an original and a corrected way (docs/science.md), which other groups refer
-    to.
+    """conf/protocol: choices between an original and a corrected way (docs/science.md); other groups refer to them.
 
     `companions` maps the name of an analysis to the analyses that run beside it, by name.
     """

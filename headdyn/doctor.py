@@ -67,8 +67,8 @@ def _cache(runs: Sequence[Path], prune: Sequence[str]) -> int:
         totals.setdefault((item.kind, condition), []).append(item.bytes)
         if item.condition != "used" and not pruned:
             damaged += item.condition == "damaged"
-            held = "a running job holds it" if item.condition in prune else FIXES[item.condition]
-            lines.append(f"{item.path}: {item.condition}{f' ({item.why})' if item.why else ''}: {held}")
+            fix = "a running job holds it" if item.condition in prune else FIXES[item.condition]
+            lines.append(f"{item.path}: {item.condition}{f' ({item.why})' if item.why else ''}: {fix}")
     for (kind, condition), sizes in totals.items():
         table.add_row(kind, condition, str(len(sizes)), f"{sum(sizes) / 2**20:,.1f} MiB")
     console = Console()

@@ -211,8 +211,8 @@ def _require_possible(plan: Plan) -> None:
 
         require_memory(plan.jobs)
     models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
-    here = [] if plan.launcher else plan.jobs
-    cuda = {(job.device, job.precision, job.threads) for job in here if job.device == "cuda"}
+    local_jobs = [] if plan.launcher else plan.jobs
+    cuda = {(job.device, job.precision, job.threads) for job in local_jobs if job.device == "cuda"}
     if not plan.launcher:
         require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
     for model in models.values():
@@ -246,14 +246,14 @@ def _require_material(model: Pretrained, jobs: Sequence[RunConfig], store: Store
     """Raise ValueError if a model on this machine cannot read these jobs' data in its own tokens."""
     from headdyn.models.checkpoints.files import folder_here
 
-    here = folder_here(model.name, model.revision)
-    if not jobs or here is None:
+    location = folder_here(model.name, model.revision)
+    if not jobs or location is None:
         return
     from headdyn.models.checkpoints import gguf, read_tokenizer
     from headdyn.models.families import read_config
     from headdyn.stages import in_tokens_of
 
-    with gguf.settings_of(here, store) as folder:
+    with gguf.settings_of(location, store) as folder:
         decoder, tokenizer = read_config(folder), read_tokenizer(folder, model.name)
     for jobs_of_one_text in _by_data(jobs):
         material = in_tokens_of(jobs_of_one_text[0], decoder, tokenizer)

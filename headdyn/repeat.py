@@ -21,8 +21,7 @@ COMPARED = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "reason")
 
 
 def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
-    """The settings and the record of the run to repeat. Raises ConfigError if the folder has no complete run, or if
-    today's configuration cannot express its settings."""
+    """The settings and the record of the run to repeat. Raises ConfigError if there is none to repeat."""
     record = RunRecord.read(folder)
     if record.status != "complete":
         why = record.manifest.get("error", f"its run is {record.status}")

@@ -24,8 +24,7 @@ class Scatter:
 
 
 def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
-    """One strip for each clustering, with one cell for each head: its cluster's number and colour, hollow if it has
-    none.
+    """A strip for each clustering, with a cell for each head: its cluster's number and colour, hollow without one.
 
     `columns` are drawn side by side; each is a list of clusterings, a name and the heads' labels.
     """
@@ -40,7 +39,9 @@ def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: 
         x = place_names(alt.X("head:O"), range(heads), orient="top")
         base = tables.chart(rows).encode(x, place_names(alt.Y("strip:O"), [name for name, _ in strips], title=None))
         tips = tooltips("head:O", "cluster:N", **{"name:N": "clustering"})
-        cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(_fill(), tooltip=tips)
+        cells = base.mark_rect(stroke=GREY, strokeWidth=0.5, opacity=0.75).encode(
+            alt.Fill("colour:N", scale=None), tooltip=tips
+        )
         numbers = base.mark_text(fontSize=9).encode(*ink())
         parts.append(alt.layer(cells, numbers).properties(width=22 * heads, height=18 * len(strips)))
     return Figure(alt.hconcat(*parts, title=titled(title, 22 * heads * len(columns) + 160)), caption, tables)
@@ -56,15 +57,10 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", 
         y = alt.Y("y:Q", title=panel.ylabel or None).scale(zero=False, padding=14).axis(tickCount=4)
         base = tables.chart(rows).encode(x, y)
         points = base.mark_circle(size=190, stroke=GREY, opacity=0.75)
-        points = points.encode(_fill(), tooltip=tooltips("head:O", "cluster:N"))
+        points = points.encode(alt.Fill("colour:N", scale=None), tooltip=tooltips("head:O", "cluster:N"))
         numbers = base.mark_text(fontSize=9).encode(*ink("head:O"))
         parts.append(alt.layer(points, numbers).properties(width=190, height=190, title=titled(panel.title, 210)))
     return Figure(alt.concat(*parts, columns=columns, title=titled(title, 240 * columns)), caption, tables)
-
-
-def _fill() -> alt.Fill:
-    """Fill a mark with the colour in its row."""
-    return alt.Fill("colour:N", scale=None)
 
 
 def _look(label: int) -> dict[str, Any]:

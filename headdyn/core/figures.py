@@ -2,8 +2,7 @@
 
 Reports embed the specification, which Vega draws with tooltips and legends that filter; vl-convert makes it an SVG, PDF
 or PNG file without a browser. Colour-blind readers can tell the colours apart (Okabe & Ito 2008; cividis; PuOr), and
-colour is never the only difference: curves also differ in dashes and marks, significance is an asterisk, a null is a
-hollow diamond.
+colour is never the only difference: curves also differ in dashes and marks, a null is a hollow diamond.
 """
 
 from __future__ import annotations
@@ -214,7 +213,7 @@ def curves(
     y_scale = alt.Scale(zero=False, domain=alt.DomainUnionWith(unionWith=list(y_values)) if y_values else alt.Undefined)
     y = alt.Y("y:Q", title=ylabel, scale=y_scale)
     colour, dash, shape, picks = _looks(lines)
-    seen = alt.condition(functools.reduce(operator.and_, picks), alt.value(1), alt.value(0.08))
+    opacity = alt.condition(functools.reduce(operator.and_, picks), alt.value(1), alt.value(0.08))
     base = tables.chart(rows).encode(x, detail="series:N")
     if any(line.runs for line in lines):
         base = base.add_params(alt.param(name="shown", value=".")).transform_filter("test(regexp(shown), datum.runs)")
@@ -228,12 +227,12 @@ def curves(
         band = band.encode(alt.Fill(colour["shorthand"], scale=colour["scale"], legend=None))
         layers.append(functools.reduce(lambda chart, pick: chart.transform_filter(pick), picks, band))
     layers += _reference_lines(tables, references or {}, rows, width, height)
-    layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=seen))
+    layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=opacity))
     tips = tooltips(
         **{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ({"low:Q": "from", "high:Q": "to"} if banded else {})
     )
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
-    layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=seen, tooltip=tips).add_params(*picks))
+    layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=opacity, tooltip=tips).add_params(*picks))
     apart = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
     independent: dict[str, Any] = dict.fromkeys(apart, "independent")
     resolve = alt.Resolve(legend=alt.LegendResolveMap(**independent))
@@ -278,12 +277,12 @@ def interval_plot(
     pick = alt.selection_point(name="pick", fields=["group"], bind="legend")
     colour = alt.Color("group:N", scale=categories(groups, PALETTE), legend=legend)
     shape = alt.Shape("group:N", scale=categories(groups, MARKS), legend=legend)
-    seen = alt.condition(pick, alt.value(1), alt.value(0.1))
+    opacity = alt.condition(pick, alt.value(1), alt.value(0.1))
     tips = tooltips("label:N", *(["group:N"] if named else []), "value:Q", "low:Q", "high:Q", "null:Q")
     low, x = (alt.X(f"{end}:Q", title=xlabel).scale(zero=zero_line).axis(tickCount=6) for end in ("low", "value"))
     layers: list[Any] = [tables.chart([{"zero": 0}]).mark_rule(color=GREY).encode(x="zero:Q")] if zero_line else []
     bars = base.mark_rule(strokeWidth=2.4).transform_filter("isValid(datum.low) && isValid(datum.high)")
-    layers.append(bars.encode(low, alt.X2("high:Q"), colour, opacity=seen))
+    layers.append(bars.encode(low, alt.X2("high:Q"), colour, opacity=opacity))
     with_null = any(row.null is not None and row.value is not None for row in rows)
     if with_null:
         diamonds = base.mark_point(shape="diamond", color=GREY, fill="white", size=60, opacity=1)
@@ -291,7 +290,7 @@ def interval_plot(
             diamonds.transform_filter("isValid(datum.null) && !datum.absent").encode(x="null:Q", tooltip=tips)
         )
     marks = base.mark_point(filled=True, size=58).transform_filter("!datum.absent")
-    layers.append(marks.encode(x, colour, shape, opacity=seen, tooltip=tips).add_params(pick))
+    layers.append(marks.encode(x, colour, shape, opacity=opacity, tooltip=tips).add_params(pick))
     if any(row.value is None for row in rows):
         words = base.mark_text(text="absent", color=GREY, align="left").transform_filter("datum.absent")
         layers.append(words.encode(x=alt.value(4)))

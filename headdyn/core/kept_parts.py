@@ -1,8 +1,7 @@
 """A long analysis in parts that are saved to disk, so that a stopped analysis continues where it was.
 
 A run names the folder with `keeping`; an analysis does its long work through `parts`, which also logs the progress. The
-results have the same bits as without a stop. If parts share a random generator, each is saved with the state that the
-generator had after it.
+results have the same bits as without a stop. Parts that share a random generator are saved with its state after them.
 """
 
 from __future__ import annotations
@@ -79,8 +78,7 @@ def identity_of(analysis: Any, *facts: object) -> str:
 
 @contextmanager
 def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[_Keeping]:
-    """Inside, `parts` saves to `folder` what it computes, and reads what work of the same `identity` saved there
-    before.
+    """Inside, `parts` saves its results to `folder`, and reads those that work of the same `identity` saved there.
 
     `identity` comes from `identity_of`. If `should_stop()` is true after a part, StageInterruptedError is raised.
     """
@@ -111,7 +109,7 @@ def parts(
     state that it had after the part was computed.
     """
     place, progress = _current.get(), Progress(step, unit, total)
-    every = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
+    slices = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
     earlier: list[_SavedPart] = []
     if place is not None:
         path = place.folder / f"{place.begun:04d}.parts"
@@ -123,25 +121,25 @@ def parts(
         if not end:
             place.unsaved.append((path, digest))
         if earlier:
-            log.info("%s: %d of %d parts were done before", step, len(earlier), len(every))
-    for rows, (seconds, state, saved) in zip(every, earlier, strict=False):
+            log.info("%s: %d of %d parts were done before", step, len(earlier), len(slices))
+    for rows, (seconds, state, saved) in zip(slices, earlier, strict=False):
         progress.skip(rows.stop - rows.start)
         if place is not None:
             place.seconds += seconds
         if generator is not None:
             generator.bit_generator.state = json.loads(state)
         yield rows, saved
-    for number, rows in enumerate(every[len(earlier) :], start=len(earlier)):
+    for number, rows in enumerate(slices[len(earlier) :], start=len(earlier)):
         if place is not None and place.should_stop():
             raise StageInterruptedError(f"asked to stop while {step}; what is done of it is kept")
-        begun = time.monotonic()
+        started = time.monotonic()
         # In C order, as a saved part is read: the rounding of later sums depends on it.
         part: dict[str, Any] = {name: np.asarray(value, order="C") for name, value in compute(rows).items()}
         progress.add(rows.stop - rows.start)
         if place is not None:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **part, **{_STATE: _state(generator)})
-            body = _HEAD.pack(number, time.monotonic() - begun) + content.getvalue()
+            body = _HEAD.pack(number, time.monotonic() - started) + content.getvalue()
             place.keep(path, _CHECK.pack(zlib.crc32(body)) + body)
         yield rows, part
 

@@ -18,9 +18,7 @@ def seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
 
 
 def generator(seed: int, name: str) -> np.random.Generator:
-    """A generator for the stream `name` of `seed`. Streams of different names or seeds are independent, and adding one
-    never changes the numbers of another.
-    """
+    """The generator of the stream `name` of `seed`; streams of different names or seeds are independent."""
     return np.random.Generator(np.random.PCG64(seed_sequence(seed, name)))
 
 

@@ -62,8 +62,7 @@ class HeadTable:
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> HeadTable:
         """One row per mapping of column names to values; columns left out are null.
 
-        Raises ValueError for an unknown column, a NaN, an infinity, or a row that has both value and reason, or
-        neither.
+        Raises ValueError for an unknown column, NaN, infinity, or a row with both or neither of value and reason.
         """
         rows = [dict(row) for row in rows]
         for row in rows:
@@ -251,9 +250,7 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """An analysis's result. `tables` are further tables by name, such as one row per split; each becomes a Parquet
-    file.
-    """
+    """An analysis's result. `tables` are further tables by name, each saved as a Parquet file of that name."""
 
     table: HeadTable
     figures: Mapping[str, Figure] = field(default_factory=dict)

@@ -183,9 +183,7 @@ class RunRecord:
 
 
 class LogFile(logging.FileHandler):
-    """A run's log.txt. A line that cannot be written is left out silently; the run's next other record raises the
-    error.
-    """
+    """A run's log.txt. A line that cannot be written is left out; the run's next record will raise the error."""
 
     def format(self, record: logging.LogRecord) -> str:
         return logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s").format(record)

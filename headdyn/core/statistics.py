@@ -18,8 +18,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     """Benjamini–Hochberg q-values of one family of p-values, in the shape given.
 
     q_(i) = min over j ≥ i of m p_(j) / j (Benjamini & Hochberg 1995, step-up form). Rejecting where q ≤ α controls the
-    false discovery rate at α under independence and positive dependence. Raises ValueError for a p outside 0..1, or
-    NaN.
+    false discovery rate at α under independence and positive dependence. Raises ValueError for a p outside 0..1 or NaN.
     """
     p = np.asarray(p, dtype=float)
     if not np.all((p >= 0) & (p <= 1)):
@@ -41,16 +40,12 @@ def sign_flip_test(
     valid for any number of draws (Phipson & Smyth 2010) and never 0. Sums that differ by rounding alone count as equal,
     and equal sums as hits. Raises ValueError for a NaN.
     """
-    values_NX = np.asarray(values_NX, dtype=float)
-    if np.isnan(values_NX).any():
-        raise ValueError("sign_flip_test got NaN values; leave out the columns that have units without a value")
-    units = len(values_NX)
-    columns = values_NX.reshape(units, -1)
-    exact = 2**units <= draws
+    columns = _columns(values_NX, "sign_flip_test")
+    exact = 2 ** len(columns) <= draws
     observed, slack = columns.sum(0), 1e-12 * np.abs(columns).sum(0)
     hits = np.zeros(columns.shape[1])
-    total = 2**units if exact else draws
-    for signs_RN in _signs(units, total, exact, generator):
+    total = 2 ** len(columns) if exact else draws
+    for signs_RN in _signs(len(columns), total, exact, generator):
         flipped = signs_RN @ columns
         if alternative == "two-sided":
             hits += (np.abs(flipped) >= np.abs(observed) - slack).sum(0)
@@ -59,7 +54,7 @@ def sign_flip_test(
         else:
             hits += (flipped <= observed + slack).sum(0)
     p = hits / total if exact else (1 + hits) / (1 + total)
-    return p.reshape(values_NX.shape[1:])
+    return p.reshape(np.shape(values_NX)[1:])
 
 
 def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999) -> np.ndarray:
@@ -70,11 +65,8 @@ def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, 
     small as a single test's; this one can. The flips are those that `sign_flip_test` draws from the same generator. A
     column of zeros has p 1. Raises ValueError for a NaN.
     """
-    values_NX = np.asarray(values_NX, dtype=float)
-    if np.isnan(values_NX).any():
-        raise ValueError("largest_flip_test got NaN values; leave out the columns that have units without a value")
-    units = len(values_NX)
-    columns = values_NX.reshape(units, -1)
+    columns = _columns(values_NX, "largest_flip_test")
+    units = len(columns)
     exact = 2**units <= draws
     size_X = np.sqrt((columns**2).sum(0))  # the same whatever the signs
     columns = np.divide(columns, size_X, out=np.zeros_like(columns), where=size_X > 0)
@@ -84,13 +76,18 @@ def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, 
         largest_R = np.abs(signs_RN @ columns).max(1, initial=0.0)
         hits += (largest_R[:, None] >= observed - 1e-12 * units).sum(0)
     p = hits / total if exact else (1 + hits) / (1 + total)
-    return p.reshape(values_NX.shape[1:])
+    return p.reshape(np.shape(values_NX)[1:])
+
+
+def _columns(values_NX: np.ndarray, test: str) -> np.ndarray:
+    """The values as columns [N, columns]. Raises ValueError, which names the test, for a NaN."""
+    if np.isnan(columns := np.asarray(values_NX, dtype=float).reshape(len(values_NX), -1)).any():
+        raise ValueError(f"{test} got NaN values; leave out the columns that have units without a value")
+    return columns
 
 
 def _signs(units: int, total: int, exact: bool, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Signs ±1 [R, units] for `total` flips: all sign patterns if `exact`, else random ones; R ≤ 4096 bounds the
-    memory.
-    """
+    """Signs ±1 [R, units] of `total` flips, all patterns if `exact`, else random ones; R ≤ 4096 bounds memory."""
     for start in range(0, total, 4096):
         rows = min(4096, total - start)
         if exact:
@@ -167,8 +164,7 @@ def binomial_interval(
     """Clopper–Pearson interval of a probability, whose coverage is at least `level` for every true value.
 
     Wilson's interval is not used, because its coverage falls to 84 % (nominal 95 %, n = 10 to 50, by enumeration) near
-    0 and 1, where a detector's power and false-positive rate lie. Raises ValueError unless 0 ≤ successes ≤ trials and
-    trials > 0.
+    0 and 1, where a detector's power and false-positive rate lie. Raises ValueError unless 0 ≤ successes ≤ trials ≠ 0.
     """
     k, n = np.asarray(successes, dtype=float), np.asarray(trials, dtype=float)
     if not np.all((k >= 0) & (k <= n) & (n > 0)):

@@ -169,11 +169,11 @@ class Store:
     def _locked(self, path: Path) -> Iterator[None]:
         lock = FileLock(path.with_suffix(".lock"))
         try:
-            held = lock.acquire(timeout=0.2)
+            acquired = lock.acquire(timeout=0.2)
         except Timeout:
             log.info("waiting for another job that builds %s", path)
-            held = lock.acquire()
-        with held:
+            acquired = lock.acquire()
+        with acquired:
             yield
 
 

@@ -114,8 +114,8 @@ class WandbTracker(Tracker):
     def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
         """Record the corpus or model that the run uses, as an artifact with its recipe.
 
-        It is an output if this run built it, else an input. The client links inputs online only; offline, the run's
-        configuration names them.
+        It is an output if this run built it, else an input. The client links inputs online only; offline, the config
+        names them.
         """
         import wandb
 
@@ -130,9 +130,7 @@ class WandbTracker(Tracker):
             self._send(name, partial(self.run.use_artifact, artifact))
 
     def _send(self, name: str, send: Callable[[], object]) -> None:
-        """Send W&B a table or an artifact. If the server fails, this one and all later ones are left out; the run goes
-        on.
-        """
+        """Send W&B a table or an artifact. If the server fails, this and all later ones are left out."""
         import wandb
 
         if not self._takes_files:
@@ -249,8 +247,7 @@ def preset_name(figure: str) -> str:
 
 
 def custom_chart(spec: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
-    """A figure's Vega-Lite specification in the form of W&B's custom charts: columns and rows of one table, and a
-    preset.
+    """A figure's specification in the form of W&B's custom charts: columns and rows of one table, and a preset.
 
     The preset reads the data called "wandb". A figure's several tables become one, whose column `dataset` numbers them
     in the order in which the specification names them; each view of the preset filters the rows of its own table.

@@ -52,20 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--every-run", action="store_true", help="show all runs of the project, not the sweep's alone")
     parser.add_argument("--run", help="the run to show in depth, by name; default the sweep's last")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the specs there as JSON, save nothing online")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     for name, value in _PATIENCE.items():
         os.environ.setdefault(name, value)
-    folder = given.out or Path(os.environ.get("HEADDYN_OUT", ".")) / "dashboards"
-    online = given.out is None and os.environ.get("WANDB_MODE", "online") == "online"
-    entity = given.entity or ""
+    folder = options.out or Path(os.environ.get("HEADDYN_OUT", ".")) / "dashboards"
+    online = options.out is None and os.environ.get("WANDB_MODE", "online") == "online"
+    entity = options.entity or ""
     try:
-        path = given.path or newest_sweep(Path(os.environ.get("HEADDYN_OUT", ".")) / "multirun")
-        dashboards, presets = of_records(path, entity, given.run, every_run=given.every_run)
+        path = options.path or newest_sweep(Path(os.environ.get("HEADDYN_OUT", ".")) / "multirun")
+        dashboards, presets = of_records(path, entity, options.run, every_run=options.every_run)
         problem = unreachable() if online else None
         if online and problem is None:
-            print(*save(dashboards, presets, entity, given.project), sep="\n")
+            print(*save(dashboards, presets, entity, options.project), sep="\n")
             return 0
-        files = write(dashboards, entity, given.project, folder)
+        files = write(dashboards, entity, options.project, folder)
         if problem is not None:
             raise DashboardError(f"{problem}; nothing was saved, the {len(files)} specs are in {folder} instead")
     except (OSError, ValueError, ImportError) as error:
@@ -219,8 +219,7 @@ def workspace(dashboard: Dashboard, entity: str, project: str) -> Workspace:
 def report(dashboard: Dashboard, entity: str, project: str, *, online: bool) -> Report:
     """The dashboard as a report, with a heading, a text and a grid of panels for each section.
 
-    If `online`, its run sets name entity and project, which the client looks up; otherwise they are those of the
-    report.
+    If `online`, its run sets name entity and project, which the client looks up; else they are the report's.
     """
     import wandb_workspaces.reports.v2 as wr
 
@@ -251,8 +250,7 @@ def _grid(dashboard: Dashboard, section: Section, place: dict[str, str]) -> Pane
 
 
 def _placed(dashboard: Dashboard, section: Section) -> list[Any]:
-    """The section's panels, row by row on a grid of 24 columns. Their ids are their places, so that equal calls give
-    equal specifications."""
+    """The section's panels, row by row on a grid of 24 columns; their ids are their places, the same in every call."""
     import wandb_workspaces.reports.v2 as wr
 
     narrow = (wr.LinePlot, wr.BarPlot, wr.ScatterPlot)

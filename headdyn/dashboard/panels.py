@@ -31,9 +31,7 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """`where` filters the runs, in the client's filter language; `groups` are the config entries by which runs are
-    pooled.
-    """
+    """`where` filters runs, in the client's filter language; `groups` are config entries by which runs are pooled."""
 
     name: str
     title: str

@@ -109,8 +109,7 @@ class BayesFilter:
     def _filter(self, tokens_NT: np.ndarray, hazard_RTT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The filter for a few sequences, so that its arrays fit the processor's cache; N is their inner axis.
 
-        Weights are probabilities of the state given the past, normalised at every step, so that they neither overflow
-        nor vanish, whatever T.
+        Weights are probabilities of the state given the past, normalised at every step so as not to overflow or vanish.
         """
         num_topics, num_ending = len(self.transitions_SVV), len(hazard_RTT)
         count, length = tokens_NT.shape

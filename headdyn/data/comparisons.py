@@ -144,9 +144,7 @@ class Block:
 
 
 def longest_common_block(source: Sequence[int], target: Sequence[int]) -> Block:
-    """The longest run of tokens in both sequences, the first of several; its length is 0 if they have no token in
-    common.
-    """
+    """The longest run of tokens in both sequences, the first of several; its length is 0 if they share no token."""
     match = SequenceMatcher(None, source, target, autojunk=False).find_longest_match()
     return Block(match.a, match.b, match.size)
 
@@ -235,8 +233,8 @@ class Prompts:
     def in_company(self) -> Prompts:
         """The prompts without the pairs of which a row is alone in its group.
 
-        A mean over prompts, or a value from another prompt, needs two prompts of equal length. Raises ValueError if no
-        pair remains.
+        A mean over prompts, or a value from another prompt, needs two prompts of equal length. Raises ValueError if
+        none remains.
         """
         prompts = self
         while alone := [group.units_N for group in prompts.groups if len(group) < 2]:
@@ -299,11 +297,7 @@ class Comparisons:
         Raises ValueError for a chat model's tokenizer (unless allowed), an answer that is no token continuation of its
         prompt, or a clean and a corrupted prompt without a common token block that holds both numbers.
         """
-        if getattr(tokenizer, "chat_template", None) and not self.allow_chat_template:
-            raise ValueError(
-                f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has a chat template, so its model is a chat "
-                "model, but these prompts are plain text; choose a base model, or set data.allow_chat_template=true"
-            )
+        require_plain(tokenizer, self.allow_chat_template)
         pairs = self.pairs()
         rows = [_row(tokenizer, pairs[unit], unit, form, right_first) for unit, form, right_first in self._variants()]
         return Prompts(
@@ -322,6 +316,15 @@ class Comparisons:
             turn = unit if unit < self.bug_pairs else unit - self.bug_pairs
             for i in range(self.variants_per_pair):
                 yield unit, *variants[(turn * self.variants_per_pair + i) % len(variants)]
+
+
+def require_plain(tokenizer: Tokenizer, allow_chat_template: bool) -> None:
+    """Raise ValueError for a chat model's tokenizer, unless it is allowed."""
+    if getattr(tokenizer, "chat_template", None) and not allow_chat_template:
+        raise ValueError(
+            f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has a chat template, so its model is a chat "
+            "model, but these prompts are plain text; choose a base model, or set data.allow_chat_template=true"
+        )
 
 
 def _row(tokenizer: Tokenizer, pair: Pair, unit: int, form: Format, right_first: bool) -> PromptGroup:

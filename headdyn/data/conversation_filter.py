@@ -100,8 +100,7 @@ class ConversationFilter:
         return loss_NM, posteriors
 
     def without_speakers(self, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For two hidden speakers: the loss of every symbol but the first [N, M-1], and its language's posterior
-        [N, M, S]."""
+        """For two hidden speakers: each loss but the first [N, M-1], and its language's posterior [N, M, S]."""
         chunks = range(0, len(symbols_NM), _CHUNK_SEQUENCES)
         losses, posteriors = zip(*(self._hidden(symbols_NM[i : i + _CHUNK_SEQUENCES]) for i in chunks), strict=True)
         return np.concatenate(losses), np.concatenate(posteriors)
@@ -109,8 +108,7 @@ class ConversationFilter:
     def _hidden(self, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The state is the place J of the other speaker's last symbol (nowhere, 0, 1, …) and both speakers' languages.
 
-        Behind x_t either the present speaker goes on, and J stays, or the other one replies from its own last symbol,
-        and J becomes t.
+        Behind x_t either the present speaker goes on, and J stays, or the other one replies, and J becomes t.
         """
         (count, length), (topics, size, _) = symbols_NM.shape, self.transitions_SVV.shape
         present_A, other_A = self.assignments(2).T

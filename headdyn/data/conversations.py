@@ -96,7 +96,7 @@ class Conversations:
         """Draw languages and conversations, and compute the lines with which losses are compared.
 
         Writes {train,val}_tokens.npy, {train,val}_topics.npy, facts.json and, for fixed chains, transitions.npy
-        (float32 [S, V, V]).
+        (float32, SVV).
         """
         sampler = None
         if self.chains == "fixed":

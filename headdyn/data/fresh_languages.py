@@ -39,8 +39,8 @@ def urn_chains(
     """Chains [R, M], each in a language of its own: the first symbol is uniform, each later one from the urn of its
     law.
 
-    With `by_context` there is a law for each preceding symbol, otherwise one for all. A symbol copies one of the n
-    symbols drawn from the same law before, or, with probability α V / (n + α V), is uniform.
+    With `by_context` there is a law for each preceding symbol, else one for all. A symbol copies one of the n symbols
+    drawn from its law before, or, with probability α V / (n + α V), is uniform.
     """
     chain_RM = rng.integers(num_symbols, size=(count, length))
     for start in range(0, count, _CHUNK):
@@ -76,8 +76,7 @@ class FreshFilter(ConversationFilter):
         return loss_NM, np.broadcast_to(posteriors, (count, length, 2, self.num_speakers)).astype(float)
 
     def pooled(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, str]:
-        """The loss [N, M] of the best predictor that counts all speakers' symbols alike, weighted by distance, and its
-        name."""
+        """Loss [N, M] and name of the best predictor that counts all speakers' symbols alike, weighted by distance."""
         speakers_NM = speakers_NM[:, : symbols_NM.shape[1]]
         grid = [(decay, weight) for decay in DECAYS for weight in _WEIGHTS]
         tried = slice(TRIED_SEQUENCES)
@@ -92,9 +91,7 @@ class FreshFilter(ConversationFilter):
     def _counted(
         self, speakers_NM: np.ndarray, symbols_NM: np.ndarray, decay: float, weight: float, pooled: bool
     ) -> np.ndarray:
-        """Losses from counts of the symbols that followed the same context earlier; unless `pooled`, only the speaker's
-        own.
-        """
+        """Losses from counts of what followed the same context earlier; unless `pooled`, of the speaker's own."""
         own_NM, _ = self.emission(speakers_NM, symbols_NM)
         size, length = self.transitions_SVV.shape[1], symbols_NM.shape[1]
         loss_NM = np.full(symbols_NM.shape, math.log(size))

@@ -25,22 +25,18 @@ class ModelTokens:
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if self.tokenizer is not None and (last := self._regular.max()) >= self.vocab_size:
+        if (last := self.regular.max()) >= self.vocab_size:
             raise ValueError(
                 f"model.name={self.name}: its tokenizer has token {last}, but its vocabulary ends at "
                 f"{self.vocab_size - 1}; put the tokenizer that belongs to the weights beside them"
             )
 
     @cached_property
-    def _regular(self) -> np.ndarray:
-        """The ids of the tokenizer's tokens, ascending, without the special ones that were added to its vocabulary."""
-        added = set(self.tokenizer.added_tokens_decoder)
-        return np.array(sorted(set(self.tokenizer.get_vocab().values()) - added))
-
-    @property
     def regular(self) -> np.ndarray:
         """The ids of all tokens but special ones, ascending; without a tokenizer those of the whole vocabulary."""
-        return np.arange(self.vocab_size) if self.tokenizer is None else self._regular
+        if self.tokenizer is None:
+            return np.arange(self.vocab_size)
+        return np.array(sorted({*self.tokenizer.get_vocab().values()} - {*self.tokenizer.added_tokens_decoder}))
 
     @cached_property
     def begin(self) -> int | None:

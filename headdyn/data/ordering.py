@@ -44,8 +44,7 @@ class TopicOrdered:
     `first_topic`. Block b of a topic with n sequences contains those of rank n·b/blocks to n·(b+1)/blocks in the
     corpus, the same every epoch; `blocks=1` sorts the whole epoch. Inside a block the order is the corpus's own
     (`fixed`, as in the original study) or new each epoch (`shuffled`). The last `cooldown_share` of all updates takes
-    the same batches as a shuffled training, so that a lasting effect of order is not mixed with having forgotten all
-    topics but the last.
+    the same batches as a shuffled training, so that a lasting effect of order is not mixed with forgetting.
     """
 
     blocks: Count = 1

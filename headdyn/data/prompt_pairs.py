@@ -13,7 +13,7 @@ from typing import Any
 
 from headdyn.core.json_files import json_lines
 from headdyn.core.settings import Count, settings
-from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row
+from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row, require_plain
 
 FIELDS = ("clean", "corrupted", "right", "wrong")
 CONTROL = "control"  # the group of pairs whose corrupted prompts do not mislead
@@ -40,8 +40,7 @@ class PromptPair:
 def read_pairs(path: Path) -> tuple[PromptPair, ...]:
     """The pairs in a JSONL, CSV or Parquet file with the columns clean, corrupted, right, wrong and perhaps group.
 
-    Raises ValueError naming the file and the bad line or row, and what it must have, or the file if it is damaged or
-    not UTF-8.
+    Raises ValueError naming the bad line or row and what it must have, or the file if it is damaged or not UTF-8.
     """
     if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
         fact = "is of no known type" if path.is_file() else "does not exist"
@@ -123,19 +122,12 @@ class PromptPairs:
         share all tokens of the shorter one, and prompts without a common token block; and for a chat model's tokenizer
         unless it is allowed.
         """
-        if getattr(tokenizer, "chat_template", None) and not self.allow_chat_template:
-            raise ValueError(
-                f"the tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has a chat template, so its model is a chat "
-                "model, but these prompts are plain text; choose a base model, or set data.allow_chat_template=true"
-            )
+        require_plain(tokenizer, self.allow_chat_template)
         pairs, rows = self._read(), []
         for unit, pair in enumerate(pairs):
+            texts, answers = (pair.clean, pair.corrupted), (pair.right, pair.wrong)
             try:
-                rows.append(
-                    prompt_row(
-                        tokenizer, (pair.clean, pair.corrupted), (pair.right, pair.wrong), unit=unit, group=pair.group
-                    )
-                )
+                rows.append(prompt_row(tokenizer, texts, answers, unit=unit, group=pair.group))
             except ValueError as error:
                 raise ValueError(f"{pair.place}: {error}") from error
         return Prompts(

@@ -34,8 +34,7 @@ NOPE_FACTOR = 1e30
 def import_config(hf_config: Mapping[str, Any]) -> DecoderConfig:
     """The DecoderConfig of a config.json.
 
-    Raises ValueError for an unknown family, and for a setting that the decoder does not implement, naming key and
-    value.
+    Raises ValueError for an unknown family, and, with key and value, for a setting that the decoder does not implement.
     """
     family = _family(hf_config.get("model_type"))
     for key, value in {"quantization_config": None, "auto_map": None, **family.held}.items():
@@ -151,10 +150,10 @@ def _rope_parameters(hf_config: Mapping[str, Any], family: Family) -> dict[str, 
     Raises ValueError if layers of full and of sliding attention have different ones, as OLMo-3 after its long-context
     training, where only the layers of full attention use YaRN.
     """
-    scaling, given = hf_config.get("rope_scaling"), hf_config.get("rope_parameters") or {}
+    scaling, parameters = hf_config.get("rope_scaling"), hf_config.get("rope_parameters") or {}
     if family.full_attention_every is None:
-        return dict(scaling or given)
-    full, sliding = {**(given.get(_FULL) or {}), **(scaling or {})}, dict(given.get(_SLIDING) or {})
+        return dict(scaling or parameters)
+    full, sliding = {**(parameters.get(_FULL) or {}), **(scaling or {})}, dict(parameters.get(_SLIDING) or {})
     if full != sliding:
         alike = f"the same in layers of {_SLIDING}, {sliding}"
         raise not_implemented(hf_config, f"rope_parameters of {_FULL}", full, [alike])
@@ -169,30 +168,30 @@ def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) ->
     """
     if family.rope is None:
         return {"rotary_fraction": 0.0}
-    given = _rope_parameters(hf_config, family)
-    kind: Any = given.get("rope_type", given.get("type", "default"))
+    rope = _rope_parameters(hf_config, family)
+    kind: Any = rope.get("rope_type", rope.get("type", "default"))
     if kind not in _ROPE_TYPES:
         raise not_implemented(hf_config, "rope_type", kind, list(_ROPE_TYPES))
     keys, rescale = _ROPE_TYPES[kind]
     if _CONTEXT in keys:
-        given.setdefault(_CONTEXT, hf_config.get("max_position_embeddings"))
-    unknown = set(given) - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *keys}
-    if unknown or set(keys) - set(given):
+        rope.setdefault(_CONTEXT, hf_config.get("max_position_embeddings"))
+    unknown = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor", *keys}
+    if unknown or set(keys) - set(rope):
         raise ValueError(
-            f"{hf_config['model_type']}: rope_type={kind!r} takes the keys {list(keys)}, but config.json gives {given}"
+            f"{hf_config['model_type']}: rope_type={kind!r} takes the keys {list(keys)}, but config.json gives {rope}"
         )
 
     def read(setting: Setting, key: str) -> Any:
-        return setting.read({**hf_config, setting.key: given[key]} if key in given else hf_config)
+        return setting.read({**hf_config, setting.key: rope[key]} if key in rope else hf_config)
 
     theta, fraction = read(family.rope[0], "rope_theta"), read(family.rope[1], "partial_rotary_factor")
-    if kind == "linear" and given["factor"] >= NOPE_FACTOR:
+    if kind == "linear" and rope["factor"] >= NOPE_FACTOR:
         return {"rotary_theta": theta, "rotary_fraction": 0.0}
     fields = {"rotary_theta": theta, "rotary_fraction": fraction}
     if rescale is not None:
         width = int(head_dim * fraction)
         frequencies = 1.0 / theta ** (torch.arange(0, width, 2, dtype=torch.float32) / width)
-        fields["rotary_frequencies"] = tuple(rescale(frequencies, given).tolist())
+        fields["rotary_frequencies"] = tuple(rescale(frequencies, rope).tolist())
     return fields
 
 
@@ -222,7 +221,7 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.ma
 
 
 def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
-    """The decoder in a Hugging Face folder, from config.json and model.safetensors or pytorch_model.bin, or their
+    """The decoder in a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or in
     shards.
 
     Weights are converted to `dtype`; no code from the folder runs. Raises ValueError, naming the file, for an unknown

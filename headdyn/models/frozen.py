@@ -277,8 +277,7 @@ def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pull
 
 @dataclass(frozen=True, kw_only=True)
 class Direct:
-    """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: the contribution of what each part adds to the residual
-    stream.
+    """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: those of what each part adds to the residual stream.
 
     The parts are computed without biases; all that biases contribute, along any path, is `biases_KB`. Together they sum
     to the output exactly.

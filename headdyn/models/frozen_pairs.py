@@ -1,6 +1,4 @@
-"""The operator T_ij of one frozen sequence, for pairs of tokens: T itself, its norms, and T_ij x_j. Letters as in
-frozen.py.
-"""
+"""The operator T_ij of a frozen sequence: T itself, its norms, and T_ij x_j. Letters as in frozen.py."""
 
 from collections.abc import Iterator
 

@@ -217,9 +217,7 @@ class Attention(nn.Module):
 
 
 def _normed(norm: Norm | None, x_BTX: Float[Tensor, "B T X"]) -> Float[Tensor, "B T X"]:
-    """q or k of all heads, side by side, after their norm; its width says whether it is over one head's channels or
-    all.
-    """
+    """q or k of all heads, side by side, after their norm, which by its width is over one head's channels or all."""
     return x_BTX if norm is None else norm(x_BTX.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
 
 

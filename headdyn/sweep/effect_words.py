@@ -107,9 +107,7 @@ def difference(row: Row, metric: Metrics) -> str:
 def _on_outcomes(
     rows: Sequence[Row], contrast: str, averaged: str, metric: Metrics, *, with_warning: bool = True
 ) -> list[str]:
-    """Sentences on one contrast: a verdict on the first outcome, then the other outcomes with an effect and those
-    without.
-    """
+    """Sentences on one contrast: a verdict on the first outcome, then lists of the others with and without effects."""
     present = [row for row in rows if row["value"] is not None]
     reasons: dict[str, list[str]] = {}
     for row in rows:

@@ -105,9 +105,11 @@ class _Cells:
                 continue
             places = [f.levels.index(level) for level, f in zip(levels, factors, strict=True)]
             at = (seeds.index(run.factors.get("seed")), *places)
-            other = first.setdefault(at, run)
-            if other.value(outcome) != value:  # equal values are one training, which two sweeps measured alike
-                conflict = f"{other.name} and {run.name} have the same levels and seed, so that no contrast is defined"
+            first_run = first.setdefault(at, run)
+            if first_run.value(outcome) != value:  # equal values are one training, which two sweeps measured alike
+                conflict = (
+                    f"{first_run.name} and {run.name} have the same levels and seed, so that no contrast is defined"
+                )
             values[at] = value
         if not first or not factors:
             return None
@@ -164,8 +166,8 @@ def _rows(cells: _Cells) -> Rows:
 def effect_name(row: Mapping[str, Any]) -> str:
     """The name of an effect: `topic order`, `GQA × DroPE`, `DroPE against RoPE-control`, `layers 2 against 1`."""
     name = " × ".join(_contrast_name(factor, row) for factor in row["factors"])
-    held = [level_label(factor, level) for factor, level in row.get("held", {}).items()]
-    return f"{name} in {', '.join(held)} runs" if held else name
+    held_levels = [level_label(factor, level) for factor, level in row.get("held", {}).items()]
+    return f"{name} in {', '.join(held_levels)} runs" if held_levels else name
 
 
 def _contrast_name(factor: str, row: Mapping[str, Any]) -> str:

@@ -127,8 +127,8 @@ def ordered(name: str, levels: Collection[Any]) -> list[Any]:
     distinct = list(dict.fromkeys(levels))
     if _are_numbers(distinct):
         return sorted(distinct)
-    known = list(CHOICES[name].options) if name in CHOICES else []
-    return sorted(distinct, key=lambda level: known.index(level) if level in known else math.inf)
+    option_order = list(CHOICES[name].options) if name in CHOICES else []
+    return sorted(distinct, key=lambda level: option_order.index(level) if level in option_order else math.inf)
 
 
 def _are_numbers(levels: Collection[Any]) -> bool:

@@ -25,8 +25,7 @@ Run = tuple[RunRecord, Settings]
 
 @dataclass(frozen=True)
 class Group:
-    """Comparable runs. `differs` are the settings in which other groups differ from this one. A single group has the
-    name ""."""
+    """Comparable runs. In the settings `differs` other groups differ from this one; a single group has the name ""."""
 
     name: str
     differs: Mapping[str, Any]
@@ -51,8 +50,10 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
         members |= _parted(part, [*shared, *_variant_keys(part, factors)])
     compared: list[Settings] = [json.loads(key) for key in members]
     # A mode's keys are left out, because those that they set are compared themselves.
-    every = [k for k in dict.fromkeys(k for one in compared for k in one) if k == "mode.name" or k[:5] != "mode."]
-    differing = [key for key in every if _distinct(compared, [key]) > 1]
+    compared_keys = [
+        k for k in dict.fromkeys(k for one in compared for k in one) if k == "mode.name" or k[:5] != "mode."
+    ]
+    differing = [key for key in compared_keys if _distinct(compared, [key]) > 1]
     return [
         Group(name, {key: one[key] for key in differing if key in one}, [run for run, _ in part])
         for name, one, part in zip(_names(compared, differing), compared, members.values(), strict=True)

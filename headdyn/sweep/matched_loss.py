@@ -147,9 +147,9 @@ def pooled(pairs: Iterable[Mapping[str, Any]]) -> Rows:
         cells.setdefault(pair["seed"], {})[json.dumps(cell, sort_keys=True)] = pair["difference"]
     rows: Rows = []
     for (group, factor, outcome), seeds in by_question.items():
-        every = set().union(*seeds.values())
-        per_seed = np.array([np.mean(list(cells.values())) for cells in seeds.values() if set(cells) == every])
-        reason = None if len(per_seed) else f"no seed has all {len(every)} pairs"
+        all_cells = set().union(*seeds.values())
+        per_seed = np.array([np.mean(list(cells.values())) for cells in seeds.values() if set(cells) == all_cells])
+        reason = None if len(per_seed) else f"no seed has all {len(all_cells)} pairs"
         effect = dataclasses.asdict(effect_over_seeds(per_seed))
         rows.append({"group": group, "factor": factor, "outcome": outcome, **effect, "reason": reason})
     return with_q(rows)

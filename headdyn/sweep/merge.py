@@ -13,8 +13,7 @@ from headdyn.sweep.series_record import collect_series
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
-    """Write to `out` the records of one sweep made of several sweeps and runs. Seeds are pooled, other settings are
-    not.
+    """Write to `out` the records of one sweep made of several sweeps and runs; only seeds are pooled.
 
     A run that is in two of them counts once, the complete one. Raises ValueError as `sweep_json` does, for an
     unfinished run, and if `out` is one of the folders; nothing is written then.

@@ -57,8 +57,8 @@ def split_answer(series: Series) -> list[str]:
     split, measures = series.split, series.measures
     name = "/".join(halves(series))
     if "reason" in split:
-        some = "measures" in series.verdict and any((job.run.folder / SPLITS).exists() for job in series.complete)
-        return [f"No verdict on {name}: {split['reason']}."] if some else []
+        measured = "measures" in series.verdict and any((job.run.folder / SPLITS).exists() for job in series.complete)
+        return [f"No verdict on {name}: {split['reason']}."] if measured else []
     emerged = [measure for measure in series.split_measures if measures[measure]["emerges_at_step"] is not None]
     null = _against_splits(split, name, len(series.counted))
     if not split["found"]:

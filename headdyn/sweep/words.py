@@ -73,10 +73,10 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
     """What attending by topic is worth beyond attending by distance, averaged over the runs' corpora."""
     corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
     facts = [job.run.manifest["corpus"].get("facts", {}) for job in corpora.values()]
-    known = [each for each in facts if "selection_worth_nats" in each]
+    with_worth = [each for each in facts if "selection_worth_nats" in each]
     reasons = dict.fromkeys(each["selection_worth_absent"] for each in facts if "selection_worth_absent" in each)
     absent = [f"What selecting by topic is worth is not known: {reason}." for reason in reasons]
-    return [worth_sentence(known), *absent] if known else absent
+    return [worth_sentence(with_worth), *absent] if with_worth else absent
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
@@ -107,22 +107,22 @@ def learning(jobs: Sequence[Job]) -> list[str]:
     for job in trainings:
         if job.run.value("mixture_nats") is not None:
             by_order.setdefault(str(job.factors.get("data_ordering")), []).append(job)
-    left = [
+    left_plateau = [
         f"{sum(map(_below_plateau, same))} of {len(same)} {'topic-ordered' if order == 'topic' else order}"
         for order, same in by_order.items()
     ]
     lead = "There is no exact law to judge these trainings by; their losses beside simple references:"
     if all(job.run.value("gap_closed") is not None for job in trainings):
         lead = "Held-out losses at the end of training, on the way from uniform guessing to the exact floor:"
-    if left:
+    if left_plateau:
         if len(trainings) == 1:
-            who = "The training left" if _below_plateau(trainings[0]) else "The training did not leave"
-        elif len(left) == 1:
+            subject = "The training left" if _below_plateau(trainings[0]) else "The training did not leave"
+        elif len(left_plateau) == 1:
             (judged,) = by_order.values()
-            who = f"{sum(map(_below_plateau, judged))} of {len(judged)} trainings left"
+            subject = f"{sum(map(_below_plateau, judged))} of {len(judged)} trainings left"
         else:
-            who = f"Of the trainings, {listed(left)} ones left"
-        lead = f"{who} the topic-blind plateau, the loss of the best bigram that does not know the topic."
+            subject = f"Of the trainings, {listed(left_plateau)} ones left"
+        lead = f"{subject} the topic-blind plateau, the loss of the best bigram that does not know the topic."
     return [lead, *map(_ended, trainings)] if trainings else []
 
 

@@ -27,8 +27,8 @@ def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Ten
         else:
             ideal = {"previous_token": previous_token, "match": match}[clamp.pattern]
             value = ideal(tokens_BT)[:, None]
-            held = Edit(site="pattern", layer=layer, value=value, where=is_held[:, None, None])
-            logits_BTV = decoder.trace(tokens_BT, edits=[held]).logits
+            edit = Edit(site="pattern", layer=layer, value=value, where=is_held[:, None, None])
+            logits_BTV = decoder.trace(tokens_BT, edits=[edit]).logits
         assert logits_BTV is not None
         return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
 
@@ -44,8 +44,8 @@ def _with_copies(
     traced = decoder.trace(tokens_BT, sites=sites, layers=(layer,), edits=[silent], logits=None)
     pattern_BQK = traced["pattern", layer][:, is_held_H.nonzero()[0, 0]]
     written_BTD = traced["attn_out", layer] + pattern_BQK @ copies(decoder, tokens_BT).to(pattern_BQK.dtype)
-    held = Edit(site="attn_out", layer=layer, value=written_BTD)
-    return decoder.trace(tokens_BT, start=(layer, traced["resid_pre", layer]), edits=[held]).logits
+    edit = Edit(site="attn_out", layer=layer, value=written_BTD)
+    return decoder.trace(tokens_BT, start=(layer, traced["resid_pre", layer]), edits=[edit]).logits
 
 
 def copies(decoder: Decoder, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:

@@ -1,5 +1,4 @@
-"""The training loop: updates, learning rates, metrics.jsonl, and the saved state from which a stopped training
-continues.
+"""The training loop: updates, learning rates, metrics.jsonl, and the state from which a stopped training continues.
 
 A `Task` says what is trained: the losses of an update, and what is measured and saved on the way (the usual one is in
 headdyn/training/next_token.py). Updates are numbered from 0; step s is the model after s updates, step 0 the untrained

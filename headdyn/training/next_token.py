@@ -48,11 +48,6 @@ class TrainingResult:
     tokens_per_second: float
     compiled: bool
 
-    @property
-    def final_loss_nats(self) -> float:
-        """The held-out loss of the trained model."""
-        return self.val_loss_nats[self.steps]
-
 
 @dataclass
 class NextToken(Task):
@@ -84,8 +79,8 @@ class NextToken(Task):
         self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
         evaluated = {*range(0, settings.steps, settings.eval_every_steps), *self.evaluate_at}
         self.milestones = self.snapshot_steps | evaluated
-        held = settings.clamp.pattern != "none"
-        self.loss_function: LossFunction = clamped_loss(settings.clamp) if held else next_token_loss
+        clamped = settings.clamp.pattern != "none"
+        self.loss_function: LossFunction = clamped_loss(settings.clamp) if clamped else next_token_loss
 
     def recipe(self) -> Mapping[str, Any]:
         ends = np.stack([self.schedule.indices(0), self.schedule.indices(self.settings.steps - 1)])
@@ -168,9 +163,7 @@ def train(
 
 
 def help_process_0() -> None:
-    """What every process but 0 does during a run: take part in each training until process 0 says that there is no
-    more.
-    """
+    """What every process but 0 does during a run: take part in each training until process 0 ends the last."""
     join()
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # process 0 tells when to stop

@@ -141,8 +141,7 @@ def evaluate(
 ) -> float:
     """Mean next-token loss in nats over all scored tokens of `batches`, in the precision of training.
 
-    `loss_function` is called with full batches only and with gradients enabled, so that a compiled one needs no second
-    graph.
+    `loss_function` gets full batches only, with gradients enabled, so that a compiled one needs no second graph.
     """
     count = batches.shape[0]
     total, scored = torch.zeros((), dtype=torch.float32, device=batches.device), 0

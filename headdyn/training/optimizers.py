@@ -127,11 +127,10 @@ class Optimizers:
         )
 
     def step(self, *, muon_lr: float, adamw_lr: float, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Clip the gradients to a common norm of `clip_norm`, update the weights, drop the gradients; returns the norm
-        before clipping.
+        """Clip the gradients together to `clip_norm`, update the weights, drop the gradients; returns their norm
+        before.
 
-        If the loss or the norm is not finite, no weight changes. The device decides that, without a transfer to the
-        host.
+        If the loss or the norm is not finite, no weight changes; the device itself decides that.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)

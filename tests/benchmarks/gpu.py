@@ -159,7 +159,7 @@ class Bench:
                 device=self.device,
                 should_stop=None if stop_after is None else lambda: next(asked) >= stop_after,
             )
-            return tiny.weights(result.decoder), result.final_loss_nats
+            return tiny.weights(result.decoder), result.val_loss_nats[result.steps]
 
         with tempfile.TemporaryDirectory() as name:
             root = Path(name)

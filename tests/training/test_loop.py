@@ -90,7 +90,7 @@ def test_what_a_training_leaves(tmp_path: Path) -> None:
     result = trained(tmp_path)
     assert tuple(snapshot_steps(tmp_path / "snapshots")) == tuple(result.snapshots) == SNAPSHOTS
     assert tuple(result.val_loss_nats) == (0, 1, 3, 10, 20, 30)
-    assert result.final_loss_nats < 2.1 < 2.7 < result.val_loss_nats[0]  # ln 16 is 2.77
+    assert result.val_loss_nats[result.steps] < 2.1 < 2.7 < result.val_loss_nats[0]  # ln 16 is 2.77
     assert result.compiled is False and result.seconds > 0 and result.tokens_per_second > 0
     held_out = Batches.prefix(corpus().val, 20, "cpu", mask_documents=False)
     for step, path in result.snapshots.items():
@@ -360,4 +360,4 @@ def test_more_sequences_asked_for_than_there_are_is_all_there_are(tmp_path: Path
     )
     result = trained(tmp_path, settings)
     everything = Batches(corpus().val, "cpu", mask_documents=False)
-    assert result.final_loss_nats == evaluate(result.decoder, everything, batch_size=8, precision="fp32")
+    assert result.val_loss_nats[result.steps] == evaluate(result.decoder, everything, batch_size=8, precision="fp32")

@@ -20,9 +20,9 @@ def files_of(path: Path) -> tuple[list[Path], int]:
         return [path], 0
     if not path.is_dir():
         raise ValueError(f"data.path={path} does not exist; give a file or a folder")
-    every = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-    known = [file for file in every if file.suffix.lower() in SUFFIXES]
+    files = sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    known = [file for file in files if file.suffix.lower() in SUFFIXES]
     if not known:
-        contents = f"{len(every)} files, none" if every else "no files, so none"
+        contents = f"{len(files)} files, none" if files else "no files, so none"
         raise ValueError(f"data.path={path} holds {contents} of a known type ({', '.join(SUFFIXES)})")
-    return known, len(every) - len(known)
+    return known, len(files) - len(known)

@@ -140,8 +140,8 @@ def adjusted_rand(table_SG: np.ndarray) -> float:
         return float((counts * (counts - 1) / 2).sum())
 
     together, rows, columns = pairs(table_SG), pairs(table_SG.sum(1)), pairs(table_SG.sum(0))
-    every = pairs(table_SG.sum(keepdims=True))
-    expected, most = rows * columns / every, (rows + columns) / 2
+    all_pairs = pairs(table_SG.sum(keepdims=True))
+    expected, most = rows * columns / all_pairs, (rows + columns) / 2
     return 1.0 if most == expected else (together - expected) / (most - expected)
 
 

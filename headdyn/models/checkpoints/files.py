@@ -87,8 +87,7 @@ def settings_here(name: str, revision: str, store: Store) -> Path | None:
 
 
 def folder_here(name: str, revision: str) -> Path | None:
-    """The local folder or GGUF file of a checkpoint, or its folder in the hub's own cache, or None. Raises as
-    `local_folder`."""
+    """A checkpoint's local folder or GGUF file, or its folder in the hub's cache, or None. Raises as `local_folder`."""
     return local_folder(name, revision) or _in_hub_cache(name, revision)
 
 
