@@ -32,14 +32,14 @@ class Setting(NamedTuple):
         return self.values[value]
 
     def write(self, ours: Any) -> Any:
-        """Their value; where they have none for ours, one that reads back differently."""
+        """The key's value for our value; if there is none, a value that is read back as another one."""
         if self.values is None:
             return ours
         return next((theirs for theirs, value in self.values.items() if value == ours), next(iter(self.values)))
 
 
 def not_implemented(hf_config: Mapping[str, Any], key: str, value: Any, implemented: Iterable[Any]) -> ValueError:
-    """The error for a setting of a known family that would make another function than the decoder computes."""
+    """The error for a setting of a known family that the decoder does not implement."""
     return ValueError(
         f"{hf_config['model_type']}: {key}={value!r} is not implemented, only {', '.join(map(repr, implemented))}; "
         "use a checkpoint without it"
@@ -60,7 +60,7 @@ def _turned(x: Tensor) -> Tensor:
     return x.mT if x.ndim == 2 else x
 
 
-# GPT-2 stores x @ W, so its matrices stand transposed, with q, k and v side by side.
+# GPT-2 stores matrices for x @ W, so they are transposed, with q, k and v side by side.
 CONV1D = Packing(
     lambda stored, parts, heads: _turned(stored).chunk(parts),
     lambda ours, heads: _turned(torch.cat(list(ours))),
@@ -74,7 +74,7 @@ HEAD_BY_HEAD = Packing(
 
 
 class Module(NamedTuple):
-    """One of their modules and ours in it, `{}` standing for the layer."""
+    """A module of the family and the modules of the decoder whose weights it has; `{}` stands for the layer."""
 
     theirs: str
     ours: Sequence[str]
@@ -83,17 +83,19 @@ class Module(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family. `settings` are DecoderConfig fields read from config.json, `fixed` those the family fixes, `held` the
-    keys that would change the function and are implemented for one value only."""
+    """One family. `settings` are the fields of DecoderConfig that config.json gives, `fixed` those that the family
+    fixes, `held` the keys of config.json of which only one value is implemented."""
 
     architecture: str
-    prefix: str  # of the base model; a checkpoint saved from the base model alone lacks it
+    prefix: str  # of tensor names, by the base model; absent in checkpoints saved from the base model alone
     settings: Mapping[str, Setting]
     fixed: Mapping[str, Any]
     held: Mapping[str, Any]
-    rope: tuple[Setting, Setting] | None  # where theta and the rotating share stand if not in rope_parameters
+    rope: tuple[Setting, Setting] | None  # theta and the rotating share, if not in rope_parameters
     modules: Sequence[Module]
-    full_attention_every: int | None = None  # of its layers, the others have the sliding window; None: all are alike
+    full_attention_every: int | None = (
+        None  # every so many layers one has full attention, the others the sliding window
+    )
 
 
 _QKV = ["blocks.{}.attention.q", "blocks.{}.attention.k", "blocks.{}.attention.v"]
@@ -156,7 +158,7 @@ def _llama_like(architecture: str, *, settings: Mapping[str, Setting], **fields:
     return Family(architecture=architecture, **{**_LLAMA, **fields, "settings": {**_LLAMA["settings"], **settings}})
 
 
-# What the decoder lacks of families that are often asked for.
+# What the decoder lacks for families that are often asked for.
 _GEMMA_3 = (
     "norms both before and behind attention and MLP, embeddings scaled by √D, a gated GELU, and another RoPE in the "
     "layers with a sliding window"

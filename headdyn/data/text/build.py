@@ -1,6 +1,7 @@
-"""From documents to a packed corpus, step by step; each step is done once, and holds a bounded part of the text.
+"""Builds a packed corpus from documents, in steps. Each step is done once, and has a bounded part of the text in
+memory.
 
-Letters: D documents as stored, K those that are kept, E embedding width, S topics, N sequences, T tokens.
+Letters: D stored documents, K those without duplicates, E embedding width, S topics, N sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -33,16 +34,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to at most so many; every document then gets its nearest centre
-REFERENCE_SEQUENCES = 2000  # held-out sequences behind the n-gram lines
+REFERENCE_SEQUENCES = 2000  # held-out sequences on which the n-gram lines are computed
 
 
 def build_text(
     settings: TextSource, reader: Reader, folder: Path, work: Path, tokens: ModelTokens | None = None
 ) -> None:
-    """Leave a corpus in `folder`. `work` holds what the steps hand on, which lets an interrupted build go on.
+    """Write a corpus to `folder`. The steps' intermediate files are in `work`, so that an interrupted build can
+    continue.
 
-    `tokens` are those of a model that comes trained; without them the text's own are learnt.
-    Raises ValueError for documents that no corpus can be made of: too few, too short, without text.
+    `tokens` are those of a model that is already trained; without them a tokenizer is learnt from the text. Raises
+    ValueError if no corpus can be made of the documents: too few, too short, without text.
     """
     steps = _Build(settings, reader, folder, work, tokens)
     stages = Stages(work)
@@ -96,7 +98,7 @@ def sequences_of(
 
 
 class _Build:
-    """The steps. Each returns facts for the record and leaves files in `work` or `folder` for those that follow."""
+    """The steps. Each returns facts for the record, and writes files to `work` or `folder` for the later steps."""
 
     def __init__(
         self, settings: TextSource, reader: Reader, folder: Path, work: Path, tokens: ModelTokens | None
@@ -106,7 +108,7 @@ class _Build:
         self.documents = Documents(work / "documents")
 
     def rows(self, split: str) -> np.ndarray:
-        """The documents of a split, ascending; "kept" for both splits."""
+        """The documents of the split train or val, ascending; "kept" means both."""
         return np.load(self.work / f"{split}.npy")
 
     def read(self) -> Mapping[str, Any]:
@@ -114,7 +116,7 @@ class _Build:
         return store_documents(self.reader, self.documents.folder, at_most=self.settings.most_documents)
 
     def drop_duplicates(self) -> Mapping[str, Any]:
-        """Keep one of each group of copies, and split the documents that are left into training and held-out ones."""
+        """Remove duplicates, and split the other documents into training and held-out ones."""
         s = self.settings
         kept_K, facts = find_duplicates(self.documents, self.work, jaccard=s.near_duplicate_jaccard, seed=s.seed)
         held_out = max(1, round(s.val_share * len(kept_K)))
@@ -184,7 +186,7 @@ class _Build:
             facts |= clusters.agreement(topics_K[with_topic_K], given_K[with_topic_K], s.seed)
         try:
             terms = clusters.top_terms(term_texts, topics_K[np.searchsorted(kept_K, term_rows)], s.num_topics)
-        except NoTermsError as error:  # the encoder needs no words that recur; without them topics have no names
+        except NoTermsError as error:  # possible with the sentence encoder; the topics then have no names
             terms = [[] for _ in range(s.num_topics)]
             facts["topic_terms_absent"] = str(error)
         return facts | {
@@ -239,7 +241,7 @@ class _Build:
         return self.work / f"{split}.tokens"
 
     def tokenize(self, split: str) -> np.ndarray:
-        """Write the tokens of a split end to end; where each document ends [D]."""
+        """Write the tokens of a split end to end; returns where each document ends [D]."""
         return tokenize(
             load_tokenizer(self.folder / "tokenizer"),
             self.documents,
@@ -250,7 +252,7 @@ class _Build:
         )
 
     def measure_references(self) -> Mapping[str, Any]:
-        """The losses of a uniform law and of n-gram laws on held-out sequences: lines to judge a model's loss by."""
+        """The losses of a uniform law and of n-gram laws on held-out sequences, to compare a model's loss with."""
         train_NT = Split.open(self.folder, "train").tokens_NT
         val_NT = Split.open(self.folder, "val").tokens_NT[:REFERENCE_SEQUENCES]
         facts: dict[str, Any] = {"random_nats": math.log(self.vocab_size)}

@@ -1,6 +1,6 @@
 """Documents on disk: cleaned one by one, stored in Parquet files, and read back one row group at a time.
 
-Letters: D documents. Memory holds one row group, and a few bytes for each document.
+Letters: D documents. One row group, and a few bytes for each document, are in memory at a time.
 """
 
 import itertools
@@ -27,8 +27,8 @@ CHUNK_BYTES = 1 << 17  # text in a row group; the sentence encoder takes some 20
 
 _SCHEMA = pa.schema({"text": pa.string(), "bytes": pa.int64(), "topic": pa.string()})
 _LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-# Zero-width space, soft hyphen, byte-order mark, direction marks and controls. The zero-width joiners stay: they carry
-# meaning in several scripts.
+# Zero-width space, soft hyphen, byte-order mark, direction marks and controls. Zero-width joiners are not among them,
+# because they carry meaning in several scripts.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\ufeff]")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot
 _SPACES = re.compile(r"[^\S\n]+")
@@ -150,7 +150,7 @@ def store_documents(reader: Reader, folder: Path, *, at_most: int | None = None)
 
 
 def _store(reader: Reader, part: str, file: Path, at_most: int | None, progress: Progress) -> Mapping[str, Any]:
-    """Write one part's documents to `file`; returns the counts behind `store_documents`."""
+    """Write one part's documents to `file`; returns its counts, which `store_documents` adds up."""
     facts: dict[str, Any] = {"stored": 0, "without_text": 0, "first_without_text": None}
 
     def documents() -> Iterator[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Exact and near duplicates among documents: hashes of whole texts, then MinHash with banding (Broder 1997).
 
-Letters: D documents, W words of a chunk, H hash functions. Some tens of bytes a document stay in memory; the
-signatures (480 bytes each) are on disk. Plain numpy does, since no index is needed: every band is one sort.
+Letters: D documents, W words of a chunk, H hash functions. Memory needs some tens of bytes for each document; the
+signatures (480 bytes each) are on disk. Numpy suffices, because each band needs only a sort and no index.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SHINGLE_WORDS = 3
 BANDS, BAND_HASHES = 20, 6
 HASHES = BANDS * BAND_HASHES
 _ROWS_AT_ONCE = 1 << 15
-_PREDECESSORS = 8  # of a document in a bucket, those that it is compared with
+_PREDECESSORS = 8  # with how many documents before it in its bucket a document is compared
 
 _BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
@@ -47,9 +47,9 @@ def exact_duplicates(documents: Documents) -> np.ndarray:
 def near_duplicates(documents: Documents, rows: np.ndarray, jaccard: float, seed: int, folder: Path) -> np.ndarray:
     """True for those of `rows` that resemble an earlier one: all but the first of each linked group.
 
-    Two documents are linked where the estimated Jaccard similarity of their sets of three-word runs (case aside) is
-    at least `jaccard`; the estimate's standard error is at most 0.046. Text without spaces between words has few
-    runs, so there only copies of long stretches are found. `folder` holds the signatures while this function runs.
+    Two documents are linked if the estimated Jaccard similarity of their sets of three-word runs (ignoring case) is at
+    least `jaccard`; the estimate's standard error is at most 0.046. Text without spaces between words has few runs, so
+    only copies of long stretches are found there. The signatures are in `folder` while this function runs.
     """
     file = folder / "signatures.u32"
     multiplier_H, offset_H = _hash_functions(seed)
@@ -137,8 +137,8 @@ def _mixed(x: np.ndarray) -> np.ndarray:
 def _linked(group_D: np.ndarray, file: Path, band: int, jaccard: float) -> np.ndarray:
     """The groups after linking similar documents that agree on a band's hashes.
 
-    In a bucket of equal hashes each document is compared with the first and with the few before it, not with all: time
-    stays linear where thousands share a boilerplate text.
+    In a bucket of equal hashes each document is compared with the first one and the few before it, not with all, so
+    that the time stays linear even if thousands of documents share a boilerplate text.
     """
     count = len(group_D)
     key_D = _band_keys(file, band, count)
@@ -177,7 +177,9 @@ def _band_keys(file: Path, band: int, count: int) -> np.ndarray:
 def find_duplicates(
     documents: Documents, folder: Path, *, jaccard: float | None, seed: int
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """The documents to keep, ascending [K], and how many duplicates were removed. `jaccard=None`: exact ones only."""
+    """The documents without duplicates, ascending [K], and the numbers of duplicates; only exact ones if
+    `jaccard=None`.
+    """
     exact_D = exact_duplicates(documents)
     rows = np.flatnonzero(~exact_D)
     near = np.zeros(len(rows), bool) if jaccard is None else near_duplicates(documents, rows, jaccard, seed, folder)

@@ -26,7 +26,7 @@ _RARE_WORD_MARK = "<unk>"  # printed by some corpora in place of rare words, so 
 
 
 class NoTermsError(ValueError):
-    """Too few words recur among documents to weigh."""
+    """Too few words occur in several documents."""
 
 
 class Tfidf:
@@ -56,7 +56,7 @@ class Tfidf:
 def fit_terms(texts: list[str]) -> tuple[TfidfVectorizer, Any]:
     """A fitted TF-IDF vectoriser and the weights of `texts` [D, terms], sparse.
 
-    Raises NoTermsError where fewer than three words recur.
+    Raises NoTermsError if fewer than three words occur in several documents.
     """
     vectorizer = TfidfVectorizer(
         sublinear_tf=True,
@@ -118,7 +118,7 @@ def texts_of(documents: Documents, rows: np.ndarray) -> list[str]:
 
 
 def embed(embedding: Tfidf | MiniLM, documents: Documents, rows: np.ndarray, file: Path) -> Mapping[str, Any]:
-    """Append the embeddings of `rows` to `file` (float32 rows), going on where an interrupted call stopped."""
+    """Append the embeddings of `rows` to `file` (float32 rows), continuing an interrupted call."""
     row_bytes = 4 * embedding.width
     done = file.stat().st_size // row_bytes if file.exists() else 0
     progress = Progress("embedding", "documents", len(rows))

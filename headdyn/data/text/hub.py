@@ -23,7 +23,7 @@ _GIVE_UP_SECONDS = 10.0  # looking up a host's name may outlast the request's ow
 
 
 def why_absent(name: str, kind: str) -> str | None:
-    """None where the hub has the `kind` ("model" or "dataset") `name` for us, else the reason, within ten seconds."""
+    """Why the hub does not give the `kind` ("model" or "dataset") `name`, within ten seconds; None if it does."""
     from huggingface_hub import HfApi
 
     reason: list[str | None] = [f"no answer within {_GIVE_UP_SECONDS:.0f} s"]
@@ -41,12 +41,13 @@ def why_absent(name: str, kind: str) -> str | None:
     return reason[0]
 
 
-@lru_cache  # one answer a process, so that a corpus is built from what its cache key names
+@lru_cache  # so that a corpus is built with the encoder from which its key in the cache was made
 def find_encoder(model: str | None) -> tuple[str | None, str]:
-    """Where the sentence encoder can be had (a folder or a name on the hub), or None; and why.
+    """The location of the sentence encoder, a folder or a name on the hub, or None; and the source, or why there is
+    none.
 
-    `model` is a folder or a name on the hub, None for all-MiniLM-L6-v2. Looks in the folder, the installed package, the
-    hub's cache and the hub, in turn.
+    `model` is a folder or a name on the hub, None for all-MiniLM-L6-v2. Tries the folder, the installed package, the
+    hub's cache and the hub, in this order.
     """
     model = model or ENCODER
     if importlib.util.find_spec("sentence_transformers") is None:
@@ -77,7 +78,7 @@ class WikipediaArticles:
     articles: int
 
     def parts(self) -> list[str]:
-        """The dump's files, by number. Raises ValueError, within seconds, where they cannot be reached."""
+        """The dump's files, by number. Raises ValueError, within seconds, if they cannot be reached."""
         count = self._stream().num_shards
         return [f"{number} of {count}" for number in range(count)]
 

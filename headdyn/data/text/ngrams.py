@@ -80,7 +80,7 @@ class _Order:
         self.once, self.twice = 0, 0
 
     def add(self, grams: np.ndarray, counts: np.ndarray, contexts: np.ndarray) -> None:
-        """Add n-grams, ascending and each given once in all, with their counts and their contexts."""
+        """Add n-grams, ascending, with their counts and contexts; each n-gram is added only once over all calls."""
         if not len(grams):
             return
         place_NT = np.minimum(np.searchsorted(grams, self.gram_NT), len(grams) - 1)
@@ -94,8 +94,8 @@ class _Order:
         self.twice += int((counts == 2).sum())
 
     def law(self, lower: np.ndarray | float) -> np.ndarray:
-        """p = (max(c − D, 0) + D · types · lower) / total; `lower` alone where the context never occurs."""
-        # One half where no n-gram occurs once, as the estimate would then leave nothing for unseen ones.
+        """p = (max(c − D, 0) + D · types · lower) / total; `lower` alone if the context never occurs."""
+        # One half if no n-gram occurs once, because the estimate would then be 0 and leave nothing for unseen n-grams.
         discount = self.once / (self.once + 2 * self.twice) if self.once else 0.5
         total_NT, types_NT = self.total_C[self.place_NT], self.types_C[self.place_NT]
         law_NT = np.maximum(self.count_NT - discount, 0) + discount * types_NT * lower

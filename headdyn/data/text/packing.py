@@ -24,7 +24,7 @@ _SEQUENCES_AT_ONCE_TOKENS = 1 << 20
 
 
 def cut(lengths_D: np.ndarray, piece_tokens: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces of documents laid end to end: each piece's document [P], and where it ends [P], in tokens of all.
+    """Cut documents, laid end to end, into pieces: each piece's document [P], and the token where it ends [P].
 
     A document of n tokens has max(1, round(n / piece_tokens)) pieces; each cut is moved by up to a quarter of a piece.
     """
@@ -58,7 +58,7 @@ def pack(
     `begin` is a token to put before every sequence, for models that expect one; it has the labels of what follows.
     Documents are numbered within their sequence, in order of first appearance. The tokens behind the last full sequence
     are left out; `at_most` leaves out further sequences. Returns facts for the record.
-    Raises ValueError where the tokens do not fill one sequence.
+    Raises ValueError if the tokens do not fill one sequence.
     """
     length = sequence_length - (begin is not None)
     document_P, end_P = cut(np.diff(ends_D, prepend=0), length / pieces_per_sequence, rng)

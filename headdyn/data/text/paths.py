@@ -1,4 +1,4 @@
-"""The files that a path to the user's text stands for. Nothing heavy is imported: a wrong path is refused at once."""
+"""The files of the user's text below a path. Imports nothing heavy, so that a wrong path is refused at once."""
 
 from pathlib import Path
 from typing import Literal
@@ -10,7 +10,7 @@ SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 def files_of(path: Path) -> tuple[list[Path], int]:
     """The file itself, or every file of a known type under the folder; and how many files of other types it has.
 
-    Hidden files are ignored. Raises ValueError where there is no file to read.
+    Hidden files are ignored. Raises ValueError if there is no file to read.
     """
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:

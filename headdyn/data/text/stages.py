@@ -12,16 +12,16 @@ log = logging.getLogger(__name__)
 
 
 class Stages:
-    """The steps done in a folder. The marker `NAME.done.json` of a step holds its facts and is written last."""
+    """The steps done in a folder. A step's facts are in its marker `NAME.done.json`, which is written last."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder
 
     def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """The facts of step `name`: what `work()` returns, now or when an earlier build in this folder finished it.
+        """The facts of step `name`, which `work()` returns now, or has returned in an earlier build in this folder.
 
-        Work that was interrupted is called again, and sees the files that it left.
+        Interrupted work is called again; its files are still there.
         """
         marker = self.folder / f"{name}.done.json"
         if marker.exists():

@@ -1,6 +1,6 @@
-"""A byte-level BPE tokenizer learnt from the training documents, and documents turned into tokens with it.
+"""A byte-level BPE tokenizer learnt from the training documents. Its tokens give back the exact bytes of any text.
 
-Any text becomes tokens, and these become the same bytes again. Letters: V vocabulary, D documents.
+Letters: V vocabulary, D documents.
 """
 
 import json
@@ -22,7 +22,7 @@ TRAINING_BYTES = 64 << 20  # of randomly chosen documents; more text changes rar
 def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, seed: int) -> tuple[Tokenizer, int]:
     """A tokenizer of exactly `vocab_size` tokens, and how many bytes of `rows` it was learnt from.
 
-    A pair must occur twice to be merged. Raises ValueError where too few pairs of the text do.
+    A pair must occur twice to be merged. Raises ValueError if too few pairs do.
     """
     sample = generator(seed, "text/tokenizer sample").permutation(rows)
     sizes = documents.bytes_D[sample]
@@ -52,7 +52,7 @@ def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, see
             f"tokens no pair inside a word occurs twice; set data.vocab_size to {reached} or less, or bring more text"
         )
     assert tokenizer.token_to_id(END_OF_TEXT) == END_ID
-    tokenizer.encode_special_tokens = True  # a document that spells the mark out is not ended by it
+    tokenizer.encode_special_tokens = True  # "<|endoftext|>" in a document's text is not the end of the document
     return tokenizer, int(documents.bytes_D[sample].sum())
 
 

@@ -1,4 +1,4 @@
-"""What a series will download, and which of its revisions hold the same weights, before a byte is fetched. No torch."""
+"""What a series will download, and which of its revisions have the same weights, before any download. No torch."""
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +17,9 @@ _WEIGHTS = (".safetensors", ".bin")
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of a model's `revisions`, in the order of training: the bytes of each to download, and what the hub says of them.
+    """A model's `revisions`, in the order of training, and the bytes to download for each that is not on this machine.
 
-    `shared` maps a revision to why it will not count: its weights' files, shard by shard, are another's.
+    `shared` maps a revision to why it will not count: the files of its weights are the same as another's.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Forecast:
         return sum(self.to_download.values())
 
     def lines(self) -> list[str]:
-        """What a user is told before anything starts; nothing where nothing is downloaded."""
+        """The lines to print before anything starts; none if nothing is downloaded."""
         if not self.to_download:
             return []
         size = self.download_bytes / 1e9
@@ -51,11 +51,10 @@ class Forecast:
 
 
 def forecast(name: str, revisions: Sequence[str], store: Store, *, done: Collection[str] = ()) -> Forecast:
-    """Ask the hub for the files and hashes of all revisions, where any of them is not on this machine.
+    """Ask the hub for the files and hashes of all revisions, if any of them is not on this machine.
 
-    Those whose run is `done` are compared with the others, and not downloaded.
-    A revision that the hub lacks is left to its own run, which says so. Raises CheckpointError where the hub does not
-    answer for any of them.
+    Revisions `done`, whose runs are complete, are compared with the others but not downloaded. A revision that the hub
+    lacks is ignored here; its own run fails with the reason. Raises CheckpointError if the hub does not answer.
     """
     ordered = in_order(revisions)
     missing = [revision for revision in ordered if revision not in done and _is_missing(name, revision, store)]
@@ -89,7 +88,7 @@ def _is_missing(name: str, revision: str, store: Store) -> bool:
 
 
 def _files(name: str, revision: str) -> dict[str, tuple[int, str | None]] | None:
-    """What would be downloaded; None for a revision that cannot be had."""
+    """The files to download; None for a revision that cannot be had."""
     try:
         return sizes_and_hashes(name, revision)
     except ValueError:
