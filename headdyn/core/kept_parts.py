@@ -80,7 +80,7 @@ def identity_of(analysis: Any, *facts: object) -> str:
 def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[_Keeping]:
     """Inside, `parts` saves its results to `folder`, and reads those that work of the same `identity` saved there.
 
-    `identity` comes from `identity_of`. If `should_stop()` is true after a part, StageInterruptedError is raised.
+    `identity` comes from `identity_of`. If `should_stop()` is true between two parts, StageInterruptedError is raised.
     """
     place = _Keeping(folder, identity, should_stop)
     token = _current.set(place)
