@@ -100,7 +100,7 @@ def test_a_planted_exchange_is_found_by_what_heads_do_and_not_by_their_weights()
         )
     findings = Emergence(layer=0)(points, rng())
     heads = findings.verdict["heads"]
-    assert match_heads(head_cosines(circuits[0], circuits[-1])).kept == 1  # the mutant: identity by weights
+    assert match_heads(head_cosines(circuits[0], circuits[-1])).own_index_share == 1  # the mutant: identity by weights
     assert set(heads["kept_to_next"].values()) == set(heads["kept_to_last"].values()) == {1.0}
     told = heads["by_behaviour"]
     assert [pair[:2] for pair in told["moved_by_last"]["1"]] == [[0, 2], [2, 0]] and told["moved_by_last"]["3"] == []

@@ -233,8 +233,8 @@ def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
         return {"reason": lacking}
     steps = sorted({step for pair in matches for step in pair})
     return {
-        "kept_to_next": {f"{a}-{b}": matches[a, b].kept for a, b in pairwise(steps)},
-        "kept_to_last": {str(step): matches[step, steps[-1]].kept for step in steps[:-1]},
+        "kept_to_next": {f"{a}-{b}": matches[a, b].own_index_share for a, b in pairwise(steps)},
+        "kept_to_last": {str(step): matches[step, steps[-1]].own_index_share for step in steps[:-1]},
         "chance": 1 / len(next(iter(matches.values())).best_J),
     }
 

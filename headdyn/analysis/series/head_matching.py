@@ -71,7 +71,7 @@ class Match:
     assigned_J: np.ndarray
 
     @property
-    def kept(self) -> float:
+    def own_index_share(self) -> float:
         """Share of later heads most like the earlier head of their own index; 1/H by chance."""
         return float((self.best_J == np.arange(len(self.best_J))).mean())
 

@@ -91,7 +91,7 @@ class OriginalAblation:
         model, prompt = in_dtype(decoder, self.dtype), corpus.original_prompt
         changes = (
             lambda labels_H: law(swapped(model, layer, labels_H), prompt),
-            lambda labels_H: law(model, prompt, [slices_kept(model, layer, clusterings.smaller(labels_H))]),
+            lambda labels_H: law(model, prompt, [other_slices_zero(model, layer, clusterings.smaller(labels_H))]),
         )
         random_RH = clusterings.relabellings(labels["query"], self.swaps, generator)
         labels_RH = np.concatenate((labels["query"][None], random_RH))
@@ -119,13 +119,13 @@ def law(decoder: Decoder, prompt: PromptGroup, edits: Sequence[Edit] = ()) -> Te
     return logits[0, -1].double().log_softmax(-1)
 
 
-def slices_kept(decoder: Decoder, layer: int, kept_H: np.ndarray) -> Edit:
+def other_slices_zero(decoder: Decoder, layer: int, heads_H: np.ndarray) -> Edit:
     """The study's "only these heads": of the D numbers behind W_O, 0 for all but the D/H of each head in the mask."""
     import torch
 
     from headdyn.models.decoder import Edit
 
     width, device = decoder.config.d_model, decoder.embed.weight.device
-    owner_D = np.arange(width) * len(kept_H) // width
-    where_D = torch.from_numpy(~kept_H[owner_D]).to(device)
+    owner_D = np.arange(width) * len(heads_H) // width
+    where_D = torch.from_numpy(~heads_H[owner_D]).to(device)
     return Edit(site="attn_out", layer=layer, value=torch.zeros((), device=device), where=where_D)

@@ -17,7 +17,7 @@ from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, To
 from headdyn.data.prompt_pairs import PromptPairs
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import load_pretrained
-from headdyn.studies.weight_clusters.ablation import slices_kept
+from headdyn.studies.weight_clusters.ablation import other_slices_zero
 from tests.analysis import tiny
 from tests.parity import hugging_face
 from tests.small_models import CONFIGS, NEOX, drawn, tokens
@@ -117,7 +117,7 @@ def test_the_original_slices_are_other_heads() -> None:
     decoder, read = drawn(NEOX), texts()
     ours = HeadAblation(decoder, read, np.random.default_rng(0)).divergences("zero", {1: mask(2)})[1][0]
     text = torch.from_numpy(read.groups[0].tokens_NT)
-    edit = slices_kept(decoder, 1, ~mask(2)[0])
+    edit = other_slices_zero(decoder, 1, ~mask(2)[0])
     sliced = kl(
         *(decoder.trace(text, layers=(), edits=edits, logits="last").logits.detach() for edits in ((), (edit,)))
     )

@@ -59,7 +59,7 @@ def test_reordered_heads_are_found(order: tuple[int, ...]) -> None:
     decoder = drawn(NEOX)
     match = match_heads(head_cosines(folded(decoder, 1), folded(decoder.permuted(1, order), 1)))
     assert match.best_J.tolist() == match.assigned_J.tolist() == list(order)
-    assert match.kept == np.mean(np.array(order) == np.arange(4))
+    assert match.own_index_share == np.mean(np.array(order) == np.arange(4))
     assert np.allclose(match.cosine_HJ[list(order), range(4)], 1)
 
 
@@ -95,7 +95,7 @@ def test_heads_are_followed_through_a_series() -> None:
     circuits = {step: folded(decoder, 1) for step, decoder in enumerate((first, second, third, fourth), 1)}
     matches = match_series(circuits, head_cosines)
     assert set(matches) == {(1, 2), (2, 3), (3, 4), (1, 4), (2, 4)}
-    assert [matches[pair].kept for pair in ((1, 2), (2, 3), (3, 4))] == [1.0, 0.5, 1.0]
+    assert [matches[pair].own_index_share for pair in ((1, 2), (2, 3), (3, 4))] == [1.0, 0.5, 1.0]
     assert matches[1, 4].assigned_J.tolist() == matches[2, 4].assigned_J.tolist() == [3, 1, 2, 0]
     table = match_table("weights", matches).to_pylist()
     assert len(table) == 5 * 4

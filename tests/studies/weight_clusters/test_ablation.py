@@ -9,7 +9,7 @@ import torch
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.clusterings import smaller
 from headdyn.models.decoder import Decoder, Edit
-from headdyn.studies.weight_clusters.ablation import OriginalAblation, law, slices_kept
+from headdyn.studies.weight_clusters.ablation import OriginalAblation, law, other_slices_zero
 from headdyn.studies.weight_clusters.pieces import misread, packed, swapped
 from tests.analysis import tiny
 from tests.small_models import GQA, NEOX, drawn
@@ -77,7 +77,7 @@ def test_which_cluster_is_the_smaller() -> None:
 @torch.no_grad()
 def test_slices_behind_the_output_projection_mix_all_heads() -> None:
     decoder, text = model(), torch.from_numpy(PROMPT.corrupted_NT)
-    edit = slices_kept(decoder, 1, np.arange(8) != 3)
+    edit = other_slices_zero(decoder, 1, np.arange(8) != 3)
     plain, sliced = (
         decoder.trace(text, sites=("attn_out",), layers=(1,), edits=edits, logits=None)["attn_out", 1]
         for edits in ((), (edit,))
