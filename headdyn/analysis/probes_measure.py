@@ -66,17 +66,8 @@ def measure(settings: TopicProbes, decoder: Decoder, corpus: Corpus, generator: 
             "often it gives that topic at the same positions of other sequences.",
         ),
     }
-    columns = {"n": len(test), "unit": "sequence", "reason": "no test token has the topic"}
     ends = [
-        HeadTable.whole(
-            f"probe_accuracy_{which}_topic",
-            by_topic.value[at],
-            ci_low=by_topic.low[at],
-            ci_high=by_topic.high[at],
-            null=null_S[at],
-            p=by_topic.p[at],
-            **columns,
-        )
+        by_topic[at].rows(f"probe_accuracy_{which}_topic", null=null_S[at], reason="no test token has the topic")
         for which, at in (("first", 0), ("last", -1))
     ]
     return Findings(table=HeadTable.concat([table, *ends]), figures=figures)

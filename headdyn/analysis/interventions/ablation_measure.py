@@ -9,6 +9,7 @@ import pyarrow as pa
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.figures import percentiles
 from headdyn.analysis.clusters.geometry import circuit_cosines
+from headdyn.analysis.estimates import Estimate, means
 from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation, Kind
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank
@@ -53,22 +54,19 @@ def _heads(runs: HeadAblation, texts: Texts, generator: np.random.Generator, dra
     alone_HH = np.eye(heads, dtype=bool)
     tables, by_unit = [], {}
 
-    def divergences(name: str, kind: Kind, cells_CH: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def divergences(name: str, kind: Kind, cells_CH: np.ndarray) -> Estimate:
         """Mean KL [L, C] with its interval over units."""
         kl = runs.divergences(kind, dict.fromkeys(layers, cells_CH))
-        kl_ULC = by_unit[name] = np.moveaxis(np.stack([kl[layer] for layer in layers]), -1, 0)
-        low, high = bootstrap_interval(kl_ULC, generator, draws=draws)
-        return kl_ULC.mean(0), {"ci_low": low, "ci_high": high}
+        by_unit[name] = np.moveaxis(np.stack([kl[layer] for layer in layers]), -1, 0)
+        return means(by_unit[name], generator, draws=draws)
 
-    units = {"n": texts.units, "unit": texts.unit}
     for name, kind, cells_CH in (*((kind, kind, alone_HH) for kind in KINDS), ("only", "mean", ~alone_HH)):
-        value_LH, interval = divergences(name, kind, cells_CH)
-        null_LH = np.broadcast_to(value_LH.mean(-1, keepdims=True), value_LH.shape)
-        tables.append(HeadTable.per_head(f"{name}_kl_nats", value_LH, **interval, null=null_LH, **units))
+        kl = divergences(name, kind, cells_CH)
+        null_LH = np.broadcast_to(kl.value.mean(-1, keepdims=True), kl.value.shape)
+        tables.append(kl.rows(f"{name}_kl_nats", unit=texts.unit, null=null_LH))
     for kind in KINDS:
-        value_L1, interval = divergences("layer", kind, np.ones((1, heads), dtype=bool))
-        columns = {name: bound_L1[:, 0] for name, bound_L1 in interval.items()}
-        tables.append(HeadTable.per_layer(f"layer_{kind}_kl_nats", value_L1[:, 0], **columns, **units))
+        kl = divergences("layer", kind, np.ones((1, heads), dtype=bool))
+        tables.append(kl[:, 0].rows(f"layer_{kind}_kl_nats", unit=texts.unit))
     return HeadTable.concat(tables), profile_table({kind: by_unit[kind] for kind in KINDS})
 
 
