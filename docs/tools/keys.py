@@ -30,8 +30,8 @@ GROUPS = ("mode", "protocol", "model", "attention", "data", "data_ordering", "po
 _NO_OPTIONS = ("analysis/all", "analysis/all_prompts")  # lists of analyses
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}
 _EVERYWHERE = {
-    "name": "what records call the option",
-    "_target_": "the class whose settings these are; of headdyn, or of your own package",
+    "name": "the option's name in records",
+    "_target_": "dotted name of the class with these settings, in headdyn or in your own package",
     "defaults": "the options that this one stands for",
 }
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "of length ≥", "max_length": "of length ≤"}
