@@ -58,7 +58,8 @@ def job_keys(*overrides: str) -> Iterator[str]:
 )
 def test_the_reference_has_every_key_of_a_job(keys: list[Section], overrides: tuple[str, ...]) -> None:
     known = {key.name for section in keys for key in section.keys}
-    printed = set(job_keys(*overrides))
+    by_metric = {key.name for section in keys for key in section.keys if key.default == "{}"}  # its keys are metrics
+    printed = {key for key in job_keys(*overrides) if key.rpartition(".")[0] not in by_metric}
     assert len(printed) > 60 and printed <= known
 
 

@@ -18,8 +18,8 @@ PRINT_EVERY_SECONDS = 15.0
 class LiveLines:
     """A context manager. `show` draws lines in place of those before; leaving it removes them.
 
-    In a notebook they are drawn in the output of the cell. Where nothing can be redrawn, `show` passes its lines to
-    `write` every 15 seconds.
+    In a notebook they are drawn in the cell's output. Where nothing can be redrawn, lines go to `write` every 15
+    seconds.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:

@@ -8,8 +8,7 @@ import numpy as np
 def seed_sequence(seed: int, name: str) -> np.random.SeedSequence:
     """The seed sequence of a named stream, the same on every machine and in every process.
 
-    The name is hashed by SHA-256, because Python's `hash` of a string differs between processes. Raises ValueError for
-    a negative seed.
+    The name is hashed by SHA-256, as Python's `hash` differs between processes. Raises ValueError for a negative seed.
     """
     if seed < 0:
         raise ValueError(f"seed={seed} is negative; set seed to 0 or more")

@@ -114,8 +114,8 @@ class WandbTracker(Tracker):
     def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
         """Record the corpus or model that the run uses, as an artifact with its recipe.
 
-        It is an output if this run built it, else an input. The client links inputs online only; offline, the config
-        names them.
+        It is an output if this run built it, else an input. Inputs are linked online only; offline, the config names
+        them.
         """
         import wandb
 

@@ -154,8 +154,7 @@ class PromptGroup:
     """Rows of one format with equal token counts and the same common block. Token ids are int64, without the answer.
 
     Δ = log p(right) − log p(wrong) compares `right_NA` with `wrong_NA`, after the prompt and the tokens `shared_NC`
-    with which both answers begin. Their first tokens differ; if they differ in length, only these are used, and A = 1
-    (science.md §10).
+    with which both answers begin. Their first tokens differ; if their lengths do too, only these are used (A = 1).
     """
 
     format: str

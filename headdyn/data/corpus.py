@@ -55,8 +55,7 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A corpus. `reference_nats` are losses that charts draw as lines: random, mixture, floor; `facts` go into the
-    record.
+    """A corpus. `reference_nats` are losses that charts draw as lines: random, floor …; `facts` go into the record.
 
     `domain_of_topic` [S] is the domain (set of topics) of each topic; if it is given, orderings sort by domain. With
     `mask_documents` every model that reads the corpus attends inside documents only.

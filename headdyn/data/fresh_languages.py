@@ -1,5 +1,4 @@
-"""Conversations in which every sequence has languages of its own: drawing them, and their exact filter (science.md
-§18).
+"""Conversations with languages of its own for every sequence: their drawing and exact filter (science.md §18).
 
 Sequences share no language, so a language can only be learnt in context. Its laws are drawn from a symmetric Dirichlet;
 with them integrated out, the next symbol follows Pólya's urn (Blackwell and MacQueen 1973).

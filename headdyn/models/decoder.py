@@ -1,12 +1,11 @@
-"""The one transformer: a readable decoder whose settings cover Qwen3, Llama, Mistral, Qwen2, OLMo-2, GPT-NeoX and
-GPT-2.
+"""The one transformer: a decoder whose settings cover Qwen3, Llama, Mistral, Qwen2, OLMo-2, GPT-NeoX and GPT-2.
 
 Shape suffixes, used in the whole project: B batch, T tokens, Q query position, K key position,
 H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics.
 
 There are no hooks: `Decoder.trace` returns internals and takes interventions as arguments, and nothing here changes a
-model. The fast path (`Decoder.__call__`) and the traced one run the same lines; the traced one passes along a Tap,
-which records and edits.
+model. The fast path (`Decoder.__call__`) and the traced one run the same lines; a Tap in the traced one records and
+edits.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = ["SITES", "Decoder", "DecoderConfig", "Edit", "HeadWeights", "Trace"]
 class HeadWeights:
     """One layer's attention weights by head, for products `x_BTD @ W`; None for gains and biases that the model lacks.
 
-    `norm_gain_D` and `norm_bias_D` belong to the norm of attention's input, `out_gain_D` to that of its output
+    `norm_gain_D` and `norm_bias_D` belong to the norm before attention, `out_gain_D` to the one behind it
     (`post_norm`).
     """
 

@@ -279,8 +279,7 @@ def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pull
 class Direct:
     """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: those of what each part adds to the residual stream.
 
-    The parts are computed without biases; all that biases contribute, along any path, is `biases_KB`. Together they sum
-    to the output exactly.
+    The parts are computed without biases, whose whole contribution is `biases_KB`. The sum is the output exactly.
     """
 
     embedding_KB: Tensor

@@ -2,8 +2,8 @@
 
 A factor is one of the choices attention, data_ordering and position_enc, or any key that a sweep's command varies. A
 key that differs only between merged sweeps is no factor; it puts their runs into different groups (groups.py). Seeds
-repeat a condition, checkpoints (revisions) belong to one training, and a protocol changes the meaning of a number, so
-none of these is a factor.
+repeat a condition, checkpoints (revisions) belong to one training, and a protocol changes what a number means, so none
+of these is a factor.
 """
 
 import math

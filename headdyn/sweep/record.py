@@ -29,8 +29,7 @@ class SweepRecord:
 
     `swept` are the keys that its command varied. `effects` are the rows of contrasts, slopes and interactions,
     `simple_effects` those of one factor at one level of another, `level_means` those of one level (effects.py). `pairs`
-    are contrasts at matched loss, `pooled` their averages over seeds. `sources` are the sweeps that a merged one was
-    made of.
+    are contrasts at matched loss, `pooled` their averages over seeds. `sources` are the sweeps of a merged one.
     """
 
     folder: Path

@@ -204,8 +204,7 @@ class CollectedSeries:
 def collect_series(folders: Sequence[Path]) -> CollectedSeries:
     """The series of all folders; the same analysis of the same runs counts once. Writes nothing.
 
-    Analyses of the same runs share a number. Raises ValueError, which names the file, for a damaged record or table,
-    and for a missing figure.
+    Analyses of the same runs share a number. Raises ValueError, with the file, for a damaged record or missing figure.
     """
     entries: list[dict[str, Any]] = []
     numbers: dict[tuple[tuple[str, str], ...], int] = {}

@@ -1,7 +1,6 @@
 """Sentences about emergence in a series of checkpoints, from its verdict; the answer comes first.
 
-Claims about one series rest on its pairs or sequences. A claim about training needs several trainings; no single series
-proves it.
+Claims about one series rest on its pairs or sequences; a claim about training needs several trainings.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """The answers at the top of a sweep's page: sentences with values, intervals and numbers of units, from its records.
 
-Sentences about factors are in effect_words.py; their units are trainings (seeds). Those here are about single runs, and
-their units are sequences.
+Sentences about factors, whose units are trainings, are in effect_words.py; the units of those here are sequences.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """DroPE: RoPE is removed from a trained decoder, which is then recalibrated (science.md §5; arXiv 2512.12167).
 
-The control `rope_control` is the same recalibration with RoPE kept, by which the effect of the drop can be told apart
-from that of more training.
+The control `rope_control` is recalibrated in the same way with RoPE kept, which shows the effect of more training
+alone.
 """
 
 import copy

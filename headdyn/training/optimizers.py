@@ -44,8 +44,7 @@ def split_parameters(decoder: Decoder) -> ParameterSplit:
 def newton_schulz() -> Callable[..., Tensor]:
     """muon-optimizer's `zeropower_via_newtonschulz5`, which orthogonalises matrices and stacks of them in bfloat16.
 
-    Raises ImportError if the package is absent, or if another one has its import name, as PyPI's unrelated `muon`
-    (multimodal omics) does.
+    Raises ImportError if the package is absent, or if another one has its import name, as PyPI's unrelated `muon`.
     """
     if importlib.util.find_spec("muon") is None:
         raise ImportError("muon-optimizer is not installed; run: pip install muon-optimizer")
