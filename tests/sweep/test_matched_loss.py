@@ -43,10 +43,12 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
 
     slow = {"snapshot_losses_nats": {"0": 4.1, "100": 3.6, "200": 3.4}}
     entries = [run(tmp_path), run(tmp_path, ordering="topic", values=slow)]
-    # Of recalibrated arms there is no pair of orderings: their losses tell of the drop.
-    entries += [run(tmp_path, position="drope"), run(tmp_path, ordering="topic", position="drope", values=slow)]
+    # Of recalibrated arms there is no pair of orderings, even where their last losses are equal: those tell of the drop.
+    recovered = {"val_loss_nats": {"0": 3.9, "120": 3.2}, "recovered": True, "until_recovered": True}
+    for ordering in ("shuffled", "topic"):
+        entries += [run(tmp_path, ordering=ordering, position="drope", values=slow | {"recalibration": recovered})]
     whole = HeadTable.whole("selectivity", 0.3, ci_low=0.2, ci_high=0.4, n=128, unit="sequence")
-    for entry in (entries[1], entries[3]):
+    for entry in entries[1:]:
         whole.write(tmp_path / entry["name"] / "heads.parquet")
     rows = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
     (row,) = (row for row in rows if row["factor"] == "data_ordering")
