@@ -11,7 +11,7 @@ from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.config import RunConfig
 from headdyn.core.json_files import write_json
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import RunRecord, snapshot_table
+from headdyn.core.run_folder import RunRecord, snapshot_table, snapshot_table_is_sound
 from headdyn.report.made_of import PAGE, is_current, made_of
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
@@ -42,17 +42,17 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
     write_run_table(folder)
     complete = [run for run in runs if run.status == "complete"]
 
-    snapshots: dict[Path, tuple[RunRecord, int]] = {}
+    snapshots: dict[tuple[Path, int], RunRecord] = {}
 
     def note(run: RunRecord, step: int) -> HeadTable:
-        snapshots[snapshot_table(run.folder, step)] = (run, step)
+        snapshots[run.folder, step] = run
         return HeadTable.concat([])
 
     matched_loss(complete, note)  # which snapshots it will read
     tasks = [
         Task(f"{run.name} at step {step}", "analyse_snapshot", (configs[run.name], step, run.folder, MATCHED_ANALYSES))
-        for path, (run, step) in snapshots.items()
-        if not _readable(path)
+        for (_, step), run in snapshots.items()
+        if not snapshot_table_is_sound(run.folder, step)
     ]
     every_series = series_of(jobs, runs)
     earlier = _changed(folder / VERDICT)
@@ -60,7 +60,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         tasks.append(Task("series of checkpoints", "judge_series", (folder, every_series)))
     stopped = workers.do(tasks)
     workers.dismiss()  # ending takes them two seconds, in which the page is drawn
-    lacking = {run.name for path, (run, _) in snapshots.items() if not _readable(path)}
+    lacking = {run.name for (_, step), run in snapshots.items() if not snapshot_table_is_sound(run.folder, step)}
     matched = [run for run in complete if run.name not in lacking]
     rewrite(folder, matched_loss(matched, lambda run, step: HeadTable.read(snapshot_table(run.folder, step))))
     sweep = SweepRecord.read(folder)
@@ -87,13 +87,6 @@ def _written(folder: Path) -> str | None:
 def _changed(path: Path) -> int | None:
     """When the file was last written, in nanoseconds; None where there is none."""
     return path.stat().st_mtime_ns if path.exists() else None
-
-
-def _readable(path: Path) -> bool:
-    try:
-        return len(HeadTable.read(path)) > 0
-    except (ValueError, OSError):
-        return False
 
 
 def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Series]:

@@ -22,7 +22,7 @@ from headdyn.core import machine
 from headdyn.core.kept_parts import identity_of, keeping
 from headdyn.core.randomness import generator
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, snapshot_table
+from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, write_snapshot_table
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
@@ -176,7 +176,7 @@ def analyse_snapshot(
         with keeping(parts / name, identity, should_stop):
             findings = _findings(config, name, decoder, corpus)
         tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
-    HeadTable.concat(tables).write(snapshot_table(folder, step))
+    write_snapshot_table(folder, step, HeadTable.concat(tables))
     shutil.rmtree(parts, ignore_errors=True)
     with suppress(OSError):  # not empty while another process analyses another snapshot of this run
         parts.parent.rmdir()

@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, HydraException) as error:
         print(f"headdyn: {explain(error, arguments)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before any job began; a sweep under way stops by itself
+        print("headdyn: interrupted", file=sys.stderr)
+        return 130
 
 
 def _printed_by_hydra(command: Sequence[str]) -> int:
@@ -62,7 +65,10 @@ def _repeat(arguments: Sequence[str]) -> int:
     if len(arguments) != 2 or arguments[0] != "--repeat":
         raise ConfigError("--repeat takes one run's folder and nothing else: --repeat multirun/SWEEP/RUN")
     config, record = plan_repeat(Path(arguments[1]))
-    return 0 if repeat(config, record, Path(os.environ.get("HEADDYN_OUT") or ".") / "outputs") else 1
+    try:
+        return 0 if repeat(config, record, Path(os.environ.get("HEADDYN_OUT") or ".") / "outputs") else 1
+    except Exception as error:  # such as a text or a device that is not here; log.txt of the repeat has the traceback
+        raise Obstacle(f"--repeat {arguments[1]}: {type(error).__name__}: {error}") from error
 
 
 if __name__ == "__main__":

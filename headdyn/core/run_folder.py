@@ -53,6 +53,25 @@ def snapshot_table(folder: Path, step: int) -> Path:
     return folder / f"heads_step{step:06d}.parquet"
 
 
+def write_snapshot_table(folder: Path, step: int, table: HeadTable) -> None:
+    """Write `snapshot_table`, and beside it a JSON file with the run's name and the table's checksum."""
+    path = snapshot_table(folder, step)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    table.write(path)
+    write_json(path.with_suffix(".json"), {"run": folder.name, "sha256": file_hash(path)})
+
+
+def snapshot_table_is_sound(folder: Path, step: int) -> bool:
+    """Whether the table is there, and is what was written. Tables of earlier versions have no checksum."""
+    path = snapshot_table(folder, step)
+    try:
+        if path.with_suffix(".json").exists():
+            return bool(read_json(path.with_suffix(".json")) == {"run": folder.name, "sha256": _digest(path)})
+        return len(HeadTable.read(path)) > 0
+    except (ValueError, OSError):
+        return False
+
+
 def renamed(factors: Mapping[str, Any]) -> dict[str, Any]:
     """A run's factors under today's names: older records call the protocol `original` seed."""
     return {**factors, "protocol": "original"} if factors.get("protocol") == "seed" else dict(factors)
@@ -210,8 +229,8 @@ class RunFolder:
         (self.path / "figures").mkdir(parents=True, exist_ok=True)
         logging.getLogger().addHandler(self._log)
         self.note(f"{self.path.name} begins")
-        for stale in (METRICS, SUMMARY, HEADS, "heads_step*.parquet"):
-            for file in self.path.glob(stale):
+        for pattern in (*_CHECKED, "heads_step*.json"):  # all that an earlier run of this folder measured and drew
+            for file in self.path.glob(pattern):
                 file.unlink()
         from headdyn.core.machine import begin_peak_memory  # torch, which reading a record does without
 

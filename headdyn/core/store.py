@@ -141,6 +141,8 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text())
             float(manifest["build_seconds"])
+            if recipe_key(manifest["kind"], manifest["recipe"]) != path.name:
+                return "its manifest is of another recipe"
             expected = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             return f"its manifest is unreadable ({type(error).__name__}: {error})"

@@ -69,7 +69,7 @@ def _shared_keys(runs: Sequence[Run], factors: Sequence[str]) -> list[str]:
             continue
         values = [json.dumps(settings.get(key)) for _, settings in runs]
         if len(set(values)) > 1 and values == [json.dumps(run.factors.get("seed")) for run, _ in runs]:
-            continue  # the setting has the seed's value
+            continue  # the setting has the value of `seed`
         by_mode = {(run.factors.get("mode"), value) for (run, _), value in zip(runs, values, strict=True)}
         if "mode" not in factors or len(by_mode) > len({mode for mode, _ in by_mode}):  # else the mode determines it
             shared.append(key)

@@ -29,11 +29,12 @@ from headdyn.models.decoder import Decoder
 from headdyn.training.objective import Precision, autocast, reproducible
 from headdyn.training.optimizers import Optimizers
 from headdyn.training.replicas import add_up, from_process_0
-from headdyn.training.resume import MetricsFile, State, begin_anew_if_damaged, load_newest_state, save_state
+from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
 from headdyn.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
+METRICS = "metrics.jsonl"
 REPORT_SECONDS = 0.5  # how often the observer is called and, on a GPU, the device is read
 _SMOOTHED = 20  # a Progress has means over so many readings; on a CPU a reading is one step
 
@@ -152,12 +153,11 @@ class _Loop:
     def run(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
         """Everything from the saved state, or from the start, to the end."""
         self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
-        begin_anew_if_damaged(self.folder)
-        restored = self.restore()
+        state = self.restore()
         self.task.prepare()
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", keep_through=self.step if restored else -1)
+        self.metrics = MetricsFile(self.folder / METRICS, state.metrics["bytes"] if state else 0)
         try:
-            if not restored and self.step in self.task.milestones:
+            if state is None and self.step in self.task.milestones:
                 self.visit()
             self.update_all(observer, should_stop)
         finally:
@@ -250,22 +250,25 @@ class _Loop:
         self.require_finite_weights()
         self.metrics.flush(to_disk=True)
         model = {name: parameter.detach() for name, parameter in self.decoder.named_parameters()}
-        state = State(self.step, self.seconds, self.recipe(), model, self.optimizers.state_dict())
+        state = State(
+            self.step, self.seconds, self.recipe(), model, self.optimizers.state_dict(), self.metrics.content()
+        )
         save_state(self.folder / "resume", state)
         self.clock = time.monotonic()
 
     @torch.no_grad()
-    def restore(self) -> bool:
-        """Load the state that an earlier call saved. Returns whether there was one."""
-        state = from_process_0(lambda: load_newest_state(self.folder / "resume", self.recipe(), self.task.device))
+    def restore(self) -> State | None:
+        """Load the state that an earlier call saved, and return it; None if there was none."""
+        folder, metrics = self.folder / "resume", self.folder / METRICS
+        state = from_process_0(lambda: load_newest_state(folder, self.recipe(), self.task.device, metrics))
         if state is None:
-            return False
+            return None
         for name, parameter in self.decoder.named_parameters():
             parameter.copy_(state.model[name])
         self.optimizers.load_state_dict(state.optimizers)
         self.step, self.seconds = state.step, state.seconds
         log.info("going on after step %d of %d", self.step, self.settings.steps)
-        return True
+        return state
 
     def recipe(self) -> dict[str, Any]:
         return json.loads(json.dumps(self.task.recipe()))  # in the form in which it is read from a file

@@ -1,10 +1,10 @@
 """The files from which a killed training continues to the same weights: its whole state, and its metrics."""
 
+import hashlib
 import json
 import logging
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ class State:
     recipe: Mapping[str, Any]
     model: Mapping[str, Tensor]
     optimizers: Mapping[str, Any]
+    metrics: Mapping[str, Any]  # length and checksum of metrics.jsonl up to this step
 
 
 def save_state(folder: Path, state: State) -> None:
@@ -57,13 +58,16 @@ def save_state(folder: Path, state: State) -> None:
         old.unlink()
 
 
-def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str) -> State | None:
-    """The newest undamaged state, or None. A damaged file is set aside as `*.damaged`, with a warning.
+def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str, metrics: Path) -> State | None:
+    """The newest state that is undamaged, as are the `metrics` before it; None if there is none.
 
-    Raises ValueError if the state belongs to another training.
+    A damaged state, and one whose metrics are, is set aside as `*.damaged`, with a warning. Raises ValueError if the
+    state belongs to another training.
     """
     for path in reversed(_states(folder)):
         state, damage = _read(path, device)
+        if state is not None and not _begins_with(metrics, **state.metrics):
+            state, damage = None, f"{metrics.name} is not what was written before it"
         if state is not None:
             other = {name: value for name, value in state.recipe.items() if value != recipe.get(name)}
             if other:
@@ -95,21 +99,33 @@ def _read(path: Path, device: str) -> tuple[State | None, str]:
         return None, str(error).partition("\n")[0] or type(error).__name__
 
 
-class MetricsFile:
-    """metrics.jsonl, a line {"step", "name", "value"} for each number. Opening removes steps after `keep_through`."""
+def _begins_with(path: Path, bytes: int, sha256: str) -> bool:
+    """Whether the file's first bytes, so many of them, have this checksum."""
+    content = path.read_bytes() if path.exists() else b""
+    return len(content) >= bytes and hashlib.sha256(content[:bytes]).hexdigest() == sha256
 
-    def __init__(self, path: Path, keep_through: int) -> None:
+
+class MetricsFile:
+    """metrics.jsonl, a line {"step", "name", "value"} for each number. Opening keeps its first `keep_bytes` bytes."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        entries = [entry for entry in _whole_lines(path) if entry["step"] <= keep_through]
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-        temporary.replace(path)
-        self._file = path.open("a", encoding="utf-8")
+        path.touch()
+        self._file = path.open("r+b")
+        self._sum = hashlib.sha256(self._file.read(keep_bytes))
+        self._file.truncate(keep_bytes)
 
     def write(self, step: int, **values: float) -> None:
         """Add a step's numbers. Raises ValueError for one that is not finite."""
         for name, value in values.items():
-            self._file.write(json.dumps({"step": step, "name": name, "value": value}, allow_nan=False) + "\n")
+            entry = {"step": step, "name": name, "value": value}
+            line = (json.dumps(entry, allow_nan=False) + "\n").encode()
+            self._file.write(line)
+            self._sum.update(line)
+
+    def content(self) -> dict[str, Any]:
+        """Length and checksum of all that was written, for a state that goes on from here."""
+        return {"bytes": self._file.tell(), "sha256": self._sum.hexdigest()}
 
     def flush(self, *, to_disk: bool = False) -> None:
         """Let readers see what was written; with `to_disk`, also wait until it would survive a power cut."""
@@ -120,27 +136,3 @@ class MetricsFile:
     def close(self) -> None:
         """Flush and close."""
         self._file.close()
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The entries of a metrics.jsonl, without a last line that was cut short; none if there is no file.
-
-    Raises ValueError if another line is damaged.
-    """
-    if not path.exists():
-        return []
-    *whole, _torn = path.read_text(encoding="utf-8").split("\n")
-    entries = [json.loads(line) for line in whole]
-    if not all(isinstance(entry, dict) and entry.keys() == {"step", "name", "value"} for entry in entries):
-        raise ValueError("a line lacks step, name or value")
-    return entries
-
-
-def begin_anew_if_damaged(folder: Path) -> None:
-    """If the metrics of an interrupted training are damaged, remove them and its saved states, and log a warning."""
-    try:
-        _whole_lines(folder / "metrics.jsonl")
-    except ValueError as error:
-        log.warning("%s is damaged (%s): the training begins anew", folder / "metrics.jsonl", error)
-        (folder / "metrics.jsonl").unlink()
-        shutil.rmtree(folder / "resume", ignore_errors=True)

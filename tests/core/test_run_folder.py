@@ -4,14 +4,23 @@ import random
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from headdyn.core.figures import text_tables
 from headdyn.core.json_files import read_json
-from headdyn.core.records import Metric
-from headdyn.core.run_folder import RunFolder, RunRecord
+from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.run_folder import (
+    RunFolder,
+    RunRecord,
+    snapshot_table,
+    snapshot_table_is_sound,
+    write_snapshot_table,
+)
 from headdyn.core.store import StageInterruptedError
 from tests.report.folders import run
+
+FACTS = {name: {} for name in ("factors", "machine", "config")}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +61,52 @@ def test_a_run_that_is_stopped_is_told_from_one_that_fails(tmp_path: Path, error
         raise error
     manifest = read_json(tmp_path / "manifest.json")
     assert manifest["status"] == status and ("traceback" in manifest) == (status == "failed")
+
+
+def test_a_run_begins_without_what_an_earlier_run_of_its_folder_left(tmp_path: Path) -> None:
+    """Else a figure of the page, written after the checksums, would be sealed under those of the next run."""
+    own, step = HeadTable.whole("selectivity", 0.1, n=9, unit="sequence"), 100
+    with RunFolder(tmp_path, {**FACTS, "name": tmp_path.name}) as folder:
+        folder.add("attention", Findings(table=own, tables={"attention_profiles": pa.table({"head": [0]})}))
+        folder.figure("attention", "map", text_tables({"a": [["x"], ["1"]]}, widths=[9]))
+    write_snapshot_table(tmp_path, step, own)
+    figure = tmp_path / "figures" / "training_loss.json"
+    figure.write_text("1")
+    assert RunRecord.read(tmp_path).status == "complete" and snapshot_table_is_sound(tmp_path, step)
+    with RunFolder(tmp_path, {**FACTS, "name": tmp_path.name}) as folder:
+        left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+        assert left == {"log.txt", "manifest.json"}
+        folder.add("attention", Findings(table=own))
+    figure.write_text("2")
+    assert RunRecord.read(tmp_path).status == "complete"
+
+
+def test_a_snapshots_table_is_sound_as_it_was_written_alone(tmp_path: Path) -> None:
+    """Every bit of it changed, and the table of another run or another step in its place."""
+    first, second = (tmp_path / name for name in ("first", "second"))
+    for number, folder in enumerate((first, second)):
+        folder.mkdir()
+        for step in (100, 200):
+            value = number + step / 1000
+            write_snapshot_table(folder, step, HeadTable.whole("selectivity", value, n=9, unit="sequence"))
+    path = snapshot_table(first, 100)
+    content = path.read_bytes()
+    for place in range(0, 8 * len(content), 7):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert not snapshot_table_is_sound(first, 100)
+    for other in (snapshot_table(second, 100), snapshot_table(first, 200)):
+        shutil.copy(other, path)
+        assert not snapshot_table_is_sound(first, 100)
+    shutil.copy(snapshot_table(second, 100).with_suffix(".json"), path.with_suffix(".json"))
+    shutil.copy(snapshot_table(second, 100), path)
+    assert not snapshot_table_is_sound(first, 100)  # whole, with its checksum, of another run
+    path.write_bytes(content)
+    path.with_suffix(".json").unlink()
+    assert snapshot_table_is_sound(first, 100)  # as earlier versions left it
+    path.unlink()
+    assert not snapshot_table_is_sound(first, 100)
 
 
 def test_an_open_end_of_a_metrics_range_is_recorded_as_none(tmp_path: Path) -> None:

@@ -60,6 +60,21 @@ def test_a_damaged_entry_is_set_aside_and_built_again(tmp_path, caplog, harm, sa
     assert (tmp_path / "corpus" / f"{entry.key}.damaged-1").is_dir()
 
 
+def test_no_changed_bit_of_a_manifest_gives_another_recipe(tmp_path):
+    """Every bit of it: a manifest that is served has the recipe and the files that were written."""
+    path = Store(tmp_path).get("corpus", RECIPE, build).path
+    content, served = (path / "manifest.json").read_bytes(), 0
+    for place in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        (path / "manifest.json").write_bytes(changed)
+        if Store(tmp_path).damage(path) is None:
+            found, written = json.loads(changed), json.loads(content)
+            assert all(found[key] == written[key] for key in ("kind", "recipe", "files"))
+            served += 1
+    assert served < 8 * len(content) / 10  # digits of the seconds alone
+
+
 def test_find_does_not_serve_a_damaged_entry(tmp_path):
     entry = Store(tmp_path).get("corpus", RECIPE, build)
     assert Store(tmp_path).find("corpus", RECIPE).path == entry.path

@@ -70,7 +70,7 @@ def fragments(folder: Path) -> list[str]:
     forgetting = effect(file, "forgetting_nats", ORDER)
     best = [float(run["selectivity_top"]) for run in arms["rope"]]
     recovered = sum(run["recovered"] == "true" for run in arms["drope"])
-    worth = [float(run["speaker_blind_nats"]) - float(run["floor_nats"]) for run in runs]
+    worth = [float(run["position_only_nats"]) - float(run["floor_nats"]) for run in runs]
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
     return [
         *(row(folder, label) for label in OUTCOMES),

@@ -26,7 +26,7 @@ def fragments(experiments: Path) -> list[str]:
         f"alone, {spelled(lasting, scale=100, signed=True)} points",
         *(order_row(folder, label) for label in list(matrix.OUTCOMES)[:4]),
         f"one of {fixed(100 * seen[0]['detectable'], 1)} points would have been seen",
-        f"grouped queries on selectivity ({fixed(100 * seen[1]['detectable'], 1)} points)",
+        f"(one of {fixed(100 * seen[1]['detectable'], 1)} points would have been seen)",
         f"even/odd structure in {found} of {len(planted)}",
         f"Of the {len(others)} others it finds something over the trajectory in {false}, and",
         f"in {rule}: a difference that {len(others)} suites do not establish",

@@ -71,7 +71,8 @@ def place(opened: Chromium, **datum: Any) -> list[float]:
             }}
           }};
           const [x, y] = search(chart.view.scenegraph().root, 0, 0);
-          return [canvas.x + origin[0] + x, canvas.y + origin[1] + y];
+          const padding = chart.view.padding();
+          return [canvas.x + padding.left + origin[0] + x, canvas.y + padding.top + origin[1] + y];
         }})()"""
     )
 

@@ -1,33 +1,43 @@
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
-from headdyn.training.resume import MetricsFile, State, begin_anew_if_damaged, load_newest_state, save_state
+from headdyn.training.resume import MetricsFile, State, load_newest_state, save_state
 from tests.training.tiny import SETTINGS, task
 
+NOTHING = {"bytes": 0, "sha256": hashlib.sha256().hexdigest()}
 RECIPE = {"train.steps": 8, "model.d_model": 16, "betas": [0.9, 0.95]}
 
 
 def state(step: int, recipe: dict[str, object] | None = None) -> State:
     weights = {"w": torch.full((3, 2), float(step))}
-    return State(step, 0.5 * step, recipe or RECIPE, weights, {"muon": {"3x2": torch.ones(1, 3, 2)}, "adamw": {}})
+    return State(
+        step, 0.5 * step, recipe or RECIPE, weights, {"muon": {"3x2": torch.ones(1, 3, 2)}, "adamw": {}}, NOTHING
+    )
+
+
+def newest(folder: Path, recipe: Mapping[str, object] = RECIPE) -> State | None:
+    return load_newest_state(folder, recipe, "cpu", folder / "metrics.jsonl")
 
 
 def test_a_state_comes_back_to_the_bit(tmp_path: Path) -> None:
     for step in (3, 10, 4):
         save_state(tmp_path, state(step))
-    found = load_newest_state(tmp_path, RECIPE, "cpu")
+    found = newest(tmp_path)
     assert found is not None and (found.step, found.seconds, found.recipe) == (10, 5.0, RECIPE)
     assert torch.equal(found.model["w"], torch.full((3, 2), 10.0))
     assert torch.equal(found.optimizers["muon"]["3x2"], torch.ones(1, 3, 2))
 
 
 def test_nothing_saved_is_none(tmp_path: Path) -> None:
-    assert load_newest_state(tmp_path, RECIPE, "cpu") is None
+    assert newest(tmp_path) is None
 
 
 class Code:
@@ -40,7 +50,7 @@ class Code:
 def test_a_state_is_never_unpickled_into_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """torch.load runs with weights_only: a file that holds anything but tensors and plain values is set aside."""
     torch.save({**vars(state(3)), "model": Code()}, tmp_path / "state000003.pt")
-    assert load_newest_state(tmp_path, RECIPE, "cpu") is None
+    assert newest(tmp_path) is None
     assert (tmp_path / "state000003.pt.damaged").exists() and "Weights only load failed" in caplog.text
 
 
@@ -53,7 +63,7 @@ def test_of_a_damaged_state_the_older_one_serves(tmp_path: Path, harm: int) -> N
     content = bytearray(path.read_bytes())
     content[-1 - harm * len(content) // 400] ^= 0xFF
     path.write_bytes(content)
-    found = load_newest_state(tmp_path, RECIPE, "cpu")
+    found = newest(tmp_path)
     assert found is not None
     assert found.step == 3 or torch.equal(found.model["w"], torch.full((3, 2), 4.0))
 
@@ -61,41 +71,48 @@ def test_of_a_damaged_state_the_older_one_serves(tmp_path: Path, harm: int) -> N
 def test_a_state_that_is_another_archive_is_set_aside(tmp_path: Path) -> None:
     save_state(tmp_path, state(3))
     torch.save({"other": 1}, tmp_path / "state000004.pt")
-    found = load_newest_state(tmp_path, RECIPE, "cpu")
+    found = newest(tmp_path)
     assert found is not None and found.step == 3
 
 
-@pytest.mark.parametrize("bad", [b"{", b"[]", b'{"step": 1}', b"\xff\xfe"])
-def test_a_training_whose_metrics_are_damaged_begins_anew(tmp_path: Path, bad: bytes) -> None:
-    good = b'{"step": 1, "name": "loss", "value": 2.0}\n'
-    (tmp_path / "metrics.jsonl").write_bytes(good + bad + b"\n" + good)
-    (tmp_path / "resume").mkdir()
-    begin_anew_if_damaged(tmp_path)
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "metrics.jsonl").write_bytes(good + b'{"step": 2, "na')  # a kill cut the last line short: no damage
-    (tmp_path / "resume").mkdir()
-    begin_anew_if_damaged(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+@pytest.mark.parametrize("line", range(4))
+def test_of_damaged_metrics_the_state_before_the_damage_serves(tmp_path: Path, line: int) -> None:
+    """Two lines stand before each of two states; one byte of one line is changed, to what may be sound JSON."""
+    path = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(path, 0)
+    for step in (3, 4):
+        metrics.write(step, loss=2.0, norm=1.0)
+        save_state(tmp_path, dataclasses.replace(state(step), metrics=metrics.content()))
+    metrics.write(5, loss=1.0)
+    metrics.close()
+    whole = newest(tmp_path)
+    assert whole is not None and whole.step == 4
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b".0", b".5")
+    path.write_bytes(b"".join(lines))
+    found = newest(tmp_path)
+    assert (found and found.step) == (None if line < 2 else 3)
+    assert (tmp_path / "state000004.pt.damaged").exists()
 
 
 def test_an_unfinished_write_is_no_state(tmp_path: Path) -> None:
     save_state(tmp_path, state(3))
     (tmp_path / "state000004.tmp").write_bytes(b"half a fil")
-    found = load_newest_state(tmp_path, RECIPE, "cpu")
+    found = newest(tmp_path)
     assert found is not None and found.step == 3
 
 
 def test_another_recipe_is_refused_naming_what_differs(tmp_path: Path) -> None:
     save_state(tmp_path, state(3, {**RECIPE, "train.steps": 9}))
     with pytest.raises(ValueError, match=r"it has \{'train\.steps': 9\} where this one has \{'train\.steps': 8\}"):
-        load_newest_state(tmp_path, RECIPE, "cpu")
+        newest(tmp_path)
 
 
 def test_a_state_of_another_precision_is_refused(tmp_path: Path) -> None:
     fp32, bf16 = (task(tmp_path, SETTINGS, precision=precision).recipe() for precision in ("fp32", "bf16"))
     save_state(tmp_path, state(3, dict(fp32)))
     with pytest.raises(ValueError, match=r"\{'precision': 'fp32'\} where this one has \{'precision': 'bf16'\}"):
-        load_newest_state(tmp_path, bf16, "cpu")
+        newest(tmp_path, bf16)
 
 
 def entries(path: Path) -> list[tuple[int, str, float]]:
@@ -103,26 +120,31 @@ def entries(path: Path) -> list[tuple[int, str, float]]:
     return [(entry["step"], entry["name"], entry["value"]) for entry in map(json.loads, lines)]
 
 
-def test_metrics_are_cut_back_and_a_torn_line_dropped(tmp_path: Path) -> None:
+def test_metrics_are_cut_back_to_the_state_and_a_torn_line_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    metrics = MetricsFile(path, keep_through=-1)
-    for step in range(1, 6):
+    metrics = MetricsFile(path, 0)
+    for step in range(1, 4):
         metrics.write(step, loss=step / 10, norm=1.0)
+    at_3 = metrics.content()
+    metrics.write(4, loss=0.4)
     metrics.close()
+    assert at_3["sha256"] == hashlib.sha256(path.read_bytes()[: at_3["bytes"]]).hexdigest()
     with path.open("a") as file:
         file.write('{"step": 6, "name": "lo')
-    metrics = MetricsFile(path, keep_through=3)
+    metrics = MetricsFile(path, at_3["bytes"])
     assert entries(path)[-1] == (3, "norm", 1.0) and len(entries(path)) == 6
     metrics.write(4, loss=0.7)
     metrics.flush(to_disk=True)
     assert entries(path)[-1] == (4, "loss", 0.7)
+    again = metrics.content()
     metrics.close()
-    MetricsFile(path, keep_through=-1).close()
+    assert again == {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    MetricsFile(path, 0).close()
     assert entries(path) == []
 
 
 def test_metrics_are_finite(tmp_path: Path) -> None:
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", keep_through=-1)
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", 0)
     with pytest.raises(ValueError, match="not JSON compliant"):
         metrics.write(1, loss=float("nan"))
     metrics.close()

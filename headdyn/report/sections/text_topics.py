@@ -10,8 +10,9 @@ from headdyn.sweep.record import SweepRecord
 _EMBEDDINGS = {"tfidf": "TF-IDF with truncated SVD", "minilm": "MiniLM sentence embeddings"}
 _ABOUT = (
     "Topics are clusters of documents, not given: what heads do by topic is only as meaningful as the clusters. A "
-    "document's own earlier tokens share its topic, so within-topic attention alone says little. Selectivity subtracts "
-    "the attention that remains within a topic when the documents of a sequence exchange their topics."
+    "document's own earlier tokens share its topic, so a head that prefers its own document passes for a topic head in "
+    "topic selectivity, which subtracts the attention within the topics of other sequences. selectivity_documents lets "
+    "the documents of the same sequence exchange their topics instead, and is not deceived."
 )
 
 

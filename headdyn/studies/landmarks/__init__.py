@@ -36,7 +36,10 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A paper's prediction, and the criterion by which `judge` decides it; both were written before any run."""
+    """A paper's prediction, and the criterion by which `judge` decides it.
+
+    Both were written before any run; a criterion that was changed after one ends with words that say so.
+    """
 
     statement: str
     criterion: str
