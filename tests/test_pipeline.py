@@ -20,7 +20,7 @@ from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
 from headdyn.pipeline import analyse_snapshot
 from headdyn.plan import make_plan
 from headdyn.run import main
-from tests.commands import TINY, only
+from tests.commands import TINY, computed, only
 from tests.data.text.small_text import jsonl, planted
 
 MATRIX = ("-m", "experiment=matrix", *TINY)
@@ -270,3 +270,24 @@ def test_saved_patterns_of_a_masked_corpus_stay_inside_documents(place):
         torch.testing.assert_close(pattern_NHTT.sum(-1), torch.ones(pattern_NHTT.shape[:3]), atol=5e-3, rtol=0)
         own_HTT = pattern_NHTT[0, :, -length:, -length:]
         torch.testing.assert_close(own_HTT, alone["pattern", layer][0], atol=1e-3, rtol=0)
+
+
+def test_of_an_edited_text_nothing_old_stays(tmp_path, monkeypatch):
+    """The same sweep on a text that was edited in place leaves what it leaves in an empty folder, to the bit."""
+    text = ("data=local_text", f"data.path={tmp_path / 'documents.jsonl'}", "data.num_topics=4", "data.vocab_size=400")
+    command = ["-m", *TINY, *text, "ordering=shuffled,topic", "analysis=[loss,attention]"]
+
+    def swept(root):
+        monkeypatch.setenv("HEADDYN_OUT", str(tmp_path / root / "out"))
+        monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path / root / "cache"))
+        assert main(command) == 0
+        found = computed(tmp_path / root)
+        matched = only(tmp_path / root / "out" / "multirun").joinpath("matched_loss.json").read_bytes()
+        return {name: content for name, content in found.items() if name.startswith("out")} | {"matched": matched}
+
+    jsonl(tmp_path / "documents.jsonl", planted(1200, 4)[0])
+    first = swept("edited")
+    assert any("heads_step" in name for name in first)
+    jsonl(tmp_path / "documents.jsonl", planted(1200, 4, seed=1)[0])
+    again, fresh = swept("edited"), swept("fresh")
+    assert again == fresh and not any(again.get(name) == content for name, content in first.items())
