@@ -59,7 +59,13 @@ def computed(root: Path) -> dict[str, bytes]:
     """What a sweep computed: all that its runs measured and drew, its effects, and every snapshot in the cache."""
     of_a_run = ("*.parquet", "summary.json", "metrics.jsonl", "*.safetensors", "figures/*.json")
     runs = (path for pattern in of_a_run for path in root.glob(f"out/multirun/*/*/{pattern}"))
-    others = ("out/multirun/*/effects.json", "cache/*/*/snapshots/*.safetensors", "cache/corpus/*/*.npy")
+    others = (
+        "out/multirun/*/effects.json",
+        "out/multirun/*/verdict.json",
+        "out/multirun/*/head_*.parquet",
+        "cache/*/*/snapshots/*.safetensors",
+        "cache/corpus/*/*.npy",
+    )
     paths = (*runs, *(path for pattern in others for path in root.glob(pattern)))
     return {str(path.relative_to(root)): _untimed(path) for path in paths if ".damaged-" not in str(path)}
 

@@ -38,6 +38,8 @@ SWEEP = (
     *("-m", *TINY, "workers=2", "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=rope,drope"),
     *("train.steps=60", "train.resume_every_seconds=0.2"),
 )
+# Five checkpoints of one training, read as a series
+SERIES = ("-m", *TINY, "experiment=head_emergence", "model=trained", "analysis.head_roles.relabellings=999")
 # What no kill interrupts is shorter: two runs, two trainings of 12 steps, each with its recalibration
 SMALL = ("-m", *TINY, "analysis=[loss,attention]", "ordering=shuffled,topic", "position_enc=drope")
 # Two checkpoints of one training, of the stand-in's hub
@@ -107,32 +109,87 @@ def judged(root: Path, done: subprocess.CompletedProcess[str], reference: dict[s
 
 
 def kills(root: Path, count: int, draw: random.Random) -> Iterator[Row]:
-    """Kill a sweep at random moments of its life until it has died `count` times; each that ends is compared."""
+    """Kill a sweep, a series and a merging of sweeps at random moments of their lives, and begin each again until it ends."""
+    series, merging = count // 8, count // 12
+    yield killed_sweep(root, SWEEP, "a sweep", count - series - merging, draw)
+    yield killed_sweep(root, SERIES, "a series of checkpoints", series, draw)
+    yield killed_merging(root, merging, draw)
+
+
+def killed_sweep(root: Path, arguments: Sequence[str], what: str, count: int, draw: random.Random) -> Row:
+    """A sweep killed until it has died `count` times; each that ends is compared with an undisturbed one."""
     begun = time.monotonic()
-    reference = undisturbed(root.with_name("longer"), SWEEP)
+    longer = root.with_name("longer")
+    shutil.rmtree(longer, ignore_errors=True)
+    reference = undisturbed(longer, arguments)
     seconds = min(time.monotonic() - begun, 24.0)  # on a busy machine, too, 50 kills take about ten minutes
-    row = Row(f"killed at a random moment ({count} times), then begun again until it ends")
+    row = Row(f"{what} killed at a random moment ({count} times), then begun again until it ends")
     killed = 0
     while killed < count:
-        shutil.rmtree(root, ignore_errors=True)
-        root.mkdir()
+        empty(root)
         while True:
-            process = subprocess.Popen(
-                command(*SWEEP), env=environment(root), cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
-                text=True, start_new_session=True,
-            )  # fmt: skip
-            number = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-            try:
-                _, errors = process.communicate(timeout=draw.uniform(0.5, seconds) if killed < count else 600)
-            except subprocess.TimeoutExpired:
-                killed += 1
-                (os.killpg if draw.random() < 0.5 else os.kill)(process.pid, number)
-                process.communicate()
-                continue
-            done = subprocess.CompletedProcess([], process.returncode, "", errors)
-            row.note(*judged(root, done, reference))
-            break
-    yield row
+            again = seconds if killed < count else None
+            done, died = begun_and_killed(command(*arguments), root, again, draw)
+            killed += died
+            if not died:
+                row.note(*judged(root, done, reference))
+                break
+    return row
+
+
+def begun_and_killed(
+    line: list[str], root: Path, seconds: float | None, draw: random.Random
+) -> tuple[subprocess.CompletedProcess[str], bool]:
+    """Begin a command and kill it at a random moment of its first `seconds` (None: never). Whether it was killed."""
+    process = subprocess.Popen(
+        line, env=environment(root), cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    number = draw.choice((signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+    died = False
+    try:
+        _, errors = process.communicate(timeout=600 if seconds is None else draw.uniform(0.5, seconds))
+    except subprocess.TimeoutExpired:
+        died = True
+        (os.killpg if draw.random() < 0.5 else os.kill)(process.pid, number)
+        _, errors = process.communicate()
+    return subprocess.CompletedProcess([], process.returncode, "", errors), died
+
+
+def killed_merging(root: Path, count: int, draw: random.Random) -> Row:
+    """Two sweeps of one seed each are merged, and the merging killed; what it then leaves is compared."""
+    row = Row(f"a merging of two sweeps killed at a random moment ({count} times), then begun again until it ends")
+    empty(root)
+    for seed in (0, 1):
+        done = sweep(root, f"seed={seed}")
+        if done.returncode:
+            raise SystemExit(f"the undisturbed sweep failed: {done.stderr}")
+    sweeps = [str(folder) for folder in sorted((root / "out" / "multirun").iterdir())]
+
+    def merged(folder: str, seconds: float | None) -> tuple[subprocess.CompletedProcess[str], bool]:
+        line = [sys.executable, "-m", "headdyn.report", *sweeps, "--out", str(root / folder)]
+        return begun_and_killed(line, root, seconds, draw)
+
+    def left(folder: str) -> dict[str, bytes]:
+        return {name: (root / folder / name).read_bytes() for name in ("effects.json", "matched_loss.json")}
+
+    begun = time.monotonic()
+    done, _ = merged("reference", None)
+    if done.returncode:
+        raise SystemExit(f"the undisturbed merging failed: {done.stderr}")
+    seconds, killed = time.monotonic() - begun, 0
+    while killed < count:
+        shutil.rmtree(root / "merged", ignore_errors=True)
+        died = True
+        while died:
+            done, died = merged("merged", seconds if killed < count else None)
+            killed += died
+        if "Traceback" in done.stderr or done.returncode:
+            row.note("lost", f"exit status {done.returncode}: {done.stderr.strip()[-200:]}")
+        else:
+            same = left("merged") == left("reference")
+            row.note("same" if same else "lost", "differs")
+    return row
 
 
 def kinds_of_file(root: Path) -> list[Path]:
