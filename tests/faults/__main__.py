@@ -398,7 +398,7 @@ def write_table(rows: list[Row], chosen: argparse.Namespace) -> None:
         "",
         f"Made by `python -m tests.faults --kills {chosen.kills} --seed {chosen.seed}`, "
         f"Python {platform.python_version()}, {os.cpu_count()} cores. Kills meet a sweep of four runs, two workers, two trainings "
-        "of 60 steps that save their state every 0.2 s, all else one of two runs. *Same*: every table, "
+        "of 60 steps that save their state every 0.2 s, a series and a merging; all else meets a sweep of two runs. *Same*: every table, "
         "summary, effect, snapshot and corpus equals an undisturbed sweep's, to the bit. *Refused*: an exit status that is "
         "not 0, and why in a line, no traceback.",
         "",
