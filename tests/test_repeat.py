@@ -56,3 +56,24 @@ def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
     write_manifest(folder, manifest)
     done = run(tmp_path, "--repeat", str(folder))
     assert done.returncode == 1 and "differs: 1 of" in done.stdout and "the code was another" in done.stdout
+
+
+def test_a_repeat_that_fails_says_why_in_a_line(monkeypatch, capsys):
+    """A run recorded on a GPU, say, on a machine without one."""
+
+    def fails(*_):
+        raise RuntimeError("device=cuda is not here")
+
+    monkeypatch.setattr("headdyn.repeat.plan_repeat", lambda folder: (None, None))
+    monkeypatch.setattr("headdyn.repeat.repeat", fails)
+    assert main(["--repeat", "outputs/x"]) == 1
+    assert capsys.readouterr().err == "headdyn: --repeat outputs/x: RuntimeError: device=cuda is not here\n"
+
+
+def test_an_interruption_before_any_job_began_is_one_line(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headdyn.run.do", interrupted)
+    assert main(["mode=smoke"]) == 130
+    assert capsys.readouterr().err == "headdyn: interrupted\n"
