@@ -11,7 +11,7 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -114,6 +114,15 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     if "sha256" in manifest:
         manifest = {**manifest, "sha256": {**manifest["sha256"], MANIFEST: _content_hash(manifest)}}
     write_json(folder / MANIFEST, manifest)
+
+
+def add_checksums(folder: Path, paths: Sequence[Path]) -> None:
+    """Add files that a report wrote to the checksums of a complete run; records without checksums stay as they are."""
+    manifest = read_manifest(folder, results=False)
+    if manifest["status"] == "complete" and manifest["sha256"]:
+        written = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+        if not written.items() <= manifest["sha256"].items():
+            write_manifest(folder, {**manifest, "sha256": manifest["sha256"] | written})
 
 
 def _content_hash(manifest: Mapping[str, Any]) -> str:

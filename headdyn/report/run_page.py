@@ -5,6 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from headdyn.core.run_folder import add_checksums
 from headdyn.report.blocks import Section
 from headdyn.report.extension import added
 from headdyn.report.page import write_page
@@ -34,8 +35,11 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 def write_run_page(folder: Path) -> Path:
     """Write report.html of a finished run from its records alone, and the figures of its training into figures/."""
     job = single_job(folder)
-    for name, figure in figures.training_figures(job).items():
-        figure.save(folder / "figures" / f"training_{name}.json")
+    drawn = figures.training_figures(job)
+    paths = [folder / "figures" / f"training_{name}.json" for name in drawn]
+    for path, figure in zip(paths, drawn.values(), strict=True):
+        figure.save(path)
+    add_checksums(folder, paths)
     sweep = SweepRecord.of(job)
     own = [section for make in SECTIONS if (section := make(sweep)) is not None]
     others = [*added("sections", sweep), *figures.sections(sweep)]

@@ -13,6 +13,7 @@ from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.run_folder import (
     RunFolder,
     RunRecord,
+    add_checksums,
     snapshot_table,
     snapshot_table_is_sound,
     write_snapshot_table,
@@ -76,9 +77,14 @@ def test_a_run_begins_without_what_an_earlier_run_of_its_folder_left(tmp_path: P
     with RunFolder(tmp_path, {**FACTS, "name": tmp_path.name}) as folder:
         left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
         assert left == {"log.txt", "manifest.json"}
+        folder.describe("attention", "about", {})
         folder.add("attention", Findings(table=own))
     figure.write_text("2")
     assert RunRecord.read(tmp_path).status == "complete"
+    add_checksums(tmp_path, [figure])
+    assert RunRecord.read(tmp_path).status == "complete"
+    figure.write_text("3")
+    assert RunRecord.read(tmp_path).status == "damaged"
 
 
 def test_a_snapshots_table_is_sound_as_it_was_written_alone(tmp_path: Path) -> None:
