@@ -14,7 +14,6 @@ SETTINGS = (
     "q < 0.05 and at least 0.2 of their attention",
     "attention on position 0",
     "95 % over",
-    "libraries read the first 8",
 )
 
 ANALYSES = ("loss", "attention", "tensorlens")
