@@ -360,13 +360,14 @@ def servers(root: Path, reference: dict[str, bytes]) -> Iterator[Row]:
 SCARCE = """
 import runpy, sys, torch
 from headdyn.analysis.sequences import Sequences
-batches = Sequences.batches
-def scarce(self, size, device):
-    for rows, *rest in batches(self, size, device):
+parts = Sequences.parts
+def scarce(self, size, device, compute):
+    def limited(rows, *rest):
         if rows.stop - rows.start > 8:
             raise torch.OutOfMemoryError("out of memory")
-        yield rows, *rest
-Sequences.batches = scarce
+        return compute(rows, *rest)
+    return parts(self, size, device, limited)
+Sequences.parts = scarce
 sys.argv = ["headdyn", *{arguments!r}]
 runpy.run_module("headdyn.run", run_name="__main__")
 """
