@@ -15,7 +15,7 @@ from headdyn.config import RunConfig
 from headdyn.core.json_files import read_json
 from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
-from headdyn.core.run_folder import MetricsFollower, RunFolder, read_metrics
+from headdyn.core.run_folder import METRICS, MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
 from headdyn.data.comparisons import Prompts, Tokenizer
 from headdyn.data.corpus import Corpus, Source
@@ -223,8 +223,8 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
     entry = work.store.get("training", recipe, build, resumable=True)
     record.stage("training", entry)
     if not entry.built:
-        MetricsFollower(entry.path / "metrics.jsonl", record).catch_up()
-    losses = dict(read_metrics(entry.path / "metrics.jsonl")["val_loss_nats"])
+        MetricsFollower(entry.path / METRICS, record).catch_up()
+    losses = dict(read_metrics(entry.path / METRICS)["val_loss_nats"])
     place = schedule.place_after(config.train.steps)
     record.summarise(
         snapshot_losses_nats={str(step): losses[step] for step in snapshot_steps(entry.path / "snapshots")},
@@ -284,7 +284,7 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
 @contextmanager
 def _watched(work: Work, folder: Path, stage: str) -> Iterator[Callable[[Progress], None]]:
     """The observer of a training, which shows its progress and copies its metrics into the run's record."""
-    follower = MetricsFollower(folder / "metrics.jsonl", work.record) if stage == "training" else None
+    follower = MetricsFollower(folder / METRICS, work.record) if stage == "training" else None
     with ProgressLine(f"{work.config.name} {stage}") as line:
 
         def observe(progress: Progress) -> None:

@@ -120,9 +120,13 @@ def add_checksums(folder: Path, paths: Sequence[Path]) -> None:
     """Add files that a report wrote to the checksums of a complete run; records without checksums stay as they are."""
     manifest = read_manifest(folder, results=False)
     if manifest["status"] == "complete" and manifest["sha256"]:
-        written = {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
+        written = _checksums(folder, paths)
         if not written.items() <= manifest["sha256"].items():
             write_manifest(folder, {**manifest, "sha256": manifest["sha256"] | written})
+
+
+def _checksums(folder: Path, paths: Sequence[Path]) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}
 
 
 def _content_hash(manifest: Mapping[str, Any]) -> str:
@@ -270,9 +274,8 @@ class RunFolder:
         self.manifest["peak_memory_bytes"] = peak_memory_bytes()
         if error is None:
             self._log.close()
-            files = (path for pattern in _CHECKED for path in sorted(self.path.glob(pattern)))
-            sums = {path.relative_to(self.path).as_posix(): file_hash(path) for path in files}
-            self.manifest |= {"status": "complete", "sha256": sums}
+            files = [path for pattern in _CHECKED for path in sorted(self.path.glob(pattern))]
+            self.manifest |= {"status": "complete", "sha256": _checksums(self.path, files)}
             self.save_manifest()
             return
         if isinstance(error, KeyboardInterrupt | StageInterruptedError):

@@ -41,11 +41,9 @@ def sign_flip_test(
     and equal sums as hits. Raises ValueError for a NaN.
     """
     columns = _columns(values_NX, "sign_flip_test")
-    exact = 2 ** len(columns) <= draws
     observed, slack = columns.sum(0), 1e-12 * np.abs(columns).sum(0)
     hits = np.zeros(columns.shape[1])
-    total = 2 ** len(columns) if exact else draws
-    for signs_RN in _signs(len(columns), total, exact, generator):
+    for signs_RN in _signs(len(columns), draws, generator):
         flipped = signs_RN @ columns
         if alternative == "two-sided":
             hits += (np.abs(flipped) >= np.abs(observed) - slack).sum(0)
@@ -53,8 +51,7 @@ def sign_flip_test(
             hits += (flipped >= observed - slack).sum(0)
         else:
             hits += (flipped <= observed + slack).sum(0)
-    p = hits / total if exact else (1 + hits) / (1 + total)
-    return p.reshape(np.shape(values_NX)[1:])
+    return _flip_p(hits, len(columns), draws).reshape(np.shape(values_NX)[1:])
 
 
 def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999) -> np.ndarray:
@@ -67,16 +64,13 @@ def largest_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, 
     """
     columns = _columns(values_NX, "largest_flip_test")
     units = len(columns)
-    exact = 2**units <= draws
     size_X = np.sqrt((columns**2).sum(0))  # the same whatever the signs
     columns = np.divide(columns, size_X, out=np.zeros_like(columns), where=size_X > 0)
     observed, hits = np.abs(columns.sum(0)), np.zeros(columns.shape[1])
-    total = 2**units if exact else draws
-    for signs_RN in _signs(units, total, exact, generator):
+    for signs_RN in _signs(units, draws, generator):
         largest_R = np.abs(signs_RN @ columns).max(1, initial=0.0)
         hits += (largest_R[:, None] >= observed - 1e-12 * units).sum(0)
-    p = hits / total if exact else (1 + hits) / (1 + total)
-    return p.reshape(np.shape(values_NX)[1:])
+    return _flip_p(hits, units, draws).reshape(np.shape(values_NX)[1:])
 
 
 def _columns(values_NX: np.ndarray, test: str) -> np.ndarray:
@@ -86,8 +80,10 @@ def _columns(values_NX: np.ndarray, test: str) -> np.ndarray:
     return columns
 
 
-def _signs(units: int, total: int, exact: bool, generator: np.random.Generator) -> Iterator[np.ndarray]:
-    """Signs ±1 [R, units] of `total` flips, all patterns if `exact`, else random ones; R ≤ 4096 bounds memory."""
+def _signs(units: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
+    """Signs ±1 [R, units]: all patterns if they are at most `draws`, else so many at random. R ≤ 4096 bounds memory."""
+    exact = 2**units <= draws
+    total = 2**units if exact else draws
     for start in range(0, total, 4096):
         rows = min(4096, total - start)
         if exact:
@@ -95,6 +91,11 @@ def _signs(units: int, total: int, exact: bool, generator: np.random.Generator) 
         else:
             bits = generator.integers(0, 2, size=(rows, units), dtype=np.int8)
         yield 1.0 - 2.0 * bits
+
+
+def _flip_p(hits: np.ndarray, units: int, draws: int) -> np.ndarray:
+    """The p-values of so many hits among the flips that `_signs` gives for these units and draws."""
+    return hits / 2**units if 2**units <= draws else (1 + hits) / (1 + draws)
 
 
 def draws_test(value_X: np.ndarray, null_R: np.ndarray, *, alternative: Alternative = "two-sided") -> np.ndarray:

@@ -35,11 +35,10 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 def write_run_page(folder: Path) -> Path:
     """Write report.html of a finished run from its records alone, and the figures of its training into figures/."""
     job = single_job(folder)
-    drawn = figures.training_figures(job)
-    paths = [folder / "figures" / f"training_{name}.json" for name in drawn]
-    for path, figure in zip(paths, drawn.values(), strict=True):
+    files = {folder / "figures" / f"training_{name}.json": f for name, f in figures.training_figures(job).items()}
+    for path, figure in files.items():
         figure.save(path)
-    add_checksums(folder, paths)
+    add_checksums(folder, list(files))
     sweep = SweepRecord.of(job)
     own = [section for make in SECTIONS if (section := make(sweep)) is not None]
     others = [*added("sections", sweep), *figures.sections(sweep)]

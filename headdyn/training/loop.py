@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headdyn.core.run_folder import METRICS
 from headdyn.core.store import StageInterruptedError
 from headdyn.models.decoder import Decoder
 from headdyn.training.objective import Precision, autocast, reproducible
@@ -34,7 +35,6 @@ from headdyn.training.settings import TrainSettings
 
 log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
 REPORT_SECONDS = 0.5  # how often the observer is called and, on a GPU, the device is read
 _SMOOTHED = 20  # a Progress has means over so many readings; on a CPU a reading is one step
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import log_spaced
-from headdyn.core.run_folder import read_metrics
+from headdyn.core.run_folder import METRICS, read_metrics
 from headdyn.core.stopping import SIGNALS
 from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
@@ -156,7 +156,7 @@ def train(
     return TrainingResult(
         decoder=task.decoder,
         steps=task.settings.steps,
-        val_loss_nats=dict(read_metrics(task.folder / "metrics.jsonl")["val_loss_nats"]),
+        val_loss_nats=dict(read_metrics(task.folder / METRICS)["val_loss_nats"]),
         snapshots=snapshots,
         **read_json(task.folder / "result.json"),
     )

@@ -42,6 +42,7 @@ def from_process_0(make: Callable[[], T]) -> T:
         torch.save(make(), buffer)
     box: list[Any] = [buffer.getvalue()]
     dist.broadcast_object_list(box, device=torch.device("cpu"))
+    # Any object, from a process of this very job; the broadcast has unpickled the bytes already.
     return torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)
 
 

@@ -132,7 +132,10 @@ def measure_from_rows(
         band_K = chance_K + half_width_K
     elif np.isfinite(p_K).all():
         band_K = np.where((p_K <= 0.05) & (value_K > base_K), -np.inf, np.inf)
-    too_small_K = value_K < LEAST_SILHOUETTE if name in SILHOUETTES else value_K - base_K < least if least else None
+    size_K, what, why = value_K - base_K, "excess", "the least that counts"
+    if name in SILHOUETTES:
+        size_K, what, why, least = value_K, "value", "too small for groups", LEAST_SILHOUETTE
+    too_small_K = size_K < least if least else None
     common: dict[str, Any] = {"name": name, "steps": steps, "half_width_K": half_width_K, "too_small_K": too_small_K}
     if threshold is not None:
         return Measure(value_K=value_K, threshold=threshold, band_K=band_K, **common)
@@ -154,9 +157,7 @@ def measure_from_rows(
         )
         test = {"beyond_chance": bool(low > against), "against_chance": comparison}
     if too_small_K is not None and too_small_K.all():
-        words = f"its highest value, {value_K.max():.2g}, is below {LEAST_SILHOUETTE}, too small for groups"
-        if name not in SILHOUETTES:
-            words = f"its highest excess, {(value_K - base_K).max():.2g}, is below {least:g}, the least that counts"
+        words = f"its highest {what}, {size_K.max():.2g}, is below {least:g}, {why}"
         test |= {"beyond_chance": False, "against_chance": words}
     band_K = None if band_K is None else band_K - base_K
     return Measure(value_K=value_K - base_K, band_K=band_K, **common, **test)
