@@ -26,6 +26,7 @@ from headdyn.core.run_folder import KEPT_PARTS, PATTERNS, RunFolder, write_snaps
 from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
+from headdyn.core.whole_files import whole_file
 from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
 from headdyn.done import done_with
@@ -90,7 +91,8 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
             shared=folder.parent.parent.name == "multirun",
         ) as record.tracker,
     ):
-        OmegaConf.save(OmegaConf.create(settings), folder / "config.yaml")
+        with whole_file(folder / "config.yaml") as file:
+            OmegaConf.save(OmegaConf.create(settings), file)
         if config.force:
             shutil.rmtree(folder / KEPT_PARTS, ignore_errors=True)
         try:
@@ -213,4 +215,5 @@ def save_patterns(decoder: Decoder, sequences: Sequences, path: Path) -> None:
         )
         start = (layer + 1, trace["resid_post", layer])
         tensors[f"pattern.{layer}"] = trace["pattern", layer].half().cpu().contiguous()
-    save_file(tensors, path)
+    with whole_file(path) as file:
+        save_file(tensors, file)

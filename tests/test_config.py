@@ -79,7 +79,8 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
         (["seed=-1"], ["seed=-1"]),
         (["model.kind=gpt5"], ["model.kind='gpt5'", "mini_qwen3"]),
         (["data._target_=nowhere.Corpus"], ["nowhere.Corpus"]),
-        (["data._target_=os.system"], ["data._target_=os.system", "dataclass"]),
+        (["data._target_=os.system"], ["data._target_=os.system is Python's own", "dataclass"]),
+        (["data._target_=torch.nn.Linear"], ["data._target_=torch.nn.Linear is torch's own", "dataclass"]),
         (["analysis.attention._target_=nowhere.Thing"], ["nowhere.Thing"]),
         (["analysis.attention.sequences=x"], ["analysis.attention.sequences='x'", "int"]),
         (["+analysis.attention.typo=1"], ["analysis.attention.typo"]),
@@ -347,7 +348,7 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
         "    depth: int = 3\n"
     )
     (tmp_path / "their_slip.py").write_text("class Lens(:\n")
-    (tmp_path / "their_exit.py").write_text("raise SystemExit(3)\n")
+    (tmp_path / "their_exit.py").write_text("import sys\nsys.exit()\n")
     monkeypatch.syspath_prepend(tmp_path)
     for settings, words in {
         "_target_: their_lens.Lens, depth: 0": "analysis.lens: depth=0 must be at least 1",
@@ -357,7 +358,7 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
         "_target_: their_lens.function": "analysis.lens._target_=their_lens.function is no dataclass",
         "_target_: their_lens.Other": "their_lens.Other is no analysis: it lacks rows, needs, metrics, __call__",
         "_target_: their_slip.Lens": "analysis.lens._target_=their_slip.Lens cannot be imported: invalid syntax",
-        "_target_: their_exit.Lens": "analysis.lens._target_=their_exit.Lens cannot be imported: 3",
+        "_target_: their_exit.Lens": "analysis.lens._target_=their_exit.Lens cannot be imported: SystemExit(",
         "_target_: nowhere.Lens": "No module named 'nowhere'; install it, or give the command in the folder that holds it",
     }.items():
         message = refusal(f"+analysis.lens={{{settings}}}")

@@ -189,6 +189,22 @@ def test_a_failing_job_leaves_the_others_running_and_is_reported(place, capsys):
     assert "Traceback" in failed.manifest["traceback"]
 
 
+def test_an_analysis_that_returns_no_findings_fails_its_run_by_name(place, monkeypatch, capsys):
+    (place / "their_none.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Nothing:\n"
+        "    rows, needs, metrics = 'model', frozenset(), {}\n"
+        "    def __call__(self, decoder, material, generator): ...\n"
+    )
+    monkeypatch.syspath_prepend(place)
+    own = f"hydra.run.dir={place}/out/nothing"
+    assert main((*TINY, own, "analysis=[loss]", "+analysis.own={_target_: their_none.Nothing}")) == 1
+    (failed,) = (RunRecord.read(path.parent) for path in (place / "out" / "nothing").rglob("manifest.json"))
+    assert failed.status == "failed" and "analysis own returned NoneType, not Findings" in failed.manifest["error"]
+    assert "analysis own returned NoneType, not Findings" in capsys.readouterr().err
+
+
 def test_analyses_and_positions_can_be_chosen(place):
     assert main([*TINY, "analysis=[attention]", "position_enc=nope"]) == 0
     record = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_nope*"))

@@ -36,6 +36,7 @@ from headdyn.core.chart_parts import (
     titled,
     tooltips,
 )
+from headdyn.core.whole_files import whole_file
 
 FORMATS = ("pdf", "svg", "png")
 CONFIG: Mapping[str, Any] = {
@@ -68,9 +69,11 @@ class Figure:
         """Write the figure as .json (its specification), .svg, .pdf or .png, making its folder."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".json":
-            path.write_text(json.dumps(self.spec(), ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+            content = (json.dumps(self.spec(), ensure_ascii=False, allow_nan=False) + "\n").encode()
         else:
-            path.write_bytes(rendered(self.spec(), path.suffix[1:]))
+            content = rendered(self.spec(), path.suffix[1:])
+        with whole_file(path) as file:
+            file.write_bytes(content)
 
 
 def rendered(spec: Mapping[str, Any], kind: str) -> bytes:

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from headdyn.core.numbers import fixed, spelled
+from headdyn.core.whole_files import whole_file
 
 if TYPE_CHECKING:
     from headdyn.core.figures import Figure
@@ -46,6 +48,12 @@ def _named_if_damaged(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:  # OSError: of a table whose own description has a changed byte
         raise ValueError(f"{path} is damaged, it holds no table ({error}); run its command again") from error
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as .parquet or .csv, whole or not at all."""
+    with whole_file(path) as file:
+        (pa.csv.write_csv if path.suffix == ".csv" else pq.write_table)(table, file)
 
 
 class HeadTable:
@@ -142,10 +150,8 @@ class HeadTable:
             pq.read_metadata(path)
 
     def write(self, path: Path) -> None:
-        """Write the table as parquet, whole or not at all: a temporary file beside it, then a rename."""
-        temporary = path.with_name(path.name + ".tmp")
-        pq.write_table(self.table, temporary)
-        temporary.replace(path)
+        """Write the table as parquet, whole or not at all."""
+        write_table(self.table, path)
 
     def __len__(self) -> int:
         return self.table.num_rows

@@ -20,6 +20,9 @@ from pydantic_core import ErrorDetails
 
 Cls = TypeVar("Cls")
 
+# No setting's class is in these; that is known without importing them, which takes seconds.
+_LIBRARIES = ("torch", "transformers", "datasets", "numpy", "scipy", "sklearn", "hydra", "omegaconf", "wandb")
+
 _MOST = 2**31 - 1  # a larger number is a typing error; a larger seed would not fit into tables
 Natural = Annotated[int, pydantic.Field(ge=0, le=_MOST)]
 Count = Annotated[int, pydantic.Field(ge=1, le=_MOST)]
@@ -181,14 +184,16 @@ def targeted(node: Any, where: str) -> Any:
         raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")
     target = node["_target_"]
     module, _, name = target.rpartition(".")
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        raise ConfigError(f"{where}._target_={target} is Python's own; name a dataclass of headdyn or of your package")
+    if (package := module.partition(".")[0]) in sys.stdlib_module_names or package in _LIBRARIES:
+        owner = f"{package}'s" if package in _LIBRARIES else "Python's"
+        raise ConfigError(f"{where}._target_={target} is {owner} own; name a dataclass of headdyn or of your package")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        absent = isinstance(error, ModuleNotFoundError) and error.name == package
         fix = "; install it, or give the command in the folder that holds it" if absent else ""
-        raise ConfigError(f"{where}._target_={target} cannot be imported: {_one_line(error)}{fix}") from error
+        why = "" if isinstance(error, SystemExit) else _one_line(error)
+        raise ConfigError(f"{where}._target_={target} cannot be imported: {why or repr(error)}{fix}") from error
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
         raise ConfigError(f"{where}._target_={target} is no dataclass; its settings must be a dataclass's fields")
     return build(cls, {key: value for key, value in node.items() if key != "_target_"}, where)

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from headdyn.core.json_files import write_json
+from headdyn.core.whole_files import sync
 
 log = logging.getLogger(__name__)
 
@@ -236,12 +237,3 @@ def write_json_if_possible(path: Path, content: Mapping[str, Any]) -> None:
         write_json(path, content)
     except OSError as error:
         log.warning("could not write %s: %s", path, error)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the list of a folder's files, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from headdyn.core.figures import CONFIG
 from headdyn.core.store import Store, cache_root
+from headdyn.core.whole_files import whole_file
 from headdyn.report.blocks import Section
 from headdyn.report.made_of import sealed
 
@@ -33,10 +34,10 @@ def write_page(
     `made_of` is the digest of what the page shows (made_of.py); a page that is always written anew needs none.
     """
     content = {"title": title, "lead": lead, "sections": sections, "runs": runs or {}, "varied": varied or {}}
-    temporary = path.with_name(path.name + ".tmp")
     page = _templates().get_template("page.html").render(vega=vega(), config=CONFIG, **content)
-    temporary.write_text(sealed(page, made_of), encoding="utf-8")
-    return temporary.replace(path)
+    with whole_file(path) as file:
+        file.write_text(sealed(page, made_of), encoding="utf-8")
+    return path
 
 
 @functools.cache

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
+from headdyn.core.records import write_table
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.record import sweep_json
 
@@ -36,5 +35,5 @@ def write_run_table(folder: Path) -> None:
         rows.append(row)
     names = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
     table = pa.table({name: [row.get(name) for row in rows] for name in names})
-    pa.parquet.write_table(table, folder / "summary.parquet")
-    pa.csv.write_csv(table, folder / "summary.csv")
+    for kind in ("parquet", "csv"):
+        write_table(table, folder / f"summary.{kind}")

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 
 from headdyn.analysis.contract import SeriesAnalysis
 from headdyn.analysis.series.points import content_of, read_point
@@ -18,6 +16,7 @@ from headdyn.core.json_files import write_json
 from headdyn.core.kept_parts import identity_of, keeping
 from headdyn.core.progress import Progress
 from headdyn.core.randomness import generator
+from headdyn.core.records import write_table
 from headdyn.core.run_folder import KEPT_PARTS, LOG, RunRecord
 from headdyn.core.store import StageInterruptedError
 from headdyn.models.revisions import steps_of
@@ -100,8 +99,8 @@ def _judge(folder: Path, every_series: Sequence[Series], should_stop: Callable[[
         figure.save(folder / path)
     for title, of_series in tables.items():
         table = pa.concat_tables(of_series, promote_options="default")
-        pa.parquet.write_table(table, folder / f"{title}.parquet")
+        write_table(table, folder / f"{title}.parquet")
         if title == "timeline":
-            pa.csv.write_csv(table, folder / "timeline.csv")
+            write_table(table, folder / "timeline.csv")
     write_json(folder / SERIES_SECONDS, seconds)
     write_json(folder / VERDICT, verdicts)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from headdyn.core.json_files import read_json, write_json
-from headdyn.core.records import Metric
+from headdyn.core.records import Metric, write_table
+from headdyn.core.whole_files import whole_file
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.outcomes import unnamed
@@ -191,14 +191,15 @@ class CollectedSeries:
         """Write the series to `out` as a sweep does; writes nothing if there are none."""
         for file, source in self.figures.items():
             (out / file).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, out / file)
+            with whole_file(out / file) as copy:
+                shutil.copyfile(source, copy)
         if self.entries:
             write_json(out / VERDICT, self.entries)
         for name, parts in self.tables.items():
             whole = pa.concat_tables(parts, promote_options="default")
-            pq.write_table(whole, out / f"{name}.parquet")
+            write_table(whole, out / f"{name}.parquet")
             if name == TIMELINE:
-                pa.csv.write_csv(whole, out / f"{name}.csv")
+                write_table(whole, out / f"{name}.csv")
 
 
 def collect_series(folders: Sequence[Path]) -> CollectedSeries:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headdyn.core.store import sync
+from headdyn.core.whole_files import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -43,17 +43,8 @@ def save_state(folder: Path, state: State) -> None:
     Raises OSError if the disk fails; the earlier states then remain.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"state{state.step:06d}.pt"
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(vars(state), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(folder)  # the rename, too, must reach the disk
+    with whole_file(folder / f"state{state.step:06d}.pt", durable=True) as file:
+        torch.save(vars(state), file)
     for old in _states(folder)[:-_GENERATIONS]:
         old.unlink()
 

@@ -97,7 +97,7 @@ def test_of_damaged_metrics_the_state_before_the_damage_serves(tmp_path: Path, l
 
 def test_an_unfinished_write_is_no_state(tmp_path: Path) -> None:
     save_state(tmp_path, state(3))
-    (tmp_path / "state000004.tmp").write_bytes(b"half a fil")
+    (tmp_path / "state000004.pt.tmp").write_bytes(b"half a fil")
     found = newest(tmp_path)
     assert found is not None and found.step == 3
 

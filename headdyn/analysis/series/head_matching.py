@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.statistics import at_least_as_high
+from headdyn.core.whole_files import whole_file
 from headdyn.models.decoder import Decoder
 
 Heads = TypeVar("Heads")
@@ -39,7 +40,8 @@ def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
         scale_H = norm_H.where(norm_H > 0, 1).rsqrt()
         tensors[f"{name}.left"] = (left_HDd * (scale_H * balance_H)[:, None, None]).half().contiguous()
         tensors[f"{name}.right"] = (right_HDd * (scale_H / balance_H)[:, None, None]).half().contiguous()
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path)
+    with whole_file(path) as file:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, file)
 
 
 def load_circuits(path: Path) -> dict[str, Factors]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from headdyn.core.store import sync
+from headdyn.core.whole_files import whole_file
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 
@@ -34,14 +34,8 @@ def save_snapshot(folder: Path, decoder: Decoder, step: int) -> Path:
     facts = {"config": dataclasses.asdict(decoder.config), "step": step}
     # One entry, since safetensors writes several in an order that differs between processes.
     content = save(tensors, {_METADATA: json.dumps({**facts, "sha256": _checksum(facts, tensors)})})
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(folder)  # the rename, too, must reach the disk
+    with whole_file(path, durable=True) as file:
+        file.write_bytes(content)
     return path
 
 
