@@ -1,8 +1,7 @@
-"""What a command would do, told before it does it: `--dry-run` prints jobs, downloads, disk and time, without a trace.
+"""What a command would do: `--dry-run` prints jobs, downloads, disk and time, and begins nothing.
 
-Time is that of this machine's own earlier trainings and analyses of the same sizes, which the cache and the records of
-runs hold; where there are none, it is not guessed. Torch is imported only where a model that comes trained is here, for
-its sizes.
+Times are what trainings and analyses of the same sizes took on this machine before, by the cache and the records of
+runs; without any, no time is given. Torch is imported only to read the sizes of a pretrained model on this machine.
 """
 
 import json
@@ -76,17 +75,17 @@ def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str
 
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
-    """What earlier seconds are found by: the settings of the analysis, of the model, of the data and of the machine.
+    """The key of an analysis's seconds: the settings of the analysis, of the model, of the data and of the machine.
 
-    Left out are seeds, how many random draws and sign flips there are, and which text fills sequences of a given number
-    and length: for another number of draws the time is near, not the same. A file of prompts stays: it says how many.
+    Left out are seeds, the numbers of random draws and sign flips, which change the time little, and which text fills
+    the sequences. A file of prompts is part of the key: how many prompts there are stands in the file alone.
     """
     of_text = ("path", "seed") if "sequence_length" in settings["data"] else ("seed",)
     data = {key: value for key, value in settings["data"].items() if key not in of_text}
     analysis = settings["analysis"].get(name)
     if analysis is not None:
         analysis = {key: value for key, value in analysis.items() if not key.endswith(_REPEATS)}
-    # A suite's checkpoints are of one size: what one took the others will take.
+    # A suite's checkpoints are of one size, so one takes as long as another.
     model = {key: value for key, value in settings["model"].items() if key not in ("revision", "revisions")}
     machine = [settings.get(key) for key in _MACHINE]
     return json.dumps([name, analysis, model, data, machine], sort_keys=True)
@@ -114,9 +113,9 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
 
 
 def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> tuple[float, list[str]]:
-    """How long the snapshots take at which arms are compared at one loss, at most, and what was never measured.
+    """At most how long the snapshots take at which arms are compared at one loss, and what was never measured.
 
-    They are two of one arm of every pair.
+    Each pair of arms is compared at two snapshots of one of them.
     """
     seconds, unknown = 0.0, set[str]()
     trained = [job for job in jobs if job.trains]
@@ -137,9 +136,9 @@ def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> tuple
 
 
 def bytes_of(jobs: Sequence[RunConfig], store: Store) -> tuple[float, float, list[str]]:
-    """What jobs leave in the cache and in their folders: corpora and snapshots, and attention patterns.
+    """The bytes that jobs leave in the cache (corpora and snapshots) and in their folders (attention patterns).
 
-    Last what is not counted, with the reason: of prompts and of models whose sizes cannot be read yet.
+    The third part lists what is not counted, with the reason: prompts, and models whose sizes cannot be read yet.
     """
     stages: dict[str, float] = {}
     patterns = 0.0
@@ -164,7 +163,7 @@ def bytes_of(jobs: Sequence[RunConfig], store: Store) -> tuple[float, float, lis
 
 
 def _decoders(jobs: Sequence[RunConfig], store: Store) -> tuple[dict[str, DecoderConfig], list[str]]:
-    """The settings of models that come trained, by name, any revision's for all; and of which they cannot be had."""
+    """The decoder settings of pretrained models, by name (the same for all revisions), and why others are not known."""
     decoders: dict[str, DecoderConfig] = {}
     reasons: dict[str, str] = {}
     for job in jobs:
@@ -178,7 +177,7 @@ def _decoders(jobs: Sequence[RunConfig], store: Store) -> tuple[dict[str, Decode
 
 
 def _decoder_here(job: RunConfig, store: Store) -> DecoderConfig:
-    """The settings of a model that comes trained. Raises ValueError where they are not on this machine."""
+    """The decoder settings of a pretrained model. Raises ValueError if they are not on this machine."""
     from headdyn.models.checkpoints import gguf
     from headdyn.models.checkpoints.files import settings_here
 
@@ -225,10 +224,10 @@ def _sequences(job: RunConfig) -> int:
 
 
 def downloads(jobs: Sequence[RunConfig], todo: Sequence[RunConfig], store: Store) -> tuple[list[str], int]:
-    """A line or two for each model whose checkpoints are yet to download, and the most bytes that these take at a time.
+    """A line or two for each model with checkpoints to download, and the most bytes that they take at a time.
 
-    Weights are compared over all `jobs`, and downloaded for those that are to do. A model of which the hub
-    says nothing has a line that says why, and is not counted.
+    Checkpoints are downloaded for the jobs `todo`; all `jobs` tell which files they share. A model that the hub does
+    not describe has a line that says why, and is not counted.
     """
     from headdyn.models.checkpoints.files import MOST_ON_DISK
     from headdyn.models.checkpoints.forecast import forecast

@@ -48,7 +48,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         snapshots[run.folder, step] = run
         return HeadTable.concat([])
 
-    matched_loss(complete, note)  # which snapshots it will read
+    matched_loss(complete, note)  # notes the snapshots that it will read
     tasks = [
         Task(f"{run.name} at step {step}", "analyse_snapshot", (configs[run.name], step, run.folder, MATCHED_ANALYSES))
         for (_, step), run in snapshots.items()
@@ -59,7 +59,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
     if every_series:
         tasks.append(Task("series of checkpoints", "judge_series", (folder, every_series)))
     stopped = workers.do(tasks)
-    workers.dismiss()  # ending takes them two seconds, in which the page is drawn
+    workers.dismiss()  # they take two seconds to end, during which the page is drawn
     lacking = {run.name for (_, step), run in snapshots.items() if not snapshot_table_is_sound(run.folder, step)}
     matched = [run for run in complete if run.name not in lacking]
     rewrite(folder, matched_loss(matched, lambda run, step: HeadTable.read(snapshot_table(run.folder, step))))

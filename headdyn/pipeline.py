@@ -27,8 +27,8 @@ from headdyn.core.stopping import stop_on_signals
 from headdyn.core.store import StageInterruptedError, disk_error
 from headdyn.core.tracking import open_tracker
 from headdyn.core.whole_files import whole_file
-from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
+from headdyn.data.prompts import Prompts
 from headdyn.done import done_with
 from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.snapshots import state_hash

@@ -17,10 +17,10 @@ from headdyn.core.machine import Machine
 from headdyn.core.randomness import generator
 from headdyn.core.run_folder import METRICS, MetricsFollower, RunFolder, read_metrics
 from headdyn.core.store import Entry, Store, cache_root, recipe_key
-from headdyn.data.comparisons import Prompts, Tokenizer
 from headdyn.data.corpus import Corpus, Source
 from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.ordering import BatchSchedule, dominant_topics
+from headdyn.data.prompts import Prompts, Tokenizer
 from headdyn.done import recipe_of
 from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.snapshots import snapshot_steps
@@ -91,7 +91,7 @@ def open_corpus(work: Work, source: Source) -> tuple[Corpus, Entry]:
     facts["source"] = recipe_key("corpus", recipe_of(work.config.data))
     work.record.manifest["corpus"] = facts
     work.record.summarise(**{f"{name}_nats": value for name, value in corpus.reference_nats.items()})
-    if "selection_worth_nats" in corpus.facts:
+    if {"selection_worth_nats", "selection_worth_absent"} & corpus.facts.keys():
         announce = log.info if entry.built else work.record.note  # on the terminal once, not for every run of a sweep
         announce(worth_sentence([corpus.facts]))
     return corpus, entry

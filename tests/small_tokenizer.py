@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from headdyn.data.comparisons import Comparisons, Format, Prompts
+from headdyn.data.comparisons import Comparisons, Format
+from headdyn.data.prompts import Prompts
 
 WORDS = "Which is bigger larger greater number or Q A : ? The answer think I would say"
 

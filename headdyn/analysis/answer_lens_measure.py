@@ -1,6 +1,6 @@
 """Rows of what answers owe to tokens, heads and MLPs, from prompts frozen at themselves (science.md §9).
 
-Letters as in models/frozen.py and data/comparisons.py: P pairs, N rows of a group. K = 2 readouts of the same rows: the
+Letters as in models/frozen.py and data/prompts.py: P pairs, N rows of a group. K = 2 readouts of the same rows: the
 pair's own answers, and the mean over all other pairs' answers, which is the null.
 """
 
@@ -21,7 +21,7 @@ from headdyn.core.figures import Figure, head_map, interval_plot
 from headdyn.core.kept_parts import parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import sign_flip_test
-from headdyn.data.comparisons import PromptGroup, Prompts
+from headdyn.data.prompts import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
 

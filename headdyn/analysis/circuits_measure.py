@@ -36,8 +36,8 @@ from headdyn.analysis.estimates import means
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import draws_test
-from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
+from headdyn.data.prompts import Prompts
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 

@@ -74,14 +74,24 @@ class ConversationFilter:
 
     def emission(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The same speaker's symbol before each symbol [N, M], −1 if there is none, and the probability of each symbol
-        in every language [N, M, S], uniform if there is none."""
+        in every language [N, M, S], uniform if there is none.
+
+        With hidden speakers it is the neighbour before; a reply, which does not follow from it, counts as uniform.
+        """
+        uniform = 1 / self.transitions_SVV.shape[1]
+        if self.speaker == "hidden":
+            own_NM = np.pad(symbols_NM[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+            going_on_SNM = (1 - self.switch) * self.transitions_SVV[:, own_NM, symbols_NM].astype(np.float64)
+            emission_SNM = going_on_SNM + self.switch * uniform
+            emission_SNM[:, :, 0] = uniform
+            return own_NM, np.moveaxis(emission_SNM, 0, 2)
         last_NP, rows = np.full((len(symbols_NM), self.num_speakers), -1), np.arange(len(symbols_NM))
         own_NM = np.empty_like(symbols_NM)
         for m, speakers_N in enumerate(speakers_NM.T[: symbols_NM.shape[1]]):
             own_NM[:, m] = last_NP[rows, speakers_N]
             last_NP[rows, speakers_N] = symbols_NM[:, m]
         emission_SNM = self.transitions_SVV[:, own_NM, symbols_NM].astype(np.float64)
-        emission_SNM[:, own_NM < 0] = 1 / self.transitions_SVV.shape[1]
+        emission_SNM[:, own_NM < 0] = uniform
         return own_NM, np.moveaxis(emission_SNM, 0, 2)
 
     def with_speakers(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

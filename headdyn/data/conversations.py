@@ -198,19 +198,14 @@ class Conversations:
         prior_SV = np.stack([stationary_law(chain_VV) for chain_VV in exact.transitions_SVV])
         prior_SV /= prior_SV.sum(0)  # probability of each language given a symbol
         lines = {"random": uniform_NM, "mixture": uniform_NM.copy()}
-        if self.speaker == "hidden":
-            mixture_VV = np.einsum("sv,svw->vw", prior_SV, exact.transitions_SVV)
-            law_NM = (1 - self.switch) * mixture_VV[symbols_NM[:, :-1], symbols_NM[:, 1:]]
-            lines["mixture"][:, 1:] = -np.log(law_NM + self.switch / self.num_symbols)
-            facts["selection_worth_absent"] = "speaker=hidden: no line knows who speaks and looks at positions alone"
-        elif isinstance(exact, FreshFilter):
+        if isinstance(exact, FreshFilter):
             lines["position_only"], facts["position_only_is"] = exact.pooled(speakers_NM, symbols_NM)
         else:
             own_NM, emission_NMS = exact.emission(speakers_NM, symbols_NM)
             prior_NMS = np.where(own_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[own_NM])
             lines["mixture"] = mixture(prior_NMS, emission_NMS)
             lines["position_only"], facts["position_only_is"] = position_only(prior_NMS, emission_NMS)
-            if self.num_speakers == 2:
+            if self.num_speakers == 2 and self.speaker != "hidden":
                 lines["speaker_blind"] = uniform_NM.copy()
                 lines["speaker_blind"][:, 1:] = exact.without_speakers(symbols_NM)[0]
         losses = {name: exact.on_tokens(loss_NM, speakers_NM) for name, loss_NM in lines.items()}

@@ -14,6 +14,8 @@ import scipy  # imports its parts only when they are used, which keeps planning 
 
 # In the order of the pages: the lines of predictors that do not select by topic come before the floor.
 WITHOUT_SELECTION = ("position_only", "speaker_blind")
+# The fact of a corpus whose sequences have one topic each, in place of those of `line_facts`.
+NOTHING_TO_SELECT = {"selection_worth_absent": "no sequence has tokens of two topics"}
 LINES = ("random", "mixture", *WITHOUT_SELECTION, "floor")
 
 DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)

@@ -13,7 +13,7 @@ from typing import Any
 
 from headdyn.core.json_files import json_lines
 from headdyn.core.settings import Count, settings
-from headdyn.data.comparisons import Prompts, Tokenizer, grouped, prompt_row, require_plain
+from headdyn.data.prompts import Prompts, Tokenizer, grouped, prompt_row, require_plain
 
 FIELDS = ("clean", "corrupted", "right", "wrong")
 CONTROL = "control"  # the group of pairs whose corrupted prompts do not mislead

@@ -1,7 +1,7 @@
 """Single heads on pages: which heads have a role, and as many attention patterns as fit a page."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +12,14 @@ from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import PATTERNS
 from headdyn.sweep.jobs import Job
 
-# Each role, and the metric whose largest value among a run's heads gives a head that role.
-ROLES: Mapping[str, str] = {
-    "most topic-selective": "selectivity",
-    "strongest previous-token": "previous_token",
-    "strongest induction": "induction",
-    "largest effect when patched": "sufficiency_nats",
-    "writes most of the answer": "answer_direct_nats",
+# Each role, and its metrics: the largest value of the first that was measured gives one of a run's heads the role.
+# `selectivity` of text is also that of heads that prefer their own document.
+ROLES: Mapping[str, Sequence[str]] = {
+    "most topic-selective": ("selectivity_documents", "selectivity"),
+    "strongest previous-token": ("previous_token",),
+    "strongest induction": ("induction",),
+    "largest effect when patched": ("sufficiency_nats",),
+    "writes most of the answer": ("answer_direct_nats",),
 }
 
 
@@ -59,14 +60,18 @@ def heads_of_training(siblings: Sequence[Job]) -> dict[str, tuple[int, int]]:
 
 def heads_by_role(table: HeadTable) -> dict[str, tuple[int, int]]:
     """The head (layer, head) with each role, by role; roles whose metric was not measured are left out."""
-    measured = head_metrics(table)
     heads: dict[str, tuple[int, int]] = {}
-    for role, metric in ROLES.items():
-        if metric in measured:
-            value_LH = table.matrix(metric)
-            layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
-            heads[role] = (int(layer), int(head))
+    for role, metric in metrics_of_roles(head_metrics(table)).items():
+        value_LH = table.matrix(metric)
+        layer, head = np.unravel_index(np.nanargmax(value_LH), value_LH.shape)
+        heads[role] = (int(layer), int(head))
     return heads
+
+
+def metrics_of_roles(measured: Container[str]) -> dict[str, str]:
+    """The metric that each role goes by, where `measured` are those there are; roles without one are left out."""
+    found = {role: [metric for metric in metrics if metric in measured] for role, metrics in ROLES.items()}
+    return {role: metrics[0] for role, metrics in found.items() if metrics}
 
 
 def patterns_that_fit(jobs: Sequence[Job], budget: int) -> dict[int, RunPatterns]:
@@ -102,11 +107,9 @@ def _run_patterns(job: Job, budget: int) -> RunPatterns:
 
 def _by_best_rank(job: Job, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Heads by their best rank in any role, so that a budget leaves out those that rank low in all."""
-    measured = head_metrics(job.heads)
     ranks = []
-    for metric in ROLES.values():
-        if metric in measured:
-            value_LH = np.nan_to_num(job.heads.matrix(metric), nan=-np.inf)
-            rank = np.argsort(np.argsort(-value_LH.ravel(), kind="stable"), kind="stable")
-            ranks.append(rank.reshape(value_LH.shape))
+    for metric in metrics_of_roles(head_metrics(job.heads)).values():
+        value_LH = np.nan_to_num(job.heads.matrix(metric), nan=-np.inf)
+        rank = np.argsort(np.argsort(-value_LH.ravel(), kind="stable"), kind="stable")
+        ranks.append(rank.reshape(value_LH.shape))
     return sorted(heads, key=lambda head: min((int(rank[head]) for rank in ranks), default=0))

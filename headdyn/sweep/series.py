@@ -35,13 +35,12 @@ class Series:
 
 
 def judge_series(folder: Path, every_series: Sequence[Series], should_stop: Callable[[], bool]) -> None:
-    """Call the analyses on every series of a sweep; leaves verdict.json, their tables and figures in its folder.
+    """Call the analyses on every series of a sweep; writes verdict.json, tables and figures into its folder.
 
-    Tables get a column `series`, figures stand in figures/, and verdict.json says which runs a record is of. How long
-    the analyses took, which is another at every call, stands in series_seconds.json. Raises StageInterruptedError where
-    `should_stop` says so: what is done of the analysis is kept, and an earlier verdict stays. Raises whatever failed,
-    with its traceback in log.txt, and removes an earlier verdict, which may be of fewer runs. Then nothing else is
-    written.
+    Tables get a column `series`, figures are in figures/, and verdict.json names the runs of each series. The analyses'
+    seconds, which differ from call to call, are in series_seconds.json. Raises StageInterruptedError if `should_stop`
+    says so: the analysis's finished parts and an earlier verdict remain. If anything else fails, its traceback is in
+    log.txt, and an earlier verdict, which may be of fewer runs, is removed.
     """
     try:
         _judge(folder, every_series, should_stop)

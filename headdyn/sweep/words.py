@@ -73,13 +73,14 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
     corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
     facts = [job.run.manifest["corpus"].get("facts", {}) for job in corpora.values()]
     with_worth = [each for each in facts if "selection_worth_nats" in each]
-    reasons = dict.fromkeys(each["selection_worth_absent"] for each in facts if "selection_worth_absent" in each)
-    absent = [f"What selecting by topic is worth is not known: {reason}." for reason in reasons]
-    return [worth_sentence(with_worth), *absent] if with_worth else absent
+    absent = dict.fromkeys(worth_sentence([each]) for each in facts if "selection_worth_absent" in each)
+    return [*([worth_sentence(with_worth)] if with_worth else []), *absent]
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence on the worth of selecting and its reference losses, from the facts of one or more corpora."""
+    """A sentence on the worth of selecting and its reference losses, or on why there is none, from corpora's facts."""
+    if "selection_worth_absent" in corpora[0]:
+        return f"Selecting by topic is worth nothing on this corpus: {corpora[0]['selection_worth_absent']}."
 
     def nats(name: str) -> str:
         return f"{fmean(facts[f'{name}_nats'] for facts in corpora):.3f}"

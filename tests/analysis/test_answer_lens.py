@@ -12,7 +12,7 @@ from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import PromptPatching
 from headdyn.core.figures import Figure
 from headdyn.core.settings import build
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import freeze
 from headdyn.models.frozen_pairs import full_tensor

@@ -22,8 +22,8 @@ from headdyn.analysis.series.head_roles import ROLES
 from headdyn.analysis.series.points import SeriesPoint
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.settings import targeted
-from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus, Split
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 from tests import small_models, small_tokenizer
 from tests.analysis import tiny

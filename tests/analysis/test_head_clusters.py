@@ -15,7 +15,7 @@ from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import PromptPatching
 from headdyn.core.records import Findings
 from headdyn.core.settings import build
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder, Edit
 from tests.analysis import tiny
 from tests.small_models import NEOX, drawn

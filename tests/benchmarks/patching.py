@@ -37,7 +37,7 @@ from transformers.utils import logging
 from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import GroupPatching
 from headdyn.analysis.interventions.splits import balanced_splits
-from headdyn.data.comparisons import Block, PromptGroup
+from headdyn.data.prompts import Block, PromptGroup
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
 from tests.parity import hugging_face

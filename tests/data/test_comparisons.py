@@ -12,15 +12,8 @@ import pytest
 import yaml
 
 from headdyn.core.settings import ConfigError, build
-from headdyn.data.comparisons import (
-    ORIGINAL_PAIR,
-    Block,
-    Comparisons,
-    Format,
-    Pair,
-    all_pairs,
-    longest_common_block,
-)
+from headdyn.data.comparisons import ORIGINAL_PAIR, Comparisons, Format, Pair, all_pairs
+from headdyn.data.prompts import Block, longest_common_block
 from tests.small_tokenizer import BIGGER, LARGER, Pieces, byte_level, prompts
 
 

@@ -20,6 +20,7 @@ from headdyn.core.settings import ConfigError, build
 from headdyn.data.conversation_filter import ConversationFilter, Speaker
 from headdyn.data.conversations import Conversations
 from headdyn.data.corpus import Corpus
+from headdyn.data.lines import WITHOUT_SELECTION
 from headdyn.data.markov import row_entropy_nats, stationary_law, unmatched_chains
 from headdyn.data.ordering import TopicOrdered, dominant_topics
 from headdyn.models.config import DecoderConfig
@@ -291,7 +292,9 @@ def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None
         if f"{name}_nats" in facts:
             assert facts["floor_nats"] < facts[f"{name}_nats"] - 3 * facts[f"{name}_nats_se"], name
     assert facts["floor_nats"] < facts["mixture_nats"] < facts["random_nats"]
-    assert (settings.speaker == "hidden") == ("selection_worth_absent" in facts) == ("position_only_nats" not in facts)
+    worth = min(facts[f"{name}_nats"] for name in WITHOUT_SELECTION if f"{name}_nats" in facts) - facts["floor_nats"]
+    assert facts["selection_worth_nats"] == worth and facts["position_only_nats"] <= facts["mixture_nats"]
+    assert (settings.speaker == "hidden") == ("speaker_blind_nats" not in facts)
     if settings.speaker == "marker":  # told the languages, a predictor beats it: the comparison can fail
         symbols_NM, speakers_NM = (
             corpus.val.tokens_NT[:, 1::2].astype(int),
@@ -300,6 +303,16 @@ def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None
         _, emission_NMS = oracle.emission(speakers_NM, symbols_NM)
         told_NM = -np.log(np.take_along_axis(emission_NMS, corpus.val.topics_NT[:, 1::2, None].astype(int), 2))[..., 0]
         assert advantage(oracle.on_tokens(told_NM, speakers_NM), floor_NT) < -3
+
+
+def test_with_hidden_speakers_evidence_is_in_neighbours_a_reply_being_uniform() -> None:
+    transitions_SVV = np.array([[[0.7, 0.3], [0.4, 0.6]], [[0.2, 0.8], [0.9, 0.1]]])
+    own_NM, emission_NMS = ConversationFilter(transitions_SVV, "hidden", 2, 0.1).emission(
+        np.zeros((1, 4), int), np.array([[1, 0, 0, 1]])
+    )
+    assert own_NM.tolist() == [[-1, 1, 0, 0]]
+    expected = [[0.5, 0.5], [0.9 * 0.4 + 0.05, 0.9 * 0.9 + 0.05], [0.68, 0.23], [0.32, 0.77]]
+    np.testing.assert_allclose(emission_NMS[0], expected, rtol=1e-12)
 
 
 def fitted(corpus: Corpus, *, masked: bool) -> np.ndarray:

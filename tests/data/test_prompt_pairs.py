@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headdyn.data.comparisons import Block
 from headdyn.data.pair_recipes import CENTURIES, MOST, NAMES, OBJECTS, PLACES, STORIES, main, make
 from headdyn.data.prompt_pairs import PromptPairs, read_pairs
+from headdyn.data.prompts import Block
 from tests.small_tokenizer import Pieces, byte_level
 
 PAIRS = [

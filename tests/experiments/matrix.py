@@ -1,10 +1,18 @@
-"""The 2x2x2 matrix on conversations, eight seeds, with the arms that tell a drop of positions from further training."""
+"""The 2x2x2 matrix on conversations, eight seeds, with the arms that tell a drop of positions from further training.
+
+`python -m tests.experiments.matrix SWEEP` records what the drop does to the order's effect at each layer of a sweep.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
+from headdyn.studies.topic_order.retention import collapse, retention, two_groups
+from headdyn.sweep.effects import unrecovered
+from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import average, effect, fixed, p_is, read, rows, span, spelled
 
 SETTINGS = (
@@ -12,6 +20,9 @@ SETTINGS = (
     "intervals are 95 %",
     "0.05 nats of the loss",
     "reaches 15 points",
+    "no q is below 0.05",
+    "in layer 1 before the drop",
+    "normal values (p < 0.05",
     # what was predicted
     "lower by 2 to 7 points, at losses within 0.02 nats",
     "between 0 and +2 points",
@@ -43,6 +54,19 @@ def row(folder: Path, label: str) -> str:
     return f"| {label} | {' | '.join(cells)} |"
 
 
+def record(sweep: Path) -> dict[str, Any]:
+    """The order's effect by layer with RoPE, after DroPE and their difference, and whether heads fall in two groups."""
+    jobs = [job for job in SweepRecord.read(sweep).complete if not unrecovered(job.run)]
+    return {"layers": retention(jobs), "two_groups": two_groups(jobs), "collapse": collapse(jobs)}
+
+
+def by_layer(entry: dict[str, Any]) -> str:
+    measure = {"selectivity": "topic selectivity", "probe_accuracy": "probe accuracy"}[entry["measure"]]
+    cells = [spelled(part, scale=100, signed=True) for part in (entry["rope"], entry["drope"], entry)]
+    detectable = fixed(100 * entry["detectable"], 1)
+    return f"| {measure} | {entry['layer']} | {' | '.join(cells)} | {fixed(entry['q'], 2)} | {detectable} |"
+
+
 def fragments(folder: Path) -> list[str]:
     runs = rows(folder / "summary.csv")
     arms = {name: [run for run in runs if run["position_enc"] == name] for name in ("rope", "drope")}
@@ -71,6 +95,11 @@ def fragments(folder: Path) -> list[str]:
     best = [float(run["selectivity_top"]) for run in arms["rope"]]
     recovered = sum(run["recovered"] == "true" for run in arms["drope"])
     worth = [float(run["position_only_nats"]) - float(run["floor_nats"]) for run in runs]
+    by_layers = read(folder / "retention.json")
+    significant = [entry for entry in by_layers["layers"] if entry["q"] < 0.05]
+    apart = [entry for entry in by_layers["layers"] if entry["ci_low"] > 0 or entry["ci_high"] < 0]
+    in_groups = sum(entry["p"] < 0.05 for entry in by_layers["two_groups"])
+    assert not significant
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
     return [
         *(row(folder, label) for label in OUTCOMES),
@@ -96,5 +125,14 @@ def fragments(folder: Path) -> list[str]:
         f"| rotation kept, trained on for as long | {less_rope('rope_control', 'selectivity', 100)} | "
         f"{less_rope('rope_control', 'loss_nats')} |",
         f"| no positions from the start | {less_rope('nope', 'selectivity', 100)} | {less_rope('nope', 'loss_nats')} |",
+        *map(by_layer, by_layers["layers"]),
+        f"{len(apart)} of the {len(by_layers['layers'])} intervals exclude 0",
+        f"In {in_groups} of {len(by_layers['two_groups'])} runs",
+        by_layers["collapse"],
         f"stays {fixed(min(worth), 2)} to {fixed(max(worth), 2)} nats above the floor",
     ]
+
+
+if __name__ == "__main__":
+    text = json.dumps(record(Path(sys.argv[1])), indent=1)
+    Path("experiments/matrix/retention.json").write_text(text + "\n", encoding="utf-8")

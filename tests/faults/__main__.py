@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -205,26 +206,29 @@ def kinds_of_file(root: Path) -> list[Path]:
     return [path for path in one_a_kind.values() if path.suffix not in (".lock", ".txt", ".html")]
 
 
-def damage(root: Path, whole: Path, reference: dict[str, bytes], draw: random.Random) -> Iterator[Row]:
-    """Harm one file after another in a copy of a finished sweep, and give its command again."""
+def damage(root: Path, whole: Path, reference: dict[str, bytes], seed: int) -> Iterator[Row]:
+    """Harm one file after another in a copy of a finished sweep, and give its command again; two kinds of harm at once."""
     files = kinds_of_file(whole)
-    for harm, harmed in HARMS.items():
-        for where in ("a record", "the cache"):
-            row = Row(f"a file of {where} {harm}, then the same command")
-            empty(root)
-            for file in files:
-                if ("cache" in file.relative_to(whole).parts) != (where == "the cache"):
-                    continue
-                shutil.rmtree(root)
-                shutil.copytree(whole, root, symlinks=True)
-                other = next(path for path in files if path.suffix != file.suffix)
-                target = root / file.relative_to(whole)
-                target.write_bytes(harmed(file.read_bytes(), other.read_bytes(), draw))
-                # A record is met by the same command; a stage only by a run that needs it.
-                done = sweep(root, *(["force=true"] if where == "the cache" else []))
-                outcome, detail = judged(root, done, reference)
-                row.note(outcome, f"{file.relative_to(whole)}: {detail}")
-            yield row
+
+    def damaged(harm: str, where: str) -> Row:
+        row, draw = Row(f"a file of {where} {harm}, then the same command"), random.Random(f"{seed} {harm} {where}")
+        place = root.with_name(f"{harm} {where}".replace(" ", "_"))
+        for file in files:
+            if ("cache" in file.relative_to(whole).parts) != (where == "the cache"):
+                continue
+            shutil.copytree(whole, place, symlinks=True)
+            other = next(path for path in files if path.suffix != file.suffix)
+            target = place / file.relative_to(whole)
+            target.write_bytes(HARMS[harm](file.read_bytes(), other.read_bytes(), draw))
+            # A record is met by the same command; a stage only by a run that needs it.
+            done = sweep(place, *(["force=true"] if where == "the cache" else []))
+            outcome, detail = judged(place, done, reference)
+            row.note(outcome, f"{file.relative_to(whole)}: {detail}")
+            shutil.rmtree(place)
+        return row
+
+    with ThreadPoolExecutor(2) as pool:
+        yield from pool.map(damaged, *zip(*itertools.product(HARMS, ("a record", "the cache")), strict=True))
 
 
 @contextmanager
@@ -429,7 +433,7 @@ def main() -> int:
         rows = {row["what"]: Row(**row) for row in recorded}
         faults = {
             "kills": kills(root, chosen.kills, random.Random(chosen.seed)),
-            "damage": damage(root, whole, reference, random.Random(chosen.seed)),
+            "damage": damage(root, whole, reference, chosen.seed),
             "disks": disks(root, reference),
             "twice": twice(root, reference),
             "servers": servers(root, reference),

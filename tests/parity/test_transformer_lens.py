@@ -14,7 +14,7 @@ from transformers import GPTNeoXConfig, PreTrainedConfig, Qwen3Config
 
 from headdyn.analysis.interventions.patch import Patch
 from headdyn.analysis.interventions.patching import GroupPatching
-from headdyn.data.comparisons import Block, PromptGroup
+from headdyn.data.prompts import Block, PromptGroup
 from headdyn.models.families import load_pretrained
 from tests.parity import hugging_face
 from tests.small_tokenizer import byte_level

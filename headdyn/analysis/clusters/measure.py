@@ -30,8 +30,8 @@ from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, i
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
-from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 ABLATE = Patch(source="mean", steps="every_position")

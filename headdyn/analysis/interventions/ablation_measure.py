@@ -20,8 +20,8 @@ from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import bootstrap_interval
-from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 

@@ -22,7 +22,7 @@ from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import Findings, HeadTable
 from headdyn.core.statistics import at_least_as_high
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 

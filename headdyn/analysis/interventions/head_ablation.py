@@ -19,8 +19,8 @@ from torch import Tensor
 
 from headdyn.analysis.interventions.ablation import Kind
 from headdyn.analysis.interventions.restart import Restart
-from headdyn.data.comparisons import Prompts
 from headdyn.data.corpus import Corpus
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 MAX_BYTES = 2**28  # memory for the activations and logits of the cells that run at once

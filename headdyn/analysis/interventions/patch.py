@@ -6,7 +6,7 @@ from pydantic import Field
 
 from headdyn.analysis.metrics import BootstrapDraws
 from headdyn.core.settings import settings
-from headdyn.data.comparisons import Alignment
+from headdyn.data.prompts import Alignment
 
 Site = Literal["z", "attn_out_slice"]
 Source = Literal["prompt", "zero", "mean"]

@@ -20,7 +20,7 @@ from headdyn.core.settings import settings
 if TYPE_CHECKING:
     from headdyn.analysis.interventions.pair_rows import Row
     from headdyn.analysis.interventions.patching import PromptPatching
-    from headdyn.data.comparisons import Prompts
+    from headdyn.data.prompts import Prompts
     from headdyn.models.decoder import Decoder
 
 # By direction: the prompts that are written into, and the prompts that the values come from.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headdyn.analysis.interventions.patch import Patch, chosen_layer
 from headdyn.analysis.interventions.restart import Restart, slices
-from headdyn.data.comparisons import PromptGroup, Prompts
+from headdyn.data.prompts import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder, Edit
 
 

@@ -19,7 +19,7 @@ from headdyn.analysis.interventions.permutation import CONTROL, ORDERS, HeadPerm
 from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.records import Findings, HeadTable
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 _PLAIN, _FROM_FIRST = "plain", "_from_first_dtype"

@@ -19,7 +19,7 @@ from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.analysis.interventions.splits import Splits, balanced_splits, split_table
 from headdyn.core.figures import Curve, Figure, Interval, curves, interval_plot
 from headdyn.core.records import Findings, HeadTable
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 

@@ -15,6 +15,7 @@ ROLES: Mapping[str, str] = {
     "induction": "induction",
     "sink_rate": "sink",
     "selectivity": "topic",
+    "selectivity_documents": "topic beyond document",
 }
 
 
@@ -30,6 +31,9 @@ class HeadRoles:
     Table `head_prediction`: whether the ranks that heads have in their layers at an early checkpoint tell those at the
     last one, by any measure of roles, against heads relabelled within layers. Revisions with the weights of another are
     left out, as are failed ones, both with their reason.
+
+    In text, topic heads are those by `selectivity_documents` alone: a head that prefers its own document has
+    `selectivity` too.
     """
 
     least: Mapping[str, Annotated[float, Field(gt=0, le=1)]]

@@ -26,6 +26,8 @@ def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.rand
     left_out = {**{p.revision: p.error for p in points if p.error is not None}, **excluded}
     tables = {p.step: p.table for p in in_order(points) if p.revision not in left_out and p.step is not None}
     roles = {m: role for m, role in ROLES.items() if m in chosen.least and all(map(_measured(m), tables.values()))}
+    if by_documents := "selectivity_documents" in roles:
+        roles.pop("selectivity", None)
     verdict: dict[str, Any] = {"steps": list(tables), "left_out": left_out}
     if len(tables) < 2 or not roles:
         lacking = "no role was measured at every one" if len(tables) > 1 else "they are no series"
@@ -64,7 +66,10 @@ def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.rand
             "by": first and roles[first[1]],
             "half_have_the_role_by": formed_by(steps, holds[metric]),
         }
-    rows += _absent(chosen.metrics.keys() - {row["metric"] for row in rows}, "not measured at every checkpoint")
+    absent = chosen.metrics.keys() - {row["metric"] for row in rows}
+    instead = {name for name in absent if by_documents and name.startswith("selectivity_")}
+    rows += _absent(instead, "topic heads of documents go by selectivity_documents")
+    rows += _absent(absent - instead, "not measured at every checkpoint")
     verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
     return SeriesFindings(
         table=HeadTable.from_rows(rows),

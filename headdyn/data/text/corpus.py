@@ -64,6 +64,11 @@ class TextSource(ABC):
                 f"{self.pieces_per_sequence} pieces; set it to {8 * self.pieces_per_sequence} or more"
             )
 
+    @property
+    def primary_outcome(self) -> str | None:
+        """What no head has by preferring its own document alone; None if attention stays inside documents."""
+        return None if self.mask_documents else "selectivity_documents"
+
     @abstractmethod
     def reader(self) -> Reader:
         """The source of the documents."""

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from headdyn.core.numbers import fixed, p_value
 from headdyn.core.pictures import pattern_grid
 from headdyn.report.blocks import Heading, Section, Table, figure_html
-from headdyn.report.head_data import PATTERNS, ROLES, heads_of_training
+from headdyn.report.head_data import PATTERNS, ROLES, heads_of_training, metrics_of_roles
 from headdyn.report.sections.training import shared_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -81,7 +81,7 @@ def _facts(job: Job, layer: int, head: int) -> str:
     """The head's values of the roles' metrics, as far as the run measured them."""
     rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows() if row["value"] is not None}
     texts = []
-    for metric, row in ((job.metric(name), rows[name]) for name in ROLES.values() if name in rows):
+    for metric, row in ((job.metric(name), rows[name]) for name in metrics_of_roles(rows).values()):
         q = f" (q {p_value(row['q'])})" if row["q"] is not None else ""
         texts.append(f"{metric.label} {fixed(metric.scale * row['value'], metric.digits)} {metric.unit}".rstrip() + q)
     return ", ".join(texts)

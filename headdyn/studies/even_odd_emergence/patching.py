@@ -26,7 +26,7 @@ from headdyn.core.settings import Count, settings
 from headdyn.data.comparisons import ORIGINAL_PAIR
 
 if TYPE_CHECKING:
-    from headdyn.data.comparisons import Prompts
+    from headdyn.data.prompts import Prompts
     from headdyn.models.decoder import Decoder
 
 ORIGINAL_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_step")

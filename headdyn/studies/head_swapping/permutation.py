@@ -18,7 +18,7 @@ from headdyn.studies.even_odd_emergence.patching import answered, response_table
 if TYPE_CHECKING:
     import numpy as np
 
-    from headdyn.data.comparisons import Prompts
+    from headdyn.data.prompts import Prompts
     from headdyn.models.decoder import Decoder
 
 NOTE = (

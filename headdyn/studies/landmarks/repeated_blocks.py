@@ -14,7 +14,7 @@ from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
 from headdyn.core.settings import Count, settings
 from headdyn.data.corpus import Corpus, Seed, Split
-from headdyn.data.lines import mean_and_error
+from headdyn.data.lines import NOTHING_TO_SELECT, mean_and_error
 
 
 @settings
@@ -54,7 +54,7 @@ class RepeatedBlocks:
             tokens_NT = np.take_along_axis(block_NB, np.arange(self.sequence_length) % length_N1, axis=1)
             Split.write(folder, split, tokens_NT.astype(np.uint16))
         facts = {"random_nats": math.log(self.num_symbols), **mean_and_error("floor_nats", self.filter(tokens_NT)[0])}
-        write_json(folder / "facts.json", facts)
+        write_json(folder / "facts.json", facts | NOTHING_TO_SELECT)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped."""

@@ -16,7 +16,7 @@ from headdyn.core.json_files import read_json, write_json
 from headdyn.core.settings import build
 from headdyn.core.source_code import git_revision
 from headdyn.core.store import Store
-from headdyn.data.comparisons import Alignment
+from headdyn.data.prompts import Alignment
 from headdyn.studies.organisms.detection import QUESTIONS, Row, default_settings, examine, record_key, share_of
 from headdyn.studies.organisms.settings import Organism
 

@@ -14,7 +14,8 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from headdyn.core.randomness import generator
-from headdyn.data.comparisons import ORIGINAL_PAIR, Block, Format, Pair, all_pairs, longest_common_block
+from headdyn.data.comparisons import ORIGINAL_PAIR, Format, Pair, all_pairs
+from headdyn.data.prompts import Block, longest_common_block
 from headdyn.studies.organisms.settings import Position
 
 # The formats of conf/data/comparisons, in which the suites are analysed later.

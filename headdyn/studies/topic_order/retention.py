@@ -17,7 +17,7 @@ from headdyn.core.randomness import generator
 from headdyn.core.records import Metric
 from headdyn.core.statistics import draws_test, effect_over_seeds
 from headdyn.report.blocks import Cell, Heading, Section, Table, cell
-from headdyn.sweep.effect_words import ALPHA, is_effect
+from headdyn.sweep.effect_words import ALPHA, detectable, is_effect
 from headdyn.sweep.effects import unrecovered, with_q
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -80,7 +80,10 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 
 def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
     metric = sweep.metric(row["measure"])
-    return f"{metric.label} at layer {row['layer']}, {metric.spelled(row, signed=True)} {metric.of_differences}"
+    text = f"{metric.label} at layer {row['layer']}, {metric.spelled(row, signed=True)} {metric.of_differences}"
+    if is_effect(row) or row["detectable"] is None:
+        return text
+    return f"{text} ({detectable({**row, 'outcome': row['measure']}, sweep.metric)} would be detected)"
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:

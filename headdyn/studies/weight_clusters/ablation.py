@@ -19,14 +19,14 @@ from headdyn.analysis.metrics import nats
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings
 from headdyn.core.statistics import at_least_as_high
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.studies.weight_clusters.clusters import PARTS, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from headdyn.data.comparisons import PromptGroup
     from headdyn.data.corpus import Corpus
+    from headdyn.data.prompts import PromptGroup
     from headdyn.models.decoder import Decoder, Edit
 
 KLS = ("original_swap_kl_nats", "original_only_cluster_kl_nats")

@@ -20,8 +20,8 @@ from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings
 
 if TYPE_CHECKING:
-    from headdyn.data.comparisons import Prompts
     from headdyn.data.corpus import Corpus
+    from headdyn.data.prompts import Prompts
     from headdyn.models.decoder import Decoder
 
 PARTS = ("query", "key", "value")

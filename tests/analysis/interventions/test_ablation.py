@@ -15,7 +15,7 @@ from headdyn.analysis.interventions.ablation_measure import cluster_groups, ener
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts
 from headdyn.core.records import Findings
 from headdyn.core.settings import build
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 from tests.analysis import tiny
 from tests.small_models import NEOX, drawn

@@ -17,7 +17,8 @@ from headdyn.analysis.interventions.restart import Restart
 from headdyn.core import progress
 from headdyn.core.kept_parts import keeping
 from headdyn.core.store import StageInterruptedError
-from headdyn.data.comparisons import Comparisons, PromptGroup
+from headdyn.data.comparisons import Comparisons
+from headdyn.data.prompts import PromptGroup
 from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.layers import Block
 from headdyn.studies.even_odd_emergence.patching import ORIGINAL_PATCH

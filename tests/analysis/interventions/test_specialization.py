@@ -13,7 +13,7 @@ from headdyn.analysis.interventions.patching import PromptPatching, heads_as_wei
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.core.records import Findings
 from headdyn.core.settings import build
-from headdyn.data.comparisons import Prompts
+from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 from tests.small_models import NEOX, drawn
 from tests.small_tokenizer import byte_level, prompts

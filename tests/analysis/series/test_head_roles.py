@@ -74,6 +74,25 @@ def test_roles_their_strongest_heads_and_what_they_were_before() -> None:
     assert set(findings.figures) == {"strongest", "heads", "prediction"}
 
 
+def test_a_head_that_prefers_its_own_document_is_no_topic_head() -> None:
+    """Head 0 gains 0.3 within its topic, all of it in its own document; head 1 attends to the topic elsewhere."""
+    least, common = {"selectivity": 0.02, "selectivity_documents": 0.02}, {"n": 9, "unit": "sequence"}
+    selectivity = HeadTable.per_head("selectivity", [[0.3, 0.2]], null=[[0, 0]], q=[[0.001, 0.001]], **common)
+    beyond = HeadTable.per_head("selectivity_documents", [[0.0, 0.2]], null=[[0, 0]], q=[[0.9, 0.001]], **common)
+    for tables, judged, heads in (
+        ([selectivity], "selectivity", 2),
+        ([selectivity, beyond], "selectivity_documents", 1),
+    ):
+        table = HeadTable.concat(tables)
+        both = [SeriesPoint(revision=f"step{k}", step=k, state_hash=f"{k}", table=table) for k in (0, 10)]
+        findings = HeadRoles(least=least)(both, np.random.default_rng(0))
+        summary = findings.table.summary()
+        assert summary[f"{judged}_heads"]["value"] == heads
+        assert list(findings.verdict["became"]) == [ROLES[judged]]
+    assert summary["selectivity_heads"] == {"reason": "topic heads of documents go by selectivity_documents"}
+    assert summary["induction_heads"] == {"reason": "not measured at every checkpoint"}
+
+
 def test_the_strongest_head_is_the_one_furthest_beyond_its_null() -> None:
     """Head 0 attends to the previous token most, but as much by chance; head 1 is a quarter beyond."""
     table = HeadTable.per_head("previous_token", [[0.5, 0.4]], null=[[0.45, 0.15]], n=9, unit="sequence")

@@ -14,7 +14,7 @@ from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
 from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
-from headdyn.data.lines import mean_and_error
+from headdyn.data.lines import NOTHING_TO_SELECT, mean_and_error
 from headdyn.data.markov import chain_tokens, stationary_law
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, retrieval_laws, unigram_law
 
@@ -66,7 +66,7 @@ class MarkovMixture:
             chain_N = generator(self.seed, f"markov_mixture/{split}").integers(self.num_chains, size=count)
             tokens_NT = self.draw_tokens(chains_KVV, chain_N, f"{split} tokens")
             Split.write(folder, split, tokens_NT)
-        facts = {"random_nats": math.log(self.num_states), "chains": self.num_chains}
+        facts = {"random_nats": math.log(self.num_states), "chains": self.num_chains, **NOTHING_TO_SELECT}
         for name, law_NTV in MixtureFilter(self, chains_KVV).laws(tokens_NT).items():
             facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
         write_json(folder / "facts.json", facts)

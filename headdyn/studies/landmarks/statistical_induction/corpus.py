@@ -14,7 +14,7 @@ from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
 from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
-from headdyn.data.lines import mean_and_error
+from headdyn.data.lines import NOTHING_TO_SELECT, mean_and_error
 from headdyn.data.markov import chain_tokens
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_law
 
@@ -52,6 +52,7 @@ class FreshChains:
             tokens_NT = chain_tokens(chains_NVV, np.arange(count), self.sequence_length, self.seed, purpose)
             Split.write(folder, split, tokens_NT)
         facts = {"random_nats": math.log(self.num_states), "chains": f"{self.rows}, one a sequence"}
+        facts |= NOTHING_TO_SELECT
         for name, law_NTV in self.laws(tokens_NT).items():
             facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
         write_json(folder / "facts.json", facts)
