@@ -267,10 +267,12 @@ def main() -> int:
     parser.add_argument("--by-hand", action="store_true", help="the mistakes of BY_HAND in place of random ones")
     parser.add_argument("--again", action="store_true", help="try those that survived once more")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--without", type=Path, help="the record of an earlier sample, for one of others")
+    parser.add_argument(
+        "--without", type=Path, nargs="+", default=[], help="records of earlier samples, for one of others"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     chosen = parser.parse_args()
-    earlier = by_key(chosen.without) if chosen.without else {}
+    earlier = {key for record in chosen.without for key in by_key(record)}
     samples = {part: sampled(part, chosen.seed, earlier) for part in chosen.parts}
     parts = {"by hand": by_hand()} if chosen.by_hand else samples
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
