@@ -41,6 +41,7 @@ NO_FACTORS = (
 )
 # Keys that change no number themselves and so are not part of the hash; a mode acts through other groups.
 _NOT_HASHED = ("force", "tracking", "threads", "workers", "mode", "study", "outcomes", "swept")
+_PRIMARY = "selectivity"  # the primary outcome where neither the command nor a preset nor the data name one
 _NEEDS = {
     "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
     "model=organism_planted",
@@ -301,11 +302,10 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     analyses = [_analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()]
     possible = outcome_names(analyses)
     outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
-    if "outcomes.primary" not in map(_key, overrides) and outcomes.primary not in possible:
-        plain["outcomes"]["primary"] = next(iter(possible), None)  # the run does not measure the default one
     data = targeted(plain["data"], "data")
-    if "outcomes.primary" not in map(_key, overrides) and getattr(data, "primary_outcome", None) in possible:
-        plain["outcomes"]["primary"] = data.primary_outcome
+    if "outcomes.primary" not in map(_key, overrides) and outcomes.primary not in possible:
+        usual = (getattr(data, "primary_outcome", None), _PRIMARY, *possible)
+        plain["outcomes"]["primary"] = next((name for name in usual if name in possible), None)
     factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
     return build(RunConfig, {**plain, "factors": factors, "absent": absent, "resolved": plain}, "")
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from headdyn.config import RunConfig, from_record
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import RunRecord
+from headdyn.core.run_folder import HEADS, METRICS, RunRecord
 from headdyn.core.settings import ConfigError
 
 KEY = ("step", "layer", "head", "metric")
+_OF_TIME = ("tokens_per_second",)
 COMPARED = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "reason")
 
 
@@ -42,17 +43,21 @@ def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
 
     run(config, folder)
     again = RunRecord.read(folder)
-    differences = compare(record.heads(), again.heads())
+    differences, files = compare(record.heads(), again.heads()), differing_files(record, again)
     for line in changed_surroundings(record.manifest, again.manifest):
         print(line)
-    if not differences:
-        print(f"matched: all {len(again.heads())} rows of {record.name} are the same to the bit")
+    if not differences and not files:
+        more = ", and so are its curves, patterns and figures" if record.manifest["sha256"] else ""
+        print(f"matched: all {len(again.heads())} rows of {record.name} are the same to the bit{more}")
         return True
-    worst = max(differences, key=lambda difference: difference[2])
-    print(
-        f"differs: {len({place for place, _, _ in differences})} of {len(record.heads())} rows of {record.name}, most "
-        f"{worst[1]} of {worst[0]}, by {worst[2]:.3g}; the repeat is in {folder}"
-    )
+    if files:
+        print(f"differs: {', '.join(files)} of {record.name}; the repeat is in {folder}")
+    if differences:
+        worst = max(differences, key=lambda difference: difference[2])
+        print(
+            f"differs: {len({place for place, _, _ in differences})} of {len(record.heads())} rows of {record.name}, "
+            f"most {worst[1]} of {worst[0]}, by {worst[2]:.3g}; the repeat is in {folder}"
+        )
     return False
 
 
@@ -69,6 +74,18 @@ def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]
                 by = abs(a - b) if isinstance(a, int | float) and isinstance(b, int | float) else math.inf
                 differences.append((words, column, by))
     return differences
+
+
+def differing_files(first: RunRecord, second: RunRecord) -> list[str]:
+    """The files of the first run that differ in the second, beside its rows: curves, tables, patterns, figures.
+
+    Curves of speed are left out. Of records of earlier versions, without checksums, the curves alone are compared.
+    """
+    curves = [{name: curve for name, curve in run.metrics().items() if name not in _OF_TIME} for run in (first, second)]
+    before, after = first.manifest["sha256"], second.manifest["sha256"]
+    compared = [name for name in before if name.endswith((".parquet", ".safetensors")) or name.startswith("figures/")]
+    files = [name for name in compared if name != HEADS and before[name] != after.get(name)]
+    return [METRICS, *files] if curves[0] != curves[1] else files
 
 
 def changed_surroundings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,13 @@
 """A recorded run is repeated from its manifest alone, and what differs is said."""
 
+import json
+
 import pytest
 
 from headdyn.core.records import HeadTable
-from headdyn.core.run_folder import read_manifest, write_manifest
+from headdyn.core.run_folder import RunRecord, read_manifest, write_manifest
 from headdyn.core.store import file_hash
-from headdyn.repeat import changed_surroundings, compare
+from headdyn.repeat import changed_surroundings, compare, differing_files
 from headdyn.run import main
 from tests.commands import TINY, only, run
 
@@ -47,7 +49,8 @@ def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
     assert run(tmp_path, *TINY, "analysis=[loss,attention]", "position_enc=drope").returncode == 0
     folder = only(tmp_path / "out" / "outputs")
     done = run(tmp_path, "--repeat", str(folder))
-    assert done.returncode == 0 and "are the same to the bit" in done.stdout, done.stderr
+    same = "are the same to the bit, and so are its curves, patterns and figures"
+    assert done.returncode == 0 and same in done.stdout, done.stdout + done.stderr
     rows = HeadTable.read(folder / "heads.parquet").rows()
     rows[0]["value"] += 1e-12
     HeadTable.from_rows(rows).write(folder / "heads.parquet")
@@ -56,6 +59,28 @@ def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
     write_manifest(folder, manifest)
     done = run(tmp_path, "--repeat", str(folder))
     assert done.returncode == 1 and "differs: 1 of" in done.stdout and "the code was another" in done.stdout
+
+
+def test_curves_patterns_and_figures_are_compared_too_but_not_speed(tmp_path):
+    """Rows may be the same where a training went another way."""
+    runs = []
+    for name, loss, speed, pattern in (("a", 2.5, 900.0, "x"), ("b", 2.5, 800.0, "x"), ("c", 2.6, 900.0, "y")):
+        folder = tmp_path / name
+        folder.mkdir()
+        curves = (
+            {"step": 1, "name": "train_loss", "value": loss},
+            {"step": 1, "name": "tokens_per_second", "value": speed},
+        )
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in curves))
+        sums = {
+            "heads.parquet": name,
+            "config.yaml": name,
+            "patterns.safetensors": pattern,
+            "figures/loss.json": pattern,
+        }
+        runs.append(RunRecord(folder, {"sha256": sums}, {}))
+    assert differing_files(runs[0], runs[1]) == []
+    assert differing_files(runs[0], runs[2]) == ["metrics.jsonl", "patterns.safetensors", "figures/loss.json"]
 
 
 def test_a_repeat_that_fails_says_why_in_a_line(monkeypatch, capsys):

@@ -19,11 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from headdyn.core.json_files import read_json, write_json
-from headdyn.core.records import Findings, HeadTable, Metric
+from headdyn.core.records import Findings, HeadTable, Metric, write_table
 from headdyn.core.source_code import git_revision
 from headdyn.core.store import Entry, StageInterruptedError, file_hash, write_json_if_possible
 from headdyn.core.tracking import Tracker
@@ -332,7 +331,7 @@ class RunFolder:
         for title, figure in findings.figures.items():
             self.figure(name, title, figure)
         for title, further in findings.tables.items():
-            pq.write_table(further, self.path / f"{title}.parquet")
+            write_table(further, self.path / f"{title}.parquet")
         self.summarise(**table.summary())
 
     def figure(self, section: str, title: str, figure: Figure) -> None:

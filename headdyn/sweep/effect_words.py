@@ -53,10 +53,9 @@ def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics)
     outcomes = count(len({row["outcome"] for row in rows}), "outcome")
     head = f"{len(clear)} of {len(rows)} interactions on {outcomes} have q < {ALPHA:g} ({_seeds(rows)})."
     rest = [row for row in rows if not is_effect(row) and row["outcome"] == rows[0]["outcome"]]
-    if bounds := [row for row in rest if row.get("detectable") is not None]:
-        weakest = max(bounds, key=lambda row: row["detectable"])
-        label, bound = metric(weakest["outcome"]).label, detectable(weakest, metric)
-        head += f" On {label} each of {bound} or more would be detected."
+    if rest and all(detectable(row, metric) for row in rest):
+        bound = detectable(max(rest, key=lambda row: row["detectable"]), metric)
+        head += f" On {metric(rest[0]['outcome']).label} each of {bound} or more would be detected."
     return [head, *(f"{effect_name(row)}: {effect(row, metric)}{_taken_apart(row, simple, metric)}." for row in clear)]
 
 
@@ -88,8 +87,8 @@ def verdict(row: Row, metric: Metrics) -> str:
 
     No bound is given if the difference is larger than the smallest detectable effect and yet its q is not below 0.05.
     """
-    bounded = row.get("detectable") is not None and abs(row["value"]) <= row["detectable"]
-    limit, label = f" of {detectable(row, metric)} or more" if bounded else "", metric(row["outcome"]).label
+    bound, label = detectable(row, metric), metric(row["outcome"]).label
+    limit = f" of {bound} or more" if bound else ""
     return f"Effect on {label}" if is_effect(row) else f"No effect{limit} on {label} detected"
 
 
@@ -136,12 +135,18 @@ def _on_outcomes(
 
 def _undetected(row: Row, metric: Metrics) -> str:
     """`held-out loss (+0.01 [−0.02, +0.04] nats; 0.05 nats would be detected)`."""
-    limit = f"; {detectable(row, metric)} would be detected" if row.get("detectable") is not None else ""
+    bound = detectable(row, metric)
+    limit = f"; {bound} would be detected" if bound else ""
     return f"{metric(row['outcome']).label} ({difference(row, metric)}{limit})"
 
 
 def detectable(row: Row, metric: Metrics) -> str:
-    """`0.5 points`: the smallest effect that as many seeds with this spread detect in four of five repetitions."""
+    """`0.5 points`: the smallest effect that as many seeds with this spread detect in four of five repetitions.
+
+    Empty if the difference itself is larger (a bound beside it would contradict it), or if there is one seed.
+    """
+    if row.get("detectable") is None or abs(row["value"]) > row["detectable"]:
+        return ""
     m = metric(row["outcome"])
     two_digits = float(f"{m.scale * row['detectable']:.2g}")
     return f"{two_digits:g} {m.of_differences}".rstrip()

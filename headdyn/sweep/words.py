@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from headdyn.core.numbers import count, fixed, listed, spelled, units
+from headdyn.data.lines import NOTHING_TO_SELECT, WITHOUT_SELECTION
 from headdyn.sweep.effect_words import factor, interactions, matched
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.factors import CHOICES
@@ -72,15 +73,21 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
     """What attending by topic is worth beyond attending by distance, averaged over the runs' corpora."""
     corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
     facts = [job.run.manifest["corpus"].get("facts", {}) for job in corpora.values()]
-    with_worth = [each for each in facts if "selection_worth_nats" in each]
+    by_lines: dict[frozenset[str], list[Mapping[str, Any]]] = {}  # corpora of one kind have the same lines
+    for each in facts:
+        if "selection_worth_nats" in each:
+            lines = frozenset(name for name in WITHOUT_SELECTION if f"{name}_nats" in each)
+            by_lines.setdefault(lines, []).append(each)
     absent = dict.fromkeys(worth_sentence([each]) for each in facts if "selection_worth_absent" in each)
-    return [*([worth_sentence(with_worth)] if with_worth else []), *absent]
+    return [*map(worth_sentence, by_lines.values()), *absent]
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence on the worth of selecting and its reference losses, or on why there is none, from corpora's facts."""
-    if "selection_worth_absent" in corpora[0]:
-        return f"Selecting by topic is worth nothing on this corpus: {corpora[0]['selection_worth_absent']}."
+    """A sentence on the worth of selecting and its lines, or on why there is none, from the facts of alike corpora."""
+    if (reason := corpora[0].get("selection_worth_absent")) is not None:
+        if NOTHING_TO_SELECT.items() <= corpora[0].items():
+            return f"Selecting by topic is worth nothing on this corpus: {reason}."
+        return f"What selecting by topic is worth is not known: {reason}."  # of earlier records
 
     def nats(name: str) -> str:
         return f"{fmean(facts[f'{name}_nats'] for facts in corpora):.3f}"

@@ -43,8 +43,8 @@ def save_state(folder: Path, state: State) -> None:
     Raises OSError if the disk fails; the earlier states then remain.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(folder / f"state{state.step:06d}.pt", durable=True) as file:
-        torch.save(vars(state), file)
+    with whole_file(folder / f"state{state.step:06d}.pt", durable=True) as path, path.open("wb") as file:
+        torch.save(vars(state), file)  # to a file of Python's, which raises OSError where the disk is full
     for old in _states(folder)[:-_GENERATIONS]:
         old.unlink()
 

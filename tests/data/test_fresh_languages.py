@@ -84,6 +84,12 @@ def test_a_corpus_of_fresh_languages(evidence: str, tmp_path: Path) -> None:
     assert floor_NT[:, -16:].mean() < floor_NT[:, :16].mean() - 0.02  # learnt in context
 
 
+def test_languages_drawn_afresh_may_be_fewer_than_speakers_by_number(tmp_path: Path) -> None:
+    corpus = built(replace(FRESH, num_speakers=4, num_topics=3), tmp_path)
+    assert corpus.topic_names == tuple(f"speaker {speaker}" for speaker in range(4))
+    assert np.array_equal(corpus.val.topics_NT, corpus.val.tokens_NT // 6)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -55,9 +55,13 @@ def row(folder: Path, label: str) -> str:
 
 
 def record(sweep: Path) -> dict[str, Any]:
-    """The order's effect by layer with RoPE, after DroPE and their difference, and whether heads fall in two groups."""
+    """What dropping positions changes: the order's effect by layer, heads in two groups, and the loss on its way back."""
     jobs = [job for job in SweepRecord.read(sweep).complete if not unrecovered(job.run)]
-    return {"layers": retention(jobs), "two_groups": two_groups(jobs), "collapse": collapse(jobs)}
+    losses = []  # in nats over the loss before the drop: right after it, at its highest and at the end
+    for facts in (job.run.scalars["recalibration"] for job in jobs if job.recalibrated):
+        course = [loss - facts["parent_loss_nats"] for loss in facts["val_loss_nats"].values()]
+        losses.append({"after": course[0], "highest": max(course), "end": course[-1]})
+    return {"layers": retention(jobs), "two_groups": two_groups(jobs), "collapse": collapse(jobs), "losses": losses}
 
 
 def by_layer(entry: dict[str, Any]) -> str:
@@ -90,7 +94,7 @@ def fragments(folder: Path) -> list[str]:
     )
     simple = {arm: effect(file, "selectivity", ORDER, {"position_enc": arm}) for arm in arms}
     gqa = effect(file, "selectivity", HEADS)
-    retention = effect(file, "selectivity", RETENTION)
+    interaction = effect(file, "selectivity", RETENTION)
     forgetting = effect(file, "forgetting_nats", ORDER)
     best = [float(run["selectivity_top"]) for run in arms["rope"]]
     recovered = sum(run["recovered"] == "true" for run in arms["drope"])
@@ -98,6 +102,8 @@ def fragments(folder: Path) -> list[str]:
     by_layers = read(folder / "retention.json")
     significant = [entry for entry in by_layers["layers"] if entry["q"] < 0.05]
     apart = [entry for entry in by_layers["layers"] if entry["ci_low"] > 0 or entry["ci_high"] < 0]
+    losses = by_layers["losses"]
+    assert len(losses) == len(arms["drope"]) and max(loss["after"] for loss in losses) < 0.05
     in_groups = sum(entry["p"] < 0.05 for entry in by_layers["two_groups"])
     assert not significant
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
@@ -120,7 +126,9 @@ def fragments(folder: Path) -> list[str]:
         f"{span((run['excess_nats'] for run in arms['rope']), 3)} nats above the floor with RoPE",
         f"{span((run['excess_nats'] for run in arms['drope']), 3)} after the drop",
         f"a difference of {fixed(100 * gqa['detectable'], 1)} points would have been seen four times in five",
-        f"one of {fixed(100 * retention['detectable'], 1)} points would have been seen",
+        f"one of {fixed(100 * interaction['detectable'], 1)} points would have been seen, which is a change of "
+        f"{fixed(2 * 100 * interaction['detectable'], 1)} points in order's effect",
+        f"one of {fixed(forgetting['detectable'], 4)} nats would have been seen",
         f"| DroPE | {less_rope('drope', 'selectivity', 100)} | {less_rope('drope', 'loss_nats')} |",
         f"| rotation kept, trained on for as long | {less_rope('rope_control', 'selectivity', 100)} | "
         f"{less_rope('rope_control', 'loss_nats')} |",
@@ -129,6 +137,7 @@ def fragments(folder: Path) -> list[str]:
         f"{len(apart)} of the {len(by_layers['layers'])} intervals exclude 0",
         f"In {in_groups} of {len(by_layers['two_groups'])} runs",
         by_layers["collapse"],
+        f"already ({span((loss['after'] for loss in losses), 3)}); they end at {span((loss['end'] for loss in losses), 3)}",
         f"stays {fixed(min(worth), 2)} to {fixed(max(worth), 2)} nats above the floor",
     ]
 

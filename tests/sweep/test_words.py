@@ -125,6 +125,17 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
     several = sentences_for(0.03, 0.05)
     assert several is not None and "is worth 0.040 nats a token (means over 2 corpora)" in several[0]
     assert "contrasts of selectivity mean little" in several[0]
+    # Another kind of corpus, such as one with hidden speakers, has other lines and a sentence of its own.
+    entries = [run(tmp_path / "kinds", seed=seed) for seed in range(2)]
+    for entry, left_out in zip(entries, ("", "speaker_blind_nats"), strict=True):
+        path = tmp_path / "kinds" / entry["name"] / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["corpus"]["facts"] |= {name: value for name, value in facts.items() if name != left_out}
+        path.write_text(json.dumps(manifest))
+    of_kinds = answers(sweep(tmp_path / "kinds", entries))[question]
+    assert ["does not know who speaks" in sentence for sentence in of_kinds] == [True, False]
+    earlier = "What selecting by topic is worth is not known: no line knows who speaks."
+    assert worth_sentence([{"selection_worth_absent": "no line knows who speaks"}]) == earlier
     nothing = "Selecting by topic is worth nothing on this corpus: no sequence has tokens of two topics."
     assert worth_sentence([NOTHING_TO_SELECT]) == nothing
 

@@ -47,6 +47,7 @@ class Emergence(Rules):
     half of their highest excess over the null (over the first checkpoint where rows have no null). That excess must be
     beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise. It must
     also reach the metric's entry in `least`: with many sequences a thousandth of attention, too, is beyond chance.
+    `strength_nats` may have an entry as well.
     `judge` names a module whose function `judge(judgement, rules)` adds `hypotheses` to each measure's judgement.
 
     Heads of `layer` are matched between checkpoints by their weights if the runs saved the layer's circuits, and by
@@ -91,9 +92,10 @@ class Emergence(Rules):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [name for name in self.least if name not in self.continuous]:
+        if unknown := [name for name in self.least if name not in ("strength_nats", *self.continuous)]:
             raise ValueError(
-                f"analysis.emergence.least has {unknown[0]}, which is not in analysis.emergence.continuous"
+                f"analysis.emergence.least has {unknown[0]}, which is neither strength_nats nor in "
+                "analysis.emergence.continuous"
             )
         if self.judge is not None:
             try:

@@ -99,7 +99,8 @@ def _measures(
     settings: Emergence, counted: Sequence[SeriesPoint], steps: Sequence[int], trajectory: SplitTrajectory | None
 ) -> list[Measure]:
     """Even/odd's two measures (by pair if splits were measured), then those of the settings that were measured."""
-    measures = [] if trajectory is None else trajectory.measures(steps, settings.threshold, settings.alpha)
+    least_nats = settings.least.get("strength_nats", 0.0)
+    measures = [] if trajectory is None else trajectory.measures(steps, settings.threshold, settings.alpha, least_nats)
     names = dict.fromkeys((*EVEN_ODD, *settings.thresholded, *settings.continuous))
     for name in [name for name in names if name not in {each.name for each in measures}]:
         rows = with_metric(counted, name)

@@ -83,13 +83,21 @@ class SplitTrajectory:
         p_K = np.where(ahead_K, self.p_K, 1.0)
         return int(p_K.argmin()), float(p_K.min())
 
-    def measures(self, steps: Sequence[int], threshold: float, alpha: float) -> list[Measure]:
-        """The thresholded and the continuous measure, both tested by the null of Δ: the null of success has ties."""
+    def measures(self, steps: Sequence[int], threshold: float, alpha: float, least_nats: float = 0.0) -> list[Measure]:
+        """The thresholded and the continuous measure, both tested by the null of Δ: the null of success has ties.
+
+        Where the continuous one is below `least_nats` nothing has emerged, whatever its p.
+        """
         p, least = self.best[1], 2 / len(self.splits)
         over = "" if self.balanced_KS is None else " (the larger of bug pairs' and of both kinds of pairs')"
         test = f"p = {p:.3g}{over} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
         if least > alpha:
             test += f"; so few splits cannot give less than {least:.2g}"
+        nats_K = self.nats_KP.mean(1)
+        too_small_K, small = (nats_K < least_nats if least_nats else None), bool(nats_K.max() < least_nats)
+        in_nats = (
+            f"its highest value, {nats_K.max():.2g}, is below {least_nats:g}, the least that counts" if small else test
+        )
         return [
             Measure(
                 name=name,
@@ -98,8 +106,9 @@ class SplitTrajectory:
                 threshold=least_value,
                 value_KP=value_KP,
                 p=p,
-                beyond_chance=p <= alpha,
-                against_chance=test,
+                beyond_chance=p <= alpha and not (small and least_value is None),
+                against_chance=test if least_value is not None else in_nats,
+                too_small_K=too_small_K if least_value is None else None,
                 band_K=np.quantile(np.abs(every_KS), 0.95, axis=1),  # of all splits at the same checkpoint
             )
             for name, least_value, value_KP, every_KS in (

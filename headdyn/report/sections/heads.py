@@ -23,7 +23,8 @@ _ABOUT = (
 )
 _PATTERNS = " Below are its attention patterns: point at a cell for its tokens and its weight."
 PATTERN_BYTES = 9_000_000  # of all patterns in a page
-_FIRST = ("selectivity", "effect_nats", "sufficiency_nats")  # the first of these that was measured is shown first
+# The first of these that was measured is shown first.
+_FIRST = ("selectivity_documents", "selectivity", "effect_nats", "sufficiency_nats")
 _STANDING_OUT = 12  # rows of the table of tests with the smallest q
 _COLUMNS = {"value": "value", "ci_low": "low", "ci_high": "high", "null": "null", "p": "p", "q": "q"}
 _LATIN = "".join(map(chr, range(256)))

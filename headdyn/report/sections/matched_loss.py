@@ -11,7 +11,7 @@ from headdyn.sweep.factors import CHOICES, level_label
 from headdyn.sweep.matched_loss import COMPARED, compared
 from headdyn.sweep.record import SweepRecord
 
-_OUTCOMES = ("selectivity", "within_ratio", "entropy_nats", "probe_accuracy_middle")
+_OUTCOMES = ("selectivity", "selectivity_documents", "within_ratio", "entropy_nats", "probe_accuracy_middle")
 _ABOUT = (
     "Topic order slows training and dropped positions cost loss, so that equal steps compare unequal models. The arm "
     "that ended with the higher held-out loss is taken as it ended; the other arm's numbers are interpolated, linearly "

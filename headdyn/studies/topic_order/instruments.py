@@ -106,16 +106,17 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
 
 
 def _undetected(row: Row, metric: Metrics) -> str:
-    bound = "" if row.get("detectable") is None else f" ({detectable(row, metric)} would be)"
-    return f"{_INSTRUMENTS[row['outcome']]}{bound}"
+    bound = detectable(row, metric)
+    return _INSTRUMENTS[row["outcome"]] + (f" ({bound} would be)" if bound else "")
 
 
 def _compared(rows: Sequence[Row], metric: Metrics) -> list[str]:
     """Sentences on whether two instruments see the same effect, by their difference within every seed."""
     sentences = []
     for row in (row for row in rows if row["value"] is not None and row["n"] > 1):
-        bound = "" if row.get("detectable") is None else f" ({detectable(row, metric)} would be detected)"
-        words = "they differ" if is_effect(row) else f"no difference detected{bound}"
+        bound = detectable(row, metric)
+        limit = f" ({bound} would be detected)" if bound else ""
+        words = "they differ" if is_effect(row) else f"no difference detected{limit}"
         other = _PAIRED[row["outcome"]]
         sentences.append(f"TensorLens' effect less that of {other}, seed by seed: {difference(row, metric)}, {words}.")
     return sentences
@@ -126,10 +127,16 @@ def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
     scalar, metric = job.scalar(outcome), job.metric(outcome)
     text = f"{job.label} {spelled(scalar, scale=metric.scale)} {metric.unit}"
     if _INSTRUMENTS[outcome] == "raw attention":
-        rows = [r for r in job.heads.where(metric="selectivity").rows() if r["head"] is not None and r["q"] is not None]
-        if rows:
-            selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
-            text += f", {selective} of {len(rows)} heads above 0 at q < 0.05"
+        for name in (
+            "selectivity_documents",
+            "selectivity",
+        ):  # of text, a head that prefers its document has the latter too
+            rows = [r for r in job.heads.where(metric=name).rows() if r["head"] is not None and r["q"] is not None]
+            if rows:
+                selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
+                by = "" if name == "selectivity" else f" in {job.metric(name).label}"
+                text += f", {selective} of {len(rows)} heads above 0{by} at q < 0.05"
+                break
     elif outcome.startswith("probe"):
         if scalar.get("null") is not None:
             text += f", best baseline {fixed(metric.scale * scalar['null'], 1)} %"

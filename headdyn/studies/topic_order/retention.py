@@ -81,9 +81,8 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
     metric = sweep.metric(row["measure"])
     text = f"{metric.label} at layer {row['layer']}, {metric.spelled(row, signed=True)} {metric.of_differences}"
-    if is_effect(row) or row["detectable"] is None:
-        return text
-    return f"{text} ({detectable({**row, 'outcome': row['measure']}, sweep.metric)} would be detected)"
+    bound = "" if is_effect(row) else detectable({**row, "outcome": row["measure"]}, sweep.metric)
+    return f"{text} ({bound} would be detected)" if bound else text
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -151,6 +150,8 @@ def collapse(jobs: Sequence[Job]) -> str:
     change, *ends = (fixed(100 * number, 0, signed=True) for number in numbers if number is not None)
     interval = f" [{', '.join(ends)}]" if ends else ""
     tested = "no interval from one seed" if effect.p is None else f"{p_is(effect.p)}, {count(effect.n, 'seed')}"
+    if effect.detectable is not None and abs(effect.value) <= effect.detectable and not is_effect(vars(effect)):
+        tested += f"; {fixed(100 * effect.detectable, 0)} points would be detected"
     return f"The drop changes the share explained by {change}{interval} points ({tested})."
 
 

@@ -323,7 +323,9 @@ def test_an_excess_below_the_least_is_no_emergence_however_small_its_p() -> None
     )
     assert low["class"] == "none" and low["none_reason"].endswith("0.19, is below 0.2, the least that counts")
     assert (high["emerges_after_step"], high["emerges_at_step"]) == (2000, 4000)
-    with pytest.raises(ValueError, match=r"least has other, which is not in analysis.emergence.continuous"):
+    with pytest.raises(
+        ValueError, match=r"least has other, which is neither strength_nats nor in analysis.emergence.continuous"
+    ):
         Emergence(continuous=("share",), least={"other": 0.1})
 
 
@@ -364,6 +366,20 @@ def test_a_split_departs_from_the_splits_of_its_own_checkpoint() -> None:
         )
     later = null_band(trajectory.strength_KS)  # the mutant: the band of the whole trajectory
     assert later is not None and (measure.value_K > later).tolist() == [False, False, False, True]
+
+
+def test_a_strength_of_delta_below_the_least_is_no_emergence_however_small_its_p() -> None:
+    points = []
+    for step, nats in zip(STEPS, (0, 0, 1, 4), strict=False):
+        effect_H = 0.01 * rng(step).normal(size=HEADS)
+        effect_H[list(EVEN)] += nats / len(EVEN)
+        points.append(point(step, effect_H))
+    enough, little = (
+        findings_of(points, alpha=2 / 70, least={"strength_nats": least}).verdict["measures"]["strength_nats"]
+        for least in (1.0, 40.0)
+    )
+    assert enough["class"] != "none"
+    assert little["class"] == "none" and little["none_reason"].endswith("is below 40, the least that counts")
 
 
 def measured_rows(trend_K: np.ndarray, seed: int, *, null: bool) -> dict[int, dict[str, Any]]:

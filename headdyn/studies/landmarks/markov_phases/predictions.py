@@ -24,13 +24,15 @@ def nearest(course: Course) -> list[str]:
 
 
 def _ends(trainings: Sequence[Course], chains: int, predictor: str) -> list[Case]:
-    """Whether the trainings on this many chains end nearest to a predictor."""
+    """Whether the trainings on this many chains end nearest to a predictor, on fresh chains."""
     cases = []
     for course in by_level(trainings, CHAINS, None).get(chains, []):
         distance = {name: course.values(f"kl_{name}_fresh_nats")[-1] for name in PREDICTORS}
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in distance.items())
         holds = min(distance, key=distance.__getitem__) == predictor
-        cases.append(Case(name=course.label, holds=holds, evidence=f"KL in nats: {text}"))
+        own = course.values(f"kl_{predictor}_nats")[-1]
+        evidence = f"KL in nats: {text}; to {predictor.replace('_', ' ')} on its own chains {own:.3f}"
+        cases.append(Case(name=course.label, holds=holds, evidence=evidence))
     return cases
 
 

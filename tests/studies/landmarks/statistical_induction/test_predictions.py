@@ -49,6 +49,8 @@ def test_a_plateau_is_told_from_a_steady_fall() -> None:
     assert judged(1, made()) == "supported"  # arrives at 20, leaves at 110, half way at 110
     assert judged(1, made(NO_PLATEAU)) == "not supported"  # arrives at 20, a tenth on at 20, half way at 100
     assert judged(1, made({0: 1.1, 200: 1.0})) == "undecided"
+    # Arrives in (0, 50], leaves in (50, 100], half way in (100, 150]: 0 to 100 steps against 0 to 100.
+    assert judged(1, made({0: 1.1, 50: 1.0, 100: 0.97, 150: 0.9, 200: 0.8})) == "undecided"
 
 
 def test_only_trainings_of_one_seed_are_compared_and_only_steps_apart_decide() -> None:
