@@ -35,10 +35,11 @@ def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
 
 def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     """Repeat the run below `root` and print how the results compare. Returns whether all are the same to the bit."""
-    folder = root / f"{record.name}-repeated"
-    shutil.rmtree(folder, ignore_errors=True)
+    place = root / f"{record.name}-repeated"
+    folder = place / record.name  # of the same name, since figures show it
+    shutil.rmtree(place, ignore_errors=True)
     folder.mkdir(parents=True)
-    os.environ["HEADDYN_CACHE"] = str(folder / "cache")
+    os.environ["HEADDYN_CACHE"] = str(place / "cache")
     from headdyn.pipeline import run
 
     run(config, folder)

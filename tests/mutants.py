@@ -2,7 +2,7 @@
 
 A mutant is a module with one operator, number, comparison or condition changed. Of each part of the package some are
 sampled, and each meets the tests of its module; it is killed if one of them fails. Results are appended as they come:
-the same command goes on where it stopped, and `--again` tries those that survived once more, after tests were added.
+the same command goes on where it stopped, and `--again` tries only those that survived, after tests were added.
 A survivor that no test could kill, because what the module computes is the same, is listed by hand with the reason in
 experiments/reliability/equivalent_mutants.json.
 """
@@ -265,7 +265,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--by-hand", action="store_true", help="the mistakes of BY_HAND in place of random ones")
-    parser.add_argument("--again", action="store_true", help="try those that survived once more")
+    parser.add_argument("--again", action="store_true", help="try those that survived once more, and no others")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--without", type=Path, nargs="+", default=[], help="records of earlier samples, for one of others"
@@ -280,10 +280,15 @@ def main() -> int:
     record = by_key(chosen.out) if chosen.out.exists() else {}
     # What was tried of code that is another by now is no part of the sample any more.
     record = {key: line for key, line in record.items() if key in now or line["part"] not in parts}
-    tried = {key for key, line in record.items() if not (chosen.again and line["outcome"] == "survived")}
-    waiting = [(part, mutant) for part, made in parts.items() for mutant in made if mutant.key not in tried]
+    survivors = {key for key, line in record.items() if line["outcome"] == "survived"}
+    waiting = [
+        (part, mutant)
+        for part, made in parts.items()
+        for mutant in made
+        if (mutant.key in survivors if chosen.again else mutant.key not in record)
+    ]
     random.Random(chosen.seed).shuffle(waiting)  # so that an unfinished run is a sample too
-    print(f"{len(waiting)} mutants to try, {len(tried)} tried", flush=True)
+    print(f"{len(waiting)} mutants to try, {len(record)} on record", flush=True)
     for name in HEAVY:
         importlib.import_module(name)
     sys.dont_write_bytecode = True
