@@ -164,6 +164,23 @@ def test_a_sweeps_choices_of_outcome_are_listed_once():
     assert "loss_nats" in choices and len(set(choices)) == len(choices)
 
 
+def test_the_primary_outcome_is_the_commands_then_the_presets_then_the_datas_then_selectivity(tmp_path):
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "a"}\n')
+
+    def primary(*overrides):
+        return composed("mode=smoke", *overrides).resolved["outcomes"]["primary"]
+
+    of_text = ("data=local_text", f"data.path={text}", "data.num_topics=2")
+    of_series = ("model=huggingface", "model.name=x/y", "experiment=head_emergence")
+    assert primary() == primary("data=conversations") == "selectivity"
+    assert primary("analysis=[loss]") == "loss_nats"  # selectivity is not measured
+    assert primary(*of_text) == "selectivity_documents"
+    assert primary(*of_text, "data.mask_documents=true") == "selectivity"
+    assert primary(*of_text, *of_series) == "induction_top"
+    assert primary(*of_text, *of_series, "outcomes.primary=selectivity") == "selectivity"
+
+
 def test_a_configuration_error_answers_within_two_seconds_and_imports_nothing_heavy():
     program = (
         "import sys, time; begun = time.process_time(); from headdyn.run import main; status = main(sys.argv[1:]);"

@@ -20,6 +20,7 @@ SETTINGS = (
     "intervals are 95 %",
     "0.05 nats of the loss",
     "reaches 15 points",
+    "as far as 0.3 points can be told",
     "no q is below 0.05",
     "in layer 1 before the drop",
     "normal values (p < 0.05",

@@ -24,7 +24,7 @@ def fragments(folder: Path) -> list[str]:
         *faults(folder),
         *mutants(folder),
         f"A sweep of {launchers['runs']} runs by {launchers['launchers'][0]}, by {launchers['launchers'][1]} and by "
-        f"{launchers['launchers'][2]} gave the {launchers['files']} files of one",
+        f"{launchers['launchers'][2]} gave the same files as one",
         f"One training on {replicas['processes']} processes in {replicas['parts']} parts",
         f"within {replicas['loss_nats']} nats and {replicas['weights']} in any weight",
         f"stopped by {' or '.join(launchers['signals'])} queued",
