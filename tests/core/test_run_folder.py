@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from headdyn.core.figures import text_tables
-from headdyn.core.json_files import read_json
+from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.run_folder import (
     RunFolder,
@@ -149,6 +149,9 @@ def test_a_changed_bit_in_any_file_of_a_complete_run_makes_its_record_damaged(tm
         assert RunRecord.read(folder).status in ("damaged", "absent")
         path.write_bytes(content)
     assert RunRecord.read(folder).status == "complete"
+    kept = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", dict(reversed(kept.items())))
+    assert RunRecord.read(folder).status == "complete", "the order of a manifest's entries says nothing"
 
 
 def test_a_record_without_checksums_is_read_as_older_ones_are(tmp_path: Path) -> None:

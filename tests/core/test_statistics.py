@@ -150,6 +150,14 @@ def test_bootstrap_interval_agrees_with_scipys_bca():
         assert abs(high[j] - symmetric[1]) > 0.03 * width  # mutant: plain percentiles miss the skew
 
 
+def test_bootstrap_interval_scales_with_its_values_and_has_two_thousand_draws():
+    values = rng(5).exponential(size=(40, 3))
+    low, high = bootstrap_interval(values, rng(6))
+    for scale in (1e-6, 1e6):
+        scaled = bootstrap_interval(scale * values, rng(6), draws=2000)
+        np.testing.assert_allclose(scaled, scale * np.array([low, high]), rtol=1e-9)
+
+
 def test_bootstrap_interval_counts_a_tied_half_as_below():
     """Of three -1 and three 1 the mean of a draw is 0 in 31 %; half of these count as below, so nothing is shifted.
 
@@ -284,6 +292,9 @@ def test_an_effect_over_seeds_is_students():
     assert (effect.value, effect.n) == (pytest.approx(1), 3)
     np.testing.assert_allclose((effect.ci_low, effect.ci_high), t_interval(per_seed))
     assert effect.p == pytest.approx(scipy.stats.ttest_1samp(per_seed, 0).pvalue)
+    for level in (0.95, 0.9):
+        bound = smallest_detectable(per_seed.std(ddof=1), 3, alpha=1 - level)
+        assert effect_over_seeds(per_seed, level=level).detectable == pytest.approx(bound)
 
 
 def test_one_seed_has_no_interval_and_no_seed_no_value():

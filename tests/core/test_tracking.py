@@ -16,7 +16,7 @@ import wandb
 from headdyn.core.figures import Curve, HeadMap, Interval, curves, head_map, interval_plot, rendered
 from headdyn.core.records import HeadTable
 from headdyn.core.settings import ConfigError, build
-from headdyn.core.tracking import TrackingSettings, WandbTracker, custom_chart, open_tracker, run_id_of
+from headdyn.core.tracking import TrackingSettings, WandbTracker, custom_chart, open_tracker, run_id_of, unreachable
 from tests.faults.wandb_server import wandb_server
 
 
@@ -282,6 +282,22 @@ def test_online_with_a_refused_key_goes_offline(tmp_path, caplog, monkeypatch):
     assert "refused the login (invalid API key" in caplog.text
     assert history(records(tmp_path))
     assert synced(caplog.text) == list(tmp_path.glob("wandb/offline-run-*"))  # a sweep's, beside its runs
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [("https://w.example", ("w.example", 443)), ("http://w.example", ("w.example", 80)), ("http://w:99", ("w", 99))],
+)
+def test_a_server_is_tried_at_the_port_of_its_address(monkeypatch, url, address):
+    tried = []
+
+    def refuse(*where, timeout):
+        tried.extend(where)
+        raise OSError("refused")
+
+    monkeypatch.setenv("WANDB_BASE_URL", url)
+    monkeypatch.setattr("headdyn.core.tracking.socket.create_connection", refuse)
+    assert unreachable() == f"{address[0]} cannot be reached (refused)" and tried == [address]
 
 
 @pytest.mark.parametrize(("mode", "resume"), [("online", "allow"), ("offline", None)])

@@ -17,6 +17,14 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def test_a_judgement_has_two_thousand_draws_unless_told() -> None:
+    value_KP = np.linspace(0, 1, 6)[:, None] + rng(1).normal(0, 0.3, (6, 8))
+    measure = Measure(
+        name="strength", steps=tuple(range(1, 7)), value_K=value_KP.mean(1), value_KP=value_KP, threshold=0.5
+    )
+    assert judge(measure, 6, Rules(), rng(2)) == judge(measure, 6, Rules(), rng(2), draws=2000)
+
+
 def judgement_of(
     values: list[float], steps: list[int] | None = None, total: int = TOTAL, **fields: Any
 ) -> dict[str, Any]:

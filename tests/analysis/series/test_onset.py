@@ -226,6 +226,13 @@ def test_half_of_the_highest_is_half() -> None:
     np.testing.assert_array_equal(half_of_highest(np.array([[0.0, 4, 1], [-1, -2, 0]])), [2, np.inf])
 
 
+def test_where_nothing_rises_there_is_no_width_and_nothing_is_divided_by_zero() -> None:
+    values = np.array([[3.0, 3, 3], [2, 1, 0]])
+    with np.errstate(all="raise"):
+        widths = rise_widths(values, (0, 1, 2), climbs(values))
+    assert np.isnan(widths).all()
+
+
 def test_a_bracket_counts_heights_of_exactly_a_tenth_and_nine_tenths() -> None:
     values = np.array([[0.0, 1, 5, 9, 10]])
     low, high = rise_bracket(values, climbs(values))
