@@ -290,6 +290,9 @@ def test_a_head_that_prefers_its_own_document_is_no_topic_head(packed):
     assert other[1]["value"] is None and "divide" in other[1]["reason"]
     assert all(each["value"] > 0.15 and each["p"] == 1e-4 for each in (beyond[2], beyond[3], other[2], other[3]))
     assert abs(beyond[0]["value"]) < 0.03 and beyond[0]["p"] > 0.01
+    for metric in ("selectivity", "selectivity_documents"):  # the whole model's value is its heads' mean
+        whole = table.summary()[metric]["value"]
+        assert whole == pytest.approx(np.nanmean(table.matrix(metric)))
 
 
 def test_the_null_of_documents_is_the_mean_over_every_permutation(packed):

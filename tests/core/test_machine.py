@@ -3,7 +3,22 @@
 import os
 from types import SimpleNamespace
 
+import pytest
+import torch
+
 from headdyn.core import machine
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_a_processor_is_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(ValueError, match="device=cuda, but PyTorch sees no CUDA device here"):
+            machine.resolve("cuda", "fp32", 1)
+        assert machine.resolve("cpu", "fp32", 1) == machine.Machine("cpu", "fp32", 1)
+        assert machine.resolve("auto", "fp32", 1).device == "cpu"
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_freed_memory_is_kept_by_both_thresholds_of_malloc_h(monkeypatch):

@@ -162,6 +162,13 @@ def test_it_opens_with_the_answers_the_effects_and_their_table_and_folds_the_res
     assert links == anchors and len(set(anchors)) == len(anchors) >= 12
 
 
+def test_that_one_seed_gives_no_interval_is_said_once(tmp_path: Path) -> None:
+    html, _ = page(sweep(tmp_path, matrix(tmp_path)))
+    assert html.count("One seed, so no interval can be given") == 1
+    assert "One seed" in html.split('<dl class="answers">')[0]
+    assert "Topic less shuffled, averaged over the other factors: topic selectivity" in html
+
+
 def test_every_section_of_the_tuple_has_a_module_of_its_own_folder() -> None:
     names = {make.__module__ for make in SECTIONS}
     assert all(name.startswith("headdyn.report.sections.") for name in names) and len(names) >= 13

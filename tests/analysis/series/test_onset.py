@@ -105,7 +105,9 @@ def test_noise_at_either_end_lengthens_no_rise() -> None:
     for values in ([0, 1.0, 0.85, 0.88, 1.2], [0, 0.15, 0.14, 0.15, 1.2]):
         value_BK = np.array([values])
         for margin, fewest in ((0.4, 0), (0.0, 20)):
-            assert rise_widths(value_BK, steps, climbs(value_BK), margin)[0].tolist() == [fewest]
+            for scale in (1, 100):
+                found = rise_widths(scale * value_BK, steps, climbs(scale * value_BK), scale * margin)
+                assert found[0].tolist() == [fewest]
 
 
 def test_a_departure_is_for_good() -> None:
