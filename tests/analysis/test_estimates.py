@@ -75,3 +75,10 @@ def test_an_estimate_is_the_ratio_of_sums_and_absent_without_a_denominator():
     assert found.value[0] == pytest.approx(numerator_NX[:, 0].sum() / 60)
     assert found.low[0] < found.value[0] < found.high[0] and found.p[0] < 0.05
     assert np.isnan([found.value[1], found.low[1], found.p[1]]).all()
+
+
+def test_without_controls_the_interval_is_that_of_the_ratios_alone():
+    numerator_NX = np.random.default_rng(0).normal(0.5, 1, (12, 2))
+    found = estimate(numerator_NX, 2, np.random.default_rng(1), bootstrap_draws=200)
+    alone = means(numerator_NX / 2, np.random.default_rng(1), draws=200)
+    np.testing.assert_allclose((found.low, found.high), (alone.low, alone.high), rtol=1e-12)

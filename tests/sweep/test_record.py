@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.sweep.record import sweep_json
+from headdyn.sweep.record import single_job, sweep_json
+from tests.report.folders import run
+
+
+def test_a_complete_run_alone_is_a_job_of_its_own(tmp_path: Path) -> None:
+    complete, failed = (run(tmp_path, seed=seed, status=status) for seed, status in ((0, "complete"), (1, "failed")))
+    assert single_job(tmp_path / complete["name"]).factors == complete["factors"]
+    with pytest.raises(ValueError, match=f"{failed['name']} is failed, not complete: .*; run its command again"):
+        single_job(tmp_path / failed["name"])
+    with pytest.raises(ValueError, match="is no run's folder"):
+        single_job(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"name": "a"}', '["name", "jobs"]', "[1]"])

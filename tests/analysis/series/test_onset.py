@@ -239,6 +239,9 @@ def test_a_bracket_counts_heights_of_exactly_a_tenth_and_nine_tenths() -> None:
     values = np.array([[0.0, 1, 5, 9, 10]])
     low, high = rise_bracket(values, climbs(values))
     assert (low[0], high[0]) == (1, 3)
+    values = np.array([[0.0, 9.5, 0.5, 10]])  # a fall back behind the first height of nine tenths does not count
+    low, high = rise_bracket(values, climbs(values))
+    assert (low[0], high[0]) == (0, 1)
 
 
 def test_an_emergence_by_the_end_of_the_early_part_is_early_alone() -> None:
