@@ -42,12 +42,13 @@ FORMATS = ("pdf", "svg", "png")
 CONFIG: Mapping[str, Any] = {
     "font": "system-ui, Helvetica, Arial, Liberation Sans, sans-serif",
     "view": {"stroke": None},
-    "padding": {"left": 16, "right": 12, "top": 5, "bottom": 5},  # a reader's font may be wider than the measured one
+    "padding": {"left": 16, "right": 28, "top": 5, "bottom": 5},  # a reader's font may be wider than the measured one
     "axis": {"labelColor": "#333", "titleColor": "#333", "titleFontWeight": "normal", "gridColor": "#e8e8e8"}
     | {"labelFontSize": 11, "titleFontSize": 12, "labelLimit": 360, "domainColor": "#999", "tickColor": "#999"},
     "legend": {"labelLimit": 420, "titleFontWeight": "normal", "symbolLimit": 0, "labelFontSize": 11},
     "title": {"anchor": "start", "fontSize": 13, "subtitleFontSize": 11, "subtitleColor": GREY, "offset": 8},
 }
+_EACH_PREFIX = "format(datum.value, '~s')"  # with a mere format an axis from 0 has the largest prefix: 0k, 0.1k, 1k
 _MOST_LABELLED_CELLS = 192  # a head map with more cells than this has no room for their numbers
 _MOST_MARKED_POINTS = 16  # a curve with more points than this is marked at eight of them
 
@@ -212,7 +213,7 @@ def curves(
     if log_x:
         first = first / 1.2
         x = x.scale(type="log" if first else "symlog", domain=[first, max(1.15 * last, 1)], nice=False)
-        x = x.axis(grid=False, values=_log_ticks(first, last), format="~s", labelOverlap=True)
+        x = x.axis(grid=False, values=_log_ticks(first, last), labelExpr=_EACH_PREFIX, labelOverlap=True)
     y_scale = alt.Scale(zero=False, domain=alt.DomainUnionWith(unionWith=list(y_values)) if y_values else alt.Undefined)
     y = alt.Y("y:Q", title=ylabel, scale=y_scale)
     colour, dash, shape, picks = _looks(lines)

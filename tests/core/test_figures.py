@@ -199,6 +199,14 @@ def test_curves_carry_their_numbers_bands_and_references():
     assert [row["y"] for row in rows(absent, "series")] == [None, 2]
 
 
+def test_each_step_on_an_axis_from_0_has_a_prefix_of_its_own():
+    figure = curves(
+        [Curve(label="a", x=[0, 1, 10, 100, 1000], y=[1, 2, 3, 2, 1])], xlabel="step", ylabel="y", log_x=True
+    )
+    svg = rendered(figure.spec(), "svg").decode()
+    assert all(f">{label}<" in svg for label in ("0", "1", "10", "100", "1k")) and ">0.1k<" not in svg
+
+
 def test_steps_on_a_log_axis_start_where_the_checkpoints_do():
     steps = [64, 512, 143_000]
     figure = curves([Curve(label="a", x=steps, y=[1, 2, 3])], xlabel="step", ylabel="y", log_x=True, span=(0, 512))
