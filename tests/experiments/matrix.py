@@ -78,7 +78,8 @@ def fragments(folder: Path) -> list[str]:
     seeds = len({run["seed"] for run in runs})
     plain = [run for run in runs if run["attention"] == "mha" and run["data_ordering"] == "shuffled"]
     others = rows(folder / "controls.csv")
-    compared = [*plain, *others]
+    raw = [run | {"position_enc": "raw"} for run in rows(folder / "raw_drop.csv", data_ordering="shuffled")]
+    compared = [*plain, *others, *raw]
 
     def less_rope(arm: str, metric: str, scale: float = 1) -> str:
         return spelled(average(compared, metric, "position_enc", "rope", arm), scale=scale, signed=True)
@@ -131,6 +132,7 @@ def fragments(folder: Path) -> list[str]:
         f"{fixed(2 * 100 * interaction['detectable'], 1)} points in order's effect",
         f"one of {fixed(forgetting['detectable'], 4)} nats would have been seen",
         f"| DroPE | {less_rope('drope', 'selectivity', 100)} | {less_rope('drope', 'loss_nats')} |",
+        f"| positions dropped, no further step | {less_rope('raw', 'selectivity', 100)} | {less_rope('raw', 'loss_nats')} |",
         f"| rotation kept, trained on for as long | {less_rope('rope_control', 'selectivity', 100)} | "
         f"{less_rope('rope_control', 'loss_nats')} |",
         f"| no positions from the start | {less_rope('nope', 'selectivity', 100)} | {less_rope('nope', 'loss_nats')} |",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Container
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from headdyn.core.statistics import binomial_interval
 from tests.experiments.records import fixed, read
 
+SAMPLES = ("mutants.jsonl", "fresh_mutants.jsonl", "third_mutants.jsonl")
+AGAIN = ("fresh_mutants_again.jsonl", "third_mutants_again.jsonl")
 SETTINGS = (
     "the prediction of 90 % failed",
     "kill 90 % of random mistakes",
@@ -28,7 +31,7 @@ def fragments(folder: Path) -> list[str]:
         f"One training on {replicas['processes']} processes in {replicas['parts']} parts",
         f"within {replicas['loss_nats']} nats and {replicas['weights']} in any weight",
         f"stopped by {' or '.join(launchers['signals'])} queued",
-        f"stopped after {len((folder / 'fresh_mutants.jsonl').read_text(encoding='utf-8').splitlines())} of 160 in random order",
+        *(f"stopped after {len(lines_of(folder / name))} of 160 in random order" for name in SAMPLES[1:]),
         f"{fuzz['planned']} odd commands were planned or refused in a line, and {fuzz['processes']} of those refused",
     ]
 
@@ -47,24 +50,33 @@ def faults(folder: Path) -> list[str]:
 
 def mutants(folder: Path) -> list[str]:
     """The tables' rows: of each part how many were tried, are equivalent and were killed, and the rate of the others."""
-    of_old_sample, of_fresh_sample = (
-        [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
-        for name in ("mutants.jsonl", "fresh_mutants.jsonl")
-    )
+    of_old_sample, of_fresh_sample, of_third_sample = (lines_of(folder / name) for name in SAMPLES)
     first = read(folder / "tried.json")["mutants_at_first"]
     reasons = {identity(line): line["reason"] for line in read(folder / "equivalent_mutants.json")}
-    survivors = {identity(line) for line in (*of_old_sample, *of_fresh_sample) if line["outcome"] == "survived"}
+    every = (*of_old_sample, *of_fresh_sample, *of_third_sample)
+    survivors = {identity(line) for line in every if line["outcome"] == "survived"}
     assert all(reasons.values()) and set(reasons) <= survivors
     rows = []
     for part, lines in by_part(of_old_sample).items():
         earlier = "{} of {}".format(*first[part]) if part in first else "–"
         rows.append(f"| {part} | {earlier} | {rate(lines, reasons, chosen=part == 'by hand')} |")
-    fresh = by_part(of_fresh_sample)
-    assert not {*map(identity, of_fresh_sample)} & {*map(identity, of_old_sample)}
+    assert len({*map(identity, every)}) == len(every)
+    for sample in (of_fresh_sample, of_third_sample):
+        rows += [f"| {part} | {rate(lines, reasons)} |" for part, lines in (*by_part(sample).items(), ("all", sample))]
+    again = {identity(line): line["outcome"] for name in AGAIN for line in lines_of(folder / name)}
+    open_ones = survivors & set(again) - set(reasons)
+    killed = sum(again[mutant] != "survived" for mutant in open_ones)
+    share, low, high = re.findall(r"\d+", rate(of_third_sample, reasons))[-3:]
+    assert int(low) < 90 < int(high), "undecided"
     return [
         *rows,
-        *(f"| {part} | {rate(lines, reasons)} |" for part, lines in (*fresh.items(), ("all", of_fresh_sample))),
+        f"{killed} of the {len(open_ones)} that are not equivalent and whose code is still there",
+        f"tests notice {share} % in the third sample",
     ]
+
+
+def lines_of(record: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
 
 
 def by_part(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
