@@ -303,7 +303,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     possible = outcome_names(analyses)
     outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
     data = targeted(plain["data"], "data")
-    if "outcomes.primary" not in map(_key, overrides) and outcomes.primary not in possible:
+    chosen = outcomes.primary is not None and "outcomes.primary" in map(_key, overrides)
+    if not chosen and outcomes.primary not in possible:
         usual = (getattr(data, "primary_outcome", None), _PRIMARY, *possible)
         plain["outcomes"]["primary"] = next((name for name in usual if name in possible), None)
     factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())

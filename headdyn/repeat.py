@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.config import RunConfig, from_record
+from headdyn.core.json_files import read_json
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import HEADS, METRICS, RunRecord
 from headdyn.core.settings import ConfigError
@@ -37,6 +38,10 @@ def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     """Repeat the run below `root` and print how the results compare. Returns whether all are the same to the bit."""
     place = root / f"{record.name}-repeated"
     folder = place / record.name  # of the same name, since figures show it
+    if folder.exists() and folder.samefile(record.folder):
+        raise ConfigError(
+            f"--repeat {record.folder}: it is a repeat itself; name the folder of the run that it repeats"
+        )
     shutil.rmtree(place, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ["HEADDYN_CACHE"] = str(place / "cache")
@@ -47,13 +52,15 @@ def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     differences, files = compare(record.heads(), again.heads()), differing_files(record, again)
     for line in changed_surroundings(record.manifest, again.manifest):
         print(line)
+    same = f"all {len(again.heads())} rows of {record.name} are the same to the bit"
     if not differences and not files:
-        more = ", and so are its curves, patterns and figures" if record.manifest["sha256"] else ""
-        print(f"matched: all {len(again.heads())} rows of {record.name} are the same to the bit{more}")
+        print(f"matched: {same}{', and so are its curves, patterns and figures' if record.manifest['sha256'] else ''}")
         return True
     if files:
         print(f"differs: {', '.join(files)} of {record.name}; the repeat is in {folder}")
-    if differences:
+    if not differences:
+        print(same)
+    else:
         worst = max(differences, key=lambda difference: difference[2])
         print(
             f"differs: {len({place for place, _, _ in differences})} of {len(record.heads())} rows of {record.name}, "
@@ -80,12 +87,15 @@ def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]
 def differing_files(first: RunRecord, second: RunRecord) -> list[str]:
     """The files of the first run that differ in the second, beside its rows: curves, tables, patterns, figures.
 
-    Curves of speed are left out. Of records of earlier versions, without checksums, the curves alone are compared.
+    Curves of speed and how figures look are left out. Of records without checksums the curves alone are compared.
     """
     curves = [{name: curve for name, curve in run.metrics().items() if name not in _OF_TIME} for run in (first, second)]
     before, after = first.manifest["sha256"], second.manifest["sha256"]
-    compared = [name for name in before if name.endswith((".parquet", ".safetensors")) or name.startswith("figures/")]
-    files = [name for name in compared if name != HEADS and before[name] != after.get(name)]
+    compared = [name for name in before if name.endswith((".parquet", ".safetensors")) and name != HEADS]
+    files = [name for name in compared if before[name] != after.get(name)]
+    for name in (name for name in before if name.startswith("figures/")):
+        shown = [read_json(run.folder / name)["datasets"] if name in after else None for run in (first, second)]
+        files += [name] if shown[0] != shown[1] or name not in after else []
     return [METRICS, *files] if curves[0] != curves[1] else files
 
 

@@ -173,7 +173,7 @@ def test_the_primary_outcome_is_the_commands_then_the_presets_then_the_datas_the
 
     of_text = ("data=local_text", f"data.path={text}", "data.num_topics=2")
     of_series = ("model=huggingface", "model.name=x/y", "experiment=head_emergence")
-    assert primary() == primary("data=conversations") == "selectivity"
+    assert primary() == primary("data=conversations") == primary("outcomes.primary=null") == "selectivity"
     assert primary("analysis=[loss]") == "loss_nats"  # selectivity is not measured
     assert primary(*of_text) == "selectivity_documents"
     assert primary(*of_text, "data.mask_documents=true") == "selectivity"

@@ -6,8 +6,9 @@ import pytest
 
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord, read_manifest, write_manifest
+from headdyn.core.settings import ConfigError
 from headdyn.core.store import file_hash
-from headdyn.repeat import changed_surroundings, compare, differing_files
+from headdyn.repeat import changed_surroundings, compare, differing_files, repeat
 from headdyn.run import main
 from tests.commands import TINY, only, run
 
@@ -61,6 +62,15 @@ def test_a_run_matches_its_repeat_and_a_changed_record_does_not(tmp_path):
     assert done.returncode == 1 and "differs: 1 of" in done.stdout and "the code was another" in done.stdout
 
 
+def test_a_repeat_itself_is_not_repeated(tmp_path):
+    """Its folder would be removed, and what is then measured compared with itself."""
+    folder = tmp_path / "x-repeated" / "x"
+    folder.mkdir(parents=True)
+    with pytest.raises(ConfigError, match="it is a repeat itself; name the folder of the run that it repeats"):
+        repeat(None, RunRecord(folder, {}, {}), tmp_path)
+    assert folder.is_dir()
+
+
 def test_curves_patterns_and_figures_are_compared_too_but_not_speed(tmp_path):
     """Rows may be the same where a training went another way."""
     runs = []
@@ -76,8 +86,10 @@ def test_curves_patterns_and_figures_are_compared_too_but_not_speed(tmp_path):
             "heads.parquet": name,
             "config.yaml": name,
             "patterns.safetensors": pattern,
-            "figures/loss.json": pattern,
+            "figures/loss.json": name,
         }
+        (folder / "figures").mkdir()  # how a figure looks may change with the code
+        (folder / "figures" / "loss.json").write_text(json.dumps({"datasets": [pattern], "config": name}))
         runs.append(RunRecord(folder, {"sha256": sums}, {}))
     assert differing_files(runs[0], runs[1]) == []
     assert differing_files(runs[0], runs[2]) == ["metrics.jsonl", "patterns.safetensors", "figures/loss.json"]

@@ -67,7 +67,7 @@ class Conversations:
             raise ValueError(f"data.num_domains={self.num_domains} must divide {topics}: domains are of one size")
         assignments = self.num_domains * math.perm(self.num_topics // self.num_domains, self.num_speakers)
         if self.chains == "fresh":
-            assignments = 1  # each speaker has a language of its own, and `num_topics` plays no part
+            assignments = 1  # each speaker has a language of its own; `num_topics` changes the random numbers alone
         if not assignments:
             of_domain = f" of {self.num_domains} domains" if self.num_domains > 1 else ""
             raise ValueError(f"{speakers} need as many languages, but {topics}{of_domain}; raise num_topics")

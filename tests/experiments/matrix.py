@@ -20,7 +20,6 @@ SETTINGS = (
     "intervals are 95 %",
     "0.05 nats of the loss",
     "reaches 15 points",
-    "as far as 0.3 points can be told",
     "no q is below 0.05",
     "in layer 1 before the drop",
     "normal values (p < 0.05",
@@ -128,8 +127,9 @@ def fragments(folder: Path) -> list[str]:
         f"{span((run['excess_nats'] for run in arms['rope']), 3)} nats above the floor with RoPE",
         f"{span((run['excess_nats'] for run in arms['drope']), 3)} after the drop",
         f"a difference of {fixed(100 * gqa['detectable'], 1)} points would have been seen four times in five",
-        f"one of {fixed(100 * interaction['detectable'], 1)} points would have been seen, which is a change of "
-        f"{fixed(2 * 100 * interaction['detectable'], 1)} points in order's effect",
+        f"{fixed(100 * simple['drope']['value'], 1)} points after DroPE",
+        f"a change of order's effect by {fixed(2 * 100 * interaction['detectable'], 1)} points would have been seen",
+        f"changes selectivity by {less_rope('rope_control', 'selectivity', 100)} points",
         f"one of {fixed(forgetting['detectable'], 4)} nats would have been seen",
         f"| DroPE | {less_rope('drope', 'selectivity', 100)} | {less_rope('drope', 'loss_nats')} |",
         f"| positions dropped, no further step | {less_rope('raw', 'selectivity', 100)} | {less_rope('raw', 'loss_nats')} |",
@@ -140,7 +140,9 @@ def fragments(folder: Path) -> list[str]:
         f"{len(apart)} of the {len(by_layers['layers'])} intervals exclude 0",
         f"In {in_groups} of {len(by_layers['two_groups'])} runs",
         by_layers["collapse"],
-        f"already ({span((loss['after'] for loss in losses), 3)}); they end at {span((loss['end'] for loss in losses), 3)}",
+        f"already ({span((loss['after'] for loss in losses), 3)}); they end at {span((loss['end'] for loss in losses), 3)}, "
+        f"{sum(loss['end'] > loss['after'] for loss in losses)} of {len(losses)} higher than right after the drop, "
+        f"and {sum(loss['highest'] > 0.05 for loss in losses)} passed 0.05 on the way",
         f"stays {fixed(min(worth), 2)} to {fixed(max(worth), 2)} nats above the floor",
     ]
 

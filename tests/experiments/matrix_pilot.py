@@ -26,7 +26,7 @@ def fragments(folder: Path) -> list[str]:
     return [
         *map(line, runs),
         f"vary by {spread['row_spread']} a model without positions stays {fixed(float(spread['excess_nats']), 3)} nats above",
-        f"costs {span(costs, 3)} nats",
+        f"the loss is {span(costs, 3)} nats higher",
         f"ρ {final[0]['switch']} and row spread {final[0]['row_spread']} let",
     ]
 

@@ -23,10 +23,9 @@ def fragments(experiments: Path) -> list[str]:
     return [
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
-        f"alone, {spelled(lasting, scale=100, signed=True)} points",
+        f"alone it is {spelled(lasting, scale=100, signed=True)} points",
         *(order_row(folder, label) for label in list(matrix.OUTCOMES)[:4]),
-        f"one of {fixed(100 * seen[0]['detectable'], 1)} points, a change of "
-        f"{fixed(2 * 100 * seen[0]['detectable'], 1)} points in order's effect, would have been seen",
+        f"a change by {fixed(2 * 100 * seen[0]['detectable'], 1)} points would have been seen",
         f"(one of {fixed(100 * seen[1]['detectable'], 1)} points would have been seen)",
         f"even/odd structure in {found} of {len(planted)}",
         f"Of the {len(others)} others it finds something over the trajectory in {false}, and",

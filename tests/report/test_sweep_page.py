@@ -133,8 +133,16 @@ def test_matched_pairs_show_both_losses_and_the_difference(tmp_path: Path) -> No
     matched = part(read, "Arms at matched loss", "Training")
     assert "100 / 200 2.580 2.610" in matched
     assert "10.0 [9.0, 11.0] 12.0 [11.0, 13.0] +2.00" in matched
-    assert "absent: not analysed in both" in matched
+    assert "within-topic attention" in matched and "attention entropy" not in matched  # which no pair has
     assert "topic selectivity +2.00 points" in read.text  # in words
+    gqa = [
+        {**each, "attention": "gqa", "runs": {"topic": "a", "shuffled": "b"}} for each in pair(selectivity=(0.1, 0.1))
+    ]
+    pairs = pair(selectivity=(0.12, 0.1), within_ratio=(0.61, 0.6)) + gqa
+    (tmp_path / "two").mkdir()
+    entries = [run(tmp_path / "two"), run(tmp_path / "two", ordering="topic")]
+    _, read = page(sweep(tmp_path / "two", entries, pairs))
+    assert "absent: not analysed in both" in part(read, "Arms at matched loss", "Training")
 
 
 def test_the_glossary_has_every_metric_with_range_and_unit(tmp_path: Path) -> None:

@@ -94,7 +94,10 @@ class SplitTrajectory:
         if least > alpha:
             test += f"; so few splits cannot give less than {least:.2g}"
         nats_K = self.nats_KP.mean(1)
-        too_small_K, small = (nats_K < least_nats if least_nats else None), bool(nats_K.max() < least_nats)
+        too_small_K, small = (
+            (nats_K < least_nats if least_nats else None),
+            bool(least_nats and nats_K.max() < least_nats),
+        )
         in_nats = (
             f"its highest value, {nats_K.max():.2g}, is below {least_nats:g}, the least that counts" if small else test
         )

@@ -37,6 +37,7 @@ def _table(sweep: SweepRecord, factor: str, every: Sequence[Mapping[str, Any]]) 
     for pair in every:
         by_runs.setdefault(tuple(pair["runs"][level] for level in levels), []).append(pair)
     numbers = {job.run.name: job.number for job in sweep.jobs}
+    outcomes = [name for name in _OUTCOMES if any(pair["outcome"] == name for pair in every)]
     rows, runs = [], []
     for names, pairs in by_runs.items():
         pair, by_outcome = pairs[0], {each["outcome"]: each for each in pairs}
@@ -45,13 +46,13 @@ def _table(sweep: SweepRecord, factor: str, every: Sequence[Mapping[str, Any]]) 
         choices = [level_label(name, factors[name]) for name in others]
         losses = [fixed(pair["losses_nats"][level], 3) for level in levels]
         steps = " / ".join(str(pair["steps"][level]) for level in levels)
-        sides = [_sides(sweep, name, by_outcome.get(name), levels) for name in _OUTCOMES]
+        sides = [_sides(sweep, name, by_outcome.get(name), levels) for name in outcomes]
         label = Cell(" ".join(choices), note=pair.get("group", ""))
         rows.append([label, steps, Markup("<br>").join(losses), *sides])
         runs.append(" ".join(str(numbers[name]) for name in names if name in numbers))
     low, high = (level_label(factor, level) for level in levels)
     words = f"{low}, {high}, difference"
-    columns = [f"{m.label}\n{f'{m.unit}: ' if m.unit else ''}{words}" for m in map(sweep.metric, _OUTCOMES)]
+    columns = [f"{m.label}\n{f'{m.unit}: ' if m.unit else ''}{words}" for m in map(sweep.metric, outcomes)]
     return Table(columns=["pair", f"step\n{low} / {high}", "held-out loss\nnats", *columns], rows=rows, runs=runs)
 
 

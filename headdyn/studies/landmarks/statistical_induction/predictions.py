@@ -57,8 +57,8 @@ def _plateau_then_drop(trainings: Sequence[Course]) -> list[Case]:
         (arrived_after, arrived), (left_after, left), (half_after, half) = crossings
         if np.isfinite(half):
             evidence = (
-                f"{left_after - arrived:g} to {left - arrived_after:g} steps near the unigram loss, "
-                f"{half_after - left:g} to {half - left_after:g} from there to half way"
+                f"{max(0, left_after - arrived):g} to {left - arrived_after:g} steps near the unigram loss, "
+                f"{max(0, half_after - left):g} to {half - left_after:g} from there to half way"
             )
             # The wait is longer if the moment of leaving is later than the middle between arriving and half way.
             longer, shorter = 2 * left_after >= arrived + half, 2 * left <= arrived_after + half_after
