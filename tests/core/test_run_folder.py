@@ -1,5 +1,6 @@
 """A run's record as others read it: whole, or damaged with the reason."""
 
+import logging
 import random
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ from headdyn.core.figures import text_tables
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.run_folder import (
+    LogFile,
     RunFolder,
     RunRecord,
     add_checksums,
@@ -152,6 +154,17 @@ def test_a_changed_bit_in_any_file_of_a_complete_run_makes_its_record_damaged(tm
     kept = read_json(folder / "manifest.json")
     write_json(folder / "manifest.json", dict(reversed(kept.items())))
     assert RunRecord.read(folder).status == "complete", "the order of a manifest's entries says nothing"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_log_on_a_full_disk_costs_its_line_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("a test's")
+    logger.addHandler(LogFile("/dev/full"))
+    logger.info("a line")
+    assert capsys.readouterr() == ("", "")
+    logger.handlers[0] = logging.FileHandler("/dev/full")  # which prints a traceback before any error is raised
+    logger.info("a line")
+    assert "No space left on device" in capsys.readouterr().err
 
 
 def test_a_record_without_checksums_is_read_as_older_ones_are(tmp_path: Path) -> None:
