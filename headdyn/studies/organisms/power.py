@@ -120,12 +120,13 @@ def figure(summary: Sequence[Row], grade: str) -> Figure:
     rows = [row for row in summary if row["grade"] == grade]
     intervals = []
     for row in sorted(rows, key=lambda row: DETECTORS.index(row["detector"])):
-        aligned = f", prompts aligned by {row['alignment']}" if grade == "position" else ""
+        aligned = f", by {row['alignment']}" if grade == "position" else ""
         share, low, high = (100 * row[key] for key in ("share", "ci_low", "ci_high"))
         label = f"{grade} {row['value']}{aligned}"
         intervals.append(Interval(label=label, group=row["detector"], value=share, low=low, high=high))
     return interval_plot(
         intervals,
         xlabel="suites in which it is found (%)",
-        caption="Suites planted in even heads of which each detector says yes, with 95 % intervals (Clopper–Pearson).",
+        caption="Suites planted in even heads of which each detector says yes, with 95 % intervals (Clopper–Pearson)."
+        + (" “By” names how prompts are aligned." if grade == "position" else ""),
     )
