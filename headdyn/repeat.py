@@ -24,6 +24,8 @@ COMPARED = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "reason")
 
 def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
     """The settings and the record of the run to repeat. Raises ConfigError if there is none to repeat."""
+    if folder.resolve().parent.name == _place(folder.resolve().name):  # it would be removed, then compared with itself
+        raise ConfigError(f"--repeat {folder}: it is a repeat itself; name the folder of the run that it repeats")
     record = RunRecord.read(folder)
     if record.status != "complete":
         why = record.manifest.get("error", f"its run is {record.status}")
@@ -36,12 +38,8 @@ def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
 
 def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     """Repeat the run below `root` and print how the results compare. Returns whether all are the same to the bit."""
-    place = root / f"{record.name}-repeated"
+    place = root / _place(record.name)
     folder = place / record.name  # of the same name, since figures show it
-    if folder.exists() and folder.samefile(record.folder):
-        raise ConfigError(
-            f"--repeat {record.folder}: it is a repeat itself; name the folder of the run that it repeats"
-        )
     shutil.rmtree(place, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ["HEADDYN_CACHE"] = str(place / "cache")
@@ -69,6 +67,11 @@ def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     return False
 
 
+def _place(name: str) -> str:
+    """The folder below which the run of that name is repeated."""
+    return f"{name}-repeated"
+
+
 def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]:
     """Every difference between two tables: the row in words, the column, the size (infinite if a value is missing)."""
     tables = [{tuple(row[name] for name in KEY): row for row in table.rows()} for table in (first, second)]
@@ -93,10 +96,13 @@ def differing_files(first: RunRecord, second: RunRecord) -> list[str]:
     before, after = first.manifest["sha256"], second.manifest["sha256"]
     compared = [name for name in before if name.endswith((".parquet", ".safetensors")) and name != HEADS]
     files = [name for name in compared if before[name] != after.get(name)]
-    for name in (name for name in before if name.startswith("figures/")):
-        shown = [read_json(run.folder / name)["datasets"] if name in after else None for run in (first, second)]
-        files += [name] if shown[0] != shown[1] or name not in after else []
+    figures = [name for name in before if name.startswith("figures/")]
+    files += [name for name in figures if name not in after or _datasets(first, name) != _datasets(second, name)]
     return [METRICS, *files] if curves[0] != curves[1] else files
+
+
+def _datasets(run: RunRecord, figure: str) -> Any:
+    return read_json(run.folder / figure)["datasets"]
 
 
 def changed_surroundings(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

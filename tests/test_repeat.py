@@ -8,7 +8,7 @@ from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord, read_manifest, write_manifest
 from headdyn.core.settings import ConfigError
 from headdyn.core.store import file_hash
-from headdyn.repeat import changed_surroundings, compare, differing_files, repeat
+from headdyn.repeat import changed_surroundings, compare, differing_files, plan_repeat
 from headdyn.run import main
 from tests.commands import TINY, only, run
 
@@ -67,7 +67,7 @@ def test_a_repeat_itself_is_not_repeated(tmp_path):
     folder = tmp_path / "x-repeated" / "x"
     folder.mkdir(parents=True)
     with pytest.raises(ConfigError, match="it is a repeat itself; name the folder of the run that it repeats"):
-        repeat(None, RunRecord(folder, {}, {}), tmp_path)
+        plan_repeat(folder)
     assert folder.is_dir()
 
 

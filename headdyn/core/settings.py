@@ -184,7 +184,8 @@ def targeted(node: Any, where: str) -> Any:
         raise ConfigError(f"{where} needs a _target_: the dotted name of the class to use")
     target = node["_target_"]
     module, _, name = target.rpartition(".")
-    if (package := module.partition(".")[0]) in sys.stdlib_module_names or package in _LIBRARIES:
+    package = module.partition(".")[0]
+    if package in sys.stdlib_module_names or package in _LIBRARIES:
         owner = f"{package}'s" if package in _LIBRARIES else "Python's"
         raise ConfigError(f"{where}._target_={target} is {owner} own; name a dataclass of headdyn or of your package")
     try:

@@ -70,8 +70,8 @@ def heads_by_role(table: HeadTable) -> dict[str, tuple[int, int]]:
 
 def metrics_of_roles(measured: Container[str]) -> dict[str, str]:
     """The metric that each role goes by, where `measured` are those there are; roles without one are left out."""
-    found = {role: [metric for metric in metrics if metric in measured] for role, metrics in ROLES.items()}
-    return {role: metrics[0] for role, metrics in found.items() if metrics}
+    of_role = {role: [metric for metric in metrics if metric in measured] for role, metrics in ROLES.items()}
+    return {role: metrics[0] for role, metrics in of_role.items() if metrics}
 
 
 def patterns_that_fit(jobs: Sequence[Job], budget: int) -> dict[int, RunPatterns]:

@@ -13,7 +13,7 @@ from headdyn.core.numbers import ABSENT, MINUS
 from headdyn.report.blocks import Cell
 from headdyn.report.sections import prompts
 from headdyn.report.sections.summary import outcome_table
-from headdyn.sweep.effect_words import ONE_SEED
+from headdyn.sweep.effect_words import without_warning
 from headdyn.sweep.record import SweepRecord, is_run, single_job
 from headdyn.sweep.series_record import read_series
 from headdyn.sweep.series_words import headline
@@ -54,7 +54,7 @@ def headlines(sweep: SweepRecord) -> list[str]:
     answers = [*answers, *(statement for statement in every if statement.question == WORTH)] if answers else every
     leads = dict.fromkeys((statement.group, statement.sentences[0].rstrip(":")) for statement in answers)
     sentences = [f"{group}: {lead}" if group else lead for group, lead in leads]
-    return sentences[:1] + [sentence.replace(f"{ONE_SEED} ", "") for sentence in sentences[1:]]
+    return sentences[:1] + without_warning(sentences[1:])
 
 
 def print_run(folder: Path) -> None:

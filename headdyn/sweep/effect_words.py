@@ -21,6 +21,11 @@ Row = Mapping[str, Any]
 Metrics = Callable[[str], Metric]
 
 
+def without_warning(sentences: Sequence[str]) -> list[str]:
+    """The sentences without ONE_SEED, which stands before them once."""
+    return [sentence.replace(f"{ONE_SEED} ", "") for sentence in sentences]
+
+
 def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
     """A factor's own effects, contrast by contrast: a sentence for the first outcome, a list for the others.
 

@@ -16,11 +16,11 @@ from headdyn.core.json_files import write_json
 from headdyn.core.kept_parts import identity_of, keeping
 from headdyn.core.progress import Progress
 from headdyn.core.randomness import generator
-from headdyn.core.records import write_table
 from headdyn.core.run_folder import KEPT_PARTS, LOG, RunRecord
 from headdyn.core.store import StageInterruptedError
 from headdyn.models.revisions import steps_of
 from headdyn.sweep.record import SERIES_SECONDS, VERDICT
+from headdyn.sweep.series_record import write_series_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +97,6 @@ def _judge(folder: Path, every_series: Sequence[Series], should_stop: Callable[[
     for path, figure in pictures.items():
         figure.save(folder / path)
     for title, of_series in tables.items():
-        table = pa.concat_tables(of_series, promote_options="default")
-        write_table(table, folder / f"{title}.parquet")
-        if title == "timeline":
-            write_table(table, folder / "timeline.csv")
+        write_series_table(of_series, folder, title)
     write_json(folder / SERIES_SECONDS, seconds)
     write_json(folder / VERDICT, verdicts)

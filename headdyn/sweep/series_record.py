@@ -179,6 +179,13 @@ def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     }
 
 
+def write_series_table(parts: Sequence[pa.Table], folder: Path, name: str) -> None:
+    """Write the tables of several series as one, NAME.parquet; a timeline as .csv too."""
+    whole = pa.concat_tables(parts, promote_options="default")
+    for kind in ("parquet", "csv") if name == TIMELINE else ("parquet",):
+        write_table(whole, folder / f"{name}.{kind}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CollectedSeries:
     """The series of several sweeps, with new numbers: entries of verdict.json, tables by name, figures by file."""
@@ -196,10 +203,7 @@ class CollectedSeries:
         if self.entries:
             write_json(out / VERDICT, self.entries)
         for name, parts in self.tables.items():
-            whole = pa.concat_tables(parts, promote_options="default")
-            write_table(whole, out / f"{name}.parquet")
-            if name == TIMELINE:
-                write_table(whole, out / f"{name}.csv")
+            write_series_table(parts, out, name)
 
 
 def collect_series(folders: Sequence[Path]) -> CollectedSeries:

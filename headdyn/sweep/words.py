@@ -79,9 +79,11 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
             lines = frozenset(name for name in WITHOUT_SELECTION if f"{name}_nats" in each)
             by_lines.setdefault(lines, []).append(each)
     absent = dict.fromkeys(worth_sentence([each]) for each in facts if "selection_worth_absent" in each)
-    several = len(by_lines) > 1
-    kinds = [f"{len(kind)} of {len(corpora)} corpora: " if several else "" for kind in by_lines.values()]
-    return [*(kind + worth_sentence(alike) for kind, alike in zip(kinds, by_lines.values(), strict=True)), *absent]
+    sentences = [
+        (f"{len(alike)} of {len(corpora)} corpora: " if len(by_lines) > 1 else "") + worth_sentence(alike)
+        for alike in by_lines.values()
+    ]
+    return [*sentences, *absent]
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:

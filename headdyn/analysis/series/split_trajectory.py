@@ -5,6 +5,7 @@ Letters as in splits.py, K checkpoints.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,15 +94,7 @@ class SplitTrajectory:
         test = f"p = {p:.3g}{over} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
         if least > alpha:
             test += f"; so few splits cannot give less than {least:.2g}"
-        nats_K = self.nats_KP.mean(1)
-        too_small_K, small = (
-            (nats_K < least_nats if least_nats else None),
-            bool(least_nats and nats_K.max() < least_nats),
-        )
-        in_nats = (
-            f"its highest value, {nats_K.max():.2g}, is below {least_nats:g}, the least that counts" if small else test
-        )
-        return [
+        strength, strength_nats = (
             Measure(
                 name=name,
                 steps=tuple(steps),
@@ -109,16 +102,23 @@ class SplitTrajectory:
                 threshold=least_value,
                 value_KP=value_KP,
                 p=p,
-                beyond_chance=p <= alpha and not (small and least_value is None),
-                against_chance=test if least_value is not None else in_nats,
-                too_small_K=too_small_K if least_value is None else None,
+                beyond_chance=p <= alpha,
+                against_chance=test,
                 band_K=np.quantile(np.abs(every_KS), 0.95, axis=1),  # of all splits at the same checkpoint
             )
             for name, least_value, value_KP, every_KS in (
                 ("strength", threshold, self.success_KP, self.success_KS),
                 ("strength_nats", None, self.nats_KP, self.strength_KS),
             )
-        ]
+        )
+        if least_nats:
+            too_small_K = strength_nats.value_K < least_nats
+            strength_nats = dataclasses.replace(strength_nats, too_small_K=too_small_K)
+            if too_small_K.all():
+                highest = strength_nats.value_K.max()
+                words = f"its highest value, {highest:.2g}, is below {least_nats:g}, the least that counts"
+                strength_nats = dataclasses.replace(strength_nats, beyond_chance=False, against_chance=words)
+        return [strength, strength_nats]
 
     def verdict(self, steps: Sequence[int], alpha: float) -> dict[str, Any]:
         """Whether even/odd stands out among all splits, and which split is the strongest at any time."""

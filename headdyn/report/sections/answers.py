@@ -1,6 +1,5 @@
 """The answers: every question that a sweep's records can answer, one sentence each, with the details behind it."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,7 @@ from headdyn.core.numbers import number, p_is, units
 from headdyn.report.blocks import Heading, Section, bullets, fold
 from headdyn.report.extension import added
 from headdyn.report.sections import prompts
-from headdyn.sweep.effect_words import ONE_SEED
+from headdyn.sweep.effect_words import ONE_SEED, without_warning
 from headdyn.sweep.jobs import of_prompts
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
@@ -31,7 +30,7 @@ def section(sweep: SweepRecord) -> Section:
         of_group = [answer for answer in answers if answer.group == group]
         if sum(ONE_SEED in answer.sentences[0] for answer in of_group) > 1:  # once for all, not in every answer
             blocks.append(f"{ONE_SEED} Several seeds, such as seed=0,1,2,3, give intervals.")
-            of_group = [replace(answer, sentences=_without_warning(answer.sentences)) for answer in of_group]
+            of_group = [replace(answer, sentences=without_warning(answer.sentences)) for answer in of_group]
         blocks.append(Markup('<dl class="answers">{}</dl>').format(Markup("\n").join(map(_entry, of_group))))
     nothing = ["No complete run has the numbers that the sentences are made of."]
     return Section("answers", "Answers", blocks or nothing, folded=False)
@@ -53,10 +52,6 @@ def _primary(sweep: SweepRecord) -> list[Statement]:
     value = f"{metric.spelled(scalar)} {metric.unit}".rstrip() + (f" over {over}" if over else "")
     text = f"{value}; chance gives {number(null)}{test}."
     return [Statement(f"How large is its {metric.label}?", [text])]
-
-
-def _without_warning(sentences: Sequence[str]) -> list[str]:
-    return [sentence.replace(f"{ONE_SEED} ", "") for sentence in sentences]
 
 
 def _entry(statement: Statement) -> Markup:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from headdyn.core.numbers import count, fixed, listed, spelled
+from headdyn.report.head_data import head_metrics, metrics_of_roles
 from headdyn.studies.topic_order import retention
 from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Metrics, Row, detectable, difference, is_effect
 from headdyn.sweep.effects import factor_effects
@@ -127,16 +128,12 @@ def _arm(job: Job, outcome: str, jobs: Sequence[Job]) -> str:
     scalar, metric = job.scalar(outcome), job.metric(outcome)
     text = f"{job.label} {spelled(scalar, scale=metric.scale)} {metric.unit}"
     if _INSTRUMENTS[outcome] == "raw attention":
-        for name in (
-            "selectivity_documents",
-            "selectivity",
-        ):  # of text, a head that prefers its document has the latter too
-            rows = [r for r in job.heads.where(metric=name).rows() if r["head"] is not None and r["q"] is not None]
-            if rows:
-                selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
-                by = "" if name == "selectivity" else f" in {job.metric(name).label}"
-                text += f", {selective} of {len(rows)} heads above 0{by} at q < 0.05"
-                break
+        name = metrics_of_roles(head_metrics(job.heads)).get("most topic-selective", "selectivity")
+        rows = [row for row in job.heads.where(metric=name).rows() if row["head"] is not None and row["q"] is not None]
+        if rows:
+            selective = sum(row["q"] < 0.05 and row["value"] > 0 for row in rows)
+            by = "" if name == "selectivity" else f" in {job.metric(name).label}"
+            text += f", {selective} of {len(rows)} heads above 0{by} at q < 0.05"
     elif outcome.startswith("probe"):
         if scalar.get("null") is not None:
             text += f", best baseline {fixed(metric.scale * scalar['null'], 1)} %"

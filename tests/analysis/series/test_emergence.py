@@ -349,13 +349,19 @@ def test_the_order_of_emergence_by_one_criterion_for_all() -> None:
     assert order["half_height"]["surely_before"] == [["strength", "other"], ["strength_nats", "other"]]
 
 
-def test_a_split_departs_from_the_splits_of_its_own_checkpoint() -> None:
-    """Even heads add 1 nat and later 4: the first is beyond 95 % of all splits then, if not beyond those that come."""
+def growing() -> list[SeriesPoint]:
+    """Four checkpoints at which even heads add 0, 0, 1 and 4 nats."""
     points = []
     for step, nats in zip(STEPS, (0, 0, 1, 4), strict=False):
         effect_H = 0.01 * rng(step).normal(size=HEADS)
         effect_H[list(EVEN)] += nats / len(EVEN)
         points.append(point(step, effect_H))
+    return points
+
+
+def test_a_split_departs_from_the_splits_of_its_own_checkpoint() -> None:
+    """Even heads add 1 nat and later 4: the first is beyond 95 % of all splits then, if not beyond those that come."""
+    points = growing()
     trajectory = SplitTrajectory.of(points)
     assert trajectory is not None
     measure = trajectory.measures(STEPS[:4], 0.5, 0.05)[1]
@@ -369,11 +375,7 @@ def test_a_split_departs_from_the_splits_of_its_own_checkpoint() -> None:
 
 
 def test_a_strength_of_delta_below_the_least_is_no_emergence_however_small_its_p() -> None:
-    points = []
-    for step, nats in zip(STEPS, (0, 0, 1, 4), strict=False):
-        effect_H = 0.01 * rng(step).normal(size=HEADS)
-        effect_H[list(EVEN)] += nats / len(EVEN)
-        points.append(point(step, effect_H))
+    points = growing()
     enough, little = (
         findings_of(points, alpha=2 / 70, least={"strength_nats": least}).verdict["measures"]["strength_nats"]
         for least in (1.0, 40.0)
