@@ -155,10 +155,10 @@ class RunConfig:
             return
         decoder, clamp = self.decoder_config(vocab_size=2), self.train.clamp
         for name, place, count in (
-            ("layer", clamp.layer_of(decoder.num_layers), decoder.num_layers),
+            ("layer", max(clamp.layers_of(decoder.num_layers)), decoder.num_layers),
             ("head", clamp.head, decoder.num_heads),
         ):
-            if place >= count:
+            if place != "all" and place >= count:
                 raise ConfigError(f"train.clamp.{name}={place} is out of range; this model's are 0 to {count - 1}")
         for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
             wanted, available = getattr(self.train, ours), getattr(self.data, theirs, None)

@@ -1,4 +1,4 @@
-"""Training with one head's attention pattern, or its output, held at an ideal. Letters as in models/decoder.py."""
+"""Training with heads' attention patterns, or a head's output, held at an ideal. Letters as in models/decoder.py."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from headdyn.training.settings import Clamp
 
 
 def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Tensor]:
-    """The loss function of a training with the clamp: mean next-token loss in nats, with the head held.
+    """The loss function of a training with the clamp: mean next-token loss in nats, with the heads held.
 
     That function raises ValueError if it is given documents, because a held head would attend across them.
     """
@@ -20,15 +20,15 @@ def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Ten
     def loss(decoder: Decoder, tokens_BT: Int[Tensor, "B T"], documents_BT: Tensor | None) -> Float[Tensor, ""]:
         if documents_BT is not None:
             raise ValueError("train.clamp holds a head across documents; set data.mask_documents=false")
-        heads, layer = torch.arange(decoder.config.num_heads), clamp.layer_of(decoder.config.num_layers)
-        is_held = (heads == clamp.head).to(tokens_BT.device)
+        heads, layers = torch.arange(decoder.config.num_heads), clamp.layers_of(decoder.config.num_layers)
+        is_held_H = torch.ones_like(heads, dtype=torch.bool) if clamp.head == "all" else heads == clamp.head
+        is_held_H = is_held_H.to(tokens_BT.device)
         if clamp.pattern == "copy":
-            logits_BTV = _with_copies(decoder, tokens_BT, layer, is_held)
+            logits_BTV = _with_copies(decoder, tokens_BT, layers[0], is_held_H)
         else:
-            ideal = {"previous_token": previous_token, "match": match}[clamp.pattern]
-            value = ideal(tokens_BT)[:, None]
-            edit = Edit(site="pattern", layer=layer, value=value, where=is_held[:, None, None])
-            logits_BTV = decoder.trace(tokens_BT, edits=[edit]).logits
+            value = IDEALS[clamp.pattern](tokens_BT)[:, None]
+            edits = [Edit(site="pattern", layer=at, value=value, where=is_held_H[:, None, None]) for at in layers]
+            logits_BTV = decoder.trace(tokens_BT, edits=edits).logits
         assert logits_BTV is not None
         return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
 
@@ -70,3 +70,13 @@ def match(tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B Q K"]:
     )
     follows_BQK[..., 0] = ~follows_BQK.any(-1)
     return follows_BQK / follows_BQK.sum(-1, keepdim=True)
+
+
+def uniform(tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B Q K"]:
+    """Every query attends evenly to the tokens up to itself."""
+    length = tokens_BT.shape[1]
+    allowed_QK = torch.ones(length, length, device=tokens_BT.device).tril()
+    return (allowed_QK / allowed_QK.sum(-1, keepdim=True)).expand(len(tokens_BT), -1, -1)
+
+
+IDEALS = {"previous_token": previous_token, "match": match, "uniform": uniform}

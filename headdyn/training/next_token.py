@@ -80,7 +80,8 @@ class NextToken(Task):
         evaluated = {*range(0, settings.steps, settings.eval_every_steps), *self.evaluate_at}
         self.milestones = self.snapshot_steps | evaluated
         clamped = settings.clamp.pattern != "none"
-        self.loss_function: LossFunction = clamped_loss(settings.clamp) if clamped else next_token_loss
+        self.clamped_loss: LossFunction | None = clamped_loss(settings.clamp) if clamped else None
+        self.free_loss: LossFunction = next_token_loss
 
     def recipe(self) -> Mapping[str, Any]:
         ends = np.stack([self.schedule.indices(0), self.schedule.indices(self.settings.steps - 1)])
@@ -96,12 +97,17 @@ class NextToken(Task):
         }
 
     def prepare(self) -> None:
-        if self.settings.compile and self.loss_function is next_token_loss:
-            self.loss_function = compiled_loss(self.decoder, self.batches, self.share(0, 0)[0], self.precision)
+        if self.settings.compile and self.clamped_loss is None:
+            self.free_loss = compiled_loss(self.decoder, self.batches, self.share(0, 0)[0], self.precision)
+
+    def loss_function(self, step: int) -> LossFunction:
+        """The loss of the model after `step` updates: with heads held once the clamp has begun."""
+        held = self.clamped_loss if step >= self.settings.clamp.from_step else None
+        return self.free_loss if held is None else held
 
     def losses(self, update: int, part: int) -> Mapping[str, Tensor]:
         part_B, weight = self.share(update, part)
-        return {"train_loss_nats": weight * self.loss_function(self.decoder, *self.batches(part_B))}
+        return {"train_loss_nats": weight * self.loss_function(update)(self.decoder, *self.batches(part_B))}
 
     def share(self, update: int, part: int) -> tuple[np.ndarray, float]:
         """The sequences of a part of this process's share of the batch, and their share of the batch's scored tokens.
@@ -119,7 +125,7 @@ class NextToken(Task):
             self.held_out,
             batch_size=self.settings.part_size,
             precision=self.precision,
-            loss_function=self.loss_function,
+            loss_function=self.loss_function(step),
         )
         if step in self.snapshot_steps and math.isfinite(loss):
             save_snapshot(self.folder / "snapshots", self.decoder, step)
@@ -133,7 +139,7 @@ class NextToken(Task):
         facts = {
             "seconds": seconds,
             "tokens_per_second": self.settings.steps * self.tokens_per_step / seconds,
-            "compiled": self.settings.clamp.pattern == "none" and self.loss_function is not next_token_loss,
+            "compiled": self.free_loss is not next_token_loss,
         }
         write_json(self.folder / "result.json", facts)
 

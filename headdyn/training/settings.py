@@ -23,23 +23,34 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 @settings
 class Clamp:
-    """A head that is held at an ideal throughout training (Singh et al. 2024, arXiv 2404.07129).
+    """Heads that are held at an ideal during training (Singh et al. 2024, arXiv 2404.07129).
 
-    `previous_token` and `match` hold the head's attention pattern: all attention is on the token before, or spread
-    evenly over the tokens that followed the present token earlier (on token 0 if there are none). `copy` holds the
-    head's output: for each attended token that token's direction in the unembedding, of root mean square 1; the pattern
-    is trained. `layer=None` is the first layer for `previous_token`, else the last. Held-out losses are taken with the
-    head held; snapshots have the weights, which analyses read without the clamp.
+    `previous_token`, `match` and `uniform` hold attention patterns: all attention is on the token before, spread evenly
+    over the tokens that followed the present token earlier (on token 0 if there are none), or spread evenly over all
+    tokens up to the present one. `copy` holds the head's output: for each attended token that token's direction in the
+    unembedding, of root mean square 1; the pattern is trained. `layer` and `head` are numbers or `all`; `layer=None` is
+    the first layer for `previous_token`, else the last. Heads are held from `from_step` on. Held-out losses are taken
+    with what is held at that step; snapshots have the weights, which analyses read without the clamp.
     """
 
-    pattern: Literal["none", "previous_token", "match", "copy"] = "none"
-    layer: Natural | None = None
-    head: Natural = 0
+    pattern: Literal["none", "previous_token", "match", "copy", "uniform"] = "none"
+    layer: Natural | Literal["all"] | None = None
+    head: Natural | Literal["all"] = 0
+    from_step: Natural = 0
 
-    def layer_of(self, num_layers: int) -> int:
-        """The layer of the held head in a model of `num_layers` layers."""
+    def __post_init__(self) -> None:
+        if self.pattern == "copy" and "all" in (self.layer, self.head):
+            raise ValueError(
+                "train.clamp.pattern=copy holds one head's output, and train.clamp.layer or train.clamp.head is all; "
+                "set both to numbers"
+            )
+
+    def layers_of(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of the held heads in a model of `num_layers` layers."""
+        if self.layer == "all":
+            return tuple(range(num_layers))
         first_or_last = 0 if self.pattern == "previous_token" else num_layers - 1
-        return first_or_last if self.layer is None else self.layer
+        return (first_or_last if self.layer is None else self.layer,)
 
 
 @settings
@@ -73,6 +84,11 @@ class TrainSettings:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not shared out evenly among {processes()} processes × "
                 f"train.accumulate={self.accumulate}; make it a multiple of {shares}"
+            )
+        if self.clamp.pattern != "none" and self.clamp.from_step >= self.steps:
+            raise ValueError(
+                f"train.clamp.from_step={self.clamp.from_step} is after the last of train.steps={self.steps} steps; "
+                "lower it"
             )
         if self.clamp.pattern != "none" and self.eval_sequences % self.batch_size:
             raise ValueError(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from headdyn.core.settings import ConfigError, build
-from headdyn.models.decoder import Edit
+from headdyn.models.decoder import Decoder, Edit
 from headdyn.plan import make_plan
-from headdyn.training.clamp import clamped_loss, copies, match, previous_token
+from headdyn.training.clamp import clamped_loss, copies, match, previous_token, uniform
+from headdyn.training.loop import TrainingInterrupted
 from headdyn.training.settings import Clamp, TrainSettings
 from tests.small_models import MHA, drawn, tokens
+from tests.training.tiny import SETTINGS, trained, weights
 
+QUICK = dataclasses.replace(SETTINGS, steps=8, eval_every_steps=2, eval_sequences=16, snapshots=2)
 TOKENS_15 = torch.tensor([[7, 3, 7, 7, 3]])
 
 
@@ -35,11 +39,64 @@ def test_matches_are_what_followed_the_same_token_before() -> None:
     torch.testing.assert_close(match(TOKENS_15)[0], torch.tensor(expected))
 
 
+def test_uniform_attention_is_even_over_what_came_before() -> None:
+    expected = [[1 / (query + 1) if key <= query else 0 for key in range(5)] for query in range(5)]
+    torch.testing.assert_close(uniform(TOKENS_15)[0], torch.tensor(expected))
+
+
+def test_a_model_whose_heads_are_all_held_evenly_knows_the_order_of_two_tokens_alone() -> None:
+    """Without positions and with even attention a query sees a set of tokens: swapping two earlier ones changes nothing.
+
+    A model with one free head can tell them apart.
+    """
+    decoder = drawn(MHA)
+    clamp = Clamp(pattern="uniform", layer="all", head="all")
+    assert clamp.layers_of(MHA.num_layers) == tuple(range(MHA.num_layers))
+    clamped_loss(clamp)(decoder, tokens(3, 9), None).backward()
+    for block in decoder.blocks:
+        assert all(getattr(block.attention, name).weight.grad.abs().max() == 0 for name in "qk")
+        assert block.attention.v.weight.grad.abs().max() > 0
+    ids, swapped = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 1, 3, 4]])
+    # The first two targets differ; those behind position 2 are predicted from the same sets where layers are few.
+    one_layer = drawn(dataclasses.replace(MHA, num_layers=1))
+    even, one_free = (
+        [_last_loss(one_layer, pattern, row) for row in (ids, swapped)]
+        for pattern in (clamp, Clamp(pattern="uniform", layer=0, head=0))
+    )
+    assert even[0] == pytest.approx(even[1], abs=1e-6)
+    assert abs(one_free[0] - one_free[1]) > 1e-4
+
+
+def _last_loss(decoder: Decoder, clamp: Clamp, ids: torch.Tensor) -> float:
+    """The loss on the last token: the loss of three targets less that of two."""
+    loss = clamped_loss(clamp)
+    return 3 * loss(decoder, ids, None).item() - 2 * loss(decoder, ids[:, :-1], None).item()
+
+
+def test_heads_are_held_from_the_step_that_is_asked_for(tmp_path: Path) -> None:
+    """Before it the training is the free one, to the bit; the loss at that step is already taken with the heads held."""
+    free = trained(tmp_path / "free", QUICK).val_loss_nats
+    clamp = Clamp(pattern="uniform", layer="all", head="all", from_step=4)
+    held = trained(tmp_path / "held", dataclasses.replace(QUICK, clamp=clamp)).val_loss_nats
+    assert {step: free[step] == held[step] for step in free} == {0: True, 2: True, 4: False, 6: False, 8: False}
+
+
+def test_a_training_that_is_stopped_before_the_clamp_begins_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    clamp = Clamp(pattern="uniform", layer="all", head="all", from_step=4)
+    settings = dataclasses.replace(QUICK, clamp=clamp, resume_every_seconds=0.0)
+    whole = weights(trained(tmp_path / "whole", settings).decoder)
+    asked = iter([False, False, True])
+    with pytest.raises(TrainingInterrupted):
+        trained(tmp_path / "stopped", settings, should_stop=lambda: next(asked))
+    again = weights(trained(tmp_path / "stopped", settings).decoder)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
 @pytest.mark.parametrize(("pattern", "layer"), [("previous_token", 0), ("match", 2)])
 def test_the_held_head_learns_no_pattern_and_all_others_do(pattern: str, layer: int) -> None:
     decoder, head, d = drawn(MHA), 1, MHA.head_dim
     clamp = Clamp(pattern=pattern, head=head)  # type: ignore[arg-type]
-    assert clamp.layer_of(MHA.num_layers) == layer
+    assert clamp.layers_of(MHA.num_layers) == (layer,)
     clamped_loss(clamp)(decoder, tokens(3, 9), None).backward()
     held = torch.arange(MHA.num_heads * d) // d == head
     for other in range(MHA.num_layers):
@@ -92,7 +149,7 @@ def test_copies_are_of_what_the_head_attends_to() -> None:
 def test_a_head_that_copies_learns_where_to_look_and_nothing_of_what_to_write() -> None:
     decoder, head, d, last = drawn(MHA), 1, MHA.head_dim, MHA.num_layers - 1
     clamp = Clamp(pattern="copy", head=head)
-    assert clamp.layer_of(MHA.num_layers) == last
+    assert clamp.layers_of(MHA.num_layers) == (last,)
     clamped_loss(clamp)(decoder, tokens(3, 9), None).backward()
     held = torch.arange(MHA.num_heads * d) // d == head
     attention = decoder.blocks[last].attention
@@ -116,8 +173,11 @@ def test_several_documents_and_partial_batches_are_refused() -> None:
         (("train.clamp.layer=2", "train.clamp.pattern=match"), r"train\.clamp\.layer=2 is out of range"),
         (
             ("train.clamp.pattern=sink",),
-            r"train\.clamp\.pattern='sink' must be one of none, previous_token, match, copy",
+            r"train\.clamp\.pattern='sink' must be one of none, previous_token, match, copy, uniform",
         ),
+        (("train.clamp.pattern=copy", "train.clamp.layer=all"), r"train\.clamp\.pattern=copy holds one head's output"),
+        (("train.clamp.pattern=match", "train.clamp.from_step=80"), r"train\.clamp\.from_step=80 is after the last of"),
+        (("train.clamp.pattern=match", "train.clamp.head=every"), r"train\.clamp\.head"),
     ],
 )
 def test_a_head_that_is_not_there_is_refused_before_training(arguments: tuple[str, ...], message: str) -> None:

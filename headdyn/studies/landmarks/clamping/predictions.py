@@ -1,6 +1,7 @@
 """Predictions of Singh et al. (2024) on trainings with a head held at an ideal, and how these runs decide them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
@@ -19,12 +20,18 @@ def _sooner(trainings: Sequence[Course], held: str) -> list[Case]:
     return sooner(pairs(trainings, PATTERN, "none", held), phase_change, "half of the way")
 
 
+def _no_sooner(trainings: Sequence[Course]) -> list[Case]:
+    return [
+        replace(case, holds=None if case.holds is None else not case.holds) for case in _sooner(trainings, "uniform")
+    ]
+
+
 def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
     """Held-out loss over training, with and without a head held."""
     caption = (
         "Each line is a training, its loss taken with the head held. Predicted: the fall comes earlier where a head is "
-        "held at the previous token, at what followed the same token, or writes copies of what it attends to. The "
-        "floor is exact inference."
+        "held at the previous token, at what followed the same token, or writes copies of what it attends to; and not "
+        "where it attends evenly, which is of no use. The floor is exact inference."
     )
     return {"landmark_loss": page.losses(trainings, ("random", "floor"), "Loss with a head held", caption)}
 
@@ -51,6 +58,12 @@ LANDMARK = Landmark(
             statement="with a head of the last layer that copies what it attends to it comes earlier too",
             criterion="as above",
             judge=lambda trainings: _sooner(trainings, "copy"),
+        ),
+        Prediction(
+            statement="a control, ours: with a head of the last layer held at even attention it comes no earlier",
+            criterion="the held-out loss is half of the way at no earlier step than without, same seed, in intervals "
+            "that do not overlap",
+            judge=_no_sooner,
         ),
     ),
     figures=figures,

@@ -32,3 +32,11 @@ def test_an_earlier_change_supports_and_a_later_one_does_not(number: int, patter
     assert judged(LATE, EARLY) == "supported" and judged(NEVER, EARLY) == "supported"
     assert judged(EARLY, LATE) == "not supported" and judged(EARLY, NEVER) == "not supported"
     assert judged(LATE, LATE) == "undecided" and judged(LATE, EARLY, seed=1) == "undecided"
+
+
+def test_a_control_that_brings_the_change_forward_does_not_hold() -> None:
+    def judged(free: Mapping[int, float], held: Mapping[int, float]) -> str:
+        return verdict(LANDMARK.predictions[3].judge([made("none", free), made("uniform", held)]))
+
+    assert judged(LATE, EARLY) == "not supported" and judged(EARLY, LATE) == "supported"
+    assert judged(EARLY, NEVER) == "supported" and judged(LATE, LATE) == "undecided"
