@@ -13,7 +13,7 @@ from typing import Any
 from headdyn.studies.topic_order.retention import collapse, retention, two_groups
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import average, effect, fixed, p_is, read, rows, span, spelled
+from tests.experiments.records import average, effect, fixed, p_is, read, rows, span, spelled, would_be_seen
 
 SETTINGS = (
     "800 steps each",
@@ -108,8 +108,20 @@ def fragments(folder: Path) -> list[str]:
     in_groups = sum(entry["p"] < 0.05 for entry in by_layers["two_groups"])
     assert not significant
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
+    by_topic = [
+        run | {"apart": str(float(run["selectivity_first_topic"]) - float(run["selectivity_last_topic"]))} for run in runs
+    ]
+    first, last, apart_by_topic = (
+        average(by_topic, metric, "data_ordering", "shuffled", "topic")
+        for metric in ("selectivity_first_topic", "selectivity_last_topic", "apart")
+    )
+    assert apart_by_topic["ci_low"] < 0 < apart_by_topic["ci_high"]
     return [
         *(row(folder, label) for label in OUTCOMES),
+        f"{spelled(first, scale=100, signed=True)} points of the selectivity of queries on the topic met first and "
+        f"{spelled(last, scale=100, signed=True)} on the topic met last",
+        f"the two differ by {spelled(apart_by_topic, scale=100, signed=True)} points; a difference of "
+        f"{fixed(100 * would_be_seen(apart_by_topic), 1)} would have been seen",
         f"{len(runs)} runs, {seeds} seeds",
         f"by {spelled(simple['rope'], scale=100, signed=True)} points in RoPE runs and by "
         f"{spelled(simple['drope'], scale=100, signed=True)} points in DroPE runs",
