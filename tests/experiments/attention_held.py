@@ -1,0 +1,101 @@
+"""Trainings of the matrix whose heads are all held at even attention, beside free ones of the same seeds.
+
+`python -m tests.experiments.attention_held HELD… -- FREE` records the sweeps' losses and draws the figure.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headdyn.core.figures import Curve, curves
+from headdyn.sweep.record import SweepRecord
+from tests.experiments.records import Row, Scalar, average, fixed, read, span, spelled
+
+SETTINGS = (
+    "from step 16 on",
+    "first 16 steps",
+    "lies above 0.15 nats",
+    "lies within −0.02 and 0.02 nats",
+    "at least half of what selecting is worth",
+    "selecting is worth 0.30 nats",
+)
+FREE, HELD, LATER = "free", "held from the start", "held from step 16 on"
+LINES = ("floor_nats", "random_nats", "position_only_nats", "speaker_blind_nats")
+
+
+def record(sweeps: list[Path]) -> list[dict[str, Any]]:
+    """The seed, the arm, the corpus's lines and the losses by step of every training."""
+    found = {}
+    for job in (job for sweep in sweeps for job in SweepRecord.read(sweep).complete):
+        clamp = job.run.manifest["config"]["train"]["clamp"]
+        arm = FREE if clamp["pattern"] == "none" else HELD if clamp["from_step"] == 0 else LATER
+        seed = job.run.manifest["config"]["seed"]
+        lines = {name: job.run.value(name) for name in LINES}
+        losses = [(step, round(loss, 5)) for step, loss in job.metrics["val_loss_nats"]]
+        found[seed, arm] = {"seed": seed, "arm": arm, **lines, "losses": losses}
+    return [found[key] for key in sorted(found)]
+
+
+def at_end(trainings: list[dict[str, Any]]) -> list[Row]:
+    """Every training's loss at its last step, above the floor, and the share of the gap from guessing that it closed."""
+    ends = []
+    for each in trainings:
+        loss, floor, random = each["losses"][-1][1], each["floor_nats"], each["random_nats"]
+        numbers = {"loss": loss, "above": loss - floor, "closed": (random - loss) / (random - floor)}
+        ends.append({"seed": str(each["seed"]), "arm": each["arm"], **{n: str(v) for n, v in numbers.items()}})
+    return ends
+
+
+def difference(ends: list[Row], low: str, high: str) -> Scalar:
+    return average([row for row in ends if row["arm"] in (low, high)], "loss", "arm", low, high)
+
+
+def fragments(folder: Path) -> list[str]:
+    trainings = read(folder / "trainings.json")
+    ends = at_end(trainings)
+    seeds = {arm: {row["seed"] for row in ends if row["arm"] == arm} for arm in (FREE, HELD, LATER)}
+    assert seeds[FREE] == seeds[HELD] == seeds[LATER]
+    rows = []
+    for arm in (FREE, HELD, LATER):
+        mine = [row for row in ends if row["arm"] == arm]
+        above, closed = span((row["above"] for row in mine), 3), span((row["closed"] for row in mine), 0, scale=100)
+        less = "–" if arm == FREE else spelled(difference(ends, FREE, arm), signed=True)
+        rows.append(f"| {arm} | {above} | {closed} | {less} |")
+    worth = [min(each["position_only_nats"], each["speaker_blind_nats"]) - each["floor_nats"] for each in trainings]
+    return [
+        *rows,
+        f"{len(seeds[FREE])} seeds",
+        f"{spelled(difference(ends, HELD, LATER), signed=True)} nats",
+        f"selecting is worth {fixed(np.mean(worth), 2)} nats",
+    ]
+
+
+def main() -> None:
+    folder, names = Path("experiments/attention_held"), [Path(name) for name in sys.argv[1:] if name != "--"]
+    if names:
+        lines = ",\n ".join(json.dumps(each) for each in record(names))
+        (folder / "trainings.json").write_text(f"[{lines}]\n", encoding="utf-8")
+    trainings, drawn = read(folder / "trainings.json"), []
+    for arm in (FREE, HELD, LATER):
+        courses = [dict(each["losses"]) for each in trainings if each["arm"] == arm]
+        steps = sorted(set.intersection(*(set(course) for course in courses)) - {0})
+        losses_CK = np.array([[course[step] for step in steps] for course in courses])
+        low_K, high_K = losses_CK.min(0), losses_CK.max(0)
+        drawn.append(Curve(label=arm, x=np.array(steps), y=losses_CK.mean(0), low=low_K, high=high_K))
+    blind = np.mean([min(each["position_only_nats"], each["speaker_blind_nats"]) for each in trainings])
+    floor = np.mean([each["floor_nats"] for each in trainings])
+    references = {"best without selecting": float(blind), "floor": float(floor)}
+    figure = curves(
+        drawn, xlabel="training step", ylabel="held-out loss (nats)", title="Loss with every head held at even attention",
+        references=references, log_x=True,
+    )  # fmt: skip
+    figure.save(folder / "loss_with_heads_held.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The matrix's topic-ordered arm with topics in eight turns, or with another one at the end, beside the matrix's own runs.
+
+`python -m tests.experiments.matrix_phases SWEEP…` records the sweeps' runs and draws the figure.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from headdyn.core.figures import Interval, interval_plot
+from headdyn.sweep.record import SweepRecord
+from tests.experiments.matrix_cooldown import MATRIX, SHUFFLED
+from tests.experiments.records import Row, Scalar, average, fixed, rows, spelled
+
+SETTINGS = (
+    "RoPE, ordinary heads",
+    "those with one block and topic 0 first are the matrix's own",
+    "intervals are 95 %",
+    # what was predicted
+    "with 8 blocks less that with 1 lies above 0",
+    "of what 8 blocks leave is below half of what 1 block leaves",
+    "moves by less than 1.5 points",
+    "within −1.5 and 1.5",
+)
+ONE, EIGHT, OTHER = "one turn, topic 0 first", "eight turns, topic 0 first", "one turn, topic 2 first"
+ARMS = (ONE, EIGHT, OTHER)
+OUTCOMES = {  # column of the table: (metric, scale)
+    "topic selectivity (points)": ("selectivity", 100),
+    "of the most selective head (points)": ("selectivity_top", 100),
+    "held-out loss (nats)": ("loss_nats", 1),
+}
+
+
+def record(sweeps: list[Path]) -> list[Row]:
+    """The seed, the arm and the outcomes of every run."""
+    found = []
+    for job in (job for sweep in sweeps for job in SweepRecord.read(sweep).complete):
+        config = job.run.manifest["config"]
+        ordering = config["data_ordering"]
+        arm = {(1, 0): ONE, (8, 0): EIGHT, (1, 2): OTHER}[ordering["blocks"], ordering["first_topic"]]
+        outcomes = {metric: str(job.run.value(metric)) for metric, _ in OUTCOMES.values()}
+        found.append({"seed": str(config["seed"]), "arm": arm, **outcomes})
+    return found
+
+
+def arms(folder: Path) -> list[Row]:
+    """The runs with their arm, those of the matrix among them."""
+    arm = {"shuffled": SHUFFLED, "topic": ONE}
+    of_matrix = rows(MATRIX / "summary.csv", attention="mha", position_enc="rope")
+    return [{**row, "arm": arm[row["data_ordering"]]} for row in of_matrix] + rows(folder / "summary.csv")
+
+
+def difference(runs: list[Row], metric: str, arm: str, low: str = SHUFFLED) -> Scalar:
+    """An arm less another within a seed, over seeds, with Student's interval."""
+    return average([row for row in runs if row["arm"] in (low, arm)], metric, "arm", low, arm)
+
+
+def fragments(folder: Path) -> list[str]:
+    runs = arms(folder)
+    seeds = {arm: {row["seed"] for row in runs if row["arm"] == arm} for arm in (SHUFFLED, *ARMS)}
+    assert len(set(map(frozenset, seeds.values()))) == 1
+    lines = [
+        f"| {arm} | "
+        + " | ".join(spelled(difference(runs, m, arm), scale=scale, signed=True) for m, scale in OUTCOMES.values())
+        + " |"
+        for arm in ARMS
+    ]
+    turns, other = (difference(runs, "selectivity", arm, low=ONE) for arm in (EIGHT, OTHER))
+    return [
+        *lines,
+        f"{len(seeds[SHUFFLED])} seeds",
+        f"changes the difference by {spelled(turns, scale=100, signed=True)} points",
+        f"changes it by {spelled(other, scale=100, signed=True)} points",
+        f"half of what 1 block leaves is {fixed(50 * difference(runs, 'selectivity', ONE)['value'], 1)} points",
+    ]
+
+
+def main() -> None:
+    folder = Path("experiments/matrix_phases")
+    if sweeps := [Path(name) for name in sys.argv[1:]]:
+        found = record(sweeps)
+        with (folder / "summary.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(found)
+    runs, marks = arms(folder), []
+    for arm in ARMS:
+        found_here = difference(runs, "selectivity", arm)
+        value, low, high = (100 * found_here[end] for end in ("value", "ci_low", "ci_high"))
+        marks.append(Interval(label=arm, value=value, low=low, high=high))
+    xlabel = "topic selectivity, topic-ordered less shuffled (points)"
+    interval_plot(marks, xlabel=xlabel, zero_line=True).save(folder / "difference_by_phases.svg")
+
+
+if __name__ == "__main__":
+    main()
