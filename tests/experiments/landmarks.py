@@ -1,4 +1,7 @@
-"""The landmarks' trainings: their record is made of sweeps by `python -m tests.experiments.landmarks SWEEP…`."""
+"""The landmarks' trainings: their record is made of sweeps by `python -m tests.experiments.landmarks SWEEP…`.
+
+A sweep's trainings take the place of those on record that have the same settings; others stay.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.studies.landmarks import Landmark, verdict
-from headdyn.studies.landmarks.courses import Course, courses
+from headdyn.studies.landmarks.clamping.predictions import PATTERN, phase_change
+from headdyn.studies.landmarks.courses import Course, courses, labels
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import read
@@ -22,6 +26,7 @@ NAMES = {
     "induction_bump": "induction bump (arXiv 2209.11895)",
     "markov_phases": "Markov phases (arXiv 2412.01003)",
 }
+FIRST_LAYER = "clamping_first_layer"  # the record of a head of the first layer held at even attention
 SETTINGS = ("(400 steps, a third of the rates)", "were chosen on seed 100")
 _RECORDED = re.compile(r"best_prefix_matching|in_context_nats|kl_\w+_nats|(random|floor|unigram|bigram|loss)_nats")
 
@@ -36,7 +41,6 @@ def record(sweep: Path) -> list[dict[str, Any]]:
     """Of every training of a sweep its factors, its losses, and at each snapshot the numbers that decide."""
     return [
         {
-            "label": course.label,
             "factors": dict(course.factors),
             "steps": course.steps.tolist(),
             "losses": course.jobs[-1].metrics["val_loss_nats"],
@@ -51,14 +55,14 @@ def record(sweep: Path) -> list[dict[str, Any]]:
 
 def recorded(folder: Path, name: str) -> list[Course]:
     """The trainings on record, as a sweep's are judged."""
-    followed = []
-    for entry in read(folder / f"{name}.json"):
+    followed, entries = [], read(folder / f"{name}.json")
+    for entry, label in zip(entries, labels([entry["factors"] for entry in entries]), strict=True):
         jobs = [
             Job(i, RunRecord(Path(), {}, numbers), {**entry["factors"], "revision": f"step{step}"}, "", "")
             for i, (step, numbers) in enumerate(zip(entry["steps"], entry["snapshots"], strict=True))
         ]
         jobs[-1].__dict__["metrics"] = {"val_loss_nats": entry["losses"]}  # else read from the run's folder
-        followed.append(Course(jobs, entry["label"]))
+        followed.append(Course(jobs, label))
     return followed
 
 
@@ -70,14 +74,34 @@ def fragments(folder: Path) -> list[str]:
             cases = prediction.judge(followed)
             evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases)
             lines.append(f"| {title if not i else ''} | {prediction.statement} | {evidence} | {verdict(cases)} |")
-    return lines
+    changes = [
+        {course.seed: phase_change(course) for course in recorded(folder, name) if chosen(course)}
+        for name, chosen in (
+            ("clamping", lambda course: course.factors[PATTERN] == "none"),
+            ("clamping", lambda course: course.factors[PATTERN] == "previous_token"),
+            (FIRST_LAYER, lambda course: True),
+        )
+    ]
+    free, previous, even = ([change[seed] for seed in sorted(changes[0])] for change in changes)
+    assert all(even_at <= after for (after, _), (_, even_at) in zip(free, even, strict=True))
+    return [*lines, f"in {spans(even)}, against {spans(free)} without and {spans(previous)} at the previous token"]
+
+
+def spans(changes: list[tuple[float, float]]) -> str:
+    return ", ".join(f"({after:g}, {at:g}]" for after, at in changes)
 
 
 def main(sweeps: list[str]) -> None:
-    folder = Path("experiments/landmarks")
+    folder, anew = Path("experiments/landmarks"), dict[str, list[dict[str, Any]]]()
     for sweep in map(Path, sweeps):
         name = next(name for name in NAMES if sweep.name.startswith(name))
-        (folder / f"{name}.json").write_text(json.dumps(record(sweep)) + "\n", encoding="utf-8")
+        for entry in record(sweep):
+            control = name == "clamping" and "train.clamp.layer" in entry["factors"]
+            anew.setdefault(FIRST_LAYER if control else name, []).append(entry)
+    for name, entries in anew.items():
+        path, factors = folder / f"{name}.json", [entry["factors"] for entry in entries]
+        stay = [entry for entry in (read(path) if path.exists() else []) if entry["factors"] not in factors]
+        path.write_text(json.dumps(stay + entries) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

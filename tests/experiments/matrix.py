@@ -109,7 +109,8 @@ def fragments(folder: Path) -> list[str]:
     assert not significant
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
     by_topic = [
-        run | {"apart": str(float(run["selectivity_first_topic"]) - float(run["selectivity_last_topic"]))} for run in runs
+        run | {"apart": str(float(run["selectivity_first_topic"]) - float(run["selectivity_last_topic"]))}
+        for run in runs
     ]
     first, last, apart_by_topic = (
         average(by_topic, metric, "data_ordering", "shuffled", "topic")

@@ -89,7 +89,10 @@ def average(runs: Iterable[Row], metric: str, factor: str, low: str, high: str) 
 
 def would_be_seen(contrast: Scalar) -> float:
     """The smallest effect found in four of five repetitions: where Student's noncentral t passes its bound that often."""
-    error, freedom = (contrast["ci_high"] - contrast["value"]) / stats.t.ppf(0.975, contrast["n"] - 1), contrast["n"] - 1
+    error, freedom = (
+        (contrast["ci_high"] - contrast["value"]) / stats.t.ppf(0.975, contrast["n"] - 1),
+        contrast["n"] - 1,
+    )
     bound = stats.t.ppf(0.975, freedom)
     found = optimize.brentq(lambda size: stats.nct.sf(bound, freedom, size) - 0.8, 0, 20)
     return float(found * error)

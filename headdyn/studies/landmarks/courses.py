@@ -54,11 +54,17 @@ class Course:
 def courses(sweep: SweepRecord) -> list[Course]:
     """The sweep's trainings that have finished snapshots."""
     groups = [sorted(jobs, key=_step) for jobs in sweep.siblings]
-    levels = [{k: v for k, v in jobs[-1].factors.items() if k not in NEVER or k == "seed"} for jobs in groups]
+    return [
+        Course(jobs, label) for jobs, label in zip(groups, labels([jobs[-1].factors for jobs in groups]), strict=True)
+    ]
+
+
+def labels(factors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each training, made of the levels by which these trainings differ."""
+    levels = [{key: level for key, level in each.items() if key not in NEVER or key == "seed"} for each in factors]
     keys = dict.fromkeys(key for each in levels for key in each)
     varied = [key for key in keys if len({str(each.get(key)) for each in levels}) > 1]
-    labels = [", ".join(_level(key, each.get(key)) for key in varied) or "the training" for each in levels]
-    return [Course(jobs, label) for jobs, label in zip(groups, labels, strict=True)]
+    return [", ".join(_level(key, each.get(key)) for key in varied) or "the training" for each in levels]
 
 
 def by_level(trainings: Sequence[Course], factor: str, default: Any) -> dict[Any, list[Course]]:

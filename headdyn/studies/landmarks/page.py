@@ -68,10 +68,23 @@ def over_training(
 
 
 def losses(group: Sequence[Course], lines: Sequence[str], title: str, caption: str) -> Figure:
-    """Held-out loss of every training, and the named losses of the corpus (`NAME_nats`) as horizontal lines."""
-    drawings = [
-        Curve(label=c.label, x=c.losses()[0], y=c.losses()[1], runs=[job.number for job in c.jobs]) for c in group
-    ]
+    """Held-out loss over training, and the named losses of the corpus (`NAME_nats`) as horizontal lines.
+
+    Trainings that differ in their seed alone are one curve: their mean, and their range as a band.
+    """
+    alike: dict[str, list[Course]] = {}
+    for course in group:
+        alike.setdefault(course.label.removesuffix(f"seed {course.seed}").rstrip(", ") or course.label, []).append(
+            course
+        )
+    drawings = []
+    for label, seeds in alike.items():
+        steps_K, losses_CK = seeds[0].losses()[0], np.stack([course.losses()[1] for course in seeds])
+        band = {} if len(seeds) == 1 else {"low": losses_CK.min(0), "high": losses_CK.max(0)}
+        runs = [job.number for course in seeds for job in course.jobs]
+        drawings.append(Curve(label=label, x=steps_K, y=losses_CK.mean(0), runs=runs, **band))
+    if len(drawings) < len(group):
+        caption = f"Mean over seeds, their range as a band. {caption}"
     references = {name: float(np.mean([c.scalar(f"{name}_nats") for c in group])) for name in lines}
     return curves(
         drawings,

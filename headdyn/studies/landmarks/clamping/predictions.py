@@ -29,7 +29,7 @@ def _no_sooner(trainings: Sequence[Course]) -> list[Case]:
 def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
     """Held-out loss over training, with and without a head held."""
     caption = (
-        "Each line is a training, its loss taken with the head held. Predicted: the fall comes earlier where a head is "
+        "Losses are taken with the head held. Predicted: the fall comes earlier where a head is "
         "held at the previous token, at what followed the same token, or writes copies of what it attends to; and not "
         "where it attends evenly, which is of no use. The floor is exact inference."
     )
