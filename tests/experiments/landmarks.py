@@ -1,6 +1,6 @@
 """The landmarks' trainings: their record is made of sweeps by `python -m tests.experiments.landmarks SWEEP…`.
 
-A sweep's trainings take the place of those on record that have the same settings; others stay.
+A sweep's trainings take the place of those on record that have the same settings; others stay. All figures of the page are drawn again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,16 @@ NAMES = {
     "clamping": "clamping (arXiv 2404.07129)",
     "induction_bump": "induction bump (arXiv 2209.11895)",
     "markov_phases": "Markov phases (arXiv 2412.01003)",
+}
+DRAWN = {  # figure on the page: (landmark, the figure's name)
+    "prefix_matching": ("induction_bump", "landmark_best_prefix_matching"),
+    "loss_with_a_head_held": ("clamping", "landmark_loss"),
+    "distance_from_exact_predictors_dirichlet_rows": ("statistical_induction", "landmark_distance_dirichlet"),
+    "distance_from_exact_predictors_on_fresh_chains_trained_on_4": ("markov_phases", "landmark_distance_4_chains"),
+    "distance_from_exact_predictors_on_fresh_chains_trained_on_1024": (
+        "markov_phases",
+        "landmark_distance_1024_chains",
+    ),
 }
 FIRST_LAYER = "clamping_first_layer"  # the record of a head of the first layer held at even attention
 SETTINGS = ("(400 steps, a third of the rates)", "were chosen on seed 100")
@@ -102,6 +112,8 @@ def main(sweeps: list[str]) -> None:
         path, factors = folder / f"{name}.json", [entry["factors"] for entry in entries]
         stay = [entry for entry in (read(path) if path.exists() else []) if entry["factors"] not in factors]
         path.write_text(json.dumps(stay + entries) + "\n", encoding="utf-8")
+    for file, (name, figure) in DRAWN.items():
+        landmark(name).figures(recorded(folder, name))[figure].save(folder / f"{file}.svg")
 
 
 if __name__ == "__main__":
