@@ -1,0 +1,56 @@
+"""Scans over groups of heads on suites with a known answer: `python -m tests.experiments.group_scan SWEEP` records one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from headdyn.sweep.record import SweepRecord
+from tests.experiments.records import high, low, percent, read, span, spelled
+
+SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05")
+PLANTED = {0, 2, 4, 6, 8, 10}
+
+
+def record(sweep: Path) -> list[dict[str, Any]]:
+    """Of every suite the group that stands out most, the scan's p, and what the group adds on other pairs."""
+    suites = []
+    for job in SweepRecord.read(sweep).complete:
+        model, groups = job.run.manifest["config"]["model"], pq.read_table(job.run.folder / "group_scan.parquet")
+        best = max(groups.to_pylist(), key=lambda group: group["standardised"])
+        added = job.run.scalars["best_group_nats"]
+        found = {name: added[name] for name in ("value", "ci_low", "ci_high", "p")}
+        suites.append({"kind": model["organism"], "suite": model["suite"], "heads": best["heads"], **found})
+    return suites
+
+
+def fragments(folder: Path) -> list[str]:
+    suites = read(folder / "scans.json")
+    planted, null = ([each for each in suites if each["kind"] == kind] for kind in ("planted", "null"))
+    found, false = (sum(each["p"] <= 0.05 for each in group) for group in (planted, null))
+    right = sum(set(each["heads"]) <= PLANTED for each in planted)
+    sizes = span((len(each["heads"]) for each in planted), 0)
+
+    def share(yes: int, n: int) -> str:
+        return f"{yes} of {n} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
+
+    return [
+        *(
+            f"| {each['kind']} {each['suite']} | {', '.join(map(str, each['heads']))} | {each['p']:.3f} | "
+            f"{spelled(each, signed=True)} |"
+            for each in suites
+        ),
+        f"finds something in {share(found, len(planted))} planted suites",
+        f"in {share(right, len(planted))} it consists of planted heads alone",
+        f"It has {sizes} of the six",
+        f"finds something in {share(false, len(null))} of the others",
+    ]
+
+
+if __name__ == "__main__":
+    lines = ",\n ".join(map(json.dumps, record(Path(sys.argv[1]))))
+    Path("experiments/group_scan/scans.json").write_text(f"[{lines}]\n", encoding="utf-8")
