@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from headdyn.config import one_line
+from headdyn.checking import one_line
 from headdyn.core.settings import ConfigError, unknown_key
 
 Made = TypeVar("Made")
