@@ -17,8 +17,9 @@ from headdyn.analysis.interventions.pair_rows import Row
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import heads_as_weights, in_dtype
 from headdyn.analysis.interventions.splits import head_groups
-from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges
+from headdyn.core.figures import Figure, HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable
+from headdyn.core.special_charts import NullRanges, null_ranges
 from headdyn.data.corpus import Corpus
 from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
