@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from headdyn.config import one_line
+from headdyn.checking import one_line
 from headdyn.core.settings import ConfigError, unknown_key
 
 Made = TypeVar("Made")
@@ -151,9 +151,8 @@ def explain(error: Exception, arguments: Sequence[str]) -> str:
         return f"{error.override!r} cannot be read; give KEY=VALUE, and a value of several words as 'KEY=\"a b\"'"
     refused = re.match(r"Could not override '([^']+)'", str(error))
     if refused and "not in struct" in f"{error}{error.__cause__}":
-        key = (
-            getattr(error.__cause__, "full_key", None) or ""
-        )  # longer than the override's key if the override sets a group
+        # Longer than the override's key if the override sets a group.
+        key = getattr(error.__cause__, "full_key", None) or ""
         return _unknown(max(key, refused[1], key=len), arguments)
     cause = str(error.__cause__ or "")
     text = f"{error} {'' if cause in str(error) else cause}".partition("Config search path")[0]

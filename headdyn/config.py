@@ -1,28 +1,24 @@
-"""Makes a checked RunConfig of Hydra's composed YAML. Imports nothing heavy, so that a bad value is refused at once.
+"""The checked settings of a run. Imports nothing heavy, so that a bad value is refused at once.
 
 Each group is checked against the dataclass of its settings: an unknown key, a wrong type, a missing or an impossible
-value is refused, by its key, before any work.
+value is refused, by its key, before any work. checking.py makes a RunConfig of Hydra's composed YAML.
 """
 
-import dataclasses
 import hashlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import Field, PlainValidator
 
 from headdyn.analysis.contract import Analysis
 from headdyn.config_groups import AttentionSettings, Mode, Outcomes, PositionSettings, Protocol
 from headdyn.core.records import Metric
-from headdyn.core.settings import ConfigError, Natural, build, settings, targeted, unknown_key
-from headdyn.core.store import cache_root
+from headdyn.core.settings import ConfigError, Natural, build, settings, targeted
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import Ordering
@@ -33,16 +29,9 @@ from headdyn.training.settings import TrainSettings
 MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
 # Groups that a model which is already trained has no use for; a command that sets one of them for it is refused.
 TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
-# Groups whose option is always a factor. Any other key is a factor if the command overrides it, except NO_FACTORS.
-FACTORS = ("model", "attention", "data", "data_ordering", "position_enc", "mode", "protocol", "experiment")
-NO_FACTORS = (
-    *("seed", "force", "device", "threads", "workers", "patterns_kept", "tracking", "study", "outcomes", "swept"),
-    *("cluster", "local", "ordering", "hydra", "model.revision", "model.revisions", "model.kept"),
-)
 # Keys that change no number themselves and so are not part of the hash; a mode acts through other groups.
 _NOT_HASHED = ("force", "tracking", "threads", "workers", "mode", "study", "outcomes", "swept")
-_PRIMARY = "selectivity"  # the primary outcome where neither the command nor a preset nor the data name one
-_NEEDS = {
+NEEDS = {
     "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
     "model=organism_planted",
     "corpus": "reads sequences, and these data are prompts; choose analyses of prompts or weights, such as "
@@ -53,7 +42,7 @@ _NEEDS = {
 Scalar = str | int | float | bool | None
 
 
-def _model(node: Any) -> Any:
+def model_of(node: Any) -> Any:
     """The model's settings: one of MODEL_KINDS, or the class that `_target_` names (a BuiltSuite)."""
     if not isinstance(node, dict) or "_target_" in node:
         return targeted(node, "model") if isinstance(node, dict) else node
@@ -62,7 +51,7 @@ def _model(node: Any) -> Any:
     return build(MODEL_KINDS[node["kind"]], node, "model")
 
 
-def _analysis(node: Any, where: str) -> Any:
+def analysis_of(node: Any, where: str) -> Any:
     """The analysis that a group of conf/analysis describes. Raises ConfigError."""
     if isinstance(node, dict) and "_target_" not in node:
         name = where.rpartition(".")[2]
@@ -78,7 +67,7 @@ def _analysis(node: Any, where: str) -> Any:
     metrics, needs = getattr(analysis, "metrics", None), getattr(analysis, "needs", None)
     parts = {
         "rows": hasattr(analysis, "rows"),
-        "needs": isinstance(needs, frozenset) and needs <= {*_NEEDS, "series", "circuits"},
+        "needs": isinstance(needs, frozenset) and needs <= {*NEEDS, "series", "circuits"},
         "metrics": isinstance(metrics, Mapping) and all(isinstance(metric, Metric) for metric in metrics.values()),
         "__call__": callable(analysis),
     }
@@ -112,7 +101,7 @@ def _target(group: str, *methods: str) -> PlainValidator:
     return PlainValidator(validated)
 
 
-_ANALYSES = PlainValidator(lambda nodes: {name: _analysis(node, f"analysis.{name}") for name, node in nodes.items()})
+_ANALYSES = PlainValidator(lambda nodes: {name: analysis_of(node, f"analysis.{name}") for name, node in nodes.items()})
 
 
 @settings
@@ -125,7 +114,7 @@ class RunConfig:
 
     mode: Mode
     protocol: Protocol
-    model: Annotated[MiniQwen3 | Trained | Pretrained | BuiltSuite, PlainValidator(_model)]
+    model: Annotated[MiniQwen3 | Trained | Pretrained | BuiltSuite, PlainValidator(model_of)]
     attention: AttentionSettings
     data: Annotated[
         Any, _target("data", "build", "in_tokens_of", "prompts")
@@ -196,7 +185,7 @@ class RunConfig:
                 raise ConfigError(
                     f"analysis.{name}.layer={layer} is out of range: model={model} has layers 0 to {layers - 1}"
                 )
-            if lacking := _lacking(analysis, self.data):
+            if lacking := lacking_of(analysis, self.data):
                 raise ConfigError(f"analysis={name} {lacking}")
         if isinstance(self.model, Trained) and self.position_enc.recalibration is not None:
             raise ConfigError(
@@ -218,7 +207,7 @@ class RunConfig:
     @property
     def material(self) -> str:
         """What the model reads: corpus or prompts."""
-        return _material(self.data)
+        return material_of(self.data)
 
     @property
     def trains(self) -> bool:
@@ -274,144 +263,13 @@ class RunConfig:
         )
 
 
-def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequence[str] = ()) -> RunConfig:
-    """The checked settings of the run that a composed configuration describes. Raises ConfigError.
-
-    `choices` are the options that Hydra chose for the groups, `overrides` those of the command line.
-    """
-    plain = {"analysis": {}, **_plain(cfg)}  # analysis=[] leaves no node at all
-    known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "absent", "resolved")]
-    for key in set(plain) - set(known):
-        raise ConfigError(unknown_key(key, known))
-    for group in (*FACTORS[:-1], "analysis"):
-        if not isinstance(plain.get(group), dict) or (group in FACTORS and not isinstance(choices.get(group), str)):
-            raise ConfigError(
-                f"{group} must name one option of conf/{group}, or of a folder of your own (--config-dir)"
-            )
-    alias, ordering = choices.get("ordering"), choices["data_ordering"]
-    if alias not in (None, ordering):
-        raise ConfigError(f"ordering={alias} and data_ordering={ordering} disagree; give only one of them")
-    comes_trained = not isinstance(_model(plain["model"]), MiniQwen3)
-    for override in overrides if comes_trained else ():
-        if _key(override).partition(".")[0] in TRAINING_GROUPS:
-            raise ConfigError(
-                f"{override} has no effect on model={choices['model']}, which comes trained; leave it out"
-            )
-    _add_companions(plain)
-    absent = _leave_out(plain, [_key(override) for override in overrides])
-    analyses = [_analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()]
-    possible = outcome_names(analyses)
-    outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
-    data = targeted(plain["data"], "data")
-    chosen = outcomes.primary is not None and "outcomes.primary" in map(_key, overrides)
-    if not chosen and outcomes.primary not in possible:
-        usual = (getattr(data, "primary_outcome", None), _PRIMARY, *possible)
-        plain["outcomes"]["primary"] = next((name for name in usual if name in possible), None)
-    factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
-    return build(RunConfig, {**plain, "factors": factors, "absent": absent, "resolved": plain}, "")
-
-
-def from_record(settings: Mapping[str, Any], factors: Mapping[str, Scalar], absent: Mapping[str, str]) -> RunConfig:
-    """The settings of a recorded run, from its manifest's `config`, `factors` and `absent`. Raises ConfigError."""
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    added = {"workers": 0}  # keys that older records lack and no number depends on
-    plain = added | {key: value for key, value in settings.items() if key in known}
-    return build(RunConfig, {**plain, "factors": dict(factors), "absent": dict(absent), "resolved": plain}, "")
-
-
-def _leave_out(plain: dict[str, Any], overridden: Sequence[str]) -> dict[str, str]:
-    """Remove the analyses that need what the data do not give; returns the reason for each.
-
-    Nothing is removed if the command line names analyses itself, or if no analysis that reads the data would remain:
-    the data are then the mistake, and a later check says so.
-    """
-    data = targeted(plain["data"], "data")
-    analyses = {name: _analysis(node, f"analysis.{name}") for name, node in plain["analysis"].items()}
-    absent = {name: reason for name, analysis in analyses.items() if (reason := _lacking(analysis, data))}
-    reading = [name for name, analysis in analyses.items() if analysis.needs & set(_NEEDS) and name not in absent]
-    named = [name for name in absent if any(key.startswith(f"analysis.{name}.") for key in overridden)]
-    if not reading or named or "analysis" in overridden:
-        return {}
-    for name in absent:
-        del plain["analysis"][name]
-    return absent
-
-
-def _lacking(analysis: Analysis, data: Any) -> str | None:
+def lacking_of(analysis: Analysis, data: Any) -> str | None:
     """Why the analysis cannot use the data, as the end of a sentence; None if it can."""
-    has_topics = getattr(data, "has_topics", _material(data) == "corpus")
-    available = {_material(data), *(["topics"] if has_topics else [])}
-    return next((_NEEDS[need] for need in _NEEDS if need in analysis.needs and need not in available), None)
+    has_topics = getattr(data, "has_topics", material_of(data) == "corpus")
+    available = {material_of(data), *(["topics"] if has_topics else [])}
+    return next((NEEDS[need] for need in NEEDS if need in analysis.needs and need not in available), None)
 
 
-def _add_companions(plain: dict[str, Any]) -> None:
-    """Add the protocol's companions of the run's analyses, except those that need other data."""
-    protocol, material = build(Protocol, plain["protocol"], "protocol"), _material(targeted(plain["data"], "data"))
-    for name in tuple(plain["analysis"]):
-        for title, node in protocol.companions.get(name, {}).items():
-            needs = _analysis(node, f"protocol.companions.{name}.{title}").needs & set(_NEEDS)
-            if needs <= {material}:
-                plain["analysis"][title] = node
-    for key in ("companions", "study"):  # not recorded; what they add to this run is
-        plain["protocol"].pop(key, None)
-
-
-def _material(data: Any) -> str:
+def material_of(data: Any) -> str:
+    """What these data give a model to read: corpus or prompts."""
     return "prompts" if hasattr(data, "prompts") else "corpus"
-
-
-def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
-    """The metrics of these analyses by which a sweep's runs can be compared, each once."""
-    per_run = [analysis for analysis in analyses if "series" not in analysis.needs]
-    return list(dict.fromkeys(name for a in per_run for name, metric in a.metrics.items() if metric.outcome))
-
-
-def _factors(
-    plain: Mapping[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], left_out: Sequence[str]
-) -> dict[str, Scalar]:
-    """A run's factors and their levels. An overridden key is one if its value is a scalar."""
-    factors: dict[str, Scalar] = {name: str(choices[name]) for name in FACTORS if choices.get(name)}
-    for key in (_key(override) for override in overrides if not override.startswith("~")):
-        level = choices.get(key, plain)
-        for part in key.split(".") if level is plain else ():
-            level = level.get(part) if isinstance(level, Mapping) else None
-        if not is_no_factor(key) and isinstance(level, Scalar):
-            factors[key] = level
-    if plain["model"].get("revision") is not None:
-        factors["revision"] = str(plain["model"]["revision"])
-    return {name: level for name, level in factors.items() if name not in left_out} | {"seed": plain["seed"]}
-
-
-def is_no_factor(key: str) -> bool:
-    """Whether runs are not compared by this key even if the command line gives it several values."""
-    return key in NO_FACTORS or re.split("[./]", key)[0] in NO_FACTORS or key == "analysis"
-
-
-def _key(override: str) -> str:
-    """The key of an override as the command line gives it: `train.steps` of `++train.steps=300`."""
-    return override.lstrip("+~").partition("=")[0].partition("@")[0]
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    """The configuration as plain values, interpolations resolved, Hydra's own node left out."""
-    try:
-        without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        return OmegaConf.to_container(without_hydra, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} is missing; set {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from error
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error of OmegaConf, with the key that caused it."""
-    key = getattr(error, "full_key", None)
-    return str(error).partition("\n")[0] + (f" (at {key})" if key else "")
-
-
-def _run_name(*, _root_: DictConfig) -> str:
-    return check(_root_, _root_.hydra.runtime.choices, _root_.hydra.overrides.task).name
-
-
-OmegaConf.register_new_resolver("headdyn_run", _run_name, replace=True)
-OmegaConf.register_new_resolver("headdyn_cache", lambda: str(cache_root()), replace=True)

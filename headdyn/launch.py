@@ -18,8 +18,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from headdyn.checking import check
 from headdyn.composition import CONF, HYDRA_VERSION
-from headdyn.config import RunConfig, check
+from headdyn.config import RunConfig
 from headdyn.core.numbers import count
 from headdyn.core.run_folder import read_manifest
 from headdyn.core.settings import ConfigError

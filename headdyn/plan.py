@@ -15,8 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from headdyn.checking import check, is_no_factor, outcome_names
 from headdyn.composition import composing, jobs_of, overrides_of, parsed
-from headdyn.config import RunConfig, check, is_no_factor, outcome_names
+from headdyn.config import RunConfig
 from headdyn.core.records import log_spaced
 from headdyn.core.settings import ConfigError, unknown_key
 from headdyn.core.store import require_writable

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headdyn.config import RunConfig, from_record
+from headdyn.checking import from_record
+from headdyn.config import RunConfig
 from headdyn.core.json_files import read_json
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import HEADS, METRICS, RunRecord

@@ -30,7 +30,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "experiments" / "reliability" / "mutants.jsonl"
-DRAWING = ("chart_parts", "cluster_charts", "figures", "pictures")
+DRAWING = ("chart_parts", "figures", "pictures", "special_charts")
 CORE = sorted(path.stem for path in (ROOT / "headdyn" / "core").glob("[a-z]*.py"))
 SWEEP = ("effects", "factors", "groups", "jobs", "matched_loss", "outcomes", "record", "series")
 # Each part of the package, and how many of its mutants are tried
@@ -50,7 +50,7 @@ HEAVY = ("torch", "numpy", "scipy.stats", "pyarrow.parquet", "sklearn.linear_mod
 FURTHER = {
     "headdyn/core/cache.py": ("tests/test_doctor.py",),
     "headdyn/core/chart_parts.py": ("tests/core/test_figures.py",),
-    "headdyn/core/cluster_charts.py": ("tests/core/test_figures.py",),
+    "headdyn/core/special_charts.py": ("tests/core/test_figures.py",),
     "headdyn/core/json_files.py": ("tests/core/test_run_folder.py",),
     "headdyn/core/machine.py": ("tests/test_launchers.py",),
     "headdyn/core/records.py": ("tests/analysis/test_contract.py",),

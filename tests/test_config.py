@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from headdyn.checking import check
 from headdyn.composition import CONF, explain, plain_arguments
-from headdyn.config import check
 from headdyn.core.settings import ConfigError
 from headdyn.data.conversations import Conversations
 from headdyn.data.micro_languages import MicroLanguages

@@ -13,9 +13,10 @@ from scipy.spatial.distance import squareform
 from headdyn.analysis.circuit_readouts import SIDES, by_head
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.figure_parts import drawable, head_panel
-from headdyn.core.figures import Curve, Figure, curves, head_map, text_tables
+from headdyn.core.figures import Curve, Figure, curves, head_map
 from headdyn.core.pictures import Tree, similarity_grid, tree_grid
 from headdyn.core.records import HeadTable
+from headdyn.core.special_charts import text_tables
 
 _TITLES = {"qk": "QK", "ov": "OV"}
 _MOST_HEADS = 16  # rows of the readouts' figure

@@ -133,25 +133,6 @@ class Interval:
     group: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class NullRanges:
-    """One panel with a value for each label, its interval if it has one, and the range that chance gives.
-
-    Arrays are over `labels`. A value that is NaN is drawn as the word "none". `null_X3` has the 5th percentile, the
-    mean and the 95th percentile of chance.
-    """
-
-    title: str
-    labels: Sequence[str]
-    value_X: np.ndarray
-    null_X3: np.ndarray
-    ylabel: str
-    xlabel: str = ""
-    low_X: np.ndarray | None = None
-    high_X: np.ndarray | None = None
-    marked_X: np.ndarray | None = None
-
-
 def head_map(panels: Sequence[HeadMap], *, mark: str = "q < 0.05", caption: str = "") -> Figure:
     """Heat maps over layer × head, with the values in their cells; `mark` says what an asterisk means."""
     layers, heads = panels[0].value_LH.shape
@@ -301,57 +282,6 @@ def interval_plot(
     heading = titled(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
     chart = alt.layer(*layers, width=380, height=max(40, 20 * len(rows)), title=heading)
     return Figure(chart, caption, tables)
-
-
-def null_ranges(
-    panels: Sequence[NullRanges], *, columns: int, title: str = "", mark: str = "q < 0.05", caption: str = ""
-) -> Figure:
-    """Values as dots before the range that chance gives them, in a grid of panels; an asterisk means `mark`."""
-    tables, parts = Tables(), []
-    for panel in panels:
-        columns_by_name = {"value": panel.value_X, "low": panel.low_X, "high": panel.high_X}
-        columns_by_name |= dict(zip(("null_low", "null_mean", "null_high"), np.asarray(panel.null_X3).T, strict=True))
-        rows = []
-        for place, label in enumerate(panel.labels):
-            row: dict[str, Any] = {n: None if X is None else json_number(X[place]) for n, X in columns_by_name.items()}
-            marked = panel.marked_X is not None and panel.marked_X[place] and row["value"] is not None
-            top = row["value"] if row["high"] is None else row["high"]
-            rows.append(row | {"place": place, "label": label, "star": "*" if marked else "", "top": top})
-        base = tables.chart(rows).encode(place_names(alt.X("place:O"), panel.labels, title=panel.xlabel or None))
-        tips = tooltips("label:N", *(f"{name}:Q" for name in columns_by_name))
-        y = {n: alt.Y(f"{n}:Q", title=panel.ylabel).scale(zero=False) for n in (*columns_by_name, "top")}
-        layers = [
-            base.mark_bar(color="#d1d1d1").encode(y["null_low"], alt.Y2("null_high:Q"), tooltip=tips),
-            base.mark_tick(color=GREY, thickness=1.5).encode(y["null_mean"]),
-            base.mark_rule(color=PALETTE[0], strokeWidth=1.8).encode(y["low"], alt.Y2("high:Q")),
-            base.mark_point(color=PALETTE[0], filled=True, size=44, opacity=1).encode(y["value"], tooltip=tips),
-            base.mark_text(dy=-9, fontSize=13).encode(y["top"], text="star:N"),
-            base.mark_text(text="none", color=GREY).encode(y=alt.value(172)).transform_filter("!isValid(datum.value)"),
-        ]
-        width = max(180, 26 * len(rows))
-        parts.append(alt.layer(*layers, width=width, height=180, title=titled(panel.title, width)))
-    starred = f"; * {mark}" if any(panel.marked_X is not None for panel in panels) else ""
-    heading = titled(title, 250 * columns, f"dot: measured; grey bar: chance, 5 to 95 %; line in it: its mean{starred}")
-    return Figure(alt.concat(*parts, columns=columns, title=heading), caption, tables)
-
-
-def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
-    """Tables of texts side by side, by title. First rows are headings; texts wider than their column are cut."""
-    lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in texts.values())
-    x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
-    y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
-    tables, parts = Tables(), []
-    for title, rows in texts.items():
-        cells = [
-            {"x": lefts[column], "y": 9 + 18 * row, "text": text, "width": widths[column] - 8, "heading": row == 0}
-            for row, line in enumerate(rows)
-            for column, text in enumerate(line)
-        ]
-        ink = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
-        words = tables.chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
-        words = words.encode(x, y, text="text:N", color=ink, tooltip="text:N")
-        parts.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
-    return Figure(alt.hconcat(*parts, spacing=30), caption, tables)
 
 
 def _colours(panel: HeadMap) -> tuple[float, float, Sequence[str]]:

@@ -55,9 +55,7 @@ def p_is(p: float, name: str = "p") -> str:
     return f"{name} {'' if p < 0.001 else '= '}{p_value(p)}"
 
 
-def spelled(
-    scalar: Mapping[str, Any] | None, *, scale: float = 1.0, signed: bool = False, interval: bool = True
-) -> str:
+def spelled(scalar: Mapping[str, Any] | None, *, scale: float = 1.0, signed: bool = False) -> str:
     """`0.412 [0.405, 0.419]`, or the value alone if it has no interval."""
     if scalar is None or scalar.get("value") is None:
         return ABSENT
@@ -65,7 +63,7 @@ def spelled(
     assert value is not None
     places = decimals(value, low, high)
     text = fixed(value, places, signed=signed)
-    if interval and low is not None and high is not None:
+    if low is not None and high is not None:
         text += f" [{fixed(low, places, signed=signed)}, {fixed(high, places, signed=signed)}]"
     return text
 

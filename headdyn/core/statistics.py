@@ -176,6 +176,22 @@ def binomial_interval(
     return low, high
 
 
+def adjusted_rand(table_Xab: np.ndarray) -> np.ndarray:
+    """Agreement of two labellings, from the counts of every pair of labels, shape X (Hubert & Arabie 1985).
+
+    1 for equal labellings, 0 in expectation over relabellings; 1 too where no relabelling could agree less.
+    """
+
+    def pairs(count: np.ndarray) -> np.ndarray:
+        return count * (count - 1) / 2
+
+    both_X = pairs(table_Xab).sum((-2, -1))
+    first_X, second_X = (pairs(table_Xab.sum(axis)).sum(-1) for axis in (-1, -2))
+    chance_X = first_X * second_X / pairs(table_Xab.sum((-2, -1)))
+    room_X = (first_X + second_X) / 2 - chance_X
+    return np.divide(both_X - chance_X, room_X, out=np.ones_like(room_X), where=np.abs(room_X) > 1e-12)
+
+
 def ratio_contributions(numerator_NX: np.ndarray, denominator_NX: np.ndarray) -> np.ndarray:
     """A value for each unit, r + (num − r den) / mean(den), whose mean is the ratio r = Σ numerator / Σ denominator.
 

@@ -89,9 +89,8 @@ class Store:
         if path.is_dir() and path in self._verified:
             return self._entry(path)
         failed = path.with_suffix(".failed.json")
-        failed_before = _modified(
-            failed
-        )  # compared with a later look at the file, not with a clock, which may be set back
+        # Compared with a later look at the file, not with a clock, which may be set back.
+        failed_before = _modified(failed)
         with self._locked(path):
             if path.is_dir():
                 damage = self.damage(path)

@@ -85,11 +85,9 @@ class Frozen:
         hidden_NBTF = frozen.gate_BTF * _linear(_linear_branch(block.mlp, self.branch), reads_NBTD, biases)
         return _writes(block, block.norm2, _linear(block.mlp.down, hidden_NBTF, biases), frozen.scale2_BT)
 
-    def states(
-        self, x_NBTD: Float[Tensor, "N B T D"], *, first: int = 0, biases: bool = True
-    ) -> Iterator[Float[Tensor, "N B T D"]]:
-        """The outputs of layer `first`, which reads x, and of every later layer."""
-        for index in range(first, len(self.layers)):
+    def states(self, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Iterator[Float[Tensor, "N B T D"]]:
+        """The outputs of every layer, for an input x of the first one."""
+        for index in range(len(self.layers)):
             x_NBTD, _ = self.layer(index, x_NBTD, biases=biases)
             yield x_NBTD
 

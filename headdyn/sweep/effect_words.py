@@ -58,9 +58,10 @@ def interactions(effects: Sequence[Row], simple: Sequence[Row], metric: Metrics)
     outcomes = count(len({row["outcome"] for row in rows}), "outcome")
     head = f"{len(clear)} of {len(rows)} interactions on {outcomes} have q < {ALPHA:g} ({_seeds(rows)})."
     rest = [row for row in rows if not is_effect(row) and row["outcome"] == rows[0]["outcome"]]
-    if rest and all(detectable(row, metric) for row in rest):
-        bound = detectable(max(rest, key=lambda row: row["detectable"]), metric)
-        head += f" On {metric(rest[0]['outcome']).label} each of {bound} or more would be detected."
+    if rest and all(detectable(row, metric(row["outcome"])) for row in rest):
+        m = metric(rest[0]["outcome"])
+        bound = detectable(max(rest, key=lambda row: row["detectable"]), m)
+        head += f" On {m.label} each of {bound} or more would be detected."
     return [head, *(f"{effect_name(row)}: {effect(row, metric)}{_taken_apart(row, simple, metric)}." for row in clear)]
 
 
@@ -92,9 +93,10 @@ def verdict(row: Row, metric: Metrics) -> str:
 
     No bound is given if the difference is larger than the smallest detectable effect and yet its q is not below 0.05.
     """
-    bound, label = detectable(row, metric), metric(row["outcome"]).label
+    m = metric(row["outcome"])
+    bound = detectable(row, m)
     limit = f" of {bound} or more" if bound else ""
-    return f"Effect on {label}" if is_effect(row) else f"No effect{limit} on {label} detected"
+    return f"Effect on {m.label}" if is_effect(row) else f"No effect{limit} on {m.label} detected"
 
 
 def effect(row: Row, metric: Metrics) -> str:
@@ -140,21 +142,27 @@ def _on_outcomes(
 
 def _undetected(row: Row, metric: Metrics) -> str:
     """`held-out loss (+0.01 [−0.02, +0.04] nats; 0.05 nats would be detected)`."""
-    bound = detectable(row, metric)
-    limit = f"; {bound} would be detected" if bound else ""
-    return f"{metric(row['outcome']).label} ({difference(row, metric)}{limit})"
+    m = metric(row["outcome"])
+    return f"{m.label} ({difference(row, metric)}{would_be_detected(row, m, '; {}')})"
 
 
-def detectable(row: Row, metric: Metrics) -> str:
+def detectable(row: Row, m: Metric, decimals: int | None = None) -> str:
     """`0.5 points`: the smallest effect that as many seeds with this spread detect in four of five repetitions.
 
-    Empty if the difference itself is larger (a bound beside it would contradict it), or if there is one seed.
+    It has two significant digits, or as many decimals as given. Empty for an effect, for a difference that is larger (a
+    bound beside it would contradict it), and if there is one seed.
     """
-    if row.get("detectable") is None or abs(row["value"]) > row["detectable"]:
+    if row.get("detectable") is None or abs(row["value"]) > row["detectable"] or is_effect(row):
         return ""
-    m = metric(row["outcome"])
-    two_digits = float(f"{m.scale * row['detectable']:.2g}")
-    return f"{two_digits:g} {m.of_differences}".rstrip()
+    smallest = m.scale * row["detectable"]
+    size = f"{float(f'{smallest:.2g}'):g}" if decimals is None else fixed(smallest, decimals)
+    return f"{size} {m.of_differences}".rstrip()
+
+
+def would_be_detected(row: Row, m: Metric, form: str = " ({})", decimals: int | None = None) -> str:
+    """` (0.5 points would be detected)`, to stand behind what was not detected; "" where `detectable` is empty."""
+    bound = detectable(row, m, decimals)
+    return form.format(f"{bound} would be detected") if bound else ""
 
 
 def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:

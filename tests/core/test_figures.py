@@ -8,7 +8,6 @@ import altair
 import numpy as np
 import pytest
 
-from headdyn.core.cluster_charts import Scatter, label_strips, scatter_panels
 from headdyn.core.figures import (
     FORMATS,
     PALETTE,
@@ -17,14 +16,12 @@ from headdyn.core.figures import (
     Figure,
     HeadMap,
     Interval,
-    NullRanges,
     curves,
     head_map,
     interval_plot,
-    null_ranges,
     rendered,
-    text_tables,
 )
+from headdyn.core.special_charts import NullRanges, Scatter, label_strips, null_ranges, scatter_panels, text_tables
 from tests.core.test_pictures import PICTURES
 from tests.figure_checks import alike, charts, clipped, overlapping, rows, texts
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from headdyn.core.figures import text_tables
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.run_folder import (
@@ -20,6 +19,7 @@ from headdyn.core.run_folder import (
     snapshot_table_is_sound,
     write_snapshot_table,
 )
+from headdyn.core.special_charts import text_tables
 from headdyn.core.store import StageInterruptedError
 from tests.report.folders import run
 

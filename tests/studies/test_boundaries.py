@@ -13,7 +13,7 @@ from headdyn.studies import Study
 ROOT = Path(headdyn.__file__).parent
 STUDIES = sorted(path.parent.name for path in (ROOT / "studies").glob("*/__init__.py"))
 ROOMS = ("core", "models", "data", "training", "analysis", "sweep", "report")
-FILES = ("pipeline.py", "stages.py", "config.py", "plan.py", "finish.py", "run.py")
+FILES = ("pipeline.py", "stages.py", "config.py", "checking.py", "plan.py", "finish.py", "run.py")
 NAMES = re.compile(
     r"even_odd|(?<!L\d )(?<!at )\bH[1-5]\b|"  # a size such as L4 H4 is no hypothesis
     + "|".join(rf"\b{name}\b" for name in STUDIES)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from headdyn.analysis.clusters import clusterings
-from headdyn.core.statistics import at_least_as_high
+from headdyn.core.statistics import adjusted_rand, at_least_as_high
 
 Key = tuple[str, float]  # method and its parameter: k, or DBSCAN's radius
 TWO_MEANS: Key = ("kmeans", 2)
@@ -139,11 +139,11 @@ class Agreement:
 
 def agreement(first_H: np.ndarray, second_H: np.ndarray, draws: int, generator: np.random.Generator) -> Agreement:
     """Adjusted Rand index and mutual information of two labellings, against `draws` random relabellings."""
-    random_RH = clusterings.relabellings(second_H, draws, generator)
+    second_RH = clusterings.relabellings(second_H, draws, generator)
     if min(len(set(first_H.tolist())), len(set(second_H.tolist()))) < 2:
         return Agreement()
-    table = clusterings.contingency(first_H, np.concatenate((second_H[None], random_RH)))
-    rand_R, information_R = clusterings.adjusted_rand(table), clusterings.mutual_information(table)
+    table = clusterings.contingency(first_H, second_RH)
+    rand_R, information_R = adjusted_rand(table), clusterings.mutual_information(table)
     p_rand, p_information = map(at_least_as_high, (rand_R, information_R))
     return Agreement(
         rand=float(rand_R[0]),

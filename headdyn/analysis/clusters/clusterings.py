@@ -227,19 +227,6 @@ def contingency(first_H: np.ndarray, second_RH: np.ndarray) -> np.ndarray:
     return _members(first_H).T.astype(float) @ _members(second_RH)
 
 
-def adjusted_rand(table_Rab: np.ndarray) -> np.ndarray:
-    """Agreement of two clusterings, 1 if equal and 0 in expectation over relabellings (Hubert & Arabie 1985), [R]."""
-
-    def pairs(count: np.ndarray) -> np.ndarray:
-        return count * (count - 1) / 2
-
-    both_R = pairs(table_Rab).sum((-2, -1))
-    first_R, second_R = (pairs(table_Rab.sum(axis)).sum(-1) for axis in (-1, -2))
-    chance_R = first_R * second_R / pairs(table_Rab.sum((-2, -1)))
-    room_R = (first_R + second_R) / 2 - chance_R
-    return np.divide(both_R - chance_R, room_R, out=np.ones_like(room_R), where=np.abs(room_R) > 1e-12)
-
-
 def mutual_information(table_Rab: np.ndarray) -> np.ndarray:
     """Mutual information of the two labels in nats, [R]."""
     share_Rab = table_Rab / table_Rab.sum((-2, -1), keepdims=True)
@@ -249,5 +236,6 @@ def mutual_information(table_Rab: np.ndarray) -> np.ndarray:
 
 
 def relabellings(labels_H: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """The labels dealt out to the points at random, [draws, H]: the null of every comparison of two labellings."""
-    return generator.permuted(np.broadcast_to(labels_H, (draws, len(labels_H))), axis=-1)
+    """The labels as they are, then dealt out to the points at random, [1 + draws, H]: the null of a comparison."""
+    dealt_RH = generator.permuted(np.broadcast_to(labels_H, (draws, len(labels_H))), axis=-1)
+    return np.concatenate((labels_H[None], dealt_RH))

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from headdyn.analysis.clusters import KINDS
 from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, agreement
+from headdyn.analysis.clusters.clusterings import relabellings
 from headdyn.core.records import HeadTable
 from headdyn.core.statistics import at_least_as_high
 
@@ -87,9 +88,7 @@ def mantel(
     scale = np.linalg.norm(first_X) * np.linalg.norm(second_X)
     if scale <= 1e-12 * np.abs(first_HH).max() * np.abs(second_HH).max():
         return np.nan, np.nan
-    order_RH = np.concatenate(
-        (np.arange(heads)[None], generator.permuted(np.tile(np.arange(heads), (draws, 1)), axis=-1))
-    )
+    order_RH = relabellings(np.arange(heads), draws, generator)
     second_RX = second_HH[order_RH[:, upper[0]], order_RH[:, upper[1]]] - second_HH[upper].mean()
     correlation_R = second_RX @ first_X / scale
     return float(correlation_R[0]), at_least_as_high(correlation_R)

@@ -6,9 +6,9 @@ import numpy as np
 
 from headdyn.analysis.clusters import KINDS, clusterings
 from headdyn.analysis.clusters.all_clusterings import TWO_MEANS, AllClusterings, Clouds
-from headdyn.core.cluster_charts import Scatter, label_strips, scatter_panels
-from headdyn.core.figures import Figure, NullRanges, null_ranges
+from headdyn.core.figures import Figure
 from headdyn.core.records import HeadTable
+from headdyn.core.special_charts import NullRanges, Scatter, label_strips, null_ranges, scatter_panels
 
 
 def percentiles(null_RX: np.ndarray) -> np.ndarray:

@@ -232,7 +232,6 @@ def _accuracy_row(
     labels_CH = np.stack(
         [labels_LH[layer] for of in labels for (method, _), labels_LH in of.items() if method != "dbscan"]
     )
-    random_RH = clusterings.relabellings(repairs_H, relabellings, generator)
-    accuracy_R = separates(labels_CH, np.concatenate((repairs_H[None], random_RH))).mean(-1)
+    accuracy_R = separates(labels_CH, clusterings.relabellings(repairs_H, relabellings, generator)).mean(-1)
     value, null = float(accuracy_R[0]), float(accuracy_R[1:].mean())
     return row | {"value": value, "null": null, "p": at_least_as_high(accuracy_R), "n": len(labels_CH)}

@@ -17,9 +17,9 @@ from headdyn.analysis.interventions.pair_rows import Row
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import heads_as_weights, in_dtype
 from headdyn.analysis.interventions.splits import head_groups
-from headdyn.core.figures import Figure, HeadMap, NullRanges, head_map, null_ranges
+from headdyn.core.figures import Figure, HeadMap, head_map
 from headdyn.core.records import Findings, HeadTable
-from headdyn.core.statistics import bootstrap_interval
+from headdyn.core.special_charts import NullRanges, null_ranges
 from headdyn.data.corpus import Corpus
 from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
@@ -40,7 +40,8 @@ def measure(settings: Ablation, decoder: Decoder, corpus: Prompts | Corpus, gene
     clusters = cluster_groups(decoder, layer, generator)
     groups = _groups(runs, layer, clusters, settings.random_groups, generator)
     rows = [group.row(texts, generator, settings.bootstrap_draws) for group in groups]
-    tested = HeadTable.from_rows([*rows, *_energies(decoder, settings.splits, generator)]).with_q()
+    energies = HeadTable.from_rows(_energies(decoder, settings.splits, generator))
+    tested = HeadTable.concat([*rows, energies]).with_q()
     return Findings(
         table=HeadTable.concat([heads, tested]),
         figures={"heads": _head_figure(heads), "groups": _group_figure(groups, tested, layer)},
@@ -85,19 +86,11 @@ class Group:
     def metric(self) -> str:
         return f"{self.name}_{self.kind}_kl_nats"
 
-    def row(self, texts: Texts, generator: np.random.Generator, draws: int) -> Row:
+    def row(self, texts: Texts, generator: np.random.Generator, draws: int) -> HeadTable:
         """The model's row, with the interval over units and the rank among random sets."""
-        low, high = (bound.item() for bound in bootstrap_interval(self.kl_U, generator, draws=draws))
-        return {
-            "metric": self.metric,
-            "value": float(self.kl_U.mean()),
-            "ci_low": low,
-            "ci_high": high,
-            "null": float(self.null_R.mean()),
-            "p": group_rank(self.kl_U.mean(), self.silent_H, self.random_RH, self.null_R),
-            "n": texts.units,
-            "unit": texts.unit,
-        }
+        p = group_rank(self.kl_U.mean(), self.silent_H, self.random_RH, self.null_R)
+        kl = means(self.kl_U, generator, draws=draws)
+        return kl.rows(self.metric, unit=texts.unit, null=self.null_R.mean(), p=p)
 
 
 def _groups(

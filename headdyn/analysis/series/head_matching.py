@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
+from headdyn.analysis.clusters.clusterings import relabellings
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.statistics import at_least_as_high
 from headdyn.core.whole_files import whole_file
@@ -103,10 +104,9 @@ def match_series(
 
 def kept_by_chance(match: Match, draws: int, generator: np.random.Generator) -> float:
     """p of the heads' mean likeness to the earlier head of their own index, over heads with indices at random."""
-    heads = len(match.best_J)
-    random_RJ = generator.permuted(np.tile(np.arange(heads), (draws, 1)), axis=-1)
-    order_RJ = np.concatenate((np.arange(heads)[None], random_RJ))
-    return at_least_as_high(match.cosine_HJ[order_RJ, np.arange(heads)].mean(1))
+    heads_J = np.arange(len(match.best_J))
+    order_RJ = relabellings(heads_J, draws, generator)
+    return at_least_as_high(match.cosine_HJ[order_RJ, heads_J].mean(1))
 
 
 def match_table(by: str, matches: Mapping[tuple[int, int], Match]) -> pa.Table:

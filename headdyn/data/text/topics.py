@@ -18,7 +18,7 @@ from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from headdyn.core.randomness import generator
-from headdyn.core.statistics import draws_test
+from headdyn.core.statistics import adjusted_rand, draws_test
 from headdyn.data.text.embedding import fit_terms
 
 SILHOUETTE_DOCUMENTS = 2000
@@ -113,11 +113,11 @@ def agreement(topics_D: np.ndarray, given_D: np.ndarray, seed: int) -> Mapping[s
     with the same margins are drawn in place of permutations; their law is the same.
     """
     table_SG = contingency_matrix(topics_D, given_D)
-    observed = adjusted_rand(table_SG)
+    observed = float(adjusted_rand(table_SG))
     rng = generator(seed, "text/agreement null")
     margins = table_SG.sum(1), table_SG.sum(0)
     tables = random_table(*margins).rvs(_PERMUTATIONS, random_state=rng)
-    null_R = np.array([adjusted_rand(table) for table in tables])
+    null_R = adjusted_rand(tables)
     return {
         "given_adjusted_rand": observed,
         "given_adjusted_rand_null": float(null_R.mean()),
@@ -127,22 +127,6 @@ def agreement(topics_D: np.ndarray, given_D: np.ndarray, seed: int) -> Mapping[s
         "given_topics": table_SG.shape[1],
         "given_documents": len(topics_D),
     }
-
-
-def adjusted_rand(table_SG: np.ndarray) -> float:
-    """Adjusted Rand index (Hubert & Arabie 1985) of two labellings from their table of counts.
-
-    1 where both put every document under one label, or each under its own.
-    """
-    table_SG = table_SG.astype(np.float64)
-
-    def pairs(counts: np.ndarray) -> float:
-        return float((counts * (counts - 1) / 2).sum())
-
-    together, rows, columns = pairs(table_SG), pairs(table_SG.sum(1)), pairs(table_SG.sum(0))
-    all_pairs = pairs(table_SG.sum(keepdims=True))
-    expected, most = rows * columns / all_pairs, (rows + columns) / 2
-    return 1.0 if most == expected else (together - expected) / (most - expected)
 
 
 def top_terms(texts: Sequence[str], topics_D: np.ndarray, num_topics: int) -> list[list[str]]:

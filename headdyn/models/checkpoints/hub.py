@@ -222,13 +222,13 @@ def _nearest_on_hub(api: HfApi, name: str, revision: str) -> str:
     return f"; the nearest it has are {nearest(revision, [ref.name for ref in (*refs.branches, *refs.tags)])}"
 
 
-def nearest(revision: str, available: Collection[str], count: int = 3) -> str:
-    """The available revisions whose steps, or else whose names, are nearest."""
+def nearest(revision: str, available: Collection[str]) -> str:
+    """The three available revisions whose steps, or else whose names, are nearest."""
     step, steps = step_of(revision), {other: step_of(other) for other in available}
     if step is not None and any(at is not None for at in steps.values()):
         by_step = sorted((abs(at - step), at, other) for other, at in steps.items() if at is not None)
-        return ", ".join(in_order([other for *_, other in by_step[:count]]))
-    return ", ".join(difflib.get_close_matches(revision, available, n=count, cutoff=0.0))
+        return ", ".join(in_order([other for *_, other in by_step[:3]]))
+    return ", ".join(difflib.get_close_matches(revision, available, n=3, cutoff=0.0))
 
 
 def _first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from headdyn.core.numbers import count, fixed, listed, spelled
 from headdyn.report.head_data import head_metrics, metrics_of_roles
 from headdyn.studies.topic_order import retention
-from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Metrics, Row, detectable, difference, is_effect
+from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Metrics, Row, difference, is_effect, would_be_detected
 from headdyn.sweep.effects import factor_effects
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.jobs import Job
@@ -100,24 +100,22 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
     if seeds < 2:
         return [f"{ONE_SEED} {head}.", *details]
     clear = [_INSTRUMENTS[row["outcome"]] for row in rows if is_effect(row)]
-    rest = [_undetected(row, metric) for row in rows if not is_effect(row)]
+    rest = [
+        _INSTRUMENTS[row["outcome"]] + would_be_detected(row, metric(row["outcome"]))
+        for row in rows
+        if not is_effect(row)
+    ]
     parts = [f"An effect by {listed(clear)} (q < {ALPHA:g})"] if clear else []
     parts += [f"{'none' if clear else 'No effect'} detected by {listed(rest)}"] if rest else []
     return [f"{', '.join(parts)}. {head}; {count(seeds, 'seed')}.", *details]
-
-
-def _undetected(row: Row, metric: Metrics) -> str:
-    bound = detectable(row, metric)
-    return _INSTRUMENTS[row["outcome"]] + (f" ({bound} would be)" if bound else "")
 
 
 def _compared(rows: Sequence[Row], metric: Metrics) -> list[str]:
     """Sentences on whether two instruments see the same effect, by their difference within every seed."""
     sentences = []
     for row in (row for row in rows if row["value"] is not None and row["n"] > 1):
-        bound = detectable(row, metric)
-        limit = f" ({bound} would be detected)" if bound else ""
-        words = "they differ" if is_effect(row) else f"no difference detected{limit}"
+        bound = would_be_detected(row, metric(row["outcome"]))
+        words = "they differ" if is_effect(row) else f"no difference detected{bound}"
         other = _PAIRED[row["outcome"]]
         sentences.append(f"TensorLens' effect less that of {other}, seed by seed: {difference(row, metric)}, {words}.")
     return sentences

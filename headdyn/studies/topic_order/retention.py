@@ -17,7 +17,7 @@ from headdyn.core.randomness import generator
 from headdyn.core.records import Metric
 from headdyn.core.statistics import draws_test, effect_over_seeds
 from headdyn.report.blocks import Cell, Heading, Section, Table, cell
-from headdyn.sweep.effect_words import ALPHA, detectable, is_effect
+from headdyn.sweep.effect_words import ALPHA, is_effect, would_be_detected
 from headdyn.sweep.effects import unrecovered, with_q
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -25,6 +25,9 @@ from headdyn.sweep.words import Statement
 
 _QUESTION = "Does order's mark outlast the drop?"
 _MEASURES = ("selectivity", "probe_accuracy")
+_SHARE = Metric(
+    meaning="the share of the heads' variance that the best cut into two explains", scale=100, unit="points"
+)
 _STUDY_LAYER = 1  # the layer whose heads fell in two groups in the study
 _NULL_DRAWS = 9_999
 _ABOUT = (
@@ -81,8 +84,7 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
     metric = sweep.metric(row["measure"])
     text = f"{metric.label} at layer {row['layer']}, {metric.spelled(row, signed=True)} {metric.of_differences}"
-    bound = "" if is_effect(row) else detectable({**row, "outcome": row["measure"]}, sweep.metric)
-    return f"{text} ({bound} would be detected)" if bound else text
+    return text + would_be_detected(row, metric)
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -150,8 +152,7 @@ def collapse(jobs: Sequence[Job]) -> str:
     change, *ends = (fixed(100 * number, 0, signed=True) for number in numbers if number is not None)
     interval = f" [{', '.join(ends)}]" if ends else ""
     tested = "no interval from one seed" if effect.p is None else f"{p_is(effect.p)}, {count(effect.n, 'seed')}"
-    if effect.detectable is not None and abs(effect.value) <= effect.detectable and not is_effect(vars(effect)):
-        tested += f"; {fixed(100 * effect.detectable, 0)} points would be detected"
+    tested += would_be_detected(vars(effect), _SHARE, "; {}", decimals=0)
     return f"The drop changes the share explained by {change}{interval} points ({tested})."
 
 

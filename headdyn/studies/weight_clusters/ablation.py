@@ -93,8 +93,7 @@ class OriginalAblation:
             lambda labels_H: law(swapped(model, layer, labels_H), prompt),
             lambda labels_H: law(model, prompt, [other_slices_zero(model, layer, clusterings.smaller(labels_H))]),
         )
-        random_RH = clusterings.relabellings(labels["query"], self.swaps, generator)
-        labels_RH = np.concatenate((labels["query"][None], random_RH))
+        labels_RH = clusterings.relabellings(labels["query"], self.swaps, generator)
         plain_V = law(model, prompt)
         kls = (_kl_row(metric, plain_V, change, labels_RH) for metric, change in zip(KLS, changes, strict=True))
         return Findings(table=HeadTable.from_rows([*rows, *kls]))

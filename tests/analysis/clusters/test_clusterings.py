@@ -10,6 +10,7 @@ import sklearn.metrics
 from scipy.spatial.distance import pdist
 
 from headdyn.analysis.clusters import clusterings
+from headdyn.core.statistics import adjusted_rand
 
 
 def points(clouds: int, count: int = 9, width: int = 4, seed: int = 0) -> np.ndarray:
@@ -169,13 +170,15 @@ def test_agreement_is_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     first_H, second_RH = generator.integers(3, size=10), generator.integers(4, size=(20, 10))
     table = clusterings.contingency(first_H, second_RH)
-    rand_R, information_R = clusterings.adjusted_rand(table), clusterings.mutual_information(table)
+    rand_R, information_R = adjusted_rand(table), clusterings.mutual_information(table)
     for second_H, rand, information in zip(second_RH, rand_R, information_R, strict=True):
         assert rand == pytest.approx(sklearn.metrics.adjusted_rand_score(first_H, second_H))
         assert information == pytest.approx(sklearn.metrics.mutual_info_score(first_H, second_H), abs=1e-12)
 
 
 def test_relabellings_deal_out_the_same_labels() -> None:
-    dealt_RH = clusterings.relabellings(np.array([0, 0, 0, 1]), 4000, np.random.default_rng(0))
+    own_H, *dealt = clusterings.relabellings(np.array([0, 0, 0, 1]), 4000, np.random.default_rng(0))
+    dealt_RH = np.array(dealt)
+    assert own_H.tolist() == [0, 0, 0, 1] and len(dealt_RH) == 4000
     assert (dealt_RH.sum(1) == 1).all()
     assert np.abs(dealt_RH.mean(0) - 0.25).max() < 0.03  # four standard errors

@@ -15,6 +15,7 @@ from headdyn.analysis.interventions.ablation_measure import cluster_groups, ener
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts
 from headdyn.core.records import Findings
 from headdyn.core.settings import build
+from headdyn.core.statistics import adjusted_rand
 from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 from tests.analysis import tiny
@@ -89,7 +90,7 @@ def test_the_clusters_are_those_of_k_means() -> None:
     for circuit, mask_H in cluster_groups(decoder, 1, np.random.default_rng(0)).items():
         cosine_HH = circuit_cosines(decoder, 1)[circuit.removesuffix("_cluster")]
         labels_H = clusterings.kmeans(cosine_HH[None], 2, np.random.default_rng(5))[0]
-        assert clusterings.adjusted_rand(clusterings.contingency(labels_H, mask_H.astype(int)[None]))[0] == 1
+        assert adjusted_rand(clusterings.contingency(labels_H, mask_H.astype(int)[None]))[0] == 1
 
 
 def test_heads_that_carry_the_layer_are_found_and_the_others_are_not(family: Prompts) -> None:

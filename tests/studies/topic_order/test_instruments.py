@@ -49,8 +49,8 @@ def test_instruments_are_compared_alike_where_the_whole_model_was_looked_at(tmp_
     # 0.1 points, an effect of 16 standard errors has t > 12.7 in four of five repetitions (t = (Z + 16)/|Z'|). The
     # differences of raw attention and rollout are larger, so that no bound is given.
     assert by_question[AFTER][0].startswith(
-        "No effect detected by raw attention, attention rollout, TensorLens (1.6 points would be) and probes (0 points "
-        "would be). "
+        "No effect detected by raw attention, attention rollout, TensorLens (1.6 points would be detected) and "
+        "probes (0 points would be detected). "
     )
     assert "by +6.1 [+4.8, +7.4] points (raw attention)" in by_question[WITH][0]
     assert not any(

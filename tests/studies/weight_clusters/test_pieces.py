@@ -12,6 +12,7 @@ from transformers import GPTNeoXConfig
 
 from headdyn.analysis.clusters import clusterings
 from headdyn.analysis.clusters.geometry import circuit_cosines, random_directions
+from headdyn.core.statistics import adjusted_rand
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import load_pretrained
 from headdyn.studies.weight_clusters.clusters import PARTS
@@ -102,7 +103,7 @@ def test_another_basis_of_the_same_heads_gives_the_study_other_clusters() -> Non
     torch.testing.assert_close(other(text), decoder(text), atol=1e-9, rtol=0)
     np.testing.assert_allclose(circuit_cosines(other, 1)["qk"], circuit_cosines(decoder, 1)["qk"], atol=1e-9)
     ours, theirs = (two_clusters(misread(packed(each, 1), HEADS)[0])[0] for each in (decoder, other))
-    assert clusterings.adjusted_rand(clusterings.contingency(ours, theirs[None]))[0] < 0.9
+    assert adjusted_rand(clusterings.contingency(ours, theirs[None]))[0] < 0.9
 
 
 def test_one_large_norm_makes_the_studys_silhouette() -> None:
