@@ -149,6 +149,11 @@ class RunConfig:
         ):
             if place != "all" and place >= count:
                 raise ConfigError(f"train.clamp.{name}={place} is out of range; this model's are 0 to {count - 1}")
+        if clamp.pattern != "none" and getattr(self.data, "mask_documents", False):
+            raise ConfigError(
+                f"train.clamp.pattern={clamp.pattern} holds heads across documents, and data.mask_documents=true keeps "
+                "attention inside them; set one of them to none or false"
+            )
         for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
             wanted, available = getattr(self.train, ours), getattr(self.data, theirs, None)
             if available is not None and wanted > available:

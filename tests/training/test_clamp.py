@@ -178,6 +178,10 @@ def test_several_documents_and_partial_batches_are_refused() -> None:
         (("train.clamp.pattern=copy", "train.clamp.layer=all"), r"train\.clamp\.pattern=copy holds one head's output"),
         (("train.clamp.pattern=match", "train.clamp.from_step=80"), r"train\.clamp\.from_step=80 is after the last of"),
         (("train.clamp.pattern=match", "train.clamp.head=every"), r"train\.clamp\.head"),
+        (
+            ("data=wikipedia", "data.mask_documents=true", "train.clamp.pattern=match"),
+            r"train\.clamp\.pattern=match holds heads across documents",
+        ),
     ],
 )
 def test_a_head_that_is_not_there_is_refused_before_training(arguments: tuple[str, ...], message: str) -> None:
