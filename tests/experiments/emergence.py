@@ -1,10 +1,20 @@
-"""When heads form on conversations: eight trainings followed through sixteen snapshots each."""
+"""When heads form on conversations: eight trainings followed through 16 snapshots each, then eight through 32.
+
+`python -m tests.experiments.emergence SWEEP…` records the second look and draws its figure.
+"""
 
 from __future__ import annotations
 
+import csv
+import json
+import sys
 from pathlib import Path
+from typing import Any
 
-from tests.experiments.records import high, low, percent, read, rows, span
+import numpy as np
+
+from headdyn.core.figures import Curve, curves
+from tests.experiments.records import Row, average, fixed, high, low, p_is, percent, read, rows, span, spelled
 
 SETTINGS = (
     "Clopper–Pearson intervals, 95 %",
@@ -20,6 +30,9 @@ MEASURES = {  # row of the table: (measure, scale, digits)
     "attention on the previous token, strongest head": ("previous_token_top", 100, 0),
     "attention on position 0, strongest head": ("sink_rate_top", 100, 0),
 }
+FOLLOWED = ("induction_top", "selectivity_top", "repeat_gain_nats")
+COURSES = ("loss_nats", "gap_closed", "selectivity", *FOLLOWED)
+STEPS = (0, 16, 28, 51, 136, 444, 800)
 
 
 def fragments(folder: Path) -> list[str]:
@@ -60,6 +73,7 @@ def fragments(folder: Path) -> list[str]:
         f"{before} nats untrained, {span(highest, 2)} at its highest, {end} at the end",
         f"height between steps {min(a for a, _ in halves)} and {max(b for _, b in halves)},",
         f"{at_once} before any training",
+        *second_look(folder),
     ]
 
 
@@ -68,3 +82,96 @@ def first_at(course: dict[int, float], level: float) -> tuple[int, int]:
     steps = list(course)
     index = next(i for i, step in enumerate(steps) if course[step] >= level)
     return steps[index - 1], steps[index]
+
+
+# -- the second look, with twice as many snapshots, in both orders of the data ------------------------------------------
+
+
+def record(sweeps: list[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
+    """Of every training the dates and what predicts them, and of every snapshot the numbers that the page uses."""
+    trainings, snapshots = dict[tuple[str, int], dict[str, Any]](), []
+    for sweep in sweeps:
+        for entry in read(sweep / "verdict.json"):
+            factors, verdict = entry["factors"], entry["verdict"]
+            which = factors["data_ordering"], factors["seed"]
+            training = trainings.setdefault(which, {"data_ordering": which[0], "seed": which[1]})
+            if entry["analysis"] == "emergence":
+                training["measures"] = {name: verdict["measures"][name] for name in FOLLOWED}
+                training["order"] = verdict["order"]
+                training["moving_together"] = verdict["moving_together"]
+            else:
+                training["predicted"] = verdict["predicted"]
+        for run in rows(sweep / "summary.csv"):
+            step = {"step": run["revision"].removeprefix("step")}
+            snapshots.append(
+                {name: run[name] for name in ("data_ordering", "seed")} | step | {n: run[n] for n in COURSES}
+            )
+    return list(trainings.values()), snapshots
+
+
+def second_look(folder: Path) -> list[str]:
+    """What the page says of the second run."""
+    trainings, snapshots = read(folder / "dense.json"), rows(folder / "dense_timeline.csv")
+    found = []
+    for order in ("shuffled", "topic"):
+        for training in (each for each in trainings if each["data_ordering"] == order):
+            course = {
+                int(row["step"]): float(row["gap_closed"])
+                for row in snapshots
+                if (row["data_ordering"], row["seed"]) == (order, str(training["seed"]))
+            }
+            dates = [training["order"]["half_height"]["intervals"].get(name) for name in FOLLOWED]
+            cells = ["–" if date is None else f"{date[0]} to {date[1]}" for date in (*dates, first_at(course, 0.5))]
+            (together,) = [
+                each
+                for each in training["moving_together"]
+                if {each["one"], each["other"]} == {FOLLOWED[1], "loss_nats"}
+            ]
+            cells.append(f"{fixed(together['correlation'], 2, signed=True)} ({p_is(together['q'], 'q')})")
+            topic = training["predicted"]["topic"]
+            cells += [
+                "never" if topic[key] is None else str(topic[key]) for key in ("from_step", "half_have_the_role_by")
+            ]
+            found.append(f"| {order} {training['seed']} | {' | '.join(cells)} |")
+    for step in map(str, STEPS):
+        at = [row for row in snapshots if row["step"] == step]
+        shuffled = fixed(100 * np.mean([float(r["selectivity"]) for r in at if r["data_ordering"] == "shuffled"]), 1)
+        cells = [
+            spelled(average(at, name, "data_ordering", "shuffled", "topic"), scale=scale, signed=True)
+            for name, scale in (("selectivity", 100), ("loss_nats", 1))
+        ]
+        found.append(f"| {step} | {shuffled} | {' | '.join(cells)} |")
+    return found
+
+
+def main() -> None:
+    folder = Path("experiments/emergence")
+    if sweeps := [Path(name) for name in sys.argv[1:]]:
+        trainings, snapshots = record(sweeps)
+        lines = ",\n ".join(map(json.dumps, trainings))
+        (folder / "dense.json").write_text(f"[{lines}]\n", encoding="utf-8")
+        with (folder / "dense_timeline.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(snapshots[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(snapshots)
+    snapshots, drawn = rows(folder / "dense_timeline.csv"), []
+    for order, label in (("shuffled", "shuffled order"), ("topic", "topic order")):
+        mine = [row for row in snapshots if row["data_ordering"] == order]
+        steps = sorted({int(row["step"]) for row in mine})
+        points_KC = np.array(
+            [[100 * float(r["selectivity"]) for r in mine if r["step"] == str(step)] for step in steps]
+        )
+        ends = {"low": points_KC.min(1), "high": points_KC.max(1)}
+        drawn.append(Curve(label=label, x=np.array(steps), y=points_KC.mean(1), **ends))
+    curves(
+        drawn,
+        xlabel="training step",
+        ylabel="topic selectivity (points)",
+        title="Topic selectivity over training, mean over heads",
+        references={"chance": 0.0},
+        log_x=True,
+    ).save(folder / "selectivity_by_order.svg")
+
+
+if __name__ == "__main__":
+    main()
