@@ -149,10 +149,21 @@ class RunConfig:
         ):
             if place != "all" and place >= count:
                 raise ConfigError(f"train.clamp.{name}={place} is out of range; this model's are 0 to {count - 1}")
+        if clamp.pattern != "none" and self.position_enc.recalibration is not None:
+            raise ConfigError(
+                f"train.clamp.pattern={clamp.pattern} holds heads in the training alone, and position_enc="
+                f"{self.position_enc.name} trains on without them; set position_enc=rope or nope"
+            )
         if clamp.pattern != "none" and getattr(self.data, "mask_documents", False):
             raise ConfigError(
                 f"train.clamp.pattern={clamp.pattern} holds heads across documents, and data.mask_documents=true keeps "
                 "attention inside them; set one of them to none or false"
+            )
+        first, topics = getattr(self.data_ordering, "first_topic", 0), getattr(self.data, "num_topics", None)
+        if topics is not None and first >= topics:
+            raise ConfigError(
+                f"data_ordering.first_topic={first} is no topic: data.num_topics={topics} are numbered from 0; set at "
+                f"most {topics - 1}"
             )
         for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
             wanted, available = getattr(self.train, ours), getattr(self.data, theirs, None)

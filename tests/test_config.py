@@ -137,6 +137,10 @@ def test_jobs_of_a_sweep_are_what_each_composed_alone_is(arguments):
             ["-m", "train.adamw_betas=[0.9,0.95],[0.8,0.9]"],
             ["train.adamw_betas is swept, and one of its values is a list or a group"],
         ),
+        (
+            ["mode=smoke", "data_ordering=topic", "data_ordering.first_topic=3"],
+            ["data_ordering.first_topic=3 is no topic", "set at most 2"],
+        ),
         (["data=repeated_tokens"], ["data=repeated_tokens", "is trained here", "data=micro_languages"]),
         (["model=gpt2", "data=conversations"], ["data=conversations has symbols of its own", "repeated_tokens"]),
         (["model=gpt2", "analysis=[probes]"], ["analysis=probes", "topics"]),
@@ -438,3 +442,10 @@ def test_the_configuration_prints_resolved(capsys):
     assert main(["--cfg", "job", "--resolve", "mode=smoke"]) == 0
     printed = OmegaConf.create(capsys.readouterr().out)
     assert printed.train.steps == OmegaConf.load(Path(CONF) / "mode" / "smoke.yaml").train.steps
+
+
+def test_all_curves_of_head_emergence_are_dated_by_one_criterion():
+    emergence = composed("model=huggingface", "model.name=x/y", "experiment=head_emergence").analysis["emergence"]
+    assert not emergence.thresholded and set(emergence.least) == set(emergence.continuous)
+    heads = {name: least for name, least in emergence.least.items() if name.endswith("_top")}
+    assert len(heads) == 4 and {least for name, least in heads.items() if name != "selectivity_top"} == {0.05}

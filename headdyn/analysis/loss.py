@@ -40,14 +40,19 @@ class HeldOutLoss:
             "loss above the Bayes floor", "loss above the exact Bayes filter's on the same sequences", outcome=True
         ),
         "first_topic_excess_nats": nats(
-            "loss above the floor, first topic", "excess_nats over tokens of the topic with the lowest id"
+            "loss above the floor, first topic",
+            "excess_nats over tokens of the topic with the lowest id, with which a topic-ordered pass begins unless "
+            "data_ordering.first_topic is set",
         ),
         "last_topic_excess_nats": nats(
             "loss above the floor, last topic",
-            "excess_nats over tokens of the topic with the highest id, with which a topic-ordered pass ends",
+            "excess_nats over tokens of the topic with the highest id, with which such a pass ends",
         ),
         "forgetting_nats": nats(
-            "forgetting", "loss above the floor on the first topic less that on the last", outcome=True
+            "forgetting",
+            "first_topic_excess_nats less last_topic_excess_nats; no forgetting with data_ordering.first_topic set, where "
+            "passes begin and end with other topics",
+            outcome=True,
         ),
         "gap_closed": share(
             "gap closed",

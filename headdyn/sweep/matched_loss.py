@@ -31,7 +31,8 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
     """A row for every outcome and every pair of complete runs that differ only in their ordering, or only in the drop.
 
     `analyse(run, step)` returns the results for a snapshot of a training; those for its end are in the run. A DroPE arm
-    has only its end, so a pair is absent if its DroPE arm ended with a lower loss than its RoPE arm.
+    has only its end, so a pair is absent if its DroPE arm ended with a lower loss than its RoPE arm. Trainings with
+    heads held are left out: their losses are not those of the weights that `analyse` reads.
     """
     outcomes = [name for name in outcomes_of(runs).names if name not in _EQUAL]
     rows: Rows = []
@@ -39,7 +40,12 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
         cells: dict[str, dict[str, RunRecord]] = {}
         for run in runs:
             recalibrated = run.factors.get("position_enc") == "drope" and factor == "position_enc"
-            if losses_of(run) and ("recalibration" not in run.scalars or recalibrated) and not unrecovered(run):
+            if (
+                losses_of(run)
+                and not heads_held(run)
+                and ("recalibration" not in run.scalars or recalibrated)
+                and not unrecovered(run)
+            ):
                 others = {name: level for name, level in run.factors.items() if name != factor}
                 cell = json.dumps(others, sort_keys=True, default=str)
                 cells.setdefault(cell, {})[str(run.factors.get(factor))] = run
@@ -47,6 +53,12 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
             if {low, high} <= set(arms):
                 rows += _pair(factor, {low: arms[low], high: arms[high]}, analyse, outcomes)
     return rows
+
+
+def heads_held(run: RunRecord) -> bool:
+    """Whether heads were held at an ideal in the run's training (`train.clamp`)."""
+    clamp = run.manifest["config"].get("train", {}).get("clamp", {})  # records of earlier versions have none
+    return bool(clamp.get("pattern", "none") != "none")
 
 
 def losses_of(run: RunRecord) -> dict[int, float]:

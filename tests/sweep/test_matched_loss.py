@@ -52,6 +52,14 @@ def test_pairs_at_matched_loss(tmp_path: Path) -> None:
         whole.write(tmp_path / entry["name"] / "heads.parquet")
     rows = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
     (row,) = (row for row in rows if row["factor"] == "data_ordering")
+    # Where a head was held in training, the loss is not that of the weights: no pair.
+    manifest = read_json(tmp_path / entries[1]["name"] / "manifest.json")
+    write_json(
+        tmp_path / entries[1]["name"] / "manifest.json",
+        {**manifest, "config": {**manifest["config"], "train": {"clamp": {"pattern": "match"}}}},
+    )
+    held = matched_loss([RunRecord.read(tmp_path / entry["name"]) for entry in entries], analyse)
+    assert not [each for each in held if each["factor"] == "data_ordering"]
     # Topic order ended at 3.4; the shuffled arm fell from 4.1 (step 0) to 3.2 (step 100), 7/9 of the way.
     assert row["snapshots"] == {"shuffled": [0, 100], "topic": [200]}
     assert row["steps"] == {"shuffled": 78, "topic": 200}

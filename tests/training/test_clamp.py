@@ -182,6 +182,10 @@ def test_several_documents_and_partial_batches_are_refused() -> None:
             ("data=wikipedia", "data.mask_documents=true", "train.clamp.pattern=match"),
             r"train\.clamp\.pattern=match holds heads across documents",
         ),
+        (
+            ("position_enc=drope", "train.clamp.pattern=uniform", "train.clamp.from_step=40"),
+            r"train\.clamp\.pattern=uniform holds heads in the training alone, and position_enc=drope trains on",
+        ),
     ],
 )
 def test_a_head_that_is_not_there_is_refused_before_training(arguments: tuple[str, ...], message: str) -> None:

@@ -9,6 +9,7 @@ from headdyn.core.numbers import ABSENT, fixed, listed, number
 from headdyn.report.blocks import Section, Table
 from headdyn.report.looks import level_of, looks
 from headdyn.sweep.jobs import Job
+from headdyn.sweep.matched_loss import heads_held
 from headdyn.sweep.record import SweepRecord
 
 _REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "position_only", "speaker_blind", "floor")
@@ -20,6 +21,10 @@ _MEANINGS = {
     "floor": "exact inference, which no model can beat",
 }
 _ABOUT = "Held-out loss of every training; arms that differ only in what became of the positions afterwards share one."
+_HELD = (
+    "In some of these trainings heads were held at an ideal (train.clamp). The losses of this section are theirs, with "
+    "the heads held; every other number of the page is of their weights with the heads free, as they were not trained."
+)
 _RECOVERY = (
     "Held-out loss above that of the same training before the change; step 0 is right after it. Every arm of a seed is "
     "recalibrated on the same shuffled batches."
@@ -38,7 +43,8 @@ def section(sweep: SweepRecord) -> Section | None:
     table = Table(columns=columns, rows=list(map(_row, trainings)), runs=numbers)
     last = [job.metrics["val_loss_nats"][-1][1] for job, *_ in sweep.siblings if job.metrics.get("val_loss_nats")]
     ends = " to ".join(dict.fromkeys(f"{loss:.3f}" for loss in (min(last), max(last))))
-    blocks = [_ABOUT, *figures.values(), table if trainings else None]
+    held = any(heads_held(job.run) for job in sweep.complete)
+    blocks = [_ABOUT, _HELD if held else None, *figures.values(), table if trainings else None]
     return Section("training", "Training", blocks, f"ended at {ends} nats")
 
 

@@ -9,6 +9,7 @@ from headdyn.studies.landmarks import Case, Landmark, Prediction, page
 from headdyn.studies.landmarks.courses import Course, by_level, crossing, pairs
 
 LAYERS = "model.num_layers"
+MOMENT = 0.1  # the share of training that counts as one moment
 LEAST = 0.2  # the least prefix matching with which a head is called an induction head
 
 
@@ -31,7 +32,10 @@ def _together(trainings: Sequence[Course]) -> list[Case]:
             continue
         (after, at), (score_after, score_at) = half_way(course, matching), half_way(course, score)
         evidence = f"half way: prefix matching in ({after:g}, {at:g}], the score in ({score_after:g}, {score_at:g}]"
-        cases.append(Case(name=course.label, holds=max(after, score_after) < min(at, score_at), evidence=evidence))
+        moment = MOMENT * float(course.steps[-1])
+        apart, nearest = max(at, score_at) - min(after, score_after), max(after, score_after) - min(at, score_at)
+        holds = True if apart <= moment else False if nearest >= moment else None
+        cases.append(Case(name=course.label, holds=holds, evidence=evidence))
     return cases
 
 
@@ -104,8 +108,9 @@ LANDMARK = Landmark(
     predictions=(
         Prediction(
             statement="prefix matching and the in-context score change at the same moment of training",
-            criterion=f"with two layers both come half way between the same snapshots, or overlapping ones (undecided "
-            f"where no head reaches {LEAST:.0%})",
+            criterion=f"with two layers both come half way within {MOMENT:.0%} of training, wherever between two "
+            f"snapshots each does (undecided where no head reaches {LEAST:.0%}; before the runs overlapping snapshots "
+            "were enough)",
             judge=_together,
         ),
         Prediction(

@@ -12,9 +12,9 @@ from headdyn.studies.landmarks.courses import Course
 from headdyn.studies.landmarks.induction_bump.predictions import LANDMARK
 from tests.studies.landmarks.made_courses import course
 
-STEPS = [0, 10, 20, 40, 80]
+STEPS = [0, 10, 36, 40, 80]
 RISE, SCORE = [0.05, 0.06, 0.1, 0.9, 0.95], [0.0, -0.1, -0.3, -2.9, -3.0]
-LOSSES = {0: 3.5, 10: 3.3, 20: 3.2, 30: 2.0, 40: 1.2, 80: 1.1}
+LOSSES = {0: 3.5, 10: 3.3, 36: 3.2, 38: 2.0, 40: 1.2, 80: 1.1}
 FLAT, SMALL = [0.05, 0.06, 0.08, 0.1, 0.1], [0.0, -0.1, -0.3, -0.6, -0.7]
 
 
@@ -37,6 +37,13 @@ def test_the_known_result_supports_every_prediction(number: int) -> None:
 def test_a_score_that_moves_long_before_is_not_together() -> None:
     early = [0.0, -2.0, -2.9, -3.0, -3.0]
     assert judged(0, made(2, score=early)) == "not supported"
+
+
+def test_snapshots_too_far_apart_to_tell_one_moment_decide_nothing() -> None:
+    """Both curves rise between steps 20 and 40 of 80: a quarter of training, which is no moment."""
+    metrics = {"best_prefix_matching": RISE, "in_context_nats": SCORE}
+    wide = course([0, 10, 20, 40, 80], metrics, losses=LOSSES, **{"model.num_layers": 2})
+    assert judged(0, wide) == "undecided"
 
 
 def test_a_loss_that_falls_elsewhere_is_seen() -> None:
