@@ -445,7 +445,7 @@ def test_the_configuration_prints_resolved(capsys):
 
 
 def test_all_curves_of_head_emergence_are_dated_by_one_criterion():
-    emergence = composed("model=huggingface", "model.name=x/y", "experiment=head_emergence").analysis["emergence"]
+    emergence = composed("model=trained", "experiment=head_emergence").analysis["emergence"]
     assert not emergence.thresholded and set(emergence.least) == set(emergence.continuous)
     heads = {name: least for name, least in emergence.least.items() if name.endswith("_top")}
     assert len(heads) == 4 and {least for name, least in heads.items() if name != "selectivity_top"} == {0.05}

@@ -50,8 +50,8 @@ class HeldOutLoss:
         ),
         "forgetting_nats": nats(
             "forgetting",
-            "first_topic_excess_nats less last_topic_excess_nats; no forgetting with data_ordering.first_topic set, where "
-            "passes begin and end with other topics",
+            "first_topic_excess_nats less last_topic_excess_nats; with data_ordering.first_topic set it is no "
+            "forgetting, since passes then begin and end with other topics",
             outcome=True,
         ),
         "gap_closed": share(

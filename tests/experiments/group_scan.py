@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import high, low, percent, read, span, spelled
 
-SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05")
+SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05", "is over pairs (95 %)")
 PLANTED = {0, 2, 4, 6, 8, 10}
 
 
