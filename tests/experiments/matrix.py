@@ -1,6 +1,7 @@
 """The 2x2x2 matrix on conversations, eight seeds, with the arms that tell a drop of positions from further training.
 
-`python -m tests.experiments.matrix SWEEP` records what the drop does to the order's effect at each layer of a sweep.
+`python -m tests.experiments.matrix SWEEP` records what the drop does to the order's effect at each layer of a sweep, and
+`python -m tests.experiments.matrix corpora FOLDER…` how far topic order keeps the topics of these corpora apart.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from headdyn.data.ordering import dominant_topics
 from headdyn.studies.topic_order.retention import collapse, retention, two_groups
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.record import SweepRecord
@@ -21,6 +25,8 @@ SETTINGS = (
     "0.05 nats of the loss",
     "reaches 15 points",
     "no q is below 0.05",
+    "of one test at p < 0.05",
+    "for q < 0.05 among all outcomes",
     "in layer 1 before the drop",
     "normal values (p < 0.05",
     # what was predicted
@@ -67,8 +73,10 @@ def record(sweep: Path) -> dict[str, Any]:
 def by_layer(entry: dict[str, Any]) -> str:
     measure = {"selectivity": "topic selectivity", "probe_accuracy": "probe accuracy"}[entry["measure"]]
     cells = [spelled(part, scale=100, signed=True) for part in (entry["rope"], entry["drope"], entry)]
-    detectable = fixed(100 * entry["detectable"], 1)
-    return f"| {measure} | {entry['layer']} | {' | '.join(cells)} | {fixed(entry['q'], 2)} | {detectable} |"
+    # No bound stands beside a difference that is larger than it.
+    detectable = float(f"{100 * entry['detectable']:.2g}")
+    bound = f"{detectable:g}" if abs(entry["value"]) <= entry["detectable"] else "–"
+    return f"| {measure} | {entry['layer']} | {' | '.join(cells)} | {fixed(entry['q'], 2)} | {bound} |"
 
 
 def fragments(folder: Path) -> list[str]:
@@ -104,10 +112,13 @@ def fragments(folder: Path) -> list[str]:
     significant = [entry for entry in by_layers["layers"] if entry["q"] < 0.05]
     apart = [entry for entry in by_layers["layers"] if entry["ci_low"] > 0 or entry["ci_high"] < 0]
     losses = by_layers["losses"]
+    order = read(folder / "order.json")
+    assert len(order) == seeds
     assert len(losses) == len(arms["drope"]) and max(loss["after"] for loss in losses) < 0.05
     in_groups = sum(entry["p"] < 0.05 for entry in by_layers["two_groups"])
     assert not significant
     assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
+    blind = span((float(run["speaker_blind_nats"]) - float(run["floor_nats"]) for run in runs), 2)
     by_topic = [
         run | {"apart": str(float(run["selectivity_first_topic"]) - float(run["selectivity_last_topic"]))}
         for run in runs
@@ -119,6 +130,9 @@ def fragments(folder: Path) -> list[str]:
     assert apart_by_topic["ci_low"] < 0 < apart_by_topic["ci_high"]
     return [
         *(row(folder, label) for label in OUTCOMES),
+        f"{span((each['of_block'] for each in order), 0, scale=100)} % of the tokens in a topic's block are of this topic",
+        f"{span((1 - each['of_topic'] for each in order), 0, scale=100)} % of its tokens come in other blocks",
+        f"stays {blind} nats above the floor",
         f"{spelled(first, scale=100, signed=True)} points of the selectivity of queries on the topic met first and "
         f"{spelled(last, scale=100, signed=True)} on the topic met last",
         f"the two differ by {spelled(apart_by_topic, scale=100, signed=True)} points; a difference of "
@@ -160,6 +174,27 @@ def fragments(folder: Path) -> list[str]:
     ]
 
 
+def purity(topics_NT: np.ndarray) -> dict[str, float]:
+    """How far topic order keeps topics apart: the share of a block's tokens that are of the block's topic, and of a topic's
+    tokens that stand in its block; means over topics."""
+    block_N, topics = dominant_topics(topics_NT, topics_NT.max() + 1), range(topics_NT.max() + 1)
+    own = np.array([(topics_NT[block_N == topic] == topic).sum() for topic in topics])
+    sizes = np.array([(topics_NT[block_N == topic]).size for topic in topics])
+    return {
+        "of_block": float((own / sizes).mean()),
+        "of_topic": float((own / np.bincount(topics_NT.flatten())).mean()),
+    }
+
+
+def main(arguments: list[str]) -> None:
+    folder, (kind, *paths) = Path("experiments/matrix"), arguments
+    if kind == "corpora":
+        found: Any = [purity(np.load(Path(path) / "train_topics.npy")) for path in paths]
+    else:
+        found = record(Path(kind))
+    name = "order" if kind == "corpora" else "retention"
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 if __name__ == "__main__":
-    text = json.dumps(record(Path(sys.argv[1])), indent=1)
-    Path("experiments/matrix/retention.json").write_text(text + "\n", encoding="utf-8")
+    main(sys.argv[1:])

@@ -20,6 +20,7 @@ SETTINGS = (
     "of what 0.75 leaves is nearer to 0 than half of what 0.25 leaves",
     "at a share of 0 lies above 0",
     "at 0.75 less than half of what 0.25 leaves remains",
+    "From 0 to 0.25 the differences are alike",
 )
 MATRIX = Path(__file__).parents[2] / "experiments" / "matrix"
 SHUFFLED, SHARES = "shuffled", ("0", "0.25", "0.5", "0.75")

@@ -18,14 +18,23 @@ def fragments(folder: Path) -> list[str]:
     chosen = {"speaker": "announced", "mode": "laptop"}
     final = [row for row in runs if all(row[name] == cell for name, cell in chosen.items())]
     drope = [row for row in runs if row["position_enc"] == "drope"]
-    spread = max((row for row in runs if row["position_enc"] == "nope"), key=lambda row: float(row["excess_nats"]))
+    nope = [row for row in runs if row["position_enc"] == "nope"]
+    spread = max(nope, key=lambda row: float(row["excess_nats"]))
+    smoke = {
+        arm: [
+            fixed(float(row["excess_nats"]), 3) for row in runs if (row["mode"], row["position_enc"]) == ("smoke", arm)
+        ]
+        for arm in ("nope", "rope")
+    }
     costs = [float(row["raw_drop_nats"]) - float(row["parent_nats"]) for row in drope]
     assert all(row["recovered"] == "True" for row in drope)
     assert all(float(row["excess_nats"]) < 0.1 and float(row["lowest_head"]) > 0 for row in final)
     assert all(float(row["selection_worth_nats"]) >= 0.2 for row in final)
     return [
         *map(line, runs),
-        f"vary by {spread['row_spread']} a model without positions stays {fixed(float(spread['excess_nats']), 3)} nats above",
+        f"further from the floor: {smoke['nope'][0]} nats at 0.4 and {smoke['nope'][1]} at 0.6 (smoke, announced); RoPE "
+        f"{smoke['rope'][0]} and {smoke['rope'][1]}",
+        f"first row, {fixed(float(spread['excess_nats']), 3)}, differs",
         f"the loss is {span(costs, 3)} nats higher",
         f"ρ {final[0]['switch']} and row spread {final[0]['row_spread']} let",
     ]

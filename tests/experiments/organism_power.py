@@ -8,7 +8,7 @@ from typing import Any
 from headdyn.studies.organisms.power import DETECTORS
 from tests.experiments.records import fixed, read
 
-SETTINGS = ("95 %, Clopper–Pearson", "strength > 0.5")
+SETTINGS = ("95 %, Clopper–Pearson", "strength > 0.5", "at 0.01 and 0.03")
 
 
 def fragments(folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.experiments import matrix, matrix_cooldown, model_organisms
-from tests.experiments.records import effect, fixed, read, rows, spelled
+from tests.experiments.records import effect, fixed, read, rows, span, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
 
@@ -20,7 +20,9 @@ def fragments(experiments: Path) -> list[str]:
     planted, others, found, false, rule = model_organisms.detections(suites)
     lasting = matrix_cooldown.difference(matrix_cooldown.arms(experiments / "matrix_cooldown"), "selectivity", "0.75")
     seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
+    after = [loss["after"] for loss in read(folder / "retention.json")["losses"]]
     return [
+        f"the drop itself costs {span(after, 3)} nats",
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
         f"alone it is {spelled(lasting, scale=100, signed=True)} points",
