@@ -12,7 +12,7 @@ run: $(READY)           ## the 2x2x2 matrix at laptop scale, then its report
 	$(PY) -m headdyn.run -m experiment=matrix
 
 test: $(READY)          ## what CI runs
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # SmolLM2-135M from the package that holds it as a GGUF file; 98 MB, a few minutes, 3 GB of memory.
 test-real: $(READY)     ## a real model against Hugging Face and TransformerLens

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -74,6 +75,14 @@ _check_shapes(headdyn.analysis.circuit_readouts)
 _check_shapes(headdyn.analysis.answer_lens_measure)
 torch.set_num_threads(1)  # so that sums are split alike on every machine
 headdyn.workers.subprocess = forked.FORKING  # type: ignore[attr-defined]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, else those with many: with `--dist loadfile` a long file that is begun last
+    leaves the other workers idle. Within a file the order stays. Needs `--no-loadscope-reorder`."""
+    tests = Counter(item.path for item in items)
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)

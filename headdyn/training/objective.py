@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
@@ -60,17 +61,24 @@ def reproducible(device: str) -> Iterator[None]:
         yield
         return
     settings: Any = torch.utils.deterministic
-    enabled, warn_only = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
+    before = torch.get_deterministic_debug_mode()
     fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
-    torch.use_deterministic_algorithms(True)
+    _set_deterministic(_ERROR)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        _set_deterministic(before)
         settings.fill_uninitialized_memory = fill
+
+
+_ERROR = 2  # an operation without a deterministic form raises an error; 1: warns; 0: any form will do
+
+
+def _set_deterministic(mode: int) -> None:
+    """Set PyTorch's deterministic mode, and the compiler's if it is loaded; loading it takes 1.5 s."""
+    torch.set_deterministic_debug_mode(mode)
+    if "torch._inductor" in sys.modules:
+        torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
 
 
 class Batches:
@@ -176,6 +184,7 @@ def compiled_loss(decoder: Decoder, batches: Batches, indices_B: np.ndarray, pre
     returned: the same numbers up to rounding, at about two thirds of the speed.
     """
     from torch._dynamo.exc import BackendCompilerFailed
+    from torch._functorch import config
     from torch._inductor.exc import InductorError
 
     tokens_BT, documents_BT = batches(indices_B)
@@ -185,7 +194,8 @@ def compiled_loss(decoder: Decoder, batches: Batches, indices_B: np.ndarray, pre
         _compiled_for.clear()
     _compiled_for.add(variant)
     try:
-        with reproducible(batches.device):
+        # Else the compiler's cache would not take BlockwiseAttention (layers.py), whose two halves are part of its key.
+        with reproducible(batches.device), config.patch(autograd_cache_allow_custom_autograd_functions=True):
             with autocast(precision, batches.device):
                 loss = _compiled()(decoder, tokens_BT, documents_BT)
             loss.backward()

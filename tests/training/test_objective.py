@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config as inductor
+from torch._dynamo.utils import counters
 
 from headdyn.data.corpus import Split
 from headdyn.models.decoder import Decoder
@@ -111,7 +112,9 @@ def test_the_compiled_loss_is_the_loss_and_always_the_same(tmp_path: Path, monke
 
     torch.set_num_threads(2)
     try:
+        counters.clear()
         function = compiled_loss(decoder, batches, rows, "bf16")
+        assert counters["aot_autograd"]["autograd_cache_saved"] == 1  # another process need not compile it again
         assert function is not next_token_loss and all(p.grad is None for p in decoder.parameters())
         compiled = gradients(function)
         # Without `reproducible` the embedding's gradient was another one in 11 of 12 repetitions.
@@ -149,9 +152,27 @@ assert "cos" not in used and any("embedding" in name for name in used), used
     assert run.returncode == 0, run.stderr
 
 
-def test_the_compiler_is_imported_when_it_is_needed() -> None:
-    seen = "import sys, headdyn.pipeline, headdyn.analysis.probes; sys.exit('torch._dynamo' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", seen], check=False, cwd=ROOT).returncode == 0
+def test_the_compiler_is_imported_when_it_is_needed(tmp_path: Path) -> None:
+    """A training that compiles nothing does without: torch.optim's classes and torch's own setting would load it."""
+    seen = """
+import pathlib, sys
+import headdyn.pipeline, headdyn.analysis.probes
+from tests.training.tiny import trained
+
+trained(pathlib.Path(sys.argv[1]))
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", seen, str(tmp_path)], check=False, cwd=ROOT).returncode == 0
+
+
+def test_the_compiler_learns_that_sums_have_a_fixed_order() -> None:
+    """Its own setting follows PyTorch's, and both are put back."""
+    for mode in (0, 1, 2):
+        torch.set_deterministic_debug_mode(mode)
+        with reproducible("cpu"):
+            assert torch.get_deterministic_debug_mode() == 2 and inductor.deterministic
+        assert torch.get_deterministic_debug_mode() == mode and inductor.deterministic == (mode > 0)
+    torch.use_deterministic_algorithms(False)
 
 
 def test_the_compiler_is_reset_before_it_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

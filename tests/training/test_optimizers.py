@@ -15,7 +15,7 @@ from torch import Tensor
 
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.training.optimizers import Muon, Optimizers, ParameterSplit, newton_schulz, split_parameters
+from headdyn.training.optimizers import AdamW, Muon, Optimizers, ParameterSplit, newton_schulz, split_parameters
 from headdyn.training.settings import TrainSettings
 from tests.small_models import CONFIGS, GQA, MHA, NEOX, drawn
 
@@ -133,6 +133,48 @@ class FusedStack(Muon):
 @pytest.mark.parametrize("mutant", [WithoutScale, WithoutNesterov, FusedStack])
 def test_a_wrong_muon_disagrees(mutant: type[Muon]) -> None:
     assert distance_after(GQA, steps=6, muon=mutant)["muon"] > 5e-3  # 0.012 to 0.06
+
+
+# -- AdamW without the class of torch.optim ---------------------------------------------------------------------------
+
+
+def torchs_own(decoder: Decoder) -> torch.optim.AdamW:
+    parameters = split_parameters(decoder).adamw.values()
+    return torch.optim.AdamW(parameters, lr=1.0, betas=SETTINGS.adamw_betas, weight_decay=0.0, fused=True)
+
+
+def adamw_agrees(ours: AdamW, theirs: torch.optim.AdamW, steps: int = 6) -> bool:
+    """Whether both give the same bits on the same gradients; one step is not finite, one parameter has no part."""
+    (group,) = theirs.param_groups
+    same = True
+    for step in range(steps):
+        generator = torch.Generator().manual_seed(step)
+        lr, finite = ADAMW_LR * (step + 1), torch.tensor(step != 2)
+        for number, (one, other) in enumerate(zip(ours.parameters, group["params"], strict=True)):
+            gradient = torch.randn(one.shape, generator=generator)
+            one.grad, other.grad = (None, None) if number == 1 else (gradient, gradient.clone())
+        ours.step(lr, finite)
+        group["lr"], theirs.found_inf = lr, (~finite).float()  # type: ignore[attr-defined]
+        theirs.step()
+        same &= all(map(torch.equal, ours.parameters, group["params"]))
+    return same
+
+
+def test_adamw_is_torchs_to_the_bit_and_goes_on_from_its_state() -> None:
+    ours = drawn(NEOX, dtype=torch.float32)
+    theirs, later = copy.deepcopy(ours), copy.deepcopy(ours)
+    optimizer, reference = AdamW(split_parameters(ours).adamw.values(), SETTINGS.adamw_betas), torchs_own(theirs)
+    before = [parameter.clone() for parameter in optimizer.parameters]
+    assert adamw_agrees(optimizer, reference)
+    moved = [not torch.equal(*pair) for pair in zip(before, optimizer.parameters, strict=True)]
+    assert moved == [number != 1 for number in range(len(moved))]
+
+    later.load_state_dict(ours.state_dict())
+    continued = AdamW(split_parameters(later).adamw.values(), SETTINGS.adamw_betas)
+    continued.load_state_dict(copy.deepcopy(reference.state_dict()))
+    assert adamw_agrees(continued, reference)
+    assert not adamw_agrees(AdamW(split_parameters(later).adamw.values(), SETTINGS.adamw_betas), reference)
+    assert not adamw_agrees(AdamW(split_parameters(later).adamw.values(), (0.9, 0.99)), reference)
 
 
 # -- clipping, and steps that must not happen -------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import scipy  # imports its parts only when they are used: scipy.optimize takes 0.6 s
 import torch
 from safetensors.torch import load_file, save_file
-from scipy.optimize import linear_sum_assignment
 
 from headdyn.analysis.circuit_factors import Factors, cosines, folded
 from headdyn.analysis.clusters.clusterings import relabellings
@@ -81,7 +81,7 @@ class Match:
 
 def match_heads(cosine_HJ: np.ndarray) -> Match:
     """Match heads; the pairing one to one maximises the sum of cosines (the Hungarian method)."""
-    earlier_X, later_X = linear_sum_assignment(cosine_HJ, maximize=True)
+    earlier_X, later_X = scipy.optimize.linear_sum_assignment(cosine_HJ, maximize=True)
     return Match(cosine_HJ=cosine_HJ, best_J=cosine_HJ.argmax(0), assigned_J=earlier_X[np.argsort(later_X)])
 
 

@@ -1,5 +1,7 @@
 """Every head of every run as a map of any metric; a click shows that head's numbers, its course and its patterns."""
 
+from __future__ import annotations
+
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
