@@ -127,7 +127,8 @@ def second_look(folder: Path) -> list[str]:
                 for each in training["moving_together"]
                 if {each["one"], each["other"]} == {FOLLOWED[1], "loss_nats"}
             ]
-            cells.append(f"{fixed(together['correlation'], 2, signed=True)} ({p_is(together['q'], 'q')})")
+            q = f" ({p_is(together['q'], 'q')})" if "q" in together else ""  # older records have one
+            cells.append(f"{fixed(together['correlation'], 2, signed=True)}{q}")
             topic = training["predicted"]["topic"]
             cells += [
                 "never" if topic[key] is None else str(topic[key]) for key in ("from_step", "half_have_the_role_by")

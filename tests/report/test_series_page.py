@@ -55,12 +55,22 @@ def test_the_verdict_is_a_table_of_both_measures(tmp_path: Path) -> None:
     assert "rise steps 32 000 to 64 000, 22 % of training, hold 75 % of the rise" in read
 
 
-def test_what_moves_together_beyond_chance_is_a_table(tmp_path: Path) -> None:
-    pair = {"one": "strength", "other": "plain_success", "correlation": 0.9, "p": 0.01, "q": 0.02, "changes": 9}
-    chance = pair | {"other": "strength_nats", "correlation": -0.123, "q": 0.3}
-    read = text(emerging(tmp_path, verdict(moving_together=[chance, pair])))
-    assert "strength nothing patched +0.90 0.020 9 changes" in read and read.count("9 changes") == 1
-    assert "What moves together" not in text(emerging(tmp_path / "none", verdict(moving_together=[chance])))
+def test_what_moves_together_is_described_by_the_few_strongest_correlations(tmp_path: Path) -> None:
+    pair = {"one": "strength", "other": "plain_success", "correlation": 0.5, "changes": 9}
+    strong = pair | {"other": "strength_nats", "correlation": -0.9}
+    weak = [pair | {"correlation": 0.01 * i, "changes": 8} for i in range(8)]
+    read = text(emerging(tmp_path, verdict(moving_together=[*weak, pair, strong])))
+    rows = read.split("What moves together")[1]
+    assert "strength strength of Δ −0.90 9 changes strength nothing patched +0.50 9 changes" in rows
+    assert rows.count("9 changes") == 2 and rows.count("8 changes") == 6 and "+0.01 8 changes" not in rows
+    assert "One training has no null" in rows
+    assert "What moves together" not in text(emerging(tmp_path / "none", verdict(moving_together=[])))
+
+
+def test_older_records_of_what_moves_together_are_read_without_their_p_and_q(tmp_path: Path) -> None:
+    old = {"one": "strength", "other": "plain_success", "correlation": 0.9, "p": 0.0101, "exact": True, "q": 0.0202}
+    read = text(emerging(tmp_path, verdict(moving_together=[old | {"changes": 9}])))
+    assert "strength nothing patched +0.90 9 changes" in read and "0.010" not in read and "0.020" not in read
 
 
 def test_the_answer_and_the_primary_curve_stand_before_the_verdict(tmp_path: Path) -> None:

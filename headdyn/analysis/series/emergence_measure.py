@@ -20,7 +20,14 @@ from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.head_matching import Match, head_cosines, kept_by_chance, match_series, match_table
 from headdyn.analysis.series.judgement import Measure, judge
 from headdyn.analysis.series.onset import crossings
-from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order, with_metric
+from headdyn.analysis.series.points import (
+    SUCCESSES,
+    TASK_METRICS,
+    SeriesPoint,
+    excluded_from,
+    in_order,
+    with_metric,
+)
 from headdyn.analysis.series.prediction import moving_together
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.analysis.series.timeline import series_figures, timeline_table
@@ -29,7 +36,6 @@ from headdyn.core.records import HeadTable
 
 _NOT_MATCHED = "no two checkpoints that count have what heads are matched by"
 EVEN_ODD = ("strength", "strength_nats")
-SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")
 Row = dict[str, Any]
 Matches = Mapping[tuple[int, int], Match]  # by (earlier step, later step)
 
@@ -79,7 +85,7 @@ def measure(settings: Emergence, points: Sequence[SeriesPoint], generator: np.ra
         "capability": _capability(counted, settings.threshold),
         "heads": _kept(by_weights, "the checkpoints' circuits were not kept")
         | {"by_behaviour": _followed(by_behaviour, settings.relabellings, generator)},
-        "moving_together": moving_together(_courses(counted, measures), settings.relabellings, generator),
+        "moving_together": moving_together(_courses(counted, measures)),
     }
     columns = {} if trajectory is None else trajectory.columns()
     tables = {
@@ -167,7 +173,7 @@ def measure_from_rows(
 def _courses(counted: Sequence[SeriesPoint], measures: Sequence[Measure]) -> dict[str, dict[int, float]]:
     """The values by step of every measure, and of the metrics that say how well the model does its task."""
     courses = {each.name: dict(zip(each.steps, each.value_K.tolist(), strict=True)) for each in measures}
-    for metric in (*SUCCESSES, "plain_nats", "loss_nats"):
+    for metric in TASK_METRICS:
         rows = with_metric(counted, metric)
         courses |= {metric: {step: row["value"] for step, row in rows.items()}} if rows else {}
     return courses

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CIRCUITS = "circuits.safetensors"  # in a run's folder: what `head_matching.save_circuits` wrote
 SPLITS = ("splits", "control_splits")  # tables of Specialization
 CLUSTERS = ("clusterings", "distances")  # tables of HeadClusters
+SUCCESSES = ("plain_success", "even_success", "odd_success", "all_success", "source_success")  # shares of right answers
+TASK_METRICS = (*SUCCESSES, "plain_nats", "loss_nats")  # how well a model does its task
 
 
 @dataclass(frozen=True, kw_only=True)

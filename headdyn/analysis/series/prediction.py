@@ -1,6 +1,7 @@
 """Do early checkpoints tell which heads will have a role at the end? Ranks within layers (science.md §19).
 
 K checkpoints, L layers, H heads; R relabellings or resamples. Ranks within layers leave out differences between layers.
+Also which curves of a training move together (science.md §15): S trainings, C changes from checkpoint to checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 from headdyn.core.kept_parts import Part, parts
 from headdyn.core.statistics import at_least_as_high, benjamini_hochberg
 
-_FEWEST_CHANGES = 4  # with three, no order of them has p below 1/6
+_FEWEST_CHANGES = 4  # the rank correlation of three changes has only the values ±0.5 and ±1
+_MOST_ORDERS = math.factorial(7)  # of trainings: up to this number all orders are taken, beyond it `_RANDOM_ORDERS`
+_RANDOM_ORDERS = 4_999
 
 
 def ranks_in_layers(value_XLH: np.ndarray) -> np.ndarray:
@@ -93,28 +96,73 @@ def predictions(
     return _with_q(records)
 
 
-def moving_together(
-    courses: Mapping[str, Mapping[int, float]], draws: int, generator: np.random.Generator
-) -> list[dict[str, Any]]:
-    """For every two curves over training the rank correlation of their changes from checkpoint to checkpoint.
+def moving_together(courses: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
+    """For every two curves of one training the rank correlation of their changes from checkpoint to checkpoint.
 
-    `courses` are values by step. The levels of any two rising curves are correlated; their changes need not be. p is
-    two-sided, over one curve's changes in random order (in all orders if these are at most `draws`); q is over all
-    pairs. Pairs with fewer than four changes, and curves that never change, are left out.
+    `courses` are values by step. The correlation, −1 to 1, is a description without p, because one training has no
+    valid null. Changes along training cannot be exchanged: where a model learns in one window, every curve changes most
+    there, and two curves that have nothing to do with each other correlate. The valid test needs several trainings
+    (`moving_together_over_trainings`). Pairs with fewer than four changes, and curves that never change, are left out.
     """
-    records: list[dict[str, Any]] = []
+    records = []
     for one, other in itertools.combinations(courses, 2):
-        steps = sorted(courses[one].keys() & courses[other].keys())
-        change_2C = np.diff([[courses[name][step] for step in steps] for name in (one, other)])
-        if len(steps) < _FEWEST_CHANGES + 1 or not change_2C.any(1).all():
+        rank_2SC = _ranks_of_changes([courses], one, other)
+        if rank_2SC is not None:
+            correlation = _between_trainings(rank_2SC).item()
+            records.append({"one": one, "other": other, "correlation": correlation, "changes": rank_2SC.shape[-1]})
+    return records
+
+
+def moving_together_over_trainings(
+    trainings: Sequence[Mapping[str, Mapping[int, float]]], generator: np.random.Generator
+) -> list[dict[str, Any]]:
+    """For every two curves whether their changes correlate more within a training than between trainings.
+
+    `trainings` holds for each of S ≥ 2 trainings, which differ in their random seed alone, its curves as values by
+    step; curves that some training lacks are left out, and steps at which some training has no value. A record holds
+    `within`, the mean over trainings of the rank correlation of the two curves' changes, and `across`, the mean with
+    the two curves from different trainings (both −1 to 1). Null: the second curve does not depend on the first but for
+    what all trainings share, so that the trainings' second curves could be exchanged. p is the share of orders of the
+    second curve's trainings in which the mean correlation is at least as far from 0 as `within`: of all S! orders where
+    they are at most 5040 (`exact`), else of the given one and 4999 random ones. `least_p` is the least that p can be;
+    q is over all pairs. In a training in which a curve never changes its correlations count as 0. Where curves of
+    different trainings correlate already, curves that correlate less within a training are not found.
+    """
+    count = len(trainings)
+    draws = _MOST_ORDERS if math.factorial(count) <= _MOST_ORDERS else _RANDOM_ORDERS
+    order_R1S, exact = relabelled(np.arange(count)[None], draws, generator)
+    names = [name for name in trainings[0] if all(name in courses for courses in trainings)]
+    records: list[dict[str, Any]] = []
+    for one, other in itertools.combinations(names, 2):
+        rank_2SC = _ranks_of_changes(trainings, one, other)
+        if rank_2SC is None:
             continue
-        rank_2C = ranks_in_layers(change_2C)
-        dealt_R1C, exact = relabelled(rank_2C[1:], draws, generator)
-        value_R = correlations(rank_2C[:1], dealt_R1C)
-        p = at_least_as_high(np.abs(value_R))
-        record = {"one": one, "other": other, "correlation": float(value_R[0]), "p": p, "exact": exact}
-        records.append(record | {"changes": len(steps) - 1})
+        correlation_SS = _between_trainings(rank_2SC)
+        within_R = correlation_SS[np.arange(count), order_R1S[:, 0]].mean(1)
+        across = (correlation_SS.sum() - correlation_SS.trace()) / (count * (count - 1))
+        record = {"one": one, "other": other, "within": float(within_R[0]), "across": float(across)}
+        record |= {"p": at_least_as_high(np.abs(within_R)), "exact": exact, "least_p": 1 / len(order_R1S)}
+        records.append(record | {"changes": rank_2SC.shape[-1], "n": count})
     return _with_q(records)
+
+
+def _ranks_of_changes(
+    trainings: Sequence[Mapping[str, Mapping[int, float]]], one: str, other: str
+) -> np.ndarray | None:
+    """The centred ranks of two curves' changes, [2, S, C], at the steps at which all trainings have both curves.
+
+    None with fewer than four changes, or where one of the curves never changes in any training.
+    """
+    steps = sorted(set.intersection(*(set(courses[name]) for courses in trainings for name in (one, other))))
+    if len(steps) <= _FEWEST_CHANGES:
+        return None
+    change_2SC = np.diff([[[courses[name][step] for step in steps] for courses in trainings] for name in (one, other)])
+    return ranks_in_layers(change_2SC) if change_2SC.any((1, 2)).all() else None
+
+
+def _between_trainings(rank_2SC: np.ndarray) -> np.ndarray:
+    """The rank correlation of the first curve's changes in each training with the second curve's in each, [S, S]."""
+    return correlations(rank_2SC[0][:, None, None], rank_2SC[1][None, :, None])
 
 
 def _with_q(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

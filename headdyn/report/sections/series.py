@@ -13,6 +13,7 @@ from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series, series_titles, verdicts
 from headdyn.sweep.series_words import STAGES, counted, duration, halves, headline, interval, share, stage
 
+_MOST_PAIRS = 8  # of measures that move together
 _WORDS = (
     "A score with a fixed threshold can jump while the quantity behind it grows smoothly; the measures without a "
     "threshold, which emerge at half of their highest value, show whether it did. Probabilities are shares of "
@@ -21,8 +22,10 @@ _WORDS = (
     "far apart to tell."
 )
 _TOGETHER = (
-    "Pairs of measures whose changes from checkpoint to checkpoint are rank-correlated beyond chance. The null has the "
-    "changes of one measure in random order; q is over all pairs. Correlation is not causation."
+    "The pairs of measures whose changes from checkpoint to checkpoint have the strongest rank correlations, at most "
+    f"{_MOST_PAIRS}. This only describes the training. One training has no null: all curves change while the model "
+    "learns, so that curves which have nothing to do with each other correlate too. Whether two curves move together "
+    "can be tested with several trainings that differ in their random seed."
 )
 _HASHED = (
     "A revision's name is not trusted: the loaded weights are hashed. Of revisions with equal weights none counts in a "
@@ -58,19 +61,21 @@ def curves(sweep: SweepRecord) -> Section | None:
 
 
 def _together(series: Series) -> Table:
-    """The pairs of measures whose changes are correlated beyond chance, the strongest correlation first."""
-    records = [each for each in series.verdict.get("moving_together", []) if each["q"] <= 0.05]
+    """The pairs of measures whose changes have the strongest rank correlations, the strongest first.
+
+    Older records have p and q too, from a null that one training does not have; they are not shown.
+    """
+    records = sorted(series.verdict.get("moving_together", []), key=lambda each: -abs(each["correlation"]))
     rows = [
         [
             series.metric(each["one"]).label,
             series.metric(each["other"]).label,
             fixed(each["correlation"], 2, signed=True),
-            p_value(each["q"]),
             count(each["changes"], "change"),
         ]
-        for each in sorted(records, key=lambda each: -abs(each["correlation"]))
+        for each in records[:_MOST_PAIRS]
     ]
-    return Table(columns=["measure", "with", "rank correlation of changes", "q", "units"], rows=rows)
+    return Table(columns=["measure", "with", "rank correlation of changes", "units"], rows=rows)
 
 
 def changes(sweep: SweepRecord) -> Section | None:

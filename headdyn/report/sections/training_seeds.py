@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from headdyn.core.numbers import count, fixed, p_value
 from headdyn.report.blocks import Heading, Section, Table, cell
+from headdyn.sweep.curves_together import CurvesTogether, curves_together
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_words import interval
 from headdyn.sweep.training_seeds import (
@@ -21,6 +23,13 @@ _WORDS = (
     "The unit is a training. Shares have Clopper–Pearson intervals, means Student's, all 95 %. A step of emergence is "
     "the geometric mean of the trainings that have one; its interval covers the distance between checkpoints, too."
 )
+_FEWEST_PAIRS = 8  # of curves are shown even where fewer are found
+_TOGETHER = (
+    "Rank correlations of two curves' changes from checkpoint to checkpoint: with both curves from the same training, "
+    "and with the two from different trainings. p compares with the trainings of one curve in other orders, so that a "
+    "curve meets the other one of another training; q is over all pairs. Shown are the pairs with q ≤ 0.05, or the "
+    f"{_FEWEST_PAIRS} with the smallest p. Curves that are computed from one another move together for that reason."
+)
 
 
 def section(sweep: SweepRecord) -> Section | None:
@@ -30,6 +39,11 @@ def section(sweep: SweepRecord) -> Section | None:
     for repetition in every:
         blocks += [Heading(f"{repetition.suite}: {repetition.analysis.replace('_', ' ')}")]
         blocks += [table for table in (_measures(repetition, sweep), _scalars(repetition, sweep)) if table.rows]
+        together = curves_together(repetition, sweep)
+        if together.records:
+            blocks += [Heading("Curves that move together"), together.sentence(), _together(together, sweep), _TOGETHER]
+        else:
+            blocks += [together.sentence()]
     lead = next((texts[0] for repetition in every if (texts := sentences(repetition, sweep))), "")
     return Section("training_seeds", QUESTION, [*blocks, _WORDS], lead, folded=False) if every else None
 
@@ -53,3 +67,21 @@ def _scalars(repetition: Repetition, sweep: SweepRecord) -> Table:
         meanings = next(iter(repetition.entries.values()))["meanings"]
         rows.append([name.replace("_", " "), cell(mean), *own, meanings.get(name, "")])
     return Table(columns=["", "mean over trainings", *repetition.seeds, "meaning"], rows=rows, dense=True)
+
+
+def _together(together: CurvesTogether, sweep: SweepRecord) -> Table:
+    """One row per pair of curves: those that are found, or the pairs with the smallest p."""
+    rows = [
+        [
+            sweep.metric(each["one"]).label,
+            sweep.metric(each["other"]).label,
+            fixed(each["within"], 2, signed=True),
+            fixed(each["across"], 2, signed=True),
+            p_value(each["p"]),
+            p_value(each["q"]),
+            count(each["n"], "training"),
+        ]
+        for each in together.records[: max(len(together.found), _FEWEST_PAIRS)]
+    ]
+    columns = ["curve", "with", "same training\nmean correlation", "different trainings\nmean correlation", "p", "q"]
+    return Table(columns=[*columns, "units"], rows=rows)
