@@ -106,7 +106,8 @@ def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
     over = f" (means over {len(corpora)} corpora)" if len(corpora) > 1 else ""
     return (
         f"Selecting by topic is worth {worth} nats a token{over}, {nats('selection_worth_second_half')} on the second "
-        f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}."
+        f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}. A predictor gains this; that "
+        "attention must select for it does not follow."
     )
 
 

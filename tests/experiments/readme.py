@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.experiments import matrix, matrix_cooldown, model_organisms
+from tests.experiments import attention_held, matrix, matrix_cooldown, model_organisms
 from tests.experiments.records import effect, fixed, read, rows, span, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
@@ -21,7 +21,10 @@ def fragments(experiments: Path) -> list[str]:
     lasting = matrix_cooldown.difference(matrix_cooldown.arms(experiments / "matrix_cooldown"), "selectivity", "0.75")
     seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
     after = [loss["after"] for loss in read(folder / "retention.json")["losses"]]
+    ends = attention_held.at_end(read(experiments / "attention_held" / "trainings.json"))
+    held = attention_held.difference(ends, attention_held.FREE, attention_held.HELD)
     return [
+        f"end only {spelled(held)} nats higher, in {held['n']} seeds",
         f"the drop itself costs {span(after, 3)} nats",
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",

@@ -120,7 +120,7 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
     assert sentences_for(0.3) == [
         "Selecting by topic is worth 0.300 nats a token, 0.250 on the second half of a sequence: the best weighting of "
         "evidence by distance alone 2.300 and exact inference that does not know who speaks 2.500, the exact floor "
-        "2.000."
+        "2.000. A predictor gains this; that attention must select for it does not follow."
     ]
     several = sentences_for(0.03, 0.05)
     assert several is not None and "is worth 0.040 nats a token (means over 2 corpora)" in several[0]
