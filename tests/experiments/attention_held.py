@@ -72,7 +72,7 @@ def fragments(folder: Path) -> list[str]:
     worth = float(np.mean([min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in trainings]))
     cost = difference(ends, FREE, HELD)
     # What the verdicts say.
-    assert 0 < cost["ci_low"] and cost["ci_high"] < 0.15
+    assert cost["ci_low"] > 0 and cost["ci_high"] < 0.15
     assert all(float(row["closed"]) > 0.5 for row in ends)
     return [
         *rows,
