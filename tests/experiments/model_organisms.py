@@ -29,6 +29,7 @@ def fragments(folder: Path) -> list[str]:
     both = sum(row["found_by_trajectory"] and row["even_success"] - row["odd_success"] > 0.5 for row in others)
     rule_alone, null_alone = rule - both, false - both
     needed, others_needed = (math.ceil(math.log(0.025) / math.log(share)) for share in (POWER, 1 - FALSE_POSITIVES))
+    known = [row["detected_onset_off_by"] == 0 for row in planted if "detected_onset_off_by" in row]
     minutes = median(row["train_seconds"] + row["analysis_cpu_seconds"] for row in suites) / 60
     return [
         f"from revision {onset:.0f} on",
@@ -38,6 +39,8 @@ def fragments(folder: Path) -> list[str]:
         f"trajectory in {false} of {n} others, at most {percent(high(false, n))} %",
         f"rule in {rule} of {n}, {percent(low(rule, n))} to {percent(high(rule, n))} %",
         f"checkpoints, {after} to {at}, in {sum(row['onset_off_by'] == 0 for row in carrying)} of {len(carrying)} suites",
+        f"and in {sum(known)} of {len(known)} planted ones where",
+        f"so the {n} others are",
         f"half first in {first} of {len(halves)} suites",
         f"calls {rule} suites specialised",
         f"undecided**: {rule_alone} suites are called so by the rule alone, {null_alone} by the null alone (exact McNemar "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.experiments import attention_held, matrix, matrix_cooldown, model_organisms
-from tests.experiments.records import effect, fixed, read, rows, span, spelled
+from tests.experiments.records import effect, fixed, low, percent, read, rows, span, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
 
@@ -32,7 +32,7 @@ def fragments(experiments: Path) -> list[str]:
         *(order_row(folder, label) for label in list(matrix.OUTCOMES)[:4]),
         f"a change by {fixed(2 * 100 * seen[0]['detectable'], 1)} points would have been seen",
         f"(one of {fixed(100 * seen[1]['detectable'], 1)} points would have been seen)",
-        f"even/odd structure in {found} of {len(planted)}",
+        f"even/odd structure in {found} of {len(planted)}, {percent(low(found, len(planted)))} % of such suites or more",
         f"Of the {len(others)} others it finds something over the trajectory in {false}, and",
         f"in {rule}: a difference that {len(others)} suites do not establish",
     ]
