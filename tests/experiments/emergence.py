@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from headdyn.analysis.series.prediction import moving_together_over_trainings
 from headdyn.core.figures import Curve, curves
 from tests.experiments.records import Row, average, fixed, high, low, p_is, percent, read, rows, span, spelled
 
@@ -98,7 +99,6 @@ def record(sweeps: list[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
             if entry["analysis"] == "emergence":
                 training["measures"] = {name: verdict["measures"][name] for name in FOLLOWED}
                 training["order"] = verdict["order"]
-                training["moving_together"] = verdict["moving_together"]
             else:
                 training["predicted"] = verdict["predicted"]
         for run in rows(sweep / "summary.csv"):
@@ -122,13 +122,6 @@ def second_look(folder: Path) -> list[str]:
             }
             dates = [training["order"]["half_height"]["intervals"].get(name) for name in FOLLOWED]
             cells = ["–" if date is None else f"{date[0]} to {date[1]}" for date in (*dates, first_at(course, 0.5))]
-            (together,) = [
-                each
-                for each in training["moving_together"]
-                if {each["one"], each["other"]} == {FOLLOWED[1], "loss_nats"}
-            ]
-            q = f" ({p_is(together['q'], 'q')})" if "q" in together else ""  # older records have one
-            cells.append(f"{fixed(together['correlation'], 2, signed=True)}{q}")
             topic = training["predicted"]["topic"]
             cells += [
                 "never" if topic[key] is None else str(topic[key]) for key in ("from_step", "half_have_the_role_by")
@@ -142,7 +135,30 @@ def second_look(folder: Path) -> list[str]:
             for name, scale in (("selectivity", 100), ("loss_nats", 1))
         ]
         found.append(f"| {step} | {shuffled} | {' | '.join(cells)} |")
-    return found
+    assert all(each["predicted"]["induction"]["half_have_the_role_by"] is None for each in trainings)
+    shuffled = [each for each in trainings if each["data_ordering"] == "shuffled"]
+    sure = [each["order"]["half_height"]["surely_before"] for each in shuffled]
+    before = [sum([*pair] in each for each in sure) for pair in (FOLLOWED[:2], FOLLOWED[1::-1])]
+    together = moving_together_over_trainings(courses(snapshots, FOLLOWED[1]), np.random.default_rng(0))[0]
+    return [
+        *found,
+        f"32 snapshots of {len(shuffled)} trainings in each order",
+        f"surely before selectivity in {before[0]} of {len(shuffled)}, surely after it in {before[1]}",
+        f"by {fixed(together['within'], 2, signed=True)} within a training and by {fixed(together['across'], 2, signed=True)} "
+        f"between trainings ({p_is(together['p'])})",
+    ]
+
+
+def courses(snapshots: list[Row], metric: str) -> list[dict[str, dict[int, float]]]:
+    """A metric and the loss by step, of every training in shuffled order."""
+    mine = [row for row in snapshots if row["data_ordering"] == "shuffled"]
+    return [
+        {
+            name: {int(row["step"]): float(row[name]) for row in mine if row["seed"] == seed}
+            for name in (metric, "loss_nats")
+        }
+        for seed in sorted({row["seed"] for row in mine})
+    ]
 
 
 def main() -> None:
