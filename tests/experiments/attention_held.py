@@ -1,6 +1,6 @@
 """Trainings of the matrix whose heads are all held at even attention, beside free ones of the same seeds.
 
-`python -m tests.experiments.attention_held SWEEP…` records the sweeps' losses and draws the figure.
+`python -m tests.experiments.attention_held SWEEP…` records the sweeps' losses and draws the figure of the matrix's corpus.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ SETTINGS = (
     "the 0.029 nats are the price",
     "With heads free for the first 16 steps",
     "held from step 16",
+    "ρ 0.5), attention must find",
+    "held models end more than 0.3 nats above",
     "intervals are 95 %",
 )
 FREE, HELD = "heads free", "every head held"
@@ -58,35 +60,43 @@ def difference(ends: list[Row], low: str, high: str) -> Scalar:
     return average([row for row in ends if row["arm"] in (low, high)], "loss", "arm", low, high)
 
 
-def fragments(folder: Path) -> list[str]:
-    trainings = read(folder / "trainings.json")
-    ends = at_end(trainings)
+def table(trainings: list[dict[str, Any]]) -> tuple[list[str], Scalar]:
+    """A row for each arm of one corpus, and what holding every head costs."""
+    ends, rows = at_end(trainings), []
     seeds = {arm: {row["seed"] for row in ends if row["arm"] == arm} for arm in (FREE, HELD)}
     assert seeds[FREE] == seeds[HELD]
-    rows = []
+    cost = difference(ends, FREE, HELD)
     for arm in (FREE, HELD):
         mine = [row for row in ends if row["arm"] == arm]
         above, closed = span((row["above"] for row in mine), 3), span((row["closed"] for row in mine), 0, scale=100)
-        less = "–" if arm == FREE else spelled(difference(ends, FREE, arm), signed=True)
-        rows.append(f"| {arm} | {above} | {closed} % | {less} |")
+        rows.append(f"| {arm} | {above} | {closed} % | {'–' if arm == FREE else spelled(cost, signed=True)} |")
+    return rows, cost
+
+
+def fragments(folder: Path) -> list[str]:
+    trainings, markers = read(folder / "trainings.json"), read(folder / "markers.json")
+    (rows, cost), (marker_rows, marker_cost) = table(trainings), table(markers)
     worth = float(np.mean([min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in trainings]))
-    cost = difference(ends, FREE, HELD)
     # What the verdicts say.
     assert cost["ci_low"] > 0 and cost["ci_high"] < 0.15
-    assert all(float(row["closed"]) > 0.5 for row in ends)
+    assert all(float(row["closed"]) > 0.5 for row in at_end(trainings))
     return [
         *rows,
-        f"{len(seeds[FREE])} seeds",
+        *marker_rows,
+        f"{cost['n']} seeds of the first corpus, {marker_cost['n']} of the second",
         f"selecting is worth {fixed(worth, 2)} nats",
         f"costs {spelled(cost)} nats, {fixed(100 * cost['value'] / worth, 0)} % of the {fixed(worth, 2)} nats that",
+        f"costs {spelled(marker_cost)} nats on the second",
     ]
 
 
 def main() -> None:
     folder, names = Path("experiments/attention_held"), [Path(name) for name in sys.argv[1:]]
     if names:
-        lines = ",\n ".join(json.dumps(each) for each in record(names))
-        (folder / "trainings.json").write_text(f"[{lines}]\n", encoding="utf-8")
+        markers = [name for name in names if not name.name.startswith(("matrix", "head_emergence"))]
+        for file, sweeps in (("trainings", [name for name in names if name not in markers]), ("markers", markers)):
+            lines = ",\n ".join(json.dumps(each) for each in record(sweeps))
+            (folder / f"{file}.json").write_text(f"[{lines}]\n", encoding="utf-8")
     trainings, drawn = read(folder / "trainings.json"), []
     for arm in (FREE, HELD):
         courses = [dict(each["losses"]) for each in trainings if each["arm"] == arm]
