@@ -20,8 +20,16 @@ from tests.experiments.records import Row, average, fixed, high, low, p_is, perc
 SETTINGS = (
     "Clopper–Pearson intervals, 95 %",
     "of 800 steps",
+    "(20 points above chance)",
+    "intervals are 95 %, over 4 seeds",
+    "(seeds 0 to 3)",
+    "(from step 600)",
+    "with 32 snapshots of each training",
+    "(q ≤ 0.05) from a step on",
+    "from snapshot to snapshot with q < 0.05",
+    "and from step 16 on",
+    "(16 snapshots)",
     "attention above 30 %",
-    "between 7 and 50",
     "training of seed 0",
     "2 to 4 % of training",
 )
@@ -68,6 +76,7 @@ def fragments(folder: Path) -> list[str]:
     after, at = zip(*(first_at(course, 0.5) for course in closed), strict=True)
     return [
         *lines,
+        f"First look, all {n}:",
         f"closes between steps {min(after)} and {max(at)} in all {n}",
         f"before selectivity in {apart} of {n}",
         f"16 snapshots of {n} trainings",
@@ -115,13 +124,11 @@ def second_look(folder: Path) -> list[str]:
     found = []
     for order in ("shuffled", "topic"):
         for training in (each for each in trainings if each["data_ordering"] == order):
-            course = {
-                int(row["step"]): float(row["gap_closed"])
-                for row in snapshots
-                if (row["data_ordering"], row["seed"]) == (order, str(training["seed"]))
-            }
             dates = [training["order"]["half_height"]["intervals"].get(name) for name in FOLLOWED]
-            cells = ["–" if date is None else f"{date[0]} to {date[1]}" for date in (*dates, first_at(course, 0.5))]
+            cells = [
+                "–" if date is None else f"{date[0]} to {date[1]}"
+                for date in (*dates, gap_half_closed(training, snapshots))
+            ]
             topic = training["predicted"]["topic"]
             cells += [
                 "never" if topic[key] is None else str(topic[key]) for key in ("from_step", "half_have_the_role_by")
@@ -139,14 +146,34 @@ def second_look(folder: Path) -> list[str]:
     shuffled = [each for each in trainings if each["data_ordering"] == "shuffled"]
     sure = [each["order"]["half_height"]["surely_before"] for each in shuffled]
     before = [sum([*pair] in each for each in sure) for pair in (FOLLOWED[:2], FOLLOWED[1::-1])]
+    first = {
+        order: sum(both_before_the_loss(each, snapshots) for each in trainings if each["data_ordering"] == order)
+        for order in ("shuffled", "topic")
+    }
     together = moving_together_over_trainings(courses(snapshots, FOLLOWED[1]), np.random.default_rng(0))[0]
     return [
         *found,
         f"32 snapshots of {len(shuffled)} trainings in each order",
+        f"holds in {first['shuffled']} of 4 trainings in shuffled order, and in {first['topic']} of 4 in topic order",
         f"surely before selectivity in {before[0]} of {len(shuffled)}, surely after it in {before[1]}",
         f"by {fixed(together['within'], 2, signed=True)} within a training and by {fixed(together['across'], 2, signed=True)} "
         f"between trainings ({p_is(together['p'])})",
     ]
+
+
+def gap_half_closed(training: dict[str, Any], snapshots: list[Row]) -> tuple[int, int]:
+    """Between which snapshots half of the gap from guessing to the floor closes."""
+    which = training["data_ordering"], str(training["seed"])
+    course = {
+        int(row["step"]): float(row["gap_closed"]) for row in snapshots if (row["data_ordering"], row["seed"]) == which
+    }
+    return first_at(course, 0.5)
+
+
+def both_before_the_loss(training: dict[str, Any], snapshots: list[Row]) -> bool:
+    """Whether induction and selectivity reach half of their height surely before half of the gap closes."""
+    dates = training["order"]["half_height"]["intervals"]
+    return all(dates[name][1] <= gap_half_closed(training, snapshots)[0] for name in FOLLOWED[:2])
 
 
 def courses(snapshots: list[Row], metric: str) -> list[dict[str, dict[int, float]]]:
