@@ -30,7 +30,10 @@ def write_figures(folder: Path, kind: str, out: Path | None = None) -> list[Path
 
 
 def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
-    """The figures that a sweep's page draws from records, named by their heading and their title."""
+    """The figures that a sweep's page draws from records, named by their heading and their title.
+
+    Where two sections draw figures of one name, the later one's has the section in front.
+    """
     figures = {}
     for section in sections(sweep):
         heading = ""
@@ -38,7 +41,8 @@ def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
             heading = block if isinstance(block, Heading) else heading
             for figure in block if isinstance(block, list) else [block]:
                 if isinstance(figure, Figure):
-                    figures[slug(f"{heading} {_title(figure.spec())}")] = figure
+                    name = slug(f"{heading} {_title(figure.spec())}")
+                    figures[f"{section.anchor}_{name}" if name in figures else name] = figure
     return figures
 
 

@@ -75,18 +75,21 @@ def table(trainings: list[dict[str, Any]]) -> tuple[list[str], Scalar]:
 
 def fragments(folder: Path) -> list[str]:
     trainings, markers = read(folder / "trainings.json"), read(folder / "markers.json")
-    (rows, cost), (marker_rows, marker_cost) = table(trainings), table(markers)
+    rows, cost = table(trainings)
+    free, held = (next(row for row in at_end(markers) if row["arm"] == arm) for arm in (FREE, HELD))
+    lines = [min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in markers]
     worth = float(np.mean([min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in trainings]))
     # What the verdicts say.
     assert cost["ci_low"] > 0 and cost["ci_high"] < 0.15
     assert all(float(row["closed"]) > 0.5 for row in at_end(trainings))
     return [
         *rows,
-        *marker_rows,
-        f"{cost['n']} seeds of the first corpus, {marker_cost['n']} of the second",
+        f"{cost['n']} seeds",
         f"selecting is worth {fixed(worth, 2)} nats",
         f"costs {spelled(cost)} nats, {fixed(100 * cost['value'] / worth, 0)} % of the {fixed(worth, 2)} nats that",
-        f"costs {spelled(marker_cost)} nats on the second",
+        f"ends {fixed(float(free['above']), 2)} nats above the floor, the held one {fixed(float(held['above']), 2)}",
+        f"a difference of {fixed(float(held['loss']) - float(free['loss']), 2)} nats",
+        f"the best predictor by distance, {fixed(lines[0], 2)}",
     ]
 
 
@@ -95,7 +98,9 @@ def main() -> None:
     if names:
         markers = [name for name in names if not name.name.startswith(("matrix", "head_emergence"))]
         for file, sweeps in (("trainings", [name for name in names if name not in markers]), ("markers", markers)):
-            lines = ",\n ".join(json.dumps(each) for each in record(sweeps))
+            found = record(sweeps)
+            both = [each for each in found if sum(other["seed"] == each["seed"] for other in found) == 2]
+            lines = ",\n ".join(map(json.dumps, both))
             (folder / f"{file}.json").write_text(f"[{lines}]\n", encoding="utf-8")
     trainings, drawn = read(folder / "trainings.json"), []
     for arm in (FREE, HELD):

@@ -26,7 +26,7 @@ SETTINGS = (
     "(from step 600)",
     "with 32 snapshots of each training",
     "(q ≤ 0.05) from a step on",
-    "from snapshot to snapshot with q < 0.05",
+    "correlate below 0 from snapshot to snapshot with q < 0.05, in every training",
     "and from step 16 on",
     "(16 snapshots)",
     "attention above 30 %",

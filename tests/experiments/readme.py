@@ -21,10 +21,18 @@ def fragments(experiments: Path) -> list[str]:
     lasting = matrix_cooldown.difference(matrix_cooldown.arms(experiments / "matrix_cooldown"), "selectivity", "0.75")
     seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
     after = [loss["after"] for loss in read(folder / "retention.json")["losses"]]
-    ends = attention_held.at_end(read(experiments / "attention_held" / "trainings.json"))
+    ends, marked = (
+        attention_held.at_end(read(experiments / "attention_held" / f"{name}.json"))
+        for name in ("trainings", "markers")
+    )
+    free_marked, held_marked = (
+        next(float(row["loss"]) for row in marked if row["arm"] == arm)
+        for arm in (attention_held.FREE, attention_held.HELD)
+    )
     held = attention_held.difference(ends, attention_held.FREE, attention_held.HELD)
     return [
         f"end only {spelled(held)} nats higher, in {held['n']} seeds",
+        f"attention is worth {fixed(held_marked - free_marked, 2)} nats",
         f"the drop itself costs {span(after, 3)} nats",
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
