@@ -1,4 +1,4 @@
-"""Scans over groups of heads on suites with a known answer: `python -m tests.experiments.group_scan SWEEP` records one."""
+"""Scans over groups of heads on suites with a known answer: `python -m tests.experiments.group_scan SWEEP` records them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from headdyn.core.figures import Interval, interval_plot
 from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import high, low, percent, read, span, spelled
 
@@ -51,6 +52,18 @@ def fragments(folder: Path) -> list[str]:
     ]
 
 
+def main() -> None:
+    folder = Path("experiments/group_scan")
+    if len(sys.argv) > 1:
+        lines = ",\n ".join(map(json.dumps, record(Path(sys.argv[1]))))
+        (folder / "scans.json").write_text(f"[{lines}]\n", encoding="utf-8")
+    marks = [
+        Interval(label=f"{each['kind']} {each['suite']}", value=each["value"], low=each["ci_low"], high=each["ci_high"])
+        for each in read(folder / "scans.json")
+    ]
+    xlabel = "what the best group adds to Δ (nats)"
+    interval_plot(marks, xlabel=xlabel, zero_line=True).save(folder / "best_groups.svg")
+
+
 if __name__ == "__main__":
-    lines = ",\n ".join(map(json.dumps, record(Path(sys.argv[1]))))
-    Path("experiments/group_scan/scans.json").write_text(f"[{lines}]\n", encoding="utf-8")
+    main()

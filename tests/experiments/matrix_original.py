@@ -1,9 +1,13 @@
-"""The 2x2x2 matrix as the study ran it (protocol=original), three seeds."""
+"""The 2x2x2 matrix as the study ran it (protocol=original), three seeds.
+
+`python -m tests.experiments.matrix_original` draws the figure.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from headdyn.core.figures import Interval, interval_plot
 from tests.experiments.records import average, fixed, rows, span, spelled
 
 SETTINGS = (
@@ -62,3 +66,18 @@ def fragments(folder: Path) -> list[str]:
         f"selectivities of {span((row['selectivity'] for row in arms['rope']), 1, scale=100)} points",
         f"raises the entropy by {spelled(entropy, signed=True)} nats",
     ]
+
+
+def main() -> None:
+    folder, marks = Path("experiments/matrix_original"), []
+    for arm, label in (("rope", "RoPE runs"), ("drope", "DroPE runs")):
+        runs = rows(folder / "summary.csv", position_enc=arm)
+        found = average(runs, "selectivity", "data_ordering", *ORDER)
+        value, low, high = (100 * found[end] for end in ("value", "ci_low", "ci_high"))
+        marks.append(Interval(label=label, value=value, low=low, high=high))
+    xlabel = "topic selectivity, topic-ordered less shuffled (points)"
+    interval_plot(marks, xlabel=xlabel, zero_line=True).save(folder / "effect_of_order.svg")
+
+
+if __name__ == "__main__":
+    main()
