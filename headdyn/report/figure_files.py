@@ -32,7 +32,7 @@ def write_figures(folder: Path, kind: str, out: Path | None = None) -> list[Path
 def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
     """The figures that a sweep's page draws from records, named by their heading and their title.
 
-    Where two sections draw figures of one name, the later one's has the section in front.
+    Where two sections draw figures of one name, the later one's has the section in front; a third gets a number.
     """
     figures = {}
     for section in sections(sweep):
@@ -42,7 +42,8 @@ def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
             for figure in block if isinstance(block, list) else [block]:
                 if isinstance(figure, Figure):
                     name = slug(f"{heading} {_title(figure.spec())}")
-                    figures[f"{section.anchor}_{name}" if name in figures else name] = figure
+                    name = f"{section.anchor}_{name}" if name in figures else name
+                    figures[f"{name}_{len(figures)}" if name in figures else name] = figure
     return figures
 
 

@@ -46,8 +46,8 @@ class CurvesTogether:
             return untested if self.left_out and self.trainings < 2 else ""
         least = self.records[0]["least_p"]
         texts = [
-            f"In {len(self.found)} of {count(len(self.records), 'pair')} the two curves change together within a "
-            f"training more than curves of different trainings do (q ≤ {ALPHA:g}, {count(self.trainings, 'training')})."
+            f"In {len(self.found)} of {count(len(self.records), 'pair')} the changes of the two curves correlate more "
+            f"strongly within a training than between trainings (q ≤ {ALPHA:g}, {count(self.trainings, 'training')})."
         ]
         if least > ALPHA:
             texts.append(f"So few trainings cannot show it for any pair: no p can be below {p_value(least)}.")

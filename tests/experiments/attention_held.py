@@ -22,6 +22,7 @@ SETTINGS = (
     "lies above 0.15 nats",
     "lies within −0.02 and 0.02 nats",
     "of 800 steps",
+    "Losses are of 256 validation sequences",
     "the 0.029 nats are the price",
     "With heads free for the first 16 steps",
     "held from step 16",

@@ -27,7 +27,7 @@ SETTINGS = (
     "with 32 snapshots of each training",
     "(q ≤ 0.05) from a step on",
     "correlate below 0 from snapshot to snapshot with q < 0.05, in every training",
-    "and from step 16 on",
+    "is lower from step 11 on",
     "(16 snapshots)",
     "attention above 30 %",
     "training of seed 0",
@@ -41,7 +41,7 @@ MEASURES = {  # row of the table: (measure, scale, digits)
 }
 FOLLOWED = ("induction_top", "selectivity_top", "repeat_gain_nats")
 COURSES = ("loss_nats", "gap_closed", "selectivity", *FOLLOWED)
-STEPS = (0, 16, 28, 51, 136, 444, 800)
+STEPS = (0, 11, 16, 28, 51, 136, 444, 800)
 
 
 def fragments(folder: Path) -> list[str]:
@@ -74,14 +74,22 @@ def fragments(folder: Path) -> list[str]:
         for series in range(n)
     ]
     after, at = zip(*(first_at(course, 0.5) for course in closed), strict=True)
+    before_fall = [
+        sum(
+            training["measures"][name]["emerges_at_step"] <= step
+            for training, step in zip(trainings, after, strict=True)
+        )
+        for name in FOLLOWED[:2]
+    ]
     return [
         *lines,
         f"First look, all {n}:",
         f"closes between steps {min(after)} and {max(at)} in all {n}",
+        f"Induction is surely before this in {before_fall[0]} of {n}, selecting in {before_fall[1]} of {n}",
         f"before selectivity in {apart} of {n}",
         f"16 snapshots of {n} trainings",
         f"{before} nats untrained, {span(highest, 2)} at its highest, {end} at the end",
-        f"height between steps {min(a for a, _ in halves)} and {max(b for _, b in halves)},",
+        f"height between steps {min(a for a, _ in halves)} and {max(b for _, b in halves)};",
         f"{at_once} before any training",
         *second_look(folder),
     ]
@@ -151,14 +159,25 @@ def second_look(folder: Path) -> list[str]:
         for order in ("shuffled", "topic")
     }
     together = moving_together_over_trainings(courses(snapshots, FOLLOWED[1]), np.random.default_rng(0))[0]
+    gain = [surely(each, FOLLOWED[2], FOLLOWED[0]) for each in trainings]
+    topic = [surely(each, *FOLLOWED[:2]) for each in trainings if each["data_ordering"] == "topic"]
+    assert before == [1, 1]
     return [
         *found,
+        f"surely before induction in {gain.count(1)} of {len(gain)} and surely after it in {gain.count(-1)}",
+        f"in topic order {topic.count(-1)} of {len(topic)} are surely not",
         f"32 snapshots of {len(shuffled)} trainings in each order",
         f"holds in {first['shuffled']} of 4 trainings in shuffled order, and in {first['topic']} of 4 in topic order",
         f"surely before selectivity in {before[0]} of {len(shuffled)}, surely after it in {before[1]}",
         f"by {fixed(together['within'], 2, signed=True)} within a training and by {fixed(together['across'], 2, signed=True)} "
         f"between trainings ({p_is(together['p'])})",
     ]
+
+
+def surely(training: dict[str, Any], one: str, other: str) -> int:
+    """1 where the first measure is at half of its height surely before the other, −1 where surely after it, else 0."""
+    pairs = training["order"]["half_height"]["surely_before"]
+    return ([one, other] in pairs) - ([other, one] in pairs)
 
 
 def gap_half_closed(training: dict[str, Any], snapshots: list[Row]) -> tuple[int, int]:

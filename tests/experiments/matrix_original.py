@@ -64,6 +64,9 @@ def fragments(folder: Path) -> list[str]:
         f"{closed('shuffled')} % of the gap in shuffled order, {closed('topic')} % in topic order",
         f"Selecting is worth {fixed(min(worth), 3)} to {fixed(max(worth), 3)} nats",
         f"selectivities of {span((row['selectivity'] for row in arms['rope']), 1, scale=100)} points",
+        f"Probes of the middle layer are at their ceiling: {span((row['probe_accuracy_middle'] for row in runs), 1, scale=100)} "
+        f"% in all runs, and {span((row['probe_token_identity'] for row in runs), 1, scale=100)} %",
+        f"raises selectivity by {spelled(average(runs, 'selectivity', 'position_enc', 'rope', 'drope'), scale=100, signed=True)} points",
         f"raises the entropy by {spelled(entropy, signed=True)} nats",
     ]
 

@@ -87,7 +87,7 @@ def test_a_checkpoint_that_failed_in_one_training_is_left_out_of_all(tmp_path: P
     together = curves_together(repetitions(sweep)[0], sweep)
     assert not together.left_out and [record["changes"] for record in together.records] == [5]
     assert together.sentence() == (
-        "In 0 of 1 pair the two curves change together within a training more than curves of different trainings do "
+        "In 0 of 1 pair the changes of the two curves correlate more strongly within a training than between trainings "
         "(q ≤ 0.05, 3 trainings). So few trainings cannot show it for any pair: no p can be below 0.17."
     )
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_that_failed_in_one_training_is_left_out_of_all(tmp_path: P
 def test_the_page_shows_the_pairs_and_says_how_many_are_found(suite: Path) -> None:
     page = Text(write_sweep_page(suite).read_text(encoding="utf-8")).text
     section = page.split("Does it repeat over training seeds?")[-1].split(HEADING)[1]
-    assert "In 1 of 1 pair the two curves change together within a training more than curves of different" in section
+    assert "In 1 of 1 pair the changes of the two curves correlate more strongly within a training" in section
     assert "Without seed 5: its checkpoints are not those of the other trainings" in section
     assert "strength of Δ plain nats +1.00" in section and "0.042 0.042 4 trainings" in section
 

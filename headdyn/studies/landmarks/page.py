@@ -74,7 +74,7 @@ def losses(group: Sequence[Course], lines: Sequence[str], title: str, caption: s
     """
     alike: dict[str, list[Course]] = {}
     for course in group:
-        alike.setdefault(course.label.removesuffix(f"seed {course.seed}").rstrip(", ") or course.label, []).append(
+        alike.setdefault(course.label.removesuffix(f"seed {course.seed}").rstrip(", ") or "all seeds", []).append(
             course
         )
     drawings = []
