@@ -34,7 +34,7 @@ def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
 
     Where two sections draw figures of one name, the later one's has the section in front; a third gets a number.
     """
-    figures = {}
+    figures: dict[str, Figure] = {}
     for section in sections(sweep):
         heading = ""
         for block in section.parts:
