@@ -30,7 +30,7 @@ SETTINGS = (
     "held models end more than 0.3 nats above",
     "intervals are 95 %",
 )
-FREE, HELD = "heads free", "every head held"
+FREE, HELD, LATER = ARMS = "heads free", "every head held", "every head held from step 16 on"
 LINES = ("floor_nats", "random_nats", "position_only_nats", "speaker_blind_nats")
 
 
@@ -39,7 +39,7 @@ def record(sweeps: list[Path]) -> list[dict[str, Any]]:
     found = {}
     for job in (job for sweep in sweeps for job in SweepRecord.read(sweep).complete):
         clamp = job.run.manifest["config"]["train"]["clamp"]
-        arm = FREE if clamp["pattern"] == "none" else HELD
+        arm = FREE if clamp["pattern"] == "none" else LATER if clamp["from_step"] else HELD
         seed = job.run.manifest["config"]["seed"]
         lines = {name: job.run.value(name) for name in LINES}
         losses = [(step, round(loss, 5)) for step, loss in job.metrics["val_loss_nats"]]
@@ -61,17 +61,15 @@ def difference(ends: list[Row], low: str, high: str) -> Scalar:
     return average([row for row in ends if row["arm"] in (low, high)], "loss", "arm", low, high)
 
 
-def table(trainings: list[dict[str, Any]]) -> tuple[list[str], Scalar]:
-    """A row for each arm of one corpus, and what holding every head costs."""
-    ends, rows = at_end(trainings), []
-    seeds = {arm: {row["seed"] for row in ends if row["arm"] == arm} for arm in (FREE, HELD)}
-    assert seeds[FREE] == seeds[HELD]
-    cost = difference(ends, FREE, HELD)
-    for arm in (FREE, HELD):
+def table(ends: list[Row]) -> list[str]:
+    """A row for each arm of one corpus; the last cell is what holding the heads costs."""
+    lines = []
+    for arm in (arm for arm in ARMS if any(row["arm"] == arm for row in ends)):
         mine = [row for row in ends if row["arm"] == arm]
         above, closed = span((row["above"] for row in mine), 3), span((row["closed"] for row in mine), 0, scale=100)
-        rows.append(f"| {arm} | {above} | {closed} % | {'–' if arm == FREE else spelled(cost, signed=True)} |")
-    return rows, cost
+        cost = "–" if arm == FREE else spelled(difference(ends, FREE, arm), signed=True)
+        lines.append(f"| {arm} | {len(mine)} | {above} | {closed} % | {cost} |")
+    return lines
 
 
 def fragments(folder: Path) -> list[str]:
@@ -100,11 +98,12 @@ def main() -> None:
         markers = [name for name in names if not name.name.startswith(("matrix", "head_emergence"))]
         for file, sweeps in (("trainings", [name for name in names if name not in markers]), ("markers", markers)):
             found = record(sweeps)
-            both = [each for each in found if sum(other["seed"] == each["seed"] for other in found) == 2]
-            lines = ",\n ".join(map(json.dumps, both))
+            count = {each["seed"]: sum(other["seed"] == each["seed"] for other in found) for each in found}
+            paired = [each for each in found if count[each["seed"]] == max(count.values())]
+            lines = ",\n ".join(map(json.dumps, paired))
             (folder / f"{file}.json").write_text(f"[{lines}]\n", encoding="utf-8")
     trainings, drawn = read(folder / "trainings.json"), []
-    for arm in (FREE, HELD):
+    for arm in ARMS:
         courses = [dict(each["losses"]) for each in trainings if each["arm"] == arm]
         steps = sorted(set.intersection(*(set(course) for course in courses)) - {0})
         losses_CK = np.array([[course[step] for step in steps] for course in courses])

@@ -1,6 +1,7 @@
 """The landmarks' trainings: their record is made of sweeps by `python -m tests.experiments.landmarks SWEEP…`.
 
-A sweep's trainings take the place of those on record that have the same settings; others stay. All figures of the page are drawn again.
+A sweep's trainings take the place of those on record that have the same settings; others stay. All figures of the page are
+drawn again. Of a sweep that was started with a preset alone the minutes are recorded too.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib
 import json
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,12 @@ def record(sweep: Path) -> list[dict[str, Any]]:
     ]
 
 
+def minutes(sweep: Path) -> dict[str, float]:
+    """From the start of a sweep's first job until its page was written."""
+    began = min(datetime.fromisoformat(job.run.manifest["started"]) for job in SweepRecord.read(sweep).complete)
+    return {"minutes": (datetime.fromisoformat(read(sweep / "sweep.json")["written"]) - began).total_seconds() / 60}
+
+
 def recorded(folder: Path, name: str) -> list[Course]:
     """The trainings on record, as a sweep's are judged."""
     followed, entries = [], read(folder / f"{name}.json")
@@ -108,6 +116,9 @@ def main(sweeps: list[str]) -> None:
         for entry in record(sweep):
             control = name == "clamping" and "train.clamp.layer" in entry["factors"]
             anew.setdefault(FIRST_LAYER if control else name, []).append(entry)
+        if read(sweep / "sweep.json")["command"] == f"python -m headdyn.run -m experiment={name}":
+            took = read(folder / "minutes.json") | {name: minutes(sweep)}
+            (folder / "minutes.json").write_text(json.dumps(took, indent=1) + "\n", encoding="utf-8")
     for name, entries in anew.items():
         path, factors = folder / f"{name}.json", [entry["factors"] for entry in entries]
         stay = [entry for entry in (read(path) if path.exists() else []) if entry["factors"] not in factors]
