@@ -316,12 +316,14 @@ def test_with_hidden_speakers_evidence_is_in_neighbours_a_reply_being_uniform() 
 
 
 def fitted(corpus: Corpus, *, masked: bool) -> np.ndarray:
-    """Held-out losses [N, T-1] of a small model trained on a corpus of tags; masked, it reads symbols alone.
+    """Held-out losses [N, T-1] of a small model trained on tagged or announced speakers; masked, it reads symbols alone.
 
     Masked, its losses of the symbols are followed by what the turns cost, which it cannot know better.
     """
+    oracle = corpus.oracle
+    assert isinstance(oracle, ConversationFilter)
     size, settings = (
-        int(corpus.vocab_size // 2),
+        oracle.transitions_SVV.shape[1],
         DecoderConfig(
             vocab_size=corpus.vocab_size, num_layers=2, d_model=32, num_heads=4, num_kv_heads=4, head_dim=8, d_ff=64
         ),
@@ -344,16 +346,23 @@ def fitted(corpus: Corpus, *, masked: bool) -> np.ndarray:
     loss_NT = F.cross_entropy(logits_NTV.mT, val_NT[:, 1:], reduction="none").double().numpy()
     if not masked:
         return loss_NT
-    assert isinstance(corpus.oracle, ConversationFilter)
-    speakers_NM = corpus.val.tokens_NT.astype(int) // size
-    return corpus.oracle.on_tokens(np.pad(loss_NT, ((0, 0), (1, 0))), speakers_NM)
+    return oracle.on_tokens(np.pad(loss_NT, ((0, 0), (1, 0))), speakers_of(corpus.val.tokens_NT, oracle))
 
 
-def test_models_stay_above_their_lines(tmp_path: Path) -> None:
+def speakers_of(tokens_NT: np.ndarray, oracle: ConversationFilter) -> np.ndarray:
+    """Who speaks, [N, T]; if announced [N, T + 1], with whom the last token announces."""
+    speakers_NT = tokens_NT.astype(int) // oracle.transitions_SVV.shape[1]
+    if oracle.speaker == "tag":
+        return speakers_NT
+    return np.concatenate([speakers_NT // 2, speakers_NT[:, -1:] % 2], axis=1)
+
+
+@pytest.mark.parametrize("speaker", ["tag", "announced"])  # announced: as on the matrix's corpus
+def test_models_stay_above_their_lines(speaker: Speaker, tmp_path: Path) -> None:
     """A model beats no floor, and one that cannot see who speaks not the speaker-blind line; one that can, does."""
     small = {"num_symbols": 8, "sequence_length": 32, "target_gap_nats": 1.2}
     change = {
-        "speaker": "tag",
+        "speaker": speaker,
         "evidence": "unigrams",
         "row_spread": 0.3,
         "train_sequences": 6400,
@@ -365,7 +374,7 @@ def test_models_stay_above_their_lines(tmp_path: Path) -> None:
     tokens_NT = corpus.val.tokens_NT.astype(int)
     floor_NT, _ = oracle.filter(tokens_NT)
     blind_NM = np.pad(oracle.without_speakers(tokens_NT % 8)[0], ((0, 0), (1, 0)))
-    blind_NT = oracle.on_tokens(blind_NM, tokens_NT // 8)
+    blind_NT = oracle.on_tokens(blind_NM, speakers_of(tokens_NT, oracle))
     assert blind_NT.mean() == pytest.approx(corpus.facts["speaker_blind_nats"], abs=1e-12)
     seeing_NT, masked_NT = (fitted(corpus, masked=masked) for masked in (False, True))
     assert advantage(seeing_NT, floor_NT) > 3

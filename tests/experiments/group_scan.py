@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import high, low, percent, read, span, spelled
+from tests.experiments.records import fixed, high, low, p_is, percent, read, span, spelled
 
 SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05", "is over pairs (95 %)")
 PLANTED = {0, 2, 4, 6, 8, 10}
@@ -36,19 +36,30 @@ def fragments(folder: Path) -> list[str]:
     right = sum(set(each["heads"]) <= PLANTED for each in planted)
     sizes = span((len(each["heads"]) for each in planted), 0)
 
-    def share(yes: int, n: int) -> str:
-        return f"{yes} of {n} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
+    def share(yes: int, n: int, suites: str) -> str:
+        return f"{yes} of {n} {suites} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
 
+    assert false == len(null) - 1
+    (quiet,) = (each for each in null if each["p"] > 0.05)
+    smallest = min((each for each in null if each["p"] <= 0.05), key=lambda each: float(each["value"]))
+    # What the verdicts say, and that the size tells the two kinds of suites apart.
+    assert found == right == len(planted)
+    assert any(len(each["heads"]) < 6 for each in planted)
+    assert min(each["ci_low"] for each in planted) > max(each["ci_high"] for each in null)
+    added = [span((each["value"] for each in group if each["p"] <= 0.05), n) for group, n in ((planted, 1), (null, 2))]
     return [
         *(
             f"| {each['kind']} {each['suite']} | {', '.join(map(str, each['heads']))} | {each['p']:.3f} | "
             f"{spelled(each, signed=True)} |"
             for each in suites
         ),
-        f"finds something in {share(found, len(planted))} planted suites",
-        f"in {share(right, len(planted))} it consists of planted heads alone",
-        f"It has {sizes} of the six",
-        f"finds something in {share(false, len(null))} of the others",
+        f"in {share(right, len(planted), 'planted suites')}: a group of planted heads alone, which adds {added[0]} nats",
+        f"in {share(false, len(null), 'suites without planting')}, which adds {added[1]} nats",
+        f"of a planted suite has {sizes} of the six",
+        f"of null {quiet['suite']}, the one that finds nothing",
+        f"That group adds {fixed(quiet['ci_high'], 3, signed=True)} nats at most",
+        f"in null {smallest['suite']} a group that adds {fixed(smallest['value'], 3, signed=True)} nats had "
+        f"{p_is(smallest['p'])}",
     ]
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from headdyn.core.numbers import number
 from tests.experiments.records import fixed, read, spelled
 
 SETTINGS = (
     "to 4 bits change?",
+    "weights are rounded to 4 bits",
     "that rounding to 4 bits leaves",
     "to 1e-4;",
     "q < 0.05 and at least 0.2 of their attention",
     "attention on position 0",
     "95 % over",
+    "of 64 pairs such as 9.8 and 9.11",
+    "to Δ to 1e-4 of its size",
+    "other pairs' answers (q < 0.05)",
+    "shares correlate above 0.5)",
+    "of 64 pairs, 95 %",
+    "pairs' answers (q < 0.05)",
 )
+PARTS = ("answer", "answer_embedding", "answer_heads", "answer_mlps")
 
 ANALYSES = ("loss", "attention", "tensorlens")
 OF_TOPICS = {
@@ -38,6 +47,7 @@ def fragments(folder: Path) -> list[str]:
     points = {name: {part: 100 * measured[name][part] for part in ("value", "ci_low", "ci_high")} for name in OF_TOPICS}
     assert not any(min(measured[name]["p"], measured[name]["q"]) < 0.05 for name in OF_TOPICS)
     return [
+        *comparisons(read(folder / "comparisons.json")),
         f"{corpus['documents_read']} articles, {corpus['val_documents']} of them held out",
         f"The three analyses took {fixed(took / 60, 0)} minutes",
         f"loss, nats | {spelled(measured['loss_nats'])}; {fixed(measured['bigram_nats'], 2)} by a bigram model |",
@@ -50,6 +60,8 @@ def fragments(folder: Path) -> list[str]:
         f"smallest p of the three is {fixed(min(measured[name]['p'] for name in OF_TOPICS), 2)}",
         f"model's output to {number(measured['tensorlens_error']['value'])} of its size",
         f"{measured['loss_nats']['n']} sequences, {measured['tensorlens_error']['n']} for TensorLens",
+        f"logits are Hugging Face's to {number(max(record['largest_difference_from_hugging_face'].values()))}",
+        f"names the {len(mine)} heads that TransformerLens names",
         f"{sequences} sequences of random tokens",
         f"the {sequences} sequences",
         f"from Hugging Face | {number(max(record['largest_difference_from_hugging_face'].values()))} |",
@@ -62,4 +74,31 @@ def fragments(folder: Path) -> list[str]:
         f"{fixed(int(100 * min(rounded.values())) / 100, 2)}, no head's",
         f"by more than {fixed(second['largest_change_of_any_heads_induction'], 2)}, and",
         f"rises to {fixed(second['loss']['repeated_pairs_nats'], 2)} nats",
+    ]
+
+
+def comparisons(record: dict[str, Any]) -> list[str]:
+    """A row of the sums for each wording, and what the predictions are judged by."""
+    wordings = {name: record[name] for name in ("corrupted", "clean")}
+    lines, errors = [], []
+    for name, wording in wordings.items():
+        sums = wording["sums"]
+        cells = [f"{spelled(sums[f'{part}_nats'])}; {fixed(sums[f'{part}_nats']['null'], 2)}" for part in PARTS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+        errors.append(sums["answer_lens_error"]["value"])
+    most = {
+        name: max(wording["significant"], key=lambda head: abs(float(head["nats"])))
+        for name, wording in wordings.items()
+    }
+    assert max(errors) < 1e-4 and record["correlation_of_wordings"] > 0.5
+    assert any(head["nats"] > 0 for head in record["corrupted"]["significant"])
+    answered = {name: wording["sums"]["answer_nats"] for name, wording in wordings.items()}
+    assert answered["corrupted"]["ci_low"] < 0 < answered["corrupted"]["ci_high"] and answered["clean"]["ci_low"] > 0
+    return [
+        *lines,
+        f"add up to Δ to {number(max(errors))} of its size",
+        f"{len(record['corrupted']['significant'])} of {record['corrupted']['heads']} heads",
+        f"{len(record['clean']['significant'])} in the other wording",
+        *(f"{head['head']} with {fixed(head['nats'], 3, signed=True)} nats" for head in most.values()),
+        f"correlate by {fixed(record['correlation_of_wordings'], 2)}",
     ]

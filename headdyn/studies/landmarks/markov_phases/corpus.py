@@ -15,7 +15,7 @@ from headdyn.core.randomness import generator
 from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import NOTHING_TO_SELECT, mean_and_error
-from headdyn.data.markov import chain_tokens, stationary_law
+from headdyn.data.markov import chain_tokens
 from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, retrieval_laws, unigram_law
 
 PREDICTORS = ("unigram_retrieval", "bigram_retrieval", "unigram_inference", "bigram_inference")
@@ -103,7 +103,9 @@ class MixtureFilter:
     def __init__(self, source: MarkovMixture, chains_KVV: np.ndarray) -> None:
         self.source, chains_KVV = source, chains_KVV.astype(float)
         self.chains_KVV = chains_KVV / chains_KVV.sum(2, keepdims=True)  # without the file's float32 rounding
-        self.stationary_KV = np.stack([stationary_law(chain_VV) for chain_VV in self.chains_KVV])
+        # π solves (Pᵀ − 1 + J) π = (1, …, 1), where J is all ones.
+        system_KVV = self.chains_KVV.swapaxes(1, 2) - np.eye(source.num_states) + 1
+        self.stationary_KV = np.linalg.solve(system_KVV, np.ones((len(system_KVV), source.num_states, 1)))[..., 0]
 
     def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
         """The law of the next token by each of PREDICTORS, [N, T-1, V]."""

@@ -49,7 +49,7 @@ def test_stationary_laws_are_those_of_the_chains(tmp_path: Path) -> None:
     for chain_VV, law_V in zip(mixture.chains_KVV, mixture.stationary_KV, strict=True):
         values, vectors = np.linalg.eig(chain_VV.T)
         exact_V = np.real(vectors[:, np.argmax(np.real(values))])
-        np.testing.assert_allclose(law_V, exact_V / exact_V.sum(), atol=2e-5)
+        np.testing.assert_allclose(law_V, exact_V / exact_V.sum(), atol=1e-12)
 
 
 def test_bigram_retrieval_is_the_floor_and_no_predictor_is_below_it(tmp_path: Path) -> None:
