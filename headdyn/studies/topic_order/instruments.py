@@ -12,6 +12,10 @@ from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
 
+_RECORDS = {
+    "corrected": "eight seeds in experiments/matrix/README.md",
+    "original": "three seeds in experiments/matrix_original/README.md",
+}
 _QUESTIONS = {
     "rope": "Does topic order leave topic-selective attention with RoPE?",
     "drope": "Does topic order leave topic-selective attention after DroPE?",
@@ -40,7 +44,18 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
         for position, question in _QUESTIONS.items():
             if sentences := by_instruments(jobs, position, effects):
                 statements.append(Statement(question, sentences, group))
-    return [*statements, *retention.headlines(sweep)]
+    return [*statements, *retention.headlines(sweep), *_on_record(sweep)]
+
+
+def _on_record(sweep: SweepRecord) -> list[Statement]:
+    """Where to read what more seeds show, for the page of a matrix of one seed, which can show no effect."""
+    seeds, arms = ({job.factors.get(name) for job in sweep.complete} for name in ("seed", "protocol"))
+    presets = {(job.factors.get("experiment"), job.factors.get("mode")) for job in sweep.complete}
+    if len(seeds) != 1 or presets != {("matrix", "laptop")} or not arms <= _RECORDS.keys():
+        return []
+    records = listed([_RECORDS[arm] for arm in sorted(arms)])
+    sentence = f"On record, with intervals and the smallest effects that could have been seen: {records}."
+    return [Statement("What do several seeds of this matrix show?", [sentence])]
 
 
 def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -> list[str]:

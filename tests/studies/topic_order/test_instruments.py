@@ -95,3 +95,21 @@ def test_what_could_not_be_measured_is_absent_with_its_reason(tmp_path: Path) ->
     assert not any(
         "selectivity 0" in text or "selectivity +0" in text for texts in by_question.values() for text in texts
     )
+
+
+def test_the_page_of_one_seed_says_where_several_are_on_record(tmp_path: Path) -> None:
+    asked = "What do several seeds of this matrix show?"
+    for name, seeds, preset, words in (
+        ("one", (0,), "matrix", ["experiments/matrix/README.md"]),
+        ("original", (0,), "matrix", ["experiments/matrix_original/README.md"]),
+        ("several", (0, 1), "matrix", None),
+        ("other", (0,), "news_matrix", None),
+    ):
+        protocol = "original" if name == "original" else "corrected"
+        jobs = matrix(tmp_path / name, seeds=seeds, protocol=protocol)
+        for job in jobs:
+            job["factors"]["experiment"] = preset
+        sentences = answers(sweep(tmp_path / name, jobs)).get(asked)
+        assert (sentences is None) == (words is None), name
+        for path in words or ():
+            assert path in str(sentences) and (Path(__file__).parents[3] / path).exists()
