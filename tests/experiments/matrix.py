@@ -12,29 +12,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import optimize, stats
 
 from headdyn.data.ordering import dominant_topics
 from headdyn.studies.topic_order.retention import collapse, retention, two_groups
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import average, effect, fixed, p_is, read, rows, span, spelled, would_be_seen
+from tests.experiments.records import (
+    Row,
+    Scalar,
+    average,
+    effect,
+    fixed,
+    p_is,
+    percent,
+    read,
+    rows,
+    span,
+    spelled,
+    would_be_seen,
+)
 
 SETTINGS = (
     "800 steps each",
     "intervals are 95 %",
-    "0.05 nats of the loss",
+    "Where q is 0.05 or more",
+    "within 0.05 nats of the loss",
     "reaches 15 points",
     "no q is below 0.05",
     "of one test at p < 0.05",
     "for q < 0.05 among all outcomes",
     "in layer 1 before the drop",
-    "normal values (p < 0.05",
+    "normal values (p < 0.05)",
     # what was predicted
     "lower by 2 to 7 points, at losses within 0.02 nats",
     "between 0 and +2 points",
     "the interval holds 0 and most",
-    "within 2 points of 0 (positive",
+    "within 2 points of 0",
 )
+PILOT = Path(__file__).parents[2] / "experiments" / "matrix_pilot" / "pilot.csv"
+MARGIN_NATS = 0.05  # an arm within it of the loss before the drop has recovered
 OUTCOMES = {  # row of the table: (metric, scale)
     "topic selectivity (points of attention)": ("selectivity", 100),
     "of the most selective head (points)": ("selectivity_top", 100),
@@ -52,11 +69,30 @@ def cell(entry: dict[str, Any], scale: float) -> str:
     return f"{spelled(entry, scale=scale, signed=True)}, {p_is(entry['q'], 'q')}"
 
 
+def unseen(contrast: Scalar, scale: float = 1) -> str:
+    """`; 2.2 would be seen`, behind a difference that was not found; nothing behind one that exceeds this bound."""
+    smallest = would_be_seen(contrast)
+    two_digits = f"{scale * smallest:#.2g}".removesuffix(".")
+    return "" if abs(contrast["value"]) > smallest else f"; {two_digits} would be seen"
+
+
+def with_bound(contrast: Scalar, scale: float = 1) -> str:
+    """`+0.02 [−0.30, +0.33]; 0.44 would be seen`: the bound stands where the interval holds 0."""
+    bound = unseen(contrast, scale) if contrast["ci_low"] < 0 < contrast["ci_high"] else ""
+    return spelled(contrast, scale=scale, signed=True) + bound
+
+
+def change_by_the_drop(file: Path, metric: str) -> Scalar:
+    """Order's effect in DroPE runs less that in RoPE runs: twice the interaction, which is half of it (science.md §17)."""
+    interaction = effect(file, metric, RETENTION)
+    return interaction | {part: 2 * interaction[part] for part in ("value", "ci_low", "ci_high")}
+
+
 def row(folder: Path, label: str) -> str:
     metric, scale = OUTCOMES[label]
-    cells = [
-        cell(effect(folder / "effects.json", metric, levels), scale) for levels in (ORDER, HEADS, POSITIONS, RETENTION)
-    ]
+    file = folder / "effects.json"
+    found = [*(effect(file, metric, levels) for levels in (ORDER, HEADS, POSITIONS)), change_by_the_drop(file, metric)]
+    cells = [cell(each, scale) + ("" if each["q"] < 0.05 else unseen(each, scale)) for each in found]
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -80,97 +116,148 @@ def by_layer(entry: dict[str, Any]) -> str:
 
 
 def fragments(folder: Path) -> list[str]:
-    runs = rows(folder / "summary.csv")
-    arms = {name: [run for run in runs if run["position_enc"] == name] for name in ("rope", "drope")}
-    seeds = len({run["seed"] for run in runs})
-    plain = [run for run in runs if run["attention"] == "mha" and run["data_ordering"] == "shuffled"]
-    others = rows(folder / "controls.csv")
-    raw = [run | {"position_enc": "raw"} for run in rows(folder / "raw_drop.csv", data_ordering="shuffled")]
-    compared = [*plain, *others, *raw]
+    runs, file = rows(folder / "summary.csv"), folder / "effects.json"
+    order, gqa, drope = (effect(file, "selectivity", levels) for levels in (ORDER, HEADS, POSITIONS))
+    loss, change = effect(file, "loss_nats", ORDER), change_by_the_drop(file, "selectivity")
+    # What the answer and the verdicts say.
+    assert max(order["q"], drope["q"]) < 0.05 < min(gqa["q"], change["q"])
+    assert -0.07 < order["ci_low"] < order["ci_high"] < -0.02 and -0.02 < loss["ci_low"] < loss["ci_high"] < 0.02
+    assert gqa["ci_low"] < 0 and 0.01 < gqa["ci_high"] < 0.02
+    assert -0.02 < change["ci_low"] < 0 < change["ci_high"]
+    pilot = rows(PILOT, speaker="announced", mode="laptop", position_enc="drope")
+    (cost,) = (float(run["raw_drop_nats"]) - float(run["parent_nats"]) for run in pilot)
+    in_words = spelled(change, scale=100, signed=True)
+    return [
+        f"{len(runs)} runs, {order['n']} seeds",
+        f"moves topic selectivity by {spelled(order, scale=100, signed=True)} points of attention ({order['n']} seeds, "
+        f"{p_is(order['q'], 'q')})",
+        f"dropping positions moves it by {spelled(drope, scale=100, signed=True)} points; no effect of grouped queries was found, "
+        f"though {fixed(100 * would_be_seen(gqa), 1)} points would have been seen",
+        *(row(folder, label) for label in OUTCOMES),
+        f"had cost {fixed(cost, 3)} of the {MARGIN_NATS:g} nats allowed",
+        f"not supported: {in_words} points{unseen(change, 100)}",
+        *of_corpus(folder, runs),
+        *of_order(folder, runs),
+        *of_drop(folder, runs),
+    ]
 
-    def less_rope(arm: str, metric: str, scale: float = 1) -> str:
-        return spelled(average(compared, metric, "position_enc", "rope", arm), scale=scale, signed=True)
 
-    def selectivity(arm: str, order: str) -> str:
-        chosen = [run for run in arms[arm] if run["data_ordering"] == order]
-        return span((run["selectivity"] for run in chosen), 1, scale=100)
-
-    file = folder / "effects.json"
-    at_equal_loss = read(folder / "matched_loss.json")["pooled"]
-    matched, dropped = (
-        {entry["outcome"]: entry for entry in at_equal_loss if entry["factor"] == factor}
-        for factor in ("data_ordering", "position_enc")
-    )
-    simple = {arm: effect(file, "selectivity", ORDER, {"position_enc": arm}) for arm in arms}
-    gqa = effect(file, "selectivity", HEADS)
-    interaction = effect(file, "selectivity", RETENTION)
-    forgetting = effect(file, "forgetting_nats", ORDER)
-    best = [float(run["selectivity_top"]) for run in arms["rope"]]
-    recovered = sum(run["recovered"] == "true" for run in arms["drope"])
-    worth = [float(run["position_only_nats"]) - float(run["floor_nats"]) for run in runs]
-    by_layers = read(folder / "retention.json")
-    significant = [entry for entry in by_layers["layers"] if entry["q"] < 0.05]
-    apart = [entry for entry in by_layers["layers"] if entry["ci_low"] > 0 or entry["ci_high"] < 0]
-    losses = by_layers["losses"]
+def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
+    """How mild the order is, and how far models and predictors stay from the floor."""
     order = read(folder / "order.json")
-    assert len(order) == seeds
-    assert len(losses) == len(arms["drope"]) and max(loss["after"] for loss in losses) < 0.05
-    in_groups = sum(entry["p"] < 0.05 for entry in by_layers["two_groups"])
-    assert not significant
-    assert all(float(run["loss_nats"]) > float(run["floor_nats"]) for run in runs)
-    blind = span((float(run["speaker_blind_nats"]) - float(run["floor_nats"]) for run in runs), 2)
+    assert len(order) == len({run["seed"] for run in runs})
+
+    def above(line: str) -> list[float]:
+        return [float(run[line]) - float(run["floor_nats"]) for run in runs]
+
+    def excess(arm: str) -> list[float]:
+        return [float(run["excess_nats"]) for run in runs if run["position_enc"] == arm]
+
+    assert min(excess("rope")) > 0 and max(excess("drope")) < min(above("speaker_blind_nats"))
+    return [
+        f"{span((each['of_block'] for each in order), 0, scale=100)} % of the tokens in a topic's block are of this topic",
+        f"{span((1 - each['of_topic'] for each in order), 0, scale=100)} % of its tokens come in other blocks",
+        f"end {span(excess('rope'), 3)} nats above the floor with RoPE, {span(excess('drope'), 3)} after the drop",
+        f"stays {span(above('speaker_blind_nats'), 2)} nats above it",
+        f"stays {span(above('position_only_nats'), 2)} nats above the floor",
+    ]
+
+
+def of_order(folder: Path, runs: list[Row]) -> list[str]:
+    """The order's effect with and without positions, at matched loss, by topic, on single heads and on forgetting."""
+    file = folder / "effects.json"
+    pooled = read(folder / "matched_loss.json")["pooled"]
+    matched = {entry["outcome"]: entry for entry in pooled if entry["factor"] == "data_ordering"}
+    with_rope, dropped = (effect(file, "selectivity", ORDER, {"position_enc": arm}) for arm in ("rope", "drope"))
+    forgetting = effect(file, "forgetting_nats", ORDER)
     by_topic = [
         run | {"apart": str(float(run["selectivity_first_topic"]) - float(run["selectivity_last_topic"]))}
         for run in runs
     ]
-    first, last, apart_by_topic = (
+    first, last, apart = (
         average(by_topic, metric, "data_ordering", "shuffled", "topic")
         for metric in ("selectivity_first_topic", "selectivity_last_topic", "apart")
     )
-    assert apart_by_topic["ci_low"] < 0 < apart_by_topic["ci_high"]
+    assert matched["selectivity"]["q"] < 0.05 and apart["ci_low"] < 0 < apart["ci_high"] and forgetting["q"] > 0.05
+    rope = [run for run in runs if run["position_enc"] == "rope"]
+    best = [float(run["selectivity_top"]) for run in rope]
+    below = [run for run, top in zip(rope, best, strict=True) if top < 0.15]
+    ordered = sum(run["data_ordering"] == "topic" for run in below)
+
+    def of_runs(order: str) -> str:
+        return span((float(run["selectivity"]) for run in rope if run["data_ordering"] == order), 1, scale=100)
+
     return [
-        *(row(folder, label) for label in OUTCOMES),
-        f"{span((each['of_block'] for each in order), 0, scale=100)} % of the tokens in a topic's block are of this topic",
-        f"{span((1 - each['of_topic'] for each in order), 0, scale=100)} % of its tokens come in other blocks",
-        f"stays {blind} nats above the floor",
-        f"{spelled(first, scale=100, signed=True)} points of the selectivity of queries on the topic met first and "
-        f"{spelled(last, scale=100, signed=True)} on the topic met last",
-        f"the two differ by {spelled(apart_by_topic, scale=100, signed=True)} points; a difference of "
-        f"{fixed(100 * would_be_seen(apart_by_topic), 1)} would have been seen",
-        f"{len(runs)} runs, {seeds} seeds",
-        f"by {spelled(simple['rope'], scale=100, signed=True)} points in RoPE runs and by "
-        f"{spelled(simple['drope'], scale=100, signed=True)} points in DroPE runs",
-        f"{selectivity('rope', 'shuffled')} points a run in shuffled order, {selectivity('rope', 'topic')} in topic order",
-        f"At matched loss topic order still takes {spelled(matched['selectivity'], scale=100, signed=True)} points "
+        f"changes selectivity by {spelled(with_rope, scale=100, signed=True)} points in RoPE runs and by "
+        f"{spelled(dropped, scale=100, signed=True)} in DroPE runs",
+        f"At matched loss it is {spelled(matched['selectivity'], scale=100, signed=True)} points "
         f"({p_is(matched['selectivity']['q'], 'q')})",
         f"and {spelled(matched['probe_accuracy_middle'], scale=100, signed=True)} points of probe accuracy",
-        f"DroPE raises selectivity by {spelled(dropped['selectivity'], scale=100, signed=True)} points at matched loss "
-        f"({p_is(dropped['selectivity']['q'], 'q')})",
-        f"head by {spelled(dropped['selectivity_top'], scale=100, signed=True)} points",
-        f"{spelled(forgetting, signed=True)} nats more than shuffled ones, {p_is(forgetting['q'], 'q')}",
-        f"In {sum(value >= 0.15 for value in best)} of {len(best)} RoPE runs",
+        f"select by {of_runs('shuffled')} points in shuffled order, by {of_runs('topic')} in topic order",
+        f"by {spelled(forgetting, signed=True)} nats, {p_is(forgetting['q'], 'q')}{unseen(forgetting)}",
+        f"changes by {spelled(first, scale=100, signed=True)} points, on the topic met last by "
+        f"{spelled(last, scale=100, signed=True)}; the two differ by {spelled(apart, scale=100, signed=True)}"
+        f"{unseen(apart, 100)}",
+        f"In {len(best) - len(below)} of {len(best)} RoPE runs",
         f"it has {span(best, 1, scale=100)} points",
-        f"{recovered} of {len(arms['drope'])} DroPE arms recovered",
-        f"{span((run['excess_nats'] for run in arms['rope']), 3)} nats above the floor with RoPE",
-        f"{span((run['excess_nats'] for run in arms['drope']), 3)} after the drop",
-        f"a difference of {fixed(100 * gqa['detectable'], 1)} points would have been seen four times in five",
-        f"{fixed(100 * simple['drope']['value'], 1)} points after DroPE",
-        f"a change of order's effect by {fixed(2 * 100 * interaction['detectable'], 1)} points would have been seen",
-        f"changes selectivity by {less_rope('rope_control', 'selectivity', 100)} points",
-        f"one of {fixed(forgetting['detectable'], 4)} nats would have been seen",
-        f"| DroPE | {less_rope('drope', 'selectivity', 100)} | {less_rope('drope', 'loss_nats')} |",
-        f"| positions dropped, no further step | {less_rope('raw', 'selectivity', 100)} | {less_rope('raw', 'loss_nats')} |",
-        f"| rotation kept, trained on for as long | {less_rope('rope_control', 'selectivity', 100)} | "
-        f"{less_rope('rope_control', 'loss_nats')} |",
-        f"| no positions from the start | {less_rope('nope', 'selectivity', 100)} | {less_rope('nope', 'loss_nats')} |",
-        *map(by_layer, by_layers["layers"]),
-        f"{len(apart)} of the {len(by_layers['layers'])} intervals exclude 0",
-        f"In {in_groups} of {len(by_layers['two_groups'])} runs",
-        by_layers["collapse"],
+        f"{ordered} of the other {len(below)} were trained in topic order",
+        f"it is {fixed(100 * dropped['value'], 1)} points after DroPE",
+    ]
+
+
+def of_drop(folder: Path, runs: list[Row]) -> list[str]:
+    """What the drop does: to order's effect by layer, to heads in two groups, to the loss; and its control arms."""
+    record = read(folder / "retention.json")
+    layers, losses, groups = record["layers"], record["losses"], record["two_groups"]
+    above, below = (sum(sign * entry[end] > 0 for entry in layers) for sign, end in ((1, "ci_low"), (-1, "ci_high")))
+    assert not any(entry["q"] < 0.05 for entry in layers)
+    arms = [run for run in runs if run["position_enc"] == "drope"]
+    assert len(losses) == len(arms) and max(loss["after"] for loss in losses) < MARGIN_NATS
+    in_groups = sum(entry["p"] < 0.05 for entry in groups)
+    assert stats.binomtest(in_groups, len(groups), 0.05, alternative="greater").pvalue > 0.05
+    beyond_chance = (
+        int(stats.binom.isf(0.05, len(groups), 0.05)) + 1
+    )  # the fewest runs that would be too many by chance
+    rate = optimize.brentq(lambda share: stats.binom.sf(beyond_chance - 1, len(groups), share) - 0.8, 0.05, 1)
+
+    plain = [run for run in runs if run["attention"] == "mha" and run["data_ordering"] == "shuffled"]
+    raw = [run | {"position_enc": "raw"} for run in rows(folder / "raw_drop.csv", data_ordering="shuffled")]
+    compared = [*plain, *rows(folder / "controls.csv"), *raw]
+
+    def less_rope(arm: str, metric: str, scale: float = 1) -> str:
+        return with_bound(average(compared, metric, "position_enc", "rope", arm), scale)
+
+    kept, dropped, at_once = (
+        average(compared, "selectivity", "position_enc", "rope", arm) for arm in ("rope_control", "drope", "raw")
+    )
+    assert kept["ci_low"] < 0 < kept["ci_high"] < dropped["ci_low"] and at_once["value"] > dropped["value"] / 2
+    labels = {
+        "drope": "DroPE",
+        "raw": "positions dropped, no further step",
+        "rope_control": "rotation kept, trained on for as long",
+        "nope": "no positions from the start",
+    }
+    pooled = read(folder / "matched_loss.json")["pooled"]
+    matched = {entry["outcome"]: entry for entry in pooled if entry["factor"] == "position_enc"}
+    return [
+        f"{above + below} of the {len(layers)} intervals exclude 0, {above} above it and {below} below",
+        *map(by_layer, layers),
+        f"in {in_groups} of {len(groups)} runs",
+        f"chance gives {fixed(0.05 * len(groups), 0)}",
+        f"a rate of {percent(rate)} % of runs",
+        f"even groups that explain {percent(max(entry['share'] for entry in groups if entry['p'] >= 0.05))} %",
+        record["collapse"],
+        f"{sum(run['recovered'] == 'true' for run in arms)} of {len(arms)} DroPE arms recovered",
         f"already ({span((loss['after'] for loss in losses), 3)}); they end at {span((loss['end'] for loss in losses), 3)}, "
         f"{sum(loss['end'] > loss['after'] for loss in losses)} of {len(losses)} higher than right after the drop, "
-        f"and {sum(loss['highest'] > 0.05 for loss in losses)} passed 0.05 on the way",
-        f"stays {fixed(min(worth), 2)} to {fixed(max(worth), 2)} nats above the floor",
+        f"and {sum(loss['highest'] > MARGIN_NATS for loss in losses)} passed {MARGIN_NATS:g} on the way",
+        f"DroPE raises selectivity by {spelled(matched['selectivity'], scale=100, signed=True)} points "
+        f"({p_is(matched['selectivity']['q'], 'q')}), and that of the most selective head by "
+        f"{spelled(matched['selectivity_top'], scale=100, signed=True)}",
+        *(
+            f"| {label} | {less_rope(arm, 'selectivity', 100)} | {less_rope(arm, 'loss_nats')} |"
+            for arm, label in labels.items()
+        ),
     ]
 
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from headdyn.core.figures import Interval, interval_plot
-from tests.experiments.records import Row, Scalar, average, rows, spelled
+from tests.experiments.matrix import with_bound
+from tests.experiments.records import Row, Scalar, average, fixed, rows, spelled
 
 SETTINGS = (
     "RoPE, ordinary heads",
     "those at 0.25 are the matrix's own",
     "intervals are 95 %",
+    "Where one holds 0",
     # what was predicted
     "at a share of 0.75 less that at 0.25 lies above 0",
     "At a share of 0.75 less than half of what 0.25 leaves",
     "of what 0.75 leaves is nearer to 0 than half of what 0.25 leaves",
     "at a share of 0 lies above 0",
     "at 0.75 less than half of what 0.25 leaves remains",
-    "From 0 to 0.25 the difference hardly changes",
 )
 MATRIX = Path(__file__).parents[2] / "experiments" / "matrix"
 SHUFFLED, SHARES = "shuffled", ("0", "0.25", "0.5", "0.75")
@@ -54,7 +55,7 @@ def fragments(folder: Path) -> list[str]:
     seeds = {arm: {row["seed"] for row in runs if row["arm"] == arm} for arm in (SHUFFLED, *SHARES)}
     assert len(set(map(frozenset, seeds.values()))) == 1
     found = {share: difference(runs, "selectivity", share) for share in SHARES}
-    longer = difference(runs, "selectivity", "0.75", low="0.25")
+    longer, shorter = (difference(runs, "selectivity", high, low) for low, high in (("0.25", "0.75"), ("0", "0.25")))
     forgetting = difference(runs, "forgetting_nats", "0")
     # What the verdicts say.
     # Within a seed: what 0.75 leaves, less half of what 0.25 leaves.
@@ -71,20 +72,21 @@ def fragments(folder: Path) -> list[str]:
         ],
         *("left", "arm", "a", "b"),
     )
-    assert longer["ci_low"] > 0 and paired["ci_high"] < 0 and found["0.75"]["ci_high"] < 0
+    assert longer["ci_low"] > 0 and shorter["ci_low"] > 0 and paired["ci_high"] < 0 and found["0.75"]["ci_high"] < 0
     assert forgetting["ci_low"] < 0 < forgetting["ci_high"]
-    assert difference(runs, "loss_nats", "0.75")["value"] < 0
+    loss = difference(runs, "loss_nats", "0.75")
+    assert loss["ci_low"] < 0 < loss["ci_high"]
     lines = []
     for share in SHARES:
-        cells = [
-            spelled(difference(runs, metric, share), scale=scale, signed=True) for metric, scale in OUTCOMES.values()
-        ]
+        cells = [with_bound(difference(runs, metric, share), scale) for metric, scale in OUTCOMES.values()]
         lines.append(f"| {share} | {' | '.join(cells)} |")
     return [
         *lines,
+        f"from 0.25 to 0.75 changes the difference by {spelled(longer, scale=100, signed=True)} points; from 0 to 0.25 it "
+        f"changes by {spelled(shorter, scale=100, signed=True)}",
+        f"differ from those on shuffled data by {spelled(found['0.75'], scale=100, signed=True)} points",
         f"{len(seeds[SHUFFLED])} seeds",
-        f"from 0.25 to 0.75 changes the difference by {spelled(longer, scale=100, signed=True)} points",
-        f"in topic order, {spelled(found['0.75'], scale=100, signed=True)} points remain",
+        f"at a share of 0.75 is higher by {fixed(loss['ci_high'], 4)} nats at most",
         f"what 0.75 leaves exceeds half of what 0.25 leaves, {spelled(paired, scale=100, signed=True)} points",
         f"{spelled(forgetting, signed=True)} nats",
     ]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.sweep.record import SweepRecord
+from tests.experiments.matrix import unseen, with_bound
 from tests.experiments.matrix_cooldown import MATRIX, SHUFFLED
-from tests.experiments.records import Row, Scalar, average, fixed, rows, spelled, would_be_seen
+from tests.experiments.records import Row, Scalar, average, fixed, rows, spelled
 
 SETTINGS = (
     "RoPE, ordinary heads",
@@ -65,20 +66,18 @@ def fragments(folder: Path) -> list[str]:
     assert eight["ci_low"] < one["value"] / 2 < eight["ci_high"] < 0
     seeds = {arm: {row["seed"] for row in runs if row["arm"] == arm} for arm in (SHUFFLED, *ARMS)}
     assert len(set(map(frozenset, seeds.values()))) == 1
-    lines = [
-        f"| {arm} | "
-        + " | ".join(spelled(difference(runs, m, arm), scale=scale, signed=True) for m, scale in OUTCOMES.values())
-        + " |"
-        for arm in ARMS
-    ]
+    lines = []
+    for arm in ARMS:
+        cells = [with_bound(difference(runs, metric, arm), scale) for metric, scale in OUTCOMES.values()]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
     turns = difference(runs, "selectivity", EIGHT, low=ONE)
     assert turns["ci_low"] < 0 < turns["ci_high"]
     return [
         *lines,
         f"{len(seeds[SHUFFLED])} seeds",
-        f"changes the difference by {spelled(turns, scale=100, signed=True)} points",
+        f"moves by {spelled(eight, scale=100, signed=True)} points ({len(seeds[SHUFFLED])} seeds)",
+        f"changes the difference by {spelled(turns, scale=100, signed=True)} points{unseen(turns, 100)}",
         f"Half of what 1 block leaves is {fixed(50 * difference(runs, 'selectivity', ONE)['value'], 1)} points",
-        f"a change by {fixed(100 * would_be_seen(turns), 1)} points would have been seen",
     ]
 
 

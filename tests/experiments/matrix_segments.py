@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.experiments.matrix import with_bound
 from tests.experiments.records import average, effect, p_is, read, rows, scalar, span, spelled
 
 SETTINGS = (
     "intervals are 95 %",
+    "where an interval holds 0",
     # what the study reported
     "its Run 1",
     "by 3 to 4 points",
@@ -30,17 +32,22 @@ def order_effects(folder: Path, label: str) -> list[str]:
     recorded = effect(folder / "effects.json", metric, {"data_ordering": ORDER})
     parts = [average(part, metric, "data_ordering", *ORDER) for part in (*arms, runs)]
     assert spelled(parts[-1], scale=scale) == spelled(recorded, scale=scale)
-    return [*(spelled(part, scale=scale, signed=True) for part in parts), p_is(recorded["q"], "q").removeprefix("q = ")]
+    return [*(with_bound(part, scale) for part in parts), p_is(recorded["q"], "q").removeprefix("q = ")]
 
 
 def fragments(folder: Path) -> list[str]:
     runs, file = rows(folder / "summary.csv"), folder / "effects.json"
     arms = {arm: [row for row in runs if row["position_enc"] == arm] for arm in ("rope", "drope", "rope_control")}
     seeds = len({row["seed"] for row in runs})
-    interaction = effect(file, "selectivity", {"data_ordering": ORDER, "position_enc": ("rope", "drope")})
+    half = effect(file, "selectivity", {"data_ordering": ORDER, "position_enc": ("rope", "drope")})
+    change = {part: 2 * half[part] for part in ("value", "ci_low", "ci_high")}  # science.md §17: half the difference
     entropy = effect(file, "entropy_nats", {"position_enc": ("rope", "drope")})
     within = order_effects(folder, "within-topic attention (points)")[1]
-    q = order_effects(folder, "topic selectivity (points of attention)")[-1]
+    _, dropped, pooled_order, q = order_effects(folder, "topic selectivity (points of attention)")
+    # What the answer and the verdicts say.
+    assert float(q) > 0.05 and entropy["q"] < 0.05
+    probe = order_effects(folder, "probe accuracy, middle layer (points)")
+    assert all(cell.startswith("−") for cell in probe[:3]) and float(probe[-1]) < 0.05
 
     def closed(order: str) -> str:
         return span((float(row["gap_closed"]) for row in arms["rope"] if row["data_ordering"] == order), 0, scale=100)
@@ -69,7 +76,8 @@ def fragments(folder: Path) -> list[str]:
         f"{seeds} seeds of the eight conditions",
         f"{len(runs)} runs, one CPU thread each",
         f"is the seed ({seeds})",
-        f"interact on selectivity: {spelled(interaction, scale=100, signed=True)} points, {p_is(interaction['q'], 'q')}",
+        f"moves topic selectivity by {pooled_order} points of attention ({seeds} seeds, q = {q})",
+        f"order's effect on selectivity by {spelled(change, scale=100, signed=True)} points, {p_is(half['q'], 'q')}",
         f"shuffled ones closed {closed('shuffled')} % of the gap",
         f"topic-ordered ones {closed('topic')} %",
         f"(pairs {span((abs(pair['loss_difference']) for pair in matched['pairs']), 3)} nats apart)",
@@ -83,6 +91,7 @@ def fragments(folder: Path) -> list[str]:
         f"are {span((pair['value'] for pair in pairs), 2, scale=100, signed=True)} points apart; {apart} of {len(pairs)} "
         "paired intervals exclude 0",
         f"q = {q} averaged over positions",
-        f"{within} points, in arms that did not recover",
-        f"in sign: {spelled(entropy, signed=True)} nats, in arms that did not recover",
+        f"after DroPE {dropped}, in arms that did not recover",
+        f"undecided: {within}, in arms that did not recover",
+        f"supported: {spelled(entropy, signed=True)} nats, {p_is(entropy['q'], 'q')}, in arms that did not recover",
     ]
