@@ -315,8 +315,8 @@ NOT_RUN = {"run1": ("experiment=matrix", "mode=run1", "protocol=original"), "v2"
 
 
 def training_cost(mode: str, *overrides: str) -> dict[str, float]:
-    """One seed of a design, whose models are of a mode's size."""
-    counts = design(*overrides, seeds=1)
+    """One seed of a design, whose models are of a mode's size. The peak is that of the benchmark's process on a CPU."""
+    counts, measured = design(*overrides, seeds=1), _training_step(mode)
     return {
         "runs": counts.runs,
         "trainings": counts.trainings,
@@ -326,7 +326,15 @@ def training_cost(mode: str, *overrides: str) -> dict[str, float]:
         "core_hours": _core_seconds(counts, mode) / 3600,
         "state_bytes": STATE_BYTES * counts.weights,
         "snapshot_bytes": counts.snapshot_bytes,
+        "step_peak_bytes": measured["peak_bytes"]["headdyn"],
+        "step_sequences": measured["sequences_at_once"],
     }
+
+
+def _training_step(mode: str) -> dict[str, Any]:
+    """What a training step of the mode's size was measured at."""
+    record = json.loads((SPEED / "training_step.json").read_text(encoding="utf-8"))
+    return dict(record[mode])
 
 
 def _core_seconds(counts: Design, mode: str) -> float:
@@ -334,9 +342,8 @@ def _core_seconds(counts: Design, mode: str) -> float:
 
     The measured model may have another vocabulary (v2's has): a step is taken to last longer in proportion to the weights.
     """
-    record = json.loads((SPEED / "training_step.json").read_text(encoding="utf-8"))
     measured = _weights(CPU_SHAPES[mode].config)
-    return counts.tokens * counts.weights / (record[mode]["tokens_per_second"]["headdyn"] * measured)
+    return counts.tokens * counts.weights / (_training_step(mode)["tokens_per_second"]["headdyn"] * measured)
 
 
 def pythia_cost() -> dict[str, float]:

@@ -3,6 +3,7 @@
     python -m tests.benchmarks                        # all, in ten to twenty minutes on two cores with nothing else to do
     python -m tests.benchmarks patching tensor_lens   # these two
     python -m tests.benchmarks --long                 # all, with what takes long
+    python -m tests.benchmarks tensor_lens --out DIR  # keeps what it prints in DIR/bench.json, beside others'
 
 Each prints its budget beside what it measured, as ratios within one run or as median and spread. Absolute seconds
 belong to the machine and to what else it does: the load is printed before each.
@@ -11,10 +12,13 @@ belong to the machine and to what else it does: the load is printed before each.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -50,6 +54,27 @@ BENCHMARKS = {
 }
 
 
+def run(name: str, options: Sequence[str]) -> list[str]:
+    """Run a benchmark, show what it prints as it comes, and return its lines. Raises CalledProcessError if it fails."""
+    command = [sys.executable, "-m", f"tests.benchmarks.{name}", *options]
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip())
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return lines
+
+
+def keep(folder: Path, name: str, record: dict[str, object]) -> None:
+    """Write what a benchmark printed into the folder's bench.json; other benchmarks' lines stay."""
+    path = folder / "bench.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps(kept | {name: record}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     assert __doc__ is not None
     listed = "\n".join(f"  {name:22}{benchmark.about}" for name, benchmark in BENCHMARKS.items())
@@ -63,17 +88,21 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="with the laptop matrix (ten minutes) and 400,000 documents"
     )
+    parser.add_argument("--out", type=Path, help="a folder for bench.json: what each of them printed, and the load")
     chosen = parser.parse_args()
     unknown = [name for name in chosen.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark is named {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
     begun = time.monotonic()
     for name in chosen.names or BENCHMARKS:
-        print(f"\n== {name} (load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores)", flush=True)
+        load = os.getloadavg()[0]
+        print(f"\n== {name} (load {load:.1f} on {os.cpu_count()} cores)", flush=True)
         started = time.monotonic()
-        options = BENCHMARKS[name].long if chosen.long else ()
-        subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}", *options], check=True)
-        print(f"   took {time.monotonic() - started:.0f} s", flush=True)
+        lines = run(name, BENCHMARKS[name].long if chosen.long else ())
+        took = time.monotonic() - started
+        print(f"   took {took:.0f} s", flush=True)
+        if chosen.out:
+            keep(chosen.out, name, {"load": round(load, 2), "seconds": round(took, 1), "printed": lines})
     if not chosen.names and not chosen.long:
         print(f"\nall in {time.monotonic() - begun:.0f} s")
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from headdyn.studies.organisms.detection import ALPHA
 from headdyn.studies.organisms.settings import FINAL_STEP, Organism
-from tests.experiments.records import high, low, p_is, percent, read
+from tests.experiments.records import high, low, p_is, percent, read, span
 
 SETTINGS = ("strength > 0.5", "Clopper–Pearson, 95 %")
 POWER, FALSE_POSITIVES = 0.95, 0.1
@@ -26,37 +27,76 @@ def fragments(folder: Path) -> list[str]:
     assert all(row["true_onset"] == onset for row in carrying)
     ((after, at),) = {(row["onset_after"], row["onset_at"]) for row in carrying if row["onset_off_by"] == 0}
     n, first = len(others), sum(row["half_rank"] == 1 for row in halves)
-    both = sum(row["found_by_trajectory"] and row["even_success"] - row["odd_success"] > 0.5 for row in others)
-    rule_alone, null_alone = rule - both, false - both
-    needed, others_needed = (math.ceil(math.log(0.025) / math.log(share)) for share in (POWER, 1 - FALSE_POSITIVES))
+    diffuse, null, scattered = (
+        [row for row in others if row["kind"] == kind] for kind in ("diffuse", "null", "scattered")
+    )
+    called = {kind[0]["kind"]: sum(map(by_rule, kind)) for kind in (diffuse, null, scattered)}
+    invented = f"{percent(low(called['diffuse'], len(diffuse)))} to {percent(high(called['diffuse'], len(diffuse)))} %"
+    assert low(called["diffuse"], len(diffuse)) > ALPHA, "supported"
+    assert all(row["heads"] == list(range(organism.num_heads)) for row in diffuse)
+    even = {id(row): sum(head % 2 == 0 for head in row["heads"]) for row in scattered}
+    clean = [*diffuse, *null]
+    rule_alone = sum(by_rule(row) and not row["found_by_trajectory"] for row in clean)
+    null_alone = sum(row["found_by_trajectory"] and not by_rule(row) for row in clean)
+    doubt = binomtest(rule_alone, rule_alone + null_alone).pvalue
+    assert doubt > ALPHA, "undecided"
+    assert high(false, n) > FALSE_POSITIVES, "undecided"
+    least, least_exact = (
+        next(k for k in range(n, 1000) if high(false, k) <= most) for most in (FALSE_POSITIVES, ALPHA)
+    )
     known = [row["detected_onset_off_by"] == 0 for row in planted if "detected_onset_off_by" in row]
     minutes = median(row["train_seconds"] + row["analysis_cpu_seconds"] for row in suites) / 60
     return [
+        f"planted in {found} of {len(planted)} suites, at least {percent(low(found, len(planted)))} % of such suites",
+        f"calls {called['diffuse']} of {len(diffuse)} suites specialised in which every head carries the choice, {invented}",
         f"from revision {onset:.0f} on",
         f"at {len(organism.series('original_11'))} checkpoints with all {math.comb(organism.num_heads, organism.num_heads // 2)} splits",
         f"true, of {len(suites)}:",
         f"structure in {found} of {len(planted)} suites, at least {percent(low(found, len(planted)))} % of such suites",
         f"trajectory in {false} of {n} others, at most {percent(high(false, n))} %",
-        f"rule in {rule} of {n}, {percent(low(rule, n))} to {percent(high(rule, n))} %",
+        f"rule in {rule} of {n}, {percent(low(rule, n))} to {percent(high(rule, n))} %: {called['diffuse']} of {len(diffuse)} "
+        f"diffuse, {called['null']} of {len(null)} null and {called['scattered']} of {len(scattered)} scattered suites",
+        f"hold {span(even.values(), 0)} of the {organism.num_heads // 2} even heads; in the {called['scattered']} that the rule "
+        f"calls they hold {span((even[id(row)] for row in scattered if by_rule(row)), 0)}",
         f"checkpoints, {after} to {at}, in {sum(row['onset_off_by'] == 0 for row in carrying)} of {len(carrying)} suites",
         f"and in {sum(known)} of {len(known)} planted ones where",
-        f"so the {n} others are",
+        f"so the {n} others are {len({row['suite'] for row in others})} draws of {len({row['kind'] for row in others})} kinds",
         f"half first in {first} of {len(halves)} suites",
-        f"calls {rule} suites specialised",
-        f"undecided**: {rule_alone} suites are called so by the rule alone, {null_alone} by the null alone (exact McNemar "
-        f"{p_is(binomtest(rule_alone, rule_alone + null_alone).pvalue)})",
-        f"far as {percent(low(found, len(planted)))} % power; a power of {percent(POWER)} % is",
-        f"takes {needed} planted suites of which all are found ({needed - len(planted)} more: a suite takes {minutes:.1f} min",
-        f"at most {percent(FALSE_POSITIVES)} % of other suites",
-        f"takes {others_needed} of which none",
+        f"diffuse suites, in {invented} of which it does; it calls {called['null']} of {len(null)} in which nothing was planted",
+        f"undecided**: of these {len(clean)} suites {rule_alone} are called so by the rule alone, {null_alone} by the null alone "
+        f"(exact McNemar {p_is(doubt)})",
+        power(found, len(planted), minutes),
+        f"at most {percent(ALPHA)} % of other suites",
+        f"By counting, {percent(FALSE_POSITIVES)} % is asked, since {percent(ALPHA)} % would take {least_exact} suites with no "
+        f"further false one; even {percent(FALSE_POSITIVES)} % is **undecided**, and takes {least}.",
         *(line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if "/" in line),
     ]
+
+
+def by_rule(row: dict[str, Any]) -> bool:
+    """Whether the studies' rule calls a suite specialised."""
+    return bool(row["even_success"] - row["odd_success"] > 0.5)
+
+
+def power(found: int, n: int, minutes: float) -> str:
+    """The verdict on the exact null's power, whatever the number of planted suites."""
+    claim, sure = "That the exact null finds what is there is", low(found, n)
+    if sure >= POWER:
+        return f"{claim} **supported**: at least {percent(sure)} % of such suites."
+    if high(found, n) < POWER:
+        return f"{claim} **not supported** with a power of {percent(POWER)} %: at most {percent(high(found, n))} %."
+    needed = next(k for k in range(n, 10_000) if low(k - (n - found), k) >= POWER)
+    return (
+        f"{claim} **supported** as far as {percent(sure)} % power; a power of {percent(POWER)} % is **undecided**, and takes "
+        f"{needed} planted suites with no further miss ({needed - n} more: a suite takes {minutes:.1f} min, median of those "
+        "on record)."
+    )
 
 
 def detections(suites: Rows) -> tuple[Rows, Rows, int, int, int]:
     """Planted suites and others; how many of each the exact null finds; and of the others, how many the studies' rule does."""
     planted = [row for row in suites if row["kind"] == "planted"]
     others = [row for row in suites if row["kind"] != "planted"]
-    rule = sum(row["even_success"] - row["odd_success"] > 0.5 for row in others)
+    rule = sum(map(by_rule, others))
     found, false = (sum(row["found_by_trajectory"] for row in part) for part in (planted, others))
     return planted, others, found, false, rule

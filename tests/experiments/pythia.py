@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headdyn.models.revisions import LISTS
 from tests.experiments.records import fixed, read
 
 SETTINGS = ()
@@ -11,9 +12,14 @@ SETTINGS = ()
 
 def fragments(folder: Path) -> list[str]:
     cost = read(folder / "cost.json")
+    evens, clusters, every = cost["checkpoints"], len(LISTS["original_8"]), cost["checkpoints_of_both_studies"]
+    hours, of_clusters = (fixed(cost["core_hours"] * share, 1) for share in (1, clusters / evens))
+    download = f"{fixed(cost['download_bytes'] / 1e9, 1)} GB"
     return [
-        f"for {cost['checkpoints_of_both_studies']} checkpoints of {cost['weights'] / 1e6:.0f} M weights: "
-        f"{fixed(cost['download_bytes'] / 1e9, 1)} GB",
-        f"{fixed(cost['weight_bytes'] / 1e9, 2)} GB of memory",
-        f"About {fixed(cost['core_hours'], 1)} hours of one CPU core for the first command's {cost['checkpoints']} checkpoints",
+        f"about {hours} hours of one CPU core and {download} of downloads",
+        f"| first | {evens} | about {hours} |",
+        f"| second | {evens} | at least {hours} |",
+        f"| third | {clusters} | at least {of_clusters} |",
+        f"{download} for {every} checkpoints of {cost['weights'] / 1e6:.0f} M weights, of which {evens + clusters - every} serve both",
+        f"{fixed(cost['weight_bytes'] / 1e9, 2)} GB for the weights of one checkpoint",
     ]

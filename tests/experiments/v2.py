@@ -3,4 +3,4 @@
 from tests.experiments.run1 import fragments
 
 __all__ = ["SETTINGS", "fragments"]
-SETTINGS = ("from which 500000 articles",)  # conf/data/wikipedia.yaml
+SETTINGS = ("500000 articles of",)  # conf/data/wikipedia.yaml
