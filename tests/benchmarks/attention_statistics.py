@@ -59,7 +59,7 @@ def our_collect(decoder: Decoder, count: int) -> Sums:
 def plain_sums(
     pattern_LBHQK: Tensor, tokens_BT: Tensor, topics_BT: Tensor, swapped: tuple[Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    """The sums as one would write them on tensors: [L, B, H] each, `topics` [L, B, H, S]. `swapped` is [R, B, T]."""
+    """The sums as one would write them on tensors: [L, B, H] each, `topics` and `topics_swapped` [L, B, H, S]. `swapped` is [R, B, T]."""
     length = tokens_BT.shape[1]
     position_T = torch.arange(length)
     causal_QK = position_T[:, None] >= position_T
@@ -75,6 +75,9 @@ def plain_sums(
         rows = torch.special.entr(chosen / mass.where(there, 1)).sum(-1)
         return rows.sum(-1), there[..., 0].sum(-1)
 
+    def by_topic(mass_LBHQ: Tensor) -> Tensor:
+        return torch.stack([(mass_LBHQ * (topics_BT == s)[:, None]).sum(-1) for s in range(TOPICS)], dim=-1)
+
     same_BQK = (topics_BT[:, :, None] == topics_BT[:, None, :]) & causal_QK
     entropy_LBHQ = torch.special.entr(pattern_LBHQK).sum(-1)
     within_LBHQ = (pattern_LBHQK * same_BQK[:, None]).sum(-1)
@@ -84,21 +87,20 @@ def plain_sums(
         "within": within_LBHQ.sum(-1),
         "cross": (pattern_LBHQK * (~same_BQK & causal_QK)[:, None]).sum((-1, -2)),
         "self": pattern_LBHQK.diagonal(dim1=-2, dim2=-1).sum(-1),
-        "topics": torch.stack([(within_LBHQ * (topics_BT == s)[:, None]).sum(-1) for s in range(TOPICS)], dim=-1),
+        "topics": by_topic(within_LBHQ),
         "sink": pattern_LBHQK[..., 1:, 0].sum(-1),
         "previous": pattern_LBHQK.diagonal(offset=-1, dim1=-2, dim2=-1).sum(-1),
         "induction": (pattern_LBHQK * induction_keys(tokens_BT)[:, None]).sum((-1, -2)),
         "distance": (pattern_LBHQK * (position_T[:, None] - position_T)).sum((-1, -2)),
-        "swapped": torch.zeros(pattern_LBHQK.shape[:3]),
-        "induction_swapped": torch.zeros(pattern_LBHQK.shape[:3]),
     }
     sums["entropy_within"], sums["entropy_within_queries"] = entropy(pattern_LBHQK, same_BQK)
     sums["entropy_cross"], sums["entropy_cross_queries"] = entropy(pattern_LBHQK, ~same_BQK & causal_QK)
-    keys_BQK = torch.zeros_like(same_BQK, dtype=torch.float32)
+    keys_BQK, swapped_LBHQ = torch.zeros_like(same_BQK, dtype=torch.float32), torch.zeros_like(within_LBHQ)
     for tokens, topics in zip(*swapped, strict=True):
         other_BQK = topics[:, :, None] == topics[:, None, :]
-        sums["swapped"] += (pattern_LBHQK * other_BQK[:, None]).sum((-1, -2)) / SWAPS
+        swapped_LBHQ += (pattern_LBHQK * other_BQK[:, None]).sum(-1) / SWAPS
         keys_BQK += induction_keys(tokens)
+    sums |= {"swapped": swapped_LBHQ.sum(-1), "topics_swapped": by_topic(swapped_LBHQ)}
     sums["induction_swapped"] = (pattern_LBHQK * keys_BQK[:, None]).sum((-1, -2))
     return sums
 

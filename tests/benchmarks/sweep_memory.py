@@ -68,7 +68,7 @@ def one(suite: str, revisions: str) -> dict[str, float]:
         importlib.import_module(module)
     base = resident_bytes("VmRSS")
     begun = time.perf_counter()
-    arguments = ("-m", "experiment=even_odd_emergence", "model=huggingface", "analysis=specialization")
+    arguments = ("-m", "experiment=even_odd_emergence", "model=huggingface")
     status = run([*arguments, f"model.name={suite}", f"model.revisions={revisions}", *LITTLE])
     seconds = time.perf_counter() - begun
     assert status == 0, status

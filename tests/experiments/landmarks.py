@@ -10,17 +10,18 @@ import importlib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from headdyn.core.run_folder import RunRecord
-from headdyn.studies.landmarks import Landmark, verdict
+from headdyn.studies.landmarks import Case, Landmark, verdict
 from headdyn.studies.landmarks.clamping.predictions import PATTERN, phase_change
 from headdyn.studies.landmarks.courses import Course, courses, labels
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import read
+from tests.experiments.records import fixed, high, low, percent, read
 
 NAMES = {
     "statistical_induction": "statistical induction (arXiv 2402.11004)",
@@ -85,13 +86,15 @@ def recorded(folder: Path, name: str) -> list[Course]:
 
 
 def fragments(folder: Path) -> list[str]:
-    lines = []
+    lines, verdicts = [], []
     for name, title in NAMES.items():
         followed = recorded(folder, name)
         for i, prediction in enumerate(landmark(name).predictions):
             cases = prediction.judge(followed)
-            evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases)
-            lines.append(f"| {title if not i else ''} | {prediction.statement} | {evidence} | {verdict(cases)} |")
+            lines.append(f"| {title if not i else ''} | {prediction.statement} | {counted(cases)} | {verdict(cases)} |")
+            verdicts.append("a control" if prediction.statement.startswith("a control") else verdict(cases))
+    hold, fail, open_ = (verdicts.count(each) for each in ("supported", "not supported", "undecided"))
+    assert verdicts.count("a control") == 1
     changes = [
         {course.seed: phase_change(course) for course in recorded(folder, name) if chosen(course)}
         for name, chosen in (
@@ -102,7 +105,21 @@ def fragments(folder: Path) -> list[str]:
     ]
     free, previous, even = ([change[seed] for seed in sorted(changes[0])] for change in changes)
     assert all(even_at <= after for (after, _), (_, even_at) in zip(free, even, strict=True))
-    return [*lines, f"in {spans(even)}, against {spans(free)} without and {spans(previous)} at the previous token"]
+    took = read(folder / "minutes.json")
+    return [
+        *lines,
+        f"{hold} of {hold + fail + open_} predictions hold, {fail} does not, {open_} are undecided",
+        *(f"{name.replace('_', ' ')} {fixed(took[name]['minutes'], 1)}" for name in NAMES),
+        f"in {spans(even)}, against {spans(free)} without and {spans(previous)} at the previous token",
+    ]
+
+
+def counted(cases: Sequence[Case]) -> str:
+    """In how many trainings a prediction holds, with an interval, and what the first of them shows."""
+    holds, n = sum(case.holds is True for case in cases), len(cases)
+    untold = sum(case.holds is None for case in cases)
+    interval = f"({percent(low(holds, n))}–{percent(high(holds, n))} %)"
+    return f"{holds} of {n} {interval}{f', {untold} cannot be told' if untold else ''}; {cases[0].name}: {cases[0].evidence}"
 
 
 def spans(changes: list[tuple[float, float]]) -> str:
