@@ -44,6 +44,7 @@ CONFIG = replace(
     rotary_fraction=0.25,
     rotary_theta=1e4,
 )
+ARGUMENTS = ("-m", "experiment=even_odd_emergence")
 REVISIONS = ("step1000", "step2000", "step3000", "step4000")
 # Little to do for each checkpoint: it is weights that may pile up.
 LITTLE = ("data.bug_pairs=4", "data.control_pairs=2", *(f"analysis.specialization.{setting}" for setting in (
@@ -68,8 +69,8 @@ def one(suite: str, revisions: str) -> dict[str, float]:
         importlib.import_module(module)
     base = resident_bytes("VmRSS")
     begun = time.perf_counter()
-    arguments = ("-m", "experiment=even_odd_emergence", "model=huggingface")
-    status = run([*arguments, f"model.name={suite}", f"model.revisions={revisions}", *LITTLE])
+    model = ("model=huggingface", f"model.name={suite}", f"model.revisions={revisions}")
+    status = run([*ARGUMENTS, *model, *LITTLE])
     seconds = time.perf_counter() - begun
     assert status == 0, status
     manifests = [json.loads(path.read_text()) for path in Path(os.environ["HEADDYN_OUT"]).glob("**/manifest.json")]

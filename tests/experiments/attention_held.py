@@ -65,7 +65,10 @@ def table(ends: list[Row]) -> list[str]:
     lines = []
     for arm in (arm for arm in ARMS if any(row["arm"] == arm for row in ends)):
         mine = [row for row in ends if row["arm"] == arm]
-        above, closed = span((row["above"] for row in mine), 3), span((row["closed"] for row in mine), 0, scale=100)
+        above, closed = (
+            span((float(row["above"]) for row in mine), 3),
+            span((float(row["closed"]) for row in mine), 0, scale=100),
+        )
         cost = "–" if arm == FREE else spelled(difference(ends, FREE, arm), signed=True)
         lines.append(f"| {arm} | {len(mine)} | {above} | {closed} % | {cost} |")
     return lines
