@@ -27,10 +27,21 @@ WHAT = {
     "warm": "trainings in the cache, runs not",
 }
 # The parts of `python -m tests.benchmarks` of which the page has no row.
-NO_ROW = {
-    *("matrix", "corpus_generation", "attention_statistics", "patching"),
-    *("organisms", "sweep_memory", "tensor_lens", "text_pipeline"),
-}
+NO_ROW = {"matrix", "organisms", "sweep_memory"}
+# Rows of what others printed: (what it measures, the part, words of the line, which of the lines with these words).
+PRINTED = (
+    ("head patching against TransformerLens, one prompt", "patching", "ratio", 0),
+    ("head patching against TransformerLens, eight prompts", "patching", "ratio", 1),
+    ("a split of the exact null, in plain forward passes", "patching", "last logits only", 0),
+    ("attention statistics against Hugging Face", "attention_statistics", "its fastest", 0),
+    ("their memory, four times as many sequences", "attention_statistics", "in place of", 0),
+    ("TensorLens, the whole tensor", "tensor_lens", "full tensor", 0),
+    ("TensorLens, one readout", "tensor_lens", "a VJP readout", 0),
+    ("micro-languages against a loop", "corpus_generation", "ratio to the faster loop", 0),
+    ("the same, tables included", "corpus_generation", "with each side's tables", 0),
+    ("documents to a corpus", "text_pipeline", "resident", 0),
+    ("the same, of what it may take", "text_pipeline", "of the budget", 0),
+)
 # A training step: how many times Hugging Face's speed was aimed at, and whether it was reached.
 STEPS = {"smoke": 2.0, "laptop": 2.0, "sanity": 1.5, "run1": 1.5, "v2": 1.5}
 MUON, PROBES = 2.0, 3.0
@@ -57,7 +68,10 @@ def fragments(folder: Path) -> list[str]:
     plain, without, notebook = install["installs"]
     mb = plain["largest_mb"]
     answers, run = (plain[key] for key in ("answers_seconds", "smoke_run_seconds"))
-    missing = set(BENCHMARKS) - {path.stem for path in folder.glob("*.json")}
+    others = read(folder / "bench.json")
+    assert float(printed(others, *PRINTED[3][1:]).partition("our peak is ")[2].split()[0]) > 0.1
+    assert float(printed(others, *PRINTED[8][1:]).split(" / ")[1]) < 30
+    missing = set(BENCHMARKS) - {path.stem for path in folder.glob("*.json")} - set(others)
     assert missing == NO_ROW, missing ^ NO_ROW
     ratios = {name: record["ratio"] for name, record in steps.items()}
     assert min(map(min, ratios.values())) > 1, "faster in all repetitions"
@@ -76,6 +90,7 @@ def fragments(folder: Path) -> list[str]:
     (runs,) = {sweep["runs"] for sweep in sweeps}
     assert all(sweep["runs"] == 8 * sweep["seeds"] for sweep in sweeps)
     return [
+        *(printed_row(others, *row) for row in PRINTED),
         f"step is {span((median(ratio) for ratio in ratios.values()), 2)} times as fast as Hugging Face's",
         f"in all {sum(repetitions)} repetitions",
         f"probes are {fixed(median(probes['ratio']), 1)} times as fast",
@@ -134,6 +149,16 @@ def fragments(folder: Path) -> list[str]:
         f"{fixed(growth['a command']['checkpoints']['exponent'], 2)} in its checkpoints",
         f"{fixed(growth['a command']['seeds']['exponent'], 2)} in its seeds",
     ]
+
+
+def printed(others: dict[str, Any], part: str, words: str, which: int) -> str:
+    """The line with these words that a part printed."""
+    lines: list[str] = [line for line in others[part]["printed"] if words in line]
+    return " ".join(lines[which].split())
+
+
+def printed_row(others: dict[str, Any], label: str, part: str, words: str, which: int) -> str:
+    return f"| {label} | {printed(others, part, words, which)} |"
 
 
 def step(record: dict[str, Any], before: dict[str, Any] | None) -> str:
