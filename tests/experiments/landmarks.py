@@ -18,7 +18,8 @@ from typing import Any
 from headdyn.core.run_folder import RunRecord
 from headdyn.studies.landmarks import Case, Landmark, verdict
 from headdyn.studies.landmarks.clamping.predictions import PATTERN, phase_change
-from headdyn.studies.landmarks.courses import Course, courses, labels
+from headdyn.studies.landmarks.courses import Course, courses, crossing, labels
+from headdyn.studies.landmarks.statistical_induction.predictions import ROWS, gap_closed
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import fixed, high, low, percent, read
@@ -40,7 +41,7 @@ DRAWN = {  # figure on the page: (landmark, the figure's name)
     ),
 }
 FIRST_LAYER = "clamping_first_layer"  # the record of a head of the first layer held at even attention
-SETTINGS = ("(400 steps, a third of the rates)", "were chosen on seed 100")
+SETTINGS = ("(400 steps, a third of the rates)", "were chosen on seed 100", "ends after 400 steps", "of seed 100")
 _RECORDED = re.compile(r"best_prefix_matching|in_context_nats|kl_\w+_nats|(random|floor|unigram|bigram|loss)_nats")
 
 
@@ -106,10 +107,13 @@ def fragments(folder: Path) -> list[str]:
     free, previous, even = ([change[seed] for seed in sorted(changes[0])] for change in changes)
     assert all(even_at <= after for (after, _), (_, even_at) in zip(free, even, strict=True))
     took = read(folder / "minutes.json")
+    chains = recorded(folder, "statistical_induction")
+    left = [crossing(*gap_closed(course), 0.1) for course in chains if course.factors[ROWS] == "doubly_stochastic"]
     return [
         *lines,
         f"{hold} of {hold + fail + open_} predictions hold, {fail} does not, {open_} are undecided",
         *(f"{name.replace('_', ' ')} {fixed(took[name]['minutes'], 1)}" for name in NAMES),
+        f"a tenth of the way in {spans(left)}",
         f"in {spans(even)}, against {spans(free)} without and {spans(previous)} at the previous token",
     ]
 
@@ -139,7 +143,8 @@ def main(sweeps: list[str]) -> None:
     for name, entries in anew.items():
         path, factors = folder / f"{name}.json", [entry["factors"] for entry in entries]
         stay = [entry for entry in (read(path) if path.exists() else []) if entry["factors"] not in factors]
-        path.write_text(json.dumps(stay + entries) + "\n", encoding="utf-8")
+        by_seed = sorted(stay + entries, key=lambda entry: int(entry["factors"]["seed"]))
+        path.write_text(json.dumps(by_seed) + "\n", encoding="utf-8")
     for file, (name, figure) in DRAWN.items():
         landmark(name).figures(recorded(folder, name))[figure].save(folder / f"{file}.svg")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.experiments import attention_held, matrix, matrix_cooldown, model_organisms
+from tests.experiments import attention_held, landmarks, matrix, matrix_cooldown, model_organisms
 from tests.experiments.records import effect, fixed, low, percent, read, rows, span, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
@@ -29,10 +29,14 @@ def fragments(experiments: Path) -> list[str]:
         next(float(row["loss"]) for row in marked if row["arm"] == arm)
         for arm in (attention_held.FREE, attention_held.HELD)
     )
+    pooled = read(folder / "matched_loss.json")["pooled"]
+    (matched,) = (e for e in pooled if (e["factor"], e["outcome"]) == ("data_ordering", "selectivity"))
+    assert abs(attention_held.difference(ends, attention_held.HELD, attention_held.LATER)["value"]) < 0.001
+    assert len(others) == 15 and len({suite["kind"] for suite in others}) == 3
     held = attention_held.difference(ends, attention_held.FREE, attention_held.HELD)
     return [
         f"end only {spelled(held)} nats higher, in {held['n']} seeds",
-        f"attention is worth {fixed(held_marked - free_marked, 2)} nats",
+        f"even attention costs {fixed(held_marked - free_marked, 2)} nats",
         f"the drop itself costs {span(after, 3)} nats",
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
@@ -41,8 +45,31 @@ def fragments(experiments: Path) -> list[str]:
         f"a change by {fixed(2 * 100 * seen[0]['detectable'], 1)} points would have been seen",
         f"(one of {fixed(100 * seen[1]['detectable'], 1)} points would have been seen)",
         f"even/odd structure in {found} of {len(planted)}, {percent(low(found, len(planted)))} % of such suites or more",
-        f"Of the {len(others)} others it finds something over the trajectory in {false}, and",
-        f"in {rule}: a difference that {len(others)} suites do not establish",
+        f"Of {len(others)} other suites it finds something over the trajectory in {false}, and",
+        f"in {rule}: a difference that {len(others)} suites, five draws of three kinds, do not establish",
+        f"At matched loss it is {spelled(matched, scale=100, signed=True)} points",
+        *landmarks_of(experiments / "landmarks"),
+    ]
+
+
+def landmarks_of(folder: Path) -> list[str]:
+    """How many of the papers' predictions hold, and in how many seeds those that the README names."""
+    holds = next(piece for piece in landmarks.fragments(folder) if "predictions hold" in piece)
+    cases = {
+        (name, i): prediction.judge(landmarks.recorded(folder, name))
+        for name in landmarks.NAMES
+        for i, prediction in enumerate(landmarks.landmark(name).predictions)
+    }
+    counts = {key: (sum(case.holds is True for case in found), len(found)) for key, found in cases.items()}
+    assert {counts["induction_bump", i] for i in (0, 1, 2)} == {counts["clamping", i] for i in (0, 1, 2)} == {(3, 3)}
+    assert landmarks.verdict(cases["clamping", 3]) == "undecided"
+    few, many = (counts["markov_phases", i] for i in (0, 1))
+    return [
+        holds,
+        "it does not rise (3 of 3 seeds)",
+        "brings the change forward (3 of 3)",
+        f"retrieve them ({few[0]} of {few[1]})",
+        f"infer them ({many[0]} of {many[1]})",
     ]
 
 
