@@ -29,7 +29,9 @@ def section(sweep: SweepRecord) -> Section:
         blocks += [Heading(f"{group}: {settings[group]}")] if group in settings else []
         of_group = [answer for answer in answers if answer.group == group]
         if sum(ONE_SEED in answer.sentences[0] for answer in of_group) > 1:  # once for all, not in every answer
-            blocks.append(f"{ONE_SEED} Several seeds, such as seed=0,1,2,3, give intervals and the smallest effects to be seen.")
+            blocks.append(
+                f"{ONE_SEED} Several seeds, such as seed=0,1,2,3, give intervals and the effects they could have seen."
+            )
             of_group = [replace(answer, sentences=without_warning(answer.sentences)) for answer in of_group]
         blocks.append(Markup('<dl class="answers">{}</dl>').format(Markup("\n").join(map(_entry, of_group))))
     nothing = ["No complete run has the numbers that the sentences are made of."]

@@ -49,11 +49,12 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 
 def _on_record(sweep: SweepRecord) -> list[Statement]:
     """Where to read what more seeds show, for the page of a matrix of one seed, which can show no effect."""
-    seeds, arms = ({job.factors.get(name) for job in sweep.complete} for name in ("seed", "protocol"))
+    seeds = {job.factors.get("seed") for job in sweep.complete}
+    arms = sorted({str(job.factors.get("protocol")) for job in sweep.complete})
     presets = {(job.factors.get("experiment"), job.factors.get("mode")) for job in sweep.complete}
-    if len(seeds) != 1 or presets != {("matrix", "laptop")} or not arms <= _RECORDS.keys():
+    if len(seeds) != 1 or presets != {("matrix", "laptop")} or not set(arms) <= _RECORDS.keys():
         return []
-    records = listed([_RECORDS[arm] for arm in sorted(arms)])
+    records = listed([_RECORDS[arm] for arm in arms])
     sentence = f"On record, with intervals and the smallest effects that could have been seen: {records}."
     return [Statement("What do several seeds of this matrix show?", [sentence])]
 
