@@ -150,6 +150,15 @@ class Conversations:
     def _alpha(self) -> float:
         return concentration(self.num_symbols, self.target_gap_nats)
 
+    @property
+    def _no_speaker_blind_line(self) -> str | None:
+        """Why there is no exact loss of a reader that does not know who speaks; None where there is one."""
+        if self.chains == "fresh":
+            return "there is no exact law for it where every sequence has languages of its own"
+        if self.speaker == "hidden":
+            return "it is the floor here"
+        return "there is an exact law for two speakers alone" if self.num_speakers > 2 else None
+
     def _draw(self, sampler: AliasSampler | None, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Speakers, symbols and languages, each [N, M]; with `speaker=announced` there is one speaker more.
 
@@ -207,9 +216,11 @@ class Conversations:
             prior_NMS = np.where(own_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[own_NM])
             lines["mixture"] = mixture(prior_NMS, emission_NMS)
             lines["position_only"], facts["position_only_is"] = position_only(prior_NMS, emission_NMS)
-            if self.num_speakers == 2 and self.speaker != "hidden":
-                lines["speaker_blind"] = uniform_NM.copy()
-                lines["speaker_blind"][:, 1:] = exact.without_speakers(symbols_NM)[0]
+        if (reason := self._no_speaker_blind_line) is not None:
+            facts["speaker_blind_absent"] = reason
+        else:
+            lines["speaker_blind"] = uniform_NM.copy()
+            lines["speaker_blind"][:, 1:] = exact.without_speakers(symbols_NM)[0]
         losses = {name: exact.on_tokens(loss_NM, speakers_NM) for name, loss_NM in lines.items()}
         losses["floor"], posterior_NTS = exact.filter(self._tokens(speakers_NM, symbols_NM))
         repeats = posterior_NTS.shape[1] // topics_NM.shape[1]

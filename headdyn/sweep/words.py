@@ -104,10 +104,12 @@ def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
     worth = nats("selection_worth")
     little = ", so little that contrasts of selectivity mean little here" if float(worth) < _LITTLE_NATS else ""
     over = f" (means over {len(corpora)} corpora)" if len(corpora) > 1 else ""
+    absent = corpora[0].get("speaker_blind_absent")
+    left_out = f" {without['speaker_blind'][0].upper()}{without['speaker_blind'][1:]} is left out: {absent}."
     return (
         f"Selecting by topic is worth {worth} nats a token{over}, {nats('selection_worth_second_half')} on the second "
         f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}. A predictor gains this; that "
-        "attention must select for it does not follow."
+        f"attention must select for it does not follow.{left_out if absent else ''}"
     )
 
 

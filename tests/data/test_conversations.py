@@ -26,6 +26,7 @@ from headdyn.data.ordering import TopicOrdered, dominant_topics
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.plan import make_plan
+from headdyn.sweep.words import worth_sentence
 
 # The trial that science.md §18 gives figures of: laptop scale.
 TRIAL = Conversations(
@@ -294,7 +295,7 @@ def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None
     assert facts["floor_nats"] < facts["mixture_nats"] < facts["random_nats"]
     worth = min(facts[f"{name}_nats"] for name in WITHOUT_SELECTION if f"{name}_nats" in facts) - facts["floor_nats"]
     assert facts["selection_worth_nats"] == worth and facts["position_only_nats"] <= facts["mixture_nats"]
-    assert (settings.speaker == "hidden") == ("speaker_blind_nats" not in facts)
+    assert ("speaker_blind_nats" not in facts) == (settings.speaker == "hidden") == ("speaker_blind_absent" in facts)
     if settings.speaker == "marker":  # told the languages, a predictor beats it: the comparison can fail
         symbols_NM, speakers_NM = (
             corpus.val.tokens_NT[:, 1::2].astype(int),
@@ -464,3 +465,22 @@ def test_the_option_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HEADDYN_OUT", str(tmp_path))
     (job,) = make_plan(["data=conversations", "data.switch=0.1", "data.speaker=hidden"]).jobs
     assert isinstance(job.data, Conversations) and (job.data.switch, job.data.speaker) == (0.1, "hidden")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({}, None),
+        ({"speaker": "hidden"}, "it is the floor here"),
+        ({"num_speakers": 3}, "there is an exact law for two speakers alone"),
+        ({"chains": "fresh"}, "there is no exact law for it where every sequence has languages of its own"),
+    ],
+)
+def test_a_missing_speaker_blind_line_has_its_reason(
+    change: dict[str, Any], reason: str | None, tmp_path: Path
+) -> None:
+    facts = built(replace(TRIAL, train_sequences=4, val_sequences=8, **change), tmp_path).facts
+    assert facts.get("speaker_blind_absent") == reason and ("speaker_blind_nats" in facts) == (reason is None)
+    assert (f"Exact inference that does not know who speaks is left out: {reason}." in worth_sentence([facts])) == (
+        reason is not None
+    )
