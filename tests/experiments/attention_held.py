@@ -96,7 +96,7 @@ def fragments(folder: Path) -> list[str]:
         f"{shares[0]} % [{shares[1]}, {shares[2]}] of its worth",
         f"{shares[0]} % [{shares[1]}, {shares[2]}] of what selecting is worth",
         f"the {fixed(cost['value'], 3)} nats are the price",
-        f"differ by {spelled(made_up_for, signed=True)} nats",
+        *(f"{words} by {spelled(made_up_for, signed=True)} nats" for words in ("differ", "changes this")),
         f"ends {fixed(float(free['above']), 2)} nats above the floor, the held one {fixed(float(held['above']), 2)}",
         f"a difference of {fixed(float(held['loss']) - float(free['loss']), 2)} nats",
         f"the best predictor by distance, {fixed(lines[0], 2)}",

@@ -265,6 +265,8 @@ def course_of(snapshots: list[Row], name: str, label: str, *, scale: float = 100
     if of_highest:
         lowest_C1 = course_CK[:, :1]
         course_CK = (course_CK - lowest_C1) / (course_CK.max(1, keepdims=True) - lowest_C1)
+    elif name == "gap_closed":
+        course_CK = course_CK.clip(0)  # an untrained model is worse than guessing
     course_CK = scale * course_CK
     ends = {"low": course_CK.min(0), "high": course_CK.max(0)}
     return Curve(label=label, x=np.array(steps), y=course_CK.mean(0), **ends)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,3 +69,11 @@ def test_a_preset_composes_with_and_without_its_smoke_mode(preset: str) -> None:
     assert whole[0].mode.name == "landmark" and smoke[0].mode.name == "smoke"
     assert whole[0].train.steps * whole[0].train.batch_size <= whole[0].data.train_sequences  # no sequence comes twice
     assert {job.model.num_layers for job in whole} <= {1, 2}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_says_how_long_it_took_on_record(preset: str) -> None:
+    root = Path(__file__).parents[3]
+    took = json.loads((root / "experiments/landmarks/minutes.json").read_text())[preset]["minutes"]
+    text = (root / f"conf/experiment/{preset}.yaml").read_text()
+    assert f"# About {took:.0f} minutes on two cores.\n" in text
