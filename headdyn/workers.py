@@ -38,8 +38,8 @@ REFRESH_SECONDS = 0.2
 class Task:
     """Work for a worker: a function of headdyn.pipeline and its arguments.
 
-    `stages` are the stages it builds that other tasks may need too. Tasks with a stage in common are not begun together
-    while there is another task to begin.
+    `stages` are the stages it builds that other tasks may need too. A task does not begin beside one that shares a
+    stage with it while another task can.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Worker:
     @classmethod
     def start(cls, environment: Mapping[str, str]) -> Worker:
         ours, theirs = Pipe()
-        with _signals_blocked():  # until the worker itself ignores them: Ctrl-C would end it while it imports
+        with _signals_blocked():  # until the worker itself ignores them, else Ctrl-C ends it during imports
             process = subprocess.Popen(
                 [sys.executable, "-m", "headdyn.workers", str(theirs.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
@@ -150,7 +150,7 @@ def environments(jobs: Sequence[RunConfig]) -> list[dict[str, str]]:
     threads = max(job.threads for job in jobs) or int(os.environ.get("OMP_NUM_THREADS", 1))
     at_once = 1 if any(isinstance(job.model, Pretrained) for job in jobs) else usable_cores() // threads
     count = min(len(jobs), jobs[0].workers or max(1, at_once))
-    # Counted over all jobs of the command, done or not: a continued sweep has as many threads, and so the same bits.
+    # From all jobs of the command, done or not, so that a continued sweep has as many threads and the same results.
     share = max(1, usable_cores() // count)
     fitting = max(1, int(available_bytes() // max(memory_of(job) for job in jobs)))
     return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}] * min(count, fitting)
@@ -198,7 +198,7 @@ def shared_stages(job: RunConfig) -> tuple[str, ...]:
 
 
 def in_order(jobs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The jobs in an order in which those that others need come first: a RoPE training before its DroPE arm."""
+    """The first job of each training, then those that reuse it, as a DroPE arm reuses its RoPE parent's."""
     stages: set[str] = set()
     first: list[RunConfig] = []
     others: list[RunConfig] = []

@@ -23,7 +23,7 @@ from headdyn.models.decoder import Decoder
 
 _UNDEFINED = "no queries, or no attention, to divide by"
 _NO_DOCUMENTS = "the corpus packs no documents into its sequences, or attention stays inside them"
-_TOPICAL = ("within", "cross", "cluster", "selectivity", "specialisation")  # in names of metrics that read topics
+_TOPICAL = ("within", "cross", "cluster", "selectivity", "specialisation")  # in names of metrics that need topics
 _SELECTIVITIES = ("selectivity", "selectivity_no_self")
 Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadcasting to [N, L, H]
 
@@ -31,7 +31,7 @@ Ratio = tuple[np.ndarray, np.ndarray | int]  # numerator and denominator, broadc
 def measure(
     settings: AttentionStatistics, decoder: Decoder, corpus: Corpus, generator: np.random.Generator
 ) -> Findings:
-    """Head rows of every metric but the uniform references, model rows of all; two figures of head maps."""
+    """Head rows of all metrics but `_uniform` and `_top` ones, model rows of all; one to three figures."""
     settings.check(corpus)
     sequences, swaps_NR = drawn_sequences(corpus, settings.sequences, settings.label_swaps, generator)
     sums = collect(decoder, sequences, swaps_NR, corpus.num_topics)
@@ -79,7 +79,7 @@ def _ratio_rows(
         if name.startswith("selectivity"):
             null_LH = np.zeros_like(heads.value[m])
         if name in _SELECTIVITIES:
-            # The flips act on the numerators, where the null's value is 0 whatever the denominators.
+            # Numerators alone are flipped: under the null they are 0 on average for any denominators.
             numerator_NLH, denominator = np.broadcast_arrays(*ratios[name])
             share_NLH = numerator_NLH / mean_denominator(denominator)
             p_LH, p, p_top_LH = _p_values(settings, share_NLH, sums.labels_NJ, generator)
@@ -96,7 +96,7 @@ def _ratio_rows(
 
 
 def _top_row(metric: str, heads: Estimate, null_LH: np.ndarray, p_top_LH: np.ndarray) -> HeadTable:
-    """The model row of the head with the largest value; its p is corrected for having looked at all heads."""
+    """The model row of the head with the largest value; its p is corrected for testing all heads."""
     if np.isnan(heads.value).all():
         return HeadTable.whole(metric, None, reason=_UNDEFINED)
     top = np.unravel_index(np.nanargmax(heads.value), heads.value.shape)
@@ -108,7 +108,7 @@ def _p_values(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three p-values against 0 by sign flips over sequences, NaN where undefined.
 
-    They are the heads' [L, H], that of the heads' mean, and the heads' corrected for having looked at all heads [L, H].
+    They are each head's, [L, H]; that of the mean over heads; and each head's, corrected for testing all heads, [L, H].
     """
     flips_again = copy.deepcopy(generator)
     columns = np.concatenate((value_NLH.reshape(len(value_NLH), -1), _mean_over_heads(value_NLH)[:, None]), axis=1)
@@ -138,7 +138,7 @@ def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
         "entropy_cross_nats": (sums["entropy_cross"], sums["entropy_cross_queries"]),
         "within_ratio": (sums["within"], length),
         "within_ratio_no_self": (sums["within"] - sums["self"], elsewhere),
-        # A query without other-topic keys has an attention of 1 within its topic, so their number is subtracted.
+        # A query without other-topic keys has within-topic attention 1: the number of such queries is subtracted.
         "cluster_ratio": (sums["within"] - (length - counts.cross), sums["cross"]),
         "selectivity": (sums["within"] - sums["swapped"], length),
         "selectivity_no_self": (sums["within"] - sums["swapped"], elsewhere),
@@ -156,7 +156,7 @@ def _of_topic(sums: Mapping[str, np.ndarray], counts: Counts, topic: int) -> Rat
 
 
 def _swapped(sums: Sums) -> dict[str, Ratio]:
-    """The ratios under other sequences' labels and tokens: the null of the statistics named here."""
+    """The ratios under other sequences' labels (or tokens): the null of these statistics."""
     counts, heads = sums.counts, sums.heads
     length = counts.length
     return {
@@ -183,7 +183,7 @@ def _specialisation_rows(sums: Sums) -> list[HeadTable]:
     units_NXS = ratio_contributions(topics_NLHS[..., occurs_S], queries_NLHS).reshape(count, layers * heads, -1)
     units_NXS = units_NXS if occurs_S.sum() > 1 else np.full_like(units_NXS, np.nan)
     by_head = [part.reshape(layers, heads) for part in spread_beyond_sampling(units_NXS)]
-    # All heads at once: centred within each, so that the spread of heads' own levels does not enter.
+    # All heads at once, each centred over topics, so that differences between heads do not count.
     centred_NXS = units_NXS - units_NXS.mean(-1, keepdims=True)
     whole = [part[0] for part in spread_beyond_sampling(centred_NXS.reshape(count, 1, -1))]
     common: dict[str, Any] = {"n": count, "unit": "sequence", "reason": "fewer than two topics occur"}
@@ -197,7 +197,7 @@ def _specialisation_rows(sums: Sums) -> list[HeadTable]:
 
 
 def _document_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
-    """Rows of the selectivities whose null permutes topics over the documents of a sequence."""
+    """Rows of the selectivities whose null permutes the topics of a sequence's documents."""
     names = ("selectivity_documents", "selectivity_other_documents")
     if "documents" not in sums.heads:
         return [HeadTable.whole(name, None, reason=_NO_DOCUMENTS) for name in names]

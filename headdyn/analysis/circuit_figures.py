@@ -19,7 +19,7 @@ from headdyn.core.records import HeadTable
 from headdyn.core.special_charts import text_tables
 
 _TITLES = {"qk": "QK", "ov": "OV"}
-_MOST_HEADS = 16  # rows of the readouts' figure
+_MOST_HEADS = 16  # in each table of readouts
 
 
 def heads_figure(table: HeadTable, width: int) -> Figure:
@@ -40,7 +40,7 @@ def heads_figure(table: HeadTable, width: int) -> Figure:
 
 def spectra_figure(spectra: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]]) -> Figure:
     """Singular values over the root of their summed squares: mean over heads, band from the 10th to 90th percentile."""
-    random_Nd = np.concatenate([values[name] for values in null for name in values])  # both circuits are the same law
+    random_Nd = np.concatenate([values[name] for values in null for name in values])  # QK and OV are drawn alike
     lines = []
     for label, values_Nd in (("QK", spectra["qk"]), ("OV", spectra["ov"]), ("random heads", random_Nd)):
         share_Nd = values_Nd / np.linalg.norm(values_Nd, axis=-1, keepdims=True).clip(1e-300)
@@ -60,10 +60,10 @@ def spectra_figure(spectra: Mapping[str, np.ndarray], null: Sequence[Mapping[str
 def similarity_figures(
     similarity: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]], heads: int
 ) -> dict[str, Figure]:
-    """Cosines between heads on one colour scale: `similarity` in the order of the layers, one matrix a circuit;
-    `clusters` in the order of the tree by average linkage of 1 − cosine, QK beside OV.
+    """Cosines between heads on one colour scale: "similarity" in the order of the layers, one matrix a circuit;
+    "clusters" in the order of the tree by average linkage of 1 − cosine, QK beside OV.
 
-    A circuit of zeros is like nothing (cosine 0). Labels are layer.head.
+    The cosine with a circuit of zeros is 0. Labels are layer.head.
     """
     closest = {name: float(np.mean([_between(draw[name]).max(initial=0) for draw in null])) for name in _TITLES}
     furthest = max(np.abs(_between(cosine_NN)).max(initial=1e-3) for cosine_NN in similarity.values())
@@ -106,7 +106,7 @@ def similarity_figures(
 
 
 def _between(cosine_NN: np.ndarray) -> np.ndarray:
-    """The cosines of different heads, 0 with a circuit of zeros."""
+    """The cosines of different heads; 0 if a circuit is zero."""
     return np.nan_to_num(cosine_NN)[~np.eye(len(cosine_NN), dtype=bool)]
 
 
@@ -121,7 +121,7 @@ def _tree(cosine_NN: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
 
 
 def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, float]) -> Figure:
-    """The first singular direction of the heads that lean on it most, as the tokens furthest along it on each side."""
+    """For the heads whose first singular direction has the largest share: the tokens furthest along its two sides."""
     tables: dict[str, list[list[str]]] = {}
     for name, table in readouts.items():
         by_share = sorted(by_head(table).items(), key=lambda item: -next(iter(item[1].values()))["share"])

@@ -2,10 +2,10 @@
 
 Letters as in circuits.py; X directions of a head, largest singular value first.
 
-A circuit left rightᵀ = Σ σ u vᵀ takes from the token direction u to v: QK scores a query along u against a key along
+The SVD of a circuit, left rightᵀ = Σ σ u vᵀ, pairs directions u and v: QK scores a query along u against a key along
 v, OV reads along u and writes along v. A token's place along a direction is the projection of its embedding, scaled to
-rms 1 as the head's norm would scale it alone; along the direction that OV writes, it is the token's logit. Both are in
-standard deviations over the vocabulary, so that heads and models compare. Only layer 0 reads embeddings alone. Deeper
+rms 1 as the head's norm would scale it alone; along the v of OV it is the token's logit. Places are in standard
+deviations over the vocabulary, so that heads and models can be compared. Only layer 0 reads embeddings alone. Deeper
 layers also read what earlier layers wrote: their readouts tell what the weights prefer, not what the heads see.
 """
 
@@ -42,7 +42,7 @@ class Directions:
 
 
 def singular_directions(factors: Factors, count: int) -> Directions:
-    """The top `count` directions, by the SVD of the d×d core between the factors' QR bases, not of a D×D product."""
+    """The top `count` directions, from QR of both factors and the SVD of the d×d core: no D×D product is formed."""
     left_q, left_r = torch.linalg.qr(factors.left_NDd)
     right_q, right_r = torch.linalg.qr(factors.right_NDd)
     u_Ndd, values_Nd, vt_Ndd = torch.linalg.svd(left_r @ right_r.mT)
@@ -57,7 +57,7 @@ def singular_directions(factors: Factors, count: int) -> Directions:
 
 @torch.no_grad()
 def vocabulary(decoder: Decoder) -> tuple[Float[Tensor, "V D"], Float[Tensor, "V D"]]:
-    """Embeddings at rms 1 (a LayerNorm's centred), and the unembedding with the final norm's gain and centring."""
+    """Embeddings at rms 1, and the unembedding with the final norm's gain; both are centred under LayerNorm."""
     embed_VD, unembed_VD = decoder.embed.weight.float(), decoder.unembed.weight.float() * decoder.norm.weight.float()
     if decoder.norm.bias is not None:
         embed_VD, unembed_VD = (x - x.mean(-1, keepdim=True) for x in (embed_VD, unembed_VD))
@@ -77,7 +77,7 @@ def token_readouts(
 ) -> pa.Table:
     """The tokens furthest along each direction: one row per head, direction, side and rank.
 
-    `circuit` is "qk" or "ov"; its `factors` are numbered through the layers. Both vectors of a singular pair may change
+    `circuit` is "qk" or "ov"; `factors` hold the heads layer by layer. Both vectors of a singular pair may change
     sign together; the sign is chosen so that on the second side (key, writes) the furthest token is at the positive
     end.
     """
@@ -93,7 +93,7 @@ def token_readouts(
         for side, place_NXV in zip(SIDES[circuit], (first_NXV, second_NXV), strict=True):
             top = (place_NXV * sign_NX1).topk(min(tokens, len(embed_VD)), dim=2)
             token_NXR, deviations_NXR = top.indices.cpu().numpy(), top.values.double().cpu().numpy()
-            # A circuit of lower rank has no such direction: its share is 0.
+            # Leaves out directions of share 0, beyond the circuit's rank.
             n, x, rank = np.nonzero(np.broadcast_to(share_NX[:, :, None] > 0, token_NXR.shape))
             layer, head = np.divmod(start + n, decoder.config.num_heads)
             columns = {
@@ -122,7 +122,7 @@ def _placed(direction_NDX: Tensor, vectors_VD: Tensor) -> Tensor:
 
 
 def furthest(readouts: pa.Table) -> float:
-    """Mean over heads and sides of how far the furthest token lies along the first direction."""
+    """Mean over heads and sides of how far, in sd, the furthest token lies on direction 0."""
     rows = readouts.to_pylist()
     return float(np.mean([row["deviations"] for row in rows if row["direction"] == 0 and row["rank"] == 0]))
 

@@ -16,7 +16,7 @@ import numpy as np
 from headdyn.core.records import HeadTable
 from headdyn.core.statistics import bootstrap_interval, ratio_contributions, sign_flip_test, without_controls
 
-_LEAST_SHARE = 1e-4  # a denominator smaller than this per query is float32's rounding of sums over T: no ratio
+_LEAST_SHARE = 1e-4  # a mean denominator up to this is float32's rounding of sums over T: no ratio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Estimate:
         return Estimate(value=self.value[where], low=self.low[where], high=self.high[where], p=self.p[where], n=self.n)
 
     def rows(self, metric: str, *, unit: str = "sequence", **columns: Any) -> HeadTable:
-        """One row for the model, each layer or each head, as the values are shaped [], [L] or [L, H].
+        """One row for the model, or one per layer or head, for values shaped [], [L] or [L, H].
 
         `columns` are further columns (`null`, or another `p`), and the `reason` for values that are absent.
         """
@@ -71,7 +71,7 @@ def flip_p(
 ) -> np.ndarray:
     """Two-sided p of each mean against 0, shaped X, by sign flips of the values without the part that controls explain.
 
-    With `test=largest_flip_test` they are corrected for having looked at all means. NaN for a column that holds a NaN.
+    With `test=largest_flip_test` they are corrected for testing all means. NaN for a column that holds a NaN.
     """
     columns = values_NX.reshape(len(values_NX), -1)
     p = np.full(columns.shape[1], np.nan)
@@ -98,6 +98,6 @@ def estimate(
     controls_NJ = np.empty((len(numerator_NX), 0)) if controls_NJ is None else controls_NJ
     values_NX = without_controls(ratio_units(numerator_NX, denominator_NX), controls_NJ)
     interval = means(values_NX, generator, draws=bootstrap_draws)
-    # The flips act on the numerators, where the null's value is 0 whatever the denominators.
+    # Numerators alone are flipped: under the null they are 0 on average for any denominators.
     p = flip_p(numerator_NX / mean_denominator(denominator_NX), controls_NJ, generator, draws=sign_flips)
     return dataclasses.replace(interval, p=p)

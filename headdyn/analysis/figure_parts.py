@@ -48,7 +48,7 @@ def topic_intervals(
     caption: str,
     null: np.ndarray | None = None,
 ) -> Figure:
-    """A number of the whole model for each topic, shaped [S], with intervals and perhaps chance; 0 is marked."""
+    """Intervals of a number of the whole model for each topic, [S], with `null` as chance; a line marks 0."""
     rows = []
     for at, name in enumerate(names):
         value, low, high = (scale * float(column[at]) for column in (by_topic.value, by_topic.low, by_topic.high))

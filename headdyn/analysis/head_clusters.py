@@ -21,7 +21,7 @@ rand = partial(Metric, low=-1, high=1, digits=2)  # adjusted Rand index
 NO_PROMPTS = "effects on answers need prompts; use data=comparisons"
 
 _OF = {"qk": "QK circuits", "ov": "OV circuits", "behaviour": "effects of heads"}
-_MEASURES: Mapping[str, tuple[str, str, dict[str, Any]]] = {  # label, meaning, range
+_MEASURES: Mapping[str, tuple[str, str, dict[str, Any]]] = {  # label, meaning, other fields
     "silhouette": ("two-cluster silhouette", "mean silhouette of k-means with k = 2", {"low": -1, "high": 1}),
     "best_silhouette": (
         "silhouette",

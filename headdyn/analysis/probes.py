@@ -15,8 +15,8 @@ from headdyn.core.settings import Count, settings
 if TYPE_CHECKING:
     from headdyn.data.corpus import Corpus
 
-_FEWEST_SEQUENCES = 12  # four in each part: with fewer neither the penalty nor the intervals mean anything
-# The levels that figures draw beside a probe's accuracy: `probe_` metrics, and their labels.
+_FEWEST_SEQUENCES = 12  # cut into 4, 1 and 6 by default; with fewer neither penalty nor intervals mean anything
+# Horizontal lines beside a probe's accuracy: names of metrics without `probe_`, and labels.
 REFERENCES = {
     "ceiling": "Bayes ceiling",
     "majority": "commonest topic",

@@ -1,7 +1,7 @@
 """Topic probes fitted, chosen and scored, with their baselines and control task (science.md §7).
 
 Letters as in models/decoder.py; N sequences, P probed positions a sequence, X probed tokens, S topics, C classes;
-L + 1 places in the residual stream: 0 is the embedding, l what layer l leaves.
+L + 1 places in the residual stream: 0 is the embedding, l the output of the l-th layer.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from headdyn.core.statistics import sign_flip_test
 from headdyn.data.corpus import Corpus
 from headdyn.models.decoder import Decoder
 
-_BATCH_TOKENS = 4096  # of a traced batch: 4096 × D × L floats of residual stream
+_BATCH_TOKENS = 4096  # in a traced batch: 4096 × D × L floats of residual stream
 _SMOOTHING = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # pseudo-counts to choose from for the baselines' tables
 
 
@@ -44,7 +44,7 @@ class Probe:
 def measure(settings: TopicProbes, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
     """Layer rows of accuracy, control accuracy and selectivity; model rows of the middle layer and the baselines."""
     fit, choose, test = split_parts(settings, corpus, generator)
-    control_V = generator.choice(fit.topics_NT.ravel(), size=corpus.vocab_size)  # the topics' own frequencies
+    control_V = generator.choice(fit.topics_NT.ravel(), size=corpus.vocab_size)  # with the topics' frequencies
     probes = fit_probes(settings, decoder, fit, choose, control_V, generator)
     given_LNT, control_right_NL = score(decoder, test, control_V, probes)
     right_NL = (given_LNT == test.topics_NT).mean(2).T
@@ -131,7 +131,7 @@ def probe_pair(
     chosen_X: np.ndarray,
     control_X: np.ndarray,
 ) -> tuple[Probe, Probe]:
-    """The topic probe with the penalty whose loss on the tokens to choose on is least, and the control task's probe."""
+    """The topic probe with the penalty of least loss on the `choose` tokens, and the control probe at that penalty."""
     mean_D, scale_D = fit_XD.mean(0), fit_XD.std(0)
     scale_D = np.where(scale_D > 0, scale_D, 1)
     scaled_XD = (fit_XD - mean_D) / scale_D
@@ -180,7 +180,7 @@ def accuracy_rows(
 
 
 def _middle(every_L: np.ndarray) -> int:
-    """The place behind layer L // 2, of the L + 1 places on the first axis."""
+    """The middle of the L + 1 places: L // 2, the output of L // 2 layers."""
     return (len(every_L) - 1) // 2
 
 
@@ -190,7 +190,7 @@ def topic_accuracies(
     """Accuracy on the tokens of each topic, [S], and its null, [S]; NaN for a topic that no token has.
 
     The null is how often the probe gives the topic at the same positions of other sequences: the exact mean over all
-    ways to give a sequence another one's topics. p tests the difference between the two.
+    ways to give a sequence another one's topics. p tests accuracy minus null.
     """
     topic_NTS = test.topics_NT[..., None] == np.arange(num_topics)
     given_NTS = given_NT[..., None] == np.arange(num_topics)
@@ -261,7 +261,7 @@ def predict(probe: Probe, x_BTD: Float[Tensor, "B T D"]) -> np.ndarray:
 
 
 def _unstandardised(model: LogisticRegression, mean_D: np.ndarray, scale_D: np.ndarray) -> Probe:
-    """The model as a probe of raw activations. For two classes scikit-learn holds one row of weights, the second's."""
+    """The model as a probe of raw activations. For two classes scikit-learn has only the second's weights."""
     weight_CD, bias_C = model.coef_, model.intercept_
     if len(model.classes_) == 2:
         weight_CD, bias_C = np.stack((0 * weight_CD[0], weight_CD[0])), np.array([0 * bias_C[0], bias_C[0]])
@@ -281,7 +281,7 @@ def baseline_accuracies(
 ) -> dict[str, np.ndarray]:
     """Accuracies on each test sequence, [N], of three rules learnt on the fit part.
 
-    They are the commonest topic, the topic that goes with the token, and the topic that goes with the position.
+    They give the commonest topic, the likeliest topic of the token, and the likeliest topic of the position.
     """
     majority = np.bincount(fit.topics_NT.ravel(), minlength=num_topics).argmax()
     right = {"majority": (test.topics_NT == majority).mean(1)}

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Batches:
-    """The most sequences that a batch may have, and the most that any batch has had so far."""
+    """The most sequences that a batch may have, and the most in any batch of this attempt."""
 
     limit: int = sys.maxsize
     largest: int = 0
@@ -63,7 +63,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 class Sequences:
     """Tokens and topics of N sequences, and the numbers of their documents where there are any.
 
-    `documents_NT` where the corpus confines attention to documents; `packed_NT` where attention crosses them.
+    The numbers are `documents_NT` if attention stays inside documents, `packed_NT` if it crosses them.
     """
 
     tokens_NT: np.ndarray
@@ -92,9 +92,9 @@ class Sequences:
         return len(self.tokens_NT)
 
     def parts(self, size: int, device: torch.device, compute: OnBatch) -> Iterator[tuple[slice, Part]]:
-        """`compute(rows, tokens, documents)` of `size` sequences at a time (at least one; `within_memory`), in order.
+        """Yields rows, `compute(rows, tokens, documents)`, `size` sequences (or fewer: `within_memory`) at a time.
 
-        Parts that an interrupted try of the run stored are read, not computed (core/kept_parts.py).
+        Parts that an interrupted run saved are read, not computed (core/kept_parts.py).
         """
         state = _batches.get(_Batches())
         size = max(1, min(size, state.limit))

@@ -49,7 +49,7 @@ def _with_copies(
 
 
 def copies(decoder: Decoder, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-    """Every token's present direction in the unembedding, of root mean square 1, without a gradient."""
+    """Every token's current direction in the unembedding, of root mean square 1, without a gradient."""
     rows_BTD = decoder.unembed.weight.detach()[tokens_BT]
     return rows_BTD / rows_BTD.square().mean(-1, keepdim=True).sqrt()
 

@@ -42,7 +42,7 @@ def from_process_0(make: Callable[[], T]) -> T:
         torch.save(make(), buffer)
     box: list[Any] = [buffer.getvalue()]
     dist.broadcast_object_list(box, device=torch.device("cpu"))
-    # Any object, from a process of this very job; the broadcast has unpickled the bytes already.
+    # Unpickles any object, as the broadcast itself did; it comes from a process of this job.
     return torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)
 
 
@@ -65,5 +65,5 @@ def release() -> None:
 
 
 def leave() -> None:
-    """Disconnect from the other processes; without it this one may abort at its end, in a thread that still listens."""
+    """Disconnect from the other processes; else a thread that still listens may abort this one at its end."""
     dist.destroy_process_group()

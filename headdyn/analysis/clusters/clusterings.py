@@ -36,8 +36,8 @@ def _squared(gram_RHH: np.ndarray) -> np.ndarray:
 def kmeans(gram_RHH: np.ndarray, k: int, generator: np.random.Generator, *, restarts: int = 10) -> np.ndarray:
     """Labels [R, H] of Lloyd's algorithm from k-means++ starts, the best of `restarts`.
 
-    Clouds share the random numbers. Points enter in order of their distance from the mean, so that numbering them
-    differently changes nothing. There are fewer than k labels where fewer than k points are distinct.
+    Clouds use the same random numbers. Points enter in order of their distance from the mean, so that numbering them
+    differently changes nothing. Fewer than k distinct points give fewer than k labels.
     """
     gram_RHH = centred(gram_RHH)
     radius_RH = np.diagonal(gram_RHH, axis1=-2, axis2=-1)
@@ -112,7 +112,7 @@ def dbscan(distance_RHH: np.ndarray, eps_RE: np.ndarray) -> list[np.ndarray]:
     results = []
     for eps_R in np.transpose(eps_RE):
         reached_RHH = distance_RHH <= eps_R[:, None, None]
-        for _ in range(distance_RHH.shape[-1].bit_length()):  # each product doubles the steps taken
+        for _ in range(distance_RHH.shape[-1].bit_length()):  # each product doubles the path length
             reached_RHH = reached_RHH.astype(np.float32) @ reached_RHH.astype(np.float32) > 0
         results.append(singled_out(reached_RHH.argmax(-1)))
     return results
@@ -184,7 +184,7 @@ def spread(gram_RHH: np.ndarray, labels_RH: np.ndarray) -> tuple[np.ndarray, np.
     centre_Rkk = mean_RHk.swapaxes(-1, -2) @ gram_RHH @ mean_RHk
     occupied_Rk = size_Rk > 0
     between_Rkk = np.where(occupied_Rk[:, :, None] & occupied_Rk[:, None, :], distances(centre_Rkk), 0.0)
-    # The mean of |x|² over a cluster less |its mean|²
+    # A cluster's mean of |x|², less |mean of x|²
     squares_Rk = (np.diagonal(gram_RHH, axis1=-2, axis2=-1)[:, None] @ mean_RHk)[:, 0]
     within_Rk = np.maximum(squares_Rk - np.diagonal(centre_Rkk, axis1=-2, axis2=-1), 0)
     within_Rk = np.where(size_Rk == 1, 0.0, within_Rk)  # not a rounding error
@@ -195,7 +195,7 @@ def spread(gram_RHH: np.ndarray, labels_RH: np.ndarray) -> tuple[np.ndarray, np.
 def wasserstein(distance_HH: np.ndarray, first_H: np.ndarray, second_H: np.ndarray) -> float:
     """Earth mover's distance W₁ between two sets of points (masks), each of total mass 1 spread evenly.
 
-    Multiplied by the sizes' least common multiple all masses are whole numbers, so an assignment solves the problem.
+    Times the least common multiple of the sizes, all masses are whole numbers, so an assignment solves the problem.
     """
     between = distance_HH[np.ix_(first_H, second_H)]
     whole = np.lcm(*between.shape)
@@ -211,9 +211,9 @@ def first_component_share(gram_RHH: np.ndarray) -> np.ndarray:
 
 
 def coordinates(gram_HH: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points [H, H] with these distances along their principal components, and each component's share of variance.
+    """Coordinates [H, H] of the points on their principal components, and each component's share of variance.
 
-    A component's sign is arbitrary; here its largest coordinate is positive. All shares are 0 where points coincide.
+    A component's sign is arbitrary; here its largest coordinate is positive. All shares are 0 if all points coincide.
     """
     values_H, vectors_HH = np.linalg.eigh(centred(gram_HH))
     values_H, vectors_HH = np.maximum(values_H[::-1], 0), vectors_HH[:, ::-1]

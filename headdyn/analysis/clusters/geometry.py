@@ -1,6 +1,6 @@
 """Heads as points: inner products between the heads of a layer, and between random heads (science.md §8 and §12).
 
-Letters as in models/decoder.py; R draws. Circuits are compared, since no change of basis inside a head changes them.
+Letters as in models/decoder.py; R draws. Circuits are compared, as no change of basis inside a head changes them.
 """
 
 import numpy as np
@@ -21,9 +21,9 @@ def circuit_cosines(decoder: Decoder, layer: int) -> dict[str, np.ndarray]:
 def random_circuit_cosines(decoder: Decoder, draws: int, generator: np.random.Generator) -> np.ndarray:
     """Cosines between random heads of one layer with the model's shape and grouping, [R, H, H].
 
-    They serve both circuits: a group shares keys in QK and values in OV, on different sides, which changes no cosine.
-    Cosines are free of norm, and their law hardly depends on the spectra: their standard deviation is about 1/D (with D
-    64, d 8: 0.0157 for flat singular values, 0.0156 for a tenfold decay). Drawn in float32, which moves none by 1e-6.
+    One draw serves both circuits: a group shares right factors in QK, left ones in OV, which changes no cosine. Cosines
+    do not depend on norms, and hardly on spectra: their standard deviation is about 1/D (with D 64, d 8: 0.0157 for
+    flat singular values, 0.0156 for a tenfold decay). Drawing in float32 moves none by 1e-6.
     """
     c, device = decoder.config, decoder.embed.weight.device
 
@@ -47,8 +47,8 @@ def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[s
     The norm's gains and LayerNorm's centring are part of every head's circuits, so heads use fewer than D dimensions
     and are more alike than random heads drawn in D. A side whose covariance is C has (tr C)² / tr C² dimensions, and
     the cosines' standard deviation is 1 / √(product of both sides' dimensions); gains of 1 ± 0.3 make it 1.2/D. Heads
-    of one key/value group share a side: there the other side's dimensions count, and the d channels between the sides,
-    weighed by the gains of q- and k-norm. The random cosines are scaled by the ratio of the standard deviations.
+    of one key/value group share a side: the variance is then (1/d + 1/shared) / own, from both sides' dimensions and
+    those of the d channels under q- and k-norm's gains. Random cosines are scaled by the ratio of the deviations.
     """
     c, w = decoder.config, decoder.head_weights(layer)
     width = c.d_model
@@ -81,21 +81,21 @@ def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[s
 
 
 def rotated_heads(gram_HH: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """Inner products of heads without groups that have these heads' mean and covariance, [R, H, H].
+    """Inner products of rotated heads, which have these heads' mean and covariance but no groups, [R, H, H].
 
-    Heads that are drawn from one Gaussian keep their law under any rotation among the heads that leaves their mean. A
-    random rotation keeps mean and covariance exactly and mixes the heads, so that a comparison with rotated heads holds
-    its level whatever profile heads share, and however few axes they vary along (Langsrud 2005). The mean is
+    Heads drawn from one Gaussian have the same distribution after any rotation among them that keeps their mean. A
+    random rotation keeps mean and covariance exactly and mixes the heads. So a test against rotated heads keeps its
+    level whatever profile heads share, and however few axes they vary along (Langsrud 2005). The mean is
     subtracted, since only distances are compared. Numbering the heads differently changes nothing.
     """
     heads = len(gram_HH)
     gram_HH = centred(gram_HH)
     order_H = np.argsort(np.diagonal(gram_HH), kind="stable")
-    # The first column of this basis is the mean's direction; the others span what differs between heads.
+    # QR's first column, the mean's direction, is dropped; the others span differences between heads.
     basis_HX = np.linalg.qr(np.column_stack((np.ones(heads), np.eye(heads)[:, 1:])))[0][:, 1:]
     inner_XX = basis_HX.T @ gram_HH[np.ix_(order_H, order_H)] @ basis_HX
     turn_RXX, corner_RXX = np.linalg.qr(generator.normal(size=(draws, heads - 1, heads - 1)))
-    turn_RXX *= np.sign(np.diagonal(corner_RXX, axis1=1, axis2=2))[:, None]  # makes every rotation as likely
+    turn_RXX *= np.sign(np.diagonal(corner_RXX, axis1=1, axis2=2))[:, None]  # all rotations equally likely
     turned_RHX = basis_HX @ turn_RXX
     return turned_RHX @ inner_XX @ turned_RHX.swapaxes(-1, -2)
 
@@ -103,8 +103,8 @@ def rotated_heads(gram_HH: np.ndarray, draws: int, generator: np.random.Generato
 def random_directions(norm_H: np.ndarray, width: int, draws: int, generator: np.random.Generator) -> np.ndarray:
     """Inner products of vectors of these norms whose directions in `width` dimensions are random, [R, H, H].
 
-    Directions are those of Gaussian vectors: their Gram matrix is drawn by Bartlett's decomposition, not the vectors
-    themselves. The draws go to the norms in order of size, so that numbering the heads differently changes nothing.
+    Directions are those of Gaussian vectors, whose Gram matrix is drawn directly by Bartlett's decomposition. Draws go
+    to the norms in order of size, so that numbering the heads differently changes nothing.
     """
     heads = len(norm_H)
     depth = min(heads, width)

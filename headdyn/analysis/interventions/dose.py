@@ -19,7 +19,7 @@ from headdyn.core.statistics import bootstrap_interval
 
 @dataclass(frozen=True, kw_only=True)
 class Dose:
-    """One curve: Δ (nats) of every pair in C patched cells, each with its dose. Several cells may have one dose."""
+    """One curve: Δ (nats) of every pair in C patched cells, each with its dose. Cells may share a dose."""
 
     name: str  # of the pool that the cells' heads are drawn from
     heads: tuple[tuple[int, ...], ...]
@@ -32,7 +32,7 @@ class Dose:
         return succeeds(self.delta_CP).mean(1)
 
     def threshold(self) -> float | None:
-        """The smallest dose from which on every cell succeeds on more than half of the pairs; None where none is."""
+        """The smallest dose from which on every cell succeeds on more than half of the pairs, or None."""
         threshold = self._thresholds(self.success_C[None])[0].item()
         return None if math.isinf(threshold) else threshold
 
@@ -49,7 +49,7 @@ class Dose:
         return low.item(), high.item()
 
     def _thresholds(self, success_RC: np.ndarray) -> np.ndarray:
-        """The threshold under each of R rows of success; infinite where no dose suffices."""
+        """The threshold for each of R rows of success; infinite where no dose suffices."""
         last_failed_R = np.where(success_RC <= 0.5, self.dose_C, -math.inf).max(1)
         doses = np.append(np.unique(self.dose_C), math.inf)
         return doses[np.searchsorted(doses, last_failed_R, side="right")]
@@ -78,7 +78,7 @@ def by_group_size(
 def by_fraction(
     patching: PromptPatching, layer: int, pools: Mapping[str, Sequence[int]], num_heads: int, fractions: Sequence[float]
 ) -> list[Dose]:
-    """Patch all heads of each pool with f · source + (1 − f) · own."""
+    """Patch all heads of a pool with f · source + (1 − f) · own value."""
     fraction_C = np.array(sorted(fractions))
     doses = []
     for name, pool in pools.items():

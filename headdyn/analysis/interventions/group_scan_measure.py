@@ -1,7 +1,7 @@
 """A scan over groups of heads of any size, with a null of the whole scan. Letters: S groups, P pairs, H heads.
 
-Under the null heads are exchangeable within each pair on its own. A group's Δ in a pair is then a draw from those of
-all groups of its size, whose mean and variance no relabelling changes: excesses are standardised by them exactly.
+Under the null, heads are exchangeable in each pair separately, so a group's Δ in a pair is a random draw from the Δ of
+all groups of its size. Their mean and variance, which no relabelling changes, standardise excesses exactly.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def measure(settings: GroupScan, decoder: Decoder, prompts: Prompts, generator: 
 class Groups:
     """A set of groups that relabelling the heads maps onto itself; `member_SH` marks the heads of each group.
 
-    `order_H` is None where the set has all groups of their sizes. Else it is an order of the heads, and the set is
-    closed under rotations of that order alone.
+    `order_H` is None if the set has every group of each of its sizes. Else it is an order of the heads, and only
+    rotations of that order map the set onto itself.
     """
 
     member_SH: np.ndarray  # bool
@@ -85,8 +85,8 @@ class Groups:
     def relabellings(self, pairs: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Relabellings of the heads in each pair, as the index of the group that takes each group's place, [S, P].
 
-        The first changes nothing. If there are at most `draws`, all follow, with the first pair left as it is, since
-        relabelling all pairs alike changes no maximum; else `draws` random ones follow.
+        The first changes nothing. If at most `draws` leave the first pair unchanged, only these are yielded, since
+        relabelling all pairs alike changes no maximum. Else `draws` random ones follow.
         """
         if pairs == 1:
             yield np.arange(len(self.member_SH))[:, None]
@@ -126,13 +126,18 @@ class Groups:
 
 
 def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Generator) -> Groups:
-    """All groups of 1 to `largest` heads; of a size with more than `most`, at most `most` in families of rotations.
+    """All groups of 1 to `largest` heads; if a size has more than `most`, at most `most`, in families of rotations.
 
-    Raises ValueError for fewer than 2 or more than 53 heads.
+    Raises ValueError for fewer than 2 or more than 53 heads, and for a `most` below their number.
     """
     if not 2 <= heads <= 53:
         raise ValueError(
             f"analysis=group_scan compares groups of 2 to 53 heads of a layer, and this model has {heads}; leave it out"
+        )
+    if most < heads:
+        raise ValueError(
+            f"analysis.group_scan.groups_per_size={most} must be at least this model's {heads} heads of a layer: groups "
+            "of a size are drawn as whole families of rotations"
         )
     sizes = range(1, largest + 1)
     complete = all(math.comb(heads, size) <= most for size in sizes)
@@ -156,8 +161,8 @@ class Scan:
     """Every group's excess in every pair, its variance under the null, and the pairs' weights, whose sum is 1."""
 
     groups: Groups
-    excess_SP: np.ndarray  # Δ less its mean over groups of the size, nats
-    variance_SP: np.ndarray  # variance of Δ over groups of the size
+    excess_SP: np.ndarray  # Δ less its mean over groups of that size, nats
+    variance_SP: np.ndarray  # variance of Δ over groups of that size
     weight_P: np.ndarray
 
     @classmethod
@@ -172,7 +177,7 @@ class Scan:
 
     @property
     def standardised_SP(self) -> np.ndarray:
-        """Each pair's part of a group's standardised excess, which is their sum."""
+        """Each pair's part of a group's standardised excess (the row's sum)."""
         spread_S = np.sqrt(self.variance_SP @ self.weight_P**2)[:, None]
         return _ratio(self.weight_P * self.excess_SP, spread_S)
 
@@ -196,7 +201,7 @@ class Scan:
 
 
 def _ratio(excess_SP: np.ndarray, spread_SP: np.ndarray) -> np.ndarray:
-    """Excess over spread; 0 where the spread is 0 to within rounding: all groups of the size do the same."""
+    """Excess over spread; 0 where the spread is 0 to within rounding (groups of a size are alike)."""
     spread_SP = np.broadcast_to(spread_SP, excess_SP.shape)
     return np.divide(
         excess_SP, spread_SP, out=np.zeros(excess_SP.shape), where=spread_SP > 1e-9 * spread_SP.max(initial=0)
