@@ -148,6 +148,6 @@ def test_what_cannot_be_scanned_is_refused() -> None:
     for heads in (1, 64):
         with pytest.raises(ValueError, match=f"groups of 2 to 53 heads of a layer, and this model has {heads}"):
             scanned_groups(heads, 1, 1_000, np.random.default_rng(0))
-    with pytest.raises(ValueError, match="groups_per_size=24 must be at least this model's 32 heads"):
+    with pytest.raises(ValueError, match="groups_per_size=24 must be at least the 32 heads"):
         scanned_groups(32, 2, 24, np.random.default_rng(0))
     assert len(scanned_groups(32, 2, 32, np.random.default_rng(0)).member_SH) == 64
