@@ -46,7 +46,8 @@ ORDERS = ("shuffled", "topic")
 def fragments(folder: Path) -> list[str]:
     trainings, snapshots = read(folder / "trainings.json"), rows(folder / "timeline.csv")
     of = {order: [each for each in trainings if each["data_ordering"] == order] for order in ORDERS}
-    n = len(of["shuffled"])
+    n, seeds = len(of["shuffled"]), {order: {each["seed"] for each in of[order]} for order in ORDERS}
+    pairs = [row for row in snapshots if int(row["seed"]) in seeds["shuffled"] & seeds["topic"]]
     assert all(each["predicted"]["induction"]["half_have_the_role_by"] is None for each in trainings)
     together = moving_together_over_trainings(courses(snapshots, SELECTIVITY), np.random.default_rng(0))[0]
     order_count = {
@@ -68,8 +69,8 @@ def fragments(folder: Path) -> list[str]:
     return [
         *formed(of["shuffled"]),
         *(dated(each, snapshots) for each in trainings),
-        *(over_training(snapshots, step) for step in STEPS),
-        f"{n} trainings of 800 steps in each order, 32 snapshots of each",
+        *(over_training(pairs, step) for step in STEPS),
+        f"{n} trainings of 800 steps in shuffled order, {len(of['topic'])} in topic order, 32 snapshots of each",
         f"between steps {min(a for a, _ in dates)} and {max(b for _, b in dates)} of 800, in {n} of {n} trainings",
         f"between steps {min(a for a, _ in closed)} and {max(b for _, b in closed)}",
         f"In shuffled order both are surely at half of their height before half of the gap closes in {first} of {n} trainings, "
@@ -77,7 +78,8 @@ def fragments(folder: Path) -> list[str]:
         f"Induction is surely before selectivity in {before} of {n} in shuffled order and surely after it in {after}; in topic "
         f"order in {order_count['topic'][0]} and {order_count['topic'][1]} of {len(of['topic'])}",
         f"surely later than selectivity in {previous} of {n}",
-        f"mean over heads is lower than in shuffled order at every snapshot from step {lower_from(snapshots)} on",
+        f"mean over heads is lower than in shuffled order at every snapshot from step {lower_from(pairs)} on",
+        f"over {len({row['seed'] for row in pairs})} seeds",
         f"in {len(told)} of {len(trainings)} trainings",
         f"by {fixed(together['within'], 2, signed=True)} within a training and by "
         f"{fixed(together['across'], 2, signed=True)} between trainings ({p_is(together['p'])})",
