@@ -23,7 +23,6 @@ SETTINGS = (
     "brackets hold 95 % intervals",
     "(20 points above chance)",
     "(from step 600)",
-    "with 32 snapshots of each training",
     "(q ≤ 0.05) from a step on",
     "correlate below 0 from snapshot to snapshot with q < 0.05, in every training",
     "from step 16 on",
@@ -65,6 +64,9 @@ def fragments(folder: Path) -> list[str]:
     closed = [gap_half_closed(each, snapshots) for each in of["shuffled"]]
     apart = [abs(difference) for difference in from_the_matrix(snapshots)]
     before, after, first, previous = order_count["shuffled"]
+    # What the page says in words.
+    assert 0 < before < after and 0 < first < n and previous == n and 0 < len(told) < len(trainings) / 4
+    assert not any(each["measures"]["sink_rate_top"]["emerges_at_step"] for each in trainings)
     assert max(at for _, at in dates) < 0.05 * 800
     return [
         *formed(of["shuffled"]),
@@ -79,6 +81,7 @@ def fragments(folder: Path) -> list[str]:
         f"order in {order_count['topic'][0]} and {order_count['topic'][1]} of {len(of['topic'])}",
         f"surely later than selectivity in {previous} of {n}",
         f"mean over heads is lower than in shuffled order at every snapshot from step {lower_from(pairs)} on",
+        f"select less from step {lower_from(pairs)} on",
         f"over {len({row['seed'] for row in pairs})} seeds",
         f"in {len(told)} of {len(trainings)} trainings",
         f"by {fixed(together['within'], 2, signed=True)} within a training and by "

@@ -136,8 +136,8 @@ def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Gen
         )
     if most < heads:
         raise ValueError(
-            f"analysis.group_scan.groups_per_size={most} must be at least the {heads} heads of a layer: groups of one size "
-            "are drawn as whole families of rotations"
+            f"analysis.group_scan.groups_per_size={most} must be at least the {heads} heads of a layer: groups of a "
+            "size are drawn as whole families of rotations"
         )
     sizes = range(1, largest + 1)
     complete = all(math.comb(heads, size) <= most for size in sizes)
