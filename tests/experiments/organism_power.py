@@ -8,8 +8,8 @@ from typing import Any
 from headdyn.studies.organisms.power import DETECTORS, GRADES
 from tests.experiments.records import fixed, high, low, percent, read, span
 
-LAST, TRAJECTORY, RULE, _, ONSET = DETECTORS
-SETTINGS = ("95 %, Clopper–Pearson", "strength > 0.5")
+LAST, TRAJECTORY, RULE, RANKED, ONSET = DETECTORS
+SETTINGS = ("95 %, Clopper–Pearson", "strength > 0.5", "by 2 suites")
 Summary = list[dict[str, Any]]
 
 
@@ -27,6 +27,25 @@ def fragments(folder: Path) -> list[str]:
         f"with {span(of_both, 0)} suites a grade",
         *of_strength(summaries["strength"]),
         *of_position(summaries["position"], records["position"]["suites"]),
+        *of_layer_and_redundancy(summaries["layer"], summaries["redundancy"]),
+    ]
+
+
+def of_layer_and_redundancy(layer: Summary, redundancy: Summary) -> list[str]:
+    """What the exact null finds at every layer and with groups, and how often the planted half is ranked first."""
+    assert all(
+        total(summary, which) == (total(summary, LAST)[1],) * 2
+        for summary in (layer, redundancy)
+        for which in (LAST, TRAJECTORY)
+    )
+    first = {
+        several: total([row for row in redundancy if (row["value"] > 1) == several], RANKED)
+        for several in (False, True)
+    }
+    found, grouped = (total(summary, TRAJECTORY) for summary in (layer, redundancy))
+    return [
+        f"finds {found[0]} of {found[1]} suites at the two layers and {grouped[0]} of {grouped[1]} with one, two and three groups",
+        f"first in {first[True][0]} of {first[True][1]} suites with groups, in {first[False][0]} of {first[False][1]} without",
     ]
 
 

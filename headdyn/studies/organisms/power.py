@@ -69,8 +69,7 @@ def power(
     for suite in range(suites):
         for grade, values in grades.items():
             for value in values:
-                graded: dict[str, Any] = {grade: value}
-                organism = dataclasses.replace(settings("planted", suite), **graded)
+                organism = _graded(settings("planted", suite), grade, value)
                 for alignment in _alignments(grade, analysis):
                     _examine(out, organism, store, dataclasses.replace(analysis, alignment=alignment))
     rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
@@ -79,6 +78,13 @@ def power(
     for grade in grades:
         figure(summary, grade).save(out / f"power_{grade}.svg")
     return summary
+
+
+def _graded(base: Organism, grade: str, value: Any) -> Organism:
+    """The suite with one grade set. The layer where it is planted anyway stays unsaid, so that it is the same suite."""
+    change: dict[str, Any] = {grade: value}
+    graded = dataclasses.replace(base, **change)
+    return base if grade == "layer" and graded.planted_layer == base.planted_layer else graded
 
 
 def _alignments(grade: str, analysis: Specialization) -> Sequence[Alignment]:

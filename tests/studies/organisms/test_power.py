@@ -56,11 +56,13 @@ def test_suites_of_every_grade_are_done_once_and_recorded(tmp_path: Path, monkey
         return made(organism.strength, organism.strength > 0.4)
 
     monkeypatch.setattr(module, "examine", examined)
-    grades = parse_grades(["strength=0,1", "position=block,last"])
+    grades = parse_grades(["strength=0,1", "position=block,last", "layer=1", "redundancy=1"])
     for _ in range(2):
         summary = power(tmp_path, grades=grades, suites=1, store=Store(tmp_path), settings=small, analysis=QUICK)
     alike = [(1.0, position, by, 1) for position in ("block", "last") for by in ("left", "right", "span")]
-    assert sorted(done, key=str) == sorted([(0.0, "block", "span", 1), *alike], key=str)  # full strength is the usual
+    assert sorted(done, key=str) == sorted(
+        [(0.0, "block", "span", 1), *alike], key=str
+    )  # the usual strength, layer and redundancy: once
     assert json.loads((tmp_path / "power.json").read_text())["summary"] == json.loads(json.dumps(summary))
     assert (tmp_path / "power_strength.svg").exists() and (tmp_path / "power_position.svg").exists()
     assert {row["detector"] for row in summary} <= set(DETECTORS)
