@@ -41,7 +41,13 @@ DRAWN = {  # figure on the page: (landmark, the figure's name)
     ),
 }
 FIRST_LAYER = "clamping_first_layer"  # the record of a head of the first layer held at even attention
-SETTINGS = ("(400 steps, a third of the rates)", "were chosen on seed 100", "ends after 400 steps", "of seed 100")
+SETTINGS = (
+    "(400 steps, a third of the rates)",
+    "were chosen on seed 100",
+    "(95 %, Clopper–Pearson; units",
+    "of seed 100",
+    "one of seed 0;",
+)
 _RECORDED = re.compile(r"best_prefix_matching|in_context_nats|kl_\w+_nats|(random|floor|unigram|bigram|loss)_nats")
 
 

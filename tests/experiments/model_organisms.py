@@ -21,6 +21,7 @@ Rows = list[dict[str, Any]]
 def fragments(folder: Path) -> list[str]:
     suites = [read(path) for path in sorted((folder / "suites").glob("*.json"))]
     planted, others, found, false, rule = detections(suites)
+    at_last = sum(row["found"] for row in planted)
     carrying, halves = [row for row in suites if row["true_onset"]], [row for row in suites if row["half_rank"]]
     organism = Organism(name="planted", organism="planted")
     onset = organism.onset * FINAL_STEP
@@ -47,12 +48,14 @@ def fragments(folder: Path) -> list[str]:
     known = [row["detected_onset_off_by"] == 0 for row in planted if "detected_onset_off_by" in row]
     minutes = median(row["train_seconds"] + row["analysis_cpu_seconds"] for row in suites) / 60
     return [
-        f"planted in {found} of {len(planted)} suites, at least {percent(low(found, len(planted)))} % of such suites",
+        f"planted in {at_last} of {len(planted)} suites at their last checkpoint, at least "
+        f"{percent(low(at_last, len(planted)))} % of such suites",
+        f"over all checkpoints in {found}, {percent(low(found, len(planted)))} % or more",
         f"calls {called['diffuse']} of {len(diffuse)} suites specialised in which every head carries the choice, {invented}",
         f"from revision {onset:.0f} on",
         f"at {len(organism.series('original_11'))} checkpoints with all {math.comb(organism.num_heads, organism.num_heads // 2)} splits",
         f"true, of {len(suites)}:",
-        f"structure in {found} of {len(planted)} suites, at least {percent(low(found, len(planted)))} % of such suites",
+        f"structure in {at_last} of {len(planted)} suites at the last checkpoint and in {found} over the trajectory",
         f"trajectory in {false} of {n} others, at most {percent(high(false, n))} %",
         f"rule in {rule} of {n}, {percent(low(rule, n))} to {percent(high(rule, n))} %: {called['diffuse']} of {len(diffuse)} "
         f"diffuse, {called['null']} of {len(null)} null and {called['scattered']} of {len(scattered)} scattered suites",
@@ -65,7 +68,8 @@ def fragments(folder: Path) -> list[str]:
         f"diffuse suites, in {invented} of which it does; it calls {called['null']} of {len(null)} in which nothing was planted",
         f"undecided**: of these {len(clean)} suites {rule_alone} are called so by the rule alone, {null_alone} by the null alone "
         f"(exact McNemar {p_is(doubt)})",
-        power(found, len(planted), minutes),
+        power("at the last checkpoint", at_last, len(planted), minutes),
+        power("over the trajectory", found, len(planted), minutes),
         f"at most {percent(ALPHA)} % of other suites",
         f"By counting, {percent(FALSE_POSITIVES)} % is asked, since {percent(ALPHA)} % would take {least_exact} suites with no "
         f"further false one; even {percent(FALSE_POSITIVES)} % is **undecided**, and takes {least}.",
@@ -78,9 +82,9 @@ def by_rule(row: dict[str, Any]) -> bool:
     return bool(row["even_success"] - row["odd_success"] > 0.5)
 
 
-def power(found: int, n: int, minutes: float) -> str:
+def power(where: str, found: int, n: int, minutes: float) -> str:
     """The verdict on the exact null's power, whatever the number of planted suites."""
-    claim, sure = "That the exact null finds what is there is", low(found, n)
+    claim, sure = f"That the exact null finds what is there {where} is", low(found, n)
     if sure >= POWER:
         return f"{claim} **supported**: at least {percent(sure)} % of such suites."
     if high(found, n) < POWER:

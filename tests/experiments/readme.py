@@ -18,6 +18,7 @@ def fragments(experiments: Path) -> list[str]:
     worth = sum(line - float(run["floor_nats"]) for line, run in zip(lines, corpora, strict=True)) / len(lines)
     suites = [read(path) for path in sorted((experiments / "model_organisms" / "suites").glob("*.json"))]
     planted, others, found, false, rule = model_organisms.detections(suites)
+    at_last = sum(row["found"] for row in planted)
     lasting = matrix_cooldown.difference(matrix_cooldown.arms(experiments / "matrix_cooldown"), "selectivity", "0.75")
     seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]
     after = [loss["after"] for loss in read(folder / "retention.json")["losses"]]
@@ -44,7 +45,8 @@ def fragments(experiments: Path) -> list[str]:
         *(order_row(folder, label) for label in list(matrix.OUTCOMES)[:4]),
         f"a change by {fixed(2 * 100 * seen[0]['detectable'], 1)} points would have been seen",
         f"(one of {fixed(100 * seen[1]['detectable'], 1)} points would have been seen)",
-        f"even/odd structure in {found} of {len(planted)}, {percent(low(found, len(planted)))} % of such suites or more",
+        f"even/odd structure in {at_last} of {len(planted)} at their last checkpoint, "
+        f"{percent(low(at_last, len(planted)))} % of such suites or more, and in {found} over all checkpoints",
         f"Of {len(others)} other suites it finds something over the trajectory in {false}, and",
         f"in {rule}: a difference that {len(others)} suites, five draws of three kinds, do not establish",
         f"At matched loss it is {spelled(matched, scale=100, signed=True)} points",
