@@ -147,9 +147,10 @@ def main(sweeps: list[str]) -> None:
             took = read(folder / "minutes.json") | {name: minutes(sweep)}
             (folder / "minutes.json").write_text(json.dumps(took, indent=1) + "\n", encoding="utf-8")
     for name, entries in anew.items():
-        path, factors = folder / f"{name}.json", [entry["factors"] for entry in entries]
-        stay = [entry for entry in (read(path) if path.exists() else []) if entry["factors"] not in factors]
-        by_seed = sorted(stay + entries, key=lambda entry: int(entry["factors"]["seed"]))
+        path = folder / f"{name}.json"
+        on_record = read(path) if path.exists() else []
+        one_each = {json.dumps(entry["factors"], sort_keys=True): entry for entry in [*on_record, *entries]}
+        by_seed = sorted(one_each.values(), key=lambda entry: int(entry["factors"]["seed"]))
         path.write_text(json.dumps(by_seed) + "\n", encoding="utf-8")
     for file, (name, figure) in DRAWN.items():
         landmark(name).figures(recorded(folder, name))[figure].save(folder / f"{file}.svg")
