@@ -4,8 +4,33 @@ Letters: N sequences, T tokens, V symbols, K chains. A law [N, T-1, V] holds at 
 tokens 0..t.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import scipy
+
+from headdyn.core.randomness import generator
+
+_CHAINS_OF_THE_PRIOR = 4_096
+
+
+def stationary_laws(chains_KVV: np.ndarray) -> np.ndarray:
+    """The stationary law of every chain, [K, V]."""
+    vocab_size = chains_KVV.shape[2]
+    # π solves (Pᵀ − 1 + J) π = (1, …, 1), where J is all ones.
+    system_KVV = chains_KVV.astype(float).swapaxes(1, 2) - np.eye(vocab_size) + 1
+    return np.linalg.solve(system_KVV, np.ones((len(system_KVV), vocab_size, 1)))[..., 0]
+
+
+def unigram_concentration(draw_chains: Callable[[int, np.random.Generator], np.ndarray]) -> float:
+    """The concentration of the Dirichlet law that stationary laws of drawn chains are like.
+
+    Stationary laws are more even than the chains' rows: of Dirichlet(1) rows of 10 symbols they are like
+    Dirichlet(9.7). The law is the symmetric one with the same mean of Σ_v π_v², which is (α + 1)/(V α + 1).
+    """
+    laws_KV = stationary_laws(draw_chains(_CHAINS_OF_THE_PRIOR, generator(0, "stationary laws")))
+    square = float((laws_KV**2).sum(1).mean())
+    return (1 - square) / max(laws_KV.shape[1] * square - 1, 1e-12)
 
 
 def unigram_law(tokens_NT: np.ndarray, vocab_size: int, concentration: float) -> np.ndarray:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from math import lgamma
 
 import numpy as np
 import pytest
 
+from headdyn.data.markov import chain_tokens
 from headdyn.studies.landmarks.predictors import (
     bigram_law,
     divergence,
     next_token_loss,
     retrieval_laws,
+    stationary_laws,
+    unigram_concentration,
     unigram_law,
 )
 
@@ -91,3 +95,41 @@ def test_retrieval_laws_are_ratios_of_the_probabilities_of_whole_sequences() -> 
                 for v in range(3):
                     ratio = evidence([*tokens[: t + 1], v]).sum() / evidence(tokens[: t + 1]).sum()
                     assert laws[name][n, t, v] == pytest.approx(ratio, abs=1e-12)
+
+
+def dirichlet_chains(vocab_size: int) -> Callable[[int, np.random.Generator], np.ndarray]:
+    return lambda count, draws: draws.dirichlet(np.ones(vocab_size), (count, vocab_size))
+
+
+def test_the_concentration_is_that_of_laws_which_are_dirichlet() -> None:
+    """Chains whose rows are all one Dirichlet(2.5) law have this law as their stationary one."""
+
+    def draw_chains(count: int, draws: np.random.Generator) -> np.ndarray:
+        return np.repeat(draws.dirichlet(np.full(4, 2.5), (count, 1)), 4, axis=1)
+
+    assert unigram_concentration(draw_chains) == pytest.approx(2.5, rel=0.1)
+
+
+@pytest.mark.parametrize("vocab_size", [3, 10])
+def test_the_unigram_predictor_beats_guessing_and_its_prior_is_the_best_of_a_grid(vocab_size: int) -> None:
+    """Under the rows' own prior, 1, ten symbols are predicted worse than by guessing: stationary laws are more even."""
+    draws = np.random.default_rng(3)
+    chains_NVV = dirichlet_chains(vocab_size)(600, draws)
+    tokens_NT = chain_tokens(chains_NVV, np.arange(600), 96, 0, "test").astype(np.int64)
+    fitted = unigram_concentration(dirichlet_chains(vocab_size))
+    losses = {
+        factor: next_token_loss(unigram_law(tokens_NT, vocab_size, factor * fitted), tokens_NT).mean()
+        for factor in (1 / 4, 1 / 2, 1, 2, 4)
+    }
+    assert min(losses, key=losses.__getitem__) == 1 and losses[1] < np.log(vocab_size)
+    under_the_rows_prior = next_token_loss(unigram_law(tokens_NT, vocab_size, 1.0), tokens_NT).mean()
+    assert under_the_rows_prior > losses[1] + 0.003
+    if vocab_size == 10:
+        assert under_the_rows_prior > np.log(10)
+
+
+def test_balanced_chains_have_an_even_unigram_predictor() -> None:
+    permutations_KVV = np.eye(3)[[[1, 2, 0], [2, 0, 1]]] * 0.4 + 0.2
+    np.testing.assert_allclose(stationary_laws(permutations_KVV), 1 / 3, atol=1e-12)
+    law_NTV = unigram_law(TOKENS_NT, 3, unigram_concentration(lambda count, draws: permutations_KVV))
+    np.testing.assert_allclose(law_NTV, 1 / 3, atol=1e-9)

@@ -13,7 +13,7 @@ from headdyn.studies.landmarks.distances import Distances, kl_metrics
 _WORDS: Mapping[str, str] = {
     "unigram_retrieval": "stationary laws of the trained chains, weighed by the symbols in the context",
     "bigram_retrieval": "rows of the trained chains, weighed by the transitions in the context (Bayes)",
-    "unigram_inference": "counts of symbols in the context, Dirichlet prior",
+    "unigram_inference": "counts of symbols in the context, Dirichlet prior like the stationary laws of chains",
     "bigram_inference": "counts of what followed the present symbol in the context, Dirichlet prior",
 }
 FRESH = "_fresh"

@@ -16,7 +16,14 @@ from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import NOTHING_TO_SELECT, mean_and_error
 from headdyn.data.markov import chain_tokens
-from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, retrieval_laws, unigram_law
+from headdyn.studies.landmarks.predictors import (
+    bigram_law,
+    next_token_loss,
+    retrieval_laws,
+    stationary_laws,
+    unigram_concentration,
+    unigram_law,
+)
 
 PREDICTORS = ("unigram_retrieval", "bigram_retrieval", "unigram_inference", "bigram_inference")
 _LEAST = 1e-9  # the least probability of a transition, so that logarithms are finite
@@ -73,17 +80,21 @@ class MarkovMixture:
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped; bigram retrieval is its exact floor."""
-        facts = read_json(folder / "facts.json")
+        facts, val = read_json(folder / "facts.json"), Split.open(folder, "val")
+        mixture, tokens_NT = MixtureFilter(self, np.load(folder / "transitions.npy")), val.tokens_NT[:].astype(np.int64)
+        # Not in the file, so that a corpus of an earlier version, whose unigram prior fitted worse, has the same line.
+        unigram_NTV = unigram_law(tokens_NT, self.num_states, mixture.unigram_concentration)
+        facts |= mean_and_error("unigram_inference_nats", next_token_loss(unigram_NTV, tokens_NT))
         references = {name: facts[f"{name}_nats"] for name in ("random", *PREDICTORS)}
         return Corpus(
             name="markov_mixture",
             train=Split.open(folder, "train"),
-            val=Split.open(folder, "val"),
+            val=val,
             vocab_size=self.num_states,
             topic_names=("one of the chains",),
             reference_nats={**references, "floor": references["bigram_retrieval"]},
             facts=facts,
-            oracle=MixtureFilter(self, np.load(folder / "transitions.npy")),
+            oracle=mixture,
         )
 
     def draw_chains(self, count: int, draws: np.random.Generator) -> np.ndarray:
@@ -103,16 +114,15 @@ class MixtureFilter:
     def __init__(self, source: MarkovMixture, chains_KVV: np.ndarray) -> None:
         self.source, chains_KVV = source, chains_KVV.astype(float)
         self.chains_KVV = chains_KVV / chains_KVV.sum(2, keepdims=True)  # without the file's float32 rounding
-        # π solves (Pᵀ − 1 + J) π = (1, …, 1), where J is all ones.
-        system_KVV = self.chains_KVV.swapaxes(1, 2) - np.eye(source.num_states) + 1
-        self.stationary_KV = np.linalg.solve(system_KVV, np.ones((len(system_KVV), source.num_states, 1)))[..., 0]
+        self.stationary_KV = stationary_laws(self.chains_KVV)
+        self.unigram_concentration = unigram_concentration(source.draw_chains)
 
     def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
         """The law of the next token by each of PREDICTORS, [N, T-1, V]."""
         tokens_NT, s = np.asarray(tokens_NT, dtype=np.int64), self.source
-        inference = {"unigram": unigram_law, "bigram": bigram_law}
-        laws = {f"{n}_inference": law(tokens_NT, s.num_states, s.concentration) for n, law in inference.items()}
-        laws |= retrieval_laws(tokens_NT, self.chains_KVV, self.stationary_KV)
+        laws = retrieval_laws(tokens_NT, self.chains_KVV, self.stationary_KV)
+        laws["unigram_inference"] = unigram_law(tokens_NT, s.num_states, self.unigram_concentration)
+        laws["bigram_inference"] = bigram_law(tokens_NT, s.num_states, s.concentration)
         return {name: laws[name] for name in PREDICTORS}
 
     def fresh(self, count: int) -> np.ndarray:

@@ -12,14 +12,18 @@ from headdyn.studies.landmarks.distances import Distances, kl_metrics
 
 PREDICTORS: Mapping[str, str] = {
     "uniform": "every symbol alike",
-    "unigram": "counts of symbols in the context, Dirichlet prior",
+    "unigram": "counts of symbols in the context, Dirichlet prior like the stationary laws of chains",
     "bigram": "counts of what followed the present symbol in the context, Dirichlet prior",
 }
 
 
 @settings
 class InContextPredictors(Distances):
-    """KL of three exact predictors from the model; `concentration` is that of their Dirichlet prior."""
+    """KL of three exact predictors from the model.
+
+    `concentration` is that of the bigrams' Dirichlet prior. The unigrams' prior is the corpus's own (the law that
+    stationary laws of its chains are like), or the same where the corpus has none.
+    """
 
     concentration: Positive = 1.0
 
@@ -30,7 +34,8 @@ class InContextPredictors(Distances):
         from headdyn.studies.landmarks.predictors import bigram_law, unigram_law
 
         tokens_NT = self.tokens(corpus)
-        unigram_NTV = unigram_law(tokens_NT, corpus.vocab_size, self.concentration)
+        prior = corpus.facts.get("unigram_concentration", self.concentration)
+        unigram_NTV = unigram_law(tokens_NT, corpus.vocab_size, prior)
         laws = {
             "uniform": np.full(unigram_NTV.shape, 1 / corpus.vocab_size),
             "unigram": unigram_NTV,

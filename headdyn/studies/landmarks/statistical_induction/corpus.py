@@ -4,6 +4,7 @@ In-context learning of Markov chains (Edelman et al. 2024, arXiv 2402.11004). Le
 """
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from headdyn.core.settings import Count, Positive, settings
 from headdyn.data.corpus import Corpus, Seed, Split
 from headdyn.data.lines import NOTHING_TO_SELECT, mean_and_error
 from headdyn.data.markov import chain_tokens
-from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_law
+from headdyn.studies.landmarks.predictors import bigram_law, next_token_loss, unigram_concentration, unigram_law
 
 _MOST_ROUNDS = 10_000  # rounds of Sinkhorn's iteration; chains of three states take tens
 _BALANCE_TOLERANCE = 1e-6
@@ -53,20 +54,23 @@ class FreshChains:
             Split.write(folder, split, tokens_NT)
         facts = {"random_nats": math.log(self.num_states), "chains": f"{self.rows}, one a sequence"}
         facts |= NOTHING_TO_SELECT
-        for name, law_NTV in self.laws(tokens_NT).items():
-            facts |= mean_and_error(f"{name}_nats", next_token_loss(law_NTV, tokens_NT))
+        facts |= mean_and_error("bigram_nats", next_token_loss(self.laws(tokens_NT)["bigram"], tokens_NT))
         write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped; the bigram predictor is its exact floor where rows are Dirichlet."""
-        facts = read_json(folder / "facts.json")
+        facts, val = read_json(folder / "facts.json"), Split.open(folder, "val")
+        # Not in the file, so that a corpus of an earlier version, whose unigram prior fitted worse, has the same line.
+        loss_NT = next_token_loss(self.laws(val.tokens_NT)["unigram"], np.asarray(val.tokens_NT, dtype=np.int64))
+        facts |= mean_and_error("unigram_nats", loss_NT)
+        facts["unigram_concentration"] = self.unigram_concentration
         references = {name: facts[f"{name}_nats"] for name in ("random", "unigram", "bigram")}
         if self.rows == "dirichlet":
             references["floor"] = references["bigram"]
         return Corpus(
             name="fresh_chains",
             train=Split.open(folder, "train"),
-            val=Split.open(folder, "val"),
+            val=val,
             vocab_size=self.num_states,
             topic_names=("one chain a sequence",),
             reference_nats=references,
@@ -77,8 +81,15 @@ class FreshChains:
     def laws(self, tokens_NT: np.ndarray) -> dict[str, np.ndarray]:
         """The laws of the next token by the in-context predictors, each [N, T-1, V]."""
         tokens_NT = np.asarray(tokens_NT, dtype=np.int64)
-        makers = {"unigram": unigram_law, "bigram": bigram_law}
-        return {name: law(tokens_NT, self.num_states, self.concentration) for name, law in makers.items()}
+        return {
+            "unigram": unigram_law(tokens_NT, self.num_states, self.unigram_concentration),
+            "bigram": bigram_law(tokens_NT, self.num_states, self.concentration),
+        }
+
+    @cached_property
+    def unigram_concentration(self) -> float:
+        """The Dirichlet prior of the unigram predictor: that which stationary laws of these chains are like."""
+        return unigram_concentration(self.draw_chains)
 
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next-token loss [N, T-1] in nats of the Bayes predictor of Dirichlet chains, by bigrams in context.

@@ -10,9 +10,13 @@ from tests.studies.landmarks.made_courses import course
 
 
 def made(chains: int, *path: str) -> Course:
-    """A training whose snapshots are nearest to these predictors in turn."""
-    columns = {f"kl_{name}_fresh_nats": [0.0 if name == here else 1.0 for here in path] for name in PREDICTORS}
-    return course(range(len(path)), columns, **{"data.num_chains": chains})
+    """A training that starts far from all predictors and then follows these in turn, on its own chains and on fresh."""
+    columns = {
+        f"kl_{name}{where}_nats": [0.5, *(0.0 if name == here else 1.0 for here in path)]
+        for name in PREDICTORS
+        for where in ("", "_fresh")
+    }
+    return course(range(1 + len(path)), columns, **{"data.num_chains": chains})
 
 
 FEW = made(4, "unigram_inference", "unigram_retrieval", "bigram_retrieval")
@@ -24,7 +28,7 @@ def judged(number: int, *courses: Course) -> str:
 
 
 def test_the_known_result_supports_every_prediction() -> None:
-    assert nearest(FEW) == ["unigram_inference", "unigram_retrieval", "bigram_retrieval"]
+    assert nearest(FEW) == [None, "unigram_inference", "unigram_retrieval", "bigram_retrieval"]
     assert [judged(number, FEW, MANY) for number in range(3)] == ["supported"] * 3
 
 
@@ -32,6 +36,19 @@ def test_other_ends_are_seen() -> None:
     assert judged(0, made(4, "unigram_inference", "bigram_inference"), MANY) == "not supported"
     assert judged(1, FEW, made(1024, "unigram_inference", "bigram_retrieval")) == "not supported"
     assert not LANDMARK.predictions[1].judge([FEW])  # many chains are judged beside few alone
+
+
+def test_few_chains_are_judged_on_sequences_of_these_chains_and_only_where_the_model_follows_a_predictor() -> None:
+    def ends(where: str, distance: float) -> Course:
+        """Nearest to bigram retrieval at the end on one kind of chains, and far from all on the other."""
+        columns = {f"kl_{name}{kind}_nats": [1.0, 1.0] for name in PREDICTORS for kind in ("", "_fresh")}
+        return course(
+            range(2), columns | {f"kl_bigram_retrieval{where}_nats": [1.0, distance]}, **{"data.num_chains": 4}
+        )
+
+    assert judged(0, ends("", 0.1), MANY) == "supported"
+    assert judged(0, ends("", 0.6), MANY) == "not supported"  # nearest, and more than half as far as untrained
+    assert judged(0, ends("_fresh", 0.1), MANY) == "not supported"
 
 
 def test_a_return_to_unigrams_or_none_at_all_is_seen() -> None:
@@ -47,7 +64,7 @@ def test_what_an_untrained_model_is_nearest_to_is_no_stage() -> None:
         columns = {"kl_unigram_retrieval_fresh_nats": unigrams, "kl_bigram_retrieval_fresh_nats": [0.4, 0.3, 0.2, 0.01]}
         return course(range(4), far | columns, **{"data.num_chains": 4})
 
-    assert nearest(following([0.1, 0.08, 0.3, 0.3])) == ["bigram_retrieval"]
+    assert nearest(following([0.1, 0.08, 0.3, 0.3])) == [None, None, None, "bigram_retrieval"]
     assert judged(2, following([0.1, 0.08, 0.3, 0.3])) == "not supported"
-    assert nearest(following([0.1, 0.04, 0.3, 0.3])) == ["unigram_retrieval", "bigram_retrieval"]
+    assert nearest(following([0.1, 0.04, 0.3, 0.3])) == [None, "unigram_retrieval", None, "bigram_retrieval"]
     assert judged(2, following([0.1, 0.04, 0.3, 0.3])) == "supported"

@@ -31,7 +31,8 @@ def test_distances_are_the_kl_of_each_predictor_from_the_model(corpus: Corpus) -
     table = InContextPredictors(sequences=12)(decoder, corpus, generator(0, "test")).table.summary()
     tokens_NT = np.asarray(corpus.val.tokens_NT).astype(np.int64)
     log_model = decoder(torch.from_numpy(tokens_NT))[:, :-1].double().log_softmax(-1).detach()
-    laws = {"unigram": unigram_law(tokens_NT, 3, 1.0), "bigram": bigram_law(tokens_NT, 3, 1.0)}
+    prior = corpus.facts["unigram_concentration"]
+    laws = {"unigram": unigram_law(tokens_NT, 3, prior), "bigram": bigram_law(tokens_NT, 3, 1.0)}
     laws["uniform"] = np.full(laws["unigram"].shape, 1 / 3)
     assert set(laws) == set(PREDICTORS)
     for name, law in laws.items():
@@ -44,7 +45,8 @@ def test_distances_are_the_kl_of_each_predictor_from_the_model(corpus: Corpus) -
 @pytest.mark.parametrize("name", ["unigram", "bigram"])
 def test_a_model_that_is_a_predictor_is_at_no_distance_from_it_alone(corpus: Corpus, name: str) -> None:
     def predictor(tokens_BT: torch.Tensor, documents_BT: None) -> torch.Tensor:
-        law = {"unigram": unigram_law, "bigram": bigram_law}[name](tokens_BT.numpy(), 3, 1.0)
+        prior = {"unigram": corpus.facts["unigram_concentration"], "bigram": 1.0}[name]
+        law = {"unigram": unigram_law, "bigram": bigram_law}[name](tokens_BT.numpy(), 3, prior)
         return F.pad(torch.from_numpy(np.log(law)), (0, 0, 0, 1))
 
     predictor.embed = SimpleNamespace(weight=torch.zeros(1))  # type: ignore[attr-defined]
