@@ -1,4 +1,6 @@
-"""When heads form on conversations: trainings of the matrix in both orders of the data, followed through 32 snapshots each.
+"""When heads form on conversations: trainings of the matrix followed through 32 snapshots each.
+
+Conditions are shuffled and topic-ordered data with ordinary heads, and shuffled data with grouped queries.
 
 `python -m tests.experiments.emergence SWEEP…` records the sweeps and draws the figures.
 """
@@ -7,7 +9,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,21 @@ import numpy as np
 from headdyn.analysis.series.prediction import moving_together_over_trainings
 from headdyn.core.figures import Curve, curves
 from headdyn.core.numbers import number
-from tests.experiments.records import Row, average, fixed, high, low, p_is, percent, read, rows, span, spelled
+from tests.experiments.records import (
+    Row,
+    Scalar,
+    average,
+    fixed,
+    high,
+    low,
+    p_is,
+    percent,
+    read,
+    rows,
+    span,
+    spelled,
+    would_be_seen,
+)
 
 SETTINGS = (
     "intervals are 95 %",
@@ -27,6 +45,13 @@ SETTINGS = (
     "correlate below 0 from snapshot to snapshot with q < 0.05, in every training",
     "from step 16 on",
     "all heads from step 16",
+    "all 128 tokens",
+    "later (above 1) or earlier (below 1)",
+    "A factor of 1.000: at the same",
+    "of its height no later by a factor of 1.5",
+    "by less than a factor of 2",
+    "lies within −1 and 1",
+    "a factor of 1.5 (the upper end of the same interval lies below log₂ 1.5 = 0.585)",
 )
 MEASURES = {  # row of the table: (measure, scale, digits)
     "loss saved on a pair's repeat (nats)": ("repeat_gain_nats", 1, 2),
@@ -38,56 +63,122 @@ MEASURES = {  # row of the table: (measure, scale, digits)
 INDUCTION, SELECTIVITY, PREVIOUS = "induction_top", "selectivity_top", "previous_token_top"
 DATED = ("repeat_gain_nats", SELECTIVITY, INDUCTION, PREVIOUS)
 COURSES = ("loss_nats", "gap_closed", "selectivity", *DATED)
+WHEN = {  # row of the table of dates
+    SELECTIVITY: "topic selectivity, strongest head",
+    INDUCTION: "induction, strongest head",
+    PREVIOUS: "attention on the previous token, strongest head",
+    "repeat_gain_nats": "loss saved on a pair's repeat",
+    "gap_closed": "half of the gap from guessing to the floor",
+}
+EVEN = math.log(128)  # the loss of giving all 128 tokens the same probability
 STEPS = (0, 11, 16, 28, 51, 136, 444, 800)
-ORDERS = ("shuffled", "topic")
+CONDITIONS = SHUFFLED, TOPIC, GROUPED = ("shuffled", "topic", "grouped")
 
 
 def fragments(folder: Path) -> list[str]:
     trainings, snapshots = read(folder / "trainings.json"), rows(folder / "timeline.csv")
-    of = {order: [each for each in trainings if each["data_ordering"] == order] for order in ORDERS}
-    n, seeds = len(of["shuffled"]), {order: {each["seed"] for each in of[order]} for order in ORDERS}
-    pairs = [row for row in snapshots if int(row["seed"]) in seeds["shuffled"] & seeds["topic"]]
+    of = {name: [each for each in trainings if each["condition"] == name] for name in CONDITIONS}
+    seeds = {name: [each["seed"] for each in of[name]] for name in CONDITIONS}
+    n = len(of[SHUFFLED])
+    assert seeds[SHUFFLED] == seeds[TOPIC] == seeds[GROUPED]
     assert all(each["predicted"]["induction"]["half_have_the_role_by"] is None for each in trainings)
-    together = moving_together_over_trainings(courses(snapshots, SELECTIVITY), np.random.default_rng(0))[0]
-    order_count = {
-        order: (
-            sum(surely(each, INDUCTION, SELECTIVITY) == 1 for each in of[order]),
-            sum(surely(each, INDUCTION, SELECTIVITY) == -1 for each in of[order]),
-            sum(both_before_the_loss(each, snapshots) for each in of[order]),
-            sum(surely(each, PREVIOUS, SELECTIVITY) == -1 for each in of[order]),
-        )
-        for order in ORDERS
-    }
-    told = [each for each in trainings if told_before(each)]
-    all_dates = [half_height(each, name) for each in of["shuffled"] for name in (INDUCTION, SELECTIVITY)]
-    dates = [date for date in all_dates if date is not None]
-    closed = [gap_half_closed(each, snapshots) for each in of["shuffled"]]
-    apart = [abs(difference) for difference in from_the_matrix(snapshots)]
-    before, after, first, previous = order_count["shuffled"]
-    # What the page says in words.
-    assert 0 < before < after and 0 < first < n and previous == n and 0 < len(told) < len(trainings) / 4
     assert not any(each["measures"]["sink_rate_top"]["emerges_at_step"] for each in trainings)
-    assert max(at for _, at in dates) < 0.05 * 800
+    first = {name: [surely(each, INDUCTION, SELECTIVITY) for each in of[name]] for name in CONDITIONS}
+    counts = {sign: [signs.count(sign) for signs in first.values()] for sign in (1, -1)}
+    assert 0 < sum(counts[1]) < sum(counts[-1])
+    told = [each for each in trainings if told_before(each)]
+    assert 0 < len(told) < len(trainings) / 4
+    dates = [date(each, SELECTIVITY, snapshots) for each in trainings]
+    early = [each for each in dates if each is not None and each[1] < 0.05 * 800]
+    first_step, last_step = min(after for after, _ in early), max(at for _, at in early)
+    assert len(early) == len(trainings)
+    within = [each for each in trainings if within_steps(half_height(each, INDUCTION), first_step, last_step)]
+    closed = [gap_half_closed(each, snapshots) for each in of[SHUFFLED]]
+    from_tokens = [gap_half_closed(each, snapshots, EVEN) for each in of[SHUFFLED]]
+    apart = [abs(difference) for difference in from_the_matrix(snapshots)]
+    together = moving_together_over_trainings(courses(snapshots, SELECTIVITY), np.random.default_rng(0))[0]
+    lower = lower_from(snapshots)
     return [
-        *formed(of["shuffled"]),
+        *formed(of[SHUFFLED]),
         *(dated(each, snapshots) for each in trainings),
-        *(over_training(pairs, step) for step in STEPS),
-        f"{n} trainings of 800 steps in shuffled order, {len(of['topic'])} in topic order, 32 snapshots of each",
-        f"between steps {min(a for a, _ in dates)} and {max(b for _, b in dates)} of 800, in {n} of {n} trainings",
+        *(dates_by_condition(name, label, of, snapshots) for name, label in WHEN.items()),
+        *(over_training(snapshots, step) for step in STEPS),
+        *dating(of, snapshots),
+        *without_grouped_effect(snapshots),
+        f"between steps {first_step} and {last_step} of 800 in {len(early)} of {len(trainings)} trainings",
+        f"in {len(within)} of {len(trainings)}",
+        f"{n} trainings of 800 steps in each condition, 32 snapshots of each",
         f"between steps {min(a for a, _ in closed)} and {max(b for _, b in closed)}",
-        f"In shuffled order both are surely at half of their height before half of the gap closes in {first} of {n} trainings, "
-        f"in topic order in {order_count['topic'][2]} of {len(of['topic'])}",
-        f"Induction is surely before selectivity in {before} of {n} in shuffled order and surely after it in {after}; in topic "
-        f"order in {order_count['topic'][0]} and {order_count['topic'][1]} of {len(of['topic'])}",
-        f"surely later than selectivity in {previous} of {n}",
-        f"mean over heads is lower than in shuffled order at every snapshot from step {lower_from(pairs)} on",
-        f"select less from step {lower_from(pairs)} on",
-        f"over {len({row['seed'] for row in pairs})} seeds",
+        "Both are surely at half of their height before half of the gap closes in "
+        + listed([sum(both_before_the_loss(each, snapshots) for each in of[name]) for name in CONDITIONS], n),
+        f"between steps {min(a for a, _ in from_tokens)} and {max(b for _, b in from_tokens)} instead, and both are surely "
+        "earlier in "
+        + listed([sum(both_before_the_loss(each, snapshots, EVEN) for each in of[name]) for name in CONDITIONS], n),
+        f"Induction is surely before selectivity in {listed(counts[1], n)}; surely after it in {listed(counts[-1], n)}",
+        "surely later than selectivity in "
+        + listed([sum(surely(each, PREVIOUS, SELECTIVITY) == -1 for each in of[name]) for name in CONDITIONS], n),
+        f"mean over heads is lower than in shuffled order at every snapshot from step {lower} on",
+        f"select less from step {lower} on",
+        f"over {n} seeds",
         f"in {len(told)} of {len(trainings)} trainings",
         f"by {fixed(together['within'], 2, signed=True)} within a training and by "
         f"{fixed(together['across'], 2, signed=True)} between trainings ({p_is(together['p'])})",
         f"{len(apart)} of these trainings are runs of the matrix, made again by later code: their losses differ by at most "
         f"{number(max(apart))} nats",
+    ]
+
+
+def listed(counts: list[int], n: int) -> str:
+    """`5, 4 and 6 of 8`: a count for every condition."""
+    return f"{', '.join(map(str, counts[:-1]))} and {counts[-1]} of {n}"
+
+
+def date(training: dict[str, Any], name: str, snapshots: list[Row]) -> tuple[int, int] | None:
+    """Between which snapshots a curve is first at half of its height; of the loss, at half of the gap to the floor."""
+    return gap_half_closed(training, snapshots) if name == "gap_closed" else half_height(training, name)
+
+
+def ratio(name: str, condition: str, of: dict[str, list[dict[str, Any]]], snapshots: list[Row]) -> Scalar:
+    """Mean binary logarithm of a condition's date over that of shuffled data, same seed, with Student's interval.
+
+    A date is the geometric mean of the snapshots between which it lies.
+    """
+    cells = []
+    for arm in (SHUFFLED, condition):
+        for training in of[arm]:
+            found = date(training, name, snapshots)
+            assert found is not None
+            cells.append(
+                {"arm": arm, "seed": str(training["seed"]), "step": str(np.log2(np.sqrt(found[0] * found[1])))}
+            )
+    return average(cells, "step", "arm", SHUFFLED, condition)
+
+
+def dates_by_condition(name: str, label: str, of: dict[str, list[dict[str, Any]]], snapshots: list[Row]) -> str:
+    """A curve's row: within which steps it is at half of its height, and by what factor a condition is later."""
+    cells = []
+    for condition in CONDITIONS:
+        found = [date(training, name, snapshots) for training in of[condition]]
+        known = [each for each in found if each is not None]
+        assert len(known) == len(found)
+        cells.append(f"{min(first for first, _ in known)} to {max(last for _, last in known)}")
+        if condition != SHUFFLED:
+            later = ratio(name, condition, of, snapshots)
+            cells.append(spelled({part: 2 ** later[part] for part in ("value", "ci_low", "ci_high")}))
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def dating(of: dict[str, list[dict[str, Any]]], snapshots: list[Row]) -> list[str]:
+    """What was predicted of when heads form in topic order and with grouped queries."""
+    topic, *grouped = (
+        ratio(name, condition, of, snapshots)
+        for name, condition in ((SELECTIVITY, TOPIC), (SELECTIVITY, GROUPED), (INDUCTION, GROUPED))
+    )
+    assert topic["ci_high"] < math.log2(1.5)
+    assert all(-1 < each["ci_low"] < each["ci_high"] < 1 for each in grouped)
+    return [
+        f"the mean log₂ of the ratio of dates is {spelled(topic, signed=True)}",
+        f"{spelled(grouped[0], signed=True)} for selectivity, {spelled(grouped[1], signed=True)} for induction",
     ]
 
 
@@ -114,41 +205,57 @@ def dated(training: dict[str, Any], snapshots: list[Row]) -> str:
     ]
     topic = training["predicted"]["topic"]
     cells += ["never" if topic[key] is None else str(topic[key]) for key in ("from_step", "half_have_the_role_by")]
-    return f"| {training['data_ordering']} {training['seed']} | {' | '.join(cells)} |"
+    return f"| {training['condition']} {training['seed']} | {' | '.join(cells)} |"
+
+
+def compared(snapshots: list[Row], step: int, metric: str, condition: str) -> Scalar:
+    """A condition less shuffled data at a step, within a seed, over seeds."""
+    at = [row for row in snapshots if row["step"] == str(step) and row["condition"] in (SHUFFLED, condition)]
+    return average(at, metric, "condition", SHUFFLED, condition)
 
 
 def over_training(snapshots: list[Row], step: int) -> str:
-    """A step's row: selectivity in shuffled order, and what topic order changes of it and of the loss."""
-    at = [row for row in snapshots if row["step"] == str(step)]
-    shuffled = fixed(100 * float(np.mean([float(r["selectivity"]) for r in at if r["data_ordering"] == "shuffled"])), 1)
-    cells = [
-        spelled(average(at, name, "data_ordering", *ORDERS), scale=scale, signed=True)
-        for name, scale in (("selectivity", 100), ("loss_nats", 1))
-    ]
-    return f"| {step} | {shuffled} | {' | '.join(cells)} |"
+    """A step's row: selectivity with shuffled data, and what topic order and grouped queries change of it and the loss."""
+    at = [row for row in snapshots if row["step"] == str(step) and row["condition"] == SHUFFLED]
+    cells = [fixed(100 * float(np.mean([float(row["selectivity"]) for row in at])), 1)]
+    for condition in (TOPIC, GROUPED):
+        for metric, scale in (("selectivity", 100), ("loss_nats", 1)):
+            cells.append(spelled(compared(snapshots, step, metric, condition), scale=scale, signed=True))
+    return f"| {step} | {' | '.join(cells)} |"
+
+
+def without_grouped_effect(snapshots: list[Row]) -> list[str]:
+    """At the steps shown grouped queries change neither selectivity nor loss; what would be seen of it at the end."""
+    for step in STEPS:
+        changes = [compared(snapshots, step, metric, GROUPED) for metric in ("selectivity", "loss_nats")]
+        assert all(change["ci_low"] < 0 < change["ci_high"] for change in changes)
+    smallest = would_be_seen(compared(snapshots, STEPS[-1], "selectivity", GROUPED))
+    return [f"at the end {fixed(100 * smallest, 1)} points of selectivity would be seen"]
 
 
 def lower_from(snapshots: list[Row]) -> int:
     """The first step from which topic order's interval of selectivity lies below 0 at every snapshot."""
     steps = sorted({int(row["step"]) for row in snapshots})
-    below = [
-        average([row for row in snapshots if row["step"] == str(step)], "selectivity", "data_ordering", *ORDERS)[
-            "ci_high"
-        ]
-        < 0
-        for step in steps
-    ]
+    below = [compared(snapshots, step, "selectivity", TOPIC)["ci_high"] < 0 for step in steps]
     return next(step for i, step in enumerate(steps) if all(below[i:]))
 
 
 def from_the_matrix(snapshots: list[Row]) -> list[float]:
-    """The last snapshots' losses less those of the matrix's runs of the same seed and order."""
-    runs = rows(
-        Path(__file__).parents[2] / "experiments" / "matrix" / "summary.csv", attention="mha", position_enc="rope"
-    )
-    recorded = {(run["data_ordering"], run["seed"]): float(run["loss_nats"]) for run in runs}
+    """The last snapshots' losses less those of the matrix's runs of the same seed and condition."""
+    runs = rows(Path(__file__).parents[2] / "experiments" / "matrix" / "summary.csv", position_enc="rope")
+    recorded = {(condition_of(run), run["seed"]): float(run["loss_nats"]) for run in runs}
     last = [row for row in snapshots if row["step"] == str(STEPS[-1])]
-    return [float(row["loss_nats"]) - recorded[row["data_ordering"], row["seed"]] for row in last]
+    return [float(row["loss_nats"]) - recorded[row["condition"], row["seed"]] for row in last]
+
+
+def condition_of(factors: Mapping[str, Any]) -> str:
+    """Which of the three conditions a training is; with both changes it is none of them."""
+    changes = factors["data_ordering"] == "topic", factors["attention"] == "gqa"
+    return {(False, False): SHUFFLED, (True, False): TOPIC, (False, True): GROUPED}.get(changes, "both")
+
+
+def within_steps(dated: tuple[int, int] | None, first: int, last: int) -> bool:
+    return dated is not None and first <= dated[0] and dated[1] <= last
 
 
 def first_at(course: dict[int, float], level: float) -> tuple[int, int]:
@@ -176,24 +283,35 @@ def surely(training: dict[str, Any], one: str, other: str) -> int:
     return ([one, other] in pairs) - ([other, one] in pairs)
 
 
-def gap_half_closed(training: dict[str, Any], snapshots: list[Row]) -> tuple[int, int]:
-    """Between which snapshots half of the gap from guessing to the floor closes."""
-    which = training["data_ordering"], str(training["seed"])
+def gap_half_closed(training: dict[str, Any], snapshots: list[Row], guess: float | None = None) -> tuple[int, int]:
+    """Between which snapshots half of the gap from guessing to the floor closes.
+
+    Guessing is the corpus's: every symbol and, at the rate of the corpus, every speaker alike. `guess` is another loss in
+    nats to start from.
+    """
+    which = training["condition"], str(training["seed"])
     course = {
-        int(row["step"]): float(row["gap_closed"]) for row in snapshots if (row["data_ordering"], row["seed"]) == which
+        int(row["step"]): float(row["gap_closed"]) for row in snapshots if (row["condition"], row["seed"]) == which
     }
+    if guess is not None:
+        losses = {int(r["step"]): float(r["loss_nats"]) for r in snapshots if (r["condition"], r["seed"]) == which}
+        first, *_, last = course
+        # The loss is linear in the share of the gap that is closed, and is the floor where all of it is.
+        slope = (losses[last] - losses[first]) / (course[last] - course[first])
+        floor = losses[last] + slope * (1 - course[last])
+        course = {step: (guess - loss) / (guess - floor) for step, loss in losses.items()}
     return first_at(course, 0.5)
 
 
-def both_before_the_loss(training: dict[str, Any], snapshots: list[Row]) -> bool:
+def both_before_the_loss(training: dict[str, Any], snapshots: list[Row], guess: float | None = None) -> bool:
     """Whether induction and selectivity reach half of their height surely before half of the gap closes."""
     dates = training["order"]["half_height"]["intervals"]
-    return all(dates[name][1] <= gap_half_closed(training, snapshots)[0] for name in (INDUCTION, SELECTIVITY))
+    return all(dates[name][1] <= gap_half_closed(training, snapshots, guess)[0] for name in (INDUCTION, SELECTIVITY))
 
 
 def courses(snapshots: list[Row], metric: str) -> list[dict[str, dict[int, float]]]:
     """A metric and the loss by step, of every training in shuffled order."""
-    mine = [row for row in snapshots if row["data_ordering"] == "shuffled"]
+    mine = [row for row in snapshots if row["condition"] == SHUFFLED]
     return [
         {
             name: {int(row["step"]): float(row[name]) for row in mine if row["seed"] == seed}
@@ -212,8 +330,8 @@ def record(sweeps: list[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
     for sweep in sweeps:
         for entry in read(sweep / "verdict.json"):
             factors, verdict = entry["factors"], entry["verdict"]
-            which = factors["data_ordering"], factors["seed"]
-            training = trainings.setdefault(which, {"data_ordering": which[0], "seed": which[1]})
+            which = condition_of(factors), factors["seed"]
+            training = trainings.setdefault(which, {"condition": which[0], "seed": which[1]})
             if entry["analysis"] == "emergence":
                 training["measures"] = {name: verdict["measures"][name] for name, _, _ in MEASURES.values()}
                 training["order"] = verdict["order"]
@@ -221,17 +339,20 @@ def record(sweeps: list[Path]) -> tuple[list[dict[str, Any]], list[Row]]:
                 training["predicted"] = verdict["predicted"]
         for run in rows(sweep / "summary.csv"):
             step = {"step": run["revision"].removeprefix("step")}
-            snapshots.append(
-                {name: run[name] for name in ("data_ordering", "seed")} | step | {n: run[n] for n in COURSES}
-            )
-    return [trainings[which] for which in sorted(trainings)], snapshots
+            which = {"condition": condition_of(run), "seed": run["seed"]}
+            snapshots.append(which | step | {name: run[name] for name in COURSES})
+    return [trainings[which] for which in sorted(trainings, key=place)], snapshots
+
+
+def place(which: tuple[str, int]) -> tuple[int, int]:
+    return CONDITIONS.index(which[0]), which[1]
 
 
 def draw(folder: Path) -> None:
     snapshots = rows(folder / "timeline.csv")
     points = [
-        course_of([row for row in snapshots if row["data_ordering"] == order], "selectivity", label, scale=100)
-        for order, label in (("shuffled", "shuffled order"), ("topic", "topic order"))
+        course_of([row for row in snapshots if row["condition"] == condition], "selectivity", label, scale=100)
+        for condition, label in zip(CONDITIONS, ("shuffled order", "topic order", "grouped queries"), strict=True)
     ]
     curves(
         points,
@@ -240,8 +361,8 @@ def draw(folder: Path) -> None:
         title="Topic selectivity over training, mean over heads",
         references={"chance": 0.0},
         log_x=True,
-    ).save(folder / "selectivity_by_order.svg")
-    shuffled = [row for row in snapshots if row["data_ordering"] == "shuffled"]
+    ).save(folder / "selectivity_over_training.svg")
+    shuffled = [row for row in snapshots if row["condition"] == SHUFFLED]
     labels = {
         "gap_closed": "gap from guessing to the floor closed",
         SELECTIVITY: "topic selectivity, strongest head",
