@@ -295,7 +295,8 @@ class Sweep:
         """The effect of every factor on every outcome, in the outcome's unit (docs/science.md, "Effects over seeds").
 
         `kind` is contrast, slope, interaction, simple (one factor at one level of another) or mean (of one level). `n`
-        is the number of seeds. With one seed there is a value and no interval.
+        is the number of seeds. With one seed there is a value and no interval. `detectable`, given where q is 0.05 or
+        more, is the smallest effect whose q would be below 0.05 in four of five repetitions.
         """
         record = self._record
         rows = [*record.effects, *record.simple_effects, *record.level_means]

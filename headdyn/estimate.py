@@ -1,7 +1,8 @@
 """What a command would do: `--dry-run` prints jobs, downloads, disk and time, and begins nothing.
 
 Times are what trainings and analyses of the same sizes took on this machine before, by the cache and the records of
-runs; without any, no time is given. Torch is imported only to read the sizes of a pretrained model on this machine.
+runs; what has none is named, with no estimate. Torch is imported only to read the sizes of a pretrained model on this
+machine.
 """
 
 import json
@@ -49,8 +50,9 @@ def measured(store: Path, runs: Path) -> Measured:
     for path in store.glob(f"training/*/{MANIFEST}"):
         try:
             recipe = read_json(path)["recipe"]
-            speed = read_json(path.with_name("result.json"))["tokens_per_second"]
-            speeds.setdefault(_training_sizes(recipe["decoder"], recipe["train"]), []).append(speed)
+            corpus = read_json(store / "corpus" / recipe["corpus"] / MANIFEST)["recipe"]
+            sizes = _training_sizes(recipe["decoder"], recipe["train"], corpus["sequence_length"])
+            speeds.setdefault(sizes, []).append(read_json(path.with_name("result.json"))["tokens_per_second"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged entry says nothing of speed; the run that needs it says what is wrong
     seconds: dict[str, list[float]] = {}
@@ -70,8 +72,8 @@ def measured(store: Path, runs: Path) -> Measured:
     return Measured(*({key: statistics.median(values) for key, values in by.items()} for by in (speeds, seconds)))
 
 
-def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any]) -> str:
-    return json.dumps([*(decoder[name] for name in _SIZES), train["batch_size"], train["compile"]])
+def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any], length: int | None) -> str:
+    return json.dumps([*(decoder[name] for name in _SIZES), train["batch_size"], train["compile"], length])
 
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
@@ -98,8 +100,8 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
         steps = job.train.steps if trains else 0
         if job.position_enc.recalibration is not None:
             steps += job.position_enc.recalibration.count(job.train.steps)
-        sizes = _training_sizes(vars(job.decoder_config(2)), vars(job.train))
         length = getattr(job.data, "sequence_length", None)
+        sizes = _training_sizes(vars(job.decoder_config(2)), vars(job.train), length)
         if steps and (sizes not in known.tokens_per_second or length is None):
             unknown.append("training")
         elif steps and length is not None:
@@ -263,16 +265,16 @@ def dry_run(plan: Plan) -> None:
         trained.update(training)
         total += seconds
         unknown.update(lacking)
-        time = _duration(seconds) if not lacking else f"not measured yet: {', '.join(lacking)}"
-        print(f"  {job.name}: {time}")
+        print(f"  {job.name}: {_time(seconds, lacking)}")
     if not todo:
         return
     matched, lacking = seconds_at_matched_loss(plan.jobs, known)
     total += matched
     unknown.update(lacking)
     if matched or lacking:
-        time = f"not measured yet: {', '.join(lacking)}" if lacking else f"about {_duration(matched)}, or less"
-        print(f"  snapshots at which arms have the same loss: {time}")
+        print(
+            f"  snapshots at which arms have the same loss: {_time(matched, lacking)}{'' if lacking else ', or less'}"
+        )
     lines, weights = downloads(plan.jobs, todo, store)
     print("downloads: " + ("; ".join(lines) or "none"))
     cache, folders, uncounted = bytes_of(todo, store)
@@ -284,13 +286,22 @@ def dry_run(plan: Plan) -> None:
     print(f"  not counted: {'; '.join([*uncounted, 'what a study trains, tables and pictures'])}")
     workers = len(environments(plan.jobs)) if plan.is_sweep else 1
     side = f", {workers} side by side" if workers > 1 else ""
-    if unknown:
+    print(f"time: {_time(total / workers, sorted(unknown))}{side if total else ''}")
+    if total:
         print(
-            f"time: not measured yet here for {', '.join(sorted(unknown))}; the rest about {_duration(total / workers)}"
+            "  by what updates and analyses of the same sizes took here before, with as many random draws or others; "
+            "less where a training is in the cache already"
         )
-    else:
-        about = f"about {_duration(total / workers)}{side}, by what the same sizes took here before"
-        print(f"time: {about}, with as many random draws or others; less where a training is in the cache already")
+    print("  not counted: the start of processes, corpora, evaluations, compiling and pages")
+
+
+def _time(seconds: float, lacking: Sequence[str]) -> str:
+    """`about 31 s`; with parts that were never measured, `no estimate for probes (…)` and the sum of the others."""
+    about = f"about {_duration(seconds)}"
+    if not lacking:
+        return about
+    rest = f"; the measured rest {about}" if seconds else ""
+    return f"no estimate for {', '.join(lacking)} (never measured here at these sizes){rest}"
 
 
 def _size(count: float) -> str:

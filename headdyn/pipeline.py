@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
+from headdyn.analysis.contract import require_model_rows
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.sequences import Sequences, within_memory
 from headdyn.analysis.series.head_matching import save_circuits
@@ -129,6 +130,7 @@ def _work(work: Work) -> None:
         record.count_earlier(name, saved_parts.seconds)
         if not isinstance(findings, Findings):
             raise TypeError(f"analysis {name} returned {type(findings).__name__}, not Findings")
+        require_model_rows(name, analysis.metrics, findings.table)
         record.describe(name, inspect.getdoc(analysis) or "", analysis.metrics)
         record.add(name, findings, run=config.name, model=config.model.name, step=subject.step)
     _keep_internals(config, subject, record)

@@ -45,13 +45,15 @@ def test_a_training_that_arms_share_is_counted_once_and_times_are_those_of_the_s
     rope, drope = make_plan(["-m", *SMOKE, "position_enc=rope,drope"]).jobs
     (larger,) = make_plan(["-m", *SMOKE, "model.num_layers=3"]).jobs
     assert seconds_of(rope, Measured({}, {}), trains=True) == (0, ["training", "loss", "attention"])
-    sizes = json.dumps([2, 64, 4, 4, 16, 172, 16, False])
+    sizes = json.dumps([2, 64, 4, 4, 16, 172, 16, False, 64])
     analyses = {_analysis_sizes(name, rope.resolved): s for name, s in (("loss", 1.5), ("attention", 2.5))}
     known = Measured({sizes: 1000.0}, analyses)
     # 80 steps of 16 sequences of 64 tokens; DroPE's 8 steps of recalibration are as fast.
     assert seconds_of(rope, known, trains=True) == (pytest.approx(80 * 16 * 64 / 1000 + 4), [])
     assert seconds_of(drope, known, trains=False) == (pytest.approx(8 * 16 * 64 / 1000 + 4), [])
     assert seconds_of(larger, known, trains=True)[1] == ["training", "loss", "attention"]
+    (longer,) = make_plan(["-m", *SMOKE, "data.sequence_length=128"]).jobs  # as many tokens take longer
+    assert seconds_of(longer, known, trains=True) == (0, ["training", "loss", "attention"])
     (other_seed,) = make_plan(["-m", *SMOKE, "seed=7"]).jobs  # as long, though its languages are others
     assert seconds_of(other_seed, known, trains=True) == seconds_of(rope, known, trains=True)
 
@@ -60,7 +62,10 @@ def test_what_is_measured_is_read_from_the_cache_and_from_records(tmp_path):
     entry = tmp_path / "store" / "training" / "0123"
     entry.mkdir(parents=True)
     sizes = {"num_layers": 2, "d_model": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "d_ff": 172}
-    recipe = {"decoder": sizes, "train": {"batch_size": 16, "compile": False}}
+    recipe = {"decoder": sizes, "train": {"batch_size": 16, "compile": False}, "corpus": "89ab"}
+    corpus = tmp_path / "store" / "corpus" / "89ab"
+    corpus.mkdir(parents=True)
+    (corpus / "manifest.json").write_text(json.dumps({"recipe": {"sequence_length": 64}}))
     (entry / "manifest.json").write_text(json.dumps({"recipe": recipe}))
     (entry / "result.json").write_text(json.dumps({"tokens_per_second": 500.0}))
     damaged = tmp_path / "store" / "training" / "4567"
@@ -75,7 +80,7 @@ def test_what_is_measured_is_read_from_the_cache_and_from_records(tmp_path):
     (run / "summary.json").write_text("{}")
     HeadTable.concat([]).write(run / "heads.parquet")
     known = measured(tmp_path / "store", tmp_path / "out")
-    assert known.tokens_per_second == {json.dumps([2, 64, 4, 4, 16, 172, 16, False]): 500.0}
+    assert known.tokens_per_second == {json.dumps([2, 64, 4, 4, 16, 172, 16, False, 64]): 500.0}
     assert list(known.analysis_seconds.values()) == [3.0]
     took = {"run": "../../outputs/run", "analysis": "loss", "seconds": 12.0, "checkpoints": 2}
     series = tmp_path / "out" / "multirun" / "sweep" / "series_seconds.json"
@@ -122,7 +127,9 @@ def test_a_dry_run_starts_nothing_and_leaves_nothing(tmp_path, monkeypatch, caps
     assert main(["-m", "--dry-run", *SMOKE, "seed=0,1"]) == 0
     printed = capsys.readouterr().out
     assert "2 runs in " in printed and "0 of them complete" in printed and "downloads: none" in printed
-    assert "not measured yet: training, loss, attention" in printed
+    assert printed.count("no estimate for training, loss, attention (never measured here at these sizes)\n") == 2
+    assert "time: no estimate for attention, loss, training (never measured here at these sizes)\n" in printed
+    assert "about" not in printed  # 0 s would be no estimate
     assert not list((tmp_path / "out").rglob("*")) and not list((tmp_path / "cache").rglob("*"))
     assert main(["--dry-run", "train.steps=-1"]) == 2
 
@@ -134,7 +141,9 @@ def test_a_dry_run_of_a_preset_on_a_suite_of_the_hub_answers_without_a_network(t
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert main(["-m", "experiment=even_odd_emergence", "model=polypythia_160m", "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("11 runs in ") and printed.count("not measured yet: specialization, emergence\n") == 11
+    assert (
+        printed.startswith("11 runs in ") and printed.count(": no estimate for specialization, emergence (never") == 11
+    )
     (downloads,) = re.findall(r"^downloads: (.*)$", printed, re.MULTILINE)
     assert downloads.startswith("not counted, for ") and "EleutherAI/pythia-160m-seed1 step143000" in downloads
     assert not list((tmp_path / "out").rglob("*")) and not list((tmp_path / "cache").rglob("*"))
@@ -258,7 +267,8 @@ def test_what_was_never_measured_at_matched_loss_is_no_upper_limit(tmp_path, mon
     known: dict[str, float] = {}
     monkeypatch.setattr("headdyn.estimate.measured", lambda *_: Measured({}, known))
     line = "snapshots at which arms have the same loss: "
-    for name, says in (("loss", "not measured yet: attention\n"), ("attention", "about 5 s, or less\n")):
+    lacking = "no estimate for attention (never measured here at these sizes); the measured rest about 4 s\n"
+    for name, says in (("loss", lacking), ("attention", "about 5 s, or less\n")):
         known[_analysis_sizes(name, plan.jobs[0].resolved)] = {"loss": 2.0, "attention": 0.5}[name]
         dry_run(plan)
         assert line + says in capsys.readouterr().out

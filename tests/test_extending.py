@@ -1,7 +1,7 @@
 """Adding things is cheap: a package outside headdyn adds one of each, and everything shows up without touching headdyn.
 
 The package is the one that docs/extend.md prints, in a temporary folder, as a user's would lie in the folder that the
-command is called from: an analysis and its YAML, an ordering, a corpus, a section and an answer for the report. One
+command is called from: two analyses and their YAML, an ordering, a corpus, a section and an answer for the report. One
 sweep uses all of them.
 """
 
@@ -23,7 +23,7 @@ from tests.commands import TINY, environment, only, run
 from tests.printed import printed_files
 
 PACKAGE = printed_files(Path(__file__).parents[1] / "docs" / "extend.md")
-THEIRS = ("--config-dir", "mylab_conf", "data=counting", "analysis=[loss,growth]", "study=mylab")
+THEIRS = ("--config-dir", "mylab_conf", "data=counting", "analysis=[loss,growth,same_token]", "study=mylab")
 VARIED = ("data_ordering=shuffled,reversed", "model.num_layers=1,2", "seed=0,1")
 
 
@@ -90,6 +90,21 @@ def test_the_metric_is_tested_like_any_outcome(sweep: tuple[Path, str]) -> None:
     assert layers["value"] == pytest.approx(np.mean(by_seed), rel=1e-12) and layers["n"] == 2
     assert layers["ci_low"] < layers["value"] < layers["ci_high"] and layers["q"] is not None
     assert {row["outcome"] for row in effects(folder)} >= {"stream_growth", "loss_nats"}
+
+
+def test_a_metric_of_heads_has_their_rows_and_the_model_s_by_which_runs_are_compared(sweep: tuple[Path, str]) -> None:
+    folder, _ = sweep
+    with (folder / "summary.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        table = HeadTable.read(folder / row["run"] / "heads.parquet").where(metric="same_token")
+        value_LH = table.matrix("same_token")
+        assert value_LH.shape == (int(row["model.num_layers"]), 4) and (value_LH > 0).all() and (value_LH < 1).all()
+        assert float(row["same_token"]) == table.summary()["same_token"]["value"] == pytest.approx(value_LH.mean())
+    layers = next(e for e in effects(folder) if (e["outcome"], e["factors"]) == ("same_token", ["model.num_layers"]))
+    assert layers["n"] == 2 and layers["ci_low"] < layers["value"] < layers["ci_high"]
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "attention on the same token" in page and "points" in page
 
 
 def test_the_page_shows_metric_section_answer_and_levels(sweep: tuple[Path, str]) -> None:

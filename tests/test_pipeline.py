@@ -205,6 +205,25 @@ def test_an_analysis_that_returns_no_findings_fails_its_run_by_name(place, monke
     assert "analysis own returned NoneType, not Findings" in capsys.readouterr().err
 
 
+def test_an_outcome_without_a_row_for_the_model_fails_its_run_with_the_cure(place, monkeypatch, capsys):
+    (place / "their_heads.py").write_text(
+        "from dataclasses import dataclass\n"
+        "import numpy as np\n"
+        "from headdyn.core.records import Findings, HeadTable, Metric\n"
+        "@dataclass(frozen=True)\n"
+        "class Heads:\n"
+        "    rows, needs, metrics = 'head', frozenset(), {'width': Metric(meaning='a width', outcome=True)}\n"
+        "    def __call__(self, decoder, material, generator):\n"
+        "        return Findings(table=HeadTable.per_head('width', np.ones((1, 2)), n=1, unit='head'))\n"
+    )
+    monkeypatch.syspath_prepend(place)
+    own = f"hydra.run.dir={place}/out/heads_alone"
+    assert main((*TINY, own, "analysis=[loss]", "+analysis.own={_target_: their_heads.Heads}")) == 1
+    (failed,) = (RunRecord.read(path.parent) for path in (place / "out" / "heads_alone").rglob("manifest.json"))
+    assert failed.status == "failed" and "its metric width has outcome=True" in failed.manifest["error"]
+    assert 'add HeadTable.whole("width", value)' in capsys.readouterr().err
+
+
 def test_analyses_and_positions_can_be_chosen(place):
     assert main([*TINY, "analysis=[attention]", "position_enc=nope"]) == 0
     record = RunRecord.read(only(place / "out" / "outputs", "mha_shuffled_nope*"))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from headdyn.core.records import Findings, Metric
+from headdyn.core.records import Findings, HeadTable, Metric
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +25,9 @@ class Analysis(Protocol):
     """An analysis of one model. A YAML file names its class by `_target_`; there is no registry.
 
     `rows` says what a row of its table describes. `needs` says what it is called with beside the decoder: "corpus" or
-    "prompts". `metrics` describes every metric that its table may contain, with its range. An analysis must not change
-    the decoder, and draws all random numbers from the generator that it is given.
+    "prompts". `metrics` describes every metric that its table may contain, with its range; the table gives those with
+    `outcome` a row for the whole model, whatever `rows` is. An analysis must not change the decoder, and draws all
+    random numbers from the generator that it is given.
     """
 
     rows: ClassVar[Literal["model", "layer", "head", "split", "order"]]
@@ -45,6 +46,22 @@ def measured_in(module: str) -> Callable[..., Any]:
         return importlib.import_module(module).measure(analysis, *arguments)
 
     return call
+
+
+def require_model_rows(name: str, metrics: Mapping[str, Metric], table: HeadTable) -> None:
+    """Raise ValueError if an outcome of the analysis has rows of heads or layers, but none to compare runs by.
+
+    A table may lack an outcome altogether, as where the prompts hold no control pairs.
+    """
+    outcomes = {metric for metric, description in metrics.items() if description.outcome}
+    lacking = (outcomes & set(table.table["metric"].to_pylist())) - table.summary().keys()
+    for metric in sorted(lacking):
+        raise ValueError(
+            f"analysis {name}: its metric {metric} has outcome=True, and its table has "
+            f"{len(table.where(metric=metric))} rows of {metric} for heads or layers but none for the whole model, by "
+            "which runs are compared; add "
+            f'HeadTable.whole("{metric}", value), with reason= where there is no value, or take outcome=True away'
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,8 @@ class HeldOutLoss:
         ),
         "gap_closed": share(
             "gap closed",
-            "(ln V − loss)/(ln V − Bayes loss) on the same sequences: 0 is guessing, 1 the Bayes filter",
+            "(random − loss)/(random − Bayes loss) on the same sequences: 0 is guessing uniformly among what may come, "
+            "the corpus's random_nats, and 1 the Bayes filter",
             low=-math.inf,
             high=1.05,
             outcome=True,

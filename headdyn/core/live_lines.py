@@ -18,8 +18,8 @@ PRINT_EVERY_SECONDS = 15.0
 class LiveLines:
     """A context manager. `show` draws lines in place of those before; leaving it removes them.
 
-    In a notebook they are drawn in the cell's output. Where nothing can be redrawn, lines go to `write` every 15
-    seconds.
+    In a notebook they are drawn in the cell's output. Where nothing can be redrawn, lines that have changed go to
+    `write` every 15 seconds.
     """
 
     def __init__(self, write: Callable[[str], None]) -> None:
@@ -30,6 +30,7 @@ class LiveLines:
         if self.draw_html is None and self.console.is_terminal:
             self.live = Live(console=self.console, transient=True, auto_refresh=False)
         self._written = time.monotonic()
+        self._last: dict[str, str] = {}  # the lines last written, by name
 
     @property
     def in_notebook(self) -> bool:
@@ -59,7 +60,9 @@ class LiveLines:
         elif time.monotonic() - self._written >= PRINT_EVERY_SECONDS:
             self._written = time.monotonic()
             for name, text in lines.items():
-                self.write(f"{name}: {text}")
+                if self._last.get(name) != text:
+                    self.write(f"{name}: {text}")
+            self._last = dict(lines)
 
 
 def notebook_output() -> Callable[[str], None] | None:

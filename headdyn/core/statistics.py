@@ -6,6 +6,7 @@ columns: quantities measured on the same units. One call uses the same random dr
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -254,7 +255,6 @@ class Effect:
     ci_high: float | None = None
     p: float | None = None
     n: int = 0
-    detectable: float | None = None  # the smallest effect that n seeds with this spread detect (smallest_detectable)
 
 
 def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
@@ -269,14 +269,12 @@ def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
     spread = float(per_seed_N.std(ddof=1))
     error = spread / np.sqrt(seeds)
     p = 2 * scipy.special.stdtr(seeds - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
-    return Effect(
-        value=mean,
-        ci_low=float(low),
-        ci_high=float(high),
-        p=float(p),
-        n=seeds,
-        detectable=smallest_detectable(spread, seeds, alpha=1 - level),
-    )
+    return Effect(value=mean, ci_low=float(low), ci_high=float(high), p=float(p), n=seeds)
+
+
+def spread_of_interval(low: float, high: float, units: int, *, level: float = 0.95) -> float:
+    """The standard deviation of `units` values whose mean has this interval of Student's (t_interval)."""
+    return float((high - low) / 2 * np.sqrt(units) / scipy.special.stdtrit(units - 1, (1 + level) / 2))
 
 
 def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
@@ -288,7 +286,11 @@ def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha:
     """
     if units < 2:
         raise ValueError(f"units={units} have no spread; a smallest detectable effect needs at least 2")
-    degrees = units - 1
+    return _detected_noncentrality(units - 1, power, alpha) * spread / float(np.sqrt(units))
+
+
+@cache
+def _detected_noncentrality(degrees: int, power: float, alpha: float) -> float:
     critical = scipy.special.stdtrit(degrees, 1 - alpha / 2)
 
     def power_at(noncentrality: float) -> float:
@@ -301,4 +303,4 @@ def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha:
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if power_at(middle) < power else (low, middle)
-    return high * spread / float(np.sqrt(units))
+    return high

@@ -70,7 +70,9 @@ class Conversations:
             assignments = 1  # each speaker has a language of its own; `num_topics` changes the random numbers alone
         if not assignments:
             of_domain = f" of {self.num_domains} domains" if self.num_domains > 1 else ""
-            raise ValueError(f"{speakers} need as many languages, but {topics}{of_domain}; raise num_topics")
+            fewest = self.num_domains * math.factorial(self.num_speakers)  # assignments with just enough languages
+            change = "raise num_topics" if fewest <= _MOST_ASSIGNMENTS else "lower num_speakers"
+            raise ValueError(f"{speakers} needs as many languages, but {topics}{of_domain}; {change}")
         if assignments > _MOST_ASSIGNMENTS:
             raise ValueError(
                 f"{speakers} and {topics} have {assignments} assignments, over {_MOST_ASSIGNMENTS}; lower one"

@@ -84,7 +84,7 @@ def summary_table(sweep: SweepRecord, console: Console) -> Table:
     intervals = "± half the 95 % interval" if width < _NARROW else "[95 % interval]"
     left_out = len(outcomes.columns) - 1 - len(chosen)
     more = f"; {left_out} more in summary.{'json' if single else 'csv'}" if left_out else ""
-    caption = _text(f"{intervals} within the run; vs: what chance gives (null){more}", console).plain
+    caption = _text(f"{intervals} within the run; null: what chance gives{more}", console).plain
     table = Table(box=box.SIMPLE_HEAD, caption=caption, pad_edge=False, show_edge=False, caption_justify="left")
     if not single:
         table.add_column("run", overflow="fold", min_width=_LABEL)
@@ -103,7 +103,7 @@ def _lines(cell: Cell, width: int) -> str:
     interval = cell.half_width if width < _NARROW else cell.interval
     value = f"{cell.value} {interval}".strip() if width >= _WIDE else f"{cell.value}\n{interval}".strip()
     test = cell.note if cell.note.startswith("p ") else ""
-    return "\n".join(filter(None, (value, test, cell.null.replace("null", "vs"))))
+    return "\n".join(filter(None, (value, test, cell.null)))
 
 
 def _text(text: str, console: Console) -> Text:

@@ -2,7 +2,8 @@
 
 The units are trainings (seeds); with one seed a sentence gives the value and says that there can be no interval. A
 sentence says "effect" if q < 0.05. Otherwise it says that no effect of x or more was detected, and never that there is
-none; x is the effect that as many seeds with this spread would detect in four of five repetitions.
+none; x is the smallest effect that would be found so in four of five repetitions with as many seeds of this spread.
+Where only the interval excludes 0, it says that no effect was found after correction for all outcomes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,11 +11,10 @@ from typing import Any
 
 from headdyn.core.numbers import count, fixed, listed, p_is
 from headdyn.core.records import Metric
-from headdyn.sweep.effects import effect_name
+from headdyn.sweep.effects import ALPHA, effect_name
 from headdyn.sweep.factors import CHOICES, level_label
 from headdyn.sweep.matched_loss import compared
 
-ALPHA = 0.05
 ONE_SEED = "One seed, so no interval can be given: the unit of a claim about a factor is a training."
 
 Row = Mapping[str, Any]
@@ -85,18 +85,22 @@ def is_effect(row: Row) -> bool:
     """Whether a row counts as an effect: q < 0.05, or, in earlier records without q, an interval that excludes 0."""
     if row.get("q") is not None:
         return bool(row["q"] < ALPHA)
+    return _excludes_0(row)
+
+
+def _excludes_0(row: Row) -> bool:
     return row.get("ci_low") is not None and (row["ci_low"] > 0 or row["ci_high"] < 0)
 
 
 def verdict(row: Row, metric: Metrics) -> str:
-    """`Effect on topic selectivity`, or `No effect of 5 points or more on topic selectivity detected`.
-
-    No bound is given if the difference is larger than the smallest detectable effect and yet its q is not below 0.05.
-    """
+    """`Effect on topic selectivity`, or `No effect of 5 points or more on topic selectivity detected`."""
     m = metric(row["outcome"])
+    if is_effect(row):
+        return f"Effect on {m.label}"
     bound = detectable(row, m)
     limit = f" of {bound} or more" if bound else ""
-    return f"Effect on {m.label}" if is_effect(row) else f"No effect{limit} on {m.label} detected"
+    end = "found after correction for all outcomes" if _excludes_0(row) else "detected"
+    return f"No effect{limit} on {m.label} {end}"
 
 
 def effect(row: Row, metric: Metrics) -> str:
@@ -147,28 +151,40 @@ def _undetected(row: Row, metric: Metrics) -> str:
 
 
 def detectable(row: Row, m: Metric, decimals: int | None = None) -> str:
-    """`0.5 points`: the smallest effect that as many seeds with this spread detect in four of five repetitions.
+    """`0.5 points`: `detectable_size` with its unit, or ""."""
+    size = detectable_size(row, m, decimals)
+    return f"{size} {m.of_differences}".rstrip() if size else ""
 
-    It has two significant digits, or as many decimals as given. Empty for an effect, for a difference that is larger (a
-    bound beside it would contradict it), and if there is one seed.
+
+def detectable_size(row: Row, m: Metric, decimals: int | None = None) -> str:
+    """`0.5`: the smallest effect that would be found in four of five repetitions (sweep/effects.py, with_q).
+
+    It has two significant digits, or as many decimals as given. Empty for an effect, and if there is one seed.
     """
-    if row.get("detectable") is None or abs(row["value"]) > row["detectable"] or is_effect(row):
+    if row.get("detectable") is None or is_effect(row):
         return ""
     smallest = m.scale * row["detectable"]
-    size = f"{float(f'{smallest:.2g}'):g}" if decimals is None else fixed(smallest, decimals)
-    return f"{size} {m.of_differences}".rstrip()
+    return f"{float(f'{smallest:.2g}'):g}" if decimals is None else fixed(smallest, decimals)
 
 
-def would_be_detected(row: Row, m: Metric, form: str = " ({})", decimals: int | None = None) -> str:
-    """` (0.5 points would be detected)`, to stand behind what was not detected; "" where `detectable` is empty."""
+def would_be_detected(
+    row: Row, m: Metric, form: str = " ({})", decimals: int | None = None, family: str = "all outcomes"
+) -> str:
+    """` (0.5 points would be detected)`, to stand behind what was not detected; "" where `detectable` is empty.
+
+    Where only the interval excludes 0, ` (not found after correction for all outcomes; 0.5 points would be detected)`.
+    """
     bound = detectable(row, m, decimals)
-    return form.format(f"{bound} would be detected") if bound else ""
+    corrected = f"not found after correction for {family}; " if _excludes_0(row) else ""
+    return form.format(f"{corrected}{bound} would be detected") if bound else ""
 
 
 def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
     """`; topic order in RoPE runs −0.37 [−0.50, −0.24] points (q = 0.01) and …`, for an interaction of two factors."""
+    m = metric(row["outcome"])
     parts = [
-        f"{effect_name(one)} {difference(one, metric)}" + (f" ({p_is(one['q'], 'q')})" if one["q"] is not None else "")
+        f"{effect_name(one)} {difference(one, metric)}"
+        + (f" ({p_is(one['q'], 'q')}{would_be_detected(one, m, '; {}')})" if one["q"] is not None else "")
         for one in simple
         if len(row["factors"]) == 2
         and one["value"] is not None

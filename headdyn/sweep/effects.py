@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from headdyn.core.run_folder import RunRecord
-from headdyn.core.statistics import benjamini_hochberg, effect_over_seeds
+from headdyn.core.statistics import benjamini_hochberg, effect_over_seeds, smallest_detectable, spread_of_interval
 from headdyn.sweep.factors import CHOICES, Contrast, Factor, factor_names, factors_of, level_label, level_of, short_name
 from headdyn.sweep.groups import Group, comparable
 from headdyn.sweep.outcomes import outcomes_of
 
 Rows = list[dict[str, Any]]
+
+ALPHA = 0.05  # an effect is found where its q is below
 
 # The kinds of rows. The first three are the design's effects, one family of q; simple effects are another family.
 CONTRAST, SLOPE, INTERACTION, SIMPLE, MEAN = "contrast", "slope", "interaction", "simple", "mean"
@@ -39,9 +41,8 @@ def factor_effects(
     - "simple": a factor's contrast where one other factor is held at a level (`held`);
     - "mean": one level, averaged over the other factors' levels. It has an interval and no p.
 
-    `levels` are those compared. A row without a value has a `reason`; `detectable` is the smallest effect that would be
-    detected with 80 % power. Groups of checkpoints of one training are left out, and so are runs that were recalibrated
-    until they recover but did not recover.
+    `levels` are those compared. A row without a value has a `reason`; with_q adds q and `detectable`. Groups of
+    checkpoints of one training are left out, and so are runs that were recalibrated until they recover but did not.
     """
     rows: Rows = []
     swept = list(swept)
@@ -69,11 +70,23 @@ def unrecovered(run: RunRecord) -> bool:
 
 
 def with_q(rows: Rows) -> Rows:
-    """The rows with Benjamini–Hochberg q-values beside their p-values; all rows are one family."""
+    """The rows with Benjamini–Hochberg q-values beside their p-values; all rows are one family.
+
+    A row with q ≥ ALPHA also has `detectable`, the smallest effect that would be found in four of five repetitions:
+    beside k of m tests that are found, a further one is at p ≤ ALPHA (k + 1)/m. It exceeds the row's own value.
+    """
     tested = [row for row in rows if row.get("p") is not None]
     q = benjamini_hochberg(np.array([row["p"] for row in tested])).tolist()
     by_row = {id(row): value for row, value in zip(tested, q, strict=True)}
-    return [{**row, "q": by_row.get(id(row))} for row in rows]
+    level = ALPHA * (sum(value < ALPHA for value in q) + 1) / max(len(q), 1)
+
+    def detectable(row: Mapping[str, Any]) -> float | None:
+        if by_row.get(id(row), 0) < ALPHA:
+            return None
+        spread = spread_of_interval(row["ci_low"], row["ci_high"], row["n"])
+        return smallest_detectable(spread, row["n"], alpha=level)
+
+    return [{**row, "detectable": detectable(row), "q": by_row.get(id(row))} for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +143,7 @@ class _Cells:
         weight_C = reduce(np.multiply.outer, weights).ravel() / 2 ** (len(contrasts) - 1)
         effect = effect_over_seeds(whole_SC @ weight_C)
         if kind == MEAN:  # there is nothing to test a mean against
-            effect = dataclasses.replace(effect, p=None, detectable=None)
+            effect = dataclasses.replace(effect, p=None)
         lacking = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
         if self.left_out:
             lacking += f"; not recovered, and so left out: {', '.join(self.left_out)}"
@@ -145,6 +158,7 @@ class _Cells:
             **({"held": dict(held)} if held else {}),
             **({"against": against} if against else {}),
             **dataclasses.asdict(effect),
+            "detectable": None,
             "q": None,
             "reason": None if len(whole_SC) else self.conflict or lacking,
         }

@@ -3,20 +3,22 @@
 Sentences about factors, whose units are trainings, are in effect_words.py; the units of those here are sequences.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from headdyn.core.numbers import count, fixed, listed, spelled, units
+from headdyn.core.records import Metric
 from headdyn.data.lines import NOTHING_TO_SELECT, WITHOUT_SELECTION
 from headdyn.sweep.effect_words import factor, interactions, matched
 from headdyn.sweep.effects import unrecovered
-from headdyn.sweep.factors import CHOICES
-from headdyn.sweep.jobs import Job
+from headdyn.sweep.factors import CHOICES, MISSING, level_label, level_of, ordered
+from headdyn.sweep.jobs import Job, reading_order
 from headdyn.sweep.record import SweepRecord
 
 WORTH = "What is selecting by topic worth on this corpus?"
+LOSS = "loss_nats"
 _LITTLE_NATS = 0.1  # below this, contrasts of selectivity mean little
 _ALSO_TRAINED_LONGER = (
     "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this sweep, "
@@ -55,7 +57,7 @@ def statements(sweep: SweepRecord) -> list[Statement]:
         answers = [
             (WORTH, selection_worth(jobs)),
             ("Did the models learn?", learning(jobs)),
-            *((question_about(name), factor(name, effects, sweep.metric)) for name in names),
+            *((question_about(name), _about_factor(name, effects, jobs, sweep.metric)) for name in names),
             ("Do the factors interact?", interactions(effects, simple, sweep.metric)),
             *((question, matched(name, pairs, pooled, sweep.metric)) for name, question in _AT_MATCHED_LOSS.items()),
             ("Did the DroPE arms recover?", recovery(jobs)),
@@ -70,20 +72,60 @@ def question_about(name: str) -> str:
 
 
 def selection_worth(jobs: Sequence[Job]) -> list[str]:
-    """What attending by topic is worth beyond attending by distance, averaged over the runs' corpora."""
+    """What attending by topic is worth beyond attending by distance, by the data's settings; averaged over seeds."""
     corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
-    facts = [job.run.manifest["corpus"].get("facts", {}) for job in corpora.values()]
-    by_lines: dict[frozenset[str], list[Mapping[str, Any]]] = {}  # corpora of one kind have the same lines
-    for each in facts:
-        if "selection_worth_nats" in each:
-            lines = frozenset(name for name in WITHOUT_SELECTION if f"{name}_nats" in each)
-            by_lines.setdefault(lines, []).append(each)
-    absent = dict.fromkeys(worth_sentence([each]) for each in facts if "selection_worth_absent" in each)
-    sentences = [
-        (f"{len(alike)} of {len(corpora)} corpora: " if len(by_lines) > 1 else "") + worth_sentence(alike)
-        for alike in by_lines.values()
-    ]
-    return [*sentences, *absent]
+    level_of_corpus = _data_levels(list(corpora.values()))
+    by_kind: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}  # corpora of one kind have the same lines
+    absent: dict[str, None] = {}
+    for job, level in zip(corpora.values(), level_of_corpus, strict=True):
+        facts = job.run.manifest["corpus"].get("facts", {})
+        if "selection_worth_nats" in facts:
+            lines = frozenset(name for name in WITHOUT_SELECTION if f"{name}_nats" in facts)
+            by_kind.setdefault((level, lines), []).append(facts)
+        elif "selection_worth_absent" in facts:
+            absent[(f"{level}: " if level else "") + worth_sentence([facts])] = None
+    sentences, worths = [], []
+    for (level, _), alike in by_kind.items():
+        of_several = f"{len(alike)} of {len(corpora)} corpora: " if len(by_kind) > 1 else ""
+        sentences.append((f"{level}: " if level else of_several) + worth_sentence(alike))
+        worths.append(f"{fmean(facts['selection_worth_nats'] for facts in alike):.3f} nats a token with {level}")
+    lead = f"What selecting by topic is worth depends on the data: {listed(worths)}."
+    return [*([lead] if any(level_of_corpus) and len(worths) > 1 else []), *sentences, *absent]
+
+
+def _data_levels(jobs: Sequence[Job]) -> list[str]:
+    """Each job's levels of the factors by which the data of these jobs differ; "" if they differ in seeds alone."""
+    names = [name for name in reading_order([job.factors for job in jobs]) if _changes_data(name)]
+    varied = [name for name in names if len({str(job.factors.get(name)) for job in jobs}) > 1]
+    return [", ".join(level_label(name, job.factors.get(name)) for name in varied) for job in jobs]
+
+
+def _changes_data(name: str) -> bool:
+    return name in ("data", "mode") or (name.startswith("data.") and not name.endswith(".seed"))
+
+
+def _about_factor(
+    name: str, effects: Sequence[Mapping[str, Any]], jobs: Sequence[Job], metric: Callable[[str], Metric]
+) -> list[str]:
+    """The answer about a factor; where held-out losses on different data are compared, with their floors."""
+    sentences, floors = factor(name, effects, metric), _floors(name, jobs) if _changes_data(name) else {}
+    compared = any(row["outcome"] == LOSS and row["factors"] == [name] and row["value"] is not None for row in effects)
+    if compared and len(set(floors.values())) > 1:
+        each = listed([f"{floor} with {level_label(name, level)}" for level, floor in floors.items()])
+        first = next(place for place, sentence in enumerate(sentences) if metric(LOSS).label in sentence)
+        sentences[first] += f" The exact floors of these data differ too ({each}): compare losses above the floor."
+    return sentences
+
+
+def _floors(name: str, jobs: Sequence[Job]) -> dict[Any, str]:
+    """By level of the factor, the exact floor in nats, averaged over corpora, or `unknown`."""
+    by_level: dict[Any, dict[str, float | None]] = {}
+    for job in jobs:
+        corpus = job.run.manifest.get("stages", {}).get("corpus", {}).get("key", job.run.name)
+        by_level.setdefault(level_of(job.run, name), {})[corpus] = job.run.value("floor_nats")
+    by_level.pop(MISSING, None)
+    known = {level: [f for f in floors.values() if f is not None] for level, floors in by_level.items()}
+    return {level: fixed(fmean(known[level]), 3) if known[level] else "unknown" for level in ordered(name, known)}
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:

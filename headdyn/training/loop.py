@@ -41,7 +41,11 @@ _SMOOTHED = 20  # a Progress has means over so many readings; on a CPU a reading
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a training is, averaged over its last steps. `gap_closed` = (ln V − loss)/(ln V − floor)."""
+    """How far a training is, averaged over its last steps.
+
+    `gap_closed` = (random − loss)/(random − floor), from guessing uniformly among what may come, the corpus's
+    `random_nats`, to the exact floor; None where one of the two is not known.
+    """
 
     step: int
     steps: int
@@ -92,6 +96,7 @@ class Task(Protocol):
     tokens_per_step: int
     parts: int = 1  # in how many parts this device processes an update's batch, one after another
     milestones: Collection[int]  # the steps of `visit`; step 0 is the untrained model
+    random_nats: float | None = None  # the loss of guessing uniformly among what may come, if it is known
     floor_nats: float | None = None  # the lowest possible loss, if it is known
 
     def recipe(self) -> Mapping[str, Any]:
@@ -293,14 +298,17 @@ class _Loop:
 
     def progress(self) -> Progress:
         loss, speed = sum(self.shown_losses) / len(self.shown_losses), self.tokens_per_second()
-        random_nats, floor_nats = math.log(self.decoder.config.vocab_size), self.task.floor_nats
+        random_nats, floor_nats = self.task.random_nats, self.task.floor_nats
+        gap_closed = None
+        if random_nats is not None and floor_nats is not None:
+            gap_closed = (random_nats - loss) / (random_nats - floor_nats)
         return Progress(
             step=self.step,
             steps=self.settings.steps,
             loss_nats=loss,
             tokens_per_second=speed,
             eta_seconds=(self.settings.steps - self.step) * self.task.tokens_per_step / speed,
-            gap_closed=None if floor_nats is None else (random_nats - loss) / (random_nats - floor_nats),
+            gap_closed=gap_closed,
         )
 
 

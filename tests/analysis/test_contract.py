@@ -16,11 +16,11 @@ import torch
 import yaml
 
 from headdyn.analysis.circuit_factors import folded
-from headdyn.analysis.contract import Analysis
+from headdyn.analysis.contract import Analysis, require_model_rows
 from headdyn.analysis.series.circuit_course import FOLLOWED
 from headdyn.analysis.series.head_roles import ROLES
 from headdyn.analysis.series.points import SeriesPoint
-from headdyn.core.records import Findings, HeadTable
+from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import targeted
 from headdyn.data.corpus import Corpus, Split
 from headdyn.data.prompts import Prompts
@@ -209,6 +209,21 @@ def test_values_lie_in_their_declared_range(analysis, findings):
         assert row["p"] is None or 0 < row["p"] <= 1
         assert row["n"] and row["unit"], "a value says how many of which units stand behind it"
     assert set(findings.table.table["metric"].to_pylist()) == set(analysis.metrics), "every metric declared is given"
+
+
+def test_every_outcome_has_a_row_for_the_whole_model(case, analysis, findings):
+    require_model_rows(case[0].stem, analysis.metrics, findings.table)
+
+
+@pytest.mark.parametrize("makes", [HeadTable.per_head, HeadTable.per_layer])
+def test_an_outcome_with_rows_of_heads_or_layers_alone_is_refused(makes):
+    parts = makes("own", np.ones((2, 3) if makes == HeadTable.per_head else 2), n=1, unit="head")
+    metrics = {name: Metric(meaning="a number", outcome=True) for name in ("own", "not_given")}
+    with pytest.raises(ValueError, match=r'analysis mine: its metric own has outcome=True.*HeadTable.whole\("own"'):
+        require_model_rows("mine", metrics, parts)
+    require_model_rows("mine", {"own": Metric(meaning="a number")}, parts)
+    for value in ({"value": 1.0, "n": 6, "unit": "head"}, {"value": None, "reason": "no head reads anything"}):
+        require_model_rows("mine", metrics, HeadTable.concat([parts, HeadTable.whole("own", **value)]))
 
 
 def test_every_value_carries_a_null_or_an_interval(findings, corpus):

@@ -6,6 +6,7 @@ from headdyn.analysis.pattern_sums import position_profiles
 from headdyn.analysis.selectivity import balanced_swaps, drawn_sequences, topic_contrast, without_topics
 from headdyn.core.records import HeadTable
 from tests.analysis import tiny
+from tests.experiments.matrix_references import even_attention, selectivity
 
 LENGTH = 24
 
@@ -56,3 +57,16 @@ def test_attention_by_position_alone_has_no_selectivity_under_balanced_swaps():
     assert abs(mean(balanced_swaps(40, 20, generator))) < 1e-6
     unbalanced_NR = np.tile(np.arange(20), (40, 1))  # mutant: the same twenty labels for all
     assert abs(mean(unbalanced_NR)) > 1e-3
+
+
+def test_attention_that_reads_tags_alone_scores_as_worked_out_by_hand() -> None:
+    """Speakers 0 1 0 (languages 0 1 0) and 0 0 1 (languages 2 2 3); each sequence is the other's null."""
+    speaker_NT, next_NT = np.array([[0, 1, 0], [0, 0, 1]]), np.array([[1, 0, 0], [0, 1, 0]])
+    topics_NT, swaps_NR = np.array([[0, 1, 0], [2, 2, 3]]), np.array([[1], [0]])
+    own, announced = (even_attention(who_NT[:, :, None] == speaker_NT[:, None, :]) for who_NT in (speaker_NT, next_NT))
+    assert own[0].tolist() == [[1, 0, 0], [0, 1, 0], [0.5, 0, 0.5]]
+    assert announced[1].tolist() == [[1, 0, 0], [0.5, 0.5, 0], [0.5, 0.5, 0]]  # its second query: none of speaker 1 yet
+    # By its tag a query stays within its topic; of one query in either sequence the other's labels do so by half.
+    assert selectivity(own, topics_NT, swaps_NR, 4) == pytest.approx(1 / 6)
+    # By the announced tag: 0 − 0, 0 − 1, 1 − 1/2 in the first sequence; 0, 1 − 1/2, 0 − 1/2 in the second.
+    assert selectivity(announced, topics_NT, swaps_NR, 4) == pytest.approx(-1 / 12)

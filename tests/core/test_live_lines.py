@@ -80,3 +80,16 @@ def test_elsewhere_lines_are_written_now_and_then(monkeypatch: pytest.MonkeyPatc
         for step in range(3):
             lines.show({"run": f"step {step}"})
     assert written == ["run: step 1"]
+
+
+def test_a_line_that_has_not_changed_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a job whose training has ended and whose analyses go on."""
+    clock = iter(range(0, 1000, 8))
+    monkeypatch.setattr(live_lines.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setitem(sys.modules, "IPython", Jupyter(kernel=None))  # type: ignore[arg-type]
+    written: list[str] = []
+    with LiveLines(written.append) as lines:
+        for other in ("step 1", "step 2", "step 3"):
+            for _ in range(4):
+                lines.show({"ended": "step 8/8", "at work": other})
+    assert written == ["ended: step 8/8", "at work: step 1", "at work: step 2", "at work: step 3"]

@@ -18,6 +18,7 @@ from headdyn.core.statistics import (
     sign_flip_test,
     smallest_detectable,
     spread_beyond_sampling,
+    spread_of_interval,
     t_interval,
     without_controls,
 )
@@ -293,13 +294,13 @@ def test_an_effect_over_seeds_is_students():
     np.testing.assert_allclose((effect.ci_low, effect.ci_high), t_interval(per_seed))
     assert effect.p == pytest.approx(scipy.stats.ttest_1samp(per_seed, 0).pvalue)
     for level in (0.95, 0.9):
-        bound = smallest_detectable(per_seed.std(ddof=1), 3, alpha=1 - level)
-        assert effect_over_seeds(per_seed, level=level).detectable == pytest.approx(bound)
+        low, high = t_interval(per_seed, level=level)
+        assert spread_of_interval(low, high, 3, level=level) == pytest.approx(per_seed.std(ddof=1))
 
 
 def test_one_seed_has_no_interval_and_no_seed_no_value():
     one = effect_over_seeds(np.array([2.0]))
-    assert (one.value, one.ci_low, one.p, one.n, one.detectable) == (2, None, None, 1, None)
+    assert (one.value, one.ci_low, one.p, one.n) == (2, None, None, 1)
     assert effect_over_seeds(np.array([])) == Effect()
     assert effect_over_seeds(np.array([0.5, 0.5])).p == 0 and effect_over_seeds(np.zeros(2)).p == 1
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import fixed, high, low, p_is, percent, read, span, spelled
 
-SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05", "is over pairs (95 %)")
+SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05", "it is 0.05 or less also", "is over pairs (95 %)")
 PLANTED = {0, 2, 4, 6, 8, 10}
 
 
@@ -33,6 +34,10 @@ def fragments(folder: Path) -> list[str]:
     suites = read(folder / "scans.json")
     planted, null = ([each for each in suites if each["kind"] == kind] for kind in ("planted", "null"))
     found, false = (sum(each["p"] <= 0.05 for each in group) for group in (planted, null))
+    least = GroupScan.least_nats
+    enough, still_false = (
+        sum(each["p"] <= 0.05 and each["ci_low"] > least for each in group) for group in (planted, null)
+    )
     right = sum(set(each["heads"]) <= PLANTED for each in planted)
     sizes = span((len(each["heads"]) for each in planted), 0)
 
@@ -43,7 +48,7 @@ def fragments(folder: Path) -> list[str]:
     (quiet,) = (each for each in null if each["p"] > 0.05)
     smallest = min((each for each in null if each["p"] <= 0.05), key=lambda each: float(each["value"]))
     # What the verdicts say, and that the size tells the two kinds of suites apart.
-    assert found == right == len(planted)
+    assert found == right == enough == len(planted) and still_false == 0
     assert any(len(each["heads"]) < 6 for each in planted)
     assert min(each["ci_low"] for each in planted) > max(each["ci_high"] for each in null)
     added = [span((each["value"] for each in group if each["p"] <= 0.05), n) for group, n in ((planted, 1), (null, 2))]
@@ -53,8 +58,14 @@ def fragments(folder: Path) -> list[str]:
             f"{spelled(each, signed=True)} |"
             for each in suites
         ),
-        f"in {share(right, len(planted), 'planted suites')}: a group of planted heads alone, which adds {added[0]} nats",
-        f"in {share(false, len(null), 'suites without planting')}, which adds {added[1]} nats",
+        f"in {share(right, len(planted), 'planted suites')} a group of planted heads alone, which adds {added[0]} nats",
+        f"in {share(false, len(null), 'suites without planting')} by a group that adds {added[1]} nats",
+        f"above a least of {least:g} nats",
+        f"It then finds a group in {share(enough, len(planted), 'planted suites')} and in "
+        f"{share(still_false, len(null), 'suites without planting')}",
+        f"The {least:g} nats were chosen after these runs",
+        f"any least from {fixed(max(each['ci_low'] for each in null), 2)} to "
+        f"{fixed(min(each['ci_low'] for each in planted), 1)} nats gives the same here",
         f"of a planted suite has {sizes} of the six",
         f"of null {quiet['suite']}, the one that finds nothing",
         f"That group adds {fixed(quiet['ci_high'], 3, signed=True)} nats at most",

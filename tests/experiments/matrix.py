@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
+from headdyn.core.numbers import listed
 from headdyn.data.ordering import dominant_topics
-from headdyn.studies.topic_order.retention import collapse, retention, two_groups
+from headdyn.studies.topic_order.retention import collapse, null_shares, retention, two_groups
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.record import SweepRecord
+from tests.experiments import attention_held
 from tests.experiments.records import (
     Row,
     Scalar,
@@ -40,8 +42,8 @@ SETTINGS = (
     "within 0.05 nats of the loss",
     "reaches 15 points",
     "no q is below 0.05",
+    "with q < 0.05, four times in five",
     "of one test at p < 0.05",
-    "for q < 0.05 among all outcomes",
     "in layer 1 before the drop",
     "normal values (p < 0.05)",
     # what was predicted
@@ -51,6 +53,7 @@ SETTINGS = (
     "within 2 points of 0",
 )
 PILOT = Path(__file__).parents[2] / "experiments" / "matrix_pilot" / "pilot.csv"
+HELD = Path(__file__).parents[2] / "experiments" / "attention_held" / "trainings.json"
 MARGIN_NATS = 0.05  # an arm within it of the loss before the drop has recovered
 OUTCOMES = {  # row of the table: (metric, scale)
     "topic selectivity (points of attention)": ("selectivity", 100),
@@ -70,8 +73,12 @@ def cell(entry: dict[str, Any], scale: float) -> str:
 
 
 def unseen(contrast: Scalar, scale: float = 1) -> str:
-    """`; 2.2 would be seen`, behind a difference that was not found; nothing behind one that exceeds this bound."""
-    smallest = would_be_seen(contrast)
+    """`; 2.2 would be seen`, behind a difference that was not found: by its q, where it has one, else by one test.
+
+    Nothing stands behind a difference that exceeds the bound of its one test.
+    """
+    smallest = contrast["detectable"] if "q" in contrast else would_be_seen(contrast)
+    assert smallest is not None  # by its q the difference was found
     two_digits = f"{scale * smallest:#.2g}".removesuffix(".")
     return "" if abs(contrast["value"]) > smallest else f"; {two_digits} would be seen"
 
@@ -85,14 +92,15 @@ def with_bound(contrast: Scalar, scale: float = 1) -> str:
 def change_by_the_drop(file: Path, metric: str) -> Scalar:
     """Order's effect in DroPE runs less that in RoPE runs: twice the interaction, which is half of it (science.md §17)."""
     interaction = effect(file, metric, RETENTION)
-    return interaction | {part: 2 * interaction[part] for part in ("value", "ci_low", "ci_high")}
+    parts = ("value", "ci_low", "ci_high", "detectable")
+    return interaction | {part: 2 * interaction[part] for part in parts if interaction[part] is not None}
 
 
 def row(folder: Path, label: str) -> str:
     metric, scale = OUTCOMES[label]
     file = folder / "effects.json"
     found = [*(effect(file, metric, levels) for levels in (ORDER, HEADS, POSITIONS)), change_by_the_drop(file, metric)]
-    cells = [cell(each, scale) + ("" if each["q"] < 0.05 else unseen(each, scale)) for each in found]
+    cells = [cell(each, scale) + ("" if each["detectable"] is None else unseen(each, scale)) for each in found]
     return f"| {label} | {' | '.join(cells)} |"
 
 
@@ -109,9 +117,8 @@ def record(sweep: Path) -> dict[str, Any]:
 def by_layer(entry: dict[str, Any]) -> str:
     measure = {"selectivity": "topic selectivity", "probe_accuracy": "probe accuracy"}[entry["measure"]]
     cells = [spelled(part, scale=100, signed=True) for part in (entry["rope"], entry["drope"], entry)]
-    # No bound stands beside a difference that is larger than it.
-    detectable = float(f"{100 * entry['detectable']:.2g}")
-    bound = f"{detectable:g}" if abs(entry["value"]) <= entry["detectable"] else "–"
+    detectable = entry["detectable"]  # none beside a change that was found
+    bound = "–" if detectable is None else f"{float(f'{100 * detectable:.2g}'):g}"
     return f"| {measure} | {entry['layer']} | {' | '.join(cells)} | {fixed(entry['q'], 2)} | {bound} |"
 
 
@@ -132,11 +139,13 @@ def fragments(folder: Path) -> list[str]:
         f"moves topic selectivity by {spelled(order, scale=100, signed=True)} points of attention ({order['n']} seeds, "
         f"{p_is(order['q'], 'q')})",
         f"dropping positions moves it by {spelled(drope, scale=100, signed=True)} points; no effect of grouped queries was found, "
-        f"though {fixed(100 * would_be_seen(gqa), 1)} points would have been seen",
+        f"though {fixed(100 * gqa['detectable'], 1)} points would have been seen",
         *(row(folder, label) for label in OUTCOMES),
         f"had cost {fixed(cost, 3)} of the {MARGIN_NATS:g} nats allowed",
         f"not supported: {in_words} points{unseen(change, 100)}",
+        of_even_attention(),
         *of_corpus(folder, runs),
+        *of_tags(folder, runs),
         *of_order(folder, runs),
         *of_drop(folder, runs),
     ]
@@ -160,6 +169,71 @@ def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
         f"end {span(excess('rope'), 3)} nats above the floor with RoPE, {span(excess('drope'), 3)} after the drop",
         f"stays {span(above('speaker_blind_nats'), 2)} nats above it",
         f"stays {span(above('position_only_nats'), 2)} nats above the floor",
+    ]
+
+
+def of_even_attention() -> str:
+    """What it costs to hold every head at even attention, beside the worth of selecting (experiments/attention_held)."""
+    trainings = read(HELD)
+    cost = attention_held.difference(attention_held.at_end(trainings), attention_held.FREE, attention_held.HELD)
+    worth = np.mean([min(each[line] for line in attention_held.LINES[2:]) - each["floor_nats"] for each in trainings])
+    return f"end {fixed(cost['value'], 3)} nats higher ({cost['n']} seeds), of {fixed(float(worth), 2)} that selecting is worth"
+
+
+def of_tags(folder: Path, runs: list[Row]) -> list[str]:
+    """What attention by visible tags alone scores, and whether models know which topic it is."""
+    tags = read(folder / "tags.json")
+    found = [float(run["selectivity"]) for run in runs]
+    probed, of_token = (
+        [float(run[name]) for run in runs] for name in ("probe_accuracy_middle", "probe_token_identity")
+    )
+    assert {str(each["seed"]) for each in tags} == {run["seed"] for run in runs}
+    assert all(each["topics_are_tags"] for each in tags) and max(found) < min(each["announced_tag"] for each in tags)
+    assert min(probed) > max(of_token)
+    return [
+        f"{span((each['own_tag'] for each in tags), 1, scale=100)} points if it attended evenly",
+        f"{span((each['announced_tag'] for each in tags), 1, scale=100)} if to those of the announced next speaker",
+        f"models here have {span(found, 1, scale=100)}, mean over heads",
+        f"names it rightly for {span(probed, 0, scale=100)} % of tokens; from the token alone one does for "
+        f"{span(of_token, 0, scale=100)} %",
+    ]
+
+
+def of_groups(folder: Path, groups: list[dict[str, Any]]) -> list[str]:
+    """The test for two groups of heads run by run with its power, and pooled with seeds as units."""
+    in_groups = sum(entry["p"] < 0.05 for entry in groups)
+    assert stats.binomtest(in_groups, len(groups), 0.05, alternative="greater").pvalue > 0.05
+    beyond_chance = (
+        int(stats.binom.isf(0.05, len(groups), 0.05)) + 1
+    )  # the fewest runs that would be too many by chance
+    rate = optimize.brentq(lambda share: stats.binom.sf(beyond_chance - 1, len(groups), share) - 0.8, 0.05, 1)
+    power = read(folder / "two_groups_power.json")
+    # Runs without groups are found at 5 %, so that this share of runs with groups gives that rate of findings.
+    needed = [percent((rate - 0.05) / (each["found"] - 0.05)) for each in power]
+    assert {entry["heads"] for entry in groups} == {4}
+    by_chance = float(null_shares(4).mean())
+    shares = []
+    for entry in groups:
+        *_, arm, seed = entry["label"].split()
+        shares += [
+            {"seed": seed, "arm": arm, "share": str(entry["share"])},
+            {"seed": seed, "arm": "normal values", "share": str(by_chance)},
+        ]
+    pooled = {arm: average(shares, "share", "arm", "normal values", arm) for arm in ("RoPE", "DroPE")}
+    would_add = power[0]["share"] - by_chance
+    assert all(each["value"] < 0 < each["ci_high"] < would_add for each in pooled.values())
+    in_points = {arm: spelled(each, scale=100, signed=True) for arm, each in pooled.items()}
+    return [
+        f"in {in_groups} of {len(groups)} runs",
+        f"chance gives {fixed(0.05 * len(groups), 0)}",
+        f"findings in {percent(rate)} % of runs would be seen",
+        f"two pairs that lie {listed([str(each['apart']) for each in power])} standard deviations apart in "
+        f"{listed([percent(each['found']) for each in power])} % of simulated runs: to be seen, such pairs would have to be in "
+        f"{listed(needed)} % of runs",
+        f"even groups that explain {percent(max(entry['share'] for entry in groups if entry['p'] >= 0.05))} %",
+        f"With seeds as units ({pooled['RoPE']['n']}) the mean share explained, less that of normal values, is "
+        f"{in_points['RoPE']} points with RoPE and {in_points['DroPE']} after the drop; pairs {power[0]['apart']} standard "
+        f"deviations apart in every run would add {fixed(100 * would_add, 0, signed=True)}",
     ]
 
 
@@ -208,17 +282,11 @@ def of_order(folder: Path, runs: list[Row]) -> list[str]:
 def of_drop(folder: Path, runs: list[Row]) -> list[str]:
     """What the drop does: to order's effect by layer, to heads in two groups, to the loss; and its control arms."""
     record = read(folder / "retention.json")
-    layers, losses, groups = record["layers"], record["losses"], record["two_groups"]
+    layers, losses = record["layers"], record["losses"]
     above, below = (sum(sign * entry[end] > 0 for entry in layers) for sign, end in ((1, "ci_low"), (-1, "ci_high")))
     assert not any(entry["q"] < 0.05 for entry in layers)
     arms = [run for run in runs if run["position_enc"] == "drope"]
     assert len(losses) == len(arms) and max(loss["after"] for loss in losses) < MARGIN_NATS
-    in_groups = sum(entry["p"] < 0.05 for entry in groups)
-    assert stats.binomtest(in_groups, len(groups), 0.05, alternative="greater").pvalue > 0.05
-    beyond_chance = (
-        int(stats.binom.isf(0.05, len(groups), 0.05)) + 1
-    )  # the fewest runs that would be too many by chance
-    rate = optimize.brentq(lambda share: stats.binom.sf(beyond_chance - 1, len(groups), share) - 0.8, 0.05, 1)
 
     plain = [run for run in runs if run["attention"] == "mha" and run["data_ordering"] == "shuffled"]
     raw = [run | {"position_enc": "raw"} for run in rows(folder / "raw_drop.csv", data_ordering="shuffled")]
@@ -242,10 +310,7 @@ def of_drop(folder: Path, runs: list[Row]) -> list[str]:
     return [
         f"{above + below} of the {len(layers)} intervals exclude 0, {above} above it and {below} below",
         *map(by_layer, layers),
-        f"in {in_groups} of {len(groups)} runs",
-        f"chance gives {fixed(0.05 * len(groups), 0)}",
-        f"a rate of {percent(rate)} % of runs",
-        f"even groups that explain {percent(max(entry['share'] for entry in groups if entry['p'] >= 0.05))} %",
+        *of_groups(folder, record["two_groups"]),
         record["collapse"],
         f"{sum(run['recovered'] == 'true' for run in arms)} of {len(arms)} DroPE arms recovered",
         f"already ({span((loss['after'] for loss in losses), 3)}); they end at {span((loss['end'] for loss in losses), 3)}, "

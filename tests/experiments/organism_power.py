@@ -9,7 +9,17 @@ from headdyn.studies.organisms.power import DETECTORS, GRADES
 from tests.experiments.records import fixed, high, low, percent, read, span
 
 LAST, TRAJECTORY, RULE, RANKED, ONSET = DETECTORS
-SETTINGS = ("95 %, Clopper–Pearson", "strength > 0.5", "by 2 suites")
+SETTINGS = (
+    "95 %, Clopper–Pearson",
+    "strength > 0.5",
+    "by 2 suites",
+    # what was predicted of weak planting
+    "at a weight of 0 nothing is planted and the exact null finds at most 1 of 6",
+    "at 0.001 it misses at least one of 6; from 0.01 on it misses none",
+    "planting from a weight of 0.01 on is",
+    "in the block from a weight of 0.01 on that",
+    "shows 5 % exactly",
+)
 Summary = list[dict[str, Any]]
 
 
@@ -51,23 +61,29 @@ def of_layer_and_redundancy(layer: Summary, redundancy: Summary) -> list[str]:
 
 def of_strength(summary: Summary) -> list[str]:
     """What the exact null finds at every strength, and where other detectors fail."""
-    found, suites = total(summary, TRAJECTORY)
-    assert (found, suites) == total(summary, LAST), "misses no suite"
-    assert found == suites, "misses no suite"
-    weak = sorted(row["value"] for row in summary if row["detector"] == ONSET and row["yes"] < row["suites"])
-    weakest = [row for row in summary if row["value"] in weak]
-    dated, count = total(weakest, ONSET)
-    by_rule, _ = total(weakest, RULE)
-    rule_everywhere, _ = total(summary, RULE)
-    assert dated == 0, "wrongly or not at all"
-    assert weak == sorted({row["value"] for row in summary})[: len(weak)], "the weakest"
-    assert suites - rule_everywhere == count - by_rule, "misses no other"
+
+    def at(detector: str, low_end: float, high_end: float = 1) -> tuple[int, int]:
+        return total([row for row in summary if low_end <= row["value"] <= high_end], detector)
+
+    def text(counts: tuple[int, int]) -> str:
+        return f"{counts[0]} of {counts[1]}"
+
+    assert all(at(LAST, *ends) == at(TRAJECTORY, *ends) for ends in ((0, 0), (0.001, 0.001), (0.003, 0.003), (0.01,)))
+    found, suites = at(LAST, 0.01)
+    assert found == suites and at(LAST, 0)[0] > found  # misses none from 0.01 on, and finds some below
+    assert at(ONSET, 0, 0.03)[0] == 0 and at(ONSET, 0.1)[0] == at(ONSET, 0.1)[1]  # dated from 0.1 on
+    assert at(RULE, 0.1)[0] == at(RULE, 0.1)[1] and at(RULE, 0, 0.003)[0] == 0
+    misses = at(RULE, 0.01, 0.03)[1] - at(RULE, 0.01, 0.03)[0]
     return [
-        f"finds {found} of {suites} suites ({percent(low(found, suites))}–{percent(high(found, suites))} %), "
-        f"down to a weight of {min(row['value'] for row in summary)}",
-        f"In the {count} weakest suites, at {' and '.join(map(str, weak))}",
-        f"the studies' rule misses {count - by_rule}",
-        f"fails have {count} suites in all",
+        f"finds {text((found, suites))} suites ({percent(low(found, suites))}–{percent(high(found, suites))} %) from a weight "
+        "of 0.01 on",
+        f"{text(at(LAST, 0.003, 0.003))} at 0.003, {text(at(LAST, 0.001, 0.001))} at 0.001, and {text(at(LAST, 0, 0))} "
+        "at 0, where nothing is planted",
+        f"finds {text(at(RULE, 0, 0.003))} suites below 0.01 and misses {misses} of {at(RULE, 0.01, 0.03)[1]} at 0.01 and 0.03",
+        f"by {text((found, suites))} suites; that it misses some at 0.001 is **supported**, by "
+        f"{at(LAST, 0.001, 0.001)[1] - at(LAST, 0.001, 0.001)[0]} of {at(LAST, 0.001, 0.001)[1]};",
+        f"{text(at(LAST, 0, 0))} leaves up to {percent(high(*at(LAST, 0, 0)))} % open",
+        f"the onset is dated in {text(at(ONSET, 0.1))} suites from 0.1 on and in {text(at(ONSET, 0.001, 0.03))} weaker ones",
     ]
 
 

@@ -64,16 +64,37 @@ def test_reordering_heads_is_an_identity_or_said_not_to_be(tmp_path: Path) -> No
     assert "<td>float64</td><td>mismatched (control: must differ)</td><td>2</td>" in section.html
 
 
+def scanned(root: Path, p: float, adds: dict[str, float], **settings: Any) -> Path:
+    """A run whose scan has this p, and whose best group, heads 0 and 3, adds so many nats."""
+    found = {"scan_maximum": {"value": 4.0, "p": p, "n": 9, "unit": "pair"}}
+    found["best_group_nats"] = {**adds, "n": 9, "unit": "pair"}
+    config = {"model": {"kind": "pretrained", "name": "some/suite"}, "protocol": {"name": "corrected"}}
+    manifest = {"config": {**config, "analysis": {"group_scan": settings}}} if settings else None
+    path = folder(root, values=scalars(1.0, 0.25, 4.0, **found), manifest=manifest)
+    groups = [{"heads": [0], "size": 1, "standardised": 1.0}, {"heads": [0, 3], "size": 2, "standardised": 4.0}]
+    pq.write_table(pa.Table.from_pylist(groups), path / "group_scan.parquet")
+    return path
+
+
 def test_the_group_that_stands_out_is_named_or_said_to_be_chance(tmp_path: Path) -> None:
-    for p, word in ((0.001, "more than"), (0.4, "not reliably more than")):
-        found = {"scan_maximum": {"value": 4.0, "p": p, "n": 9, "unit": "pair"}}
-        found["best_group_nats"] = {"value": 1.5, "ci_low": 1.0, "ci_high": 2.0, "n": 9, "unit": "pair"}
-        path = folder(tmp_path / word, values=scalars(1.0, 0.25, 4.0, **found))
-        groups = [{"heads": [0], "size": 1, "standardised": 1.0}, {"heads": [0, 3], "size": 2, "standardised": 4.0}]
-        pq.write_table(pa.Table.from_pylist(groups), path / "group_scan.parquet")
+    for p, word, verdict in ((0.001, "more than", "A group"), (0.4, "not reliably more than", "No group")):
+        path = scanned(tmp_path / word, p, {"value": 1.5, "ci_low": 1.0, "ci_high": 2.0})
         (said,) = [text for text in in_words(path) if "stands out most" in text]
+        assert f"{verdict} of heads is found that stands out and surely adds more than 0.5 nats." in in_words(path)
         assert f"Of 2 groups of up to 2 heads, that of heads 0 and 3 stands out most: {word} chance gives" in said
         assert any("the best group adds +1.5 [+1.0, +2.0] nats" in text for text in in_words(path))
+
+
+def test_a_group_that_surely_adds_too_little_is_not_found(tmp_path: Path) -> None:
+    """p alone finds a group in suites without planting: experiments/group_scan has one that adds so little."""
+    tiny = {"value": 0.058, "ci_low": 0.025, "ci_high": 0.102}
+    said = in_words(scanned(tmp_path / "default", 0.001, tiny))
+    assert "No group of heads is found that stands out and surely adds more than 0.5 nats." in said
+    assert any("stands out most: more than chance gives" in text for text in said)
+    asked = in_words(scanned(tmp_path / "asked", 0.001, tiny, least_nats=0.02))
+    assert "A group of heads is found that stands out and surely adds more than 0.02 nats." in asked
+    below = in_words(scanned(tmp_path / "below", 0.001, tiny, least_nats=0.03))  # inside the interval
+    assert "No group of heads is found that stands out and surely adds more than 0.03 nats." in below
 
 
 def test_a_bug_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_what_does_not_count_is_told_with_its_reason(tmp_path: Path) -> None:
 def test_clusters_stand_beside_chance(tmp_path: Path) -> None:
     row = {"value": 0.5, "null": 0.375, "p": 0.25, "n": 4, "unit": "head"}
     table = printed(emerging(tmp_path, more=[{"qk_best_silhouette": row}] * 4), 200).split("Yes: ")[0]
-    assert "QK circuits" in table and "vs 0.375" in table and "p 0.25" in table and "OV circuits" not in table
+    assert "QK circuits" in table and "null 0.375" in table and "p 0.25" in table and "OV circuits" not in table
 
 
 def test_a_corpus_keeps_its_columns(tmp_path: Path) -> None:

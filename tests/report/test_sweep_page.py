@@ -6,14 +6,18 @@ from typing import Any
 
 import pytest
 
+from headdyn.core.numbers import ABSENT
+from headdyn.report.blocks import Section
 from headdyn.report.page import vega
-from headdyn.report.sections.effects import effect_figures
+from headdyn.report.sections.effects import effect_figures, every_outcome, section
 from headdyn.report.sections.probes import probe_figures
 from headdyn.report.sections.training import loss_figures
 from headdyn.report.sweep_page import SECTIONS, write_sweep_page
+from headdyn.sweep.effects import effect_name
 from headdyn.sweep.record import SweepRecord
 from tests.figure_checks import clipped, overlapping, rows
 from tests.report.folders import matrix, measured, run, sweep
+from tests.sweep.test_effects import selectivity
 
 
 class Text(HTMLParser):
@@ -168,6 +172,23 @@ def test_it_opens_with_the_answers_the_effects_and_their_table_and_folds_the_res
     links = re.findall(r'<a href="#([\w-]+)">', html.split("</nav>")[0])
     anchors = re.findall(r'<(?:section|details class="section") id="([\w-]+)"', html)
     assert links == anchors and len(set(anchors)) == len(anchors) >= 12
+
+
+def test_what_would_be_detected_stands_beside_the_effects_not_found_and_no_other(tmp_path: Path) -> None:
+    record = SweepRecord.read(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))
+    found = {effect_name(row): row["q"] < 0.05 for row in record.effects if row["outcome"] == "selectivity"}
+    assert set(found.values()) == {True, False}
+    (_, primary), (_, every, *_) = (_blocks(make(record)) for make in (section, every_outcome))
+    assert {row[0]: row[4] == ABSENT for row in primary.rows} == found
+    assert {row[0]: "detectable" not in str(row[2]) for row in every.rows} == found
+    (order,) = [str(row[2]) for row in every.rows if row[0] == "topic order"]
+    assert order.endswith("q = 0.74, 150 detectable")
+
+
+def _blocks(section: Section | None) -> list[Any]:
+    """The section's blocks, in one list."""
+    assert section is not None
+    return [each for block in section.blocks for each in (block if isinstance(block, list) else [block])]
 
 
 def test_that_one_seed_gives_no_interval_is_said_once(tmp_path: Path) -> None:

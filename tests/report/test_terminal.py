@@ -1,4 +1,5 @@
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def test_after_the_table_stand_the_primary_outcomes_answers_and_the_page(folder:
     assert after[3].startswith("mha_shuffled_nope_s1") and after[4].startswith("report: ") and len(after) == 5
 
 
+def test_a_null_is_called_what_it_is(folder: Path) -> None:
+    """`vs` beside a number read as a comparison with the next column."""
+    table = printed(folder, 120).split("report: ")[0]
+    assert "null 4.00" in table and "; null: what chance gives; " in table and not re.search(r"\bvs\b", table)
+
+
 def test_what_is_absent_for_every_run_has_no_column(tmp_path: Path) -> None:
     gone = {"loss_nats": {"reason": "no corpus"}}
     text = printed(sweep(tmp_path, [run(tmp_path, values=gone), run(tmp_path, seed=1, values=gone)]), 400)
@@ -70,7 +77,7 @@ def test_a_single_runs_table_has_no_names_and_tells_of_its_own_file(
     entry = run(tmp_path)
     print_run(tmp_path / entry["name"])
     text = capsys.readouterr().out
-    assert "more in" in text and "summary.json" in text and "summary.csv" not in text
+    assert "more in summary.json" in " ".join(text.split()) and "summary.csv" not in text
     table = text.partition("report: ")[0]
     assert entry["name"][:12] not in table and "10.0" in table and "…" not in table
     assert max(map(len, table.splitlines())) <= 40

@@ -58,6 +58,9 @@ def test_effects_are_those_on_record(experiment: str) -> None:
             assert found[key(row)][name] == pytest.approx(row[name], rel=1e-12, abs=1e-12), (key(row), name)
             compared += 1
         assert found[key(row)]["n"] == row["n"]
+        if "detectable" in row:  # the oldest record has none
+            assert (row["detectable"] is None) == (row["q"] < 0.05)
+            assert found[key(row)]["detectable"] == (row["detectable"] and pytest.approx(row["detectable"], rel=1e-9))
     assert compared == 5 * len(committed)
 
 

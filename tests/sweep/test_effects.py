@@ -158,6 +158,28 @@ def test_q_values_are_over_the_rows_that_have_a_p() -> None:
     assert [row["q"] for row in rows] == [pytest.approx(0.03), None, pytest.approx(0.04), pytest.approx(0.04)]
 
 
+def test_the_smallest_detectable_effect_is_that_of_q() -> None:
+    def tested(value: float, p: float) -> dict[str, Any]:  # three seeds, standard deviation √3: a standard error of 1
+        return {"value": value, "ci_low": value - 4.302653, "ci_high": value + 4.302653, "n": 3, "p": p}
+
+    found, *others = with_q([tested(9, 0.0121), tested(4.4, 0.048), tested(1, 0.42), tested(0, 1.0)])
+    assert (found["q"], found["detectable"]) == (pytest.approx(0.0484), None)
+    # The second test's interval excludes 0 and its q is 0.096. Beside the one of four that is found, a test is found at
+    # p ≤ 0.05 · 2/4 = 0.025: |t| > 6.20535 with 2 degrees of freedom. Of its noncentral t, 80 % lie beyond that at 8.0104.
+    critical = scipy.stats.t.ppf(1 - 0.025 / 2, 2)
+    assert critical == pytest.approx(6.20535, abs=1e-5)
+    for row in others:
+        assert row["q"] >= 0.05 and row["detectable"] == pytest.approx(8.01042, abs=1e-4)
+        assert abs(row["value"]) < row["detectable"]
+    assert scipy.stats.nct.sf(critical, 2, 8.01042) == pytest.approx(0.8, abs=1e-5)
+    # Mutants: the level of one test, and that of the first test of the family.
+    assert smallest_detectable(3**0.5, 3) == pytest.approx(5.6535, abs=1e-4)
+    assert smallest_detectable(3**0.5, 3, alpha=0.05 / 4) == pytest.approx(11.3, abs=0.1)
+    (alone,) = with_q([tested(4, 0.058)])
+    assert alone["detectable"] == pytest.approx(5.6535, abs=1e-4)
+    assert [row["detectable"] for row in with_q([{"p": None, "value": 3, "n": 1}])] == [None]
+
+
 # --- Any key as a factor: records made by hand, one value a run
 
 
@@ -205,7 +227,12 @@ def test_effects_of_a_model_with_known_coefficients() -> None:
     np.testing.assert_allclose((position["ci_low"], position["ci_high"]), t_interval(per_seed))
     assert position["p"] == pytest.approx(scipy.stats.ttest_1samp(per_seed, 0).pvalue)
     assert position["n"] == 3
-    assert position["detectable"] == pytest.approx(smallest_detectable(per_seed.std(ddof=1), 3))
+    # Two of the 7 effects are found, those that are alike in every seed: a further one would be at p ≤ 0.05 · 3/7.
+    assert {name for name, row in effects.items() if row["q"] < 0.05} == {
+        ("attention",),
+        ("data_ordering", "attention"),
+    }
+    assert position["detectable"] == pytest.approx(smallest_detectable(per_seed.std(ddof=1), 3, alpha=0.05 * 3 / 7))
     # Mutant: an unpaired contrast would drown it in the differences between seeds.
     by_level = {
         level: [run.value("outcome") for run in runs if run.factors["position_enc"] == level]

@@ -1,6 +1,7 @@
 import itertools
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pytest
 
 from headdyn.core.records import Metric
 from headdyn.data.lines import NOTHING_TO_SELECT
-from headdyn.sweep.effect_words import ONE_SEED, verdict
+from headdyn.sweep.effect_words import ONE_SEED, verdict, would_be_detected
 from headdyn.sweep.record import SweepRecord
-from headdyn.sweep.words import statements, worth_sentence
+from headdyn.sweep.words import WORTH, statements, worth_sentence
 from tests.report.folders import matrix, measured, run, sweep
 from tests.sweep.test_effects import selectivity
 
@@ -47,10 +48,11 @@ def test_with_seeds_q_decides_what_is_said(tmp_path: Path) -> None:
 
 def test_a_null_result_stands_beside_what_would_have_been_detected(tmp_path: Path) -> None:
     sentences = answers(sweep(tmp_path, matrix(tmp_path, seeds=(0, 1), selectivity=selectivity)))[ORDER]
-    # The value and interval of test_effects: 8 points, ± 12.7062 standard errors of 1 point. Two seeds reveal an effect
-    # in four of five repetitions where it is 16 of its standard errors.
+    # The value and interval of test_effects: 8 points, ± 12.7062 standard errors of 1 point. 5 of 8
+    # outcomes × 7 effects are found, so that a further one would be at p ≤ 0.05 · 6/56: |t| > 118.8 with two seeds. In
+    # four of five repetitions t = (Z + δ)/|Z'| exceeds that for δ = 152, since |Z'| < 1.2816 in as many.
     assert sentences[0].startswith(
-        "No effect of 16 points or more on topic selectivity detected: topic less shuffled is +8 [−5, +21] points (p = "
+        "No effect of 150 points or more on topic selectivity detected: topic less shuffled is +8 [−5, +21] points (p = "
     )
 
 
@@ -62,13 +64,20 @@ def test_a_small_p_without_a_small_q_is_no_effect() -> None:
         "ci_high": 0.03,
         "p": 0.02,
         "n": 3,
-        "detectable": 0.015,
+        "detectable": 0.035,
     }
     metric = Metric(meaning="", label="selectivity", unit="points", scale=100, digits=2)
     assert verdict({**row, "q": 0.04}, lambda name: metric) == "Effect on selectivity"
-    assert verdict({**row, "q": 0.06}, lambda name: metric) == "No effect on selectivity detected"
-    smaller = {**row, "value": 0.01, "q": 0.06}  # a bound is said only where the difference lies within it
-    assert verdict(smaller, lambda name: metric) == "No effect of 1.5 points or more on selectivity detected"
+    assert would_be_detected({**row, "q": 0.04}, metric) == ""
+    # The interval excludes 0, so that "not detected" alone would contradict it.
+    missed = {**row, "q": 0.06}
+    limit = "No effect of 3.5 points or more on selectivity"
+    assert verdict(missed, lambda name: metric) == f"{limit} found after correction for all outcomes"
+    corrected = " (not found after correction for all outcomes; 3.5 points would be detected)"
+    assert would_be_detected(missed, metric) == corrected
+    within = {**missed, "ci_low": -0.01}
+    assert verdict(within, lambda name: metric) == f"{limit} detected"
+    assert would_be_detected(within, metric) == " (3.5 points would be detected)"
 
 
 def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
@@ -138,6 +147,69 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
     assert worth_sentence([{"selection_worth_absent": "no line knows who speaks"}]) == earlier
     nothing = "Selecting by topic is worth nothing on this corpus: no sequence has tokens of two topics."
     assert worth_sentence([NOTHING_TO_SELECT]) == nothing
+
+
+def of_topics(folder: Path, levels: Mapping[int, Mapping[str, Any]], seeds: Sequence[int] = (0, 1)) -> Path:
+    """A sweep over data.num_topics; `levels` gives, by number of topics, the facts of its corpora and scalars."""
+    entries = []
+    for topics, seed in itertools.product(levels, seeds):
+        place = folder / f"topics{topics}"
+        settings = {"data": {"seed": seed, "num_topics": topics}}
+        values = {name: measured(v + 0.001 * seed) for name, v in levels[topics].get("values", {}).items()}
+        entry = run(place, seed=seed, settings=settings, values=values | levels[topics].get("lines", {}))
+        path = place / entry["name"] / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["stages"]["corpus"]["key"] += f" {topics}"
+        manifest["corpus"]["facts"] |= levels[topics].get("facts", {})
+        path.write_text(json.dumps(manifest))
+        entry["folder"], entry["name"] = f"topics{topics}/{entry['name']}", f"{entry['name']}_{topics}"
+        entry["factors"] = {**entry["factors"], "data.num_topics": topics}
+        entries.append(entry)
+    return sweep(folder, entries)
+
+
+def test_the_worth_of_selecting_is_given_for_each_setting_of_the_data(tmp_path: Path) -> None:
+    def facts(worth: float) -> dict[str, dict[str, float]]:
+        lines = {"selection_worth_nats": worth, "selection_worth_second_half_nats": worth, "floor_nats": 2.0}
+        return {"facts": {**lines, "position_only_nats": 2.0 + worth}}
+
+    lead, two, four = answers(of_topics(tmp_path, {2: facts(0.107), 4: facts(0.218)}))[WORTH]
+    assert lead == (
+        "What selecting by topic is worth depends on the data: 0.107 nats a token with topics 2 and 0.218 nats a token "
+        "with topics 4."
+    )
+    assert two.startswith("topics 2: Selecting by topic is worth 0.107 nats a token (means over 2 corpora), 0.107 on")
+    assert four.startswith("topics 4: Selecting by topic is worth 0.218 nats a token (means over 2 corpora), 0.218 on")
+    assert "0.162" not in " ".join((lead, two, four))  # the mean over both, which is the worth on neither
+    nothing, without = (
+        answers(of_topics(tmp_path / "one", {1: {"facts": NOTHING_TO_SELECT}, 2: facts(0.107)}))[WORTH],
+        answers(of_topics(tmp_path / "none", {1: {"facts": NOTHING_TO_SELECT}, 2: {}}))[WORTH],
+    )
+    assert nothing[0] == two and nothing[1] == without[0]
+    assert without == [
+        "topics 1: Selecting by topic is worth nothing on this corpus: no sequence has tokens of two topics."
+    ]
+
+
+def test_losses_on_different_data_stand_beside_their_floors(tmp_path: Path) -> None:
+    def level(loss: float, floor: float | None) -> dict[str, dict[str, Any]]:
+        return {"values": {"loss_nats": loss}, "lines": {"floor_nats": floor}}
+
+    question, note = (
+        "Does data.num_topics matter?",
+        "The exact floors of these data differ too ({}): compare losses above",
+    )
+    (apart,) = [
+        s for s in answers(of_topics(tmp_path, {2: level(2.4, 2.0), 4: level(2.6, 2.15)}))[question] if "floor" in s
+    ]
+    assert "held-out loss (" in apart or "held-out loss +" in apart
+    assert apart.endswith(note.format("2.000 with topics 2 and 2.150 with topics 4") + " the floor.")
+    alike = answers(of_topics(tmp_path / "alike", {2: level(2.4, 2.0), 4: level(2.6, 2.0)}))[question]
+    assert "held-out loss" in " ".join(alike) and "floor" not in " ".join(alike)
+    unknown = answers(of_topics(tmp_path / "unknown", {2: level(2.4, 2.0), 4: level(2.6, None)}))[question]
+    assert note.format("2.000 with topics 2 and unknown with topics 4") in " ".join(unknown)
+    gone = answers(of_topics(tmp_path / "gone", {2: {"lines": {"loss_nats": None}}, 4: level(2.6, 2.15)}))[question]
+    assert "floor" not in " ".join(gone)
 
 
 def test_plateau_left_and_not_left(tmp_path: Path) -> None:
@@ -231,5 +303,5 @@ def test_an_interaction_is_taken_apart_by_simple_effects(tmp_path: Path) -> None
     # Each factor's effect at both levels of the other, with the q of the family of simple effects.
     assert re.search(r"topic order in RoPE runs \+0\.02 \[−0\.03, \+0\.07\] points \(q = ", text)
     assert "topic order in DroPE runs +8.03 [+7.96, +8.10] points (q " in text
-    assert "DroPE in shuffled runs 0.000 [0.000, 0.000] points (q = 1.00)" in text
+    assert "DroPE in shuffled runs 0.000 [0.000, 0.000] points (q = 1.00; 0 points would be detected)" in text
     assert "DroPE in topic runs +8.010 [+7.985, +8.035] points (q " in text

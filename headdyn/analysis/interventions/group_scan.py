@@ -25,7 +25,9 @@ class GroupScan(PatchSettings):
     pairs with half of the weight each, so that preferring one form of answer gains nothing. Under the null, heads are
     relabelled at random in each pair on its own. Groups of all sizes are compared by their excess in standard
     deviations under the null, and p compares the largest with the largest of the same scan after relabelling. It is
-    small if the same heads stand out in many pairs; it does not say that they work together.
+    small if the same heads stand out in many pairs; it does not say that they work together. Heads of a trained model
+    always differ a little, so p alone finds a group in most models: the report calls one found if p is at most 0.05 and
+    the interval of what it adds (`best_group_nats`) lies above `least_nats`.
 
     Where one size has more than `groups_per_size` groups, so many are drawn, as families closed under rotation of the
     heads in a random order. Heads are then relabelled by rotations, so that the test stays exact.
@@ -39,6 +41,7 @@ class GroupScan(PatchSettings):
     largest: Annotated[int, Field(ge=1)] | None = None
     groups_per_size: Annotated[int, Field(ge=24)] = 1_000
     relabellings: Annotated[int, Field(ge=199)] = 999
+    least_nats: Annotated[float, Field(ge=0)] = 0.5
 
     rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})

@@ -8,6 +8,7 @@ from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.numbers import ABSENT, count, p_is, p_value
 from headdyn.report.blocks import Cell, Heading, Section, Table, cell
 from headdyn.report.looks import key_name
+from headdyn.sweep.effect_words import detectable_size
 from headdyn.sweep.effects import effect_name
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.record import SweepRecord
@@ -34,13 +35,20 @@ def section(sweep: SweepRecord) -> Section | None:
             cell(row, metric, signed=True),
             p_value(row.get("p")),
             p_value(row.get("q")),
-            ABSENT if row.get("detectable") is None else f"{metric.scale * row['detectable']:.2g}",
+            detectable_size(row, metric) or ABSENT,
             row["n"],
         ]
         for row in sweep.effects
         if row["outcome"] == outcomes[0]
     ]
-    columns = ["effect", f"{metric.label}\n{metric.of_differences}", "p", "q", "detectable\nwith 80 % power", "seeds"]
+    columns = [
+        "effect",
+        f"{metric.label}\n{metric.of_differences}",
+        "p",
+        "q",
+        "detectable\nby q, with 80 % power",
+        "seeds",
+    ]
     pictures = effect_figures(sweep, outcomes[:1]).values()
     blocks = [[*pictures, Table(columns=columns, rows=rows)]]
     return Section("effects", f"Effects on {metric.label}", blocks, folded=False)
@@ -124,8 +132,11 @@ def _wide_table(sweep: SweepRecord, rows: Sequence[Row], outcomes: Sequence[str]
 def _with_q(sweep: SweepRecord, row: Row | None, *, signed: bool) -> Cell:
     if row is None:
         return Cell()
+    metric = sweep.metric(row["outcome"])
+    bound = detectable_size(row, metric)
     q = "" if row.get("q") is None else p_is(row["q"], "q")
-    return replace(cell(row, sweep.metric(row["outcome"]), signed=signed), null="", note=q)
+    note = f"{q}, {bound} detectable" if bound else q
+    return replace(cell(row, metric, signed=signed), null="", note=note)
 
 
 def _level(row: Row) -> str:

@@ -17,7 +17,8 @@ _WORDS = {
     "unit": "what was drawn independently: sequences within a run, trainings (seeds) for a factor",
     "effect": "mean at a factor's second level less mean at its first, within a seed; of two factors (×) half the "
     "difference between the effects of one at the two levels of the other",
-    "detectable": "the smallest effect that as many seeds with this spread would reveal in four of five repetitions",
+    "detectable": "beside an effect that was not found, the smallest one whose q would be below 0.05 in four of five "
+    "repetitions, with as many seeds of this spread and as many other effects found",
     "matched loss": "two arms compared where their held-out losses are equal, not where their steps are",
     "RoPE": "rotary positions",
     "DroPE": "the RoPE model after rotation was taken out of every layer, and a short second training",
@@ -42,7 +43,7 @@ _PROMPT_WORDS = {
 }
 # Numbers that the pipeline itself records: meaning, range, unit.
 _RUN = {
-    "random_nats": ("loss of uniform guessing, ln V", "0 …", "nats"),
+    "random_nats": ("loss of guessing uniformly among what may come; where any token may, ln V", "0 …", "nats"),
     "mixture_nats": ("loss of the best topic-blind bigram, where a model waits before it infers topics", "0 …", "nats"),
     "position_only_nats": ("loss of the best predictor that weighs evidence by distance alone", "0 …", "nats"),
     "speaker_blind_nats": ("loss of the exact filter that does not know who speaks", "0 …", "nats"),

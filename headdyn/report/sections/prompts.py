@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.analysis.interventions.permutation import CONTROL
 from headdyn.analysis.interventions.splits import read_splits
 from headdyn.core.chart_parts import PALETTE, alt
@@ -192,18 +193,26 @@ def _scan(job: Job) -> list[str]:
     groups = _read(job, "group_scan.parquet")
     if not groups:
         return []
-    best, test, gain = max(groups, key=lambda row: row["standardised"]), job.scalar("scan_maximum"), "best_group_nats"
+    best, test = max(groups, key=lambda row: row["standardised"]), job.scalar("scan_maximum")
+    gain, least = job.scalar("best_group_nats"), _least_nats(job)
     word = "more" if test["p"] <= 0.05 else "not reliably more"
+    enough = gain.get("value") is not None and gain["ci_low"] > least
     sentences = [
+        f"{'A' if enough and test['p'] <= 0.05 else 'No'} group of heads is found that stands out and surely adds "
+        f"more than {least:g} nats.",
         f"Of {number(len(groups))} groups of up to {max(row['size'] for row in groups)} heads, that of "
         f"{'head' if best['size'] == 1 else 'heads'} {listed([str(head) for head in best['heads']])} stands out most: "
-        f"{word} than chance gives when the same scan is run on relabelled heads ({p_is(test['p'])})."
+        f"{word} than chance gives when the same scan is run on relabelled heads ({p_is(test['p'])}).",
     ]
-    if job.scalar(gain).get("value") is not None:
-        sentences.append(
-            f"Chosen on the other pairs, the best group adds {spelled(job.scalar(gain), signed=True)} nats."
-        )
+    if gain.get("value") is not None:
+        sentences.append(f"Chosen on the other pairs, the best group adds {spelled(gain, signed=True)} nats.")
     return sentences
+
+
+def _least_nats(job: Job) -> float:
+    """What a group must add to count as found; the default for records of earlier versions, which lack the setting."""
+    scan = job.run.manifest["config"].get("analysis", {}).get("group_scan", {})
+    return float(scan.get("least_nats", GroupScan.least_nats))
 
 
 def _doses(job: Job) -> list[str]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from headdyn.core.numbers import count, fixed, listed, spelled
 from headdyn.report.head_data import head_metrics, metrics_of_roles
 from headdyn.studies.topic_order import retention
-from headdyn.sweep.effect_words import ALPHA, ONE_SEED, Metrics, Row, difference, is_effect, would_be_detected
-from headdyn.sweep.effects import factor_effects
+from headdyn.sweep.effect_words import ONE_SEED, Metrics, Row, difference, is_effect, would_be_detected
+from headdyn.sweep.effects import ALPHA, factor_effects
 from headdyn.sweep.factors import level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord

@@ -17,8 +17,8 @@ from headdyn.core.randomness import generator
 from headdyn.core.records import Metric
 from headdyn.core.statistics import draws_test, effect_over_seeds
 from headdyn.report.blocks import Cell, Heading, Section, Table, cell
-from headdyn.sweep.effect_words import ALPHA, is_effect, would_be_detected
-from headdyn.sweep.effects import unrecovered, with_q
+from headdyn.sweep.effect_words import detectable_size, is_effect, would_be_detected
+from headdyn.sweep.effects import ALPHA, unrecovered, with_q
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
@@ -53,7 +53,7 @@ def sections(sweep: SweepRecord) -> list[Section]:
             continue
         blocks.append(Heading(group))
         metrics = {name: sweep.metric(name) for name in _MEASURES}
-        columns = ["layer", "with RoPE", "after DroPE", "difference", "p", "q"]
+        columns = ["layer", "with RoPE", "after DroPE", "difference", "p", "q", "detectable"]
         for name in _MEASURES:
             cells = [_row(row, metrics[name]) for row in rows if row["measure"] == name]
             blocks += [Heading(metrics[name].label), Table(columns=columns, rows=cells)] if cells else []
@@ -84,7 +84,7 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 def _change(row: Mapping[str, Any], sweep: SweepRecord) -> str:
     metric = sweep.metric(row["measure"])
     text = f"{metric.label} at layer {row['layer']}, {metric.spelled(row, signed=True)} {metric.of_differences}"
-    return text + would_be_detected(row, metric)
+    return text + would_be_detected(row, metric, family="all layers and measures")
 
 
 def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
@@ -152,7 +152,8 @@ def collapse(jobs: Sequence[Job]) -> str:
     change, *ends = (fixed(100 * number, 0, signed=True) for number in numbers if number is not None)
     interval = f" [{', '.join(ends)}]" if ends else ""
     tested = "no interval from one seed" if effect.p is None else f"{p_is(effect.p)}, {count(effect.n, 'seed')}"
-    tested += would_be_detected(vars(effect), _SHARE, "; {}", decimals=0)
+    (row,) = with_q([vars(effect)])  # a family of one
+    tested += would_be_detected(row, _SHARE, "; {}", decimals=0)
     return f"The drop changes the share explained by {change}{interval} points ({tested})."
 
 
@@ -202,4 +203,4 @@ def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[str, str, str, Any
 def _row(row: Mapping[str, Any], metric: Metric) -> list[Cell | str]:
     cells = [cell(part, metric, signed=True) for part in (row["rope"], row["drope"], row)]
     p, q = ("" if row[name] is None else p_value(row[name]) for name in ("p", "q"))
-    return [str(row["layer"]), *cells, p, q]
+    return [str(row["layer"]), *cells, p, q, detectable_size(row, metric)]

@@ -45,12 +45,13 @@ def test_instruments_are_compared_alike_where_the_whole_model_was_looked_at(tmp_
         "(raw attention), +2.1 [+0.8, +3.4] points (attention rollout) and −1.1 [−2.4, +0.2] points (TensorLens)"
     )
     assert differences in by_question[AFTER][0]
-    # p is 0.02, 0.03 and 0.06; q over the family of all outcomes is above 0.05. With two seeds and a standard error of
-    # 0.1 points, an effect of 16 standard errors has t > 12.7 in four of five repetitions (t = (Z + 16)/|Z'|). The
-    # differences of raw attention and rollout are larger, so that no bound is given.
+    # p is 0.02, 0.03 and 0.06; q over the family of all outcomes is above 0.05. Of its 44 tests 3 are found, so that a
+    # further one would be at p ≤ 0.05 · 4/44: t > 140 with two seeds. With a standard error of 0.1 points an effect of 180
+    # standard errors exceeds that in four of five repetitions (t = (Z + 180)/|Z'|, |Z'| < 1.28).
+    corrected = "(not found after correction for all outcomes; 18 points would be detected)"
     assert by_question[AFTER][0].startswith(
-        "No effect detected by raw attention, attention rollout, TensorLens (1.6 points would be detected) and "
-        "probes (0 points would be detected). "
+        f"No effect detected by raw attention {corrected}, attention rollout {corrected}, TensorLens (18 points would be "
+        "detected) and probes (0 points would be detected). "
     )
     assert "by +6.1 [+4.8, +7.4] points (raw attention)" in by_question[WITH][0]
     assert not any(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from headdyn.report.blocks import Table
 from headdyn.studies.topic_order.retention import (
     best_cut,
     collapse,
@@ -44,6 +45,8 @@ def test_retention_is_the_interaction_of_order_and_drop_at_each_layer(tmp_path: 
     assert some["q"] < 0.05
     (section,) = sections(record)
     assert section.title == "Does order's mark outlast the drop?" and "+3.00" in section.html
+    (table,) = [block for block in section.blocks if isinstance(block, Table) and len(block.rows) == 2]
+    assert table.columns[-1] == "detectable" and [row[-1] for row in table.rows] == ["0", ""]  # the second is found
 
 
 def test_the_answer_names_the_layers(tmp_path: Path) -> None:
@@ -52,6 +55,21 @@ def test_the_answer_names_the_layers(tmp_path: Path) -> None:
         "Dropping positions changes what topic order does, by topic selectivity at layer 1, +3.00 [+2.75, +3.25] points (q < 0.05)."
     )
     assert any(text.startswith("No change detected: topic selectivity at layer 0, ") for text in statement.sentences)
+
+
+def test_a_change_whose_interval_alone_excludes_0_is_said_to_be_not_found_after_correction(tmp_path: Path) -> None:
+    entries = []
+    for seed, ordering, position in itertools.product((0, 1, 2), ("shuffled", "topic"), ("rope", "drope")):
+        both = ordering == "topic" and position == "drope"
+        value_LH = np.array([[0.2, 0.2], [0.1, 0.1]]) + both * np.array(
+            [[0.03 + 0.01 * (seed - 1)], [0.02 * (seed - 1)]]
+        )
+        entries.append(run(tmp_path, ordering=ordering, position=position, seed=seed, selectivity_LH=value_LH))
+    (statement,) = headlines(SweepRecord.read(sweep(tmp_path, entries)))
+    # 0.02, 0.03 and 0.04: standard error 0.0058, t = 5.196 with 2 degrees of freedom, p = 0.035, times the layers.
+    first, second = statement.sentences[1:3]
+    assert "at layer 0, +3.0 [+0.5, +5.5] points (not found after correction for all layers and measures; " in first
+    assert "not found" not in second and second.endswith(" points would be detected).")
 
 
 def test_another_factor_is_averaged_over_and_depths_are_not_mixed(tmp_path: Path) -> None:
