@@ -15,10 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from headdyn.core.run_folder import RunRecord
 from headdyn.studies.landmarks import Case, Landmark, verdict
 from headdyn.studies.landmarks.clamping.predictions import PATTERN, phase_change
 from headdyn.studies.landmarks.courses import Course, courses, crossing, labels
+from headdyn.studies.landmarks.markov_phases.predictions import CHAINS, nearest
 from headdyn.studies.landmarks.statistical_induction.predictions import ROWS, gap_closed
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -47,6 +50,8 @@ SETTINGS = (
     "(95 %, Clopper–Pearson; units",
     "of seed 100",
     "one of seed 0;",
+    "seeds 0 to 2",
+    "seeds 3 to 5",
 )
 _RECORDED = re.compile(r"best_prefix_matching|in_context_nats|kl_\w+_nats|(random|floor|unigram|bigram|loss)_nats")
 
@@ -111,15 +116,43 @@ def fragments(folder: Path) -> list[str]:
         )
     ]
     free, previous, even = ([change[seed] for seed in sorted(changes[0])] for change in changes)
-    assert all(even_at <= after for (after, _), (_, even_at) in zip(free, even, strict=True))
+    earlier = sum(even_at <= after for (after, _), (_, even_at) in zip(free, even, strict=True))
+    later = [seed for seed in sorted(changes[0]) if changes[2][seed][0] >= changes[0][seed][1]]
+    assert (
+        earlier + len(later) == len(even)
+        and len(later) == 1
+        and all(a[1] < b[0] for a, b in zip(previous, even, strict=True))
+    )
+    delays = [
+        (free_at, held_after)
+        for course in recorded(folder, "clamping")
+        if course.factors[PATTERN] == "uniform"
+        for (_, free_at), (held_after, _) in [(changes[0][course.seed], phase_change(course))]
+        if np.isfinite(free_at)
+    ]
+    assert all(free_at <= held_after for free_at, held_after in delays)
+    own = [
+        [name for name in nearest(course, where="") if name is not None]
+        for course in recorded(folder, "markov_phases")
+        if course.factors[CHAINS] == 4
+    ]
+    assert all(path[0].startswith("unigram") and path[-1] == "bigram_retrieval" for path in own)
     took = read(folder / "minutes.json")
     chains = recorded(folder, "statistical_induction")
-    left = [crossing(*gap_closed(course), 0.1) for course in chains if course.factors[ROWS] == "doubly_stochastic"]
+    left, left_dirichlet = (
+        [crossing(*gap_closed(course), 0.1) for course in chains if course.factors[ROWS] == kind]
+        for kind in ("doubly_stochastic", "dirichlet")
+    )
+    assert all(without[0] > informed[1] for without, informed in zip(left, left_dirichlet, strict=True))
     return [
         *lines,
+        f"holds in more than half ({percent(low(len(even), len(even)))} % or more)",
         f"{hold} of {hold + fail + open_} predictions hold, {fail} does not, {open_} are undecided",
         *(f"{name.replace('_', ' ')} {fixed(took[name]['minutes'], 1)}" for name in NAMES),
         f"a tenth of the way in {spans(left)}",
+        f"the others in {spans(left_dirichlet)}",
+        f"forward in {earlier} of {len(even)} seeds and delays it in {len(later)}",
+        f"delays the change in {len(delays)} of {len(free)} seeds",
         f"in {spans(even)}, against {spans(free)} without and {spans(previous)} at the previous token",
     ]
 
