@@ -14,7 +14,20 @@ from headdyn.core.figures import Interval, interval_plot
 from headdyn.sweep.record import SweepRecord
 from tests.experiments.records import fixed, high, low, p_is, percent, read, span, spelled
 
-SETTINGS = ("twelve heads", "number 5", "p ≤ 0.05", "p > 0.05", "it is 0.05 or less also", "is over pairs (95 %)")
+SETTINGS = (
+    "fixed at 0.5 nats",
+    "at 0 nothing is planted",
+    "and at 0.1 a group",
+    "in no suite at 0",
+    "At 0.003, where",
+    "finds three suites of four",
+    "twelve heads",
+    "number 5",
+    "p ≤ 0.05",
+    "p > 0.05",
+    "it is 0.05 or less also",
+    "is over pairs (95 %)",
+)
 PLANTED = {0, 2, 4, 6, 8, 10}
 
 

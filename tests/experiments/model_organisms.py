@@ -13,7 +13,7 @@ from headdyn.studies.organisms.detection import ALPHA
 from headdyn.studies.organisms.settings import FINAL_STEP, Organism
 from tests.experiments.records import high, low, p_is, percent, read, span
 
-SETTINGS = ("strength > 0.5", "Clopper–Pearson, 95 %")
+SETTINGS = ("is planted, 31 of them", "in at most 4, and", "strength > 0.5", "Clopper–Pearson, 95 %")
 POWER, FALSE_POSITIVES = 0.95, 0.1
 Rows = list[dict[str, Any]]
 
