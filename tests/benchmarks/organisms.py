@@ -69,18 +69,18 @@ def planting() -> None:
     decoder = Decoder(config).initialise(torch.Generator().manual_seed(0), settings.init_std)
     batch = draw_batch(settings.suite, 0, settings.batch_size)
 
-    def seconds(heads: tuple[int, ...]) -> float:
+    def seconds(groups: tuple[tuple[int, ...], ...]) -> float:
         begun = time.perf_counter()
         for _ in range(STEPS):
-            losses = interchange_losses(decoder, batch, settings.planted_layer, heads)
+            losses = interchange_losses(decoder, batch, settings.planted_layer, groups)
             torch.stack([*losses.values()]).sum().backward()
             decoder.zero_grad()
         return time.perf_counter() - begun
 
     torch.set_num_threads(1)  # as suites are trained
-    heads = settings.planted_heads
-    seconds(heads)
-    ratios = [seconds(heads) / seconds(()) for _ in range(REPETITIONS)]
+    groups = settings.planted_groups
+    seconds(groups)
+    ratios = [seconds(groups) / seconds(()) for _ in range(REPETITIONS)]
     print(f"  losses and gradients of a step that plants: {three(ratios)} times those of its text alone")
 
 

@@ -19,7 +19,7 @@ from headdyn.data.ordering import dominant_topics
 from headdyn.studies.topic_order.retention import collapse, null_shares, retention, two_groups
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.record import SweepRecord
-from tests.experiments import attention_held
+from tests.experiments import attention_held, repeats
 from tests.experiments.records import (
     Row,
     Scalar,
@@ -310,6 +310,7 @@ def of_drop(folder: Path, runs: list[Row]) -> list[str]:
     return [
         f"{above + below} of the {len(layers)} intervals exclude 0, {above} above it and {below} below",
         *map(by_layer, layers),
+        repeats.sentence(folder),
         *of_groups(folder, record["two_groups"]),
         record["collapse"],
         f"{sum(run['recovered'] == 'true' for run in arms)} of {len(arms)} DroPE arms recovered",
