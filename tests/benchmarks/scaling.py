@@ -29,7 +29,7 @@ import torch
 from headdyn.analysis.pattern_sums import collect
 from headdyn.analysis.sequences import Sequences
 from headdyn.core.figures import Curve, Figure, curves
-from headdyn.core.machine import keep_freed_memory, multiplies_bf16
+from headdyn.core.machine import bf16_is_faster, keep_freed_memory
 from headdyn.core.records import log_spaced
 from headdyn.training.objective import Precision, autocast, next_token_loss
 from headdyn.training.optimizers import Optimizers
@@ -48,7 +48,7 @@ CHECKPOINTS = [f"step{step}" for step in log_spaced(80, 10)]
 def training_step(shape: Shape) -> Callable[[], object]:
     decoder, (tokens_BT, _) = shape.decoder(), shape.batches()(np.arange(shape.batch))
     optimizers = Optimizers(decoder, SETTINGS)
-    precision: Precision = "bf16" if multiplies_bf16("cpu") else "fp32"
+    precision: Precision = "bf16" if bf16_is_faster("cpu") else "fp32"
 
     def work() -> None:
         with autocast(precision, "cpu"):

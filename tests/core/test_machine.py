@@ -1,6 +1,7 @@
 """What a machine is asked for; the choice of a GPU is tested in tests/test_launchers.py."""
 
 import os
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,28 @@ def test_a_gpu_that_is_not_there_is_refused_and_a_processor_is_not(monkeypatch):
         assert machine.resolve("auto", "fp32", 1).device == "cpu"
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "avx512", "amx", "chosen"),
+    [
+        ("AuthenticAMD", True, False, "bf16"),
+        ("AuthenticAMD", False, False, "fp32"),
+        ("GenuineIntel", True, False, "fp32"),  # its instruction takes longer than two of float32
+        ("GenuineIntel", True, True, "bf16"),
+        ("", False, False, "fp32"),
+    ],
+)
+def test_bf16_is_chosen_where_its_products_are_faster(monkeypatch, vendor, avx512, amx, chosen):
+    monkeypatch.setattr(machine, "_vendor", lambda: vendor)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert machine.resolve("cpu", "auto", torch.get_num_threads()).precision == chosen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_the_vendor_is_the_systems():
+    assert machine._vendor() in ("AuthenticAMD", "GenuineIntel", "")
 
 
 def test_freed_memory_is_kept_by_both_thresholds_of_malloc_h(monkeypatch):
