@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.benchmarks.shapes import machine
+
 
 class Benchmark(NamedTuple):
     """What it measures, and the option that makes it take long."""
@@ -89,7 +91,9 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="with the laptop matrix (ten minutes) and 400,000 documents"
     )
-    parser.add_argument("--out", type=Path, help="a folder for bench.json: what each of them printed, and the load")
+    parser.add_argument(
+        "--out", type=Path, help="a folder for bench.json: what each of them printed, the processor, and the load"
+    )
     chosen = parser.parse_args()
     unknown = [name for name in chosen.names if name not in BENCHMARKS]
     if unknown:
@@ -104,7 +108,8 @@ def main() -> None:
         print(f"   took {took:.0f} s", flush=True)
         failed += [] if lines else [name]
         if chosen.out and lines:
-            keep(chosen.out, name, {"load": round(load, 2), "seconds": round(took, 1), "printed": lines})
+            record = {"processor": machine()["processor"], "load": round(load, 2), "seconds": round(took, 1)}
+            keep(chosen.out, name, record | {"printed": [line for line in lines if line]})
     if not chosen.names and not chosen.long:
         print(f"\nall in {time.monotonic() - begun:.0f} s")
     if failed:

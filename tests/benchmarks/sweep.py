@@ -3,7 +3,7 @@
     python -m tests.benchmarks.sweep                            # smoke, three times each way
     python -m tests.benchmarks.sweep --mode laptop              # as `make run`, once: about ten minutes
     python -m tests.benchmarks.sweep --before FOLDER            # also another checkout's, alternating
-    python -m tests.benchmarks.sweep --out experiments/speed    # and the numbers into FOLDER/sweep.json, by mode
+    python -m tests.benchmarks.sweep --out experiments/speed    # and the numbers into FOLDER/sweep.json, by mode and processor
 
 Whole processes with an empty cache and output folder, importing included. The first step is the moment at which a
 training has written its first numbers.
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=TARGETS, default="smoke")
     parser.add_argument("--before", type=Path, help="another checkout to compare with")
     parser.add_argument("--repetitions", type=int, help="default: 3 at smoke, 1 at laptop")
-    parser.add_argument("--out", type=Path, help="a folder for sweep.json; other modes that it holds stay in it")
+    parser.add_argument("--out", type=Path, help="a folder for sweep.json; other modes and processors in it stay")
     chosen = parser.parse_args()
     sides: dict[str, tuple[Path, tuple[str, ...]]] = {"side by side": (Path.cwd(), ())}
     if chosen.mode == "smoke":
@@ -84,7 +84,8 @@ def main() -> None:
     if chosen.out:
         path = chosen.out / "sweep.json"
         record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        record[chosen.mode] = {"seconds": runs, "load_before": load, "machine": machine()}
+        here = machine()
+        record[f"{chosen.mode} on {here['processor']}"] = {"seconds": runs, "load_before": load, "machine": here}
         path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
