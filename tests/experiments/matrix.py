@@ -310,7 +310,7 @@ def of_drop(folder: Path, runs: list[Row]) -> list[str]:
     return [
         f"{above + below} of the {len(layers)} intervals exclude 0, {above} above it and {below} below",
         *map(by_layer, layers),
-        repeats.sentence(folder),
+        *repeats.sentences(folder),
         *of_groups(folder, record["two_groups"]),
         record["collapse"],
         f"{sum(run['recovered'] == 'true' for run in arms)} of {len(arms)} DroPE arms recovered",
