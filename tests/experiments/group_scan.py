@@ -39,12 +39,13 @@ def record(sweep: Path) -> list[dict[str, Any]]:
         best = max(groups.to_pylist(), key=lambda group: group["standardised"])
         added = job.run.scalars["best_group_nats"]
         found = {name: added[name] for name in ("value", "ci_low", "ci_high", "p")}
-        suites.append({"kind": model["organism"], "suite": model["suite"], "heads": best["heads"], **found})
+        graded = {"strength": model["strength"]} if "model.strength" in job.factors else {}
+        suites.append({"kind": model["organism"], "suite": model["suite"], **graded, "heads": best["heads"], **found})
     return suites
 
 
 def fragments(folder: Path) -> list[str]:
-    suites = read(folder / "scans.json")
+    suites, graded = read(folder / "scans.json"), read(folder / "graded.json")
     planted, null = ([each for each in suites if each["kind"] == kind] for kind in ("planted", "null"))
     found, false = (sum(each["p"] <= 0.05 for each in group) for group in (planted, null))
     least = GroupScan.least_nats
@@ -65,7 +66,13 @@ def fragments(folder: Path) -> list[str]:
     assert any(len(each["heads"]) < 6 for each in planted)
     assert min(each["ci_low"] for each in planted) > max(each["ci_high"] for each in null)
     added = [span((each["value"] for each in group if each["p"] <= 0.05), n) for group, n in ((planted, 1), (null, 2))]
+    strengths = sorted({each["strength"] for each in graded})
+    by_strength = {strength: [each for each in graded if each["strength"] == strength] for strength in strengths}
     return [
+        *(grade(strength, each) for strength, each in by_strength.items()),
+        f"At full strength and at 0.1 a group of planted heads alone is found. | {judged(all(map(is_right, by_strength[0.1] + by_strength[1])))}",
+        f"Nothing is found where nothing is planted. | {judged(not any(map(is_found, by_strength[0])))}",
+        f"misses some. | {judged(not all(map(is_found, by_strength[0.003])))}",
         *(
             f"| {each['kind']} {each['suite']} | {', '.join(map(str, each['heads']))} | {each['p']:.3f} | "
             f"{spelled(each, signed=True)} |"
@@ -87,17 +94,51 @@ def fragments(folder: Path) -> list[str]:
     ]
 
 
+def is_found(suite: dict[str, Any]) -> bool:
+    """Whether the scan calls a group found."""
+    return bool(suite["p"] <= 0.05 and suite["ci_low"] > GroupScan.least_nats)
+
+
+def is_right(suite: dict[str, Any]) -> bool:
+    """Whether it finds a group, of planted heads alone."""
+    return is_found(suite) and set(suite["heads"]) <= PLANTED
+
+
+def grade(strength: float, suites: list[dict[str, Any]]) -> str:
+    """A row of the table by strength."""
+    n, found, right = len(suites), sum(map(is_found, suites)), sum(map(is_right, suites))
+    small = sum(each["p"] <= 0.05 for each in suites)
+    return (
+        f"| {strength:g} | {found} of {n} ({percent(low(found, n))} to {percent(high(found, n))} %) | {right} | "
+        f"{small} of {n} | {span((each['value'] for each in suites), 2)} |"
+    )
+
+
+def judged(holds: bool) -> str:
+    return "supported" if holds else "not supported"
+
+
 def main() -> None:
     folder = Path("experiments/group_scan")
     if len(sys.argv) > 1:
-        lines = ",\n ".join(map(json.dumps, record(Path(sys.argv[1]))))
-        (folder / "scans.json").write_text(f"[{lines}]\n", encoding="utf-8")
-    marks = [
-        Interval(label=f"{each['kind']} {each['suite']}", value=each["value"], low=each["ci_low"], high=each["ci_high"])
-        for each in read(folder / "scans.json")
-    ]
-    xlabel = "what the best group adds to Δ (nats)"
-    interval_plot(marks, xlabel=xlabel, zero_line=True).save(folder / "best_groups.svg")
+        suites = record(Path(sys.argv[1]))
+        name = "graded" if "strength" in suites[0] else "scans"
+        lines = ",\n ".join(map(json.dumps, suites))
+        (folder / f"{name}.json").write_text(f"[{lines}]\n", encoding="utf-8")
+    for name, file in (("scans", "best_groups"), ("graded", "best_groups_by_strength")):
+        marks = [
+            Interval(
+                label=f"strength {each['strength']:g}, suite {each['suite']}"
+                if "strength" in each
+                else f"{each['kind']} {each['suite']}",
+                value=each["value"],
+                low=each["ci_low"],
+                high=each["ci_high"],
+            )
+            for each in read(folder / f"{name}.json")
+        ]
+        xlabel = "what the best group adds to Δ (nats)"
+        interval_plot(marks, xlabel=xlabel, zero_line=True).save(folder / f"{file}.svg")
 
 
 if __name__ == "__main__":
