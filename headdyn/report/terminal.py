@@ -11,6 +11,7 @@ from rich.text import Text
 
 from headdyn.core.numbers import ABSENT, MINUS
 from headdyn.report.blocks import Cell
+from headdyn.report.extension import added
 from headdyn.report.sections import prompts
 from headdyn.report.sections.summary import outcome_table
 from headdyn.sweep.effect_words import without_warning
@@ -40,12 +41,19 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
 def headlines(sweep: SweepRecord) -> list[str]:
     """The sentences to read first.
 
-    For series, when something emerged; for one run on prompts, all its answers; for factors, their effects on the
-    primary outcome; for anything else, the first sentence of every answer.
+    What a study's package wants in the terminal; then for series, when something emerged; for one run on prompts, all
+    its answers; for factors, their effects on the primary outcome; for anything else, the first sentence of every
+    answer.
     """
+    asked = [f"{each.question}. {each.sentences[0]}" for each in added("headlines", sweep) if each.in_terminal]
+    return [*asked, *_of_records(sweep)]
+
+
+def _of_records(sweep: SweepRecord) -> list[str]:
+    """The sentences that follow from a sweep's records, whatever its study."""
     series = read_series(sweep)
     if series:
-        return [headline(each) for each in series]
+        return [f"{each.title}: {headline(each)}" if each.title else headline(each) for each in series]
     if len(sweep.jobs) == 1 and (answers := prompts.statements(sweep.jobs[0])):
         return [sentence for answer in answers for sentence in answer.sentences]
     every = statements(sweep)

@@ -16,7 +16,7 @@ from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Metric, write_table
 from headdyn.core.whole_files import whole_file
 from headdyn.sweep.factors import level_label
-from headdyn.sweep.jobs import Job
+from headdyn.sweep.jobs import Job, reading_order
 from headdyn.sweep.outcomes import unnamed
 from headdyn.sweep.record import VERDICT, SweepRecord
 
@@ -25,7 +25,6 @@ _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
 # Entries that earlier records lack.
 _DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
 _FORMER_NAMES: Mapping[str, str] = read_json(Path(__file__).with_name("former_names.json"))
-_TITLED_BY = ("model", "attention", "data_ordering", "position_enc", "mode", "protocol", "seed")
 
 
 @dataclass(frozen=True)
@@ -171,7 +170,8 @@ def _renamed(record: Any) -> Any:
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """The title of each series, by number: the levels in which it differs from the others; "" for a single one."""
-    varied = [n for n in _TITLED_BY if len({str(entry["factors"].get(n)) for entry in entries}) > 1]
+    names = reading_order([entry["factors"] for entry in entries])
+    varied = [name for name in names if len({str(entry["factors"].get(name)) for entry in entries}) > 1]
     levels = {entry["series"]: {name: entry["factors"].get(name) for name in varied} for entry in entries}
     return {
         number: " ".join(_level(name, level) for name, level in each.items() if level is not None)

@@ -13,6 +13,7 @@ from headdyn.core.json_files import read_json
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.series import Series, judge_series
+from headdyn.sweep.series_record import series_titles
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,16 @@ def series(folder: Path) -> Series:
     return Series(
         runs=runs, factors={"seed": 3}, revisions=["step0", "step8"], analyses={"counts": CountsCheckpoints()}, seed=3
     )
+
+
+def test_a_series_is_titled_by_every_key_in_which_it_differs_from_others():
+    common = {"model": "trained", "data": "markov_mixture", "experiment": "markov_phases"}
+    entries = [
+        {"series": number, "factors": common | {"data.num_chains": chains, "seed": seed}}
+        for number, (chains, seed) in enumerate([(4, 0), (4, 1), (64, 0)])
+    ]
+    assert series_titles(entries) == {0: "chains 4 s0", 1: "chains 4 s1", 2: "chains 64 s0"}
+    assert series_titles(entries[:1]) == {0: ""}
 
 
 def test_two_series_leave_a_verdict_each_and_their_rows_in_one_table(tmp_path, monkeypatch):

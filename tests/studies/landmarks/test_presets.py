@@ -11,9 +11,11 @@ import pytest
 
 from headdyn.plan import make_plan
 from headdyn.report.figure_files import sweep_figures
+from headdyn.report.terminal import headlines
 from headdyn.run import main
 from headdyn.studies.landmarks.courses import courses
 from headdyn.sweep.record import SweepRecord
+from headdyn.sweep.series_record import read_series
 from tests.commands import environment
 from tests.figure_checks import clipped
 from tests.test_series_pipeline import words_of
@@ -53,6 +55,12 @@ def test_a_preset_puts_the_predictions_beside_what_its_trainings_show(preset: st
     assert words.count("Prediction beside result") == 2 and predictions.LANDMARK.paper in words
     for prediction in predictions.LANDMARK.predictions:
         assert prediction.statement in words and prediction.criterion in words
+    said = headlines(record)
+    for number, prediction in enumerate(predictions.LANDMARK.predictions):
+        assert said[number].startswith(f"Predicted: {prediction.statement}. ")
+    titles = [series.title for series in read_series(record)]
+    assert len(set(titles)) == len(titles) == (0 if preset == "clamping" else 2)
+    assert all(title and any(line.startswith(f"{title}: ") for line in said) for title in titles)
     revisions = {None} if preset == "clamping" else {"step0", "step4"}
     assert {job.factors.get("revision") for job in record.complete} == revisions and not record.failed
     assert FACTOR[preset] in record.swept
