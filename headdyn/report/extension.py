@@ -4,7 +4,7 @@ A run names a package by `study:`, or by a class of the package, the `_target_` 
 package may define any of these functions, which are called with the sweep's record:
 
     sections(sweep) -> Sequence[Section]        parts of the page
-    headlines(sweep) -> Sequence[Statement]     questions with their answers (`in_terminal`: the terminal has them too)
+    headlines(sweep) -> Sequence[Statement]     questions with their answers (`first`: before all others)
     checks(sweep) -> Sequence[Check]            checks of the runs
 """
 

@@ -41,11 +41,11 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
 def headlines(sweep: SweepRecord) -> list[str]:
     """The sentences to read first.
 
-    What a study's package wants in the terminal; then for series, when something emerged; for one run on prompts, all
+    What a study's package wants first; then for series, when something emerged; for one run on prompts, all
     its answers; for factors, their effects on the primary outcome; for anything else, the first sentence of every
     answer.
     """
-    asked = [f"{each.question}. {each.sentences[0]}" for each in added("headlines", sweep) if each.in_terminal]
+    asked = [f"{each.question}. {each.sentences[0]}" for each in added("headlines", sweep) if each.first]
     return [*asked, *_of_records(sweep)]
 
 

@@ -31,13 +31,13 @@ class Statement:
     """A question with its answer: the first sentence is the answer, the others are details.
 
     `group` names the group of comparable runs to which the answer belongs; "" if there is only one group.
-    `in_terminal` says whether the terminal prints the question and its answer before everything else.
+    `first` puts it before all other answers, on the page and in the terminal.
     """
 
     question: str
     sentences: Sequence[str]
     group: str = ""
-    in_terminal: bool = False
+    first: bool = False
 
 
 _AT_MATCHED_LOSS = {

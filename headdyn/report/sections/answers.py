@@ -40,7 +40,9 @@ def section(sweep: SweepRecord) -> Section:
 
 def all_statements(sweep: SweepRecord) -> list[Statement]:
     """Every answer that the sweep's records, and the packages that its runs name, can give."""
-    return [*repeated(sweep), *series_statements(read_series(sweep)), *added("headlines", sweep), *statements(sweep)]
+    of_series = series_statements(read_series(sweep))
+    every = [*repeated(sweep), *of_series, *added("headlines", sweep), *statements(sweep)]
+    return sorted(every, key=lambda statement: not statement.first)
 
 
 def _primary(sweep: SweepRecord) -> list[Statement]:

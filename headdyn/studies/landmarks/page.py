@@ -37,7 +37,7 @@ def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
         hits = sum(case.holds is True for case in cases)
         lead = f"{verdict(cases).capitalize()}: it holds in {hits} of {count(len(cases), 'case')}."
         details = [f"Holds where {prediction.criterion}.", *(f"{case.name}: {case.evidence}." for case in cases)]
-        statements.append(Statement(f"Predicted: {prediction.statement}", [lead, *details], in_terminal=True))
+        statements.append(Statement(f"Predicted: {prediction.statement}", [lead, *details], first=True))
     return statements
 
 

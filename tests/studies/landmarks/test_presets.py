@@ -11,6 +11,7 @@ import pytest
 
 from headdyn.plan import make_plan
 from headdyn.report.figure_files import sweep_figures
+from headdyn.report.sections.answers import all_statements
 from headdyn.report.terminal import headlines
 from headdyn.run import main
 from headdyn.studies.landmarks.courses import courses
@@ -55,9 +56,10 @@ def test_a_preset_puts_the_predictions_beside_what_its_trainings_show(preset: st
     assert words.count("Prediction beside result") == 2 and predictions.LANDMARK.paper in words
     for prediction in predictions.LANDMARK.predictions:
         assert prediction.statement in words and prediction.criterion in words
-    said = headlines(record)
+    said, asked = headlines(record), [statement.question for statement in all_statements(record)]
     for number, prediction in enumerate(predictions.LANDMARK.predictions):
         assert said[number].startswith(f"Predicted: {prediction.statement}. ")
+        assert asked[number] == f"Predicted: {prediction.statement}"
     titles = [series.title for series in read_series(record)]
     assert len(set(titles)) == len(titles) == (0 if preset == "clamping" else 2)
     assert all(title and any(line.startswith(f"{title}: ") for line in said) for title in titles)
