@@ -28,6 +28,7 @@ SETTINGS = (
     "it is 0.05 or less also",
     "is over pairs (95 %)",
 )
+WEAK = 0.01  # the least strength at which the scan finds what is planted
 PLANTED = {0, 2, 4, 6, 8, 10}
 
 
@@ -67,12 +68,23 @@ def fragments(folder: Path) -> list[str]:
     assert min(each["ci_low"] for each in planted) > max(each["ci_high"] for each in null)
     added = [span((each["value"] for each in group if each["p"] <= 0.05), n) for group, n in ((planted, 1), (null, 2))]
     strengths = sorted({each["strength"] for each in graded})
-    by_strength = {strength: [each for each in graded if each["strength"] == strength] for strength in strengths}
+    weak, strong = ([each for each in graded if (each["strength"] < WEAK) == is_weak] for is_weak in (True, False))
+    assert not any(map(is_found, weak)) and all(map(is_right, strong))
+    (draws,) = {len([each for each in graded if each["strength"] == strength]) for strength in strengths}
+
+    def at(strength: float) -> list[dict[str, Any]]:
+        return [each for each in graded if each["strength"] == strength]
+
     return [
-        *(grade(strength, each) for strength, each in by_strength.items()),
-        f"At full strength and at 0.1 a group of planted heads alone is found. | {judged(all(map(is_right, by_strength[0.1] + by_strength[1])))}",
-        f"Nothing is found where nothing is planted. | {judged(not any(map(is_found, by_strength[0])))}",
-        f"misses some. | {judged(not all(map(is_found, by_strength[0.003])))}",
+        *(grade(strength, at(strength)) for strength in strengths),
+        f"| at full strength and at 0.1 a group of planted heads alone is found | "
+        f"{judged(all(map(is_right, at(0.1) + at(1))))} |",
+        f"| nothing is found where nothing is planted (strength 0) | {judged(not any(map(is_found, at(0))))} |",
+        f"| at 0.003 the scan misses some | {judged(not all(map(is_found, at(0.003))))}: it misses all |",
+        f"a group of planted heads alone is found in {draws} of {draws} ({percent(low(draws, draws))} to 100 %) at each "
+        f"weight of planting from {WEAK:g} on, and in 0 of {draws} (0 to {percent(high(0, draws))} %) at 0.003 and at 0",
+        f"here any least from {fixed(max(each['ci_low'] for each in weak), 2)} to "
+        f"{fixed(min(each['ci_low'] for each in strong) - 0.005, 2)} nats gives",
         *(
             f"| {each['kind']} {each['suite']} | {', '.join(map(str, each['heads']))} | {each['p']:.3f} | "
             f"{spelled(each, signed=True)} |"

@@ -48,6 +48,9 @@ def fragments(folder: Path) -> list[str]:
     )
     false_null = sum(row["found_by_trajectory"] for row in null)
     assert high(false_null, len(null)) <= FALSE_POSITIVES, "supported"
+    told = [row["detected_onset_at"] is not None for row in null if "detected_onset_at" in row]
+    later = [row for row in null if row["suite"] >= SHARED]
+    assert sum(row["found_by_trajectory"] for row in later) <= 4 and not any(map(by_rule, later)), "both supported"
     shared = [row for row in others if row["suite"] < SHARED]
     known = [row["detected_onset_off_by"] == 0 for row in planted if "detected_onset_off_by" in row]
     minutes = median(row["train_seconds"] + row["analysis_cpu_seconds"] for row in suites) / 60
@@ -68,8 +71,13 @@ def fragments(folder: Path) -> list[str]:
         f"checkpoints, {after} to {at}, in {sum(row['onset_off_by'] == 0 for row in carrying)} of {len(carrying)} suites",
         f"and in {sum(known)} of {len(known)} planted ones where",
         f"so {len(shared)} of the {n} others are {SHARED} draws of {len({row['kind'] for row in shared})} kinds",
+        f"nothing in {len(null) - false_null} without planting, at most {percent(high(false_null, len(null)))} % of such suites",
         f"of those without planting in {false_null} of {len(null)}, at most {percent(high(false_null, len(null)))} %",
         f"half first in {first} of {len(halves)} suites",
+        f"is found in {sum(told)} of {len(told)} suites without planting, at most {percent(high(sum(told), len(told)))} %",
+        f"predictions about the {len(later)} suites without planting: in at most 4 the exact null finds something, "
+        f"**supported** ({sum(row['found_by_trajectory'] for row in later)} of {len(later)}); in none the studies' rule does, "
+        f"**supported** ({sum(map(by_rule, later))} of {len(later)})",
         f"diffuse suites, in {invented} of which it does; it calls {called['null']} of {len(null)} in which nothing was planted",
         f"undecided**: of these {len(clean)} suites {rule_alone} are called so by the rule alone, {null_alone} by the null alone "
         f"(exact McNemar {p_is(doubt)})",

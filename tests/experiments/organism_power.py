@@ -35,7 +35,7 @@ def fragments(folder: Path) -> list[str]:
         *(table(summary, grade) for grade, summary in summaries.items()),
         *(f"{grade.capitalize()}: {trainings(summary)} trainings" for grade, summary in summaries.items()),
         f"with {span(of_both, 0)} suites a grade",
-        *of_strength(summaries["strength"]),
+        *of_strength(summaries["strength"], records["strength"]["suites"]),
         *of_position(summaries["position"], records["position"]["suites"]),
         *of_layer_and_redundancy(summaries["layer"], summaries["redundancy"]),
     ]
@@ -59,8 +59,12 @@ def of_layer_and_redundancy(layer: Summary, redundancy: Summary) -> list[str]:
     ]
 
 
-def of_strength(summary: Summary) -> list[str]:
-    """What the exact null finds at every strength, and where other detectors fail."""
+def of_strength(summary: Summary, rows: list[dict[str, Any]]) -> list[str]:
+    """What the exact null finds at every strength, and where other detectors fail.
+
+    Suites of one number share initial weights and batches over the strengths, so numbers are the independent draws.
+    """
+    draws = len({row["suite"] for row in rows if row["planting"]["strength"] >= 0.01})
 
     def at(detector: str, low_end: float, high_end: float = 1) -> tuple[int, int]:
         return total([row for row in summary if low_end <= row["value"] <= high_end], detector)
@@ -75,12 +79,12 @@ def of_strength(summary: Summary) -> list[str]:
     assert at(RULE, 0.1)[0] == at(RULE, 0.1)[1] and at(RULE, 0, 0.003)[0] == 0
     misses = at(RULE, 0.01, 0.03)[1] - at(RULE, 0.01, 0.03)[0]
     return [
-        f"finds {text((found, suites))} suites ({percent(low(found, suites))}–{percent(high(found, suites))} %) from a weight "
-        "of 0.01 on",
+        f"finds {text((found, suites))} suites from a weight of 0.01 on",
+        f"{draws} draws, {percent(low(draws, draws))}–100 %",
         f"{text(at(LAST, 0.003, 0.003))} at 0.003, {text(at(LAST, 0.001, 0.001))} at 0.001, and {text(at(LAST, 0, 0))} "
         "at 0, where nothing is planted",
         f"finds {text(at(RULE, 0, 0.003))} suites below 0.01 and misses {misses} of {at(RULE, 0.01, 0.03)[1]} at 0.01 and 0.03",
-        f"by {text((found, suites))} suites; that it misses some at 0.001 is **supported**, by "
+        f"by {text((found, suites))} suites of {draws} draws; that it misses some at 0.001 is **supported**, by "
         f"{at(LAST, 0.001, 0.001)[1] - at(LAST, 0.001, 0.001)[0]} of {at(LAST, 0.001, 0.001)[1]};",
         f"{text(at(LAST, 0, 0))} leaves up to {percent(high(*at(LAST, 0, 0)))} % open",
         f"the onset is dated in {text(at(ONSET, 0.1))} suites from 0.1 on and in {text(at(ONSET, 0.001, 0.03))} weaker ones",
