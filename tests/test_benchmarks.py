@@ -30,9 +30,9 @@ def test_a_benchmark_that_fails_is_named_and_the_others_run(
 ) -> None:
     one, real = runner.Benchmark("not run here"), runner.run
     monkeypatch.setattr(runner, "BENCHMARKS", {"is_not_there": one, "figures": one})
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--out", str(tmp_path / "new")])
     monkeypatch.setattr(runner, "run", lambda name, options: ["a line"] if name == "figures" else real(name, options))
     with pytest.raises(SystemExit, match="failed: is_not_there"):
         runner.main()
     assert "== figures" in capfd.readouterr().out
-    assert '"figures"' in (kept := (tmp_path / "bench.json").read_text()) and "is_not_there" not in kept
+    assert '"figures"' in (kept := (tmp_path / "new" / "bench.json").read_text()) and "is_not_there" not in kept

@@ -73,6 +73,7 @@ def run(name: str, options: Sequence[str]) -> list[str]:
 
 def keep(folder: Path, name: str, record: dict[str, object]) -> None:
     """Write what a benchmark printed into the folder's bench.json; other benchmarks' lines stay."""
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.json"
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     path.write_text(json.dumps(kept | {name: record}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
