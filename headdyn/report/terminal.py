@@ -18,7 +18,7 @@ from headdyn.sweep.effect_words import without_warning
 from headdyn.sweep.record import SweepRecord, is_run, single_job
 from headdyn.sweep.series_record import read_series
 from headdyn.sweep.series_words import headline
-from headdyn.sweep.words import WORTH, question_about, statements
+from headdyn.sweep.words import WORTH, Statement, question_about, statements
 
 _NARROW, _WIDE = 112, 176  # terminal columns: below the first, ± half-widths; from the second, intervals beside values
 _LABEL, _GAP = 12, 3  # least width of the column of run names, and the gap between two columns
@@ -45,8 +45,13 @@ def headlines(sweep: SweepRecord) -> list[str]:
     its answers; for factors, their effects on the primary outcome; for anything else, the first sentence of every
     answer.
     """
-    asked = [f"{each.question}. {each.sentences[0]}" for each in added("headlines", sweep) if each.first]
-    return [*asked, *_of_records(sweep)]
+    asked = [each for each in added("headlines", sweep) if each.first]
+    return [*map(_question_and_answer, asked), *_of_records(sweep)]
+
+
+def _question_and_answer(statement: Statement) -> str:
+    group = f"{statement.group}: " if statement.group else ""
+    return f"{group}{statement.question}{'' if statement.question.endswith('?') else '.'} {statement.sentences[0]}"
 
 
 def _of_records(sweep: SweepRecord) -> list[str]:

@@ -6,6 +6,7 @@ Runs are matched by their levels and seed; their manifests are those of manifest
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from statistics import fmean
@@ -13,8 +14,11 @@ from typing import Any
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import fixed, read, rows
+from tests.experiments.records import fixed, read, rows, span
 
+Levels = tuple[str, ...]
+ALIKE = ("data", "mode", "protocol")  # what a run made again shares with the record
+FREE = ("model", "experiment", "revision", "train.snapshots")  # these change no training
 LEVELS = ("attention", "data_ordering", "position_enc", "seed")
 LAST = "step800"  # the last of a training's snapshots
 USUAL = {"position_enc": "rope"}  # where a sweep of snapshots does not say
@@ -28,42 +32,49 @@ def compare(folder: Path, sweeps: list[Path]) -> dict[str, Any]:
     the same ones on record. Of a training's snapshots the last counts. Raises KeyError for a run that is not on record.
     """
     recorded = {tuple(str(row[name]) for name in LEVELS): row for row in rows(folder / "summary.csv")}
-    by_precision: dict[str, dict[tuple[str, ...], RunRecord]] = {}
+    by_precision: dict[str, list[tuple[Levels, RunRecord]]] = {}
     for sweep in sweeps:
         for job in SweepRecord.read(sweep).complete:
-            if job.factors.get("revision", LAST) == LAST:
-                levels = tuple(str(job.factors.get(name, USUAL.get(name))) for name in LEVELS)
-                by_precision.setdefault(job.run.manifest["machine"]["precision"], {})[levels] = job.run
+            if job.factors.get("revision", LAST) != LAST:
+                continue
+            if other := set(job.factors) - {*LEVELS, *ALIKE, *FREE}:
+                raise KeyError(f"{job.run.name} differs from the record in {', '.join(sorted(other))}")
+            levels = tuple(str(job.factors.get(name, USUAL.get(name))) for name in LEVELS)
+            if {name: str(job.factors[name]) for name in ALIKE} != {name: recorded[levels][name] for name in ALIKE}:
+                raise KeyError(f"{job.run.name} differs from the record in one of {', '.join(ALIKE)}")
+            by_precision.setdefault(job.run.manifest["machine"]["precision"], []).append((levels, job.run))
     made: dict[str, Any] = {}
     for precision, runs in by_precision.items():
         differences = {
-            name: [run.value(name) - float(recorded[levels][name]) for levels, run in runs.items() if run.value(name)]
+            name: [
+                value - float(recorded[levels][name]) for levels, run in runs if (value := run.value(name)) is not None
+            ]
             for name in OUTCOMES
         }
-        selectivity = {levels: run.value("selectivity") for levels, run in runs.items()}
+        selectivity = {levels: run.value("selectivity") for levels, run in runs}
         made[precision] = {
-            "runs": len(runs),
+            "runs": len(selectivity),
             "of": len(recorded),
-            "commits": sorted({run.manifest["git"] for run in runs.values()}),
+            "commits": sorted({run.manifest["git"] for _, run in runs}),
             "largest_difference": {name: max(map(abs, each)) for name, each in differences.items()},
             "mean_difference": {name: fmean(each) for name, each in differences.items()},
             "order_on_selectivity": {
                 "again": effect_of_order(selectivity),
-                "record": effect_of_order({levels: float(recorded[levels]["selectivity"]) for levels in runs}),
+                "record": effect_of_order({levels: float(recorded[levels]["selectivity"]) for levels in selectivity}),
             },
         }
     return made
 
 
-def effect_of_order(values: dict[tuple[str, ...], float]) -> float:
-    """Topic order less shuffled, averaged over the pairs of runs that differ in nothing else."""
+def effect_of_order(values: dict[Levels, float]) -> float | None:
+    """Topic order less shuffled, averaged over the pairs of runs that differ in nothing else; None without a pair."""
     pairs = [
         values[levels] - values[shuffled]
         for levels in values
         if (shuffled := tuple("shuffled" if level == "topic" else level for level in levels)) != levels
         and shuffled in values
     ]
-    return fmean(pairs)
+    return fmean(pairs) if pairs else None
 
 
 def sentences(folder: Path) -> list[str]:
@@ -72,15 +83,29 @@ def sentences(folder: Path) -> list[str]:
     same, other = made["bf16"], made["fp32"]
     loss, points = same["largest_difference"]["loss_nats"], 100 * same["largest_difference"]["selectivity"]
     effect = {which: 100 * value for which, value in other["order_on_selectivity"].items()}
-    return [
-        f"{same['runs']} of the {same['of']} runs were made again on later code: losses differ from the record by at most "
-        f"{fixed(loss, 6)} nats, selectivity by at most {fixed(points, 4)} points",
-        f"{other['runs']} runs of the first seed in float32 in place of bfloat16 have selectivities up to "
-        f"{fixed(100 * other['largest_difference']['selectivity'], 1)} points higher or lower",
-        f"order's effect in them is {fixed(effect['again'], 1, signed=True)} points in place of "
-        f"{fixed(effect['record'], 1, signed=True)}",
-        f"their losses are {fixed(-other['mean_difference']['loss_nats'], 3)} nats lower on average",
+    selectivity = {
+        tuple(row[name] for name in LEVELS): float(row["selectivity"]) for row in rows(folder / "summary.csv")
+    }
+    by_seed = [
+        effect_of_order({levels: value for levels, value in selectivity.items() if levels[-1] == seed})
+        for seed in sorted({levels[-1] for levels in selectivity})
     ]
+    return [
+        f"{same['runs']} of the {same['of']} runs were made again",
+        f"Losses differ from the record by at most {at_most(loss, 6)} nats, selectivity by at most {at_most(points, 4)} points",
+        f"{other['runs']} runs of the first seed (4 trainings, each with its drop) in float32 in place of bfloat16 have "
+        f"selectivities up to {fixed(100 * other['largest_difference']['selectivity'], 1)} points higher or lower",
+        f"Order's effect in them is {fixed(effect['again'], 1, signed=True)} points in place of "
+        f"{fixed(effect['record'], 1, signed=True)}",
+        f"losses differ by up to {fixed(other['largest_difference']['loss_nats'], 3)} nats and are "
+        f"{fixed(-other['mean_difference']['loss_nats'], 3)} lower on average",
+        f"differs as much from seed to seed ({span(by_seed, 1, scale=100)} points)",
+    ]
+
+
+def at_most(value: float, places: int) -> str:
+    """A bound, rounded up."""
+    return fixed(math.ceil(value * 10**places) / 10**places, places)
 
 
 if __name__ == "__main__":

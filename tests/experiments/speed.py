@@ -113,6 +113,7 @@ def fragments(folder: Path) -> list[str]:
         f"would save {fixed(100 * (plain['mb'] - without['mb']) / plain['mb'], 0)} % of the disk",
         f"from nothing: {'; '.join(f'{on_machine(key)} {says(row, key)}' for key, row in matrix.items())}.",
         f"repetitions: {', '.join(times)}.",
+        f"before was {span((row['load_before'] for row in matrix.values()), 1)} on two cores",
         *(step(record, before.get(name)) for name, record in steps.items()),
         f"{span((rate(name, record) for name, record in steps.items() if name != 'smoke'), 0)} thousand million",
         ", ".join(f"{fixed(bound(record), 2)} at {name}" for name, record in steps.items() if name != "smoke"),

@@ -19,10 +19,11 @@ from headdyn.sweep.words import Statement, statements
 
 
 def section(sweep: SweepRecord) -> Section:
-    """The answers, group by group: about series first, then of packages that runs name, then about any sweep."""
+    """The answers, group by group: what a package wants first, then of series, of packages, and of any sweep."""
     answers = all_statements(sweep)
     if len(sweep.jobs) == 1 and sweep.complete:
         answers = [*_primary(sweep), *answers, *prompts.statements(sweep.complete[0])]
+        answers.sort(key=lambda statement: not statement.first)
     settings = sweep.group_settings
     blocks: list[Any] = []
     for group in dict.fromkeys(answer.group for answer in answers):
