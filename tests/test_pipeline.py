@@ -189,37 +189,44 @@ def test_a_failing_job_leaves_the_others_running_and_is_reported(place, capsys):
     assert "Traceback" in failed.manifest["traceback"]
 
 
-def test_an_analysis_that_returns_no_findings_fails_its_run_by_name(place, monkeypatch, capsys):
-    (place / "their_none.py").write_text(
-        "from dataclasses import dataclass\n"
-        "@dataclass(frozen=True)\n"
-        "class Nothing:\n"
-        "    rows, needs, metrics = 'model', frozenset(), {}\n"
-        "    def __call__(self, decoder, material, generator): ...\n"
+@pytest.fixture
+def run_that_fails(place, monkeypatch):
+    """A function that does a run with an analysis of one's own, which must fail it, and returns the run's record."""
+
+    def run(name, *lines):
+        (place / f"their_{name}.py").write_text("\n".join(("from dataclasses import dataclass", *lines)))
+        monkeypatch.syspath_prepend(place)
+        own = f"hydra.run.dir={place}/out/{name}"
+        assert main((*TINY, own, "analysis=[loss]", f"+analysis.own={{_target_: their_{name}.Own}}")) == 1
+        (failed,) = (RunRecord.read(path.parent) for path in (place / "out" / name).rglob("manifest.json"))
+        return failed
+
+    return run
+
+
+def test_an_analysis_that_returns_no_findings_fails_its_run_by_name(run_that_fails, capsys):
+    failed = run_that_fails(
+        "nothing",
+        "@dataclass(frozen=True)",
+        "class Own:",
+        "    rows, needs, metrics = 'model', frozenset(), {}",
+        "    def __call__(self, decoder, material, generator): ...",
     )
-    monkeypatch.syspath_prepend(place)
-    own = f"hydra.run.dir={place}/out/nothing"
-    assert main((*TINY, own, "analysis=[loss]", "+analysis.own={_target_: their_none.Nothing}")) == 1
-    (failed,) = (RunRecord.read(path.parent) for path in (place / "out" / "nothing").rglob("manifest.json"))
     assert failed.status == "failed" and "analysis own returned NoneType, not Findings" in failed.manifest["error"]
     assert "analysis own returned NoneType, not Findings" in capsys.readouterr().err
 
 
-def test_an_outcome_without_a_row_for_the_model_fails_its_run_with_the_cure(place, monkeypatch, capsys):
-    (place / "their_heads.py").write_text(
-        "from dataclasses import dataclass\n"
-        "import numpy as np\n"
-        "from headdyn.core.records import Findings, HeadTable, Metric\n"
-        "@dataclass(frozen=True)\n"
-        "class Heads:\n"
-        "    rows, needs, metrics = 'head', frozenset(), {'width': Metric(meaning='a width', outcome=True)}\n"
-        "    def __call__(self, decoder, material, generator):\n"
-        "        return Findings(table=HeadTable.per_head('width', np.ones((1, 2)), n=1, unit='head'))\n"
+def test_an_outcome_without_a_row_for_the_model_fails_its_run_with_the_cure(run_that_fails, capsys):
+    failed = run_that_fails(
+        "heads_alone",
+        "import numpy as np",
+        "from headdyn.core.records import Findings, HeadTable, Metric",
+        "@dataclass(frozen=True)",
+        "class Own:",
+        "    rows, needs, metrics = 'head', frozenset(), {'width': Metric(meaning='a width', outcome=True)}",
+        "    def __call__(self, decoder, material, generator):",
+        "        return Findings(table=HeadTable.per_head('width', np.ones((1, 2)), n=1, unit='head'))",
     )
-    monkeypatch.syspath_prepend(place)
-    own = f"hydra.run.dir={place}/out/heads_alone"
-    assert main((*TINY, own, "analysis=[loss]", "+analysis.own={_target_: their_heads.Heads}")) == 1
-    (failed,) = (RunRecord.read(path.parent) for path in (place / "out" / "heads_alone").rglob("manifest.json"))
     assert failed.status == "failed" and "its metric width has outcome=True" in failed.manifest["error"]
     assert 'add HeadTable.whole("width", value)' in capsys.readouterr().err
 

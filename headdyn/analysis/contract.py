@@ -55,7 +55,8 @@ def require_model_rows(name: str, metrics: Mapping[str, Metric], table: HeadTabl
     """
     outcomes = {metric for metric, description in metrics.items() if description.outcome}
     lacking = (outcomes & set(table.table["metric"].to_pylist())) - table.summary().keys()
-    for metric in sorted(lacking):
+    if lacking:
+        metric = min(lacking)
         raise ValueError(
             f"analysis {name}: its metric {metric} has outcome=True, and its table has "
             f"{len(table.where(metric=metric))} rows of {metric} for heads or layers but none for the whole model, by "

@@ -1,7 +1,5 @@
 """Held-out losses of a model, and of the exact Bayes filter on the same sequences. N sequences of T tokens."""
 
-import math
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,7 +33,7 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
     loss_NT = token_losses(decoder, corpus, settings.sequences)
     tokens_NT = np.asarray(corpus.val.tokens_NT[: settings.sequences])
     position_T = np.arange(1, loss_NT.shape[1] + 1)
-    model_N, random = np.nanmean(loss_NT, axis=1), corpus.reference_nats.get("random", math.log(corpus.vocab_size))
+    model_N, random = np.nanmean(loss_NT, axis=1), corpus.random_nats
     parts = [row("loss_nats", model_N, random)]
     figures: dict[str, Figure] = {}
     lines = [Curve(label="model", x=position_T, y=np.nanmean(loss_NT, axis=0))]

@@ -1,6 +1,7 @@
 """A data set as training and analyses see it: token sequences with topic labels, and losses to compare a loss with."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,11 @@ class Corpus:
     @property
     def num_topics(self) -> int:
         return len(self.topic_names)
+
+    @property
+    def random_nats(self) -> float:
+        """The loss of guessing uniformly among what may come: the corpus's own line, else ln V."""
+        return self.reference_nats.get("random", math.log(self.vocab_size))
 
     def order_labels(self) -> tuple[np.ndarray, tuple[str, ...]]:
         """The labels by which orderings sort training sequences, one for every token [N, T], and the labels' names."""

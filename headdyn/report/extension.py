@@ -4,7 +4,8 @@ A run names a package by `study:`, or by a class of the package, the `_target_` 
 package may define any of these functions, which are called with the sweep's record:
 
     sections(sweep) -> Sequence[Section]        parts of the page
-    headlines(sweep) -> Sequence[Statement]     questions with their answers (`first`: before all others)
+    headlines(sweep) -> Sequence[Statement]     questions with their answers
+    verdicts(sweep) -> Sequence[Statement]      the same, before all other answers, and in the terminal too
     checks(sweep) -> Sequence[Check]            checks of the runs
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from headdyn.sweep.record import SweepRecord
 
 
-def added(kind: Literal["sections", "headlines", "checks"], sweep: SweepRecord) -> list[Any]:
+def added(kind: Literal["sections", "headlines", "verdicts", "checks"], sweep: SweepRecord) -> list[Any]:
     """All that the packages' functions of this name return."""
     functions = [getattr(package, kind) for package in packages(sweep) if hasattr(package, kind)]
     return [each for function in functions for each in function(sweep)]

@@ -41,12 +41,10 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
 def headlines(sweep: SweepRecord) -> list[str]:
     """The sentences to read first.
 
-    What a study's package wants first; then for series, when something emerged; for one run on prompts, all
-    its answers; for factors, their effects on the primary outcome; for anything else, the first sentence of every
-    answer.
+    The verdicts of a study's package; then for series, when something emerged; for one run on prompts, all its answers;
+    for factors, their effects on the primary outcome; for anything else, the first sentence of every answer.
     """
-    asked = [each for each in added("headlines", sweep) if each.first]
-    return [*map(_question_and_answer, asked), *_of_records(sweep)]
+    return [*map(_question_and_answer, added("verdicts", sweep)), *_of_records(sweep)]
 
 
 def _question_and_answer(statement: Statement) -> str:

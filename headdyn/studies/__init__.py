@@ -8,6 +8,7 @@ and may define functions that a sweep's report calls (report/extension.py):
 
     sections(sweep) -> Sequence[Section]        parts of the page: the study's figures beside ours, what misleads
     headlines(sweep) -> Sequence[Statement]     the study's questions, answered from these runs
+    verdicts(sweep) -> Sequence[Statement]      what was predicted, judged; it comes before all other answers
     checks(sweep) -> Sequence[Check]            these runs against the known result
 
 A run names its study by `study: headdyn.studies.NAME` in its preset (conf/experiment), or by running one of the study's

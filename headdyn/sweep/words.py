@@ -31,13 +31,11 @@ class Statement:
     """A question with its answer: the first sentence is the answer, the others are details.
 
     `group` names the group of comparable runs to which the answer belongs; "" if there is only one group.
-    `first` puts it before all other answers, on the page and in the terminal.
     """
 
     question: str
     sentences: Sequence[str]
     group: str = ""
-    first: bool = False
 
 
 _AT_MATCHED_LOSS = {

@@ -75,9 +75,7 @@ class NextToken(Task):
         self.batches = Batches(self.corpus.train, self.device, mask_documents=masked)
         self.held_out = Batches.prefix(self.corpus.val, settings.eval_sequences, self.device, mask_documents=masked)
         self.tokens_per_step, self.parts = settings.batch_size * self.batches.shape[1], settings.accumulate
-        lines = self.corpus.reference_nats
-        self.random_nats = lines.get("random", math.log(self.corpus.vocab_size))  # as in analysis/loss_measure.py
-        self.floor_nats = lines.get("floor")
+        self.random_nats, self.floor_nats = self.corpus.random_nats, self.corpus.reference_nats.get("floor")
         self.snapshot_steps = set(log_spaced(settings.steps, settings.snapshots))
         evaluated = {*range(0, settings.steps, settings.eval_every_steps), *self.evaluate_at}
         self.milestones = self.snapshot_steps | evaluated

@@ -49,34 +49,27 @@ def record(sweep: Path) -> list[dict[str, Any]]:
 def fragments(folder: Path) -> list[str]:
     suites, graded = read(folder / "scans.json"), read(folder / "graded.json")
     planted, null = ([each for each in suites if each["kind"] == kind] for kind in ("planted", "null"))
-    found, false = (sum(each["p"] <= 0.05 for each in group) for group in (planted, null))
-    least = GroupScan.least_nats
-    enough, still_false = (
-        sum(each["p"] <= 0.05 and each["ci_low"] > least for each in group) for group in (planted, null)
-    )
-    right = sum(set(each["heads"]) <= PLANTED for each in planted)
+    found, false = (sum(map(is_rare, group)) for group in (planted, null))
+    enough, still_false = (sum(map(is_found, group)) for group in (planted, null))
+    least, right = GroupScan.least_nats, sum(map(is_even, planted))
     sizes = span((len(each["heads"]) for each in planted), 0)
-
-    def share(yes: int, n: int, suites: str) -> str:
-        return f"{yes} of {n} {suites} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
-
     assert false == len(null) - 1
-    (quiet,) = (each for each in null if each["p"] > 0.05)
-    smallest = min((each for each in null if each["p"] <= 0.05), key=lambda each: float(each["value"]))
+    (quiet,) = (each for each in null if not is_rare(each))
+    smallest = min(filter(is_rare, null), key=lambda each: float(each["value"]))
     # What the verdicts say, and that the size tells the two kinds of suites apart.
     assert found == right == enough == len(planted) and still_false == 0
     assert any(len(each["heads"]) < 6 for each in planted)
     assert min(each["ci_low"] for each in planted) > max(each["ci_high"] for each in null)
-    added = [span((each["value"] for each in group if each["p"] <= 0.05), n) for group, n in ((planted, 1), (null, 2))]
-    strengths = sorted({each["strength"] for each in graded})
-    weak, strong = ([each for each in graded if (each["strength"] < WEAK) == is_weak] for is_weak in (True, False))
-    assert not any(map(is_found, weak)) and all(map(is_right, strong))
-    (draws,) = {len([each for each in graded if each["strength"] == strength]) for strength in strengths}
+    added = [span((each["value"] for each in filter(is_rare, group)), n) for group, n in ((planted, 1), (null, 2))]
 
     def at(strength: float) -> list[dict[str, Any]]:
         return [each for each in graded if each["strength"] == strength]
 
-    small = [each["value"] for each in at(0) if each["p"] <= 0.05]
+    strengths = sorted({each["strength"] for each in graded})
+    (draws,) = {len(at(strength)) for strength in strengths}
+    weak, strong = ([each for each in graded if (each["strength"] < WEAK) == is_weak] for is_weak in (True, False))
+    assert not any(map(is_found, weak)) and all(map(is_right, strong))
+    small = [each["value"] for each in filter(is_rare, at(0))]
     return [
         *(grade(strength, at(strength)) for strength in strengths),
         f"| at full strength and at 0.1 a group of planted heads alone is found | "
@@ -84,11 +77,11 @@ def fragments(folder: Path) -> list[str]:
         f"| nothing is found where nothing is planted (strength 0) | {judged(not any(map(is_found, at(0))))} |",
         f"| at 0.003 the scan misses some | {judged(not all(map(is_found, at(0.003))))}: it misses all, by its least; "
         "their best groups are right |",
-        f"At 0.003 the best group has planted heads alone in {even_only(at(0.003))} of {draws}, but adds less than the least; at 0 "
-        f"it has in {even_only(at(0))} of {draws}",
+        f"At 0.003 the best group has planted heads alone in {sum(map(is_even, at(0.003)))} of {draws}, but adds less than the least; at 0 "
+        f"it has in {sum(map(is_even, at(0)))} of {draws}",
         f"(in {len(small)} of {draws} new ones by {span(small, 2)})",
-        f"a group of planted heads alone is found in {draws} of {draws} ({percent(low(draws, draws))} to 100 %) at each "
-        f"weight of planting from {WEAK:g} on, and in 0 of {draws} (0 to {percent(high(0, draws))} %) at 0.003 and at 0",
+        f"a group of planted heads alone is found in {share(draws, draws)} at each "
+        f"weight of planting from {WEAK:g} on, and in {share(0, draws)} at 0.003 and at 0",
         f"here any least from {fixed(max(each['ci_low'] for each in weak) + 0.005, 2)} to "
         f"{fixed(min(each['ci_low'] for each in strong) - 0.005, 2)} nats gives",
         *(
@@ -96,11 +89,11 @@ def fragments(folder: Path) -> list[str]:
             f"{spelled(each, signed=True)} |"
             for each in suites
         ),
-        f"in {share(right, len(planted), 'planted suites')} a group of planted heads alone, which adds {added[0]} nats",
-        f"in {share(false, len(null), 'suites without planting')} by a group that adds {added[1]} nats",
+        f"in {share(right, len(planted), ' planted suites')} a group of planted heads alone, which adds {added[0]} nats",
+        f"in {share(false, len(null), ' suites without planting')} by a group that adds {added[1]} nats",
         f"above a least of {least:g} nats",
-        f"It then finds a group in {share(enough, len(planted), 'planted suites')} and in "
-        f"{share(still_false, len(null), 'suites without planting')}",
+        f"It then finds a group in {share(enough, len(planted), ' planted suites')} and in "
+        f"{share(still_false, len(null), ' suites without planting')}",
         f"The {least:g} nats were chosen after these runs",
         f"any least from {fixed(max(each['ci_low'] for each in null), 2)} to "
         f"{fixed(min(each['ci_low'] for each in planted), 1)} nats gives the same here",
@@ -112,29 +105,35 @@ def fragments(folder: Path) -> list[str]:
     ]
 
 
+def is_rare(suite: dict[str, Any]) -> bool:
+    """Whether relabelled scans seldom have a group that stands out as much."""
+    return bool(suite["p"] <= 0.05)
+
+
 def is_found(suite: dict[str, Any]) -> bool:
     """Whether the scan calls a group found."""
-    return bool(suite["p"] <= 0.05 and suite["ci_low"] > GroupScan.least_nats)
+    return is_rare(suite) and bool(suite["ci_low"] > GroupScan.least_nats)
+
+
+def is_even(suite: dict[str, Any]) -> bool:
+    """Whether the best group, found or not, has planted heads alone."""
+    return set(suite["heads"]) <= PLANTED
 
 
 def is_right(suite: dict[str, Any]) -> bool:
     """Whether it finds a group, of planted heads alone."""
-    return is_found(suite) and set(suite["heads"]) <= PLANTED
+    return is_found(suite) and is_even(suite)
 
 
-def even_only(suites: list[dict[str, Any]]) -> int:
-    """In how many suites the best group, found or not, has planted heads alone."""
-    return sum(set(each["heads"]) <= PLANTED for each in suites)
+def share(yes: int, n: int, suites: str = "") -> str:
+    """`4 of 4 planted suites (40 to 100 %)`."""
+    return f"{yes} of {n}{suites} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
 
 
 def grade(strength: float, suites: list[dict[str, Any]]) -> str:
     """A row of the table by strength."""
-    n, found, right = len(suites), sum(map(is_found, suites)), sum(map(is_right, suites))
-    small = sum(each["p"] <= 0.05 for each in suites)
-    return (
-        f"| {strength:g} | {found} of {n} ({percent(low(found, n))} to {percent(high(found, n))} %) | {right} | "
-        f"{small} of {n} | {span((each['value'] for each in suites), 2)} |"
-    )
+    n, found, right, rare = len(suites), *(sum(map(answer, suites)) for answer in (is_found, is_right, is_rare))
+    return f"| {strength:g} | {share(found, n)} | {right} | {rare} of {n} | {span((each['value'] for each in suites), 2)} |"
 
 
 def judged(holds: bool) -> str:

@@ -21,7 +21,6 @@ ALIKE = ("data", "mode", "protocol")  # what a run made again shares with the re
 FREE = ("model", "experiment", "revision", "train.snapshots")  # these change no training
 LEVELS = ("attention", "data_ordering", "position_enc", "seed")
 LAST = "step800"  # the last of a training's snapshots
-USUAL = {"position_enc": "rope"}  # where a sweep of snapshots does not say
 OUTCOMES = ("loss_nats", "selectivity", "selectivity_top", "probe_accuracy_middle")
 
 
@@ -39,7 +38,7 @@ def compare(folder: Path, sweeps: list[Path]) -> dict[str, Any]:
                 continue
             if other := set(job.factors) - {*LEVELS, *ALIKE, *FREE}:
                 raise KeyError(f"{job.run.name} differs from the record in {', '.join(sorted(other))}")
-            levels = tuple(str(job.factors.get(name, USUAL.get(name))) for name in LEVELS)
+            levels = tuple(str(job.factors[name]) for name in LEVELS)
             if {name: str(job.factors[name]) for name in ALIKE} != {name: recorded[levels][name] for name in ALIKE}:
                 raise KeyError(f"{job.run.name} differs from the record in one of {', '.join(ALIKE)}")
             by_precision.setdefault(job.run.manifest["machine"]["precision"], []).append((levels, job.run))

@@ -19,11 +19,11 @@ from headdyn.sweep.words import Statement, statements
 
 
 def section(sweep: SweepRecord) -> Section:
-    """The answers, group by group: what a package wants first, then of series, of packages, and of any sweep."""
-    answers = all_statements(sweep)
+    """The answers, group by group: packages' verdicts, then of series, of packages, and of any sweep."""
+    answers = _after_verdicts(sweep)
     if len(sweep.jobs) == 1 and sweep.complete:
         answers = [*_primary(sweep), *answers, *prompts.statements(sweep.complete[0])]
-        answers.sort(key=lambda statement: not statement.first)
+    answers = [*added("verdicts", sweep), *answers]
     settings = sweep.group_settings
     blocks: list[Any] = []
     for group in dict.fromkeys(answer.group for answer in answers):
@@ -41,9 +41,11 @@ def section(sweep: SweepRecord) -> Section:
 
 def all_statements(sweep: SweepRecord) -> list[Statement]:
     """Every answer that the sweep's records, and the packages that its runs name, can give."""
-    of_series = series_statements(read_series(sweep))
-    every = [*repeated(sweep), *of_series, *added("headlines", sweep), *statements(sweep)]
-    return sorted(every, key=lambda statement: not statement.first)
+    return [*added("verdicts", sweep), *_after_verdicts(sweep)]
+
+
+def _after_verdicts(sweep: SweepRecord) -> list[Statement]:
+    return [*repeated(sweep), *series_statements(read_series(sweep)), *added("headlines", sweep), *statements(sweep)]
 
 
 def _primary(sweep: SweepRecord) -> list[Statement]:

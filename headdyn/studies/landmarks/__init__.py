@@ -63,10 +63,10 @@ def verdict(cases: Sequence[Case]) -> Verdict:
 
 
 def report_parts(module: str) -> list[Callable[..., Any]]:
-    """The functions `sections` and `headlines` (report/extension.py) of the LANDMARK that a module defines."""
+    """The functions `sections` and `verdicts` (report/extension.py) of the LANDMARK that a module defines."""
 
     def part(function: str) -> Callable[..., Any]:
         draw = deferred("headdyn.studies.landmarks.page", function)
         return lambda sweep: draw(importlib.import_module(module).LANDMARK, sweep)
 
-    return [part(function) for function in ("sections", "headlines")]
+    return [part(function) for function in ("sections", "verdicts")]

@@ -29,7 +29,7 @@ def sections(landmark: Landmark, sweep: SweepRecord) -> list[Section]:
     return [Section("landmark", "Prediction beside result", parts, lead, folded=False)]
 
 
-def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
+def verdicts(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
     """Each prediction with its verdict, and the evidence of every training."""
     trainings, statements = courses(sweep), []
     for prediction in landmark.predictions if trainings else ():
@@ -37,7 +37,7 @@ def headlines(landmark: Landmark, sweep: SweepRecord) -> list[Statement]:
         hits = sum(case.holds is True for case in cases)
         lead = f"{verdict(cases).capitalize()}: it holds in {hits} of {count(len(cases), 'case')}."
         details = [f"Holds where {prediction.criterion}.", *(f"{case.name}: {case.evidence}." for case in cases)]
-        statements.append(Statement(f"Predicted: {prediction.statement}", [lead, *details], first=True))
+        statements.append(Statement(f"Predicted: {prediction.statement}", [lead, *details]))
     return statements
 
 

@@ -8,4 +8,4 @@ STUDY = Study(
     question="Does the phase change of induction come earlier where a part of the circuit is held at its ideal?",
 )
 
-sections, headlines = report_parts("headdyn.studies.landmarks.clamping.predictions")
+sections, verdicts = report_parts("headdyn.studies.landmarks.clamping.predictions")

@@ -8,4 +8,4 @@ STUDY = Study(
     question="Do induction heads and in-context learning arise at one moment of training, and only with two layers?",
 )
 
-sections, headlines = report_parts("headdyn.studies.landmarks.induction_bump.predictions")
+sections, verdicts = report_parts("headdyn.studies.landmarks.induction_bump.predictions")

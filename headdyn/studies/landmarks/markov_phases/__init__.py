@@ -8,4 +8,4 @@ STUDY = Study(
     question="Does a model retrieve one of the chains it was trained on, or infer the chain it reads, and when?",
 )
 
-sections, headlines = report_parts("headdyn.studies.landmarks.markov_phases.predictions")
+sections, verdicts = report_parts("headdyn.studies.landmarks.markov_phases.predictions")

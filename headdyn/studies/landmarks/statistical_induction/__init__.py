@@ -8,4 +8,4 @@ STUDY = Study(
     question="Does a model that reads a new Markov chain in every sequence learn its unigrams first, then its bigrams?",
 )
 
-sections, headlines = report_parts("headdyn.studies.landmarks.statistical_induction.predictions")
+sections, verdicts = report_parts("headdyn.studies.landmarks.statistical_induction.predictions")
