@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
-import platform
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -23,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Findings, HeadTable, Metric, write_table
-from headdyn.core.source_code import git_revision
+from headdyn.core.source_code import provenance
 from headdyn.core.store import Entry, StageInterruptedError, file_hash, write_json_if_possible
 from headdyn.core.tracking import Tracker
 
@@ -41,10 +38,6 @@ _FACTS: Mapping[str, type] = {
     **dict.fromkeys(("factors", "machine", "config", "versions", "stages", "seconds", "sha256"), dict),
 }
 _TRACKED_AS = {"corpus": "dataset"}  # W&B's type of a stage's result; those of other stages are models
-PACKAGES = (
-    *("headdyn", "torch", "numpy", "scipy", "scikit-learn"),
-    *("transformers", "muon-optimizer", "hydra-core", "wandb"),
-)
 
 
 def snapshot_table(folder: Path, step: int) -> Path:
@@ -249,10 +242,7 @@ class RunFolder:
         self._begun = time.monotonic()
         self.manifest |= {
             "peak_memory_of": "run" if begin_peak_memory() else "process",
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {name: _version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "git": git_revision(),
+            **provenance(),
             "stages": {},
             "seconds": {},
         }
@@ -384,10 +374,3 @@ def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
         fix = "run its command again with force=true"
         raise ValueError(f"{path} is damaged, a line is no JSON ({error}); {fix}") from error
     return series
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

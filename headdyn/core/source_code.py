@@ -1,14 +1,32 @@
-"""Which code made a result: its commit, and a digest of its files."""
+"""Which code made a result: its commit, a digest of its files, and the versions of the packages beside it."""
 
 import functools
 import hashlib
+import importlib.metadata
+import platform
 import subprocess
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 PACKAGE = Path(__file__).parent.parent
+PACKAGES = (
+    *("headdyn", "torch", "numpy", "scipy", "scikit-learn"),
+    *("transformers", "muon-optimizer", "hydra-core", "wandb"),
+)
 _KINDS = (".py", ".js", ".css", ".html", ".json")
+
+
+def provenance() -> dict[str, Any]:
+    """The part of a manifest that names the code: the time (ISO 8601, UTC), Python, packages (None: absent), commit."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "git": git_revision(),
+    }
 
 
 def git_revision() -> str | None:
@@ -36,3 +54,10 @@ def source_digest(others: Iterable[ModuleType] = ()) -> str:
             if path.suffix in _KINDS:
                 digest.update(f"\0{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -13,7 +13,14 @@ from headdyn.studies.organisms.detection import ALPHA
 from headdyn.studies.organisms.settings import FINAL_STEP, Organism
 from tests.experiments.records import high, low, p_is, percent, read, span
 
-SETTINGS = ("is planted, 31 of them", "in at most 4, and", "strength > 0.5", "Clopper–Pearson, 95 %")
+SETTINGS = (
+    "is planted, 31 of them",
+    "in at most 4, and",
+    "Of 38 more planted suites, so many that 110 with no further miss show 95 % power",
+    "misses at most 1 over the trajectory",
+    "strength > 0.5",
+    "Clopper–Pearson, 95 %",
+)
 POWER, FALSE_POSITIVES = 0.95, 0.1
 SHARED = 5  # suites of smaller numbers share their weights and batches over the kinds
 Rows = list[dict[str, Any]]

@@ -20,6 +20,10 @@ SETTINGS = (
     "four were run at 0, 0.001 and 0.003, none from 0.01 on",
     "in the block from a weight of 0.01 on that",
     "shows 5 % exactly for both directions",
+    "Of 4 more suites at each of six weights, numbers 10 to 13",
+    "in the same suites from 0.01 on and nothing below: the exact null finds all 16 from 0.01 on",
+    "at most 1 of 4 at 0; the onset, with the heads not known, is dated in all 8 at 0.1 and 1 and in none of 16 weaker",
+    "finds none at 0 and 0.003 and all 8 at 0.1 and 1",
 )
 Summary = list[dict[str, Any]]
 

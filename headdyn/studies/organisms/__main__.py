@@ -20,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m headdyn.studies.organisms",
         description="How often do the detectors find what is true of suites whose answer is known?",
     )
-    parser.add_argument("--suites", type=int, default=5, help="how many of each kind, numbered from 0 (default: 5)")
+    parser.add_argument("--suites", type=int, default=5, help="how many of each kind (default: 5)")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first suite (default: 0)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND",
                         help=f"of {', '.join(KINDS)} (default: all)")  # fmt: skip
     parser.add_argument("--streams", choices=get_args(Streams), default="kind",
@@ -32,8 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/model_organisms"), help="where the record is")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: one per core)")
     chosen = parser.parse_args(arguments)
-    if chosen.suites < 1:
-        parser.error(f"--suites={chosen.suites} must be at least 1")
+    for name, least in (("suites", 1), ("first", 0)):
+        if (number := getattr(chosen, name)) < least:
+            parser.error(f"--{name}={number} must be at least {least}")
     try:
         grades = parse_grades(chosen.grade)
     except ValueError as error:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine.keep_freed_memory()
 
     def settings(kind: str, suite: int) -> Organism:
-        return dataclasses.replace(default_settings(kind, suite), streams=chosen.streams)
+        return dataclasses.replace(default_settings(kind, chosen.first + suite), streams=chosen.streams)
 
     store = Store(cache_root())
     try:

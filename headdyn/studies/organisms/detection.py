@@ -26,7 +26,7 @@ from headdyn.core.figures import Figure, Interval, interval_plot
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.randomness import generator
 from headdyn.core.settings import build
-from headdyn.core.source_code import git_revision
+from headdyn.core.source_code import provenance
 from headdyn.core.statistics import binomial_interval
 from headdyn.core.store import Store, recipe_key
 from headdyn.data.comparisons import Comparisons
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 SCHEMA = 1  # raised when a row's meaning changes
 SERIES = "original_11"
 ALPHA = 0.05
+MANIFEST = "manifest"  # the entry of a suite's file that says when, by which code and with which packages it was done
 THRESHOLD = 0.5  # the success above which a planted effect shows, as in Emergence
 LEARNT = 0.9  # least share of bug pairs right in the plain wording and wrong after "Q:", for a suite to be informative
 FLIPPED = 0.9  # least share of answers that patching all heads must flip
@@ -98,8 +99,9 @@ def study(
             if read_json(path)["key"] != key:
                 raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
             continue
-        row = {"key": key, "git": git_revision(), **examine(organism, store, analysis)}
-        write_json(path, row)
+        manifest = provenance()
+        row = {"key": key, **examine(organism, store, analysis)}
+        write_json(path, row | {MANIFEST: manifest})
         write_record(out)
         log.info("%s %d: %s", organism.organism, organism.suite, _in_words(row))
     rows = write_record(out)
@@ -117,9 +119,15 @@ def record_key(organism: Organism, analysis: Specialization) -> str:
     return recipe_key("organism_study", {"schema": SCHEMA, "suite": organism.recipe(), "by": repr(analysis)})
 
 
+def read_rows(out: Path) -> list[Row]:
+    """The rows of all suites on record in `out`, without their manifests (headdyn.core.source_code.provenance)."""
+    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
+    return [{name: value for name, value in row.items() if name != MANIFEST} for row in rows]
+
+
 def write_record(out: Path) -> list[Row]:
     """study.json, study.csv, table.md and detections.svg over all suites on record in `out`; returns their rows."""
-    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
+    rows = read_rows(out)
     summary = summarise(rows)
     write_json(out / "study.json", {"alpha": ALPHA, "series": SERIES, "summary": summary, "suites": rows})
     with (out / "study.csv").open("w", encoding="utf-8", newline="") as file:

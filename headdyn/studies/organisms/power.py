@@ -6,18 +6,27 @@ continues where it stopped. Detectors are given the planted layer; they must fin
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.core.figures import Figure, Interval, interval_plot
-from headdyn.core.json_files import read_json, write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.settings import build
-from headdyn.core.source_code import git_revision
+from headdyn.core.source_code import provenance
 from headdyn.core.store import Store
 from headdyn.data.prompts import Alignment
-from headdyn.studies.organisms.detection import QUESTIONS, Row, default_settings, examine, record_key, share_of
+from headdyn.studies.organisms.detection import (
+    MANIFEST,
+    QUESTIONS,
+    Row,
+    default_settings,
+    examine,
+    read_rows,
+    record_key,
+    share_of,
+)
 from headdyn.studies.organisms.settings import Organism
 
 log = logging.getLogger(__name__)
@@ -62,7 +71,7 @@ def power(
     """Do the suites of all grades that are not yet on record in `out`; write power.json and one figure per grade.
 
     The grade `position` is analysed with every alignment of prompts, other grades with the analysis's own alignment.
-    Returns the summary: one row per grade, value, alignment and detector.
+    Returns the summary over all that is on record of these grades: one row per grade, value, alignment and detector.
     """
     analysis = analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
@@ -72,7 +81,7 @@ def power(
                 organism = _graded(settings("planted", suite), grade, value)
                 for alignment in _alignments(grade, analysis):
                     _examine(out, organism, store, dataclasses.replace(analysis, alignment=alignment))
-    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
+    rows = read_rows(out)
     summary = summarise(rows, grades, settings("planted", 0), analysis)
     write_json(out / "power.json", {"summary": summary, "suites": rows})
     for grade in grades:
@@ -99,20 +108,21 @@ def _examine(out: Path, organism: Organism, store: Store, analysis: Specializati
     if path.exists():
         return
     planting = {name: getattr(organism, name) for name in GRADES} | {"layer": organism.planted_layer}
-    row = {"planting": planting, "alignment": analysis.alignment, "key": key, "git": git_revision()}
+    row = {"planting": planting, "alignment": analysis.alignment, "key": key, MANIFEST: provenance()}
     write_json(path, row | examine(organism, store, analysis))
     log.info("%s, %s, suite %d: done", planting, analysis.alignment, organism.suite)
 
 
-def summarise(rows: Sequence[Row], grades: Grades, base: Organism, analysis: Specialization) -> list[Row]:
+def summarise(rows: Sequence[Row], grades: Iterable[str], base: Organism, analysis: Specialization) -> list[Row]:
     """For each grade, value, alignment and detector, how many suites say yes, with 95 % Clopper–Pearson intervals."""
     usual = {name: getattr(base, name) for name in GRADES} | {"layer": base.planted_layer}
     summary = []
-    for grade, values in grades.items():
-        for value in values:
+    for grade in grades:
+        others = usual | {grade: None}
+        alike = [row for row in rows if row["planting"] | {grade: None} == others]
+        for value in sorted({row["planting"][grade] for row in alike}):
             for alignment in _alignments(grade, analysis):
-                planting = usual | {grade: value}
-                suites = [row for row in rows if row["planting"] == planting and row["alignment"] == alignment]
+                suites = [row for row in alike if (row["planting"][grade], row["alignment"]) == (value, alignment)]
                 for detector in DETECTORS:
                     answers = [answer for row in suites if (answer := QUESTIONS[detector][1](row)) is not None]
                     if answers:

@@ -55,6 +55,7 @@ def test_a_row_says_what_is_true_and_what_was_found(record: tuple[Path, Path]) -
     assert planted["true_onset"] == 38 * 143000 / 150 and null["true_onset"] is None
     assert null["half_rank"] is None and 1 <= planted["half_rank"] <= 6 and len(planted["strongest_half"]) == 2
     for row in (planted, null):
+        assert set(row["manifest"]) == {"started", "versions", "python", "git"}
         assert row["excluded"] == {} and 1 / 6 <= row["p_two_sided"] <= 1 and not row["found"]
         assert row["train_seconds"] > 0 and row["analysis_cpu_seconds"] > 0
         assert not row["found_by_trajectory"], "six splits cannot give p < 0.05"
@@ -102,6 +103,9 @@ def test_a_number_of_suites_that_cannot_be(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["--kinds", "grown"])
     assert "invalid choice: 'grown'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--first", "-1"])
+    assert "--first=-1 must be at least 0" in capsys.readouterr().err
 
 
 # -- onset and summary by hand ----------------------------------------------------------------------------------------

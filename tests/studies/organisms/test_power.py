@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from headdyn.core.source_code import git_revision
 from headdyn.core.store import Store
 from headdyn.studies.organisms import power as module
 from headdyn.studies.organisms.__main__ import main
@@ -32,6 +33,10 @@ def made(strength: float, found: bool, **planting: Any) -> dict[str, Any]:
     }
     row = {"planting": usual | planting, "alignment": "span", "found": found, "onset_off_by": None, **quiet}
     return row | {"even_success": 1.0, "odd_success": 0.0}
+
+
+def texts(folder: Path) -> list[str]:
+    return [path.read_text() for path in folder.iterdir()]
 
 
 def test_power_is_counted_by_grade() -> None:
@@ -64,6 +69,10 @@ def test_suites_of_every_grade_are_done_once_and_recorded(tmp_path: Path, monkey
         [(0.0, "block", "span", 1), *alike], key=str
     )  # the usual strength, layer and redundancy: once
     assert json.loads((tmp_path / "power.json").read_text())["summary"] == json.loads(json.dumps(summary))
+    (manifest,) = {row["manifest"]["git"] for row in map(json.loads, texts(tmp_path / "suites"))}
+    assert manifest == git_revision() and all("manifest" not in row for row in summary)
+    more = power(tmp_path, grades={"strength": [0.5]}, suites=1, store=Store(tmp_path), settings=small, analysis=QUICK)
+    assert {row["value"] for row in more} == {0, 0.5, 1}, "a summary is of all that is on record"
     assert (tmp_path / "power_strength.svg").exists() and (tmp_path / "power_position.svg").exists()
     assert {row["detector"] for row in summary} <= set(DETECTORS)
 
@@ -80,6 +89,19 @@ def test_a_suite_planted_weakly_in_two_groups_is_examined(tmp_path: Path) -> Non
     (row,) = [json.loads(path.read_text()) for path in (tmp_path / "out" / "suites").iterdir()]
     assert row["planting"] == {"strength": 1.0, "redundancy": 2, "layer": 1, "position": "block"}
     assert {each["suites"] for each in summary} == {1} and set(DETECTORS) == {each["detector"] for each in summary}
+
+
+def test_suites_are_numbered_from_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[int] = []
+
+    def examined(organism: Any, *_: Any) -> dict[str, Any]:
+        done.append(organism.suite)
+        return made(organism.strength, False)
+
+    monkeypatch.setattr(module, "examine", examined)
+    monkeypatch.setenv("HEADDYN_CACHE", str(tmp_path))
+    main(["--suites", "2", "--first", "10", "--grade", "strength=0.5", "--out", str(tmp_path / "out")])
+    assert done == [10, 11]
 
 
 @pytest.mark.parametrize(
