@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.core.json_files import read_json
+from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.record import SweepRecord
 
 COMMON = ("python", "versions", "machine")
@@ -33,6 +34,12 @@ def manifest(sweep: Path) -> dict[str, Any]:
             for run in runs
         ],
     }
+
+
+def manifest_of_run(run: RunRecord) -> dict[str, Any]:
+    """The manifest of a run that stands alone, in short."""
+    names = ("name", "git", "started", *COMMON)
+    return {name: run.manifest[name] for name in names} | {"summary_sha256": run.manifest["sha256"]["summary.json"][:32]}
 
 
 def main(folder: Path, sweeps: list[Path]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from headdyn.core.run_folder import RunRecord
+from tests.experiments.manifests import manifest_of_run
 
 CARRIED = "answer_carried_excess_nats"
 PARTS = ("value", "ci_low", "ci_high", "null", "n")
@@ -32,7 +33,7 @@ def main(runs: list[RunRecord]) -> dict[str, Any]:
         carried.append([head["nats"] for head in heads])
         sums = {name: row for name, row in run.scalars.items() if name.startswith("answer_") and "share" not in name}
         found[run.manifest["config"]["analysis"]["answer_lens"]["wording"]] = {
-            "commit": run.manifest["git"],
+            "manifest": manifest_of_run(run),
             "seconds": run.manifest["seconds"]["answer_lens"],
             "heads": len(heads),
             "significant": [head for head in heads if head["q"] < 0.05],

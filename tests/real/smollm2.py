@@ -22,7 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from headdyn.analysis.attention import AttentionStatistics
 from headdyn.analysis.loss import HeldOutLoss
 from headdyn.core.records import HeadTable
-from headdyn.core.source_code import git_revision
+from headdyn.core.source_code import provenance
 from headdyn.core.store import Store, cache_root
 from headdyn.data.corpus import Corpus
 from headdyn.data.model_tokens import ModelTokens
@@ -110,7 +110,7 @@ def measure(file: Path, cache: Path) -> dict[str, Any]:
     scores = detector_scores(folder, tokens_NT)
     found = np.argsort(-scores, axis=None)[: ours.sum()]
     results = {
-        "commit": git_revision(),
+        "manifest": provenance(),
         "quantisation": loaded.quantisation,
         "largest_difference_from_hugging_face": against_hugging_face(folder, decoder, tokens_NT, table),
         "loss": loss,

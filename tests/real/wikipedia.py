@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from headdyn.core.run_folder import RunRecord
+from tests.experiments.manifests import manifest_of_run
 
 PREFIXES = ("loss_", "bigram_", "in_context_", "repeat_gain_", "selectivity", "tensorlens", "raw", "rollout", "carry")
 ROLES = ("sink_rate_top", "previous_token_top", "induction_top")
@@ -23,7 +24,7 @@ if __name__ == "__main__":
     facts = run.manifest["corpus"]["facts"]
     found = {
         "command": COMMAND,
-        "commit": run.manifest["git"],
+        "manifest": manifest_of_run(run),
         "quantisation": run.manifest["checkpoint"]["quantisation"],
         "seconds": run.manifest["seconds"],
         "corpus": {name: value for name, value in facts.items() if isinstance(value, int | float | str)},
