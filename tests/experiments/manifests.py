@@ -39,7 +39,9 @@ def manifest(sweep: Path) -> dict[str, Any]:
 def manifest_of_run(run: RunRecord) -> dict[str, Any]:
     """The manifest of a run that stands alone, in short."""
     names = ("name", "git", "started", *COMMON)
-    return {name: run.manifest[name] for name in names} | {"summary_sha256": run.manifest["sha256"]["summary.json"][:32]}
+    return {name: run.manifest[name] for name in names} | {
+        "summary_sha256": run.manifest["sha256"]["summary.json"][:32]
+    }
 
 
 def main(folder: Path, sweeps: list[Path]) -> None:
