@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import headdyn
-from docs.tools import scale
+from docs.tools import results, scale
 from docs.tools.keys import GROUPS, Key, Section, comments, reference, sections
 from headdyn.composition import CONF
 from headdyn.models.decoder import Decoder
@@ -191,3 +191,30 @@ def test_the_site_is_built_without_a_warning_and_opens_from_disk(tmp_path: Path)
     assert len(pictures) == 4 and all((tmp_path / picture).is_file() for picture in pictures)
     assert "<p>!" not in pages["index"]
     assert "mode.train.steps" in pages["keys"] and "pattern_chart" in pages["api"]
+    assert 'href="experiments/matrix/index.html"' in pages["results"] and 'href="results.html"' in pages["index"]
+    recorded = (tmp_path / "experiments" / "matrix" / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'(?:src|href)="((?!http|#|\.\./\.\./(?:$|"))[^"#]+\.(?:svg|json|csv|html))"', recorded)
+    assert any(link.endswith(".svg") for link in links)
+    assert all((tmp_path / "experiments" / "matrix" / link).exists() for link in links), links
+
+
+def test_the_list_of_what_was_found_has_every_page_once_with_its_title_and_its_answer() -> None:
+    listed = re.findall(
+        r"^- \[(.+)\]\((.+)\)$", (results.FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    pages = {path.relative_to(results.FOLDER).as_posix(): path for path in results.FOLDER.glob("*/README.md")}
+    assert sorted(path for _, path in listed) == sorted(pages)
+    overview = results.overview()
+    for title, path in listed:
+        first, _, answer, *_ = pages[path].read_text(encoding="utf-8").splitlines()
+        assert first == f"# {title}" and answer.startswith("**Answer.** "), path
+        assert f"### [{title}](experiments/{path})\n\n{answer.removeprefix('**Answer.** ')}" in overview
+
+
+def test_a_page_without_an_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "README.md").write_text("# Why?\n\nBecause.\n")
+    (tmp_path / "README.md").write_text("- [Why?](a/README.md)\n")
+    with pytest.raises(ValueError, match=r"experiments/a/README.md has no paragraph that begins with \*\*Answer"):
+        results.overview()

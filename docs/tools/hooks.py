@@ -1,4 +1,4 @@
-"""What MkDocs adds to the pages in docs/: the README as the first one, and those that are generated."""
+"""What MkDocs adds to the pages in docs/: the README as the first one, those of experiments/, and generated ones."""
 
 from __future__ import annotations
 
@@ -15,20 +15,30 @@ sys.path.insert(0, str(ROOT))  # MkDocs loads this file by its path
 
 def on_files(files: Files, config: Any) -> Files:
     """Called by MkDocs with the files of docs/."""
-    from docs.tools import keys, scale
+    from docs.tools import keys, results, scale
 
-    pages = {"index.md": front_page(), "keys.md": keys.reference(), "scale.md": scale.page()}
+    pages = {
+        "index.md": front_page(),
+        "keys.md": keys.reference(),
+        "scale.md": scale.page(),
+        "results.md": results.overview(),
+    }
+    for path in results.files():
+        name = path.relative_to(ROOT).as_posix()
+        if path.suffix == ".md":
+            pages[name] = results.page(path)
+        else:
+            files.append(File.generated(config, name, abs_src_path=str(path)))
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
-    for path in re.findall(r"!\[[^]]*\]\((experiments/[^)]*)\)", pages["index.md"]):
-        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
 def front_page() -> str:
-    """The README, whose links to docs/ are links to pages here; other files are named without a link; pictures stay."""
+    """The README. Its links to docs/ and experiments/ are links to pages here; other files are named without a link."""
     text = (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")
-    return re.sub(r"(?<!!)\[([^]]+)\]\((?!http)([^)]+/[^)]*|[A-Z]+(?:\.md|\.cff)?)\)", r"\1", text)
+    text = text.replace("](experiments/README.md)", "](results.md)")
+    return re.sub(r"(?<!!)\[([^]]+)\]\((?!http|experiments/)([^)]+/[^)]*|[A-Z]+(?:\.md|\.cff)?)\)", r"\1", text)
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:
