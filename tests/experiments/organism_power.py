@@ -24,6 +24,8 @@ SETTINGS = (
     "in the same suites from 0.01 on and nothing below: the exact null finds all 16 from 0.01 on",
     "at most 1 of 4 at 0; the onset, with the heads not known, is dated in all 8 at 0.1 and 1 and in none of 16 weaker",
     "finds none at 0 and 0.003 and all 8 at 0.1 and 1",
+    "(0.25 elsewhere), 4 suites at each of 0.1, 0.5 and 0.75, committed before theirs: with the heads not known, all 12",
+    "finds all 12 at the last checkpoint",
 )
 Summary = list[dict[str, Any]]
 

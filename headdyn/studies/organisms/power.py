@@ -32,7 +32,10 @@ from headdyn.studies.organisms.settings import Organism
 log = logging.getLogger(__name__)
 
 # The settings that may be graded, with the type of a value.
-GRADES: Mapping[str, Callable[[str], Any]] = {"strength": float, "redundancy": int, "layer": int, "position": str}
+GRADES: Mapping[str, Callable[[str], Any]] = {
+    **{"strength": float, "redundancy": int, "layer": int, "position": str},
+    "onset": float,
+}
 DETECTORS = (
     "even/odd found, last checkpoint",
     "even/odd found, trajectory",
@@ -116,13 +119,17 @@ def _examine(out: Path, organism: Organism, store: Store, analysis: Specializati
 def summarise(rows: Sequence[Row], grades: Iterable[str], base: Organism, analysis: Specialization) -> list[Row]:
     """For each grade, value, alignment and detector, how many suites say yes, with 95 % Clopper–Pearson intervals."""
     usual = {name: getattr(base, name) for name in GRADES} | {"layer": base.planted_layer}
+    # A suite recorded before a setting could be graded had it as usual.
+    plantings = [usual | row["planting"] for row in rows]
     summary = []
     for grade in grades:
-        others = usual | {grade: None}
-        alike = [row for row in rows if row["planting"] | {grade: None} == others]
-        for value in sorted({row["planting"][grade] for row in alike}):
+        others = {name: usual[name] for name in usual if name != grade}
+        graded = [
+            (each[grade], row) for each, row in zip(plantings, rows, strict=True) if others.items() <= each.items()
+        ]
+        for value in sorted({value for value, _ in graded}):
             for alignment in _alignments(grade, analysis):
-                suites = [row for row in alike if (row["planting"][grade], row["alignment"]) == (value, alignment)]
+                suites = [row for at, row in graded if (at, row["alignment"]) == (value, alignment)]
                 for detector in DETECTORS:
                     answers = [answer for row in suites if (answer := QUESTIONS[detector][1](row)) is not None]
                     if answers:

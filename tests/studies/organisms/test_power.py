@@ -87,7 +87,7 @@ def test_a_suite_planted_weakly_in_two_groups_is_examined(tmp_path: Path) -> Non
         tmp_path / "out", grades={"redundancy": [2]}, suites=1, store=Store(tmp_path), settings=settings, analysis=QUICK
     )
     (row,) = [json.loads(path.read_text()) for path in (tmp_path / "out" / "suites").iterdir()]
-    assert row["planting"] == {"strength": 1.0, "redundancy": 2, "layer": 1, "position": "block"}
+    assert row["planting"] == {"strength": 1.0, "redundancy": 2, "layer": 1, "position": "block", "onset": 0.25}
     assert {each["suites"] for each in summary} == {1} and set(DETECTORS) == {each["detector"] for each in summary}
 
 
