@@ -18,6 +18,7 @@ from tests.experiments.records import Row, Scalar, average, fixed, read, span, s
 
 SETTINGS = (
     "step 16 on",
+    "form** (step 16 lies among",
     "first 16 steps",
     "lies above 0.15 nats",
     "lies within −0.02 and 0.02 nats",
@@ -30,6 +31,7 @@ SETTINGS = (
     "hold 95 % intervals over seeds",
 )
 FREE, HELD, LATER = ARMS = "heads free", "every head held", "every head held from step 16 on"
+STEPS = (11, 28, 50, 150, 400, 800)  # of the evaluations that all arms share
 LINES = ("floor_nats", "random_nats", "position_only_nats", "speaker_blind_nats")
 
 
@@ -74,6 +76,16 @@ def table(ends: list[Row]) -> list[str]:
     return lines
 
 
+def cost_at(trainings: list[dict[str, Any]], step: int, arm: str) -> Scalar:
+    """What holding the heads costs at a step of training, over seeds."""
+    losses = [
+        {"seed": str(each["seed"]), "arm": each["arm"], "loss": str(dict(each["losses"])[step])}
+        for each in trainings
+        if each["arm"] in (FREE, arm)
+    ]
+    return average(losses, "loss", "arm", FREE, arm)
+
+
 def fragments(folder: Path) -> list[str]:
     trainings, markers = read(folder / "trainings.json"), read(folder / "markers.json")
     ends = at_end(trainings)
@@ -91,11 +103,17 @@ def fragments(folder: Path) -> list[str]:
     assert cost["ci_low"] > 0 and cost["ci_high"] < 0.15
     assert -0.02 < made_up_for["ci_low"] < made_up_for["ci_high"] < 0.02 and cost_later["ci_low"] > 0
     assert all(float(row["closed"]) > 0.9 for row in ends)
+    assert 2.5 < cost_at(trainings, STEPS[1], LATER)["value"] / cost_later["value"] < 3.5, "three times"
     assert 0.3 > min(costs) > 0 and sorted(costs)[1] > 0.3
     assert all(float(row["above"]) > line for row, line in zip(marker_ends, lines, strict=True) if row["arm"] == HELD)
     return [
         *table(ends),
         *table(marker_ends),
+        *(
+            f"| {step} | {' | '.join(spelled(cost_at(trainings, step, arm), signed=True) for arm in (HELD, LATER))} |"
+            for step in STEPS
+        ),
+        f"at step {STEPS[1]} already costs {spelled(cost_at(trainings, STEPS[1], LATER))} nats, three times what it costs",
         f"ends {spelled(cost)} nats higher ({cost['n']} seeds)",
         f"selecting is worth {fixed(worth, 2)} nats",
         f"costs {spelled(cost)} nats, {shares[0]} % [{shares[1]}, {shares[2]}] of the {fixed(worth, 2)} nats that",
@@ -106,7 +124,7 @@ def fragments(folder: Path) -> list[str]:
         f"by {spelled(marker_cost)} nats above free ones ({marker_cost['n']} seeds), {span(costs, 2)} in single seeds",
         f"so in {sum(cost > 0.3 for cost in costs)} of {len(costs)} seeds",
         f"closes {shares_closed[0]} % of the gap, against {shares_closed[1]} to {shares_closed[-1]} % in the others",
-        f"{spelled(marker_cost)} nats where evidence lies in transitions ({marker_cost['n']} seeds)",
+        f"{spelled(marker_cost)} nats where evidence lies in transitions ({marker_cost['n']} seeds;",
         f"the best predictor by distance, {span(lines, 2)} nats above the floor",
     ]
 

@@ -11,7 +11,7 @@ import csv
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ SETTINGS = (
     "from step 16 on",
     "all heads from step 16",
     "all 128 tokens",
+    "begins below 0: an untrained model",
+    "(4 seeds in shuffled order; heads were held",
     "later (above 1) or earlier (below 1)",
     "A factor of 1.000: at the same",
     "of its height no later by a factor of 1.5",
@@ -60,6 +62,7 @@ MEASURES = {  # row of the table: (measure, scale, digits)
     "attention on the previous token, strongest head (points)": ("previous_token_top", 100, 0),
     "attention on position 0, strongest head (points)": ("sink_rate_top", 100, 0),
 }
+Training = dict[str, Any]
 INDUCTION, SELECTIVITY, PREVIOUS = "induction_top", "selectivity_top", "previous_token_top"
 DATED = ("repeat_gain_nats", SELECTIVITY, INDUCTION, PREVIOUS)
 COURSES = ("loss_nats", "gap_closed", "selectivity", *DATED)
@@ -69,6 +72,10 @@ WHEN = {  # row of the table of dates
     PREVIOUS: "attention on the previous token, strongest head",
     "repeat_gain_nats": "loss saved on a pair's repeat",
     "gap_closed": "half of the gap from guessing to the floor",
+}
+LEVELS = {  # row of the table of dates: (course, level); chosen after the results
+    "topic selectivity, strongest head, 10 points": (SELECTIVITY, 0.1),
+    "topic selectivity, mean over heads, 5 points": ("selectivity", 0.05),
 }
 EVEN = math.log(128)  # the loss of giving all 128 tokens the same probability
 STEPS = (0, 11, 16, 28, 51, 136, 444, 800)
@@ -102,6 +109,7 @@ def fragments(folder: Path) -> list[str]:
         *formed(of[SHUFFLED]),
         *(dated(each, snapshots) for each in trainings),
         *(dates_by_condition(name, label, of, snapshots) for name, label in WHEN.items()),
+        *(levels_by_condition(course, level, label, of, snapshots) for label, (course, level) in LEVELS.items()),
         *(over_training(snapshots, step) for step in STEPS),
         *dating(of, snapshots),
         *without_grouped_effect(snapshots),
@@ -138,23 +146,32 @@ def date(training: dict[str, Any], name: str, snapshots: list[Row]) -> tuple[int
     return gap_half_closed(training, snapshots) if name == "gap_closed" else half_height(training, name)
 
 
-def ratio(name: str, condition: str, of: dict[str, list[dict[str, Any]]], snapshots: list[Row]) -> Scalar:
-    """Mean binary logarithm of a condition's date over that of shuffled data, same seed, with Student's interval.
-
-    A date is the geometric mean of the snapshots between which it lies.
-    """
-    cells = []
-    for arm in (SHUFFLED, condition):
-        for training in of[arm]:
-            found = date(training, name, snapshots)
-            assert found is not None
-            cells.append(
-                {"arm": arm, "seed": str(training["seed"]), "step": str(np.log2(np.sqrt(found[0] * found[1])))}
-            )
+def ratio(step_of: Callable[[Training], float], condition: str, of: dict[str, list[Training]]) -> Scalar:
+    """Mean binary logarithm of a condition's date over that of shuffled data, same seed, with Student's interval."""
+    cells = [
+        {"arm": arm, "seed": str(training["seed"]), "step": str(np.log2(step_of(training)))}
+        for arm in (SHUFFLED, condition)
+        for training in of[arm]
+    ]
     return average(cells, "step", "arm", SHUFFLED, condition)
 
 
-def dates_by_condition(name: str, label: str, of: dict[str, list[dict[str, Any]]], snapshots: list[Row]) -> str:
+def factor(later: Scalar) -> str:
+    return spelled({part: 2 ** later[part] for part in ("value", "ci_low", "ci_high")})
+
+
+def middle(name: str, snapshots: list[Row]) -> Callable[[Training], float]:
+    """The date of a training's curve: the geometric mean of the snapshots between which it lies."""
+
+    def step(training: Training) -> float:
+        found = date(training, name, snapshots)
+        assert found is not None
+        return math.sqrt(found[0] * found[1])
+
+    return step
+
+
+def dates_by_condition(name: str, label: str, of: dict[str, list[Training]], snapshots: list[Row]) -> str:
     """A curve's row: within which steps it is at half of its height, and by what factor a condition is later."""
     cells = []
     for condition in CONDITIONS:
@@ -163,20 +180,42 @@ def dates_by_condition(name: str, label: str, of: dict[str, list[dict[str, Any]]
         assert len(known) == len(found)
         cells.append(f"{min(first for first, _ in known)} to {max(last for _, last in known)}")
         if condition != SHUFFLED:
-            later = ratio(name, condition, of, snapshots)
-            cells.append(spelled({part: 2 ** later[part] for part in ("value", "ci_low", "ci_high")}))
+            cells.append(factor(ratio(middle(name, snapshots), condition, of)))
     return f"| {label} | {' | '.join(cells)} |"
 
 
-def dating(of: dict[str, list[dict[str, Any]]], snapshots: list[Row]) -> list[str]:
+def levels_by_condition(
+    name: str, level: float, label: str, of: dict[str, list[Training]], snapshots: list[Row]
+) -> str:
+    """A curve's row: at which steps it reaches a level (linear between snapshots), and by what factor a condition later."""
+
+    def step(training: Training) -> float:
+        which = training["condition"], str(training["seed"])
+        mine = [row for row in snapshots if (row["condition"], row["seed"]) == which]
+        course = {int(row["step"]): float(row[name]) for row in mine}
+        before, after = first_at(course, level)
+        return before + (after - before) * (level - course[before]) / (course[after] - course[before])
+
+    cells = []
+    for condition in CONDITIONS:
+        cells.append(span(map(step, of[condition]), 0))
+        if condition != SHUFFLED:
+            cells.append(factor(ratio(step, condition, of)))
+    return f"| {label} | {' | '.join(cells)} |"
+
+
+def dating(of: dict[str, list[Training]], snapshots: list[Row]) -> list[str]:
     """What was predicted of when heads form in topic order and with grouped queries."""
     topic, *grouped = (
-        ratio(name, condition, of, snapshots)
+        ratio(middle(name, snapshots), condition, of)
         for name, condition in ((SELECTIVITY, TOPIC), (SELECTIVITY, GROUPED), (INDUCTION, GROUPED))
     )
+    seen = [fixed(2 ** would_be_seen(each), 1) for each in grouped]
     assert topic["ci_high"] < math.log2(1.5)
     assert all(-1 < each["ci_low"] < each["ci_high"] < 1 for each in grouped)
     return [
+        f"by grouped queries was found (a factor of {seen[0]} would be seen, of induction one of {seen[1]})",
+        f"half of its own height no later, or by {percent(2 ** topic['ci_high'] - 1)} % at most",
         f"the mean log₂ of the ratio of dates is {spelled(topic, signed=True)}",
         f"{spelled(grouped[0], signed=True)} for selectivity, {spelled(grouped[1], signed=True)} for induction",
     ]
@@ -229,8 +268,14 @@ def without_grouped_effect(snapshots: list[Row]) -> list[str]:
     for step in STEPS:
         changes = [compared(snapshots, step, metric, GROUPED) for metric in ("selectivity", "loss_nats")]
         assert all(change["ci_low"] < 0 < change["ci_high"] for change in changes)
-    smallest = would_be_seen(compared(snapshots, STEPS[-1], "selectivity", GROUPED))
-    return [f"at the end {fixed(100 * smallest, 1)} points of selectivity would be seen"]
+    points, loss, in_order = (
+        would_be_seen(compared(snapshots, STEPS[-1], metric, condition))
+        for metric, condition in (("selectivity", GROUPED), ("loss_nats", GROUPED), ("loss_nats", TOPIC))
+    )
+    return [
+        f"at the end {fixed(100 * points, 1)} points of selectivity and {fixed(loss, 4)} nats would be seen",
+        f"a difference of {fixed(in_order, 4)} nats at the end would be seen",
+    ]
 
 
 def lower_from(snapshots: list[Row]) -> int:
@@ -391,8 +436,6 @@ def course_of(snapshots: list[Row], name: str, label: str, *, scale: float = 100
     if of_highest:
         lowest_C1 = course_CK[:, :1]
         course_CK = (course_CK - lowest_C1) / (course_CK.max(1, keepdims=True) - lowest_C1)
-    elif name == "gap_closed":
-        course_CK = course_CK.clip(0)  # an untrained model is worse than guessing
     course_CK = scale * course_CK
     ends = {"low": course_CK.min(0), "high": course_CK.max(0)}
     return Curve(label=label, x=np.array(steps), y=course_CK.mean(0), **ends)
