@@ -166,6 +166,14 @@ def test_every_number_of_what_the_readme_finds_is_that_of_the_records() -> None:
     assert wrong_in(plain(findings), pieces_of("readme", ROOT / "experiments")) == []
 
 
+def test_the_minutes_of_make_run_are_those_of_the_record() -> None:
+    record = json.loads((ROOT / "experiments" / "speed" / "sweep.json").read_text(encoding="utf-8"))
+    seconds = [runs["cold"] for key in record if "laptop" in key for runs in record[key]["seconds"]["side by side"]]
+    minutes = sorted({round(each / 60) for each in seconds})
+    words = " to ".join({5: "five", 6: "six", 7: "seven"}[each] for each in (minutes[0], minutes[-1]))
+    assert f"a matrix of eight runs, and its report: {words} minutes on two cores" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", CHECKED)
 def test_every_changed_number_of_a_page_is_seen(name: str) -> None:
     """Each number that a record accounts for, raised by one in its first digit."""

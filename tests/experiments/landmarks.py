@@ -137,6 +137,7 @@ def fragments(folder: Path) -> list[str]:
         if course.factors[CHAINS] == 4
     ]
     assert all(path[0].startswith("unigram") and path[-1] == "bigram_retrieval" for path in own)
+    sixes = sum(f"| 6 of 6 ({percent(low(6, 6))}–100 %)" in line for line in lines)
     took = read(folder / "minutes.json")
     chains = recorded(folder, "statistical_induction")
     left, left_dirichlet = (
@@ -146,7 +147,7 @@ def fragments(folder: Path) -> list[str]:
     assert all(without[0] > informed[1] for without, informed in zip(left, left_dirichlet, strict=True))
     return [
         *lines,
-        f"holds in more than half ({percent(low(len(even), len(even)))} % or more)",
+        f"as {sixes} do, holds in more than half ({percent(low(len(even), len(even)))} % or more)",
         f"{hold} of {hold + fail + open_} predictions hold, {fail} does not, {open_} are undecided",
         *(f"{name.replace('_', ' ')} {fixed(took[name]['minutes'], 1)}" for name in NAMES),
         f"a tenth of the way in {spans(left)}",

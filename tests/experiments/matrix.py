@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from headdyn.data.ordering import dominant_topics
 from headdyn.studies.topic_order.retention import collapse, null_shares, retention, two_groups
 from headdyn.sweep.effects import unrecovered
 from headdyn.sweep.record import SweepRecord
-from tests.experiments import attention_held, repeats
+from tests.experiments import attention_held, emergence, repeats
 from tests.experiments.records import (
     Row,
     Scalar,
@@ -37,10 +38,12 @@ from tests.experiments.records import (
 
 SETTINGS = (
     "800 steps each",
+    "taken between steps 496 and 800",
     "intervals are 95 %",
     "Where q is 0.05 or more",
     "within 0.05 nats of the loss",
-    "reaches 15 points",
+    ": 15 or more",
+    "just below 0.05 with all",
     "no q is below 0.05",
     "with q < 0.05, four times in five",
     "of one test at p < 0.05",
@@ -54,6 +57,8 @@ SETTINGS = (
 )
 PILOT = Path(__file__).parents[2] / "experiments" / "matrix_pilot" / "pilot.csv"
 HELD = Path(__file__).parents[2] / "experiments" / "attention_held" / "trainings.json"
+SEEN = "0"  # the seed that make run had shown before the prediction was written
+LAST = 800  # the last step
 MARGIN_NATS = 0.05  # an arm within it of the loss before the drop has recovered
 OUTCOMES = {  # row of the table: (metric, scale)
     "topic selectivity (points of attention)": ("selectivity", 100),
@@ -144,11 +149,34 @@ def fragments(folder: Path) -> list[str]:
         f"had cost {fixed(cost, 3)} of the {MARGIN_NATS:g} nats allowed",
         f"not supported: {in_words} points{unseen(change, 100)}",
         of_even_attention(),
+        *of_unseen_seeds(runs),
+        how_early(folder.parent / "emergence"),
         *of_corpus(folder, runs),
         *of_tags(folder, runs),
         *of_order(folder, runs),
         *of_drop(folder, runs),
     ]
+
+
+def of_unseen_seeds(runs: list[Row]) -> list[str]:
+    """Order's effect on the seeds that had not been seen when it was predicted: one test each, without a family."""
+    unseen_runs = [run for run in runs if run["seed"] != SEEN]
+    cells = []
+    for metric, words in (("selectivity", "of selectivity"), ("probe_accuracy_middle", "of probe accuracy")):
+        found = average(unseen_runs, metric, "data_ordering", "shuffled", "topic")
+        error = (found["ci_high"] - found["value"]) / stats.t.ppf(0.975, found["n"] - 1)
+        p = 2 * stats.t.sf(abs(found["value"]) / error, found["n"] - 1)
+        cells.append(f"{spelled(found, scale=100, signed=True)} points {words} ({p_is(p)})")
+    return [f"over the other {found['n']} seeds the effect is {' and '.join(cells)}"]
+
+
+def how_early(folder: Path) -> str:
+    """What experiments/emergence says of the RoPE runs' strongest head."""
+    pieces = emergence.fragments(folder)
+    (half,) = (piece for piece in pieces if piece.startswith("between steps") and "of 800 in" in piece)
+    (level,) = (piece for piece in pieces if piece.startswith("| topic selectivity, strongest head, 10 points"))
+    later = level.split(" | ")[3]
+    return f"half of its height {half}, in either order and with grouped queries; 10 points come later in topic order by a factor of {later}"
 
 
 def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
@@ -163,12 +191,13 @@ def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
         return [float(run["excess_nats"]) for run in runs if run["position_enc"] == arm]
 
     assert min(excess("rope")) > 0 and max(excess("drope")) < min(above("speaker_blind_nats"))
+    by_corpus = {run["seed"]: worth for run, worth in zip(runs, above("position_only_nats"), strict=True)}
     return [
         f"{span((each['of_block'] for each in order), 0, scale=100)} % of the tokens in a topic's block are of this topic",
         f"{span((1 - each['of_topic'] for each in order), 0, scale=100)} % of its tokens come in other blocks",
         f"end {span(excess('rope'), 3)} nats above the floor with RoPE, {span(excess('drope'), 3)} after the drop",
         f"stays {span(above('speaker_blind_nats'), 2)} nats above it",
-        f"stays {span(above('position_only_nats'), 2)} nats above the floor",
+        f"stays {span(above('position_only_nats'), 2)} nats above the floor, on average {fixed(fmean(by_corpus.values()), 2)}",
     ]
 
 
@@ -177,7 +206,7 @@ def of_even_attention() -> str:
     trainings = read(HELD)
     cost = attention_held.difference(attention_held.at_end(trainings), attention_held.FREE, attention_held.HELD)
     worth = np.mean([min(each[line] for line in attention_held.LINES[2:]) - each["floor_nats"] for each in trainings])
-    return f"end {fixed(cost['value'], 3)} nats higher ({cost['n']} seeds), of {fixed(float(worth), 2)} that selecting is worth"
+    return f"end {spelled(cost)} nats higher ({cost['n']} seeds), of {fixed(float(worth), 2)} that selecting is worth"
 
 
 def of_tags(folder: Path, runs: list[Row]) -> list[str]:
@@ -230,7 +259,7 @@ def of_groups(folder: Path, groups: list[dict[str, Any]]) -> list[str]:
         f"two pairs that lie {listed([str(each['apart']) for each in power])} standard deviations apart in "
         f"{listed([percent(each['found']) for each in power])} % of simulated runs: to be seen, such pairs would have to be in "
         f"{listed(needed)} % of runs",
-        f"even groups that explain {percent(max(entry['share'] for entry in groups if entry['p'] >= 0.05))} %",
+        f"by chance form groups that explain {percent(max(entry['share'] for entry in groups if entry['p'] >= 0.05))} %",
         f"With seeds as units ({pooled['RoPE']['n']}) the mean share explained, less that of normal values, is "
         f"{in_points['RoPE']} points with RoPE and {in_points['DroPE']} after the drop; pairs {power[0]['apart']} standard "
         f"deviations apart in every run would add {fixed(100 * would_add, 0, signed=True)}",
@@ -272,8 +301,8 @@ def of_order(folder: Path, runs: list[Row]) -> list[str]:
         f"changes by {spelled(first, scale=100, signed=True)} points, on the topic met last by "
         f"{spelled(last, scale=100, signed=True)}; the two differ by {spelled(apart, scale=100, signed=True)}"
         f"{unseen(apart, 100)}",
-        f"In {len(best) - len(below)} of {len(best)} RoPE runs",
-        f"it has {span(best, 1, scale=100)} points",
+        f"of a RoPE run has {span(best, 1, scale=100)} points",
+        f"in {len(best) - len(below)} of {len(best)} runs",
         f"{ordered} of the other {len(below)} were trained in topic order",
         f"it is {fixed(100 * dropped['value'], 1)} points after DroPE",
     ]
@@ -281,7 +310,7 @@ def of_order(folder: Path, runs: list[Row]) -> list[str]:
 
 def of_drop(folder: Path, runs: list[Row]) -> list[str]:
     """What the drop does: to order's effect by layer, to heads in two groups, to the loss; and its control arms."""
-    record = read(folder / "retention.json")
+    record, steps = read(folder / "retention.json"), matched_steps(folder)
     layers, losses = record["layers"], record["losses"]
     above, below = (sum(sign * entry[end] > 0 for entry in layers) for sign, end in ((1, "ci_low"), (-1, "ci_high")))
     assert not any(entry["q"] < 0.05 for entry in layers)
@@ -314,6 +343,9 @@ def of_drop(folder: Path, runs: list[Row]) -> list[str]:
         *of_groups(folder, record["two_groups"]),
         record["collapse"],
         f"{sum(run['recovered'] == 'true' for run in arms)} of {len(arms)} DroPE arms recovered",
+        of_rounds(steps["position_enc"]["drope"]),
+        f"as RoPE runs are taken at steps {span(steps['position_enc']['rope'], 0)}",
+        f"in RoPE runs at {span((step for arm in steps['data_ordering'].values() for step in arm if step < LAST), 0)}",
         f"already ({span((loss['after'] for loss in losses), 3)}); they end at {span((loss['end'] for loss in losses), 3)}, "
         f"{sum(loss['end'] > loss['after'] for loss in losses)} of {len(losses)} higher than right after the drop, "
         f"and {sum(loss['highest'] > MARGIN_NATS for loss in losses)} passed {MARGIN_NATS:g} on the way",
@@ -325,6 +357,30 @@ def of_drop(folder: Path, runs: list[Row]) -> list[str]:
             for arm, label in labels.items()
         ),
     ]
+
+
+def matched_steps(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """By factor and level the steps at which runs are compared at matched loss; of the order, those of RoPE runs."""
+    pairs = {}
+    for pair in read(folder / "matched_loss.json")["pairs"]:
+        if pair["factor"] == "position_enc" or pair["factors"].get("position_enc") == "rope":
+            pairs[pair["factor"], *pair["runs"].values()] = pair["steps"]
+    steps: dict[str, dict[str, list[int]]] = {}
+    for (factor, *_), each in pairs.items():
+        for level, step in each.items():
+            steps.setdefault(factor, {}).setdefault(level, []).append(step)
+    return steps
+
+
+def of_rounds(steps: list[int]) -> str:
+    """How many arms recovered within the planned steps, and how many in further rounds."""
+    counts = {step: steps.count(step) for step in sorted(set(steps))}
+    (planned, within), (second, later), (third, last) = counts.items()
+    assert (second, third) == (2 * planned, 4 * planned)  # each round is as long as all before it
+    return (
+        f"{within} of them within the planned {planned} steps. An arm that has not recovered goes on in further rounds until it "
+        f"has: {later} went on to {second} steps, {last} to {third}"
+    )
 
 
 def purity(topics_NT: np.ndarray) -> dict[str, float]:

@@ -138,7 +138,8 @@ def fragments(folder: Path) -> list[str]:
         f"{sum(row['recovered'] == 'true' for row in arms['drope'])} of {len(arms['drope'])} DroPE arms recovered",
         f"losses are {losses('rope')} nats before the drop and {losses('drope')} nats after a recalibration",
         f"Selecting is worth {fixed(min(worth), 3)} to {fixed(max(worth), 3)} nats",
-        f"selectivities of {span((float(row['selectivity']) for row in arms['rope']), 1, scale=100)} points",
+        f"selectivities of {span((float(row['selectivity']) for row in arms['rope']), 1, scale=100)} points, DroPE runs of "
+        f"{span((float(row['selectivity']) for row in arms['drope']), 1, scale=100)}",
         f"not supported: {span((float(row['selectivity']) for row in arms['rope']), 1, scale=100)} points in RoPE runs",
         f"Even attention has {nulls('within_ratio_uniform')} %",
         f"Probes of the middle layer are at their ceiling: {nulls('probe_accuracy_middle', 1)} % in all runs, and "

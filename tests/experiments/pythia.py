@@ -16,8 +16,8 @@ def fragments(folder: Path) -> list[str]:
     hours, of_clusters = (fixed(cost["core_hours"] * share, 1) for share in (1, clusters / evens))
     download = f"{fixed(cost['download_bytes'] / 1e9, 1)} GB"
     return [
-        f"about {hours} hours of one CPU core and {download} of downloads",
-        f"| first | {evens} | about {hours} |",
+        f"at least {hours}, {hours} and {of_clusters} hours of one CPU core and {download} of downloads",
+        f"| first | {evens} | at least {hours} |",
         f"| second | {evens} | at least {hours} |",
         f"| third | {clusters} | at least {of_clusters} |",
         f"{download} for {every} checkpoints of {cost['weights'] / 1e6:.0f} M weights, of which {evens + clusters - every} serve both",

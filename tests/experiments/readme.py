@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.experiments import attention_held, landmarks, matrix, matrix_cooldown, model_organisms
-from tests.experiments.records import effect, fixed, high, low, percent, read, rows, span, spelled
+from tests.experiments.records import average, effect, fixed, high, low, percent, read, rows, span, spelled
 
 SETTINGS = ("95 % intervals over seeds", "strength > 0.5")
 
@@ -32,6 +32,8 @@ def fragments(experiments: Path) -> list[str]:
     assert abs(attention_held.difference(ends, attention_held.HELD, attention_held.LATER)["value"]) < 0.001
     null = [suite for suite in others if suite["kind"] == "null"]
     assert not any(suite["found_by_trajectory"] or model_organisms.by_rule(suite) for suite in null)
+    later = [run for run in runs if run["seed"] != matrix.SEEN]
+    unseen = average(later, "selectivity", "data_ordering", "shuffled", "topic")
     held = attention_held.difference(ends, attention_held.FREE, attention_held.HELD)
     return [
         f"end only {spelled(held)} nats higher, in {held['n']} seeds",
@@ -48,7 +50,8 @@ def fragments(experiments: Path) -> list[str]:
         f"In {len(null)} suites without planting it finds nothing (in {percent(high(0, len(null)))} % of such suites or fewer)",
         f"of {len(others) - len(null)} planted otherwise it finds something over the trajectory in {false}, and",
         f"in {rule}: a difference that so few do not establish",
-        f"At matched loss it is {spelled(matched, scale=100, signed=True)} points",
+        f"between two snapshots, it is {spelled(matched, scale=100, signed=True)} points",
+        f"over the other {unseen['n']} it is {spelled(unseen, scale=100, signed=True)} points",
         *landmarks_of(experiments / "landmarks"),
     ]
 
@@ -69,10 +72,12 @@ def landmarks_of(folder: Path) -> list[str]:
     few, many = (counts["markov_phases", i] for i in (0, 1))
     return [
         holds,
-        f"it does neither ({n} of {n} seeds)",
+        f"the loss falls less steeply ({n} of {n} seeds)",
         f"brings the change forward ({n} of {n})",
-        f"retrieve them ({few[0]} of {few[1]})",
-        f"infer them ({many[0]} of {many[1]})",
+        *(
+            f"{verb} them ({yes} of {n}, {percent(low(yes, n))}–{percent(high(yes, n))} %)"
+            for verb, (yes, n) in (("retrieve", few), ("infer", many))
+        ),
     ]
 
 

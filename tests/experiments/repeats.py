@@ -93,10 +93,12 @@ def sentences(folder: Path) -> list[str]:
         f"{same['runs']} of the {same['of']} runs were made again",
         f"Losses differ from the record by at most {at_most(loss, 6)} nats, selectivity by at most {at_most(points, 4)} points",
         f"{other['runs']} runs of the first seed (4 trainings, each with its drop) in float32 in place of bfloat16 have "
-        f"selectivities up to {fixed(100 * other['largest_difference']['selectivity'], 1)} points higher or lower",
-        f"Order's effect in them is {fixed(effect['again'], 1, signed=True)} points in place of "
+        f"selectivities up to {at_most(100 * other['largest_difference']['selectivity'], 1)} points higher or lower, the most "
+        f"selective head's by up to {at_most(100 * other['largest_difference']['selectivity_top'], 1)}, and probe accuracies by "
+        f"up to {at_most(100 * other['largest_difference']['probe_accuracy_middle'], 1)}",
+        f"Order's effect on selectivity in them is {fixed(effect['again'], 1, signed=True)} points in place of "
         f"{fixed(effect['record'], 1, signed=True)}",
-        f"losses differ by up to {fixed(other['largest_difference']['loss_nats'], 3)} nats and are "
+        f"losses differ by up to {at_most(other['largest_difference']['loss_nats'], 3)} nats and are "
         f"{fixed(-other['mean_difference']['loss_nats'], 3)} lower on average",
         f"differs as much from seed to seed ({span(by_seed, 1, scale=100)} points)",
     ]
