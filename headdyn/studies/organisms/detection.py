@@ -302,17 +302,16 @@ def markdown(summary: Sequence[Row]) -> str:
 
 
 def figure(summary: Sequence[Row]) -> Figure:
-    """How often each detector says yes where the even heads were planted, and where they were not."""
-    lines = [line for line in summary if NOT_EVEN in QUESTIONS[line["question"]][0]]
+    """How often each detector of even/odd structure says yes, by the kind of suite."""
     intervals = [
         Interval(
             label=question,
             group=line["kind"],
             **{name: 100 * line[key] for name, key in (("value", "share"), ("low", "ci_low"), ("high", "ci_high"))},
         )
-        for question in QUESTIONS
-        for line in lines
-        if line["question"] == question and line["kind"] in ("planted", NOT_EVEN)
+        for question, (groups, _) in QUESTIONS.items()
+        for line in summary
+        if line["question"] == question and NOT_EVEN in groups and line["kind"] != NOT_EVEN
     ]
     return interval_plot(intervals, xlabel="suites in which it is found (%)")
 

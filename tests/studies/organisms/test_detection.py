@@ -193,9 +193,7 @@ def test_the_summary_counts_suites() -> None:
     (table,) = detection.figure(summarise(rows)).tables.values()
     drawn = {(row["label"], row["group"]): (row["value"], row["high"]) for row in table}
     assert drawn["even/odd found, last checkpoint", "planted"] == (100, 100) and len(drawn) == 6
-    assert drawn["even/odd found, last checkpoint", detection.NOT_EVEN] == pytest.approx(
-        (100 / 3, 100 * one["ci_high"])
-    )
+    assert drawn["even/odd found, last checkpoint", "null"] == pytest.approx((100 / 3, 100 * one["ci_high"]))
     lines = markdown(summarise(rows)).splitlines()
     assert lines[0] == "|  | planted | scattered | diffuse | null | not planted in the even heads |"
     assert "| even/odd found, last checkpoint | 5/5 (0.48–1.00) | – | – | 1/3 (0.01–0.91) | 1/3 (0.01–0.91) |" in lines
