@@ -21,6 +21,7 @@ from headdyn.core.run_folder import RunRecord
 from headdyn.studies.landmarks import Case, Landmark, verdict
 from headdyn.studies.landmarks.clamping.predictions import PATTERN, phase_change
 from headdyn.studies.landmarks.courses import Course, courses, crossing, labels
+from headdyn.studies.landmarks.induction_scores import InductionScores
 from headdyn.studies.landmarks.markov_phases.predictions import CHAINS, nearest
 from headdyn.studies.landmarks.statistical_induction.predictions import ROWS, gap_closed
 from headdyn.sweep.jobs import Job
@@ -145,8 +146,12 @@ def fragments(folder: Path) -> list[str]:
         for kind in ("doubly_stochastic", "dirichlet")
     )
     assert all(without[0] > informed[1] for without, informed in zip(left, left_dirichlet, strict=True))
+    scores = InductionScores()
+    query_Q = np.arange(scores.block, scores.block * scores.repeats)
+    even_attention = float((query_Q // scores.block / (query_Q + 1)).mean())
     return [
         *lines,
+        f"has a prefix matching of {fixed(100 * even_attention, 1)} %",
         f"as {sixes} do, holds in more than half ({percent(low(len(even), len(even)))} % or more)",
         f"{hold} of {hold + fail + open_} predictions hold, {fail} does not, {open_} are undecided",
         *(f"{name.replace('_', ' ')} {fixed(took[name]['minutes'], 1)}" for name in NAMES),

@@ -106,13 +106,13 @@ def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
             {name: (group, metric) for name, group in groups.items()},
             ylabel=label,
             title=label.partition(" (")[0],
-            zero="no use of the context",
+            zero=zero,
             scale=scale,
             caption=caption,
         )
-        for metric, label, scale in (
-            ("best_prefix_matching", "Prefix matching of the best head (%)", 100),
-            ("in_context_nats", "In-context score (nats)", 1),
+        for metric, label, zero, scale in (
+            ("best_prefix_matching", "Prefix matching of the best head (%)", "no prefix matching", 100),
+            ("in_context_nats", "In-context score (nats)", "no use of the context", 1),
         )
     }
     caption = "Predicted: a sudden fall with two layers, where prefix matching rises. The floor is exact inference."
