@@ -13,6 +13,8 @@ SETTINGS = (
     "95 %, Clopper–Pearson",
     "strength > 0.5",
     "by 2 suites",
+    "one more at 0.003.",
+    "and of the new ones at most 1 of 4, where nothing",
     # what was predicted of weak planting
     "at a weight of 0 nothing is planted and the exact null finds at most 1 of 6",
     "at 0.001 it misses at least one of 6; from 0.01 on it misses none",
@@ -72,6 +74,26 @@ def of_strength(summary: Summary, rows: list[dict[str, Any]]) -> list[str]:
     Suites of one number share initial weights and batches over the strengths, so numbers are the independent draws.
     """
     odd = sum(row["found"] and row["strength_nats"] <= 0 for row in rows if row["planting"]["strength"] == 0.001)
+    draws = {row["suite"] for row in rows if row["planting"]["strength"] >= 0.01}
+    new = [row for row in rows if row["suite"] >= 10]
+    strong, weak = (
+        [row["detected_onset_off_by"] for row in new if (row["planting"]["strength"] >= 0.1) == is_strong]
+        for is_strong in (True, False)
+    )
+    assert not any(off == 0 for off in weak) and sorted(strong)[-2:] == [0, 1]  # one a checkpoint late, none early
+    assert all(
+        row["detected_onset_off_by"] is None or row["detected_onset_off_by"] >= 0
+        for row in rows
+        if "detected_onset_off_by" in row
+    )
+    at_new = {
+        weight: [row for row in new if row["planting"]["strength"] == weight]
+        for weight in {row["planting"]["strength"] for row in new}
+    }
+    new_found = [row for weight, suites in at_new.items() if weight >= 0.01 for row in suites]
+    assert all(row["found"] and row["found_by_trajectory"] and row["strength_nats"] > 0 for row in new_found)
+    assert not any(row["even_success"] - row["odd_success"] > 0.5 for weight in (0, 0.003) for row in at_new[weight])
+    assert all(row["even_success"] - row["odd_success"] > 0.5 for weight in (0.1, 1) for row in at_new[weight])
 
     def at(detector: str, low_end: float, high_end: float = 1) -> tuple[int, int]:
         return total([row for row in summary if low_end <= row["value"] <= high_end], detector)
@@ -79,23 +101,26 @@ def of_strength(summary: Summary, rows: list[dict[str, Any]]) -> list[str]:
     def text(counts: tuple[int, int]) -> str:
         return f"{counts[0]} of {counts[1]}"
 
-    assert all(at(LAST, *ends) == at(TRAJECTORY, *ends) for ends in ((0, 0), (0.001, 0.001), (0.003, 0.003), (0.01,)))
-    found, suites = at(LAST, 0.01)
-    assert found == suites and at(LAST, 0)[0] > found  # misses none from 0.01 on, and finds some below
-    assert at(ONSET, 0, 0.03)[0] == 0 and at(ONSET, 0.1)[0] == at(ONSET, 0.1)[1]  # dated from 0.1 on
+    assert all(at(LAST, *ends) == at(TRAJECTORY, *ends) for ends in ((0, 0), (0.001, 0.001), (0.01,)))
+    found, suites = at(TRAJECTORY, 0.01)
+    assert found == suites and at(LAST, 0.003, 0.003)[0] == at(TRAJECTORY, 0.003, 0.003)[0] + 1  # "one more"
+    assert at(ONSET, 0, 0.03)[0] == 0
     assert at(RULE, 0.1)[0] == at(RULE, 0.1)[1] and at(RULE, 0, 0.003)[0] == 0
     misses = at(RULE, 0.01, 0.03)[1] - at(RULE, 0.01, 0.03)[0]
     return [
         f"finds {text((found, suites))} suites from a weight of 0.01 on",
         f"at 0.01 itself {text(at(LAST, 0.01, 0.01))}, {percent(low(*at(LAST, 0.01, 0.01)))}–100 %",
-        f"agrees with {text((found, suites))} suites, all of which were there when it was predicted",
+        f"in each of {len(draws)} independent draws, {percent(low(len(draws), len(draws)))}–100 %",
+        f"new suites: all {len(new_found)}, of {len({row['suite'] for row in new})} draws",
+        f"all {len(strong)} new suites at 0.1 and 1 is **not supported**: in {strong.count(0)}, and in the other a checkpoint late",
+        f"in none of {len(weak)} weaker ones is **supported**",
         f"In {odd} of {at(LAST, 0.001, 0.001)[1]} at 0.001 p is below 0.05 because odd heads do more",
-        f"{text(at(LAST, 0.003, 0.003))} at 0.003, {text(at(LAST, 0.001, 0.001))} at 0.001, and {text(at(LAST, 0, 0))} "
+        f"{text(at(TRAJECTORY, 0.003, 0.003))} at 0.003, {text(at(LAST, 0.001, 0.001))} at 0.001, and {text(at(LAST, 0, 0))} "
         "at 0, where nothing is planted",
         f"finds {text(at(RULE, 0, 0.003))} suites below 0.01 and misses {misses} of {at(RULE, 0.01, 0.03)[1]} at 0.01 and 0.03",
         "That it misses some at 0.001 is **supported**, by "
         f"{at(LAST, 0.001, 0.001)[1] - at(LAST, 0.001, 0.001)[0]} of {at(LAST, 0.001, 0.001)[1]};",
-        f"{text(at(LAST, 0, 0))} leaves up to {percent(high(*at(LAST, 0, 0)))} % open",
+        f"({text(at(LAST, 0, 0))}, which leaves up to {percent(high(*at(LAST, 0, 0)))} % open",
         f"the onset is dated in {text(at(ONSET, 0.1))} suites from 0.1 on and in {text(at(ONSET, 0.001, 0.03))} weaker ones",
     ]
 
