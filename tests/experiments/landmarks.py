@@ -64,10 +64,16 @@ def landmark(name: str) -> Landmark:
 
 
 def record(sweep: Path) -> list[dict[str, Any]]:
-    """Of every training of a sweep its factors, its losses, and at each snapshot the numbers that decide."""
+    """Of every training of a sweep its factors, its losses, and at each snapshot the numbers that decide.
+
+    All on record are in bfloat16; that a command had to say so is no factor.
+    """
+    followed = courses(SweepRecord.read(sweep))
+    if other := {course.jobs[-1].run.manifest["machine"]["precision"] for course in followed} - {"bf16"}:
+        raise ValueError(f"{sweep} has runs in {', '.join(other)}, and all on record are in bf16")
     return [
         {
-            "factors": dict(course.factors),
+            "factors": {name: value for name, value in course.factors.items() if name != "precision"},
             "steps": course.steps.tolist(),
             "losses": course.jobs[-1].metrics["val_loss_nats"],
             "snapshots": [
@@ -75,7 +81,7 @@ def record(sweep: Path) -> list[dict[str, Any]]:
                 for job in course.jobs
             ],
         }
-        for course in courses(SweepRecord.read(sweep))
+        for course in followed
     ]
 
 
