@@ -133,7 +133,7 @@ def draw(record: dict[str, Any]) -> Figure:
             label=f"{name}, {axis}",
             x=np.log2(FACTORS),
             y=np.log2(np.array(row["seconds"]) / row["seconds"][0]),
-            look={"varied": f"{axis} (exponent {row['exponent']:.2f})", "work": name},
+            look={"varied": axis, "work": name},
         )
         for name in (*WORKS, "a command")
         for axis, row in record[name].items()

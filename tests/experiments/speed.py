@@ -1,4 +1,4 @@
-"""What the benchmarks recorded."""
+"""What the benchmarks recorded; `python -m tests.experiments.speed` draws the ratios of a training step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from headdyn.core.figures import Interval, interval_plot
 from headdyn.core.numbers import fixed
 from tests.benchmarks.__main__ import BENCHMARKS
 from tests.benchmarks.shapes import CPU_SHAPES, SHAPES
@@ -163,6 +164,18 @@ def fragments(folder: Path) -> list[str]:
     ]
 
 
+def draw(folder: Path) -> None:
+    """A training step against Hugging Face's: the median ratio with its spread, and what was aimed at."""
+    steps = read(folder / "training_step.json")
+    marks = [
+        Interval(
+            label=name, value=median(each["ratio"]), low=min(each["ratio"]), high=max(each["ratio"]), null=STEPS[name]
+        )
+        for name, each in steps.items()
+    ]
+    interval_plot(marks, xlabel="times Hugging Face's speed").save(folder / "training_step.svg")
+
+
 def printed(others: dict[str, Any], part: str, words: str, which: int) -> str:
     """The line with these words that a part printed."""
     lines: list[str] = [line for line in others[part]["printed"] if words in line]
@@ -239,3 +252,7 @@ def spread(values: list[float], places: int = 2) -> str:
     """The median, and the ends where there are several."""
     middle, ends = fixed(median(values), places), [fixed(end, places) for end in (min(values), max(values))]
     return f"{middle} (from {ends[0]} to {ends[1]})" if len(values) > 1 else middle
+
+
+if __name__ == "__main__":
+    draw(Path("experiments/speed"))
