@@ -169,7 +169,10 @@ def draw(folder: Path) -> None:
     steps = read(folder / "training_step.json")
     marks = [
         Interval(
-            label=name, value=median(each["ratio"]), low=min(each["ratio"]), high=max(each["ratio"]), null=STEPS[name]
+            label=f"{name} (target: {STEPS[name]:g})",
+            value=median(each["ratio"]),
+            low=min(each["ratio"]),
+            high=max(each["ratio"]),
         )
         for name, each in steps.items()
     ]
