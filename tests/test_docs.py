@@ -183,9 +183,10 @@ def test_the_site_is_built_without_a_warning_and_opens_from_disk(tmp_path: Path)
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
     pages = {page.stem: page.read_text(encoding="utf-8") for page in tmp_path.glob("*.html")}
+    pages |= {str(page): page.read_text(encoding="utf-8") for page in tmp_path.glob("experiments/*/*.html")}
     assert {"index", "first_sweep", "extend", "keys", "scale", "api", "science", "house"} <= set(pages)
     for text in pages.values():
-        assert "```" not in text  # every fence is read as one
+        assert "```" not in text and "<td>- " not in text  # every fence is read as one, and no list as a row of a table
         assert 'src="https://' not in text and 'rel="stylesheet" href="https://' not in text
     pictures = re.findall(r'<img [^>]*src="([^"]+)"', pages["index"])
     assert len(pictures) == 4 and all((tmp_path / picture).is_file() for picture in pictures)
@@ -217,4 +218,7 @@ def test_a_page_without_an_answer_is_named(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a" / "README.md").write_text("# Why?\n\nBecause.\n")
     (tmp_path / "README.md").write_text("- [Why?](a/README.md)\n")
     with pytest.raises(ValueError, match=r"experiments/a/README.md has no paragraph that begins with \*\*Answer"):
+        results.overview()
+    (tmp_path / "a" / "README.md").write_text("# Why?\n\n**Answer.** See [there](../b/README.md).\n\n")
+    with pytest.raises(ValueError, match="has a link in its answer"):
         results.overview()

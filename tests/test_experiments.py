@@ -21,7 +21,7 @@ from headdyn.analysis.series.emergence import Emergence
 from headdyn.analysis.series.emergence_measure import measure_from_rows
 from headdyn.analysis.series.judgement import Measure, judge
 from headdyn.studies.even_odd_emergence import hypotheses
-from headdyn.studies.organisms.detection import default_settings, markdown, record_key, summarise
+from headdyn.studies.organisms.detection import default_settings, markdown, read_rows, record_key, summarise
 from tests.experiments.records import plain
 
 ROOT = Path(__file__).parents[1]
@@ -124,7 +124,7 @@ def test_a_changed_number_would_be_seen() -> None:
 
 def test_the_study_of_detectors_is_summed_up_the_same_again() -> None:
     folder = RECORDS[0].parents[1] / "model_organisms"
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "suites").glob("*.json"))]
+    rows = read_rows(folder)
     record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     assert len(rows) >= 20 and record["suites"] == rows and same(record["summary"], summarise(rows))
     assert (folder / "table.md").read_text(encoding="utf-8") == markdown(summarise(rows))

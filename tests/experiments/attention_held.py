@@ -96,6 +96,10 @@ def fragments(folder: Path) -> list[str]:
     held = {row["seed"]: float(row["loss"]) for row in marker_ends if row["arm"] == HELD}
     shares_closed = sorted(round(100 * float(row["closed"])) for row in marker_ends if row["arm"] == FREE)
     costs = [held[row["seed"]] - float(row["loss"]) for row in marker_ends if row["arm"] == FREE]
+    misses = [each["losses"][-1][1] - each["speaker_blind_nats"] for each in markers if each["arm"] == HELD]
+    assert (
+        min(misses) > 0 and sum(cost > miss for cost, miss in zip(sorted(costs), sorted(misses), strict=True)) == 3
+    ), "mostly"
     lines = [min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in markers]
     worth = float(np.mean([min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in trainings]))
     shares = [fixed(100 * cost[part] / worth, 0) for part in ("value", "ci_low", "ci_high")]
@@ -124,6 +128,7 @@ def fragments(folder: Path) -> list[str]:
         f"by {spelled(marker_cost)} nats above free ones ({marker_cost['n']} seeds), {span(costs, 2)} in single seeds",
         f"so in {sum(cost > 0.3 for cost in costs)} of {len(costs)} seeds",
         f"closes {shares_closed[0]} % of the gap, against {shares_closed[1]} to {shares_closed[-1]} % in the others",
+        f"which they miss by {span(misses, 2)} nats",
         f"{spelled(marker_cost)} nats where evidence lies in transitions ({marker_cost['n']} seeds;",
         f"the best predictor by distance, {span(lines, 2)} nats above the floor",
     ]

@@ -21,7 +21,7 @@ SETTINGS = (
     "and at 0.1 a group",
     "in no suite at 0",
     "At 0.003, where",
-    "finds three suites of four",
+    "had found three suites of four",
     "twelve heads",
     "number 5",
     "p ≤ 0.05",

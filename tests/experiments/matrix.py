@@ -176,7 +176,7 @@ def how_early(folder: Path) -> str:
     (half,) = (piece for piece in pieces if piece.startswith("between steps") and "of 800 in" in piece)
     (level,) = (piece for piece in pieces if piece.startswith("| topic selectivity, strongest head, 10 points"))
     later = level.split(" | ")[3]
-    return f"half of its height {half}, in either order and with grouped queries; 10 points come later in topic order by a factor of {later}"
+    return f"half of its height {half}, in either order with ordinary heads and in shuffled order with grouped queries; 10 points come later in topic order by a factor of {later}"
 
 
 def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
@@ -191,13 +191,14 @@ def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
         return [float(run["excess_nats"]) for run in runs if run["position_enc"] == arm]
 
     assert min(excess("rope")) > 0 and max(excess("drope")) < min(above("speaker_blind_nats"))
+    four = of_even_attention().partition(", of ")[2].split()[0]
     by_corpus = {run["seed"]: worth for run, worth in zip(runs, above("position_only_nats"), strict=True)}
     return [
         f"{span((each['of_block'] for each in order), 0, scale=100)} % of the tokens in a topic's block are of this topic",
         f"{span((1 - each['of_topic'] for each in order), 0, scale=100)} % of its tokens come in other blocks",
         f"end {span(excess('rope'), 3)} nats above the floor with RoPE, {span(excess('drope'), 3)} after the drop",
         f"stays {span(above('speaker_blind_nats'), 2)} nats above it",
-        f"stays {span(above('position_only_nats'), 2)} nats above the floor, on average {fixed(fmean(by_corpus.values()), 2)}",
+        f"stays {span(above('position_only_nats'), 2)} nats above the floor, on average {fixed(fmean(by_corpus.values()), 2)} ({four} on the four corpora above)",
     ]
 
 

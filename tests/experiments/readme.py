@@ -37,7 +37,7 @@ def fragments(experiments: Path) -> list[str]:
     held = attention_held.difference(ends, attention_held.FREE, attention_held.HELD)
     return [
         f"end only {spelled(held)} nats higher, in {held['n']} seeds",
-        f"even attention costs {spelled(needed)} nats ({needed['n']} seeds)",
+        f"even attention costs {spelled(needed)} nats ({needed['n']} seeds, in one of",
         f"the drop itself costs {span(after, 3)} nats",
         f"{len(runs)} runs of eight seeds",
         f"is worth {fixed(worth, 2)} nats a token",
@@ -69,11 +69,14 @@ def landmarks_of(folder: Path) -> list[str]:
     assert len(every) == 1 and len(set(every.copy().pop())) == 1
     ((n, _),) = every
     assert landmarks.verdict(cases["clamping", 3]) == "undecided"
+    first_layer = next(p for p in landmarks.fragments(folder) if p.startswith("forward in ")).split(" seeds")[0][
+        len("forward in ") :
+    ]
     few, many = (counts["markov_phases", i] for i in (0, 1))
     return [
         holds,
         f"the loss falls less steeply ({n} of {n} seeds)",
-        f"brings the change forward ({n} of {n})",
+        f"brings the change forward ({n} of {n}), but in {first_layer} so does one at even attention in the first layer",
         *(
             f"{verb} them ({yes} of {n}, {percent(low(yes, n))}–{percent(high(yes, n))} %)"
             for verb, (yes, n) in (("retrieve", few), ("infer", many))

@@ -49,6 +49,8 @@ def fragments(folder: Path) -> list[str]:
     text = read(folder / "wikipedia.json")
     measured, corpus, took = text["summary"], text["corpus"], sum(text["seconds"][name] for name in ANALYSES)
     points = {name: {part: 100 * measured[name][part] for part in ("value", "ci_low", "ci_high")} for name in OF_TOPICS}
+    top = measured["selectivity_top"]
+    assert top["q"] > 0.05
     assert not any(min(measured[name]["p"], measured[name]["q"]) < 0.05 for name in OF_TOPICS)
     return [
         *comparisons(read(folder / "comparisons.json")),
@@ -66,7 +68,7 @@ def fragments(folder: Path) -> list[str]:
         f"{measured['loss_nats']['n']} sequences, {measured['tensorlens_error']['n']} for TensorLens",
         f"logits are Hugging Face's to {number(max(record['largest_difference_from_hugging_face'].values()))}",
         f"the {len(mine)} heads that it names induction heads are the {len(theirs)} that TransformerLens ranks first",
-        f"after a second such rounding {still} of the {len(mine)} still copy by the same measure ({LEAST:g} of attention)",
+        f"after a second such rounding {still} of the {len(mine)} still attend so by the same measure ({LEAST:g} of attention)",
         f"{sequences} sequences of random tokens",
         f"the {sequences} sequences",
         f"from Hugging Face | {number(max(record['largest_difference_from_hugging_face'].values()))} |",
@@ -78,7 +80,7 @@ def fragments(folder: Path) -> list[str]:
         f"has {fixed(rounded[strongest], 2)} of its attention in place of {fixed(heads[strongest], 2)}, {still} of the {len(mine)} "
         f"stay above {LEAST:g} and all above {fixed(int(100 * min(rounded.values())) / 100, 2)}, no head's",
         f"by more than {at_most(second['largest_change_of_any_heads_induction'], 2)}, and",
-        f"more than {fixed(points['selectivity']['ci_high'], 2)} points lie outside the first interval",
+        f"the strongest head's {spelled(top, scale=100, signed=True)} points have q = {fixed(top['q'], 2)}",
         f"rises to {fixed(second['loss']['repeated_pairs_nats'], 2)} nats",
     ]
 

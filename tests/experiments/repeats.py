@@ -19,13 +19,8 @@ from tests.experiments.records import fixed, read, rows, span
 
 Levels = tuple[str, ...]
 ALIKE = ("data", "mode", "protocol")  # what a run made again shares with the record
-FREE = (
-    "model",
-    "experiment",
-    "revision",
-    "train.snapshots",
-    "precision",
-)  # these change no training, or are matched apart
+# These change no training, but for the precision, which is compared apart.
+FREE = ("model", "experiment", "revision", "train.snapshots", "precision")
 LEVELS = ("attention", "data_ordering", "position_enc", "position_enc.recalibration.steps", "seed")
 RUNS, CONTROLS = ("summary.csv",), ("controls.csv", "raw_drop.csv")
 LAST = "step800"  # the last of a training's snapshots

@@ -107,7 +107,7 @@ def fragments(folder: Path) -> list[str]:
         f"step is {span((median(ratio) for ratio in ratios.values()), 2)} times as fast as Hugging Face's",
         f"in all {sum(repetitions)} repetitions",
         f"probes are {fixed(median(probes['ratio']), 1)} times as fast",
-        f"a Muon step is not ({fixed(median(muon['ratio']), 2)} times torch's speed)",
+        f"a Muon step is slower ({fixed(median(muon['ratio']), 2)} times torch's speed)",
         f"the spread of {first} repetitions, at run1 and v2 of {last}",
         f"no repetition goes beyond {fixed(max(ratios['laptop']), 2)}",
         f"{runs} runs each at",

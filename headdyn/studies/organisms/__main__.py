@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         "of a suite, as in experiments/model_organisms")  # fmt: skip
     parser.add_argument("--grade", action="append", default=[], metavar="KEY=V,V,…",
                         help="in place of kinds: power against a grade of the planting, such as strength=0,0.5,1, "
-                        "redundancy=1,2,3, layer=0,1, position=block,last or onset=0.25,0.5; "
+                        "redundancy=1,2,3, layer=0,1, position=block,last,answer or onset=0.25,0.5; "
                         "may be repeated")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("outputs/model_organisms"), help="where the record is")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: one per core)")

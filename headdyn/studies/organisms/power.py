@@ -32,7 +32,10 @@ log = logging.getLogger(__name__)
 
 # The settings that may be graded, with the type of a value.
 GRADES: Mapping[str, Callable[[str], Any]] = {
-    **{"strength": float, "redundancy": int, "layer": int, "position": str},
+    "strength": float,
+    "redundancy": int,
+    "layer": int,
+    "position": str,
     "onset": float,
 }
 DETECTORS = (
