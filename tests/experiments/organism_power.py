@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from headdyn.studies.organisms.power import DETECTORS, GRADES
+from headdyn.studies.organisms.settings import Organism
 from tests.experiments.records import fixed, high, low, percent, read, span
 
 LAST, TRAJECTORY, RULE, RANKED, ONSET = DETECTORS
@@ -28,6 +30,9 @@ SETTINGS = (
     "finds none at 0 and 0.003 and all 8 at 0.1 and 1",
     "(0.25 elsewhere), 4 suites at each share of 0.1, 0.5 and 0.75, committed before theirs: with the heads not known, all 12",
     "finds all 12 at the last checkpoint",
+    "planted at shares of 0.1 and 0.5 is dated 1 or 2 checkpoints",
+    "what is planted at 0.75 shows",
+    "by 0.75 learning rates are low",
 )
 Summary = list[dict[str, Any]]
 
@@ -46,7 +51,42 @@ def fragments(folder: Path) -> list[str]:
         f"with {span(of_both, 0)} suites a grade",
         *of_strength(summaries["strength"], records["strength"]["suites"]),
         *of_position(summaries["position"], records["position"]["suites"]),
+        *of_onset(records["onset"]["suites"]),
         *of_layer_and_redundancy(summaries["layer"], summaries["redundancy"]),
+    ]
+
+
+def of_onset(rows: list[dict[str, Any]]) -> list[str]:
+    """When planting at other times of training is dated, and how many updates it has until the next checkpoint."""
+    by_share: dict[float, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_share.setdefault(row["planting"]["onset"], []).append(row)
+    off = {share: [row["detected_onset_off_by"] for row in suites] for share, suites in by_share.items()}
+    dated = [each for share in (0.1, 0.5) for each in off[share]]
+    assert sorted(set(dated)) == [1, 2] and set(off[0.75]) == {None}
+    same = [
+        row for row in rows if all(row[f"onset_{name}"] == row[f"detected_onset_{name}"] for name in ("at", "off_by"))
+    ]
+    found = {
+        share: sum(row["found"] and row["strength_nats"] > 0 for row in suites) for share, suites in by_share.items()
+    }
+    n, late = len(rows), by_share[0.75]
+    usual = Organism(name="planted", organism="planted")
+
+    def updates(share: float) -> int:
+        organism = dataclasses.replace(usual, onset=share)
+        steps = [organism.training_step(revision) for revision in organism.series("original_11")]
+        return min(step for step in steps if step > organism.onset_step) - organism.onset_step
+
+    return [
+        f"after planting began, in {len(dated)} of {len(dated)} suites",
+        f"nowhere above the threshold, in {off[0.75].count(None)} of {len(late)}",
+        f"the same dates in {len(same)} of {n} suites",
+        f"leaves {updates(usual.onset)} updates of {usual.steps} before the next checkpoint, where 0.1, 0.5 and 0.75 leave "
+        f"{updates(0.1)}, {updates(0.5)} and {updates(0.75)}",
+        f"finds {sum(found.values())} of {n} at the last checkpoint, {found[0.75]} of {len(late)} of those planted at 0.75",
+        f"so in {sum(each in (0, 1) for each in [*dated, *off[0.75]])} of {n};",
+        f"finds all {n} is **not supported**: it finds {sum(found.values())}",
     ]
 
 
