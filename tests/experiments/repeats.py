@@ -103,7 +103,9 @@ def sentences(folder: Path) -> list[str]:
     ]
     return [
         f"{same['runs']} of the {same['of']} runs and {same['controls']} of the {same['of_controls']} controls were made again",
-        f"Losses differ from the record by at most {at_most(loss, 6)} nats, selectivity by at most {at_most(points, 4)} points",
+        f"Losses differ from the record by at most {at_most(loss, 5)} nats, selectivity by at most {at_most(points, 2)} points",
+        f"order's effect on selectivity is {fixed(100 * same['order_on_selectivity']['again'], 2, signed=True)} points in place of "
+        f"{fixed(100 * same['order_on_selectivity']['record'], 2, signed=True)}",
         f"{other['runs']} runs of the first seed (4 trainings, each with its drop) in float32 in place of bfloat16 have "
         f"selectivities up to {at_most(100 * other['largest_difference']['selectivity'], 1)} points higher or lower, the most "
         f"selective head's by up to {at_most(100 * other['largest_difference']['selectivity_top'], 1)}, and probe accuracies by "
