@@ -150,7 +150,7 @@ def fragments(folder: Path) -> list[str]:
         f"not supported: {in_words} points{unseen(change, 100)}",
         of_even_attention(),
         *of_unseen_seeds(runs),
-        how_early(folder.parent / "emergence"),
+        how_early(),
         *of_corpus(folder, runs),
         *of_tags(folder, runs),
         *of_order(folder, runs),
@@ -170,9 +170,9 @@ def of_unseen_seeds(runs: list[Row]) -> list[str]:
     return [f"over the other {found['n']} seeds the effect is {' and '.join(cells)}"]
 
 
-def how_early(folder: Path) -> str:
+def how_early() -> str:
     """What experiments/emergence says of the RoPE runs' strongest head."""
-    pieces = emergence.fragments(folder)
+    pieces = emergence.fragments(HELD.parents[1] / "emergence")
     (half,) = (piece for piece in pieces if piece.startswith("between steps") and "of 800 in" in piece)
     (level,) = (piece for piece in pieces if piece.startswith("| topic selectivity, strongest head, 10 points"))
     later = level.split(" | ")[3]

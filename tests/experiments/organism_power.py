@@ -132,10 +132,9 @@ def of_strength(summary: Summary, rows: list[dict[str, Any]]) -> list[str]:
         if row["planting"]["strength"] and row["detected_onset_off_by"] != 0
     ]
     assert all(off is None or off > 0 for off in missed), "too late"
-    at_new = {
-        weight: [row for row in new if row["planting"]["strength"] == weight]
-        for weight in {row["planting"]["strength"] for row in new}
-    }
+    weights = (0, 0.003, 0.01, 0.03, 0.1, 1)
+    at_new = {weight: [row for row in new if row["planting"]["strength"] == weight] for weight in weights}
+    assert all(len(suites) == 4 for suites in at_new.values()), "4 more suites at each of six weights"
     new_found = [row for weight, suites in at_new.items() if weight >= 0.01 for row in suites]
     assert all(row["found"] and row["found_by_trajectory"] and row["strength_nats"] > 0 for row in new_found)
     assert not any(row["even_success"] - row["odd_success"] > 0.5 for weight in (0, 0.003) for row in at_new[weight])
