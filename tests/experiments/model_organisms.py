@@ -22,7 +22,6 @@ SETTINGS = (
     "(exact McNemar p < 0.05; with 5 diffuse suites no",
     "strength > 0.5",
     "Clopper–Pearson, 95 %",
-    "which the first 5 of each kind were",
 )
 POWER, FALSE_POSITIVES = 0.95, 0.1
 FIRST_PLANTED = 72  # the first of the planted suites that were predicted
@@ -60,7 +59,13 @@ def fragments(folder: Path) -> list[str]:
     rule_alone, null_alone, doubt = errors_compared(clean)
     errs_more = "supported" if doubt < ALPHA and rule_alone > null_alone else "undecided"
     false_null, false_diffuse = (sum(row["found_by_trajectory"] for row in kind) for kind in (null, diffuse))
-    assert false_diffuse == 0 and high(0, len(diffuse)) > FALSE_POSITIVES, "undecided"
+    assert low(false_diffuse, len(diffuse)) < FALSE_POSITIVES < high(false_diffuse, len(diffuse)), "undecided"
+    first_draw = read(folder / "first_draw.json")
+    first_diffuse = [row for row in first_draw if row["kind"] == "diffuse"]
+    again = [row for row in diffuse if row["suite"] < SHARED]
+    assert {(row["kind"], row["suite"]) for row in first_draw} == {
+        (row["kind"], row["suite"]) for row in suites if row["suite"] < SHARED
+    }
     assert not any(row["all_success"] > row["plain_success"] for row in null), "patching all heads flips no answer"
     (otherwise,) = (row for row in scattered if row["found_by_trajectory"])
     odd = sum(row["found"] and row["strength_nats"] <= 0 for row in null)
@@ -118,6 +123,11 @@ def fragments(folder: Path) -> list[str]:
         f"By counting, {percent(FALSE_POSITIVES)} % is asked. That is **supported** for suites without planting ({false_null} of "
         f"{len(null)}, at most {percent(high(false_null, len(null)))} %); of {len(diffuse)} diffuse ones it finds "
         f"{false_diffuse}, at most {percent(high(false_diffuse, len(diffuse)))} %, which is **undecided**",
+        f"The first {len(first_draw)} suites were made twice",
+        f"of the {len(first_diffuse)} diffuse ones the exact null had found "
+        f"{sum(row['found_by_trajectory'] for row in first_diffuse)} and the rule had called "
+        f"{sum(map(by_rule, first_diffuse))}, now {sum(row['found_by_trajectory'] for row in again)} and "
+        f"{sum(map(by_rule, again))}",
         f"with {even[id(otherwise)]} planted even heads of {organism.num_heads // 2}",
         *(line for line in (folder / "table.md").read_text(encoding="utf-8").splitlines() if "/" in line),
     ]
