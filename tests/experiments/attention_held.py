@@ -76,14 +76,17 @@ def table(ends: list[Row]) -> list[str]:
     return lines
 
 
+def worths(trainings: list[dict[str, Any]]) -> list[float]:
+    """What selecting is worth to a predictor on each training's corpus: the better line that does not select, above the floor."""
+    return [min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in trainings]
+
+
 def cost_at(trainings: list[dict[str, Any]], step: int, arm: str) -> Scalar:
     """What holding the heads costs at a step of training, over seeds."""
     losses = [
-        {"seed": str(each["seed"]), "arm": each["arm"], "loss": str(dict(each["losses"])[step])}
-        for each in trainings
-        if each["arm"] in (FREE, arm)
+        {"seed": str(each["seed"]), "arm": each["arm"], "loss": str(dict(each["losses"])[step])} for each in trainings
     ]
-    return average(losses, "loss", "arm", FREE, arm)
+    return difference(losses, FREE, arm)
 
 
 def fragments(folder: Path) -> list[str]:
@@ -100,8 +103,7 @@ def fragments(folder: Path) -> list[str]:
     assert (
         min(misses) > 0 and sum(cost > miss for cost, miss in zip(sorted(costs), sorted(misses), strict=True)) == 3
     ), "mostly"
-    lines = [min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in markers]
-    worth = float(np.mean([min(each[line] for line in LINES[2:]) - each["floor_nats"] for each in trainings]))
+    lines, worth = worths(markers), float(np.mean(worths(trainings)))
     shares = [fixed(100 * cost[part] / worth, 0) for part in ("value", "ci_low", "ci_high")]
     # What the verdicts say.
     assert cost["ci_low"] > 0 and cost["ci_high"] < 0.15

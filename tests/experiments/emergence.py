@@ -25,12 +25,11 @@ from tests.experiments.records import (
     Scalar,
     average,
     fixed,
-    high,
-    low,
     p_is,
     percent,
     read,
     rows,
+    share,
     span,
     spelled,
     would_be_seen,
@@ -192,9 +191,7 @@ def levels_by_condition(
     """A curve's row: at which steps it reaches a level (linear between snapshots), and by what factor a condition later."""
 
     def step(training: Training) -> float:
-        which = training["condition"], str(training["seed"])
-        mine = [row for row in snapshots if (row["condition"], row["seed"]) == which]
-        course = {int(row["step"]): float(row[name]) for row in mine}
+        course = by_step(training, name, snapshots)
         before, after = first_at(course, level)
         return before + (after - before) * (level - course[before]) / (course[after] - course[before])
 
@@ -236,8 +233,7 @@ def formed(trainings: list[dict[str, Any]]) -> list[str]:
         steps = "–"
         if emerged:
             steps = f"{min(e['emerges_after_step'] for e in emerged)} to {max(e['emerges_at_step'] for e in emerged)}"
-        share = f"{len(emerged)} of {n} ({percent(low(len(emerged), n))} to {percent(high(len(emerged), n))} %)"
-        lines.append(f"| {label} | {share} | {steps} | {last} |")
+        lines.append(f"| {label} | {share(len(emerged), n)} | {steps} | {last} |")
     return lines
 
 
@@ -333,18 +329,21 @@ def surely(training: dict[str, Any], one: str, other: str) -> int:
     return ([one, other] in pairs) - ([other, one] in pairs)
 
 
+def by_step(training: Training, name: str, snapshots: list[Row]) -> dict[int, float]:
+    """A training's curve: its values by step."""
+    which = training["condition"], str(training["seed"])
+    return {int(row["step"]): float(row[name]) for row in snapshots if (row["condition"], row["seed"]) == which}
+
+
 def gap_half_closed(training: dict[str, Any], snapshots: list[Row], guess: float | None = None) -> tuple[int, int]:
     """Between which snapshots half of the gap from guessing to the floor closes.
 
     Guessing is the corpus's: every symbol and, at the rate of the corpus, every speaker alike. `guess` is another loss in
     nats to start from.
     """
-    which = training["condition"], str(training["seed"])
-    course = {
-        int(row["step"]): float(row["gap_closed"]) for row in snapshots if (row["condition"], row["seed"]) == which
-    }
+    course = by_step(training, "gap_closed", snapshots)
     if guess is not None:
-        losses = {int(r["step"]): float(r["loss_nats"]) for r in snapshots if (r["condition"], r["seed"]) == which}
+        losses = by_step(training, "loss_nats", snapshots)
         first, *_, last = course
         # The loss is linear in the share of the gap that is closed, and is the floor where all of it is.
         slope = (losses[last] - losses[first]) / (course[last] - course[first])

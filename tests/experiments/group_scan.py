@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import fixed, high, low, p_is, percent, read, span, spelled
+from tests.experiments.records import fixed, judged, p_is, read, share, span, spelled
 
 SETTINGS = (
     "fixed at 0.5 nats",
@@ -125,19 +125,10 @@ def is_right(suite: dict[str, Any]) -> bool:
     return is_found(suite) and is_even(suite)
 
 
-def share(yes: int, n: int, suites: str = "") -> str:
-    """`4 of 4 planted suites (40 to 100 %)`."""
-    return f"{yes} of {n}{suites} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
-
-
 def grade(strength: float, suites: list[dict[str, Any]]) -> str:
     """A row of the table by strength."""
     n, found, right, rare = len(suites), *(sum(map(answer, suites)) for answer in (is_found, is_right, is_rare))
     return f"| {strength:g} | {share(found, n)} | {right} | {rare} of {n} | {span((each['value'] for each in suites), 2)} |"
-
-
-def judged(holds: bool) -> str:
-    return "supported" if holds else "not supported"
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ from tests.experiments.records import (
     effect,
     fixed,
     p_is,
+    p_of,
     percent,
     read,
     rows,
@@ -164,9 +165,7 @@ def of_unseen_seeds(runs: list[Row]) -> list[str]:
     cells = []
     for metric, words in (("selectivity", "of selectivity"), ("probe_accuracy_middle", "of probe accuracy")):
         found = average(unseen_runs, metric, "data_ordering", "shuffled", "topic")
-        error = (found["ci_high"] - found["value"]) / stats.t.ppf(0.975, found["n"] - 1)
-        p = 2 * stats.t.sf(abs(found["value"]) / error, found["n"] - 1)
-        cells.append(f"{spelled(found, scale=100, signed=True)} points {words} ({p_is(p)})")
+        cells.append(f"{spelled(found, scale=100, signed=True)} points {words} ({p_is(p_of(found))})")
     return [f"over the other {found['n']} seeds the effect is {' and '.join(cells)}"]
 
 
@@ -191,7 +190,7 @@ def of_corpus(folder: Path, runs: list[Row]) -> list[str]:
         return [float(run["excess_nats"]) for run in runs if run["position_enc"] == arm]
 
     assert min(excess("rope")) > 0 and max(excess("drope")) < min(above("speaker_blind_nats"))
-    four = of_even_attention().partition(", of ")[2].split()[0]
+    four = fixed(fmean(attention_held.worths(read(HELD))), 2)
     by_corpus = {run["seed"]: worth for run, worth in zip(runs, above("position_only_nats"), strict=True)}
     return [
         f"{span((each['of_block'] for each in order), 0, scale=100)} % of the tokens in a topic's block are of this topic",
@@ -206,8 +205,8 @@ def of_even_attention() -> str:
     """What it costs to hold every head at even attention, beside the worth of selecting (experiments/attention_held)."""
     trainings = read(HELD)
     cost = attention_held.difference(attention_held.at_end(trainings), attention_held.FREE, attention_held.HELD)
-    worth = np.mean([min(each[line] for line in attention_held.LINES[2:]) - each["floor_nats"] for each in trainings])
-    return f"end {spelled(cost)} nats higher ({cost['n']} seeds), of {fixed(float(worth), 2)} that selecting is worth"
+    worth = fmean(attention_held.worths(trainings))
+    return f"end {spelled(cost)} nats higher ({cost['n']} seeds), of {fixed(worth, 2)} that selecting is worth"
 
 
 def of_tags(folder: Path, runs: list[Row]) -> list[str]:

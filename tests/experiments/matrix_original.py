@@ -12,7 +12,7 @@ from scipy import stats
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.studies.pages import facts
 from tests.experiments.matrix import unseen
-from tests.experiments.records import Row, Scalar, average, fixed, p_is, rows, span, spelled, would_be_seen
+from tests.experiments.records import Row, Scalar, average, fixed, p_is, p_of, rows, span, spelled, would_be_seen
 
 SETTINGS = (
     "intervals are 95 %",
@@ -35,12 +35,6 @@ OUTCOMES = {  # row of the table: (metric, scale)
     "probe accuracy, middle layer (points)": ("probe_accuracy_middle", 100),
     "held-out loss (nats)": ("loss_nats", 1),
 }
-
-
-def p_of(contrast: Scalar) -> float:
-    """Student's two-sided p, from the interval."""
-    error = (contrast["ci_high"] - contrast["value"]) / stats.t.ppf(0.975, contrast["n"] - 1)
-    return float(2 * stats.t.sf(abs(contrast["value"]) / error, contrast["n"] - 1))
 
 
 def order_effects(runs: list[Row], metric: str) -> list[Scalar]:

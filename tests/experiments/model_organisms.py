@@ -9,9 +9,9 @@ from typing import Any
 
 from scipy.stats import binom, binomtest
 
-from headdyn.studies.organisms.detection import ALPHA
+from headdyn.studies.organisms.detection import ALPHA, QUESTIONS, read_rows
 from headdyn.studies.organisms.settings import FINAL_STEP, Organism
-from tests.experiments.records import high, low, p_is, percent, read, span
+from tests.experiments.records import high, judged, low, p_is, percent, read, share, span
 
 SETTINGS = (
     "is planted, 31 of them",
@@ -27,11 +27,14 @@ POWER, FALSE_POSITIVES = 0.95, 0.1
 FIRST_PLANTED = 72  # the first of the planted suites that were predicted
 SHARED = 5  # suites of smaller numbers share their weights and batches over the kinds
 Rows = list[dict[str, Any]]
+AT_LAST, RULE = (
+    QUESTIONS[name][1] for name in ("even/odd found, last checkpoint", "strength > 0.5, the original studies' rule")
+)
 
 
 def fragments(folder: Path) -> list[str]:
-    suites = [read(path) for path in sorted((folder / "suites").glob("*.json"))]
-    planted, others, found, *_ = detections(suites)
+    suites = read_rows(folder)
+    planted, others, found = detections(suites)
     at_last = sum(row["found"] for row in planted)
     carrying, halves = [row for row in suites if row["true_onset"]], [row for row in suites if row["half_rank"]]
     organism = Organism(name="planted", organism="planted")
@@ -49,7 +52,7 @@ def fragments(folder: Path) -> list[str]:
     new_called, new_found = sum(map(by_rule, new_diffuse)), sum(row["found_by_trajectory"] for row in new_diffuse)
     new_planted = [row for row in planted if row["suite"] >= FIRST_PLANTED]
     missed = sum(not row["found_by_trajectory"] for row in new_planted)
-    missed_last = sum(not (row["found"] and row["strength_nats"] > 0) for row in new_planted)
+    missed_last = sum(not AT_LAST(row) for row in new_planted)
     ranked = {
         kind: [row["half_rank"] == 1 for row in halves if row["kind"] == kind] for kind in ("planted", "scattered")
     }
@@ -71,11 +74,11 @@ def fragments(folder: Path) -> list[str]:
     odd = sum(row["found"] and row["strength_nats"] <= 0 for row in null)
     less = ALPHA * 100 / 2
     assert high(false_null, len(null)) <= FALSE_POSITIVES, "supported"
-    told = [row["detected_onset_at"] is not None for row in null if "detected_onset_at" in row]
+    told = [row["detected_onset_at"] is not None for row in null]
     later = [row for row in null if row["suite"] >= SHARED]
     assert 0.75 < binom.cdf(4, len(later), FALSE_POSITIVES) < 0.85, "four times in five"
     assert sum(row["found_by_trajectory"] for row in later) <= 4 and not any(map(by_rule, later)), "both supported"
-    known = [row["detected_onset_off_by"] == 0 for row in planted if "detected_onset_off_by" in row]
+    known = [row["detected_onset_off_by"] == 0 for row in planted]
     minutes = median(row["train_seconds"] + row["analysis_cpu_seconds"] for row in suites) / 60
     return [
         f"planted in {at_last} of {len(planted)} suites at their last checkpoint, at least "
@@ -92,8 +95,7 @@ def fragments(folder: Path) -> list[str]:
         f"{sum(row['found_by_trajectory'] for row in scattered)} of {len(scattered)} scattered ones",
         f"rule calls {called['diffuse']} of {len(diffuse)} diffuse and {called['scattered']} of {len(scattered)} scattered "
         f"suites; that it calls {called['null']} of {len(null)} null ones",
-        f"In {odd} of {len(null)} suites without planting ({percent(low(odd, len(null)))} to {percent(high(odd, len(null)))} %) p "
-        f"is below {ALPHA:g}",
+        f"In {share(odd, len(null), ' suites without planting')} p is below {ALPHA:g}",
         f"the null errs in {less:g} % by chance",
         f"hold {span(even.values(), 0)} of the {organism.num_heads // 2} even heads; in the {called['scattered']} that the rule "
         f"calls they hold {span((even[id(row)] for row in scattered if by_rule(row)), 0)}",
@@ -101,15 +103,13 @@ def fragments(folder: Path) -> list[str]:
         f"and in {sum(known)} of {len(known)} planted ones where",
         f"so the {n} others are {len({row['suite'] for row in others})} draws",
         f"nothing in {len(null) - false_null} without planting, at most {percent(high(false_null, len(null)))} % of such suites",
-        f"half first in {sum(ranked['planted'])} of {len(ranked['planted'])} planted suites "
-        f"({percent(low(sum(ranked['planted']), len(ranked['planted'])))} to "
-        f"{percent(high(sum(ranked['planted']), len(ranked['planted'])))} %) and in {sum(ranked['scattered'])} of "
-        f"{len(ranked['scattered'])} scattered ones",
+        f"half first in {share(sum(ranked['planted']), len(ranked['planted']), ' planted suites')} and in "
+        f"{sum(ranked['scattered'])} of {len(ranked['scattered'])} scattered ones",
         f"Of the predictions about the {len(new_planted)} further planted suites: the exact null finds "
-        f"{len(new_planted) - missed_last} at the last checkpoint, {verdict_of(missed_last == 0)}, and misses {missed} over the "
-        f"trajectory, {verdict_of(missed <= 1)}",
-        f"Of those about the {len(new_diffuse)} further diffuse ones: the rule calls {new_called}, {verdict_of(new_called >= 4)}; "
-        f"the exact null finds {new_found}, {verdict_of(new_found == 0)}",
+        f"{len(new_planted) - missed_last} at the last checkpoint, **{judged(missed_last == 0)}**, and misses {missed} over the "
+        f"trajectory, **{judged(missed <= 1)}**",
+        f"Of those about the {len(new_diffuse)} further diffuse ones: the rule calls {new_called}, **{judged(new_called >= 4)}**; "
+        f"the exact null finds {new_found}, **{judged(new_found == 0)}**",
         f"is found in {sum(told)} of {len(told)} suites without planting",
         f"predictions about the {len(later)} suites without planting: in at most 4 the exact null finds something, "
         f"**supported** ({sum(row['found_by_trajectory'] for row in later)} of {len(later)})",
@@ -140,13 +140,9 @@ def errors_compared(suites: Rows) -> tuple[int, int, float]:
     return rule_alone, null_alone, float(binomtest(rule_alone, rule_alone + null_alone).pvalue)
 
 
-def verdict_of(holds: bool) -> str:
-    return "**supported**" if holds else "**not supported**"
-
-
 def by_rule(row: dict[str, Any]) -> bool:
     """Whether the studies' rule calls a suite specialised."""
-    return bool(row["even_success"] - row["odd_success"] > 0.5)
+    return bool(RULE(row))
 
 
 def power(where: str, found: int, n: int, minutes: float) -> str:
@@ -164,10 +160,8 @@ def power(where: str, found: int, n: int, minutes: float) -> str:
     )
 
 
-def detections(suites: Rows) -> tuple[Rows, Rows, int, int, int]:
-    """Planted suites and others; how many of each the exact null finds; and of the others, how many the studies' rule does."""
+def detections(suites: Rows) -> tuple[Rows, Rows, int]:
+    """Planted suites and others, and how many of the planted ones the exact null finds over the trajectory."""
     planted = [row for row in suites if row["kind"] == "planted"]
     others = [row for row in suites if row["kind"] != "planted"]
-    rule = sum(map(by_rule, others))
-    found, false = (sum(row["found_by_trajectory"] for row in part) for part in (planted, others))
-    return planted, others, found, false, rule
+    return planted, others, sum(row["found_by_trajectory"] for row in planted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from headdyn.studies.organisms.detection import read_rows
 from tests.experiments import attention_held, landmarks, matrix, matrix_cooldown, model_organisms
 from tests.experiments.records import average, effect, fixed, high, low, p_is, percent, read, rows, span, spelled
 
@@ -16,8 +17,7 @@ def fragments(experiments: Path) -> list[str]:
     corpora = {run["seed"]: run for run in runs}.values()
     lines = [min(float(run["speaker_blind_nats"]), float(run["position_only_nats"])) for run in corpora]
     worth = sum(line - float(run["floor_nats"]) for line, run in zip(lines, corpora, strict=True)) / len(lines)
-    suites = [read(path) for path in sorted((experiments / "model_organisms" / "suites").glob("*.json"))]
-    planted, others, found, *_ = model_organisms.detections(suites)
+    planted, others, found = model_organisms.detections(read_rows(experiments / "model_organisms"))
     at_last = sum(row["found"] for row in planted)
     lasting = matrix_cooldown.difference(matrix_cooldown.arms(experiments / "matrix_cooldown"), "selectivity", "0.75")
     seen = [effect(folder / "effects.json", "selectivity", levels) for levels in (matrix.RETENTION, matrix.HEADS)]

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from headdyn.core.numbers import number
-from tests.experiments.records import fixed, read, spelled
-from tests.experiments.repeats import at_most
+from tests.experiments.records import at_most, fixed, read, spelled
 
 SETTINGS = (
     "to 4 bits change?",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,17 +19,21 @@ Row = dict[str, str]
 Scalar = dict[str, Any]
 
 __all__ = [
+    "at_most",
     "average",
     "effect",
     "fixed",
     "high",
+    "judged",
     "low",
     "p_is",
+    "p_of",
     "percent",
     "plain",
     "read",
     "rows",
     "scalar",
+    "share",
     "span",
     "spelled",
     "would_be_seen",
@@ -87,12 +92,19 @@ def average(runs: Iterable[Row], metric: str, factor: str, low: str, high: str) 
     return {"value": value, "ci_low": value - half, "ci_high": value + half, "n": len(seeds)}
 
 
+def standard_error(contrast: Scalar) -> float:
+    """From Student's interval (95 %)."""
+    return float((contrast["ci_high"] - contrast["value"]) / stats.t.ppf(0.975, contrast["n"] - 1))
+
+
+def p_of(contrast: Scalar) -> float:
+    """Student's two-sided p, from the interval."""
+    return float(2 * stats.t.sf(abs(contrast["value"]) / standard_error(contrast), contrast["n"] - 1))
+
+
 def would_be_seen(contrast: Scalar) -> float:
     """The smallest effect found in four of five repetitions: where Student's noncentral t passes its bound that often."""
-    error, freedom = (
-        (contrast["ci_high"] - contrast["value"]) / stats.t.ppf(0.975, contrast["n"] - 1),
-        contrast["n"] - 1,
-    )
+    error, freedom = standard_error(contrast), contrast["n"] - 1
     bound = stats.t.ppf(0.975, freedom)
     found = optimize.brentq(lambda size: stats.nct.sf(bound, freedom, size) - 0.8, 0, 20)
     return float(found * error)
@@ -111,6 +123,20 @@ def high(yes: int, n: int) -> float:
 def percent(share: float) -> str:
     """A share as whole per cent."""
     return fixed(100 * share, 0)
+
+
+def share(yes: int, n: int, units: str = "") -> str:
+    """`4 of 4 planted suites (40 to 100 %)`, with the interval of low and high."""
+    return f"{yes} of {n}{units} ({percent(low(yes, n))} to {percent(high(yes, n))} %)"
+
+
+def judged(holds: bool) -> str:
+    return "supported" if holds else "not supported"
+
+
+def at_most(value: float, places: int) -> str:
+    """A bound, rounded up."""
+    return fixed(math.ceil(value * 10**places) / 10**places, places)
 
 
 def span(values: Iterable[float], places: int, *, scale: float = 1.0, signed: bool = False) -> str:

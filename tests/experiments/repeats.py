@@ -6,7 +6,6 @@ Runs are matched by their levels and seed; their manifests are those of manifest
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from headdyn.core.run_folder import RunRecord
 from headdyn.sweep.record import SweepRecord
-from tests.experiments.records import fixed, read, rows, span
+from tests.experiments.records import at_most, fixed, read, rows, span
 
 Levels = tuple[str, ...]
 ALIKE = ("data", "mode", "protocol")  # what a run made again shares with the record
@@ -116,11 +115,6 @@ def sentences(folder: Path) -> list[str]:
         f"{fixed(-other['mean_difference']['loss_nats'], 3)} lower on average",
         f"differs as much from seed to seed ({span(by_seed, 1, scale=100)} points)",
     ]
-
-
-def at_most(value: float, places: int) -> str:
-    """A bound, rounded up."""
-    return fixed(math.ceil(value * 10**places) / 10**places, places)
 
 
 if __name__ == "__main__":

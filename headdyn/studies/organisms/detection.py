@@ -99,9 +99,8 @@ def study(
             if read_json(path)["key"] != key:
                 raise ValueError(f"{path} was done with other settings; choose another --out, or remove it")
             continue
-        manifest = provenance()
-        row = {"key": key, **examine(organism, store, analysis)}
-        write_json(path, row | {MANIFEST: manifest})
+        row = {"key": key, MANIFEST: provenance(), **examine(organism, store, analysis)}
+        write_json(path, row)
         write_record(out)
         log.info("%s %d: %s", organism.organism, organism.suite, _in_words(row))
     rows = write_record(out)
@@ -119,10 +118,14 @@ def record_key(organism: Organism, analysis: Specialization) -> str:
     return recipe_key("organism_study", {"schema": SCHEMA, "suite": organism.recipe(), "by": repr(analysis)})
 
 
+def read_suites(out: Path) -> list[Row]:
+    """All suites on record in `out`: their rows, with their manifests (headdyn.core.source_code.provenance)."""
+    return [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
+
+
 def read_rows(out: Path) -> list[Row]:
-    """The rows of all suites on record in `out`, without their manifests (headdyn.core.source_code.provenance)."""
-    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
-    return [{name: value for name, value in row.items() if name != MANIFEST} for row in rows]
+    """The rows of all suites on record in `out`, without their manifests."""
+    return [{name: value for name, value in row.items() if name != MANIFEST} for row in read_suites(out)]
 
 
 def write_record(out: Path) -> list[Row]:

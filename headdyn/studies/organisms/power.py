@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from headdyn.analysis.interventions.specialization import Specialization
 from headdyn.core.figures import Figure, Interval, interval_plot
-from headdyn.core.json_files import read_json, write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.settings import build
 from headdyn.core.source_code import provenance
 from headdyn.core.store import Store
@@ -23,6 +23,7 @@ from headdyn.studies.organisms.detection import (
     Row,
     default_settings,
     examine,
+    read_suites,
     record_key,
     share_of,
 )
@@ -86,7 +87,7 @@ def power(
                 organism = _graded(settings("planted", suite), grade, value)
                 for alignment in _alignments(grade, analysis):
                     _examine(out, organism, store, dataclasses.replace(analysis, alignment=alignment))
-    rows = [read_json(path) for path in sorted((out / "suites").glob("*.json"))]
+    rows = read_suites(out)
     summary = summarise(rows, grades, settings("planted", 0), analysis)
     write_json(out / "power.json", {"summary": summary, "suites": rows})
     for grade in grades:

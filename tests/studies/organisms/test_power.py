@@ -35,10 +35,6 @@ def made(strength: float, found: bool, **planting: Any) -> dict[str, Any]:
     return row | {"even_success": 1.0, "odd_success": 0.0}
 
 
-def texts(folder: Path) -> list[str]:
-    return [path.read_text() for path in folder.iterdir()]
-
-
 def test_power_is_counted_by_grade() -> None:
     rows = [made(0.5, True), made(0.5, False), made(1.0, True), made(1.0, True), made(0.5, True, redundancy=2)]
     base = default_settings("planted", 0)
@@ -69,8 +65,8 @@ def test_suites_of_every_grade_are_done_once_and_recorded(tmp_path: Path, monkey
         [(0.0, "block", "span", 1), *alike], key=str
     )  # the usual strength, layer and redundancy: once
     assert json.loads((tmp_path / "power.json").read_text())["summary"] == json.loads(json.dumps(summary))
-    (manifest,) = {row["manifest"]["git"] for row in map(json.loads, texts(tmp_path / "suites"))}
-    assert manifest == git_revision() and all("manifest" not in row for row in summary)
+    (commit,) = {json.loads(path.read_text())["manifest"]["git"] for path in (tmp_path / "suites").iterdir()}
+    assert commit == git_revision() and all("manifest" not in row for row in summary)
     more = power(tmp_path, grades={"strength": [0.5]}, suites=1, store=Store(tmp_path), settings=small, analysis=QUICK)
     assert {row["value"] for row in more} == {0, 0.5, 1}, "a summary is of all that is on record"
     assert (tmp_path / "power_strength.svg").exists() and (tmp_path / "power_position.svg").exists()
