@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from headdyn.api import load as load
 
 _CALLED = ("run", "sweep")
-_LAZY = ("chart", "compose", "load", "Run", "Sweep")
 __all__ = ["Run", "Sweep", "chart", "compose", "load", "run", "sweep"]
 
 
@@ -40,7 +39,7 @@ class _Package(ModuleType):
 def __getattr__(name: str) -> Any:
     if name in _CALLED:
         return import_module(f"headdyn.{name}")
-    if name in _LAZY:
+    if name in __all__:
         return getattr(import_module("headdyn.api"), name)
     if name == "__version__":
         return metadata.version("headdyn")

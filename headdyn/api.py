@@ -167,10 +167,10 @@ class Run:
     @cached_property
     def metrics(self) -> pa.Table:
         """What was logged during training, one row per step and name: step, name, value."""
-        rows = [(step, name, value) for name, points in self._record.metrics().items() for step, value in points]
-        columns = zip(*rows, strict=True) if rows else ((), (), ())
-        types = {"step": pa.int64(), "name": pa.string(), "value": pa.float64()}
-        return pa.table([pa.array(c, t) for c, t in zip(columns, types.values(), strict=True)], names=list(types))
+        schema = pa.schema({"step": pa.int64(), "name": pa.string(), "value": pa.float64()})
+        curves = self._record.metrics().items()
+        rows = [{"step": step, "name": name, "value": value} for name, points in curves for step, value in points]
+        return pa.Table.from_pylist(rows, schema)
 
     @property
     def tables(self) -> dict[str, pa.Table]:
@@ -319,7 +319,7 @@ class Sweep:
     @cached_property
     def figures(self) -> Mapping[str, alt.TopLevelMixin]:
         """The figures of the sweep's page as Altair charts, by name."""
-        from headdyn.report.figure_files import sweep_figures
+        from headdyn.report.files import sweep_figures
 
         return Charts(_figure_files(self.path) | sweep_figures(self._record))
 

@@ -12,6 +12,8 @@ from headdyn.analysis.contract import Analysis
 from headdyn.config import (
     NEEDS,
     TRAINING_GROUPS,
+    Outcomes,
+    Protocol,
     RunConfig,
     Scalar,
     analysis_of,
@@ -19,7 +21,6 @@ from headdyn.config import (
     material_of,
     model_of,
 )
-from headdyn.config_groups import Outcomes, Protocol
 from headdyn.core.settings import ConfigError, build, targeted, unknown_key
 from headdyn.core.store import cache_root
 from headdyn.models.settings import MiniQwen3
@@ -145,12 +146,15 @@ def _key(override: str) -> str:
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     """The configuration as plain values, interpolations resolved, Hydra's own node left out."""
     try:
-        without_hydra = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-        return OmegaConf.to_container(without_hydra, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+        return {str(key): _container(cfg[key]) for key in cfg if key != "hydra"}
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} is missing; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from error
+
+
+def _container(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True, throw_on_missing=True) if OmegaConf.is_config(node) else node
 
 
 def one_line(error: Exception) -> str:

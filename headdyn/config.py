@@ -16,15 +16,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator
 
 from headdyn.analysis.contract import Analysis
-from headdyn.config_groups import AttentionSettings, Mode, Outcomes, PositionSettings, Protocol
 from headdyn.core.records import Metric
-from headdyn.core.settings import ConfigError, Natural, build, settings, targeted
+from headdyn.core.settings import ConfigError, Count, Natural, build, settings, targeted
 from headdyn.core.tracking import TrackingSettings
 from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import Ordering
 from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
-from headdyn.training.settings import TrainSettings
+from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
 MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
 # Groups that a model which is already trained has no use for; a command that sets one of them for it is refused.
@@ -40,6 +39,79 @@ NEEDS = {
 }
 
 Scalar = str | int | float | bool | None
+
+
+@settings
+class Protocol:
+    """conf/protocol: choices between an original and a corrected way (docs/science.md); other groups refer to them.
+
+    `companions` maps the name of an analysis to the analyses that run beside it, by name.
+    """
+
+    name: str
+    generator: str
+    blocks: int
+    within_block: str
+    cooldown_share: float
+    recalibration: Mapping[Literal["share", "floor_steps", "warmup_share", "lr_scale", "until_recovered"], float | bool]
+    study: str | None = None  # the value of the key `study`, unless an experiment sets it
+    companions: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+@settings
+class Mode:
+    """conf/mode: sizes, steps and learning rates. Other groups refer to them and check them."""
+
+    name: str
+    model: Mapping[Literal["d_model", "num_layers", "num_heads", "gqa_kv_heads", "head_dim", "d_ff"], int]
+    micro_languages: Mapping[
+        Literal["vocab_size", "num_topics", "sequence_length", "min_segments", "max_segments", "min_segment"]
+        | Literal["train_sequences", "val_sequences", "target_gap_nats", "concentration"],
+        float,
+    ]
+    conversations: Mapping[Literal["num_symbols", "num_topics", "sequence_length", "target_gap_nats"], float]
+    text: Mapping[
+        Literal["vocab_size", "sequence_length", "num_topics", "train_sequences", "val_sequences", "embedding"],
+        int | str | None,  # null: no limit
+    ]
+    train: Mapping[
+        Literal["steps", "batch_size", "muon_lr", "adamw_lr", "snapshots"]
+        | Literal["eval_every_steps", "eval_sequences", "compile"],
+        float | bool,
+    ]
+    recalibration_floor_steps: int
+
+
+@settings
+class AttentionSettings:
+    """conf/attention: the number of key/value heads."""
+
+    name: str
+    num_kv_heads: Count | None = None  # null: one per query head
+
+
+@settings
+class PositionSettings:
+    """conf/position_enc: whether RoPE is used in training and in the final model, and the recalibration in between."""
+
+    name: str
+    train_rotary: bool
+    keep_rotary: bool
+    recalibration: RecalibrationSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_rotary and not self.train_rotary:
+            raise ValueError("position_enc.keep_rotary=true needs position_enc.train_rotary=true")
+        if self.recalibration is None and self.keep_rotary != self.train_rotary:
+            raise ValueError("dropping RoPE needs position_enc.recalibration (recalibration.steps=0 for the raw drop)")
+
+
+@settings
+class Outcomes:
+    """The metrics by which a sweep's runs are compared: a primary one and others (null: all that are measured)."""
+
+    primary: str | tuple[str, ...] | None = None  # a tuple is refused later, by a message that lists the metrics
+    others: tuple[str, ...] | None = None
 
 
 def model_of(node: Any) -> Any:
@@ -116,9 +188,8 @@ class RunConfig:
     protocol: Protocol
     model: Annotated[MiniQwen3 | Trained | Pretrained | BuiltSuite, PlainValidator(model_of)]
     attention: AttentionSettings
-    data: Annotated[
-        Any, _target("data", "build", "in_tokens_of", "prompts")
-    ]  # a Source, a TokenSource, or prompts such as Comparisons
+    # A Source, or prompts such as Comparisons.
+    data: Annotated[Any, _target("data", "build", "in_tokens_of", "prompts")]
     data_ordering: Annotated[Ordering, _target("data_ordering", "epoch")]
     position_enc: PositionSettings
     train: TrainSettings
@@ -222,7 +293,6 @@ class RunConfig:
 
     @property
     def material(self) -> str:
-        """What the model reads: corpus or prompts."""
         return material_of(self.data)
 
     @property

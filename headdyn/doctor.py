@@ -128,12 +128,12 @@ def _network() -> Iterator[Finding]:
 
     problem = unreachable()
     yield "W&B", None, f"offline only: {problem}" if problem else "online is possible (tracking.mode=online)"
-    problem = None
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         problem = "off by HF_HUB_OFFLINE"
     else:
         try:
             socket.create_connection(("huggingface.co", 443), timeout=3).close()
+            problem = None
         except OSError as error:
             problem = f"out of reach ({error})"
     yield "model hub", None, f"{problem}; model=organism_planted needs none" if problem else "reachable"

@@ -16,17 +16,9 @@ CORPUS_SCHEMA = 1  # increased when the meaning of a corpus changes, so that old
 FOR_REPORTS = ("study", "outcomes")  # settings that only reports read; those of the last command are used
 
 
-def is_done(config: RunConfig, folder: Path) -> bool:
-    """Whether the run is complete in `folder`, with its text unchanged and `force` not set. Logs why it is not.
-
-    Writes nothing.
-    """
-    return _record_of_done(config, folder) is not None
-
-
 def done_with(config: RunConfig, folder: Path) -> bool:
-    """As `is_done`. If the run is done, writes the settings that only reports read into its record."""
-    manifest = _record_of_done(config, folder)
+    """Whether the run is done. If it is, writes the settings that only reports read into its record."""
+    manifest = manifest_of_done(config, folder)
     if manifest is None:
         return False
     settings = {**manifest["config"], **{key: config.resolved[key] for key in FOR_REPORTS}}
@@ -35,8 +27,11 @@ def done_with(config: RunConfig, folder: Path) -> bool:
     return True
 
 
-def _record_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run that is done. `read_manifest` also compares the run's results with their checksums."""
+def manifest_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run that is complete in `folder`, with its text unchanged and `force` not set, or None.
+
+    Logs why a run is not done. `read_manifest` also compares the run's results with their checksums.
+    """
     manifest = read_manifest(folder)
     if manifest["status"] == "damaged":
         log.warning("%s: its record is damaged; running it again. %s", config.name, manifest["error"])

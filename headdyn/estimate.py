@@ -20,7 +20,7 @@ from headdyn.core.numbers import count
 from headdyn.core.run_folder import MANIFEST, read_manifest
 from headdyn.core.settings import ConfigError
 from headdyn.core.store import Store, cache_root
-from headdyn.done import is_done
+from headdyn.done import manifest_of_done
 from headdyn.models.config import DecoderConfig
 from headdyn.models.settings import Pretrained
 from headdyn.plan import Plan
@@ -172,10 +172,10 @@ def _decoders(jobs: Sequence[RunConfig], store: Store) -> tuple[dict[str, Decode
         if job.model.name not in decoders:
             try:
                 decoders[job.model.name] = _decoder_here(job, store)
+                reasons.pop(job.model.name, None)
             except ValueError as error:
                 reasons[job.model.name] = str(error)
-    absent = {name: reason for name, reason in reasons.items() if name not in decoders}
-    return decoders, [f"corpora and attention patterns of {name} ({reason})" for name, reason in absent.items()]
+    return decoders, [f"corpora and attention patterns of {name} ({reason})" for name, reason in reasons.items()]
 
 
 def _decoder_here(job: RunConfig, store: Store) -> DecoderConfig:
@@ -255,7 +255,7 @@ def downloads(jobs: Sequence[RunConfig], todo: Sequence[RunConfig], store: Store
 def dry_run(plan: Plan) -> None:
     """Print what the command would do. Nothing is begun."""
     store = Store(cache_root())
-    todo = [job for job in plan.jobs if not is_done(job, plan.folder_of(job))]
+    todo = [job for job in plan.jobs if manifest_of_done(job, plan.folder_of(job)) is None]
     known = measured(store.root, plan.folder.parent.parent)
     print(f"{count(len(plan.jobs), 'run')} in {plan.folder}, {len(plan.jobs) - len(todo)} of them complete")
     total, unknown, trained = 0.0, set[str](), set[str]()

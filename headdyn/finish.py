@@ -12,12 +12,12 @@ from headdyn.config import RunConfig
 from headdyn.core.json_files import write_json
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import RunRecord, snapshot_table, snapshot_table_is_sound
-from headdyn.report.made_of import PAGE, is_current, made_of
+from headdyn.core.store import modified
+from headdyn.report.page import PAGE, is_current, made_of
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
 from headdyn.sweep.matched_loss import MATCHED_ANALYSES, matched_loss
-from headdyn.sweep.record import SWEEP, VERDICT, SweepRecord, now, rewrite, sweep_json
-from headdyn.sweep.run_table import write_run_table
+from headdyn.sweep.record import SWEEP, VERDICT, SweepRecord, now, rewrite, sweep_json, write_run_table
 from headdyn.sweep.series import Series
 from headdyn.workers import Task, Workers
 
@@ -55,7 +55,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         if not snapshot_table_is_sound(run.folder, step)
     ]
     every_series = series_of(jobs, runs)
-    earlier = _changed(folder / VERDICT)
+    earlier = modified(folder / VERDICT)
     if every_series:
         tasks.append(Task("series of checkpoints", "judge_series", (folder, every_series)))
     stopped = workers.do(tasks)
@@ -72,7 +72,7 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
     print_summary(Console(), sweep, folder / PAGE)
     if stopped:
         return 130
-    judged = not every_series or _changed(folder / VERDICT) not in (None, earlier)
+    judged = not every_series or modified(folder / VERDICT) not in (None, earlier)
     return 0 if len(complete) == len(runs) and judged and not lacking else 1
 
 
@@ -82,11 +82,6 @@ def _written(folder: Path) -> str | None:
         return sweep_json(folder).get("written")
     except ValueError:
         return None
-
-
-def _changed(path: Path) -> int | None:
-    """When the file was last written, in nanoseconds; None where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Series]:

@@ -25,7 +25,7 @@ from headdyn.core.numbers import count
 from headdyn.core.run_folder import read_manifest
 from headdyn.core.settings import ConfigError
 from headdyn.core.stopping import queue_again
-from headdyn.core.store import MANIFEST, Store, cache_root, disk_error, require_writable
+from headdyn.core.store import MANIFEST, Store, cache_root, disk_error, modified, require_writable
 from headdyn.data.corpus import Corpus, Split
 from headdyn.data.model_tokens import ModelTokens
 from headdyn.data.text.corpus import LocalText
@@ -130,10 +130,7 @@ def _elsewhere(plan: Plan) -> int:
     """Let the launcher that `cluster=` names do the jobs. Raises ConfigError if it fails before any has begun."""
     manifests = [plan.folder / job.name / MANIFEST for job in plan.jobs]
 
-    def written() -> list[int | None]:
-        return [path.stat().st_mtime_ns if path.exists() else None for path in manifests]
-
-    before, verbose = written(), os.environ.get("HYDRA_FULL_ERROR", "0")
+    before, verbose = [*map(modified, manifests)], os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what went wrong, and prints no traceback of a launcher
     try:
         return by_hydra(plan.arguments)
@@ -144,7 +141,7 @@ def _elsewhere(plan: Plan) -> int:
             raise
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
         failed = f"{plan.launcher.rpartition('.')[2]} failed: {type(error).__name__}: {reason}"
-        if written() == before:
+        if [*map(modified, manifests)] == before:
             (plan.folder / "multirun.yaml").unlink(missing_ok=True)
             remove_empty_folders(plan)
             raise ConfigError(f"{failed}; leave cluster= out to run on this machine") from error
@@ -155,20 +152,15 @@ def _elsewhere(plan: Plan) -> int:
 
 
 def by_hydra(arguments: Sequence[str]) -> int:
-    """Give the arguments to Hydra, which launches the jobs or prints --help. Returns the exit status."""
+    """Give the arguments to Hydra, which calls `job` for every run or prints --help. Returns the exit status."""
     sys.argv = [sys.argv[0], *arguments]
     try:
-        _hydra()
+        hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         return 130
     return 0
-
-
-def _hydra() -> None:
-    """Hand `sys.argv` to Hydra, which calls `job` for every run."""
-    hydra.main(version_base=HYDRA_VERSION, config_path=str(CONF), config_name="config")(job)()
 
 
 def job(cfg: DictConfig) -> None:
@@ -211,11 +203,8 @@ def _require_possible(plan: Plan) -> None:
         from headdyn.estimate import require_memory
 
         require_memory(plan.jobs)
-    models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
-    local_jobs = [] if plan.launcher else plan.jobs
-    cuda = {(job.device, job.precision, job.threads) for job in local_jobs if job.device == "cuda"}
-    if not plan.launcher:
         require_writable(cache_root(), "cache folder", "HEADDYN_CACHE")
+    models = {job.model.name: job.model for job in reversed(plan.jobs) if isinstance(job.model, Pretrained)}
     for model in models.values():
         from headdyn.models.checkpoints.files import is_local, require_reachable
         from headdyn.models.checkpoints.forecast import forecast
@@ -232,11 +221,11 @@ def _require_possible(plan: Plan) -> None:
         revisions, needed = ([str(job.factors["revision"]) for job in some] for some in (jobs, waiting))
         for line in forecast(model.name, revisions, store, done={*revisions}.difference(needed)).lines():
             print(f"headdyn: {line}", file=sys.stderr)
-    if cuda:
-        from headdyn.core import machine
+    for job in plan.jobs:
+        if job.device == "cuda" and not plan.launcher:
+            from headdyn.core import machine
 
-        for choice in cuda:
-            machine.resolve(*choice)
+            machine.resolve(job.device, job.precision, job.threads)
 
 
 def _begun(plan: Plan, job: RunConfig) -> bool:
@@ -262,7 +251,6 @@ def _require_material(model: Pretrained, jobs: Sequence[RunConfig], store: Store
 
 
 def _by_data(jobs: Sequence[RunConfig]) -> list[list[RunConfig]]:
-    """The jobs, grouped by the data that they read."""
     by_data: dict[str, list[RunConfig]] = {}
     for job in jobs:
         by_data.setdefault(repr(job.data), []).append(job)

@@ -35,8 +35,8 @@ from headdyn.models.checkpoints import load
 from headdyn.models.checkpoints.snapshots import state_hash
 from headdyn.models.decoder import Decoder
 from headdyn.models.revisions import step_of
-from headdyn.report.pattern_figure import patterns_by_role
 from headdyn.report.run_page import write_run_page
+from headdyn.report.sections.patterns import patterns_by_role
 from headdyn.stages import (
     Subject,
     Work,
@@ -140,10 +140,9 @@ def _work(work: Work) -> None:
 def _findings(config: RunConfig, name: str, decoder: Decoder, material: Corpus | Prompts) -> Findings:
     """Do the analysis, in smaller batches if memory runs out."""
     analysis = config.analysis[name]
-    findings: Findings = within_memory(
+    return within_memory(
         lambda: analysis(decoder, material, generator(config.seed, f"analysis/{name}")), f"analysis {name}"
     )
-    return findings
 
 
 def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> None:
@@ -202,9 +201,7 @@ def save_patterns(decoder: Decoder, sequences: Sequences, path: Path) -> None:
     """
     device = decoder.embed.weight.device
     tokens_NT, topics_NT = (torch.from_numpy(ids) for ids in (sequences.tokens_NT, sequences.topics_NT))
-    documents_NT = None
-    if sequences.documents_NT is not None:
-        documents_NT = torch.from_numpy(sequences.documents_NT).to(device)
+    documents_NT = None if sequences.documents_NT is None else torch.from_numpy(sequences.documents_NT).to(device)
     tensors, start = {"tokens": tokens_NT, "topics": topics_NT}, None
     for layer in range(decoder.config.num_layers):
         trace = decoder.trace(

@@ -38,7 +38,6 @@ class Plan:
     arguments: tuple[str, ...]  # for Hydra: those of the command, with the revisions of a series and the swept keys
 
     def folder_of(self, job: RunConfig) -> Path:
-        """The folder of a job's record."""
         return self.folder / job.name if self.is_sweep else self.folder
 
 
@@ -190,12 +189,11 @@ def _require_our_sweeper(base: DictConfig) -> None:
 def _require_single_levels(jobs: Sequence[RunConfig], swept: Sequence[str]) -> None:
     """Refuse a swept key with a list or a group as one of its values: runs are compared by level."""
     for key in swept:
-        for job in jobs:
-            if not is_no_factor(key) and key not in job.factors:
-                raise ConfigError(
-                    f"{key} is swept, and one of its values is a list or a group. Runs are compared by single values: "
-                    "sweep over a key inside it, or make each value an option of a group"
-                )
+        if not is_no_factor(key) and any(key not in job.factors for job in jobs):
+            raise ConfigError(
+                f"{key} is swept, and one of its values is a list or a group. Runs are compared by single values: "
+                "sweep over a key inside it, or make each value an option of a group"
+            )
 
 
 def _require_different_runs(jobs: Sequence[RunConfig], swept: Sequence[str]) -> None:

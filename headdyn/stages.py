@@ -31,7 +31,7 @@ from headdyn.sweep.words import worth_sentence
 from headdyn.training.drope import recalibrate
 from headdyn.training.loop import Progress
 from headdyn.training.next_token import NextToken, train
-from headdyn.training.progress_line import ProgressLine
+from headdyn.training.progress_line import progress_line
 from headdyn.training.settings import RecalibrationSettings
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def open_suite(work: Work, model: BuiltSuite) -> Path:
     """The folder of a suite's revisions, trained at most once. Records what is known of the suite by construction."""
 
     def build(folder: Path) -> None:
-        with ProgressLine(f"{model.name} training") as line:
+        with progress_line(f"{model.name} training") as line:
             model.build(folder, observer=line, should_stop=work.should_stop)
 
     entry = work.store.get(model.stage, model.recipe(), build, resumable=True)
@@ -225,12 +225,12 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
     if not entry.built:
         MetricsFollower(entry.path / METRICS, record).catch_up()
     losses = dict(read_metrics(entry.path / METRICS)["val_loss_nats"])
-    place = schedule.place_after(config.train.steps)
+    ended_in_pass, topic = schedule.place_after(config.train.steps)
     record.summarise(
         snapshot_losses_nats={str(step): losses[step] for step in snapshot_steps(entry.path / "snapshots")},
         train_passes=schedule.passes(config.train.steps),
-        ended_in_pass=place.fraction,
-        ended_in_topic=None if place.topic is None else label_names[place.topic],
+        ended_in_pass=ended_in_pass,
+        ended_in_topic=None if topic is None else label_names[topic],
         **read_json(entry.path / "result.json"),
     )
     return entry.path / "snapshots"
@@ -285,7 +285,7 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
 def _watched(work: Work, folder: Path, stage: str) -> Iterator[Callable[[Progress], None]]:
     """The observer of a training, which shows its progress and copies its metrics into the run's record."""
     follower = MetricsFollower(folder / METRICS, work.record) if stage == "training" else None
-    with ProgressLine(f"{work.config.name} {stage}") as line:
+    with progress_line(f"{work.config.name} {stage}") as line:
 
         def observe(progress: Progress) -> None:
             line(progress)

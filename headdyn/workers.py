@@ -14,8 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
@@ -25,7 +25,7 @@ from typing import Any, Self
 from headdyn.config import RunConfig
 from headdyn.core.stopping import SIGNALS, stop_on_signals
 from headdyn.core.store import StageInterruptedError
-from headdyn.data.threads import usable_cores
+from headdyn.core.threads import usable_cores
 from headdyn.models.settings import MiniQwen3, Pretrained
 from headdyn.report.board import Board
 
@@ -60,12 +60,16 @@ class Worker:
     @classmethod
     def start(cls, environment: Mapping[str, str]) -> Worker:
         ours, theirs = Pipe()
-        with _signals_blocked():  # until the worker itself ignores them, else Ctrl-C ends it during imports
+        # Blocked until the worker itself ignores them, else Ctrl-C ends it during imports.
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "headdyn.workers", str(theirs.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
                 pass_fds=[theirs.fileno()],
             )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         theirs.close()
         return cls(environment, process, ours)
 
@@ -132,12 +136,9 @@ class Workers:
     def _busy(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.task is not None]
 
-    def _tasks(self) -> list[Task]:
-        return [worker.task for worker in self.workers if worker.task is not None]
-
     def _next(self, waiting: Sequence[Task], built: set[str]) -> int:
         """The index of the task to begin: the first of those that share the fewest stages with tasks at work."""
-        under_way = {stage for task in self._tasks() for stage in task.stages} - built
+        under_way = {stage for worker in self.workers if worker.task for stage in worker.task.stages} - built
         return min(range(len(waiting)), key=lambda place: len(under_way.intersection(waiting[place].stages)))
 
 
@@ -284,16 +285,6 @@ def serve(pipe: Connection) -> None:
                 reports.send("stopped", "the same command continues from here")
             except Exception as error:
                 reports.send("failed", f"{type(error).__name__}: {error}")
-
-
-@contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """A process that is started inside begins with SIGNALS blocked."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 if __name__ == "__main__":

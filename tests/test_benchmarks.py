@@ -21,7 +21,7 @@ def test_both_sides_of_attention_statistics_have_the_same_sums(tmp_path: Path, m
 
 
 def test_the_commands_settings_of_sweep_memory_are_accepted() -> None:
-    plan = make_plan((*sweep_memory.ARGUMENTS, *sweep_memory.LITTLE, "model=organism_null", "model.revisions=step1000"))
+    plan = make_plan(("-m", *sweep_memory.SETTINGS, "model=organism_null", "model.revisions=step1000"))
     assert len(plan.jobs) == 1
 
 

@@ -13,9 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from headdyn.analysis.answer_lens import PARTS, PLACES, AnswerLens
-from headdyn.analysis.estimates import means
 from headdyn.analysis.figure_parts import drawable, head_panel, interval
-from headdyn.analysis.interventions.pair_rows import PairRows, Row
+from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patching import in_dtype
 from headdyn.core.figures import Figure, head_map, interval_plot
 from headdyn.core.kept_parts import parts
@@ -37,7 +36,7 @@ def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator:
             f"the prompts hold {len(bugs.pairs)} bug pairs, and the null of one pair's answers is other pairs' "
             "answers; set data.bug_pairs to 2 or more"
         )
-    model, clean = in_dtype(decoder, getattr(torch, settings.dtype)), settings.wording == "clean"
+    model, clean = in_dtype(decoder, settings.dtype), settings.wording == "clean"
     lenses = [
         group_lens(model, group, direction_KND, branch=settings.branch, clean=clean)
         for group, direction_KND in zip(bugs.groups, answer_directions(model, bugs), strict=True)
@@ -148,8 +147,7 @@ def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int])
     parts: list[HeadTable] = []
 
     def add(metric: str, values_XP: np.ndarray, **columns: Any) -> None:
-        values = means(np.moveaxis(values_XP, -1, 0), make.generator, draws=make.bootstrap_draws)
-        parts.append(values.rows(metric, unit="pair", **columns))
+        parts.append(make.mean(metric, np.moveaxis(values_XP, -1, 0), **columns))
 
     for kind in ("direct", "carried"):
         own_LHP, other_LHP = by_pair[kind]
@@ -163,9 +161,8 @@ def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int])
     add("answer_nats", whole["answer"][0], null=whole["answer"][1].mean())
     for name in PARTS:
         add(f"answer_{name}_nats", whole[name][0], null=whole[name][1].mean())
-    shares = make.shares("share", np.stack([whole[name][0] for name in PARTS]), whole["answer"][0], "Δ is")
-    named = zip(PARTS, shares, strict=True)
-    parts.append(HeadTable.from_rows({**row, "metric": f"answer_{name}_share"} for name, row in named))
+    shares, reason = make.shares(np.stack([whole[name][0] for name in PARTS]), whole["answer"][0], "Δ is")
+    parts += [shares[at].rows(f"answer_{name}_share", unit="pair", **reason) for at, name in enumerate(PARTS)]
     for place, name in enumerate(PLACES):
         own_P, other_P = whole["places"][:, place]
         if place in present:
@@ -177,13 +174,10 @@ def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int])
 
 
 def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> HeadTable:
-    """The row of the sums' largest error, relative to the largest |Δ|."""
-    largest = max(np.abs(lens["answer"][0]).max() for lens in lenses)
-    common: dict[str, Any] = {"n": pairs, "unit": "pair"}
-    if not largest:
-        return HeadTable.whole("answer_lens_error", None, reason="Δ is 0 for every prompt", **common)
+    largest = max(np.abs(lens["answer"][0]).max() for lens in lenses) or np.nan
     error, control = (max(lens[name].max() for lens in lenses) / largest for name in ("error", "control"))
-    return HeadTable.whole("answer_lens_error", error, null=control, **common)
+    reason = "Δ is 0 for every prompt"
+    return HeadTable.whole("answer_lens_error", error, null=control, n=pairs, unit="pair", reason=reason)
 
 
 def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
@@ -195,8 +189,11 @@ def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]
             cells.append((group.rows(rows_N), lens["tokens"][..., rows_N], is_first))
     group, token_KTN, is_first = max(cells, key=lambda cell: len(cell[0]))
     tokens_NT, place_T = lens_tokens(group, clean=clean)
+    pairs, pair_N = np.unique(group.units_N, return_inverse=True)
+    share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
+    own_PT, other_PT = ((token_TN @ share_NP).T for token_TN in token_KTN)
     return tokens_figure(
-        token_rows(make, group, token_KTN),
+        make.mean("tokens", own_PT, null=other_PT.mean(0)).rows(),
         token_labels(tokens_NT, prompts.decode),
         [PLACES[_PLACES[place]][0] for place in place_T],
         f"format {group.format}, the right answer {'first' if is_first else 'last'}",
@@ -208,13 +205,6 @@ def right_first(prompts: Prompts, group: PromptGroup, *, clean: bool) -> np.ndar
     texts = [prompts.decode(row.tolist()) for row in (group.clean_NT if clean else group.corrupted_NT)]
     pairs = [prompts.pairs[unit] for unit in group.units_N]
     return np.array([text.find(pair.right) < text.find(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
-
-
-def token_rows(make: PairRows, group: PromptGroup, token_KTN: np.ndarray) -> list[Row]:
-    """The part of Δ from the token at each position: its mean over the pairs of these rows, and its null."""
-    pairs, pair_N = np.unique(group.units_N, return_inverse=True)
-    share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
-    return make.means("tokens", *((token_TN @ share_NP).T for token_TN in token_KTN))
 
 
 def heads_figure(heads: HeadTable) -> Figure:

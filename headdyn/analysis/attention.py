@@ -1,12 +1,15 @@
 """Attention statistics by head, with their nulls and intervals (science.md §6)."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import ClassVar, Literal
 
 from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import LabelSwapSettings, nats, share, share_difference
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
+
+_variance = partial(Metric, high=0.25, unit="share²", digits=5)  # of shares
 
 
 @settings
@@ -110,22 +113,16 @@ class AttentionStatistics(LabelSwapSettings):
             )
             for which, end in (("first", "lowest"), ("last", "highest"))
         },
-        "specialisation": Metric(
+        "specialisation": _variance(
             label="variance over topics of within-topic attention",
             meaning="variance over topics of the within ratio of each topic's queries, beyond its sampling variance",
             low=-0.25,
-            high=0.25,
-            unit="share²",
-            digits=5,
             outcome=True,
         ),
-        "specialisation_raw": Metric(
+        "specialisation_raw": _variance(
             label="variance over topics of within-topic attention, sampling noise included",
             meaning="variance over topics of the within ratio of each topic's queries",
             low=0,
-            high=0.25,
-            unit="share²",
-            digits=5,
         ),
         "sink_rate": share("attention on position 0", "attention on position 0, mean over queries t ≥ 1", outcome=True),
         "previous_token": share(

@@ -35,7 +35,9 @@ def measure(
     settings.check(corpus)
     sequences, swaps_NR = drawn_sequences(corpus, settings.sequences, settings.label_swaps, generator)
     sums = collect(decoder, sequences, swaps_NR, corpus.num_topics)
-    by_name = _units(sums)
+    # Every sequence's value of every statistic that is a ratio, [N, L, H].
+    by_name = {name: ratio_units(*ratio) for name, ratio in _ratios(sums.heads, sums.counts).items()}
+    by_name |= {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
     table = HeadTable.concat(
         [
             *_ratio_rows(settings, sums, by_name, generator),
@@ -46,21 +48,14 @@ def measure(
     )
     if corpus.without_topics is not None:
         table = without_topics(table, _TOPICAL, corpus.without_topics)
+        by_name = {name: values for name, values in by_name.items() if not any(word in name for word in _TOPICAL)}
     table = table.with_q()
     figures = {"roles": _roles_figure(table)}
     if corpus.num_topics > 1:
         figures["topics"] = _topics_figure(table)
     if corpus.without_topics is None:
         figures["by_topic"] = _by_topic_figure(settings, sums, corpus, generator)
-    if corpus.without_topics is not None:
-        by_name = {name: values for name, values in by_name.items() if not any(word in name for word in _TOPICAL)}
     return Findings(table=table, figures=figures, tables={"attention_profiles": profile_table(by_name)})
-
-
-def _units(sums: Sums) -> dict[str, np.ndarray]:
-    """Every sequence's value of every statistic that is a ratio, [N, L, H]."""
-    by_name = {name: ratio_units(*ratio) for name, ratio in _ratios(sums.heads, sums.counts).items()}
-    return by_name | {name: without_controls(by_name[name], sums.labels_NJ) for name in _SELECTIVITIES}
 
 
 def _ratio_rows(
@@ -118,13 +113,10 @@ def _p_values(
 
 
 def _uniform_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
-    """Model rows of the topic ratios that causal-uniform attention has on the same sequences."""
     ratios = _ratios(sums.uniform, sums.counts)
-    rows = []
-    for name in ("within_ratio", "within_ratio_no_self", "cluster_ratio"):
-        uniform = means(ratio_units(*ratios[name])[:, 0, 0], generator, draws=settings.bootstrap_draws)
-        rows.append(uniform.rows(f"{name}_uniform", reason=_UNDEFINED))
-    return rows
+    names = ("within_ratio", "within_ratio_no_self", "cluster_ratio")
+    uniform = [means(ratio_units(*ratios[name])[:, 0, 0], generator, draws=settings.bootstrap_draws) for name in names]
+    return [each.rows(f"{name}_uniform", reason=_UNDEFINED) for name, each in zip(names, uniform, strict=True)]
 
 
 def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
@@ -151,7 +143,6 @@ def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
 
 
 def _of_topic(sums: Mapping[str, np.ndarray], counts: Counts, topic: int) -> Ratio:
-    """The selectivity of the queries of one topic."""
     return sums["topics"][..., topic] - sums["topics_swapped"][..., topic], counts.topics_NS[:, None, None, topic]
 
 
@@ -175,7 +166,6 @@ def _mean_over_heads(values_LH: np.ndarray) -> np.ndarray:
 
 
 def _specialisation_rows(sums: Sums) -> list[HeadTable]:
-    """Rows of the variance of within-topic attention over the topics that occur."""
     topics_NLHS = sums.heads["topics"]
     count, layers, heads, _ = topics_NLHS.shape
     occurs_S = sums.counts.topics_NS.sum(0) > 0
@@ -190,9 +180,8 @@ def _specialisation_rows(sums: Sums) -> list[HeadTable]:
     rows: list[HeadTable] = []
     kinds: tuple[Any, ...] = ((HeadTable.per_head, by_head), (HeadTable.whole, whole))
     for table, (raw, noise, low, high) in kinds:
-        interval = {"ci_low": low, "ci_high": high}
         rows.append(table("specialisation_raw", raw, null=noise, **common))
-        rows.append(table("specialisation", raw - noise, null=0.0, **interval, **common))
+        rows.append(table("specialisation", raw - noise, null=0.0, ci_low=low, ci_high=high, **common))
     return rows
 
 

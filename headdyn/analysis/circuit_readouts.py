@@ -12,9 +12,8 @@ layers also read what earlier layers wrote: their readouts tell what the weights
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,37 +21,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from headdyn.analysis.circuit_factors import Factors
 from headdyn.data.text.tokenizer import load_tokenizer
 from headdyn.models.decoder import Decoder
-
-if TYPE_CHECKING:
-    from headdyn.analysis.circuit_factors import Factors
 
 _HEADS_AT_ONCE = 32  # heads whose places of all tokens are in memory at once
 SIDES = {"qk": ("query", "key"), "ov": ("reads", "writes")}
 
 
-@dataclass(frozen=True)
-class Directions:
-    """The top singular directions of every circuit; `share_NX` is σ² over the sum of all σ²."""
+def singular_directions(
+    factors: Factors, count: int
+) -> tuple[Float[Tensor, "N X"], Float[Tensor, "N D X"], Float[Tensor, "N D X"]]:
+    """The top directions of every circuit: their σ² over the sum of all σ², the left ones u, the right ones v.
 
-    share_NX: Tensor
-    left_NDX: Tensor
-    right_NDX: Tensor
-
-
-def singular_directions(factors: Factors, count: int) -> Directions:
-    """The top `count` directions, from QR of both factors and the SVD of the d×d core: no D×D product is formed."""
+    From QR of both factors and the SVD of the d×d core: no D×D product is formed.
+    """
     left_q, left_r = torch.linalg.qr(factors.left_NDd)
     right_q, right_r = torch.linalg.qr(factors.right_NDd)
     u_Ndd, values_Nd, vt_Ndd = torch.linalg.svd(left_r @ right_r.mT)
     square_Nd = values_Nd.square()
     total_N1 = square_Nd.sum(-1, keepdim=True)
-    return Directions(
-        share_NX=(square_Nd / total_N1.where(total_N1 > 0, 1))[:, :count],
-        left_NDX=left_q @ u_Ndd[..., :count],
-        right_NDX=right_q @ vt_Ndd.mT[..., :count],
-    )
+    share_Nd = square_Nd / total_N1.where(total_N1 > 0, 1)
+    return share_Nd[:, :count], left_q @ u_Ndd[..., :count], right_q @ vt_Ndd.mT[..., :count]
 
 
 @torch.no_grad()
@@ -67,28 +57,21 @@ def vocabulary(decoder: Decoder) -> tuple[Float[Tensor, "V D"], Float[Tensor, "V
 
 @torch.no_grad()
 def token_readouts(
-    circuit: str,
-    factors: Factors,
-    decoder: Decoder,
-    *,
-    directions: int,
-    tokens: int,
-    text: Callable[[int], str],
+    circuit: str, factors: Factors, decoder: Decoder, *, directions: int, tokens: int, text: Callable[[int], str]
 ) -> pa.Table:
     """The tokens furthest along each direction: one row per head, direction, side and rank.
 
-    `circuit` is "qk" or "ov"; `factors` hold the heads layer by layer. Both vectors of a singular pair may change
-    sign together; the sign is chosen so that on the second side (key, writes) the furthest token is at the positive
-    end.
+    `circuit` is "qk" or "ov"; `factors` hold the heads layer by layer. Both vectors of a singular pair may change sign
+    together; here the furthest token of the second side (key, writes) is at the positive end.
     """
-    top_pairs = singular_directions(factors, directions)
+    all_share_NX, left_NDX, right_NDX = singular_directions(factors, directions)
     embed_VD, unembed_VD = vocabulary(decoder)
     tables = []
-    for start in range(0, len(top_pairs.share_NX), _HEADS_AT_ONCE):
+    for start in range(0, len(all_share_NX), _HEADS_AT_ONCE):
         some = slice(start, start + _HEADS_AT_ONCE)
-        share_NX = top_pairs.share_NX[some].cpu().numpy()
-        first_NXV = _placed(top_pairs.left_NDX[some], embed_VD)
-        second_NXV = _placed(top_pairs.right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
+        share_NX = all_share_NX[some].cpu().numpy()
+        first_NXV = _placed(left_NDX[some], embed_VD)
+        second_NXV = _placed(right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
         sign_NX1 = second_NXV.gather(2, second_NXV.abs().argmax(2, keepdim=True)).sign()
         for side, place_NXV in zip(SIDES[circuit], (first_NXV, second_NXV), strict=True):
             top = (place_NXV * sign_NX1).topk(min(tokens, len(embed_VD)), dim=2)

@@ -2,34 +2,21 @@
 
 Letters as in models/decoder.py; N heads of the whole model, numbered through the layers; R random heads.
 
-A head's circuits are W_QK = left_q right_kᵀ and W_OV = left_v right_oᵀ with thin [D, d] factors; the D×D products are
-never formed. Linear operations are folded into the factors: the preceding norm's gain, LayerNorm's centring (of the
+Linear operations are folded into the factors of circuits: the preceding norm's gain, LayerNorm's centring (of the
 head's input, and of its output, since every reader of the residual stream centres), and the q- and k-norm's gains. Left
 out are the norms' divisions, which are not linear; the biases of q, k, v and of LayerNorm, which add terms that are
 linear in one side only; and the rotation, except where a relative offset is named.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from headdyn.analysis import circuit_figures as figures
-from headdyn.analysis.circuit_factors import (
-    Factors,
-    copying_scores,
-    cosines,
-    effective_rank,
-    folded,
-    random_circuits,
-    singular_values,
-    unembed_embed,
-)
+from headdyn.analysis import circuit_factors, circuit_figures
+from headdyn.analysis.circuit_factors import Factors
 from headdyn.analysis.circuit_readouts import furthest, token_names, token_readouts
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.estimates import means
@@ -50,28 +37,33 @@ def measure(
 ) -> Findings:
     """Head rows and model rows of every metric, the three tables, five figures; `material` names the tokens."""
     c = decoder.config
-    circuits, tokens_DD = _whole_model(decoder), unembed_embed(decoder)
+    circuits, tokens_DD = _whole_model(decoder), circuit_factors.unembed_embed(decoder)
     offsets = settings.offsets if c.rotary_dim else ()
     seeds = generator.integers(2**63, size=-(-settings.null_draws // (c.num_layers * c.num_heads))).tolist()
 
     def random_heads(seed: int) -> dict[str, Factors]:
-        heads = random_circuits(c, np.random.default_rng(seed))
+        heads = circuit_factors.random_circuits(c, np.random.default_rng(seed))
         return {name: factors.to(tokens_DD.device) for name, factors in heads.items()}
 
     def one(at: slice) -> Part:
         if at.start == 0:
             return measured(c, circuits, tokens_DD)
         if at.start <= len(offsets):
-            return {"similarity": cosines(_whole_model(decoder, offsets[at.start - 1])["qk"]).cpu().numpy()}
+            offset = offsets[at.start - 1]
+            return {
+                f"similarity qk offset {offset}": circuit_factors.cosines(_whole_model(decoder, offset)["qk"])
+                .cpu()
+                .numpy()
+            }
         return measured(c, random_heads(seeds[at.start - 1 - len(offsets)]), tokens_DD)
 
     every = [part for _, part in parts("comparing heads", "models", 1 + len(offsets) + len(seeds), 1, one)]
-    model, null = Measured.of(every[0]), [Measured.of(part) for part in every[1 + len(offsets) :]]
-    at_offsets = {f"qk offset {offset}": part["similarity"] for offset, part in zip(offsets, every[1:], strict=False)}
-    similarity = {**model.similarity, **at_offsets}
+    model = {name: array for part in every[: 1 + len(offsets)] for name, array in part.items()}
+    null = every[1 + len(offsets) :]
+    spectra, similarity = _of_kind("spectra", model), _of_kind("similarity", model)
     rows: list[HeadTable] = []
-    for name, value_LH in model.values.items():
-        rows += _rows(name, value_LH, np.concatenate([random.values[name].ravel() for random in null]), generator)
+    for name, value_LH in _of_kind("values", model).items():
+        rows += _rows(name, value_LH, np.concatenate([part[f"values {name}"].ravel() for part in null]), generator)
     table = HeadTable.concat(rows).with_q()
     text = token_names(material)
 
@@ -84,47 +76,36 @@ def measure(
     return Findings(
         table=table,
         figures={
-            "heads": figures.heads_figure(table, c.head_dim),
-            "spectra": figures.spectra_figure(model.spectra, [random.spectra for random in null]),
-            **figures.similarity_figures(similarity, [random.similarity for random in null], c.num_heads),
-            "readouts": figures.readouts_figure(readouts, by_chance),
+            "heads": circuit_figures.heads_figure(table, c.head_dim),
+            "spectra": circuit_figures.spectra_figure(spectra, [_of_kind("spectra", part) for part in null]),
+            **circuit_figures.similarity_figures(
+                similarity, [_of_kind("similarity", part) for part in null], c.num_heads
+            ),
+            "readouts": circuit_figures.readouts_figure(readouts, by_chance),
         },
         tables={
-            "spectra": _spectra_table(model.spectra, c),
+            "spectra": _spectra_table(spectra, c),
             "head_similarity": _similarity_table(similarity, c),
             "readouts": pa.concat_tables(readouts.values(), promote_options="default"),
         },
     )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """The measures of a whole model's circuits, or of random ones.
-
-    `values` holds every metric, [L, H], NaN where a circuit is zero or a head has no other to compare with; `spectra`
-    and `similarity` hold, by circuit, singular values [N, d] and cosines [N, N].
-    """
-
-    values: Mapping[str, np.ndarray]
-    spectra: Mapping[str, np.ndarray]
-    similarity: Mapping[str, np.ndarray]
-
-    @classmethod
-    def of(cls, part: Part) -> Measured:
-        """The arrays that `measured` returned, by kind."""
-        kinds: dict[str, dict[str, np.ndarray]] = {"values": {}, "spectra": {}, "similarity": {}}
-        for key, value in part.items():
-            kind, name = key.split()
-            kinds[kind][name] = value
-        return cls(**kinds)
+def _of_kind(kind: str, part: Part) -> dict[str, np.ndarray]:
+    """The arrays of one kind that `measured` returned, by name."""
+    return {name.removeprefix(f"{kind} "): value for name, value in part.items() if name.startswith(f"{kind} ")}
 
 
 def measured(config: DecoderConfig, circuits: Mapping[str, Factors], tokens_DD: Tensor) -> Part:
-    """The fields of `Measured`, each under its kind and its name; `tokens_DD` is W_U W_E, for the copying score."""
-    spectra = {name: singular_values(factors) for name, factors in circuits.items()}
-    similarity = {name: cosines(factors) for name, factors in circuits.items()}
-    values = {f"{name}_effective_rank": effective_rank(spectra[name]) for name in circuits}
-    values["copying_score"] = copying_scores(circuits["ov"], tokens_DD)
+    """The measures of a whole model's circuits, or of random ones; `tokens_DD` is W_U W_E, for the copying score.
+
+    `values` holds every metric, [L, H], NaN where a circuit is zero or a head has no other to compare with; `spectra`
+    and `similarity` hold, by circuit, singular values [N, d] and cosines [N, N]. Names are of kind and measure.
+    """
+    spectra = {name: circuit_factors.singular_values(factors) for name, factors in circuits.items()}
+    similarity = {name: circuit_factors.cosines(factors) for name, factors in circuits.items()}
+    values = {f"{name}_effective_rank": circuit_factors.effective_rank(spectra[name]) for name in circuits}
+    values["copying_score"] = circuit_factors.copying_scores(circuits["ov"], tokens_DD)
     layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
     itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
     peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
@@ -139,7 +120,7 @@ def measured(config: DecoderConfig, circuits: Mapping[str, Factors], tokens_DD: 
 
 def _whole_model(decoder: Decoder, offset: int = 0) -> dict[str, Factors]:
     """The circuits of all layers' heads, stacked."""
-    layers = [folded(decoder, layer, offset) for layer in range(decoder.config.num_layers)]
+    layers = [circuit_factors.folded(decoder, layer, offset) for layer in range(decoder.config.num_layers)]
     return {name: Factors.stacked([layer[name] for layer in layers]) for name in ("qk", "ov")}
 
 
@@ -156,7 +137,6 @@ def _rows(name: str, value_LH: np.ndarray, null_R: np.ndarray, generator: np.ran
 
 
 def _spectra_table(spectra: Mapping[str, np.ndarray], config: DecoderConfig) -> pa.Table:
-    """One row per singular value."""
     tables = []
     for name, values_Nd in spectra.items():
         layer, head, index = np.indices((config.num_layers, config.num_heads, values_Nd.shape[1])).reshape(3, -1)
@@ -166,7 +146,6 @@ def _spectra_table(spectra: Mapping[str, np.ndarray], config: DecoderConfig) -> 
 
 
 def _similarity_table(similarity: Mapping[str, np.ndarray], config: DecoderConfig) -> pa.Table:
-    """One row per pair of heads."""
     layer_N, head_N = np.divmod(np.arange(config.num_layers * config.num_heads), config.num_heads)
     a, b = np.triu_indices(len(layer_N), 1)
     pairs = {"layer_a": layer_N[a], "head_a": head_N[a], "layer_b": layer_N[b], "head_b": head_N[b]}

@@ -40,13 +40,7 @@ def interval(label: str, row: Mapping[str, Any], group: str = "") -> Interval:
 
 
 def topic_intervals(
-    names: Sequence[str],
-    by_topic: Estimate,
-    xlabel: str,
-    *,
-    scale: float,
-    caption: str,
-    null: np.ndarray | None = None,
+    names: Sequence[str], by_topic: Estimate, xlabel: str, *, scale: float, caption: str, null: np.ndarray | None = None
 ) -> Figure:
     """Intervals of a number of the whole model for each topic, [S], with `null` as chance; a line marks 0."""
     rows = []

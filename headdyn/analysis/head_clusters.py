@@ -64,7 +64,7 @@ def _metrics() -> dict[str, Metric]:
             meaning=f"adjusted Rand index of k-means with k = 2 and even/odd; {words}",
         )
         metrics[f"{kind}_alone"] = share(
-            label=f"outlier, {_OF[kind]}", meaning=f"share of clusterings in which this head is an outlier; {words}"
+            f"outlier, {_OF[kind]}", f"share of clusterings in which this head is an outlier; {words}"
         )
     for kind in CIRCUITS:
         words = f"k-means with k = 2 on {KINDS[kind]} and on effects"
@@ -72,14 +72,12 @@ def _metrics() -> dict[str, Metric]:
             label=f"agreement of {_OF[kind]} with effects", meaning=f"adjusted Rand index of {words}"
         )
         metrics[f"{kind}_behaviour_information"] = nats(
-            label=f"information of {_OF[kind]} on effects", meaning=f"mutual information of {words}", low=0
+            f"information of {_OF[kind]} on effects", f"mutual information of {words}", low=0
         )
-    metrics["effect_nats"] = nats(
-        label="effect of mean-ablation", meaning="change of mean Δ under mean-ablation of this head"
-    )
+    metrics["effect_nats"] = nats("effect of mean-ablation", "change of mean Δ under mean-ablation of this head")
     metrics["prediction_accuracy"] = share(
-        label="clusterings that tell repairing heads",
-        meaning="share of weight clusterings with no cluster that holds heads which repair and heads which do not",
+        "clusterings that tell repairing heads",
+        "share of weight clusterings with no cluster that holds heads which repair and heads which do not",
         outcome=True,
     )
     return metrics

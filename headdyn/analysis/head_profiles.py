@@ -54,16 +54,12 @@ def profile_correlations(earlier: Profiles, later: Profiles) -> np.ndarray:
     shared = [name for name in earlier if name in later and earlier[name].shape[1] == later[name].shape[1]]
     shared = [name for name in shared if np.isfinite(earlier[name]).all() and np.isfinite(later[name]).all()]
     if not shared:
-        return np.zeros((_heads(earlier), _heads(later)))
+        return np.zeros([len(next(iter(profiles.values()))) for profiles in (earlier, later)])
     sides = []
     for profiles in (earlier, later):
         value_HX = np.concatenate([_standardised(profiles[name], axis=0) for name in shared], axis=1)
         sides.append(_standardised(value_HX, axis=1))
     return sides[0] @ sides[1].T / sides[0].shape[1]
-
-
-def _heads(profiles: Profiles) -> int:
-    return len(next(iter(profiles.values())))
 
 
 def _standardised(value_HX: np.ndarray, axis: int) -> np.ndarray:

@@ -52,7 +52,9 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
         else:
             closed = ratio_contributions(mixture - model_N, mixture - bayes_N)
             parts.append(row("gap_closed_from_mixture", closed, 0.0))
-        by_topic = _by_topic(loss_NT - bayes_NT, corpus.val.topics_NT[: len(loss_NT), 1:], corpus.num_topics)
+        excess_NT, topics_NT = loss_NT - bayes_NT, corpus.val.topics_NT[: len(loss_NT), 1:]
+        of_topic = [topics_NT == topic for topic in range(corpus.num_topics)]
+        by_topic = np.stack([ratio_units((excess_NT * at_NT).sum(1), at_NT.sum(1)) for at_NT in of_topic], axis=1)
         excess_S = means(by_topic, generator, draws=settings.bootstrap_draws)
         parts.append(row("first_topic_excess_nats", by_topic[:, 0], 0.0))
         parts.append(row("last_topic_excess_nats", by_topic[:, -1], 0.0))
@@ -71,10 +73,8 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
     parts.append(row("repeated_pairs_nats", repeated_N, float(first_N.mean()), none_repeats))
     parts.append(row("repeat_gain_nats", first_N - repeated_N, 0.0, none_repeats))
     share_T = position_T / len(position_T)
-    late_N, early_N = (
-        _mean_where(loss_NT, np.broadcast_to(at_T, loss_NT.shape))
-        for at_T in (share_T > 0.9, (share_T > 0.05) & (share_T <= 0.15))
-    )
+    late_T, early_T = share_T > 0.9, (share_T > 0.05) & (share_T <= 0.15)
+    late_N, early_N = _mean_where(loss_NT, late_T), _mean_where(loss_NT, early_T)
     parts.append(row("in_context_nats", late_N - early_N, 0.0, "sequences are shorter than ten tokens"))
     figure = curves(
         lines,
@@ -89,12 +89,6 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
     return Findings(table=HeadTable.concat(parts), figures={"by_position": figure, **figures})
 
 
-def _by_topic(excess_NT: np.ndarray, topics_NT: np.ndarray, num_topics: int) -> np.ndarray:
-    """Units [N, S] whose means are the excess over all tokens of each topic; NaN for a topic that does not occur."""
-    units = [ratio_units((excess_NT * (topics_NT == s)).sum(1), (topics_NT == s).sum(1)) for s in range(num_topics)]
-    return np.stack(units, axis=1)
-
-
 def first_times(tokens_NT: np.ndarray) -> np.ndarray:
     """The position at which the pair of tokens t and t + 1 stands for the first time in its sequence, [N, T-1]."""
     tokens_NT = tokens_NT.astype(np.int64)
@@ -107,7 +101,7 @@ def first_times(tokens_NT: np.ndarray) -> np.ndarray:
 
 
 def _mean_where(loss_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
-    """Units [N] whose mean is the mean loss over all tokens in the mask that have a loss; NaN where none has."""
+    """Units [N] whose mean is the mean loss over all tokens in the mask ([N, T] or [T]) that have one; else NaN."""
     counted_NT = mask_NT & ~np.isnan(loss_NT)
     return ratio_units(np.where(counted_NT, loss_NT, 0).sum(1), counted_NT.sum(1))
 

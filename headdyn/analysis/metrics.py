@@ -1,16 +1,12 @@
 """Kinds of metrics that several analyses measure, and bounds that their settings share. Nothing heavy is imported."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
-
-if TYPE_CHECKING:
-    from headdyn.data.corpus import Corpus
+from headdyn.data.corpus import Corpus
 
 
 def share(label: str, meaning: str, **more: Any) -> Metric:
@@ -28,6 +24,11 @@ def share_difference(label: str, meaning: str, **more: Any) -> Metric:
 def nats(label: str, meaning: str, **more: Any) -> Metric:
     """An entropy, a loss or a logit."""
     return Metric(label=label, meaning=meaning, unit="nats", **more)
+
+
+def steps(label: str, meaning: str) -> Metric:
+    """A step of training."""
+    return Metric(label=label, meaning=meaning, low=0, unit="steps", digits=0)
 
 
 BootstrapDraws = Annotated[int, Field(ge=100)]  # resamples of the units behind an interval

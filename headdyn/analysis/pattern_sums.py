@@ -69,9 +69,8 @@ class Reference:
 def document_contrast(topics_BT: Tensor, packed_BT: Tensor, num_topics: int) -> tuple[Tensor, Tensor]:
     """[key of another document] × ([query and key share a topic] − its mean over permutations), and the first factor.
 
-    Every document is of one topic, and the permutations exchange the topics of a sequence's documents. Under them two
-    documents share a topic with the probability that two topics drawn without replacement are equal. Keys of the
-    query's own document share its topic under all permutations and cancel. Both results are [B, Q, K].
+    The permutations exchange the topics of a sequence's documents, each of which has one (science.md §6). Both results
+    are [B, Q, K].
     """
     elsewhere_BQK = (packed_BT[:, :, None] != packed_BT[:, None, :]).float()
     same_BQK = (topics_BT[:, :, None] == topics_BT[:, None, :]).float()
@@ -113,11 +112,9 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
     entropy_within_BHQ, has_within = _renormalised((surprise_BSHQ * own_BSHQ).sum(1), within_BHQ)
     entropy_cross_BHQ, has_cross = _renormalised((surprise_BSHQ * (1 - own_BSHQ)).sum(1), cross_BHQ)
     position_Q = torch.arange(length, dtype=torch.float32, device=pattern_BHQK.device)
-    packed = {}
-    if weighed_BHC.shape[-1] > num_topics + 2:
-        packed = {"documents": weighed_BHC[..., num_topics + 2], "elsewhere": weighed_BHC[..., num_topics + 3]}
+    further = ("induction", "induction_swapped", "documents", "elsewhere")  # the last two where documents are packed
     return {
-        **packed,
+        **dict(zip(further, weighed_BHC[..., num_topics:].unbind(-1), strict=False)),
         "entropy": entropy_BHQ.sum(-1),
         "entropy_normalised": (entropy_BHQ[..., 1:] / position_Q[1:].log1p()).sum(-1),
         "entropy_within": entropy_within_BHQ.sum(-1),
@@ -132,8 +129,6 @@ def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> d
         "topics": within_BSHQ.sum(-1).mT,
         "sink": mass_BCHQ[:, -1, :, 1:].sum(-1),
         "previous": pattern_BHQK.diagonal(offset=-1, dim1=-2, dim2=-1).sum(-1),
-        "induction": weighed_BHC[..., num_topics],
-        "induction_swapped": weighed_BHC[..., num_topics + 1],
         "distance": (position_Q - mass_BCHQ[:, num_topics]).sum(-1),
     }
 
@@ -199,7 +194,6 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
 
     `swaps_NR` gives for each sequence the indices of the sequences whose labels and tokens serve as its null. Where the
     sequences have documents, attention, and uniform attention with it, stays inside them.
-    Memory is that of one batch's patterns at one layer, whatever N.
     """
     c, device = decoder.config, decoder.embed.weight.device
     tokens_NT, topics_NT = sequences.tokens_NT, sequences.topics_NT

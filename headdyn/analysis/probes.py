@@ -1,9 +1,7 @@
 """Linear probes: which layers of the residual stream tell the topic of a token (science.md §7)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,9 +9,7 @@ from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import BootstrapDraws, SignFlips, share, share_difference
 from headdyn.core.records import Metric
 from headdyn.core.settings import Count, settings
-
-if TYPE_CHECKING:
-    from headdyn.data.corpus import Corpus
+from headdyn.data.corpus import Corpus
 
 _FEWEST_SEQUENCES = 12  # cut into 4, 1 and 6 by default; with fewer neither penalty nor intervals mean anything
 # Horizontal lines beside a probe's accuracy: names of metrics without `probe_`, and labels.

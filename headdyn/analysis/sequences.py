@@ -36,8 +36,7 @@ _batches: ContextVar[_Batches] = ContextVar("_batches")
 def within_memory(compute: Callable[[], Result], what: str) -> Result:
     """`compute()`; when memory runs out, again with batches of half as many sequences, down to one.
 
-    `what` names the computation in the log. Smaller batches change results by rounding alone: sums are kept by
-    sequence.
+    `what` names it in the log. Smaller batches change results by rounding alone: sums are kept by sequence.
     """
     state = _Batches()
     while True:

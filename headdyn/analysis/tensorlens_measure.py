@@ -146,7 +146,6 @@ def _with_model(values_NL: np.ndarray, *, mean: bool) -> np.ndarray:
 
 
 def _instruments_figure(table: HeadTable) -> Figure:
-    """Topic selectivity of the model by each instrument, with intervals and nulls."""
     whole = table.summary()
     groups = {"_no_self": "share of what is not on the query", "": "share of everything"}
     return interval_plot(
@@ -164,11 +163,8 @@ def _instruments_figure(table: HeadTable) -> Figure:
 
 
 def _layers_figure(table: HeadTable) -> Figure:
-    """Selectivity up to every layer by instrument, self key left out."""
-    lines = []
-    for name, label in _NAMES.items():
-        reach = "of the layer" if name == "raw" else "up to the layer"
-        lines.append(layer_curve(table, f"{name}_selectivity_no_self", f"{label} ({reach})"))
+    reach = {"raw": "of the layer", "rollout": "up to the layer", "tensorlens": "up to the layer"}
+    lines = [layer_curve(table, f"{name}_selectivity_no_self", f"{_NAMES[name]} ({reach[name]})") for name in _NAMES]
     return curves(
         [line for line in lines if len(line.x)],
         xlabel="layer",
@@ -181,7 +177,6 @@ def _layers_figure(table: HeadTable) -> Figure:
 
 
 def _heads_figure(table: HeadTable) -> Figure:
-    """Maps of the heads: selectivity of their writes, and their shares of the next token's logit."""
     names = ("head_written_selectivity", "head_topic_nats", "head_logit_excess_nats")
     panels = [head_panel(TensorLens.metrics, table, name, tested=name, note="null 0", centre=0) for name in names]
     return head_map(
@@ -192,11 +187,9 @@ def _heads_figure(table: HeadTable) -> Figure:
 
 
 def _maps_figure(maps: Mapping[str, np.ndarray], topics_T: np.ndarray) -> Figure:
-    """The three maps of one sequence over causal-uniform attention, with its topic boundaries."""
     lift_QK = np.arange(1, len(topics_T) + 1)[:, None]
     return lift_grid(
-        np.stack([[maps[name] * lift_QK for name in _NAMES]]),
-        rows=[""],
+        np.stack([maps[name] * lift_QK for name in _NAMES]),
         columns=list(_NAMES.values()),
         boundaries=(np.flatnonzero(np.diff(topics_T)) + 1).tolist(),
         caption="How much every token of one sequence reads from every earlier one, relative to uniform attention. "

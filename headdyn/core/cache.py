@@ -32,11 +32,12 @@ class Item:
 
 
 def contents(store: Store, runs: Iterable[Path]) -> Iterator[Item]:
-    """Every folder of the store's stages. It is unused if no run below the folders `runs` needs it.
+    """Every folder of the store's stages. It is unused if no run below the folders `runs` needs it, failed or not.
 
     Reads every byte of finished stages to compare it with the checksums.
     """
-    used = used_keys(runs)
+    manifests = (read_manifest(path.parent, results=False) for folder in runs for path in folder.rglob(RUN_MANIFEST))
+    used = {stage["key"] for manifest in manifests for stage in manifest.get("stages", {}).values()}
     for path in sorted(path for kind in stage_folders(store.root) for path in kind.iterdir() if path.is_dir()):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         kind, why = path.parent.name, ""
@@ -58,12 +59,6 @@ def stage_folders(root: Path) -> list[Path]:
         for folder in sorted(root.iterdir())
         if folder.is_dir() and (any(folder.glob("*.lock")) or any(folder.glob(f"*/{MANIFEST}")))
     ]
-
-
-def used_keys(folders: Iterable[Path]) -> set[str]:
-    """The keys of all stages that runs below the folders use, failed runs included."""
-    manifests = (read_manifest(path.parent, results=False) for folder in folders for path in folder.rglob(RUN_MANIFEST))
-    return {stage["key"] for manifest in manifests for stage in manifest.get("stages", {}).values()}
 
 
 def remove(item: Item) -> bool:

@@ -36,6 +36,7 @@ from headdyn.core.chart_parts import (
     titled,
     tooltips,
 )
+from headdyn.core.numbers import fixed
 from headdyn.core.whole_files import whole_file
 
 FORMATS = ("pdf", "svg", "png")
@@ -213,9 +214,8 @@ def curves(
         layers.append(functools.reduce(lambda chart, pick: chart.transform_filter(pick), picks, band))
     layers += _reference_lines(tables, references or {}, rows, width, height)
     layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=opacity))
-    tips = tooltips(
-        **{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ({"low:Q": "from", "high:Q": "to"} if banded else {})
-    )
+    ends = {"low:Q": "from", "high:Q": "to"} if banded else {}
+    tips = tooltips(**{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ends)
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
     layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=opacity, tooltip=tips).add_params(*picks))
     apart = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
@@ -230,9 +230,7 @@ def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape
     properties = list((lines[0].look if lines else None) or {"": ""})
     looks = [line.look or {"": line.label} for line in lines]
     levels = [list(dict.fromkeys(look.get(name, "") for look in looks)) for name in properties]
-    picks = [
-        alt.selection_point(name=f"pick{i}", fields=[f"look{i}"], bind="legend") for i in range(len(properties[:3]))
-    ]
+    picks = [alt.selection_point(name=f"pick{i}", fields=[f"look{i}"], bind="legend") for i in range(len(levels))]
     legends = [
         alt.Legend(title=name or None, orient="top", columns=legend_columns(names), symbolSize=60 if i != 1 else 400)
         for i, (name, names) in enumerate(zip(properties, levels, strict=True))
@@ -271,9 +269,8 @@ def interval_plot(
     with_null = any(row.null is not None and row.value is not None for row in rows)
     if with_null:
         diamonds = base.mark_point(shape="diamond", color=GREY, fill="white", size=60, opacity=1)
-        layers.append(
-            diamonds.transform_filter("isValid(datum.null) && !datum.absent").encode(x="null:Q", tooltip=tips)
-        )
+        diamonds = diamonds.transform_filter("isValid(datum.null) && !datum.absent")
+        layers.append(diamonds.encode(x="null:Q", tooltip=tips))
     marks = base.mark_point(filled=True, size=58).transform_filter("!datum.absent")
     layers.append(marks.encode(x, colour, shape, opacity=opacity, tooltip=tips).add_params(pick))
     if any(row.value is None for row in rows):
@@ -300,9 +297,8 @@ def _cell_texts(panel: HeadMap) -> np.ndarray:
     decimals = 2 if largest >= 0.095 else 3 if largest >= 0.0095 else 4
     texts_LH = np.full(panel.value_LH.shape, "", object)
     for cell, value in np.ndenumerate(panel.value_LH):
-        number = f"{value:.{decimals}f}".replace("-", "−") if panel.value_LH.size <= _MOST_LABELLED_CELLS else ""
-        star = "*" if panel.marked_LH is not None and panel.marked_LH[cell] else ""
-        texts_LH[cell] = (number.lstrip("−") if not number.strip("−0.") else number) + star
+        number = fixed(value, decimals) if panel.value_LH.size <= _MOST_LABELLED_CELLS else ""
+        texts_LH[cell] = number + ("*" if panel.marked_LH is not None and panel.marked_LH[cell] else "")
     return texts_LH
 
 
@@ -316,9 +312,8 @@ def _reference_lines(
     lines, place = [], -math.inf
     for name, level in sorted(levels.items(), key=lambda item: item[1]):
         place = max(level, place + line_height)
-        lines.append(
-            {"level": level, "place": place, "text": f"{name.replace('_', ' ')} {level:.3g}".replace("-", "−")}
-        )
+        text = f"{name.replace('_', ' ')} {level:.3g}".replace("-", "−")
+        lines.append({"level": level, "place": place, "text": text})
     rules = tables.chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
     names = tables.chart(lines).mark_text(align="left", dx=5, color=GREY)
     return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")] if levels else []

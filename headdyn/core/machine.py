@@ -11,6 +11,8 @@ from typing import Literal, cast
 
 import torch
 
+from headdyn.core.threads import usable_cores
+
 Precision = Literal["bf16", "fp32"]
 
 
@@ -67,8 +69,7 @@ def _vendor() -> str:
 
 def cores() -> int:
     """How many CPUs this process may use, at most OMP_NUM_THREADS if that is set."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return min(usable, torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else usable
+    return min(usable_cores(), torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else usable_cores()
 
 
 def keep_freed_memory() -> None:

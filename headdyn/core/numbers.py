@@ -90,6 +90,11 @@ def units(scalar: Mapping[str, Any]) -> str:
     return count(scalar["n"], scalar["unit"]) if scalar.get("n") and scalar.get("unit") else ""
 
 
+def capital(text: str) -> str:
+    """The text with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def listed(names: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)

@@ -45,7 +45,6 @@ def pattern_grid(
     columns: Sequence[str],
     boundaries: Sequence[Sequence[float]] = (),
     title: str = "",
-    caption: str = "",
 ) -> Figure:
     """Attention patterns in R × C panels with one colour scale (0 to 1, square root). Keys after the query are empty.
 
@@ -54,25 +53,19 @@ def pattern_grid(
     causal = np.tri(pattern_RCQK.shape[-1], dtype=bool)
     root_RCQK = np.where(causal, np.sqrt(np.clip(pattern_RCQK, 0, 1)), np.nan)
     scale = _Ramp(CIVIDIS, (0, 1), "attention weight (square-root scale)", roots=True)
-    return _pictures(root_RCQK, rows, columns, boundaries or [()] * len(rows), scale, _TOKENS, title, caption)
+    return _pictures(root_RCQK, rows, columns, boundaries or [()] * len(rows), scale, _TOKENS, title)
 
 
 def lift_grid(
-    lift_RCQK: np.ndarray,
-    *,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    boundaries: Sequence[float] = (),
-    title: str = "",
-    caption: str = "",
+    lift_CQK: np.ndarray, *, columns: Sequence[str], boundaries: Sequence[float] = (), caption: str = ""
 ) -> Figure:
-    """Attention relative to uniform causal attention, A_qk (q + 1), in R × C panels with one logarithmic scale.
+    """Attention relative to uniform causal attention, A_qk (q + 1), in panels side by side with one logarithmic scale.
 
-    A weight of 0 is drawn empty. `boundaries` are as in `pattern_grid`, the same for every row.
+    A weight of 0 is drawn empty. `boundaries` are the positions of the first tokens of topic segments.
     """
-    log_RCQK = np.where(lift_RCQK > 0, np.log2(np.maximum(lift_RCQK, 1e-300)), np.nan)
+    log_CQK = np.where(lift_CQK > 0, np.log2(np.maximum(lift_CQK, 1e-300)), np.nan)
     scale = _Ramp(PUOR, (-3, 3), "log2 of weight over uniform attention's")
-    return _pictures(log_RCQK, rows, columns, [boundaries] * len(rows), scale, _TOKENS, title, caption)
+    return _pictures(log_CQK[None], [""], columns, [boundaries], scale, _TOKENS, caption=caption)
 
 
 def similarity_grid(
@@ -81,7 +74,6 @@ def similarity_grid(
     columns: Sequence[str],
     reach: float,
     boundaries: Sequence[float] = (),
-    title: str = "",
     caption: str = "",
 ) -> Figure:
     """Matrices of cosines between heads, side by side. Heads are numbered through all layers; `boundaries` are the
@@ -89,7 +81,7 @@ def similarity_grid(
     """
     others_CNN = np.where(np.eye(matrices_CNN.shape[-1], dtype=bool), np.nan, matrices_CNN)
     scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
-    return _pictures(others_CNN[None], [""], columns, [boundaries], scale, _HEADS, title, caption)
+    return _pictures(others_CNN[None], [""], columns, [boundaries], scale, _HEADS, caption=caption)
 
 
 def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption: str = "") -> Figure:
@@ -109,9 +101,8 @@ def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption:
         joins = tables.chart(corners).mark_line(color=GREY, strokeWidth=1.2, clip=True)
         chance = tables.chart([{"height": float(panel.chance)}]).mark_rule(color=PALETTE[1], strokeDash=[5, 3])
         tree = alt.layer(joins.encode(x, y, detail="join:N", order="corner:O"), chance.encode(y))
-        tree = tree.properties(
-            width=side, height=110, title=titled(panel.title, side, "dashed: where chance joins first")
-        )
+        heading = titled(panel.title, side, "dashed: where chance joins first")
+        tree = tree.properties(width=side, height=110, title=heading)
         others_NN = np.where(np.eye(count, dtype=bool), np.nan, panel.cosine_NN)
         rows = [_picture_row(others_NN, scale)]
         parts.append(alt.vconcat(tree, _picture(tables, rows, count, side, scale, ("", ""), panel.labels), spacing=4))
@@ -143,16 +134,12 @@ def _pictures(
     boundaries: Sequence[Sequence[float]],
     scale: _Ramp,
     axes: tuple[str, str],
-    title: str,
-    caption: str,
+    title: str = "",
+    caption: str = "",
 ) -> Figure:
     """R × C matrices as pictures. On both axes a line comes before each boundary of the matrix's row."""
-    size, side, tables = (
-        value_RCNN.shape[-1],
-        int(min(300, max(110, 980 / len(columns)), max(150, 1000 / len(rows)))),
-        Tables(),
-    )
-    parts = []
+    side = int(min(300, max(110, 980 / len(columns)), max(150, 1000 / len(rows))))
+    size, tables, parts = value_RCNN.shape[-1], Tables(), []
     for row, column in np.ndindex(value_RCNN.shape[:2]):
         place = {"row": rows[row], "column": columns[column]}
         parts.append(place | _picture_row(value_RCNN[row, column], scale))

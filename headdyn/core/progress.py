@@ -11,7 +11,7 @@ LOG_EVERY_SECONDS = 15.0
 class Progress:
     """Logs every 15 seconds how many units of a step are done, at what rate, and how long the rest takes."""
 
-    def __init__(self, step: str, unit: str, total: int | None = None) -> None:
+    def __init__(self, step: str, unit: str, total: int | None) -> None:
         self.step, self.unit, self.total = step, unit, total
         self.done = self._skipped = 0
         self._begun = self._logged = time.monotonic()
@@ -22,7 +22,6 @@ class Progress:
         self._skipped += count
 
     def add(self, count: int) -> None:
-        """Count units that have just been done."""
         self.done += count
         now = time.monotonic()
         if now - self._logged < LOG_EVERY_SECONDS:

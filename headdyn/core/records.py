@@ -171,12 +171,10 @@ class HeadTable:
 
     def where(self, **equals: Any) -> HeadTable:
         """The rows whose columns equal the given values; `layer=None` selects the rows without a layer."""
-        mask = None
+        table = self.table
         for name, value in equals.items():
-            column = self.table[name]
-            part = pc.is_null(column) if value is None else pc.fill_null(pc.equal(column, value), False)
-            mask = part if mask is None else pc.and_(mask, part)
-        return self if mask is None else HeadTable(self.table.filter(mask))
+            table = table.filter(pc.is_null(table[name]) if value is None else pc.equal(table[name], value))
+        return HeadTable(table)
 
     def labelled(self, **constants: Any) -> HeadTable:
         """The table with a column set to one value in all rows, as in `labelled(run=..., model=..., step=...)`."""
@@ -244,7 +242,6 @@ class Metric:
 
     @property
     def of_differences(self) -> str:
-        """The unit of a difference between two values."""
         return self.difference_unit or self.unit
 
     def spelled(self, scalar: Mapping[str, Any], *, signed: bool = False) -> str:

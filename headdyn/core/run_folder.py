@@ -240,12 +240,8 @@ class RunFolder:
         from headdyn.core.machine import begin_peak_memory  # torch, which reading a record does without
 
         self._begun = time.monotonic()
-        self.manifest |= {
-            "peak_memory_of": "run" if begin_peak_memory() else "process",
-            **provenance(),
-            "stages": {},
-            "seconds": {},
-        }
+        self.manifest |= {"peak_memory_of": "run" if begin_peak_memory() else "process", **provenance()}
+        self.manifest |= {"stages": {}, "seconds": {}}
         self.save_manifest()
         return self
 

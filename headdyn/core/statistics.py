@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import scipy  # imports its parts only when they are used, which keeps planning fast
 
-Alternative = Literal["two-sided", "greater", "less"]
+_LEVEL = 0.95  # of intervals
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
@@ -32,10 +32,8 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
     return q.reshape(p.shape)
 
 
-def sign_flip_test(
-    values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999, alternative: Alternative = "two-sided"
-) -> np.ndarray:
-    """p-value of each column's mean, shape X, against the null that every unit's value is symmetric about 0.
+def sign_flip_test(values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 9_999) -> np.ndarray:
+    """Two-sided p-value of each column's mean, shape X, against the null that every unit's value is symmetric about 0.
 
     If 2^N ≤ draws, all sign patterns are enumerated and p is exact. Otherwise p = (1 + hits) / (1 + draws), which is
     valid for any number of draws (Phipson & Smyth 2010) and never 0. Sums that differ by rounding alone count as equal,
@@ -45,13 +43,7 @@ def sign_flip_test(
     observed, slack = columns.sum(0), 1e-12 * np.abs(columns).sum(0)
     hits = np.zeros(columns.shape[1])
     for signs_RN in _signs(len(columns), draws, generator):
-        flipped = signs_RN @ columns
-        if alternative == "two-sided":
-            hits += (np.abs(flipped) >= np.abs(observed) - slack).sum(0)
-        elif alternative == "greater":
-            hits += (flipped >= observed - slack).sum(0)
-        else:
-            hits += (flipped <= observed + slack).sum(0)
+        hits += (np.abs(signs_RN @ columns) >= np.abs(observed) - slack).sum(0)
     return _flip_p(hits, len(columns), draws).reshape(np.shape(values_NX)[1:])
 
 
@@ -99,13 +91,13 @@ def _flip_p(hits: np.ndarray, units: int, draws: int) -> np.ndarray:
     return hits / 2**units if 2**units <= draws else (1 + hits) / (1 + draws)
 
 
-def draws_test(value_X: np.ndarray, null_R: np.ndarray, *, alternative: Alternative = "two-sided") -> np.ndarray:
+def draws_test(
+    value_X: np.ndarray, null_R: np.ndarray, *, alternative: Literal["two-sided", "greater"] = "two-sided"
+) -> np.ndarray:
     """p-value of each value given R draws of its null: (1 + hits) / (1 + R). Two-sided: distance from their mean."""
     value_X, null_R = np.asarray(value_X, dtype=float), np.asarray(null_R, dtype=float)
     if alternative == "two-sided":
         value_X, null_R = np.abs(value_X - null_R.mean()), np.abs(null_R - null_R.mean())
-    elif alternative == "less":
-        value_X, null_R = -value_X, -null_R
     null_R = np.sort(null_R)
     hits = len(null_R) - np.searchsorted(null_R, value_X, side="left")
     return (1 + hits) / (1 + len(null_R))
@@ -117,9 +109,9 @@ def at_least_as_high(value_R: np.ndarray) -> float:
 
 
 def bootstrap_interval(
-    values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 2_000, level: float = 0.95
+    values_NX: np.ndarray, generator: np.random.Generator, *, draws: int = 2_000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of each column's mean, (low_X, high_X), by the BCa bootstrap over units (Efron 1987).
+    """95 % interval of each column's mean, (low_X, high_X), by the BCa bootstrap over units (Efron 1987).
 
     NaN for a column with a NaN, and for all columns if there is only one unit.
     """
@@ -140,7 +132,7 @@ def bootstrap_interval(
     bias = scipy.special.ndtri(np.clip(below, 0.5 / draws, 1 - 0.5 / draws))
     second = (columns**2).sum(0)
     skew = np.divide((columns**3).sum(0), 6 * second**1.5, out=np.zeros_like(second), where=second > 0)
-    for bound, share in ((low, (1 - level) / 2), (high, (1 + level) / 2)):
+    for bound, share in ((low, (1 - _LEVEL) / 2), (high, (1 + _LEVEL) / 2)):
         shifted = bias + scipy.special.ndtri(share)
         place = scipy.special.ndtr(bias + shifted / (1 - skew * shifted)) * (draws - 1)
         floor = np.minimum(place.astype(int), draws - 2)
@@ -149,19 +141,19 @@ def bootstrap_interval(
     return low.reshape(values_NX.shape[1:]), high.reshape(values_NX.shape[1:])
 
 
-def t_interval(values_NX: np.ndarray, *, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Student's interval of each column's mean, (low_X, high_X); NaN if there is only one unit."""
+def t_interval(values_NX: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Student's 95 % interval of each column's mean, (low_X, high_X); NaN if there is only one unit."""
     values_NX = np.asarray(values_NX, dtype=float)
     units = len(values_NX)
     mean = values_NX.mean(0)
     if units < 2:
         return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = scipy.special.stdtrit(units - 1, (1 + level) / 2) * values_NX.std(0, ddof=1) / np.sqrt(units)
+    half = scipy.special.stdtrit(units - 1, (1 + _LEVEL) / 2) * values_NX.std(0, ddof=1) / np.sqrt(units)
     return mean - half, mean + half
 
 
 def binomial_interval(
-    successes: np.ndarray | int, trials: np.ndarray | int, *, level: float = 0.95
+    successes: np.ndarray | int, trials: np.ndarray | int, *, level: float = _LEVEL
 ) -> tuple[np.ndarray, np.ndarray]:
     """Clopper–Pearson interval of a probability, whose coverage is at least `level` for every true value.
 
@@ -222,15 +214,13 @@ def without_controls(values_NX: np.ndarray, controls_NJ: np.ndarray) -> np.ndarr
     return (mean + errors).reshape(values_NX.shape)
 
 
-def spread_beyond_sampling(
-    values_NXJ: np.ndarray, *, level: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def spread_beyond_sampling(values_NXJ: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The variance of J means around their average (ddof 0), and the part of it that sampling alone causes.
 
     Returns (observed_X, sampling_X, low_X, high_X): the estimate is observed − sampling, which is unbiased and so can
-    be negative; the interval is the estimate's. The J means come from the same N units and may be correlated. With m
-    the centred means, μ their expectation and Σ their covariance, E[mᵀm] = μᵀμ + tr Σ and Var[mᵀm] = 4 μᵀΣμ + 2 tr Σ²
-    for Gaussian means. mᵀΣm exceeds μᵀΣμ by tr Σ² on average, which the interval corrects.
+    be negative; the 95 % interval is the estimate's. The J means come from the same N units and may be correlated.
+    With m the centred means, μ their expectation and Σ their covariance, E[mᵀm] = μᵀμ + tr Σ and Var[mᵀm] = 4 μᵀΣμ +
+    2 tr Σ² for Gaussian means. mᵀΣm exceeds μᵀΣμ by tr Σ² on average, which the interval corrects.
     """
     values_NXJ = np.asarray(values_NXJ, dtype=float)
     units, _, ways = values_NXJ.shape
@@ -242,7 +232,7 @@ def spread_beyond_sampling(
     sampling = np.trace(covariance_XJJ, axis1=1, axis2=2) / ways
     along = np.einsum("xj,xjk,xk->x", mean_XJ, covariance_XJJ, mean_XJ)
     square = (covariance_XJJ**2).sum((1, 2))
-    half = scipy.special.ndtri((1 + level) / 2) * np.sqrt(np.maximum(4 * along - 2 * square, 2 * square)) / ways
+    half = scipy.special.ndtri((1 + _LEVEL) / 2) * np.sqrt(np.maximum(4 * along - 2 * square, 2 * square)) / ways
     return observed, sampling, observed - sampling - half, observed - sampling + half
 
 
@@ -257,24 +247,24 @@ class Effect:
     n: int = 0
 
 
-def effect_over_seeds(per_seed_N: np.ndarray, *, level: float = 0.95) -> Effect:
-    """The mean of one value for each seed, with Student's interval and the two-sided p against 0."""
+def effect_over_seeds(per_seed_N: np.ndarray) -> Effect:
+    """The mean of one value for each seed, with Student's 95 % interval and the two-sided p against 0."""
     seeds = len(per_seed_N)
     if seeds == 0:
         return Effect()
     mean = float(per_seed_N.mean())
     if seeds == 1:
         return Effect(value=mean, n=1)
-    low, high = t_interval(per_seed_N, level=level)
+    low, high = t_interval(per_seed_N)
     spread = float(per_seed_N.std(ddof=1))
     error = spread / np.sqrt(seeds)
     p = 2 * scipy.special.stdtr(seeds - 1, -abs(mean) / error) if error > 0 else float(mean == 0)
     return Effect(value=mean, ci_low=float(low), ci_high=float(high), p=float(p), n=seeds)
 
 
-def spread_of_interval(low: float, high: float, units: int, *, level: float = 0.95) -> float:
+def spread_of_interval(low: float, high: float, units: int) -> float:
     """The standard deviation of `units` values whose mean has this interval of Student's (t_interval)."""
-    return float((high - low) / 2 * np.sqrt(units) / scipy.special.stdtrit(units - 1, (1 + level) / 2))
+    return float((high - low) / 2 * np.sqrt(units) / scipy.special.stdtrit(units - 1, (1 + _LEVEL) / 2))
 
 
 def smallest_detectable(spread: float, units: int, *, power: float = 0.8, alpha: float = 0.05) -> float:

@@ -90,14 +90,14 @@ class Store:
             return self._entry(path)
         failed = path.with_suffix(".failed.json")
         # Compared with a later look at the file, not with a clock, which may be set back.
-        failed_before = _modified(failed)
+        failed_before = modified(failed)
         with self._locked(path):
             if path.is_dir():
                 damage = self.damage(path)
                 if damage is None:
                     return self._entry(path)
                 self._set_aside(path, damage)
-            if _modified(failed) not in (None, failed_before):
+            if modified(failed) not in (None, failed_before):
                 error = json.loads(failed.read_text())["error"]
                 raise StageFailedError(f"{kind} {path.name} failed in another job: {error}")
             try:
@@ -184,7 +184,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("HEADDYN_CACHE") or Path.home() / ".cache" / "headdyn").absolute()
 
 
-def _modified(path: Path) -> int | None:
+def modified(path: Path) -> int | None:
     """When the file was last written, in nanoseconds since 1970, or None if there is no file."""
     return path.stat().st_mtime_ns if path.exists() else None
 

@@ -101,9 +101,8 @@ def of_records(
     if run is not None and run not in by_name:
         raise DashboardError(f"--run {run} is no complete run of {path}; it has {', '.join(by_name) or 'none'}")
     in_depth = [by_name[run]] if run else sweep.complete[-1:]
-    return [of_sweep(sweep, entity, every_run=every_run), *(of_run(job, entity) for job in in_depth)], figures(
-        sweep.complete
-    )
+    dashboards = [of_sweep(sweep, entity, every_run=every_run), *(of_run(job, entity) for job in in_depth)]
+    return dashboards, figures(sweep.complete)
 
 
 def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Path) -> list[Path]:

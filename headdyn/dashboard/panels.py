@@ -51,7 +51,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
     groups = list(dict.fromkeys(job.run.folder.resolve().parent.name for job in sweep.jobs))
     where = [] if every_run else [f"Metric('Group') in {groups}"]
     recorded = {name for job in sweep.complete for name in job.run.scalars if job.run.value(name) is not None}
-    outcomes = [name for name in sweep.outcomes.names if name in recorded]
+    outcomes = [name for name in sweep.outcomes if name in recorded]
     factors = [factor.name for factor in sweep.factors]
     of_checkpoints = any(job.factors.get("revision") is not None for job in sweep.complete)
     if of_checkpoints:
@@ -62,10 +62,8 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
         ]
         about = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
         sections = [Section(title="Outcomes", text=about, panels=over)]
-        entries_of_columns, where = (
-            ["factors.model", "checkpoint_step"],
-            ["Config('checkpoint_step.value') >= 0", *where],
-        )
+        entries_of_columns = ["factors.model", "checkpoint_step"]
+        where = ["Config('checkpoint_step.value') >= 0", *where]
         text = "Every run is a checkpoint; what emerges, and when, is in the sweep's report.html."
     else:
         entries = [*map(wr.Config, map(_entry, factors)), *(wr.SummaryMetric(f"{name}.value") for name in outcomes[:3])]
@@ -159,10 +157,8 @@ def _media(jobs: Sequence[Job], entity: str) -> list[Section]:
 
     by_section: dict[str, list[Any]] = {}
     for key in figures(jobs):
-        query = {"summaryTable": {"tableKey": f"{key}_table"}}
-        chart = wr.CustomChart(
-            query=query, chart_name=f"{entity}/{preset_name(key)}", chart_fields={}, chart_strings={}
-        )
+        query, name = {"summaryTable": {"tableKey": f"{key}_table"}}, f"{entity}/{preset_name(key)}"
+        chart = wr.CustomChart(query=query, chart_name=name, chart_fields={}, chart_strings={})
         by_section.setdefault(key.partition("/")[0], []).append(chart)
     analyses = dict.fromkeys(name for job in jobs for name in job.run.manifest.get("glossary", {}))
     tables = [wr.WeavePanelSummaryTable(table_name=f"heads/{name}") for name in analyses]

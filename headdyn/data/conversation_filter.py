@@ -73,10 +73,10 @@ class ConversationFilter:
         return both_NM2.reshape(len(loss_NM), -1)[:, :-1]
 
     def emission(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same speaker's symbol before each symbol [N, M], −1 if there is none, and the probability of each symbol
-        in every language [N, M, S], uniform if there is none.
+        """The same speaker's symbol before each symbol [N, M], and its probability in every language [N, M, S].
 
-        With hidden speakers it is the neighbour before; a reply, which does not follow from it, counts as uniform.
+        A speaker's first symbol has −1 before it and is uniform. With hidden speakers the symbol before is the
+        neighbour; a reply, which does not follow from it, counts as uniform.
         """
         uniform = 1 / self.transitions_SVV.shape[1]
         if self.speaker == "hidden":

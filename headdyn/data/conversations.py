@@ -121,24 +121,19 @@ class Conversations:
         write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
-        """The corpus in `folder`, memory-mapped."""
         facts = read_json(folder / "facts.json")
+        fixed, domain_S = self.chains == "fixed", np.arange(self.num_topics) * self.num_domains // self.num_topics
+        kind, count = ("language", self.num_topics) if fixed else ("speaker", self.num_speakers)
         return Corpus(
             name="conversations",
             train=Split.open(folder, "train"),
             val=Split.open(folder, "val"),
             vocab_size=self.vocab_size,
-            topic_names=(
-                tuple(f"language {topic}" for topic in range(self.num_topics))
-                if self.chains == "fixed"
-                else tuple(f"speaker {speaker}" for speaker in range(self.num_speakers))
-            ),
+            topic_names=tuple(f"{kind} {number}" for number in range(count)),
             reference_nats=reference_nats(facts),
             facts=facts,
             oracle=self._filter(folder),
-            domain_of_topic=None
-            if self.num_domains == 1
-            else np.arange(self.num_topics) * self.num_domains // self.num_topics,
+            domain_of_topic=domain_S if self.num_domains > 1 else None,
         )
 
     def _filter(self, folder: Path) -> ConversationFilter:

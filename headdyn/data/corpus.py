@@ -51,7 +51,6 @@ class Oracle(Protocol):
 
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Next-token loss of the Bayes filter [N, T-1] in nats, and its topic posterior [N, T, S] given x_0..x_t."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +100,10 @@ class Corpus:
 class Source(Protocol):
     """A conf/data option: a frozen dataclass of settings, which builds its corpus into a folder once and opens it.
 
-    `build` draws every random number from the seed in its settings. The store keys the folder by `corpus_recipe`. A
-    class attribute `resumable = True` means that `build` can continue in the folder of an interrupted call.
+    `open` maps the files into memory. `build` draws every random number from the seed in its settings. The store keys
+    the folder by `corpus_recipe`. A class attribute `resumable = True` means that `build` can continue in the folder of
+    an interrupted call. An option for models that are already trained has `in_tokens_of(tokens: ModelTokens)`, which
+    returns its Source in these tokens, or raises ValueError.
     """
 
     def build(self, folder: Path) -> None: ...

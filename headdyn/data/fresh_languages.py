@@ -5,6 +5,7 @@ with them integrated out, the next symbol follows Pólya's urn (Blackwell and Ma
 Letters: N sequences, M symbols of a sequence, P speakers, V symbols, R chains drawn at once.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -35,8 +36,7 @@ def concentration(num_symbols: int, target_gap_nats: float) -> float:
 def urn_chains(
     count: int, length: int, num_symbols: int, alpha: float, by_context: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Chains [R, M], each in a language of its own: the first symbol is uniform, each later one from the urn of its
-    law.
+    """Chains [R, M], each in a language of its own: a uniform first symbol, each later one from the urn of its law.
 
     With `by_context` there is a law for each preceding symbol, else one for all. A symbol copies one of the n symbols
     drawn from its law before, or, with probability α V / (n + α V), is uniform.
@@ -77,13 +77,9 @@ class FreshFilter(ConversationFilter):
     def pooled(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, str]:
         """Loss [N, M] and name of the best predictor that counts all speakers' symbols alike, weighted by distance."""
         speakers_NM = speakers_NM[:, : symbols_NM.shape[1]]
-        grid = [(decay, weight) for decay in DECAYS for weight in _WEIGHTS]
-        tried = slice(TRIED_SEQUENCES)
-
-        def mean_loss(weights: tuple[float, float]) -> float:
-            return float(self._counted(speakers_NM[tried], symbols_NM[tried], *weights, pooled=True).mean())
-
-        decay, weight = min(grid, key=mean_loss)
+        tried = speakers_NM[:TRIED_SEQUENCES], symbols_NM[:TRIED_SEQUENCES]
+        grid = itertools.product(DECAYS, _WEIGHTS)
+        decay, weight = min(grid, key=lambda pair: self._counted(*tried, pair[0], pair[1], pooled=True).mean())
         loss_NM = self._counted(speakers_NM, symbols_NM, decay, weight, pooled=True)
         return loss_NM, f"counts of all speakers, decay {decay:g}, weight {weight:g}"
 

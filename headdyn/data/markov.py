@@ -12,7 +12,7 @@ import numpy as np
 import scipy  # imports its parts only when they are used, which keeps planning fast
 
 from headdyn.core.randomness import stream_key
-from headdyn.data.threads import in_threads
+from headdyn.core.threads import in_threads
 
 _MOST_SIGNATURES = 50  # the most signature bigrams of one topic in the original study
 _BALANCE_TOLERANCE = 1e-5  # worst column sum's distance from 1; float32 sums of 4096 terms are exact to 4e-6

@@ -91,7 +91,6 @@ class MicroLanguages(SegmentLaw):
         write_json(folder / "facts.json", facts)
 
     def open(self, folder: Path) -> Corpus:
-        """The corpus in `folder`, memory-mapped."""
         facts = read_json(folder / "facts.json")
         transitions_SVV = np.load(folder / "transitions.npy", mmap_mode="r")
         return Corpus(

@@ -4,11 +4,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-
-from headdyn.data.corpus import Source
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,3 @@ class ModelTokens:
         text = json.dumps([vocabulary, None if backend is None else backend.to_str()])
         digest = hashlib.sha256(text.encode()).hexdigest()
         return {"vocab_size": self.vocab_size, "tokenizer": digest, "begin": self.begin, "end": self.end}
-
-
-class TokenSource(Protocol):
-    """A conf/data option whose sequences a model that is already trained can read, in its own tokens."""
-
-    sequence_length: int
-
-    def in_tokens_of(self, tokens: ModelTokens) -> Source:
-        """The sequences as a corpus in these tokens. Raises ValueError if they cannot be written in them."""
-        ...

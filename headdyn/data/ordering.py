@@ -3,7 +3,6 @@
 Every ordering shows each sequence exactly once in an epoch. Letters: N sequences, T tokens, B sequences of a batch.
 """
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -22,7 +21,6 @@ class Ordering(Protocol):
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         """The order of an epoch: a permutation [N] of the sequence indices, given each sequence's dominant topic."""
-        ...
 
 
 @settings
@@ -32,7 +30,6 @@ class Shuffled:
     follows_topics: ClassVar[bool] = False
 
     def epoch(self, dominant_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """The order of an epoch [N], which does not depend on the topics."""
         return generator.permutation(len(dominant_N))
 
 
@@ -75,18 +72,6 @@ def dominant_topics(topics_NT: np.ndarray, num_topics: int) -> np.ndarray:
     return counts_SN.argmax(0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class CyclePlace:
-    """How far a training is in its present pass over the corpus.
-
-    `fraction` in (0, 1] is the share of the pass that has been shown. `topic` is the dominant topic of the last
-    sequence shown, or None if the order at that point does not follow topics.
-    """
-
-    fraction: float
-    topic: int | None
-
-
 class BatchSchedule:
     """The sequences of the batch at every step: a pure function of (seed, step).
 
@@ -120,16 +105,17 @@ class BatchSchedule:
         return np.concatenate([self._epoch(epoch, cooling)[offsets_B[epochs_B == epoch]] for epoch in epochs])
 
     def passes(self, steps: int) -> float:
-        """How many passes over the corpus `steps` steps make."""
         return steps * self.batch_size / len(self.dominant_N)
 
-    def place_after(self, steps: int) -> CyclePlace:
-        """How far in its pass a training of `steps` steps (at least 1) ends."""
+    def place_after(self, steps: int) -> tuple[float, int | None]:
+        """Where in its last pass over the corpus a training of `steps` steps ends: the share shown, in (0, 1], and the
+        dominant topic of the last sequence, or None if the order there does not follow topics.
+        """
         assert steps >= 1
         epoch, offset = divmod(steps * self.batch_size - 1, len(self.dominant_N))
         follows = self.ordering.follows_topics and not self._cooling(steps - 1)
         topic = int(self.dominant_N[self._epoch(epoch, cooling=False)[offset]]) if follows else None
-        return CyclePlace(fraction=(offset + 1) / len(self.dominant_N), topic=topic)
+        return (offset + 1) / len(self.dominant_N), topic
 
     def _cooling(self, step: int) -> bool:
         return self.cooldown_from is not None and step >= self.cooldown_from

@@ -17,20 +17,8 @@ from headdyn.core.randomness import generator
 
 # First names of one token each in GPT-2's and Pythia's vocabularies, behind a space.
 NAMES = (
-    "Mary",
-    "John",
-    "Tom",
-    "James",
-    "Dan",
-    "Martin",
-    "Amy",
-    "Scott",
-    "Anna",
-    "Paul",
-    "Alex",
-    "Kate",
-    "Mark",
-    "Sarah",
+    *("Mary", "John", "Tom", "James", "Dan", "Martin", "Amy"),
+    *("Scott", "Anna", "Paul", "Alex", "Kate", "Mark", "Sarah"),
 )
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack")

@@ -5,7 +5,6 @@ Imports neither torch nor a tokenizer library, so that a bad line is refused bef
 """
 
 import csv
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from headdyn.core.json_files import json_lines
 from headdyn.core.settings import Count, settings
+from headdyn.core.store import file_hash
 from headdyn.data.prompts import Prompts, Tokenizer, grouped, prompt_row, require_plain
 
 FIELDS = ("clean", "corrupted", "right", "wrong")
@@ -113,7 +113,7 @@ class PromptPairs:
 
     def fingerprint(self) -> str:
         """SHA-256 of the file, by which a run notices that the file was edited."""
-        return hashlib.sha256(Path(self.path).read_bytes()).hexdigest()
+        return file_hash(Path(self.path))
 
     def prompts(self, tokenizer: Tokenizer) -> Prompts:
         """The pairs in this tokenizer's tokens.

@@ -29,11 +29,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Token ids, with the special tokens that the model is used to."""
-        ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids."""
-        ...
 
 
 class AnyPair(Protocol):

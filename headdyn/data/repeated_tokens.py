@@ -64,17 +64,14 @@ class RepeatedTokensOfModel:
     tokens: ModelTokens
 
     def recipe(self) -> dict[str, Any]:
-        """What the corpus depends on."""
         return {**dataclasses.asdict(self.settings), **self.tokens.recipe()}
 
     def build(self, folder: Path) -> None:
-        """Write val_tokens.npy, val_topics.npy and facts.json."""
         tokens_NT = self.settings.write(self.tokens.regular, self.tokens.begin)
         Split.write(folder, "val", tokens_NT.astype(token_dtype(self.tokens.vocab_size)))
         write_json(folder / "facts.json", {"val_sequences": len(tokens_NT), "val_tokens": tokens_NT.size})
 
     def open(self, folder: Path) -> Corpus:
-        """The corpus in `folder`."""
         val = Split.open(folder, "val")
         return Corpus(
             name="repeated tokens",

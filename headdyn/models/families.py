@@ -221,8 +221,7 @@ _BUFFERS = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.ma
 
 
 def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
-    """The decoder in a Hugging Face folder: config.json with model.safetensors or pytorch_model.bin, whole or in
-    shards.
+    """The decoder in a Hugging Face folder: config.json with safetensors or pytorch_model.bin, whole or in shards.
 
     Weights are converted to `dtype`; no code from the folder runs. Raises ValueError, naming the file, for an unknown
     family or setting, a missing, damaged or wrongly shaped weight, and a weight that the family does not have.
@@ -250,9 +249,7 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
             )
         for our, part in zip(ours, packing.unpack(tensor, len(ours), config.num_heads), strict=True):
             state[our] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if hf_config.get(
-        "scale_attn_by_inverse_layer_idx"
-    ):  # divides scores by the layer's number; here queries are divided
+    if hf_config.get("scale_attn_by_inverse_layer_idx"):  # of scores, by the layer's number; here of queries
         for layer in range(config.num_layers):
             for kind in ("weight", "bias"):
                 state[f"blocks.{layer}.attention.q.{kind}"] /= layer + 1

@@ -93,13 +93,13 @@ class Family:
     held: Mapping[str, Any]
     rope: tuple[Setting, Setting] | None  # theta and the rotating share, if not in rope_parameters
     modules: Sequence[Module]
-    full_attention_every: int | None = (
-        None  # every so many layers one has full attention, the others the sliding window
-    )
+    full_attention_every: int | None = None  # one of so many layers; the others have the sliding window
 
 
 _QKV = ["blocks.{}.attention.q", "blocks.{}.attention.k", "blocks.{}.attention.v"]
 _GELU = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
+
+_ATTENTION_BIAS = {"qkv_bias": Setting("attention_bias", False), "out_bias": Setting("attention_bias", False)}
 
 _LLAMA: Mapping[str, Any] = {
     "prefix": "model.",
@@ -134,14 +134,12 @@ _LLAMA: Mapping[str, Any] = {
     ),
 }
 
-
 _POST_NORMS = {"blocks.{}.norm1": "post_attention_layernorm", "blocks.{}.norm2": "post_feedforward_layernorm"}
 _OLMO2: Mapping[str, Any] = {
     "settings": {
         "num_kv_heads": Setting("num_key_value_heads", None),
         "norm_eps": Setting("rms_norm_eps", 1e-5),
-        "qkv_bias": Setting("attention_bias", False),
-        "out_bias": Setting("attention_bias", False),
+        **_ATTENTION_BIAS,
     },
     "fixed": {"qk_norm": True, "qk_norm_over": "layer", "post_norm": True},
     "held": {},
@@ -168,11 +166,7 @@ LACKS = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}
 FAMILIES: Mapping[str, Family] = {
     "qwen3": _llama_like(
         "Qwen3ForCausalLM",
-        settings={
-            "head_dim": Setting("head_dim", 128),
-            "qkv_bias": Setting("attention_bias", False),
-            "out_bias": Setting("attention_bias", False),
-        },
+        settings={"head_dim": Setting("head_dim", 128), **_ATTENTION_BIAS},
         fixed={"qk_norm": True},
         held={"use_sliding_window": False},
     ),
@@ -186,8 +180,7 @@ FAMILIES: Mapping[str, Family] = {
         "LlamaForCausalLM",
         settings={
             "num_kv_heads": Setting("num_key_value_heads", None),
-            "qkv_bias": Setting("attention_bias", False),
-            "out_bias": Setting("attention_bias", False),
+            **_ATTENTION_BIAS,
             "mlp_bias": Setting("mlp_bias", False),
         },
         fixed={"qk_norm": False},

@@ -107,6 +107,30 @@ def steps_of(revisions: Sequence[str]) -> Mapping[str, int | None]:
     return steps
 
 
+def check_integrity(hashes: Mapping[str, str], final: str | None = None) -> tuple[list[list[str]], dict[str, str]]:
+    """The groups of a series' revisions with the same weights, and why revisions are not counted, by their names.
+
+    `hashes` are the revisions' state hashes, in the order of training: in public suites step0 has been equal to step1,
+    and 86 of 154 branches of one model have had weights of late training. If several revisions have the same weights,
+    at most one of them has its right name, and nothing says which: none of them is counted. The exception is `final`,
+    the revision that is known to be the end of training: it is counted.
+    """
+    groups: dict[str, list[str]] = {}
+    for revision, digest in hashes.items():
+        groups.setdefault(digest, []).append(revision)
+    duplicates = [group for group in groups.values() if len(group) > 1]
+    excluded = {}
+    for group in duplicates:
+        for revision in (revision for revision in group if revision != final):
+            others = ", ".join(other for other in group if other != revision)
+            excluded[revision] = (
+                f"its weights are those of {final}, the end of training"
+                if final in group
+                else f"its weights are those of {others}, so one of the names is wrong"
+            )
+    return duplicates, excluded
+
+
 def in_folder(root: Path) -> tuple[str, ...]:
     """The revisions in a local folder that has a folder or a GGUF file for each, in the order of training."""
     folders = [path.parent.name for path in root.glob("*/config.json")]

@@ -69,32 +69,21 @@ class BuiltSuite(Protocol):
 
     stage: ClassVar[str]  # the name of this training in the store and in the record of a run
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def revision(self) -> str: ...
-
-    @property
-    def revisions(self) -> str | None: ...
-
-    @property
-    def dtype(self) -> str: ...
+    name: str
+    revision: str
+    revisions: str | None
+    dtype: str
 
     def recipe(self) -> dict[str, Any]:
         """Everything on which the weights depend."""
-        ...
 
     def build(
         self, folder: Path, *, observer: Callable[[Any], None] | None, should_stop: Callable[[], bool] | None
     ) -> None:
         """Train the series into `folder`, or continue an interrupted call; arguments as in training/loop.py."""
-        ...
 
     def series(self, text: str) -> tuple[str, ...]:
         """The revisions that `model.revisions=text` asks for. Raises ValueError for one that the series lacks."""
-        ...
 
     def truth(self) -> dict[str, Any]:
         """What is known of the series by construction, for the run's record (`manifest["truth"]`)."""
-        ...

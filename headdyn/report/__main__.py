@@ -1,8 +1,7 @@
 """`headdyn report PATH [PATH …] [--out FOLDER]`: rebuild a report from records, or merge several.
 
 One run or one sweep gets its report.html anew. Several folders are merged into a new one at --out: seeds are pooled
-where all other settings agree; runs with other settings form groups of their own. --study also writes the results as
-files to commit (see study.py), --figures draws every figure into PATH/figures/ as PDF, SVG or PNG.
+where all other settings agree; runs with other settings form groups of their own. --study and --figures: files.py.
 """
 
 import argparse
@@ -14,14 +13,12 @@ from rich.console import Console
 
 from headdyn.core.figures import FORMATS
 from headdyn.core.numbers import count
-from headdyn.report.figure_files import write_figures
+from headdyn.report.files import write_figures, write_study
 from headdyn.report.run_page import write_run_page
-from headdyn.report.study import write_study
 from headdyn.report.sweep_page import write_sweep_page
 from headdyn.report.terminal import print_summary
 from headdyn.sweep.merge import merge
-from headdyn.sweep.record import SweepRecord, is_run, matched_loss_json, rewrite, sweep_json
-from headdyn.sweep.run_table import write_run_table
+from headdyn.sweep.record import SweepRecord, is_run, matched_loss_json, rewrite, sweep_json, write_run_table
 from headdyn.sweep.series_record import collect_series
 
 

@@ -70,15 +70,16 @@ class Table:
     runs: Sequence[object] = ()
     dense: bool = False
 
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], **options: Any) -> "Table":
+        """A table whose rows are given by column; `options` are `runs` and `dense`."""
+        return cls(columns=list(rows[0]) if rows else (), rows=[list(row.values()) for row in rows], **options)
+
     def html(self) -> Markup:
         head = Markup("").join(Markup("<th>{}</th>").format(_lines(heading)) for heading in self.columns)
-        body = Markup("").join(
-            Markup("<tr{}>{}</tr>\n").format(
-                of_runs(self.runs[i]) if self.runs else "",
-                Markup("").join(Markup("<td>{}</td>").format(_entry(entry)) for entry in row),
-            )
-            for i, row in enumerate(self.rows)
-        )
+        cells = [Markup("").join(Markup("<td>{}</td>").format(_entry(entry)) for entry in row) for row in self.rows]
+        runs = map(of_runs, self.runs or [""] * len(cells))
+        body = Markup("").join(map(Markup("<tr{}>{}</tr>\n").format, runs, cells))
         dense = Markup(' class="dense"') if self.dense else ""
         table = '<div class="scroll"><table{}>\n<thead><tr>{}</tr></thead>\n{}</table></div>\n'
         return Markup(table).format(dense, head, body)
@@ -139,10 +140,7 @@ def html(block: Any) -> Markup:
 
 
 def figure_html(figure: Figure | Mapping[str, Any], runs: Sequence[int] = ()) -> Markup:
-    """A figure, or its specification, with its caption; Vega draws it when it is first seen.
-
-    With `runs` it is hidden where the filter shows none of them.
-    """
+    """A figure, or its specification, with its caption; hidden where the page's filter shows none of its `runs`."""
     spec = dict(figure.spec() if isinstance(figure, Figure) else figure)
     spec.pop("config", None)  # the page has it once
     caption = Markup("<figcaption>{}</figcaption>").format(spec["description"]) if spec.get("description") else ""
@@ -166,11 +164,6 @@ def bullets(sentences: Iterable[str]) -> Markup:
 def fold(summary: str, block: Any) -> Markup:
     """A block that a click on its summary shows."""
     return Markup("<details><summary>{}</summary>{}</details>\n").format(summary, html(block))
-
-
-def code(text: str) -> Markup:
-    """Text as it is, line by line."""
-    return Markup("<pre>{}</pre>").format(text)
 
 
 def marked(word: str, css_class: str = "failed") -> Markup:

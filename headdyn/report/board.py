@@ -42,10 +42,8 @@ class Board(LiveLines):
             self.print(f"{self.ended}/{self.total} {name} {outcome} after {seconds:.0f} s{more}")
 
     def print(self, text: str) -> None:
-        """Print a permanent line."""
         self.console.print(Text(text))
 
     def refresh(self) -> None:
-        """Draw the lines anew."""
         ended = {f"{self.ended} of {self.total} done": ""} if self.in_notebook else {}
         self.show(ended | self.running)

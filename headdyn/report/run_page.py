@@ -9,7 +9,7 @@ from headdyn.core.run_folder import add_checksums
 from headdyn.report.blocks import Section
 from headdyn.report.extension import added
 from headdyn.report.page import write_page
-from headdyn.report.sections import answers, figures, glossary, heads, jobs, numbers, prompts, quality, text_topics
+from headdyn.report.sections import answers, glossary, heads, jobs, prompts, quality, runs, text_topics
 from headdyn.sweep.factors import CHOICES, level_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SWEEP, SweepRecord, single_job
@@ -17,14 +17,14 @@ from headdyn.sweep.record import SWEEP, SweepRecord, single_job
 # A run is shown as a sweep of one job, so the sections take a sweep's record here too.
 SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
     answers.section,
-    numbers.outcomes,
+    runs.outcomes,
     prompts.splits,
     prompts.orders,
     prompts.groups,
     prompts.clusterings,
     heads.standing_out,
     heads.section,
-    numbers.section,
+    runs.numbers,
     text_topics.section,
     quality.of_run,
     glossary.section,
@@ -35,16 +35,16 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 def write_run_page(folder: Path) -> Path:
     """Write report.html of a finished run from its records alone, and the figures of its training into figures/."""
     job = single_job(folder)
-    files = {folder / "figures" / f"training_{name}.json": f for name, f in figures.training_figures(job).items()}
+    files = {folder / "figures" / f"training_{name}.json": f for name, f in runs.training_figures(job).items()}
     for path, figure in files.items():
         figure.save(path)
     add_checksums(folder, list(files))
     sweep = SweepRecord.of(job)
     own = [section for make in SECTIONS if (section := make(sweep)) is not None]
-    others = [*added("sections", sweep), *figures.sections(sweep)]
+    others = [*added("sections", sweep), *runs.figures(sweep)]
     opened = [section for section in (*own, *others) if not section.folded]
     folded = [section for section in (*others, *own) if section.folded]
-    return write_page(folder / "report.html", title=title(job), lead=_lead(job, folder), sections=[*opened, *folded])
+    return write_page(folder / "report.html", title(job), _lead(job, folder), [*opened, *folded], runs={})
 
 
 def title(job: Job) -> str:

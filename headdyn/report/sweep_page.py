@@ -9,24 +9,22 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from headdyn.core.numbers import count
+from headdyn.core.numbers import capital, count
 from headdyn.report.blocks import Section
 from headdyn.report.extension import added
 from headdyn.report.looks import key_name, level_of
-from headdyn.report.made_of import PAGE, made_of
-from headdyn.report.page import write_page
+from headdyn.report.page import PAGE, made_of, write_page
 from headdyn.report.sections import (
     answers,
     effects,
     glossary,
     heads,
     jobs,
-    matched_loss,
     patterns,
     probes,
     quality,
+    runs,
     series,
-    summary,
     text_topics,
     training,
     training_seeds,
@@ -39,11 +37,11 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
     training_seeds.section,
     series.verdict,
     effects.section,
-    summary.section,
+    runs.summary,
     effects.every_outcome,
-    series.curves,
+    series.over_training,
     series.changes,
-    matched_loss.section,
+    effects.at_matched_loss,
     training.section,
     training.recovery,
     probes.section,
@@ -60,19 +58,8 @@ SECTIONS: Sequence[Callable[[SweepRecord], Section | None]] = (
 def write_sweep_page(folder: Path) -> Path:
     """Write report.html of an ended sweep from its records alone."""
     sweep = SweepRecord.read(folder)
-    runs = {job.number: {key_name(key): level_of(job, key) for key in sweep.varied} for job in sweep.jobs}
-    varied = {
-        name: list(dict.fromkeys(levels[name] for levels in runs.values())) for name in map(key_name, sweep.varied)
-    }
-    return write_page(
-        folder / PAGE,
-        title=title(sweep),
-        lead=_lead(sweep),
-        sections=sections(sweep),
-        runs=runs,
-        varied=varied,
-        made_of=made_of(sweep),
-    )
+    levels = {job.number: {key_name(key): level_of(job, key) for key in sweep.varied} for job in sweep.jobs}
+    return write_page(folder / PAGE, title(sweep), _lead(sweep), sections(sweep), levels, made_of(sweep))
 
 
 def title(sweep: SweepRecord) -> str:
@@ -86,7 +73,7 @@ def title(sweep: SweepRecord) -> str:
     revisions = sweep.varied.get("revision", ())
     factors += [count(len(revisions), "checkpoint")] if revisions else []
     mode = f" ({modes[0]})" if len(modes) == 1 and modes[0] != "None" else ""
-    return f"{name[0].upper()}{name[1:]}{': ' if factors else ''}{' × '.join(factors)}{mode}"
+    return f"{capital(name)}{': ' if factors else ''}{' × '.join(factors)}{mode}"
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
@@ -110,7 +97,5 @@ def _lead(sweep: SweepRecord) -> Markup:
         parts.append(f"report of {sweep.written.replace('T', ' ').replace('+00:00', ' UTC')}")
     failed = Markup('; <b class="failed">{} not</b>').format(len(sweep.failed)) if sweep.failed else ""
     line = Markup('<p class="soft">{}{}</p>').format(" · ".join(parts), failed)
-    if not sweep.command:
-        return line
     command = Markup('<div class="command"><pre id="command">{}</pre><button data-copy="command">copy</button></div>')
-    return line + command.format(sweep.command)
+    return line + command.format(sweep.command) if sweep.command else line

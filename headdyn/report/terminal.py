@@ -13,18 +13,18 @@ from headdyn.core.numbers import ABSENT, MINUS
 from headdyn.report.blocks import Cell
 from headdyn.report.extension import added
 from headdyn.report.sections import prompts
-from headdyn.report.sections.summary import outcome_table
+from headdyn.report.sections.runs import outcome_table
 from headdyn.sweep.effect_words import without_warning
 from headdyn.sweep.record import SweepRecord, is_run, single_job
 from headdyn.sweep.series_record import read_series
 from headdyn.sweep.series_words import headline
-from headdyn.sweep.words import WORTH, Statement, question_about, statements
+from headdyn.sweep.words import WORTH, question_about, statements
 
 _NARROW, _WIDE = 112, 176  # terminal columns: below the first, ± half-widths; from the second, intervals beside values
 _LABEL, _GAP = 12, 3  # least width of the column of run names, and the gap between two columns
 
 
-def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None) -> None:
+def print_summary(console: Console, sweep: SweepRecord, page: Path) -> None:
     """Print a sweep's table, its main sentences, the jobs that did not finish, and the path of its report."""
     table = summary_table(sweep, console)
     if any(column.justify == "right" for column in table.columns):
@@ -34,8 +34,7 @@ def print_summary(console: Console, sweep: SweepRecord, page: Path | None = None
     for job in sweep.failed:
         error = job.run.manifest.get("error", "it left no error")
         console.print(Text(f"{job.run.name}: {job.run.status}. {error}", style="red"))
-    if page is not None:
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
 
 
 def headlines(sweep: SweepRecord) -> list[str]:
@@ -44,18 +43,16 @@ def headlines(sweep: SweepRecord) -> list[str]:
     The verdicts of a study's package; then for series, when something emerged; for one run on prompts, all its answers;
     for factors, their effects on the primary outcome; for anything else, the first sentence of every answer.
     """
-    return [*map(_question_and_answer, added("verdicts", sweep)), *_of_records(sweep)]
-
-
-def _question_and_answer(statement: Statement) -> str:
-    group = f"{statement.group}: " if statement.group else ""
-    return f"{group}{statement.question}{'' if statement.question.endswith('?') else '.'} {statement.sentences[0]}"
+    verdicts = []
+    for verdict in added("verdicts", sweep):
+        question = verdict.question if verdict.question.endswith("?") else f"{verdict.question}."
+        group = f"{verdict.group}: " if verdict.group else ""
+        verdicts.append(f"{group}{question} {verdict.sentences[0]}")
+    return [*verdicts, *_of_records(sweep)]
 
 
 def _of_records(sweep: SweepRecord) -> list[str]:
-    """The sentences that follow from a sweep's records, whatever its study."""
-    series = read_series(sweep)
-    if series:
+    if series := read_series(sweep):
         return [f"{each.title}: {headline(each)}" if each.title else headline(each) for each in series]
     if len(sweep.jobs) == 1 and (answers := prompts.statements(sweep.jobs[0])):
         return [sentence for answer in answers for sentence in answer.sentences]

@@ -1,10 +1,6 @@
 """The original studies that headdyn repeats, one folder for each; nothing outside this folder knows any of them.
 
-A study is a package whose `__init__.py` states
-
-    STUDY = Study(title=..., question=...)      the title and the question under which readers meet the study
-
-and may define functions that a sweep's report calls (report/extension.py):
+A study is a package whose `__init__.py` may define functions that a sweep's report calls (report/extension.py):
 
     sections(sweep) -> Sequence[Section]        parts of the page: the study's figures beside ours, what misleads
     headlines(sweep) -> Sequence[Statement]     the study's questions, answered from these runs
@@ -25,16 +21,7 @@ Importing a study's package is cheap: its functions import their modules when th
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """A study's title and question, for pages, presets and the README."""
-
-    title: str
-    question: str
 
 
 def deferred(module: str, function: str) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ Where only the interval excludes 0, it says that no effect was found after corre
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from headdyn.core.numbers import count, fixed, listed, p_is
+from headdyn.core.numbers import capital, count, fixed, listed, p_is
 from headdyn.core.records import Metric
 from headdyn.sweep.effects import ALPHA, effect_name
 from headdyn.sweep.factors import CHOICES, level_label
@@ -43,7 +43,8 @@ def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
         if not rows[0].get("against"):
             low, high = (level_label(name, level) for level in rows[0]["levels"][name])
             less = f"{high} less {low}"
-        sentences += _on_outcomes(rows, less, over_others, metric, with_warning=not sentences)
+        answer = _on_outcomes(rows, less, over_others, metric)
+        sentences += without_warning(answer) if sentences else answer
     return sentences
 
 
@@ -83,9 +84,7 @@ def matched(name: str, pairs: Sequence[Row], pooled: Sequence[Row], metric: Metr
 
 def is_effect(row: Row) -> bool:
     """Whether a row counts as an effect: q < 0.05, or, in earlier records without q, an interval that excludes 0."""
-    if row.get("q") is not None:
-        return bool(row["q"] < ALPHA)
-    return _excludes_0(row)
+    return _excludes_0(row) if row.get("q") is None else bool(row["q"] < ALPHA)
 
 
 def _excludes_0(row: Row) -> bool:
@@ -119,9 +118,7 @@ def difference(row: Row, metric: Metrics) -> str:
     return f"{m.spelled(row, signed=True)} {m.of_differences}".rstrip()
 
 
-def _on_outcomes(
-    rows: Sequence[Row], contrast: str, averaged: str, metric: Metrics, *, with_warning: bool = True
-) -> list[str]:
+def _on_outcomes(rows: Sequence[Row], contrast: str, averaged: str, metric: Metrics) -> list[str]:
     """Sentences on one contrast: a verdict on the first outcome, then lists of the others with and without effects."""
     present = [row for row in rows if row["value"] is not None]
     reasons: dict[str, list[str]] = {}
@@ -133,8 +130,7 @@ def _on_outcomes(
         return absent
     first, *others = present
     if max(row["n"] for row in present) < 2:
-        warning = f"{ONE_SEED} " if with_warning else ""
-        lead = f"{warning}{contrast[0].upper()}{contrast[1:]}{averaged}: {effect(first, metric)}."
+        lead = f"{ONE_SEED} {capital(contrast)}{averaged}: {effect(first, metric)}."
         return [lead, *([f"Also {listed([effect(row, metric) for row in others])}."] if others else []), *absent]
     sentences = [f"{verdict(first, metric)}: {contrast} is {_tested(first, metric)}{averaged}, {_seeds(present)}."]
     if clear := [effect(row, metric) for row in others if is_effect(row)]:

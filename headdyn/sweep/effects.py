@@ -51,8 +51,8 @@ def factor_effects(
             continue
         factors = factors_of(group.runs, factor_names(swept))
         tested = outcomes_of(group.runs)
-        for outcome in tested.names if outcomes is None else outcomes:
-            cells = _Cells.of(group, factors, outcome, outcome == tested.primary)
+        for outcome in tested if outcomes is None else outcomes:
+            cells = _Cells.of(group, factors, outcome, outcome in tested[:1])
             if cells is not None:
                 rows += _rows(cells)
     effects = with_q([row for row in rows if row["kind"] in (CONTRAST, SLOPE, INTERACTION)])

@@ -103,10 +103,10 @@ def factor_names(swept: Iterable[str]) -> list[str]:
     return [*CHOICES, *(name for name in dict.fromkeys(swept) if name not in CHOICES and name not in NEVER)]
 
 
-def varying(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ between the jobs of one command, and so were swept."""
-    names = dict.fromkeys(name for given in factors for name in given)
-    return [name for name in names if len({str(given.get(name)) for given in factors}) > 1]
+def varying(factors: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> list[str]:
+    """The keys, of `names` or of all, in which these jobs differ; those of one command's jobs were swept."""
+    chosen = dict.fromkeys(name for given in factors for name in given) if names is None else names
+    return [name for name in chosen if len({str(given.get(name)) for given in factors}) > 1]
 
 
 MISSING = object()

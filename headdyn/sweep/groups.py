@@ -34,7 +34,7 @@ class Group:
     @property
     def spelled(self) -> str:
         """`differs` as in a command: `mode=smoke, train.steps=120`."""
-        return ", ".join(f"{key.removesuffix('.name')}={value}" for key, value in self.differs.items())
+        return ", ".join(_spelled(key, self.differs) for key in self.differs)
 
 
 def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Group]:
@@ -50,10 +50,11 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
         members |= _parted(part, [*shared, *_variant_keys(part, factors)])
     compared: list[Settings] = [json.loads(key) for key in members]
     # A mode's keys are left out, because those that they set are compared themselves.
-    compared_keys = [
-        k for k in dict.fromkeys(k for one in compared for k in one) if k == "mode.name" or k[:5] != "mode."
+    differing = [
+        key
+        for key in dict.fromkeys(key for one in compared for key in one)
+        if (key == "mode.name" or not key.startswith("mode.")) and _distinct(compared, [key]) > 1
     ]
-    differing = [key for key in compared_keys if _distinct(compared, [key]) > 1]
     return [
         Group(name, {key: one[key] for key in differing if key in one}, [run for run, _ in part])
         for name, one, part in zip(_names(compared, differing), compared, members.values(), strict=True)
@@ -123,7 +124,7 @@ def _names(settings: Sequence[Settings], differing: Sequence[str]) -> list[str]:
     return [", ".join(_spelled(key, one) for key in chosen) for one in settings]
 
 
-def _spelled(key: str, settings: Settings) -> str:
+def _spelled(key: str, settings: Mapping[str, Any]) -> str:
     name = key.removesuffix(".name")
     if key not in settings:
         return f"no {name}"

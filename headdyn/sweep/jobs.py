@@ -7,7 +7,7 @@ from typing import Any
 
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.factors import level_label
+from headdyn.sweep.factors import level_label, varying
 from headdyn.sweep.groups import comparable
 from headdyn.sweep.outcomes import metrics_of, unnamed
 
@@ -26,12 +26,10 @@ class Job:
 
     @property
     def complete(self) -> bool:
-        """Whether the run finished."""
         return self.run.status == "complete"
 
     @cached_property
     def heads(self) -> HeadTable:
-        """The run's head table, read once."""
         return self.run.heads()
 
     @cached_property
@@ -45,7 +43,6 @@ class Job:
         return metrics_of([self.run])
 
     def metric(self, name: str) -> Metric:
-        """The label, unit and scale under which a scalar of the run is shown."""
         return self.glossary.get(name) or unnamed(name)
 
     @property
@@ -56,7 +53,6 @@ class Job:
 
     @property
     def recalibrated(self) -> bool:
-        """Whether a recalibration followed the training."""
         return "recalibration" in self.run.scalars
 
     def scalar(self, name: str) -> Mapping[str, Any]:
@@ -75,20 +71,16 @@ def of_prompts(jobs: Sequence[Job]) -> bool:
 def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
     """The jobs of runs, each given with its factors, in this order; `swept` are the keys that a command varied."""
     group_of = {run.folder: group.name for group in comparable([r for r, _ in runs], swept) for run in group.runs}
-    factors = [{**given, "group": group_of.get(run.folder, "")} for run, given in runs]
-    names = reading_order([given for _, given in runs])
-    varied = [name for name in names if len({str(f.get(name)) for f in factors}) > 1]
-    labels = [
-        " ".join(level_label(name, f[name]) for name in varied if name in f) or run.name
-        for f, (run, _) in zip(factors, runs, strict=True)
-    ]
-    # A single group has no name; a mode that distinguishes several groups is in the labels already.
-    named = [(label, str(f["group"])) for label, f in zip(labels, factors, strict=True)]
-    labels = [label if not group or group in label.split() else f"{group}: {label}" for label, group in named]
-    labels = [run.name if labels.count(label) > 1 else label for label, (run, _) in zip(labels, runs, strict=True)]
+    groups = [group_of.get(run.folder, "") for run, _ in runs]
+    factors = [given for _, given in runs]
+    varied, labels = varying(factors, reading_order(factors)), []
+    for (run, given), group in zip(runs, groups, strict=True):
+        label = " ".join(level_label(name, given[name]) for name in varied if name in given) or run.name
+        # A single group has no name; a mode that distinguishes several groups is in the labels already.
+        labels.append(label if not group or group in label.split() else f"{group}: {label}")
     return [
-        Job(number, run, given, labels[number], group_of.get(run.folder, ""))
-        for number, (run, given) in enumerate(runs)
+        Job(number, run, given, run.name if labels.count(label) > 1 else label, group)
+        for number, ((run, given), label, group) in enumerate(zip(runs, labels, groups, strict=True))
     ]
 
 

@@ -34,7 +34,7 @@ def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
     has only its end, so a pair is absent if its DroPE arm ended with a lower loss than its RoPE arm. Trainings with
     heads held are left out: their losses are not those of the weights that `analyse` reads.
     """
-    outcomes = [name for name in outcomes_of(runs).names if name not in _EQUAL]
+    outcomes = [name for name in outcomes_of(runs) if name not in _EQUAL]
     rows: Rows = []
     for factor, (low, high) in COMPARED.items():
         cells: dict[str, dict[str, RunRecord]] = {}

@@ -20,33 +20,23 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     """
     if any(out.resolve() == folder.resolve() for folder in folders):
         raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
-    for folder in folders:
-        single_job(folder) if is_run(folder) else sweep_json(folder)
+    contents = [_content(folder) for folder in folders]
     series = collect_series(folders)
     jobs: dict[str, dict[str, Any]] = {}
     runs: dict[str, RunRecord] = {}
     pairs: dict[str, dict[str, Any]] = {}
     sources, notes, swept = [], [], dict[str, None]()
-    for folder in folders:
-        if is_run(folder):
-            job = single_job(folder)
-            content: dict[str, Any] = {
-                "name": folder.name,
-                "jobs": [{"name": ".", "factors": job.factors}],
-                "swept": job.run.manifest.get("config", {}).get("swept", []),
-            }
-        else:
-            content = sweep_json(folder)
+    for folder, content in zip(folders, contents, strict=True):
         sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
         swept |= dict.fromkeys(content["swept"])
         for part in content["jobs"]:
             run = RunRecord.read((folder / part.get("folder", part["name"])).resolve())
-            entry = {"name": run.name, "folder": _relative(run.folder, out), "factors": part["factors"]}
             if run.name in jobs:
                 notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
                 if runs[run.name].status == "complete":
                     continue
-            jobs[run.name], runs[run.name] = entry, run
+            runs[run.name] = run
+            jobs[run.name] = {"name": run.name, "folder": _relative(run.folder, out), "factors": part["factors"]}
         for pair in matched_loss_json(folder)["pairs"]:
             pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
     merged = {
@@ -62,6 +52,15 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     write_json(out / SWEEP, merged)
     rewrite(out, list(pairs.values()))
     series.write(out)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    """The content of sweep.json, or for a run's folder that of a sweep of this run."""
+    if not is_run(folder):
+        return sweep_json(folder)
+    job = single_job(folder)
+    swept = job.run.manifest.get("config", {}).get("swept", [])
+    return {"name": folder.name, "jobs": [{"name": ".", "factors": job.factors}], "swept": swept}
 
 
 def _relative(folder: Path, start: Path) -> str:

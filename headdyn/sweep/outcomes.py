@@ -6,7 +6,6 @@ that its analysis declares a possible outcome.
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from headdyn.core.records import Metric
@@ -19,17 +18,10 @@ _EARLIER = (
     *("plain_success", "even_success", "odd_success", "all_success", "strength", "strength_nats"),
     *("control_strength_nats", "qk_best_silhouette", "ov_best_silhouette", "behaviour_best_silhouette"),
 )
+_FIELDS = {field.name for field in dataclasses.fields(Metric)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """The tested metrics in the order of the pages; the primary one is the first."""
-
-    names: tuple[str, ...]
-    primary: str | None = None
-
-
-def outcomes_of(runs: Iterable[RunRecord]) -> Outcomes:
+def outcomes_of(runs: Iterable[RunRecord]) -> tuple[str, ...]:
     """The outcomes that the runs' configurations name, the primary one first; for earlier records _EARLIER."""
     runs = list(runs)
     metrics = metrics_of(runs)
@@ -40,28 +32,23 @@ def outcomes_of(runs: Iterable[RunRecord]) -> Outcomes:
     named = (run.manifest.get("config", {}).get("outcomes") for run in runs)
     settings: Mapping[str, Any] = next(filter(None, named), {})
     others = settings.get("others")
-    names = [name for name in (settings.get("primary"), *(possible if others is None else others)) if name]
-    return Outcomes(names=tuple(dict.fromkeys(names)), primary=names[0] if names else None)
+    names = dict.fromkeys((settings.get("primary"), *(possible if others is None else others)))
+    return tuple(name for name in names if name)
 
 
 def metrics_of(runs: Iterable[RunRecord]) -> dict[str, Metric]:
-    """The descriptions of the runs' metrics, by name, from their manifests."""
+    """The descriptions of the runs' metrics, by name, from their manifests; one without a label has its name."""
     entries: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for analysis in run.manifest.get("glossary", {}).values():
             entries |= analysis["metrics"]
-    return {name: _metric(name, entry) for name, entry in entries.items()}
+    stated = {
+        name: {field: value for field, value in entry.items() if field in _FIELDS and value not in (None, "")}
+        for name, entry in entries.items()
+    }
+    return {name: dataclasses.replace(unnamed(name), **fields) for name, fields in stated.items()}
 
 
 def unnamed(name: str) -> Metric:
     """The description of a scalar that no analysis describes: its own name, unscaled."""
     return Metric(meaning="", label=name.replace("_", " "))
-
-
-_FIELDS = {field.name for field in dataclasses.fields(Metric)}
-
-
-def _metric(name: str, entry: Mapping[str, Any]) -> Metric:
-    """A metric from its entry in a run's manifest; without a label there, the label is the name."""
-    stated = {key: value for key, value in entry.items() if key in _FIELDS and value not in (None, "")}
-    return Metric(**{"meaning": "", "label": name.replace("_", " "), **stated})

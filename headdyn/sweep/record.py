@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from headdyn.core.json_files import read_json, write_json
-from headdyn.core.records import Metric
+from headdyn.core.records import Metric, write_table
 from headdyn.core.run_folder import MANIFEST, RunRecord, renamed
 from headdyn.sweep.effects import MEAN, SIMPLE, factor_effects
 from headdyn.sweep.factors import Factor, factor_names, factors_of, varying
 from headdyn.sweep.groups import comparable
 from headdyn.sweep.jobs import Job, build_jobs, of_prompts, reading_order
 from headdyn.sweep.matched_loss import pooled
-from headdyn.sweep.outcomes import Outcomes, metrics_of, outcomes_of, unnamed
+from headdyn.sweep.outcomes import metrics_of, outcomes_of, unnamed
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
 SERIES_SECONDS = "series_seconds.json"  # how long analyses of series took; no page shows it
+_BESIDE = ("ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")  # what stands beside a value in the run table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +47,10 @@ class SweepRecord:
     command: str | None = None
     written: str | None = None
     sources: Sequence[Mapping[str, Any]] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
     @property
     def complete(self) -> list[Job]:
-        """The jobs whose runs finished."""
         return [job for job in self.jobs if job.complete]
 
     @property
@@ -57,22 +59,27 @@ class SweepRecord:
         return [job for job in self.jobs if not job.complete]
 
     @property
-    def groups(self) -> list[str]:
-        """The names of the groups of comparable runs; a single group has an empty name."""
-        return list(dict.fromkeys(job.group for job in self.complete))
+    def groups(self) -> dict[str, list[Job]]:
+        """The complete jobs of each group of comparable runs, by its name; a single group has an empty name."""
+        by_name: dict[str, list[Job]] = {}
+        for job in self.complete:
+            by_name.setdefault(job.group, []).append(job)
+        return by_name
 
     @cached_property
-    def outcomes(self) -> Outcomes:
-        """The metrics that the sweep tests."""
+    def outcomes(self) -> tuple[str, ...]:
+        """The metrics that the sweep tests, the primary one first."""
         return outcomes_of(job.run for job in self.complete)
+
+    @property
+    def primary(self) -> str | None:
+        return next(iter(self.outcomes), None)
 
     @cached_property
     def metrics(self) -> Mapping[str, Metric]:
-        """The descriptions of the runs' metrics, by name."""
         return metrics_of(job.run for job in self.jobs)
 
     def metric(self, name: str) -> Metric:
-        """The label, unit and scale under which a scalar is shown."""
         return self.metrics.get(name) or unnamed(name)
 
     @property
@@ -96,10 +103,10 @@ class SweepRecord:
     @property
     def varied(self) -> dict[str, list[str]]:
         """The keys in which jobs differ, with their levels; a page's filter offers them."""
-        names = reading_order([job.factors for job in self.jobs])
-        levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in names}
-        varied = {name: several for name, several in levels.items() if len(several) > 1}
-        return varied | ({"group": self.groups} if len(self.groups) > 1 else {})
+        factors = [job.factors for job in self.jobs]
+        names = varying(factors, reading_order(factors))
+        levels = {name: list(dict.fromkeys(str(given.get(name)) for given in factors)) for name in names}
+        return levels | ({"group": list(self.groups)} if len(self.groups) > 1 else {})
 
     @property
     def siblings(self) -> list[list[Job]]:
@@ -173,13 +180,37 @@ def sweep_json(folder: Path) -> dict[str, Any]:
         # Earlier records lack `swept`; for a merged one it cannot be determined.
         varied = [] if content.get("sources") else varying([job["factors"] for job in content["jobs"]])
         return {"swept": varied, **content}
-    runs = [path.parent.name for path in folder.glob(f"*/{MANIFEST}") if is_run(path.parent)]
-    if runs:
+    if runs := list(folder.glob(f"*/{MANIFEST}")):
         raise ValueError(
             f"{folder} is an unfinished sweep: {len(runs)} run folders, but no {SWEEP}; the same command finishes it "
             "(complete runs are kept), or give the run folders themselves"
         )
     raise ValueError(f"{folder} holds neither a run ({MANIFEST}) nor a sweep ({SWEEP})")
+
+
+def write_run_table(folder: Path) -> None:
+    """Write summary.csv and summary.parquet, the sweep's runs as one table for other tools.
+
+    One row for each job that sweep.json names: its factors, status and scalars, with interval and null beside them.
+    Raises ValueError as `sweep_json` does.
+    """
+    rows = []
+    for job in sweep_json(folder)["jobs"]:
+        run = RunRecord.read(folder / job.get("folder", job["name"]))
+        row = {"run": job["name"], **job["factors"], "status": run.status, "error": run.manifest.get("error")}
+        for name, scalar in run.scalars.items():
+            if not isinstance(scalar, Mapping):
+                row[name] = scalar
+            elif "value" in scalar or "reason" in scalar:  # not mappings such as the snapshots' losses
+                row[name] = scalar.get("value")
+                row |= {f"{name}_{part}": scalar[part] for part in _BESIDE if part in scalar}
+        row["total_seconds"] = run.manifest.get("seconds", {}).get("total")
+        row["peak_memory_mib"] = run.manifest.get("peak_memory_bytes", 0) / 2**20 or None
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pa.table({name: [row.get(name) for row in rows] for name in names})
+    for kind in ("parquet", "csv"):
+        write_table(table, folder / f"summary.{kind}")
 
 
 def rewrite(folder: Path, pairs: Sequence[Mapping[str, Any]]) -> None:

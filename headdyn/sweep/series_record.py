@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from headdyn.core.json_files import read_json, write_json
 from headdyn.core.records import Metric, write_table
 from headdyn.core.whole_files import whole_file
-from headdyn.sweep.factors import level_label
+from headdyn.sweep.factors import level_label, varying
 from headdyn.sweep.jobs import Job, reading_order
 from headdyn.sweep.outcomes import unnamed
 from headdyn.sweep.record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
+_BESIDE = ("ci_low", "ci_high", "null")  # what a timeline has beside a metric's value
 _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
 # Entries that earlier records lack.
 _DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
@@ -39,7 +40,6 @@ class Points:
 
     @property
     def has_interval(self) -> bool:
-        """Whether any point has one."""
         return any(math.isfinite(low) for low in self.low)
 
 
@@ -57,11 +57,9 @@ class Series:
     rows: Sequence[Mapping[str, Any]]
     jobs: Mapping[str, Job]
     figures: Mapping[str, Path]
-    folder: Path
 
     @property
     def group(self) -> str:
-        """The group of comparable runs that its checkpoints are in."""
         return next((job.group for job in self.jobs.values() if job.complete), "")
 
     @cached_property
@@ -110,21 +108,15 @@ class Series:
         return next((m[key] for m in manifests for key in ("truth", "organism") if key in m), {})
 
     def metric(self, name: str) -> Metric:
-        """The label, unit and scale under which a metric of the checkpoints is shown."""
         return next((job.glossary[name] for job in self.jobs.values() if name in job.glossary), unnamed(name))
 
     def points(self, metric: str) -> Points | None:
         """A metric over the steps; None if no checkpoint that counts has it."""
-        having = [row for row in self.counted if _number(row.get(metric)) is not None]
+        having = [row for row in self.counted if math.isfinite(_finite(row.get(metric)))]
         if not having:
             return None
-        columns = [[_number(row.get(f"{metric}{part}")) for row in having] for part in ("_ci_low", "_ci_high", "_null")]
-        low, high, null = ([math.nan if v is None else v for v in column] for column in columns)
+        low, high, null = ([_finite(row.get(f"{metric}_{part}")) for row in having] for part in _BESIDE)
         return Points([row["step"] for row in having], [row[metric] for row in having], low, high, null)
-
-    def table(self, name: str) -> list[dict[str, Any]]:
-        """This series' rows of one of the sweep's tables; empty if there is no such table."""
-        return _rows(self.folder, name, self.number)
 
 
 def read_series(sweep: SweepRecord) -> list[Series]:
@@ -138,10 +130,9 @@ def read_series(sweep: SweepRecord) -> list[Series]:
             title=titles[entry["series"]],
             factors=entry["factors"],
             verdict=entry["verdict"],
-            rows=_rows(sweep.folder, TIMELINE, entry["series"]),
+            rows=_timeline(sweep.folder, entry["series"]),
             jobs={revision: by_name[name] for revision, name in entry["runs"].items() if name in by_name},
             figures={title: sweep.folder / file for title, file in entry["figures"].items()},
-            folder=sweep.folder,
         )
         for entry in entries
         if "counted" in entry["verdict"]
@@ -170,12 +161,15 @@ def _renamed(record: Any) -> Any:
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """The title of each series, by number: the levels in which it differs from the others; "" for a single one."""
-    names = reading_order([entry["factors"] for entry in entries])
-    varied = [name for name in names if len({str(entry["factors"].get(name)) for entry in entries}) > 1]
-    levels = {entry["series"]: {name: entry["factors"].get(name) for name in varied} for entry in entries}
+    factors = [entry["factors"] for entry in entries]
+    varied = varying(factors, reading_order(factors))
     return {
-        number: " ".join(_level(name, level) for name, level in each.items() if level is not None)
-        for number, each in levels.items()
+        entry["series"]: " ".join(
+            f"protocol={level}" if name == "protocol" else level_label(name, level)
+            for name in varied
+            if (level := entry["factors"].get(name)) is not None
+        )
+        for entry in entries
     }
 
 
@@ -252,14 +246,10 @@ def _table(folder: Path, name: str, number: int) -> pa.Table | None:
     return table.filter(pc.equal(table["series"], number)).rename_columns(names)
 
 
-def _rows(folder: Path, name: str, number: int) -> list[dict[str, Any]]:
-    table = _table(folder, name, number)
+def _timeline(folder: Path, number: int) -> list[dict[str, Any]]:
+    table = _table(folder, TIMELINE, number)
     return [] if table is None else table.to_pylist()
 
 
-def _level(factor: str, level: Any) -> str:
-    return f"protocol={level}" if factor == "protocol" else level_label(factor, level)
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+def _finite(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan

@@ -6,7 +6,7 @@ Claims about one series rest on its pairs or sequences; a claim about training n
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headdyn.core.numbers import count, fixed, listed, number, p_is, p_value
+from headdyn.core.numbers import capital, count, fixed, listed, number, p_is, p_value
 from headdyn.sweep.series_record import Series
 from headdyn.sweep.words import Statement
 
@@ -65,7 +65,7 @@ def split_answer(series: Series) -> list[str]:
         if emerged:
             labels = listed([series.metric(measure).label for measure in emerged])
             lead += (
-                f" {_capital(labels)} {'does exceed its threshold' if len(emerged) == 1 else 'do exceed theirs'}, as "
+                f" {capital(labels)} {'does exceed its threshold' if len(emerged) == 1 else 'do exceed theirs'}, as "
                 f"some split would; that is no evidence of {name} structure:"
             )
         else:
@@ -75,7 +75,7 @@ def split_answer(series: Series) -> list[str]:
         lead = f"Yes: {name} specialisation {_when(measures[last])}, by {series.metric(last).label}."
         lead += f" Against chance: {null}:"
     else:
-        lead = f"{_capital(name)} is beyond chance ({null}), but no measure of it passes its threshold:"
+        lead = f"{capital(name)} is beyond chance ({null}), but no measure of it passes its threshold:"
     return [lead, *_by_criterion(split), _strongest(split, name), *_agreement(series), *_capability(series)]
 
 
@@ -96,7 +96,7 @@ def other_measures(series: Series) -> list[str]:
     parts = [f"{series.metric(name).label} {_when(series.measures[name])}" for name in emerged]
     others = [series.metric(name).label for name in names if name not in emerged]
     parts += [f"no emergence shown of {listed(others)}"] if others else []
-    return [f"{_capital('; '.join(parts))}.", *absent]
+    return [f"{capital('; '.join(parts))}.", *absent]
 
 
 def is_original(metric: str) -> bool:
@@ -254,7 +254,3 @@ def _capability(series: Series) -> list[str]:
         if facts["disappearances"]
     ]
     return [f"Right answers of over half the pairs come and go again: {listed(lost)}."] if lost else []
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

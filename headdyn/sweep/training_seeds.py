@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from headdyn.core.numbers import ABSENT, count, number
+from headdyn.core.numbers import ABSENT, capital, count, number
 from headdyn.core.statistics import binomial_interval, t_interval
 from headdyn.models.revisions import suite_of
 from headdyn.sweep.record import SweepRecord
@@ -21,25 +21,6 @@ from headdyn.sweep.series_record import verdicts
 from headdyn.sweep.words import Statement
 
 QUESTION = "Does it repeat over training seeds?"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Share:
-    """The number of hits in n trainings, with the 95 % Clopper–Pearson interval of the probability."""
-
-    hits: int
-    n: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Both ends, 0 to 1."""
-        low, high = binomial_interval(self.hits, self.n)
-        return float(low), float(high)
-
-    def words(self) -> str:
-        """`8 of 9 trainings (52 to 100 %)`."""
-        low, high = self.interval
-        return f"{self.hits} of {count(self.n, 'training')} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +33,16 @@ class Repetition:
 
     @property
     def seeds(self) -> list[str]:
-        """The name of each training."""
         return [f"seed {seed}" if seed.isdigit() else seed for seed in self.entries]
 
     @property
     def verdicts(self) -> list[Mapping[str, Any]]:
-        """The verdict on each training."""
         return [entry["verdict"] for entry in self.entries.values()]
 
-    def split_found(self) -> Share | None:
-        """In how many trainings the split of the heads is beyond chance; None if not all trainings measured it."""
+    def split_found(self) -> str:
+        """In how many trainings the split of the heads is beyond chance; "" if not all trainings measured it."""
         beyond_chance = [verdict.get("split", {}).get("found") for verdict in self.verdicts]
-        return None if None in beyond_chance else Share(hits=sum(map(bool, beyond_chance)), n=len(beyond_chance))
+        return "" if None in beyond_chance else _share(beyond_chance)
 
     def measures(self) -> dict[str, list[Mapping[str, Any]]]:
         """The judgements of every measure that all trainings have, training by training."""
@@ -77,9 +56,9 @@ class Repetition:
         return {name: _mean([summary[name]["value"] for summary in summaries]) for name in names}
 
 
-def emerged(judgements: Sequence[Mapping[str, Any]]) -> Share:
+def emerged(judgements: Sequence[Mapping[str, Any]]) -> str:
     """In how many trainings a measure emerges."""
-    return Share(hits=sum(each["emerges_at_step"] is not None for each in judgements), n=len(judgements))
+    return _share([each["emerges_at_step"] is not None for each in judgements])
 
 
 def strength_at_end(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -144,14 +123,12 @@ def statements(sweep: SweepRecord) -> list[Statement]:
 def sentences(repetition: Repetition, sweep: SweepRecord) -> list[str]:
     """Sentences on what all trainings of a suite show together."""
     result = []
-    split = repetition.split_found()
-    if split is not None:
-        result.append(f"The split of the heads is beyond chance in {split.words()}.")
+    if split := repetition.split_found():
+        result.append(f"The split of the heads is beyond chance in {split}.")
     for name, judgements in repetition.measures().items():
-        metric = sweep.metric(name)
-        text = (
-            f"{metric.label[:1].upper()}{metric.label[1:]} emerges in {emerged(judgements).words()}{_when(judgements)}"
-        )
+        metric, steps = sweep.metric(name), steps_in_words(judgements)
+        when = "" if steps == ABSENT else f", on average within steps {steps}"
+        text = f"{capital(metric.label)} emerges in {emerged(judgements)}{when}"
         result.append(f"{text}; at the end its mean over trainings is {metric.spelled(strength_at_end(judgements))}.")
     return result
 
@@ -165,9 +142,10 @@ def steps_in_words(judgements: Sequence[Mapping[str, Any]]) -> str:
     return f"{'the beginning' if low is None else number(round(low))} to {number(round(high))}"
 
 
-def _when(judgements: Sequence[Mapping[str, Any]]) -> str:
-    words = steps_in_words(judgements)
-    return "" if words == ABSENT else f", on average within steps {words}"
+def _share(hits: Sequence[bool]) -> str:
+    """`8 of 9 trainings (52 to 100 %)`, with the 95 % Clopper–Pearson interval of the probability."""
+    low, high = map(float, binomial_interval(sum(hits), len(hits)))
+    return f"{sum(hits)} of {count(len(hits), 'training')} ({100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from headdyn.core.numbers import count, fixed, listed, spelled, units
+from headdyn.core.numbers import capital, count, fixed, listed, spelled, units
 from headdyn.core.records import Metric
 from headdyn.data.lines import NOTHING_TO_SELECT, WITHOUT_SELECTION
 from headdyn.sweep.effect_words import factor, interactions, matched
 from headdyn.sweep.effects import unrecovered
-from headdyn.sweep.factors import CHOICES, MISSING, level_label, level_of, ordered
+from headdyn.sweep.factors import CHOICES, MISSING, level_label, level_of, ordered, varying
 from headdyn.sweep.jobs import Job, reading_order
 from headdyn.sweep.record import SweepRecord
 
@@ -46,9 +46,8 @@ _AT_MATCHED_LOSS = {
 
 def statements(sweep: SweepRecord) -> list[Statement]:
     """Every question that the sweep's records can answer, group by group."""
-    answered, rank = [], {name: place for place, name in enumerate(sweep.outcomes.names)}
-    for group in sweep.groups:
-        jobs = [job for job in sweep.complete if job.group == group]
+    answered, rank = [], {name: place for place, name in enumerate(sweep.outcomes)}
+    for group, jobs in sweep.groups.items():
         effects, simple, pairs, pooled = (
             sorted((r for r in rows if r.get("group", "") == group), key=lambda r: rank.get(r["outcome"], len(rank)))
             for rows in (sweep.effects, sweep.simple_effects, sweep.pairs, sweep.pooled)
@@ -95,8 +94,8 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
 
 def _data_levels(jobs: Sequence[Job]) -> list[str]:
     """Each job's levels of the factors by which the data of these jobs differ; "" if they differ in seeds alone."""
-    names = [name for name in reading_order([job.factors for job in jobs]) if _changes_data(name)]
-    varied = [name for name in names if len({str(job.factors.get(name)) for job in jobs}) > 1]
+    factors = [job.factors for job in jobs]
+    varied = varying(factors, [name for name in reading_order(factors) if _changes_data(name)])
     return [", ".join(level_label(name, job.factors.get(name)) for name in varied) for job in jobs]
 
 
@@ -147,7 +146,7 @@ def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
     little = ", so little that contrasts of selectivity mean little here" if float(worth) < _LITTLE_NATS else ""
     over = f" (means over {len(corpora)} corpora)" if len(corpora) > 1 else ""
     absent = corpora[0].get("speaker_blind_absent")
-    left_out = f" {without['speaker_blind'][0].upper()}{without['speaker_blind'][1:]} is left out: {absent}."
+    left_out = f" {capital(without['speaker_blind'])} is left out: {absent}."
     return (
         f"Selecting by topic is worth {worth} nats a token{over}, {nats('selection_worth_second_half')} on the second "
         f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}. A predictor gains this; that "
@@ -208,15 +207,14 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     for job in controls:
         facts = job.run.scalars["recalibration"]
         drift = facts["val_loss_nats"][str(facts["steps"])] - facts["parent_loss_nats"]
-        sentences.append(
-            f"{job.label}: {fixed(drift, 3, signed=True)} nats after the same training with its rotation kept."
-        )
-    for job in jobs:
-        if job.factors.get("position_enc") == "nope" and job.scalar("loss_nats").get("value") is not None:
-            sentences.append(
-                f"{job.label}: {spelled(job.scalar('loss_nats'))} nats without positions from the start, a bound on "
-                "what an arm can reach without them."
-            )
+        kept = f"{fixed(drift, 3, signed=True)} nats after the same training with its rotation kept"
+        sentences.append(f"{job.label}: {kept}.")
+    sentences += [
+        f"{job.label}: {spelled(job.scalar('loss_nats'))} nats without positions from the start, a bound on what an "
+        "arm can reach without them."
+        for job in jobs
+        if job.factors.get("position_enc") == "nope" and job.scalar("loss_nats").get("value") is not None
+    ]
     return sentences if controls else [*sentences, _ALSO_TRAINED_LONGER]
 
 

@@ -6,7 +6,7 @@ alone.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +25,6 @@ from headdyn.training.settings import RecalibrationSettings, TrainSettings
 # Parameters × tokens from which on compiling saves time: 300 steps of 4,096 tokens at 0.8 M parameters. There it saves
 # about a third of each step (120 ms on two cores) and takes 25 s, or 1 s if the graph is in the compiler's cache.
 _COMPILE_FROM = 1e12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recalibration:
-    """A recalibrated arm. `val_loss_nats` has the held-out loss by recalibration step; step 0 is right after the drop.
-
-    `recovered` says whether the arm ended within `recovered_within_nats` of its RoPE parent's held-out loss.
-    """
-
-    decoder: Decoder
-    steps: int
-    val_loss_nats: Mapping[int, float]
-    parent_loss_nats: float
-    recovered: bool
-    snapshot: Path
 
 
 @dataclass(frozen=True)
@@ -66,12 +51,13 @@ def recalibrate(
     device: str,
     observer: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> Recalibration:
+) -> None:
     """Train a copy of `parent` for a short time, without RoPE in any layer unless `keep_rotary`.
 
     `settings` are those of the parent's training. Every arm of a seed gets the same batches, whatever the ordering of
-    its parent: those that a shuffled training would take next. Every round has new optimizers. Writes snapshots/,
-    recalibration.json, and the files of each round's training to the folder. Raises as `train` does.
+    its parent: those that a shuffled training would take next. Every round has new optimizers. Writes the arm to
+    snapshots/, its held-out losses by recalibration step (0 is right after the drop) and whether it recovered to
+    recalibration.json, and the files of each round's training. Raises as `train` does.
     """
     arm = copy.deepcopy(parent).to(device)
     if not keep_rotary:
@@ -99,13 +85,11 @@ def recalibrate(
             device,
             evaluate_at={0, *(2**power for power in range(steps.bit_length())), steps},
         )
-        result = train(task, observer, should_stop)
-        losses |= {done + step: loss for step, loss in result.val_loss_nats.items()}
+        losses |= {done + step: loss for step, loss in train(task, observer, should_stop).items()}
         done += steps
         short_of = until_recovered and losses[done] > limit
         steps = min(done, settings.steps - done) if short_of and done < settings.steps else 0
-    snapshot = save_snapshot(folder / "snapshots", arm, done)
-    recovered = losses[done] <= limit
+    save_snapshot(folder / "snapshots", arm, done)
     record = {
         "steps": done,
         "keep_rotary": keep_rotary,
@@ -113,17 +97,9 @@ def recalibrate(
         "parent_loss_nats": parent_loss,
         "recovered_within_nats": recalibration.recovered_within_nats,
         "until_recovered": until_recovered,
-        "recovered": recovered,
+        "recovered": losses[done] <= limit,
     }
     write_json(folder / "recalibration.json", record)
-    return Recalibration(
-        decoder=arm,
-        steps=done,
-        val_loss_nats=losses,
-        parent_loss_nats=parent_loss,
-        recovered=recovered,
-        snapshot=snapshot,
-    )
 
 
 def short_settings(

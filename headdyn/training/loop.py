@@ -144,8 +144,6 @@ def train_along(task: Task) -> None:
 
 
 class _Loop:
-    """One training in progress."""
-
     def __init__(self, task: Task) -> None:
         self.task, self.decoder, self.settings, self.folder = task, task.decoder, task.settings, task.folder
         self.on_gpu = torch.device(task.device).type != "cpu"
@@ -156,7 +154,6 @@ class _Loop:
         self.pace: deque[tuple[int, float]] = deque(maxlen=_SMOOTHED)  # steps and seconds of the last readings
 
     def run(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
-        """Everything from the saved state, or from the start, to the end."""
         self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
         state = self.restore()
         self.task.prepare()
@@ -221,7 +218,6 @@ class _Loop:
         self.unread.append((self.step, [*totals, "grad_norm"], torch.cat([values, norm[None]])))
 
     def rates(self, update: int) -> dict[str, float]:
-        """The learning rates of an update."""
         factor = learning_rate_factor(update, self.settings)
         return {"muon_lr": factor * self.settings.muon_lr, "adamw_lr": factor * self.settings.adamw_lr}
 

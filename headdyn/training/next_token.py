@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from headdyn.core.json_files import read_json, write_json
+from headdyn.core.json_files import write_json
 from headdyn.core.records import log_spaced
 from headdyn.core.run_folder import METRICS, read_metrics
 from headdyn.core.stopping import SIGNALS
@@ -31,22 +31,6 @@ class Schedule(Protocol):
 
     def indices(self, step: int) -> np.ndarray:
         """The sequence indices [B] of the batch of update `step`, counted from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """A finished training. `val_loss_nats` has the held-out loss at every evaluated step, among them all snapshots.
-
-    `seconds` and `tokens_per_second` count updates alone, without evaluation, saving and compilation.
-    """
-
-    decoder: Decoder
-    steps: int
-    val_loss_nats: Mapping[int, float]
-    snapshots: Mapping[int, Path]
-    seconds: float
-    tokens_per_second: float
-    compiled: bool
 
 
 @dataclass
@@ -136,6 +120,7 @@ class NextToken(Task):
         return snapshots[max(snapshots)] if snapshots else None
 
     def finish(self, seconds: float) -> None:
+        """Write result.json: seconds and speed of the updates alone, without evaluation, saving and compilation."""
         facts = {
             "seconds": seconds,
             "tokens_per_second": self.settings.steps * self.tokens_per_step / seconds,
@@ -146,26 +131,20 @@ class NextToken(Task):
 
 def train(
     task: NextToken, observer: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
-) -> TrainingResult:
+) -> dict[int, float]:
     """Train, or continue an earlier call with the same folder; a finished training is only read.
 
-    `observer`, `should_stop` and errors as in `headdyn.training.loop.run`.
+    Returns the held-out loss in nats at every evaluated step, among them all snapshots. `observer`, `should_stop` and
+    errors as in `headdyn.training.loop.run`.
     """
     if not (task.folder / "result.json").exists():
         if processes() > 1:
             join()
             from_process_0(lambda: {field.name: getattr(task, field.name) for field in dataclasses.fields(task)})
         run(task, observer, should_stop)
-    snapshots = snapshot_steps(task.folder / "snapshots")
-    last, _ = read_snapshot(snapshots[task.settings.steps])
+    last, _ = read_snapshot(snapshot_steps(task.folder / "snapshots")[task.settings.steps])
     task.decoder.load_state_dict(last.state_dict())
-    return TrainingResult(
-        decoder=task.decoder,
-        steps=task.settings.steps,
-        val_loss_nats=dict(read_metrics(task.folder / METRICS)["val_loss_nats"]),
-        snapshots=snapshots,
-        **read_json(task.folder / "result.json"),
-    )
+    return dict(read_metrics(task.folder / METRICS)["val_loss_nats"])
 
 
 def help_process_0() -> None:

@@ -109,7 +109,6 @@ class Muon:
         return {f"{outputs}x{inputs}": stack for (outputs, inputs), stack in self.momentum.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
         for (outputs, inputs), stack in self.momentum.items():
             stack.copy_(state[f"{outputs}x{inputs}"])
 
@@ -153,7 +152,6 @@ class AdamW:
         return {"state": self.state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         for number, saved in state["state"].items():
             for name, tensor in self.state[number].items():
                 tensor.copy_(saved[name])
@@ -176,8 +174,7 @@ class Optimizers:
         self.adamw = AdamW(split.adamw.values(), settings.adamw_betas)
 
     def step(self, *, muon_lr: float, adamw_lr: float, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Clip the gradients together to `clip_norm`, update the weights, drop the gradients; returns their norm
-        before.
+        """Clip the gradients together to `clip_norm`, update the weights, drop the gradients; returns the norm before.
 
         If the loss or the norm is not finite, no weight changes; the device itself decides that.
         """
@@ -190,11 +187,9 @@ class Optimizers:
         return norm
 
     def state_dict(self) -> dict[str, Any]:
-        """Both optimizers' states."""
         return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.muon.load_state_dict(state["muon"])
         self.adamw.load_state_dict(state["adamw"])
 

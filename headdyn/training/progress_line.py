@@ -1,8 +1,8 @@
 """The line that shows a training's progress."""
 
 import logging
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from headdyn.core.live_lines import LiveLines
 from headdyn.training.loop import Progress
@@ -12,28 +12,14 @@ log = logging.getLogger(__name__)
 relay: Callable[[str], None] | None = None  # set in a sweep's worker: sends progress to the process that shows it
 
 
-class ProgressLine:
-    """A context manager that is called with every Progress of a training."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.lines = LiveLines(log.info) if relay is None else None
-
-    def __enter__(self) -> Self:
-        if self.lines:
-            self.lines.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.lines:
-            self.lines.__exit__(*error)
-
-    def __call__(self, progress: Progress) -> None:
-        """Show how far the training is."""
-        if relay:
-            relay(describe(progress))
-        elif self.lines:
-            self.lines.show({self.title: describe(progress)})
+@contextmanager
+def progress_line(title: str) -> Iterator[Callable[[Progress], None]]:
+    """Inside, the function yielded shows every Progress of a training that it is called with."""
+    if send := relay:
+        yield lambda progress: send(describe(progress))
+    else:
+        with LiveLines(log.info) as lines:
+            yield lambda progress: lines.show({title: describe(progress)})
 
 
 def describe(p: Progress) -> str:

@@ -91,7 +91,6 @@ def _read(path: Path, device: str) -> tuple[State | None, str]:
 
 
 def _begins_with(path: Path, bytes: int, sha256: str) -> bool:
-    """Whether the file's first bytes, so many of them, have this checksum."""
     content = path.read_bytes() if path.exists() else b""
     return len(content) >= bytes and hashlib.sha256(content[:bytes]).hexdigest() == sha256
 
@@ -125,5 +124,4 @@ class MetricsFile:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush and close."""
         self._file.close()

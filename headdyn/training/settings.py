@@ -103,7 +103,6 @@ class TrainSettings:
 
     @property
     def warmup_steps(self) -> int:
-        """The number of steps after which the learning rates have their full value."""
         return round(self.warmup_share * self.steps)
 
 

@@ -200,7 +200,7 @@ def test_the_interval_of_specialisation_is_one_of_95_percent(corpus, table):
     sequences, swaps_NR = drawn_sequences(corpus, 48, 20, np.random.default_rng(1))  # as `table` drew them
     sums = collect(tiny.PatternModel(heads, 2, 6), sequences, swaps_NR, TOPICS)
     units = ratio_contributions(sums.heads["topics"][:, 1], sums.counts.topics_NS[:, None])
-    *_, low, high = spread_beyond_sampling(units, level=0.95)
+    *_, low, high = spread_beyond_sampling(units)
     np.testing.assert_allclose(table.matrix("specialisation", "ci_low")[1], low)
     np.testing.assert_allclose(table.matrix("specialisation", "ci_high")[1], high)
 

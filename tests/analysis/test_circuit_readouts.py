@@ -28,12 +28,12 @@ def drawn(width: int = 6, heads: int = 3) -> Factors:
 
 def test_directions_are_those_of_the_whole_matrix():
     factors = drawn()
-    found = singular_directions(factors, 4)
+    share_NX, left_NDX, right_NDX = singular_directions(factors, 4)
     whole_NDD = factors.left_NDd @ factors.right_NDd.mT
-    sigma_NX = torch.einsum("ndx,nde,nex->nx", found.left_NDX, whole_NDD, found.right_NDX)
+    sigma_NX = torch.einsum("ndx,nde,nex->nx", left_NDX, whole_NDD, right_NDX)
     torch.testing.assert_close(sigma_NX, singular_values(factors)[:, :4])
-    np.testing.assert_allclose(found.share_NX, sigma_NX**2 / whole_NDD.square().sum((1, 2))[:, None], atol=1e-12)
-    for side in (found.left_NDX, found.right_NDX):
+    np.testing.assert_allclose(share_NX, sigma_NX**2 / whole_NDD.square().sum((1, 2))[:, None], atol=1e-12)
+    for side in (left_NDX, right_NDX):
         torch.testing.assert_close(side.mT @ side, torch.eye(4, dtype=torch.float64).expand(3, 4, 4))
 
 

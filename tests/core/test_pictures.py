@@ -32,9 +32,9 @@ def a_tree_grid() -> Figure:
 
 PICTURES = {
     "pattern_grid": a_pattern_grid,
-    "lift_grid": lambda: lift_grid(8 * PATTERN_RCQK[:1], rows=[""], columns=["a", "b", "c"], boundaries=(8,)),
+    "lift_grid": lambda: lift_grid(8 * PATTERN_RCQK[0], columns=["a", "b", "c"], boundaries=(8,)),
     "similarity_grid": lambda: similarity_grid(
-        np.stack([np.eye(8)] * 2), columns=["QK", "OV"], reach=0.1, boundaries=(4,), title="x"
+        np.stack([np.eye(8)] * 2), columns=["QK", "OV"], reach=0.1, boundaries=(4,)
     ),
     "tree_grid": a_tree_grid,
 }

@@ -402,7 +402,7 @@ def test_unmatched_languages_have_the_gap_asked_for_and_tell_themselves_by_singl
 def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = replace(TRIAL, val_sequences=64)
     for name, cores in (("one", 1), ("two", 2), ("other", 2)):
-        monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("headdyn.core.threads.usable_cores", lambda cores=cores: cores)
         built(replace(source, seed=1) if name == "other" else source, tmp_path / name)
     for file in ("train_tokens.npy", "train_topics.npy", "val_tokens.npy", "transitions.npy", "facts.json"):
         one, two, other = ((tmp_path / name / file).read_bytes() for name in ("one", "two", "other"))

@@ -63,7 +63,7 @@ def test_a_gap_that_leaves_nothing_random_is_refused(monkeypatch: pytest.MonkeyP
 
 def test_threads_do_not_change_the_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     both = matched(), AliasSampler(matched()).table_RV
-    monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda: 1)
+    monkeypatch.setattr("headdyn.core.threads.usable_cores", lambda: 1)
     monkeypatch.setattr(markov, "_ALIAS_CELLS", 1)
     assert np.array_equal(both[0], matched()) and np.array_equal(both[1], AliasSampler(matched()).table_RV)
 
@@ -161,5 +161,5 @@ def test_tokens_do_not_depend_on_chunks_threads_or_how_many_sequences_there_are(
     assert np.array_equal(whole, tokens(203, 8)) and np.array_equal(whole, tokens(203, 64))
     assert np.array_equal(whole[:77], tokens(77, 16))
     assert len(np.unique(whole, axis=0)) == 203
-    monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda: 1)
+    monkeypatch.setattr("headdyn.core.threads.usable_cores", lambda: 1)
     assert np.array_equal(whole, tokens(203, 16))

@@ -176,7 +176,7 @@ def test_topic_posterior_is_calibrated(matched: Corpus) -> None:
 def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = replace(LAPTOP, train_sequences=300, val_sequences=64)
     for name, cores in (("one", 1), ("two", 2), ("other", 2)):
-        monkeypatch.setattr("headdyn.data.threads.usable_cores", lambda cores=cores: cores)
+        monkeypatch.setattr("headdyn.core.threads.usable_cores", lambda cores=cores: cores)
         (tmp_path / name).mkdir()
         (replace(source, seed=1) if name == "other" else source).build(tmp_path / name)
     for file in ("train_tokens.npy", "train_topics.npy", "val_tokens.npy", "transitions.npy", "facts.json"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from headdyn.core.settings import ConfigError, build
-from headdyn.data.ordering import BatchSchedule, CyclePlace, Ordering, Shuffled, TopicOrdered, dominant_topics
+from headdyn.data.ordering import BatchSchedule, Ordering, Shuffled, TopicOrdered, dominant_topics
 
 ORDERINGS = [
     Shuffled(),
@@ -97,12 +97,12 @@ def test_passes_and_the_place_where_training_ends() -> None:
     dominant_N = np.repeat([0, 1, 2], [4, 4, 2])
     batches = BatchSchedule(ordering=TopicOrdered(), dominant_N=dominant_N, batch_size=4, seed=0)
     assert batches.passes(5) == 2.0
-    assert batches.place_after(1) == CyclePlace(fraction=0.4, topic=0)
-    assert batches.place_after(2) == CyclePlace(fraction=0.8, topic=1)
-    assert batches.place_after(3) == CyclePlace(fraction=0.2, topic=0)
-    assert batches.place_after(5) == CyclePlace(fraction=1.0, topic=2)
+    assert batches.place_after(1) == (0.4, 0)
+    assert batches.place_after(2) == (0.8, 1)
+    assert batches.place_after(3) == (0.2, 0)
+    assert batches.place_after(5) == (1.0, 2)
     shuffled = BatchSchedule(ordering=Shuffled(), dominant_N=dominant_N, batch_size=4, seed=0)
-    assert shuffled.place_after(3) == CyclePlace(fraction=0.2, topic=None)
+    assert shuffled.place_after(3) == (0.2, None)
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.25, 45), (0.0, None), (1.0, 0)])
@@ -113,8 +113,8 @@ def test_a_cooldown_takes_the_batches_of_a_shuffled_training(share: float, first
     for step in range(60):
         late = first is not None and step >= first
         assert np.array_equal(cooled.indices(step), schedule(Shuffled() if late else TopicOrdered()).indices(step))
-    assert (cooled.place_after(60).topic is None) == (first is not None)
-    assert (cooled.place_after(40).topic is None) == (first == 0)
+    assert (cooled.place_after(60)[1] is None) == (first is not None)
+    assert (cooled.place_after(40)[1] is None) == (first == 0)
 
 
 def test_bad_settings() -> None:

@@ -15,6 +15,7 @@ from headdyn.models.revisions import (
     FINAL,
     LISTS,
     PYTHIA,
+    check_integrity,
     in_order,
     is_pythia,
     parse,
@@ -166,3 +167,29 @@ def test_every_model_that_has_a_preset_is_in_the_table_of_suites() -> None:
         starts.append(f"{starts[-1].rpartition('_')[0]}{name}" if name.startswith("_") else name)
     presets = {path.stem for path in (root / "conf" / "model").glob("*.yaml")} - {"mini_qwen3"}  # trained by the run
     assert set(starts) == presets
+
+
+# -- integrity --------------------------------------------------------------------------------------------------------
+
+
+def test_revisions_that_differ_all_count() -> None:
+    assert check_integrity({"step0": "a", "step1": "b", "step143000": "c"}, "step143000") == ([], {})
+
+
+def test_the_end_of_training_keeps_its_name_and_its_copies_lose_theirs() -> None:
+    hashes = {"step0": "a", "step1000": "z", "step2000": "b", "step143000": "z"}
+    duplicates, excluded = check_integrity(hashes, "step143000")
+    assert duplicates == [["step1000", "step143000"]]
+    assert excluded == {"step1000": "its weights are those of step143000, the end of training"}
+
+
+def test_of_two_others_nothing_tells_which_is_right() -> None:
+    _, excluded = check_integrity({"step0": "a", "step1": "a", "step2": "a", "step4": "b"}, "step143000")
+    assert list(excluded) == ["step0", "step1", "step2"]
+    assert excluded["step1"] == "its weights are those of step0, step2, so one of the names is wrong"
+
+
+def test_without_a_trusted_end_no_copy_counts() -> None:
+    hashes = {"step8": "z", "step16": "z", "step1": "a", "step2": "a"}
+    assert list(check_integrity(hashes)[1]) == ["step8", "step16", "step1", "step2"]
+    assert list(check_integrity(hashes, "step16")[1]) == ["step8", "step1", "step2"]

@@ -10,7 +10,7 @@ import pytest
 
 from headdyn.core.run_folder import MANIFEST
 from headdyn.report.extension import added, packages
-from headdyn.report.figure_files import sweep_figures
+from headdyn.report.files import sweep_figures
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import run, sweep
 

@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 
 from headdyn.core.figures import Figure
 from headdyn.core.records import HeadTable
-from headdyn.report.pattern_figure import patterns_by_role
+from headdyn.report.sections.patterns import patterns_by_role
 from tests.figure_checks import clipped, decoded, overlapping, rows, texts
 from tests.report.folders import heads, patterns
 

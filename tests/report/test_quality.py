@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 
 from headdyn.core.json_files import write_json
-from headdyn.report.quality import checks
+from headdyn.report.sections.quality import checks
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import measured, run, sweep
 

@@ -5,8 +5,7 @@ import pytest
 from headdyn.core.figures import Curve, curves
 from headdyn.core.json_files import read_json, write_json
 from headdyn.report.run_page import title, write_run_page
-from headdyn.report.sections.figures import by_analysis
-from headdyn.report.sections.numbers import metric_groups
+from headdyn.report.sections.runs import figures_by_analysis, scalars_by_analysis
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import single_job
 from tests.report.folders import GLOSSARY, measured, run
@@ -43,7 +42,10 @@ def test_scalars_stand_under_the_analysis_that_measured_them(tmp_path: Path) -> 
         "selectivity": measured(0.1),
         "loss_nats": measured(2.0),
     }
-    groups = {name: [row["name"] for row in rows] for name, rows in metric_groups(job(tmp_path, GLOSSARY, scalars))}
+    groups = {
+        name: [row["name"] for row in rows]
+        for name, rows in scalars_by_analysis(job(tmp_path, GLOSSARY, scalars)).items()
+    }
     assert groups == {"corpus and training": ["random_nats"], "attention": ["selectivity"], "loss": ["loss_nats"]}
 
 
@@ -55,7 +57,7 @@ def test_metrics_absent_for_one_reason_share_a_line_behind_those_with_values(tmp
     }
     absent = {"reason": "effects need prompts", "n": 4, "unit": "head"}
     scalars = {"a": absent, "b": measured(0.5), "c": absent, "d": {"reason": "one head"}, "e": absent}
-    groups = dict(metric_groups(job(tmp_path, glossary, scalars)))
+    groups = scalars_by_analysis(job(tmp_path, glossary, scalars))
     assert [row["name"] for row in groups["clusters"]] == ["b", "d", "2 metrics"]
     assert groups["clusters"][-1]["scalar"]["reason"] == "effects need prompts"
     assert groups["clusters"][-1]["meaning"] == "a, c"
@@ -70,7 +72,7 @@ def test_figures_come_in_the_order_of_the_analyses(tmp_path: Path) -> None:
     )
     for name in ("circuits_heads", "attention_topics", "attention_roles", "training_loss", "head_clusters_map"):
         line.save(one.run.folder / "figures" / f"{name}.json")
-    groups = by_analysis(one)
+    groups = figures_by_analysis(one)
     assert [(name, [path.name for path in paths]) for name, paths in groups.items()] == [
         ("training", ["training_loss.json"]),
         ("attention", ["attention_roles.json", "attention_topics.json"]),

@@ -4,7 +4,7 @@ import pyarrow.csv
 import pytest
 
 from headdyn.report.__main__ import build
-from headdyn.sweep.run_table import write_run_table
+from headdyn.sweep.record import write_run_table
 from tests.report.folders import run, sweep
 
 

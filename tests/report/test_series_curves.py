@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headdyn.core.figures import Figure
-from headdyn.report.series.curves import curve, other_curves, primary_curve
+from headdyn.report.sections.series import curve, other_curves
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
 from tests.figure_checks import clipped, overlapping, rows, texts
@@ -19,6 +19,10 @@ from tests.report.series_folders import STEPS, emerging, judgement_at, verdict
 
 def only(root: Path, told: dict[str, Any] | None = None, **settings: Any) -> Any:
     return read_series(SweepRecord.read(emerging(root, told, **settings)))[0]
+
+
+def primary_curve(series: Any) -> Figure | None:
+    return curve(series, [series.primary])
 
 
 def lines(figure: Figure | None) -> dict[str, list[tuple[float, float]]]:

@@ -1,8 +1,7 @@
 from pathlib import Path
 from typing import Any
 
-from headdyn.report.quality import Check, checks
-from headdyn.report.series.quality import series_checks
+from headdyn.report.sections.quality import Check, checks, series_checks
 from headdyn.sweep.merge import merge
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import collect_series, read_series

@@ -15,7 +15,7 @@ from tests.report.test_sweep_page import Text
 
 def test_checkpoints_are_one_group_named_by_revision(tmp_path: Path) -> None:
     record = SweepRecord.read(emerging(tmp_path))
-    assert record.groups == [""]  # revisions are no settings that keep runs apart
+    assert list(record.groups) == [""]  # revisions are no settings that keep runs apart
     assert [job.label for job in record.jobs] == [f"step{step}" for step in STEPS]
     assert record.effects == []
 

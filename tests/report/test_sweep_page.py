@@ -253,7 +253,7 @@ def test_groups_of_other_settings_stand_side_by_side(tmp_path: Path) -> None:
         for o in ("shuffled", "topic")
     ]
     folder = sweep(tmp_path, entries, swept=["data_ordering"])  # as merged of two commands
-    assert SweepRecord.read(folder).groups == ["smoke", "laptop"]
+    assert list(SweepRecord.read(folder).groups) == ["smoke", "laptop"]
     html, read = page(folder)
     assert "smoke: mode=smoke, train.steps=120" in read.text
     assert '"Held-out loss (laptop)"' in json.dumps(specs(html))

@@ -68,14 +68,14 @@ def test_it_is_in_the_summary_with_its_interval(sweep: SweepRecord) -> None:
 
 
 def test_it_is_tested_and_said_in_its_own_words(sweep: SweepRecord, capsys: pytest.CaptureFixture[str]) -> None:
-    assert sweep.outcomes.names == ("embedding_size", "loss_nats") and sweep.outcomes.primary == "embedding_size"
+    assert sweep.outcomes == ("embedding_size", "loss_nats") and sweep.primary == "embedding_size"
     (row,) = [row for row in sweep.effects if row["outcome"] == "embedding_size"]
     assert row["factors"] == ["model.num_layers"] and row["levels"] == {"model.num_layers": [1, 2]} and row["n"] == 2
     values = {
         (job.factors["model.num_layers"], job.factors["seed"]): job.run.value("embedding_size") for job in sweep.jobs
     }
     assert row["value"] == pytest.approx(sum(values[2, seed] - values[1, seed] for seed in (0, 1)) / 2)
-    print_summary(Console(width=200), sweep)
+    print_summary(Console(width=200), sweep, sweep.folder / "report.html")
     text = " ".join(capsys.readouterr().out.split())
     assert "size of the embedding" in text and "(thousandths)" in text
     assert "on size of the embedding detected" in text or "Effect on size of the embedding" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from headdyn.core.json_files import read_json
 from headdyn.data.corpus import Corpus, Split
+from headdyn.models.checkpoints.snapshots import snapshot_steps
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
 from headdyn.training.loop import Progress
-from headdyn.training.next_token import NextToken, TrainingResult, train
+from headdyn.training.next_token import NextToken, train
 from headdyn.training.settings import TrainSettings
 
 VOCAB, LENGTH = 16, 24
@@ -84,6 +86,19 @@ def task(folder: Path, settings: TrainSettings = SETTINGS, **changes: Any) -> Ne
     return NextToken(settings=settings, folder=folder, **{**usual, **changes})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training, as its folder has it."""
+
+    decoder: Decoder
+    steps: int
+    val_loss_nats: Mapping[int, float]
+    snapshots: Mapping[int, Path]
+    seconds: float
+    tokens_per_second: float
+    compiled: bool
+
+
 def trained(
     folder: Path,
     settings: TrainSettings = SETTINGS,
@@ -92,8 +107,11 @@ def trained(
     observer: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     **changes: Any,
-) -> TrainingResult:
-    return train(task(folder, settings, **{"decoder": decoder(seed), **changes}), observer, should_stop)
+) -> Trained:
+    this = task(folder, settings, **{"decoder": decoder(seed), **changes})
+    losses, facts = train(this, observer, should_stop), read_json(folder / "result.json")
+    snapshots = snapshot_steps(folder / "snapshots")
+    return Trained(decoder=this.decoder, steps=settings.steps, val_loss_nats=losses, snapshots=snapshots, **facts)
 
 
 def weights(decoder: Decoder) -> dict[str, torch.Tensor]:

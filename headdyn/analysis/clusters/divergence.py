@@ -5,7 +5,6 @@ heads exchange roles, match them by head_matching.py first.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,7 +54,7 @@ def cluster_divergence(
     the heads' distances; both lie in 0..2, and unrelated checkpoints have 1. A small p says that they are related: it
     counts random relabellings of the heads under which the checkpoints agree at least as well.
     """
-    rows: list[dict[str, Any]] = []
+    rows: list[HeadTable] = []
     named = [set(side["distances"]["kind"].to_pylist()) for side in (before, after)]
     for kind in (kind for kind in KINDS if all(kind in names for names in named)):
         for layer in sorted(set(after["distances"]["layer"].to_pylist())):
@@ -66,13 +65,11 @@ def cluster_divergence(
                 ("label", (match.rand, match.p_rand), "one cluster"),
                 ("distance", mantel(old_HH, new_HH, relabellings, generator), "distances that are all alike"),
             ):
-                row = {"metric": f"{kind}_{name}_divergence", "layer": layer, "n": len(new_H), "unit": "head"}
-                if np.isfinite(value):
-                    row |= {"value": min(max(1 - value, 0.0), 2.0), "null": 1.0, "p": p}
-                else:
-                    row |= {"reason": f"a checkpoint has {lacking}"}
-                rows.append(row)
-    return HeadTable.from_rows(rows).with_q()
+                columns = {"p": p, "n": len(new_H), "unit": "head", "reason": f"a checkpoint has {lacking}"}
+                null = np.nan if np.isnan(value) else 1.0
+                row = HeadTable.whole(f"{kind}_{name}_divergence", np.clip(1 - value, 0, 2), null=null, **columns)
+                rows.append(row.labelled(layer=layer))
+    return HeadTable.concat(rows).with_q()
 
 
 def mantel(

@@ -83,10 +83,9 @@ def behind_gains(random_RHH: np.ndarray, decoder: Decoder, layer: int) -> dict[s
 def rotated_heads(gram_HH: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
     """Inner products of rotated heads, which have these heads' mean and covariance but no groups, [R, H, H].
 
-    Heads drawn from one Gaussian have the same distribution after any rotation among them that keeps their mean. A
-    random rotation keeps mean and covariance exactly and mixes the heads. So a test against rotated heads keeps its
-    level whatever profile heads share, and however few axes they vary along (Langsrud 2005). The mean is
-    subtracted, since only distances are compared. Numbering the heads differently changes nothing.
+    For heads drawn from one Gaussian, rotations that keep their mean change no probability, so that they are an exact
+    null (Langsrud 2005; science.md §12). The mean is subtracted, since only distances are compared. Numbering the heads
+    differently changes nothing.
     """
     heads = len(gram_HH)
     gram_HH = centred(gram_HH)

@@ -4,21 +4,14 @@ Letters as in clusterings.py; L layers, P pairs. A layer's row has heads as its 
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 
-from headdyn.analysis.clusters import CIRCUITS, clusterings
-from headdyn.analysis.clusters.all_clusterings import (
-    AllClusterings,
-    Clouds,
-    Key,
-    Recipe,
-    against_null,
-    agreement,
-    separates,
-)
+from headdyn.analysis.clusters import CIRCUITS, all_clusterings, clusterings
+from headdyn.analysis.clusters.all_clusterings import AllClusterings, Clouds, Key, Recipe
 from headdyn.analysis.clusters.figures import assignment_figure, point_figure, silhouette_figure
 from headdyn.analysis.clusters.geometry import behind_gains, circuit_cosines, random_circuit_cosines, rotated_heads
 from headdyn.analysis.clusters.tables import clustering_table, coordinate_table, distance_table
@@ -60,11 +53,15 @@ def measure(
         make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
         effect_LHP = _effects(model, corpus.in_company(), ABLATE, range(c.num_layers))
         profiles = {"effect_profiles": profile_table({"effect_nats": np.moveaxis(effect_LHP, -1, 0)})}
-        kinds["behaviour"] = _behaviour(recipe, effect_LHP, settings.null_draws, generator)
-        effects = make.effects("repair", _effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
-        value_H, p_H = (np.array([row[column] for row in effects]) for column in ("value", "p"))
-        repairs_H = (benjamini_hochberg(p_H) < 0.05) & (value_H > 0)
-        tables += [_effect_rows(make, effect_LHP), _agreement_rows(kinds, settings.relabellings, generator)]
+        gram_LHH = effect_LHP @ effect_LHP.swapaxes(-1, -2) / effect_LHP.shape[-1]  # distances: rms over pairs, nats
+        rotated = [rotated_heads(gram_HH, settings.null_draws, generator) for gram_HH in gram_LHH]
+        kinds["behaviour"] = _clouds(recipe, gram_LHH, rotated, generator)
+        repair_H = make.effects(_effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
+        repairs_H = (benjamini_hochberg(repair_H.p) < 0.05) & (repair_H.value > 0)
+        effect_X = make.effects(effect_LHP.reshape(-1, effect_LHP.shape[-1]).T)
+        effect_LH = effect_X[np.arange(c.num_layers * c.num_heads).reshape(c.num_layers, -1)]
+        tables.append(effect_LH.rows("effect_nats", unit="pair", null=0.0))
+        tables.append(_agreement_rows(kinds, settings.relabellings, generator))
     else:
         tables.append(_without_prompts(settings, c.num_layers, c.num_heads))
     tables += [_kind_rows(kind, clouds, settings.relabellings, generator) for kind, clouds in kinds.items()]
@@ -72,11 +69,10 @@ def measure(
     # Two families: whether layers fall into groups, and what single heads do.
     heads = HeadTable(table.table.filter(pc.is_valid(table.table["head"]))).with_q()
     table = table.where(head=None).with_q()
-    rows = [row | {"layer": None} for row in table.where(layer=layer).rows()]
-    rows.append(_accuracy_row(kinds, repairs_H, layer, settings.relabellings, generator))
+    accuracy = _accuracy_row(kinds, repairs_H, layer, settings.relabellings, generator)
     own = {kind: clouds.own for kind, clouds in kinds.items()}
     return Findings(
-        table=HeadTable.concat([heads, table, HeadTable.from_rows(rows)]),
+        table=HeadTable.concat([heads, table, table.where(layer=layer).labelled(layer=None), accuracy]),
         figures={
             "silhouettes": silhouette_figure(kinds, table),
             "assignments": assignment_figure(own, layer, layer, repairs_H),
@@ -128,12 +124,6 @@ def _key(name: str) -> Key:
     return method, float(setting)
 
 
-def _behaviour(recipe: Recipe, effect_LHP: np.ndarray, draws: int, generator: np.random.Generator) -> Clouds:
-    pairs = effect_LHP.shape[-1]
-    gram_LHH = effect_LHP @ effect_LHP.swapaxes(-1, -2) / pairs  # distances: root mean square over pairs, in nats
-    return _clouds(recipe, gram_LHH, [rotated_heads(gram_HH, draws, generator) for gram_HH in gram_LHH], generator)
-
-
 def _effects(model: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int]) -> np.ndarray:
     """Change of Δ in nats when each head alone is patched, [L, H, P]."""
     patching = PromptPatching(model, prompts, patch, layers)
@@ -157,12 +147,16 @@ def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.rando
     null_quality = [null.quality() for null in clouds.nulls]
     for name, value_L in clouds.own.quality().items():
         compared = zip(value_L, (null[name] for null in null_quality), strict=True)
-        null_L, p_L = zip(*(against_null(value, null_R, name in TESTED) for value, null_R in compared), strict=True)
+        null_L, p_L = zip(
+            *(all_clusterings.against_null(value, null_R, name in TESTED) for value, null_R in compared), strict=True
+        )
         if f"{kind}_{name}" in EVEN_SHARE:
             null_L, p_L = (1 / (heads - 1),) * layers, (np.nan,) * layers
         tables.append(_layers(f"{kind}_{name}", value_L, null_L, p_L, heads))
     parity_H = np.arange(heads) % 2
-    matches = [agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH]
+    matches = [
+        all_clusterings.agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH
+    ]
     rand_L, p_rand_L = [each.rand for each in matches], [each.p_rand for each in matches]
     tables.append(_layers(f"{kind}_parity_rand", rand_L, np.zeros(layers), p_rand_L, heads))
     # Random heads are exchangeable, so that each of them is a draw for every head.
@@ -180,7 +174,7 @@ def _agreement_rows(kinds: Mapping[str, Clouds], relabellings: int, generator: n
     tables, effects_LH = [], kinds["behaviour"].own.split_RH
     for kind in CIRCUITS:
         pairs = zip(kinds[kind].own.split_RH, effects_LH, strict=True)
-        matches = [agreement(*pair, relabellings, generator) for pair in pairs]
+        matches = [all_clusterings.agreement(*pair, relabellings, generator) for pair in pairs]
         rand, p_rand, information, null, p_information = (
             [getattr(each, name) for each in matches]
             for name in ("rand", "p_rand", "information_nats", "null_information_nats", "p_information")
@@ -191,17 +185,7 @@ def _agreement_rows(kinds: Mapping[str, Clouds], relabellings: int, generator: n
     return HeadTable.concat(tables)
 
 
-def _effect_rows(make: PairRows, effect_LHP: np.ndarray) -> HeadTable:
-    """Head rows of mean effects, with intervals over pairs and p by sign flips."""
-    rows = make.effects("effect_nats", effect_LHP.reshape(-1, effect_LHP.shape[-1]).T)
-    places = np.ndindex(effect_LHP.shape[:2])
-    return HeadTable.from_rows(
-        row | {"layer": layer, "head": head} for row, (layer, head) in zip(rows, places, strict=True)
-    )
-
-
 def _without_prompts(settings: HeadClusters, layers: int, heads: int) -> HeadTable:
-    """The rows that need prompts, absent."""
     absent = []
     for name in settings.metrics:
         if name == "effect_nats" or name == "behaviour_alone":
@@ -217,21 +201,22 @@ def _accuracy_row(
     layer: int,
     relabellings: int,
     generator: np.random.Generator,
-) -> dict[str, Any]:
+) -> HeadTable:
     """The model's row of prediction accuracy at one layer, against as many repairing heads settings at random.
 
     Clusterings are those of both circuits by k-means and Ward; DBSCAN is left out, since it leaves heads without label.
     """
-    row: dict[str, Any] = {"metric": "prediction_accuracy", "unit": "clustering"}
+    row = partial(HeadTable.whole, "prediction_accuracy", unit="clustering")
     if repairs_H is None:
-        return row | {"reason": NO_PROMPTS}
+        return row(None, reason=NO_PROMPTS)
     if repairs_H.all() or not repairs_H.any():
         number = "every head" if repairs_H.all() else "no head"
-        return row | {"reason": f"{number} of layer {layer} repairs the answer when patched alone: nothing to split"}
+        return row(None, reason=f"{number} of layer {layer} repairs the answer when patched alone: nothing to split")
     labels = [kinds[kind].own.labels for kind in CIRCUITS]
     labels_CH = np.stack(
         [labels_LH[layer] for of in labels for (method, _), labels_LH in of.items() if method != "dbscan"]
     )
-    accuracy_R = separates(labels_CH, clusterings.relabellings(repairs_H, relabellings, generator)).mean(-1)
-    value, null = float(accuracy_R[0]), float(accuracy_R[1:].mean())
-    return row | {"value": value, "null": null, "p": at_least_as_high(accuracy_R), "n": len(labels_CH)}
+    accuracy_R = all_clusterings.separates(
+        labels_CH, clusterings.relabellings(repairs_H, relabellings, generator)
+    ).mean(-1)
+    return row(accuracy_R[0], null=accuracy_R[1:].mean(), p=at_least_as_high(accuracy_R), n=len(labels_CH))

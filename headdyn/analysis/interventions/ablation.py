@@ -35,20 +35,17 @@ def _metrics() -> dict[str, Metric]:
     law = "KL of the next token's law"
     metrics = {
         "only_kl_nats": kl(
-            label="KL, this head alone left",
-            meaning=f"{law}, this head alone left in its layer, the others' z set to their means",
+            "KL, this head alone left", f"{law}, this head alone left in its layer, the others' z set to their means"
         )
     }
     for kind, how in KINDS.items():
-        metrics[f"{kind}_kl_nats"] = kl(label=f"KL, {kind}-ablation of this head", meaning=f"{law}, this head's {how}")
+        metrics[f"{kind}_kl_nats"] = kl(f"KL, {kind}-ablation of this head", f"{law}, this head's {how}")
         metrics[f"layer_{kind}_kl_nats"] = kl(
-            label=f"KL, {kind}-ablation of the layer", meaning=f"{law}, all heads of the layer with {how}"
+            f"KL, {kind}-ablation of the layer", f"{law}, all heads of the layer with {how}"
         )
         for group, words in GROUPS.items():
             metrics[f"{group}_{kind}_kl_nats"] = kl(
-                label=f"KL, {kind}-ablation of {words}",
-                meaning=f"{law}, {words} with {how}",
-                outcome=group in ("even", "odd"),
+                f"KL, {kind}-ablation of {words}", f"{law}, {words} with {how}", outcome=group in ("even", "odd")
             )
     for circuit in CIRCUITS:
         metrics[f"{circuit}_parity_energy"] = Metric(

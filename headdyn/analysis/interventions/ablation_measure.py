@@ -13,7 +13,6 @@ from headdyn.analysis.estimates import Estimate, means
 from headdyn.analysis.head_profiles import profile_table
 from headdyn.analysis.interventions.ablation import GROUPS, KINDS, Ablation, Kind
 from headdyn.analysis.interventions.head_ablation import HeadAblation, Texts, group_rank
-from headdyn.analysis.interventions.pair_rows import Row
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import heads_as_weights, in_dtype
 from headdyn.analysis.interventions.splits import head_groups
@@ -40,8 +39,7 @@ def measure(settings: Ablation, decoder: Decoder, corpus: Prompts | Corpus, gene
     clusters = cluster_groups(decoder, layer, generator)
     groups = _groups(runs, layer, clusters, settings.random_groups, generator)
     rows = [group.row(texts, generator, settings.bootstrap_draws) for group in groups]
-    energies = HeadTable.from_rows(_energies(decoder, settings.splits, generator))
-    tested = HeadTable.concat([*rows, energies]).with_q()
+    tested = HeadTable.concat([*rows, *_energies(decoder, settings.splits, generator)]).with_q()
     return Findings(
         table=HeadTable.concat([heads, tested]),
         figures={"heads": _head_figure(heads), "groups": _group_figure(groups, tested, layer)},
@@ -119,7 +117,7 @@ def _groups(
     return groups
 
 
-def _energies(decoder: Decoder, splits: int, generator: np.random.Generator) -> list[Row]:
+def _energies(decoder: Decoder, splits: int, generator: np.random.Generator) -> list[HeadTable]:
     """Even against odd heads by their weights, at every layer; heads are the unit."""
     heads = decoder.config.num_heads
     even_H = np.arange(heads) % 2 == 0
@@ -129,9 +127,9 @@ def _energies(decoder: Decoder, splits: int, generator: np.random.Generator) -> 
         for circuit, cosine_HH in circuit_cosines(decoder, layer).items():
             distance_HH = clusterings.distances(cosine_HH[None])[0]
             value, null_R = energy(distance_HH, even_H[None])[0], energy(distance_HH, splits_RH)
-            row = {"metric": f"{circuit}_parity_energy", "layer": layer, "value": float(value)}
-            p = group_rank(value, even_H, splits_RH, null_R)
-            rows.append(row | {"null": float(null_R.mean()), "p": p, "n": heads, "unit": "head"})
+            columns = {"null": null_R.mean(), "p": group_rank(value, even_H, splits_RH, null_R), "n": heads}
+            row = HeadTable.whole(f"{circuit}_parity_energy", value, **columns, unit="head")
+            rows.append(row.labelled(layer=layer))
     return rows
 
 

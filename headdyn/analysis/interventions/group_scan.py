@@ -47,8 +47,8 @@ class GroupScan(PatchSettings):
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "best_group_nats": nats(
-            label="what the best group adds",
-            meaning="mean Δ with the most exceptional group patched, less that of groups of its size; for each pair "
+            "what the best group adds",
+            "mean Δ with the most exceptional group patched, less that of groups of its size; for each pair "
             "that group is chosen on the other pairs. p: of the whole scan, heads relabelled in each pair",
             outcome=True,
         ),

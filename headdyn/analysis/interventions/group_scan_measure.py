@@ -1,8 +1,4 @@
-"""A scan over groups of heads of any size, with a null of the whole scan. Letters: S groups, P pairs, H heads.
-
-Under the null, heads are exchangeable in each pair separately, so a group's Δ in a pair is a random draw from the Δ of
-all groups of its size. Their mean and variance, which no relabelling changes, standardise excesses exactly.
-"""
+"""A scan over groups of heads of any size, with a null of the whole scan. Letters: S groups, P pairs, H heads."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +14,7 @@ import pyarrow as pa
 from headdyn.analysis.interventions.group_scan import GroupScan
 from headdyn.analysis.interventions.pair_rows import PairRows
 from headdyn.analysis.interventions.patch import chosen_layer
-from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
+from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.splits import head_groups
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import Findings, HeadTable
@@ -41,18 +38,18 @@ def measure(settings: GroupScan, decoder: Decoder, prompts: Prompts, generator: 
     weight_P = np.concatenate([np.full(delta_SP.shape[1], 1 / delta_SP.shape[1]) for delta_SP in deltas]) / len(kinds)
     scan = Scan.of(groups, np.concatenate(deltas, axis=1), weight_P)
     null_R = scan.null(settings.relabellings, generator)
+    p, limit = at_least_as_high(null_R), np.quantile(null_R, 0.95).item()
     pairs = len(weight_P)
-    whole = {"n": pairs, "unit": "pair"}
-    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
-    p = at_least_as_high(null_R)
-    limit = np.quantile(null_R, 0.95).item()
-    rows = [{"metric": "scan_maximum", "value": null_R[0].item(), "null": limit, "p": p, **whole}]
+    common: dict[str, Any] = {"n": pairs, "unit": "pair"}
+    maximum = HeadTable.whole("scan_maximum", null_R[0], null=limit, p=p, **common)
     if pairs > 1:
-        rows.append(make.mean("best_group_nats", pairs * weight_P * scan.held_out_P(), null=0.0, p=p))
+        make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws)
+        best = make.mean("best_group_nats", pairs * weight_P * scan.held_out_P(), null=0.0, p=p)
     else:
-        rows.append({"metric": "best_group_nats", "reason": "one pair leaves none to choose the group on", **whole})
+        reason = "one pair leaves none to choose the group on"
+        best = HeadTable.whole("best_group_nats", None, reason=reason, **common)
     return Findings(
-        table=HeadTable.from_rows(rows),
+        table=HeadTable.concat([maximum, best]),
         figures={"scan": _figure(scan, limit, layer)},
         tables={
             "group_scan": pa.table(
@@ -150,10 +147,7 @@ def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Gen
         for places in head_groups(range(heads), size, most // heads, generator):
             for turn in range(heads):
                 groups.setdefault(tuple(sorted(order_H[(np.array(places) + turn) % heads].tolist())))
-    member_SH = np.zeros((len(groups), heads), dtype=bool)
-    for row, members in zip(member_SH, groups, strict=True):
-        row[list(members)] = True
-    return Groups(member_SH=member_SH, order_H=order_H)
+    return Groups(member_SH=heads_as_weights(list(groups), heads) == 1, order_H=order_H)
 
 
 @dataclass(frozen=True, kw_only=True)

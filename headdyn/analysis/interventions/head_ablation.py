@@ -109,8 +109,6 @@ class HeadAblation:
 
 
 class _Group:
-    """One group's plain pass, and its cells."""
-
     def __init__(
         self,
         decoder: Decoder,

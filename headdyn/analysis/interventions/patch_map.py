@@ -7,7 +7,7 @@ corrupted values into the clean one; the two disagree where heads back each othe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import settings
 
 if TYPE_CHECKING:
-    from headdyn.analysis.interventions.pair_rows import Row
-    from headdyn.analysis.interventions.patching import PromptPatching
+    from headdyn.analysis.estimates import Estimate
     from headdyn.data.prompts import Prompts
     from headdyn.models.decoder import Decoder
 
@@ -35,25 +34,21 @@ def _metrics() -> dict[str, Metric]:
     for prefix, what in (("", ""), ("layer_", " of all heads of the layer together")):
         for direction, (target, source) in DIRECTIONS.items():
             metrics[f"{prefix}{direction}_nats"] = nats(
-                label=f"{direction}{what}",
-                meaning=f"change of Δ of {target} prompts when {source} values are written{what}",
+                f"{direction}{what}", f"change of Δ of {target} prompts when {source} values are written{what}"
             )
             metrics[f"{prefix}{direction}_recovered"] = Metric(
                 label=f"{direction}, share of the way{what}",
                 meaning=f"{direction}_nats over the distance to the {source} prompts' Δ{what}",
             )
         metrics[f"{prefix}control_nats"] = nats(
-            label=f"sufficiency on controls{what}", meaning=f"sufficiency_nats on control pairs{what}"
+            f"sufficiency on controls{what}", f"sufficiency_nats on control pairs{what}"
         )
     for target in ("clean", "corrupted"):
         metrics[f"{target}_nats"] = nats(
-            label=f"Δ of {target} prompts", meaning=f"mean Δ of {target} prompts, bug pairs", outcome=True
+            f"Δ of {target} prompts", f"mean Δ of {target} prompts, bug pairs", outcome=True
         )
         metrics[f"{target}_success"] = share(
-            label=f"{target} prompts",
-            meaning=f"share of bug pairs answered rightly, {target} prompts",
-            unit="% right",
-            outcome=True,
+            f"{target} prompts", f"share of bug pairs answered rightly, {target} prompts", unit="% right", outcome=True
         )
     return metrics
 
@@ -74,40 +69,40 @@ class PatchMap(PatchSettings):
     def __call__(self, decoder: Decoder, corpus: Prompts, generator: np.random.Generator) -> Findings:
         """Head and layer rows of every effect, model rows of the unpatched prompts, one head map."""
         from headdyn.analysis.interventions.pair_rows import PairRows
-        from headdyn.analysis.interventions.patching import bug_pairs, in_dtype
+        from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, in_dtype
 
         bugs, controls = bug_pairs(corpus), corpus.where(~corpus.is_bug_P)
-        model, places = in_dtype(decoder, self.dtype), decoder.config.num_heads + 1
+        layers, heads = range(decoder.config.num_layers), decoder.config.num_heads
+        model, cells = in_dtype(decoder, self.dtype), np.concatenate((np.eye(heads), np.ones((1, heads))))
+
+        def patched(prompts: Prompts, direction: Direction) -> tuple[PromptPatching, np.ndarray]:
+            """Δ of every head alone and, last, of all heads of the layer, layer by layer: [L · (H + 1), P]."""
+            patching = PromptPatching(model, prompts, self.patch(direction), layers)
+            delta = patching.deltas(dict.fromkeys(layers, cells))
+            return patching, np.concatenate([delta[layer] for layer in layers])
+
         make = PairRows(generator=generator, bootstrap_draws=self.bootstrap_draws, sign_flips=self.sign_flips)
-        grid: list[Row] = []  # layer by layer, all heads together last
-        whole: list[Row] = []
+        place_LC = np.arange(len(layers) * len(cells)).reshape(len(layers), -1)
+        alone: list[HeadTable] = []
+        whole: list[HeadTable] = []
+        together: list[HeadTable] = []
+
+        def add(metric: str, change_X: Estimate, **columns: Any) -> None:
+            alone.append(change_X[place_LC[:, :-1]].rows(metric, unit="pair", **columns))
+            together.append(change_X[place_LC[:, -1]].rows(f"layer_{metric}", unit="pair", **columns))
+
         for direction, (target, _) in DIRECTIONS.items():
-            patching, delta_XP = self._grid(model, bugs, direction)
-            grid += make.effects(f"{direction}_nats", (delta_XP - patching.target_P).T)
-            grid += make.recovered(f"{direction}_recovered", delta_XP, patching.target_P, patching.source_P)
+            patching, delta_XP = patched(bugs, direction)
+            add(f"{direction}_nats", make.effects((delta_XP - patching.target_P).T), null=0.0)
+            recovered, columns = make.recovered(delta_XP, patching.target_P, patching.source_P)
+            add(f"{direction}_recovered", recovered, **columns)
             whole.append(make.mean(f"{target}_nats", patching.target_P))
             whole.append(make.success(f"{target}_success", patching.target_P))
         if controls.pairs:
-            patching, delta_XP = self._grid(model, controls, "sufficiency")
-            grid += make.effects("control_nats", (delta_XP - patching.target_P).T)
-        head_rows: list[Row] = []
-        for number, row in enumerate(grid):
-            layer, head = divmod(number % (places * decoder.config.num_layers), places)
-            if head < places - 1:
-                head_rows.append(row | {"layer": layer, "head": head})
-            else:
-                whole.append(row | {"metric": f"layer_{row['metric']}", "layer": layer})
-        heads = HeadTable.from_rows(head_rows).with_q()
-        return Findings(table=HeadTable.concat([heads, HeadTable.from_rows(whole)]), figures={"heads": _figure(heads)})
-
-    def _grid(self, model: Decoder, prompts: Prompts, direction: Direction) -> tuple[PromptPatching, np.ndarray]:
-        """Δ of every head alone and, last, of all heads of the layer, layer by layer: [L · (H + 1), P]."""
-        from headdyn.analysis.interventions.patching import PromptPatching
-
-        layers, heads = range(model.config.num_layers), model.config.num_heads
-        patching = PromptPatching(model, prompts, self.patch(direction), layers)
-        delta = patching.deltas(dict.fromkeys(layers, np.concatenate((np.eye(heads), np.ones((1, heads))))))
-        return patching, np.concatenate([delta[layer] for layer in layers])
+            patching, delta_XP = patched(controls, "sufficiency")
+            add("control_nats", make.effects((delta_XP - patching.target_P).T), null=0.0)
+        table = HeadTable.concat(alone).with_q()
+        return Findings(table=HeadTable.concat([table, *whole, *together]), figures={"heads": _figure(table)})
 
 
 def _figure(heads: HeadTable) -> Figure:

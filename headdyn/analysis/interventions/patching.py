@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from headdyn.analysis.interventions.patch import Patch, chosen_layer
+from headdyn.analysis.interventions.patch import Dtype, Patch, chosen_layer
 from headdyn.analysis.interventions.restart import Restart, slices
 from headdyn.data.prompts import PromptGroup, Prompts
 from headdyn.models.decoder import Decoder, Edit
@@ -56,13 +56,7 @@ class GroupPatching:
         )
         self._places_T = self._source_places(group, tokens_RT.shape[1])
         self._restart = Restart(
-            decoder,
-            tokens_RT,
-            layers,
-            site=patch.site,
-            read=answer,
-            written_T=self._places_T >= 0,
-            max_bytes=max_bytes,
+            decoder, tokens_RT, layers, site=patch.site, read=answer, written_T=self._places_T >= 0, max_bytes=max_bytes
         )
         site, last = "z" if patch.site == "z" else "attn_out", ("resid_post", c.num_layers - 1)
         source = decoder.trace(source_RT, sites=(site, last[0]), layers=range(min(layers), c.num_layers), logits=None)
@@ -177,12 +171,12 @@ def bug_pairs(prompts: Prompts) -> Prompts:
     return bugs
 
 
-def in_dtype(decoder: Decoder, dtype: torch.dtype | str) -> Decoder:
+def in_dtype(decoder: Decoder, dtype: Dtype) -> Decoder:
     """The decoder in a dtype: itself where it is that already, else a copy."""
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    if decoder.embed.weight.dtype == dtype:
+    to = getattr(torch, dtype)
+    if decoder.embed.weight.dtype == to:
         return decoder
-    return Decoder.from_state(decoder.config, {name: part.to(dtype) for name, part in decoder.state_dict().items()})
+    return Decoder.from_state(decoder.config, {name: part.to(to) for name, part in decoder.state_dict().items()})
 
 
 def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.ndarray:

@@ -26,9 +26,7 @@ def _metrics() -> dict[str, Metric]:
         metrics[f"{name}_logit_change"] = Metric(
             label=f"largest change of a logit, {label}", meaning=f"max |Δlogit|, {against}", low=0, unit="logits"
         )
-        metrics[f"{name}_answers_changed"] = share(
-            label=f"answers changed, {label}", meaning=f"share of pairs, {against}"
-        )
+        metrics[f"{name}_answers_changed"] = share(f"answers changed, {label}", f"share of pairs, {against}")
 
     for dtype in DTYPES:
         for order in (*ORDERS, CONTROL):
@@ -38,13 +36,11 @@ def _metrics() -> dict[str, Metric]:
                 f"{order} order against none, both {dtype}",
             )
         change(dtype, dtype, f"{dtype} against the first dtype, heads in place")
-        metrics[f"{dtype}_repetition"] = share(
-            label=f"repetition, {dtype}", meaning=f"repeated trigrams in greedy texts, {dtype}"
-        )
+        metrics[f"{dtype}_repetition"] = share(f"repetition, {dtype}", f"repeated trigrams in greedy texts, {dtype}")
     for order in ORDERS:
         metrics[f"{order}_strength_nats"] = nats(
-            label=f"strength of Δ, {order.replace('_', ' ')} order",
-            meaning=f"Δ patching heads at even places − at odd places, {order} order",
+            f"strength of Δ, {order.replace('_', ' ')} order",
+            f"Δ patching heads at even places − at odd places, {order} order",
         )
     return metrics
 

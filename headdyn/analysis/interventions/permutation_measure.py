@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from headdyn.analysis.interventions.pair_rows import PairRows, Row, succeeds
+from headdyn.analysis.interventions.pair_rows import PairRows, succeeds
 from headdyn.analysis.interventions.patch import Dtype, Patch, chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.permutation import CONTROL, ORDERS, HeadPermutation
@@ -38,7 +38,7 @@ def measure(settings: HeadPermutation, decoder: Decoder, prompts: Prompts, gener
     for name, (even_P, odd_P) in zip(orders, delta_O2P, strict=True):
         rows.append(make.mean(f"{name}_strength_nats", even_P - odd_P))
     return Findings(
-        table=HeadTable.from_rows(rows),
+        table=HeadTable.concat(rows),
         figures={"orders": _figure(records)},
         tables={"orders": pa.Table.from_pylist(records)},
     )
@@ -118,7 +118,7 @@ def _compare(
     prompts: Prompts,
     layer: int,
     orders: Mapping[str, tuple[int, ...]],
-) -> tuple[list[Row], list[Row]]:
+) -> tuple[list[HeadTable], list[dict[str, Any]]]:
     """Rows for the table of heads, and one record per dtype and order."""
     cells = [(dtype, name) for dtype in settings.dtypes for name in (_PLAIN, *orders, CONTROL)]
     orders = {**orders, CONTROL: orders["reverse"]}
@@ -138,17 +138,17 @@ def _compare(
         from_first = {f"{key}{_FROM_FIRST}": value for key, value in compared(result, first).items()}
         return {**compared(result, reference), **from_first, "repetition": repetition(result.texts_NT)}
 
-    rows: list[Row] = []
-    records: list[Row] = []
+    rows: list[HeadTable] = []
+    records: list[dict[str, Any]] = []
     count = sum(len(group.corrupted_NT) for group in prompts.groups)
     done = [part for _, part in parts("reordering heads", "models", len(cells), 1, cell)]
     for (dtype, name), part in zip(cells, done, strict=True):
         metric, against = (dtype, _FROM_FIRST) if name == _PLAIN else (f"{name}_{dtype}", "")
-        change = {"value": float(part[f"logit_change{against}"]), "null": 0.0, "n": count, "unit": "prompt"}
-        answers = make.success(f"{metric}_answers_changed", part[f"answers_changed{against}"])
-        rows += [{"metric": f"{metric}_logit_change", **change}, answers | {"null": 0.0}]
+        change = float(part[f"logit_change{against}"])
+        rows.append(HeadTable.whole(f"{metric}_logit_change", change, null=0.0, n=count, unit="prompt"))
+        rows.append(make.success(f"{metric}_answers_changed", part[f"answers_changed{against}"], null=0.0))
         if name == _PLAIN:
-            rows.append(make.mean(f"{dtype}_repetition", part["repetition"]) | {"unit": "text"})
+            rows.append(make.mean(f"{dtype}_repetition", part["repetition"], unit="text"))
         else:
             means = {key: float(value.mean()) for key, value in part.items()}
             records.append({"dtype": dtype, "order": name, "heads": list(orders[name]), **means})

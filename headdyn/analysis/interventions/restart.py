@@ -32,9 +32,8 @@ _CPU_BYTES, _DEVICE_BYTES = 2**26, 2**30
 class Restart:
     """Rows of equal length: their plain pass is run at construction, and every cell starts from it.
 
-    `layers` are those whose heads may change, at `site`: "z" is each head's output before W_O; "attn_out_slice" cuts
-    the D numbers behind W_O into H pieces, which are no heads. `written_T` marks the positions that change (all, if
-    None), `read` counts the positions at the end that are read, `documents_NT` confines attention to documents.
+    `layers` are those whose heads may change, at `site` (see `Patch`). `written_T` marks the positions that change
+    (all, if None), `read` counts those at the end that are read, `documents_NT` confines attention to documents.
     `max_bytes` bounds the memory of the cells that run at once, of which `measure` (see `run`) takes `read_bytes` for
     each cell.
 

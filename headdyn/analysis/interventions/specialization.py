@@ -29,7 +29,7 @@ def _metrics() -> dict[str, Metric]:
             meaning="mean Δ with even heads patched − with odd; p: two-sided rank among balanced splits",
         ),
         **{
-            f"{name}_success": right(label=words, meaning=f"{on_bugs}, {words}", outcome=True)
+            f"{name}_success": right(words, f"{on_bugs}, {words}", outcome=True)
             for name, words in (patched | {"all": "all heads patched", "source": "the source prompts"}).items()
         },
         "strength": Metric(
@@ -49,10 +49,8 @@ def _metrics() -> dict[str, Metric]:
             meaning="average of strength_nats on bug pairs and on control pairs; p: two-sided rank among balanced "
             "splits. A preference for one form of answer, such as the shorter number, gives 0",
         ),
-        "plain_nats": nats(label="Δ, nothing patched", meaning="mean Δ over bug pairs, nothing patched", outcome=True),
-        "source_nats": nats(
-            label="Δ of the source prompts", meaning="mean Δ of the prompts that the values come from", outcome=True
-        ),
+        "plain_nats": nats("Δ, nothing patched", "mean Δ over bug pairs, nothing patched", outcome=True),
+        "source_nats": nats("Δ of the source prompts", "mean Δ of the prompts that the values come from", outcome=True),
         **{
             f"{name}_recovered": Metric(
                 label=f"share of the way to the source, {name} heads",
@@ -67,8 +65,8 @@ def _metrics() -> dict[str, Metric]:
             digits=0,
         ),
         "best_split_nats": nats(
-            label="strength of the strongest split",
-            meaning="strength_nats of the strongest split; null: 95th percentile of |strength_nats|",
+            "strength of the strongest split",
+            "strength_nats of the strongest split; null: 95th percentile of |strength_nats|",
             low=0,
         ),
         **{
@@ -79,15 +77,13 @@ def _metrics() -> dict[str, Metric]:
             for name, label, of in (("even", "even heads needed", "even heads"), ("any", "heads needed", "heads"))
         },
         "even_fraction_threshold": share(
-            label="share of the source needed",
-            meaning="share of the source in all even heads from which on over half the pairs succeed",
+            "share of the source needed",
+            "share of the source in all even heads from which on over half the pairs succeed",
         ),
-        "head_effect_nats": nats(
-            label="effect of one head", meaning="change of mean Δ when this head alone is patched"
-        ),
-        "head_success": right(label="this head patched", meaning=f"{on_bugs}, this head alone patched"),
+        "head_effect_nats": nats("effect of one head", "change of mean Δ when this head alone is patched"),
+        "head_success": right("this head patched", f"{on_bugs}, this head alone patched"),
         **{
-            f"control_{name}_success": right(label=f"{words} on controls", meaning=f"{on_controls}, {words}")
+            f"control_{name}_success": right(f"{words} on controls", f"{on_controls}, {words}")
             for name, words in patched.items()
         },
     }

@@ -1,18 +1,12 @@
 """Even heads against odd ones, patched and ranked among all splits. Letters as in patching.py and splits.py."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from headdyn.analysis.interventions.dose import (
-    Dose,
-    by_fraction,
-    by_group_size,
-    dose_table,
-    fraction_figure,
-    size_figure,
-)
-from headdyn.analysis.interventions.pair_rows import PairRows, Row, at_layers, succeeds
+from headdyn.analysis.interventions import dose
+from headdyn.analysis.interventions.pair_rows import PairRows, succeeds
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.interventions.patching import PromptPatching, bug_pairs, heads_as_weights, in_dtype
 from headdyn.analysis.interventions.specialization import Specialization
@@ -39,23 +33,23 @@ def measure(settings: Specialization, decoder: Decoder, prompts: Prompts, genera
     nulls = patching.deltas(dict.fromkeys(layers if settings.null_at_every_layer else [layer], splits.half_SH))
     by_layer = {at: _halves(make, halves[at], patching, splits, nulls.get(at)) for at in layers}
     alone = _single_heads(make, patching.deltas({layer: np.eye(heads)})[layer], patching.target_P, layer)
-    sizes = by_group_size(patching, layer, pools, heads, settings.groups_per_size, generator)
-    fractions = by_fraction(patching, layer, pools, heads, settings.fractions)
+    sizes = dose.by_group_size(patching, layer, pools, heads, settings.groups_per_size, generator)
+    fractions = dose.by_fraction(patching, layer, pools, heads, settings.fractions)
     rows = [
         make.success("plain_success", patching.target_P),
         make.success("source_success", patching.source_P),
         make.mean("plain_nats", patching.target_P),
         make.mean("source_nats", patching.source_P),
-        *by_layer[layer],
+        by_layer[layer],
         _threshold(make, "even_size_threshold", sizes[0]),
         _threshold(make, "any_size_threshold", sizes[2]),
         _threshold(make, "even_fraction_threshold", fractions[0]),
-        *at_layers(by_layer),
+        *(by_layer[at].labelled(layer=at) for at in layers),
     ]
     tables = {
         "splits": split_table(splits, nulls, _names(bugs)),
-        "group_sizes": dose_table(sizes),
-        "fractions": dose_table(fractions),
+        "group_sizes": dose.dose_table(sizes),
+        "fractions": dose.dose_table(fractions),
     }
     if controls.pairs:
         beside = PromptPatching(model, controls, patch, [layer])
@@ -70,11 +64,11 @@ def measure(settings: Specialization, decoder: Decoder, prompts: Prompts, genera
         ]
         tables["control_splits"] = split_table(splits, {layer: control_SC}, _names(controls))
     return Findings(
-        table=HeadTable.concat([HeadTable.from_rows(rows), alone]),
+        table=HeadTable.concat([*rows, alone]),
         figures={
             "null": _null_figure(splits, nulls[layer], layer),
             "layers": _interval_figure(
-                {f"layer {at}": next(row for row in by_layer[at] if row["metric"] == "strength_nats") for at in layers},
+                {f"layer {at}": by_layer[at].summary()["strength_nats"] for at in layers},
                 "strength (nats)",
                 "Even − odd at every layer",
                 "Δ with a layer's even heads patched less that with its odd ones, with 95 % intervals over pairs.",
@@ -85,8 +79,8 @@ def measure(settings: Specialization, decoder: Decoder, prompts: Prompts, genera
                 f"Each head of layer {layer} patched alone",
                 "How far patching one head moves the log-odds of the right answer, with 95 % intervals over pairs.",
             ),
-            "group_sizes": size_figure(sizes),
-            "fractions": fraction_figure(fractions, generator, settings.bootstrap_draws),
+            "group_sizes": dose.size_figure(sizes),
+            "fractions": dose.fraction_figure(fractions, generator, settings.bootstrap_draws),
         },
         tables=tables,
     )
@@ -96,7 +90,7 @@ def _names(prompts: Prompts) -> list[str]:
     return [f"{pair.right}/{pair.wrong}" for pair in prompts.pairs]
 
 
-def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np.ndarray) -> Row:
+def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np.ndarray) -> HeadTable:
     """The row of even/odd's strength over both kinds of pairs with equal weight, with p among the splits."""
     even, strength_S = splits.reference, splits.balanced(bug_SP, control_SC)
     parts = [delta_SP[even] - delta_SP[::-1][even] for delta_SP in (bug_SP, control_SC)]
@@ -104,56 +98,52 @@ def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np
     # One value per pair, whose mean is the average of the two means; the interval is that of two samples of fixed size.
     by_pair_P = [value + pairs / (2 * len(part_P)) * (part_P - part_P.mean()) for part_P in parts]
     null = (splits.advantage(bug_SP) + splits.advantage(control_SC)) / 2
-    row = make.mean("balanced_strength_nats", np.concatenate(by_pair_P), null=null)
-    return row | {"p": splits.rank_test(strength_S).p_two_sided}
+    p = splits.rank_test(strength_S).p_two_sided
+    return make.mean("balanced_strength_nats", np.concatenate(by_pair_P), null=null, p=p)
 
 
 def _halves(
     make: PairRows, delta_3P: np.ndarray, patching: PromptPatching, splits: Splits, null_SP: np.ndarray | None
-) -> list[Row]:
+) -> HeadTable:
     """Rows of one layer: effects of even, odd and all heads and, where splits were run, even/odd's rank among them."""
-    shares = make.recovered("recovered", delta_3P, patching.target_P, patching.source_P)
-    rows: list[Row] = []
-    for name, delta_P, share in zip(("even", "odd", "all"), delta_3P, shares, strict=True):
-        rows += [make.success(f"{name}_success", delta_P), share | {"metric": f"{name}_recovered"}]
+    shares, columns = make.recovered(delta_3P, patching.target_P, patching.source_P)
+    rows = []
+    for at, name in enumerate(("even", "odd", "all")):
+        rows.append(make.success(f"{name}_success", delta_3P[at]))
+        rows.append(shares[at].rows(f"{name}_recovered", unit="pair", **columns))
     even_P, odd_P = delta_3P[:2]
-    success = make.success_difference("strength", even_P, odd_P)
-    strength = make.mean("strength_nats", even_P - odd_P, null=0.0)
     if null_SP is None:
-        return [*rows, success, strength]
+        rows.append(make.success_difference("strength", even_P, odd_P, null=0.0))
+        return HeadTable.concat([*rows, make.mean("strength_nats", even_P - odd_P, null=0.0)])
     strength_S = splits.strengths(null_SP)
-    test = splits.rank_test(strength_S)
+    test, of_success = splits.rank_test(strength_S), splits.advantage(succeeds(null_SP))
     count = int(splits.alike_S.sum())
-    over: Row = {"n": count, "unit": "split"}
-    return [
-        *rows,
-        success | {"null": splits.advantage(succeeds(null_SP))},
-        strength | {"null": splits.advantage(null_SP), "p": test.p_two_sided},
-        {"metric": "strength_rank", "value": test.rank, "null": (count + 1) / 2, "p": test.p_greater, **over},
-        {
-            "metric": "best_split_nats",
-            "value": strength_S.max().item(),
-            "null": np.quantile(np.abs(strength_S), 0.95).item(),
-            **over,
-        },
-    ]
+    over: dict[str, Any] = {"n": count, "unit": "split"}
+    highest = np.quantile(np.abs(strength_S), 0.95)
+    return HeadTable.concat(
+        [
+            *rows,
+            make.success_difference("strength", even_P, odd_P, null=of_success),
+            make.mean("strength_nats", even_P - odd_P, null=splits.advantage(null_SP), p=test.p_two_sided),
+            HeadTable.whole("strength_rank", test.rank, null=(count + 1) / 2, p=test.p_greater, **over),
+            HeadTable.whole("best_split_nats", strength_S.max(), null=highest, **over),
+        ]
+    )
 
 
 def _single_heads(make: PairRows, delta_HP: np.ndarray, plain_P: np.ndarray, layer: int) -> HeadTable:
-    effects = make.effects("head_effect_nats", (delta_HP - plain_P).T)
-    success = [make.success("head_success", delta_P) for delta_P in delta_HP]
-    rows = [{**row, "layer": layer, "head": head} for kind in (effects, success) for head, row in enumerate(kind)]
-    return HeadTable.from_rows(rows).with_q()
+    effects = make.effects((delta_HP - plain_P).T[:, None]).rows("head_effect_nats", unit="pair", null=0.0)
+    success = make.success("head_success", delta_HP[None])
+    return HeadTable.concat([effects, success]).labelled(layer=layer).with_q()
 
 
-def _threshold(make: PairRows, metric: str, dose: Dose) -> Row:
-    value, pairs = dose.threshold(), dose.delta_CP.shape[1]
-    row: Row = {"metric": metric, "n": pairs, "unit": "pair"}
-    if value is None:
-        return row | {"reason": "no dose repairs over half the pairs in every group drawn"}
-    if pairs > 1:
-        row["ci_low"], row["ci_high"] = dose.threshold_interval(make.generator, make.bootstrap_draws)
-    return row | {"value": value}
+def _threshold(make: PairRows, metric: str, curve: dose.Dose) -> HeadTable:
+    value, pairs = curve.threshold(), curve.delta_CP.shape[1]
+    low, high = np.nan, np.nan
+    if value is not None and pairs > 1:
+        low, high = curve.threshold_interval(make.generator, make.bootstrap_draws)
+    reason = "no dose repairs over half the pairs in every group drawn"
+    return HeadTable.whole(metric, value, ci_low=low, ci_high=high, n=pairs, unit="pair", reason=reason)
 
 
 def _null_figure(splits: Splits, null_SP: np.ndarray, layer: int) -> Figure:
@@ -171,7 +161,7 @@ def _null_figure(splits: Splits, null_SP: np.ndarray, layer: int) -> Figure:
     )
 
 
-def _interval_figure(rows: Mapping[str, Row], xlabel: str, title: str, caption: str) -> Figure:
+def _interval_figure(rows: Mapping[str, Mapping[str, Any]], xlabel: str, title: str, caption: str) -> Figure:
     intervals = [
         Interval(label=label, value=row["value"], low=row.get("ci_low"), high=row.get("ci_high"))
         for label, row in rows.items()

@@ -65,11 +65,7 @@ class Splits:
         return mean_S - mean_S[::-1] - np.where(self.alike_S, ahead, -ahead)
 
     def balanced(self, bug_SP: np.ndarray, control_SC: np.ndarray) -> np.ndarray:
-        """Strengths over bug and control pairs, each kind with half of the weight, [S] in nats.
-
-        A preference for one form of answer, such as the shorter number, adds to the bug pairs' Δ as much as it takes
-        from the controls', and so has no strength here (science.md §11).
-        """
+        """Strengths over bug and control pairs, each kind with half of the weight (science.md §11), [S] in nats."""
         return (self.strengths(bug_SP) + self.strengths(control_SC)) / 2
 
     def rank_test(self, strength_S: np.ndarray) -> RankTest:
@@ -136,12 +132,11 @@ def rank_test(strength_S: np.ndarray, split: int) -> RankTest:
 def max_statistic_p(strength_KS: np.ndarray, split: int) -> np.ndarray:
     """Two-sided p of a split at each of K checkpoints against the largest strength that each split ever has, [K].
 
-    This controls the family-wise error over the trajectory. (Correcting each checkpoint's p by the number of
-    checkpoints could not: with 70 splits at H = 8 the result is never below K/35.) Strengths are compared in nats, not
-    divided by each checkpoint's spread over the splits: at checkpoints without an effect that spread is noise, and
-    dividing by it inflates them. (In a planted organism the spread was 0.002 nats before the onset and 11 after; with
-    the division p was 0.35 although every later checkpoint ranked even/odd first.) An effect that only early
-    checkpoints have is missed where it is smaller than later noise.
+    This controls the family-wise error over the trajectory, also with few splits (science.md §11). Strengths are
+    compared in nats, not divided by each checkpoint's spread over the splits: at checkpoints without an effect that
+    spread is noise, and dividing by it inflates them. (In a planted organism the spread was 0.002 nats before the onset
+    and 11 after; with the division p was 0.35 although every later checkpoint ranked even/odd first.) An effect that
+    only early checkpoints have is missed where it is smaller than later noise.
     """
     size_KS = np.abs(np.asarray(strength_KS, dtype=float))
     strongest_S = size_KS.max(0)

@@ -15,12 +15,12 @@ import pyarrow as pa
 from headdyn.analysis.circuits import Circuits
 from headdyn.analysis.contract import SeriesFindings
 from headdyn.analysis.metrics import BootstrapDraws
+from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.settings import settings
 
 if TYPE_CHECKING:
     from headdyn.analysis.series.points import SeriesPoint
-    from headdyn.core.figures import Figure
 
 # Figures by name: the label of the y axis, and the metrics of Circuits that are drawn together, with their labels.
 _PICTURES = {
@@ -39,7 +39,7 @@ class CircuitCourse:
     Model rows: the mean over heads at the last checkpoint less that at the first, with a 95 % interval (BCa) over
     heads. The mean does not depend on whether an index stands for the same head at both ends. Table `circuit_course`:
     per checkpoint and metric the heads' mean, 10th and 90th percentile, and the mean of random heads. Failed revisions
-    and revisions with the weights of another (`headdyn.models.integrity`) are left out, with the reason.
+    and revisions with the weights of another (`check_integrity`) are left out, with the reason.
     """
 
     final: str | None = None
@@ -60,13 +60,13 @@ class CircuitCourse:
         from headdyn.analysis.series.points import excluded_from, in_order
 
         excluded, _ = excluded_from(in_order(points), self.final)
-        unmeasured = [p for p in points if p.table is not None and not len(p.table.where(metric=FOLLOWED[0]))]
+        unmeasured = [p for p in points if p.error is None and not len(p.table.where(metric=FOLLOWED[0]))]
         left_out = {
             **{p.revision: p.error for p in points if p.error is not None},
             **{p.revision: "circuits were not among its analyses" for p in unmeasured},
             **excluded,
         }
-        counted = {p.step: p.table for p in points if p.revision not in left_out and p.step is not None and p.table}
+        counted = {p.step: p.table for p in points if p.revision not in left_out and p.step is not None}
         steps = sorted(counted)
         verdict: dict[str, Any] = {"steps": steps, "left_out": left_out}
         if len(steps) < 2:
@@ -105,8 +105,6 @@ def _picture(
     name: str, steps: Sequence[int], values: Mapping[str, np.ndarray], nulls: Mapping[str, Sequence[float | None]]
 ) -> Figure | None:
     """Means over heads with their spread, random heads as reference lines; None where no head has a value."""
-    from headdyn.core.figures import Curve, curves
-
     ylabel, labels = _PICTURES[name]
     labels = {m: label for m, label in labels.items() if not np.isnan(values[m]).all(axis=1).any()}
     if not labels:

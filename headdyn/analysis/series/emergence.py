@@ -6,25 +6,23 @@ Emergence over checkpoints, science.md §15.
 import importlib
 from collections.abc import Mapping
 from dataclasses import field
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from headdyn.analysis.contract import measured_in
-from headdyn.analysis.metrics import BootstrapDraws, nats, share
+from headdyn.analysis.metrics import BootstrapDraws, nats, share, steps
 from headdyn.analysis.series.judgement import Rules, Share
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
 
 
 def _dates(name: str, label: str) -> dict[str, Metric]:
-    steps = partial(Metric, low=0, unit="steps", digits=0)
     return {
-        f"{name}_emerges_at": steps(label=f"{label} emerges by", meaning=f"first step at which {name} has emerged"),
-        f"{name}_emerges_after": steps(label=f"{label} emerges after", meaning=f"last step before {name} emerged"),
+        f"{name}_emerges_at": steps(f"{label} emerges by", f"first step at which {name} has emerged"),
+        f"{name}_emerges_after": steps(f"{label} emerges after", f"last step before {name} emerged"),
         f"{name}_largest_jump": share(
-            label=f"largest jump of the {label}", meaning=f"share of {name}'s rise in its steepest interval"
+            f"largest jump of the {label}", f"share of {name}'s rise in its steepest interval"
         ),
         f"{name}_reversals": Metric(
             label=f"reversals of the {label}",
@@ -53,7 +51,7 @@ class Emergence(Rules):
     Heads of `layer` are matched between checkpoints by their weights if the runs saved the layer's circuits, and by
     their behaviour if attention, ablation or HeadClusters saved profiles; clusters are compared if HeadClusters ran.
     `final` is the revision that is known to be the end of training, at step `total_steps`; the defaults are the last
-    checkpoint and its step. Failed revisions and revisions with the weights of another (`headdyn.models.integrity`) do
+    checkpoint and its step. Failed revisions and revisions with the weights of another (`check_integrity`) do
     not count, and the verdict gives the reason.
     Raises ValueError for checkpoints that did not measure the same splits and pairs.
     """
@@ -74,17 +72,16 @@ class Emergence(Rules):
     needs: ClassVar[frozenset[str]] = frozenset({"series", "circuits"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "trajectory_strength_nats": nats(
-            label="strength of Δ over the series",
-            meaning="strength_nats where even/odd stands out most; p over all splits and checkpoints",
+            "strength of Δ over the series",
+            "strength_nats where even/odd stands out most; p over all splits and checkpoints",
         ),
         "heads_kept": share(
-            label="heads that keep their index",
-            meaning="share of heads most like the head of their own index one checkpoint before, by their weights",
+            "heads that keep their index",
+            "share of heads most like the head of their own index one checkpoint before, by their weights",
         ),
         "heads_kept_by_behaviour": share(
-            label="heads that do what their index did",
-            meaning="share of heads whose behaviour is most like that of the head of their own index one checkpoint "
-            "before",
+            "heads that do what their index did",
+            "share of heads whose behaviour is most like that of the head of their own index one checkpoint before",
         ),
         **_dates("strength", "strength"),
         **_dates("strength_nats", "strength of Δ"),

@@ -5,6 +5,7 @@ Letters as in onset.py.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise, permutations
 from typing import Any
 
@@ -17,17 +18,10 @@ from headdyn.analysis.clusters.divergence import cluster_divergence
 from headdyn.analysis.contract import SeriesFindings
 from headdyn.analysis.head_profiles import of_layer, profile_correlations
 from headdyn.analysis.series.emergence import Emergence
-from headdyn.analysis.series.head_matching import Match, head_cosines, kept_by_chance, match_series, match_table
-from headdyn.analysis.series.judgement import Measure, judge
+from headdyn.analysis.series.head_matching import Matches, head_cosines, kept_by_chance, match_series, match_table
+from headdyn.analysis.series.judgement import Judgements, Measure, judge
 from headdyn.analysis.series.onset import crossings
-from headdyn.analysis.series.points import (
-    SUCCESSES,
-    TASK_METRICS,
-    SeriesPoint,
-    excluded_from,
-    in_order,
-    with_metric,
-)
+from headdyn.analysis.series.points import SUCCESSES, TASK_METRICS, SeriesPoint, excluded_from, in_order, with_metric
 from headdyn.analysis.series.prediction import moving_together
 from headdyn.analysis.series.split_trajectory import SplitTrajectory
 from headdyn.analysis.series.timeline import series_figures, timeline_table
@@ -36,8 +30,6 @@ from headdyn.core.records import HeadTable
 
 _NOT_MATCHED = "no two checkpoints that count have what heads are matched by"
 EVEN_ODD = ("strength", "strength_nats")
-Row = dict[str, Any]
-Matches = Mapping[tuple[int, int], Match]  # by (earlier step, later step)
 
 
 def measure(settings: Emergence, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
@@ -88,13 +80,14 @@ def measure(settings: Emergence, points: Sequence[SeriesPoint], generator: np.ra
         "moving_together": moving_together(_courses(counted, measures)),
     }
     columns = {} if trajectory is None else trajectory.columns()
-    tables = {
-        "timeline": timeline_table(points, excluded, total, columns),
-        **_match_tables({"weights": by_weights, "behaviour": by_behaviour}),
-        **({"cluster_divergence": divergence.table} if len(divergence) else {}),
-    }
+    tables = {"timeline": timeline_table(points, excluded, total, columns)}
+    kinds = {"weights": by_weights, "behaviour": by_behaviour}
+    if matched := [match_table(by, matches) for by, matches in kinds.items() if matches]:
+        tables["head_matches"] = pa.concat_tables(matched)
+    if len(divergence):
+        tables["cluster_divergence"] = divergence.table
     return SeriesFindings(
-        table=HeadTable.from_rows(_rows(judgements, trajectory, by_weights, by_behaviour)),
+        table=HeadTable.concat(_rows(judgements, trajectory, by_weights, by_behaviour)),
         figures=series_figures(counted, measures, judgements, by_weights, divergence),
         tables=tables,
         verdict=verdict,
@@ -179,7 +172,7 @@ def _courses(counted: Sequence[SeriesPoint], measures: Sequence[Measure]) -> dic
     return courses
 
 
-def _order(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def _order(judgements: Judgements) -> dict[str, dict[str, Any]]:
     """The measures in order of their onset by each criterion, and the pairs in this order whose intervals are apart."""
     order = {}
     for criterion in ("first_departure", "half_height"):
@@ -211,7 +204,7 @@ def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np
     )
 
 
-def _agreement(judgements: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _agreement(judgements: Judgements) -> dict[str, Any]:
     """Whether the thresholded and the continuous measure agree; a score may jump where the other rises slowly."""
     missing = [name for name in EVEN_ODD if name not in judgements]
     if missing:
@@ -228,11 +221,6 @@ def _capability(counted: Sequence[SeriesPoint], threshold: float) -> dict[str, d
         metric: {"appearances": appears, "disappearances": disappears, "last": rates[metric][-1]}
         for metric, (appears, disappears) in changes.items()
     }
-
-
-def _match_tables(kinds: Mapping[str, Matches]) -> dict[str, pa.Table]:
-    tables = [match_table(by, matches) for by, matches in kinds.items() if matches]
-    return {"head_matches": pa.concat_tables(tables)} if tables else {}
 
 
 def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
@@ -268,40 +256,31 @@ def _followed(matches: Matches, relabellings: int, generator: np.random.Generato
 
 
 def _rows(
-    judgements: Mapping[str, Mapping[str, Any]],
-    trajectory: SplitTrajectory | None,
-    by_weights: Matches,
-    by_behaviour: Matches,
-) -> list[Row]:
+    judgements: Judgements, trajectory: SplitTrajectory | None, by_weights: Matches, by_behaviour: Matches
+) -> list[HeadTable]:
     rows = [row for name in EVEN_ODD if name in judgements for row in _dates(name, judgements[name])]
     if trajectory is not None:
-        at, p = trajectory.best
-        value, pairs = trajectory.nats_KP[at].mean().item(), trajectory.nats_KP.shape[1]
-        strength = {"metric": "trajectory_strength_nats", "value": value, "null": 0.0}
-        rows.append(strength | {"p": p, "n": pairs, "unit": "pair"})
+        (at, p), nats_KP = trajectory.best, trajectory.nats_KP
+        columns: dict[str, Any] = {"null": 0.0, "p": p, "n": nats_KP.shape[1], "unit": "pair"}
+        rows.append(HeadTable.whole("trajectory_strength_nats", nats_KP[at].mean(), **columns))
     for metric, matches in (("heads_kept", by_weights), ("heads_kept_by_behaviour", by_behaviour)):
-        if not matches:
-            rows.append({"metric": metric, "reason": _NOT_MATCHED})
-            continue
-        shares, heads = _kept(matches, "")["kept_to_next"], len(next(iter(matches.values())).best_J)
-        mean = float(np.mean(list(shares.values())))
-        rows.append({"metric": metric, "value": mean, "null": 1 / heads, "n": heads, "unit": "head"})
+        if matches:
+            shares, heads = _kept(matches, "")["kept_to_next"], len(next(iter(matches.values())).best_J)
+            mean = float(np.mean(list(shares.values())))
+            rows.append(HeadTable.whole(metric, mean, null=1 / heads, n=heads, unit="head"))
+        else:
+            rows.append(HeadTable.whole(metric, None, reason=_NOT_MATCHED))
     return rows
 
 
-def _dates(name: str, judgement: Mapping[str, Any]) -> list[Row]:
-    count: Row = {"n": judgement["n"] or 1, "unit": "pair"}
-    ends = judgement.get("emerges_at_step_95")
-    interval = {} if ends is None else {"ci_low": float(ends[0]), "ci_high": float(ends[1])}
+def _dates(name: str, judgement: Mapping[str, Any]) -> list[HeadTable]:
+    at, ends = judgement["emerges_at_step"], judgement.get("emerges_at_step_95")
+    low, high = (np.nan, np.nan) if at is None or ends is None else ends
     reason = judgement.get("none_reason") or "it is there from the first checkpoint on"
-
-    def row(kind: str, value: float | None, **columns: Any) -> Row:
-        result = {"reason": reason} if value is None else {"value": float(value), **columns}
-        return {"metric": f"{name}_{kind}", **result, **count}
-
+    row = partial(HeadTable.whole, reason=reason, n=judgement["n"] or 1, unit="pair")
     return [
-        row("emerges_at", judgement["emerges_at_step"], **interval),
-        row("emerges_after", judgement["emerges_after_step"]),
-        row("largest_jump", judgement.get("jump_share") if judgement["pace"] else None),
-        row("reversals", judgement["reversals"]),
+        row(f"{name}_emerges_at", at, ci_low=float(low), ci_high=float(high)),
+        row(f"{name}_emerges_after", judgement["emerges_after_step"]),
+        row(f"{name}_largest_jump", judgement.get("jump_share") if judgement["pace"] else None),
+        row(f"{name}_reversals", judgement["reversals"]),
     ]

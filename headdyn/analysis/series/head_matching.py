@@ -53,10 +53,7 @@ def load_circuits(path: Path) -> dict[str, Factors]:
 
 def head_cosines(earlier: Mapping[str, Factors], later: Mapping[str, Factors]) -> np.ndarray:
     """Mean of the QK and the OV cosine of every earlier head with every later one, [H, J]; 0 for a circuit of zeros."""
-    both = [
-        Factors(torch.cat((a.left_NDd, b.left_NDd)), torch.cat((a.right_NDd, b.right_NDd)))
-        for a, b in ((earlier[name], later[name]) for name in ("qk", "ov"))
-    ]
+    both = [Factors.stacked((earlier[name], later[name])) for name in ("qk", "ov")]
     heads = len(earlier["qk"].left_NDd)
     cosine_2HJ = torch.stack([cosines(factors)[:heads, heads:] for factors in both])
     return cosine_2HJ.nan_to_num(0).mean(0).double().cpu().numpy()
@@ -77,6 +74,9 @@ class Match:
     def own_index_share(self) -> float:
         """Share of later heads most like the earlier head of their own index; 1/H by chance."""
         return float((self.best_J == np.arange(len(self.best_J))).mean())
+
+
+Matches = Mapping[tuple[int, int], Match]  # by (earlier step, later step)
 
 
 def match_heads(cosine_HJ: np.ndarray) -> Match:
@@ -109,7 +109,7 @@ def kept_by_chance(match: Match, draws: int, generator: np.random.Generator) -> 
     return at_least_as_high(match.cosine_HJ[order_RJ, heads_J].mean(1))
 
 
-def match_table(by: str, matches: Mapping[tuple[int, int], Match]) -> pa.Table:
+def match_table(by: str, matches: Matches) -> pa.Table:
     """One row per matched pair of steps and later head; `by` says what heads were matched by."""
     rows = [
         {

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from headdyn.analysis.contract import measured_in
+from headdyn.analysis.metrics import steps
 from headdyn.analysis.series.judgement import Share
 from headdyn.core.records import Metric
 from headdyn.core.settings import settings
@@ -54,23 +55,17 @@ class HeadRoles:
             for metric, role in ROLES.items()
         },
         **{
-            f"{metric}_strongest_since": Metric(
-                label=f"strongest {role} head since",
-                meaning=f"first step since which the head whose {metric} exceeds its null most at the end is that head",
-                low=0,
-                unit="steps",
-                digits=0,
+            f"{metric}_strongest_since": steps(
+                f"strongest {role} head since",
+                f"first step since which the head whose {metric} exceeds its null most at the end is that head",
             )
             for metric, role in ROLES.items()
         },
         **{
-            f"{metric}_predicted_from": Metric(
-                label=f"step from which {role} heads can be predicted",
-                meaning=f"first step from which on heads' ranks in their layers predict those in {metric} at the end "
+            f"{metric}_predicted_from": steps(
+                f"step from which {role} heads can be predicted",
+                f"first step from which on heads' ranks in their layers predict those in {metric} at the end "
                 "(q over steps and measures; null: heads relabelled within layers)",
-                low=0,
-                unit="steps",
-                digits=0,
             )
             for metric, role in ROLES.items()
         },

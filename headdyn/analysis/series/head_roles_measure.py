@@ -4,7 +4,7 @@ K checkpoints, L layers, H heads.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from headdyn.analysis.contract import SeriesFindings
 from headdyn.analysis.series.head_roles import ROLES, HeadRoles
+from headdyn.analysis.series.onset import departure
 from headdyn.analysis.series.points import SeriesPoint, excluded_from, in_order
 from headdyn.analysis.series.prediction import formed_by, predicted_from, predictions
 from headdyn.core.figures import Curve, Figure, curves
@@ -22,73 +23,66 @@ _NONE = "none"
 
 def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
     """Everything that `HeadRoles` reports of a series under these settings."""
-    excluded, _ = excluded_from(in_order(points), chosen.final)
+    points = in_order(points)
+    excluded, _ = excluded_from(points, chosen.final)
     left_out = {**{p.revision: p.error for p in points if p.error is not None}, **excluded}
-    tables = {p.step: p.table for p in in_order(points) if p.revision not in left_out and p.step is not None}
-    roles = {m: role for m, role in ROLES.items() if m in chosen.least and all(map(_measured(m), tables.values()))}
+    tables = {p.step: p.table for p in points if p.revision not in left_out and p.step is not None}
+    roles = {m: ROLES[m] for m in ROLES if m in chosen.least and all(_measured(m, each) for each in tables.values())}
     if by_documents := "selectivity_documents" in roles:
         roles.pop("selectivity", None)
     verdict: dict[str, Any] = {"steps": list(tables), "left_out": left_out}
     if len(tables) < 2 or not roles:
         lacking = "no role was measured at every one" if len(tables) > 1 else "they are no series"
         verdict["reason"] = f"{len(tables)} checkpoints with attention statistics, and {lacking}"
-        return SeriesFindings(table=HeadTable.from_rows(_absent(chosen.metrics, verdict["reason"])), verdict=verdict)
+        return SeriesFindings(table=HeadTable.concat(_absent(chosen.metrics, verdict["reason"])), verdict=verdict)
     steps = list(tables)
     value, null, holds = {}, {}, {}
     for metric in roles:
-        stacked = {
-            column: np.stack([table.matrix(metric, column) for table in tables.values() if table is not None])
-            for column in ("value", "null", "q")
-        }
-        value[metric], null[metric] = stacked["value"], np.nan_to_num(stacked["null"])
-        tested = ~np.isnan(stacked["q"]).all()
-        holds[metric] = (value[metric] - null[metric] >= chosen.least[metric]) & (
-            (stacked["q"] <= chosen.alpha) if tested else True
+        value[metric], null_KLH, q_KLH = (
+            np.stack([table.matrix(metric, column) for table in tables.values()]) for column in ("value", "null", "q")
         )
-    rows: list[dict[str, Any]] = []
+        null[metric] = np.nan_to_num(null_KLH)
+        untested = np.isnan(q_KLH).all()
+        holds[metric] = (value[metric] - null[metric] >= chosen.least[metric]) & (untested | (q_KLH <= chosen.alpha))
+    count: dict[str, Any] = {"n": next(iter(holds.values()))[-1].size, "unit": "head"}
+    rows: list[HeadTable] = []
     records: list[dict[str, Any]] = []
     for metric in roles:
         course, since = _course(steps, value[metric], null[metric], holds[metric])
         records += [{"role": roles[metric], **record} for record in course]
-        count = {"n": int(holds[metric][-1].size), "unit": "head"}
-        rows.append({"metric": f"{metric}_heads", "value": float(holds[metric][-1].sum()), **count})
-        rows.append({"metric": f"{metric}_strongest_since", "value": float(since), **count})
+        rows.append(HeadTable.whole(f"{metric}_heads", holds[metric][-1].sum(), **count))
+        rows.append(HeadTable.whole(f"{metric}_strongest_since", since, **count))
     excess = {metric: value[metric] - null[metric] for metric in roles}
     foretold = predictions(steps, excess, chosen.relabellings, generator)
     verdict["predicted"] = {}
     for metric in roles:
-        first, name = predicted_from(foretold, metric, chosen.alpha), f"{metric}_predicted_from"
+        step, by = predicted_from(foretold, metric, chosen.alpha) or (None, None)
         reason = "at no step do ranks predict the last ones beyond chance from then on"
-        count = {"n": int(holds[metric][-1].size), "unit": "head"}
-        rows.append({"metric": name, **({"reason": reason} if first is None else {"value": float(first[0])}), **count})
+        rows.append(HeadTable.whole(f"{metric}_predicted_from", step, reason=reason, **count))
         verdict["predicted"][roles[metric]] = {
-            "from_step": first and first[0],
-            "by": first and roles[first[1]],
+            "from_step": step,
+            "by": by and roles[by],
             "half_have_the_role_by": formed_by(steps, holds[metric]),
         }
-    absent = chosen.metrics.keys() - {row["metric"] for row in rows}
+    absent = chosen.metrics.keys() - HeadTable.concat(rows).summary().keys()
     instead = {name for name in absent if by_documents and name.startswith("selectivity_")}
     rows += _absent(instead, "topic heads of documents go by selectivity_documents")
     rows += _absent(absent - instead, "not measured at every checkpoint")
     verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
     return SeriesFindings(
-        table=HeadTable.from_rows(rows),
+        table=HeadTable.concat(rows),
         tables={"head_roles": pa.Table.from_pylist(records), "head_prediction": pa.Table.from_pylist(foretold)},
         figures=_figures(records, holds, steps, roles) | {"prediction": _prediction_figure(foretold, roles)},
         verdict=verdict,
     )
 
 
-def _absent(metrics: Iterable[str], reason: str) -> list[dict[str, Any]]:
-    return [{"metric": metric, "reason": reason} for metric in sorted(metrics)]
+def _absent(metrics: Iterable[str], reason: str) -> list[HeadTable]:
+    return [HeadTable.whole(metric, None, reason=reason) for metric in sorted(metrics)]
 
 
-def _measured(metric: str) -> Callable[[HeadTable | None], bool]:
-    def measured(table: HeadTable | None) -> bool:
-        rows = [] if table is None else table.where(metric=metric).rows()
-        return any(row["head"] is not None and row["value"] is not None for row in rows)
-
-    return measured
+def _measured(metric: str, table: HeadTable) -> bool:
+    return any(row["head"] is not None and row["value"] is not None for row in table.where(metric=metric).rows())
 
 
 def _course(
@@ -98,11 +92,8 @@ def _course(
     shape = value_KLH.shape[1:]
     strongest_K = [int(np.nanargmax(excess_LH)) for excess_LH in value_KLH - null_KLH]
     last = np.unravel_index(strongest_K[-1], shape)
-    since, records = steps[-1], []
-    for k in reversed(range(len(steps))):
-        if strongest_K[k] != strongest_K[-1]:
-            break
-        since = steps[k]
+    since = steps[int(departure(np.array(strongest_K) == strongest_K[-1]))]
+    records = []
     for k, step in enumerate(steps):
         layer, head = np.unravel_index(strongest_K[k], shape)
         records.append(

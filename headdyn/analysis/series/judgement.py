@@ -3,6 +3,7 @@
 Everything is computed from arrays and returned as plain values for verdict.json. Letters as in onset.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any
@@ -10,24 +11,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from headdyn.analysis.series.onset import (
-    Climbs,
-    climbs,
-    crossings,
-    departure,
-    first_above,
-    half_of_highest,
-    margins,
-    possible_stages,
-    resampled,
-    rise_bracket,
-    rise_widths,
-    stage,
-    turns,
-)
+from headdyn.analysis.series import onset
 from headdyn.core.settings import settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
+Judgements = Mapping[str, Mapping[str, Any]]  # by measure, what `judge` says of it
 _BASE = "its null or its beginning: its highest excess"
 
 
@@ -87,7 +75,7 @@ class Measure:
     def margin_KK(self) -> np.ndarray | float:
         """How far two checkpoints may differ by sampling alone, [K, K]; 0 where that is unknown."""
         if self.value_KP is not None and self.value_KP.shape[1] > 1:
-            return margins(self.value_KP)
+            return onset.margins(self.value_KP)
         return 0.0 if self.half_width_K is None else np.hypot(self.half_width_K[:, None], self.half_width_K)
 
     def date(self, index: int, total_steps: int) -> dict[str, Any]:
@@ -105,15 +93,15 @@ def judge(
     value_K, count = measure.value_K, len(measure.steps)
     pairs = 0 if measure.value_KP is None else measure.value_KP.shape[1]
     by_pair = measure.value_KP if pairs > 1 else None
-    half = float(half_of_highest(value_K))
+    half = float(onset.half_of_highest(value_K))
     threshold = half if measure.threshold is None else measure.threshold
     unproven = measure.threshold is None and not measure.beyond_chance
-    index = count if unproven else int(first_above(measure.countable(value_K), threshold))
+    index = count if unproven else int(onset.first_above(measure.countable(value_K), threshold))
     date = measure.date(index, total_steps)
     emerged = date["at_step"] is not None
-    rising = climbs(value_K[None])
+    rising = onset.climbs(value_K[None])
     noise_KK = 0.0 if by_pair is None else measure.margin_KK
-    reversals, monotone = turns(value_K, np.maximum(noise_KK, rules.turn * rising.rise_B[0]))
+    reversals, monotone = onset.turns(value_K, np.maximum(noise_KK, rules.turn * rising.rise_B[0]))
     judgement: dict[str, Any] = {
         "rule": "above half of its highest value" if measure.threshold is None else f"above {threshold:g}",
         "threshold": threshold if np.isfinite(threshold) else None,
@@ -122,8 +110,8 @@ def judge(
         "beyond_chance": measure.beyond_chance,
         "against_chance": measure.against_chance,
         **{f"emerges_{end}": value for end, value in date.items()},
-        "class": stage(date["at_share"], rules.early, rules.late),
-        "possible_classes": possible_stages(date["after_share"], date["at_share"], rules.early, rules.late),
+        "class": onset.stage(date["at_share"], rules.early, rules.late),
+        "possible_classes": onset.possible_stages(date["after_share"], date["at_share"], rules.early, rules.late),
         **_rise(measure, rising, total_steps, rules, emerged=emerged),
         "onsets": _onsets(measure, half, total_steps, emerged=emerged),
         "monotone": monotone,
@@ -132,7 +120,7 @@ def judge(
         "last": float(value_K[-1]),
     }
     if emerged:
-        judgement["appearances"], judgement["disappearances"] = crossings(value_K, threshold)
+        judgement["appearances"], judgement["disappearances"] = onset.crossings(value_K, threshold)
     elif unproven:
         judgement["none_reason"] = f"not shown to be beyond chance: {measure.against_chance}"
     else:
@@ -145,19 +133,19 @@ def judge(
     elif unproven:
         judgement["probabilities_reason"] = judgement["none_reason"]
     else:
-        judgement |= _over_draws(measure, resampled(by_pair, generator, draws), total_steps, rules)
+        judgement |= _over_draws(measure, onset.resampled(by_pair, generator, draws), total_steps, rules)
     return judgement
 
 
-def _rise(measure: Measure, rising: Climbs, total_steps: int, rules: Rules, *, emerged: bool) -> dict[str, Any]:
+def _rise(measure: Measure, rising: onset.Climbs, total_steps: int, rules: Rules, *, emerged: bool) -> dict[str, Any]:
     """The total rise, its steepest interval, how long its part from 10 to 90 % took, and its pace if it emerged."""
     steps, jump = measure.steps, int(rising.jump_B[0])
     if not rising.rise_B[0] > 0:
         return {"rise": 0.0, "pace": None}
     value_1K = measure.value_K[None]
-    first, last = (steps[int(place_B[0])] for place_B in rise_bracket(value_1K, rising))
+    first, last = (steps[int(place_B[0])] for place_B in onset.rise_bracket(value_1K, rising))
     fewest, most = (
-        float(width_B[0]) / total_steps for width_B in rise_widths(value_1K, steps, rising, measure.margin_KK)
+        float(width_B[0]) / total_steps for width_B in onset.rise_widths(value_1K, steps, rising, measure.margin_KK)
     )
     pace = _paces(np.array([fewest]), np.array([most]), rules).item() if emerged else None
     return {
@@ -181,12 +169,7 @@ def _paces(fewest_B: np.ndarray, most_B: np.ndarray, rules: Rules) -> np.ndarray
 
 
 def _undecided(fewest: float, most: float, total_steps: int, rules: Rules) -> str:
-    """Why a pace is undecided, and which checkpoints would decide it.
-
-    With checkpoints w apart the width of a rise is known to within 2 w. With w a quarter of `sudden_within`, a rise is
-    called sudden if it takes less than half of `sudden_within`, and gradual if it takes more than `gradual_beyond` plus
-    half of `sudden_within`.
-    """
+    """Why a pace is undecided, and which spacing of checkpoints would decide it (science.md §15)."""
     if fewest > rules.sudden_within and most <= rules.gradual_beyond:
         return "longer than a sudden rise and shorter than a gradual one"
     spacing = max(int(rules.sudden_within * total_steps / 4), 1)
@@ -194,18 +177,14 @@ def _undecided(fewest: float, most: float, total_steps: int, rules: Rules) -> st
 
 
 def _onsets(measure: Measure, half: float, total_steps: int, *, emerged: bool) -> dict[str, dict[str, Any]]:
-    """The onset by two criteria that are the same for every measure, so that measures can be compared.
-
-    `half_height`: the first checkpoint above half of the highest value. `first_departure`: the first checkpoint from
-    which on every value lies beyond the 95 % band of chance.
-    """
+    """The onset by two criteria that are the same for every measure, so that they compare (science.md §15)."""
     if not emerged:
         return {}
     value_K = measure.countable(measure.value_K)
-    onsets = {"half_height": measure.date(int(first_above(value_K, half)), total_steps)}
+    onsets = {"half_height": measure.date(int(onset.first_above(value_K, half)), total_steps)}
     if measure.band_K is None:
         return onsets | {"first_departure": {"reason": "chance has no band for it"}}
-    index = int(departure(value_K > measure.band_K))
+    index = int(onset.departure(value_K > measure.band_K))
     if index == len(measure.steps):
         return onsets | {"first_departure": {"reason": "at the last checkpoint it is within the band of chance"}}
     return onsets | {"first_departure": measure.date(index, total_steps)}
@@ -214,11 +193,11 @@ def _onsets(measure: Measure, half: float, total_steps: int, *, emerged: bool) -
 def _over_draws(measure: Measure, draw_BK: np.ndarray, total_steps: int, rules: Rules) -> dict[str, Any]:
     """Probabilities of every class and pace, and the interval of the step, over bootstrap draws of the trajectory."""
     steps = measure.steps
-    threshold = half_of_highest(draw_BK) if measure.threshold is None else measure.threshold
-    index_B = first_above(measure.countable(draw_BK), threshold)
+    threshold = onset.half_of_highest(draw_BK) if measure.threshold is None else measure.threshold
+    index_B = onset.first_above(measure.countable(draw_BK), threshold)
     share_B = np.array([*(step / total_steps for step in steps), np.inf])[index_B]
     emerged_B = np.isfinite(share_B)
-    fewest_B, most_B = rise_widths(draw_BK, steps, climbs(draw_BK), measure.margin_KK)
+    fewest_B, most_B = onset.rise_widths(draw_BK, steps, onset.climbs(draw_BK), measure.margin_KK)
     pace_B = _paces(fewest_B / total_steps, most_B / total_steps, rules)
     early_B, late_B = share_B <= rules.early, emerged_B & (share_B >= rules.late)
     probability = {

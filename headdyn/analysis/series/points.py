@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -21,7 +21,7 @@ from headdyn.analysis.interventions.splits import Splits, read_splits
 from headdyn.core.records import HeadTable
 from headdyn.core.run_folder import HEADS, RunRecord
 from headdyn.core.store import file_hash
-from headdyn.models.integrity import check_integrity
+from headdyn.models.revisions import check_integrity
 
 if TYPE_CHECKING:
     from headdyn.analysis.circuit_factors import Factors
@@ -47,28 +47,21 @@ class SplitSummary:
     balanced_S: np.ndarray | None = None  # strength of Δ with bug and control pairs of equal weight; None: no controls
 
     @classmethod
-    def of(cls, table: pa.Table, layer: int | None = None, controls: pa.Table | None = None) -> Self:
-        """From the tables `splits` and `control_splits`; layer None takes the one layer that `splits` holds.
-
-        Raises ValueError where it holds several, KeyError where it lacks the layer.
-        """
-        if layer is None:
-            layers = pc.unique(table["layer"]).to_pylist()
-            if len(layers) != 1:
-                raise ValueError(f"the splits are of layers {layers}; choose one with analysis.specialization.layer")
-            layer = layers[0]
-        splits, delta_SP = read_splits(table, layer)
-        has_controls = controls is not None and pc.any(pc.equal(controls["layer"], layer)).as_py()
-        names = table.filter(pc.equal(table["layer"], layer))["pair"].slice(0, delta_SP.shape[1]).to_pylist()
+    def of(cls, table: pa.Table, controls: pa.Table | None = None) -> Self:
+        """From the tables `splits` and `control_splits`. Raises ValueError where `splits` holds several layers."""
+        layers = pc.unique(table["layer"]).to_pylist()
+        if len(layers) != 1:
+            raise ValueError(f"the splits are of layers {layers}; choose one with analysis.specialization.layer")
+        splits, delta_SP = read_splits(table, layers[0])
         return cls(
             splits=splits,
-            layer=layer,
-            pairs=tuple(names),
+            layer=layers[0],
+            pairs=tuple(table["pair"].slice(0, delta_SP.shape[1]).to_pylist()),
             even_P=delta_SP[splits.reference],
             odd_P=delta_SP[::-1][splits.reference],
             strength_S=splits.strengths(delta_SP),
             success_S=splits.strengths(succeeds(delta_SP)),
-            balanced_S=splits.balanced(delta_SP, read_splits(controls, layer)[1]) if has_controls else None,
+            balanced_S=None if controls is None else splits.balanced(delta_SP, read_splits(controls, layers[0])[1]),
         )
 
 
@@ -83,17 +76,13 @@ class SeriesPoint:
 
     revision: str
     step: int | None
-    table: HeadTable | None = None
+    table: HeadTable = field(default_factory=lambda: HeadTable.concat([]))
     splits: SplitSummary | None = None
     state_hash: str | None = None
     circuits: Mapping[str, Factors] | None = None
     profiles: Profiles | None = None
     clusters: Mapping[str, pa.Table] | None = None
     error: str | None = None
-
-    def summary(self) -> dict[str, dict[str, Any]]:
-        """The model rows by metric; empty for a failed checkpoint."""
-        return {} if self.table is None else self.table.summary()
 
 
 def in_order(points: Sequence[SeriesPoint]) -> list[SeriesPoint]:
@@ -103,7 +92,7 @@ def in_order(points: Sequence[SeriesPoint]) -> list[SeriesPoint]:
 
 def with_metric(points: Sequence[SeriesPoint], metric: str) -> dict[int, dict[str, Any]]:
     """The model row of a metric by step, at the points that have a value for it."""
-    rows = {point.step: point.summary().get(metric, {}) for point in points if point.step is not None}
+    rows = {point.step: point.table.summary().get(metric, {}) for point in points if point.step is not None}
     return {step: row for step, row in rows.items() if "value" in row}
 
 
@@ -114,9 +103,9 @@ def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dic
     """
     hashes = {p.revision: p.state_hash for p in points if p.state_hash is not None}
     last = final or next((p.revision for p in reversed(points) if p.step is not None), None)
-    integrity = check_integrity(hashes, last)
+    duplicates, excluded = check_integrity(hashes, last)
     nameless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
-    return {**integrity.excluded, **nameless}, [list(group) for group in integrity.duplicates]
+    return {**excluded, **nameless}, duplicates
 
 
 _TABLES = (*SPLITS, *CLUSTERS, *PROFILES)
@@ -138,8 +127,7 @@ def _state_hash(record: RunRecord) -> str | None:
 def read_point(record: RunRecord, revision: str, step: int | None) -> SeriesPoint:
     """The point of one revision from its run's folder; a run that is not complete gives a point with its error.
 
-    Reads heads.parquet, the tables and circuits that the run wrote for series, and the weights' hash in the manifest
-    (`checkpoint.state_hash`).
+    Reads heads.parquet, the tables and circuits that the run wrote for series, and the weights' hash in the manifest.
     """
     from headdyn.analysis.series.head_matching import load_circuits
 

@@ -100,9 +100,7 @@ def moving_together(courses: Mapping[str, Mapping[int, float]]) -> list[dict[str
     """For every two curves of one training the rank correlation of their changes from checkpoint to checkpoint.
 
     `courses` are values by step. The correlation, −1 to 1, is a description without p, because one training has no
-    valid null. Changes along training cannot be exchanged: where a model learns in one window, every curve changes most
-    there, and two curves that have nothing to do with each other correlate. The valid test needs several trainings
-    (`moving_together_over_trainings`). Pairs with fewer than four changes, and curves that never change, are left out.
+    valid null (science.md §15). Pairs with fewer than four changes, and curves that never change, are left out.
     """
     records = []
     for one, other in itertools.combinations(courses, 2):
@@ -120,13 +118,11 @@ def moving_together_over_trainings(
 
     `trainings` holds for each of S ≥ 2 trainings, which differ in their random seed alone, its curves as values by
     step; curves that some training lacks are left out, and steps at which some training has no value. A record holds
-    `within`, the mean over trainings of the rank correlation of the two curves' changes, and `across`, the mean with
-    the two curves from different trainings (both −1 to 1). Null: the second curve does not depend on the first but for
-    what all trainings share, so that the trainings' second curves could be exchanged. p is the share of orders of the
-    second curve's trainings in which the mean correlation is at least as far from 0 as `within`: of all S! orders where
-    they are at most 5040 (`exact`), else of the given one and 4999 random ones. `least_p` is the least that p can be;
-    q is over all pairs. In a training in which a curve never changes its correlations count as 0. Where curves of
-    different trainings correlate already, curves that correlate less within a training are not found.
+    `within` and `across`, the mean rank correlations (−1 to 1) of the two curves' changes in one training and in
+    different ones, and p, the share of orders of the second curve's trainings in which the mean is at least as far from
+    0 as `within` (science.md §15): of all S! orders where they are at most 5040 (`exact`), else of the given one and
+    4999 random ones. `least_p` is the least that p can be; q is over all pairs. In a training in which a curve never
+    changes its correlations count as 0.
     """
     count = len(trainings)
     draws = _MOST_ORDERS if math.factorial(count) <= _MOST_ORDERS else _RANDOM_ORDERS

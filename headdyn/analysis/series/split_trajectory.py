@@ -5,7 +5,6 @@ Letters as in splits.py, K checkpoints.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,31 +93,18 @@ class SplitTrajectory:
         test = f"p = {p:.3g}{over} among {len(self.splits)} splits, maximum over {len(steps)} checkpoints"
         if least > alpha:
             test += f"; so few splits cannot give less than {least:.2g}"
-        strength, strength_nats = (
-            Measure(
-                name=name,
-                steps=tuple(steps),
-                value_K=value_KP.mean(1),
-                threshold=least_value,
-                value_KP=value_KP,
-                p=p,
-                beyond_chance=p <= alpha,
-                against_chance=test,
-                band_K=np.quantile(np.abs(every_KS), 0.95, axis=1),  # of all splits at the same checkpoint
-            )
-            for name, least_value, value_KP, every_KS in (
-                ("strength", threshold, self.success_KP, self.success_KS),
-                ("strength_nats", None, self.nats_KP, self.strength_KS),
-            )
-        )
-        if least_nats:
-            too_small_K = strength_nats.value_K < least_nats
-            strength_nats = dataclasses.replace(strength_nats, too_small_K=too_small_K)
-            if too_small_K.all():
-                highest = strength_nats.value_K.max()
-                words = f"its highest value, {highest:.2g}, is below {least_nats:g}, the least that counts"
-                strength_nats = dataclasses.replace(strength_nats, beyond_chance=False, against_chance=words)
-        return [strength, strength_nats]
+        common: dict[str, Any] = {"steps": tuple(steps), "p": p, "beyond_chance": p <= alpha, "against_chance": test}
+        strength_K, nats_K = self.success_KP.mean(1), self.nats_KP.mean(1)
+        too_small_K = nats_K < least_nats if least_nats else None
+        nats = {**common, "value_KP": self.nats_KP, "band_K": _band(self.strength_KS), "too_small_K": too_small_K}
+        if too_small_K is not None and too_small_K.all():
+            words = f"its highest value, {nats_K.max():.2g}, is below {least_nats:g}, the least that counts"
+            nats |= {"beyond_chance": False, "against_chance": words}
+        common |= {"value_KP": self.success_KP, "band_K": _band(self.success_KS)}
+        return [
+            Measure(name="strength", value_K=strength_K, threshold=threshold, **common),
+            Measure(name="strength_nats", value_K=nats_K, **nats),
+        ]
 
     def verdict(self, steps: Sequence[int], alpha: float) -> dict[str, Any]:
         """Whether even/odd stands out among all splits, and which split is the strongest at any time."""
@@ -142,3 +128,8 @@ class SplitTrajectory:
         """The timeline's columns: p over the trajectory, and the bands beyond which a split is significant."""
         bands = {"strength_band": null_band(self.success_KS), "strength_nats_band": null_band(self.strength_KS)}
         return {"trajectory_p": self.p_K, **{name: band_K for name, band_K in bands.items() if band_K is not None}}
+
+
+def _band(every_KS: np.ndarray) -> np.ndarray:
+    """The 95th percentile of |strength| over all splits at the same checkpoint, [K]."""
+    return np.quantile(np.abs(every_KS), 0.95, axis=1)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headdyn.analysis.series.head_matching import Match
-from headdyn.analysis.series.judgement import Measure
+from headdyn.analysis.series.head_matching import Matches
+from headdyn.analysis.series.judgement import Judgements, Measure
 from headdyn.analysis.series.points import SeriesPoint, with_metric
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import HeadTable
@@ -21,7 +21,7 @@ def timeline_table(
     A metric has columns for value, interval, null and p. `bands` are further columns for the revisions that count.
     """
     rows: list[dict[str, Any]] = []
-    place = 0
+    of_counted = {name: iter(values.tolist()) for name, values in bands.items()}
     for point in points:
         reason = point.error or excluded.get(point.revision)
         row: dict[str, Any] = {
@@ -32,12 +32,11 @@ def timeline_table(
             "reason": reason,
             "state_hash": point.state_hash,
         }
-        for metric, columns in point.summary().items():
+        for metric, columns in point.table.summary().items():
             row[metric] = columns.get("value")
             row |= {f"{metric}_{part}": columns.get(part) for part in ("ci_low", "ci_high", "null", "p")}
         if reason is None:
-            row |= {name: float(values[place]) for name, values in bands.items()}
-            place += 1
+            row |= {name: next(values) for name, values in of_counted.items()}
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
@@ -53,8 +52,8 @@ Lines = dict[str, dict[int, float]]  # by label, then by step
 def series_figures(
     points: Sequence[SeriesPoint],
     measures: Sequence[Measure],
-    judgements: Mapping[str, Mapping[str, Any]],
-    matches: Mapping[tuple[int, int], Match],
+    judgements: Judgements,
+    matches: Matches,
     divergence: HeadTable,
 ) -> dict[str, Figure]:
     """The figures that a report cannot draw from the timeline; a figure without any data is left out."""
@@ -67,7 +66,7 @@ def series_figures(
         if point.splits is not None:
             log_odds.setdefault("even heads", {})[step] = float(point.splits.even_P.mean())
             log_odds.setdefault("odd heads", {})[step] = float(point.splits.odd_P.mean())
-        rows = [] if point.table is None else point.table.where(metric="strength_nats", head=None).rows()
+        rows = point.table.where(metric="strength_nats", head=None).rows()
         for row in (row for row in rows if row["layer"] is not None and row["value"] is not None):
             layers.setdefault(f"layer {row['layer']}", {})[step] = row["value"]
     moves: dict[str, dict[int, list[float]]] = {}
@@ -100,7 +99,7 @@ def series_figures(
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def _detail(measures: Sequence[Measure], judgements: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+def _detail(measures: Sequence[Measure], judgements: Judgements) -> Figure | None:
     """Every measure as a share of its highest value, at the checkpoints around emergence."""
     most = max((m.steps for m in measures), key=len, default=())
     every = [m for m in measures if m.steps == most and np.abs(m.value_K).max() > 0]
@@ -121,7 +120,7 @@ def _detail(measures: Sequence[Measure], judgements: Mapping[str, Mapping[str, A
     )
 
 
-def _heads(matches: Mapping[tuple[int, int], Match]) -> Figure | None:
+def _heads(matches: Matches) -> Figure | None:
     """Each head's cosine over training with the last checkpoint's head of its index, and with the most similar head."""
     if not matches:
         return None

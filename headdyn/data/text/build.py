@@ -1,5 +1,4 @@
-"""Builds a packed corpus from documents, in steps. Each step is done once, and has a bounded part of the text in
-memory.
+"""Builds a packed corpus from documents, in steps, each done once and with a bounded part of the text in memory.
 
 Letters: D stored documents, K those without duplicates, E embedding width, S topics, N sequences, T tokens.
 """
@@ -25,7 +24,7 @@ from headdyn.data.text.duplicates import find_duplicates
 from headdyn.data.text.embedding import MiniLM, NoTermsError, Tfidf, embed, sample_rows, texts_of
 from headdyn.data.text.ngrams import losses_nats
 from headdyn.data.text.packing import full_sequences, pack
-from headdyn.data.text.stages import Stages
+from headdyn.data.text.stages import once
 from headdyn.data.text.tokenizer import END_ID, load_tokenizer, save_tokenizer, tokenize, train_tokenizer
 
 if TYPE_CHECKING:
@@ -40,14 +39,12 @@ REFERENCE_SEQUENCES = 2000  # held-out sequences on which the n-gram lines are c
 def build_text(
     settings: TextSource, reader: Reader, folder: Path, work: Path, tokens: ModelTokens | None = None
 ) -> None:
-    """Write a corpus to `folder`. The steps' intermediate files are in `work`, so that an interrupted build can
-    continue.
+    """Write a corpus to `folder`. The steps' files are in `work`, so that an interrupted build can continue.
 
     `tokens` are those of a model that is already trained; without them a tokenizer is learnt from the text. Raises
     ValueError if no corpus can be made of the documents: too few, too short, without text.
     """
     steps = _Build(settings, reader, folder, work, tokens)
-    stages = Stages(work)
     facts: dict[str, Any] = {}
     for name, step in (
         ("reading", steps.read),
@@ -57,7 +54,7 @@ def build_text(
         ("packing", steps.pack),
         ("reference lines", steps.measure_references),
     ):
-        facts |= stages.once(name, step)
+        facts |= once(work, name, step)
     write_json(folder / "facts.json", facts)
 
 
@@ -112,8 +109,7 @@ class _Build:
         return np.load(self.work / f"{split}.npy")
 
     def read(self) -> Mapping[str, Any]:
-        """Store every document that has text."""
-        return store_documents(self.reader, self.documents.folder, at_most=self.settings.most_documents)
+        return store_documents(self.reader, self.documents.folder, at_most=getattr(self.settings, "documents", None))
 
     def drop_duplicates(self) -> Mapping[str, Any]:
         """Remove duplicates, and split the other documents into training and held-out ones."""
@@ -159,13 +155,10 @@ class _Build:
         """Cluster the documents' embeddings: fitted to training documents, then assigned to all."""
         s, kept_K, train_K = self.settings, self.rows("kept"), self.rows("train")
         name, detail = s.encoder()
-        log.log(
-            logging.WARNING if s.embedding == "auto" else logging.INFO,
-            "topics come from %s embeddings (data.embedding=%s; the encoder: %s)",
-            {"tfidf": "TF-IDF", "minilm": "MiniLM"}[name],
-            s.embedding,
-            detail,
-        )
+        level = logging.WARNING if s.embedding == "auto" else logging.INFO
+        title = {"tfidf": "TF-IDF", "minilm": "MiniLM"}[name]
+        text = "topics come from %s embeddings (data.embedding=%s; the encoder: %s)"
+        log.log(level, text, title, s.embedding, detail)
         term_rows = sample_rows(self.documents, train_K, generator(s.seed, "text/terms sample"))
         term_texts = texts_of(self.documents, term_rows)
         embedding = MiniLM(detail) if name == "minilm" else Tfidf(term_texts, s.seed)
@@ -196,14 +189,12 @@ class _Build:
         }
 
     def learn_tokenizer(self) -> Mapping[str, Any]:
-        """Learn a tokenizer from the training documents."""
         s = self.settings
         tokenizer, learnt_bytes = train_tokenizer(self.documents, self.rows("train"), s.vocab_size, s.seed)
         save_tokenizer(tokenizer, self.folder / "tokenizer", s.sequence_length)
         return {"vocab_size": s.vocab_size, "tokenizer_training_bytes": learnt_bytes}
 
     def take_tokenizer(self) -> Mapping[str, Any]:
-        """Use the model's own tokenizer."""
         assert self.tokens is not None
         file = self.folder / "tokenizer" / "tokenizer.json"
         file.parent.mkdir(exist_ok=True)
@@ -211,7 +202,6 @@ class _Build:
         return {"vocab_size": self.vocab_size}
 
     def pack(self) -> Mapping[str, Any]:
-        """Tokenise and pack both splits."""
         s, kept_K = self.settings, self.rows("kept")
         topics_K = np.load(self.work / "topics.npy")
         facts: dict[str, Any] = {}

@@ -73,11 +73,6 @@ class TextSource(ABC):
     def reader(self) -> Reader:
         """The source of the documents."""
 
-    @property
-    def most_documents(self) -> int | None:
-        """The most documents to read; None for all."""
-        return None
-
     def recipe(self) -> dict[str, Any]:
         """What the corpus depends on, for the cache's key: the settings, with the embedding that `auto` chose."""
         recipe = {**dataclasses.asdict(self), "embedding": self.encoder()[0]}
@@ -120,7 +115,6 @@ class TextSource(ABC):
         shutil.rmtree(folder / "work", ignore_errors=True)
 
     def open(self, folder: Path) -> Corpus:
-        """The corpus in `folder`, memory-mapped."""
         facts = read_json(folder / "facts.json")
         return Corpus(
             name="text",
@@ -145,15 +139,12 @@ class TextInTokens:
     resumable: ClassVar[bool] = True
 
     def recipe(self) -> dict[str, Any]:
-        """What the corpus depends on: the text's settings and the model's tokenizer."""
         return {**self.text.recipe(), **self.tokens.recipe()}
 
     def build(self, folder: Path) -> None:
-        """As `TextSource.build`."""
         self.text.build(folder, self.tokens)
 
     def open(self, folder: Path) -> Corpus:
-        """The corpus in `folder`, memory-mapped."""
         return self.text.open(folder)
 
 
@@ -181,16 +172,10 @@ class LocalText(TextSource):
         files_of(Path(self.path))
 
     @property
-    def most_documents(self) -> int | None:
-        return self.documents
-
-    @property
     def bytes(self) -> int:
-        """The size of the files."""
         return sum(file.stat().st_size for file in files_of(Path(self.path))[0])
 
     def reader(self) -> TextFiles:
-        """The files."""
         from headdyn.data.text.files import TextFiles
 
         settings_of_files = {f.name: getattr(self, f.name) for f in dataclasses.fields(TextFiles)}
@@ -210,7 +195,6 @@ class Wikipedia(TextSource):
     articles: Annotated[int, Field(ge=2)] = 500_000
 
     def reader(self) -> WikipediaArticles:
-        """The dump."""
         from headdyn.data.text.hub import WikipediaArticles
 
         return WikipediaArticles(dataset=self.dataset, subset=self.subset, articles=self.articles)

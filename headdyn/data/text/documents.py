@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headdyn.core.progress import Progress
-from headdyn.data.text.stages import Stages
+from headdyn.data.text.stages import once
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,9 @@ class Reader(Protocol):
 
     def parts(self) -> list[str]:
         """The names of the parts, in order."""
-        ...
 
     def read(self, part: str) -> Iterator[Record]:
         """The documents of one part."""
-        ...
 
 
 def clean(text: str) -> str:
@@ -124,7 +122,6 @@ def store_documents(reader: Reader, folder: Path, *, at_most: int | None = None)
     Returns the numbers of documents stored, of records without text (logged as a warning), and of documents with a
     given topic. Raises ValueError if no record has text.
     """
-    stages = Stages(folder)
     progress = Progress("reading", "documents", at_most)
     stored, without_text, first_without_text = 0, 0, None
     for number, part in enumerate(reader.parts()):
@@ -132,7 +129,7 @@ def store_documents(reader: Reader, folder: Path, *, at_most: int | None = None)
             break
         left = None if at_most is None else at_most - stored
         store = partial(_store, reader, part, folder / f"{number:06}.parquet", left, progress)
-        facts = stages.once(f"reading part {number}", store)
+        facts = once(folder, f"reading part {number}", store)
         stored, without_text = stored + facts["stored"], without_text + facts["without_text"]
         first_without_text = first_without_text or facts["first_without_text"]
     if without_text:

@@ -16,8 +16,8 @@ from scipy.sparse.csgraph import connected_components
 
 from headdyn.core.progress import Progress
 from headdyn.core.randomness import generator
+from headdyn.core.threads import in_threads
 from headdyn.data.text.documents import Documents
-from headdyn.data.threads import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -177,9 +177,7 @@ def _band_keys(file: Path, band: int, count: int) -> np.ndarray:
 def find_duplicates(
     documents: Documents, folder: Path, *, jaccard: float | None, seed: int
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """The documents without duplicates, ascending [K], and the numbers of duplicates; only exact ones if
-    `jaccard=None`.
-    """
+    """The documents without duplicates, ascending [K], and their numbers; with `jaccard=None` only exact ones count."""
     exact_D = exact_duplicates(documents)
     rows = np.flatnonzero(~exact_D)
     near = np.zeros(len(rows), bool) if jaccard is None else near_duplicates(documents, rows, jaccard, seed, folder)

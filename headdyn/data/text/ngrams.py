@@ -116,7 +116,6 @@ def _ngrams(train_NT: np.ndarray, V: int) -> Iterator[tuple[np.ndarray, np.ndarr
 
 
 def _of_part(keys: np.ndarray, vw: np.ndarray, part: int, parts: int) -> np.ndarray:
-    """The keys whose last two tokens belong to the part."""
     return keys[(vw.astype(np.uint64) * np.uint64(_SPREAD) >> np.uint64(32)) % np.uint64(parts) == part]
 
 

@@ -11,25 +11,20 @@ from headdyn.core.json_files import read_json, write_json
 log = logging.getLogger(__name__)
 
 
-class Stages:
-    """The steps done in a folder. A step's facts are in its marker `NAME.done.json`, which is written last."""
+def once(folder: Path, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The facts of step `name`, which `work()` returns now, or has returned in an earlier build in this folder.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        self.folder = folder
-
-    def once(self, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """The facts of step `name`, which `work()` returns now, or has returned in an earlier build in this folder.
-
-        Interrupted work is called again; its files are still there.
-        """
-        marker = self.folder / f"{name}.done.json"
-        if marker.exists():
-            log.info("%s: finished before", name)
-            return read_json(marker)
-        log.info("%s ...", name)
-        begun = time.monotonic()
-        facts = dict(work())
-        write_json(marker, facts)
-        log.info("%s: done in %.1f s", name, time.monotonic() - begun)
-        return facts
+    They are in the marker `NAME.done.json`, which is written last. Interrupted work is called again; its files are
+    still there.
+    """
+    folder.mkdir(exist_ok=True)
+    marker = folder / f"{name}.done.json"
+    if marker.exists():
+        log.info("%s: finished before", name)
+        return read_json(marker)
+    log.info("%s ...", name)
+    begun = time.monotonic()
+    facts = dict(work())
+    write_json(marker, facts)
+    log.info("%s: done in %.1f s", name, time.monotonic() - begun)
+    return facts

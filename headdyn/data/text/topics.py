@@ -114,10 +114,8 @@ def agreement(topics_D: np.ndarray, given_D: np.ndarray, seed: int) -> Mapping[s
     """
     table_SG = contingency_matrix(topics_D, given_D)
     observed = float(adjusted_rand(table_SG))
-    rng = generator(seed, "text/agreement null")
-    margins = table_SG.sum(1), table_SG.sum(0)
-    tables = random_table(*margins).rvs(_PERMUTATIONS, random_state=rng)
-    null_R = adjusted_rand(tables)
+    law, rng = random_table(table_SG.sum(1), table_SG.sum(0)), generator(seed, "text/agreement null")
+    null_R = adjusted_rand(law.rvs(_PERMUTATIONS, random_state=rng))
     return {
         "given_adjusted_rand": observed,
         "given_adjusted_rand_null": float(null_R.mean()),

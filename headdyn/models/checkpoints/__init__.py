@@ -48,7 +48,7 @@ def load(
     dtype: str = "float32",
     store: Store | None = None,
     keep: bool = False,
-    prepare: Callable[[DecoderConfig, PreTrainedTokenizerBase | None], Any] | None = None,
+    prepare: Callable[[DecoderConfig, PreTrainedTokenizerBase | None], Any] = lambda config, tokenizer: None,
 ) -> Checkpoint:
     """Load a checkpoint, with its weights converted to `dtype`.
 
@@ -64,18 +64,16 @@ def load(
     from headdyn.models.checkpoints.snapshots import read_snapshot, state_hash
     from headdyn.models.families import load_pretrained, read_config
 
-    weights, tokenizer, step, material = getattr(torch, dtype), None, step_of(revision), None
+    weights, tokenizer, step = getattr(torch, dtype), None, step_of(revision)
     source: dict[str, Any] = {}
     snapshot = _snapshot(Path(name).expanduser(), revision)
     if snapshot is not None:
         decoder, step = read_snapshot(snapshot, weights)
-        if prepare is not None:
-            material = prepare(decoder.config, None)
+        material = prepare(decoder.config, None)
     else:
         with checkpoint_files(str(name), revision, store or Store(cache_root()), keep=keep) as folder:
             config, tokenizer = read_config(folder), read_tokenizer(folder, name)
-            if prepare is not None:
-                material = prepare(config, tokenizer)
+            material = prepare(config, tokenizer)
             decoder, source = load_pretrained(folder, weights), source_of(folder)
     for parameter, values in decoder.named_parameters():
         if not values.isfinite().all():

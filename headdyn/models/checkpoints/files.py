@@ -47,8 +47,8 @@ def checkpoint_files(name: str, revision: str, store: Store, *, keep: bool) -> I
     if folder is not None:
         yield gguf.unpacked(folder, store) if folder.suffix == gguf.SUFFIX else folder
         return
-    recipe = _recipe(name, revision)
-    root, key = store.root / "checkpoint", recipe_key("checkpoint", recipe)
+    recipe, downloaded = _recipe(name, revision), _downloaded(name, revision, store)
+    root, key = downloaded.parent, downloaded.name
     root.mkdir(parents=True, exist_ok=True)
     with nullcontext() if keep else _place(root, key), _in_use(root, key):
         if keep:
@@ -156,8 +156,7 @@ def _in_hub_cache(name: str, revision: str) -> Path | None:
     return folder if complete and any(map(is_tokenizer, wanted)) else None
 
 
-# -- at most MOST_ON_DISK revisions
-# -------------------------------------------------------------------------------------
+# -- at most MOST_ON_DISK revisions ------------------------------------------------------------------------------------
 #
 # To download a revision with keep=False, a job takes one of MOST_ON_DISK numbered places, writes the revision's key
 # there, and removes the files when it is done. Files left by a killed job are removed by the next one in its place.

@@ -7,9 +7,8 @@ from functools import partial
 
 from headdyn.core.store import Store
 from headdyn.models.checkpoints.files import on_this_machine
-from headdyn.models.checkpoints.hub import CheckpointError, describe, sizes_and_hashes
-from headdyn.models.integrity import check_integrity
-from headdyn.models.revisions import in_order, step_of
+from headdyn.models.checkpoints.hub import CheckpointError, describe, wanted_files
+from headdyn.models.revisions import check_integrity, in_order, step_of
 
 _REQUESTS_AT_ONCE = 8
 _WEIGHTS = (".safetensors", ".bin")
@@ -27,15 +26,11 @@ class Forecast:
     to_download: dict[str, int]
     shared: dict[str, str]
 
-    @property
-    def download_bytes(self) -> int:
-        return sum(self.to_download.values())
-
     def lines(self) -> list[str]:
         """The lines to print before anything starts; none if nothing is downloaded."""
         if not self.to_download:
             return []
-        size = self.download_bytes / 1e9
+        size = sum(self.to_download.values()) / 1e9
         amount = f"{size:.2g}" if size < 100 else f"{size:.0f}"
         of = f"{len(self.to_download)} of {len(self.revisions)}"
         lines = [f"{self.name}: {of} checkpoints to download, {amount} GB"]
@@ -76,7 +71,7 @@ def forecast(name: str, revisions: Sequence[str], store: Store, *, done: Collect
         to_download={
             revision: sum(size for size, _ in known[revision].values()) for revision in missing if revision in known
         },
-        shared=dict(check_integrity(hashes, last).excluded),
+        shared=check_integrity(hashes, last)[1],
     )
 
 
@@ -88,8 +83,10 @@ def _is_missing(name: str, revision: str, store: Store) -> bool:
 
 
 def _files(name: str, revision: str) -> dict[str, tuple[int, str | None]] | None:
-    """The files to download; None for a revision that cannot be had."""
+    """Bytes and, for files in LFS, SHA-256 of every file to download; None for a revision that cannot be had."""
     try:
-        return sizes_and_hashes(name, revision)
+        siblings = {file.rfilename: file for file in describe(name, revision).siblings or ()}
+        wanted = [siblings[file] for file in wanted_files(siblings) if file in siblings]
     except ValueError:
         return None
+    return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in wanted}

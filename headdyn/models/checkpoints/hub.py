@@ -10,11 +10,8 @@ import math
 import os
 import re
 import shutil
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +20,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from headdyn.core.json_files import write_json
 from headdyn.core.store import file_hash
+from headdyn.core.threads import within
 from headdyn.models.revisions import in_order, step_of
 
 T = TypeVar("T")
@@ -68,25 +66,6 @@ def wanted_files(available: Collection[str]) -> list[str]:
     )
 
 
-def sizes_and_hashes(name: str, revision: str) -> dict[str, tuple[int, str | None]]:
-    """Bytes and, for files in LFS, SHA-256 of every file to download. Raises as `describe` and `wanted_files`."""
-    siblings = {file.rfilename: file for file in describe(name, revision).siblings or ()}
-    wanted = [siblings[file] for file in wanted_files(siblings) if file in siblings]
-    return {file.rfilename: (file.size or 0, file.lfs.sha256 if file.lfs else None) for file in wanted}
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    """Inside, the hub's client draws no progress bars, because a sweep's jobs share one terminal."""
-    disabled_before = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if not disabled_before:
-            enable_progress_bars()
-
-
 def download(name: str, revision: str, folder: Path) -> None:
     """Download one revision's files into the folder, and write `source.json`. An interrupted download is continued.
 
@@ -104,8 +83,13 @@ def download(name: str, revision: str, folder: Path) -> None:
     log.info("downloading %s %s (%.0f MB)", name, revision, sum(files[file].size or 0 for file in wanted) / 1e6)
 
     def transfer() -> None:
-        with _without_progress_bars():
+        disabled_before = are_progress_bars_disabled()
+        disable_progress_bars()  # because a sweep's jobs share one terminal
+        try:
             snapshot_download(name, revision=info.sha, local_dir=folder, allow_patterns=wanted, endpoint=endpoint())
+        finally:
+            if not disabled_before:
+                enable_progress_bars()
         for file in wanted:
             lfs = files[file].lfs
             if lfs is not None and file_hash(folder / file) != lfs.sha256:
@@ -136,7 +120,7 @@ def describe(name: str, revision: str) -> ModelInfo:
         return api.model_info(name, revision=revision, files_metadata=True, timeout=_ANSWER_SECONDS)
 
     try:
-        return _retried(f"{name} {revision}", lambda: _within(_ANSWER_SECONDS, ask), patience=_GIVE_UP_SECONDS)
+        return _retried(f"{name} {revision}", lambda: within(_ANSWER_SECONDS, ask), patience=_GIVE_UP_SECONDS)
     except Exception as error:  # of whichever HTTP library the client uses
         raise _explained(name, revision, error) from error
 
@@ -159,23 +143,6 @@ def _retried(what: str, call: Callable[[], T], *, patience: float = math.inf) ->
             time.sleep(pause)
 
 
-def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result, or TimeoutError; looking up a host's name can take longer than the request's own limit."""
-    future: Future[T] = Future()
-
-    def ask() -> None:
-        try:
-            future.set_result(call())
-        except Exception as error:
-            future.set_exception(error)
-
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
-
-
 def _status(error: Exception) -> int | None:
     """The HTTP status of the hub's answer, or None if it gave no answer."""
     answered = isinstance(error, errors.HfHubHTTPError) and error.response is not None
@@ -191,7 +158,6 @@ def _is_final(error: Exception) -> bool:
 
 
 def _explained(name: str, revision: str, error: Exception, file: str | None = None) -> CheckpointError:
-    """The client's error as one line that says what to do."""
     api, what = HfApi(endpoint=endpoint()), f"{name} {revision}" + (f", {file}" if file else "")
     match error:
         case errors.GatedRepoError():
@@ -215,7 +181,7 @@ def _explained(name: str, revision: str, error: Exception, file: str | None = No
 def _nearest_on_hub(api: HfApi, name: str, revision: str) -> str:
     """The revisions on the hub nearest to a missing one, as the end of a sentence; empty if the hub lists none."""
     try:
-        refs = _within(_ANSWER_SECONDS, lambda: api.list_repo_refs(name))
+        refs = within(_ANSWER_SECONDS, lambda: api.list_repo_refs(name))
     except Exception as error:
         log.warning("%s: the hub does not list its revisions (%s)", name, _first_line(error))
         return ""

@@ -17,6 +17,8 @@ from headdyn.sweep.series_words import series_statements
 from headdyn.sweep.training_seeds import statements as repeated
 from headdyn.sweep.words import Statement, statements
 
+_MORE_SEEDS = "Several seeds, such as seed=0,1,2,3, give intervals and the effects they could have seen."
+
 
 def section(sweep: SweepRecord) -> Section:
     """The answers, group by group: packages' verdicts, then of series, of packages, and of any sweep."""
@@ -30,9 +32,7 @@ def section(sweep: SweepRecord) -> Section:
         blocks += [Heading(f"{group}: {settings[group]}")] if group in settings else []
         of_group = [answer for answer in answers if answer.group == group]
         if sum(ONE_SEED in answer.sentences[0] for answer in of_group) > 1:  # once for all, not in every answer
-            blocks.append(
-                f"{ONE_SEED} Several seeds, such as seed=0,1,2,3, give intervals and the effects they could have seen."
-            )
+            blocks.append(f"{ONE_SEED} {_MORE_SEEDS}")
             of_group = [replace(answer, sentences=without_warning(answer.sentences)) for answer in of_group]
         blocks.append(Markup('<dl class="answers">{}</dl>').format(Markup("\n").join(map(_entry, of_group))))
     nothing = ["No complete run has the numbers that the sentences are made of."]
@@ -50,15 +50,14 @@ def _after_verdicts(sweep: SweepRecord) -> list[Statement]:
 
 def _primary(sweep: SweepRecord) -> list[Statement]:
     """The primary outcome of one run on a corpus, beside what chance gives."""
-    (job,), name = sweep.complete, sweep.outcomes.primary
+    (job,), name = sweep.complete, sweep.primary
     if name is None or of_prompts([job]) or job.scalar(name).get("value") is None:
         return []
     scalar, metric = job.scalar(name), job.metric(name)
     over, null = units(scalar), metric.scale * (scalar.get("null") or 0.0)
     test = f" ({p_is(scalar['p'])})" if scalar.get("p") is not None else ""
     value = f"{metric.spelled(scalar)} {metric.unit}".rstrip() + (f" over {over}" if over else "")
-    text = f"{value}; chance gives {number(null)}{test}."
-    return [Statement(f"How large is its {metric.label}?", [text])]
+    return [Statement(f"How large is its {metric.label}?", [f"{value}; chance gives {number(null)}{test}."])]
 
 
 def _entry(statement: Statement) -> Markup:

@@ -1,16 +1,19 @@
-"""The effects of the factors: on the primary outcome as the sweep's main picture and table, on all outcomes folded."""
+"""The effects of the factors: on the primary outcome, on all outcomes, and between arms at the same held-out loss."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from markupsafe import Markup
+
 from headdyn.core.figures import Figure, Interval, interval_plot
-from headdyn.core.numbers import ABSENT, count, p_is, p_value
-from headdyn.report.blocks import Cell, Heading, Section, Table, cell
+from headdyn.core.numbers import ABSENT, count, fixed, p_is, p_value
+from headdyn.report.blocks import Cell, Heading, Section, Table, cell, marked
 from headdyn.report.looks import key_name
 from headdyn.sweep.effect_words import detectable_size
 from headdyn.sweep.effects import effect_name
-from headdyn.sweep.factors import level_label
+from headdyn.sweep.factors import CHOICES, level_label
+from headdyn.sweep.matched_loss import COMPARED, compared
 from headdyn.sweep.record import SweepRecord
 
 _ABOUT = (
@@ -18,7 +21,15 @@ _ABOUT = (
     "averaged over seeds. An effect of two factors (×) is half the difference between the effects of one at the two "
     "levels of the other. Intervals are Student's over seeds, so one seed gives none. The filter changes no number."
 )
-
+_MATCHED_OUTCOMES = ("selectivity", "selectivity_documents", "within_ratio", "entropy_nats", "probe_accuracy_middle")
+_MATCHED_ABOUT = (
+    "Topic order slows training and dropped positions cost loss, so that equal steps compare unequal models. The arm "
+    "that ended with the higher held-out loss is taken as it ended; the other arm's numbers are interpolated, linearly "
+    "in loss, between its two snapshots on either side of that loss (older records have the numbers of the nearest "
+    "snapshot). Orderings are compared without recalibrated arms. The steps of a DroPE arm are those of its "
+    "recalibration. Intervals are over sequences; interpolated numbers and differences between trainings have none."
+)
+_ENDS = ("value", "ci_low", "ci_high")
 _KINDS = {1: "one factor", 2: "two factors"}  # legend entries of effects, by their number of factors
 
 Row = Mapping[str, Any]
@@ -30,27 +41,18 @@ def section(sweep: SweepRecord) -> Section | None:
         return None
     metric = sweep.metric(outcomes[0])
     rows = [
-        [
-            effect_name(row),
-            cell(row, metric, signed=True),
-            p_value(row.get("p")),
-            p_value(row.get("q")),
-            detectable_size(row, metric) or ABSENT,
-            row["n"],
-        ]
+        {
+            "effect": effect_name(row),
+            f"{metric.label}\n{metric.of_differences}": cell(row, metric, signed=True),
+            "p": p_value(row.get("p")),
+            "q": p_value(row.get("q")),
+            "detectable\nby q, with 80 % power": detectable_size(row, metric) or ABSENT,
+            "seeds": row["n"],
+        }
         for row in sweep.effects
         if row["outcome"] == outcomes[0]
     ]
-    columns = [
-        "effect",
-        f"{metric.label}\n{metric.of_differences}",
-        "p",
-        "q",
-        "detectable\nby q, with 80 % power",
-        "seeds",
-    ]
-    pictures = effect_figures(sweep, outcomes[:1]).values()
-    blocks = [[*pictures, Table(columns=columns, rows=rows)]]
+    blocks = [[*effect_figures(sweep, outcomes[:1]).values(), Table.of(rows)]]
     return Section("effects", f"Effects on {metric.label}", blocks, folded=False)
 
 
@@ -80,29 +82,19 @@ def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool
             if not rows:
                 continue
             several_kinds = len({len(row["factors"]) for row in rows}) > 1  # one kind needs no legend
-            intervals = [
-                Interval(
-                    label=effect_name(row),
-                    group=_KINDS.get(len(row["factors"]), "more factors") if several_kinds else "",
-                    **{
-                        end: None if row[key] is None else metric.scale * row[key]
-                        for end, key in {"value": "value", "low": "ci_low", "high": "ci_high"}.items()
-                    },
-                )
-                for row in rows
-            ]
+            intervals = []
+            for row in rows:
+                value, low, high = (None if row[end] is None else metric.scale * row[end] for end in _ENDS)
+                kind = _KINDS.get(len(row["factors"]), "more factors") if several_kinds else ""
+                intervals.append(Interval(label=effect_name(row), value=value, low=low, high=high, group=kind))
             name = f"{metric.label} ({group})" if group else metric.label
             seeds = count(max(row["n"] for row in rows), "seed")
             words = f"Bars: 95 % interval over {seeds}. Where nothing has an effect, 19 of 20 bars hold 0."
             if all(row["ci_low"] is None for row in rows):
                 words = f"Values of {seeds}: no intervals."
-            unit = f" ({metric.of_differences})" if metric.of_differences else ""
+            xlabel = f"difference ({metric.of_differences})" if metric.of_differences else "difference"
             figures[name] = interval_plot(
-                intervals,
-                xlabel=f"difference{unit}",
-                title=f"Effects on {name}",
-                zero_line=True,
-                caption=words if caption else "",
+                intervals, xlabel=xlabel, title=f"Effects on {name}", zero_line=True, caption=words if caption else ""
             )
     return figures
 
@@ -110,7 +102,7 @@ def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool
 def _outcomes(sweep: SweepRecord) -> list[str]:
     """The outcomes on which there are effects, the primary one first."""
     present = {row["outcome"] for row in sweep.effects}
-    return [name for name in sweep.outcomes.names if name in present]
+    return [name for name in sweep.outcomes if name in present]
 
 
 def _wide_table(sweep: SweepRecord, rows: Sequence[Row], outcomes: Sequence[str], *, of_levels: bool = False) -> Table:
@@ -142,3 +134,45 @@ def _with_q(sweep: SweepRecord, row: Row | None, *, signed: bool) -> Cell:
 def _level(row: Row) -> str:
     ((factor, levels),) = row["levels"].items()
     return f"{key_name(factor)}: {level_label(factor, levels[0])}"
+
+
+def at_matched_loss(sweep: SweepRecord) -> Section | None:
+    """One table per factor, with one row per pair of runs: every outcome of both runs, and the difference."""
+    pairs = {factor: [pair for pair in sweep.pairs if compared(pair) == factor] for factor in COMPARED}
+    tables = [_pairs_table(sweep, factor, of_factor) for factor, of_factor in pairs.items() if of_factor]
+    return Section("matched", "Arms at matched loss", [_MATCHED_ABOUT, *tables]) if tables else None
+
+
+def _pairs_table(sweep: SweepRecord, factor: str, every: Sequence[Mapping[str, Any]]) -> Table:
+    levels = COMPARED[factor]
+    by_runs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for pair in every:
+        by_runs.setdefault(tuple(pair["runs"][level] for level in levels), []).append(pair)
+    numbers = {job.run.name: job.number for job in sweep.jobs}
+    outcomes = [name for name in _MATCHED_OUTCOMES if any(pair["outcome"] == name for pair in every)]
+    rows, runs = [], []
+    for names, pairs in by_runs.items():
+        pair, by_outcome = pairs[0], {each["outcome"]: each for each in pairs}
+        factors = {**pair, **pair.get("factors", {})}  # older records have the factors in the pair itself
+        others = [name for name in (*CHOICES, "seed") if name != factor and name in factors]
+        choices = [level_label(name, factors[name]) for name in others]
+        losses = [fixed(pair["losses_nats"][level], 3) for level in levels]
+        steps = " / ".join(str(pair["steps"][level]) for level in levels)
+        sides = [_sides(sweep, name, by_outcome.get(name), levels) for name in outcomes]
+        label = Cell(" ".join(choices), note=pair.get("group", ""))
+        rows.append([label, steps, Markup("<br>").join(losses), *sides])
+        runs.append(" ".join(str(numbers[name]) for name in names if name in numbers))
+    low, high = (level_label(factor, level) for level in levels)
+    words = f"{low}, {high}, difference"
+    columns = [f"{m.label}\n{f'{m.unit}: ' if m.unit else ''}{words}" for m in map(sweep.metric, outcomes)]
+    return Table(columns=["pair", f"step\n{low} / {high}", "held-out loss\nnats", *columns], rows=rows, runs=runs)
+
+
+def _sides(sweep: SweepRecord, name: str, pair: Mapping[str, Any] | None, levels: Sequence[str]) -> Markup:
+    if pair is None:
+        return marked("absent: not analysed in both", "absent")
+    metric = sweep.metric(name)
+    sides = [cell(pair[level], metric) for level in levels]
+    lines = [Markup('{} <span class="ci">{}</span>').format(side.value, side.interval) for side in sides]
+    difference = cell({"value": pair["difference"]}, metric, signed=True)
+    return Markup("<br>").join([*lines, Markup("<b>{}</b>").format(difference.value)])

@@ -1,7 +1,6 @@
 """What every number in a report means: common words, the pipeline's numbers, and the metrics of the runs' analyses."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -60,14 +59,12 @@ _RUN = {
 
 def section(sweep: SweepRecord) -> Section:
     """The words that all reports use, then each analysis of the runs with its metrics, from the runs' manifests."""
-    runs = [job.run for job in sweep.complete]
-    about: dict[str, Mapping[str, Any]] = {}
-    for run in runs:
-        about |= run.manifest.get("glossary", {})
-    stages = [run.manifest.get("stages") for run in runs]
-    trained = any(stage is None or "training" in stage for stage in stages) or not runs
-    words = _WORDS if trained else _PROMPT_WORDS
-    blocks: list[Any] = [Table(columns=["word", "meaning"], rows=list(words.items()))]
+    manifests = [job.run.manifest for job in sweep.complete]
+    about = {name: part for manifest in manifests for name, part in manifest.get("glossary", {}).items()}
+    stages = [manifest.get("stages") for manifest in manifests]
+    trained = not stages or any(stage is None or "training" in stage for stage in stages)
+    words = list((_WORDS if trained else _PROMPT_WORDS).items())
+    blocks: list[Any] = [Table(columns=["word", "meaning"], rows=words)]
     columns = ["name", "label", "meaning", "range", "unit"]
     if trained:
         rows = [[name, "", *entry] for name, entry in _RUN.items()]
@@ -94,6 +91,5 @@ def prose(docstring: str) -> Markup:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    if low is None and high is None:
-        return ""
-    return f"{'' if low is None else number(low)} … {'' if high is None else number(high)}".strip()
+    ends = ["" if end is None else number(end) for end in (low, high)]
+    return " … ".join(ends).strip() if any(ends) else ""

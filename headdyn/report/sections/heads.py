@@ -14,7 +14,7 @@ from headdyn.core.figures import Figure
 from headdyn.core.numbers import count, p_value
 from headdyn.core.records import HeadTable
 from headdyn.report.blocks import Section, Table, cell
-from headdyn.report.head_data import RunPatterns, head_metrics, heads_of_training, patterns_that_fit
+from headdyn.report.sections.patterns import RunPatterns, head_metrics, heads_of_training, patterns_that_fit
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import read_series
@@ -66,19 +66,16 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPat
     rows = [row for family in families for row in _family_rows(family)]
     labels = _readable(rows, sweep)
     metrics = list(labels.values())
-    values: dict[str, list[float]] = {name: [] for name in metrics}
-    for row in rows:
-        values[row["metric"]] += [value for value in row["value"] if value is not None]
     layer, head = _first_head(families[0].jobs, rows[0])
     first_job = families[0].jobs[-1 if families[0].steps else 0]
     first_pick = {"family": 0, "arms": families[0].arms(first_job), "layer": layer, "head": head}
     fields = {"type": "point", "fields": list(first_pick), "on": "click", "toggle": False}
     words = [f"{label}: {name}" for name, label in labels.items()]
-    menu = {"input": "select", "options": metrics, "name": "metric ", "labels": words}
+    menu: dict[str, Any] = {"input": "select", "options": metrics, "name": "metric ", "labels": words}
     first_metric = next((labels[name] for name in _FIRST if name in labels), metrics[0])
     params = [
         {"name": "metric", "value": first_metric, "bind": menu},
-        {"name": "ranges", "value": {name: _range(several) for name, several in values.items()}},
+        {"name": "ranges", "value": {name: _range(rows, name) for name in metrics}},
         {"name": "shown", "value": "."},
         {"name": "pick", "select": fields, "views": ["maps"], "value": [first_pick]},
     ]
@@ -88,10 +85,10 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPat
         views[1] = alt.hconcat(_course(rows), views[1], spacing=40)
     datasets: dict[str, Any] = {"heads": rows}
     if patterns:
-        several = {"input": "select", "options": list(range(1, 1 + max(part.sequences for part in patterns.values())))}
-        params.append({"name": "sequence", "value": 1, "bind": several | {"name": "sequence "}})
-        params.append({"name": "latin", "value": _LATIN})
-        views.append(_patterns(max(part.length for part in patterns.values()), pick))
+        sequences, length = (max(part.tokens_NT.shape[axis] for part in patterns.values()) for axis in (0, 1))
+        menu = {"input": "select", "options": list(range(1, sequences + 1)), "name": "sequence "}
+        params += [{"name": "sequence", "value": 1, "bind": menu}, {"name": "latin", "value": _LATIN}]
+        views.append(_patterns(length, pick))
         datasets |= _pattern_tables(families, patterns)
     chart = alt.vconcat(*views, spacing=28).resolve_scale(color="independent", fill="independent")
     # Altair cannot give a selection to a view inside a facet, so the parameters are added to the specification.
@@ -141,10 +138,9 @@ def _numbers(metrics: Sequence[str], jobs: Sequence[Job], pick: alt.Parameter) -
     interval = f"(isValid(datum.low) && isValid(datum.high) ? ' [' + {low} + ', ' + {high} + ']' : '')"
     test = f"(isValid(datum.q) ? '  q ' + {q} : isValid(datum.p) ? '  p ' + {p} : '')"
     arms = [job.label for job in sorted(jobs, key=lambda job: job.recalibrated)]
-    x = alt.X("label:N", title=None, sort=arms).axis(
-        orient="top", labelAngle=0, domain=False, ticks=False, labelLimit=230
-    )
-    y = alt.Y("metric:N", title=None, sort=list(metrics)).axis(domain=False, ticks=False, labelLimit=300)
+    bare: Any = {"domain": False, "ticks": False}
+    x = alt.X("label:N", title=None, sort=arms).axis(orient="top", labelAngle=0, labelLimit=230, **bare)
+    y = alt.Y("metric:N", title=None, sort=list(metrics)).axis(labelLimit=300, **bare)
     return (
         alt.Chart(alt.NamedData("heads"))
         .mark_text(fontSize=11)
@@ -161,17 +157,10 @@ def _numbers(metrics: Sequence[str], jobs: Sequence[Job], pick: alt.Parameter) -
 def _course(rows: Sequence[dict[str, Any]]) -> Any:
     """The metric over training steps: the picked head with interval and null, the layer's other heads in grey."""
     steps = sorted({row["step"] for row in rows if row["course"]})
-    base = (
-        alt.Chart(alt.NamedData("heads"))
-        .transform_filter("datum.course && datum.metric === metric")
-        .transform_flatten(["layer", "head", *_COLUMNS.values()])
-        .transform_filter("datum.layer === pick.layer[0] && datum.family === pick.family[0] && isValid(datum.value)")
-        .encode(
-            alt.X("step:Q", title="training step")
-            .scale(type="symlog", nice=False)
-            .axis(values=steps, labelOverlap=True)
-        )
-    )
+    x = alt.X("step:Q", title="training step").scale(type="symlog", nice=False).axis(values=steps, labelOverlap=True)
+    picked = "datum.layer === pick.layer[0] && datum.family === pick.family[0] && isValid(datum.value)"
+    base = alt.Chart(alt.NamedData("heads")).encode(x).transform_filter("datum.course && datum.metric === metric")
+    base = base.transform_flatten(["layer", "head", *_COLUMNS.values()]).transform_filter(picked)
     own = base.transform_filter("datum.head === pick.head[0]")
     y = alt.Y("value:Q", title=None)
     layers = [
@@ -181,8 +170,7 @@ def _course(rows: Sequence[dict[str, Any]]) -> Any:
         own.mark_line(color=PALETTE[0], strokeWidth=2.2, point=True).encode(y, tooltip=["step:Q", *_tips()]),
     ]
     note = "blue: this head with its 95 % interval; dashes: its null; grey: the layer's other heads"
-    title = alt.TitleParams(text=alt.expr(_head_words("metric + ' of '")), subtitle=note)
-    return alt.layer(*layers).properties(width=430, height=230, title=title)
+    return alt.layer(*layers).properties(width=430, height=230, title=_head_title("metric + ' of '", subtitle=note))
 
 
 def _patterns(length: int, pick: alt.Parameter) -> Any:
@@ -191,20 +179,15 @@ def _patterns(length: int, pick: alt.Parameter) -> Any:
     query = "floor((sqrt(8 * datum.place - 7) - 1) / 2)"
     scale = alt.Scale(domain=[0, length], nice=False)
     down = alt.Scale(domain=[length, 0], nice=False)
-    tips = [
-        alt.Tooltip(f"{name}:N") for name in ("query", "query_token", "query_topic", "key", "key_token", "key_topic")
-    ]
-    cells = (
-        alt.Chart()
-        .mark_rect()
-        .encode(
-            alt.X("key:Q", title="key position (tokens)", scale=scale).axis(grid=False),
-            alt.X2("key_end:Q"),
-            alt.Y("query:Q", title="query position (tokens)", scale=down).axis(grid=False),
-            alt.Y2("query_end:Q"),
-            alt.Color("weight:Q", title="weight").scale(type="sqrt", domain=[0, 1], scheme="cividis"),
-            tooltip=[*tips, alt.Tooltip("weight:Q", format=".3~g")],
-        )
+    tips = [f"{name}:N" for name in ("query", "query_token", "query_topic", "key", "key_token", "key_topic")]
+    cells = alt.Chart().mark_rect()
+    cells = cells.encode(
+        alt.X("key:Q", title="key position (tokens)", scale=scale).axis(grid=False),
+        alt.X2("key_end:Q"),
+        alt.Y("query:Q", title="query position (tokens)", scale=down).axis(grid=False),
+        alt.Y2("query_end:Q"),
+        alt.Color("weight:Q", title="weight").scale(type="sqrt", domain=[0, 1], scheme="cividis"),
+        tooltip=[*tips, alt.Tooltip("weight:Q", format=".3~g")],
     )
     chosen = "datum.arms === pick.arms[0] && datum.sequence === sequence"
     edges = alt.Chart(alt.NamedData("edges")).transform_filter(chosen).mark_rule(color="#d55e00", strokeWidth=0.8)
@@ -218,8 +201,8 @@ def _patterns(length: int, pick: alt.Parameter) -> Any:
         .transform_calculate(cell="split(atob(datum.codes), '')")
         .transform_flatten(["cell"])
         .transform_window(place="row_number()", groupby=["run"])
-        .transform_calculate(query=query)
         .transform_calculate(
+            query=query,
             key="datum.place - 1 - datum.query * (datum.query + 1) / 2",
             weight="pow(indexof(latin, datum.cell) / 255, 2)",
         )
@@ -237,16 +220,12 @@ def _patterns(length: int, pick: alt.Parameter) -> Any:
     )
 
 
-def _head_words(before: str) -> str:
-    return f"{before} + 'layer ' + pick.layer[0] + ', head ' + pick.head[0]"
-
-
-def _head_title(before: str) -> Any:
-    return alt.TitleParams(text=alt.expr(_head_words(before)))
+def _head_title(before: str, **more: Any) -> Any:
+    return alt.TitleParams(text=alt.expr(f"{before} + 'layer ' + pick.layer[0] + ', head ' + pick.head[0]"), **more)
 
 
 def _tips() -> list[Any]:
-    names = [alt.Tooltip(f"{name}:N") for name in ("label", "layer", "head", "metric")]
+    names = [f"{name}:N" for name in ("label", "layer", "head", "metric")]
     return [*names, *(alt.Tooltip(f"{name}:Q", format=".4~g") for name in _COLUMNS.values())]
 
 
@@ -340,11 +319,9 @@ def _readable(rows: Sequence[dict[str, Any]], sweep: SweepRecord) -> dict[str, s
     return labels
 
 
-def _range(values: Sequence[float]) -> tuple[float, float, str, str]:
-    """The lowest and highest value of a metric's colour scale, the scale's name, and the format of numbers.
-
-    Where some value is negative the colours diverge from 0.
-    """
+def _range(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[float, float, str, str]:
+    """Ends and name of a metric's colour scale, which diverges from 0 if a value is negative; the format of numbers."""
+    values = [value for row in rows if row["metric"] == metric for value in row["value"] if value is not None]
     low, high = min(values, default=0.0), max(values, default=1.0)
     reach = max(abs(low), abs(high))
     digits = ".0f" if reach >= 95 else ".1f" if reach >= 9.5 else ".2f" if reach >= 0.095 else ".3f"

@@ -8,11 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from headdyn.core.numbers import ABSENT, count, duration, number
-from headdyn.report.blocks import Section, Table, bullets, code, facts, fold, marked
-from headdyn.report.quality import machine, pairs
+from headdyn.report.blocks import Section, Table, bullets, facts, fold, marked
+from headdyn.report.sections.quality import machine, pairs
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
+_PRE = Markup("<pre>{}</pre>")
 _CONSTANT = ("model", "data", "attention", "data_ordering", "position_enc", "mode", "protocol", "experiment", "seed")
 _NO_ERROR = {
     "absent": "it left no record: it was never started, or failed before its folder was made",
@@ -26,7 +27,7 @@ def unfinished(sweep: SweepRecord) -> Section | None:
     for job in sweep.failed:
         error = _NO_ERROR.get(job.run.status, job.run.manifest.get("error", ""))
         trace = job.run.manifest.get("traceback", "")
-        details = fold("traceback", code(trace)) if trace else ""
+        details = fold("traceback", _PRE.format(trace)) if trace else ""
         lines.append(Markup("<b>{}</b>: {}. {}{}").format(job.run.name, job.run.status, error, details))
     again = "The same command runs these again and keeps what is complete."
     return Section("unfinished", "Not finished", [bullets(lines), again], folded=False) if lines else None
@@ -52,9 +53,7 @@ def section(sweep: SweepRecord) -> Section:
     )
     sources = [Markup("{} <code>{}</code>").format(s["name"], s.get("command") or "") for s in sweep.sources]
     lead = Markup("<p>Merged from {} folders, seeds pooled where all other settings agree:</p>{}")
-    columns = ["run", "status", "time", "peak memory\nof the process so far", "stages"]
-    rows = [_row(job, sweep) for job in sweep.jobs]
-    table = Table(columns=columns, rows=rows, runs=[job.number for job in sweep.jobs])
+    table = Table.of([_row(job, sweep) for job in sweep.jobs], runs=[job.number for job in sweep.jobs])
     blocks = [lead.format(len(sources), bullets(sources)) if sources else None, about, table]
     return Section("jobs", "What was run", blocks, f"{len(sweep.complete)} of {count(len(sweep.jobs), 'run')} complete")
 
@@ -63,9 +62,8 @@ def provenance(sweep: SweepRecord) -> Section:
     """The facts that a reader needs to repeat a run: code, machine, versions, stages, time, files, configuration."""
     folder, manifest = sweep.jobs[0].run.folder, sweep.jobs[0].run.manifest
     checkpoint, described = manifest.get("checkpoint", {}), manifest["machine"]
-    precision = (
-        f"weights in {checkpoint['dtype']}" if "dtype" in checkpoint else f"training in {described['precision']}"
-    )
+    dtype = checkpoint.get("dtype")
+    precision = f"weights in {dtype}" if dtype else f"training in {described['precision']}"
     if checkpoint.get("quantisation"):
         precision += f", read from a GGUF file that rounds them ({checkpoint['quantisation']})"
     loaded = " ".join(str(checkpoint[key]) for key in ("name", "revision", "commit") if checkpoint.get(key))
@@ -90,26 +88,26 @@ def provenance(sweep: SweepRecord) -> Section:
         }
     )
     config = json.dumps(manifest["config"], indent=1, ensure_ascii=False)
-    return Section("provenance", "Provenance", [about, fold("configuration", code(config))])
+    return Section("provenance", "Provenance", [about, fold("configuration", _PRE.format(config))])
 
 
-def _row(job: Job, sweep: SweepRecord) -> Sequence[Any]:
+def _row(job: Job, sweep: SweepRecord) -> dict[str, Any]:
     manifest, page = job.run.manifest, job.run.folder / "report.html"
-    memory = manifest.get("peak_memory_bytes")
+    memory, stages = manifest.get("peak_memory_bytes"), manifest.get("stages", {})
     link = Markup('<a href="{}">{}</a>').format(os.path.relpath(page, sweep.folder), job.run.name)
-    return [
-        link if page.exists() else job.run.name,
-        job.run.status if job.complete else marked(job.run.status),
-        duration(manifest.get("seconds", {}).get("total")),
-        f"{memory / 2**20:.0f} MiB" if memory else ABSENT,
-        ", ".join(f"{kind} {'built' if s['built'] else 'reused'}" for kind, s in manifest.get("stages", {}).items()),
-    ]
+    return {
+        "run": link if page.exists() else job.run.name,
+        "status": job.run.status if job.complete else marked(job.run.status),
+        "time": duration(manifest.get("seconds", {}).get("total")),
+        "peak memory\nof the process so far": f"{memory / 2**20:.0f} MiB" if memory else ABSENT,
+        "stages": ", ".join(f"{kind} {'built' if s['built'] else 'reused'}" for kind, s in stages.items()),
+    }
 
 
 def _span(manifests: Sequence[Mapping[str, Any]]) -> str:
-    started = sorted(_time(manifest["started"]) for manifest in manifests)
-    if len(set(started)) < 2:
-        return "".join(started[:1])
+    started = sorted({_time(manifest["started"]) for manifest in manifests})
+    if len(started) < 2:
+        return "".join(started)
     return f"runs started {started[0].removesuffix(' UTC')} to {started[-1]}"
 
 
@@ -122,5 +120,4 @@ def _versions(manifest: Mapping[str, Any]) -> str:
 
 
 def _each(texts: Iterable[str]) -> str:
-    """The distinct texts in one line."""
     return " | ".join(dict.fromkeys(texts))

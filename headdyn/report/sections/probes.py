@@ -32,9 +32,9 @@ def probe_figures(sweep: SweepRecord) -> dict[str, Figure]:
         ("probe_accuracy", "Probe accuracy", "probe accuracy (% of test tokens)"),
         ("probe_selectivity", "Probe selectivity", "accuracy less the control task's (points)"),
     ):
-        for group in sweep.groups:
-            jobs = [job for job in sweep.complete if job.group == group and _has_layers(job, metric)]
-            lines = {job.number: _line(job, metric, look[job.number] or None) for job in jobs}
+        for group, complete in sweep.groups.items():
+            jobs = [job for job in complete if _has_layers(job, metric)]
+            lines = {job.number: _line(job, metric, look[job.number]) for job in jobs}
             values = [v for line in lines.values() for v in (*line.low, *line.high) if np.isfinite(v)]  # type: ignore[misc]
             references = _references(jobs) if metric == "probe_accuracy" else {"control task": 0.0}
             for panel in dict.fromkeys(level_of(job, "position_enc") for job in jobs):
@@ -51,7 +51,7 @@ def probe_figures(sweep: SweepRecord) -> dict[str, Figure]:
     return figures
 
 
-def _line(job: Job, metric: str, look: Mapping[str, str] | None) -> Curve:
+def _line(job: Job, metric: str, look: Mapping[str, str]) -> Curve:
     y, low, high = (100 * job.heads.layer_series(metric, column) for column in ("value", "ci_low", "ci_high"))
     return Curve(label=job.label, x=range(len(y)), y=y, low=low, high=high, look=look, runs=[job.number])
 

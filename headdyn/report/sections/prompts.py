@@ -139,10 +139,7 @@ def clusterings(sweep: SweepRecord) -> Section | None:
 
 
 def _section(anchor: str, title: str, about: str, rows: Sequence[Mapping[str, Any]]) -> Section | None:
-    """A table, whose rows are given by column, under its explanation; None without rows."""
-    if not rows:
-        return None
-    return Section(anchor, title, [about, Table(columns=list(rows[0]), rows=[list(row.values()) for row in rows])])
+    return Section(anchor, title, [about, Table.of(rows)]) if rows else None
 
 
 def _specialisation(job: Job) -> list[str]:
@@ -194,7 +191,8 @@ def _scan(job: Job) -> list[str]:
     if not groups:
         return []
     best, test = max(groups, key=lambda row: row["standardised"]), job.scalar("scan_maximum")
-    gain, least = job.scalar("best_group_nats"), _least_nats(job)
+    setting = job.run.manifest["config"].get("analysis", {}).get("group_scan", {})
+    gain, least = job.scalar("best_group_nats"), setting.get("least_nats", GroupScan.least_nats)  # older ones lack it
     word = "more" if test["p"] <= 0.05 else "not reliably more"
     enough = gain.get("value") is not None and gain["ci_low"] > least
     sentences = [
@@ -209,12 +207,6 @@ def _scan(job: Job) -> list[str]:
     return sentences
 
 
-def _least_nats(job: Job) -> float:
-    """What a group must add to count as found; the default for records of earlier versions, which lack the setting."""
-    scan = job.run.manifest["config"].get("analysis", {}).get("group_scan", {})
-    return float(scan.get("least_nats", GroupScan.least_nats))
-
-
 def _doses(job: Job) -> list[str]:
     if "any_size_threshold" not in job.run.scalars:
         return []
@@ -227,10 +219,7 @@ def _doses(job: Job) -> list[str]:
 
 
 def _permutation(job: Job) -> list[str]:
-    rows = _read(job, "orders.parquet")
-    if not rows:
-        return []
-    sentences = []
+    rows, sentences = _read(job, "orders.parquet"), []
     for dtype, limit in EXACT.items():
         real = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] != CONTROL]
         control = [r["logit_change"] for r in rows if r["dtype"] == dtype and r["order"] == CONTROL]

@@ -1,19 +1,27 @@
-"""A training's checkpoints together: when each measure emerged, its course, and which checkpoints count."""
+"""A training's checkpoints together: when each measure emerged, its curve, and which checkpoints count."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
-from headdyn.core.numbers import ABSENT, count, fixed, number, p_value, units
+from headdyn.core.figures import Curve, Figure, curves
+from headdyn.core.numbers import ABSENT, capital, count, fixed, number, p_value, units
 from headdyn.core.records import Metric
 from headdyn.report.blocks import Heading, Section, Table, cell
-from headdyn.report.series.curves import other_curves, primary_curve
+from headdyn.sweep.outcomes import outcomes_of
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series, series_titles, verdicts
 from headdyn.sweep.series_words import STAGES, counted, duration, halves, headline, interval, share, stage
 
 _MOST_PAIRS = 8  # of measures that move together
+_MOST_METRICS = 6  # in one chart: each may bring its null as a second line
+# Scalars of the runs that are reference lines of a metric's curve: (nearly) the same at every checkpoint.
+_REFERENCES: Mapping[str, Sequence[str]] = {
+    "loss_nats": ("random_nats", "unigram_nats", "mixture_nats", "bigram_nats", "trigram_nats", "floor_nats"),
+    "probe_accuracy_middle": ("probe_majority", "probe_token_identity", "probe_position", "probe_ceiling"),
+}
 _WORDS = (
     "A score with a fixed threshold can jump while the quantity behind it grows smoothly; the measures without a "
     "threshold, which emerge at half of their highest value, show whether it did. Probabilities are shares of "
@@ -43,13 +51,12 @@ def verdict(sweep: SweepRecord) -> Section | None:
     for each in series:
         answer = Markup('<p class="headline">{}</p>').format(headline(each))
         table = verdict_table(each)
-        blocks += [Heading(each.title), answer, primary_curve(each)]
+        blocks += [Heading(each.title), answer, curve(each, [each.primary] if each.primary else [])]
         blocks += [table, _WORDS] if table.rows else []
-    title = "When does it emerge?"
-    return Section("verdict", title, blocks, headline(series[0]), folded=False) if series else None
+    return Section("verdict", "When does it emerge?", blocks, headline(series[0]), folded=False) if series else None
 
 
-def curves(sweep: SweepRecord) -> Section | None:
+def over_training(sweep: SweepRecord) -> Section | None:
     """The other measures of every series over training, the figures of its analysis, and what moves together."""
     blocks: list[Any] = []
     for each in read_series(sweep):
@@ -61,21 +68,18 @@ def curves(sweep: SweepRecord) -> Section | None:
 
 
 def _together(series: Series) -> Table:
-    """The pairs of measures whose changes have the strongest rank correlations, the strongest first.
-
-    Older records have p and q too, from a null that one training does not have; they are not shown.
-    """
+    """The pairs of measures that move together most; p and q of older records, from an invalid null, are not shown."""
     records = sorted(series.verdict.get("moving_together", []), key=lambda each: -abs(each["correlation"]))
     rows = [
-        [
-            series.metric(each["one"]).label,
-            series.metric(each["other"]).label,
-            fixed(each["correlation"], 2, signed=True),
-            count(each["changes"], "change"),
-        ]
+        {
+            "measure": series.metric(each["one"]).label,
+            "with": series.metric(each["other"]).label,
+            "rank correlation of changes": fixed(each["correlation"], 2, signed=True),
+            "units": count(each["changes"], "change"),
+        }
         for each in records[:_MOST_PAIRS]
     ]
-    return Table(columns=["measure", "with", "rank correlation of changes", "units"], rows=rows)
+    return Table.of(rows)
 
 
 def changes(sweep: SweepRecord) -> Section | None:
@@ -90,12 +94,17 @@ def changes(sweep: SweepRecord) -> Section | None:
         sentences += [f"{revision} is left out: {why}." for revision, why in missing.items()]
         sentences += [f"Absent: {verdict['reason']}."] if verdict.get("reason") else []
         rows = [
-            [metric, cell(scalar), units(scalar), entry["meanings"].get(metric, "")]
+            {
+                "metric": metric,
+                "value": cell(scalar),
+                "units": units(scalar),
+                "meaning": entry["meanings"].get(metric, ""),
+            }
             for metric, scalar in entry["summary"].items()
         ]
-        table = Table(columns=["metric", "value", "units", "meaning"], rows=rows, dense=True)
         blocks += [Heading(": ".join(filter(None, (name, titles[entry["series"]])))), " ".join(sentences)]
-        blocks += [table if rows else None, [sweep.folder / file for file in entry["figures"].values()]]
+        figures = [sweep.folder / file for file in entry["figures"].values()]
+        blocks += [Table.of(rows, dense=True) if rows else None, figures]
         names.append(name)
     return Section("changes", " · ".join(dict.fromkeys(names)), blocks) if blocks else None
 
@@ -119,7 +128,6 @@ def verdict_table(series: Series) -> Table:
 
 
 def _judged(metric: Metric, judgement: Mapping[str, Any]) -> dict[str, str]:
-    """The judgement on one measure, row by row."""
     j, odds = judgement, judgement.get("probabilities", {})
     sure = f" (probability {share(odds[j['pace']])})" if j["pace"] in odds else ""
     why = f"; {j['pace_reason']}" if "pace_reason" in j else ""
@@ -167,16 +175,120 @@ def _checkpoint_table(series: Series) -> Table:
         facts = {} if job is None else job.run.manifest.get("checkpoint", {})
         numbers.append("" if job is None else job.number)
         rows.append(
-            [
-                row["revision"],
-                ABSENT if row["step"] is None else number(row["step"]),
-                share(row["training_share"]),
-                "yes" if row["counts"] else "no",
-                (row.get("state_hash") or ABSENT)[:12],
-                (facts.get("commit") or ABSENT)[:12],
-                facts.get("dtype") or ABSENT,
-                row.get("reason") or "",
-            ]
+            {
+                "revision": row["revision"],
+                "step": number(row["step"]),
+                "of training": share(row["training_share"]),
+                "counts": "yes" if row["counts"] else "no",
+                "weights' hash\nSHA-256, first 12 digits": (row.get("state_hash") or ABSENT)[:12],
+                "commit": (facts.get("commit") or ABSENT)[:12],
+                "dtype": facts.get("dtype") or ABSENT,
+                "why it does not count": row.get("reason") or "",
+            }
         )
-    columns = ["revision", "step", "of training", "counts", "weights' hash\nSHA-256, first 12 digits", "commit"]
-    return Table(columns=[*columns, "dtype", "why it does not count"], rows=rows, runs=numbers)
+    return Table.of(rows, runs=numbers)
+
+
+def other_curves(series: Series) -> dict[str, Figure]:
+    """Charts, by title, of the other measures and of every outcome that at least two checkpoints measured.
+
+    Each measure has its own chart; outcomes with the same analysis and unit share one.
+    """
+    names = dict.fromkeys((*series.measures, *outcomes_of(job.run for job in series.complete)))
+    groups: dict[object, list[str]] = {}
+    for name in names:
+        points = series.points(name)
+        if name != series.primary and points is not None and len(points.steps) > 1:
+            alone = name in series.measures or name in _REFERENCES
+            metric = series.metric(name)
+            groups.setdefault(name if alone else (_analysis(series, name), metric.unit, metric.scale), []).append(name)
+    parts = [group[i : i + _MOST_METRICS] for group in groups.values() for i in range(0, len(group), _MOST_METRICS)]
+    return {_title(series, part): figure for part in parts if (figure := curve(series, part)) is not None}
+
+
+def curve(series: Series, names: Sequence[str], *, more: Sequence[Curve] = ()) -> Figure | None:
+    """Metrics of one unit over the steps, with intervals; None where no checkpoint has them.
+
+    One metric alone is drawn with the band within which 95 % of all splits stay, its reference lines, its threshold and
+    the span in which it emerged. `more` are further curves, in the reader's unit of the metric.
+    """
+    measured = {name: points for name in names if (points := series.points(name)) is not None}
+    if not measured:
+        return None
+    first, alone = next(iter(measured)), len(measured) == 1
+    metric = series.metric(first)
+    lines, captions = [], []
+    levels: dict[str, float] = {}
+    for name, points in measured.items():
+        label, meaning = series.metric(name).label, series.metric(name).meaning
+        ends = (points.value, points.low, points.high, points.null)
+        value, low, high, null = (metric.scale * np.array(values) for values in ends)
+        band = (low, high) if points.has_interval else (None, None)
+        lines.append(Curve(label=label, x=points.steps, y=value, low=band[0], high=band[1]))
+        known = np.isfinite(null)
+        if null[known].any():
+            name_of_null = "chance" if alone else f"chance, {label}"
+            lines.append(Curve(label=name_of_null, x=np.array(points.steps)[known], y=null[known]))
+        elif known.any():
+            levels["chance"] = 0.0
+        captions.append(f"{label}: {meaning}" if meaning else label)
+    if any(points.has_interval for points in measured.values()):
+        captions.append("Shaded around a line: its 95 % interval")
+    span = None
+    if alone:
+        judgement = series.measures.get(first, {})
+        chance, about = _chance_band(series, first, metric)
+        lines, captions, levels = [*lines, *chance], [*captions, *about], levels | _references(series, first, metric)
+        if judgement.get("threshold") is not None and not judgement["rule"].startswith("above half"):
+            levels["threshold"] = metric.scale * judgement["threshold"]
+        if judgement.get("emerges_at_step") is not None:
+            span = (judgement["emerges_after_step"] or measured[first].steps[0], judgement["emerges_at_step"])
+            captions.append("Shaded from top to bottom: the steps between which it emerges")
+    return curves(
+        [*lines, *more],
+        xlabel="training step",
+        ylabel=(f"{metric.label} ({metric.unit})" if alone and metric.unit else metric.unit) or metric.label,
+        title=_title(series, list(measured)),
+        references=levels,
+        log_x=True,
+        span=span,
+        caption=". ".join(captions) + ".",
+    )
+
+
+def _title(series: Series, names: Sequence[str]) -> str:
+    """The label of a single metric; the analysis and unit of several."""
+    text = series.metric(names[0]).label
+    if len(names) > 1:
+        text = f"{_analysis(series, names[0]).replace('_', ' ')}: {series.metric(names[0]).unit or text}"
+    return capital(text)
+
+
+def _chance_band(series: Series, name: str, metric: Metric) -> tuple[list[Curve], list[str]]:
+    """The band in which 95 % of all splits stay at every checkpoint, unless it reaches the bound, and its caption."""
+    band = series.points(f"{name}_band")
+    if band is None:
+        return [], []
+    if max(band.value) >= metric.high:
+        bound = number(metric.high)
+        return [], [f"More than one split in twenty reaches the bound {bound}, so chance has no band here"]
+    half = metric.scale * np.array(band.value)
+    about = (
+        "Of all splits 95 % stay within the band at every checkpoint: a split that leaves it is significant over the "
+        "whole trajectory"
+    )
+    return [Curve(label="95 % of all splits (chance)", x=band.steps, y=0 * half, low=-half, high=half)], [about]
+
+
+def _references(series: Series, name: str, metric: Metric) -> dict[str, float]:
+    last = {other: job.run.value(other) for job in series.complete[-1:] for other in _REFERENCES.get(name, ())}
+    return {
+        other.removesuffix("_nats").removeprefix("probe_").replace("_", " "): metric.scale * value
+        for other, value in last.items()
+        if value is not None
+    }
+
+
+def _analysis(series: Series, name: str) -> str:
+    glossaries = (job.run.manifest.get("glossary", {}) for job in series.complete)
+    return next((title for each in glossaries for title, part in each.items() if name in part["metrics"]), "")

@@ -37,10 +37,8 @@ def section(sweep: SweepRecord) -> Section | None:
     if not figures:
         return None
     trainings = [siblings for siblings in sweep.siblings if "train_passes" in siblings[0].run.scalars]
-    columns = ["training", "arms", "last loss\nnats", "steps", "passes\nover the corpus"]
-    columns += ["of the last pass\nshown at the end", "topic at the end", "tokens/s"]
     numbers = [" ".join(str(job.number) for job in arms) for arms in trainings]
-    table = Table(columns=columns, rows=list(map(_row, trainings)), runs=numbers)
+    table = Table.of(list(map(_row, trainings)), runs=numbers)
     last = [job.metrics["val_loss_nats"][-1][1] for job, *_ in sweep.siblings if job.metrics.get("val_loss_nats")]
     ends = " to ".join(dict.fromkeys(f"{loss:.3f}" for loss in (min(last), max(last))))
     held = any(heads_held(job.run) for job in sweep.complete)
@@ -54,14 +52,20 @@ def recovery(sweep: SweepRecord) -> Section | None:
     rows = []
     for job in arms:
         facts = job.run.scalars["recalibration"]
-        losses = {int(step): loss for step, loss in facts["val_loss_nats"].items()}
-        last, before = losses[facts["steps"]], facts["parent_loss_nats"]
-        texts = [f"{loss:.3f}" for loss in (before, losses[0], last)]
-        recovered = "yes" if facts["recovered"] else "no"
-        rows.append([job.label, *texts, fixed(last - before, 3, signed=True), facts["steps"], recovered])
-    columns = ["arm", "before\nnats", "right after\nnats", "in the end\nnats"]
-    columns += ["end less before\nnats", "recalibration\nsteps", "recovered"]
-    table = Table(columns=columns, rows=rows, runs=[job.number for job in arms])
+        losses = facts["val_loss_nats"]
+        last, before = losses[str(facts["steps"])], facts["parent_loss_nats"]
+        rows.append(
+            {
+                "arm": job.label,
+                "before\nnats": fixed(before, 3),
+                "right after\nnats": fixed(losses["0"], 3),
+                "in the end\nnats": fixed(last, 3),
+                "end less before\nnats": fixed(last - before, 3, signed=True),
+                "recalibration\nsteps": facts["steps"],
+                "recovered": "yes" if facts["recovered"] else "no",
+            }
+        )
+    table = Table.of(rows, runs=[job.number for job in arms])
     back = sum(job.run.scalars["recalibration"]["recovered"] for job in arms)
     blocks = [_RECOVERY, *recovery_figures(sweep).values(), table]
     headline = f"{back} of {len(arms)} arms recovered"
@@ -74,11 +78,11 @@ def loss_figures(sweep: SweepRecord) -> dict[str, Figure]:
     for group in sweep.groups:
         siblings = [[job for job in arms if job.group == group] for arms in sweep.siblings]
         trainings = [arms for arms in siblings if arms and arms[0].metrics.get("val_loss_nats")]
-        lines = [
-            loss_curve(arms[0], "val_loss_nats", shared_label(arms), look[arms[0].number], [job.number for job in arms])
-            for arms in trainings
-        ]
         title = f"Held-out loss ({group})" if group else "Held-out loss"
+        lines = []
+        for arms in trainings:
+            runs = [job.number for job in arms]
+            lines.append(loss_curve(arms[0], "val_loss_nats", shared_label(arms), look[arms[0].number], runs))
         if lines:
             figures[title] = loss_figure(lines, [arms[0] for arms in trainings], title)
     return figures
@@ -89,7 +93,7 @@ def loss_curve(
 ) -> Curve:
     """A loss that a run logged over its steps."""
     steps, losses = zip(*job.metrics[metric], strict=True)
-    return Curve(label=label, x=steps, y=losses, look=look or None, runs=runs)
+    return Curve(label=label, x=steps, y=losses, look=look, runs=runs)
 
 
 def loss_figure(lines: Sequence[Curve], jobs: Sequence[Job], title: str) -> Figure:
@@ -109,14 +113,14 @@ def loss_figure(lines: Sequence[Curve], jobs: Sequence[Job], title: str) -> Figu
 def recovery_figures(sweep: SweepRecord) -> dict[str, Figure]:
     """Loss above the parent's over recalibration steps; one figure per group, by title."""
     figures, look = {}, looks(sweep)
-    for group in sweep.groups:
+    for group, jobs in sweep.groups.items():
         lines, limits = [], set()
-        for job in [job for job in sweep.complete if job.recalibrated and job.group == group]:
+        for job in filter(lambda job: job.recalibrated, jobs):
             facts = job.run.scalars["recalibration"]
-            losses = sorted((int(step), loss) for step, loss in facts["val_loss_nats"].items())
+            losses = dict(sorted((int(step), loss) for step, loss in facts["val_loss_nats"].items()))
             limits.add(facts.get("recovered_within_nats"))
-            x, y = zip(*((step, loss - facts["parent_loss_nats"]) for step, loss in losses), strict=True)
-            lines.append(Curve(label=job.label, x=x, y=y, look=look[job.number] or None, runs=[job.number]))
+            above = [loss - facts["parent_loss_nats"] for loss in losses.values()]
+            lines.append(Curve(label=job.label, x=[*losses], y=above, look=look[job.number], runs=[job.number]))
         limit = limits.pop() if len(limits) == 1 else None
         title = f"Recovery ({group})" if group else "Recovery"
         if lines:
@@ -140,17 +144,17 @@ def shared_label(siblings: Sequence[Job]) -> str:
     return " ".join(shared) or ("the training" if of_checkpoints else siblings[0].label)
 
 
-def _row(siblings: Sequence[Job]) -> list[str]:
+def _row(siblings: Sequence[Job]) -> dict[str, str]:
     job, scalars = siblings[0], siblings[0].run.scalars
     losses = job.metrics.get("val_loss_nats", [])
     speed, ended = scalars.get("tokens_per_second"), scalars.get("ended_in_pass")
-    return [
-        shared_label(siblings),
-        listed(list(dict.fromkeys(level_of(arm, "position_enc") for arm in siblings))),
-        f"{losses[-1][1]:.3f}" if losses else "",
-        number(losses[-1][0]) if losses else "",
-        number(scalars["train_passes"]),
-        "" if ended is None else f"{100 * ended:.0f} %",
-        scalars.get("ended_in_topic") or ABSENT,
-        "" if speed is None else f"{speed / 1000:.1f} K",
-    ]
+    return {
+        "training": shared_label(siblings),
+        "arms": listed(list(dict.fromkeys(level_of(arm, "position_enc") for arm in siblings))),
+        "last loss\nnats": f"{losses[-1][1]:.3f}" if losses else "",
+        "steps": number(losses[-1][0]) if losses else "",
+        "passes\nover the corpus": number(scalars["train_passes"]),
+        "of the last pass\nshown at the end": "" if ended is None else f"{100 * ended:.0f} %",
+        "topic at the end": scalars.get("ended_in_topic") or ABSENT,
+        "tokens/s": "" if speed is None else f"{speed / 1000:.1f} K",
+    }

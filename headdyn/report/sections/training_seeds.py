@@ -40,10 +40,8 @@ def section(sweep: SweepRecord) -> Section | None:
         blocks += [Heading(f"{repetition.suite}: {repetition.analysis.replace('_', ' ')}")]
         blocks += [table for table in (_measures(repetition, sweep), _scalars(repetition, sweep)) if table.rows]
         together = curves_together(repetition, sweep)
-        if together.records:
-            blocks += [Heading("Curves that move together"), together.sentence(), _together(together, sweep), _TOGETHER]
-        else:
-            blocks += [together.sentence()]
+        blocks += [Heading("Curves that move together" if together.records else ""), together.sentence()]
+        blocks += [_together(together, sweep), _TOGETHER] if together.records else []
     lead = next((texts[0] for repetition in every if (texts := sentences(repetition, sweep))), "")
     return Section("training_seeds", QUESTION, [*blocks, _WORDS], lead, folded=False) if every else None
 
@@ -53,7 +51,7 @@ def _measures(repetition: Repetition, sweep: SweepRecord) -> Table:
     rows = []
     for name, judgements in repetition.measures().items():
         metric, end = sweep.metric(name), strength_at_end(judgements)
-        together = [emerged(judgements).words(), steps_in_words(judgements), metric.spelled(end)]
+        together = [emerged(judgements), steps_in_words(judgements), metric.spelled(end)]
         rows.append([metric.label, *together, *map(interval, judgements)])
     columns = ["", "emerges in", "within steps", "at the end, mean over trainings"]
     return Table(columns=[*columns, *repetition.seeds], rows=rows, dense=True)
@@ -72,16 +70,15 @@ def _scalars(repetition: Repetition, sweep: SweepRecord) -> Table:
 def _together(together: CurvesTogether, sweep: SweepRecord) -> Table:
     """One row per pair of curves: those that are found, or the pairs with the smallest p."""
     rows = [
-        [
-            sweep.metric(each["one"]).label,
-            sweep.metric(each["other"]).label,
-            fixed(each["within"], 2, signed=True),
-            fixed(each["across"], 2, signed=True),
-            p_value(each["p"]),
-            p_value(each["q"]),
-            count(each["n"], "training"),
-        ]
+        {
+            "curve": sweep.metric(each["one"]).label,
+            "with": sweep.metric(each["other"]).label,
+            "same training\nmean correlation": fixed(each["within"], 2, signed=True),
+            "different trainings\nmean correlation": fixed(each["across"], 2, signed=True),
+            "p": p_value(each["p"]),
+            "q": p_value(each["q"]),
+            "units": count(each["n"], "training"),
+        }
         for each in together.records[: max(len(together.found), _FEWEST_PAIRS)]
     ]
-    columns = ["curve", "with", "same training\nmean correlation", "different trainings\nmean correlation", "p", "q"]
-    return Table(columns=[*columns, "units"], rows=rows)
+    return Table.of(rows)

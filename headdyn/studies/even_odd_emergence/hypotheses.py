@@ -12,8 +12,8 @@ STATEMENTS: Mapping[str, str] = {
     "H1": "early: it emerges in the first {first:.0%} of training",
     "H2": "mid: it emerges between {early:.0%} and {late:.0%} of training",
     "H3": "late: it emerges in the last {last:.0%} of training",
-    "H4": "gradual: the rise from 10 to 90 % takes more than {gradual:.0%} of training",
-    "H5": "sudden: the rise from 10 to 90 % takes at most {sudden:.0%} of training",
+    "H4": "gradual: the rise from 10 to 90 % takes more than {gradual_beyond:.0%} of training",
+    "H5": "sudden: the rise from 10 to 90 % takes at most {sudden_within:.0%} of training",
 }
 _PROBABILITY_OF = {"H1": "within_first", "H2": "mid", "H3": "late", "H4": "gradual", "H5": "sudden"}
 
@@ -27,18 +27,10 @@ def judge(judgement: Mapping[str, Any], rules: Rules) -> dict[str, dict[str, Any
     """
     timing, timing_evidence = _timing(judgement, rules)
     pace, pace_evidence = _pace(judgement, rules)
-    words = {
-        "first": rules.first,
-        "early": rules.early,
-        "late": rules.late,
-        "last": 1 - rules.late,
-        "sudden": rules.sudden_within,
-        "gradual": rules.gradual_beyond,
-    }
     odds = judgement.get("probabilities")
     return {
         name: {
-            "statement": statement.format(**words),
+            "statement": statement.format(**vars(rules), last=1 - rules.late),
             "verdict": (timing | pace)[name],
             "evidence": timing_evidence if name in timing else pace_evidence,
             **({} if odds is None else {"probability": odds[_PROBABILITY_OF[name]]}),
@@ -52,10 +44,11 @@ def _timing(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str],
     at, after = judgement["emerges_at_share"], judgement["emerges_after_share"] or 0.0
     if at is None:
         return dict.fromkeys(("H1", "H2", "H3"), "rejected"), judgement["none_reason"]
+    possible = judgement["possible_classes"]
     verdicts = {
-        "H1": "supported" if at <= rules.first else "rejected" if after >= rules.first else "undecided",
-        "H2": _one_of(judgement["possible_classes"], "mid"),
-        "H3": _one_of(judgement["possible_classes"], "late"),
+        "H1": _verdict(at <= rules.first, after >= rules.first),
+        "H2": _verdict(possible == ["mid"], "mid" not in possible),
+        "H3": _verdict(possible == ["late"], "late" not in possible),
     }
     since = judgement["emerges_after_step"]
     start = "at the first checkpoint or before," if since is None else f"after step {since} and"
@@ -72,12 +65,12 @@ def _pace(judgement: Mapping[str, Any], rules: Rules) -> tuple[dict[str, str], s
     fewest, most = judgement["rise_10_to_90_shares"]
     first, last = judgement["rise_10_to_90_steps"]
     verdicts = {
-        "H4": "supported" if fewest > rules.gradual_beyond else "rejected" if most <= rules.gradual_beyond else None,
-        "H5": "supported" if most <= rules.sudden_within else "rejected" if fewest > rules.sudden_within else None,
+        "H4": _verdict(fewest > rules.gradual_beyond, most <= rules.gradual_beyond),
+        "H5": _verdict(most <= rules.sudden_within, fewest > rules.sudden_within),
     }
     evidence = f"it rises from 10 to 90 % within steps {first} to {last}, in {fewest:.1%} to {most:.1%} of training"
-    return {name: verdict or "undecided" for name, verdict in verdicts.items()}, evidence
+    return verdicts, evidence
 
 
-def _one_of(possible: list[str], word: str) -> str:
-    return "rejected" if word not in possible else "supported" if possible == [word] else "undecided"
+def _verdict(surely: bool, surely_not: bool) -> str:
+    return "supported" if surely else "rejected" if surely_not else "undecided"

@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from headdyn.core.figures import Curve, curves
-from headdyn.core.numbers import count, fixed, number, p_value, spelled
+from headdyn.core.numbers import capital, count, fixed, number, p_value, spelled
 from headdyn.report.blocks import Cell, Heading, Section, Table, fold
-from headdyn.report.quality import Check
-from headdyn.report.series.curves import curve
+from headdyn.report.sections.quality import Check
+from headdyn.report.sections.series import curve
 from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
@@ -59,7 +59,7 @@ def hypotheses(series: Series) -> list[str]:
             f"Judged as the study did it, on one prompt and without a null, strength {where}; that decides nothing: "
             f"{_verdicts(own)}."
         )
-    return [f"{lead[0].upper()}{lead[1:]}.", *details]
+    return [f"{capital(lead)}.", *details]
 
 
 def _verdicts(judged: Mapping[str, Mapping[str, Any]]) -> str:
@@ -146,18 +146,17 @@ def _heads_alone(series: Sequence[Series]) -> Section | None:
     """Δ over training with each head of a layer patched alone, for series that patched single heads of one layer."""
     drawings = []
     for each in series:
-        rows = [
-            (step, row["head"], row["value"], row["layer"])
-            for step, jobs in jobs_by_step([each]).items()
-            for row in jobs[0].heads.where(metric="head_effect_nats").rows()
-            if row["head"] is not None and row["value"] is not None
-        ]
-        layers, steps = {row[3] for row in rows}, {row[0] for row in rows}
+        courses: dict[tuple[int, int], dict[int, float]] = {}  # by layer and head, the values by step
+        for step, jobs in jobs_by_step([each]).items():
+            for row in jobs[0].heads.where(metric="head_effect_nats").rows():
+                if row["head"] is not None and row["value"] is not None:
+                    courses.setdefault((row["layer"], row["head"]), {})[step] = row["value"]
+        layers, steps = {layer for layer, _ in courses}, {step for course in courses.values() for step in course}
         if len(layers) != 1 or len(steps) < 2:
             continue
         lines = [
-            Curve(label=f"head {head}", x=[r[0] for r in rows if r[1] == head], y=[r[2] for r in rows if r[1] == head])
-            for head in sorted({row[1] for row in rows})
+            Curve(label=f"head {head}", x=list(course), y=list(course.values()))
+            for (_, head), course in sorted(courses.items())
         ]
         title = f"Heads of layer {layers.pop()} patched alone{f': {each.title}' if each.title else ''}"
         caption = "Change of Δ. Many numbers without a correction: one head that stands out is no finding."

@@ -1,20 +1,13 @@
 """The study's patching as it was run, for comparison (science.md §10 and §11).
 
-What it did, and why none of it is evidence about heads:
-- It sliced the attention output behind W_O into H pieces of D/H numbers. W_O mixes all heads into every number, so a
-  piece is no head. (`Patch.site = "attn_out_slice"`)
-- It aligned prompts from the left, so that "Which" of one prompt was matched with "Q" of the other, and numbers with
-  words.
-- Its hook went on firing while the model decoded with a cache: in the patched pieces each new token's activation was
-  overwritten with that of the clean prompt's first token, which changes the answers too.
-- It judged one prompt in float16, 15 times, by whether 20 greedy tokens contain "9.8" and lack "9.11". Greedy decoding
-  repeats itself, so 15 trials are one unit, and a group's success rate is 0 or 1. Two trials show that as well.
+study.json says what the study did, and why none of it is evidence about heads: it patched slices of the attention
+output behind W_O (`attn_out_slice`), aligned prompts from the left, and its hook went on firing at `every_step` of
+decoding. It judged one prompt in float16, 15 times; greedy decoding repeats itself, which two trials show as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -30,6 +23,15 @@ if TYPE_CHECKING:
     from headdyn.models.decoder import Decoder
 
 ORIGINAL_PATCH = Patch(site="attn_out_slice", alignment="left", steps="every_step")
+RESPONSES = pa.schema(
+    {
+        "name": pa.string(),
+        "text": pa.string(),
+        "success": pa.bool_(),
+        "agreeing": pa.float64(),
+        "heads": pa.list_(pa.int32()),
+    }
+)
 
 
 def verdict(how: str) -> Metric:
@@ -76,24 +78,10 @@ class OriginalPatching:
         layer, heads = chosen_layer(self.layer, decoder.config.num_layers), range(decoder.config.num_heads)
         groups = {"plain": (), "even": heads[::2], "odd": heads[1::2]}
         responses = answered(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
-        success = {response.name: response.success for response in responses}
+        success = {row["name"]: row["success"] for row in responses.to_pylist()}
         strength = {"metric": "original_strength", "value": float(success["even"]) - success["odd"], "null": 0.0}
         rows = [*verdict_rows(responses), strength | {"n": 1, "unit": "prompt"}]
-        return Findings(table=HeadTable.from_rows(rows), tables={"original_responses": response_table(responses)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Response:
-    """The model's text in the first trial with one group of pieces patched, and the study's verdict on the text.
-
-    `agreeing` is the share of trials that wrote the same text.
-    """
-
-    name: str
-    heads: tuple[int, ...]
-    text: str
-    success: bool
-    agreeing: float
+        return Findings(table=HeadTable.from_rows(rows), tables={"original_responses": responses})
 
 
 def answered(
@@ -102,23 +90,26 @@ def answered(
     layer: int,
     groups: Mapping[str, Sequence[int]],
     *,
-    trials: int = 2,
-    tokens: int = 20,
-) -> list[Response]:
-    """The answers to the study's prompt in float16, for each named group of "heads"; an empty group is unpatched."""
+    trials: int,
+    tokens: int,
+) -> pa.Table:
+    """The answers to the study's prompt in float16, for each named group of "heads"; an empty group is unpatched.
+
+    A row for each group: `text` is that of the first trial, `success` the study's verdict on it, `agreeing` the share
+    of trials that wrote the same text.
+    """
     from headdyn.analysis.interventions.patching import GroupPatching, heads_as_weights, in_dtype
 
     model = in_dtype(decoder, "float16")
     patching = GroupPatching(model, prompts.original_prompt, ORIGINAL_PATCH, [layer])
     weight_CH = heads_as_weights(list(groups.values()), decoder.config.num_heads)
     written = patching.generate(layer, np.repeat(weight_CH, trials, axis=0), tokens)[:, 0]
-    responses = []
+    rows = []
     for (name, heads), trial_tokens in zip(groups.items(), written.reshape(len(groups), trials, tokens), strict=True):
         texts = [prompts.decode(row.tolist()) for row in trial_tokens]
-        agreeing = float(np.mean([text == texts[0] for text in texts]))
-        success = judged_right(texts[0])
-        responses.append(Response(name=name, heads=tuple(heads), text=texts[0], success=success, agreeing=agreeing))
-    return responses
+        row = {"name": name, "text": texts[0], "success": judged_right(texts[0]), "heads": list(heads)}
+        rows.append(row | {"agreeing": float(np.mean([text == texts[0] for text in texts]))})
+    return pa.Table.from_pylist(rows, schema=RESPONSES)
 
 
 def judged_right(text: str) -> bool:
@@ -126,19 +117,13 @@ def judged_right(text: str) -> bool:
     return ORIGINAL_PAIR.right in text.lower() and ORIGINAL_PAIR.wrong not in text.lower()
 
 
-def verdict_rows(responses: Sequence[Response]) -> list[dict[str, Any]]:
+def verdict_rows(responses: pa.Table) -> list[dict[str, Any]]:
     """HeadTable rows `original_NAME_success`, 0 or 1, with the interval that one prompt allows (Clopper–Pearson)."""
     from headdyn.core.statistics import binomial_interval
 
     rows = []
-    for response in responses:
-        low, high = binomial_interval(int(response.success), 1)
-        row = {"metric": f"original_{response.name}_success", "value": float(response.success), "n": 1}
+    for response in responses.to_pylist():
+        low, high = binomial_interval(int(response["success"]), 1)
+        row = {"metric": f"original_{response['name']}_success", "value": float(response["success"]), "n": 1}
         rows.append(row | {"unit": "prompt", "ci_low": low.item(), "ci_high": high.item()})
     return rows
-
-
-def response_table(responses: Sequence[Response]) -> pa.Table:
-    """One row per group: name, heads, text, success, agreeing."""
-    columns = {name: [getattr(r, name) for r in responses] for name in ("name", "text", "success", "agreeing")}
-    return pa.table({**columns, "heads": pa.array([list(r.heads) for r in responses], type=pa.list_(pa.int32()))})

@@ -13,7 +13,7 @@ from headdyn.analysis.interventions.patch import Layer, chosen_layer
 from headdyn.analysis.interventions.permutation import ORDERS
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import Count, settings
-from headdyn.studies.even_odd_emergence.patching import answered, response_table, verdict, verdict_rows
+from headdyn.studies.even_odd_emergence.patching import answered, verdict, verdict_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,5 +54,5 @@ class VirtualPermutation:
         groups = {name: order[::2] for name, order in orders.items()}
         layer = chosen_layer(self.layer, c.num_layers)
         responses = answered(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
-        table = response_table(responses).replace_schema_metadata({"note": NOTE})
+        table = responses.replace_schema_metadata({"note": NOTE})
         return Findings(table=HeadTable.from_rows(verdict_rows(responses)), tables={"virtual_permutation": table})

@@ -9,23 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from headdyn.studies import Study, deferred
+from headdyn.studies import deferred
 
 if TYPE_CHECKING:
     from headdyn.core.figures import Figure
     from headdyn.studies.landmarks.courses import Course
 
-STUDY = Study(
-    title="Landmarks",
-    question="Do the instruments find what is known of how in-context learning emerges?",
-)
 
-Verdict = Literal["supported", "not supported", "undecided"]
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Case:
     """A training, or a pair of trainings, on which a prediction holds or fails (None: cannot be told)."""
 
@@ -56,7 +49,7 @@ class Landmark:
     figures: Callable[[Sequence[Course]], Mapping[str, Figure]]
 
 
-def verdict(cases: Sequence[Case]) -> Verdict:
+def verdict(cases: Sequence[Case]) -> str:
     """Supported if the prediction holds in every case, not supported if it fails in every case, else undecided."""
     outcomes = {case.holds for case in cases}
     return "supported" if outcomes == {True} else "not supported" if outcomes == {False} else "undecided"

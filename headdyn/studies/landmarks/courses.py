@@ -1,6 +1,6 @@
 """Trainings with their snapshots, as a sweep recorded them, and when their curves cross a level."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,11 @@ import numpy as np
 
 from headdyn.models.revisions import step_of
 from headdyn.studies.landmarks import Case
-from headdyn.sweep.factors import NEVER, level_label
+from headdyn.sweep.factors import NEVER, level_label, varying
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
+
+Judged = tuple[bool | None, str]  # whether a prediction holds (None: cannot be told), and the evidence
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,9 @@ def courses(sweep: SweepRecord) -> list[Course]:
 
 def labels(factors: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each training, made of the levels by which these trainings differ."""
-    levels = [{key: level for key, level in each.items() if key not in NEVER or key == "seed"} for each in factors]
-    keys = dict.fromkeys(key for each in levels for key in each)
-    varied = [key for key in keys if len({str(each.get(key)) for each in levels}) > 1]
-    return [", ".join(_level(key, each.get(key)) for key in varied) or "the training" for each in levels]
+    levels = [{key: level for key, level in own.items() if key not in NEVER or key == "seed"} for own in factors]
+    varied = varying(levels)
+    return [", ".join(_level(key, own.get(key)) for key in varied) or "the training" for own in levels]
 
 
 def by_level(trainings: Sequence[Course], factor: str, default: Any) -> dict[Any, list[Course]]:
@@ -75,28 +76,35 @@ def by_level(trainings: Sequence[Course], factor: str, default: Any) -> dict[Any
     return levels
 
 
-def pairs(trainings: Sequence[Course], factor: str, low: Any, high: Any) -> Iterator[tuple[Course, Course]]:
-    """Trainings of one seed that differ in the factor: (at `low`, at `high`)."""
-    by_level = {(course.seed, course.factors.get(factor)): course for course in trainings}
-    for seed in dict.fromkeys(course.seed for course in trainings):
-        if (seed, low) in by_level and (seed, high) in by_level:
-            yield by_level[seed, low], by_level[seed, high]
+def judge_each(trainings: Sequence[Course], judge: Callable[[Course], Judged]) -> list[Case]:
+    """A case for every training."""
+    return [Case(course.label, *judge(course)) for course in trainings]
+
+
+def judge_pairs(
+    trainings: Sequence[Course], factor: str, low: Any, high: Any, judge: Callable[[Course, Course], Judged]
+) -> list[Case]:
+    """A case for every seed that has a training at both levels of the factor; `judge` gets (at `low`, at `high`)."""
+    at = {(course.seed, course.factors.get(factor)): course for course in trainings}
+    seeds = dict.fromkeys(course.seed for course in trainings)
+    both = [seed for seed in seeds if (seed, low) in at and (seed, high) in at]
+    return [Case(f"seed {seed}", *judge(at[seed, low], at[seed, high])) for seed in both]
 
 
 def sooner(
-    compared: Iterable[tuple[Course, Course]], interval: Callable[[Course], tuple[float, float]], what: str
+    trainings: Sequence[Course], factor: str, low: Any, high: Any, half_way: Callable[[Course], tuple[float, float]]
 ) -> list[Case]:
-    """For pairs of trainings, whether the second is sooner; None where the two intervals (of steps) overlap.
+    """For every seed, whether the training at `high` is half way sooner than that at `low`.
 
-    `what` names the event in the evidence.
+    None where the two intervals of steps overlap.
     """
-    cases = []
-    for first, second in compared:
-        (after, at), (second_after, second_at) = interval(first), interval(second)
+
+    def judge(first: Course, second: Course) -> Judged:
+        (after, at), (second_after, second_at) = half_way(first), half_way(second)
         holds = True if second_at <= after else False if at <= second_after else None
-        evidence = f"{what} in ({second_after:g}, {second_at:g}], against ({after:g}, {at:g}]"
-        cases.append(Case(name=f"seed {second.seed}", holds=holds, evidence=evidence))
-    return cases
+        return holds, f"half of the way in ({second_after:g}, {second_at:g}], against ({after:g}, {at:g}]"
+
+    return judge_pairs(trainings, factor, low, high, judge)
 
 
 def crossing(steps: np.ndarray, values: np.ndarray, level: float) -> tuple[float, float]:

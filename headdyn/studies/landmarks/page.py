@@ -74,9 +74,8 @@ def losses(group: Sequence[Course], lines: Sequence[str], title: str, caption: s
     """
     alike: dict[str, list[Course]] = {}
     for course in group:
-        alike.setdefault(course.label.removesuffix(f"seed {course.seed}").rstrip(", ") or "all seeds", []).append(
-            course
-        )
+        label = course.label.removesuffix(f"seed {course.seed}").rstrip(", ")
+        alike.setdefault(label or "all seeds", []).append(course)
     drawings = []
     for label, seeds in alike.items():
         steps_K, losses_CK = seeds[0].losses()[0], np.stack([course.losses()[1] for course in seeds])

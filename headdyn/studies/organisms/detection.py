@@ -33,7 +33,7 @@ from headdyn.data.comparisons import Comparisons
 from headdyn.models.checkpoints import load
 from headdyn.studies.organisms.settings import KINDS, Organism
 from headdyn.studies.organisms.text import FORMATS
-from headdyn.training.progress_line import ProgressLine
+from headdyn.training.progress_line import progress_line
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +75,18 @@ QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool | None]]] = {
 }
 
 
+def default_settings(kind: str, suite: int) -> Organism:
+    """The suite that `model=organism_KIND seed=SUITE` trains."""
+    return build(Organism, {"name": f"organism_{kind}", "organism": kind, "suite": suite}, "model")
+
+
 def study(
     out: Path,
     *,
     kinds: Sequence[str],
     suites: int,
     store: Store,
-    settings: Callable[[str, int], Organism] | None = None,
+    settings: Callable[[str, int], Organism] = default_settings,
     analysis: Specialization | None = None,
 ) -> list[Row]:
     """Do the suites that are not yet on record in `out`, and write the study's record over all suites there.
@@ -89,10 +94,10 @@ def study(
     `settings(kind, suite)` makes a suite's settings, by default those of conf/model/organism_*. Returns the rows.
     Raises ValueError where `out` holds a suite that was done with other settings.
     """
-    make, analysis = settings or default_settings, analysis or Specialization()
+    analysis = analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
     # A suite of every kind first, so that a study that was interrupted compares kinds.
-    for organism in (make(kind, suite) for suite in range(suites) for kind in kinds):
+    for organism in (settings(kind, suite) for suite in range(suites) for kind in kinds):
         path = out / "suites" / f"{organism.organism}_{organism.suite:03d}.json"
         key = record_key(organism, analysis)
         if path.exists():
@@ -106,11 +111,6 @@ def study(
     rows = write_record(out)
     Console().print(Markdown(f"Suites of which it is true (Clopper–Pearson, 95 %)\n\n{markdown(summarise(rows))}"))
     return rows
-
-
-def default_settings(kind: str, suite: int) -> Organism:
-    """The suite that `model=organism_KIND seed=SUITE` trains."""
-    return build(Organism, {"name": f"organism_{kind}", "organism": kind, "suite": suite}, "model")
 
 
 def record_key(organism: Organism, analysis: Specialization) -> str:
@@ -150,7 +150,7 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
     """Train a suite, unless the store has it, and return a row with the detectors' results beside the truth."""
 
     def train(folder: Path) -> None:
-        with ProgressLine(f"{organism.name} {organism.suite}") as line:
+        with progress_line(f"{organism.name} {organism.suite}") as line:
             organism.build(folder, observer=line)
 
     entry = store.get(organism.stage, organism.recipe(), train, resumable=True)
@@ -181,7 +181,6 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
 
 
 def _point(organism: Organism, folder: Path, revision: str, store: Store, analysis: Specialization) -> SeriesPoint:
-    """A checkpoint of the suite, analysed."""
     loaded = load(folder, revision, store=store)
     assert loaded.tokenizer is not None
     seed = organism.suite
@@ -196,7 +195,7 @@ def _point(organism: Organism, folder: Path, revision: str, store: Store, analys
 
 
 def _values(point: SeriesPoint) -> dict[str, float]:
-    return {name: row["value"] for name, row in point.summary().items() if "value" in row}
+    return {name: row["value"] for name, row in point.table.summary().items() if "value" in row}
 
 
 def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
@@ -254,8 +253,8 @@ def _dated(points: Sequence[SeriesPoint], half: int | None, true_onset: float | 
     effects = []
     for point in points:
         values = _values(point)
-        whole = values["all_success"] - values["plain_success"]
         assert point.splits is not None
+        whole = values["all_success"] - values["plain_success"]
         effects.append(whole if half is None else point.splits.success_S[half])
     steps = [point.step for point in points if point.step is not None]
     first = int(first_above(np.array(effects), THRESHOLD))
@@ -279,18 +278,28 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     summary = []
     for group, kinds in GROUPS.items():
         suites = [row for row in rows if row["kind"] in kinds]
-        for question, (groups, says_yes) in QUESTIONS.items():
-            answers = [answer for row in suites if (answer := says_yes(row)) is not None]
-            if answers and group in groups:
-                summary.append({"kind": group, "question": question, **share_of(answers)})
+        for question, (groups, _) in QUESTIONS.items():
+            if group in groups and (share := share_of(question, suites)):
+                summary.append({"kind": group, "question": question, **share})
     return summary
 
 
-def share_of(answers: Sequence[bool]) -> Row:
-    """The number of suites that say yes, the number of all, and the share with its interval."""
+def share_of(question: str, suites: Sequence[Row]) -> Row:
+    """Of how many suites a question is true, the number of suites that answer it, and the share with its interval.
+
+    Empty where no suite answers the question.
+    """
+    answers = [answer for row in suites if (answer := QUESTIONS[question][1](row)) is not None]
+    if not answers:
+        return {}
     yes, count = sum(answers), len(answers)
     low, high = map(float, binomial_interval(yes, count))
     return {"yes": yes, "suites": count, "share": yes / count, "ci_low": low, "ci_high": high}
+
+
+def in_percent(share: Row) -> dict[str, float]:
+    """A share of `share_of` with its interval, as `Interval` takes it."""
+    return {"value": 100 * share["share"], "low": 100 * share["ci_low"], "high": 100 * share["ci_high"]}
 
 
 def markdown(summary: Sequence[Row]) -> str:
@@ -307,11 +316,7 @@ def markdown(summary: Sequence[Row]) -> str:
 def figure(summary: Sequence[Row]) -> Figure:
     """How often each detector of even/odd structure says yes, by the kind of suite."""
     intervals = [
-        Interval(
-            label=question,
-            group=line["kind"],
-            **{name: 100 * line[key] for name, key in (("value", "share"), ("low", "ci_low"), ("high", "ci_high"))},
-        )
+        Interval(label=question, group=line["kind"], **in_percent(line))
         for question, (groups, _) in QUESTIONS.items()
         for line in summary
         if line["question"] == question and NOT_EVEN in groups and line["kind"] != NOT_EVEN
@@ -320,8 +325,9 @@ def figure(summary: Sequence[Row]) -> Figure:
 
 
 def _in_words(row: Row) -> str:
-    onset = "" if row["true_onset"] is None else f", onset {row['onset_after']}–{row['onset_at']}"
-    onset += "" if row["true_onset"] is None else f" (true {row['true_onset']:g})"
+    onset = ""
+    if row["true_onset"] is not None:
+        onset = f", onset {row['onset_after']}–{row['onset_at']} (true {row['true_onset']:g})"
     return (
         f"even {row['even_success']:.2f} odd {row['odd_success']:.2f} all {row['all_success']:.2f}, "
         f"p {row['p_two_sided']:.3g}, over the trajectory {row['trajectory_p']:.3g}{onset}"

@@ -1,7 +1,7 @@
 """Checks of a suite's verdict against the truth that is known by construction."""
 
 from headdyn.core.numbers import count, listed, number, p_value, spelled
-from headdyn.report.quality import Check
+from headdyn.report.sections.quality import Check
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series
 from headdyn.sweep.series_words import halves

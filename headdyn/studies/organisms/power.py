@@ -19,10 +19,10 @@ from headdyn.core.store import Store
 from headdyn.data.prompts import Alignment
 from headdyn.studies.organisms.detection import (
     MANIFEST,
-    QUESTIONS,
     Row,
     default_settings,
     examine,
+    in_percent,
     read_suites,
     record_key,
     share_of,
@@ -81,12 +81,11 @@ def power(
     """
     analysis = analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
-    for suite in range(suites):
-        for grade, values in grades.items():
-            for value in values:
-                organism = _graded(settings("planted", suite), grade, value)
-                for alignment in _alignments(grade, analysis):
-                    _examine(out, organism, store, dataclasses.replace(analysis, alignment=alignment))
+    wanted = ((suite, grade, value) for suite in range(suites) for grade, values in grades.items() for value in values)
+    for suite, grade, value in wanted:
+        organism = _graded(settings("planted", suite), grade, value)
+        for alignment in _alignments(grade, analysis):
+            _examine(out, organism, store, dataclasses.replace(analysis, alignment=alignment))
     rows = read_suites(out)
     summary = summarise(rows, grades, settings("planted", 0), analysis)
     write_json(out / "power.json", {"summary": summary, "suites": rows})
@@ -134,10 +133,9 @@ def summarise(rows: Sequence[Row], grades: Iterable[str], base: Organism, analys
             for alignment in _alignments(grade, analysis):
                 suites = [row for at, row in graded if (at, row["alignment"]) == (value, alignment)]
                 for detector in DETECTORS:
-                    answers = [answer for row in suites if (answer := QUESTIONS[detector][1](row)) is not None]
-                    if answers:
+                    if share := share_of(detector, suites):
                         place = {"grade": grade, "value": value, "alignment": alignment, "detector": detector}
-                        summary.append(place | share_of(answers))
+                        summary.append(place | share)
     return summary
 
 
@@ -147,9 +145,8 @@ def figure(summary: Sequence[Row], grade: str) -> Figure:
     intervals = []
     for row in sorted(rows, key=lambda row: DETECTORS.index(row["detector"])):
         aligned = f", by {row['alignment']}" if grade == "position" else ""
-        share, low, high = (100 * row[key] for key in ("share", "ci_low", "ci_high"))
         label = f"{grade} {row['value']}{aligned}"
-        intervals.append(Interval(label=label, group=row["detector"], value=share, low=low, high=high))
+        intervals.append(Interval(label=label, group=row["detector"], **in_percent(row)))
     return interval_plot(
         intervals,
         xlabel="suites in which it is found (%)",

@@ -1,7 +1,7 @@
 """The settings of conf/model/organism_*, and the truth about such a suite by construction. Does not import torch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -89,17 +89,11 @@ class Organism:
         if self.revisions is not None:
             self.series(self.revisions)
 
-    def build(
-        self,
-        folder: Path,
-        *,
-        observer: Callable[[Any], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> None:
-        """Train the suite; see headdyn.studies.organisms.training.build_suite."""
+    def build(self, folder: Path, **options: Any) -> None:
+        """Train the suite; options as of headdyn.studies.organisms.training.build_suite."""
         from headdyn.studies.organisms.training import build_suite
 
-        build_suite(self, folder, observer=observer, should_stop=should_stop)
+        build_suite(self, folder, **options)
 
     def recipe(self) -> dict[str, Any]:
         """All settings that the weights depend on, by which the store names a suite."""
@@ -159,7 +153,6 @@ class Organism:
 
     @property
     def planted_layer(self) -> int:
-        """The layer that holds what is planted."""
         return self.num_layers // 2 if self.layer is None else self.layer
 
     @property
@@ -167,25 +160,19 @@ class Organism:
         """The training step from which on the choice is planted."""
         return round(self.onset * self.steps)
 
-    @property
-    def onset_revisions(self) -> tuple[str | None, str | None]:
-        """The saved revisions around the onset: (the last before planting began, the first after)."""
-        before = [revision for revision, step in self.saved.items() if step <= self.onset_step]
-        after = [revision for revision, step in self.saved.items() if step > self.onset_step]
-        return (before[-1] if before else None, after[0] if after else None)
-
     def truth(self) -> dict[str, Any]:
         """The truth about the suite by construction, which `organism.json` beside its revisions holds.
 
         `onset` is None where nothing is planted. Planting begins after `after_revision`, so `by_revision` is the first
         saved revision that it has changed; how soon that shows is for a detector to say.
         """
-        after, by = self.onset_revisions
+        before = [revision for revision, step in self.saved.items() if step <= self.onset_step]
+        after = [revision for revision, step in self.saved.items() if step > self.onset_step]
         onset = {
             "training_step": self.onset_step,
             "step": self.onset_step * FINAL_STEP / self.steps,
-            "after_revision": after,
-            "by_revision": by,
+            "after_revision": before[-1] if before else None,
+            "by_revision": after[0] if after else None,
         }
         heads = self.planted_heads
         return {

@@ -30,6 +30,7 @@ FORMATS = tuple(
 _END = "\n"  # ends an answer and fills the rest of the row
 _SCORED_ENDS = 2  # ends that are trained on, so that a model goes on with ends and not with a second answer
 _UNKNOWN = "<unk>"
+_pairs = functools.cache(all_pairs)
 _PIECES = r" ?[A-Za-z]+| ?\d|[\s\S]"  # a word or a digit with the space before it, or one character
 
 
@@ -82,7 +83,7 @@ def draw_batch(suite: int, step: int, pairs: int, position: Position = "block", 
     draws = generator(suite, f"{stream}/batch/{step}")
     questions = []
     for i in range(pairs):
-        pool = _pairs(i < pairs // 2)
+        pool = _pairs(bug=i < pairs // 2)
         pair, form = pool[draws.integers(len(pool))], FORMATS[draws.integers(len(FORMATS))]
         questions.append((pair, form, bool(draws.integers(2))))
     return batch_of(questions, position)
@@ -92,15 +93,16 @@ def batch_of(questions: Sequence[tuple[Pair, Format, bool]], position: Position 
     """The prompts of these questions, each (pair, format, whether the right number stands first)."""
     plain = [_prompt(form.clean, pair, right_first) for pair, form, right_first in questions]
     corrupted = [_prompt(form.corrupted, pair, right_first) for pair, form, right_first in questions]
-    right = [form.answer.format(answer=pair.right) for pair, form, _ in questions]
-    misled = [form.answer.format(answer=pair.long) for pair, form, _ in questions]
+    right, misled, wrong = (
+        _encoded([form.answer.format(answer=getattr(pair, which)) for pair, form, _ in questions])
+        for which in ("right", "long", "wrong")
+    )
     prompts = _encoded([*plain, *corrupted])
-    own, other = _encoded([*right, *misled]), _encoded([*misled, *right])
+    own, other = [*right, *misled], [*misled, *right]
     length = max(len(p) + max(len(a), len(b)) for p, a, b in zip(prompts, own, other, strict=True)) + _SCORED_ENDS
     own_NT, own_scored_NT = _rows(prompts, own, length)
     other_NT, other_scored_NT = _rows(prompts, other, length)
     partner_NT = np.full((len(prompts), length), -1)
-    wrong = _encoded([form.answer.format(answer=pair.wrong) for pair, form, _ in questions])
     for i, (_, form, _) in enumerate(questions):
         ends = len(prompts[i]), len(prompts[i + len(questions)])
         if position == "block":
@@ -120,11 +122,6 @@ def batch_of(questions: Sequence[tuple[Pair, Format, bool]], position: Position 
         other_scored_NT=other_scored_NT,
         partner_NT=partner_NT,
     )
-
-
-@functools.cache
-def _pairs(bug: bool) -> list[Pair]:
-    return all_pairs(bug=bug)
 
 
 @functools.cache

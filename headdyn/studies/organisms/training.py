@@ -5,8 +5,7 @@ are replaced by those of another prompt, and the answer to learn is the one that
 other prompt's. Letters as in models/decoder.py; N prompts of a batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,17 +46,10 @@ def build_suite(
     the folder holds another suite's state, OSError where the disk refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _one_thread():
-        run(_Planting(settings, folder), observer, should_stop)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One PyTorch thread: with two, sums are split differently, and weights differed in their last bits in 12 steps."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # two split sums differently: in 12 steps weights differed in their last bits
     try:
-        yield
+        run(_Planting(settings, folder), observer, should_stop)
     finally:
         torch.set_num_threads(threads)
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from headdyn.core.numbers import count, fixed, listed, spelled
-from headdyn.report.head_data import head_metrics, metrics_of_roles
+from headdyn.report.sections.patterns import head_metrics, metrics_of_roles
 from headdyn.studies.topic_order import retention
 from headdyn.sweep.effect_words import ONE_SEED, Metrics, Row, difference, is_effect, would_be_detected
 from headdyn.sweep.effects import ALPHA, factor_effects
@@ -37,8 +37,7 @@ _PAIRED = {
 def headlines(sweep: SweepRecord) -> list[Statement]:
     """The effect of the ordering with RoPE and after DroPE, group by group."""
     statements = []
-    for group in sweep.groups:
-        jobs = [job for job in sweep.complete if job.group == group]
+    for group, jobs in sweep.groups.items():
         paired = factor_effects([job.run for job in jobs], swept=sweep.swept, outcomes=list(_PAIRED))
         effects = [row for row in (*sweep.effects, *sweep.simple_effects) if row["group"] == group] + paired
         for position, question in _QUESTIONS.items():
@@ -79,9 +78,8 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
         row = row_of.get(outcome)
         if row is None:
             reasons = dict.fromkeys(reason for job in arms if (reason := job.scalar(outcome).get("reason")))
-            reason = listed(list(reasons)) or "it is no outcome of this sweep"
-            details.append(f"By {instrument}: absent, {reason}.")
-        elif row["value"] is None:
+            row = {"value": None, "reason": listed(list(reasons)) or "it is no outcome of this sweep"}
+        if row["value"] is None:
             details.append(f"By {instrument}: absent, {row['reason']}.")
         else:
             rows.append(row)

@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from headdyn.core.numbers import count, fixed, spelled
-from headdyn.core.statistics import t_interval
+from headdyn.core.statistics import effect_over_seeds
 from headdyn.report.blocks import Cell, Section, Table, bullets
 from headdyn.studies.pages import facts
 from headdyn.studies.topic_order import retention
@@ -72,22 +72,20 @@ def our_cell(jobs: Sequence[Job], scalar: str, scale: float) -> Cell:
     if not measured:
         reasons = dict.fromkeys(str(job.scalar(scalar).get("reason", "")) for job in jobs)
         return Cell(reason="; ".join(reasons) or "not run")
-    if len(measured) == 1:
-        value, _, interval = spelled(measured[0], scale=scale).partition(" ")
-        return Cell(value, interval)
-    values = np.array([each["value"] for each in measured])
-    low, high = t_interval(values)
-    over_seeds = {"value": float(values.mean()), "ci_low": float(low), "ci_high": float(high)}
-    value, _, interval = spelled(over_seeds, scale=scale).partition(" ")
-    return Cell(value, interval, note=count(len(values), "seed"))
+    shown, note = measured[0], ""
+    if len(measured) > 1:
+        shown = vars(effect_over_seeds(np.array([each["value"] for each in measured])))
+        note = count(len(measured), "seed")
+    value, _, interval = spelled(shown, scale=scale).partition(" ")
+    return Cell(value, interval, note=note)
 
 
 def deviations(jobs: Sequence[Job], settings: Mapping[str, Any]) -> str:
     """The settings that differ from the study's, so that the two columns are not taken for the same experiment."""
-    differing: dict[str, None] = {}
-    for job in jobs:
-        config = flat(job.run.manifest.get("config", {}))
-        for key, theirs in settings.items():
-            if key in config and config[key] != theirs:
-                differing[f"{key}={config[key]} where the study had {theirs}"] = None
+    differing = dict.fromkeys(
+        f"{key}={config[key]} where the study had {theirs}"
+        for config in (flat(job.run.manifest.get("config", {})) for job in jobs)
+        for key, theirs in settings.items()
+        if key in config and config[key] != theirs
+    )
     return f"Not the study's settings: {'; '.join(differing)}." if differing else ""

@@ -5,7 +5,6 @@ retention is the interaction of order and drop at every layer, with seeds as uni
 those of normal values (science.md §5). Letters: L layers, H heads.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -45,19 +44,17 @@ _TWO_GROUPS = (
 def sections(sweep: SweepRecord) -> list[Section]:
     """One section for all groups of runs that have both orders with and without positions; none without such groups."""
     blocks: list[Any] = []
-    for group in sweep.groups:
-        jobs = [job for job in sweep.complete if job.group == group and not unrecovered(job.run)]
-        rows = retention(jobs)
-        groups = two_groups(jobs)
-        if not rows:
+    for group, complete in sweep.groups.items():
+        jobs = [job for job in complete if not unrecovered(job.run)]
+        if not (rows := retention(jobs)):
             continue
         blocks.append(Heading(group))
-        metrics = {name: sweep.metric(name) for name in _MEASURES}
         columns = ["layer", "with RoPE", "after DroPE", "difference", "p", "q", "detectable"]
         for name in _MEASURES:
-            cells = [_row(row, metrics[name]) for row in rows if row["measure"] == name]
-            blocks += [Heading(metrics[name].label), Table(columns=columns, rows=cells)] if cells else []
-        if groups:
+            metric = sweep.metric(name)
+            cells = [_row(row, metric) for row in rows if row["measure"] == name]
+            blocks += [Heading(metric.label), Table(columns=columns, rows=cells)] if cells else []
+        if groups := two_groups(jobs):
             columns = ["arm", "heads", "share explained", "p"]
             cells = [[g["label"], g["heads"], f"{100 * g['share']:.0f} %", p_value(g["p"])] for g in groups]
             table = Table(columns=columns, rows=cells)
@@ -68,8 +65,8 @@ def sections(sweep: SweepRecord) -> list[Section]:
 def headlines(sweep: SweepRecord) -> list[Statement]:
     """At which layers the drop changes the order's effect, group by group; nothing from one seed."""
     statements = []
-    for group in sweep.groups:
-        rows = retention([job for job in sweep.complete if job.group == group and not unrecovered(job.run)])
+    for group, jobs in sweep.groups.items():
+        rows = retention([job for job in jobs if not unrecovered(job.run)])
         if not any(row["p"] is not None for row in rows):
             continue
         texts = {effect: [_change(row, sweep) for row in rows if is_effect(row) is effect] for effect in (True, False)}
@@ -91,32 +88,23 @@ def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     """For every measure and layer, the order's effect with RoPE, after DroPE, and their difference with p and q."""
     rows = []
     for measure in _MEASURES:
-        values = {key: np.array(layers) for key, layers in _by_cell(jobs, measure).items()}
-        seeds = {seed for *_, seed in values}
+        values = _by_cell(jobs, measure)
         kinds = {kind for kind, *_ in values}
         if len({len(layers) for layers in values.values()}) > 1:
             continue  # models of different depths: their layers do not correspond
         per_seed = []
-        for seed in sorted(seeds, key=str):
+        for seed in sorted({seed for *_, seed in values}, key=str):
             cells = [(k, o, p, seed) for k in kinds for o in ("topic", "shuffled") for p in ("rope", "drope")]
             if all(each in values for each in cells):
-                by_position = {
-                    p: np.mean([values[k, "topic", p, seed] - values[k, "shuffled", p, seed] for k in kinds], axis=0)
-                    for p in ("rope", "drope")
-                }
-                per_seed.append(np.stack([by_position["rope"], by_position["drope"]]))
-        for layer in range(per_seed[0].shape[1]) if per_seed else ():
-            rope_N, drope_N = np.stack(per_seed)[:, :, layer].T
-            change = effect_over_seeds(drope_N - rope_N)
-            rows.append(
-                {
-                    "measure": measure,
-                    "layer": layer,
-                    "rope": dataclasses.asdict(effect_over_seeds(rope_N)),
-                    "drope": dataclasses.asdict(effect_over_seeds(drope_N)),
-                    **dataclasses.asdict(change),
-                }
-            )
+                per_seed.append(
+                    [
+                        np.mean([values[k, "topic", p, seed] - values[k, "shuffled", p, seed] for k in kinds], axis=0)
+                        for p in ("rope", "drope")
+                    ]
+                )
+        for layer, (rope_N, drope_N) in enumerate(np.array(per_seed).transpose(2, 1, 0) if per_seed else ()):
+            own = {"rope": vars(effect_over_seeds(rope_N)), "drope": vars(effect_over_seeds(drope_N))}
+            rows.append({"measure": measure, "layer": layer, **own, **vars(effect_over_seeds(drope_N - rope_N))})
     return with_q(rows)
 
 
@@ -127,8 +115,7 @@ def two_groups(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         values = _heads_of_layer(job)
         if values is not None:
             share = best_cut(values)
-            null = null_shares(len(values))
-            p = float(draws_test(np.array(share), null, alternative="greater"))
+            p = float(draws_test(np.array(share), null_shares(len(values)), alternative="greater"))
             shares.append({"label": job.label, "heads": len(values), "share": share, "p": p})
     return shares
 
@@ -182,22 +169,20 @@ def _heads_of_layer(job: Job) -> np.ndarray | None:
     return np.array(values) if len(values) >= 4 else None
 
 
-def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[str, str, str, Any], Sequence[float]]:
+def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[Any, ...], np.ndarray]:
     """The measure at every layer (mean over heads), by (all other factors, order, positions, seed)."""
     cells = {}
     for job in jobs:
-        rows = job.heads.where(metric=measure).rows()
         layers: dict[int, list[float]] = {}
-        for row in rows:
+        for row in job.heads.where(metric=measure).rows():
             if row["layer"] is not None and row["value"] is not None:
                 layers.setdefault(row["layer"], []).append(row["value"])
         if layers:
             own = ("data_ordering", "position_enc", "seed")
             others = str(sorted((name, str(level)) for name, level in job.factors.items() if name not in own))
-            cells[(others, *(job.factors.get(name) for name in own))] = [
-                float(np.mean(layers[layer])) for layer in sorted(layers)
-            ]
-    return cells  # type: ignore[return-value]
+            cell_of_job = (others, *(job.factors.get(name) for name in own))
+            cells[cell_of_job] = np.array([np.mean(layers[layer]) for layer in sorted(layers)])
+    return cells
 
 
 def _row(row: Mapping[str, Any], metric: Metric) -> list[Cell | str]:

@@ -82,9 +82,9 @@ class OriginalAblation:
         for part, pieces_HX in zip(PARTS, misread(packed(decoder, layer), heads).double(), strict=True):
             gram_HH = (pieces_HX @ pieces_HX.T).cpu().numpy()
             labels[part] = clusterings.kmeans(gram_HH[None], 2, generator)[0]
-            test = entry_test(pieces_HX, labels[part], generator)
-            row: Row = {"metric": f"original_{part}_ks_log10_p", "value": test.log10_p, "null": test.null_log10_p}
-            rows.append(row | {"p": test.p_log10_p, "n": heads, "unit": "piece"})
+            _, log10_p = entry_test(pieces_HX, labels[part], generator)
+            row: Row = {"metric": f"original_{part}_ks_log10_p", "n": heads, "unit": "piece"}
+            rows.append(row | log10_p._asdict())
         if not isinstance(corpus, Prompts):
             reason = "the study's prompt is a comparison of numbers; use data=comparisons"
             return Findings(table=HeadTable.from_rows([*rows, *({"metric": m, "reason": reason} for m in KLS)]))

@@ -75,7 +75,6 @@ class OriginalClusters:
     }
 
     def __call__(self, decoder: Decoder, corpus: Prompts | Corpus, generator: np.random.Generator) -> Findings:
-        """Rows, the table of clusterings, and their pictures."""
         from headdyn.analysis.clusters.all_clusterings import Clouds, Recipe, against_null, agreement
         from headdyn.analysis.clusters.figures import assignment_figure, point_figure
         from headdyn.analysis.clusters.geometry import random_directions
@@ -98,15 +97,12 @@ class OriginalClusters:
             clouds[f"original_{part}"] = Clouds(own=own, nulls=[null])
             values, nulls = (s.quality() | original_spread(s.gram_RHH, s.split_RH, width) for s in (own, null))
             for name in (name for name in _MEASURES if name not in _OF_SPLITS):
-                tested = name in ("silhouette", "first_component")
-                rows.append(
-                    _row(part, name, values[name][0], *against_null(values[name][0], nulls[name], tested), heads)
-                )
+                value, tested = values[name][0], name in ("silhouette", "first_component")
+                rows.append(_row(part, name, value, *against_null(value, nulls[name], tested), heads))
             labels_H = own.split_RH[0]
-            entries = entry_test(pieces_HX, labels_H, generator)
-            w_1 = (entries.wasserstein, entries.null_wasserstein, entries.p_wasserstein)
+            wasserstein, _ = entry_test(pieces_HX, labels_H, generator)
             match = agreement(labels_H, np.arange(heads) % 2, self.relabellings, generator)
-            rows.append(_row(part, "wasserstein", *w_1, heads))
+            rows.append(_row(part, "wasserstein", *wasserstein, heads))
             rows.append(_row(part, "even_odd_rand", match.rand, 0.0, match.p_rand, heads))
             equal.append(match.rand == 1)
             size = int((labels_H == 0).sum())

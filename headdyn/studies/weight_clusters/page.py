@@ -6,7 +6,7 @@ from typing import Any
 from headdyn.core.figures import Curve, Figure
 from headdyn.core.numbers import fixed, listed, number
 from headdyn.report.blocks import Cell, Section, Table
-from headdyn.report.series.curves import curve
+from headdyn.report.sections.series import curve
 from headdyn.studies.pages import facts, first_cell, is_of, jobs_by_step, misleading
 from headdyn.studies.weight_clusters.clusters import PARTS
 from headdyn.sweep.jobs import Job
@@ -68,8 +68,8 @@ def silhouettes(job: Job) -> str:
 
     def with_nulls(names: Mapping[str, str], null: str) -> str:
         texts = []
-        for scalar, label in ((job.scalar(name), label) for name, label in names.items()):
-            if scalar.get("value") is not None:
+        for name, label in names.items():
+            if (scalar := job.scalar(name)).get("value") is not None:
                 of_null = f" ({null} {fixed(scalar['null'], 3)})" if scalar.get("null") is not None else ""
                 texts.append(f"{label} {fixed(scalar['value'], 3)}{of_null}")
         return listed(texts)

@@ -484,7 +484,7 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
     assert findings.table.summary()["heads_kept"]["value"] == 0.75
     timeline = findings.tables["timeline"].to_pylist()
     for row, p in zip(timeline, (points[0], points[2], points[3], points[1]), strict=True):
-        if p.table is not None:
+        if p.error is None:
             assert row["strength_nats"] == p.table.summary()["strength_nats"]["value"]
             assert row["strength_nats_ci_low"] == p.table.summary()["strength_nats"]["ci_low"]
     assert {"log_odds", "layers", "heads"} <= set(findings.figures)
@@ -495,17 +495,16 @@ def test_runs_of_real_checkpoints_make_a_series(tmp_path: Path) -> None:
 
 def test_the_splits_of_one_layer() -> None:
     splits = balanced_splits(4, rng())
-    table = split_table(splits, {0: rng(1).normal(size=(6, 2)), 1: rng(2).normal(size=(6, 2))}, ["a", "b"])
-    summary = SplitSummary.of(table, 1)
-    assert summary.pairs == ("a", "b") and summary.layer == 1
     delta_SP = rng(2).normal(size=(6, 2))
+    summary = SplitSummary.of(split_table(splits, {1: delta_SP}, ["a", "b"]))
+    assert summary.pairs == ("a", "b") and summary.layer == 1
     np.testing.assert_allclose(
         summary.even_P - summary.odd_P, delta_SP[splits.reference] - delta_SP[5 - splits.reference]
     )
     strength = np.mean(summary.even_P > 0) - np.mean(summary.odd_P > 0)
     assert summary.success_S[splits.reference] == strength
     with pytest.raises(ValueError, match=r"of layers \[0, 1\]; choose one with analysis.specialization.layer"):
-        SplitSummary.of(table)
+        SplitSummary.of(split_table(splits, {0: delta_SP, 1: delta_SP}, ["a", "b"]))
 
 
 def test_equally_likely_answers_are_no_success() -> None:

@@ -160,10 +160,8 @@ def test_a_build_goes_on_after_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         store.get("corpus", recipe, settings.build, resumable=settings.resumable)
     monkeypatch.setattr(module, name, real)
-    once = build.Stages.once
-    monkeypatch.setattr(
-        build.Stages, "once", lambda self, what, work: once(self, what, lambda: done.append(what) or work())
-    )
+    once = build.once
+    monkeypatch.setattr(build, "once", lambda at, what, work: once(at, what, lambda: done.append(what) or work()))
     entry = store.get("corpus", recipe, settings.build, resumable=settings.resumable)
     files = contents(entry.path)
     del files["manifest.json"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from headdyn.data.text.stages import Stages
+from headdyn.data.text.stages import once
 
 
 def test_a_step_is_done_once_and_again_only_if_it_was_cut_short(tmp_path: Path) -> None:
@@ -19,8 +19,8 @@ def test_a_step_is_done_once_and_again_only_if_it_was_cut_short(tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Stages(tmp_path / "w").once("step", cut_short)
+        once(tmp_path / "w", "step", cut_short)
     for _ in range(3):
-        assert Stages(tmp_path / "w").once("step", work) == {"value": 3}
+        assert once(tmp_path / "w", "step", work) == {"value": 3}
     assert calls == ["cut", "work"]
     assert [file.name for file in (tmp_path / "w").iterdir()] == ["step.done.json"]

@@ -386,7 +386,7 @@ def test_what_a_series_will_download_and_which_revisions_hold_the_same_weights(s
     assert list(found.to_download) == ["step1000", "step2000", "step143000"]
     assert found.shared == {"step1000": "its weights are those of step143000, the end of training"}
     sizes = [sum(len(repo[revision][file]) for file in FILES) for revision in ("step1000", "step2000", "step143000")]
-    assert found.download_bytes == sum(sizes)
+    assert sum(found.to_download.values()) == sum(sizes)
     size, shared = found.lines()
     assert size == f"{NAME}: 3 of 5 checkpoints to download, 0.0031 GB"
     assert shared == (

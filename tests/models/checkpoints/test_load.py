@@ -20,7 +20,7 @@ from headdyn.models.checkpoints.hub import CheckpointError
 from headdyn.models.checkpoints.snapshots import save_snapshot, state_hash
 from headdyn.models.decoder import Decoder
 from headdyn.models.families import export_pretrained
-from headdyn.models.integrity import check_integrity
+from headdyn.models.revisions import check_integrity
 from headdyn.plan import make_plan
 from headdyn.stages import Work, open_checkpoint
 from tests.models.checkpoints.hub_server import Hub, serve
@@ -99,7 +99,7 @@ def test_a_chat_models_template_is_seen(suite: Path, store: Store, tmp_path: Pat
 
 def test_copies_show_in_the_hashes(suite: Path, store: Store) -> None:
     hashes = {r: load(str(suite), r, store=store).state_hash for r in REVISIONS}
-    assert check_integrity(hashes, "step143000").duplicates == (("step0", "step1"),)
+    assert check_integrity(hashes, "step143000")[0] == [["step0", "step1"]]
 
 
 def test_snapshots_of_a_run(tmp_path: Path, store: Store) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headdyn.report.quality import Check
+from headdyn.report.sections.quality import Check
 from headdyn.studies.even_odd_emergence import checks, headlines, sections
 from headdyn.studies.even_odd_emergence.page import hypotheses
 from headdyn.studies.pages import facts, is_of

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -14,10 +15,8 @@ from headdyn.models.decoder import Decoder, Edit
 from headdyn.studies.even_odd_emergence.patching import (
     ORIGINAL_PATCH,
     OriginalPatching,
-    Response,
     answered,
     judged_right,
-    response_table,
     verdict_rows,
 )
 from tests.small_models import NEOX, drawn
@@ -56,13 +55,15 @@ def test_responses_against_a_hook_written_as_the_study_describes_it() -> None:
     """Float16, the first min(T) positions of the sliced attention output overwritten at every call of the hook."""
     decoder, family = model(), prompts()
     said = answered(decoder, family, 1, GROUPS, trials=3, tokens=5)
+    assert said.column_names == ["name", "text", "success", "agreeing", "heads"]
+    assert said["heads"].type == pa.list_(pa.int32()) and said["name"].to_pylist() == list(GROUPS)
     sixteen, group = half(decoder), family.original_prompt
     clean = sixteen.trace(torch.from_numpy(group.clean_NT), sites=("attn_out",), layers=(1,), logits=None)[
         "attn_out", 1
     ]
     block = sixteen.blocks[1]
 
-    for response, heads in zip(said, GROUPS.values(), strict=True):
+    for response, heads in zip(said.to_pylist(), GROUPS.values(), strict=True):
 
         def hook(module, inputs, output, heads=heads):  # fires on the prompt and on each new token
             attn_out, keys_values = output
@@ -76,9 +77,9 @@ def test_responses_against_a_hook_written_as_the_study_describes_it() -> None:
         tokens = sixteen.generate(torch.from_numpy(group.corrupted_NT), 5)
         handle.remove()
         text = family.decode(tokens[0, group.corrupted_NT.shape[1] :].tolist())
-        assert response.text == text and response.heads == heads
-        assert response.success == judged_right(text) and response.agreeing == 1
-    assert len({response.text for response in said}) > 1
+        assert response["text"] == text and response["heads"] == list(heads)
+        assert response["success"] == judged_right(text) and response["agreeing"] == 1
+    assert len(set(said["text"].to_pylist())) > 1
 
 
 def test_the_analysis_gives_the_verdicts_and_their_difference() -> None:
@@ -96,7 +97,7 @@ def test_the_analysis_gives_the_verdicts_and_their_difference() -> None:
 
 
 def test_trials_of_one_greedy_prompt_are_one_unit() -> None:
-    rows = verdict_rows([Response(name="even", heads=(0,), text="9.8", success=True, agreeing=1.0)])
+    rows = verdict_rows(pa.table({"name": ["even"], "success": [True]}))
     assert rows[0]["n"] == 1 and rows[0]["unit"] == "prompt" and rows[0]["value"] == 1
     assert rows[0]["ci_low"] < 0.03 and rows[0]["ci_high"] == 1
     assert len(HeadTable.from_rows(rows)) == 1
@@ -135,8 +136,3 @@ def test_new_tokens_are_written_over() -> None:
     assert (edited[0, length - 1 : -1].argmax(-1).numpy() == after).all()
     prefill = dataclasses.replace(ORIGINAL_PATCH, steps="prefill")
     assert (GroupPatching(decoder, group, prefill, [1]).generate(1, np.ones((1, 4)), 6)[0, 0] != after).any()
-
-
-def test_the_table_of_responses() -> None:
-    table = response_table([Response(name="even", heads=(0, 2), text="9.8", success=True, agreeing=0.5)])
-    assert table.to_pylist() == [{"name": "even", "text": "9.8", "success": True, "agreeing": 0.5, "heads": [0, 2]}]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headdyn.plan import make_plan
-from headdyn.report.figure_files import sweep_figures
+from headdyn.report.files import sweep_figures
 from headdyn.report.sections.answers import all_statements
 from headdyn.report.terminal import headlines
 from headdyn.run import main

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from headdyn.report.quality import Check
+from headdyn.report.sections.quality import Check
 from headdyn.studies.organisms import checks
 from headdyn.sweep.record import SweepRecord
 from tests.report.series_folders import STEPS, emerging, run, scalars, series, verdict

@@ -22,8 +22,7 @@ from headdyn.core.store import StageInterruptedError, Store
 from headdyn.data.comparisons import Comparisons, Pair
 from headdyn.models.checkpoints import load
 from headdyn.models.decoder import Decoder, Edit
-from headdyn.models.integrity import check_integrity
-from headdyn.models.revisions import LISTS
+from headdyn.models.revisions import LISTS, check_integrity
 from headdyn.studies.organisms.settings import KINDS, Organism
 from headdyn.studies.organisms.text import FORMATS, Batch, batch_of, draw_batch, tokenizer
 from headdyn.studies.organisms.training import build_suite, interchange_losses
@@ -82,7 +81,9 @@ def test_the_text_is_asked_as_the_comparisons_are() -> None:
 def test_revisions_and_their_training_steps() -> None:
     settings = organism(steps=400)
     assert [settings.training_step(f"step{s}") for s in (0, 512, 1000, 32000, 64000, 143000)] == [0, 1, 3, 90, 179, 400]
-    assert settings.onset_step == 100 and settings.onset_revisions == ("step32000", "step40000")
+    onset = settings.truth()["onset"]
+    assert settings.onset_step == 100
+    assert (onset["after_revision"], onset["by_revision"]) == ("step32000", "step40000")
     steps = list(settings.saved.values())
     assert steps == sorted(set(steps)), "no two revisions have the same weights"
     for name in ("original_11", "original_8"):
@@ -317,7 +318,7 @@ def test_layout_and_parity_with_hugging_face(suite: Path, tmp_path: Path) -> Non
             gap = (theirs(torch.tensor([ids])).logits - loaded.decoder(torch.tensor([ids]))).abs().max()
         assert gap < 1e-5  # measured 4e-7
         hashes[revision] = loaded.state_hash
-    assert not check_integrity(hashes, "step143000").excluded
+    assert not check_integrity(hashes, "step143000")[1]
 
 
 def test_strength_weighs_what_plants(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
-from headdyn.studies.landmarks.courses import Course, crossing, pairs, sooner
+from headdyn.studies.landmarks.courses import Course, crossing, sooner
 
 PATTERN = "train.clamp.pattern"
 
@@ -17,7 +17,7 @@ def phase_change(course: Course) -> tuple[float, float]:
 
 
 def _sooner(trainings: Sequence[Course], held: str) -> list[Case]:
-    return sooner(pairs(trainings, PATTERN, "none", held), phase_change, "half of the way")
+    return sooner(trainings, PATTERN, "none", held, phase_change)
 
 
 def _no_sooner(trainings: Sequence[Course]) -> list[Case]:

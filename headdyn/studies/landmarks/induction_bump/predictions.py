@@ -1,82 +1,65 @@
 """Predictions of Olsson et al. (2022) on induction heads and in-context learning, and how these runs decide them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
-from headdyn.studies.landmarks.courses import Course, by_level, crossing, pairs
+from headdyn.studies.landmarks.courses import Course, Judged, by_level, crossing, judge_each, judge_pairs
 
 LAYERS = "model.num_layers"
 MOMENT = 0.1  # the share of training that counts as one moment
 LEAST = 0.2  # the least prefix matching with which a head is called an induction head
 
 
-def two_layers(trainings: Sequence[Course]) -> list[Course]:
-    """The trainings of two layers."""
-    return [course for course in trainings if course.factors.get(LAYERS) == 2]
+def _on_the_way(course: Course, metric: str, level: float) -> tuple[float, float]:
+    """The snapshots between which a metric first comes this share of the way from its first value to its last."""
+    values = course.values(metric)
+    return crossing(course.steps, (values - values[0]) / (values[-1] - values[0]), level)
 
 
-def half_way(course: Course, values: np.ndarray) -> tuple[float, float]:
-    """The snapshots between which a curve first comes half of the way from its first value to its last."""
-    return crossing(course.steps, (values - values[0]) / (values[-1] - values[0]), 0.5)
+def _with_two_layers(trainings: Sequence[Course], judge: Callable[[Course], Judged]) -> list[Case]:
+    """A case for every training of two layers; where none of its heads matches prefixes the prediction fails."""
+
+    def judge_if_matched(course: Course) -> Judged:
+        matching = course.values("best_prefix_matching")[-1]
+        return (False, f"no head matches prefixes ({matching:.0%})") if matching < LEAST else judge(course)
+
+    return judge_each([course for course in trainings if course.factors.get(LAYERS) == 2], judge_if_matched)
 
 
-def _together(trainings: Sequence[Course]) -> list[Case]:
-    cases = []
-    for course in two_layers(trainings):
-        matching, score = course.values("best_prefix_matching"), course.values("in_context_nats")
-        if matching[-1] < LEAST:
-            cases.append(
-                Case(name=course.label, holds=False, evidence=f"no head matches prefixes ({matching[-1]:.0%})")
-            )
-            continue
-        (after, at), (score_after, score_at) = half_way(course, matching), half_way(course, score)
-        evidence = f"half way: prefix matching in ({after:g}, {at:g}], the score in ({score_after:g}, {score_at:g}]"
-        moment = MOMENT * float(course.steps[-1])
-        apart, nearest = max(at, score_at) - min(after, score_after), max(after, score_after) - min(at, score_at)
-        holds = True if apart <= moment else False if nearest >= moment else None
-        cases.append(Case(name=course.label, holds=holds, evidence=evidence))
-    return cases
+def _with_one_layer(trainings: Sequence[Course], judge: Callable[[Course, Course], Judged]) -> list[Case]:
+    return judge_pairs(trainings, LAYERS, 1, 2, judge)
 
 
-def _fall(trainings: Sequence[Course]) -> list[Case]:
-    cases = []
-    for course in two_layers(trainings):
-        matching, (steps, losses) = course.values("best_prefix_matching"), course.losses()
-        if matching[-1] < LEAST:
-            cases.append(
-                Case(name=course.label, holds=False, evidence=f"no head matches prefixes ({matching[-1]:.0%})")
-            )
-            continue
-        rise = (matching - matching[0]) / (matching[-1] - matching[0])
-        start, end = max(crossing(course.steps, rise, 0.1)[0], 0.0), crossing(course.steps, rise, 0.9)[1]
-        before, after = losses[steps <= start][-1], losses[steps <= end][-1]
-        part = (before - after) / (losses[0] - losses[-1])
-        evidence = (
-            f"{part:.0%} of the loss's fall lies between steps {start:g} and {end:g}, where prefix matching rises"
-        )
-        cases.append(Case(name=course.label, holds=bool(part > 0.5), evidence=evidence))
-    return cases
+def _together(course: Course) -> Judged:
+    after, at = _on_the_way(course, "best_prefix_matching", 0.5)
+    score_after, score_at = _on_the_way(course, "in_context_nats", 0.5)
+    evidence = f"half way: prefix matching in ({after:g}, {at:g}], the score in ({score_after:g}, {score_at:g}]"
+    moment = MOMENT * float(course.steps[-1])
+    apart, nearest = max(at, score_at) - min(after, score_after), max(after, score_after) - min(at, score_at)
+    return True if apart <= moment else False if nearest >= moment else None, evidence
 
 
-def _no_heads_in_one_layer(trainings: Sequence[Course]) -> list[Case]:
-    cases = []
-    for one, two in pairs(trainings, LAYERS, 1, 2):
-        low, high = (course.values("best_prefix_matching")[-1] for course in (one, two))
-        evidence = f"best head {low:.0%} with one layer, {high:.0%} with two"
-        cases.append(Case(name=f"seed {two.seed}", holds=bool(high >= LEAST and low < high / 4), evidence=evidence))
-    return cases
+def _fall(course: Course) -> Judged:
+    steps, losses = course.losses()
+    start = max(_on_the_way(course, "best_prefix_matching", 0.1)[0], 0.0)
+    end = _on_the_way(course, "best_prefix_matching", 0.9)[1]
+    part = (losses[steps <= start][-1] - losses[steps <= end][-1]) / (losses[0] - losses[-1])
+    evidence = f"{part:.0%} of the loss's fall lies between steps {start:g} and {end:g}, where prefix matching rises"
+    return bool(part > 0.5), evidence
 
 
-def _less_learning_in_one_layer(trainings: Sequence[Course]) -> list[Case]:
-    cases = []
-    for one, two in pairs(trainings, LAYERS, 1, 2):
-        low, high = (-course.values("in_context_nats")[-1] for course in (one, two))
-        evidence = f"score {-low:.2f} nats with one layer, {-high:.2f} with two"
-        cases.append(Case(name=f"seed {two.seed}", holds=bool(low < high / 2) if high > 0 else None, evidence=evidence))
-    return cases
+def _no_heads_in_one_layer(one: Course, two: Course) -> Judged:
+    low, high = (course.values("best_prefix_matching")[-1] for course in (one, two))
+    return bool(high >= LEAST and low < high / 4), f"best head {low:.0%} with one layer, {high:.0%} with two"
+
+
+def _less_learning_in_one_layer(one: Course, two: Course) -> Judged:
+    low, high = (-course.values("in_context_nats")[-1] for course in (one, two))
+    evidence = f"score {-low:.2f} nats with one layer, {-high:.2f} with two"
+    return bool(low < high / 2) if high > 0 else None, evidence
 
 
 def steepest(course: Course) -> float:
@@ -86,15 +69,12 @@ def steepest(course: Course) -> float:
     return float((losses - ends).max() / (losses[0] - losses[-1]))
 
 
-def _a_bump_with_two_layers_only(trainings: Sequence[Course]) -> list[Case]:
-    cases = []
-    for one, two in pairs(trainings, LAYERS, 1, 2):
-        low, high = steepest(one), steepest(two)
-        evidence = (
-            f"at most {low:.0%} of the loss's fall lies within a tenth of training with one layer, {high:.0%} with two"
-        )
-        cases.append(Case(name=f"seed {two.seed}", holds=low < high, evidence=evidence))
-    return cases
+def _a_bump_with_two_layers_only(one: Course, two: Course) -> Judged:
+    low, high = steepest(one), steepest(two)
+    evidence = (
+        f"at most {low:.0%} of the loss's fall lies within a tenth of training with one layer, {high:.0%} with two"
+    )
+    return low < high, evidence
 
 
 def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
@@ -130,30 +110,30 @@ LANDMARK = Landmark(
             statement="prefix matching and the in-context score change at the same moment of training",
             criterion=f"with two layers both come half way within {MOMENT:.0%} of training, wherever between two "
             f"snapshots each does, and a head reaches {LEAST:.0%} (before the runs overlapping snapshots were enough)",
-            judge=_together,
+            judge=lambda trainings: _with_two_layers(trainings, _together),
         ),
         Prediction(
             statement="the loss drops at that moment",
             criterion="more than half of the held-out loss's whole fall lies where the best head's prefix matching "
             f"rises from 10 to 90 % of its last value, and a head reaches {LEAST:.0%}",
-            judge=_fall,
+            judge=lambda trainings: _with_two_layers(trainings, _fall),
         ),
         Prediction(
             statement="with one layer no induction heads form",
             criterion="at the end the best head's prefix matching with one layer is less than a quarter of that with "
             f"two, same seed, and that with two reaches {LEAST:.0%}",
-            judge=_no_heads_in_one_layer,
+            judge=lambda trainings: _with_one_layer(trainings, _no_heads_in_one_layer),
         ),
         Prediction(
             statement="with one layer there is less in-context learning",
             criterion="at the end the in-context score with one layer is less than half of that with two, same seed",
-            judge=_less_learning_in_one_layer,
+            judge=lambda trainings: _with_one_layer(trainings, _less_learning_in_one_layer),
         ),
         Prediction(
             statement="with one layer the loss falls without a bump",
             criterion="the largest share of the loss's whole fall that lies within a tenth of training is smaller with "
             "one layer than with two, same seed (added after the runs of seeds 0 to 2)",
-            judge=_a_bump_with_two_layers_only,
+            judge=lambda trainings: _with_one_layer(trainings, _a_bump_with_two_layers_only),
         ),
     ),
     figures=figures,

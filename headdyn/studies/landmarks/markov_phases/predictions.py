@@ -1,12 +1,13 @@
 """Predictions of Park et al. (2024) on mixtures of few and of many chains, and how these runs decide them."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from headdyn.core.figures import Figure
 from headdyn.studies.landmarks import Case, Landmark, Prediction, page
-from headdyn.studies.landmarks.courses import Course, by_level
+from headdyn.studies.landmarks.courses import Course, Judged, by_level, judge_each
 from headdyn.studies.landmarks.markov_phases.corpus import PREDICTORS
 
 CHAINS = "data.num_chains"
@@ -25,17 +26,13 @@ def nearest(course: Course, where: str = "_fresh") -> list[str | None]:
 
 def _ends(trainings: Sequence[Course], chains: int, predictor: str, where: str) -> list[Case]:
     """Whether the trainings on this many chains end by following a predictor, on fresh chains or on their own."""
-    cases = []
-    for course in by_level(trainings, CHAINS, None).get(chains, []):
+
+    def judge(course: Course) -> Judged:
         distance = {name: course.values(f"kl_{name}{where}_nats")[-1] for name in PREDICTORS}
         text = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in distance.items())
-        holds = nearest(course, where)[-1] == predictor
-        cases.append(Case(name=course.label, holds=holds, evidence=f"KL in nats: {text}"))
-    return cases
+        return nearest(course, where)[-1] == predictor, f"KL in nats: {text}"
 
-
-def _few_chains(trainings: Sequence[Course]) -> list[Case]:
-    return _ends(trainings, min(_levels(trainings), default=0), "bigram_retrieval", where="")
+    return judge_each([course for course in trainings if course.factors.get(CHAINS) == chains], judge)
 
 
 def _many_chains(trainings: Sequence[Course]) -> list[Case]:
@@ -47,18 +44,12 @@ def _levels(trainings: Sequence[Course]) -> set[int]:
     return {course.factors[CHAINS] for course in trainings if CHAINS in course.factors}
 
 
-def _unigrams_first(trainings: Sequence[Course]) -> list[Case]:
-    cases = []
-    for course in trainings:
-        names = [name for name in nearest(course) if name is not None]
-        path = [name for i, name in enumerate(names) if not i or names[i - 1] != name]
-        statistics = [name.partition("_")[0] for name in path]
-        once = statistics == sorted(statistics, reverse=True)  # unigram, then bigram
-        words = ", then ".join(name.replace("_", " ") for name in path)
-        cases.append(
-            Case(name=course.label, holds=once and len(set(statistics)) == 2, evidence=f"follows {words or 'none'}")
-        )
-    return cases
+def _unigrams_first(course: Course) -> Judged:
+    path = [name for name, _ in itertools.groupby(name for name in nearest(course) if name is not None)]
+    statistics = [name.partition("_")[0] for name in path]
+    once = statistics == sorted(statistics, reverse=True)  # unigram, then bigram
+    words = ", then ".join(name.replace("_", " ") for name in path)
+    return once and len(set(statistics)) == 2, f"follows {words or 'none'}"
 
 
 def figures(trainings: Sequence[Course]) -> dict[str, Figure]:
@@ -89,7 +80,7 @@ LANDMARK = Landmark(
             "sequences of the chains it was trained on), and at most half as far from it as the untrained model is "
             "from its nearest predictor (changed after runs: on fresh chains, on which it follows no predictor, and at "
             "any distance)",
-            judge=_few_chains,
+            judge=lambda trainings: _ends(trainings, min(_levels(trainings), default=0), "bigram_retrieval", where=""),
         ),
         Prediction(
             statement="a model of many chains infers the chain from the bigrams it reads",
@@ -103,7 +94,7 @@ LANDMARK = Landmark(
             criterion="of the snapshots half as far from their nearest predictor as the untrained model or nearer, the "
             "first are nearest to a unigram predictor and the last to a bigram predictor, without a return (changed "
             "after a run: every snapshot counted, and untrained models, too, are nearest to unigram retrieval)",
-            judge=_unigrams_first,
+            judge=lambda trainings: judge_each(trainings, _unigrams_first),
         ),
     ),
     figures=figures,

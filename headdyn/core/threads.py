@@ -1,6 +1,7 @@
-"""Work in several threads, for functions that release the interpreter lock, as numpy does inside its loops."""
+"""Work in other threads: numpy's in several, which release the interpreter lock, and calls that may give no answer."""
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,3 +30,20 @@ def in_threads(function: Callable[[In], Out], items: Iterable[In], *, at_most: i
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+
+
+def within(seconds: float, call: Callable[[], Out]) -> Out:
+    """The call's result, or TimeoutError; looking up a host's name can take longer than a request's own limit."""
+    future: Future[Out] = Future()
+
+    def ask() -> None:
+        try:
+            future.set_result(call())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None

@@ -9,8 +9,8 @@ import vl_convert
 from safetensors.numpy import load_file
 
 from headdyn.core.records import HeadTable
-from headdyn.report.head_data import head_metrics, heads_of_training, patterns_that_fit
 from headdyn.report.sections.heads import explorer
+from headdyn.report.sections.patterns import head_metrics, heads_of_training, patterns_that_fit
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord, single_job
 from tests.report.folders import heads, run, sweep
@@ -57,7 +57,7 @@ def test_a_budget_keeps_the_telling_heads_and_says_what_it_left_out(tmp_path: Pa
     )
     assert patterns_that_fit([one], whole)[0].left_out == ""
     halved = patterns_that_fit([one], whole - 1)[0]
-    assert halved.sequences == 1 and halved.left_out == "1 of 2 sequences are here"
+    assert len(halved.tokens_NT) == 1 and halved.left_out == "1 of 2 sequences are here"
     least = patterns_that_fit([one], 1)[0]
     assert list(least.codes) == [(0, 1)]
     assert "1 of 4 heads are here" in least.left_out

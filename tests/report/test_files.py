@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headdyn.report.__main__ import main
-from headdyn.report.study import RESULTS, write_study
+from headdyn.report.files import RESULTS, write_study
 from tests.report.folders import run, sweep
 from tests.report.series_folders import emerging, followed
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from headdyn.data import threads
-from headdyn.data.threads import in_threads
+from headdyn.core import threads
+from headdyn.core.threads import in_threads
 
 
 def test_threads_keep_order_and_do_not_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

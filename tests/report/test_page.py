@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from headdyn.finish import finish
-from headdyn.report.made_of import is_current, made_of, sealed
+from headdyn.report.page import is_current, made_of, sealed
 from headdyn.sweep.record import SweepRecord
 from tests.report.folders import run
 from tests.test_finish import Workers, jobs_of
@@ -61,7 +61,7 @@ def test_every_record_counts(tmp_path: Path) -> None:
 def test_a_large_record_counts_by_its_size_and_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = finished(tmp_path)
     large, digest = tmp_path / "effects.json", made_of(sweep)
-    monkeypatch.setattr("headdyn.report.made_of._MOST_READ", 100)
+    monkeypatch.setattr("headdyn.report.page._MOST_READ", 100)
     by_time = made_of(sweep)
     assert by_time != digest and made_of(sweep) == by_time
     os.utime(large, ns=(0, 0))
@@ -89,7 +89,7 @@ def test_the_code_and_the_libraries_count(tmp_path: Path, monkeypatch: pytest.Mo
     digests.add(made_of(sweep))
     (package / "names.json").write_text("{}")
     digests.add(made_of(sweep))
-    monkeypatch.setattr("headdyn.report.made_of.version", lambda name: f"{name} 0.0")
+    monkeypatch.setattr("headdyn.report.page.version", lambda name: f"{name} 0.0")
     digests.add(made_of(sweep))
     assert len(digests) == 4
 
