@@ -115,7 +115,7 @@ def main() -> None:
     print(f"  peak of {len(REVISIONS)} checkpoints: {three([value / mib for value in sweep], ' MiB')}")
     ratios = [many / single for many, single in zip(sweep, alone, strict=True)]
     print(f"  ratio: {three(ratios)} (at most about 1; {kept:.1f} if weights stayed)")
-    times = [many["seconds"] / single["seconds"] for many, single in zip(*runs.values(), strict=True)]
+    times = [many["seconds"] / single["seconds"] for single, many in zip(*runs.values(), strict=True)]
     print(f"  time: {three(times)} times that of one checkpoint")
 
 

@@ -35,7 +35,7 @@ EVEN_ODD = ("strength", "strength_nats")
 def measure(settings: Emergence, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
     """Everything that `Emergence` says of a series under these settings."""
     points = in_order(points)
-    total = settings.total_steps or max((p.step for p in points if p.step is not None), default=1)
+    total = settings.total_steps or max((p.step for p in points if p.step is not None), default=0) or 1
     excluded, duplicates = excluded_from(points, settings.final)
     counted = [p for p in points if p.error is None and p.revision not in excluded]
     steps = [p.step for p in counted if p.step is not None]

@@ -248,6 +248,10 @@ def test_too_few_checkpoints() -> None:
     assert findings_of([]).tables["timeline"].num_rows == 0
 
 
+def test_an_untrained_checkpoint_alone_is_no_series() -> None:
+    assert findings_of([point(0, np.zeros(HEADS))]).verdict["reason"] == "1 checkpoints that count are no series"
+
+
 def test_checkpoints_must_be_comparable() -> None:
     points = [planted(step, 64000) for step in STEPS]
     other = point(2000, np.zeros(HEADS), np.zeros(PAIRS - 1))
