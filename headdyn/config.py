@@ -138,7 +138,6 @@ def analysis_of(node: Any, where: str) -> Any:
     analysis = targeted(node, where)
     metrics, needs = getattr(analysis, "metrics", None), getattr(analysis, "needs", None)
     parts = {
-        "rows": hasattr(analysis, "rows"),
         "needs": isinstance(needs, frozenset) and needs <= {*NEEDS, "series", "circuits"},
         "metrics": isinstance(metrics, Mapping) and all(isinstance(metric, Metric) for metric in metrics.values()),
         "__call__": callable(analysis),

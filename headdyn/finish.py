@@ -18,7 +18,7 @@ from headdyn.report.terminal import print_summary
 from headdyn.sweep.factors import varying
 from headdyn.sweep.matched_loss import MATCHED_ANALYSES, matched_loss
 from headdyn.sweep.record import SWEEP, VERDICT, SweepRecord, now, rewrite, sweep_json, write_run_table
-from headdyn.sweep.series import Series
+from headdyn.sweep.series import SeriesRuns
 from headdyn.workers import Task, Workers
 
 
@@ -84,14 +84,14 @@ def _written(folder: Path) -> str | None:
         return None
 
 
-def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[Series]:
+def series_of(jobs: Sequence[RunConfig], runs: Sequence[RunRecord]) -> list[SeriesRuns]:
     """The jobs that differ in their revision alone, series by series, where an analysis of series was chosen."""
     by_series: dict[str, list[tuple[RunConfig, RunRecord]]] = {}
     for job, run in zip(jobs, runs, strict=True):
         if job.series and any("series" in analysis.needs for analysis in job.analysis.values()):
             by_series.setdefault(job.series, []).append((job, run))
     return [
-        Series(
+        SeriesRuns(
             runs=[run for _, run in members],
             revisions=[str(job.factors["revision"]) for job, _ in members],
             factors={name: value for name, value in members[0][0].factors.items() if name != "revision"},

@@ -29,7 +29,7 @@ from headdyn.models.decoder import Decoder
 from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.sweep.words import worth_sentence
 from headdyn.training.drope import recalibrate
-from headdyn.training.loop import Progress
+from headdyn.training.loop import Observer, TrainingProgress
 from headdyn.training.next_token import NextToken, train
 from headdyn.training.progress_line import progress_line
 from headdyn.training.settings import RecalibrationSettings
@@ -282,12 +282,12 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
 
 
 @contextmanager
-def _watched(work: Work, folder: Path, stage: str) -> Iterator[Callable[[Progress], None]]:
+def _watched(work: Work, folder: Path, stage: str) -> Iterator[Observer]:
     """The observer of a training, which shows its progress and copies its metrics into the run's record."""
     follower = MetricsFollower(folder / METRICS, work.record) if stage == "training" else None
     with progress_line(f"{work.config.name} {stage}") as line:
 
-        def observe(progress: Progress) -> None:
+        def observe(progress: TrainingProgress) -> None:
             line(progress)
             if follower:
                 follower.catch_up()

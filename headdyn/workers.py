@@ -38,8 +38,8 @@ REFRESH_SECONDS = 0.2
 class Task:
     """Work for a worker: a function of headdyn.pipeline and its arguments.
 
-    `stages` are the stages it builds that other tasks may need too. A task does not begin beside one that shares a
-    stage with it while another task can.
+    `stages` are what it builds that other tasks may need too: stages, and the compiled training step. A task does not
+    begin beside one that shares more of them while another can.
     """
 
     name: str
@@ -97,7 +97,12 @@ class Workers:
 
     def run(self, jobs: Sequence[RunConfig], folder: Path) -> bool:
         """Do every job in its folder below `folder`, beginning with those that others need. Returns as `do` does."""
-        return self.do([Task(job.name, "run", (job, folder / job.name), shared_stages(job)) for job in in_order(jobs)])
+        return self.do(
+            [
+                Task(job.name, "run", (job, folder / job.name), (*shared_stages(job), *_compiled(job)))
+                for job in in_order(jobs)
+            ]
+        )
 
     def do(self, tasks: Sequence[Task]) -> bool:
         """Do the tasks. Returns whether a signal (SIGINT, SIGTERM) asked to stop.
@@ -196,6 +201,21 @@ def shared_stages(job: RunConfig) -> tuple[str, ...]:
     parts = [settings[key] for key in ("data", "attention", "data_ordering", "train", "seed", "precision")]
     training = [model, *parts, job.position_enc.train_rotary]
     return (json.dumps(settings["data"], sort_keys=True), json.dumps(training, sort_keys=True))
+
+
+def _compiled(job: RunConfig) -> tuple[str, ...]:
+    """The training step that this job compiles, named by its shape; two jobs at once would compile it twice."""
+    if not (isinstance(job.model, MiniQwen3) and job.train.compile):
+        return ()
+    length = getattr(job.data, "sequence_length", 0)
+    parts = [
+        job.resolved["model"],
+        job.resolved["attention"],
+        job.position_enc.train_rotary,
+        job.train.batch_size,
+        length,
+    ]
+    return (json.dumps(parts, sort_keys=True),)
 
 
 def in_order(jobs: Sequence[RunConfig]) -> list[RunConfig]:

@@ -377,7 +377,7 @@ def test_an_analysis_of_another_package_is_checked_by_its_own_class(tmp_path, mo
         "_target_: their_lens.Lens, depth: deep": "analysis.lens.depth='deep' must be a valid integer",
         "_target_: their_lens.Lens, dept: 1": "unknown key analysis.lens.dept; did you mean analysis.lens.depth",
         "_target_: their_lens.function": "analysis.lens._target_=their_lens.function is no dataclass",
-        "_target_: their_lens.Other": "their_lens.Other is no analysis: it lacks rows, needs, metrics, __call__",
+        "_target_: their_lens.Other": "their_lens.Other is no analysis: it lacks needs, metrics, __call__",
         "_target_: their_slip.Lens": "analysis.lens._target_=their_slip.Lens cannot be imported: invalid syntax",
         "_target_: their_exit.Lens": "analysis.lens._target_=their_exit.Lens cannot be imported: SystemExit(",
         "_target_: nowhere.Lens": "No module named 'nowhere'; install it, or give the command in the folder that holds it",

@@ -85,6 +85,20 @@ def test_the_next_task_is_one_that_need_not_wait():
     assert workers._next(waiting, set()) == 0
 
 
+def test_one_shape_is_compiled_by_one_worker(monkeypatch, tmp_path):
+    """The second training with that shape begins when the first has ended, where there is other work until then."""
+    monkeypatch.setattr(Workers, "do", lambda self, tasks: tasks)
+    arguments = ("-m", "mode=laptop", "attention=mha,gqa", "ordering=shuffled,topic", "train.compile=")
+    for compiled, begun in (("true", ["mha", "gqa"]), ("false", ["mha", "mha"])):
+        sweep = make_plan([*arguments[:-1], arguments[-1] + compiled]).jobs
+        workers = Workers(sweep)
+        waiting = list(workers.run(sweep, tmp_path))
+        first = waiting.pop(0)
+        workers.workers = [type("Busy", (), {"task": first})()]
+        second = waiting[workers._next(waiting, set())]
+        assert [task.arguments[0].factors["attention"] for task in (first, second)] == begun
+
+
 @pytest.mark.slow
 def test_side_by_side_gives_the_bits_of_one_after_the_other(tmp_path):
     for name, workers in (("alone", "workers=1"), ("both", BOTH)):

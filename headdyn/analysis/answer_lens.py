@@ -52,7 +52,6 @@ class AnswerLens:
     sign_flips: Annotated[int, Field(ge=999)] = 9_999
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "answer_direct_nats": nats(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from headdyn.analysis.contract import measured_in
 from headdyn.analysis.metrics import LabelSwapSettings, nats, share, share_difference
@@ -44,7 +44,6 @@ class AttentionStatistics(LabelSwapSettings):
     sequences: int = 128
 
     name: ClassVar[str] = "attention"
-    rows: ClassVar[Literal["head"]] = "head"
     metrics: ClassVar[Mapping[str, Metric]] = {
         "entropy_nats": nats(
             "attention entropy", "entropy of a query's attention, mean over all queries", low=0, outcome=True

@@ -1,7 +1,7 @@
 """QK and OV circuits from the weights alone: spectra, copying, and head similarity free of gauge (science.md §8)."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -55,7 +55,6 @@ class Circuits:
     directions: Count = 3
     tokens: Count = 8
 
-    rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = {
         "copying_score": Metric(

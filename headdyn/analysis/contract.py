@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from headdyn.core.records import Findings, HeadTable, Metric
 
@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 class Analysis(Protocol):
     """An analysis of one model. A YAML file names its class by `_target_`; there is no registry.
 
-    `rows` says what a row of its table describes. `needs` says what it is called with beside the decoder: "corpus" or
-    "prompts". `metrics` describes every metric that its table may contain, with its range; the table gives those with
-    `outcome` a row for the whole model, whatever `rows` is. An analysis must not change the decoder, and draws all
-    random numbers from the generator that it is given.
+    `needs` says what it is called with beside the decoder: "corpus" or "prompts". `metrics` describes every metric that
+    its table may contain, with its range; the table gives those with `outcome` a row for the whole model, whatever its
+    other rows describe. An analysis must not change the decoder, and draws all random numbers from the generator that
+    it is given.
     """
 
-    rows: ClassVar[Literal["model", "layer", "head", "split", "order"]]
     needs: ClassVar[frozenset[str]]
     metrics: ClassVar[Mapping[str, Metric]]
 

@@ -5,7 +5,7 @@ Weight and behaviour clusters, science.md §12.
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -115,7 +115,6 @@ class HeadClusters:
     sign_flips: Annotated[int, Field(ge=999)] = 9_999
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 

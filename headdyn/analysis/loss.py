@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -30,7 +30,6 @@ class HeldOutLoss:
     sequences: Annotated[int, Field(ge=2)] = 256
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "loss_nats": nats(

@@ -1,7 +1,7 @@
 """Linear probes: which layers of the residual stream tell the topic of a token (science.md §7)."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -48,7 +48,6 @@ class TopicProbes:
     sign_flips: SignFlips = 9_999
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["layer"]] = "layer"
     needs: ClassVar[frozenset[str]] = frozenset({"corpus", "topics"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "probe_accuracy": share("probe accuracy", "share of test tokens whose topic the probe gives"),

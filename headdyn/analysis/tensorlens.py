@@ -51,7 +51,6 @@ class TensorLens(LabelSwapSettings):
     targets: Annotated[int, Field(ge=1)] = 8
 
     name: ClassVar[str] = "tensorlens"
-    rows: ClassVar[Literal["head"]] = "head"
     metrics: ClassVar[Mapping[str, Metric]] = {
         **{
             f"{name}_selectivity{suffix}": share_difference(

@@ -306,6 +306,8 @@ def _reference_lines(
     tables: Tables, levels: Mapping[str, float], rows: Sequence[Mapping[str, Any]], width: int, height: int
 ) -> list[alt.Chart]:
     """Dashed horizontal lines, named at their right end; names that would overlap are moved apart."""
+    if not levels:
+        return []
     values = [v for row in rows for v in (row["y"], row.get("low"), row.get("high")) if v is not None]
     low, high = min([*values, *levels.values()], default=0), max([*values, *levels.values()], default=0)
     line_height = 13 * ((high - low) or 1) / height
@@ -316,7 +318,7 @@ def _reference_lines(
         lines.append({"level": level, "place": place, "text": text})
     rules = tables.chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
     names = tables.chart(lines).mark_text(align="left", dx=5, color=GREY)
-    return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")] if levels else []
+    return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")]
 
 
 def _log_ticks(first: float, last: float) -> list[float]:

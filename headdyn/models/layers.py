@@ -221,6 +221,9 @@ def _normed(norm: Norm | None, x_BTX: Float[Tensor, "B T X"]) -> Float[Tensor, "
     return x_BTX if norm is None else norm(x_BTX.unflatten(-1, (-1, len(norm.weight)))).flatten(-2)
 
 
+_GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # gelu's argument `approximate`, by DecoderConfig.mlp
+
+
 class MLP(nn.Module):
     """SwiGLU, or one hidden layer of GELU (exact, or GPT-2's tanh approximation)."""
 
@@ -236,7 +239,7 @@ class MLP(nn.Module):
         """The MLP's output, computed for every position by itself."""
         if self.gate is not None:
             return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
-        return self.down(F.gelu(self.up(x_BTD), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+        return self.down(F.gelu(self.up(x_BTD), approximate=_GELU[self.kind]))
 
 
 class Block(nn.Module):

@@ -24,7 +24,7 @@ from headdyn.sweep.series_record import write_series_table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class SeriesRuns:
     """The runs that differ in their revision alone, and the analyses that compare them."""
 
     runs: Sequence[RunRecord]
@@ -34,7 +34,7 @@ class Series:
     seed: int
 
 
-def judge_series(folder: Path, every_series: Sequence[Series], should_stop: Callable[[], bool]) -> None:
+def judge_series(folder: Path, every_series: Sequence[SeriesRuns], should_stop: Callable[[], bool]) -> None:
     """Call the analyses on every series of a sweep; writes verdict.json, tables and figures into its folder.
 
     Tables get a column `series`, figures are in figures/, and verdict.json names the runs of each series. The analyses'
@@ -53,7 +53,7 @@ def judge_series(folder: Path, every_series: Sequence[Series], should_stop: Call
         raise
 
 
-def _judge(folder: Path, every_series: Sequence[Series], should_stop: Callable[[], bool]) -> None:
+def _judge(folder: Path, every_series: Sequence[SeriesRuns], should_stop: Callable[[], bool]) -> None:
     from headdyn.core import machine  # torch, which a sweep without series does without
 
     here = machine.resolve("cpu", "fp32", 0)

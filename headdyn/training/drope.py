@@ -17,7 +17,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.data.ordering import BatchSchedule, Shuffled
 from headdyn.models.checkpoints.snapshots import save_snapshot
 from headdyn.models.decoder import Decoder
-from headdyn.training.loop import Progress
+from headdyn.training.loop import Observer
 from headdyn.training.next_token import NextToken, train
 from headdyn.training.objective import Batches, Precision, evaluate
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
@@ -49,7 +49,7 @@ def recalibrate(
     folder: Path,
     precision: Precision,
     device: str,
-    observer: Callable[[Progress], None] | None = None,
+    observer: Observer | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train a copy of `parent` for a short time, without RoPE in any layer unless `keep_rotary`.

@@ -36,11 +36,11 @@ from headdyn.training.settings import TrainSettings
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.5  # how often the observer is called and, on a GPU, the device is read
-_SMOOTHED = 20  # a Progress has means over so many readings; on a CPU a reading is one step
+_SMOOTHED = 20  # a TrainingProgress has means over so many readings; on a CPU a reading is one step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far a training is, averaged over its last steps.
 
     `gap_closed` = (random − loss)/(random − floor), from guessing uniformly among what may come, the corpus's
@@ -53,6 +53,9 @@ class Progress:
     tokens_per_second: float
     eta_seconds: float
     gap_closed: float | None
+
+
+Observer = Callable[[TrainingProgress], None]  # is called about twice a second
 
 
 class TrainingInterrupted(StageInterruptedError):
@@ -122,9 +125,7 @@ class Task(Protocol):
         """Record that the training is complete. `seconds` is the time for updates alone."""
 
 
-def run(
-    task: Task, observer: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
-) -> None:
+def run(task: Task, observer: Observer | None = None, should_stop: Callable[[], bool] | None = None) -> None:
     """Train the task's decoder in place, from the start or from the state that an earlier call saved in its folder.
 
     The folder gets metrics.jsonl, what the task saves and, while at work, resume/. `observer` is called every half
@@ -153,7 +154,7 @@ class _Loop:
         self.shown_losses: deque[float] = deque(maxlen=_SMOOTHED)
         self.pace: deque[tuple[int, float]] = deque(maxlen=_SMOOTHED)  # steps and seconds of the last readings
 
-    def run(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
+    def run(self, observer: Observer | None, should_stop: Callable[[], bool] | None) -> None:
         self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
         state = self.restore()
         self.task.prepare()
@@ -178,7 +179,7 @@ class _Loop:
             if from_process_0(lambda: False):
                 return
 
-    def update_all(self, observer: Callable[[Progress], None] | None, should_stop: Callable[[], bool] | None) -> None:
+    def update_all(self, observer: Observer | None, should_stop: Callable[[], bool] | None) -> None:
         self.clock = saved = reported = time.monotonic()
         while self.step < self.settings.steps:
             self.update()
@@ -292,13 +293,13 @@ class _Loop:
         steps, seconds = (sum(column) for column in zip(*self.pace, strict=True))
         return steps * self.task.tokens_per_step / seconds
 
-    def progress(self) -> Progress:
+    def progress(self) -> TrainingProgress:
         loss, speed = sum(self.shown_losses) / len(self.shown_losses), self.tokens_per_second()
         random_nats, floor_nats = self.task.random_nats, self.task.floor_nats
         gap_closed = None
         if random_nats is not None and floor_nats is not None:
             gap_closed = (random_nats - loss) / (random_nats - floor_nats)
-        return Progress(
+        return TrainingProgress(
             step=self.step,
             steps=self.settings.steps,
             loss_nats=loss,

@@ -20,7 +20,7 @@ from headdyn.data.corpus import Corpus
 from headdyn.models.checkpoints.snapshots import read_snapshot, save_snapshot, snapshot_steps
 from headdyn.models.decoder import Decoder
 from headdyn.training.clamp import clamped_loss
-from headdyn.training.loop import Progress, Task, run, train_along
+from headdyn.training.loop import Observer, Task, run, train_along
 from headdyn.training.objective import Batches, LossFunction, Precision, compiled_loss, evaluate, next_token_loss
 from headdyn.training.replicas import from_process_0, join, leave
 from headdyn.training.settings import TrainSettings, process, processes
@@ -130,7 +130,7 @@ class NextToken(Task):
 
 
 def train(
-    task: NextToken, observer: Callable[[Progress], None] | None = None, should_stop: Callable[[], bool] | None = None
+    task: NextToken, observer: Observer | None = None, should_stop: Callable[[], bool] | None = None
 ) -> dict[int, float]:
     """Train, or continue an earlier call with the same folder; a finished training is only read.
 

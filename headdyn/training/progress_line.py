@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from headdyn.core.live_lines import LiveLines
-from headdyn.training.loop import Progress
+from headdyn.training.loop import Observer, TrainingProgress
 
 log = logging.getLogger(__name__)
 
@@ -13,8 +13,8 @@ relay: Callable[[str], None] | None = None  # set in a sweep's worker: sends pro
 
 
 @contextmanager
-def progress_line(title: str) -> Iterator[Callable[[Progress], None]]:
-    """Inside, the function yielded shows every Progress of a training that it is called with."""
+def progress_line(title: str) -> Iterator[Observer]:
+    """Inside, the function yielded shows every TrainingProgress of a training that it is called with."""
     if send := relay:
         yield lambda progress: send(describe(progress))
     else:
@@ -22,7 +22,7 @@ def progress_line(title: str) -> Iterator[Callable[[Progress], None]]:
             yield lambda progress: lines.show({title: describe(progress)})
 
 
-def describe(p: Progress) -> str:
+def describe(p: TrainingProgress) -> str:
     """`step 400/800  loss 2.61 nats  gap closed 81 %  34.2 K tokens/s  12 s left`."""
     gap = "" if p.gap_closed is None else f"  gap closed {100 * p.gap_closed:.0f} %"
     left = f"{p.eta_seconds / 60:.0f} min" if p.eta_seconds >= 120 else f"{p.eta_seconds:.0f} s"

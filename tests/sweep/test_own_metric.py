@@ -24,7 +24,6 @@ class Size:
     """How large the embedding of tokens is."""
 
     power: int = 1
-    rows: ClassVar = "model"
     needs: ClassVar = frozenset({"corpus"})
     metrics: ClassVar = {
         "embedding_size": Metric(

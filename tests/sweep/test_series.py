@@ -22,7 +22,7 @@ from headdyn.core.run_folder import KEPT_PARTS, LOG, RunFolder, RunRecord
 from headdyn.core.store import StageInterruptedError
 from headdyn.sweep import series
 from headdyn.sweep.record import SERIES_SECONDS, VERDICT
-from headdyn.sweep.series import Series, judge_series
+from headdyn.sweep.series import SeriesRuns, judge_series
 from tests.small_models import MHA, drawn
 
 REVISIONS = ("step0", "step10", "step100")
@@ -58,7 +58,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
     def judge(folder: str, stop_after: float = np.inf, seed: int = 0) -> int:
         computed.clear()
         (tmp_path / folder / "figures").mkdir(parents=True, exist_ok=True)
-        both = Series(runs=runs, factors={}, revisions=REVISIONS, analyses=ANALYSES, seed=seed)
+        both = SeriesRuns(runs=runs, factors={}, revisions=REVISIONS, analyses=ANALYSES, seed=seed)
         judge_series(tmp_path / folder, [both], lambda: len(computed) >= stop_after)
         return len(computed)
 

@@ -12,7 +12,7 @@ from headdyn.analysis.contract import SeriesFindings
 from headdyn.core.json_files import read_json
 from headdyn.core.records import HeadTable, Metric
 from headdyn.core.run_folder import RunRecord
-from headdyn.sweep.series import Series, judge_series
+from headdyn.sweep.series import SeriesRuns, judge_series
 from headdyn.sweep.series_record import series_titles
 
 
@@ -30,9 +30,9 @@ class CountsCheckpoints:
         )
 
 
-def series(folder: Path) -> Series:
+def series(folder: Path) -> SeriesRuns:
     runs = [RunRecord(folder / name, {"status": "complete"}, {}) for name in ("first", "last")]
-    return Series(
+    return SeriesRuns(
         runs=runs, factors={"seed": 3}, revisions=["step0", "step8"], analyses={"counts": CountsCheckpoints()}, seed=3
     )
 

@@ -23,7 +23,7 @@ from headdyn.core.run_folder import read_metrics
 from headdyn.core.store import StageInterruptedError
 from headdyn.models.checkpoints.snapshots import read_snapshot, snapshot_steps
 from headdyn.training import loop, next_token, resume
-from headdyn.training.loop import Progress, TrainingDiverged, TrainingInterrupted, learning_rate_factor
+from headdyn.training.loop import TrainingDiverged, TrainingInterrupted, TrainingProgress, learning_rate_factor
 from headdyn.training.objective import Batches, evaluate
 from headdyn.training.optimizers import Optimizers
 from headdyn.training.settings import TrainSettings
@@ -117,7 +117,7 @@ def test_a_finished_training_is_only_read(tmp_path: Path) -> None:
 
 def test_the_observer_sees_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "REPORT_SECONDS", 0.0)
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     trained(tmp_path, observer=seen.append)
     assert [progress.step for progress in seen] == list(range(1, 31))
     losses = [value for _, value in read_metrics(tmp_path / "metrics.jsonl")["train_loss_nats"]]
@@ -136,7 +136,7 @@ def test_the_observer_sees_where_it_stands(tmp_path: Path, monkeypatch: pytest.M
 def test_reports_are_half_a_second_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(np.arange(0, 1e4, 0.04))
     monkeypatch.setattr(loop.time, "monotonic", lambda: float(next(clock)))
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     trained(tmp_path, observer=seen.append)
     assert 0 < len(seen) < 30 / 4
 
@@ -195,7 +195,7 @@ def test_a_sigterm_finishes_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyP
     asked: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
 
-    def terminate(progress: Progress) -> None:
+    def terminate(progress: TrainingProgress) -> None:
         if progress.step == 7:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -16,7 +16,7 @@ from headdyn.data.corpus import Corpus, Split
 from headdyn.models.checkpoints.snapshots import snapshot_steps
 from headdyn.models.config import DecoderConfig
 from headdyn.models.decoder import Decoder
-from headdyn.training.loop import Progress
+from headdyn.training.loop import Observer
 from headdyn.training.next_token import NextToken, train
 from headdyn.training.settings import TrainSettings
 
@@ -104,7 +104,7 @@ def trained(
     settings: TrainSettings = SETTINGS,
     *,
     seed: int = 0,
-    observer: Callable[[Progress], None] | None = None,
+    observer: Observer | None = None,
     should_stop: Callable[[], bool] | None = None,
     **changes: Any,
 ) -> Trained:

@@ -80,7 +80,6 @@ class Ablation:
     splits: Annotated[int, Field(ge=100)] = 1_000
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 

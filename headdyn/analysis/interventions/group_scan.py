@@ -4,7 +4,7 @@ Letters as in patching.py and splits.py; Δ is the answers' log-odds in nats.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -43,7 +43,6 @@ class GroupScan(PatchSettings):
     relabellings: Annotated[int, Field(ge=199)] = 999
     least_nats: Annotated[float, Field(ge=0)] = 0.5
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "best_group_nats": nats(

@@ -7,7 +7,7 @@ corrupted values into the clean one; the two disagree where heads back each othe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -62,7 +62,6 @@ class PatchMap(PatchSettings):
     Raises ValueError where the prompts hold no bug pairs.
     """
 
-    rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 

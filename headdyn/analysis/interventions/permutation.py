@@ -4,7 +4,7 @@ Weight permutation, science.md §14. Heads are reordered in q, k and v (weights 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, get_args
 
 from pydantic import Field
 
@@ -64,7 +64,6 @@ class HeadPermutation:
     tokens: Annotated[int, Field(ge=3)] = 20  # repetition counts trigrams
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["order"]] = "order"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 

@@ -6,7 +6,7 @@ nats, and a pair succeeds where Δ, averaged over the pair's prompts, is above 0
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -112,7 +112,6 @@ class Specialization(PatchSettings):
         *(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
     )
 
-    rows: ClassVar[Literal["split"]] = "split"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = _metrics()
 

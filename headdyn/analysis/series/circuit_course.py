@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,6 @@ class CircuitCourse:
     final: str | None = None
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"series"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         f"{name}_change": dataclasses.replace(

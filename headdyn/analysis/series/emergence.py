@@ -6,7 +6,7 @@ Emergence over checkpoints, science.md §15.
 import importlib
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -68,7 +68,6 @@ class Emergence(Rules):
     bootstrap_draws: BootstrapDraws = 2_000
     relabellings: Annotated[int, Field(ge=99)] = 999
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"series", "circuits"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "trajectory_strength_nats": nats(

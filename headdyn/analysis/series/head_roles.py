@@ -1,7 +1,7 @@
 """Which heads take which role over training: previous token, induction, sink, topic (science.md §19)."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -42,7 +42,6 @@ class HeadRoles:
     relabellings: Annotated[int, Field(ge=999)] = 9_999
     final: str | None = None
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"series"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         **{

@@ -51,7 +51,10 @@ class SplitSummary:
         """From the tables `splits` and `control_splits`. Raises ValueError where `splits` holds several layers."""
         layers = pc.unique(table["layer"]).to_pylist()
         if len(layers) != 1:
-            raise ValueError(f"the splits are of layers {layers}; choose one with analysis.specialization.layer")
+            raise ValueError(
+                f"the splits are of layers {layers}, and a series takes those of one layer; set "
+                "analysis.specialization.null_at_every_layer=false"
+            )
         splits, delta_SP = read_splits(table, layers[0])
         return cls(
             splits=splits,

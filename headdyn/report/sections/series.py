@@ -10,6 +10,7 @@ from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.numbers import ABSENT, capital, count, fixed, number, p_value, units
 from headdyn.core.records import Metric
 from headdyn.report.blocks import Heading, Section, Table, cell
+from headdyn.report.sections.training import LOSS_REFERENCES
 from headdyn.sweep.outcomes import outcomes_of
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.series_record import Series, read_series, series_titles, verdicts
@@ -19,7 +20,7 @@ _MOST_PAIRS = 8  # of measures that move together
 _MOST_METRICS = 6  # in one chart: each may bring its null as a second line
 # Scalars of the runs that are reference lines of a metric's curve: (nearly) the same at every checkpoint.
 _REFERENCES: Mapping[str, Sequence[str]] = {
-    "loss_nats": ("random_nats", "unigram_nats", "mixture_nats", "bigram_nats", "trigram_nats", "floor_nats"),
+    "loss_nats": [f"{name}_nats" for name in LOSS_REFERENCES],
     "probe_accuracy_middle": ("probe_majority", "probe_token_identity", "probe_position", "probe_ceiling"),
 }
 _WORDS = (

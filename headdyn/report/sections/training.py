@@ -12,7 +12,7 @@ from headdyn.sweep.jobs import Job
 from headdyn.sweep.matched_loss import heads_held
 from headdyn.sweep.record import SweepRecord
 
-_REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "position_only", "speaker_blind", "floor")
+LOSS_REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "position_only", "speaker_blind", "floor")
 _MEANINGS = {
     "random": "uniform guessing, what chance gives",
     "mixture": "the best topic-blind bigram, where a model waits before it infers topics",
@@ -98,7 +98,7 @@ def loss_curve(
 
 def loss_figure(lines: Sequence[Curve], jobs: Sequence[Job], title: str) -> Figure:
     """Losses over training, with the reference lines of these runs' corpora."""
-    levels = {name: [v for job in jobs if (v := job.run.value(f"{name}_nats")) is not None] for name in _REFERENCES}
+    levels = {name: [v for job in jobs if (v := job.run.value(f"{name}_nats")) is not None] for name in LOSS_REFERENCES}
     meanings = {name.replace("_", " "): meaning for name, meaning in _MEANINGS.items() if levels[name]}
     return curves(
         lines,

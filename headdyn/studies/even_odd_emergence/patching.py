@@ -8,7 +8,7 @@ decoding. It judged one prompt in float16, 15 times; greedy decoding repeats its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +52,6 @@ class OriginalPatching:
     trials: Count = 2
     tokens: Count = 20
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "original_strength": Metric(

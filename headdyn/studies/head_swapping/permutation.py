@@ -7,7 +7,7 @@ heads, not the effect of an index.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 from headdyn.analysis.interventions.patch import Layer, chosen_layer
 from headdyn.analysis.interventions.permutation import ORDERS
@@ -39,7 +39,6 @@ class VirtualPermutation:
     trials: Count = 2
     tokens: Count = 20
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"prompts"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         f"original_{order}_success": verdict(f"heads at even places patched, {order.replace('_', ' ')} order")

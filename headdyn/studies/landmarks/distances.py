@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -33,7 +33,6 @@ class Distances:
     sequences: Annotated[int, Field(ge=2)] = 256
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
 
     def tokens(self, corpus: Any) -> np.ndarray:

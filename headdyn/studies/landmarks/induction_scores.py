@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
@@ -32,7 +32,6 @@ class InductionScores:
     repeats: AtLeastTwo = 3
     bootstrap_draws: BootstrapDraws = 2_000
 
-    rows: ClassVar[Literal["head"]] = "head"
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
     metrics: ClassVar[Mapping[str, Metric]] = {
         "prefix_matching": share(

@@ -20,7 +20,7 @@ from headdyn.models.decoder import Decoder, Edit
 from headdyn.models.families import export_pretrained
 from headdyn.studies.organisms.settings import Organism
 from headdyn.studies.organisms.text import Batch, draw_batch, save_tokenizer, tokenizer
-from headdyn.training.loop import Progress, Task, run
+from headdyn.training.loop import Observer, Task, run
 from headdyn.training.settings import TrainSettings
 
 TRUTH = "organism.json"
@@ -32,7 +32,7 @@ def build_suite(
     settings: Organism,
     folder: Path,
     *,
-    observer: Callable[[Progress], None] | None = None,
+    observer: Observer | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Train a suite into `folder`, or continue a training that an earlier call began there.

@@ -9,7 +9,7 @@ differ") ran on the swapped model; here no model is changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -44,7 +44,6 @@ class OriginalAblation:
     dtype: Dtype = "float32"
     swaps: Annotated[int, Field(ge=19)] = 50
 
-    rows: ClassVar[Literal["model"]] = "model"
     needs: ClassVar[frozenset[str]] = frozenset()
     metrics: ClassVar[Mapping[str, Metric]] = {
         KLS[0]: nats(

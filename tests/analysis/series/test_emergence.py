@@ -507,7 +507,9 @@ def test_the_splits_of_one_layer() -> None:
     )
     strength = np.mean(summary.even_P > 0) - np.mean(summary.odd_P > 0)
     assert summary.success_S[splits.reference] == strength
-    with pytest.raises(ValueError, match=r"of layers \[0, 1\]; choose one with analysis.specialization.layer"):
+    with pytest.raises(
+        ValueError, match=r"of layers \[0, 1\], .* set analysis.specialization.null_at_every_layer=false"
+    ):
         SplitSummary.of(split_table(splits, {0: delta_SP, 1: delta_SP}, ["a", "b"]))
 
 
