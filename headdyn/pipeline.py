@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 from headdyn.analysis.contract import require_model_rows
 from headdyn.analysis.interventions.patch import chosen_layer
 from headdyn.analysis.sequences import Sequences, within_memory
-from headdyn.analysis.series.head_matching import save_circuits
 from headdyn.analysis.series.points import CIRCUITS
 from headdyn.config import RunConfig
 from headdyn.core import machine
@@ -149,6 +148,8 @@ def _keep_internals(config: RunConfig, subject: Subject, record: RunFolder) -> N
     """Save parts of the model that are read later: circuits for analyses of series, attention patterns for pages."""
     for analysis in config.analysis.values() if config.series else ():
         if "circuits" in analysis.needs:
+            from headdyn.analysis.series.head_matching import save_circuits  # loads scipy's clustering, half a second
+
             layer = chosen_layer(getattr(analysis, "layer", None), subject.decoder.config.num_layers)
             save_circuits(subject.decoder, layer, record.path / CIRCUITS)
     if config.patterns_kept:

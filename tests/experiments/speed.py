@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import yaml
 
 from headdyn.core.figures import Interval, interval_plot
 from headdyn.core.numbers import fixed
@@ -18,12 +21,18 @@ WAYS = {
     "by_halves": "symmetric products by halves",
     "from_squares": "iterated on X Xᵀ alone, in float32",
 }
+COMPILED = {
+    "whole": "one for the whole step (headdyn's)",
+    "by block": "one for each block",
+    "one file": "one for the whole step, with one file of C++ for each pass",
+}
 WORKS = ("training step", "attention statistics", "a command")
 SUPPORTED, NOT_SUPPORTED = "**supported**", "**not supported**"
 SIDES = ("side by side", "one after another")
 WHAT = {
     "cold": "from nothing",
     "first step": "its first training step",
+    "compiled step": "the first step of another seed's",
     "again": "the finished matrix again",
     "warm": "trainings in the cache, runs not",
 }
@@ -101,6 +110,15 @@ def fragments(folder: Path) -> list[str]:
     assert {which for (_, which), slope in slopes.items() if slope > 1} == {"length"}
     times = [f"{len(row['seconds'][SIDES[0]])} {on_machine(key)}" for key, row in matrix.items()]
     (runs,) = {sweep["runs"] for sweep in sweeps}
+    compiling = read(folder / "compiling.json")
+    assert PROCESSORS[compiling["machine"]["processor"]] == "Xeon"
+    ways = compiling["ways"]
+    once = {part: [row[part] for rows in ways.values() for row in rows] for part in ("checks", "headers")}
+    assert min(map(whole_compilation, itertools.chain(*ways.values()))) > TARGETS["laptop"]["first step"]
+    laptop = yaml.safe_load(Path("conf/mode/laptop.yaml").read_text(encoding="utf-8"))["train"]["steps"]
+    saved = median(map(whole_compilation, ways["whole"])) - median(map(whole_compilation, ways["by block"]))
+    assert 2e-3 * laptop * median(row["step_ms"] for row in ways["whole"]) > TARGETS["laptop"]["cold"]
+    slower = [median(row["step_ms"] for row in ways[way]) for way in ("by block", "whole")]
     assert all(sweep["runs"] == 8 * sweep["seeds"] for sweep in sweeps)
     return [
         *(printed_row(others, *row) for row in PRINTED),
@@ -118,6 +136,15 @@ def fragments(folder: Path) -> list[str]:
         *(step(record, before.get(name)) for name, record in steps.items()),
         f"{span((rate(name, record) for name, record in steps.items() if name != 'smoke'), 0)} thousand million",
         ", ".join(f"{fixed(bound(record), 2)} at {name}" for name, record in steps.items() if name != "smoke"),
+        *(compiled_row(way, rows) for way, rows in ways.items()),
+        f"checks instruction sets for {spread(once['checks'], 1)} s and precompiles headers for "
+        f"{spread(once['headers'], 1)} s",
+        f"saves {fixed(saved, 0)} s a graph, and costs {fixed(4e-3 * laptop * (slower[0] - slower[1]), 0)} s in the "
+        f"{4 * laptop:,} steps of a matrix's four trainings",
+        f"these steps alone take {fixed(2e-3 * laptop * slower[1], 0)} s on two cores, more than the "
+        f"{TARGETS['laptop']['cold']:.0f} s aimed at",
+        f"So none of these ways reaches {TARGETS['laptop']['first step']:.0f} s.",
+        f"on one thread: median and spread of {len(ways['whole'])} repetitions",
         *(seconds_row(key, what, row) for key, row in matrix.items() for what in row["seconds"]["side by side"][0]),
         *(
             f"| {name} | {row['packages']} | {row['mb']:,} | {row['seconds']} |"
@@ -229,6 +256,18 @@ def seconds_row(key: str, what: str, record: dict[str, Any]) -> str:
     cells = [spread([run[what] for run in sides[side]], 1) if side in sides else "" for side in SIDES]
     verdict = says(record, key, what)
     return f"| {mode}, {WHAT[what]} | {PROCESSORS[processor]} | {TARGETS[mode][what]:.0f} | {' | '.join(cells)} | {verdict} |"
+
+
+def whole_compilation(row: dict[str, Any]) -> float:
+    """Processor seconds of compiling a graph, once headers and instruction sets are known."""
+    return float(row["python"] + row["c++"])
+
+
+def compiled_row(way: str, rows: list[dict[str, Any]]) -> str:
+    """What compiling a laptop step took in one way, and the step then."""
+    (files,) = {row["files"] for row in rows}
+    python, cpp, step_ms = ([row[part] for row in rows] for part in ("python", "c++", "step_ms"))
+    return f"| {COMPILED[way]} | {spread(python, 1)} | {spread(cpp, 1)} | {files} | {spread(step_ms, 0)} |"
 
 
 def on_machine(key: str) -> str:
