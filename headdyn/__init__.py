@@ -1,7 +1,7 @@
 """When do attention heads organise, what drives it, and is it real? Importing this package imports nothing heavy.
 
 The functions `compose`, `run`, `sweep`, `load` and `chart` are defined in headdyn/api.py and imported at first use.
-headdyn.run and headdyn.sweep are also the names of modules; these modules can therefore be called like the functions.
+Because headdyn.run and headdyn.sweep are modules too, these two modules can be called like the functions.
 """
 
 import sys
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from headdyn.api import compose as compose
     from headdyn.api import load as load
 
-_CALLED = ("run", "sweep")
+_CALLABLE_MODULES = ("run", "sweep")
 __all__ = ["Run", "Sweep", "chart", "compose", "load", "run", "sweep"]
 
 
-class _Called(ModuleType):
+class _CallableModule(ModuleType):
     """A module that can be called: it calls the function of the same name in headdyn/api.py."""
 
     def __call__(self, *overrides: str, **options: Any) -> Any:
@@ -28,16 +28,16 @@ class _Called(ModuleType):
 
 
 class _Package(ModuleType):
-    """This package. Importing a submodule sets it as an attribute here; run and sweep become callable then."""
+    """This package. Python sets an imported submodule as its attribute; run and sweep are made callable then."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _CALLED and isinstance(value, ModuleType):
-            value.__class__ = _Called
+        if name in _CALLABLE_MODULES and isinstance(value, ModuleType):
+            value.__class__ = _CallableModule
         super().__setattr__(name, value)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CALLED:
+    if name in _CALLABLE_MODULES:
         return import_module(f"headdyn.{name}")
     if name in __all__:
         return getattr(import_module("headdyn.api"), name)

@@ -18,8 +18,8 @@ COMMANDS = {
     "notebook": ("headdyn.notebook_command", "open the notebook that shows what headdyn does"),
 }
 
-# Added to Hydra's completion scripts: zsh needs its emulation of bash's completion; fish, file names behind the
-# commands other than run.
+# Lines added to Hydra's completion scripts: zsh must emulate bash's completion, and fish must complete file names after
+# every command but run.
 BEFORE_ZSH = (
     "(( $+functions[compdef] )) || { autoload -Uz compinit; compinit; }\nautoload -Uz bashcompinit; bashcompinit"
 )
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         width = max(map(len, COMMANDS)) + 2
         print("usage: headdyn COMMAND …\n")
-        print("\n".join(f"  {name:<{width}}{about}" for name, (_, about) in COMMANDS.items()))
+        print("\n".join(f"  {name:<{width}}{purpose}" for name, (_, purpose) in COMMANDS.items()))
         print("\nheaddyn COMMAND --help says more; headdyn --version prints the version")
         return 0
     if command == "--version":
@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         example = f"; headdyn run {command.lstrip('-')} gives an option" if "=" in command else ""
         print(f"headdyn: {command} is no command; the commands are {', '.join(COMMANDS)}{example}", file=sys.stderr)
         return 2
-    here = str(Path.cwd())
-    if not {"", here} & set(sys.path):
-        sys.path.insert(0, here)  # as `python -m` does, so that a package in this folder can be named
+    current_folder = str(Path.cwd())
+    if not {"", current_folder} & set(sys.path):
+        sys.path.insert(0, current_folder)  # as `python -m` does, so that settings can name a package in this folder
     return import_module(COMMANDS[command][0]).main(arguments[1:])
 
 
@@ -68,8 +68,8 @@ def _complete(arguments: Sequence[str]) -> int:
             print(AFTER_FISH)
         return status
     program, _, line = os.environ.get("COMP_LINE", "").partition(" ")
-    command, behind, rest = line.partition(" ")
-    if not behind:
+    command, space, rest = line.partition(" ")
+    if not space:  # the command itself is still being typed
         print(" ".join(name for name in COMMANDS if name.startswith(command)))
         return 0
     if command != "run":

@@ -67,10 +67,10 @@ def run(*overrides: str, config_dir: str | Path | None = None) -> Run:
     Raises ConfigError before anything starts if the command is invalid or names several runs; RuntimeError if the run
     fails; KeyboardInterrupt if it is stopped, after which the same call continues it.
     """
-    folder = _done(_arguments(overrides, config_dir))
+    folder = _folder_of_done(_arguments(overrides, config_dir))
     record = RunRecord.read(folder)
     if record.status != "complete":
-        error = record.manifest.get("error", "it left no error")
+        error = record.manifest.get("error", "no error is recorded")
         raise RuntimeError(f"{folder.name} is {record.status}: {error} (see {folder}/log.txt)")
     return Run(folder)
 
@@ -81,7 +81,7 @@ def sweep(*overrides: str, config_dir: str | Path | None = None) -> Sweep:
     When a run fails, the others go on, and `Sweep.failed` lists it. Raises ConfigError before anything starts if the
     command is invalid, and KeyboardInterrupt if the sweep is stopped, after which the same call continues it.
     """
-    return Sweep(_done(["-m", *_arguments(overrides, config_dir)]))
+    return Sweep(_folder_of_done(["-m", *_arguments(overrides, config_dir)]))
 
 
 def load(path: str | Path) -> Run | Sweep:
@@ -174,7 +174,7 @@ class Run:
 
     @property
     def tables(self) -> dict[str, pa.Table]:
-        """Further tables of the analyses, by name: one row per split, pair or cluster, as each analysis has it."""
+        """Further tables of the analyses, by name: the rows are splits, pairs or clusters, depending on the table."""
         return {file.stem: pq.read_table(file) for file in sorted(self.path.glob("*.parquet")) if file.stem != "heads"}
 
     @property
@@ -193,18 +193,18 @@ class Run:
         A run saves the patterns of its first `patterns_kept` validation sequences. Raises ValueError for others.
         """
         with _opened(self.path / PATTERNS) as file:
-            _require("layer", layer, sum(name.startswith("pattern.") for name in file.keys()))  # noqa: SIM118
+            _require_index("layer", layer, sum(name.startswith("pattern.") for name in file.keys()))  # noqa: SIM118
             pattern_NHQK = file.get_slice(f"pattern.{layer}")
             sequences, heads = pattern_NHQK.get_shape()[:2]
-            _require("head", head, heads)
-            _require("sequence", sequence, sequences)
+            _require_index("head", head, heads)
+            _require_index("sequence", sequence, sequences)
             return pattern_NHQK[sequence : sequence + 1, head : head + 1][0, 0].astype(np.float32)
 
     def sequence(self, sequence: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and topics, [T] each, of a sequence whose patterns are saved. Raises ValueError for others."""
         with _opened(self.path / PATTERNS) as file:
             tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
-        _require("sequence", sequence, len(tokens_NT))
+        _require_index("sequence", sequence, len(tokens_NT))
         return tokens_NT[sequence], topics_NT[sequence]
 
     def pattern_chart(self, layer: int, head: int, sequence: int = 0) -> alt.TopLevelMixin:
@@ -217,22 +217,23 @@ class Run:
         return chart(pattern_grid(pattern_QK[None, None], rows=[row], columns=[name], boundaries=[edges]))
 
     def decoder(self, revision: str | None = None) -> Decoder:
-        """The model that the run analysed, in float32 on the CPU; `revision` names another of its training ("step80").
+        """The model that the run analysed, in float32 on the CPU; `revision` names another one of the same training,
+        such as "step80".
 
         Raises ValueError if the cache (HEADDYN_CACHE) no longer holds it.
         """
         from headdyn.models.checkpoints import load as load_checkpoint
 
-        built = [kind for kind in self.manifest["stages"] if kind != "corpus"]
+        model_stages = [kind for kind in self.manifest["stages"] if kind != "corpus"]
         checkpoint = self.manifest.get("checkpoint", {})
         revision = revision or checkpoint.get("revision") or "main"
-        if not built:
+        if not model_stages:
             return load_checkpoint(checkpoint["name"], revision).decoder
-        folder = self._stage(built[0] if revision != "main" else built[-1])
+        folder = self._stage(model_stages[0] if revision != "main" else model_stages[-1])
         return load_checkpoint(folder / "snapshots" if (folder / "snapshots").is_dir() else folder, revision).decoder
 
     def corpus(self) -> Corpus:
-        """The corpus that the run trained and was analysed on. Raises ValueError as `decoder` does."""
+        """The corpus on which the run trained or was analysed. Raises ValueError as `decoder` does."""
         if "corpus" not in self.manifest["stages"]:
             raise ValueError(f"{self.name} read no corpus; its model came trained")
         return targeted(self.config["data"], "data").open(self._stage("corpus"))
@@ -279,7 +280,7 @@ class Sweep:
 
     @cached_property
     def heads(self) -> HeadTable:
-        """The head tables of all runs; the column `run` tells them apart."""
+        """The head tables of all runs; the column `run` says which run a row is of."""
         return HeadTable.concat(run.heads for run in self.runs)
 
     @cached_property
@@ -348,8 +349,8 @@ def plan_of(arguments: Sequence[str]) -> Plan:
         raise ConfigError(explain(error, arguments)) from error
 
 
-def _done(arguments: Sequence[str]) -> Path:
-    """Do the command and return its folder. Raises as `do`, and KeyboardInterrupt if it was stopped."""
+def _folder_of_done(arguments: Sequence[str]) -> Path:
+    """Do the command and return its folder. Raises as `do` does, and KeyboardInterrupt if it was stopped."""
     plan, status = do(arguments)
     if status == 130:
         raise KeyboardInterrupt
@@ -378,10 +379,10 @@ def _opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _require(what: str, index: int, count: int) -> None:
+def _require_index(name: str, index: int, count: int) -> None:
     """Raise ValueError if the index is not in 0 to count − 1."""
     if index not in range(count):
-        raise ValueError(f"{what}={index} is out of range; this run has 0 to {count - 1}")
+        raise ValueError(f"{name}={index} is out of range; this run has 0 to {count - 1}")
 
 
 def _effect(row: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
 
     `choices` are the options that Hydra chose for the groups, `overrides` those of the command line.
     """
-    plain = {"analysis": {}, **_plain(cfg)}  # analysis=[] leaves no node at all
+    plain = {"analysis": {}, **_plain(cfg)}  # after analysis=[] the key is absent
     known = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("factors", "absent", "resolved")]
     for key in set(plain) - set(known):
         raise ConfigError(unknown_key(key, known))
@@ -64,8 +64,8 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
     outcomes = build(Outcomes, plain.get("outcomes"), "outcomes")
     chosen = outcomes.primary is not None and "outcomes.primary" in overridden
     if not chosen and outcomes.primary not in possible:
-        usual = (getattr(data, "primary_outcome", None), _PRIMARY, *possible)
-        plain["outcomes"]["primary"] = next((name for name in usual if name in possible), None)
+        candidates = (getattr(data, "primary_outcome", None), _PRIMARY, *possible)
+        plain["outcomes"]["primary"] = next((name for name in candidates if name in possible), None)
     factors = _factors(plain, choices, overrides, TRAINING_GROUPS if comes_trained else ())
     return build(RunConfig, {**plain, "factors": factors, "absent": absent, "resolved": plain}, "")
 
@@ -73,22 +73,22 @@ def check(cfg: DictConfig, choices: Mapping[str, str | None], overrides: Sequenc
 def from_record(settings: Mapping[str, Any], factors: Mapping[str, Scalar], absent: Mapping[str, str]) -> RunConfig:
     """The settings of a recorded run, from its manifest's `config`, `factors` and `absent`. Raises ConfigError."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    added = {"workers": 0}  # keys that older records lack and no number depends on
+    added = {"workers": 0}  # keys that older records lack, and on which no result depends
     plain = added | {key: value for key, value in settings.items() if key in known}
     return build(RunConfig, {**plain, "factors": dict(factors), "absent": dict(absent), "resolved": plain}, "")
 
 
 def _leave_out(plain: dict[str, Any], data: Any, overridden: Sequence[str]) -> dict[str, str]:
-    """Remove the analyses that need what the data do not give; returns the reason for each.
+    """Remove the analyses that need what the data do not give. Returns the reason for each, by name.
 
-    Nothing is removed if the command line names analyses itself, or if no analysis that reads the data would remain:
-    the data are then the mistake, and a later check says so.
+    Nothing is removed if the command line names analyses itself. Nor if no analysis that reads the data would remain:
+    then the choice of data is the mistake, and a later check says so.
     """
     analyses = _analyses(plain)
     absent = {name: reason for name, analysis in analyses.items() if (reason := lacking_of(analysis, data))}
-    reading = [name for name, analysis in analyses.items() if analysis.needs & set(NEEDS) and name not in absent]
+    remaining = [name for name, analysis in analyses.items() if analysis.needs & set(NEEDS) and name not in absent]
     named = [name for name in absent if any(key.startswith(f"analysis.{name}.") for key in overridden)]
-    if not reading or named or "analysis" in overridden:
+    if not remaining or named or "analysis" in overridden:
         return {}
     for name in absent:
         del plain["analysis"][name]
@@ -103,7 +103,7 @@ def _add_companions(plain: dict[str, Any], material: str) -> None:
             needs = analysis_of(node, f"protocol.companions.{name}.{title}").needs & set(NEEDS)
             if needs <= {material}:
                 plain["analysis"][title] = node
-    for key in ("companions", "study"):  # not recorded; what they add to this run is
+    for key in ("companions", "study"):  # only what they add to this run is recorded
         plain["protocol"].pop(key, None)
 
 
@@ -120,7 +120,7 @@ def outcome_names(analyses: Iterable[Analysis]) -> list[str]:
 def _factors(
     plain: Mapping[str, Any], choices: Mapping[str, Any], overrides: Sequence[str], left_out: Sequence[str]
 ) -> dict[str, Scalar]:
-    """A run's factors and their levels. An overridden key is one if its value is a scalar."""
+    """A run's factors and their levels. An overridden key is a factor if its value is a scalar."""
     factors: dict[str, Scalar] = {name: str(choices[name]) for name in FACTORS if choices.get(name)}
     for key in (_key(override) for override in overrides if not override.startswith("~")):
         level = choices.get(key, plain)

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from headdyn.checking import one_line
 from headdyn.core.settings import ConfigError, unknown_key
 
-Made = TypeVar("Made")
+Loaded = TypeVar("Loaded")
 
 HYDRA_VERSION = "1.3"
 PACKAGED = Path(__file__).parent / "conf"
@@ -46,7 +46,7 @@ def composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Di
             raise
         except UnicodeDecodeError as error:
             raise ConfigError(f"a YAML file that {names} chooses is not UTF-8 text ({error})") from error
-        except AssertionError as error:  # Hydra's own, of a group without a name
+        except AssertionError as error:  # raised by Hydra for a group without a name
             raise ConfigError(f"{names} names no group or key; write group=option or key=value") from error
         except YAMLError as error:
             raise ConfigError("a configuration file is no YAML: " + " ".join(str(error).split())) from error
@@ -69,9 +69,9 @@ def composing(arguments: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Di
 
 @contextmanager
 def _shared_defaults_lists() -> Iterator[None]:
-    """Inside, Hydra makes one list of defaults for all jobs with the same options: half of the time of composing a job.
+    """Inside, jobs with the same options share one list of defaults, which takes half of the time of composing a job.
 
-    Which files a job is composed of depends on the options of its groups alone.
+    The list names the files that a job is composed of; it depends on the options of the job's groups alone.
     """
     create, by_options = config_loader_impl.create_defaults_list, dict[str, DefaultsList]()
 
@@ -89,11 +89,11 @@ def _shared_defaults_lists() -> Iterator[None]:
         config_loader_impl.create_defaults_list = create
 
 
-def _once(load: Callable[..., Made]) -> Callable[..., Made]:
+def _once(load: Callable[..., Loaded]) -> Callable[..., Loaded]:
     """`load` with a cache by its first argument, since the jobs of a sweep load the same files. Returns copies."""
-    originals: dict[str, Made] = {}
+    originals: dict[str, Loaded] = {}
 
-    def load_once(*arguments: Any, **named: Any) -> Made:
+    def load_once(*arguments: Any, **named: Any) -> Loaded:
         key = repr(next(iter((*arguments, *named.values()))))
         if key not in originals:
             originals[key] = load(*arguments, **named)
@@ -129,7 +129,7 @@ def jobs_of(overrides: Sequence[Override]) -> list[list[str]]:
 def plain_arguments(arguments: Sequence[str]) -> list[str]:
     """The command line with headdyn's own shorthands spelt out, as Hydra needs them. Raises ConfigError.
 
-    `ordering=` becomes `data_ordering=`; giving both is refused, because Hydra would use one of them without a word.
+    `ordering=` becomes `data_ordering=`; giving both is refused, because Hydra would silently use only one.
     `protocol=seed` becomes `protocol=original`. Lists in `model.revisions` and `model.kept` are quoted, because Hydra
     reads an unquoted comma as a sweep. Options are moved to the front: after an option that follows an override, Hydra
     reads no further overrides.
@@ -192,12 +192,12 @@ def _unknown(key: str, arguments: Sequence[str]) -> str:
         overrides = [
             o for o in overrides_of(arguments) if options(o.get_key_element()) and not isinstance(o.value(), dict)
         ]
-        # Eight jobs contain two values of a swept group, and are composed within two seconds.
+        # Eight jobs are enough to have two values of a swept group, and take less than two seconds to compose.
         keys = {tuple(job): _keys(compose_job(job)) for job in jobs_of(overrides)[:8]}
     having = next((set(job) for job in keys if key in keys[job]), set())
     lacking = next((set(job) for job in keys if key not in keys[job]), set())
     if having and lacking:
-        with_it, without_it = (" ".join(sorted(one)) for one in (having - lacking, lacking - having))
+        with_it, without_it = (" ".join(sorted(choices)) for choices in (having - lacking, lacking - having))
         return f"{key} exists with {with_it}, not with {without_it}; sweep each in a command of its own"
     return unknown_key(key, next(iter(keys.values())))
 

@@ -1,7 +1,7 @@
 """The checked settings of a run. Imports nothing heavy, so that a bad value is refused at once.
 
-Each group is checked against the dataclass of its settings: an unknown key, a wrong type, a missing or an impossible
-value is refused, by its key, before any work. checking.py makes a RunConfig of Hydra's composed YAML.
+Each group is checked against the dataclass of its settings. An unknown key, a wrong type, and a missing or impossible
+value are refused before any work; the message names the key. checking.py makes a RunConfig of Hydra's composed YAML.
 """
 
 import hashlib
@@ -26,12 +26,12 @@ from headdyn.models.settings import BuiltSuite, MiniQwen3, Pretrained, Trained
 from headdyn.training.settings import RecalibrationSettings, TrainSettings
 
 MODEL_KINDS: Mapping[str, type] = {"mini_qwen3": MiniQwen3, "trained": Trained, "pretrained": Pretrained}
-# Groups that a model which is already trained has no use for; a command that sets one of them for it is refused.
+# Groups that only a training reads. A command that sets one of them for a model that comes trained is refused.
 TRAINING_GROUPS = ("attention", "data_ordering", "position_enc", "train")
-# Keys that change no number themselves and so are not part of the hash; a mode acts through other groups.
+# Keys that do not change a result themselves and so are not part of the hash; a mode acts through other groups.
 _NOT_HASHED = ("force", "tracking", "threads", "workers", "mode", "study", "outcomes", "swept")
 NEEDS = {
-    "prompts": "asks a language model in words; add data=comparisons and a model that has them, such as "
+    "prompts": "asks a language model in words; add data=comparisons and a model that reads words, such as "
     "model=organism_planted",
     "corpus": "reads sequences, and these data are prompts; choose analyses of prompts or weights, such as "
     "analysis=[specialization,circuits], or data=repeated_tokens",
@@ -43,9 +43,9 @@ Scalar = str | int | float | bool | None
 
 @settings
 class Protocol:
-    """conf/protocol: choices between an original and a corrected way (docs/science.md); other groups refer to them.
+    """conf/protocol: choices between an original study's procedure and a corrected one (docs/science.md).
 
-    `companions` maps the name of an analysis to the analyses that run beside it, by name.
+    Other groups refer to them. `companions` maps an analysis's name to the analyses, by name, that run beside it.
     """
 
     name: str
@@ -103,33 +103,38 @@ class PositionSettings:
         if self.keep_rotary and not self.train_rotary:
             raise ValueError("position_enc.keep_rotary=true needs position_enc.train_rotary=true")
         if self.recalibration is None and self.keep_rotary != self.train_rotary:
-            raise ValueError("dropping RoPE needs position_enc.recalibration (recalibration.steps=0 for the raw drop)")
+            raise ValueError("dropping RoPE needs position_enc.recalibration; recalibration.steps=0 is the drop alone")
 
 
 @settings
 class Outcomes:
-    """The metrics by which a sweep's runs are compared: a primary one and others (null: all that are measured)."""
+    """The metrics by which a sweep's runs are compared: a primary one and others (null: all possible outcomes)."""
 
     primary: str | tuple[str, ...] | None = None  # a tuple is refused later, by a message that lists the metrics
     others: tuple[str, ...] | None = None
 
 
 def model_of(node: Any) -> Any:
-    """The model's settings: one of MODEL_KINDS, or the class that `_target_` names (a BuiltSuite)."""
-    if not isinstance(node, dict) or "_target_" in node:
-        return targeted(node, "model") if isinstance(node, dict) else node
+    """The model's settings: one of MODEL_KINDS, or the class that `_target_` names (a BuiltSuite). Raises ConfigError.
+
+    A node that is no dict is returned as it is.
+    """
+    if not isinstance(node, dict):
+        return node
+    if "_target_" in node:
+        return targeted(node, "model")
     if str(node.get("kind")) not in MODEL_KINDS:
         raise ConfigError(f"model.kind={node.get('kind')!r} is unknown; it is one of {', '.join(MODEL_KINDS)}")
     return build(MODEL_KINDS[node["kind"]], node, "model")
 
 
 def analysis_of(node: Any, where: str) -> Any:
-    """The analysis that a group of conf/analysis describes. Raises ConfigError."""
+    """The analysis that the group `where`, such as analysis.probes, describes by `node`. Raises ConfigError."""
     if isinstance(node, dict) and "_target_" not in node:
         name = where.rpartition(".")[2]
         raise ConfigError(
             f"{where} has settings ({', '.join(node)}), but {name} is not among the analyses to run; add it to "
-            f"analysis=[...], or take its settings away with ~{where}"
+            f"analysis=[...], or remove its settings with ~{where}"
         )
     if not isinstance(node, dict):
         raise ConfigError(
@@ -145,23 +150,24 @@ def analysis_of(node: Any, where: str) -> Any:
     if not all(parts.values()):
         raise ConfigError(
             f"{where}._target_={node['_target_']} is no analysis: it lacks "
-            f"{', '.join(name for name, whole in parts.items() if not whole)} (see headdyn/analysis/contract.py)"
+            f"{', '.join(name for name, valid in parts.items() if not valid)} (see headdyn/analysis/contract.py)"
         )
     return analysis
 
 
 def _importable(package: str | None) -> str | None:
+    """The package, if it can be imported and is none of Python's own. Raises ConfigError otherwise."""
     try:
         importable = package is None or importlib.util.find_spec(package) is not None
     except (ImportError, ValueError, AttributeError):
         importable = False
     if not importable or str(package).partition(".")[0] in sys.stdlib_module_names:
-        raise ConfigError(f"study={package} is no package that can be imported; leave it out, or null")
+        raise ConfigError(f"study={package} is no package that can be imported; leave it out, or set study=null")
     return package
 
 
 def _target(group: str, *methods: str) -> PlainValidator:
-    """A validator that builds the object named by a group's `_target_`, and requires one of these methods of it."""
+    """A validator that builds the object that a group's `_target_` names, and requires it to have one of `methods`."""
 
     def validated(node: Any) -> Any:
         instance = targeted(node, group)
@@ -213,33 +219,33 @@ class RunConfig:
         if not self.trains:
             return
         decoder, clamp = self.decoder_config(vocab_size=2), self.train.clamp
-        for name, place, count in (
+        for name, index, count in (
             ("layer", max(clamp.layers_of(decoder.num_layers)), decoder.num_layers),
             ("head", clamp.head, decoder.num_heads),
         ):
-            if place != "all" and place >= count:
-                raise ConfigError(f"train.clamp.{name}={place} is out of range; this model's are 0 to {count - 1}")
+            if index != "all" and index >= count:
+                raise ConfigError(f"train.clamp.{name}={index} is out of range; the model has {name}s 0 to {count - 1}")
         if clamp.pattern != "none" and self.position_enc.recalibration is not None:
             raise ConfigError(
-                f"train.clamp.pattern={clamp.pattern} holds heads in the training alone, and position_enc="
-                f"{self.position_enc.name} trains on without them; set position_enc=rope or nope"
+                f"train.clamp.pattern={clamp.pattern} holds heads in the first training only, and position_enc="
+                f"{self.position_enc.name} adds a second one, which would not hold them; set position_enc=rope or nope"
             )
         if clamp.pattern != "none" and getattr(self.data, "mask_documents", False):
             raise ConfigError(
                 f"train.clamp.pattern={clamp.pattern} holds heads across documents, and data.mask_documents=true keeps "
-                "attention inside them; set one of them to none or false"
+                "attention inside documents; set train.clamp.pattern=none or data.mask_documents=false"
             )
         first, topics = getattr(self.data_ordering, "first_topic", 0), getattr(self.data, "num_topics", None)
         if topics is not None and first >= topics:
             raise ConfigError(
-                f"data_ordering.first_topic={first} is no topic: data.num_topics={topics} are numbered from 0; set at "
-                f"most {topics - 1}"
+                f"data_ordering.first_topic={first} is no topic: with data.num_topics={topics} they are numbered from "
+                f"0; set at most {topics - 1}"
             )
-        for ours, theirs in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
-            wanted, available = getattr(self.train, ours), getattr(self.data, theirs, None)
+        for train_key, data_key in (("batch_size", "train_sequences"), ("eval_sequences", "val_sequences")):
+            wanted, available = getattr(self.train, train_key), getattr(self.data, data_key, None)
             if available is not None and wanted > available:
                 raise ConfigError(
-                    f"train.{ours}={wanted} exceeds data.{theirs}={available}; lower the one or raise the other"
+                    f"train.{train_key}={wanted} exceeds data.{data_key}={available}; lower the one or raise the other"
                 )
 
     def _require_a_fit(self) -> None:
@@ -247,18 +253,18 @@ class RunConfig:
         model, layers = self.factors["model"], getattr(self.model, "num_layers", None)
         if self.trains and self.material == "prompts":
             raise ConfigError(
-                f"data=comparisons asks a language model in words, and model={model} has only token numbers; choose "
-                "model=organism_planted, pythia_160m, gpt2 or huggingface"
+                f"data={self.factors['data']} asks a language model in words, and model={model} reads only token "
+                "numbers; choose model=organism_planted, pythia_160m, gpt2 or huggingface"
             )
         if self.trains and not hasattr(self.data, "build"):
             raise ConfigError(
-                f"data={self.factors['data']} is written in the tokens of a model that comes trained, and model="
-                f"{model} is trained here; choose data=micro_languages or local_text, or another model"
+                f"data={self.factors['data']} uses the tokens of a model that comes trained, and model={model} is "
+                "trained here; choose data=micro_languages or local_text, or another model"
             )
         if not self.trains and self.material == "corpus" and not hasattr(self.data, "in_tokens_of"):
             raise ConfigError(
-                f"data={self.factors['data']} has symbols of its own, which model={model} does not know, as it comes "
-                "trained; choose data=repeated_tokens, local_text, wikipedia or comparisons"
+                f"data={self.factors['data']} has symbols of its own, which model={model}, trained already, does not "
+                "know; choose data=repeated_tokens, local_text, wikipedia or comparisons"
             )
         if self.protocol.name == "original" and self.material == "prompts" and not hasattr(self.data, "formats"):
             raise ConfigError(
@@ -276,11 +282,11 @@ class RunConfig:
         if isinstance(self.model, Trained) and self.position_enc.recalibration is not None:
             raise ConfigError(
                 f"model=trained follows a training through its snapshots, and position_enc="
-                f"{self.factors['position_enc']} adds a second one; choose position_enc=rope or nope"
+                f"{self.factors['position_enc']} adds a second training; choose position_enc=rope or nope"
             )
 
     def refusals(self, corpus: Corpus) -> list[str]:
-        """The reasons for which analyses cannot use this corpus, for example because it is too small."""
+        """For each analysis that cannot use this corpus, the reason, for example that the corpus is too small."""
         refusals = []
         for analysis in self.analysis.values():
             try:
@@ -292,6 +298,7 @@ class RunConfig:
 
     @property
     def material(self) -> str:
+        """What the run's data give a model to read: corpus or prompts."""
         return material_of(self.data)
 
     @property
@@ -301,12 +308,12 @@ class RunConfig:
 
     @property
     def series(self) -> str:
-        """A hash that all revisions of one series share; empty if the run has no revision."""
+        """The hash (8 hex digits) that all revisions of one series share; empty if the run has no revision."""
         return "" if self.factors.get("revision") is None else self._recipe_hash("revision")
 
     @property
     def hash(self) -> str:
-        """8 hex digits, the hash of all settings that change what the run computes."""
+        """The hash (8 hex digits) of all settings that change what the run computes."""
         return self._recipe_hash()
 
     def _recipe_hash(self, *left_out_of_model: str) -> str:
@@ -314,14 +321,14 @@ class RunConfig:
         recipe = {key: value for key, value in self.resolved.items() if key not in left_out}
         if self.trains:
             recipe["train"] = {key: value for key, value in recipe["train"].items() if key != "accumulate"}
-        # The list of the series' checkpoints does not change the run of this one.
+        # Which other checkpoints the series has does not change the run of this one.
         left_out_of_model = ("revisions", *left_out_of_model)
         recipe["model"] = {key: value for key, value in recipe["model"].items() if key not in left_out_of_model}
         return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def name(self) -> str:
-        """The run's folder name, readable and stable: the main groups' options, the swept levels, seed and hash."""
+        """The run's folder name, readable and stable: the main groups' options, swept levels, revision, seed, hash."""
         groups = ("attention", "data_ordering", "position_enc") if self.trains else ("model",)
         parts = [str(self.factors[group]) for group in groups]
         for key in self.swept:
@@ -332,19 +339,19 @@ class RunConfig:
         return "_".join((*parts, f"s{self.seed}", self.hash))
 
     def decoder_config(self, vocab_size: int) -> DecoderConfig:
-        """The decoder to train. For DroPE it has RoPE, which is dropped after training."""
-        m = self.model
-        assert isinstance(m, MiniQwen3)
+        """The configuration of the decoder to train. For DroPE it has RoPE, which is dropped after training."""
+        model = self.model
+        assert isinstance(model, MiniQwen3)
         return DecoderConfig(
             vocab_size=vocab_size,
-            num_layers=m.num_layers,
-            d_model=m.d_model,
-            num_heads=m.num_heads,
-            num_kv_heads=self.attention.num_kv_heads or m.num_heads,
-            head_dim=m.head_dim,
-            d_ff=m.d_ff,
+            num_layers=model.num_layers,
+            d_model=model.d_model,
+            num_heads=model.num_heads,
+            num_kv_heads=self.attention.num_kv_heads or model.num_heads,
+            head_dim=model.head_dim,
+            d_ff=model.d_ff,
             rotary_fraction=1.0 if self.position_enc.train_rotary else 0.0,
-            rotary_theta=m.rotary_theta,
+            rotary_theta=model.rotary_theta,
         )
 
 

@@ -17,7 +17,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-# A topic, whether this machine has what a run needs of it (None: a run does not need it), and what was found.
+# A topic, whether this machine has what every run needs (None: no run depends on it), and the fact to show.
 Finding = tuple[str, bool | None, str]
 
 
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="headdyn doctor", description=__doc__)
     parser.add_argument("--cache", action="store_true", help="check every file in the cache against its checksum")
     prunable = ("unused", "unfinished", "damaged")
-    parser.add_argument("--prune", nargs="+", default=[], choices=prunable, help="remove what is so from the cache")
-    parser.add_argument("--runs", nargs="+", type=Path, metavar="FOLDER", help="whose runs use the cache (HEADDYN_OUT)")
+    parser.add_argument("--prune", nargs="+", default=[], choices=prunable, help="remove such folders from the cache")
+    parser.add_argument("--runs", nargs="+", type=Path, metavar="FOLDER", help="of runs (default: in HEADDYN_OUT)")
     chosen = parser.parse_args(argv)
     if chosen.cache or chosen.prune:
         runs = chosen.runs or [output_root() / name for name in ("outputs", "multirun")]
@@ -88,9 +88,9 @@ def _device() -> Iterator[Finding]:
 
     from headdyn.core import machine
 
-    here = machine.resolve("auto", "auto", 0)
-    yield "device", None, f"{here.device}, {here.threads} CPU threads"
-    yield "precision", None, f"{here.precision}, which precision=auto chooses here"
+    settings = machine.resolve("auto", "auto", 0)
+    yield "device", None, f"{settings.device}, {settings.threads} CPU threads"
+    yield "precision", None, f"{settings.precision}, which precision=auto chooses here"
     compiler = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
     yield "compiler", None, compiler or "no C++ compiler: training steps run eagerly, slower"
     if torch.cuda.is_available():
@@ -136,7 +136,7 @@ def _network() -> Iterator[Finding]:
             problem = None
         except OSError as error:
             problem = f"out of reach ({error})"
-    yield "model hub", None, f"{problem}; model=organism_planted needs none" if problem else "reachable"
+    yield "model hub", None, f"{problem}; model=organism_planted needs no hub" if problem else "reachable"
 
 
 def _extras() -> Iterator[Finding]:

@@ -45,14 +45,14 @@ def manifest_of_done(config: RunConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def is_outdated(config: RunConfig, manifest: Mapping[str, Any]) -> bool:
-    """Whether the user's text or prompts have changed since the run, in the file of the same name."""
+    """Whether the user's file of text or of prompts has changed since the run."""
     if config.material == "prompts":
-        edited = getattr(config.data, "fingerprint", lambda: None)()
-        return bool(edited != manifest.get("prompts", {}).get("sha256"))
-    made_of = manifest["stages"]["corpus"]["key"] if config.trains else manifest["corpus"]["source"]
-    return bool(made_of != recipe_key("corpus", recipe_of(config.data)))
+        fingerprint = getattr(config.data, "fingerprint", lambda: None)()
+        return bool(fingerprint != manifest.get("prompts", {}).get("sha256"))
+    recorded_key = manifest["stages"]["corpus"]["key"] if config.trains else manifest["corpus"]["source"]
+    return bool(recorded_key != recipe_key("corpus", recipe_of(config.data)))
 
 
 def recipe_of(source: Source) -> dict[str, Any]:
-    """What the store makes the key of a corpus from."""
+    """The recipe of a corpus, from which the store makes its key."""
     return {"schema": CORPUS_SCHEMA, **corpus_recipe(source)}

@@ -1,8 +1,8 @@
 """What a command would do: `--dry-run` prints jobs, downloads, disk and time, and begins nothing.
 
-Times are what trainings and analyses of the same sizes took on this machine before, by the cache and the records of
-runs; what has none is named, with no estimate. Torch is imported only to read the sizes of a pretrained model on this
-machine.
+Times are what trainings and analyses of the same sizes took on this machine before, according to the cache and the
+records of runs. Parts that were never measured are named and not estimated. Torch is imported only to read the sizes of
+a pretrained model on this machine.
 """
 
 import json
@@ -30,14 +30,14 @@ from headdyn.workers import environments, shared_stages
 
 _SIZES = ("num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff")  # what a step's time depends on
 _MACHINE = ("device", "precision", "threads")
-_REPEATS = ("_draws", "_flips")  # how settings end that repeat a computation on random numbers
+_REPEATS = ("_draws", "_flips")  # endings of settings that say how often a random computation is repeated
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What earlier work took here: tokens a second by the sizes of the training, and seconds of analyses by theirs.
+    """What earlier work took on this machine: speeds by `_training_sizes`, seconds by `_analysis_sizes`.
 
-    The seconds of an analysis of a series are those for each of its checkpoints.
+    For an analysis of a series these are the seconds for each of its checkpoints.
     """
 
     tokens_per_second: Mapping[str, float]
@@ -54,7 +54,7 @@ def measured(store: Path, runs: Path) -> Measured:
             sizes = _training_sizes(recipe["decoder"], recipe["train"], corpus["sequence_length"])
             speeds.setdefault(sizes, []).append(read_json(path.with_name("result.json"))["tokens_per_second"])
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a damaged entry says nothing of speed; the run that needs it says what is wrong
+            continue  # a damaged entry tells no speed; the run that needs it reports the damage
     seconds: dict[str, list[float]] = {}
     for path in runs.glob(f"*/*/**/{MANIFEST}"):
         manifest = read_manifest(path.parent, results=False)
@@ -62,49 +62,52 @@ def measured(store: Path, runs: Path) -> Measured:
             seconds.setdefault(_analysis_sizes(name, manifest["config"]), []).append(manifest["seconds"][name])
     for path in runs.glob(f"*/*/{SERIES_SECONDS}"):
         try:
-            for took in read_json(path):
-                manifest = read_manifest(path.parent / took["run"], results=False)
+            for entry in read_json(path):
+                manifest = read_manifest(path.parent / entry["run"], results=False)
                 if manifest["status"] not in ("absent", "damaged"):
-                    key = _analysis_sizes(took["analysis"], manifest["config"])
-                    seconds.setdefault(key, []).append(took["seconds"] / took["checkpoints"])
+                    key = _analysis_sizes(entry["analysis"], manifest["config"])
+                    seconds.setdefault(key, []).append(entry["seconds"] / entry["checkpoints"])
         except (ValueError, KeyError, TypeError):
-            continue  # a damaged file says nothing of speed either; its sweep's own command writes it anew
-    return Measured(*({key: statistics.median(values) for key, values in by.items()} for by in (speeds, seconds)))
+            continue  # a damaged file tells no speed either; the command of its sweep writes it again
+    return Measured(
+        *({key: statistics.median(values) for key, values in by_sizes.items()} for by_sizes in (speeds, seconds))
+    )
 
 
-def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any], length: int | None) -> str:
+def _training_sizes(decoder: Mapping[str, Any], train: Mapping[str, Any], length: int) -> str:
     return json.dumps([*(decoder[name] for name in _SIZES), train["batch_size"], train["compile"], length])
 
 
 def _analysis_sizes(name: str, settings: Mapping[str, Any]) -> str:
     """The key of an analysis's seconds: the settings of the analysis, of the model, of the data and of the machine.
 
-    Left out are seeds, the numbers of random draws and sign flips, which change the time little, and which text fills
-    the sequences. A file of prompts is part of the key: how many prompts there are stands in the file alone.
+    Seeds and the numbers of random draws and sign flips are left out, since they change the time little, and so is the
+    name of a text that fills sequences of fixed length. The name of a file of prompts stays, because only the file says
+    how many prompts there are.
     """
-    of_text = ("path", "seed") if "sequence_length" in settings["data"] else ("seed",)
-    data = {key: value for key, value in settings["data"].items() if key not in of_text}
+    ignored = ("path", "seed") if "sequence_length" in settings["data"] else ("seed",)
+    data = {key: value for key, value in settings["data"].items() if key not in ignored}
     analysis = settings["analysis"].get(name)
     if analysis is not None:
         analysis = {key: value for key, value in analysis.items() if not key.endswith(_REPEATS)}
-    # A suite's checkpoints are of one size, so one takes as long as another.
+    # All checkpoints of a suite have the same size and take equally long.
     model = {key: value for key, value in settings["model"].items() if key not in ("revision", "revisions")}
     machine = [settings.get(key) for key in _MACHINE]
     return json.dumps([name, analysis, model, data, machine], sort_keys=True)
 
 
 def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float, list[str]]:
-    """How long a job takes, and what of it was never measured here. `trains`: its training is not done by another."""
+    """A job's estimated seconds, and its parts without an estimate. `trains`: no other job does the same training."""
     seconds, unknown = 0.0, []
     if job.trains:
         steps = job.train.steps if trains else 0
         if job.position_enc.recalibration is not None:
             steps += job.position_enc.recalibration.count(job.train.steps)
-        length = getattr(job.data, "sequence_length", None)
+        length = getattr(job.data, "sequence_length", 0)
         sizes = _training_sizes(vars(job.decoder_config(2)), vars(job.train), length)
-        if steps and (sizes not in known.tokens_per_second or length is None):
+        if steps and sizes not in known.tokens_per_second:
             unknown.append("training")
-        elif steps and length is not None:
+        elif steps:
             seconds += steps * job.train.batch_size * length / known.tokens_per_second[sizes]
     for name, analysis in job.analysis.items():
         key = _analysis_sizes(name, job.resolved)
@@ -115,9 +118,9 @@ def seconds_of(job: RunConfig, known: Measured, *, trains: bool) -> tuple[float,
 
 
 def seconds_at_matched_loss(jobs: Sequence[RunConfig], known: Measured) -> tuple[float, list[str]]:
-    """At most how long the snapshots take at which arms are compared at one loss, and what was never measured.
+    """At most how many seconds the comparisons at equal loss take, and the analyses in them without an estimate.
 
-    Each pair of arms is compared at two snapshots of one of them.
+    Each pair of arms needs the analyses of at most two snapshots of one of the arms.
     """
     seconds, unknown = 0.0, set[str]()
     trained = [job for job in jobs if job.trains]
@@ -154,7 +157,7 @@ def bytes_of(jobs: Sequence[RunConfig], store: Store) -> tuple[float, float, lis
             continue
         decoder = job.decoder_config(getattr(job.data, "vocab_size", 0)) if job.trains else decoders[model]
         length = getattr(job.data, "sequence_length", 0)
-        tables = getattr(job.data, "table_bytes", 0)  # where they are large: elsewhere a few KB
+        tables = getattr(job.data, "table_bytes", 0)  # other corpora have tables of a few KB
         token_bytes = 2 if decoder.vocab_size <= 2**16 else 4
         corpus, *training = shared_stages(job) if job.trains else [json.dumps([model, job.resolved["data"]])]
         stages[corpus] = _sequences(job) * length * (token_bytes + 1.0) + tables  # a token, and a topic of one byte
@@ -212,10 +215,10 @@ def require_memory(jobs: Sequence[RunConfig]) -> None:
             ("batches", 4.0 * job.train.batch_size * length * decoder.d_model, "train.batch_size"),
             ("corpus", 3.0 * _sequences(job) * length, "the number of sequences or data.sequence_length"),
         )
-        for what, needed, keys in parts:
+        for part, needed, keys in parts:
             if needed > memory:
                 raise ConfigError(
-                    f"{job.name}: its {what} alone take {_size(needed)}, and this machine has {_size(memory)} of "
+                    f"{job.name}: its {part} alone take {_size(needed)}, and this machine has {_size(memory)} of "
                     f"memory; lower {keys}"
                 )
 
@@ -228,8 +231,8 @@ def _sequences(job: RunConfig) -> int:
 def downloads(jobs: Sequence[RunConfig], todo: Sequence[RunConfig], store: Store) -> tuple[list[str], int]:
     """A line or two for each model with checkpoints to download, and the most bytes that they take at a time.
 
-    Checkpoints are downloaded for the jobs `todo`; all `jobs` tell which files they share. A model that the hub does
-    not describe has a line that says why, and is not counted.
+    Checkpoints are downloaded for the jobs `todo`; from all `jobs` follows which files they share. A model that the hub
+    does not describe is not counted, and its line says why.
     """
     from headdyn.models.checkpoints.files import MOST_ON_DISK
     from headdyn.models.checkpoints.forecast import forecast
@@ -261,20 +264,19 @@ def dry_run(plan: Plan) -> None:
     total, unknown, trained = 0.0, set[str](), set[str]()
     for job in todo:
         training = shared_stages(job)[-1:]
-        seconds, lacking = seconds_of(job, known, trains=not trained.issuperset(training))
+        seconds, unmeasured = seconds_of(job, known, trains=not trained.issuperset(training))
         trained.update(training)
         total += seconds
-        unknown.update(lacking)
-        print(f"  {job.name}: {_time(seconds, lacking)}")
+        unknown.update(unmeasured)
+        print(f"  {job.name}: {_time(seconds, unmeasured)}")
     if not todo:
         return
-    matched, lacking = seconds_at_matched_loss(plan.jobs, known)
+    matched, unmeasured = seconds_at_matched_loss(plan.jobs, known)
     total += matched
-    unknown.update(lacking)
-    if matched or lacking:
-        print(
-            f"  snapshots at which arms have the same loss: {_time(matched, lacking)}{'' if lacking else ', or less'}"
-        )
+    unknown.update(unmeasured)
+    if matched or unmeasured:
+        at_most = "" if unmeasured else ", or less"
+        print(f"  snapshots at which arms have the same loss: {_time(matched, unmeasured)}{at_most}")
     lines, weights = downloads(plan.jobs, todo, store)
     print("downloads: " + ("; ".join(lines) or "none"))
     cache, folders, uncounted = bytes_of(todo, store)
@@ -289,19 +291,19 @@ def dry_run(plan: Plan) -> None:
     print(f"time: {_time(total / workers, sorted(unknown))}{side if total else ''}")
     if total:
         print(
-            "  by what updates and analyses of the same sizes took here before, with as many random draws or others; "
-            "less where a training is in the cache already"
+            "  from what updates and analyses of the same sizes took here before, whatever their numbers of random "
+            "draws; less where a training is in the cache already"
         )
     print("  not counted: the start of processes, corpora, evaluations, compiling and pages")
 
 
-def _time(seconds: float, lacking: Sequence[str]) -> str:
+def _time(seconds: float, unmeasured: Sequence[str]) -> str:
     """`about 31 s`; with parts that were never measured, `no estimate for probes (…)` and the sum of the others."""
     about = f"about {_duration(seconds)}"
-    if not lacking:
+    if not unmeasured:
         return about
     rest = f"; the measured rest {about}" if seconds else ""
-    return f"no estimate for {', '.join(lacking)} (never measured here at these sizes){rest}"
+    return f"no estimate for {', '.join(unmeasured)} (never measured here at these sizes){rest}"
 
 
 def _size(count: float) -> str:

@@ -25,8 +25,8 @@ from headdyn.workers import Task, Workers
 def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments: Sequence[str] | None = None) -> int:
     """Write a sweep's summary, effects and report, and show its table.
 
-    `workers` analyse the snapshots that runs are compared at, and series of checkpoints; `arguments` are the command
-    line's, for the record. Returns the exit status: 130 if asked to stop, 1 if a job or an analysis is not complete.
+    `workers` analyse the snapshots at which runs are compared, and series of checkpoints; `arguments` are those of the
+    command line, for the record. Returns the exit status: 130 if asked to stop, 1 if a job or analysis is incomplete.
     """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -44,11 +44,11 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
 
     snapshots: dict[tuple[Path, int], RunRecord] = {}
 
-    def note(run: RunRecord, step: int) -> HeadTable:
+    def note_snapshot(run: RunRecord, step: int) -> HeadTable:
         snapshots[run.folder, step] = run
         return HeadTable.concat([])
 
-    matched_loss(complete, note)  # notes the snapshots that it will read
+    matched_loss(complete, note_snapshot)  # only notes the snapshots that it will read below
     tasks = [
         Task(f"{run.name} at step {step}", "analyse_snapshot", (configs[run.name], step, run.folder, MATCHED_ANALYSES))
         for (_, step), run in snapshots.items()
@@ -60,8 +60,8 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
         tasks.append(Task("series of checkpoints", "judge_series", (folder, every_series)))
     stopped = workers.do(tasks)
     workers.dismiss()  # they take two seconds to end, during which the page is drawn
-    lacking = {run.name for (_, step), run in snapshots.items() if not snapshot_table_is_sound(run.folder, step)}
-    matched = [run for run in complete if run.name not in lacking]
+    unanalysed = {run.name for (_, step), run in snapshots.items() if not snapshot_table_is_sound(run.folder, step)}
+    matched = [run for run in complete if run.name not in unanalysed]
     rewrite(folder, matched_loss(matched, lambda run, step: HeadTable.read(snapshot_table(run.folder, step))))
     sweep = SweepRecord.read(folder)
     if not is_current(folder / PAGE, made_of(sweep)):
@@ -73,11 +73,11 @@ def finish(folder: Path, jobs: Sequence[RunConfig], workers: Workers, arguments:
     if stopped:
         return 130
     judged = not every_series or modified(folder / VERDICT) not in (None, earlier)
-    return 0 if len(complete) == len(runs) and judged and not lacking else 1
+    return 0 if len(complete) == len(runs) and judged and not unanalysed else 1
 
 
 def _written(folder: Path) -> str | None:
-    """When the sweep's page was written, as its record says."""
+    """When the sweep's page was last written, from sweep.json; None without such a record."""
     try:
         return sweep_json(folder).get("written")
     except ValueError:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import hydra
 from filelock import FileLock, Timeout
@@ -131,7 +130,7 @@ def _elsewhere(plan: Plan) -> int:
     manifests = [plan.folder / job.name / MANIFEST for job in plan.jobs]
 
     before, verbose = [*map(modified, manifests)], os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what went wrong, and prints no traceback of a launcher
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # then Hydra raises a launcher's error, and prints no traceback
     try:
         return by_hydra(plan.arguments)
     except CompactHydraException as error:
@@ -218,7 +217,7 @@ def _require_possible(plan: Plan) -> None:
                 raise
             raise ConfigError(str(error)) from error
         waiting = [job for job in jobs if job.force or read_manifest(plan.folder_of(job))["status"] != "complete"]
-        revisions, needed = ([str(job.factors["revision"]) for job in some] for some in (jobs, waiting))
+        revisions, needed = ([str(job.factors["revision"]) for job in group] for group in (jobs, waiting))
         for line in forecast(model.name, revisions, store, done={*revisions}.difference(needed)).lines():
             print(f"headdyn: {line}", file=sys.stderr)
     for job in plan.jobs:
@@ -260,8 +259,8 @@ def _by_data(jobs: Sequence[RunConfig]) -> list[list[RunConfig]]:
 def _require_enough_text(jobs: Sequence[RunConfig], tokens: ModelTokens | None = None) -> None:
     """Raise ConfigError if a short text on this machine gives no corpus, or one that is too small for one of the jobs.
 
-    The jobs read the same text; it is read once, and one message has all that it lacks. A text of more than
-    SHORT_TEXT_BYTES is not read here; whether it is too small shows when its corpus is built.
+    All jobs read the same text. It is read once, and one message lists everything that it lacks. A text of more than
+    SHORT_TEXT_BYTES is not read here; whether it suffices is checked when its corpus is built.
     """
     text = jobs[0].data
     if not isinstance(text, LocalText) or text.bytes > SHORT_TEXT_BYTES:
@@ -275,8 +274,9 @@ def _require_enough_text(jobs: Sequence[RunConfig], tokens: ModelTokens | None =
     if not problems:
         zeros_NT = np.zeros((sequences["val"], text.sequence_length), np.uint8)
         split, topics = Split(tokens_NT=zeros_NT, topics_NT=zeros_NT), tuple(map(str, range(text.num_topics)))
-        described: dict[str, Any] = {"name": "text", "vocab_size": 1, "reference_nats": {}, "facts": {}}
-        corpus = Corpus(train=split, val=split, topic_names=topics, **described)
+        corpus = Corpus(
+            name="text", train=split, val=split, vocab_size=1, topic_names=topics, reference_nats={}, facts={}
+        )
         problems = list(dict.fromkeys(refusal for job in jobs for refusal in job.refusals(corpus)))
     if problems:
         raise ConfigError("; and ".join(problems))

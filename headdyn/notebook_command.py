@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Copy the notebook, unless the folder has a copy already, and open it. Returns marimo's exit status."""
     parser = argparse.ArgumentParser(prog="headdyn notebook", description=(__doc__ or "").partition(": ")[2])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: this folder")
-    parser.add_argument("--copy", action="store_true", help="only copy it")
+    parser.add_argument("--copy", action="store_true", help="copy the notebook and do not open it")
     arguments = parser.parse_args(argv)
     copy = arguments.folder / "headdyn_notebook.py"
     try:

@@ -46,7 +46,7 @@ from headdyn.stages import (
     train_subject,
     training_recipe,
 )
-from headdyn.sweep.series import judge_series as judge_series  # so that workers can call it by this module
+from headdyn.sweep.series import judge_series as judge_series  # workers call functions of this module
 from headdyn.training.settings import processes
 
 log = logging.getLogger(__name__)
@@ -60,10 +60,10 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
     """
     if done_with(config, folder):
         return
-    here = machine.resolve(config.device, config.precision, config.threads)
+    this_machine = machine.resolve(config.device, config.precision, config.threads)
     machine.return_freed_memory()
     if config.trains:
-        machine.keep_freed_memory()  # not for checkpoints, where one's memory would stay occupied beside the next one's
+        machine.keep_freed_memory()  # not for checkpoints: one's memory would stay occupied while the next one loads
     store, settings, factors = open_store(), dict(config.resolved), dict(config.factors)
     facts = {
         "name": config.name,
@@ -71,7 +71,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
         "factors": factors,
         "seed": config.seed,
         "absent": dict(config.absent),
-        "machine": {**dataclasses.asdict(here), **({"processes": processes()} if processes() > 1 else {})},
+        "machine": {**dataclasses.asdict(this_machine), **({"processes": processes()} if processes() > 1 else {})},
         "config": settings,
     }
     checkpoint_step = step_of(str(factors.get("revision")))  # a number, so that W&B can plot over it
@@ -96,7 +96,7 @@ def run(config: RunConfig, folder: Path, should_stop: Callable[[], bool] | None 
         if config.force:
             shutil.rmtree(folder / KEPT_PARTS, ignore_errors=True)
         try:
-            _work(Work(config=config, store=store, machine=here, record=record, should_stop=should_stop))
+            _work(Work(config=config, store=store, machine=this_machine, record=record, should_stop=should_stop))
         except StageInterruptedError as stop:
             log.warning("%s: stopped as asked; the same command continues from here", config.name)
             raise KeyboardInterrupt(str(stop)) from stop
@@ -166,17 +166,17 @@ def analyse_snapshot(
 
     Raises ValueError if the training is not in the cache.
     """
-    store, here = open_store(), machine.resolve(config.device, config.precision, config.threads)
+    store, this_machine = open_store(), machine.resolve(config.device, config.precision, config.threads)
     corpus, corpus_entry = find_corpus(config.data, store)
-    entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, here))
+    entry = store.find("training", training_recipe(config, corpus, corpus_entry.key, this_machine))
     if entry is None:
         raise ValueError(
             f"the training of {config.name} is not in {store.root}; run it again, or set HEADDYN_CACHE to its cache"
         )
-    decoder = load(entry.path / "snapshots", f"step{step}").decoder.to(here.device)
+    decoder = load(entry.path / "snapshots", f"step{step}").decoder.to(this_machine.device)
     weights, parts, tables = state_hash(decoder), folder / KEPT_PARTS / f"step{step}", []
     for name in (name for name in names if name in config.analysis):
-        identity = identity_of(config.analysis[name], here, config.seed, weights, corpus_entry.key)
+        identity = identity_of(config.analysis[name], this_machine, config.seed, weights, corpus_entry.key)
         with keeping(parts / name, identity, should_stop):
             findings = _findings(config, name, decoder, corpus)
         tables.append(findings.table.with_q().labelled(run=config.name, model=config.model.name, step=step))
@@ -196,9 +196,9 @@ def first_sequences(material: Corpus | Prompts, count: int) -> Sequences:
 
 @torch.no_grad()
 def save_patterns(decoder: Decoder, sequences: Sequences, path: Path) -> None:
-    """Attention patterns of these sequences, all layers and heads, with tokens and topics.
+    """Write the attention patterns of these sequences, in all layers and heads, with tokens and topics [N, T].
 
-    float16, `pattern.LAYER` [N, H, T, T]; one layer's patterns are in memory at a time before they are rounded.
+    `pattern.LAYER` is float16 [N, H, T, T]. Only one layer's patterns at a time are in memory unrounded.
     """
     device = decoder.embed.weight.device
     tokens_NT, topics_NT = (torch.from_numpy(ids) for ids in (sequences.tokens_NT, sequences.topics_NT))

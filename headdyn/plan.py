@@ -38,6 +38,7 @@ class Plan:
     arguments: tuple[str, ...]  # for Hydra: those of the command, with the revisions of a series and the swept keys
 
     def folder_of(self, job: RunConfig) -> Path:
+        """The folder of a job's record: one of its name in the sweep's folder, or the folder of the single run."""
         return self.folder / job.name if self.is_sweep else self.folder
 
 
@@ -60,7 +61,7 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         def checked(job: Sequence[str], cfg: DictConfig) -> RunConfig:
             return check(cfg, cfg.hydra.runtime.choices, job)
 
-        # Compose the first job alone: so a bad value is refused before a large sweep is composed.
+        # The first job is composed alone, so that a bad value is refused before a large sweep is composed.
         base = compose_job(jobs_of(overrides)[0])
         if _needs_data(base):
             arguments = [*arguments, "data=repeated_tokens"]
@@ -81,14 +82,14 @@ def make_plan(arguments: Sequence[str]) -> Plan:
             raise ConfigError(
                 "torchrun trains one run on several devices; leave -m out, or do one run per device without torchrun"
             )
-        launcher = base.hydra.launcher._target_
-        elsewhere = "" if launcher.endswith(".BasicLauncher") else launcher
+        target = base.hydra.launcher._target_
+        launcher = "" if target.endswith(".BasicLauncher") else target
         if revisions := _revisions(first):
-            single = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
-            if single:
+            revision_overrides = [o.input_line for o in overrides if o.get_key_element() == "model.revision"]
+            if revision_overrides:
                 raise ConfigError(
-                    f"{single[0]} and model.revisions={getattr(first.model, 'revisions', None)} both name checkpoints; "
-                    "give one of them (model.revisions=null drops a preset's)"
+                    f"{revision_overrides[0]} and model.revisions={getattr(first.model, 'revisions', None)} both name "
+                    "checkpoints; give one of them (model.revisions=null drops a preset's)"
                 )
             arguments = [*arguments, f"model.revision={','.join(revisions)}"]
         swept = [*params, *(key for key in on_command_line if key not in params)]
@@ -101,9 +102,9 @@ def make_plan(arguments: Sequence[str]) -> Plan:
         _require_different_runs(jobs, swept)
         os.environ["HEADDYN_SWEEP"] = sweep_name(jobs, [key for key in on_command_line if key not in params])
         folder = _output(base.hydra.sweep.dir)
-        if elsewhere:  # on another machine, environment variables and the current folder may differ
+        if launcher:  # on another machine, environment variables and the current folder may differ
             arguments = [*arguments, "hydra.sweep.dir='{}'".format(str(folder).replace("'", r"\'"))]
-        return Plan(jobs, folder, True, elsewhere, tuple(arguments))
+        return Plan(jobs, folder, True, launcher, tuple(arguments))
 
 
 def _needs_data(cfg: DictConfig) -> bool:
@@ -125,7 +126,7 @@ def _require_ours(override: Override) -> None:
 
 
 def _require_content(base: DictConfig, overrides: Sequence[Override]) -> None:
-    """Refuse an analysis whose YAML file is empty: Hydra would leave it out without a word."""
+    """Refuse an analysis whose YAML file is empty: Hydra would silently leave it out."""
     chosen = [o.value() for o in overrides if o.get_key_element() == "analysis"]
     names = {name for value in chosen for name in (value if isinstance(value, list) else [value])}
     for source in base.hydra.runtime.config_sources:
@@ -138,8 +139,8 @@ def _revisions(config: RunConfig) -> tuple[str, ...]:
     """The checkpoints that `model.revisions` names, for a sweep to run one by one. Raises ConfigError."""
     model = config.model
     if isinstance(model, MiniQwen3):
-        every = isinstance(model, Trained) and model.revisions is not None
-        steps = log_spaced(config.train.steps, config.train.snapshots) if every else ()
+        all_snapshots = isinstance(model, Trained) and model.revisions is not None
+        steps = log_spaced(config.train.steps, config.train.snapshots) if all_snapshots else ()
         return tuple(f"step{step}" for step in steps)
     try:
         return () if model.revisions is None else model.series(model.revisions)
@@ -148,7 +149,7 @@ def _revisions(config: RunConfig) -> tuple[str, ...]:
 
 
 def _require_one_job(job: RunConfig, overrides: Sequence[Override], params: Mapping[str, str]) -> None:
-    """Refuse a command without -m that names several runs; Hydra would do one of them and not say so."""
+    """Refuse a command without -m that names several runs; Hydra would silently do one of them."""
     for override in (o for o in overrides if o.is_sweep_override()):
         raise ConfigError(f"{override.input_line} names several values; add -m to run them all")
     if params:
@@ -238,10 +239,10 @@ def _output(folder: str) -> Path:
 def sweep_name(jobs: Sequence[RunConfig], swept: Sequence[str]) -> str:
     """The sweep folder's name, readable and stable: preset or swept keys, mode, and a hash of the set of runs."""
     factors = jobs[0].factors
-    what = str(factors.get("experiment") or "-".join(key.removeprefix("data_") for key in swept) or "runs")
+    title = str(factors.get("experiment") or "-".join(key.removeprefix("data_") for key in swept) or "runs")
     digest = hashlib.sha256("".join(sorted(job.hash + job.name for job in jobs)).encode()).hexdigest()[:6]
     protocol = () if factors["protocol"] == "corrected" else (f"{factors['protocol']}_protocol",)
-    return "_".join((what[:80], str(factors["mode"]), *protocol, digest))
+    return "_".join((title[:80], str(factors["mode"]), *protocol, digest))
 
 
 def remove_empty_folders(plan: Plan) -> None:

@@ -21,7 +21,7 @@ def process_as_before() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.argv, sys.excepthook, sys.exit = argv, hook, leave  # wandb has its own hook and exit
+        sys.argv, sys.excepthook, sys.exit = argv, hook, leave  # wandb replaces the hook and the exit
         random.setstate(draws)
         np.random.set_state(numpy_draws)
         for name in set(os.environ) - set(environment):

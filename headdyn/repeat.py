@@ -19,18 +19,19 @@ from headdyn.core.run_folder import HEADS, METRICS, RunRecord
 from headdyn.core.settings import ConfigError
 
 KEY = ("step", "layer", "head", "metric")
-_OF_TIME = ("tokens_per_second",)
+_SPEEDS = ("tokens_per_second",)
 COMPARED = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "reason")
 
 
 def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
     """The settings and the record of the run to repeat. Raises ConfigError if there is none to repeat."""
-    if folder.resolve().parent.name == _place(folder.resolve().name):  # it would be removed, then compared with itself
+    resolved = folder.resolve()
+    if resolved.parent.name == _repeat_name(resolved.name):  # `repeat` would remove this record before it compares
         raise ConfigError(f"--repeat {folder}: it is a repeat itself; name the folder of the run that it repeats")
     record = RunRecord.read(folder)
     if record.status != "complete":
-        why = record.manifest.get("error", f"its run is {record.status}")
-        raise ConfigError(f"--repeat {folder}: {why}; name the folder of a complete run")
+        fault = record.manifest.get("error", f"its run is {record.status}")
+        raise ConfigError(f"--repeat {folder}: {fault}; name the folder of a complete run")
     machine = record.manifest["machine"]
     settings = {**record.manifest["config"], **{key: machine[key] for key in ("device", "precision", "threads")}}
     settings["tracking"] = {**settings["tracking"], "backend": "none"}
@@ -39,8 +40,8 @@ def plan_repeat(folder: Path) -> tuple[RunConfig, RunRecord]:
 
 def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     """Repeat the run below `root` and print how the results compare. Returns whether all are the same to the bit."""
-    place = root / _place(record.name)
-    folder = place / record.name  # of the same name, since figures show it
+    place = root / _repeat_name(record.name)
+    folder = place / record.name  # the run keeps its name, which figures show
     shutil.rmtree(place, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ["HEADDYN_CACHE"] = str(place / "cache")
@@ -60,16 +61,16 @@ def repeat(config: RunConfig, record: RunRecord, root: Path) -> bool:
     if not differences:
         print(same)
     else:
-        worst = max(differences, key=lambda difference: difference[2])
+        row, column, size = max(differences, key=lambda difference: difference[2])
         print(
-            f"differs: {len({place for place, _, _ in differences})} of {len(record.heads())} rows of {record.name}, "
-            f"most {worst[1]} of {worst[0]}, by {worst[2]:.3g}; the repeat is in {folder}"
+            f"differs: {len({row for row, _, _ in differences})} of {len(record.heads())} rows of {record.name}; the "
+            f"largest difference is {size:.3g}, in {column} of {row}; the repeat is in {folder}"
         )
     return False
 
 
-def _place(name: str) -> str:
-    """The folder below which the run of that name is repeated."""
+def _repeat_name(name: str) -> str:
+    """The name of the folder below which a run is repeated."""
     return f"{name}-repeated"
 
 
@@ -83,17 +84,17 @@ def compare(first: HeadTable, second: HeadTable) -> list[tuple[str, str, float]]
         for column in COMPARED:
             a, b = (row.get(column) for row in rows)
             if a != b:
-                by = abs(a - b) if isinstance(a, int | float) and isinstance(b, int | float) else math.inf
-                differences.append((words, column, by))
+                size = abs(a - b) if isinstance(a, int | float) and isinstance(b, int | float) else math.inf
+                differences.append((words, column, size))
     return differences
 
 
 def differing_files(first: RunRecord, second: RunRecord) -> list[str]:
-    """The files of the first run that differ in the second, beside its rows: curves, tables, patterns, figures.
+    """The files of the first run that differ in the second: curves, tables, patterns and figures, but not its rows.
 
-    Curves of speed and how figures look are left out. Of records without checksums the curves alone are compared.
+    Curves of speed and the look of figures are not compared; of records without checksums only the curves are.
     """
-    curves = [{name: curve for name, curve in run.metrics().items() if name not in _OF_TIME} for run in (first, second)]
+    curves = [{name: curve for name, curve in run.metrics().items() if name not in _SPEEDS} for run in (first, second)]
     before, after = first.manifest["sha256"], second.manifest["sha256"]
     compared = [name for name in before if name.endswith((".parquet", ".safetensors")) and name != HEADS]
     files = [name for name in compared if before[name] != after.get(name)]
@@ -117,5 +118,5 @@ def changed_surroundings(before: Mapping[str, Any], after: Mapping[str, Any]) ->
         lines.append(f"the code was {before.get('git')}, is {after.get('git')}")
     keys = [manifest["stages"].get("corpus", {}).get("key") for manifest in (before, after)]
     if keys[0] != keys[1]:
-        lines.append("the corpus is another: its text or the code that builds it has changed")
+        lines.append("the corpus differs: its text or the code that builds it has changed")
     return lines

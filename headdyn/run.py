@@ -18,7 +18,10 @@ from headdyn.plan import remove_empty_folders
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns 0, 1 if a job failed, 2 if the command is invalid, or 130 if it was stopped."""
+    """Run the command line, by default that of this process. Returns the exit status.
+
+    It is 0, or 1 if a job failed or this machine can do none, 2 if the command is invalid, 130 if it was stopped.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if "--repeat" in arguments:
@@ -26,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = [argument for argument in arguments if argument != "--dry-run"]
         if informational(command):
             return _printed_by_hydra(command)
-        if command != arguments:
+        if "--dry-run" in arguments:
             return _dry_run(command)
         return do(command)[1]
     except Obstacle as obstacle:
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _printed_by_hydra(command: Sequence[str]) -> int:
-    """Let Hydra print `--help`, `--info`, `--cfg` and the like. Raises ConfigError."""
+    """Let Hydra print `--help`, `--info`, `--cfg` and the like. Returns the exit status. Raises ConfigError."""
     try:
         return by_hydra(plain_arguments(command))
     except ValueError as error:
@@ -59,7 +62,10 @@ def _dry_run(command: Sequence[str]) -> int:
 
 
 def _repeat(arguments: Sequence[str]) -> int:
-    """`--repeat FOLDER`: 0 where the run gives the same again. Raises ConfigError."""
+    """`--repeat FOLDER`: repeat a recorded run. Returns 0 if all its results are the same to the bit, else 1.
+
+    Raises ConfigError, and Obstacle if the repeat fails.
+    """
     from headdyn.repeat import plan_repeat, repeat
 
     if len(arguments) != 2 or arguments[0] != "--repeat":
@@ -67,7 +73,7 @@ def _repeat(arguments: Sequence[str]) -> int:
     config, record = plan_repeat(Path(arguments[1]))
     try:
         return 0 if repeat(config, record, Path(os.environ.get("HEADDYN_OUT") or ".") / "outputs") else 1
-    except Exception as error:  # such as a text or a device that is not here; log.txt of the repeat has the traceback
+    except Exception as error:  # for example, a text or a device is missing; the repeat's log.txt has the traceback
         raise Obstacle(f"--repeat {arguments[1]}: {type(error).__name__}: {error}") from error
 
 

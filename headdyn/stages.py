@@ -72,7 +72,7 @@ def open_store() -> Store:
 
 
 def find_corpus(source: Source, store: Store) -> tuple[Corpus, Entry]:
-    """The corpus, built at most once for its settings."""
+    """The corpus, built at most once for its settings, and its entry in the store."""
     entry = store.get("corpus", recipe_of(source), source.build, resumable=getattr(source, "resumable", False))
     return source.open(entry.path), entry
 
@@ -169,7 +169,7 @@ def training_recipe(config: RunConfig, corpus: Corpus, corpus_key: str, machine:
     """Everything on which the trained weights depend, and nothing else. RoPE, DroPE and RoPE-control share it."""
     assert isinstance(config.model, MiniQwen3)
     settings = dataclasses.asdict(config.train)
-    del settings["resume_every_seconds"], settings["accumulate"]  # these change nothing that is computed but rounding
+    del settings["resume_every_seconds"], settings["accumulate"]  # they change results by rounding alone
     return {
         "schema": SCHEMA["training"],
         "corpus": corpus_key,
@@ -239,8 +239,8 @@ def _train(work: Work, corpus: Corpus, recipe: Mapping[str, Any]) -> Path:
 def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -> tuple[Decoder, int]:
     """The decoder after recalibration, and the number of its steps.
 
-    `parent` is the key of the training. RoPE-control is trained for as many steps as the DroPE arm of the same training
-    needed to recover; for that the DroPE arm is recalibrated first, unless it is in the cache.
+    `parent` is the key of the training. RoPE-control is recalibrated for as many steps as the DroPE arm of the same
+    training needed to recover; so the DroPE arm is recalibrated first, unless it is in the cache.
     """
     position_enc, settings = work.config.position_enc, work.config.position_enc.recalibration
     assert settings is not None
@@ -273,8 +273,8 @@ def _recalibrate(work: Work, corpus: Corpus, decoder: Decoder, *, parent: str) -
         return entry, read_json(entry.path / "recalibration.json")
 
     if position_enc.keep_rotary and settings.until_recovered:
-        _, of_drope = recalibrated(False, settings)
-        settings = dataclasses.replace(settings, steps=of_drope["steps"], until_recovered=False)
+        _, drope_facts = recalibrated(False, settings)
+        settings = dataclasses.replace(settings, steps=drope_facts["steps"], until_recovered=False)
     entry, facts = recalibrated(position_enc.keep_rotary, settings)
     work.record.stage("recalibration", entry)
     work.record.summarise(recalibration=facts, recovered=facts["recovered"])

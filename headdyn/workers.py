@@ -38,8 +38,8 @@ REFRESH_SECONDS = 0.2
 class Task:
     """Work for a worker: a function of headdyn.pipeline and its arguments.
 
-    `stages` are what it builds that other tasks may need too: stages, and the compiled training step. A task does not
-    begin beside one that shares more of them while another can.
+    `stages` names what the task builds and other tasks may need too: stages and the compiled training step. The task
+    that shares the fewest of them with tasks at work begins first, so that workers do not build the same thing at once.
     """
 
     name: str
@@ -59,19 +59,19 @@ class Worker:
 
     @classmethod
     def start(cls, environment: Mapping[str, str]) -> Worker:
-        ours, theirs = Pipe()
-        # Blocked until the worker itself ignores them, else Ctrl-C ends it during imports.
+        our_end, worker_end = Pipe()
+        # Signals stay blocked until the worker itself ignores them; else Ctrl-C would end it while it imports.
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "headdyn.workers", str(theirs.fileno())],
+                [sys.executable, "-m", "headdyn.workers", str(worker_end.fileno())],
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-                pass_fds=[theirs.fileno()],
+                pass_fds=[worker_end.fileno()],
             )
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        theirs.close()
-        return cls(environment, process, ours)
+        worker_end.close()
+        return cls(environment, process, our_end)
 
 
 class Workers:
@@ -150,16 +150,16 @@ class Workers:
 def environments(jobs: Sequence[RunConfig]) -> list[dict[str, str]]:
     """The environment variables of each worker: its GPU, or, without GPUs, its share of the cores as threads."""
     gpus = [] if jobs[0].device == "cpu" else visible_gpus()
-    most = jobs[0].workers or len(jobs)
+    limit = jobs[0].workers or len(jobs)
     if gpus:
-        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: min(most, len(jobs))]]
+        return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus[: min(limit, len(jobs))]]
     threads = max(job.threads for job in jobs) or int(os.environ.get("OMP_NUM_THREADS", 1))
     at_once = 1 if any(isinstance(job.model, Pretrained) for job in jobs) else usable_cores() // threads
     count = min(len(jobs), jobs[0].workers or max(1, at_once))
-    # From all jobs of the command, done or not, so that a continued sweep has as many threads and the same results.
-    share = max(1, usable_cores() // count)
+    # Counted over all jobs of the command, done or not: a continued sweep has as many threads and the same results.
+    threads_each = max(1, usable_cores() // count)
     fitting = max(1, int(available_bytes() // max(memory_of(job) for job in jobs)))
-    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}] * min(count, fitting)
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads_each))}] * min(count, fitting)
 
 
 def memory_of(job: RunConfig) -> float:
@@ -207,15 +207,8 @@ def _compiled(job: RunConfig) -> tuple[str, ...]:
     """The training step that this job compiles, named by its shape; two jobs at once would compile it twice."""
     if not (isinstance(job.model, MiniQwen3) and job.train.compile):
         return ()
-    length = getattr(job.data, "sequence_length", 0)
-    parts = [
-        job.resolved["model"],
-        job.resolved["attention"],
-        job.position_enc.train_rotary,
-        job.train.batch_size,
-        length,
-    ]
-    return (json.dumps(parts, sort_keys=True),)
+    groups, length = [job.resolved[key] for key in ("model", "attention")], getattr(job.data, "sequence_length", 0)
+    return (json.dumps([*groups, job.position_enc.train_rotary, job.train.batch_size, length], sort_keys=True),)
 
 
 def in_order(jobs: Sequence[RunConfig]) -> list[RunConfig]:

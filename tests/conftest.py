@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 import headdyn.analysis.answer_lens_measure
 import headdyn.analysis.circuit_factors
@@ -74,15 +76,29 @@ _check_shapes(headdyn.analysis.circuit_factors)
 _check_shapes(headdyn.analysis.circuit_readouts)
 _check_shapes(headdyn.analysis.answer_lens_measure)
 torch.set_num_threads(1)  # so that sums are split alike on every machine
+threadpool_limits(1, "blas")  # where another worker computes too, numpy's threads mostly wait for one another
 headdyn.workers.subprocess = forked.FORKING  # type: ignore[attr-defined]
 
 
+HERE = Path(__file__).parent
+LONGEST = [  # by the seconds that they took on two cores
+    *("test_readme.py", "faults/test_runs.py", "test_pipeline.py", "test_any_model.py", "analysis/test_contract.py"),
+    *("test_series_pipeline.py", "test_api.py", "training/test_objective.py", "test_launchers.py", "test_notebook.py"),
+    *("test_docs.py", "training/test_replicas.py", "test_workers.py", "analysis/test_resuming.py"),
+    *("studies/landmarks/test_presets.py", "test_dashboard.py", "studies/organisms/test_training.py"),
+    *("studies/organisms/test_detection.py", "test_config.py", "analysis/test_tensorlens.py", "training/test_drope.py"),
+    *("test_main.py", "core/test_tracking.py", "data/test_conversations.py", "training/test_loop.py"),
+    *("faults/test_fuzz.py", "report/test_main.py", "test_extending.py"),
+]
+PLACE = {HERE / name: place for place, name in enumerate(LONGEST)}
+assert all(path.is_file() for path in PLACE)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests come first, else those with many: with `--dist loadfile` a long file that is begun last
-    leaves the other workers idle. Within a file the order stays. Needs `--no-loadscope-reorder`."""
+    """The files that take longest come first, then those with many tests: with `--dist loadfile` a long file that is
+    begun last leaves the other workers idle. Within a file the order stays. Needs `--no-loadscope-reorder`."""
     tests = Counter(item.path for item in items)
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (-slow[item.path], -tests[item.path]))
+    items.sort(key=lambda item: (PLACE.get(item.path, len(PLACE)), -tests[item.path]))
 
 
 @pytest.fixture(autouse=True)

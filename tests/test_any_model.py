@@ -302,13 +302,13 @@ def computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     for name in ("HEADDYN_OUT", "HEADDYN_CACHE", "HF_HUB_OFFLINE"):
         monkeypatch.setenv(name, environment(tmp_path)[name])
     computed: list[Path] = []
-    keep = kept_parts._Keeping.keep
+    add = kept_parts._Saver.add
 
-    def counted(place: kept_parts._Keeping, path: Path, content: bytes) -> None:
+    def counted(saver: kept_parts._Saver, path: Path, content: bytes) -> None:
         computed.append(path)
-        keep(place, path, content)
+        add(saver, path, content)
 
-    monkeypatch.setattr(kept_parts._Keeping, "keep", counted)
+    monkeypatch.setattr(kept_parts._Saver, "add", counted)
     return computed
 
 

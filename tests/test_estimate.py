@@ -180,7 +180,7 @@ def test_checkpoints_that_are_not_here_are_named_with_their_sizes(tmp_path, monk
         dry_run(make_plan(["-m", *arguments, "model.revisions='step1,step2,step3'", f"model.keep_downloads={keeps}"]))
         printed = capsys.readouterr().out
         assert (
-            "downloads: a/b: 3 of 3 checkpoints to download, 0.0094 GB; a/b: 1 of the 3 will not count, st" in printed
+            "downloads: a/b: 3 of 3 checkpoints to download, 0.0094 GB; a/b: 1 of the 3 will not count (st" in printed
         )
         assert f"disk: {disk} in " in printed
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from headdyn.core.records import HeadTable
+from tests import forked
 from tests.commands import TINY, environment, only, run
 from tests.printed import printed_files
 
@@ -125,7 +125,7 @@ def test_the_page_shows_metric_section_answer_and_levels(sweep: tuple[Path, str]
 def test_the_metric_and_the_factor_are_in_the_dashboards(place: Path, sweep: tuple[Path, str]) -> None:
     folder, _ = sweep
     command = [sys.executable, "-m", "headdyn.dashboard", str(folder), "--out", "specs"]
-    done = subprocess.run(command, cwd=place, env=environment(place), capture_output=True, text=True, timeout=120)
+    done = forked.run(command, cwd=place, env=environment(place), timeout=120)
     assert done.returncode == 0, done.stderr
     specs = "".join(file.read_text(encoding="utf-8") for file in (place / "specs").glob("*.json"))
     assert "stream_growth" in specs and "model.num_layers" in specs

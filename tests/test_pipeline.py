@@ -148,9 +148,9 @@ def test_a_finished_matrix_is_not_trained_or_analysed_again(place, sweep, runs, 
 
 
 def test_a_stopped_analysis_of_a_snapshot_goes_on_to_the_same_table(place, runs, monkeypatch):
-    job, computed, keep = make_plan(MATRIX).jobs[0], [], kept_parts._Keeping.keep
+    job, computed, add = make_plan(MATRIX).jobs[0], [], kept_parts._Saver.add
     monkeypatch.setattr(kept_parts, "SAVE_EVERY_SECONDS", 0)
-    monkeypatch.setattr(kept_parts._Keeping, "keep", lambda *given: (computed.append(given[1]), keep(*given))[1])
+    monkeypatch.setattr(kept_parts._Saver, "add", lambda *given: (computed.append(given[1]), add(*given))[1])
 
     def analyse(name, stop_after=np.inf):
         """How many parts are computed."""

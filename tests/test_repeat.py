@@ -30,7 +30,7 @@ def test_what_else_has_changed_is_said():
     before = {"versions": {"torch": "2.13", "numpy": "2.0"}, "git": "abc", "stages": {"corpus": {"key": "1"}}}
     after = {"versions": {"torch": "2.14", "numpy": "2.0"}, "git": "abc", "stages": {"corpus": {"key": "2"}}}
     lines = changed_surroundings(before, after)
-    assert lines[0] == "torch was 2.13, is 2.14" and "the corpus is another" in lines[1] and len(lines) == 2
+    assert lines[0] == "torch was 2.13, is 2.14" and "the corpus differs" in lines[1] and len(lines) == 2
     assert changed_surroundings(before, before) == []
 
 

@@ -343,7 +343,7 @@ def test_the_snapshots_of_one_training_are_a_series(place: Path) -> None:
     assert set(own_verdict["counted"]) == set(runs) and own_verdict["total_steps"] == 12
     assert set(own_verdict["measures"]) == {"selectivity", "probe_accuracy_middle", "specialisation"}
     assert all("against_chance" in measure for measure in own_verdict["measures"].values())
-    assert "Did what was measured emerge, and when?" in words_of(made / "report.html")
+    assert "Did the measures emerge, and when?" in words_of(made / "report.html")
 
 
 # -- without a network ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What an answer owes to each token of the prompt, each head and each MLP: TensorLens on prompts (science.md §9)."""
+"""How much each prompt token, each head and each MLP adds to an answer: TensorLens on prompts (science.md §9)."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ PARTS = {
     "embedding": ("the embedding", "that the last token's embedding holds by itself"),
     "heads": ("the heads", "that all heads write for the output itself"),
     "mlps": ("the MLPs", "that all MLPs write for the output itself"),
-    "biases": ("the biases", "that biases add by any path, the final norm's too"),
+    "biases": ("the biases", "that biases add by any path, those of the final norm included"),
 }
 PLACES = {
     "block": ("common to both wordings", "put there by the block common to both wordings, which holds the numbers"),
@@ -27,19 +27,19 @@ PLACES = {
 
 @settings
 class AnswerLens:
-    """Δ = logit(right) − logit(wrong) where the answers first differ, taken apart exactly, on the bug pairs.
+    """Δ = logit(right) − logit(wrong) where the answers first differ, split into exact summands, on the bug pairs.
 
-    Each prompt is frozen at itself (models/frozen.py), so that Δ is linear and a sum in two ways. With g the gradient
-    of Δ at the last layer's output, the input tokens add ⟨T_tjᵀ g, x_j⟩; or else embedding, heads and MLPs add ⟨g,
-    write⟩ for what they write where Δ is read. Both sums have the same part of the biases. A head's `carried` share,
-    ⟨frozen gradient at z, z⟩, goes through later layers too; since paths cross several heads, these shares have no
-    meaningful sum. Of answers of several tokens only the first differing one counts: later ones are not linear in one
-    output.
+    The model is frozen at each prompt (models/frozen.py), which makes Δ linear, so that it is a sum in two ways. With g
+    the gradient of Δ at the last layer's output, input token j adds ⟨T_tjᵀ g, x_j⟩; or else the embedding, every head
+    and every MLP add ⟨g, write⟩ for what they write at the position where Δ is read. The biases' part is the same in
+    both sums. A head's `carried` share, ⟨frozen gradient at z, z⟩, counts the paths through later layers too; a path
+    crosses several heads, so these shares have no meaningful sum. Of answers of several tokens only the first differing
+    one counts: later ones are not linear in one output.
 
     The null is the mean Δ of the same prompt for the answers of the other pairs: a head that writes for one-digit
-    answers, whatever the numbers are, carries as much of that. Control pairs are no null: their right answer is the
-    long one, so that the same head has the opposite sign there. `excess` rows are values less null. Their p (sign
-    flips) and all intervals (95 %, BCa) take pairs as units, and q-values run over all of the table's p.
+    answers, whatever the numbers are, adds as much to them. Control pairs are no null: their right answer is the long
+    one, so that the same head has the opposite sign there. `excess` rows are values less null. Their p (sign flips) and
+    all intervals (95 %, BCa) take pairs as units, and q-values run over all p of the table.
 
     `wording` names the prompts that are read, `dtype` is the model's while frozen, `branch` the factor of a gated MLP
     that stays linear. Raises ValueError for fewer than two bug pairs and for a model with an operation that cannot be
@@ -72,7 +72,7 @@ class AnswerLens:
             "Δ written by a layer's MLP", "Δ written by the layer's MLP for the output itself"
         ),
         "answer_nats": nats(
-            "Δ, right less wrong answer", "mean Δ over bug pairs; null: of other pairs' answers", outcome=True
+            "Δ, right less wrong answer", "mean Δ over bug pairs; null: mean Δ of other pairs' answers", outcome=True
         ),
         **{
             f"answer_{name}_nats": nats(f"Δ of {label}", f"Δ {meaning}", outcome=True)

@@ -1,4 +1,4 @@
-"""Rows of what answers owe to tokens, heads and MLPs, from prompts frozen at themselves (science.md §9).
+"""Rows of what tokens, heads and MLPs add to answers, from the model frozen at each prompt (science.md §9).
 
 Letters as in models/frozen.py and data/prompts.py: P pairs, N rows of a group. K = 2 readouts of the same rows: the
 pair's own answers, and the mean over all other pairs' answers, which is the null.
@@ -25,11 +25,11 @@ from headdyn.models.decoder import Decoder
 from headdyn.models.frozen import Branch, Frozen, direct_shares, freeze, pull
 
 _PLACES = list(PLACES)  # the place of a position is stored as an index into this list
-_MOST_FLOATS = 2**26  # in the passes of the prompts frozen at once; gradients need about four times as many
+_MOST_FLOATS = 2**26  # in the frozen passes of one batch of prompts; gradients need about four times as many
 
 
 def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator: np.random.Generator) -> Findings:
-    """Head, layer and model rows; a map of the heads, and the tokens of the prompts most alike."""
+    """Head, layer and model rows; a figure of heads, and one of tokens for the largest set of like prompts."""
     bugs = prompts.where(prompts.is_bug_P)
     if len(bugs.pairs) < 2:
         raise ValueError(
@@ -43,15 +43,15 @@ def measure(settings: AnswerLens, decoder: Decoder, prompts: Prompts, generator:
     ]
     names = ("answer", "direct", "carried", "mlps", "embedding", "biases", "places")
     by_pair = {name: bugs.by_pair([lens[name] for lens in lenses]) for name in names}
-    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
+    pair_rows = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
     present = {place for group in bugs.groups for place in lens_tokens(group, clean=clean)[1].tolist()}
-    table = HeadTable.concat([_table(make, by_pair, present), _error_row(lenses, len(bugs.pairs))]).with_q()
-    figures = {"heads": heads_figure(table), "tokens": _tokens(make, bugs, lenses, clean=clean)}
+    table = HeadTable.concat([_table(pair_rows, by_pair, present), _error_row(lenses, len(bugs.pairs))]).with_q()
+    figures = {"heads": heads_figure(table), "tokens": _tokens(pair_rows, bugs, lenses, clean=clean)}
     return Findings(table=table, figures=figures)
 
 
 def answer_directions(decoder: Decoder, prompts: Prompts) -> list[Float[Tensor, "K N D"]]:
-    """For each group, unembeddings of right less wrong answers: K = 0 the row's own, 1 the other pairs' mean."""
+    """For each group, unembeddings of right less wrong answers: the row's own pair's, then the other pairs' mean."""
     unembed_VD = decoder.unembed.weight.detach()
     own = [
         unembed_VD[torch.from_numpy(group.right_NA[:, 0])] - unembed_VD[torch.from_numpy(group.wrong_NA[:, 0])]
@@ -107,16 +107,16 @@ def group_lens(
 def _lens(
     decoder: Decoder, tokens_NT: Int[Tensor, "N T"], direction_KND: Float[Tensor, "K N D"], branch: Branch
 ) -> dict[str, Tensor]:
-    """The terms of rows that are frozen together, under the names of `group_lens`."""
+    """The terms of rows that are frozen together, by the names of `group_lens`, and `gradient_times_input`."""
     frozen = freeze(decoder, tokens_NT, branch=branch)
     answer_KN, gradient_times_input_N = _answers(frozen, tokens_NT, direction_KND)
-    last = frozen.tail(tokens_NT.shape[1] - 1)  # Δ is read at the last position alone
+    tail = frozen.tail(tokens_NT.shape[1] - 1)  # Δ is read at the last position alone
     cotangent_KBTD = direction_KND.new_zeros(len(direction_KND), *frozen.residual[0].shape)
-    cotangent_KBTD[:, :, -1:] = torch.stack([last.readout(part_ND[:, None]) for part_ND in direction_KND])
+    cotangent_KBTD[:, :, -1:] = torch.stack([tail.readout(part_ND[:, None]) for part_ND in direction_KND])
     pulled, z_LBTHd = pull(frozen, cotangent_KBTD)
     direct = direct_shares(frozen, cotangent_KBTD)
     norm_bias = frozen.decoder.norm.bias
-    beside_KN = 0 if norm_bias is None else (direction_KND * norm_bias).sum(-1)
+    norm_bias_KN = 0 if norm_bias is None else (direction_KND * norm_bias).sum(-1)
     return {
         "answer": answer_KN,
         "gradient_times_input": gradient_times_input_N,
@@ -125,14 +125,14 @@ def _lens(
         "direct": direct.heads_LKBH.permute(1, 0, 3, 2),
         "mlps": direct.mlps_LKB.transpose(0, 1),
         "embedding": direct.embedding_KB,
-        "biases": (direct.biases_KB + beside_KN).detach(),
+        "biases": (direct.biases_KB + norm_bias_KN).detach(),
     }
 
 
 def _answers(
     frozen: Frozen, tokens_NT: Tensor, direction_KND: Tensor
 ) -> tuple[Float[Tensor, "K N"], Float[Tensor, " N"]]:
-    """Δ of both readouts as the model itself gives it, and gradient × input of the own one, Σ_j ⟨∂Δ/∂x_j, x_j⟩."""
+    """Δ of both readouts as the model itself gives it, and gradient × input of the first, Σ_j ⟨∂Δ/∂x_j, x_j⟩."""
     decoder, last = frozen.decoder, len(frozen.layers) - 1
     x_NTD = frozen.residual[0].detach().requires_grad_()
     with torch.enable_grad():
@@ -142,35 +142,35 @@ def _answers(
     return answer_KN.detach(), (gradient_NTD * x_NTD).sum((1, 2)).detach()
 
 
-def _table(make: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> HeadTable:
-    """Rows of heads, layers and the model from values with pairs last; places that are not `present` are absent."""
-    parts: list[HeadTable] = []
+def _table(pair_rows: PairRows, by_pair: Mapping[str, np.ndarray], present: set[int]) -> HeadTable:
+    """Rows of heads, layers and the model from values with pairs last; `present` are the PLACES that prompts have."""
+    tables: list[HeadTable] = []
 
     def add(metric: str, values_XP: np.ndarray, **columns: Any) -> None:
-        parts.append(make.mean(metric, np.moveaxis(values_XP, -1, 0), **columns))
+        tables.append(pair_rows.mean(metric, np.moveaxis(values_XP, -1, 0), **columns))
 
     for kind in ("direct", "carried"):
         own_LHP, other_LHP = by_pair[kind]
         add(f"answer_{kind}_nats", own_LHP, null=other_LHP.mean(-1))
-        p_LH = sign_flip_test(np.moveaxis(own_LHP - other_LHP, -1, 0), make.generator, draws=make.sign_flips)
+        p_LH = sign_flip_test(np.moveaxis(own_LHP - other_LHP, -1, 0), pair_rows.generator, draws=pair_rows.sign_flips)
         add(f"answer_{kind}_excess_nats", own_LHP - other_LHP, null=0.0, p=p_LH)
     heads_KLP, mlps_KLP = by_pair["direct"].sum(2), by_pair["mlps"]
     for name, (own_LP, other_LP) in {"heads": heads_KLP, "mlp": mlps_KLP}.items():
         add(f"layer_{name}_answer_nats", own_LP, null=other_LP.mean(-1))
-    whole = {**by_pair, "heads": by_pair["direct"].sum((1, 2)), "mlps": mlps_KLP.sum(1)}
-    add("answer_nats", whole["answer"][0], null=whole["answer"][1].mean())
+    of_model = {**by_pair, "heads": by_pair["direct"].sum((1, 2)), "mlps": mlps_KLP.sum(1)}
+    add("answer_nats", of_model["answer"][0], null=of_model["answer"][1].mean())
     for name in PARTS:
-        add(f"answer_{name}_nats", whole[name][0], null=whole[name][1].mean())
-    shares, reason = make.shares(np.stack([whole[name][0] for name in PARTS]), whole["answer"][0], "Δ is")
-    parts += [shares[at].rows(f"answer_{name}_share", unit="pair", **reason) for at, name in enumerate(PARTS)]
+        add(f"answer_{name}_nats", of_model[name][0], null=of_model[name][1].mean())
+    shares, reason = pair_rows.shares(np.stack([of_model[name][0] for name in PARTS]), of_model["answer"][0], "Δ is")
+    tables += [shares[at].rows(f"answer_{name}_share", unit="pair", **reason) for at, name in enumerate(PARTS)]
     for place, name in enumerate(PLACES):
-        own_P, other_P = whole["places"][:, place]
+        own_P, other_P = of_model["places"][:, place]
         if place in present:
             add(f"answer_{name}_nats", own_P, null=other_P.mean())
         else:
             absent = {"reason": "the prompts have no such tokens", "n": len(own_P), "unit": "pair"}
-            parts.append(HeadTable.whole(f"answer_{name}_nats", None, **absent))
-    return HeadTable.concat(parts)
+            tables.append(HeadTable.whole(f"answer_{name}_nats", None, **absent))
+    return HeadTable.concat(tables)
 
 
 def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> HeadTable:
@@ -180,7 +180,7 @@ def _error_row(lenses: list[dict[str, np.ndarray]], pairs: int) -> HeadTable:
     return HeadTable.whole("answer_lens_error", error, null=control, n=pairs, unit="pair", reason=reason)
 
 
-def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
+def _tokens(pair_rows: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]], *, clean: bool) -> Figure:
     """Shares by token for the largest set of prompts with one format and one order of the two numbers."""
     cells = []
     for group, lens in zip(prompts.groups, lenses, strict=True):
@@ -193,7 +193,7 @@ def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]
     share_NP = (pair_N[:, None] == np.arange(len(pairs))) / np.bincount(pair_N)
     own_PT, other_PT = ((token_TN @ share_NP).T for token_TN in token_KTN)
     return tokens_figure(
-        make.mean("tokens", own_PT, null=other_PT.mean(0)).rows(),
+        pair_rows.mean("tokens", own_PT, null=other_PT.mean(0)).rows(),
         token_labels(tokens_NT, prompts.decode),
         [PLACES[_PLACES[place]][0] for place in place_T],
         f"format {group.format}, the right answer {'first' if is_first else 'last'}",
@@ -201,14 +201,14 @@ def _tokens(make: PairRows, prompts: Prompts, lenses: list[dict[str, np.ndarray]
 
 
 def right_first(prompts: Prompts, group: PromptGroup, *, clean: bool) -> np.ndarray:
-    """Whether each row names the right number before the wrong one, bool [N]."""
+    """Whether each row's prompt names the right number before the wrong one, bool [N]."""
     texts = [prompts.decode(row.tolist()) for row in (group.clean_NT if clean else group.corrupted_NT)]
     pairs = [prompts.pairs[unit] for unit in group.units_N]
     return np.array([text.find(pair.right) < text.find(pair.wrong) for text, pair in zip(texts, pairs, strict=True)])
 
 
 def heads_figure(heads: HeadTable) -> Figure:
-    """Maps of heads' shares of Δ; a star marks heads that give other pairs' answers more or less."""
+    """Maps of heads' shares of Δ; a star marks heads that add more or less to other pairs' answers."""
     panels = [
         head_panel(AnswerLens.metrics, heads, f"answer_{kind}_nats", tested=f"answer_{kind}_excess_nats", centre=0.0)
         for kind in ("direct", "carried")

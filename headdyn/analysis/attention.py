@@ -19,11 +19,12 @@ class AttentionStatistics(LabelSwapSettings):
     Every statistic is a ratio of sums over queries and sequences. Intervals (95 %, BCa) and the p-values (sign flips)
     of selectivity against 0 and of induction against its null take sequences as units. Query t attends to keys 0..t.
 
-    A sequence's selectivity varies mostly with its labels: two long segments give any attention more than four short
-    ones. So swaps are balanced (every sequence's labels serve equally often), which makes the mean selectivity of any
-    attention by position alone exactly 0. The selectivities of a few such attentions are control variates, which
-    narrow the heads' intervals and leave the values. On a trained model (16 heads, 64 sequences) the standard error
-    fell from 0.0145 to 0.0015, which is the value's standard deviation over draws of the sequences.
+    A sequence's selectivity varies mostly with its labels: with two long segments any attention is more selective than
+    with four short ones. So swaps are balanced (every sequence lends its labels equally often), which makes the mean
+    selectivity of any attention by position alone exactly 0. The selectivities of a few such attentions are control
+    variates, which narrow the heads' intervals and leave the values as they are. On a trained model (16 heads, 64
+    sequences) the standard error fell from 0.0145 to 0.0015, and 0.0015 is also how far the value varies (standard
+    deviation) when other sequences are drawn.
 
     The null of `within_ratio` (with and without self) and of `cluster_ratio` is the same attention against the labels
     of `label_swaps` other sequences, which keeps the head's distance profile and the label statistics. The null of
@@ -32,8 +33,8 @@ class AttentionStatistics(LabelSwapSettings):
 
     Where documents are packed into a sequence, a head that prefers its own document passes for a topic head under the
     label swap. The null of `selectivity_documents` therefore permutes the topics among the sequence's documents, so
-    that the own document keeps one topic; `selectivity_other_documents` counts other documents alone. The mean over
-    permutations is exact, its p by sign flips over sequences.
+    that each document keeps one topic; `selectivity_other_documents` counts keys of other documents alone. The mean
+    over permutations is computed exactly; p is by sign flips over sequences.
     Where the corpus confines attention to documents, topic statistics are absent. Induction keys in other documents
     then count as keys that got no attention, in the null as well.
 
@@ -67,7 +68,7 @@ class AttentionStatistics(LabelSwapSettings):
         ),
         "within_ratio_no_self": share(
             "within-topic attention, self left out",
-            "share of the attention that is not on the query itself that is on keys of its topic",
+            "of the attention that is not on the query itself, the share on keys of its topic",
             outcome=True,
         ),
         "within_ratio_uniform": share(
@@ -93,7 +94,7 @@ class AttentionStatistics(LabelSwapSettings):
         ),
         "selectivity_no_self": share_difference(
             "topic selectivity, self left out",
-            "the same of the attention that is not on the query itself",
+            "selectivity of the attention that is not on the query itself",
             outcome=True,
         ),
         "selectivity_documents": share_difference(
@@ -103,7 +104,7 @@ class AttentionStatistics(LabelSwapSettings):
         ),
         "selectivity_other_documents": share_difference(
             "topic selectivity, other documents alone",
-            "the same, of the attention that is on keys of other documents",
+            "selectivity_documents of the attention that is on keys of other documents",
             outcome=True,
         ),
         **{

@@ -103,7 +103,7 @@ def _p_values(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Three p-values against 0 by sign flips over sequences, NaN where undefined.
 
-    They are each head's, [L, H]; that of the mean over heads; and each head's, corrected for testing all heads, [L, H].
+    They are each head's, [L, H]; the p of the mean over heads; and each head's corrected for testing all heads, [L, H].
     """
     flips_again = copy.deepcopy(generator)
     columns = np.concatenate((value_NLH.reshape(len(value_NLH), -1), _mean_over_heads(value_NLH)[:, None]), axis=1)
@@ -116,25 +116,25 @@ def _uniform_rows(settings: AttentionStatistics, sums: Sums, generator: np.rando
     ratios = _ratios(sums.uniform, sums.counts)
     names = ("within_ratio", "within_ratio_no_self", "cluster_ratio")
     uniform = [means(ratio_units(*ratios[name])[:, 0, 0], generator, draws=settings.bootstrap_draws) for name in names]
-    return [each.rows(f"{name}_uniform", reason=_UNDEFINED) for name, each in zip(names, uniform, strict=True)]
+    return [mean.rows(f"{name}_uniform", reason=_UNDEFINED) for name, mean in zip(names, uniform, strict=True)]
 
 
 def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
     """Numerator and denominator of every statistic, by sequence: [N, L, H] or what broadcasts to it."""
     length, later = counts.length, counts.length - 1  # queries, and those with t ≥ 1
-    elsewhere = length - sums["self"]  # attention not on the query itself; 0 at t = 0
+    not_self = length - sums["self"]  # attention not on the query itself; 0 at t = 0
     return {
         "entropy_nats": (sums["entropy"], length),
         "entropy_normalised": (sums["entropy_normalised"], later),
         "entropy_within_nats": (sums["entropy_within"], sums["entropy_within_queries"]),
         "entropy_cross_nats": (sums["entropy_cross"], sums["entropy_cross_queries"]),
         "within_ratio": (sums["within"], length),
-        "within_ratio_no_self": (sums["within"] - sums["self"], elsewhere),
+        "within_ratio_no_self": (sums["within"] - sums["self"], not_self),
         # A query without other-topic keys has within-topic attention 1: the number of such queries is subtracted.
         "cluster_ratio": (sums["within"] - (length - counts.cross), sums["cross"]),
         "selectivity": (sums["within"] - sums["swapped"], length),
-        "selectivity_no_self": (sums["within"] - sums["swapped"], elsewhere),
-        **{f"selectivity_{which}_topic": _of_topic(sums, counts, s) for which, s in (("first", 0), ("last", -1))},
+        "selectivity_no_self": (sums["within"] - sums["swapped"], not_self),
+        **{f"selectivity_{which}_topic": _topic_ratio(sums, counts, s) for which, s in (("first", 0), ("last", -1))},
         "sink_rate": (sums["sink"], later),
         "previous_token": (sums["previous"], later),
         "induction": (sums["induction"], counts.induction),
@@ -142,7 +142,7 @@ def _ratios(sums: Mapping[str, np.ndarray], counts: Counts) -> dict[str, Ratio]:
     }
 
 
-def _of_topic(sums: Mapping[str, np.ndarray], counts: Counts, topic: int) -> Ratio:
+def _topic_ratio(sums: Mapping[str, np.ndarray], counts: Counts, topic: int) -> Ratio:
     return sums["topics"][..., topic] - sums["topics_swapped"][..., topic], counts.topics_NS[:, None, None, topic]
 
 
@@ -175,18 +175,18 @@ def _specialisation_rows(sums: Sums) -> list[HeadTable]:
     by_head = [part.reshape(layers, heads) for part in spread_beyond_sampling(units_NXS)]
     # All heads at once, each centred over topics, so that differences between heads do not count.
     centred_NXS = units_NXS - units_NXS.mean(-1, keepdims=True)
-    whole = [part[0] for part in spread_beyond_sampling(centred_NXS.reshape(count, 1, -1))]
+    of_model = [part[0] for part in spread_beyond_sampling(centred_NXS.reshape(count, 1, -1))]
     common: dict[str, Any] = {"n": count, "unit": "sequence", "reason": "fewer than two topics occur"}
     rows: list[HeadTable] = []
-    kinds: tuple[Any, ...] = ((HeadTable.per_head, by_head), (HeadTable.whole, whole))
-    for table, (raw, noise, low, high) in kinds:
-        rows.append(table("specialisation_raw", raw, null=noise, **common))
-        rows.append(table("specialisation", raw - noise, null=0.0, ci_low=low, ci_high=high, **common))
+    kinds: tuple[Any, ...] = ((HeadTable.per_head, by_head), (HeadTable.whole, of_model))
+    for make_rows, (raw, noise, low, high) in kinds:
+        rows.append(make_rows("specialisation_raw", raw, null=noise, **common))
+        rows.append(make_rows("specialisation", raw - noise, null=0.0, ci_low=low, ci_high=high, **common))
     return rows
 
 
 def _document_rows(settings: AttentionStatistics, sums: Sums, generator: np.random.Generator) -> list[HeadTable]:
-    """Rows of the selectivities whose null permutes the topics of a sequence's documents."""
+    """Head and model rows of the selectivities whose null permutes the topics of a sequence's documents."""
     names = ("selectivity_documents", "selectivity_other_documents")
     if "documents" not in sums.heads:
         return [HeadTable.whole(name, None, reason=_NO_DOCUMENTS) for name in names]
@@ -197,20 +197,20 @@ def _document_rows(settings: AttentionStatistics, sums: Sums, generator: np.rand
         units_NLH = ratio_units(numerator_NLH, denominator)
         heads = estimate(numerator_NLH, denominator, generator, **draws)
         model = estimate(_mean_over_heads(units_NLH), 1, generator, **draws)
-        rows += [each.rows(name, null=np.zeros_like(each.value), reason=_UNDEFINED) for each in (heads, model)]
+        rows += [mean.rows(name, null=np.zeros_like(mean.value), reason=_UNDEFINED) for mean in (heads, model)]
     return rows
 
 
 def _topics_figure(table: HeadTable) -> Figure:
-    whole = table.summary()
-    within, uniform = whole["within_ratio"], whole["within_ratio_uniform"]
-    nulls = "attention stays inside documents, each of one topic"
+    summary = table.summary()
+    within, uniform = summary["within_ratio"], summary["within_ratio_uniform"]
+    note = "attention stays inside documents, each of one topic"
     if "null" in within:
-        nulls = f"label-swap null {100 * within['null']:.0f}, uniform {100 * uniform['value']:.0f}"
+        note = f"label-swap null {100 * within['null']:.0f}, uniform {100 * uniform['value']:.0f}"
     metrics = AttentionStatistics.metrics
     panels = [
         head_panel(metrics, table, "selectivity", tested="selectivity", note="null 0", centre=0),
-        head_panel(metrics, table, "within_ratio", note=nulls, limits=(0, 100)),
+        head_panel(metrics, table, "within_ratio", note=note, limits=(0, 100)),
         head_panel(metrics, table, "entropy_normalised", note="uniform 100", limits=(0, 100)),
     ]
     return head_map(
@@ -226,7 +226,7 @@ def _by_topic_figure(
     settings: AttentionStatistics, sums: Sums, corpus: Corpus, generator: np.random.Generator
 ) -> Figure:
     topics = range(corpus.num_topics)
-    units_NS = [_mean_over_heads(ratio_units(*_of_topic(sums.heads, sums.counts, topic))) for topic in topics]
+    units_NS = [_mean_over_heads(ratio_units(*_topic_ratio(sums.heads, sums.counts, topic))) for topic in topics]
     by_topic = means(np.stack(units_NS, axis=1), generator, draws=settings.bootstrap_draws)
     return topic_intervals(
         corpus.topic_names,
@@ -241,8 +241,8 @@ def _by_topic_figure(
 def _roles_figure(table: HeadTable) -> Figure:
     panels = []
     for name, null in (("previous_token", "uniform"), ("induction", "token-swap null"), ("sink_rate", "uniform")):
-        whole = table.summary()[name]
-        note = f"{null} {100 * whole['null']:.1f}" if "null" in whole else ""
+        row = table.summary()[name]
+        note = f"{null} {100 * row['null']:.1f}" if "null" in row else ""
         limits = (0.0, 100 * float(np.nanmax(table.matrix(name), initial=0.0)))
         panels.append(head_panel(AttentionStatistics.metrics, table, name, note=note, limits=limits))
     return head_map(

@@ -41,7 +41,7 @@ class Factors:
 def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:
     """The layer's circuits "qk" and "ov", everything linear folded in, one per query head (also under GQA).
 
-    With an offset, the qk form between a query and the key `offset` positions before it: RoPE turns the query's factor.
+    With an offset, "qk" is for a query and the key `offset` positions before it: RoPE rotates the query's factor.
     """
     w, c = decoder.head_weights(layer), decoder.config
     centred = w.norm_bias_D is not None
@@ -71,7 +71,7 @@ def folded(decoder: Decoder, layer: int, offset: int = 0) -> dict[str, Factors]:
 
 @torch.no_grad()
 def unembed_embed(decoder: Decoder) -> Float[Tensor, "D D"]:
-    """W_U then W_E, [D, V] @ [V, D], the final norm's gain and LayerNorm's centring folded into W_U."""
+    """W_U W_E, [D, V] @ [V, D], with the final norm's gain and LayerNorm's centring folded into W_U."""
     unembed_DV = decoder.norm.weight.double()[:, None] * decoder.unembed.weight.double().mT
     if decoder.norm.bias is not None:
         unembed_DV = unembed_DV - unembed_DV.mean(0)
@@ -91,7 +91,7 @@ def effective_rank(values_Nd: Tensor) -> Float[Tensor, " N"]:
 
 
 def copying_scores(ov: Factors, unembed_embed_DD: Tensor) -> Float[Tensor, " N"]:
-    """Σλ / Σ|λ| over the eigenvalues of W_E W_OV W_U, −1..1; 1 where a token always raises its own logit.
+    """Σλ / Σ|λ| over the eigenvalues of W_E W_OV W_U, −1..1; 1 where every token raises its own logit.
 
     The measure of Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits". The V×V matrix has the
     nonzero eigenvalues of the d×d matrix right_oᵀ (W_U W_E) left_v: they are those of any cyclic reordering.

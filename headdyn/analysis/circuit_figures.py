@@ -24,11 +24,11 @@ _MOST_HEADS = 16  # in each table of readouts
 
 def heads_figure(table: HeadTable, width: int) -> Figure:
     """Effective ranks (of at most `width`) and copying scores by head, the random heads' mean above each map."""
-    whole = table.summary()
+    summary = table.summary()
     panels = []
     for name in ("qk_effective_rank", "ov_effective_rank", "copying_score"):
         scale = {"centre": 0.0} if name == "copying_score" else {"limits": (1.0, float(width))}
-        note = f"random heads {whole[name]['null']:.2f}" if "null" in whole[name] else ""
+        note = f"random heads {summary[name]['null']:.2f}" if "null" in summary[name] else ""
         panels.append(head_panel(Circuits.metrics, table, name, tested=name, note=note, **scale))
     return head_map(
         panels,
@@ -60,10 +60,11 @@ def spectra_figure(spectra: Mapping[str, np.ndarray], null: Sequence[Mapping[str
 def similarity_figures(
     similarity: Mapping[str, np.ndarray], null: Sequence[Mapping[str, np.ndarray]], heads: int
 ) -> dict[str, Figure]:
-    """Cosines between heads on one colour scale: "similarity" in the order of the layers, one matrix a circuit;
-    "clusters" in the order of the tree by average linkage of 1 − cosine, QK beside OV.
+    """Cosines between heads on one colour scale, as two figures, "similarity" and "clusters".
 
-    The cosine with a circuit of zeros is 0. Labels are layer.head.
+    "similarity" has one matrix per circuit, with the heads in the order of the layers; "clusters" has QK beside OV, in
+    the order of the tree by average linkage of 1 − cosine. The cosine with a circuit of zeros is 0. `heads` is the
+    number of heads per layer; labels are layer.head.
     """
     closest = {name: float(np.mean([_between(draw[name]).max(initial=0) for draw in null])) for name in _TITLES}
     furthest = max(np.abs(_between(cosine_NN)).max(initial=1e-3) for cosine_NN in similarity.values())
@@ -121,7 +122,10 @@ def _tree(cosine_NN: np.ndarray) -> tuple[list[int], np.ndarray, np.ndarray]:
 
 
 def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, float]) -> Figure:
-    """For the heads whose first singular direction has the largest share: the tokens furthest along its two sides."""
+    """For the heads whose first singular direction has the largest share: the tokens furthest along its two sides.
+
+    `by_chance` is how far the furthest token of random heads lies, in standard deviations, by circuit.
+    """
     tables: dict[str, list[list[str]]] = {}
     for name, table in readouts.items():
         by_share = sorted(by_head(table).items(), key=lambda item: -next(iter(item[1].values()))["share"])
@@ -129,7 +133,7 @@ def readouts_figure(readouts: Mapping[str, pa.Table], by_chance: Mapping[str, fl
         for (layer, head), sides in by_share[:_MOST_HEADS]:
             share = next(iter(sides.values()))["share"]
             readings = [sides[side] for side in SIDES[name]]
-            texts = (f"({one['deviations'][0]:.1f})  {' '.join(map(drawable, one['texts']))}" for one in readings)
+            texts = (f"({side['deviations'][0]:.1f})  {' '.join(map(drawable, side['texts']))}" for side in readings)
             rows.append([f"{layer}.{head}", f"{100 * share:.0f} %", *texts])
         tables[f"{_TITLES[name]}: random heads reach {by_chance[name]:.1f} sd"] = rows
     return text_tables(

@@ -6,7 +6,7 @@ The SVD of a circuit, left rightᵀ = Σ σ u vᵀ, pairs directions u and v: QK
 v, OV reads along u and writes along v. A token's place along a direction is the projection of its embedding, scaled to
 rms 1 as the head's norm would scale it alone; along the v of OV it is the token's logit. Places are in standard
 deviations over the vocabulary, so that heads and models can be compared. Only layer 0 reads embeddings alone. Deeper
-layers also read what earlier layers wrote: their readouts tell what the weights prefer, not what the heads see.
+layers also read what earlier layers wrote: their readouts show what the weights prefer, not what the heads see.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def token_readouts(
     embed_VD, unembed_VD = vocabulary(decoder)
     tables = []
     for start in range(0, len(all_share_NX), _HEADS_AT_ONCE):
-        some = slice(start, start + _HEADS_AT_ONCE)
-        share_NX = all_share_NX[some].cpu().numpy()
-        first_NXV = _placed(left_NDX[some], embed_VD)
-        second_NXV = _placed(right_NDX[some], unembed_VD if circuit == "ov" else embed_VD)
+        chunk = slice(start, start + _HEADS_AT_ONCE)
+        share_NX = all_share_NX[chunk].cpu().numpy()
+        first_NXV = _placed(left_NDX[chunk], embed_VD)
+        second_NXV = _placed(right_NDX[chunk], unembed_VD if circuit == "ov" else embed_VD)
         sign_NX1 = second_NXV.gather(2, second_NXV.abs().argmax(2, keepdim=True)).sign()
         for side, place_NXV in zip(SIDES[circuit], (first_NXV, second_NXV), strict=True):
             top = (place_NXV * sign_NX1).topk(min(tokens, len(embed_VD)), dim=2)
@@ -111,7 +111,10 @@ def furthest(readouts: pa.Table) -> float:
 
 
 def token_names(material: Any) -> Callable[[int], str]:
-    """A function from a token to its text; without a tokenizer in `material` (Corpus or Prompts), to its number."""
+    """A function from a token's number to its text, or to the number as text if `material` has no tokenizer.
+
+    `material` is a Corpus or Prompts.
+    """
     decode = getattr(material, "decode", None)
     if decode is not None:
         return lambda token: decode([token])

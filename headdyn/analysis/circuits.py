@@ -42,8 +42,8 @@ def _circuit_metrics(name: str, title: str) -> dict[str, Metric]:
 class Circuits:
     """What every head's weights can do, against random heads of the same shape and grouping.
 
-    Whole random models are drawn until there are at least `null_draws` random heads. The null column is their mean, p
-    the share of random heads that are at least as far from it. A head's weights are one unit and carry no interval;
+    Whole random models are drawn until there are at least `null_draws` random heads. The null column is their mean, and
+    p is the share of random heads at least as far from that mean. A head's weights are one unit and carry no interval;
     model rows are means over heads with an interval over heads. `offsets` are the relative positions, in tokens, at
     which QK similarity is repeated with RoPE's rotation. Tables: `spectra`, one row per singular value;
     `head_similarity`, one per pair of heads; `readouts`, one per token among the `tokens` furthest along the top

@@ -35,31 +35,28 @@ _ABSENT = "the circuit is zero, or there is no other head to compare with"
 def measure(
     settings: Circuits, decoder: Decoder, material: Corpus | Prompts, generator: np.random.Generator
 ) -> Findings:
-    """Head rows and model rows of every metric, the three tables, five figures; `material` names the tokens."""
+    """Head rows and model rows of every metric, the three tables, five figures; `material` has the tokens' texts."""
     c = decoder.config
-    circuits, tokens_DD = _whole_model(decoder), circuit_factors.unembed_embed(decoder)
+    circuits, unembed_embed_DD = _whole_model(decoder), circuit_factors.unembed_embed(decoder)
     offsets = settings.offsets if c.rotary_dim else ()
     seeds = generator.integers(2**63, size=-(-settings.null_draws // (c.num_layers * c.num_heads))).tolist()
 
     def random_heads(seed: int) -> dict[str, Factors]:
         heads = circuit_factors.random_circuits(c, np.random.default_rng(seed))
-        return {name: factors.to(tokens_DD.device) for name, factors in heads.items()}
+        return {name: factors.to(unembed_embed_DD.device) for name, factors in heads.items()}
 
-    def one(at: slice) -> Part:
+    def compute(at: slice) -> Part:
         if at.start == 0:
-            return measured(c, circuits, tokens_DD)
+            return measured(c, circuits, unembed_embed_DD)
         if at.start <= len(offsets):
             offset = offsets[at.start - 1]
-            return {
-                f"similarity qk offset {offset}": circuit_factors.cosines(_whole_model(decoder, offset)["qk"])
-                .cpu()
-                .numpy()
-            }
-        return measured(c, random_heads(seeds[at.start - 1 - len(offsets)]), tokens_DD)
+            cosine_NN = circuit_factors.cosines(_whole_model(decoder, offset)["qk"])
+            return {f"similarity qk offset {offset}": cosine_NN.cpu().numpy()}
+        return measured(c, random_heads(seeds[at.start - 1 - len(offsets)]), unembed_embed_DD)
 
-    every = [part for _, part in parts("comparing heads", "models", 1 + len(offsets) + len(seeds), 1, one)]
-    model = {name: array for part in every[: 1 + len(offsets)] for name, array in part.items()}
-    null = every[1 + len(offsets) :]
+    done = [part for _, part in parts("comparing heads", "models", 1 + len(offsets) + len(seeds), 1, compute)]
+    model = {name: array for part in done[: 1 + len(offsets)] for name, array in part.items()}
+    null = done[1 + len(offsets) :]
     spectra, similarity = _of_kind("spectra", model), _of_kind("similarity", model)
     rows: list[HeadTable] = []
     for name, value_LH in _of_kind("values", model).items():
@@ -96,26 +93,26 @@ def _of_kind(kind: str, part: Part) -> dict[str, np.ndarray]:
     return {name.removeprefix(f"{kind} "): value for name, value in part.items() if name.startswith(f"{kind} ")}
 
 
-def measured(config: DecoderConfig, circuits: Mapping[str, Factors], tokens_DD: Tensor) -> Part:
-    """The measures of a whole model's circuits, or of random ones; `tokens_DD` is W_U W_E, for the copying score.
+def measured(config: DecoderConfig, circuits: Mapping[str, Factors], unembed_embed_DD: Tensor) -> Part:
+    """The measures of a whole model's circuits, or of random ones; `unembed_embed_DD` (W_U W_E) is for copying scores.
 
-    `values` holds every metric, [L, H], NaN where a circuit is zero or a head has no other to compare with; `spectra`
-    and `similarity` hold, by circuit, singular values [N, d] and cosines [N, N]. Names are of kind and measure.
+    "values METRIC" holds a metric, [L, H], NaN where a circuit is zero or a head has no other to compare with; "spectra
+    CIRCUIT" and "similarity CIRCUIT" hold singular values [N, d] and cosines [N, N].
     """
     spectra = {name: circuit_factors.singular_values(factors) for name, factors in circuits.items()}
     similarity = {name: circuit_factors.cosines(factors) for name, factors in circuits.items()}
     values = {f"{name}_effective_rank": circuit_factors.effective_rank(spectra[name]) for name in circuits}
-    values["copying_score"] = circuit_factors.copying_scores(circuits["ov"], tokens_DD)
-    layer_N = torch.arange(config.num_layers, device=tokens_DD.device).repeat_interleave(config.num_heads)
-    itself_NN = torch.eye(len(layer_N), dtype=torch.bool, device=tokens_DD.device)
-    peers_NN = (layer_N[:, None] == layer_N) & ~itself_NN
+    values["copying_score"] = circuit_factors.copying_scores(circuits["ov"], unembed_embed_DD)
+    layer_N = torch.arange(config.num_layers, device=unembed_embed_DD.device).repeat_interleave(config.num_heads)
+    same_head_NN = torch.eye(len(layer_N), dtype=torch.bool, device=unembed_embed_DD.device)
+    peers_NN = (layer_N[:, None] == layer_N) & ~same_head_NN
     for name, cosine_NN in similarity.items():
         values[f"{name}_similarity"] = (cosine_NN * peers_NN).sum(1) / peers_NN.sum(1)
-        nearest_N = cosine_NN.masked_fill(itself_NN, -torch.inf).amax(1)
+        nearest_N = cosine_NN.masked_fill(same_head_NN, -torch.inf).amax(1)
         values[f"{name}_nearest"] = nearest_N.where(nearest_N.isfinite(), torch.nan)
     values = {name: value_N.view(config.num_layers, -1) for name, value_N in values.items()}
     kinds = {"values": values, "spectra": spectra, "similarity": similarity}
-    return {f"{kind} {name}": value.cpu().numpy() for kind, by in kinds.items() for name, value in by.items()}
+    return {f"{kind} {name}": value.cpu().numpy() for kind, arrays in kinds.items() for name, value in arrays.items()}
 
 
 def _whole_model(decoder: Decoder, offset: int = 0) -> dict[str, Factors]:

@@ -25,9 +25,8 @@ class Analysis(Protocol):
     """An analysis of one model. A YAML file names its class by `_target_`; there is no registry.
 
     `needs` says what it is called with beside the decoder: "corpus" or "prompts". `metrics` describes every metric that
-    its table may contain, with its range; the table gives those with `outcome` a row for the whole model, whatever its
-    other rows describe. An analysis must not change the decoder, and draws all random numbers from the generator that
-    it is given.
+    its table may contain, with its range; a metric with `outcome` has a row for the whole model, whatever other rows it
+    has. An analysis must not change the decoder, and draws all random numbers from the generator that it is given.
     """
 
     needs: ClassVar[frozenset[str]]
@@ -48,9 +47,9 @@ def measured_in(module: str) -> Callable[..., Any]:
 
 
 def require_model_rows(name: str, metrics: Mapping[str, Metric], table: HeadTable) -> None:
-    """Raise ValueError if an outcome of the analysis has rows of heads or layers, but none to compare runs by.
+    """Raise ValueError if an outcome has rows for heads or layers but none for the model, by which runs are compared.
 
-    A table may lack an outcome altogether, as where the prompts hold no control pairs.
+    `name` is the analysis in the message. A table may lack an outcome altogether, for example without control pairs.
     """
     outcomes = {metric for metric, description in metrics.items() if description.outcome}
     lacking = (outcomes & set(table.table["metric"].to_pylist())) - table.summary().keys()

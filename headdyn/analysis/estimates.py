@@ -16,7 +16,7 @@ import numpy as np
 from headdyn.core.records import HeadTable
 from headdyn.core.statistics import bootstrap_interval, ratio_contributions, sign_flip_test, without_controls
 
-_LEAST_SHARE = 1e-4  # a mean denominator up to this is float32's rounding of sums over T: no ratio
+_LEAST_SHARE = 1e-4  # a smaller mean denominator may be float32's rounding of sums over T: the ratio is undefined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def flip_p(
 ) -> np.ndarray:
     """Two-sided p of each mean against 0, shaped X, by sign flips of the values without the part that controls explain.
 
-    With `test=largest_flip_test` they are corrected for testing all means. NaN for a column that holds a NaN.
+    With `test=largest_flip_test` p is corrected for testing all means. NaN for a column that holds a NaN.
     """
     columns = values_NX.reshape(len(values_NX), -1)
     p = np.full(columns.shape[1], np.nan)
@@ -91,8 +91,8 @@ def estimate(
 ) -> Estimate:
     """Ratios of sums whose numerators are 0 on average under the null: BCa intervals, and p by sign flips.
 
-    `controls_NJ` have an expectation of 0. The part of the units' spread that they explain is taken out, which narrows
-    intervals and leaves the values as they are (`core.statistics.without_controls`).
+    `controls_NJ` are control variates with expectation 0. The part of the units' spread that they explain is taken out,
+    which narrows intervals and leaves the values as they are (`core.statistics.without_controls`).
     """
     numerator_NX, denominator_NX = np.broadcast_arrays(numerator_NX, denominator_NX)
     controls_NJ = np.empty((len(numerator_NX), 0)) if controls_NJ is None else controls_NJ

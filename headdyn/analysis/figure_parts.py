@@ -1,4 +1,4 @@
-"""Parts that figures of several analyses share: from tables to panels, curves and intervals, from tokens to texts."""
+"""Parts that figures of several analyses share: panels, curves and intervals from tables, and tokens as text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,10 @@ _SIGNS = {"\n": "\u21b5", " ": "\u2423"}  # a return arrow, an open box
 def head_panel(
     metrics: Mapping[str, Metric], table: HeadTable, name: str, *, tested: str = "", **options: Any
 ) -> HeadMap:
-    """One metric's head map with its label and in its unit; a star marks heads with q < 0.05 in the metric `tested`."""
+    """The head map of metric `name`, with its label and unit; a star marks heads with q < 0.05 in the metric `tested`.
+
+    `options` are further fields of HeadMap.
+    """
     metric = metrics[name]
     return HeadMap(
         title=metric.label,
@@ -42,7 +45,10 @@ def interval(label: str, row: Mapping[str, Any], group: str = "") -> Interval:
 def topic_intervals(
     names: Sequence[str], by_topic: Estimate, xlabel: str, *, scale: float, caption: str, null: np.ndarray | None = None
 ) -> Figure:
-    """Intervals of a number of the whole model for each topic, [S], with `null` as chance; a line marks 0."""
+    """An interval plot of one of the model's statistics for each topic, [S], with `null` as chance; a line marks 0.
+
+    `scale` is the factor to the unit in `xlabel`, such as 100 for percent.
+    """
     rows = []
     for at, name in enumerate(names):
         value, low, high = (scale * float(column[at]) for column in (by_topic.value, by_topic.low, by_topic.high))

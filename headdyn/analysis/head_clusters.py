@@ -1,4 +1,4 @@
-"""Do the heads of a layer fall into groups, by their weights or by what they do, and is that more than chance gives?
+"""Do the heads of a layer fall into groups, by their weights or by what they do, more than chance would give?
 
 Weight and behaviour clusters, science.md §12.
 """
@@ -20,7 +20,7 @@ Clusters = Annotated[tuple[Annotated[int, Field(ge=2)], ...], Field(min_length=1
 rand = partial(Metric, low=-1, high=1, digits=2)  # adjusted Rand index
 NO_PROMPTS = "effects on answers need prompts; use data=comparisons"
 
-_OF = {"qk": "QK circuits", "ov": "OV circuits", "behaviour": "effects of heads"}
+_LABELS = {"qk": "QK circuits", "ov": "OV circuits", "behaviour": "effects of heads"}
 _MEASURES: Mapping[str, tuple[str, str, dict[str, Any]]] = {  # label, meaning, other fields
     "silhouette": ("two-cluster silhouette", "mean silhouette of k-means with k = 2", {"low": -1, "high": 1}),
     "best_silhouette": (
@@ -55,24 +55,24 @@ def _metrics() -> dict[str, Metric]:
         for name, (label, meaning, bounds) in _MEASURES.items():
             in_nats = kind == "behaviour" and name in ("centre_distance", "wasserstein")
             metrics[f"{kind}_{name}"] = Metric(
-                label=f"{label}, {_OF[kind]}",
+                label=f"{label}, {_LABELS[kind]}",
                 meaning=f"{meaning}; {words}",
                 **bounds | ({"unit": "nats"} if in_nats else {}),
             )
         metrics[f"{kind}_parity_rand"] = rand(
-            label=f"agreement with even/odd, {_OF[kind]}",
+            label=f"agreement with even/odd, {_LABELS[kind]}",
             meaning=f"adjusted Rand index of k-means with k = 2 and even/odd; {words}",
         )
         metrics[f"{kind}_alone"] = share(
-            f"outlier, {_OF[kind]}", f"share of clusterings in which this head is an outlier; {words}"
+            f"outlier, {_LABELS[kind]}", f"share of clusterings in which this head is an outlier; {words}"
         )
     for kind in CIRCUITS:
         words = f"k-means with k = 2 on {KINDS[kind]} and on effects"
         metrics[f"{kind}_behaviour_rand"] = rand(
-            label=f"agreement of {_OF[kind]} with effects", meaning=f"adjusted Rand index of {words}"
+            label=f"agreement of {_LABELS[kind]} with effects", meaning=f"adjusted Rand index of {words}"
         )
         metrics[f"{kind}_behaviour_information"] = nats(
-            f"information of {_OF[kind]} on effects", f"mutual information of {words}", low=0
+            f"information of {_LABELS[kind]} on effects", f"mutual information of {words}", low=0
         )
     metrics["effect_nats"] = nats("effect of mean-ablation", "change of mean Δ under mean-ablation of this head")
     metrics["prediction_accuracy"] = share(
@@ -90,14 +90,14 @@ class HeadClusters:
     k-means, Ward and DBSCAN (radii as shares of the median distance), against `null_draws` layers of random heads put
     through the same steps. A head's effects are the changes of Δ over all pairs when its z is replaced by the mean over
     prompts. Random circuits have the model's shape and the gains of the layer's norm: a small p says that heads do not
-    point in random directions, which holds of nearly all trained heads. Random effects are the heads' own, mixed by
+    point in random directions, which is true of nearly all trained heads. Random effects are the heads' own, mixed by
     random rotations that keep their mean and covariance over pairs: a profile or an axis that all heads share gives no
-    small p, only groups of heads do. Whether groups are substantial is told by the height of the silhouette (below 0.25
-    there is no structure, Kaufman and Rousseeuw 1990), and whether heads lie along one axis by `first_component`.
+    small p, only groups of heads do. Whether groups are substantial is seen from the silhouette (below 0.25 there is no
+    structure, Kaufman and Rousseeuw 1990), and whether heads lie along one axis from `first_component`.
 
     A head alone in its cluster is an outlier. Heads are the unit, so layers' rows carry no interval; q-values run over
-    the layers' rows and over the heads'. Heads that repair are those whose clean z, patched alone at `layer`, raises Δ
-    on bug pairs with q < 0.05. The model's rows are those of `layer`.
+    the layers' rows and, separately, over the heads' rows. Heads that repair are those whose clean z, patched alone at
+    `layer`, raises Δ on bug pairs with q < 0.05. The model's rows are those of `layer`.
 
     Given a corpus in place of prompts, heads are clustered by weights alone. Tables: `clusterings`, `coordinates`
     (principal components), `distances` (for clusters/divergence.py), `effect_profiles` (by pair, for head_profiles.py).

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from headdyn.analysis.interventions.patch import chosen_layer
 
-PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # tables of profiles that analyses write
+PROFILES = ("attention_profiles", "ablation_profiles", "effect_profiles")  # names of the tables that analyses write
 Profiles = Mapping[str, np.ndarray]  # each head's values on every unit, by feature: [L, H, N], of one layer [H, N]
 
 
@@ -45,11 +45,11 @@ def of_layer(profiles: Profiles, layer: int | None) -> Profiles:
 
 
 def profile_correlations(earlier: Profiles, later: Profiles) -> np.ndarray:
-    """Correlation of every earlier head's profile with every later head's, [H, J]; both of one layer, [H, N].
+    """Correlation of every earlier head's profile with every later head's, [H, J], from one layer's profiles of each.
 
     A profile is a head's values on every unit, feature after feature, each standardised over the heads of its layer.
-    Features that only one side has on all units and heads are left out. The correlation is 0 where no feature is left,
-    and for a head whose profile is constant.
+    A feature counts if both sides have it on the same number of units, no value missing. The correlation is 0 where no
+    feature counts, and for a head whose profile is constant.
     """
     shared = [name for name in earlier if name in later and earlier[name].shape[1] == later[name].shape[1]]
     shared = [name for name in shared if np.isfinite(earlier[name]).all() and np.isfinite(later[name]).all()]

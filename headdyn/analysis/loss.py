@@ -18,11 +18,11 @@ class HeldOutLoss:
 
     Intervals (95 %, BCa) take sequences as units. The Bayes filter runs on the same sequences, so `excess_nats`, the
     model's loss above the filter's, is a paired difference. Metrics that need the filter are absent where the corpus
-    has no exact law. A smaller validation split is taken whole.
+    has no exact law.
 
-    Copying shows in the loss on pairs of two different tokens that stood in the sequence before, compared with the same
-    pairs' first time (`repeated_pairs_nats`, `repeat_gain_nats`): a model that reads nothing but the present token has
-    the same loss on both. Where random tokens are repeated, only induction predicts the second time.
+    Copying shows in the loss on pairs of two different tokens that occurred in the sequence before, compared with the
+    same pairs' first occurrence (`repeated_pairs_nats`, `repeat_gain_nats`): a model that reads nothing but the present
+    token has the same loss on both. Where random tokens are repeated, only induction predicts the second occurrence.
     `in_context_nats` is like the score of Olsson et al. 2022, the loss on the 500th of 512 tokens less that on the
     50th.
     """
@@ -70,14 +70,14 @@ class HeldOutLoss:
         ),
         "repeated_pairs_nats": nats(
             "loss on repeated pairs",
-            "loss on tokens that end a pair of two different tokens which stood in the sequence before; null: on the "
-            "same pairs' first times",
+            "loss on tokens that end a pair of two different tokens which occurred in the sequence before; null: on "
+            "the same pairs' first occurrences",
             low=0,
             outcome=True,
         ),
         "repeat_gain_nats": nats(
             "loss saved on a pair's repeat",
-            "loss on a pair's second token at the pair's first time in the sequence less that at each later time",
+            "loss on a pair's second token at the pair's first occurrence in the sequence less that at each later one",
             outcome=True,
         ),
         "in_context_nats": nats(

@@ -19,8 +19,9 @@ _BATCH_TOKENS, _BATCH_LOGITS = 2**14, 2**26
 _NO_TOKENS = "no held-out token is of this topic"
 _WITHOUT_FILTER = {"loss_nats", "repeated_pairs_nats", "repeat_gain_nats", "in_context_nats"}
 _BY_TOPIC = (
-    "Loss above the exact floor on the tokens of each topic. A training that ends on the last topic and has forgotten "
-    "the others loses least on the last; one that its order taught worse loses on all alike."
+    "Loss above the exact floor on the tokens of each topic. A model that has forgotten the other topics, because its "
+    "training ended on the last one, loses least on the last; a model that learned worse because of its order of data "
+    "loses on all topics alike."
 )
 
 
@@ -69,9 +70,9 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
     different_NT = tokens_NT[:, 1:] != tokens_NT[:, :-1]
     repeats_NT = (first_NT < np.arange(first_NT.shape[1])) & different_NT & ~np.isnan(loss_NT + first_loss_NT)
     repeated_N, first_N = (_mean_where(losses_NT, repeats_NT) for losses_NT in (loss_NT, first_loss_NT))
-    none_repeats = "no pair of two different tokens stands twice in a sequence"
-    parts.append(row("repeated_pairs_nats", repeated_N, float(first_N.mean()), none_repeats))
-    parts.append(row("repeat_gain_nats", first_N - repeated_N, 0.0, none_repeats))
+    no_repeats = "no pair of two different tokens stands twice in a sequence"
+    parts.append(row("repeated_pairs_nats", repeated_N, float(first_N.mean()), no_repeats))
+    parts.append(row("repeat_gain_nats", first_N - repeated_N, 0.0, no_repeats))
     share_T = position_T / len(position_T)
     late_T, early_T = share_T > 0.9, (share_T > 0.05) & (share_T <= 0.15)
     late_N, early_N = _mean_where(loss_NT, late_T), _mean_where(loss_NT, early_T)
@@ -90,7 +91,7 @@ def measure(settings: HeldOutLoss, decoder: Decoder, corpus: Corpus, generator: 
 
 
 def first_times(tokens_NT: np.ndarray) -> np.ndarray:
-    """The position at which the pair of tokens t and t + 1 stands for the first time in its sequence, [N, T-1]."""
+    """Where the pair of tokens t and t + 1 first occurs in its sequence: the position of its first token, [N, T-1]."""
     tokens_NT = tokens_NT.astype(np.int64)
     pairs_NT = tokens_NT[:, :-1] << 32 | tokens_NT[:, 1:]
     first_NT = np.empty_like(pairs_NT)
@@ -101,7 +102,7 @@ def first_times(tokens_NT: np.ndarray) -> np.ndarray:
 
 
 def _mean_where(loss_NT: np.ndarray, mask_NT: np.ndarray) -> np.ndarray:
-    """Units [N] whose mean is the mean loss over all tokens in the mask ([N, T] or [T]) that have one; else NaN."""
+    """Units [N] whose mean is the mean loss over all tokens in the mask ([N, T] or [T]); NaN if none has a loss."""
     counted_NT = mask_NT & ~np.isnan(loss_NT)
     return ratio_units(np.where(counted_NT, loss_NT, 0).sum(1), counted_NT.sum(1))
 

@@ -33,19 +33,19 @@ def steps(label: str, meaning: str) -> Metric:
 
 BootstrapDraws = Annotated[int, Field(ge=100)]  # resamples of the units behind an interval
 SignFlips = Annotated[int, Field(ge=9_999)]  # draws behind a p; fewer cannot resolve q-values over many heads
-LabelSwaps = Annotated[int, Field(ge=20)]  # other sequences whose labels each sequence is held against
+LabelSwaps = Annotated[int, Field(ge=20)]  # how many other sequences lend their labels to a sequence's null
 
 
 @settings
 class LabelSwapSettings:
-    """Settings of an analysis of `sequences` sequences; the labels of `label_swaps` others are each one's null."""
+    """Settings of an analysis of `sequences` sequences; the null of each takes the labels of `label_swaps` others."""
 
     sequences: int
     label_swaps: LabelSwaps = 20
     sign_flips: SignFlips = 9_999
     bootstrap_draws: BootstrapDraws = 2_000
 
-    name: ClassVar[str]  # of the analysis, in messages
+    name: ClassVar[str]  # the analysis's name in messages
     needs: ClassVar[frozenset[str]] = frozenset({"corpus"})
 
     def __post_init__(self) -> None:

@@ -48,7 +48,10 @@ class Reference:
         num_topics: int,
         packed_BT: Tensor | None = None,
     ) -> Reference:
-        """`swapped` holds tokens and topics of R other sequences for each of these, both [R, B, T]."""
+        """From B sequences; `swapped` holds tokens and topics of R other sequences for each of them, both [R, B, T].
+
+        `packed_BT` numbers the documents where attention crosses them; None where no documents are packed.
+        """
         tokens_RBT, topics_RBT = swapped
         swaps, _, length = topics_RBT.shape
         topics_BSK = F.one_hot(topics_BT, num_topics).mT.float()
@@ -67,7 +70,7 @@ class Reference:
 
 
 def document_contrast(topics_BT: Tensor, packed_BT: Tensor, num_topics: int) -> tuple[Tensor, Tensor]:
-    """[key of another document] × ([query and key share a topic] − its mean over permutations), and the first factor.
+    """[key in another document] × ([query and key share a topic] − its mean over permutations), and the first factor.
 
     The permutations exchange the topics of a sequence's documents, each of which has one (science.md §6). Both results
     are [B, Q, K].
@@ -84,15 +87,15 @@ def document_contrast(topics_BT: Tensor, packed_BT: Tensor, num_topics: int) -> 
 
 
 def _behind(match_BQK: Tensor) -> Tensor:
-    """From matches of the query's token with key j to weights on key j + 1, the query's own position left out."""
+    """Weights on key j + 1 from matches of the query's token with key j; the query's own position gets none."""
     return F.pad(match_BQK[..., :-1].float(), (1, 0)).tril(-1)
 
 
 def head_sums(pattern_BHQK: Float[Tensor, "B H Q K"], reference: Reference) -> dict[str, Tensor]:
-    """Sums over queries of every statistic of §6, each [B, H]; the pattern's rows sum to 1, lower triangular.
+    """Sums over queries of every statistic of §6, each [B, H]; the pattern is lower triangular, its rows sum to 1.
 
     `topics` and `topics_swapped` are [B, H, S]: the same-topic mass of the queries of each topic, and the same under
-    swapped labels. `documents` and `elsewhere` are there where documents are packed.
+    swapped labels. `documents` and `elsewhere` are present only where documents are packed.
     """
     batch, heads, length, _ = pattern_BHQK.shape
     topics_BSK, num_topics = reference.topics_BSK, reference.topics_BSK.shape[1]
@@ -178,8 +181,8 @@ def _followed(tokens_T: np.ndarray) -> int:
 class Sums:
     """Sums over the patterns of all sequences, by the names of `head_sums`: [N, L, H], or [N, L, H, S] by topic.
 
-    `uniform` holds the same of causal-uniform attention on the same sequences, [N, 1, 1]. `labels_NJ` is `within` less
-    `swapped`, per query, of J attentions by position alone: the selectivity that labels give by themselves.
+    `uniform` holds the same sums of causal-uniform attention on the same sequences, [N, 1, 1]. `labels_NJ` is `within`
+    less `swapped`, per query, of J attentions by position alone: the selectivity that labels give by themselves.
     """
 
     heads: dict[str, np.ndarray]
@@ -226,16 +229,16 @@ def collect(decoder: Decoder, sequences: Sequences, swaps_NR: np.ndarray, num_to
             )
             residual_BTD = trace["resid_post", layer]
             by_layer.append(head_sums(trace["pattern", layer].float(), reference))
-        sums |= {name: torch.stack([each[name] for each in by_layer], dim=1) for name in by_layer[0]}
+        sums |= {name: torch.stack([layer_sums[name] for layer_sums in by_layer], dim=1) for name in by_layer[0]}
         return {name: sum_BX.double().cpu().numpy() for name, sum_BX in sums.items()}
 
     at_once = _BATCH_WEIGHTS[device.type] // (c.num_heads * length**2)
     done = [part for _, part in sequences.parts(at_once, device, batch)]
-    every = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
+    sums = {name: np.concatenate([part[name] for part in done]) for name in done[0]}
     return Sums(
-        labels_NJ=every.pop("labels"),
-        uniform={name.removeprefix("uniform "): every.pop(name) for name in [*every] if name.startswith("uniform ")},
-        heads=every,
+        labels_NJ=sums.pop("labels"),
+        uniform={name.removeprefix("uniform "): sums.pop(name) for name in [*sums] if name.startswith("uniform ")},
+        heads=sums,
         counts=Counts.of(tokens_NT, topics_NT, swaps_NR, num_topics),
     )
 

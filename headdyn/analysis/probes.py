@@ -11,8 +11,8 @@ from headdyn.core.records import Metric
 from headdyn.core.settings import Count, settings
 from headdyn.data.corpus import Corpus
 
-_FEWEST_SEQUENCES = 12  # cut into 4, 1 and 6 by default; with fewer neither penalty nor intervals mean anything
-# Horizontal lines beside a probe's accuracy: names of metrics without `probe_`, and labels.
+_FEWEST_SEQUENCES = 12  # parts of 4, 1 and 6 by default; with fewer, neither penalty nor intervals mean anything
+# Reference lines for a probe's accuracy: their metrics, without `probe_`, and their labels.
 REFERENCES = {
     "ceiling": "Bayes ceiling",
     "majority": "commonest topic",
@@ -25,18 +25,18 @@ REFERENCES = {
 class TopicProbes:
     """Topic probes at every place in the residual stream, with baselines, control task and ceiling.
 
-    Sequences of the validation split (unseen in training the model) are drawn into three parts: probes are fitted on
-    `tokens_per_sequence` positions (or all) of `fit_sequences`, the penalty is chosen from `penalties` on as many
-    positions of `choose_sequences`, and everything is scored on all positions of `test_sequences`. Intervals (95 %,
-    BCa) and p (sign flips of the difference to the best baseline) take test sequences as units.
+    Sequences of the validation split, on which the model was not trained, are drawn at random into three parts: probes
+    are fitted on `tokens_per_sequence` positions (or all) of each of `fit_sequences`, the L2 penalty is chosen from
+    `penalties` on as many positions of each of `choose_sequences`, and everything is scored on all positions of
+    `test_sequences`. A smaller validation split is divided in the same proportions. Units of intervals (95 %, BCa) and
+    of p (sign flips of the difference to the best baseline) are test sequences.
 
     The null column of accuracies is the best of three baselines: the majority topic, the token's identity alone and its
     position alone, the latter two as smoothed tables over every token of `fit_sequences`. The control task (Hewitt &
     Liang 2019) gives each token type a random topic and fits the same probe to it; selectivity is the accuracy minus
     the accuracy on that task. The ceiling is the accuracy of the Bayes filter's posterior on the same test tokens,
-    absent where the corpus has no exact law. Accuracy on the tokens of one topic is held against how often the same
-    probe gives that topic at the same positions of the other test sequences. A smaller validation split is cut in the
-    same proportions.
+    absent if the corpus has no such filter. The null of the accuracy on one topic's tokens is how often the same probe
+    gives that topic at the same positions of the other test sequences.
     """
 
     fit_sequences: Count = 96
@@ -52,7 +52,7 @@ class TopicProbes:
     metrics: ClassVar[Mapping[str, Metric]] = {
         "probe_accuracy": share("probe accuracy", "share of test tokens whose topic the probe gives"),
         "probe_accuracy_middle": share(
-            "probe accuracy at the middle layer", "probe_accuracy behind layer L // 2", outcome=True
+            "probe accuracy at the middle layer", "probe_accuracy after L // 2 layers", outcome=True
         ),
         **{
             f"probe_accuracy_{which}_topic": share(
@@ -62,7 +62,7 @@ class TopicProbes:
             for which, end in (("first", "lowest"), ("last", "highest"))
         },
         "probe_control_accuracy": share(
-            "probe accuracy on the control task", "accuracy on random topics per token type"
+            "probe accuracy on the control task", "accuracy on one random topic per token type"
         ),
         "probe_selectivity": share_difference(
             "probe accuracy beyond the control task", "probe_accuracy minus probe_control_accuracy", digits=1
@@ -74,7 +74,7 @@ class TopicProbes:
     }
 
     def check(self, corpus: Corpus) -> None:
-        """Raise ValueError where the validation split is too small to be cut into three parts."""
+        """Raise ValueError if the validation split is too small to be divided into three parts."""
         if len(corpus.val) < _FEWEST_SEQUENCES:
             raise ValueError(
                 f"topic probes need at least {_FEWEST_SEQUENCES} validation sequences (to fit, choose and test), but "

@@ -74,19 +74,22 @@ def measure(settings: TopicProbes, decoder: Decoder, corpus: Corpus, generator: 
 
 
 def split_parts(settings: TopicProbes, corpus: Corpus, generator: np.random.Generator) -> list[Sequences]:
-    """Sequences to fit on, to choose the penalty on and to test on; no two parts share one."""
+    """Sequences to fit on, to choose the penalty on and to test on, without overlap; fewer where the corpus is small.
+
+    Raises ValueError for too few validation sequences, and where those to fit on have a single topic.
+    """
     settings.check(corpus)
     wanted = (settings.fit_sequences, settings.choose_sequences, settings.test_sequences)
     share = min(1.0, len(corpus.val) / sum(wanted))
     sizes = [max(1, int(share * size)) for size in wanted]
-    chosen = generator.permutation(len(corpus.val))[: sum(sizes)]
-    parts = [Sequences.of(corpus, at) for at in np.split(chosen, np.cumsum(sizes)[:-1])]
-    if len(np.unique(parts[0].topics_NT)) < 2:
+    indices = generator.permutation(len(corpus.val))[: sum(sizes)]
+    splits = [Sequences.of(corpus, at) for at in np.split(indices, np.cumsum(sizes)[:-1])]
+    if len(np.unique(splits[0].topics_NT)) < 2:
         raise ValueError(
             f"a topic probe needs two topics, but the {settings.fit_sequences} sequences to fit on have one; "
             "raise analysis.probes.fit_sequences, or leave probes out of analysis=[...]"
         )
-    return parts
+    return splits
 
 
 def fit_probes(
@@ -187,7 +190,9 @@ def _middle(every_L: np.ndarray) -> int:
 def topic_accuracies(
     settings: TopicProbes, given_NT: np.ndarray, test: Sequences, num_topics: int, generator: np.random.Generator
 ) -> tuple[Estimate, np.ndarray]:
-    """Accuracy on the tokens of each topic, [S], and its null, [S]; NaN for a topic that no token has.
+    """Accuracy of the probe's topics `given_NT` on the tokens of each topic, [S], and its null, [S].
+
+    NaN for a topic that no token has.
 
     The null is how often the probe gives the topic at the same positions of other sequences: the exact mean over all
     ways to give a sequence another one's topics. p tests accuracy minus null.
@@ -237,8 +242,9 @@ def _states(decoder: Decoder, part: Sequences, at: tuple[np.ndarray, np.ndarray]
 def score(
     decoder: Decoder, test: Sequences, control_V: np.ndarray, probes: Sequence[tuple[Probe, Probe]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The topic that each place's probe gives every test token, [L + 1, N, T], and the share of each sequence's tokens
-    that control probes get right, [N, L + 1].
+    """The topic that each place's probe gives every test token, [L + 1, N, T], and the control probes' accuracy.
+
+    That is the share of each sequence's tokens that they get right, [N, L + 1]; `control_V` is the control task.
     """
     control_NT = control_V[test.tokens_NT]
 
@@ -312,8 +318,8 @@ def topic_table(
 
 
 def _figure(table: HeadTable) -> Figure:
-    whole = table.summary()
-    levels = {label: whole[f"probe_{name}"].get("value") for name, label in REFERENCES.items()}
+    summary = table.summary()
+    levels = {label: summary[f"probe_{name}"].get("value") for name, label in REFERENCES.items()}
     return curves(
         [
             layer_curve(table, "probe_accuracy", "topic probe"),

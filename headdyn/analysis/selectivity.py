@@ -18,7 +18,7 @@ from headdyn.data.corpus import Corpus
 def drawn_sequences(
     corpus: Corpus, count: int, label_swaps: int, generator: np.random.Generator, length: int | None = None
 ) -> tuple[Sequences, np.ndarray]:
-    """`count` validation sequences (or all), and for each of them the indices of R others among them, [N, R]."""
+    """`count` validation sequences (or all), cut to `length` tokens, and the indices of R others for each, [N, R]."""
     count = min(count, len(corpus.val))
     chosen = generator.choice(len(corpus.val), count, replace=False)
     return Sequences.of(corpus, chosen, length), balanced_swaps(count, label_swaps, generator)

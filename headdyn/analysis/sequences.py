@@ -36,18 +36,19 @@ _batches: ContextVar[_Batches] = ContextVar("_batches")
 def within_memory(compute: Callable[[], Result], what: str) -> Result:
     """`compute()`; when memory runs out, again with batches of half as many sequences, down to one.
 
-    `what` names it in the log. Smaller batches change results by rounding alone: sums are kept by sequence.
+    `what` names the computation in the log. Smaller batches change results by rounding alone, since sums are kept by
+    sequence. Errors other than a lack of memory pass through, as does a lack with single sequences.
     """
     state = _Batches()
     while True:
-        before, state.largest = _batches.set(state), 0
+        token, state.largest = _batches.set(state), 0
         try:
             return compute()
         except (MemoryError, RuntimeError) as error:
             if state.largest <= 1 or not _is_out_of_memory(error):
                 raise
         finally:
-            _batches.reset(before)
+            _batches.reset(token)
         state.limit = state.largest // 2
         torch.cuda.empty_cache()
         log.warning("%s: out of memory with %d sequences at a time; again with half as many", what, state.largest)
@@ -91,7 +92,7 @@ class Sequences:
         return len(self.tokens_NT)
 
     def parts(self, size: int, device: torch.device, compute: OnBatch) -> Iterator[tuple[slice, Part]]:
-        """Yields rows, `compute(rows, tokens, documents)`, `size` sequences (or fewer: `within_memory`) at a time.
+        """Yields (rows, `compute(rows, tokens, documents)`) for `size` sequences at a time, or fewer (`within_memory`).
 
         Parts that an interrupted run saved are read, not computed (core/kept_parts.py).
         """

@@ -35,10 +35,10 @@ class TensorLens(LabelSwapSettings):
 
     At `targets` positions of each sequence the next token's logit (less the mean logit) is taken apart, in nats: how
     much of it keys of the query's topic add beyond the label-swap null, through the whole model and through each head.
-    These gradients of the frozen map are exact shares: over the input tokens, with the biases' part, they sum to the
-    logit. Heads' shares do not, since paths cross several heads. A head also writes to logits of tokens that do not
-    follow, so the null of `head_logit_nats` is its share for the tokens that the `label_swaps` other sequences have
-    next. Intervals (95 %, BCa) and p (sign flips) take sequences as units.
+    The shares come from gradients of the frozen map and are exact: over the input tokens, with the biases' part, they
+    sum to the logit. Heads' shares do not, since paths cross several heads. A head also writes to logits of tokens that
+    do not follow, so the null of `head_logit_nats` is its share for the tokens that the `label_swaps` other sequences
+    have next. Intervals (95 %, BCa) and p (sign flips) take sequences as units.
 
     `tokens` cuts every sequence. `branch` is the factor of a gated MLP that stays linear while the other is frozen.
     Where the corpus confines attention to documents, topic statistics are absent. Raises ValueError for a model with an

@@ -29,7 +29,7 @@ _TOPICAL = ("selectivity", "topic", "_less_")  # in names of metrics that read t
 
 
 def measure(settings: TensorLens, decoder: Decoder, corpus: Corpus, generator: np.random.Generator) -> Findings:
-    """Layer and model rows of the three maps, head rows of writes and of shares of logits; four figures."""
+    """Layer and model rows of the three maps, head rows of what heads write and add to logits; four figures."""
     settings.check(corpus)
     sequences, swaps_NR = drawn_sequences(
         corpus, settings.sequences, settings.label_swaps, generator, length=settings.tokens
@@ -103,7 +103,7 @@ def _table(settings: TensorLens, sums: dict[str, np.ndarray], generator: np.rand
     parts: list[HeadTable] = []
 
     def add(metric: str, values: Estimate, null: float | np.ndarray = 0.0) -> None:
-        parts.append(values.rows(metric, null=null, reason="no token is read from any other"))
+        parts.append(values.rows(metric, null=null, reason="every token reads from itself alone"))
 
     def add_layers_and_model(metric: str, values: Estimate, null: float = 0.0) -> None:
         add(metric, values[:-1], null)
@@ -146,11 +146,11 @@ def _with_model(values_NL: np.ndarray, *, mean: bool) -> np.ndarray:
 
 
 def _instruments_figure(table: HeadTable) -> Figure:
-    whole = table.summary()
+    summary = table.summary()
     groups = {"_no_self": "share of what is not on the query", "": "share of everything"}
     return interval_plot(
         [
-            interval(label, whole[f"{name}_selectivity{suffix}"], group)
+            interval(label, summary[f"{name}_selectivity{suffix}"], group)
             for suffix, group in groups.items()
             for name, label in _NAMES.items()
         ],

@@ -29,8 +29,10 @@ def rollout(mean_LQK: Float[Tensor, "L Q K"]) -> Float[Tensor, "L Q K"]:
 
 @torch.no_grad()
 def flow_maps(frozen: Frozen) -> tuple[Float[Tensor, "L I J"], Float[Tensor, "I J"], Float[Tensor, ""]]:
-    """Three results: ‖T_ij x_j‖ up to every layer over its row's sum; ⟨T_ij x_j, y_i⟩/‖y_i‖² of the model, whose rows
-    sum to 1 less the biases' share; and the relative error of Σ_j T_ij x_j + c_i against y_i.
+    """Two maps from tokens to tokens, and the relative error of Σ_j T_ij x_j + c_i against y_i.
+
+    The first map is ‖T_ij x_j‖ up to every layer, over its row's sum; the second ⟨T_ij x_j, y_i⟩/‖y_i‖² of the whole
+    model, whose rows sum to 1 less the biases' share.
     """
     x_BTD, y_ID = frozen.residual[0], frozen.residual[-1][0]
     length = x_BTD.shape[1]
@@ -84,7 +86,7 @@ def logit_shares(
 
 
 def jacobian_error(frozen: Frozen, documents_BT: Tensor | None) -> Float[Tensor, ""]:
-    """The relative error of `flow_maps` with the model's Jacobian at x in T's place; it shows why T is frozen."""
+    """The relative error of `flow_maps` if T were the model's Jacobian at x; it shows why the model must be frozen."""
     decoder, last = frozen.decoder, len(frozen.layers) - 1
 
     def model(x_BTD: Tensor) -> Tensor:

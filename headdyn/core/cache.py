@@ -32,13 +32,13 @@ class Item:
 
 
 def contents(store: Store, runs: Iterable[Path]) -> Iterator[Item]:
-    """Every folder of the store's stages. It is unused if no run below the folders `runs` needs it, failed or not.
+    """Every folder of the store's stages. One is unused if no run below the folders `runs`, finished or not, needs it.
 
-    Reads every byte of finished stages to compare it with the checksums.
+    Reads every byte of finished stages, to compare them with their checksums.
     """
     manifests = (read_manifest(path.parent, results=False) for folder in runs for path in folder.rglob(RUN_MANIFEST))
     used = {stage["key"] for manifest in manifests for stage in manifest.get("stages", {}).values()}
-    for path in sorted(path for kind in stage_folders(store.root) for path in kind.iterdir() if path.is_dir()):
+    for path in sorted(path for stage in stage_folders(store.root) for path in stage.iterdir() if path.is_dir()):
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         kind, why = path.parent.name, ""
         if path.suffix == ".partial":

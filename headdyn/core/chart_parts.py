@@ -45,13 +45,16 @@ class Tables(dict[str, Sequence[Mapping[str, Any]]]):
 
 
 def place_names(channel: Any, names: Sequence[Any], **axis: Any) -> Any:
-    """An ordinal channel whose values are indices into a list of names. All names are shown, long ones upright."""
-    upright = isinstance(channel, alt.X) and max((len(str(name)) for name in names), default=0) > 3
-    spelled = f"{json.dumps([str(name) for name in names])}[datum.value]"
-    axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": -90 if upright else 0} | axis
-    if "title" not in axis:
-        axis["title"] = str(channel.shorthand).partition(":")[0]
-    return channel.scale(domain=list(range(len(names)))).axis(labelExpr=spelled, labelOverlap=True, **axis)
+    """An ordinal channel whose values are indices into a list of names, which label its axis.
+
+    Names that would overlap are left out; below an x axis long ones are written vertically. `axis` has further
+    properties of the axis; its title is the channel's field by default.
+    """
+    vertical = isinstance(channel, alt.X) and max((len(str(name)) for name in names), default=0) > 3
+    label = f"{json.dumps([str(name) for name in names])}[datum.value]"
+    title = str(channel.shorthand).partition(":")[0]
+    axis = {"grid": False, "ticks": False, "domain": False, "labelAngle": -90 if vertical else 0, "title": title} | axis
+    return channel.scale(domain=list(range(len(names)))).axis(labelExpr=label, labelOverlap=True, **axis)
 
 
 def tooltips(*fields: str, **titles: str) -> list[alt.Tooltip]:
@@ -91,5 +94,5 @@ def legend_columns(names: Sequence[str]) -> int:
 
 
 def json_number(value: Any) -> float | None:
-    """A number for JSON, which has no NaN."""
+    """The number; None in place of NaN and infinity, which JSON lacks."""
     return float(value) if value is not None and math.isfinite(value) else None

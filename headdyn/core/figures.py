@@ -49,9 +49,9 @@ CONFIG: Mapping[str, Any] = {
     "legend": {"labelLimit": 420, "titleFontWeight": "normal", "symbolLimit": 0, "labelFontSize": 11},
     "title": {"anchor": "start", "fontSize": 13, "subtitleFontSize": 11, "subtitleColor": GREY, "offset": 8},
 }
-_EACH_PREFIX = "format(datum.value, '~s')"  # with a mere format an axis from 0 has the largest prefix: 0k, 0.1k, 1k
+_TICK_LABEL = "format(datum.value, '~s')"  # an axis's `format` would give all ticks one SI prefix: 0k, 0.1k, 1k
 _MOST_LABELLED_CELLS = 192  # a head map with more cells than this has no room for their numbers
-_MOST_MARKED_POINTS = 16  # a curve with more points than this is marked at eight of them
+_MOST_MARKED_POINTS = 16  # a curve with more points than this has marks at about eight of them
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Figure:
 
 
 def rendered(spec: Mapping[str, Any], kind: str) -> bytes:
-    """The bytes of a file of this kind (one of FORMATS) with the specification drawn, without a browser."""
+    """The specification drawn without a browser: the bytes of a file of this kind (one of FORMATS)."""
     import vl_convert
 
     if kind == "png":
@@ -89,10 +89,10 @@ def rendered(spec: Mapping[str, Any], kind: str) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadMap:
-    """One panel of a head map. Its title shows `unit` and `note`, for example the null.
+    """One panel of a head map, with a value for every layer and head.
 
-    With `centre`, colours diverge from that value; otherwise they cover `limits`, or the data's range. Marked cells
-    have an asterisk; a cell with NaN is empty.
+    Its title shows `unit` and `note`, for example the null. With `centre`, colours diverge from that value; otherwise
+    they cover `limits`, or the data's range. Marked cells have an asterisk; a cell with NaN is empty.
     """
 
     title: str
@@ -178,16 +178,17 @@ def curves(
 ) -> Figure:
     """Curves with bands over x, and labelled horizontal reference lines; `span` is a range of x to shade.
 
-    With `log_x` the axis begins at the first x, 0 included. The y axis also covers `y_values`.
+    With `log_x` the axis begins at the first x, which may be 0; with `whole_x` its ticks are whole numbers. The y axis
+    also covers `y_values`, for example those of other charts that are to have the same axis.
     """
     tables, width, height = Tables(), 520, 270
     rows: list[dict[str, Any]] = []
     for line in lines:
-        every = 1 if len(line.x) <= _MOST_MARKED_POINTS else -(-len(line.x) // 8)
+        points_per_mark = 1 if len(line.x) <= _MOST_MARKED_POINTS else -(-len(line.x) // 8)
         look = {f"look{i}": level for i, level in enumerate((line.look or {"": line.label}).values())}
         constant = {"series": line.label, **look, "runs": " ".join(map(str, line.runs))}
         for i, (x, y) in enumerate(zip(line.x, line.y, strict=True)):
-            rows.append({**constant, "x": json_number(x), "y": json_number(y), "marked": i % every == 0})
+            rows.append({**constant, "x": json_number(x), "y": json_number(y), "marked": i % points_per_mark == 0})
             if line.low is not None and line.high is not None:
                 rows[-1] |= {"low": json_number(line.low[i]), "high": json_number(line.high[i])}
     first, last = (extreme((row["x"] for row in rows), default=0) for extreme in (min, max))
@@ -195,7 +196,7 @@ def curves(
     if log_x:
         first = first / 1.2
         x = x.scale(type="log" if first else "symlog", domain=[first, max(1.15 * last, 1)], nice=False)
-        x = x.axis(grid=False, values=_log_ticks(first, last), labelExpr=_EACH_PREFIX, labelOverlap=True)
+        x = x.axis(grid=False, values=_log_ticks(first, last), labelExpr=_TICK_LABEL, labelOverlap=True)
     y_scale = alt.Scale(zero=False, domain=alt.DomainUnionWith(unionWith=list(y_values)) if y_values else alt.Undefined)
     y = alt.Y("y:Q", title=ylabel, scale=y_scale)
     colour, dash, shape, picks = _looks(lines)
@@ -218,8 +219,8 @@ def curves(
     tips = tooltips(**{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ends)
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
     layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=opacity, tooltip=tips).add_params(*picks))
-    apart = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
-    independent: dict[str, Any] = dict.fromkeys(apart, "independent")
+    separate_legends = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
+    independent: dict[str, Any] = dict.fromkeys(separate_legends, "independent")
     resolve = alt.Resolve(legend=alt.LegendResolveMap(**independent))
     chart = alt.layer(*layers, resolve=resolve, width=width, height=height, title=titled(title, width))
     return Figure(chart, caption, tables)
@@ -235,7 +236,7 @@ def _looks(lines: Sequence[Curve]) -> tuple[alt.Color, alt.StrokeDash, alt.Shape
         alt.Legend(title=name or None, orient="top", columns=legend_columns(names), symbolSize=60 if i != 1 else 400)
         for i, (name, names) in enumerate(zip(properties, levels, strict=True))
     ]
-    if len(properties) < 2:  # the first curves differ in both dashes and marks, no two of 32 agree in both
+    if len(properties) < 2:  # the first four curves differ in both dashes and marks; no two of 32 agree in both
         marks = [MARKS[(i + i // len(DASHES)) % len(MARKS)] for i in range(len(levels[0]))]
         dash = alt.StrokeDash("look0:N", scale=categories(levels[0], DASHES), legend=None)
         shape = alt.Shape("look0:N", scale=categories(levels[0], marks), legend=legends[0])

@@ -16,7 +16,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def json_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[str, Any]]:
-    """The place, FILE:LINE, and the JSON of every line that is not blank. Raises ValueError, which names the line."""
+    """The place, FILE:LINE, and the content of every line that is not blank.
+
+    Raises ValueError, which names the line, for one that is not JSON.
+    """
     with path.open(encoding=encoding) as file:
         for number, line in enumerate(file, 1):
             try:

@@ -1,7 +1,7 @@
 """A long analysis in parts that are saved to disk, so that a stopped analysis continues where it was.
 
 A run names the folder with `keeping`; an analysis does its long work through `parts`, which also logs the progress. The
-results have the same bits as without a stop. Parts that share a random generator are saved with its state after them.
+results have the same bits as without a stop: a part is saved with the state of the random generator after it.
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ _CHECK, _HEAD = struct.Struct("<I"), struct.Struct("<qd")
 _STATE = "generator's state"
 
 
-class _Keeping:
-    """The folder of one analysis's parts, how many calls of `parts` it has begun, and parts not yet written to disk.
+class _Saver:
+    """Saves the parts of one analysis to its folder, those of every call of `parts` to a file of their own.
 
-    `seconds` counts what the parts that were read took when an earlier try computed them.
+    `calls` counts the calls of `parts` that have begun. `seconds` is how long an earlier try took to compute the parts
+    that were read.
     """
 
     def __init__(self, folder: Path, identity: str, should_stop: Callable[[], bool]) -> None:
         self.folder, self.identity, self.should_stop = folder, identity, should_stop
-        self.begun, self.seconds = 0, 0.0
-        self.unsaved: list[tuple[Path, bytes]] = []
-        self.saved = time.monotonic()
+        self.calls, self.seconds = 0, 0.0
+        self.unsaved: list[tuple[Path, bytes]] = []  # contents to append to files
+        self.last_save = time.monotonic()
 
-    def keep(self, path: Path, content: bytes) -> None:
+    def add(self, path: Path, content: bytes) -> None:
         self.unsaved.append((path, content))
-        if time.monotonic() - self.saved >= SAVE_EVERY_SECONDS:
+        if time.monotonic() - self.last_save >= SAVE_EVERY_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -64,30 +65,30 @@ class _Keeping:
             path, content = self.unsaved.pop(0)  # before writing: an interruption loses a part, but never doubles it
             with path.open("ab") as file:
                 file.write(len(content).to_bytes(8, "little") + content)
-        self.saved = time.monotonic()
+        self.last_save = time.monotonic()
 
 
-_current: ContextVar[_Keeping | None] = ContextVar("keeping", default=None)
+_current: ContextVar[_Saver | None] = ContextVar("saver", default=None)
 
 
 def identity_of(analysis: Any, *facts: object) -> str:
-    """All that decides what an analysis computes: its settings, its code, the libraries, its input (`facts`)."""
+    """A text of all that decides what an analysis computes: its settings, code, libraries, and input (`facts`)."""
     code = source_digest([sys.modules[type(analysis).__module__]])
     return " ".join(map(str, (analysis, code, *map(version, LIBRARIES), *facts)))
 
 
 @contextmanager
-def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[_Keeping]:
+def keeping(folder: Path, identity: str, should_stop: Callable[[], bool]) -> Iterator[_Saver]:
     """Inside, `parts` saves its results to `folder`, and reads those that work of the same `identity` saved there.
 
     `identity` comes from `identity_of`. If `should_stop()` is true between two parts, StageInterruptedError is raised.
     """
-    place = _Keeping(folder, identity, should_stop)
-    token = _current.set(place)
+    saver = _Saver(folder, identity, should_stop)
+    token = _current.set(saver)
     try:
-        yield place
+        yield saver
     except BaseException:  # stopped, interrupted or failed
-        place.save()
+        saver.save()
         raise
     finally:
         _current.reset(token)
@@ -104,43 +105,44 @@ def parts(
 ) -> Iterator[tuple[slice, Part]]:
     """Yields `rows, compute(rows)` for `at_once` of `total` rows at a time, in order. Parts saved earlier are read.
 
-    `step` and `unit` name the work and its units in the log. Saved parts are used only for equal `inputs` (arrays) and
-    an equal number of rows. `generator` is the one from which `compute` draws, if any; after a part is read it has the
-    state that it had after the part was computed.
+    `step` and `unit` name the work and its units in the log, as in "matching heads" and "pairs". Saved parts are used
+    only if `inputs` (arrays), `total` and `at_once` are equal. `generator` is the one from which `compute` draws, if
+    any: when a saved part is read, it gets the state that it had after that part was computed. Raises
+    StageInterruptedError if the run asks to stop.
     """
-    place, progress = _current.get(), Progress(step, unit, total)
+    saver, progress = _current.get(), Progress(step, unit, total)
     slices = [slice(begin, min(begin + at_once, total)) for begin in range(0, total, at_once)]
     earlier: list[_SavedPart] = []
-    if place is not None:
-        path = place.folder / f"{place.begun:04d}.parts"
-        place.begun += 1
-        digest = _digest(place.identity, [np.array([total, at_once]), _state(generator), *inputs])
+    if saver is not None:
+        path = saver.folder / f"{saver.calls:04d}.parts"
+        saver.calls += 1
+        digest = _digest(saver.identity, [np.array([total, at_once]), _state(generator), *inputs])
         earlier, end = _read(path, digest)
         if path.exists():
-            os.truncate(path, end)  # removes a half-written part, or those of another computation
+            os.truncate(path, end)  # removes a half-written part, or all parts of another computation
         if not end:
-            place.unsaved.append((path, digest))
+            saver.unsaved.append((path, digest))
         if earlier:
             log.info("%s: %d of %d parts were done before", step, len(earlier), len(slices))
     for rows, (seconds, state, saved) in zip(slices, earlier, strict=False):
         progress.skip(rows.stop - rows.start)
-        if place is not None:
-            place.seconds += seconds
+        if saver is not None:
+            saver.seconds += seconds
         if generator is not None:
             generator.bit_generator.state = json.loads(state)
         yield rows, saved
     for number, rows in enumerate(slices[len(earlier) :], start=len(earlier)):
-        if place is not None and place.should_stop():
-            raise StageInterruptedError(f"asked to stop while {step}; what is done of it is kept")
+        if saver is not None and saver.should_stop():
+            raise StageInterruptedError(f"asked to stop while {step}; the parts that are done are saved")
         started = time.monotonic()
-        # In C order, as a saved part is read: the rounding of later sums depends on it.
+        # In C order, the order in which saved parts are read: the rounding of later sums depends on it.
         part: dict[str, Any] = {name: np.asarray(value, order="C") for name, value in compute(rows).items()}
         progress.add(rows.stop - rows.start)
-        if place is not None:
+        if saver is not None:
             content = io.BytesIO()
             np.savez(content, allow_pickle=False, **part, **{_STATE: _state(generator)})
             body = _HEAD.pack(number, time.monotonic() - started) + content.getvalue()
-            place.keep(path, _CHECK.pack(zlib.crc32(body)) + body)
+            saver.add(path, _CHECK.pack(zlib.crc32(body)) + body)
         yield rows, part
 
 
@@ -157,9 +159,9 @@ def _digest(identity: str, arrays: Sequence[np.ndarray]) -> bytes:
 
 
 def _read(path: Path, digest: bytes) -> tuple[list[_SavedPart], int]:
-    """The whole parts in the file, and the byte at which the last of them ends.
+    """The undamaged parts at the beginning of the file, and the byte at which the last of them ends.
 
-    There are none if the file's first piece is not `digest`, because then it is of another computation.
+    Nothing is read if the file's first piece is not `digest`, because its parts are then of another computation.
     """
     content = path.read_bytes() if path.exists() else b""
     whole: list[_SavedPart] = []

@@ -18,7 +18,7 @@ Precision = Literal["bf16", "fp32"]
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a run computes, as its record has it. `precision` is that of training."""
+    """Where and how a run computes, as its manifest states it. `precision` is that of training."""
 
     device: str
     precision: Precision
@@ -41,7 +41,7 @@ def resolve(device: str, precision: str, threads: int) -> Machine:
 
 
 def choose_gpu(number: int) -> None:
-    """Give job `number` of several one of the visible GPUs in turn, because Hydra's launchers assign none."""
+    """Use one of the visible GPUs, by the number of this job, because Hydra's launchers assign none to their jobs."""
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
 
@@ -49,8 +49,8 @@ def choose_gpu(number: int) -> None:
 def bf16_is_faster(device: str) -> bool:
     """Whether the hardware multiplies bfloat16 faster than float32.
 
-    Intel's AVX-512 instruction for it alone does not: on a Xeon without AMX products took twice as long as float32's,
-    and training steps of the laptop mode 1.4 times as long.
+    Intel's AVX-512 instruction for bfloat16 is slower without AMX: on a Xeon, products took twice as long as in
+    float32, and training steps of the laptop mode 1.4 times as long.
     """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -75,7 +75,7 @@ def cores() -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep freed buffers for reuse, by higher thresholds for mmap and trim. Does nothing without glibc.
 
-    Every training step frees and allocates the same hundreds of MB; giving them back to the kernel each time slowed
+    Every training step frees and allocates the same hundreds of MB. Giving them back to the kernel each time slowed
     training from 35 to 25 thousand tokens/s (D128 L4 B32 T128, compiled, two cores).
     """
     if libc := _glibc():
@@ -85,7 +85,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give freed memory back to the system, so that the next job does not need its own on top of it."""
+    """Give freed memory back to the system, so that it does not add to the memory that the next job needs."""
     if libc := _glibc():
         libc.malloc_trim(0)
 
@@ -95,9 +95,9 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def begin_peak_memory() -> bool:
-    """Let `peak_memory_bytes` count from now on. Returns False where the system cannot: only Linux can.
+    """Let `peak_memory_bytes` count from now on. Returns False where that is impossible (everywhere but on Linux).
 
-    Otherwise the peak is that since the process began.
+    The peak is then that since the process began.
     """
     try:
         Path("/proc/self/clear_refs").write_text("5")  # see proc(5)
@@ -107,7 +107,7 @@ def begin_peak_memory() -> bool:
 
 
 def peak_memory_bytes() -> int:
-    """The process's largest resident size since `begin_peak_memory`."""
+    """The process's largest resident size since `begin_peak_memory`, or since it began if that returned False."""
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) * 1024

@@ -85,7 +85,10 @@ def similarity_grid(
 
 
 def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption: str = "") -> Figure:
-    """Trees above their matrices of cosines, side by side; a dashed line is the first join that chance gives."""
+    """Trees above their matrices of cosines, side by side; colours cover −reach to reach.
+
+    A dashed line is at the height of the first join in data without structure.
+    """
     count = len(panels[0].labels)
     scale = _Ramp(PUOR, (-reach, reach), f"cosine (colours reach ±{reach:.2g})")
     tables, parts, side = Tables(), [], min(480, max(220, 15 * count))
@@ -137,24 +140,25 @@ def _pictures(
     title: str = "",
     caption: str = "",
 ) -> Figure:
-    """R × C matrices as pictures. On both axes a line comes before each boundary of the matrix's row."""
+    """R × C matrices as pictures. Lines across and down a picture stand before the boundaries of its row of panels."""
     side = int(min(300, max(110, 980 / len(columns)), max(150, 1000 / len(rows))))
     size, tables, parts = value_RCNN.shape[-1], Tables(), []
     for row, column in np.ndindex(value_RCNN.shape[:2]):
         place = {"row": rows[row], "column": columns[column]}
         parts.append(place | _picture_row(value_RCNN[row, column], scale))
         parts += [place | {"edge": edge - 0.5} for edge in boundaries[row] if 0 < edge < size]
-    header = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelFontSize=12, labelAnchor="start")
-    down = alt.Header(title=None, labelFontSize=12, labels=any(rows))
+    column_header = alt.Header(title=None, labelExpr="split(datum.label, '\\n')", labelFontSize=12, labelAnchor="start")
+    row_header = alt.Header(title=None, labelFontSize=12, labels=any(rows))
     chart = _picture(tables, parts, size, side, scale, axes).facet(
-        column=alt.Column("column:N", sort=list(columns), header=header),
-        row=alt.Row("row:N", sort=list(rows), header=down),
+        column=alt.Column("column:N", sort=list(columns), header=column_header),
+        row=alt.Row("row:N", sort=list(rows), header=row_header),
         spacing=12,
     )
     return Figure(chart.properties(title=titled(title, max(330, len(columns) * side))), caption, tables)
 
 
 def _picture_row(value_NN: np.ndarray, scale: _Ramp) -> dict[str, Any]:
+    """The row of a chart's table that holds the matrix as a picture, placed by its middle."""
     middle = (len(value_NN) - 1) / 2
     return {"x": middle, "y": middle, "value": 0, "url": data_uri(value_NN, scale.colours, scale.limits)}
 

@@ -28,5 +28,5 @@ class Progress:
             return
         self._logged = now
         rate = (self.done - self._skipped) / (now - self._begun)
-        left = "" if self.total is None else f" of {self.total}, {(self.total - self.done) / rate:.0f} s left"
-        log.info("%s: %d %s%s, %.3g a second", self.step, self.done, self.unit, left, rate)
+        rest = "" if self.total is None else f" of {self.total}, {(self.total - self.done) / rate:.0f} s left"
+        log.info("%s: %d %s%s, %.3g a second", self.step, self.done, self.unit, rest, rate)

@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 def _named_if_damaged(path: Path) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:  # OSError: of a table whose own description has a changed byte
+    except (pa.ArrowException, OSError) as error:  # OSError: a byte of the table's metadata has changed
         raise ValueError(f"{path} is damaged, it holds no table ({error}); run its command again") from error
 
 
@@ -57,10 +57,10 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 class HeadTable:
-    """One row per (layer, head, metric), with null, interval and number of independent units.
+    """One row per (layer, head, metric), with null, interval and number of independent units (columns: SCHEMA).
 
     A row without `head` describes its layer; a row without `layer` and `head` describes the model, and such rows are
-    the run's summary. A number that could not be computed is a row without value and with a `reason`.
+    the run's summary. Where a number could not be computed, its row has a `reason` in place of a value.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -196,12 +196,12 @@ class HeadTable:
         return HeadTable(self.table.set_column(SCHEMA.get_field_index(name), SCHEMA.field(name), column))
 
     def matrix(self, metric: str, column: str = "value") -> np.ndarray:
-        """A metric's column as an array [L, H], NaN where absent. Raises KeyError if it has no rows of heads."""
+        """A metric's column as an array [L, H], NaN where absent. Raises KeyError if no head has a row with it."""
         rows = [row for row in self.where(metric=metric).rows() if row["head"] is not None]
         return self._array(f"head rows of {metric!r}", rows, column)
 
     def layer_series(self, metric: str, column: str = "value") -> np.ndarray:
-        """A metric's column as an array [L], NaN where absent. Raises KeyError if it has no rows of layers."""
+        """A metric's column as an array [L], NaN where absent. Raises KeyError if no layer has a row with it."""
         rows = [row for row in self.where(metric=metric, head=None).rows() if row["layer"] is not None]
         return self._array(f"layer rows of {metric!r}", rows, column)
 
@@ -216,18 +216,18 @@ class HeadTable:
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """The rows that describe the whole model, by metric: value, ci_low, ci_high, null, p, q, n, unit, reason."""
-        keep = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")
+        columns = ("value", "ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")
         rows = self.where(layer=None, head=None).rows()
-        return {row["metric"]: {name: row[name] for name in keep if row[name] is not None} for row in rows}
+        return {row["metric"]: {name: row[name] for name in columns if row[name] is not None} for row in rows}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """What a metric's numbers mean and how they are shown, as the analysis that measures them says.
 
-    `meaning` is a clause for the glossary; `low` and `high` are the range of possible values. Readers see the value
-    times `scale`, in `unit`, with `digits` decimals if no interval decides how many. A metric with `outcome` may be
-    compared between runs, and then needs a row that describes the whole model.
+    `meaning` is a clause for the glossary; `low` and `high` bound the possible values, as recorded. Readers see the
+    value times `scale`, in `unit`, with `digits` decimals if no interval decides how many. Sweeps compare runs by the
+    metrics with `outcome`, each of which needs a row that describes the whole model.
     """
 
     meaning: str
@@ -242,6 +242,7 @@ class Metric:
 
     @property
     def of_differences(self) -> str:
+        """The unit of a difference of two values."""
         return self.difference_unit or self.unit
 
     def spelled(self, scalar: Mapping[str, Any], *, signed: bool = False) -> str:
@@ -253,7 +254,10 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """An analysis's result. `tables` are further tables by name, each saved as a Parquet file of that name."""
+    """An analysis's result: its HeadTable, and figures by title.
+
+    `tables` are further tables by name, each saved as a Parquet file of that name.
+    """
 
     table: HeadTable
     figures: Mapping[str, Figure] = field(default_factory=dict)

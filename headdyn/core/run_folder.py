@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MANIFEST, METRICS, SUMMARY, HEADS = "manifest.json", "metrics.jsonl", "summary.json", "heads.parquet"
 LOG, PATTERNS = "log.txt", "patterns.safetensors"
-# The files whose checksums are in a complete run's manifest, beside a checksum of the manifest's own content.
+# The files whose checksums are in a complete run's manifest; a checksum of the manifest's own content is beside them.
 _CHECKED = (SUMMARY, METRICS, "*.parquet", "*.safetensors", "figures/*.json")
 KEPT_PARTS = "kept_parts"  # folder of saved parts of analyses; a run removes it when complete, a series does not
 # The entries that every manifest has from the beginning of its run, and their types.
@@ -54,7 +54,7 @@ def write_snapshot_table(folder: Path, step: int, table: HeadTable) -> None:
 
 
 def snapshot_table_is_sound(folder: Path, step: int) -> bool:
-    """Whether the table is there, and is what was written. Tables of earlier versions have no checksum."""
+    """Whether the table exists and is what was written. Earlier versions wrote no checksum: then any table will do."""
     path = snapshot_table(folder, step)
     try:
         if path.with_suffix(".json").exists():
@@ -65,7 +65,7 @@ def snapshot_table_is_sound(folder: Path, step: int) -> bool:
 
 
 def renamed(factors: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's factors under today's names: older records call the protocol `original` seed."""
+    """A run's factors under today's names: older records call the protocol `original` by the name "seed"."""
     return {**factors, "protocol": "original"} if factors.get("protocol") == "seed" else dict(factors)
 
 
@@ -73,8 +73,8 @@ def read_manifest(folder: Path, *, results: bool = True) -> dict[str, Any]:
     """The run's manifest, or `{"status": "absent"}` if there is none yet.
 
     If the file is no run's record, or was changed after the run, the status is "damaged", and `error` says why and what
-    to do. With `results`, the run's other files are compared with their checksums too: if the run was complete and one
-    is missing or changed, the status is also "damaged".
+    to do. With `results`, the other files of a complete run are compared with their checksums: if one is missing or
+    changed, the status is "damaged" too.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -94,7 +94,8 @@ def read_manifest(folder: Path, *, results: bool = True) -> dict[str, Any]:
             raise ValueError(f"{path} is damaged, it is not what the run wrote; run its command again")
         if (protocol := manifest["config"].get("protocol")) and protocol.get("name") == "seed":
             protocol["name"] = "original"
-        if results and manifest["status"] == "complete" and manifest.get("glossary"):  # written before each analysis
+        # An analysis enters the glossary before its results are written: without entries there are none.
+        if results and manifest["status"] == "complete" and manifest.get("glossary"):
             _require_results(folder, sums)
     except ValueError as error:
         return {**manifest, "status": "damaged", "error": str(error)}
@@ -133,12 +134,13 @@ def _require_results(folder: Path, sums: Mapping[str, str]) -> None:
         raise ValueError(f"{folder} says that it is complete, but lacks {' and '.join(missing)}; run its command again")
     _read_scalars(folder)
     HeadTable.check(folder / HEADS)
-    for path in (folder / name for name, digest in sums.items() if _digest(folder / name) != digest):
-        raise ValueError(f"{path} is damaged, it is not what the run wrote; run its command again")
+    for name, digest in sums.items():
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{folder / name} is damaged, it is not what the run wrote; run its command again")
     try:
         if (folder / PATTERNS).exists():
             with safe_open(folder / PATTERNS, framework="np"):
-                pass  # its header is read, and its length compared
+                pass  # opening it reads its header and compares its length
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / PATTERNS} is damaged ({error}); run its command again") from error
 
@@ -165,7 +167,7 @@ def _hash_once(path: Path, size: int, written: int) -> str:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run's record as it is in its folder: of a run that is complete, running, failed or interrupted."""
+    """A run's record as its folder has it: complete, running, failed, interrupted, damaged or absent (`status`)."""
 
     folder: Path
     manifest: Mapping[str, Any]
@@ -199,9 +201,11 @@ class RunRecord:
         return result.get("value") if isinstance(result, Mapping) else result
 
     def metrics(self) -> dict[str, list[tuple[int, float]]]:
+        """What the run logged step by step, as `read_metrics` gives it."""
         return read_metrics(self.folder / METRICS)
 
     def heads(self) -> HeadTable:
+        """The rows of all of the run's analyses; none before the first has ended."""
         path = self.folder / HEADS
         return HeadTable.read(path) if path.exists() else HeadTable.concat([])
 
@@ -218,8 +222,8 @@ class LogFile(logging.FileHandler):
 class RunFolder:
     """Writes one run's records, and sends its numbers to a tracker. Use as a context manager around the work.
 
-    Leaving it normally marks the run complete. An exception marks it interrupted, or failed with the traceback; all
-    that was recorded before it remains.
+    `facts` are entries of the manifest that are known before the run. Leaving the context normally marks the run
+    complete. An exception marks it interrupted, or failed with the traceback; all that was recorded before remains.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
@@ -293,7 +297,7 @@ class RunFolder:
     def count_earlier(self, name: str, seconds: float) -> None:
         """Add the seconds that an earlier try took for parts of this work to those that `timed` recorded."""
         self.manifest["seconds"][name] += seconds
-        self._begun -= seconds  # so that the total has them too
+        self._begun -= seconds  # so that the total includes them
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of one step to metrics.jsonl and send them to the tracker."""
@@ -327,9 +331,9 @@ class RunFolder:
         self.tracker.figure(f"{section}/{title}", path)
 
     def describe(self, name: str, about: str, metrics: Mapping[str, Metric]) -> None:
-        """Write into the manifest, for reports, what an analysis's metrics mean. A range's open end becomes None."""
+        """Write what an analysis (`about`) and its metrics mean into the manifest. A range's open end becomes None."""
         entries = {
-            metric: {name: value if value not in (-math.inf, math.inf) else None for name, value in vars(m).items()}
+            metric: {part: value if value not in (-math.inf, math.inf) else None for part, value in vars(m).items()}
             for metric, m in metrics.items()
         }
         self.manifest.setdefault("glossary", {})[name] = {"about": about, "metrics": entries}
@@ -337,12 +341,13 @@ class RunFolder:
 
 
 class MetricsFollower:
-    """Copies entries of a stage's own metrics.jsonl into a run's record, at each call those added since the last."""
+    """Copies the entries of a stage's own metrics.jsonl into a run's record."""
 
     def __init__(self, source: Path, run: RunFolder) -> None:
         self.source, self.run, self.offset = source, run, 0
 
     def catch_up(self) -> None:
+        """Copy the entries that were added since the last call."""
         if not self.source.exists():
             return
         with self.source.open("rb") as file:

@@ -20,10 +20,10 @@ from pydantic_core import ErrorDetails
 
 Cls = TypeVar("Cls")
 
-# No setting's class is in these; that is known without importing them, which takes seconds.
+# No settings class comes from these packages. They are refused by name, because importing them takes seconds.
 _LIBRARIES = ("torch", "transformers", "datasets", "numpy", "scipy", "sklearn", "hydra", "omegaconf", "wandb")
 
-_MOST = 2**31 - 1  # a larger number is a typing error; a larger seed would not fit into tables
+_MOST = 2**31 - 1  # a larger number is a slip of the keyboard; a larger seed would not fit into tables
 Natural = Annotated[int, pydantic.Field(ge=0, le=_MOST)]
 Count = Annotated[int, pydantic.Field(ge=1, le=_MOST)]
 Positive = Annotated[float, pydantic.Field(gt=0)]
@@ -64,7 +64,7 @@ def build(cls: type, node: Any, where: str) -> Any:
     try:
         # JSON, because a strict check of Python values would refuse a list in place of a tuple.
         built = _adapter(cls).validate_json(json.dumps(node, default=str))
-        if type(built) is not cls:  # for a plain dataclass pydantic makes a class of its own, which cannot be unpickled
+        if type(built) is not cls:  # of a plain dataclass pydantic makes another class, which cannot be unpickled
             built = cls(**{f.name: getattr(built, f.name) for f in dataclasses.fields(cls) if f.init})
         return built
     except pydantic.ValidationError as error:
@@ -167,11 +167,11 @@ def _one_line(error: object) -> str:
 def unknown_key(key: str, known: Iterable[str]) -> str:
     """The message for an unknown key: known keys that are spelt alike, and all known keys of the same group."""
     known = list(known)
-    near = difflib.get_close_matches(key, known, n=2)
+    similar = difflib.get_close_matches(key, known, n=2)
     parent = key.rpartition(".")[0]
-    beside = [name for name in known if name.rpartition(".")[0] == parent] or [n for n in known if "." not in n]
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown key {key}; {hint}There are {', '.join(beside)}"
+    group = [name for name in known if name.rpartition(".")[0] == parent] or [n for n in known if "." not in n]
+    hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+    return f"unknown key {key}; {hint}There are {', '.join(group)}"
 
 
 def targeted(node: Any, where: str) -> Any:

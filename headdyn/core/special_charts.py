@@ -1,4 +1,4 @@
-"""Charts that only some analyses draw: values before what chance gives, clusters of heads, and tables of texts."""
+"""Charts that only some analyses draw: values beside what chance gives, clusters of heads, and tables of texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class NullRanges:
     """One panel with a value for each label, its interval if it has one, and the range that chance gives.
 
     Arrays are over `labels`. A value that is NaN is drawn as the word "none". `null_X3` has the 5th percentile, the
-    mean and the 95th percentile of chance.
+    mean and the 95th percentile of chance. Labels that are true in `marked_X` get an asterisk.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Scatter:
 def null_ranges(
     panels: Sequence[NullRanges], *, columns: int, title: str = "", mark: str = "q < 0.05", caption: str = ""
 ) -> Figure:
-    """Values as dots before the range that chance gives them, in a grid of panels; an asterisk means `mark`."""
+    """Values as dots over grey bars, the ranges that chance gives, in a grid of panels; an asterisk means `mark`."""
     tables, parts = Tables(), []
     for panel in panels:
         columns_by_name = {"value": panel.value_X, "low": panel.low_X, "high": panel.high_X}
@@ -75,9 +75,9 @@ def null_ranges(
 
 
 def label_strips(columns: Sequence[Sequence[tuple[str, np.ndarray]]], *, title: str = "", caption: str = "") -> Figure:
-    """A strip for each clustering, with a cell for each head: its cluster's number and colour, hollow without one.
+    """A strip for each clustering, with a cell for each head: its cluster's number and colour, empty without a cluster.
 
-    `columns` are drawn side by side; each is a list of clusterings, a name and the heads' labels.
+    `columns` are drawn side by side; each is a list of clusterings, which are a name and the heads' labels.
     """
     heads = max(len(labels_H) for strips in columns for _, labels_H in strips)
     tables, parts = Tables(), []
@@ -115,7 +115,10 @@ def scatter_panels(panels: Sequence[Scatter], *, columns: int, title: str = "", 
 
 
 def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequence[int], caption: str = "") -> Figure:
-    """Tables of texts side by side, by title. First rows are headings; texts wider than their column are cut."""
+    """Tables of texts side by side, by title; `widths` are those of the columns, in pixels.
+
+    The first row of a table has its headings. Texts wider than their column are cut.
+    """
     lefts, height = [0, *np.cumsum(widths).tolist()], 18 * max(len(rows) for rows in texts.values())
     x = alt.X("x:Q", axis=None).scale(domain=[0, lefts[-1]], nice=False)
     y = alt.Y("y:Q", axis=None).scale(domain=[height, 0], nice=False)
@@ -126,9 +129,9 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
             for row, line in enumerate(rows)
             for column, text in enumerate(line)
         ]
-        ink = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
+        colour = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
         words = tables.chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
-        words = words.encode(x, y, text="text:N", color=ink, tooltip="text:N")
+        words = words.encode(x, y, text="text:N", color=colour, tooltip="text:N")
         parts.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
     return Figure(alt.hconcat(*parts, spacing=30), caption, tables)
 

@@ -87,14 +87,17 @@ def _signs(units: int, draws: int, generator: np.random.Generator) -> Iterator[n
 
 
 def _flip_p(hits: np.ndarray, units: int, draws: int) -> np.ndarray:
-    """The p-values of so many hits among the flips that `_signs` gives for these units and draws."""
+    """The p-values, from the numbers of hits among the sign flips that `_signs` gives for these units and draws."""
     return hits / 2**units if 2**units <= draws else (1 + hits) / (1 + draws)
 
 
 def draws_test(
     value_X: np.ndarray, null_R: np.ndarray, *, alternative: Literal["two-sided", "greater"] = "two-sided"
 ) -> np.ndarray:
-    """p-value of each value given R draws of its null: (1 + hits) / (1 + R). Two-sided: distance from their mean."""
+    """p-value of each value given R draws of its null, shape X: (1 + hits) / (1 + R).
+
+    Hits are draws at least as large as the value; if two-sided, draws at least as far from the mean of the draws.
+    """
     value_X, null_R = np.asarray(value_X, dtype=float), np.asarray(null_R, dtype=float)
     if alternative == "two-sided":
         value_X, null_R = np.abs(value_X - null_R.mean()), np.abs(null_R - null_R.mean())
@@ -122,22 +125,23 @@ def bootstrap_interval(
     usable = ~np.isnan(columns).any(0) & (units > 1)
     columns = columns[:, usable]
     offset = columns.mean(0)
-    columns = columns - offset  # so that `below` is free of rounding if all units are equal
+    columns = columns - offset  # so that `share_below` is free of rounding if all units are equal
 
     picks = generator.integers(0, units, size=(draws, units)) + units * np.arange(draws)[:, None]
     counts = np.bincount(picks.ravel(), minlength=draws * units).reshape(draws, units)
     means = np.sort(counts @ columns / units, axis=0)
 
-    below = ((means < 0).sum(0) + 0.5 * (means == 0).sum(0)) / draws
-    bias = scipy.special.ndtri(np.clip(below, 0.5 / draws, 1 - 0.5 / draws))
-    second = (columns**2).sum(0)
-    skew = np.divide((columns**3).sum(0), 6 * second**1.5, out=np.zeros_like(second), where=second > 0)
+    share_below = ((means < 0).sum(0) + 0.5 * (means == 0).sum(0)) / draws
+    bias = scipy.special.ndtri(np.clip(share_below, 0.5 / draws, 1 - 0.5 / draws))
+    squares = (columns**2).sum(0)
+    skew = np.divide((columns**3).sum(0), 6 * squares**1.5, out=np.zeros_like(squares), where=squares > 0)
+    column = np.arange(columns.shape[1])
     for bound, share in ((low, (1 - _LEVEL) / 2), (high, (1 + _LEVEL) / 2)):
         shifted = bias + scipy.special.ndtri(share)
-        place = scipy.special.ndtr(bias + shifted / (1 - skew * shifted)) * (draws - 1)
-        floor = np.minimum(place.astype(int), draws - 2)
-        at = np.arange(columns.shape[1])
-        bound[usable] = offset + means[floor, at] + (place - floor) * (means[floor + 1, at] - means[floor, at])
+        rank = scipy.special.ndtr(bias + shifted / (1 - skew * shifted)) * (draws - 1)
+        floor = np.minimum(rank.astype(int), draws - 2)
+        step = means[floor + 1, column] - means[floor, column]
+        bound[usable] = offset + means[floor, column] + (rank - floor) * step
     return low.reshape(values_NX.shape[1:]), high.reshape(values_NX.shape[1:])
 
 
@@ -199,11 +203,11 @@ def ratio_contributions(numerator_NX: np.ndarray, denominator_NX: np.ndarray) ->
 
 
 def without_controls(values_NX: np.ndarray, controls_NJ: np.ndarray) -> np.ndarray:
-    """The values without the part of their deviations that J control variates explain (least squares).
+    """The values without the part of their deviations that J control variates explain (least squares), same shape.
 
-    Columns keep their means. For controls whose means are known to be 0: noise that values and controls share then no
-    longer widens intervals. Deviations are multiplied by √((N − 1)/(N − 1 − J)), so that their variance is the unbiased
-    one of a fit's errors. A column with a NaN becomes NaN; the others do not.
+    Columns keep their means. The expected value of each control must be 0: the noise that values and controls share
+    then no longer widens intervals. Deviations are multiplied by √((N − 1)/(N − 1 − J)), which makes their variance the
+    unbiased variance of a fit's errors. A column with a NaN becomes NaN; the others do not.
     """
     values_NX = np.asarray(values_NX, dtype=float)
     units, controls = controls_NJ.shape
@@ -263,7 +267,7 @@ def effect_over_seeds(per_seed_N: np.ndarray) -> Effect:
 
 
 def spread_of_interval(low: float, high: float, units: int) -> float:
-    """The standard deviation of `units` values whose mean has this interval of Student's (t_interval)."""
+    """The standard deviation of `units` values whose mean has this 95 % interval of Student's (`t_interval`)."""
     return float((high - low) / 2 * np.sqrt(units) / scipy.special.stdtrit(units - 1, (1 + _LEVEL) / 2))
 
 

@@ -30,7 +30,7 @@ def queue_again() -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGINT and SIGTERM only set a flag; the yielded function returns it. So a training can save first.
+    """Inside, SIGINT and SIGTERM only set a flag, which the yielded function returns. So a training can save first.
 
     A second signal stops at once, except under submitit, because SLURM itself may send several.
     """

@@ -82,36 +82,37 @@ class Store:
         """The finished stage, built now by `build(folder)` if there is none.
 
         A `resumable` build is given the folder that an interrupted build left. When a build fails, jobs that were
-        waiting for it raise StageFailedError instead of trying too; a later call tries again.
+        waiting for it raise StageFailedError instead of trying too; a later call tries again. Raises DiskError, which
+        says what to do, if the disk is full or refuses a file.
         """
         path = self.root / kind / recipe_key(kind, recipe)
         path.parent.mkdir(exist_ok=True)
         if path.is_dir() and path in self._verified:
             return self._entry(path)
-        failed = path.with_suffix(".failed.json")
-        # Compared with a later look at the file, not with a clock, which may be set back.
-        failed_before = modified(failed)
+        failure_note = path.with_suffix(".failed.json")
+        # If this time has changed once the lock is held, a build has failed meanwhile. A clock could be set back.
+        noted_before = modified(failure_note)
         with self._locked(path):
             if path.is_dir():
                 damage = self.damage(path)
                 if damage is None:
                     return self._entry(path)
                 self._set_aside(path, damage)
-            if modified(failed) not in (None, failed_before):
-                error = json.loads(failed.read_text())["error"]
+            if modified(failure_note) not in (None, noted_before):
+                error = json.loads(failure_note.read_text())["error"]
                 raise StageFailedError(f"{kind} {path.name} failed in another job: {error}")
             try:
                 self._build(path, {"kind": kind, "recipe": dict(recipe)}, build, resumable)
             except (StageInterruptedError, KeyboardInterrupt):
                 raise
             except Exception as error:
-                refused = disk_error(error, path)
-                note = {"error": str(refused or error), "traceback": traceback.format_exc()}
-                write_json_if_possible(failed, note)
-                if refused is not None:
-                    raise refused from error
+                of_disk = disk_error(error, path)
+                note = {"error": str(of_disk or error), "traceback": traceback.format_exc()}
+                write_json_if_possible(failure_note, note)
+                if of_disk is not None:
+                    raise of_disk from error
                 raise
-            failed.unlink(missing_ok=True)
+            failure_note.unlink(missing_ok=True)
             self._verified.add(path)
         return self._entry(path, built=True)
 
@@ -196,7 +197,10 @@ def file_hash(path: Path) -> str:
 
 
 def require_writable(folder: Path, what: str, setting: str) -> None:
-    """Create the folder and try to write a file there. Raises ValueError naming the folder, the reason, `setting`."""
+    """Create the folder and try to write a file there. Raises ValueError if that fails.
+
+    The message names the folder as `what`, the reason, and `setting`, by which the user chooses another folder.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
@@ -211,7 +215,7 @@ def require_writable(folder: Path, what: str, setting: str) -> None:
 def disk_error(error: Exception, folder: Path) -> DiskError | None:
     """The same error in one line for the user: what failed, where, what to do. None if the disk is not its cause.
 
-    That the disk is full, safetensors and torch say in their message alone.
+    safetensors and torch report a full disk by the text of another error, so the text is searched too.
     """
     if isinstance(error, DiskError):
         return error

@@ -1,4 +1,4 @@
-"""Work in other threads: numpy's in several, which release the interpreter lock, and calls that may give no answer."""
+"""Work in other threads: in several at once, for numpy, which releases the interpreter lock, or with a time limit."""
 
 import os
 import threading
@@ -33,7 +33,10 @@ def in_threads(function: Callable[[In], Out], items: Iterable[In], *, at_most: i
 
 
 def within(seconds: float, call: Callable[[], Out]) -> Out:
-    """The call's result, or TimeoutError; looking up a host's name can take longer than a request's own limit."""
+    """The call's result. Raises TimeoutError after so many seconds, and any error of the call.
+
+    It is for requests to servers: looking up a host's name can take longer than a request's own limit.
+    """
     future: Future[Out] = Future()
 
     def ask() -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_COMPARED = ("value", "ci_low", "ci_high", "null")  # parts of a scalar that W&B gets; summary.json has them all
+_SENT = ("value", "ci_low", "ci_high", "null")  # parts of a scalar that W&B gets; summary.json has them all
 _FALLBACK = "W&B goes offline: %s. Later, `wandb sync %s` uploads what this run records."
 _DATASET = "dataset"  # the column that says to which of a figure's tables a row belongs
 
@@ -34,7 +34,7 @@ _DATASET = "dataset"  # the column that says to which of a figure's tables a row
 class TrackingSettings:
     """`backend=wandb` sends every run to W&B, by default into an offline folder beside the run's own records.
 
-    W&B shows runs of one `group` together (null: the sweep). `tags` are added to those of the factors.
+    W&B shows runs of one `group` together (null: the sweep). `tags` are added to the tags of the run's factors.
     """
 
     backend: Literal["wandb", "none"] = "wandb"
@@ -47,7 +47,7 @@ class TrackingSettings:
 
 
 class Tracker:
-    """Receives a run's numbers beside its folder. This base class drops them."""
+    """Receives a run's numbers, which its folder has too. This base class drops them."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
@@ -83,7 +83,7 @@ class WandbTracker(Tracker):
             if not isinstance(scalar, Mapping):
                 self.run.summary[name] = scalar
             elif "value" in scalar:
-                self.run.summary[name] = {part: scalar[part] for part in _COMPARED if part in scalar}
+                self.run.summary[name] = {part: scalar[part] for part in _SENT if part in scalar}
 
     def table(self, name: str, table: HeadTable) -> None:
         import wandb
@@ -114,8 +114,8 @@ class WandbTracker(Tracker):
     def stands_on(self, name: str, kind: str, recipe: Mapping[str, Any], *, built: bool) -> None:
         """Record the corpus or model that the run uses, as an artifact with its recipe.
 
-        It is an output if this run built it, else an input. Inputs are linked online only; offline, the config names
-        them.
+        It is an output if this run built it, else an input. W&B can link inputs online only; offline, the run's config
+        still names them.
         """
         import wandb
 
@@ -130,7 +130,7 @@ class WandbTracker(Tracker):
             self._send(name, partial(self.run.use_artifact, artifact))
 
     def _send(self, name: str, send: Callable[[], object]) -> None:
-        """Send W&B a table or an artifact. If the server fails, this and all later ones are left out."""
+        """Send a table or an artifact to W&B. If the server does not take it, it and all later ones are left out."""
         import wandb
 
         if not self._takes_files:
@@ -189,7 +189,7 @@ def open_tracker(
         name=name,
         group=choice.group or group,
         notes=choice.notes,
-        # The app takes no longer tags.
+        # W&B refuses tags of more than 64 characters.
         tags=list(dict.fromkeys(tag[:64] for tag in (*(f"{k}={level}" for k, level in factors.items()), *choice.tags))),
         job_type=job_type,
         config=dict(config),
@@ -237,7 +237,7 @@ def unreachable() -> str | None:
         return f"{server.hostname} cannot be reached ({error})"
     try:
         return None if wandb.login(prompt=False) else "no API key is configured (run `wandb login`)"
-    except wandb.Error as error:  # a key that is refused, a server that does not answer as one
+    except wandb.Error as error:  # the key is refused, or the server is not one of W&B's
         return f"{server.hostname} refused the login ({error}; `wandb login --relogin` takes another key)"
 
 
@@ -249,8 +249,8 @@ def preset_name(figure: str) -> str:
 def custom_chart(spec: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], dict[str, Any]]:
     """A figure's specification in the form of W&B's custom charts: columns and rows of one table, and a preset.
 
-    The preset reads the data called "wandb". A figure's several tables become one, whose column `dataset` numbers them
-    in the order in which the specification names them; each view of the preset filters the rows of its own table.
+    The preset reads the data called "wandb". The tables of a figure become one table, whose column `dataset` numbers
+    them in the order in which the specification names them; each view of the preset filters the rows of its own.
     """
     tables: list[list[Mapping[str, Any]]] = []
 
@@ -268,15 +268,15 @@ def custom_chart(spec: Mapping[str, Any]) -> tuple[list[str], list[list[Any]], d
             return changed | ({} if data is None else {"data": data})
         if rows not in tables:
             tables.append(rows)
-        own = {"filter": f"datum['{_DATASET}'] === {tables.index(rows)}"}
-        return changed | {"data": {"name": "wandb"}, "transform": [own, *changed.get("transform", [])]}
+        of_table = {"filter": f"datum['{_DATASET}'] === {tables.index(rows)}"}
+        return changed | {"data": {"name": "wandb"}, "transform": [of_table, *changed.get("transform", [])]}
 
-    shared = preset(spec)
+    chart = preset(spec)
     columns = list(dict.fromkeys(name for rows in tables for row in rows for name in row))
     cells = [
         [number, *(_cell(row.get(name)) for name in columns)] for number, rows in enumerate(tables) for row in rows
     ]
-    return [_DATASET, *columns], cells, shared
+    return [_DATASET, *columns], cells, chart
 
 
 def _cell(value: Any) -> Any:

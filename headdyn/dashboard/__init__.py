@@ -2,9 +2,9 @@
 
 From a sweep's records the command makes two dashboards, each as a workspace and as a report (panels.py): one of the
 sweep's factors and outcomes, or of its checkpoints, and one of a single run in depth. Each call saves new ones, all or
-none. Figures are registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=offline, and if W&B
+none. Figures are registered as presets of custom charts. With `--out FOLDER`, with WANDB_MODE=offline, or if W&B
 cannot be reached, the specifications are written as JSON instead. Runs recorded offline are uploaded later by one
-command, on the machine that recorded them (their tables wait in HEADDYN_CACHE); it leaves out what it uploaded before:
+command, on the machine that recorded them (their tables wait in HEADDYN_CACHE), which skips those uploaded before:
 
     wandb sync --entity ENTITY --project PROJECT */*/wandb/offline-run-*
 """
@@ -42,7 +42,7 @@ class DashboardError(ValueError):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Save or write the dashboards. Returns the exit status, 2 if that failed."""
+    """Save the dashboards to W&B, or write them to files. Returns the exit status, 2 if that failed."""
     parser = argparse.ArgumentParser(prog="headdyn dashboard", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument(
         "path", nargs="?", type=Path, metavar="SWEEP", help="a sweep's folder or a run's; or the newest"
@@ -110,8 +110,9 @@ def write(dashboards: Sequence[Dashboard], entity: str, project: str, folder: Pa
     require_writable(folder, "folder of specs", "--out")
     written = []
     for dashboard in dashboards:
-        whole, parts = workspace(dashboard, entity, project), report(dashboard, entity, project, online=False)
-        for kind, view in {"workspace": whole, "report": parts}.items():
+        views: dict[str, Any] = {"workspace": workspace(dashboard, entity, project)}
+        views["report"] = report(dashboard, entity, project, online=False)
+        for kind, view in views.items():
             spec = view._to_model().spec.model_dump(by_alias=True, exclude_none=True, mode="json")
             about = {"entity": entity, "project": project, "kind": kind, "title": dashboard.title}
             written.append(folder / f"{dashboard.name}_{kind}.json")
@@ -173,10 +174,10 @@ def undo(views: Sequence[Any]) -> list[str]:
     """Delete the views that have been saved. Returns the titles of those that could not be deleted, with reasons."""
     remaining = []
     for view in views:
-        saved = getattr(view, "_internal_id", "") or getattr(view, "id", "")
+        saved_id = getattr(view, "_internal_id", "") or getattr(view, "id", "")
         title = getattr(view, "title", None) or view.name
         try:
-            if saved and not _ask(_DELETE, id=saved)["deleteView"]["success"]:
+            if saved_id and not _ask(_DELETE, id=saved_id)["deleteView"]["success"]:
                 remaining.append(f"{title} (W&B kept it)")
         except Exception as error:  # go on to the other views, whatever the error is
             remaining.append(f"{title} ({' '.join(str(error).split()) or type(error).__name__})")
@@ -218,7 +219,8 @@ def workspace(dashboard: Dashboard, entity: str, project: str) -> Workspace:
 def report(dashboard: Dashboard, entity: str, project: str, *, online: bool) -> Report:
     """The dashboard as a report, with a heading, a text and a grid of panels for each section.
 
-    If `online`, its run sets name entity and project, which the client looks up; else they are the report's.
+    If `online`, every run set names entity and project, which the client then looks up at W&B; otherwise the run sets
+    have those of the report.
     """
     import wandb_workspaces.reports.v2 as wr
 

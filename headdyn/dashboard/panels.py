@@ -21,7 +21,7 @@ _TESTED = "Effects within a seed, with intervals and tests, are in the sweep's r
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Panels under one heading. In a report, each of `arms` (a name and a filter) is a set of runs of its own."""
+    """Panels under one heading. In a report, every entry of `arms` (a name and its filter) is one set of runs."""
 
     title: str
     text: str
@@ -31,7 +31,10 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Dashboard:
-    """`where` filters runs, in the client's filter language; `groups` are config entries by which runs are pooled."""
+    """The sections of a workspace and a report, and the runs that they show.
+
+    `where` filters runs, in the client's filter language; `groups` are config entries by which runs are pooled.
+    """
 
     name: str
     title: str
@@ -60,7 +63,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
             wr.ScatterPlot(title=_label(sweep, name), x=step, y=wr.SummaryMetric(f"{name}.value"), log_x=True)
             for name in outcomes
         ]
-        about = "One point a checkpoint, over its training step on a log axis, which has no place for step 0."
+        about = "One point for each checkpoint, over its training step on a log axis, which cannot show step 0."
         sections = [Section(title="Outcomes", text=about, panels=over)]
         entries_of_columns = ["factors.model", "checkpoint_step"]
         where = ["Config('checkpoint_step.value') >= 0", *where]
@@ -69,7 +72,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
         entries = [*map(wr.Config, map(_entry, factors)), *(wr.SummaryMetric(f"{name}.value") for name in outcomes[:3])]
         columns = [wr.ParallelCoordinatesPlotColumn(metric=entry) for entry in entries]
         together = wr.ParallelCoordinatesPlot(title="conditions to outcomes", columns=columns)
-        about = "Every run a line through its conditions."
+        about = "Every run is a line through its conditions and its outcomes."
         sections = [_bars(sweep, name, outcomes) for name in factors]
         sections += [Section(title="Factors and outcomes", text=about, panels=[together]), _training(sweep.complete)]
         entries_of_columns = [_entry(name) for name in dict.fromkeys([*factors, "mode"])]
@@ -87,7 +90,7 @@ def of_sweep(sweep: SweepRecord, entity: str, *, every_run: bool = False) -> Das
 
 
 def of_run(job: Job, entity: str) -> Dashboard:
-    """Everything that one run logged."""
+    """The dashboard of everything that one run logged."""
     import wandb_workspaces.reports.v2 as wr
 
     name, record = job.run.name, [wr.RunComparer(diff_only="split")]
@@ -96,7 +99,7 @@ def of_run(job: Job, entity: str) -> Dashboard:
     return Dashboard(
         name="run",
         title=f"headdyn run {name}",
-        text="Its curves, figures and tables.",
+        text="The run's curves, figures and tables.",
         where=f"Metric('Name') == {name!r}",
         most_runs=1,
         sections=[
@@ -120,7 +123,7 @@ def figures(jobs: Iterable[Job]) -> dict[str, Path]:
 
 
 def _bars(sweep: SweepRecord, factor: str, outcomes: Sequence[str]) -> Section:
-    """Every outcome by a factor's level, and beside it its null, unless that is 0 by construction."""
+    """A bar plot of every outcome by the factor's level; a null that is not 0 stands beside it."""
     import wandb_workspaces.reports.v2 as wr
 
     pooled = {"groupby": wr.Config(_entry(factor)), "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
@@ -129,9 +132,9 @@ def _bars(sweep: SweepRecord, factor: str, outcomes: Sequence[str]) -> Section:
         has_null = any(job.scalar(name).get("null") for job in sweep.complete)
         metrics = [f"{name}.value", f"{name}.null"] if has_null else [f"{name}.value"]
         bars.append(wr.BarPlot(title=_label(sweep, name), metrics=metrics, **pooled))
-    levels = next(each.levels for each in sweep.factors if each.name == factor)
-    other = next((each for each in sweep.factors if each.name != factor), None)
-    arms = {} if other is None else {level_label(other.name, one): _is(other.name, one) for one in other.levels}
+    levels = next(candidate.levels for candidate in sweep.factors if candidate.name == factor)
+    other = next((candidate for candidate in sweep.factors if candidate.name != factor), None)
+    arms = {} if other is None else {level_label(other.name, v): _filter(other.name, v) for v in other.levels}
     text = (
         f"{' against '.join(level_label(factor, level) for level in reversed(levels))}: means over runs, whiskers from "
         f"the lowest run to the highest, which is no interval: runs of a bar differ in other factors too. {_TESTED}"
@@ -164,18 +167,18 @@ def _media(jobs: Sequence[Job], entity: str) -> list[Section]:
     tables = [wr.WeavePanelSummaryTable(table_name=f"heads/{name}") for name in analyses]
     return [
         *(Section(title=f"Figures of {name}", text="", panels=charts) for name, charts in by_section.items()),
-        Section(title="Tables", text="A row a head, a layer or the model.", panels=tables),
+        Section(title="Tables", text="One row for each head, for each layer, or for the model.", panels=tables),
     ]
 
 
 def _label(sweep: SweepRecord, name: str) -> str:
-    metric = sweep.metric(name)  # W&B has values as recorded, so that percents and points are shares there
+    metric = sweep.metric(name)  # W&B shows values as recorded: percentages are shares there
     unit = metric.unit if metric.scale == 1 else "share"
     return f"{metric.label} ({unit})" if unit else metric.label
 
 
 def _entry(factor: str) -> str:
-    """The config entry of a factor: a dotted key is an entry itself."""
+    """The config entry of a factor; a factor with a dotted name is itself such an entry."""
     return factor if "." in factor else f"factors.{factor}"
 
 
@@ -184,5 +187,6 @@ def _column(entry: str) -> str:
     return f"config:{first}.value.{rest}" if rest else f"config:{first}.value"
 
 
-def _is(factor: str, level: object) -> str:
+def _filter(factor: str, level: object) -> str:
+    """The filter, in the client's language, for runs at this level of the factor."""
     return f"Config({_column(_entry(factor)).removeprefix('config:')!r}) == {level!r}"

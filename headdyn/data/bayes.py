@@ -2,7 +2,7 @@
 
 A sequence has k segments, k uniform in min_segments..max_segments. Their lengths are min_segment + Multinomial(T −
 k·min_segment, 1/k) tokens, their topics independent and uniform: a hidden semi-Markov model. Letters: N sequences,
-T tokens, S topics, V vocabulary, R segments from the present one to the last.
+T tokens, S topics, V vocabulary, R numbers of segments that remain, the present one included, from 2 on.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 2**23  # size of the filter's state; 1 MB, with its shorter inner
 
 @settings
 class SegmentLaw:
-    """How sequences are cut into segments; lengths in tokens."""
+    """Sequences have min_segments to max_segments segments of at least `min_segment` tokens; lengths are in tokens."""
 
     sequence_length: Annotated[int, Field(ge=2)]
     min_segments: Count
@@ -44,13 +44,13 @@ class SegmentLaw:
         segments_N = generator.integers(self.min_segments, self.max_segments + 1, size=count)
         lengths = np.zeros((count, self.max_segments), np.int64)
         for k in range(self.min_segments, self.max_segments + 1):
-            with_k = np.flatnonzero(segments_N == k)
+            rows = np.flatnonzero(segments_N == k)
             spare = self.sequence_length - k * self.min_segment
-            lengths[with_k, :k] = self.min_segment + generator.multinomial(spare, np.full(k, 1 / k), size=len(with_k))
+            lengths[rows, :k] = self.min_segment + generator.multinomial(spare, np.full(k, 1 / k), size=len(rows))
         return lengths
 
     def hazard(self) -> np.ndarray:
-        """The probability that a segment ends at a position, given that it did not end earlier: [R − 1, T, T].
+        """The probability that a segment ends at a position, given that it did not end earlier: [R, T, T].
 
         Entry [r − 2, s, u] is for a segment that began at s and is followed by r − 1 others: the probability that the
         next one begins at u, given that it did not begin before u. If `left` tokens beyond the minimum lengths remain,
@@ -117,9 +117,9 @@ class BayesFilter:
         emission_TSN = np.ascontiguousarray(emission_STN.swapaxes(0, 1), dtype=np.float64)
         loss_TN, posterior_TSN = np.empty((length - 1, count)), np.empty((length, num_topics, count))
 
-        weight_RTN = np.zeros((num_ending, length, count))  # segments with others to follow, by their start
-        topic_TSN = np.empty((length, num_topics, count))  # distribution of the segment's topic, by its start
-        last_SN = np.zeros((num_topics, count))  # last segments, whose start no longer matters
+        weight_RTN = np.zeros((num_ending, length, count))  # weight of each start of a segment that others follow
+        topic_TSN = np.empty((length, num_topics, count))  # distribution of the segment's topic, given its start
+        last_SN = np.zeros((num_topics, count))  # weight of each topic in the last segment; its start does not matter
         prior = 1 / (self.law.max_segments - self.law.min_segments + 1)
         for k in range(self.law.min_segments, self.law.max_segments + 1):
             if k == 1:

@@ -27,11 +27,11 @@ class Format:
     answer: str = " {answer}"
 
     def __post_init__(self) -> None:
-        both = ("first", "second")
-        for field, numbers in (("clean", both), ("corrupted", both), ("answer", ("answer",))):
-            for number in numbers:
-                if (template := getattr(self, field)).count(f"{{{number}}}") != 1:
-                    raise ValueError(f"data.formats: {field}={template!r} must hold {{{number}}} exactly once")
+        numbers = ("{first}", "{second}")
+        for field, placeholders in (("clean", numbers), ("corrupted", numbers), ("answer", ("{answer}",))):
+            for placeholder in placeholders:
+                if (template := getattr(self, field)).count(placeholder) != 1:
+                    raise ValueError(f"data.formats: {field}={template!r} must hold {placeholder} exactly once")
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -123,8 +123,8 @@ class Comparisons:
     def prompts(self, tokenizer: Tokenizer) -> Prompts:
         """The prompts in this tokenizer's tokens.
 
-        Raises ValueError for a chat model's tokenizer (unless allowed), an answer that is no token continuation of its
-        prompt, or a clean and a corrupted prompt without a common token block that holds both numbers.
+        Raises ValueError for a chat model's tokenizer (unless allowed), an answer whose tokens do not simply follow the
+        prompt's, or a clean and a corrupted prompt without a common token block that holds both numbers.
         """
         require_plain(tokenizer, self.allow_chat_template)
         pairs = self.pairs()
@@ -142,9 +142,9 @@ class Comparisons:
         """Every row's pair, format, and whether the right number stands first."""
         variants = [(form, right_first) for form in self.formats for right_first in (True, False)]
         for unit in range(self.bug_pairs + self.control_pairs):
-            turn = unit if unit < self.bug_pairs else unit - self.bug_pairs
+            number = unit if unit < self.bug_pairs else unit - self.bug_pairs  # among the bug pairs, or the controls
             for i in range(self.variants_per_pair):
-                yield unit, *variants[(turn * self.variants_per_pair + i) % len(variants)]
+                yield unit, *variants[(number * self.variants_per_pair + i) % len(variants)]
 
 
 def _row(tokenizer: Tokenizer, pair: Pair, unit: int, form: Format, right_first: bool) -> PromptGroup:

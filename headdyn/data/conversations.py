@@ -1,6 +1,6 @@
 """Conversations: speakers take turns symbol by symbol, each in a language of its own (science.md §18).
 
-A reader has to select here, because a speaker's language shows in that speaker's symbols, not in the nearest ones.
+A predictor has to select among the earlier symbols here: a speaker's language shows in that speaker's symbols alone.
 Letters: N sequences, T tokens, M symbols of a sequence, P speakers, S languages (the topics), V symbols.
 """
 
@@ -29,13 +29,13 @@ class Conversations:
     """A corpus of conversations; a conf/data option. The topic of every token is its speaker's language.
 
     The next symbol is by the same speaker with probability 1 − `switch`, else by another one, chosen uniformly; it
-    continues the speaker's language from that speaker's own last symbol. `speaker` says how tokens show who speaks: by
-    a token for the speaker before each symbol (`marker`); a token is speaker and symbol (`tag`), or speaker, next
-    speaker and symbol (`announced`); or not at all (`hidden`, two speakers). With `evidence=transitions` all languages
-    share the uniform unigram law; with `unigrams` each has its own, around which its rows vary by `row_spread`.
-    Languages are divided into `num_domains` sets of equal size; a sequence uses one, and `data_ordering=topic` sorts by
-    them. With `chains=fresh` every sequence has languages of its own, to be learnt in context, and a token's topic is
-    its speaker. `target_gap_nats` is ln V less a language's entropy rate.
+    continues the speaker's language from that speaker's own last symbol. `speaker` says how tokens show who speaks.
+    `marker`: a token that names the speaker stands before each symbol. `tag`: each token gives speaker and symbol.
+    `announced`: each token gives speaker, next speaker and symbol. `hidden`: tokens are symbols alone, of two speakers.
+    With `evidence=transitions` all languages share the uniform unigram law; with `unigrams` each has its own, around
+    which its rows vary by `row_spread`. Languages are divided into `num_domains` sets of equal size; a sequence uses
+    one set, and `data_ordering=topic` sorts by sets. With `chains=fresh` every sequence has new languages, to be learnt
+    in context, and a token's topic is its speaker. `target_gap_nats` is ln V minus a language's entropy rate.
     """
 
     speaker: Speaker
@@ -67,15 +67,16 @@ class Conversations:
             raise ValueError(f"data.num_domains={self.num_domains} must divide {topics}: domains are of one size")
         assignments = self.num_domains * math.perm(self.num_topics // self.num_domains, self.num_speakers)
         if self.chains == "fresh":
-            assignments = 1  # each speaker has a language of its own; `num_topics` changes the random numbers alone
+            assignments = 1  # each speaker has a new language; `num_topics` only changes which random numbers are drawn
         if not assignments:
-            of_domain = f" of {self.num_domains} domains" if self.num_domains > 1 else ""
+            in_domains = f" in {self.num_domains} domains" if self.num_domains > 1 else ""
             fewest = self.num_domains * math.factorial(self.num_speakers)  # assignments with just enough languages
             change = "raise num_topics" if fewest <= _MOST_ASSIGNMENTS else "lower num_speakers"
-            raise ValueError(f"{speakers} needs as many languages, but {topics}{of_domain}; {change}")
+            raise ValueError(f"{speakers} needs a language for each speaker, but {topics}{in_domains}; {change}")
         if assignments > _MOST_ASSIGNMENTS:
             raise ValueError(
-                f"{speakers} and {topics} have {assignments} assignments, over {_MOST_ASSIGNMENTS}; lower one"
+                f"{speakers} and {topics} allow {assignments} assignments of languages to speakers, over "
+                f"{_MOST_ASSIGNMENTS}; lower one"
             )
         if self.speaker == "hidden" and self.num_speakers != 2:
             raise ValueError(f"{speakers} must be 2 under data.speaker=hidden, where the floor is exact for two alone")
@@ -97,7 +98,7 @@ class Conversations:
         return self.num_symbols * self.num_speakers ** {"hidden": 0, "tag": 1, "announced": 2}[self.speaker]
 
     def build(self, folder: Path) -> None:
-        """Draw languages and conversations, and compute the lines with which losses are compared.
+        """Draw languages and conversations, and compute the reference losses (lines.py).
 
         Writes {train,val}_tokens.npy, {train,val}_topics.npy, facts.json and, for fixed chains, transitions.npy
         (float32, SVV).
@@ -105,20 +106,19 @@ class Conversations:
         sampler = None
         if self.chains == "fixed":
             rng = generator(self.seed, "conversations/languages")
-            law = self.num_symbols, self.num_topics, self.target_gap_nats, rng
-            transitions_SVV = (
-                matched_chains(*law) if self.evidence == "transitions" else unmatched_chains(*law, self.row_spread)
-            )
+            arguments = self.num_symbols, self.num_topics, self.target_gap_nats, rng
+            if self.evidence == "transitions":
+                transitions_SVV = matched_chains(*arguments)
+            else:
+                transitions_SVV = unmatched_chains(*arguments, self.row_spread)
             np.save(folder / "transitions.npy", transitions_SVV)
             sampler = AliasSampler(transitions_SVV)
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             speakers_NM, symbols_NM, topics_NM = self._draw(sampler, split, count)
             tokens_NT = self._tokens(speakers_NM, symbols_NM).astype(np.uint16)
             Split.write(folder, split, tokens_NT, np.repeat(topics_NM, 2 if self.speaker == "marker" else 1, axis=1))
-        held_out = slice(0, _REFERENCE_SEQUENCES)
-        held_out_NM = (array_NM[held_out] for array_NM in (speakers_NM, symbols_NM, topics_NM))
-        facts = self._facts(self._filter(folder), *held_out_NM)
-        write_json(folder / "facts.json", facts)
+        held_out = (array_NM[:_REFERENCE_SEQUENCES] for array_NM in (speakers_NM, symbols_NM, topics_NM))
+        write_json(folder / "facts.json", self._facts(self._filter(folder), *held_out))
 
     def open(self, folder: Path) -> Corpus:
         facts = read_json(folder / "facts.json")
@@ -137,11 +137,11 @@ class Conversations:
         )
 
     def _filter(self, folder: Path) -> ConversationFilter:
-        turns = self.speaker, self.num_speakers, self.switch
+        speaking = self.speaker, self.num_speakers, self.switch
         if self.chains == "fixed":
-            return ConversationFilter(np.load(folder / "transitions.npy", mmap_mode="r"), *turns, self.num_domains)
+            return ConversationFilter(np.load(folder / "transitions.npy", mmap_mode="r"), *speaking, self.num_domains)
         mean_SVV = np.full((self.num_speakers, self.num_symbols, self.num_symbols), 1 / self.num_symbols)
-        return FreshFilter(mean_SVV, *turns, alpha=self._alpha, by_context=self.evidence == "transitions")
+        return FreshFilter(mean_SVV, *speaking, alpha=self._alpha, by_context=self.evidence == "transitions")
 
     @property
     def _alpha(self) -> float:
@@ -149,43 +149,45 @@ class Conversations:
 
     @property
     def _no_speaker_blind_line(self) -> str | None:
-        """Why there is no exact loss of a reader that does not know who speaks; None where there is one."""
+        """Why the loss of exact inference that does not know who speaks is not computed; None where it is."""
         if self.chains == "fresh":
             return "there is no exact law for it where every sequence has languages of its own"
         if self.speaker == "hidden":
             return "it is the floor here"
-        return "there is an exact law for two speakers alone" if self.num_speakers > 2 else None
+        return "there is an exact law only for two speakers" if self.num_speakers > 2 else None
 
     def _draw(self, sampler: AliasSampler | None, split: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Speakers, symbols and languages, each [N, M]; with `speaker=announced` there is one speaker more.
+        """Speakers, symbols and languages, each [N, M]; with `speaker=announced` speakers have a further column, for
+        whom the last token announces.
 
         For each speaker a chain of M symbols is drawn; each turn of the speaker takes its next symbol.
         """
         speakers, length = self.num_speakers, self.sequence_length // (2 if self.speaker == "marker" else 1)
         rng = generator(self.seed, f"conversations/{split} speakers")
-        of_domain = self.num_topics // self.num_domains
-        languages_NP = rng.random((count, of_domain)).argsort(1)[:, :speakers]
+        domain_size = self.num_topics // self.num_domains
+        languages_NP = rng.random((count, domain_size)).argsort(1)[:, :speakers]
         turns = length + (self.speaker == "announced")
         step_NM = (rng.random((count, turns)) < self.switch) * rng.integers(1, speakers, size=(count, turns))
         step_NM[:, 0] = rng.integers(speakers, size=count)
         speakers_NM = step_NM.cumsum(1) % speakers
         if self.num_domains > 1:
-            languages_NP += of_domain * rng.integers(self.num_domains, size=(count, 1))
+            languages_NP += domain_size * rng.integers(self.num_domains, size=(count, 1))
         chain_NPM = np.empty((count, speakers, length), np.uint16)
         name = f"conversations/{split} symbols"
         if sampler is None:
             languages_NP = np.broadcast_to(np.arange(speakers), (count, speakers))
-            law = self.num_symbols, self._alpha, self.evidence == "transitions", generator(self.seed, name)
-            chain_NPM[:] = urn_chains(count * speakers, length, *law).reshape(chain_NPM.shape)
+            by_context, rng = self.evidence == "transitions", generator(self.seed, name)
+            chain_RM = urn_chains(count * speakers, length, self.num_symbols, self._alpha, by_context, rng)
+            chain_NPM[:] = chain_RM.reshape(chain_NPM.shape)
         else:
             topics_NPM = np.repeat(languages_NP[..., None], length, axis=2).astype(np.uint8)
-            flat_NPM = topics_NPM.reshape(-1, length), stream_key(self.seed, name), chain_NPM.reshape(-1, length)
-            sample_tokens(sampler, *flat_NPM)
+            flat_topics, flat_chains = topics_NPM.reshape(-1, length), chain_NPM.reshape(-1, length)
+            sample_tokens(sampler, flat_topics, stream_key(self.seed, name), flat_chains)
         turns_NPM = (speakers_NM[:, None] == np.arange(speakers)[:, None]).cumsum(2) - 1
-        rows_N1, own_NM = np.arange(count)[:, None], speakers_NM[:, :length]
-        turn_NM = turns_NPM[rows_N1, own_NM, np.arange(length)]
-        symbols_NM = chain_NPM[rows_N1, own_NM, turn_NM].astype(np.int64)
-        return speakers_NM, symbols_NM, languages_NP[rows_N1, own_NM]
+        rows_N1, speaking_NM = np.arange(count)[:, None], speakers_NM[:, :length]
+        turn_NM = turns_NPM[rows_N1, speaking_NM, np.arange(length)]
+        symbols_NM = chain_NPM[rows_N1, speaking_NM, turn_NM].astype(np.int64)
+        return speakers_NM, symbols_NM, languages_NP[rows_N1, speaking_NM]
 
     def _tokens(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> np.ndarray:
         if self.speaker == "marker":
@@ -197,7 +199,7 @@ class Conversations:
     def _facts(
         self, exact: ConversationFilter, speakers_NM: np.ndarray, symbols_NM: np.ndarray, topics_NM: np.ndarray
     ) -> dict[str, Any]:
-        """The lines in nats a token, and the worth of selecting by speaker: the best line without it less the floor."""
+        """The lines in nats per token, what selecting by speaker is worth (`line_facts`), and further facts."""
         facts: dict[str, Any] = {
             "chance_accuracy": 1 / len(exact.transitions_SVV),
             "held_out_sequences": len(symbols_NM),
@@ -209,8 +211,8 @@ class Conversations:
         if isinstance(exact, FreshFilter):
             lines["position_only"], facts["position_only_is"] = exact.pooled(speakers_NM, symbols_NM)
         else:
-            own_NM, emission_NMS = exact.emission(speakers_NM, symbols_NM)
-            prior_NMS = np.where(own_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[own_NM])
+            before_NM, emission_NMS = exact.emission(speakers_NM, symbols_NM)
+            prior_NMS = np.where(before_NM[..., None] < 0, 1 / self.num_topics, prior_SV.T[before_NM])
             lines["mixture"] = mixture(prior_NMS, emission_NMS)
             lines["position_only"], facts["position_only_is"] = position_only(prior_NMS, emission_NMS)
         if (reason := self._no_speaker_blind_line) is not None:
@@ -218,7 +220,7 @@ class Conversations:
         else:
             lines["speaker_blind"] = uniform_NM.copy()
             lines["speaker_blind"][:, 1:] = exact.without_speakers(symbols_NM)[0]
-        losses = {name: exact.on_tokens(loss_NM, speakers_NM) for name, loss_NM in lines.items()}
+        losses = {name: exact.token_losses(loss_NM, speakers_NM) for name, loss_NM in lines.items()}
         losses["floor"], posterior_NTS = exact.filter(self._tokens(speakers_NM, symbols_NM))
         repeats = posterior_NTS.shape[1] // topics_NM.shape[1]
         right_NT = posterior_NTS.argmax(2) == np.repeat(topics_NM, repeats, axis=1)

@@ -1,4 +1,4 @@
-"""A data set as training and analyses see it: token sequences with topic labels, and losses to compare a loss with."""
+"""A corpus as training and analyses see it: token sequences with topic labels, and reference losses."""
 
 import dataclasses
 import math
@@ -57,8 +57,9 @@ class Oracle(Protocol):
 class Corpus:
     """A corpus. `reference_nats` are losses that charts draw as lines: random, floor …; `facts` go into the record.
 
-    `domain_of_topic` [S] is the domain (set of topics) of each topic; if it is given, orderings sort by domain. With
-    `mask_documents` every model that reads the corpus attends inside documents only.
+    `tokenizer` is the folder of the tokenizer of a corpus of text. `domain_of_topic` [S] is the domain (set of topics)
+    of each topic; if it is given, orderings sort by domain. With `mask_documents` every model that reads the corpus
+    attends inside documents only.
     """
 
     name: str
@@ -79,7 +80,7 @@ class Corpus:
 
     @property
     def random_nats(self) -> float:
-        """The loss of guessing uniformly among what may come: the corpus's own line, else ln V."""
+        """The loss of guessing uniformly among the possible next tokens: the corpus's line "random", else ln V."""
         return self.reference_nats.get("random", math.log(self.vocab_size))
 
     def order_labels(self) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -112,10 +113,10 @@ class Source(Protocol):
 
 
 def corpus_recipe(source: Source) -> dict[str, Any]:
-    """What the store makes a corpus's key from: the class and the settings, or what a method `recipe` returns.
+    """What the store makes a corpus's key from: the class, and the settings or what the source's `recipe()` returns.
 
-    A source that depends on more than its settings, on files for instance, has such a method.
+    A source that depends on more than its settings, on files for instance, has a method `recipe`.
     """
-    own = getattr(source, "recipe", None)
-    settings = own() if own is not None else dataclasses.asdict(source)  # type: ignore[call-overload]
+    recipe = getattr(source, "recipe", None)
+    settings = recipe() if recipe is not None else dataclasses.asdict(source)  # type: ignore[call-overload]
     return {"source": f"{type(source).__module__}.{type(source).__qualname__}", **settings}

@@ -1,7 +1,7 @@
-"""Conversations with languages of its own for every sequence: their drawing and exact filter (science.md §18).
+"""Conversations in which every sequence has new languages: how they are drawn, and their filter (science.md §18).
 
-Sequences share no language, so a language can only be learnt in context. Its laws are drawn from a symmetric Dirichlet;
-with them integrated out, the next symbol follows Pólya's urn (Blackwell and MacQueen 1973).
+Sequences share no language, so a language can only be learnt in context. Its laws of the next symbol are drawn from a
+symmetric Dirichlet; integrated over them, the next symbol follows Pólya's urn (Blackwell and MacQueen 1973).
 Letters: N sequences, M symbols of a sequence, P speakers, V symbols, R chains drawn at once.
 """
 
@@ -38,8 +38,8 @@ def urn_chains(
 ) -> np.ndarray:
     """Chains [R, M], each in a language of its own: a uniform first symbol, each later one from the urn of its law.
 
-    With `by_context` there is a law for each preceding symbol, else one for all. A symbol copies one of the n symbols
-    drawn from its law before, or, with probability α V / (n + α V), is uniform.
+    With `by_context` there is a law for each preceding symbol, else one for all. With probability α V / (n + α V) a
+    symbol is uniform, else it copies one of the n symbols drawn from the same law before.
     """
     chain_RM = rng.integers(num_symbols, size=(count, length))
     for start in range(0, count, _CHUNK):
@@ -70,34 +70,37 @@ class FreshFilter(ConversationFilter):
         """Each symbol's loss [N, M], and its speaker, which is known before and after the symbol [N, M, 2, P]."""
         count, length = symbols_NM.shape
         speakers_NM = speakers_NM[:, :length]
-        loss_NM = self._counted(speakers_NM, symbols_NM, decay=1.0, weight=1.0, pooled=False)
+        loss_NM = self._loss(speakers_NM, symbols_NM, decay=1.0, weight=1.0, pooled=False)
         posteriors = speakers_NM[..., None, None] == np.arange(self.num_speakers)
         return loss_NM, np.broadcast_to(posteriors, (count, length, 2, self.num_speakers)).astype(float)
 
     def pooled(self, speakers_NM: np.ndarray, symbols_NM: np.ndarray) -> tuple[np.ndarray, str]:
         """Loss [N, M] and name of the best predictor that counts all speakers' symbols alike, weighted by distance."""
         speakers_NM = speakers_NM[:, : symbols_NM.shape[1]]
-        tried = speakers_NM[:TRIED_SEQUENCES], symbols_NM[:TRIED_SEQUENCES]
+        sample = speakers_NM[:TRIED_SEQUENCES], symbols_NM[:TRIED_SEQUENCES]
         grid = itertools.product(DECAYS, _WEIGHTS)
-        decay, weight = min(grid, key=lambda pair: self._counted(*tried, pair[0], pair[1], pooled=True).mean())
-        loss_NM = self._counted(speakers_NM, symbols_NM, decay, weight, pooled=True)
+        decay, weight = min(grid, key=lambda pair: self._loss(*sample, pair[0], pair[1], pooled=True).mean())
+        loss_NM = self._loss(speakers_NM, symbols_NM, decay, weight, pooled=True)
         return loss_NM, f"counts of all speakers, decay {decay:g}, weight {weight:g}"
 
-    def _counted(
+    def _loss(
         self, speakers_NM: np.ndarray, symbols_NM: np.ndarray, decay: float, weight: float, pooled: bool
     ) -> np.ndarray:
-        """Losses from counts of what followed the same context earlier; unless `pooled`, of the speaker's own."""
-        own_NM, _ = self.emission(speakers_NM, symbols_NM)
+        """Loss [N, M] of the urn's law, with counts of the earlier symbols that come from the same law.
+
+        With `pooled`, symbols of all speakers are counted. A symbol n places back counts as `weight` · decay^(n − 1).
+        """
+        before_NM, _ = self.emission(speakers_NM, symbols_NM)
         size, length = self.transitions_SVV.shape[1], symbols_NM.shape[1]
         loss_NM = np.full(symbols_NM.shape, math.log(size))
         for m in range(1, length):
-            counts = own_NM[:, :m] >= 0  # a speaker's first symbol is uniform, whatever the language
+            is_counted_NM = before_NM[:, :m] >= 0  # a speaker's first symbol is uniform, whatever the language
             if not pooled:
-                counts &= speakers_NM[:, :m] == speakers_NM[:, m, None]
+                is_counted_NM &= speakers_NM[:, :m] == speakers_NM[:, m, None]
             if self.by_context:
-                counts &= own_NM[:, :m] == own_NM[:, m, None]
-            counted_NM = weight * counts * decay ** np.arange(m - 1, -1, -1.0)
+                is_counted_NM &= before_NM[:, :m] == before_NM[:, m, None]
+            counted_NM = weight * is_counted_NM * decay ** np.arange(m - 1, -1, -1.0)
             match_N = (counted_NM * (symbols_NM[:, :m] == symbols_NM[:, m, None])).sum(1)
             law_N = (match_N + self.alpha) / (counted_NM.sum(1) + self.alpha * size)
-            loss_NM[:, m] = np.where(own_NM[:, m] < 0, math.log(size), -np.log(law_N))
+            loss_NM[:, m] = np.where(before_NM[:, m] < 0, math.log(size), -np.log(law_N))
         return loss_NM

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 import scipy  # imports its parts only when they are used, which keeps planning fast
 
-# In the order of the pages: the lines of predictors that do not select by topic come before the floor.
-WITHOUT_SELECTION = ("position_only", "speaker_blind")
-# The fact of a corpus whose sequences have one topic each, in place of those of `line_facts`.
-NOTHING_TO_SELECT = {"selection_worth_absent": "no sequence has tokens of two topics"}
+WITHOUT_SELECTION = ("position_only", "speaker_blind")  # lines of predictors that do not select by topic
 LINES = ("random", "mixture", *WITHOUT_SELECTION, "floor")
+# A corpus whose sequences have one topic each records this in place of the worth of selecting.
+NOTHING_TO_SELECT = {"selection_worth_absent": "no sequence has tokens of two topics"}
 
 DECAYS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 1.0)
 _WINDOWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _SCALES = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # 0 ignores the evidence
-TRIED_SEQUENCES = 100  # on which the best weights are chosen
+TRIED_SEQUENCES = 100  # the best weights are chosen on these first sequences
 _LEAST = np.finfo(float).tiny
 
 
@@ -33,7 +32,7 @@ def mean_and_error(name: str, value_NT: np.ndarray) -> dict[str, float]:
 
 
 def line_facts(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Each line's mean loss in nats from losses [N, T-1], for whole sequences and their second half, with errors.
+    """Each line's mean loss in nats from losses [N, T-1]: of whole sequences, with its error, and of second halves.
 
     `selection_worth` is what selecting by topic is worth: the lowest loss of the lines that do not select, minus the
     floor. It is absent if no such line was given.
@@ -42,9 +41,9 @@ def line_facts(losses: Mapping[str, np.ndarray]) -> dict[str, float]:
     for name, loss_NT in losses.items():
         facts |= mean_and_error(f"{name}_nats", loss_NT)
         facts[f"{name}_second_half_nats"] = float(loss_NT[:, loss_NT.shape[1] // 2 :].mean())
-    without = [name for name in WITHOUT_SELECTION if name in losses]
-    for half in ("", "_second_half") if without else ():
-        best_nats = min(facts[f"{name}{half}_nats"] for name in without)
+    without_selection = [name for name in WITHOUT_SELECTION if name in losses]
+    for half in ("", "_second_half") if without_selection else ():
+        best_nats = min(facts[f"{name}{half}_nats"] for name in without_selection)
         facts[f"selection_worth{half}_nats"] = best_nats - facts[f"floor{half}_nats"]
     return facts
 
@@ -62,12 +61,12 @@ def mixture(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> np.ndarray:
 def position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.ndarray, str]:
     """The loss [N, M] of the best predictor that weights earlier symbols by their distance alone, and its name.
 
-    `emission_NMS` is each symbol's probability in every topic; its logarithms are the evidence for a topic. Their
-    weights are either 1 within a window or decay geometrically, times a scale. The best weights are those with the
-    lowest loss on the first TRIED_SEQUENCES sequences.
+    `emission_NMS` is each symbol's probability in every topic; its logarithms are the evidence for a topic. They are
+    summed with weights, either 1 within a window or decaying geometrically, times a scale. The best weights are those
+    with the lowest loss on the first TRIED_SEQUENCES sequences.
     """
 
-    def loss_NM(weights: tuple[float, int, float], part: slice) -> np.ndarray:
+    def loss_of(weights: tuple[float, int, float], part: slice) -> np.ndarray:
         decay, window, scale = weights
         evidence_NMS = np.zeros(emission_NMS[part].shape)
         log_NMS = np.log(np.maximum(emission_NMS[part], _LEAST))  # 0 × −∞ would be NaN
@@ -81,7 +80,7 @@ def position_only(prior_NMS: np.ndarray, emission_NMS: np.ndarray) -> tuple[np.n
 
     kinds = [(decay, 0) for decay in DECAYS] + [(1.0, window) for window in _WINDOWS]
     grid = [(*kind, scale) for kind in kinds for scale in _SCALES]
-    best = min(grid, key=lambda weights: loss_NM(weights, slice(TRIED_SEQUENCES)).mean())
+    best = min(grid, key=lambda weights: loss_of(weights, slice(TRIED_SEQUENCES)).mean())
     decay, window, scale = best
     name = f"window {window}" if window else f"decay {decay:g}"
-    return loss_NM(best, slice(None)), f"{name}, scale {scale:g}"
+    return loss_of(best, slice(None)), f"{name}, scale {scale:g}"

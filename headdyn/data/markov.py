@@ -14,12 +14,12 @@ import scipy  # imports its parts only when they are used, which keeps planning 
 from headdyn.core.randomness import stream_key
 from headdyn.core.threads import in_threads
 
-_MOST_SIGNATURES = 50  # the most signature bigrams of one topic in the original study
+_MOST_SIGNATURES = 50  # signature bigrams of a topic in the original study, at most
 _BALANCE_TOLERANCE = 1e-5  # worst column sum's distance from 1; float32 sums of 4096 terms are exact to 4e-6
 _MOST_BALANCINGS = 10_000
-_ALIAS_CELLS = 2**17  # cells to a piece of the alias build: each of its dozen arrays is 1 MB at most
+_ALIAS_CELLS = 2**17  # cells of the alias table built at a time: each of the dozen arrays is 1 MB at most
 _WALK_SEQUENCES = 8192  # sequences that step together: each array of one step is 64 KB
-_WALK_STEPS = 32  # steps buffered before they are transposed out: a full cache line of uint16 a sequence
+_WALK_STEPS = 32  # steps buffered before they are written by sequence: for each, a full cache line of uint16
 
 
 def original_chains(
@@ -182,10 +182,10 @@ class AliasSampler:
         _in_two_threads(fill, range(0, len(rows_RV), step))
 
     def walk(self, topics_NT: np.ndarray, key: np.ndarray, first: int, out_NT: np.ndarray) -> None:
-        """Fill `out_NT` (uint16): a uniform token at t = 0, then each from the row of the token before it in its topic.
+        """Fill `out_NT` (uint16): a uniform token at t = 0; each later one from its topic's row of the token before.
 
-        Sequence n of the call is number `first` + n of its stream, and its random number at t is a function of `key`
-        (Philox, two words), that number and t alone: how a corpus is cut into calls changes nothing. `first` must be a
+        Sequence n of the call is number `first` + n of the corpus, and its random number at t depends only on `key`
+        (Philox, two words), that number and t: how a corpus is cut into calls changes nothing. `first` must be a
         multiple of 8, the number of 32-bit words in a Philox block.
         """
         assert first % 8 == 0
@@ -222,9 +222,9 @@ def _alias_rows(rows_RV: np.ndarray, alias_bits: int) -> np.ndarray:
     """The packed alias table of every row, all rows in one sweep.
 
     Cells below a full cell ("light") are filled, in order, from those above ("heavy"): the donor of a light cell is the
-    first heavy cell whose cumulated surplus exceeds the light cell's cumulated want, and a heavy cell that gave away
-    too much is filled from the next heavy one. Wants and surpluses of a row are equal integers, so one cumulative sum
-    runs through all rows at once and no donor is in another row.
+    first heavy cell whose cumulated surplus exceeds what the light cells before it want in all, and a heavy cell that
+    gave away too much is filled from the next heavy one. In each row wants and surpluses are integers with equal sums,
+    so one cumulative sum runs through all rows at once and no donor is in another row.
     """
     count, vocab = rows_RV.shape
     full = 1 << (32 - alias_bits)
@@ -238,7 +238,7 @@ def _alias_rows(rows_RV: np.ndarray, alias_bits: int) -> np.ndarray:
     light_want, heavy_column = want[light], (heavy % vocab).astype(np.uint32)
     wanted = np.concatenate([[0], np.cumsum(light_want)])
     surplus = np.cumsum(-want[heavy])
-    served = np.searchsorted(wanted, surplus)  # lights that have begun to be served once this heavy is used up
+    served = np.searchsorted(wanted, surplus)  # light cells whose filling has begun once a heavy cell is used up
     donor = np.repeat(heavy_column, np.diff(served, prepend=0))
     table = np.empty(count * vocab, np.uint32)
     table[light] = (full - light_want).astype(np.uint32) << np.uint32(alias_bits) | donor
@@ -246,7 +246,7 @@ def _alias_rows(rows_RV: np.ndarray, alias_bits: int) -> np.ndarray:
     overdrawn = wanted[served] - surplus
     following = np.append(heavy_column[1:], heavy_column[:1])
     topped_up = (full - overdrawn).astype(np.uint32) << np.uint32(alias_bits) | following
-    table[heavy] = np.where(overdrawn > 0, topped_up, heavy_column)  # threshold 0 and itself as alias: a full cell
+    table[heavy] = np.where(overdrawn > 0, topped_up, heavy_column)  # a full cell has threshold 0, and is its own alias
     return table.reshape(count, vocab)
 
 
@@ -262,7 +262,7 @@ def sample_tokens(
 
 
 def chain_tokens(chains_KVV: np.ndarray, chain_N: np.ndarray, length: int, seed: int, purpose: str) -> np.ndarray:
-    """One sequence of each named chain, uint16 [N, T], from the random stream of the seed for `purpose`."""
+    """Sequences, uint16 [N, T]: number n from chain `chain_N[n]`, drawn from `seed`'s random stream for `purpose`."""
     tokens_NT = np.empty((len(chain_N), length), np.uint16)
     chain_NT = np.broadcast_to(chain_N[:, None], tokens_NT.shape)
     sample_tokens(AliasSampler(chains_KVV), chain_NT, stream_key(seed, purpose), tokens_NT)

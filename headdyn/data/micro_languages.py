@@ -30,8 +30,8 @@ _REFERENCE_SEQUENCES = 2000  # held-out sequences for floor and mixture, with a 
 _COUNT_SEQUENCES = 8192  # counted at once: 34 MB of indices at T 512
 
 
-def _renamed(name: Any) -> Any:
-    return "original" if name == "seed" else name  # its former name
+def _current_name(name: Any) -> Any:
+    return "original" if name == "seed" else name  # "seed" is its former name
 
 
 @settings
@@ -43,7 +43,7 @@ class MicroLanguages(SegmentLaw):
     own tokens are boosted by `concentration`. Each generator uses only its own setting.
     """
 
-    generator: Annotated[Literal["matched", "original"], BeforeValidator(_renamed)]
+    generator: Annotated[Literal["matched", "original"], BeforeValidator(_current_name)]
     vocab_size: Annotated[int, Field(ge=2, le=65536)]  # stored as uint16
     num_topics: NumTopics
     train_sequences: Count
@@ -77,7 +77,7 @@ class MicroLanguages(SegmentLaw):
             )
 
     def build(self, folder: Path) -> None:
-        """Draw chains and sequences, and compute the lines with which losses are compared.
+        """Draw chains and sequences, and compute the reference losses (lines.py).
 
         Writes {train,val}_tokens.npy (uint16), {train,val}_topics.npy (uint8), transitions.npy (float32 [S, V, V]) and
         facts.json. The files depend on the settings alone, not on the number of cores.
@@ -87,8 +87,7 @@ class MicroLanguages(SegmentLaw):
         sampler = AliasSampler(transitions_SVV)
         for split, count in (("train", self.train_sequences), ("val", self.val_sequences)):
             self._draw(sampler, split, count, folder)
-        facts = self._facts(folder, transitions_SVV)
-        write_json(folder / "facts.json", facts)
+        write_json(folder / "facts.json", self._facts(folder, transitions_SVV))
 
     def open(self, folder: Path) -> Corpus:
         facts = read_json(folder / "facts.json")
@@ -124,24 +123,25 @@ class MicroLanguages(SegmentLaw):
         tokens_NT.flush()
 
     def _facts(self, folder: Path, transitions_SVV: np.ndarray) -> dict[str, Any]:
-        """The facts for the record, computed from the sequences in `folder`."""
+        """The facts for the record, computed from the sequences in `folder`; `transitions_SVV` generated them."""
         train, val = Split.open(folder, "train"), Split.open(folder, "val")
         random_nats = math.log(self.vocab_size)
         gap_S = random_nats - np.array([self._entropy_rate_nats(chain_VV) for chain_VV in transitions_SVV])
         if self.target_gap_nats is not None and self.generator == "matched":
             assert abs(gap_S.mean() / self.target_gap_nats - 1) <= 0.02, (gap_S, self.target_gap_nats)
 
-        successors_VS = self._count(train.tokens_NT[:, :-1], train.topics_NT[:, 1:]) + 1  # none may have occurred
+        # Of each token, how often a token of each topic follows; plus 1, because a pair may be absent.
+        successors_VS = self._count(train.tokens_NT[:, :-1], train.topics_NT[:, 1:]) + 1
         topic_given_token_VS = successors_VS / successors_VS.sum(1, keepdims=True)
         held_out = slice(0, _REFERENCE_SEQUENCES)
         tokens_NT, topics_NT = val.tokens_NT[held_out].astype(np.int64), val.topics_NT[held_out]
         floor_NT, posterior_NTS = BayesFilter(transitions_SVV=transitions_SVV, law=self).filter(tokens_NT)
         before_NT, after_NT = tokens_NT[:, :-1], tokens_NT[:, 1:]
         emission_NTS = np.stack([chain_VV[before_NT, after_NT] for chain_VV in transitions_SVV], axis=2).astype(float)
-        blind = topic_given_token_VS[before_NT], emission_NTS
-        position_only_NT, position_only_is = position_only(*blind)
-        lines = {"mixture": mixture(*blind), "position_only": position_only_NT, "floor": floor_NT}
-        commonest_V = self._count(train.tokens_NT, train.topics_NT).argmax(1)
+        prior_NTS = topic_given_token_VS[before_NT]
+        position_only_NT, position_only_is = position_only(prior_NTS, emission_NTS)
+        lines = {"mixture": mixture(prior_NTS, emission_NTS), "position_only": position_only_NT, "floor": floor_NT}
+        commonest_topic_V = self._count(train.tokens_NT, train.topics_NT).argmax(1)
         return {
             "generator": self.generator,
             "random_nats": random_nats,
@@ -151,7 +151,7 @@ class MicroLanguages(SegmentLaw):
             "position_only_is": position_only_is,
             **line_facts(lines),
             **mean_and_error("bayes_topic_accuracy", posterior_NTS.argmax(2) == topics_NT),
-            **mean_and_error("token_identity_accuracy", commonest_V[tokens_NT] == topics_NT),
+            **mean_and_error("token_identity_accuracy", commonest_topic_V[tokens_NT] == topics_NT),
             "chance_accuracy": 1 / self.num_topics,
             "held_out_sequences": len(tokens_NT),
             "train_tokens": train.tokens_NT.size,
@@ -163,7 +163,7 @@ class MicroLanguages(SegmentLaw):
         return float(entropy_V.mean() if self.generator == "matched" else stationary_law(chain_VV) @ entropy_V)
 
     def _count(self, tokens_NT: np.ndarray, topics_NT: np.ndarray) -> np.ndarray:
-        """How often each token goes with each topic [V, S]."""
+        """How often each token stands at a place of each topic [V, S]."""
         cells = self.vocab_size * self.num_topics
         counts = np.zeros(cells, np.int64)
         for first in range(0, len(tokens_NT), _COUNT_SEQUENCES):

@@ -14,7 +14,8 @@ class ModelTokens:
     """A checkpoint's tokens, known before its weights are read.
 
     `vocab_size` is that of the embedding, which is often padded beyond the tokenizer's. `tokenizer` is one of
-    transformers, or None if the checkpoint has none. `max_positions` is the number of learned positions, or 0.
+    transformers, or None if the checkpoint has none. `max_positions` is the number of learned positions, or 0. Raises
+    ValueError if the tokenizer has tokens beyond the embedding.
     """
 
     name: str
@@ -68,7 +69,7 @@ class ModelTokens:
         tokenizer = Tokenizer.from_str(backend.to_str())
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True  # a document that spells a special token out is not ended by it
+        tokenizer.encode_special_tokens = True  # a special token spelt out in a document is ordinary text
         return tokenizer
 
     def require_length(self, sequence_length: int) -> None:

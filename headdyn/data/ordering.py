@@ -76,8 +76,9 @@ class BatchSchedule:
     """The sequences of the batch at every step: a pure function of (seed, step).
 
     The permutations of the epochs form one stream, of which step s takes places s·B to (s+1)·B; a batch may belong to
-    two epochs, and no sequence is dropped. In the ordering's cooldown, the last steps of `steps` from `cooldown_from`
-    on, the stream is that of shuffled epochs. Raises ValueError if a batch is larger than the corpus.
+    two epochs, and no sequence is dropped. `dominant_N` is each sequence's dominant topic. In the ordering's cooldown,
+    from step `cooldown_from` of the training's `steps` on, the epochs are shuffled. Raises ValueError if a batch is
+    larger than the corpus.
     """
 
     def __init__(
@@ -105,11 +106,14 @@ class BatchSchedule:
         return np.concatenate([self._epoch(epoch, cooling)[offsets_B[epochs_B == epoch]] for epoch in epochs])
 
     def passes(self, steps: int) -> float:
+        """How many times a training of `steps` steps passes over the corpus."""
         return steps * self.batch_size / len(self.dominant_N)
 
     def place_after(self, steps: int) -> tuple[float, int | None]:
-        """Where in its last pass over the corpus a training of `steps` steps ends: the share shown, in (0, 1], and the
-        dominant topic of the last sequence, or None if the order there does not follow topics.
+        """Where in its last pass over the corpus a training of `steps` steps ends.
+
+        Returns the share of the corpus that this pass has shown, in (0, 1], and the dominant topic of the last
+        sequence, or None if the order there does not follow topics.
         """
         assert steps >= 1
         epoch, offset = divmod(steps * self.batch_size - 1, len(self.dominant_N))
@@ -125,6 +129,6 @@ class BatchSchedule:
             for older in list(self._epochs)[:-1]:  # a batch belongs to two epochs at most
                 del self._epochs[older]
             ordering = Shuffled() if cooling else self.ordering
-            random = named_generator(self.seed, f"ordering/epoch {epoch}")
-            self._epochs[epoch, cooling] = ordering.epoch(self.dominant_N, random)
+            generator = named_generator(self.seed, f"ordering/epoch {epoch}")
+            self._epochs[epoch, cooling] = ordering.epoch(self.dominant_N, generator)
         return self._epochs[epoch, cooling]

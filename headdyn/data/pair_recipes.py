@@ -15,7 +15,7 @@ import numpy as np
 
 from headdyn.core.randomness import generator
 
-# First names of one token each in GPT-2's and Pythia's vocabularies, behind a space.
+# First names that, with a space before them, are one token in the vocabularies of GPT-2 and Pythia.
 NAMES = (
     *("Mary", "John", "Tom", "James", "Dan", "Martin", "Amy"),
     *("Scott", "Anna", "Paul", "Alex", "Kate", "Mark", "Sarah"),
@@ -65,7 +65,7 @@ MOST = {
 
 
 def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """`count` different pairs of a task, drawn from the seed.
+    """`count` pairs of a task with different clean prompts, drawn from the seed.
 
     Raises ValueError for an unknown task, a count below 1, and a count above MOST[task].
     """
@@ -74,7 +74,7 @@ def make(task: str, count: int, seed: int = 0) -> list[dict[str, str]]:
     if task not in RECIPES:
         raise ValueError(f"no recipe makes {task!r}; there are {', '.join(RECIPES)}")
     if count > MOST[task]:
-        raise ValueError(f"count={count}, but {task} has {MOST[task]} different pairs; ask for at most these")
+        raise ValueError(f"count={count}, but {task} has {MOST[task]} different pairs; ask for at most that many")
     rng, pairs = generator(seed, f"pairs/{task}"), dict[str, dict[str, str]]()
     while len(pairs) < count:
         pair = RECIPES[task](rng)

@@ -40,7 +40,8 @@ class PromptPair:
 def read_pairs(path: Path) -> tuple[PromptPair, ...]:
     """The pairs in a JSONL, CSV or Parquet file with the columns clean, corrupted, right, wrong and perhaps group.
 
-    Raises ValueError naming the bad line or row and what it must have, or the file if it is damaged or not UTF-8.
+    Raises ValueError, which names the bad line or row and what it must have, or the file if that is missing, of unknown
+    type, damaged, empty or not UTF-8.
     """
     if not path.is_file() or path.suffix.lower() not in _SUFFIXES:
         fact = "is of no known type" if path.is_file() else "does not exist"
@@ -55,7 +56,7 @@ def read_pairs(path: Path) -> tuple[PromptPair, ...]:
 
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every record with its place."""
+    """Every record with its place, FILE:LINE or "FILE, row NUMBER"."""
     if path.suffix.lower() == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -94,10 +95,10 @@ def _pair(place: str, record: Any) -> PromptPair:
 class PromptPairs:
     """The pairs of a file as prompts; a conf/data option. `prompts(tokenizer)` gives them in tokens.
 
-    An answer continues its prompt, and so has a leading space where the text needs one. Δ = log p(right) − log p(wrong)
+    An answer continues its prompt, so it begins with a space where the text needs one. Δ = log p(right) − log p(wrong)
     should be high after the clean prompt and low after the corrupted one. Patches carry values between the two prompts:
-    position by position if they have equally many tokens, else in their longest common token block. `pairs` is how many
-    pairs to read at most; null is all.
+    position by position if they have equally many tokens, else in the longest token block that they share after their
+    first difference. `pairs` is how many pairs to read at most; null is all.
     """
 
     path: str
@@ -118,9 +119,9 @@ class PromptPairs:
     def prompts(self, tokenizer: Tokenizer) -> Prompts:
         """The pairs in this tokenizer's tokens.
 
-        Raises ValueError, naming the line, for an answer that is no token continuation of its prompt, answers that
-        share all tokens of the shorter one, and prompts without a common token block; and for a chat model's tokenizer
-        unless it is allowed.
+        Raises ValueError for a chat model's tokenizer (unless allowed), and, naming the line, for an answer whose
+        tokens do not simply follow the prompt's, for answers that share all tokens of the shorter one, and for prompts
+        without a common token block.
         """
         require_plain(tokenizer, self.allow_chat_template)
         pairs, rows = self._read(), []

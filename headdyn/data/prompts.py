@@ -1,7 +1,8 @@
 """Prompts in pairs of a clean and a corrupted wording, with the right and the wrong answer, in a model's tokens.
 
-Any task of two answers: comparisons.py and prompt_pairs.py make them. Imports neither torch nor a tokenizer library:
-any tokenizer with Hugging Face's `encode` and `decode` will do. Rows of equal length form a group, without padding.
+They suit any task with two answers; comparisons.py and prompt_pairs.py make them. Imports neither torch nor a tokenizer
+library: any tokenizer with Hugging Face's `encode` and `decode` will do. Prompts of equal length form a group, so that
+none is padded.
 
 Letters: N rows of a group, T tokens of a prompt, C answer tokens that both answers share, A answer tokens compared,
 P pairs.
@@ -68,10 +69,11 @@ def longest_common_block(source: Sequence[int], target: Sequence[int]) -> Block:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptGroup:
-    """Rows of one format with equal token counts and the same common block. Token ids are int64, without the answer.
+    """Rows of one format with equal token counts and the same `span`. Token ids are int64.
 
-    Δ = log p(right) − log p(wrong) compares `right_NA` with `wrong_NA`, after the prompt and the tokens `shared_NC`
-    with which both answers begin. Their first tokens differ; if their lengths do too, only these are used (A = 1).
+    Δ = log p(right) − log p(wrong) compares `right_NA` with `wrong_NA`, after a prompt (`clean_NT` or `corrupted_NT`)
+    and the tokens `shared_NC` with which both answers begin. Behind these the answers differ; if they also differ in
+    length, only their first differing tokens are compared (A = 1).
     """
 
     format: str
@@ -81,20 +83,24 @@ class PromptGroup:
     shared_NC: np.ndarray
     right_NA: np.ndarray
     wrong_NA: np.ndarray
-    span: Block  # the longest common token block, with clean as the source; in PromptPairs behind the first difference
+    span: Block  # clean positions (source) and corrupted ones (target) with corresponding tokens; see `prompt_row`
 
     def __len__(self) -> int:
         return len(self.units_N)
 
     def rows(self, chosen: np.ndarray) -> PromptGroup:
         """Only the chosen rows (a mask or indices)."""
-        arrays = {name: value[chosen] for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        return dataclasses.replace(self, **arrays)
+        return dataclasses.replace(self, **{name: array[chosen] for name, array in self.arrays().items()})
+
+    def arrays(self) -> dict[str, Any]:
+        """The fields that are arrays, by name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
 
     def block(self, alignment: Alignment) -> Block:
         """The clean positions (source) and the corrupted ones (target) that correspond to them.
 
-        Raises ValueError for an unknown alignment.
+        "left" aligns the prompts' first tokens and "right" their last ones, as far as the shorter prompt reaches;
+        "span" is the group's `span`. Raises ValueError for an unknown alignment.
         """
         clean, corrupted = self.clean_NT.shape[1], self.corrupted_NT.shape[1]
         length = min(clean, corrupted)
@@ -124,7 +130,7 @@ class Prompts:
     facts: Mapping[str, Any]
 
     def digest(self) -> str:
-        """SHA-256, in hex, of all token ids, of how they are used, and of their pairs."""
+        """SHA-256, in hex, of name, pairs and groups: all token ids and how they are used."""
         digest = hashlib.sha256(repr((self.name, self.pairs)).encode())
         for group in (*self.groups, self.original_prompt):
             for name, value in vars(group).items():
@@ -149,8 +155,8 @@ class Prompts:
     def in_company(self) -> Prompts:
         """The prompts without the pairs of which a row is alone in its group.
 
-        A mean over prompts, or a value from another prompt, needs two prompts of equal length. Raises ValueError if
-        none remains.
+        A mean over prompts, or a value from another prompt, needs two prompts of equal length. Logs how many pairs are
+        left out. Raises ValueError if none remains.
         """
         prompts = self
         while alone := [group.units_N for group in prompts.groups if len(group) < 2]:
@@ -194,11 +200,15 @@ def prompt_row(
     group: str,
     numbers: Sequence[str] | None = None,
 ) -> PromptGroup:
-    """A clean and a corrupted prompt with the right and the wrong answer, as a group of one row.
+    """A clean and a corrupted prompt (`texts`) with the right and the wrong answer, as a group of one row.
 
-    If `numbers` are given, the block common to both prompts must contain them. Otherwise prompts of equal length
-    correspond position by position, and others need a common block behind their first difference: before it the model's
-    values are the same, and a patch would do nothing.
+    `unit` is the pair's index, `group` the format. With `numbers` the span is the longest token block that both prompts
+    share, and must contain the numbers. Without, prompts of equal length correspond position by position, and for
+    others the span is the longest common block behind their first difference: before it the model's values are the
+    same, and a patch would do nothing.
+
+    Raises ValueError if an answer's tokens do not simply follow the prompt's or differ between the prompts, if the
+    answers do not differ within the shorter one, and if there is no such span.
     """
     clean, corrupted = (tokenizer.encode(text) for text in texts)
     answers = []
@@ -207,18 +217,18 @@ def prompt_row(
         if after_clean != after_corrupted:
             raise ValueError(
                 f"the answer's tokens are {after_clean} after {texts[0]!r} but {after_corrupted} after "
-                f"{texts[1]!r}; end both prompts alike"
+                f"{texts[1]!r}; let both prompts end in the same words"
             )
         answers.append(after_clean)
     right, wrong = answers
-    differ = next((i for i, (a, b) in enumerate(zip(right, wrong, strict=False)) if a != b), None)
-    if differ is None:
+    shared = _shared_tokens(right, wrong)
+    if shared == min(len(right), len(wrong)):
         raise ValueError(
             f"the answers {answer_texts[0]!r} and {answer_texts[1]!r} share all tokens of the shorter one: "
             f"{right}, {wrong}"
         )
-    end = len(right) if len(right) == len(wrong) else differ + 1
-    begin = 0 if numbers else next((i for i, (a, b) in enumerate(zip(clean, corrupted)) if a != b), len(clean))  # noqa: B905
+    end = len(right) if len(right) == len(wrong) else shared + 1
+    begin = 0 if numbers else _shared_tokens(clean, corrupted)
     block = longest_common_block(clean[begin:], corrupted[begin:])
     span = Block(begin + block.source_start, begin + block.target_start, block.length)
     common = tokenizer.decode(clean[span.source_start : span.source_start + span.length])
@@ -233,10 +243,16 @@ def prompt_row(
         raise ValueError(
             f"{texts[0]!r} and {texts[1]!r} do not align: {lacks}; ask with the same words in both prompts"
         )
-    tokens = {"clean_NT": clean, "corrupted_NT": corrupted, "shared_NC": right[:differ]}
-    tokens |= {"right_NA": right[differ:end], "wrong_NA": wrong[differ:end]}
+    tokens = {"clean_NT": clean, "corrupted_NT": corrupted, "shared_NC": right[:shared]}
+    tokens |= {"right_NA": right[shared:end], "wrong_NA": wrong[shared:end]}
     arrays = {name: np.array([ids], np.int64) for name, ids in tokens.items()}
     return PromptGroup(format=group, units_N=np.array([unit]), span=span, **arrays)
+
+
+def _shared_tokens(tokens: Sequence[int], others: Sequence[int]) -> int:
+    """With how many equal tokens both sequences begin."""
+    differences = (i for i, (a, b) in enumerate(zip(tokens, others, strict=False)) if a != b)
+    return next(differences, min(len(tokens), len(others)))
 
 
 def _continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
@@ -244,21 +260,21 @@ def _continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> list[int]:
     before, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + answer)
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError(
-            f"the answer {answer!r} is no token continuation of {prompt!r}: the prompt's tokens {before} do not begin "
-            f"{whole}; change the spaces where format and answer meet"
+            f"the tokens of the answer {answer!r} do not simply follow those of {prompt!r}: the prompt alone is "
+            f"{before}, with the answer {whole}; change the spaces where the two meet"
         )
     return whole[len(before) :]
 
 
 def grouped(rows: Sequence[PromptGroup]) -> tuple[PromptGroup, ...]:
-    """Rows of one format, equal token counts and the same common block together, in order of first appearance."""
+    """The rows joined into groups of one format, equal token counts and one span, in order of first appearance."""
     groups: dict[tuple[object, ...], list[PromptGroup]] = {}
     for row in rows:
-        shapes = tuple(value.shape for value in vars(row).values() if isinstance(value, np.ndarray))
+        shapes = tuple(array.shape for array in row.arrays().values())
         groups.setdefault((row.format, shapes, row.span), []).append(row)
-    together = []
+    joined = []
     for members in groups.values():
-        names = [name for name, value in vars(members[0]).items() if isinstance(value, np.ndarray)]
-        arrays: dict[str, Any] = {name: np.concatenate([getattr(row, name) for row in members]) for name in names}
-        together.append(dataclasses.replace(members[0], **arrays))
-    return tuple(together)
+        first = members[0]
+        arrays: dict[str, Any] = {name: np.concatenate([vars(row)[name] for row in members]) for name in first.arrays()}
+        joined.append(dataclasses.replace(first, **arrays))
+    return tuple(joined)

@@ -9,7 +9,10 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The settings of a decoder, which cover every supported family. The defaults are Mini-Qwen3's."""
+    """The settings of a decoder, which cover every supported family. The defaults are Mini-Qwen3's.
+
+    Raises ValueError for numbers of heads and channels that do not fit, and for combinations that no family has.
+    """
 
     vocab_size: int
     num_layers: int
@@ -57,7 +60,7 @@ class DecoderConfig:
             )
 
     def window(self, layer: int) -> int | None:
-        """How many keys a query of the layer can attend to, its own included; None means all up to its own."""
+        """How many keys a query of the layer can attend to, that of its own token included; None is all up to it."""
         return self.sliding_window[layer] if isinstance(self.sliding_window, tuple) else self.sliding_window
 
     @property

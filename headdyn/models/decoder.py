@@ -3,9 +3,8 @@
 Shape suffixes, used in the whole project: B batch, T tokens, Q query position, K key position,
 H query heads, G key/value heads, D model width, d head width, L layers, V vocabulary, S topics.
 
-There are no hooks: `Decoder.trace` returns internals and takes interventions as arguments, and nothing here changes a
-model. The fast path (`Decoder.__call__`) and the traced one run the same lines; a Tap in the traced one records and
-edits.
+There are no hooks: `Decoder.trace` returns internals and takes interventions as arguments, and does not change the
+model. `Decoder.__call__` and `trace` run the same lines; in `trace` a Tap records and edits.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ __all__ = ["SITES", "Decoder", "DecoderConfig", "Edit", "HeadWeights", "Trace"]
 class HeadWeights:
     """One layer's attention weights by head, for products `x_BTD @ W`; None for gains and biases that the model lacks.
 
-    `norm_gain_D` and `norm_bias_D` belong to the norm before attention, `out_gain_D` to the one behind it
-    (`post_norm`).
+    `norm_gain_D` and `norm_bias_D` belong to the norm before attention, `out_gain_D` to that after it (`post_norm`).
     """
 
     q_HDd: Tensor
@@ -103,7 +101,10 @@ class Decoder(nn.Module):
         return x_BTD
 
     def rotary(self, length: int, offset: int) -> Rotary | None:
-        """cos and sin for `length` positions from `offset` on; in float32, which parity with Hugging Face requires."""
+        """cos and sin [T, r] for `length` positions from `offset` on, in float32 for parity with Hugging Face.
+
+        None if the model does not rotate.
+        """
         c = self.config
         if not c.rotary_dim:
             return None
@@ -116,7 +117,8 @@ class Decoder(nn.Module):
     ) -> list[Bool[Tensor, "*rows T K"] | None]:
         """For each layer a mask, true where a query may attend: [Q, K], or with documents [B, 1, Q, K].
 
-        None stands for plain causal attention, since SDPA is faster without a mask.
+        There are `length` queries from position `offset` on. A mask is None for plain causal attention, since SDPA is
+        faster without one.
         """
         windows = [self.config.window(layer) for layer in range(self.config.num_layers)]
         by_window = {window: self._mask(window, length, offset, documents_BT) for window in set(windows)}
@@ -200,7 +202,7 @@ class Decoder(nn.Module):
         *,
         edits: Sequence[Edit] = (),
         edit_steps: Literal["prefill", "every_step"] = "prefill",
-    ) -> Int[Tensor, "B T"]:
+    ) -> Int[Tensor, "B T+{steps}"]:
         """Continue greedily by `steps` tokens, with a key/value cache; returns prompt and continuation together.
 
         Edits act on the prompt. With `edit_steps="every_step"` they also act on every new token, with the value that
@@ -267,8 +269,8 @@ class Decoder(nn.Module):
         With grouped queries the order must keep every group together, since its heads share one key and value. Raises
         ValueError if it does not, if `order` is no permutation, or for a layer out of range.
         """
-        c, attention = self.config, self._block(layer).attention
-        order = list(order)
+        self._check_layers([layer])
+        c, order = self.config, list(order)
         if sorted(order) != list(range(c.num_heads)):
             raise ValueError(f"{order} is not a permutation of the {c.num_heads} heads 0..{c.num_heads - 1}")
         size = c.queries_per_group
@@ -276,29 +278,19 @@ class Decoder(nn.Module):
         if any(len(group) > 1 for group in groups):
             raise ValueError(
                 f"the order {order} breaks key/value groups: every {size} consecutive places must hold the {size} "
-                f"heads of one group, but a place range mixes groups {next(g for g in groups if len(g) > 1)}"
+                f"heads of one group, but one such range mixes groups {next(g for g in groups if len(g) > 1)}"
             )
-        other = copy.deepcopy(self)
-        reordered = other._block(layer).attention
-
-        def reorder(source: nn.Linear, target: nn.Linear, heads: list[int]) -> None:
-            target.weight.copy_(source.weight.view(len(heads), c.head_dim, -1)[heads].reshape_as(source.weight))
-            if source.bias is not None:
-                target.bias.copy_(source.bias.view(len(heads), c.head_dim)[heads].reshape_as(source.bias))
-
-        def reorder_gains(source: Norm | None, target: Norm | None, heads: list[int]) -> None:
-            if source is not None and target is not None and c.qk_norm_over == "layer":
-                target.weight.copy_(source.weight.view(len(heads), c.head_dim)[heads].flatten())
-
-        kv_order = [group[0] for group in groups]
-        reorder(attention.q, reordered.q, order)
-        reorder(attention.k, reordered.k, kv_order)
-        reorder(attention.v, reordered.v, kv_order)
-        reorder_gains(attention.q_norm, reordered.q_norm, order)
-        reorder_gains(attention.k_norm, reordered.k_norm, kv_order)
-        columns = attention.o.weight.view(c.d_model, c.num_heads, c.head_dim)[:, order]
-        reordered.o.weight.copy_(columns.reshape_as(attention.o.weight))
-        return other
+        reordered = copy.deepcopy(self)
+        attention, kv_order = reordered._block(layer).attention, [group[0] for group in groups]
+        orders = {"q": order, "k": kv_order, "v": kv_order}
+        if c.qk_norm and c.qk_norm_over == "layer":  # else all heads share the gains
+            orders |= {"q_norm": order, "k_norm": kv_order}
+        for name, heads in orders.items():
+            for parameter in attention.get_submodule(name).parameters():
+                parameter.copy_(parameter.unflatten(0, (len(heads), -1))[heads].flatten(0, 1))
+        output = attention.o.weight
+        output.copy_(output.unflatten(1, (c.num_heads, -1))[:, order].flatten(1))
+        return reordered
 
     def with_config(self, config: DecoderConfig) -> Decoder:
         """A decoder with the same weights, not copied, and other settings of the same shapes (DroPE: no rotation)."""

@@ -1,7 +1,7 @@
 """Reads and writes Hugging Face checkpoints: config.json to DecoderConfig and back, weights to Decoder and back.
 
-All differences between families are in `headdyn.models.family_table`. Export reads the config.json that it would write:
-if a field comes back different, the family cannot express it, and the error names it.
+All differences between families are in `headdyn.models.family_table`. Before it writes a config.json, export reads it
+back: if a field comes back different, the family cannot express it, and the error names it.
 """
 
 import dataclasses
@@ -97,7 +97,7 @@ _SLIDING, _FULL = "sliding_attention", "full_attention"
 
 
 def _import_windows(hf_config: Mapping[str, Any], family: Family, fields: Mapping[str, Any]) -> Any:
-    """One window for all layers; or one for each, if `layer_types` gives some of them full attention."""
+    """`sliding_window`: one window for all layers, or one for each if some layers have full attention."""
     window, every, types = fields.get("sliding_window"), family.full_attention_every, hf_config.get("layer_types")
     if every is None:
         if set(types or ()) - {_FULL}:
@@ -116,7 +116,7 @@ def _export_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:
         return {}
     windows = [config.window(layer) for layer in range(config.num_layers)]
     return {
-        # Given any number, transformers makes a mask, even if no layer has sliding attention.
+        # transformers makes a sliding mask even if no layer uses it, and needs some number for it.
         "sliding_window": next(filter(None, windows), family.settings["sliding_window"].default),
         "layer_types": [_FULL if window is None else _SLIDING for window in windows],
     }
@@ -126,8 +126,9 @@ def _export_windows(config: DecoderConfig, family: Family) -> dict[str, Any]:
 
 
 def _llama3(frequencies: Tensor, given: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1's frequencies: wavelengths short against the original context keep theirs, long ones are divided by
-    `factor`, and those in between are blended. In transformers' order of operations, so that the tables are equal."""
+    """Llama 3.1's frequencies: those of short wavelengths (against the original context) are kept, those of long ones
+    divided by `factor`, those in between blended. In transformers' order of operations, so that the tables are equal.
+    """
     low, high, context = given["low_freq_factor"], given["high_freq_factor"], given["original_max_position_embeddings"]
     wavelengths = 2 * math.pi / frequencies
     share = (context / wavelengths - low) / (high - low)
@@ -163,8 +164,8 @@ def _rope_parameters(hf_config: Mapping[str, Any], family: Family) -> dict[str, 
 def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) -> dict[str, Any]:
     """rotary_theta, rotary_fraction and rotary_frequencies.
 
-    transformers 5 has all settings in rope_parameters; older versions have theta on the top level and the others in
-    rope_scaling. If both are given, rope_scaling counts, as in transformers.
+    transformers 5 has all settings in rope_parameters; older versions have theta at the top level of config.json and
+    the others in rope_scaling. If both are given, rope_scaling is used, as in transformers.
     """
     if family.rope is None:
         return {"rotary_fraction": 0.0}
@@ -196,22 +197,21 @@ def _import_rope(hf_config: Mapping[str, Any], family: Family, head_dim: int) ->
 
 
 def _export_rope(config: DecoderConfig, family: Family, max_positions: int) -> dict[str, Any]:
-    """RoPE for transformers 5 (rope_parameters) and for older versions (theta and share beside it, rope_scaling)."""
+    """RoPE for transformers 5 (rope_parameters) and for older versions (top level of config.json, rope_scaling)."""
     if family.rope is None:
         return {}
     theta, fraction = family.rope
-    outside: dict[str, Any] = {"max_position_embeddings": max_positions, theta.key: config.rotary_theta}
-    if config.rotary_fraction == 0 and fraction.values is not None:
-        inside: dict[str, Any] = {"rope_type": "linear", "factor": NOPE_FACTOR, "rope_theta": config.rotary_theta}
-        outside["rope_scaling"] = inside
-    else:
-        inside = {"rope_type": "default", "rope_theta": config.rotary_theta}
+    top_level: dict[str, Any] = {"max_position_embeddings": max_positions, theta.key: config.rotary_theta}
+    is_nope = config.rotary_fraction == 0 and fraction.values is not None
+    kind: dict[str, Any] = {"rope_type": "linear", "factor": NOPE_FACTOR} if is_nope else {"rope_type": "default"}
+    parameters = {**kind, "rope_theta": config.rotary_theta}
+    if is_nope and family.full_attention_every is None:
+        top_level["rope_scaling"] = parameters
     if fraction.values is None:
-        outside[fraction.key] = inside["partial_rotary_factor"] = config.rotary_fraction
+        top_level[fraction.key] = parameters["partial_rotary_factor"] = config.rotary_fraction
     if family.full_attention_every is not None:
-        outside.pop("rope_scaling", None)
-        return {**outside, "rope_parameters": dict.fromkeys((_FULL, _SLIDING), inside)}
-    return {**outside, "rope_parameters": inside}
+        return {**top_level, "rope_parameters": dict.fromkeys((_FULL, _SLIDING), parameters)}
+    return {**top_level, "rope_parameters": parameters}
 
 
 # -- weights ----------------------------------------------------------------------------------------------------------
@@ -240,7 +240,9 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
     state = {}
     for name, ours, packing in _tensors(family, config, shapes):
         if name not in stored:
-            raise ValueError(f"{folder} has no tensor {name!r}; the download is incomplete or config.json is another's")
+            raise ValueError(
+                f"{folder} has no tensor {name!r}; the download is incomplete, or its config.json is another model's"
+            )
         tensor = stored.pop(name)()
         wanted = packing.pack([shapes[our] for our in ours], config.num_heads).shape
         if tensor.shape != wanted:
@@ -249,14 +251,14 @@ def load_pretrained(folder: Path, dtype: torch.dtype) -> Decoder:
             )
         for our, part in zip(ours, packing.unpack(tensor, len(ours), config.num_heads), strict=True):
             state[our] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if hf_config.get("scale_attn_by_inverse_layer_idx"):  # of scores, by the layer's number; here of queries
+    if hf_config.get("scale_attn_by_inverse_layer_idx"):  # GPT-2 divides a layer's scores; dividing queries is the same
         for layer in range(config.num_layers):
             for kind in ("weight", "bias"):
                 state[f"blocks.{layer}.attention.q.{kind}"] /= layer + 1
-    second = stored.pop(f"{_unembedding(family)}.weight", None) if config.tied_embeddings else None
-    if second is not None and not torch.equal(second().to(dtype), state["embed.weight"]):
+    unembedding = stored.pop(f"{_unembedding(family)}.weight", None) if config.tied_embeddings else None
+    if unembedding is not None and not torch.equal(unembedding().to(dtype), state["embed.weight"]):
         raise ValueError(
-            f"{folder}: config.json ties the embeddings, but the stored ones differ; set tie_word_embeddings"
+            f"{folder}: config.json ties the embeddings, but the stored ones differ; set its tie_word_embeddings=false"
         )
     if stored:
         raise ValueError(f"{folder} holds weights that {hf_config['model_type']} does not read: {sorted(stored)[:5]}")
@@ -270,21 +272,22 @@ def export_pretrained(decoder: Decoder, folder: Path, family: str | None = None,
     rotary model states; it limits nothing. Raises ValueError naming the settings that the family cannot express.
     """
     folder, config = Path(folder), decoder.config
-    hf_config = export_config(config, family or _expressing(config), max_positions=max_positions)
+    hf_config = export_config(config, family or _first_family(config), max_positions=max_positions)
     weights = {name: tensor.detach() for name, tensor in decoder.named_parameters()}  # a tied weight once
     tensors = {
         name: packing.pack([weights[our] for our in ours], config.num_heads).contiguous()
         for name, ours, packing in _tensors(FAMILIES[hf_config["model_type"]], config, weights)
     }
-    name_of_dtype = str(decoder.embed.weight.dtype).removeprefix("torch.")
-    hf_config |= {"dtype": name_of_dtype, "torch_dtype": name_of_dtype}
+    dtype_name = str(decoder.embed.weight.dtype).removeprefix("torch.")
+    hf_config |= {"dtype": dtype_name, "torch_dtype": dtype_name}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n", encoding="utf-8")
     return folder
 
 
-def _expressing(config: DecoderConfig) -> str:
+def _first_family(config: DecoderConfig) -> str:
+    """The first family that can express a decoder. Raises ValueError, with each family's reason, if none can."""
     reasons = []
     for family in FAMILIES:
         try:
@@ -315,7 +318,7 @@ def _tensors(
 
 
 def _stored_tensors(folder: Path) -> dict[str, Callable[[], Tensor]]:
-    """How to read each stored tensor; files are mapped, so only what is asked for is read."""
+    """A function for each stored tensor that reads it; files are mapped, so that no other tensors are read."""
     for name, read in (("model.safetensors", _open_safetensors), ("pytorch_model.bin", _open_pickle)):
         index = folder / f"{name}.index.json"
         if index.exists():

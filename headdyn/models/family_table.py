@@ -14,14 +14,14 @@ from torch import Tensor
 
 
 class Setting(NamedTuple):
-    """A key of config.json, its value where absent (..., if it must be there), and their values with ours."""
+    """A key of config.json that gives one field of DecoderConfig."""
 
     key: str
-    default: Any = ...
-    values: Mapping[Any, Any] | None = None  # None: any value, as it is
+    default: Any = ...  # the key's value where config.json lacks it; ... means that it must have the key
+    values: Mapping[Any, Any] | None = None  # the field's value for each value of the key; None if they are the same
 
     def read(self, hf_config: Mapping[str, Any]) -> Any:
-        """Our value. Raises ValueError where the key is missing or its value is not implemented."""
+        """The field's value. Raises ValueError where the key is missing or its value is not implemented."""
         value = hf_config.get(self.key, self.default)
         if value is ...:
             raise ValueError(f"config.json has no {self.key!r}, which {hf_config['model_type']} needs")
@@ -32,7 +32,7 @@ class Setting(NamedTuple):
         return self.values[value]
 
     def write(self, ours: Any) -> Any:
-        """The key's value for our value; if there is none, a value that is read back as another one."""
+        """The key's value for the field's value `ours`; if no value gives it, one that is read back as another."""
         if self.values is None:
             return ours
         return next((theirs for theirs, value in self.values.items() if value == ours), next(iter(self.values)))
@@ -56,17 +56,17 @@ class Packing(NamedTuple):
 PLAIN = Packing(lambda stored, parts, heads: stored.chunk(parts), lambda ours, heads: torch.cat(list(ours)))
 
 
-def _turned(x: Tensor) -> Tensor:
+def _transposed(x: Tensor) -> Tensor:
     return x.mT if x.ndim == 2 else x
 
 
 # GPT-2 stores matrices for x @ W, so they are transposed, with q, k and v side by side.
 CONV1D = Packing(
-    lambda stored, parts, heads: _turned(stored).chunk(parts),
-    lambda ours, heads: _turned(torch.cat(list(ours))),
+    lambda stored, parts, heads: _transposed(stored).chunk(parts),
+    lambda ours, heads: _transposed(torch.cat(list(ours))),
 )
-# GPT-NeoX packs its fused projection head by head, [heads, 3, head_dim, ...]; read as [3, heads, head_dim, ...] it
-# still loads, and mixes q, k and v rows of several heads.
+# GPT-NeoX packs its fused projection head by head, [heads, 3, head_dim, ...]. Read as [3, heads, head_dim, ...] it
+# would load without an error, with rows of q, k and v and of several heads mixed.
 HEAD_BY_HEAD = Packing(
     lambda stored, parts, heads: [part.flatten(0, 1) for part in stored.unflatten(0, (heads, parts, -1)).unbind(1)],
     lambda ours, heads: torch.stack([part.unflatten(0, (heads, -1)) for part in ours], dim=1).flatten(0, 2),
@@ -74,7 +74,7 @@ HEAD_BY_HEAD = Packing(
 
 
 class Module(NamedTuple):
-    """A module of the family and the modules of the decoder whose weights it has; `{}` stands for the layer."""
+    """A module of the family (`theirs`) and the decoder's modules that get its weights; `{}` stands for the layer."""
 
     theirs: str
     ours: Sequence[str]
@@ -84,16 +84,17 @@ class Module(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """One family. `settings` are the fields of DecoderConfig that config.json gives, `fixed` those that the family
-    fixes, `held` the keys of config.json of which only one value is implemented."""
+    fixes, `held` the keys of config.json of which only one value is implemented.
+    """
 
     architecture: str
-    prefix: str  # of tensor names, by the base model; absent in checkpoints saved from the base model alone
+    prefix: str  # with which the base model's tensor names begin; absent if the base model alone was saved
     settings: Mapping[str, Setting]
     fixed: Mapping[str, Any]
     held: Mapping[str, Any]
     rope: tuple[Setting, Setting] | None  # theta and the rotating share, if not in rope_parameters
     modules: Sequence[Module]
-    full_attention_every: int | None = None  # one of so many layers; the others have the sliding window
+    full_attention_every: int | None = None  # one of so many layers has full attention, the others a sliding window
 
 
 _QKV = ["blocks.{}.attention.q", "blocks.{}.attention.k", "blocks.{}.attention.v"]
@@ -158,7 +159,7 @@ def _llama_like(architecture: str, *, settings: Mapping[str, Setting], **fields:
 
 # What the decoder lacks for families that are often asked for.
 _GEMMA_3 = (
-    "norms both before and behind attention and MLP, embeddings scaled by √D, a gated GELU, and another RoPE in the "
+    "norms both before and after attention and MLP, embeddings scaled by √D, a gated GELU, and another RoPE in the "
     "layers with a sliding window"
 )
 LACKS = {"gemma3": _GEMMA_3, "gemma3_text": _GEMMA_3}

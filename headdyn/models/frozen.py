@@ -1,7 +1,7 @@
 """TensorLens: a decoder frozen at an input is linear in what its first block reads (science.md §9).
 
-Letters as in models/decoder.py; F hidden units of the MLP, N inputs to the frozen decoder at once, K cotangents, I and
-J the output and input token of a pair.
+Letters as in models/decoder.py, and: F hidden units of the MLP, N inputs given to the frozen decoder at once,
+K cotangents, I output token and J input token of a pair.
 
 Frozen are the attention patterns, every norm's 1/σ (LayerNorm's centring is linear and stays) and one factor of the
 MLP's hidden units. Then y_i = Σ_j T_ij x_j + c_i exactly, where c comes from the biases, and T_ij is the operator by
@@ -39,14 +39,17 @@ class FrozenLayer:
     """The frozen factors of one layer."""
 
     pattern_BHQK: Tensor
-    scale1_BT: Tensor  # 1/σ of attention's norm, before it or under post_norm behind it
+    scale1_BT: Tensor  # 1/σ of attention's norm, which is before it, or with post_norm after it
     scale2_BT: Tensor  # 1/σ of the MLP's norm, likewise
     gate_BTF: Tensor  # multiplies the linear branch of the MLP's hidden units
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frozen:
-    """A decoder frozen at B sequences, made by `freeze`. `residual` has the input of every layer, and last y_BTD."""
+    """A decoder frozen at B sequences, made by `freeze`.
+
+    `residual` has L + 1 arrays [B, T, D]: the input of every layer, then the last layer's output y.
+    """
 
     decoder: Decoder
     branch: Branch
@@ -79,7 +82,7 @@ class Frozen:
         return z_BHTNd.permute(3, 0, 2, 1, 4)
 
     def mlp(self, index: int, x_NBTD: Float[Tensor, "N B T D"], *, biases: bool = True) -> Float[Tensor, "N B T D"]:
-        """The MLP's output for its input x: the residual stream behind attention, or the layer's input if parallel."""
+        """The MLP's output for its input x: the residual stream after attention, or the layer's input if parallel."""
         frozen, block = self.layers[index], cast(Block, self.decoder.blocks[index])
         reads_NBTD = _reads(block, block.norm2, x_NBTD, frozen.scale2_BT, biases)
         hidden_NBTF = frozen.gate_BTF * _linear(_linear_branch(block.mlp, self.branch), reads_NBTD, biases)
@@ -196,11 +199,12 @@ def _linear(module: nn.Linear, x: Tensor, biases: bool) -> Tensor:
 
 
 def _reads(block: Block, norm: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: bool) -> Tensor:
+    """The input of attention or MLP, given the residual stream x."""
     return x_NBTD if block.post_norm else _norm(norm, x_NBTD, scale_BT, biases)
 
 
 def _writes(block: Block, norm: Norm, x_NBTD: Tensor, scale_BT: Tensor) -> Tensor:
-    """What attention or MLP with output x adds to the residual stream: x, or with post_norm x behind the frozen norm.
+    """What attention or MLP with output x adds to the residual stream: x, or with post_norm the frozen norm of x.
 
     The frozen RMSNorm is a diagonal matrix, hence its own transpose, and so serves gradients too.
     """
@@ -215,7 +219,7 @@ def _norm(module: Norm, x_NBTD: Tensor, scale_BT: Tensor, biases: bool) -> Tenso
 
 
 def _scale(module: Norm, x_BTD: Tensor) -> Tensor:
-    """The factor 1/σ of the norm; σ is about 0 in an RMSNorm, about the mean in a LayerNorm."""
+    """The norm's factor 1/σ; σ is the root mean square about 0 in an RMSNorm, about the mean in a LayerNorm."""
     spread_BT = x_BTD.pow(2).mean(-1) if module.bias is None else x_BTD.var(-1, correction=0)
     return torch.rsqrt(spread_BT + module.eps)
 
@@ -275,9 +279,9 @@ def pull(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> tuple[Pull
 
 @dataclass(frozen=True, kw_only=True)
 class Direct:
-    """Direct shares of K frozen outputs Σ ⟨cotangent, y⟩: those of what each part adds to the residual stream.
+    """K frozen outputs Σ ⟨cotangent, y⟩ as sums of direct shares: ⟨cotangent, what a part adds to the residual stream⟩.
 
-    The parts are computed without biases, whose whole contribution is `biases_KB`. The sum is the output exactly.
+    The parts are computed without biases, which together contribute `biases_KB`. All shares sum to the output exactly.
     """
 
     embedding_KB: Tensor
@@ -293,11 +297,11 @@ def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> D
     for index, block in enumerate(frozen.decoder.blocks):
         z_NBTHd = frozen.heads(index, x_NBTD, biases=False)
         o_HdD = frozen.decoder.head_weights(index).o_HdD
-        # ⟨g, z W_O⟩ as ⟨g W_Oᵀ, z⟩: every head's z W_O would be an array of width D.
         attention_NBTD = torch.einsum("nbthd,hdD->nbtD", z_NBTHd, o_HdD)
         block, scale_BT = cast(Block, block), frozen.layers[index].scale1_BT
-        behind_KBTD = _writes(block, block.norm1, cotangent_KBTD, scale_BT)
-        heads.append((torch.einsum("kbtD,hdD->kbthd", behind_KBTD, o_HdD) * z_NBTHd).sum((2, 4)))
+        gradient_KBTD = _writes(block, block.norm1, cotangent_KBTD, scale_BT)  # with respect to attention's output
+        # ⟨g W_Oᵀ, z⟩ in place of the equal ⟨g, z W_O⟩, for which each head would need an array of width D.
+        heads.append((torch.einsum("kbtD,hdD->kbthd", gradient_KBTD, o_HdD) * z_NBTHd).sum((2, 4)))
         middle_NBTD = x_NBTD + _writes(block, block.norm1, attention_NBTD, scale_BT)
         written_NBTD = frozen.mlp(index, x_NBTD if block.parallel else middle_NBTD, biases=False)
         mlps.append((cotangent_KBTD * written_NBTD).sum((2, 3)))
@@ -315,7 +319,7 @@ def direct_shares(frozen: Frozen, cotangent_KBTD: Float[Tensor, "K B T D"]) -> D
 
 @torch.no_grad()
 def head_values(frozen: Frozen, layer: int, *, biases: bool = True) -> Float[Tensor, "B T H d"]:
-    """v of every query head at every token, so that z_i = Σ_j A_ij v_j. Without `biases`, its linear part."""
+    """v of every query head at every token, so that z_i = Σ_j A_ij v_j. Without `biases`, only v's linear part."""
     block, c = cast(Block, frozen.decoder.blocks[layer]), frozen.decoder.config
     reads_BTD = _reads(block, block.norm1, frozen.residual[layer], frozen.layers[layer].scale1_BT, biases)
     v_BTGd = _linear(block.attention.v, reads_BTD, biases).unflatten(-1, (c.num_kv_heads, c.head_dim))

@@ -1,4 +1,7 @@
-"""The operator T_ij of a frozen sequence: T itself, its norms, and T_ij x_j. Letters as in frozen.py."""
+"""The operator T_ij of a frozen sequence: T itself, its norms, and T_ij x_j.
+
+Letters as in frozen.py; X input vectors pushed through at once.
+"""
 
 from collections.abc import Iterator
 
@@ -38,9 +41,9 @@ def tensor_norms(
 ) -> Float[Tensor, "I J"]:
     """‖T_ij‖_F of one sequence, without forming the tensor: D frozen passes for every token.
 
-    With `probes`, that many random sign vectors v for every token instead of the D basis vectors: E‖T_ij v‖² =
-    ‖T_ij‖²_F, and the relative standard error of the square is at most √(2/probes) (Hutchinson 1990). Raises ValueError
-    for probes below 1.
+    With `probes`, an estimate from that many random sign vectors v for every token instead of the D basis vectors:
+    E‖T_ij v‖² = ‖T_ij‖²_F, and the relative standard error of the square is at most √(2/probes) (Hutchinson 1990).
+    Raises ValueError for probes below 1.
     """
     x_BTD = _only_sequence(frozen)
     _, length, width = x_BTD.shape
@@ -60,10 +63,10 @@ def tensor_norms(
 
 def _pushed(frozen: Frozen, j: int, rows_XD: Float[Tensor, "X D"]) -> Float[Tensor, "X I D"]:
     """T_ij v for every row v of `rows_XD`, for the output tokens i from j on."""
-    part = frozen.tail(j)
-    state_NBTD = rows_XD.new_zeros(len(rows_XD), *part.residual[0].shape)
+    tail = frozen.tail(j)
+    state_NBTD = rows_XD.new_zeros(len(rows_XD), *tail.residual[0].shape)
     state_NBTD[:, 0, 0] = rows_XD
-    *_, last_NBTD = part.states(state_NBTD, biases=False)
+    *_, last_NBTD = tail.states(state_NBTD, biases=False)
     return last_NBTD[:, 0]
 
 
@@ -73,9 +76,10 @@ def contributions(
 ) -> Iterator[tuple[int, list[Float[Tensor, "J I D"]]]]:
     """T_ij x_j of one sequence for all pairs, as (start, states) for consecutive chunks of input tokens J.
 
-    `states` has one array for every layer from `first` to `last` (inclusive; default: the model's): the part of that
-    layer's output I that comes from token J of the first layer's input. Outputs begin at position `start`, the chunk's
-    first token. Summed over J they are the layer's output without the biases' part. Half a forward pass a token.
+    `states` has one array for every layer from `first` to `last` (inclusive; default: the model's last): the part of
+    that layer's output at token I that comes from token J of the input of layer `first`. Outputs begin at position
+    `start`, the chunk's first token. Summed over J they are the layer's output without the biases' part. Costs half a
+    forward pass for each token.
     """
     x_BTD = frozen.residual[first]
     length = _only_sequence(frozen).shape[1]
@@ -83,13 +87,13 @@ def contributions(
     size = min(length, _inputs_at_once(frozen))
     for start in range(0, length, size):
         count = min(size, length - start)
-        here = torch.arange(count, device=x_BTD.device)
-        inputs_NBTD = x_BTD.new_zeros(count, 1, length - start, x_BTD.shape[-1])
-        inputs_NBTD[here, 0, here] = x_BTD[0, start : start + count]
-        part, states = frozen.tail(start), []
+        number = torch.arange(count, device=x_BTD.device)
+        state_NBTD = x_BTD.new_zeros(count, 1, length - start, x_BTD.shape[-1])
+        state_NBTD[number, 0, number] = x_BTD[0, start : start + count]
+        tail, states = frozen.tail(start), []
         for index in range(first, last + 1):
-            inputs_NBTD, _ = part.layer(index, inputs_NBTD, biases=False)
-            states.append(inputs_NBTD[:, 0])
+            state_NBTD, _ = tail.layer(index, state_NBTD, biases=False)
+            states.append(state_NBTD[:, 0])
         yield start, states
 
 
@@ -99,9 +103,10 @@ def _inputs_at_once(frozen: Frozen) -> int:
 
 
 def _only_sequence(frozen: Frozen) -> Tensor:
+    """The first block's input, [1, T, D]. Raises ValueError if several sequences were frozen."""
     x_BTD = frozen.residual[0]
     if len(x_BTD) != 1:
         raise ValueError(
-            f"this readout is of one sequence, but {len(x_BTD)} were frozen; freeze(decoder, tokens[i:i+1])"
+            f"this function takes one frozen sequence, but {len(x_BTD)} were frozen; freeze(decoder, tokens[i:i+1])"
         )
     return x_BTD

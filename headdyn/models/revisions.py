@@ -1,8 +1,8 @@
 """The revisions of checkpoint suites: which there are, what their names state, and series of them. Imports no torch.
 
-Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. Suites trained here
-use the same names, so that this also holds for them. Names of other suites are words with numbers, such as
-stage1-step1000-tokens5B, step-240000, checkpoint-100, ckpt_000.
+Pythia's 154 revisions are step0, step1, step2, step4 … step512, step1000, step2000 … step143000. Suites that headdyn
+trains have the same names. Those of other suites are words with numbers, such as stage1-step1000-tokens5B, step-240000,
+checkpoint-100, ckpt_000.
 """
 
 import difflib
@@ -35,7 +35,8 @@ LISTS = MappingProxyType(
 )
 
 SERIES = "series"  # all checkpoints of a folder, all snapshots of a training, or Pythia's pythia_log
-_OTHER_NAMES = {"seed_11": "original_11", "seed_8": "original_8", SERIES: "pythia_log"}  # the former are older names
+# seed_11 and seed_8 are former names.
+_OTHER_NAMES = {"seed_11": "original_11", "seed_8": "original_8", SERIES: "pythia_log"}
 _WORDS = {"step": "step", "global_step": "step", "checkpoint": "step", "ckpt": "step", "iter": "step"}
 _PART = re.compile(
     r"(?:^|[-_])(global_step|step|checkpoint|ckpt|iter|stage|ingredient|tokens|seed)[-_]?(\d+)([kKMBT]?)(?=$|[-_])"
@@ -97,23 +98,23 @@ def steps_of(revisions: Sequence[str]) -> Mapping[str, int | None]:
     The steps of a stage are added to the last step that the stage before has in the series.
     """
     steps: dict[str, int | None] = {}
-    stage, before, last = 0, 0, 0
+    stage, steps_before, last = 0, 0, 0
     for revision in in_order(revisions):
         name = read_name(revision)
         if "step" in name and name.get("stage", 0) != stage:
-            stage, before = name.get("stage", 0), last
-        steps[revision] = before + name["step"] if "step" in name else None
+            stage, steps_before = name.get("stage", 0), last
+        steps[revision] = steps_before + name["step"] if "step" in name else None
         last = max(last, steps[revision] or 0)
     return steps
 
 
 def check_integrity(hashes: Mapping[str, str], final: str | None = None) -> tuple[list[list[str]], dict[str, str]]:
-    """The groups of a series' revisions with the same weights, and why revisions are not counted, by their names.
+    """The groups of revisions that have the same weights, and for each revision that is not counted the reason.
 
     `hashes` are the revisions' state hashes, in the order of training: in public suites step0 has been equal to step1,
     and 86 of 154 branches of one model have had weights of late training. If several revisions have the same weights,
-    at most one of them has its right name, and nothing says which: none of them is counted. The exception is `final`,
-    the revision that is known to be the end of training: it is counted.
+    at most one of them has its right name, and nothing says which: none of them is counted, except `final`, the
+    revision that is known to be the end of training.
     """
     groups: dict[str, list[str]] = {}
     for revision, digest in hashes.items():
@@ -144,16 +145,17 @@ def parse(
 
     `text` has revisions and names of `LISTS`, separated by commas, or is a sequence of them. For other suites
     (`pythia=False`) names are used as they are, and there are no lists; `series` means all revisions in the local
-    `folder`. `main` allows the revision main, which a series should not contain: it is a copy of the last step, under a
-    name that may later get other weights. Raises ValueError for an empty series, for main if it is not allowed, for a
-    step that Pythia does not have, for a name that states no step, and for several training seeds or ingredients.
+    `folder`, main apart. The argument `main` allows the revision main, which a series should not contain: it is a copy
+    of the last step, under a name that may later get other weights. Raises ValueError for an empty series, for main if
+    it is not allowed, for a step that Pythia does not have, for a name that states no step, and for several training
+    seeds or ingredients.
     """
     if text == SERIES and (folder is not None or not pythia):
         text = [name for name in in_folder(folder) if name != "main"] if folder is not None else []
         if not text:
             raise ValueError(
-                "model.revisions=series is all that a folder with a folder for each checkpoint has, or a suite known "
-                "here; name the revisions: model.revisions=step1000,step2000"
+                "model.revisions=series needs a local folder that has a folder for each checkpoint, or a suite that "
+                "headdyn knows; name the revisions: model.revisions=step1000,step2000"
             )
     items = [item.strip() for item in (text.split(",") if isinstance(text, str) else text)]
     items = [_OTHER_NAMES.get(item, item) for item in items]
@@ -177,17 +179,17 @@ def parse(
             "as step1000, checkpoint-100 or stage1-step1000"
         )
     for word in ("seed", "ingredient"):
-        trainings = sorted({names[word] for names in map(read_name, revisions) if word in names})
+        trainings = sorted({name[word] for name in map(read_name, revisions) if word in name})
         if len(trainings) > 1:
             raise ValueError(
-                f"model.revisions holds the training {word}s {', '.join(map(str, trainings))}, and a series is of one "
-                f"training; give the revisions of each {word} in a sweep of its own, or sweep over model.name"
+                f"model.revisions holds the training {word}s {', '.join(map(str, trainings))}, but a series comes from "
+                f"one training; give the revisions of each {word} in a sweep of its own, or sweep over model.name"
             )
     return in_order(revisions)
 
 
 def require_pythia(revision: str) -> str:
-    """Returns the revision if Pythia has it, else raises ValueError with the nearest ones."""
+    """The revision itself. Raises ValueError, which names the nearest ones, if Pythia does not have it."""
     if revision in PYTHIA:
         return revision
     digits = re.fullmatch(r"(?:steps?)?[-_ ]?(\d+)(k?)", revision.lower())

@@ -65,15 +65,15 @@ class Tap:
 
 
 def _check_broadcast(edit: Edit, x: Tensor) -> None:
-    """Refuse a value or mask larger than x, to whose shape torch.where would silently expand x."""
-    for name, given in (("value", edit.value), ("where", edit.where)):
-        if given is None:
+    """Raise ValueError for a value or mask that does not broadcast to x; torch.where would silently expand x to it."""
+    for name, tensor in (("value", edit.value), ("where", edit.where)):
+        if tensor is None:
             continue
-        sizes = zip(reversed(given.shape), reversed(x.shape), strict=False)
-        if given.ndim > x.ndim or any(size not in (1, needed) for size, needed in sizes):
+        sizes = zip(reversed(tensor.shape), reversed(x.shape), strict=False)
+        if tensor.ndim > x.ndim or any(size not in (1, needed) for size, needed in sizes):
             raise ValueError(
-                f"edit of {edit.site!r} at layer {edit.layer}: {name} of shape {tuple(given.shape)} does not broadcast "
-                f"to the site's {tuple(x.shape)}"
+                f"edit of {edit.site!r} at layer {edit.layer}: {name} of shape {tuple(tensor.shape)} does not "
+                f"broadcast to the site's {tuple(x.shape)}"
             )
 
 

@@ -48,13 +48,13 @@ def cell(scalar: Mapping[str, Any], metric: Metric | None = None, *, signed: boo
     places = decimals(scale * value, low, high)
     if metric is None:
         text = spelled(scalar) if has_interval else number(value)
-        beside = "" if null is None else "null 0" if null == 0 else f"null {fixed(null, max(3, places))}"
+        null_text = "" if null is None else "null 0" if null == 0 else f"null {fixed(null, max(3, places))}"
     else:
         text = metric.spelled(scalar, signed=signed)
-        beside = f"null {fixed(scale * null, max(1, metric.digits - has_interval))}" if null else ""
+        null_text = f"null {fixed(scale * null, max(1, metric.digits - has_interval))}" if null else ""
     text, _, interval = text.partition(" [")
     half_width = f"±{fixed((high - low) / 2, places)}" if has_interval else ""
-    return Cell(text, interval and f"[{interval}", beside, half_width=half_width)
+    return Cell(text, interval and f"[{interval}", null_text, half_width=half_width)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +72,13 @@ class Table:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, Any]], **options: Any) -> "Table":
-        """A table whose rows are given by column; `options` are `runs` and `dense`."""
+        """A table from rows that map columns to entries; `options` are `runs` and `dense`."""
         return cls(columns=list(rows[0]) if rows else (), rows=[list(row.values()) for row in rows], **options)
 
     def html(self) -> Markup:
         head = Markup("").join(Markup("<th>{}</th>").format(_lines(heading)) for heading in self.columns)
         cells = [Markup("").join(Markup("<td>{}</td>").format(_entry(entry)) for entry in row) for row in self.rows]
-        runs = map(of_runs, self.runs or [""] * len(cells))
+        runs = map(_run_attribute, self.runs or [""] * len(cells))
         body = Markup("").join(map(Markup("<tr{}>{}</tr>\n").format, runs, cells))
         dense = Markup(' class="dense"') if self.dense else ""
         table = '<div class="scroll"><table{}>\n<thead><tr>{}</tr></thead>\n{}</table></div>\n'
@@ -146,12 +146,12 @@ def figure_html(figure: Figure | Mapping[str, Any], runs: Sequence[int] = ()) ->
     caption = Markup("<figcaption>{}</figcaption>").format(spec["description"]) if spec.get("description") else ""
     text = Markup(json.dumps(spec, ensure_ascii=False, allow_nan=False).replace("</", r"<\/"))
     return Markup('<figure{}><div class="chart"></div><script type="application/json">{}</script>{}</figure>').format(
-        of_runs(" ".join(map(str, runs))), text, caption
+        _run_attribute(" ".join(map(str, runs))), text, caption
     )
 
 
 def facts(entries: Mapping[str, str]) -> Markup:
-    """Names, each with its text; entries with an empty text are left out."""
+    """A list of names with their texts; entries with an empty text are left out."""
     lines = (Markup("<dt>{}</dt><dd>{}</dd>\n").format(name, text) for name, text in entries.items() if text)
     return Markup('<dl class="facts">{}</dl>\n').format(Markup("").join(lines))
 
@@ -171,7 +171,7 @@ def marked(word: str, css_class: str = "failed") -> Markup:
     return Markup('<span class="{}">{}</span>').format(css_class, word)
 
 
-def of_runs(numbers: object) -> Markup:
+def _run_attribute(numbers: object) -> Markup:
     """The HTML attribute with run numbers (`0 3 5`) by which the page's filter hides an element; "" without numbers."""
     return Markup("") if numbers == "" else Markup(' data-run="{}"').format(numbers)
 

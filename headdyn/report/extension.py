@@ -20,7 +20,7 @@ from headdyn.sweep.record import SweepRecord
 def added(kind: Literal["sections", "headlines", "verdicts", "checks"], sweep: SweepRecord) -> list[Any]:
     """All that the packages' functions of this name return."""
     functions = [getattr(package, kind) for package in packages(sweep) if hasattr(package, kind)]
-    return [each for function in functions for each in function(sweep)]
+    return [part for function in functions for part in function(sweep)]
 
 
 def packages(sweep: SweepRecord) -> list[ModuleType]:

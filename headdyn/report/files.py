@@ -12,9 +12,9 @@ from typing import Any
 from headdyn.core.figures import Figure, rendered
 from headdyn.core.json_files import read_json
 from headdyn.report.blocks import Heading, Section
-from headdyn.report.sections import series
 from headdyn.report.sections.answers import all_statements
 from headdyn.report.sections.runs import outcome_table
+from headdyn.report.sections.series import changes, verdict_table
 from headdyn.report.sweep_page import sections
 from headdyn.sweep.record import SweepRecord, is_run
 from headdyn.sweep.series_record import read_series
@@ -42,7 +42,7 @@ def write_figures(folder: Path, kind: str, out: Path | None = None) -> list[Path
 def sweep_figures(sweep: SweepRecord) -> dict[str, Figure]:
     """The figures that a sweep's page draws from records, named by their heading and their title.
 
-    Where two sections draw figures of one name, the later one's has the section in front; a third gets a number.
+    Where two sections draw figures of one name, the second one's starts with its section; a third one's gets a number.
     """
     figures: dict[str, Figure] = {}
     for section in sections(sweep):
@@ -81,8 +81,8 @@ def _results(sweep: SweepRecord, pictures: Sequence[Path]) -> str:
     lines += ["Written by `python -m headdyn.report SWEEP --study FOLDER` from the sweep's records; not edited.", ""]
     lines += [f"    {sweep.command}", ""] if sweep.command else []
     for name, key in (("code", "git"), ("started", "started")):
-        facts = sorted({str(manifest[key]) for manifest in manifests if manifest.get(key)})
-        lines += [f"- {name}: {' to '.join(dict.fromkeys((facts[0], facts[-1])))}"] if facts else []
+        values = sorted({str(manifest[key]) for manifest in manifests if manifest.get(key)})
+        lines += [f"- {name}: {' to '.join(dict.fromkeys((values[0], values[-1])))}"] if values else []
     machines = {", ".join(f"{k} {v}" for k, v in manifest["machine"].items()) for manifest in manifests}
     lines.append(f"- machine: {' | '.join(sorted(machines))}")
     lines += [f"- group {name}: {settings}" for name, settings in sweep.group_settings.items()]
@@ -94,8 +94,8 @@ def _results(sweep: SweepRecord, pictures: Sequence[Path]) -> str:
     for statement in all_statements(sweep):
         lines += [f"## {statement.question}" + (f" ({statement.group})" if statement.group else ""), ""]
         lines += [*(f"- {sentence}" for sentence in statement.sentences), ""]
-    verdicts = [block for each in read_series(sweep) for block in (Heading(each.title), series.verdict_table(each))]
-    dated = Section("", "", [block for block in verdicts if isinstance(block, Heading) or block.rows])
-    lines += [section.markdown() for section in (dated, series.changes(sweep)) if section is not None]
+    verdicts = [block for series in read_series(sweep) for block in (Heading(series.title), verdict_table(series))]
+    emergence = Section("", "", [block for block in verdicts if isinstance(block, Heading) or block.rows])
+    lines += [section.markdown() for section in (emergence, changes(sweep)) if section is not None]
     lines += [f"![{path.stem}]({path.name})\n" for path in pictures]
     return "\n".join(lines).rstrip() + "\n"

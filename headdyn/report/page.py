@@ -36,8 +36,8 @@ def write_page(
 ) -> Path:
     """Write a page of sections into one file, whole or not at all.
 
-    The page's filter offers the levels in which `runs` differ. `digest` is that of what the page shows (`made_of`); a
-    page that is always written anew needs none.
+    The page's filter offers the levels in which `runs` differ. `digest` is the digest of what the page shows
+    (`made_of`); a page that is always written anew needs none.
     """
     names = next(iter(runs.values()), {})
     varied = {name: list(dict.fromkeys(levels[name] for levels in runs.values())) for name in names}
@@ -85,8 +85,8 @@ def made_of(sweep: SweepRecord) -> str:
 
 def _records(folder: Path) -> list[Path]:
     """The files of a sweep and its runs that a page may show."""
-    own = (folder / PAGE, folder / f"{PAGE}.tmp")
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in own)
+    pages = (folder / PAGE, folder / f"{PAGE}.tmp")
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path not in pages)
     return [path for path in files if not _NO_RECORDS.intersection(path.relative_to(folder).parts)]
 
 
@@ -96,7 +96,7 @@ def sealed(page: str, digest: str) -> str:
 
 
 def is_current(page: Path, digest: str) -> bool:
-    """Whether the page exists, is undamaged, and was made of what `digest` (`made_of`) stands for."""
+    """Whether the page exists, is undamaged, and shows what `digest` (`made_of`) was computed from."""
     text = page.read_text(encoding="utf-8", errors="replace") if page.is_file() else ""
     start = text.rfind("<!-- ")
     return start > 0 and text[start:] == f"<!-- {_seal(text[:start], digest)} -->\n"

@@ -64,28 +64,26 @@ def write_sweep_page(folder: Path) -> Path:
 
 def title(sweep: SweepRecord) -> str:
     """The page's title: `Matrix: order × attention × positions (smoke)`, `mini qwen3: 6 checkpoints (laptop)`."""
-    names, modes = (
-        list(dict.fromkeys(str(job.factors.get(key) or job.factors.get(other)) for job in sweep.jobs))
-        for key, other in (("experiment", "model"), ("mode", "mode"))
-    )
-    name = names[0].replace("_", " ") if len(names) == 1 and names[0] != "None" else sweep.name
+    names = {str(job.factors.get("experiment") or job.factors.get("model") or "") for job in sweep.jobs}
+    modes = {str(job.factors.get("mode") or "") for job in sweep.jobs}
+    name = (names.pop().replace("_", " ") if len(names) == 1 else "") or sweep.name
     factors = [key_name(factor.name) for factor in sweep.factors]
     revisions = sweep.varied.get("revision", ())
     factors += [count(len(revisions), "checkpoint")] if revisions else []
-    mode = f" ({modes[0]})" if len(modes) == 1 and modes[0] != "None" else ""
+    mode = f" ({modes.pop()})" if len(modes) == 1 and any(modes) else ""
     return f"{capital(name)}{': ' if factors else ''}{' × '.join(factors)}{mode}"
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
     """The sections of a sweep's page in order: open ones, then folded ones.
 
-    Among each of the two, sections that packages add come before headdyn's own, except that jobs that did not finish
-    and the answers open the page.
+    Jobs that did not finish and the answers come first. After them, among open and among folded sections, those that
+    packages add come before headdyn's own.
     """
     own = [section for make in SECTIONS if (section := make(sweep)) is not None]
     first = [section for section in own if section.anchor in ("unfinished", "answers")]
-    every = [*first, *added("sections", sweep), *(section for section in own if section not in first)]
-    return sorted(every, key=lambda section: section.folded)
+    ordered = [*first, *added("sections", sweep), *(section for section in own if section not in first)]
+    return sorted(ordered, key=lambda section: section.folded)
 
 
 def _lead(sweep: SweepRecord) -> Markup:

@@ -52,8 +52,8 @@ def headlines(sweep: SweepRecord) -> list[str]:
 
 
 def _of_records(sweep: SweepRecord) -> list[str]:
-    if series := read_series(sweep):
-        return [f"{each.title}: {headline(each)}" if each.title else headline(each) for each in series]
+    if all_series := read_series(sweep):
+        return [f"{series.title}: {headline(series)}" if series.title else headline(series) for series in all_series]
     if len(sweep.jobs) == 1 and (answers := prompts.statements(sweep.jobs[0])):
         return [sentence for answer in answers for sentence in answer.sentences]
     every = statements(sweep)
@@ -71,7 +71,7 @@ def print_run(folder: Path) -> None:
 
 
 def summary_table(sweep: SweepRecord, console: Console) -> Table:
-    """One row per complete run: as many outcomes as fit, each with its interval, and its null where chance is not zero.
+    """One row per complete run: as many outcomes as fit, with their intervals, and their nulls where these are not 0.
 
     A single run has no column of names. An outcome that is absent for every run is left out. In a terminal of fewer
     than 112 columns intervals are given as ± half their width; from 176 on they stand beside the values.

@@ -2,10 +2,10 @@
 
 A study is a package whose `__init__.py` may define functions that a sweep's report calls (report/extension.py):
 
-    sections(sweep) -> Sequence[Section]        parts of the page: the study's figures beside ours, what misleads
+    sections(sweep) -> Sequence[Section]        parts of the page: the study's figures beside ours, why it misleads
     headlines(sweep) -> Sequence[Statement]     the study's questions, answered from these runs
     verdicts(sweep) -> Sequence[Statement]      what was predicted, judged; it comes before all other answers
-    checks(sweep) -> Sequence[Check]            these runs against the known result
+    checks(sweep) -> Sequence[Check]            these runs compared with the known result
 
 A run names its study by `study: headdyn.studies.NAME` in its preset (conf/experiment), or by running one of the study's
 procedures. The study's folder may also hold

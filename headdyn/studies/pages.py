@@ -1,4 +1,4 @@
-"""Parts that the pages of several studies share: reported figures, our runs by step, and what misleads."""
+"""Parts that the pages of several studies share: reported figures, our runs by step, and how studies mislead."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -20,15 +20,15 @@ _MISLEADS = (
 
 @cache
 def facts(study: str) -> Mapping[str, Any]:
-    """A study's study.json: the figures that it reports, none of them measured here, and what misleads in it."""
+    """A study's study.json: the figures that it reports, none of them measured here, and the points that mislead."""
     return read_json(Path(__file__).parent / study / "study.json")
 
 
-def misleading(study: str, *here: str) -> Markup:
-    """The points in which the study misleads; `here` says for each of them what these runs measured ("": nothing)."""
+def misleading(study: str, *measured: str) -> Markup:
+    """The points in which the study misleads, each followed by what these runs `measured` on it ("" if nothing)."""
     point = Markup('<dt>{}</dt>\n<dd>{} <span class="here">{}</span></dd>\n')
-    points = zip(facts(study)["misleads"], here, strict=True)
-    items = Markup("").join(point.format(one["did"], one["misleads"], measured) for one, measured in points)
+    points = zip(facts(study)["misleads"], measured, strict=True)
+    items = Markup("").join(point.format(fact["did"], fact["misleads"], ours) for fact, ours in points)
     return html(_MISLEADS) + Markup('<dl class="points">\n{}</dl>\n').format(items)
 
 

@@ -44,13 +44,13 @@ class CurvesTogether:
         if not self.records:
             untested = "Whether curves move together is not tested: no two trainings have the same checkpoints."
             return untested if self.left_out and self.trainings < 2 else ""
-        least = self.records[0]["least_p"]
+        smallest_p = self.records[0]["least_p"]
         texts = [
             f"In {len(self.found)} of {count(len(self.records), 'pair')} the changes of the two curves correlate more "
             f"strongly within a training than between trainings (q ≤ {ALPHA:g}, {count(self.trainings, 'training')})."
         ]
-        if least > ALPHA:
-            texts.append(f"So few trainings cannot show it for any pair: no p can be below {p_value(least)}.")
+        if smallest_p > ALPHA:
+            texts.append(f"So few trainings cannot show it for any pair: no p can be below {p_value(smallest_p)}.")
         texts += [f"Without {name}: {reason}." for name, reason in self.left_out.items()]
         return " ".join(texts)
 
@@ -77,7 +77,7 @@ def curves_together(repetition: Repetition, sweep: SweepRecord) -> CurvesTogethe
 def recorded_courses(series: Series) -> dict[str, dict[int, float]]:
     """The values by step of every measure of a series, and of the metrics that say how well the model does its task.
 
-    From a measure without a threshold of its own its null is subtracted, as it was for the judgement.
+    The null is subtracted from a measure that has no threshold of its own, as it was for the judgement.
     """
     courses = {}
     for name in dict.fromkeys((*series.measures, *TASK_METRICS)):

@@ -2,8 +2,8 @@
 
 The units are trainings (seeds); with one seed a sentence gives the value and says that there can be no interval. A
 sentence says "effect" if q < 0.05. Otherwise it says that no effect of x or more was detected, and never that there is
-none; x is the smallest effect that would be found so in four of five repetitions with as many seeds of this spread.
-Where only the interval excludes 0, it says that no effect was found after correction for all outcomes.
+none; x is the smallest effect that would be detected in four of five repetitions with as many seeds and this spread.
+Where only the interval excludes 0, a sentence says that no effect was found after correction for all outcomes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +39,11 @@ def factor(name: str, effects: Sequence[Row], metric: Metrics) -> list[str]:
     over_others = ", averaged over the other factors" if any(len(row["factors"]) > 1 for row in effects) else ""
     sentences: list[str] = []
     for contrast, rows in by_contrast.items():
-        less = f"the change with {contrast}"
+        difference_text = f"the change with {contrast}"
         if not rows[0].get("against"):
             low, high = (level_label(name, level) for level in rows[0]["levels"][name])
-            less = f"{high} less {low}"
-        answer = _on_outcomes(rows, less, over_others, metric)
+            difference_text = f"{high} less {low}"
+        answer = _on_outcomes(rows, difference_text, over_others, metric)
         sentences += without_warning(answer) if sentences else answer
     return sentences
 
@@ -71,19 +71,19 @@ def matched(name: str, pairs: Sequence[Row], pooled: Sequence[Row], metric: Metr
     rows = [row for row in pooled if compared(row) == name and row.get("value") is not None]
     if not rows:
         return []
-    apart = [abs(pair["loss_difference"]) for pair in pairs if compared(pair) == name]
+    loss_gaps = [abs(pair["loss_difference"]) for pair in pairs if compared(pair) == name]
     low, high = (level_label(name, level) for level in CHOICES[name].pair)
-    if max(apart) < 1e-6:
+    if max(loss_gaps) < 1e-6:
         closest = "One arm of each pair is taken at its end, the other between the two snapshots around that loss."
         contrast = f"{high} less {low} at equal loss"
     else:
-        closest = f"The two losses of a pair are {fixed(min(apart), 3)} to {fixed(max(apart), 3)} nats apart."
+        closest = f"The two losses of a pair are {fixed(min(loss_gaps), 3)} to {fixed(max(loss_gaps), 3)} nats apart."
         contrast = f"{high} less {low} at the snapshots nearest in loss"
     return [*_on_outcomes(rows, contrast, ", averaged over pairs", metric), closest]
 
 
 def is_effect(row: Row) -> bool:
-    """Whether a row counts as an effect: q < 0.05, or, in earlier records without q, an interval that excludes 0."""
+    """Whether a row counts as an effect: by q < 0.05, or in earlier records, which lack q, by an interval without 0."""
     return _excludes_0(row) if row.get("q") is None else bool(row["q"] < ALPHA)
 
 
@@ -125,7 +125,11 @@ def _on_outcomes(rows: Sequence[Row], contrast: str, averaged: str, metric: Metr
     for row in rows:
         if row["value"] is None:
             reasons.setdefault(row["reason"], []).append(metric(row["outcome"]).label)
-    absent = [f"Absent for {listed(labels)}: {reason}." for reason, labels in reasons.items()]
+    absent = [
+        f"{capital(contrast)}{averaged}{',' if averaged else ''} is absent for "
+        f"{'every outcome' if len(labels) == len(rows) > 1 else listed(labels)}: {reason}."
+        for reason, labels in reasons.items()
+    ]
     if not present:
         return absent
     first, *others = present
@@ -155,7 +159,7 @@ def detectable(row: Row, m: Metric, decimals: int | None = None) -> str:
 def detectable_size(row: Row, m: Metric, decimals: int | None = None) -> str:
     """`0.5`: the smallest effect that would be found in four of five repetitions (sweep/effects.py, with_q).
 
-    It has two significant digits, or as many decimals as given. Empty for an effect, and if there is one seed.
+    It has two significant digits, or `decimals` decimals. Empty if the row is an effect, or if there is only one seed.
     """
     if row.get("detectable") is None or is_effect(row):
         return ""
@@ -166,7 +170,7 @@ def detectable_size(row: Row, m: Metric, decimals: int | None = None) -> str:
 def would_be_detected(
     row: Row, m: Metric, form: str = " ({})", decimals: int | None = None, family: str = "all outcomes"
 ) -> str:
-    """` (0.5 points would be detected)`, to stand behind what was not detected; "" where `detectable` is empty.
+    """` (0.5 points would be detected)`, to follow the name of what was not detected; "" where `detectable` is empty.
 
     Where only the interval excludes 0, ` (not found after correction for all outcomes; 0.5 points would be detected)`.
     """
@@ -179,14 +183,14 @@ def _taken_apart(row: Row, simple: Sequence[Row], metric: Metrics) -> str:
     """`; topic order in RoPE runs −0.37 [−0.50, −0.24] points (q = 0.01) and …`, for an interaction of two factors."""
     m = metric(row["outcome"])
     parts = [
-        f"{effect_name(one)} {difference(one, metric)}"
-        + (f" ({p_is(one['q'], 'q')}{would_be_detected(one, m, '; {}')})" if one["q"] is not None else "")
-        for one in simple
+        f"{effect_name(part)} {difference(part, metric)}"
+        + (f" ({p_is(part['q'], 'q')}{would_be_detected(part, m, '; {}')})" if part["q"] is not None else "")
+        for part in simple
         if len(row["factors"]) == 2
-        and one["value"] is not None
-        and all(one[key] == row[key] for key in ("group", "outcome"))
-        and all(row["levels"].get(name) == levels for name, levels in one["levels"].items())
-        and all(level in row["levels"].get(name, ()) for name, level in one["held"].items())
+        and part["value"] is not None
+        and all(part[key] == row[key] for key in ("group", "outcome"))
+        and all(row["levels"].get(name) == levels for name, levels in part["levels"].items())
+        and all(level in row["levels"].get(name, ()) for name, level in part["held"].items())
     ]
     return f"; {listed(parts)}" if parts else ""
 

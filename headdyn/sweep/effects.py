@@ -22,7 +22,7 @@ from headdyn.sweep.outcomes import outcomes_of
 
 Rows = list[dict[str, Any]]
 
-ALPHA = 0.05  # an effect is found where its q is below
+ALPHA = 0.05  # an effect is found if its q is below this
 
 # The kinds of rows. The first three are the design's effects, one family of q; simple effects are another family.
 CONTRAST, SLOPE, INTERACTION, SIMPLE, MEAN = "contrast", "slope", "interaction", "simple", "mean"
@@ -37,7 +37,7 @@ def factor_effects(
 
     - kind "contrast": two levels of a factor, the higher less the lower, averaged over the other factors' levels;
     - "slope": three or more numbers, by least squares against the level or log2 of it (`against`);
-    - "interaction": of two factors half the difference between one's effects at the other's two levels, and so on;
+    - "interaction": for two factors, half the difference between one's effects at the other's two levels, and so on;
     - "simple": a factor's contrast where one other factor is held at a level (`held`);
     - "mean": one level, averaged over the other factors' levels. It has an interval and no p.
 
@@ -72,21 +72,21 @@ def unrecovered(run: RunRecord) -> bool:
 def with_q(rows: Rows) -> Rows:
     """The rows with Benjamini–Hochberg q-values beside their p-values; all rows are one family.
 
-    A row with q ≥ ALPHA also has `detectable`, the smallest effect that would be found in four of five repetitions:
-    beside k of m tests that are found, a further one is at p ≤ ALPHA (k + 1)/m. It exceeds the row's own value.
+    A row with q ≥ ALPHA also has `detectable`, the smallest effect that would be found in four of five repetitions; it
+    exceeds the row's own value. Where k of m tests are found, a further one would be at p ≤ ALPHA (k + 1)/m.
     """
     tested = [row for row in rows if row.get("p") is not None]
     q = benjamini_hochberg(np.array([row["p"] for row in tested])).tolist()
-    by_row = {id(row): value for row, value in zip(tested, q, strict=True)}
+    q_of = {id(row): value for row, value in zip(tested, q, strict=True)}
     level = ALPHA * (sum(value < ALPHA for value in q) + 1) / max(len(q), 1)
 
     def detectable(row: Mapping[str, Any]) -> float | None:
-        if by_row.get(id(row), 0) < ALPHA:
+        if q_of.get(id(row), 0) < ALPHA:
             return None
         spread = spread_of_interval(row["ci_low"], row["ci_high"], row["n"])
         return smallest_detectable(spread, row["n"], alpha=level)
 
-    return [{**row, "detectable": detectable(row), "q": by_row.get(id(row))} for row in rows]
+    return [{**row, "detectable": detectable(row), "q": q_of.get(id(row))} for row in rows]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,13 +117,13 @@ class _Cells:
             if value is None or any(level not in f.levels for level, f in zip(levels, factors, strict=True)):
                 continue
             places = [f.levels.index(level) for level, f in zip(levels, factors, strict=True)]
-            at = (seeds.index(run.factors.get("seed")), *places)
-            first_run = first.setdefault(at, run)
-            if first_run.value(outcome) != value:  # equal values are one training, which two sweeps measured alike
+            cell = (seeds.index(run.factors.get("seed")), *places)
+            first_run = first.setdefault(cell, run)
+            if first_run.value(outcome) != value:  # equal values: two sweeps measured the same training
                 conflict = (
                     f"{first_run.name} and {run.name} have the same levels and seed, so that no contrast is defined"
                 )
-            values[at] = value
+            values[cell] = value
         if not first or not factors:
             return None
         return cls(group.name, outcome, primary, factors, seeds, values, conflict, left_out)
@@ -144,7 +144,8 @@ class _Cells:
         effect = effect_over_seeds(whole_SC @ weight_C)
         if kind == MEAN:  # there is nothing to test a mean against
             effect = dataclasses.replace(effect, p=None)
-        lacking = f"no seed has all {cells_SC.shape[1]} cells (seeds seen: {sorted(self.seeds, key=str)})"
+        seeds = ", ".join(map(str, sorted(self.seeds, key=str)))
+        lacking = f"no seed has runs of all {cells_SC.shape[1]} combinations of levels (seeds: {seeds})"
         if self.left_out:
             lacking += f"; not recovered, and so left out: {', '.join(self.left_out)}"
         against = {contrast.factor: contrast.against for contrast in contrasts if contrast.against}
@@ -165,11 +166,11 @@ class _Cells:
 
 
 def _rows(cells: _Cells) -> Rows:
-    own = [contrast for factor in cells.factors for contrast in (*factor.pairs(), *factor.slope())]
-    rows = [cells.row(SLOPE if contrast.against else CONTRAST, [contrast]) for contrast in own]
+    single = [contrast for factor in cells.factors for contrast in (*factor.pairs(), *factor.slope())]
+    rows = [cells.row(SLOPE if contrast.against else CONTRAST, [contrast]) for contrast in single]
     for order in range(2, len(cells.factors) + 1):
-        for several in combinations(cells.factors, order):
-            rows += [cells.row(INTERACTION, chosen) for chosen in product(*(f.interacting() for f in several))]
+        for factors in combinations(cells.factors, order):
+            rows += [cells.row(INTERACTION, chosen) for chosen in product(*(f.interacting() for f in factors))]
     for factor, other in permutations(cells.factors, 2):
         questions = product(factor.interacting(), other.levels)
         rows += [cells.row(SIMPLE, [contrast], {other.name: level}) for contrast, level in questions]

@@ -105,8 +105,8 @@ def factor_names(swept: Iterable[str]) -> list[str]:
 
 def varying(factors: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> list[str]:
     """The keys, of `names` or of all, in which these jobs differ; those of one command's jobs were swept."""
-    chosen = dict.fromkeys(name for given in factors for name in given) if names is None else names
-    return [name for name in chosen if len({str(given.get(name)) for given in factors}) > 1]
+    chosen = dict.fromkeys(name for levels in factors for name in levels) if names is None else names
+    return [name for name in chosen if len({str(levels.get(name)) for levels in factors}) > 1]
 
 
 MISSING = object()

@@ -1,6 +1,6 @@
 """Groups of comparable runs, which differ in the factors and the seed alone.
 
-Every effect belongs to one group. So sweeps with different settings can be shown side by side, but are never pooled.
+Every effect belongs to one group: sweeps with different settings can be shown side by side, but are never pooled.
 """
 
 import json
@@ -25,7 +25,7 @@ Run = tuple[RunRecord, Settings]
 
 @dataclass(frozen=True)
 class Group:
-    """Comparable runs. In the settings `differs` other groups differ from this one; a single group has the name ""."""
+    """Comparable runs. `differs` are the settings by which groups differ; a single group has the name ""."""
 
     name: str
     differs: Mapping[str, Any]
@@ -49,7 +49,7 @@ def comparable(runs: Iterable[RunRecord], swept: Iterable[str] = ()) -> list[Gro
     for part in _parted(complete, shared).values():
         members |= _parted(part, [*shared, *_variant_keys(part, factors)])
     compared: list[Settings] = [json.loads(key) for key in members]
-    # A mode's keys are left out, because those that they set are compared themselves.
+    # Of a mode only the name is compared: the settings that the mode chooses are compared directly.
     differing = [
         key
         for key in dict.fromkeys(key for one in compared for key in one)

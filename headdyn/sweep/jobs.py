@@ -16,7 +16,11 @@ _LABELLED = ("model", "data", "attention", "data_ordering", "position_enc", "mod
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its number in the sweep, its run's record, the factors it was started with, its label and its group."""
+    """One job: its number in the sweep, its run's record, the factors it was started with, its label and its group.
+
+    Tables and charts name the job by `label`. `group` is the name of its group of comparable runs (groups.py), "" if
+    there is only one.
+    """
 
     number: int
     run: RunRecord
@@ -43,20 +47,22 @@ class Job:
         return metrics_of([self.run])
 
     def metric(self, name: str) -> Metric:
+        """The description of a metric; one by its name alone if the run's analyses do not describe it."""
         return self.glossary.get(name) or unnamed(name)
 
     @property
     def training(self) -> str:
-        """The key of the run's training, which all arms of the same training share."""
+        """The key of the run's training, which all arms of the same training share; the run's name if it has none."""
         stage = self.run.manifest.get("stages", {}).get("training")
         return stage["key"] if stage else self.run.name
 
     @property
     def recalibrated(self) -> bool:
+        """Whether the model was recalibrated after its training (DroPE and its control)."""
         return "recalibration" in self.run.scalars
 
     def scalar(self, name: str) -> Mapping[str, Any]:
-        """A scalar with what stands beside it; `reason` where the run lacks it."""
+        """A scalar's value, with its interval, null and so on if it has them; only a `reason` if the run lacks it."""
         scalar = self.run.scalars.get(name)
         if scalar is None:
             return {"reason": f"the run recorded no {name}" if self.complete else f"the run is {self.run.status}"}
@@ -64,27 +70,30 @@ class Job:
 
 
 def of_prompts(jobs: Sequence[Job]) -> bool:
-    """Whether all these runs are on prompts, none on a corpus."""
+    """Whether all these runs are on prompts, none on a corpus; False for no runs."""
     return bool(jobs) and not any("corpus" in job.run.manifest for job in jobs)
 
 
 def build_jobs(runs: Sequence[tuple[RunRecord, Mapping[str, Any]]], swept: Sequence[str] = ()) -> list[Job]:
-    """The jobs of runs, each given with its factors, in this order; `swept` are the keys that a command varied."""
-    group_of = {run.folder: group.name for group in comparable([r for r, _ in runs], swept) for run in group.runs}
+    """The jobs of runs, each given with its factors, in this order; `swept` are the keys that a command varied.
+
+    A label consists of the levels that vary; a label that several jobs would share is replaced by the run's name.
+    """
+    group_of = {run.folder: group.name for group in comparable([run for run, _ in runs], swept) for run in group.runs}
     groups = [group_of.get(run.folder, "") for run, _ in runs]
-    factors = [given for _, given in runs]
-    varied, labels = varying(factors, reading_order(factors)), []
-    for (run, given), group in zip(runs, groups, strict=True):
-        label = " ".join(level_label(name, given[name]) for name in varied if name in given) or run.name
+    all_factors = [factors for _, factors in runs]
+    varied, labels = varying(all_factors, reading_order(all_factors)), []
+    for (run, factors), group in zip(runs, groups, strict=True):
+        label = " ".join(level_label(name, factors[name]) for name in varied if name in factors) or run.name
         # A single group has no name; a mode that distinguishes several groups is in the labels already.
         labels.append(label if not group or group in label.split() else f"{group}: {label}")
     return [
-        Job(number, run, given, run.name if labels.count(label) > 1 else label, group)
-        for number, ((run, given), label, group) in enumerate(zip(runs, labels, groups, strict=True))
+        Job(number, run, factors, run.name if labels.count(label) > 1 else label, group)
+        for number, ((run, factors), label, group) in enumerate(zip(runs, labels, groups, strict=True))
     ]
 
 
 def reading_order(factors: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys of jobs' factors in the order of labels: known ones first, then all others, the seed last."""
-    others = dict.fromkeys(name for given in factors for name in given if name not in (*_LABELLED, "experiment"))
+    """The keys of jobs' factors in the order of labels: groups of conf/, then other keys but `experiment`, the seed."""
+    others = dict.fromkeys(name for each in factors for name in each if name not in (*_LABELLED, "experiment"))
     return [*_LABELLED[:-1], *others, _LABELLED[-1]]

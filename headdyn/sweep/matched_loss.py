@@ -20,9 +20,9 @@ from headdyn.sweep.effects import Rows, unrecovered, with_q
 from headdyn.sweep.factors import CHOICES
 from headdyn.sweep.outcomes import outcomes_of
 
-MATCHED_ANALYSES = ("loss", "attention", "probes")  # the analyses done of snapshots for these comparisons
+MATCHED_ANALYSES = ("loss", "attention", "probes")  # the analyses of snapshots that these comparisons need
 COMPARED = {name: CHOICES[name].pair for name in ("data_ordering", "position_enc")}
-_EQUAL = ("loss_nats", "excess_nats", "gap_closed", "gap_closed_from_mixture")
+_EQUAL_BY_CONSTRUCTION = ("loss_nats", "excess_nats", "gap_closed", "gap_closed_from_mixture")
 
 Analyse = Callable[[RunRecord, int], HeadTable]
 
@@ -30,11 +30,11 @@ Analyse = Callable[[RunRecord, int], HeadTable]
 def matched_loss(runs: Sequence[RunRecord], analyse: Analyse) -> Rows:
     """A row for every outcome and every pair of complete runs that differ only in their ordering, or only in the drop.
 
-    `analyse(run, step)` returns the results for a snapshot of a training; those for its end are in the run. A DroPE arm
-    has only its end, so a pair is absent if its DroPE arm ended with a lower loss than its RoPE arm. Trainings with
-    heads held are left out: their losses are not those of the weights that `analyse` reads.
+    `analyse(run, step)` returns the results for a snapshot of a training; those for its end are in the run's record. Of
+    a DroPE arm only the end is known, so a pair is absent if its DroPE arm ended with a lower loss than its RoPE arm.
+    Trainings with heads held are left out: their losses are not those of the weights that `analyse` reads.
     """
-    outcomes = [name for name in outcomes_of(runs) if name not in _EQUAL]
+    outcomes = [name for name in outcomes_of(runs) if name not in _EQUAL_BY_CONSTRUCTION]
     rows: Rows = []
     for factor, (low, high) in COMPARED.items():
         cells: dict[str, dict[str, RunRecord]] = {}
@@ -76,7 +76,7 @@ def _pair(factor: str, arms: Mapping[str, RunRecord], analyse: Analyse, outcomes
         return []
     sides = {level: _outcomes_at(run, points[level], losses[level], analyse) for level, run in arms.items()}
     steps = {level: sum(weight * step for step, weight in point.items()) for level, point in points.items()}
-    at = {level: sum(weight * losses[level][step] for step, weight in point.items()) for level, point in points.items()}
+    loss_at = {level: sum(w * losses[level][step] for step, w in point.items()) for level, point in points.items()}
     low, high = arms
     others = {name: level for name, level in arms[low].factors.items() if name not in (factor, "seed")}
     pair = {
@@ -86,8 +86,8 @@ def _pair(factor: str, arms: Mapping[str, RunRecord], analyse: Analyse, outcomes
         "runs": {level: run.name for level, run in arms.items()},
         "steps": {level: round(step) for level, step in steps.items()},
         "snapshots": {level: sorted(point) for level, point in points.items()},
-        "losses_nats": at,
-        "loss_difference": at[high] - at[low],
+        "losses_nats": loss_at,
+        "loss_difference": loss_at[high] - loss_at[low],
     }
     return [
         {
@@ -118,10 +118,10 @@ def _outcomes_at(
 
 
 def matched_points(losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]] | None:
-    """For each arm the weights of snapshots at which it has the higher one of both arms' last losses.
+    """By arm, the weights of the snapshots at which it has the target loss: the higher of the two arms' last losses.
 
-    For one arm that is its end. The other arm passed this loss for the last time between two neighbouring snapshots,
-    which are weighted so that their mean loss equals it. None if an arm never had that loss.
+    The arm that ended with this loss is taken at its end. The other one passed it for the last time between two
+    neighbouring snapshots, whose weights make their mean loss equal to it. None if that arm never had such a loss.
     """
     last = {name: by_step[max(by_step)] for name, by_step in losses.items()}
     target = max(last.values())
@@ -142,7 +142,7 @@ def matched_points(losses: Mapping[str, Mapping[int, float]]) -> dict[str, dict[
 
 
 def compared(row: Mapping[str, Any]) -> str:
-    """The factor whose levels a pair, or an average over pairs, compares; earlier records have orderings only."""
+    """The factor whose levels a pair, or an average over pairs, compares. Earlier records compare orderings only."""
     return str(row.get("factor", "data_ordering"))
 
 

@@ -13,10 +13,11 @@ from headdyn.sweep.series_record import collect_series
 
 
 def merge(folders: Sequence[Path], out: Path) -> None:
-    """Write to `out` the records of one sweep made of several sweeps and runs; only seeds are pooled.
+    """Write to `out` the records of one sweep that consists of the runs in all `folders`, of sweeps or single runs.
 
-    A run that is in two of them counts once, the complete one. Raises ValueError as `sweep_json` does, for an
-    unfinished run, and if `out` is one of the folders; nothing is written then.
+    Seeds are pooled; runs with different settings stay apart. A run that is in two folders counts once, the complete
+    one if only one is. Raises ValueError as `sweep_json` and `collect_series` do, for a single run that is not
+    complete, and if `out` is one of the folders. Nothing is written then.
     """
     if any(out.resolve() == folder.resolve() for folder in folders):
         raise ValueError(f"--out={out} is one of the folders to merge; name a new one")
@@ -29,14 +30,14 @@ def merge(folders: Sequence[Path], out: Path) -> None:
     for folder, content in zip(folders, contents, strict=True):
         sources.append({"name": content["name"], "folder": _relative(folder, out), "command": content.get("command")})
         swept |= dict.fromkeys(content["swept"])
-        for part in content["jobs"]:
-            run = RunRecord.read((folder / part.get("folder", part["name"])).resolve())
+        for job in content["jobs"]:
+            run = RunRecord.read((folder / job.get("folder", job["name"])).resolve())
             if run.name in jobs:
                 notes.append(f"{run.name} is in more than one of the sweeps; it counts once")
                 if runs[run.name].status == "complete":
                     continue
             runs[run.name] = run
-            jobs[run.name] = {"name": run.name, "folder": _relative(run.folder, out), "factors": part["factors"]}
+            jobs[run.name] = {"name": run.name, "folder": _relative(run.folder, out), "factors": job["factors"]}
         for pair in matched_loss_json(folder)["pairs"]:
             pairs[json.dumps([pair["runs"], pair["outcome"]], sort_keys=True)] = pair
     merged = {
@@ -55,7 +56,7 @@ def merge(folders: Sequence[Path], out: Path) -> None:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """The content of sweep.json, or for a run's folder that of a sweep of this run."""
+    """The content of sweep.json; for a single run's folder, that of a sweep with this run alone."""
     if not is_run(folder):
         return sweep_json(folder)
     job = single_job(folder)

@@ -1,7 +1,7 @@
 """The metrics that a sweep tests, and how each is shown (label, unit, scale), from the runs' records.
 
 A run's configuration names them by `outcomes: {primary: NAME, others: [NAME, …]}`; `others: null` means every metric
-that its analysis declares a possible outcome.
+that an analysis of the run declares a possible outcome (`Metric.outcome`).
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from typing import Any
 from headdyn.core.records import Metric
 from headdyn.core.run_folder import RunRecord
 
-# The outcomes of records from before configurations and metrics named them.
+# The possible outcomes of earlier records, whose configurations and metrics do not name any.
 _EARLIER = (
     *("selectivity", "within_ratio", "probe_accuracy_middle", "loss_nats", "gap_closed", "raw_selectivity_no_self"),
     *("rollout_selectivity_no_self", "tensorlens_selectivity_no_self", "entropy_nats", "sink_rate", "specialisation"),
@@ -22,7 +22,10 @@ _FIELDS = {field.name for field in dataclasses.fields(Metric)}
 
 
 def outcomes_of(runs: Iterable[RunRecord]) -> tuple[str, ...]:
-    """The outcomes that the runs' configurations name, the primary one first; for earlier records _EARLIER."""
+    """The outcomes that the first configuration with `outcomes` names, the primary one first.
+
+    Earlier records declare no metric a possible outcome; theirs are the metrics of _EARLIER that the runs recorded.
+    """
     runs = list(runs)
     metrics = metrics_of(runs)
     possible = [name for name, metric in metrics.items() if metric.outcome]
@@ -37,18 +40,18 @@ def outcomes_of(runs: Iterable[RunRecord]) -> tuple[str, ...]:
 
 
 def metrics_of(runs: Iterable[RunRecord]) -> dict[str, Metric]:
-    """The descriptions of the runs' metrics, by name, from their manifests; one without a label has its name."""
+    """The descriptions of the runs' metrics, by name, from their manifests. A metric without a label gets its name."""
     entries: dict[str, Mapping[str, Any]] = {}
     for run in runs:
         for analysis in run.manifest.get("glossary", {}).values():
             entries |= analysis["metrics"]
-    stated = {
+    described = {
         name: {field: value for field, value in entry.items() if field in _FIELDS and value not in (None, "")}
         for name, entry in entries.items()
     }
-    return {name: dataclasses.replace(unnamed(name), **fields) for name, fields in stated.items()}
+    return {name: dataclasses.replace(unnamed(name), **fields) for name, fields in described.items()}
 
 
 def unnamed(name: str) -> Metric:
-    """The description of a scalar that no analysis describes: its own name, unscaled."""
+    """The description of a scalar that no analysis describes: its own name as label, no unit and no scale."""
     return Metric(meaning="", label=name.replace("_", " "))

@@ -23,7 +23,7 @@ from headdyn.sweep.outcomes import metrics_of, outcomes_of, unnamed
 
 SWEEP, EFFECTS, MATCHED, VERDICT = "sweep.json", "effects.json", "matched_loss.json", "verdict.json"
 SERIES_SECONDS = "series_seconds.json"  # how long analyses of series took; no page shows it
-_BESIDE = ("ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")  # what stands beside a value in the run table
+_BESIDE = ("ci_low", "ci_high", "null", "p", "q", "n", "unit", "reason")  # columns beside a value in the run table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class SweepRecord:
 
     @property
     def primary(self) -> str | None:
+        """The primary outcome; None without outcomes."""
         return next(iter(self.outcomes), None)
 
     @cached_property
@@ -80,20 +81,23 @@ class SweepRecord:
         return metrics_of(job.run for job in self.jobs)
 
     def metric(self, name: str) -> Metric:
+        """The description of a metric, by its name alone if no run describes it."""
         return self.metrics.get(name) or unnamed(name)
 
     @property
     def group_settings(self) -> dict[str, str]:
-        """The settings in which each of several groups differs from the others, as in a command.
+        """By group, the settings in which it differs from the others, as in a command; empty for a single group.
 
-        For runs on prompts, which train nothing, a protocol's settings of trainings are left out.
+        Runs on prompts train nothing, so a protocol's settings are left out for them.
         """
         groups = comparable([job.run for job in self.jobs], self.swept)
         if len(groups) < 2:
             return {}
-        left_out = "protocol." if of_prompts(self.complete) else "no setting"
-        words = {group.name: group.spelled.split(", ") for group in groups}
-        return {name: ", ".join(w for w in each if not w.startswith(left_out)) for name, each in words.items()}
+        trains = not of_prompts(self.complete)
+        return {
+            group.name: ", ".join(s for s in group.spelled.split(", ") if trains or not s.startswith("protocol."))
+            for group in groups
+        }
 
     @property
     def factors(self) -> list[Factor]:
@@ -102,10 +106,10 @@ class SweepRecord:
 
     @property
     def varied(self) -> dict[str, list[str]]:
-        """The keys in which jobs differ, with their levels; a page's filter offers them."""
+        """The keys in which jobs differ, with their levels, by which a reader can filter a page's runs."""
         factors = [job.factors for job in self.jobs]
         names = varying(factors, reading_order(factors))
-        levels = {name: list(dict.fromkeys(str(given.get(name)) for given in factors)) for name in names}
+        levels = {name: list(dict.fromkeys(str(job.factors.get(name)) for job in self.jobs)) for name in names}
         return levels | ({"group": list(self.groups)} if len(self.groups) > 1 else {})
 
     @property

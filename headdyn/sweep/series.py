@@ -28,19 +28,20 @@ class SeriesRuns:
     """The runs that differ in their revision alone, and the analyses that compare them."""
 
     runs: Sequence[RunRecord]
-    factors: Mapping[str, Any]  # what the runs have in common
-    revisions: Sequence[str]  # of the runs, in their order
+    factors: Mapping[str, Any]  # those that the runs have in common
+    revisions: Sequence[str]  # one for each run, in the same order
     analyses: Mapping[str, SeriesAnalysis]
     seed: int
 
 
 def judge_series(folder: Path, every_series: Sequence[SeriesRuns], should_stop: Callable[[], bool]) -> None:
-    """Call the analyses on every series of a sweep; writes verdict.json, tables and figures into its folder.
+    """Call the analyses on every series of a sweep, and write verdict.json, tables and figures into its `folder`.
 
-    Tables get a column `series`, figures are in figures/, and verdict.json names the runs of each series. The analyses'
-    seconds, which differ from call to call, are in series_seconds.json. Raises StageInterruptedError if `should_stop`
-    says so: the analysis's finished parts and an earlier verdict remain. If anything else fails, its traceback is in
-    log.txt, and an earlier verdict, which may be of fewer runs, is removed.
+    Tables get a column `series`, figures are in figures/, and verdict.json names the runs of each series. The seconds
+    that each analysis took are in series_seconds.json, because they differ from call to call. Raises
+    StageInterruptedError if `should_stop` says so: finished parts of an analysis and an earlier verdict remain. Any
+    other error is raised too; log.txt gets its traceback, and an earlier verdict, which may be of fewer runs, is
+    removed.
     """
     try:
         _judge(folder, every_series, should_stop)
@@ -54,13 +55,13 @@ def judge_series(folder: Path, every_series: Sequence[SeriesRuns], should_stop: 
 
 
 def _judge(folder: Path, every_series: Sequence[SeriesRuns], should_stop: Callable[[], bool]) -> None:
-    from headdyn.core import machine  # torch, which a sweep without series does without
+    from headdyn.core import machine  # imports torch, which a sweep without series does not need
 
-    here = machine.resolve("cpu", "fp32", 0)
+    this_machine = machine.resolve("cpu", "fp32", 0)
     verdicts: list[dict[str, Any]] = []
     seconds: list[dict[str, Any]] = []
     tables: dict[str, list[pa.Table]] = {}
-    pictures: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     for number, series in enumerate(every_series):
         steps = steps_of(series.revisions)
         points, contents = [], []
@@ -70,15 +71,14 @@ def _judge(folder: Path, every_series: Sequence[SeriesRuns], should_stop: Callab
             points.append(read_point(run, revision, steps[revision]))
             progress.add(1)
         for name, analysis in series.analyses.items():
-            begun, parts = time.monotonic(), folder / KEPT_PARTS / f"{name}{number or ''}"
-            with keeping(parts, identity_of(analysis, here, series.seed, contents), should_stop) as kept:
+            begun, identity = time.monotonic(), identity_of(analysis, this_machine, series.seed, contents)
+            with keeping(folder / KEPT_PARTS / f"{name}{number or ''}", identity, should_stop) as saved_parts:
                 findings = analysis(points, generator(series.seed, f"analysis/{name}"))
-            took = {"analysis": name, "run": series.runs[0].name, "checkpoints": len(points)}
-            seconds.append({**took, "seconds": time.monotonic() - begun + kept.seconds})
-            summary, figures = findings.table.summary(), {}
-            for title, figure in findings.figures.items():
-                figures[title] = f"figures/{name}_{title}{number or ''}.json"
-                pictures[figures[title]] = figure
+            call = {"analysis": name, "run": series.runs[0].name, "checkpoints": len(points)}
+            seconds.append({**call, "seconds": time.monotonic() - begun + saved_parts.seconds})
+            summary = findings.table.summary()
+            paths = {title: f"figures/{name}_{title}{number or ''}.json" for title in findings.figures}
+            figures |= {paths[title]: figure for title, figure in findings.figures.items()}
             for title, table in findings.tables.items():
                 tables.setdefault(title, []).append(table.append_column("series", [[number] * len(table)]))
             verdicts.append(
@@ -90,13 +90,13 @@ def _judge(folder: Path, every_series: Sequence[SeriesRuns], should_stop: Callab
                     "verdict": findings.verdict,
                     "summary": summary,
                     "meanings": {metric: analysis.metrics[metric].meaning for metric in summary},
-                    "figures": figures,
+                    "figures": paths,
                     "tables": list(findings.tables),
                 }
             )
-    for path, figure in pictures.items():
+    for path, figure in figures.items():
         figure.save(folder / path)
-    for title, of_series in tables.items():
-        write_series_table(of_series, folder, title)
+    for title, parts in tables.items():
+        write_series_table(parts, folder, title)
     write_json(folder / SERIES_SECONDS, seconds)
     write_json(folder / VERDICT, verdicts)

@@ -21,16 +21,16 @@ from headdyn.sweep.outcomes import unnamed
 from headdyn.sweep.record import VERDICT, SweepRecord
 
 TIMELINE = "timeline"
-_BESIDE = ("ci_low", "ci_high", "null")  # what a timeline has beside a metric's value
+_SUFFIXES = ("ci_low", "ci_high", "null")  # of the columns METRIC_SUFFIX that `Points` have beside the value
 _NEEDED = {"series", "analysis", "factors", "runs", "verdict"}
-# Entries that earlier records lack.
+# Keys that earlier records lack, with their defaults.
 _DEFAULTS: Mapping[str, Any] = {"summary": {}, "meanings": {}, "figures": {}, "tables": [TIMELINE]}
 _FORMER_NAMES: Mapping[str, str] = read_json(Path(__file__).with_name("former_names.json"))
 
 
 @dataclass(frozen=True)
 class Points:
-    """A metric over the steps that have it; an absent interval end or null is NaN."""
+    """A metric's values at the steps that have one, before `Metric.scale`; an absent interval end or null is NaN."""
 
     steps: Sequence[int]
     value: Sequence[float]
@@ -45,9 +45,10 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """The checkpoints of one training, in order. `title` distinguishes it from the sweep's other series; "" if alone.
+    """The checkpoints of one training, and one analysis of them.
 
-    `figures` are the files of the analysis's figures, by title.
+    `title` distinguishes the series from the sweep's others; "" if it is the only one. `rows` are those of its
+    timeline, one per checkpoint in the order of training. `jobs` are given by revision, `figures` (files) by title.
     """
 
     number: int
@@ -60,6 +61,7 @@ class Series:
 
     @property
     def group(self) -> str:
+        """The group of comparable runs (groups.py) to which the checkpoints belong; "" if there is only one."""
         return next((job.group for job in self.jobs.values() if job.complete), "")
 
     @cached_property
@@ -74,53 +76,52 @@ class Series:
 
     @property
     def measures(self) -> Mapping[str, Mapping[str, Any]]:
-        """The judgement of each measure; empty where too few checkpoints count."""
+        """The judgement on each measure, by the measure's name; empty if too few checkpoints count."""
         return self.verdict.get("measures", {})
 
     @property
     def split(self) -> Mapping[str, Any]:
-        """The verdict on the split of the heads among all splits; only a `reason` if none was measured."""
+        """The verdict on whether one split of the heads stands out among all; only a `reason` if none was measured."""
         return self.verdict.get("split", {"reason": self.verdict.get("reason", "no split was measured")})
 
     @property
     def split_measures(self) -> list[str]:
-        """The measures of that split, which are those with a band of the other splits."""
+        """The names of the measures of that split: those with a column NAME_band, chance's band, in the timeline."""
         return [name for name in self.measures if any(f"{name}_band" in row for row in self.rows)]
 
     @property
     def primary(self) -> str | None:
-        """The measure that is shown first: the split's last one (it has no threshold to jump at), else the first."""
+        """The measure to show first: the last of the split's, which has no threshold to jump at, or else the first."""
         return next(reversed(self.split_measures), next(iter(self.measures), None))
 
     @property
     def model(self) -> str:
-        """The model as it was named in the command, or its kind."""
-        for job in self.jobs.values():
-            name = job.run.manifest.get("config", {}).get("model", {}).get("name")
-            if name:
-                return str(name)
-        return str(self.factors.get("model", ""))
+        """The model's name in the settings, or else the option of `model=`."""
+        names = (job.run.manifest.get("config", {}).get("model", {}).get("name") for job in self.jobs.values())
+        return str(next(filter(None, names), self.factors.get("model", "")))
 
     @property
     def truth(self) -> Mapping[str, Any]:
         """What is known of the checkpoints by construction; empty if nothing is."""
         manifests = [job.run.manifest for job in self.complete]
-        return next((m[key] for m in manifests for key in ("truth", "organism") if key in m), {})
+        keys = ("truth", "organism")  # the second one in earlier records
+        return next((manifest[key] for manifest in manifests for key in keys if key in manifest), {})
 
     def metric(self, name: str) -> Metric:
+        """The description of a metric, from the first run that has it."""
         return next((job.glossary[name] for job in self.jobs.values() if name in job.glossary), unnamed(name))
 
     def points(self, metric: str) -> Points | None:
-        """A metric over the steps; None if no checkpoint that counts has it."""
-        having = [row for row in self.counted if math.isfinite(_finite(row.get(metric)))]
-        if not having:
+        """A metric's values over training, or those of another column; None if no checkpoint that counts has any."""
+        rows = [row for row in self.counted if math.isfinite(_finite(row.get(metric)))]
+        if not rows:
             return None
-        low, high, null = ([_finite(row.get(f"{metric}_{part}")) for row in having] for part in _BESIDE)
-        return Points([row["step"] for row in having], [row[metric] for row in having], low, high, null)
+        low, high, null = ([_finite(row.get(f"{metric}_{part}")) for row in rows] for part in _SUFFIXES)
+        return Points([row["step"] for row in rows], [row[metric] for row in rows], low, high, null)
 
 
 def read_series(sweep: SweepRecord) -> list[Series]:
-    """Every series of a sweep that has a verdict, in the order of verdict.json."""
+    """Every series whose verdict says which checkpoints count, in the order of verdict.json. Raises as `verdicts`."""
     by_name = {job.run.name: job for job in sweep.jobs}
     entries = verdicts(sweep.folder)
     titles = series_titles(entries)
@@ -140,27 +141,27 @@ def read_series(sweep: SweepRecord) -> list[Series]:
 
 
 def verdicts(folder: Path) -> list[dict[str, Any]]:
-    """The results of analyses of series, one entry for each analysis of each series.
+    """The entries of verdict.json, one for each analysis of each series; empty if there is no such file.
 
-    Entries that older sweeps lack get their defaults. Raises ValueError for a file that is no such record.
+    Keys that earlier records lack get their defaults. Raises ValueError for a file that is no such record.
     """
     path = folder / VERDICT
     entries = read_json(path) if path.exists() else []
     if not isinstance(entries, list) or not all(isinstance(e, dict) and set(e) >= _NEEDED for e in entries):
-        lacking = ", ".join(sorted(_NEEDED))
-        raise ValueError(f"{path} is no record of series: it needs {lacking} of each; run the sweep's command again")
+        needed = ", ".join(sorted(_NEEDED))
+        raise ValueError(f"{path} is no record of series: each needs {needed}; run the sweep's command again")
     return [{**_DEFAULTS, **entry, "verdict": _renamed(entry["verdict"])} for entry in entries]
 
 
 def _renamed(record: Any) -> Any:
-    """A record with its entries' former names replaced by today's."""
+    """A record whose former keys are replaced by today's, at every depth."""
     if isinstance(record, dict):
         return {_FORMER_NAMES.get(name, name): _renamed(value) for name, value in record.items()}
     return record
 
 
 def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
-    """The title of each series, by number: the levels in which it differs from the others; "" for a single one."""
+    """The title of each series, by number: its levels of the factors that vary; "" for a single series."""
     factors = [entry["factors"] for entry in entries]
     varied = varying(factors, reading_order(factors))
     return {
@@ -174,7 +175,7 @@ def series_titles(entries: Sequence[Mapping[str, Any]]) -> dict[int, str]:
 
 
 def write_series_table(parts: Sequence[pa.Table], folder: Path, name: str) -> None:
-    """Write the tables of several series as one, NAME.parquet; a timeline as .csv too."""
+    """Write the tables of all series as one, to NAME.parquet; the timeline also as .csv."""
     whole = pa.concat_tables(parts, promote_options="default")
     for kind in ("parquet", "csv") if name == TIMELINE else ("parquet",):
         write_table(whole, folder / f"{name}.{kind}")
@@ -182,7 +183,11 @@ def write_series_table(parts: Sequence[pa.Table], folder: Path, name: str) -> No
 
 @dataclass(frozen=True, kw_only=True)
 class CollectedSeries:
-    """The series of several sweeps, with new numbers: entries of verdict.json, tables by name, figures by file."""
+    """The series of several sweeps, with new numbers.
+
+    `entries` are those of verdict.json. `tables` hold by name the tables of all series. `figures` are the files to
+    copy, by their path in the folder of the collection.
+    """
 
     entries: Sequence[Mapping[str, Any]]
     tables: Mapping[str, Sequence[pa.Table]]
@@ -190,9 +195,9 @@ class CollectedSeries:
 
     def write(self, out: Path) -> None:
         """Write the series to `out` as a sweep does; writes nothing if there are none."""
-        for file, source in self.figures.items():
-            (out / file).parent.mkdir(exist_ok=True)
-            with whole_file(out / file) as copy:
+        for path, source in self.figures.items():
+            (out / path).parent.mkdir(exist_ok=True)
+            with whole_file(out / path) as copy:
                 shutil.copyfile(source, copy)
         if self.entries:
             write_json(out / VERDICT, self.entries)
@@ -201,9 +206,10 @@ class CollectedSeries:
 
 
 def collect_series(folders: Sequence[Path]) -> CollectedSeries:
-    """The series of all folders; the same analysis of the same runs counts once. Writes nothing.
+    """The series in all sweeps' folders. An analysis of the same runs in two of them counts once. Writes nothing.
 
-    Analyses of the same runs share a number. Raises ValueError, with the file, for a damaged record or missing figure.
+    Analyses of the same runs share a number. Raises ValueError, which names the file, if a record is damaged or a
+    figure is missing.
     """
     entries: list[dict[str, Any]] = []
     numbers: dict[tuple[tuple[str, str], ...], int] = {}
@@ -214,27 +220,28 @@ def collect_series(folders: Sequence[Path]) -> CollectedSeries:
             if any(entry["runs"] == known["runs"] and entry["analysis"] == known["analysis"] for known in entries):
                 continue
             number = numbers.setdefault(tuple(sorted(entry["runs"].items())), len(numbers))
-            placed = {
+            paths = {
                 title: f"figures/{entry['analysis']}_{title}{number or ''}{Path(file).suffix}"
                 for title, file in entry["figures"].items()
             }
-            figures |= {placed[title]: folder / file for title, file in entry["figures"].items()}
-            entries.append({**entry, "series": number, "figures": placed})
+            figures |= {paths[title]: folder / file for title, file in entry["figures"].items()}
+            entries.append({**entry, "series": number, "figures": paths})
             for name in entry["tables"]:
-                rows = _table(folder, name, entry["series"])
-                if rows is not None:
-                    place = rows.schema.get_field_index("series")
-                    numbered = rows.set_column(place, "series", pa.array([number] * len(rows), pa.int64()))
+                table = _table(folder, name, entry["series"])
+                if table is not None:
+                    column = table.schema.get_field_index("series")
+                    numbered = table.set_column(column, "series", pa.array([number] * len(table), pa.int64()))
                     tables.setdefault(name, {}).setdefault(number, numbered)
     for source in figures.values():
         if not source.is_file():
-            raise ValueError(f"{source} is gone, which {VERDICT} names; run the sweep's command again")
+            raise ValueError(f"{source} is missing, although {VERDICT} names it; run the sweep's command again")
     return CollectedSeries(
         entries=entries, tables={name: list(parts.values()) for name, parts in tables.items()}, figures=figures
     )
 
 
 def _table(folder: Path, name: str, number: int) -> pa.Table | None:
+    """The rows of one series in a table of the sweep; None if there is no such table."""
     path = folder / f"{name}.parquet"
     if not path.exists():
         return None
@@ -252,4 +259,5 @@ def _timeline(folder: Path, number: int) -> list[dict[str, Any]]:
 
 
 def _finite(value: Any) -> float:
+    """The value, or NaN if it is no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan

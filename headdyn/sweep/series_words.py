@@ -10,37 +10,37 @@ from headdyn.core.numbers import capital, count, fixed, listed, number, p_is, p_
 from headdyn.sweep.series_record import Series
 from headdyn.sweep.words import Statement
 
-SPLITS = "splits.parquet"  # the table with all splits of the heads in the folder of a run on prompts
+SPLITS = "splits.parquet"  # in the folder of a run on prompts: all splits of the heads
 STAGES = ("early", "mid", "late", "none")
-_ALIKE = 0.5  # from this correlation of two heads' profiles on, one head does what the other did
+_ALIKE = 0.5  # the least correlation of two heads' profiles at which one is said to do what the other did
 
 
 def series_statements(series: Sequence[Series]) -> list[Statement]:
     """Every question that these series' verdicts answer, series by series."""
     statements = []
-    for each in series:
+    for one in series:
         answers = {
-            f"Do {' and '.join(halves(each))} heads specialise, and when?": split_answer(each),
-            "Did what was measured emerge, and when?": other_measures(each),
-            "What emerged first?": order(each),
-            "Is a head the same head at another checkpoint?": heads(each),
-            "Which checkpoints count?": counted(each),
+            f"Do {' and '.join(halves(one))} heads specialise, and when?": split_answer(one),
+            "Did the measures emerge, and when?": other_measures(one),
+            "What emerged first?": order(one),
+            "Is a head the same head at another checkpoint?": heads(one),
+            "Which checkpoints count?": counted(one),
         }
-        statements += [statement(each, series, *answer) for answer in answers.items() if answer[1]]
+        statements += [statement(one, series, *answer) for answer in answers.items() if answer[1]]
     return statements
 
 
 def statement(one: Series, series: Sequence[Series], question: str, sentences: Sequence[str]) -> Statement:
-    """An answer about one of several series. Its title is added to the question, unless it is alone in its group."""
+    """An answer about one of several series. The question gets its title, unless the series is alone in its group."""
     alone = sum(other.group == one.group for other in series) == 1
-    which = f" ({one.title})" if one.title and not (alone and one.group) else ""
-    return Statement(question + which, sentences, one.group)
+    title = f" ({one.title})" if one.title and not (alone and one.group) else ""
+    return Statement(question + title, sentences, one.group)
 
 
 def headline(series: Series) -> str:
-    """The most important sentence about a series."""
+    """The most important sentence about a series, and how many checkpoints count unless all do."""
     sentences = split_answer(series) or other_measures(series) or counted(series)
-    line = sentences[0].rstrip(":") + ("." if sentences[0].endswith(":") else "")
+    line = f"{sentences[0].rstrip(':.')}."
     if len(series.verdict["counted"]) < series.verdict["checkpoints"]:
         line += f" {counted(series)[0].rstrip(':')}."
     return line
@@ -52,16 +52,19 @@ def halves(series: Series) -> list[str]:
 
 
 def split_answer(series: Series) -> list[str]:
-    """Whether the split of the heads stands out among all splits, and when its measures emerge."""
+    """Whether the split of the heads stands out among all splits, and when its measures emerge; the answer first.
+
+    Empty if no split was measured.
+    """
     split, measures = series.split, series.measures
     name = "/".join(halves(series))
     if "reason" in split:
         measured = "measures" in series.verdict and any((job.run.folder / SPLITS).exists() for job in series.complete)
         return [f"No verdict on {name}: {split['reason']}."] if measured else []
     emerged = [measure for measure in series.split_measures if measures[measure]["emerges_at_step"] is not None]
-    null = _against_splits(split, name, len(series.counted))
+    test = _against_splits(split, name, len(series.counted))
     if not split["found"]:
-        lead = f"Not beyond chance: {null}."
+        lead = f"Not beyond chance: {test}."
         if emerged:
             labels = listed([series.metric(measure).label for measure in emerged])
             lead += (
@@ -73,9 +76,9 @@ def split_answer(series: Series) -> list[str]:
     elif emerged:
         last = emerged[-1]
         lead = f"Yes: {name} specialisation {_when(measures[last])}, by {series.metric(last).label}."
-        lead += f" Against chance: {null}:"
+        lead += f" Against chance: {test}:"
     else:
-        lead = f"{capital(name)} is beyond chance ({null}), but no measure of it passes its threshold:"
+        lead = f"{capital(name)} is beyond chance ({test}), but no measure of it passes its threshold:"
     return [lead, *_by_criterion(split), _strongest(split, name), *_agreement(series), *_capability(series)]
 
 
@@ -84,12 +87,12 @@ def other_measures(series: Series) -> list[str]:
 
     Measures of an original study's procedure are left out; they are in that study's own part of the page.
     """
+    if "reason" in series.verdict:
+        return [f"No verdict: {series.verdict['reason']}."]
     names = [name for name in series.measures if name not in series.split_measures and not is_original(name)]
     missing = series.verdict.get("unmeasured", [])
     unmeasured = [series.metric(name).label for name in missing if not is_original(name)]
     absent = [f"Not measured at any checkpoint, so not dated: {listed(unmeasured)}."] if unmeasured else []
-    if "reason" in series.verdict:
-        return [f"No verdict: {series.verdict['reason']}."]
     if not names:
         return absent
     emerged = [name for name in names if series.measures[name]["emerges_at_step"] is not None]
@@ -112,20 +115,21 @@ def heads(series: Series) -> list[str]:
     chance = f"(chance {fixed(100 * matches['chance'], 0)} %)"
     sentences = [
         f"By weights, from one checkpoint to the next {_range(matches)} of the heads are most like the head of their "
-        f"own index {chance}: heads whose weights stay alike need not go on doing the same."
+        f"own index {chance}. Heads with similar weights need not have the same function."
     ]
     behaviour = matches.get("by_behaviour", {})
     if "kept_to_next" in behaviour:
         moved = [pair for pair in next(iter(behaviour["moved_by_last"].values())) if pair[2] >= _ALIKE]
         exchanged = listed([f"head {last} does what head {first} did" for last, first, _ in moved])
         sentences.append(
-            f"By what they do, {_range(behaviour)} {chance}. From the first checkpoint to the last "
+            f"By what they do, {_range(behaviour)} {chance}. From the first checkpoint to the last, "
             f"{exchanged or 'no head has taken the place of another'} (correlation of {_ALIKE} or more)."
         )
     return sentences
 
 
 def _range(matches: Mapping[str, Any]) -> str:
+    """The smallest and the largest share of heads that keep their index from one checkpoint to the next."""
     shares = list(matches["kept_to_next"].values())
     low, high = fixed(100 * min(shares), 0), fixed(100 * max(shares), 0)
     return f"{low} %" if low == high else f"{low} to {high} %"
@@ -143,7 +147,7 @@ def counted(series: Series) -> list[str]:
 
 
 def interval(judgement: Mapping[str, Any]) -> str:
-    """`(32 000, 64 000]`: the last checkpoint below and the first above."""
+    """`(32 000, 64 000]`: the steps of the last checkpoint below the threshold and of the first above it."""
     at, after = judgement["emerges_at_step"], judgement["emerges_after_step"]
     if at is None:
         return "none"
@@ -157,30 +161,31 @@ def stage(judgement: Mapping[str, Any]) -> str:
 
 
 def share(value: float | None) -> str:
-    """A probability or a share in percent, without decimals unless it is small."""
+    """A probability or a share in percent, with one decimal below 10 %, else none; a dash for None."""
     return "–" if value is None else f"{fixed(100 * value, 1 if 0 < value < 0.1 else 0)} %"
 
 
 def _against_splits(split: Mapping[str, Any], name: str, checkpoints: int) -> str:
-    kind = f"all {number(split['splits'])}" if split["exact"] else f"{number(split['splits'])} sampled"
+    """The test of the split against all splits, as a clause."""
+    splits = f"all {number(split['splits'])}" if split["exact"] else f"{number(split['splits'])} sampled"
     smallest = split["least_possible_p"]
-    least = " (the least that so many splits can give)" if split["p"] <= 1.001 * smallest else ""
-    if not least and smallest > 0.01:
-        least = f" (so few splits can give no less than {p_value(smallest)})"
+    bound = " (the least that so many splits can give)" if split["p"] <= 1.001 * smallest else ""
+    if not bound and smallest > 0.01:
+        bound = f" (so few splits can give no less than {p_value(smallest)})"
     return (
-        f"among {kind} balanced splits of layer {split['layer']} {name} at its most telling moment, step "
-        f"{number(split['at_step'])}, has {p_is(split['p'])}, the maximum over "
-        f"{count(checkpoints, 'checkpoint')} counted{least}"
+        f"among {splits} balanced splits of layer {split['layer']}, {name} has its smallest p at step "
+        f"{number(split['at_step'])}, {p_is(split['p'])}{bound}; by the maximum statistic, p accounts for all "
+        f"{count(checkpoints, 'counted checkpoint')}"
     )
 
 
 def _by_criterion(split: Mapping[str, Any]) -> list[str]:
-    """The p on each kind of pairs on which the verdict rests; empty for records from before control pairs were used."""
+    """The p on each kind of pairs that the verdict uses; empty for earlier records, which used no control pairs."""
     p = [f"{p_is(value)} on {name}" for name, value in split.get("p_by_criterion", {}).items()]
     if len(p) == 1:
         return ["No control pairs were read, so that a mere preference for one form of answer would count as repair."]
-    words = "the verdict takes the larger, so that a mere preference for one form of answer is no repair"
-    return [f"At that step {listed(p)}, each kind with equal weight; {words}."] if p else []
+    rule = "the verdict takes the larger p, so that a mere preference for one form of answer does not count as repair"
+    return [f"At that step {listed(p)}, each kind with equal weight; {rule}."] if p else []
 
 
 def _when(judgement: Mapping[str, Any]) -> str:
@@ -194,7 +199,7 @@ def _when(judgement: Mapping[str, Any]) -> str:
 
 
 def duration(judgement: Mapping[str, Any]) -> str:
-    """How long the rise from 10 to 90 % took; for earlier records, which lack it, the steepest interval."""
+    """How long the rise from 10 to 90 % took; for earlier records, which lack it, its steepest interval."""
     if "rise_10_to_90_shares" in judgement:
         (a, b), (fewest, most) = judgement["rise_10_to_90_steps"], judgement["rise_10_to_90_shares"]
         return (
@@ -210,8 +215,8 @@ def duration(judgement: Mapping[str, Any]) -> str:
 def order(series: Series) -> list[str]:
     """Which measures rose before which others, by the two criteria that are the same for all measures."""
     sentences = []
-    criteria = {"first_departure": "first departure from chance for good", "half_height": "half height"}
-    for criterion, words in criteria.items():
+    criteria = {"first_departure": "lasting departure from chance", "half_height": "half height"}
+    for criterion, title in criteria.items():
         dates = series.verdict.get("order", {}).get(criterion, {"intervals": {}})
         labels = {name: series.metric(name).label for name in dates["intervals"] if not is_original(name)}
         if len(labels) < 2:
@@ -220,7 +225,7 @@ def order(series: Series) -> list[str]:
         pairs = [(labels[a], labels[b]) for a, b in dates["surely_before"] if a in labels and b in labels]
         before = listed([f"{a} came before {b}" for a, b in pairs])
         sure = f"So {before}" if pairs else "These intervals overlap, so that no order is certain"
-        sentences.append(f"By {words}, in steps: {', '.join(spans)}. {sure}.")
+        sentences.append(f"By {title}, in steps: {', '.join(spans)}. {sure}.")
     return sentences
 
 
@@ -236,14 +241,14 @@ def _strongest(split: Mapping[str, Any], name: str) -> str:
 
 
 def _agreement(series: Series) -> list[str]:
-    same_by_word = series.verdict.get("agreement", {})
-    if "class" not in same_by_word or all(same_by_word.values()):
+    agreement = series.verdict.get("agreement", {})
+    if "class" not in agreement or all(agreement.values()):
         return []
     names = {"class": "class", "pace": "pace", "emerges_at_step": "step"}
-    differ = [names[word] for word, same in same_by_word.items() if not same]
+    differ = [names[key] for key, agree in agreement.items() if not agree]
     return [
-        f"The two measures differ in {listed(differ)}: a jump of a thresholded score need not be one of the continuous "
-        "measure beneath it, which is the safer guide."
+        f"The two measures differ in {listed(differ)}: a thresholded score may jump where the continuous measure "
+        "beneath it does not. The continuous one is the safer guide."
     ]
 
 
@@ -253,4 +258,4 @@ def _capability(series: Series) -> list[str]:
         for name, facts in series.verdict.get("capability", {}).items()
         if facts["disappearances"]
     ]
-    return [f"Right answers of over half the pairs come and go again: {listed(lost)}."] if lost else []
+    return [f"Shares of right answers that fell below the threshold again: {listed(lost)}."] if lost else []

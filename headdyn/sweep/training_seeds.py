@@ -69,13 +69,12 @@ def strength_at_end(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def emergence_steps(judgements: Sequence[Mapping[str, Any]]) -> tuple[float | None, float] | None:
     """The 95 % interval of the geometric mean step of emergence, over the trainings in which a measure emerges.
 
-    None if it emerges in fewer than two. Each training gives only the checkpoints between which it emerges. The lower
-    end is Student's for the checkpoints before, the upper end Student's for those at which it has emerged, so that both
-    the spread over trainings and the spacing of checkpoints count. The lower end is None if a training has emerged at
-    its first checkpoint.
+    None if it emerges in fewer than two. A training tells only between which two checkpoints the measure emerges. The
+    lower end is that of Student's interval for the earlier checkpoints, the upper end that for the later ones, so that
+    both the spread over trainings and the spacing of checkpoints count. The lower end is None if in a training the
+    measure has emerged by the first checkpoint.
     """
-    dates = [(each["emerges_after_step"], each["emerges_at_step"]) for each in judgements]
-    dates = [(after, at) for after, at in dates if at is not None]
+    dates = [(j["emerges_after_step"], j["emerges_at_step"]) for j in judgements if j["emerges_at_step"] is not None]
     if len(dates) < 2:
         return None
     high = math.exp(t_interval(np.log1p([at for _, at in dates]))[1]) - 1

@@ -22,7 +22,7 @@ LOSS = "loss_nats"
 _LITTLE_NATS = 0.1  # below this, contrasts of selectivity mean little
 _ALSO_TRAINED_LONGER = (
     "DroPE arms also trained a little longer than RoPE arms; position_enc=rope_control, which is not in this sweep, "
-    "would tell the two apart."
+    "would show the effect of that alone."
 )
 
 
@@ -71,10 +71,10 @@ def question_about(name: str) -> str:
 
 
 def selection_worth(jobs: Sequence[Job]) -> list[str]:
-    """What attending by topic is worth beyond attending by distance, by the data's settings; averaged over seeds."""
+    """What attending by topic is worth beyond attending by distance, by the data's settings; means over seeds."""
     corpora = {job.run.manifest["stages"]["corpus"]["key"]: job for job in jobs if "corpus" in job.run.manifest}
     level_of_corpus = _data_levels(list(corpora.values()))
-    by_kind: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}  # corpora of one kind have the same lines
+    by_kind: dict[tuple[str, Any], list[Mapping[str, Any]]] = {}  # by the data's level and the predictors compared
     absent: dict[str, None] = {}
     for job, level in zip(corpora.values(), level_of_corpus, strict=True):
         facts = job.run.manifest["corpus"].get("facts", {})
@@ -84,10 +84,11 @@ def selection_worth(jobs: Sequence[Job]) -> list[str]:
         elif "selection_worth_absent" in facts:
             absent[(f"{level}: " if level else "") + worth_sentence([facts])] = None
     sentences, worths = [], []
-    for (level, _), alike in by_kind.items():
-        of_several = f"{len(alike)} of {len(corpora)} corpora: " if len(by_kind) > 1 else ""
-        sentences.append((f"{level}: " if level else of_several) + worth_sentence(alike))
-        worths.append(f"{fmean(facts['selection_worth_nats'] for facts in alike):.3f} nats a token with {level}")
+    for (level, _), corpora_facts in by_kind.items():
+        of_several = f"{len(corpora_facts)} of {len(corpora)} corpora: " if len(by_kind) > 1 else ""
+        sentences.append((f"{level}: " if level else of_several) + worth_sentence(corpora_facts))
+        worth = fmean(facts["selection_worth_nats"] for facts in corpora_facts)
+        worths.append(f"{worth:.3f} nats a token with {level}")
     lead = f"What selecting by topic is worth depends on the data: {listed(worths)}."
     return [*([lead] if any(level_of_corpus) and len(worths) > 1 else []), *sentences, *absent]
 
@@ -106,13 +107,13 @@ def _changes_data(name: str) -> bool:
 def _about_factor(
     name: str, effects: Sequence[Mapping[str, Any]], jobs: Sequence[Job], metric: Callable[[str], Metric]
 ) -> list[str]:
-    """The answer about a factor; where held-out losses on different data are compared, with their floors."""
+    """The answer about a factor. A comparison of held-out losses on different data also gives their floors."""
     sentences, floors = factor(name, effects, metric), _floors(name, jobs) if _changes_data(name) else {}
     compared = any(row["outcome"] == LOSS and row["factors"] == [name] and row["value"] is not None for row in effects)
     if compared and len(set(floors.values())) > 1:
-        each = listed([f"{floor} with {level_label(name, level)}" for level, floor in floors.items()])
+        texts = listed([f"{floor} with {level_label(name, level)}" for level, floor in floors.items()])
         first = next(place for place, sentence in enumerate(sentences) if metric(LOSS).label in sentence)
-        sentences[first] += f" The exact floors of these data differ too ({each}): compare losses above the floor."
+        sentences[first] += f" The exact floors of these data differ too ({texts}): compare losses above the floor."
     return sentences
 
 
@@ -128,7 +129,7 @@ def _floors(name: str, jobs: Sequence[Job]) -> dict[Any, str]:
 
 
 def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
-    """A sentence on the worth of selecting and its lines, or on why there is none, from the facts of alike corpora."""
+    """A sentence on what selecting by topic is worth, or why that is unknown, from the facts of one kind of corpora."""
     if (reason := corpora[0].get("selection_worth_absent")) is not None:
         if NOTHING_TO_SELECT.items() <= corpora[0].items():
             return f"Selecting by topic is worth nothing on this corpus: {reason}."
@@ -149,8 +150,8 @@ def worth_sentence(corpora: Sequence[Mapping[str, Any]]) -> str:
     left_out = f" {capital(without['speaker_blind'])} is left out: {absent}."
     return (
         f"Selecting by topic is worth {worth} nats a token{over}, {nats('selection_worth_second_half')} on the second "
-        f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}. A predictor gains this; that "
-        f"attention must select for it does not follow.{left_out if absent else ''}"
+        f"half of a sequence{little}: {listed(lines)}, the exact floor {nats('floor')}. A predictor gains this; it "
+        f"does not follow that attention must select for it.{left_out if absent else ''}"
     )
 
 
@@ -193,7 +194,7 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     warning = "" if recovered == len(arms) else f"; sentences about {others} describe damaged models"
     left_out = [job.label for job in arms if unrecovered(job.run)]
     if left_out:
-        warning = f"; {listed(left_out)} did not in as many steps as training had, and no effect counts them"
+        warning = f"; {listed(left_out)} did not within as many steps as training had, and no effect includes them"
     sentences = [f"{recovered} of {count(len(arms), 'DroPE arm')} recovered{within}{warning}."]
     for job in arms:
         facts = job.run.scalars["recalibration"]
@@ -207,8 +208,8 @@ def recovery(jobs: Sequence[Job]) -> list[str]:
     for job in controls:
         facts = job.run.scalars["recalibration"]
         drift = facts["val_loss_nats"][str(facts["steps"])] - facts["parent_loss_nats"]
-        kept = f"{fixed(drift, 3, signed=True)} nats after the same training with its rotation kept"
-        sentences.append(f"{job.label}: {kept}.")
+        change = fixed(drift, 3, signed=True)
+        sentences.append(f"{job.label}: {change} nats after the same training with RoPE kept.")
     sentences += [
         f"{job.label}: {spelled(job.scalar('loss_nats'))} nats without positions from the start, a bound on what an "
         "arm can reach without them."
@@ -232,8 +233,11 @@ def _beside(job: Job) -> str:
     """Between which evaluations the held-out loss left the plateau for good; without a plateau, simple references."""
     mixture, series = job.run.value("mixture_nats"), job.metrics.get("val_loss_nats", [])
     if mixture is None:
-        known = {name: job.run.value(f"{name}_nats") for name in ("random", "unigram", "bigram", "trigram")}
-        return ", ".join(f"{name} {value:.3f}" for name, value in known.items() if value is not None) or "no references"
+        references = {name: job.run.value(f"{name}_nats") for name in ("random", "unigram", "bigram", "trigram")}
+        return (
+            ", ".join(f"{name} {value:.3f}" for name, value in references.items() if value is not None)
+            or "no references"
+        )
     if not _below_plateau(job):
         return f"not clear of the plateau at {mixture:.3f} nats"
     above = [step for step, loss in series if loss >= mixture]

@@ -24,10 +24,10 @@ def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Ten
         is_held_H = torch.ones_like(heads, dtype=torch.bool) if clamp.head == "all" else heads == clamp.head
         is_held_H = is_held_H.to(tokens_BT.device)
         if clamp.pattern == "copy":
-            logits_BTV = _with_copies(decoder, tokens_BT, layers[0], is_held_H)
+            logits_BTV = _logits_with_copies(decoder, tokens_BT, layers[0], is_held_H)
         else:
             value = IDEALS[clamp.pattern](tokens_BT)[:, None]
-            edits = [Edit(site="pattern", layer=at, value=value, where=is_held_H[:, None, None]) for at in layers]
+            edits = [Edit(site="pattern", layer=layer, value=value, where=is_held_H[:, None, None]) for layer in layers]
             logits_BTV = decoder.trace(tokens_BT, edits=edits).logits
         assert logits_BTV is not None
         return F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1).float(), tokens_BT[:, 1:].flatten())
@@ -35,7 +35,7 @@ def clamped_loss(clamp: Clamp) -> Callable[[Decoder, Tensor, Tensor | None], Ten
     return loss
 
 
-def _with_copies(
+def _logits_with_copies(
     decoder: Decoder, tokens_BT: Int[Tensor, "B T"], layer: int, is_held_H: Bool[Tensor, " H"]
 ) -> Tensor | None:
     """Logits of a model whose held head writes only copies of the tokens to which its own pattern attends."""
@@ -56,8 +56,8 @@ def copies(decoder: Decoder, tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B 
 
 def previous_token(tokens_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B Q K"]:
     """Every query attends to the token before it, the first one to itself."""
-    place_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-    pattern_QK = F.one_hot((place_T - 1).clamp(min=0), len(place_T)).float()
+    position_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+    pattern_QK = F.one_hot((position_T - 1).clamp(min=0), len(position_T)).float()
     return pattern_QK.expand(len(tokens_BT), -1, -1)
 
 

@@ -29,7 +29,7 @@ _COMPILE_FROM = 1e12
 
 @dataclass(frozen=True)
 class _Continued:
-    """A schedule without its first `done` steps."""
+    """A schedule that goes on after its first `done` steps."""
 
     schedule: BatchSchedule
     done: int
@@ -54,10 +54,10 @@ def recalibrate(
 ) -> None:
     """Train a copy of `parent` for a short time, without RoPE in any layer unless `keep_rotary`.
 
-    `settings` are those of the parent's training. Every arm of a seed gets the same batches, whatever the ordering of
-    its parent: those that a shuffled training would take next. Every round has new optimizers. Writes the arm to
-    snapshots/, its held-out losses by recalibration step (0 is right after the drop) and whether it recovered to
-    recalibration.json, and the files of each round's training. Raises as `train` does.
+    `settings` are those of the parent's training. All arms of a seed get the same batches, whatever the ordering of
+    their parents: those that a shuffled training would take next. Each round (RecalibrationSettings) has new optimizers
+    and a folder of its own. Writes the arm to snapshots/, and to recalibration.json its held-out losses by
+    recalibration step (0 is right after the drop) and whether it recovered. Raises as `train` does.
     """
     arm = copy.deepcopy(parent).to(device)
     if not keep_rotary:
@@ -87,8 +87,8 @@ def recalibrate(
         )
         losses |= {done + step: loss for step, loss in train(task, observer, should_stop).items()}
         done += steps
-        short_of = until_recovered and losses[done] > limit
-        steps = min(done, settings.steps - done) if short_of and done < settings.steps else 0
+        goes_on = until_recovered and losses[done] > limit and done < settings.steps
+        steps = min(done, settings.steps - done) if goes_on else 0
     save_snapshot(folder / "snapshots", arm, done)
     record = {
         "steps": done,

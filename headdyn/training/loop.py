@@ -36,7 +36,7 @@ from headdyn.training.settings import TrainSettings
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS = 0.5  # how often the observer is called and, on a GPU, the device is read
-_SMOOTHED = 20  # a TrainingProgress has means over so many readings; on a CPU a reading is one step
+_SMOOTHED = 20  # readings that a TrainingProgress averages over; on a CPU each step is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class TrainingInterrupted(StageInterruptedError):
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss, a gradient or a weight is not finite any more."""
+    """A loss, a gradient or a weight is no longer finite."""
 
     def __init__(
         self, step: int, what: str, rates: Mapping[str, float], last_good: Path | None, settings_group: str
@@ -95,15 +95,15 @@ class Task(Protocol):
     folder: Path
     precision: Precision
     device: str
-    settings_group: str  # the configuration group with the learning rates, which the error of a divergence names
+    settings_group: str  # the configuration group of the learning rates, for the message of TrainingDiverged
     tokens_per_step: int
-    parts: int = 1  # in how many parts this device processes an update's batch, one after another
+    parts: int = 1  # the number of parts in which this device processes an update's batch, one after another
     milestones: Collection[int]  # the steps of `visit`; step 0 is the untrained model
     random_nats: float | None = None  # the loss of guessing uniformly among what may come, if it is known
     floor_nats: float | None = None  # the lowest possible loss, if it is known
 
     def recipe(self) -> Mapping[str, Any]:
-        """All on which a saved state depends, apart from the step; a state of another recipe is not continued."""
+        """What a saved state depends on, apart from the step. A state with another recipe is not continued."""
 
     def prepare(self) -> None:
         """Prepare the first update of this call, which may continue an earlier one."""
@@ -119,7 +119,7 @@ class Task(Protocol):
         """Save or measure the model after `step` updates; returns numbers for metrics.jsonl."""
 
     def last_saved(self) -> Path | None:
-        """The file of the newest model that `visit` saved, for the error of a divergence."""
+        """The newest model that `visit` saved, for the message of TrainingDiverged."""
 
     def finish(self, seconds: float) -> None:
         """Record that the training is complete. `seconds` is the time for updates alone."""
@@ -132,7 +132,7 @@ def run(task: Task, observer: Observer | None = None, should_stop: Callable[[], 
     second, `should_stop` is asked after every step.
 
     Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
-    the folder holds another training's state, OSError where the disk refuses (what was saved before stays).
+    the folder holds another training's state, OSError where the disk fails (what was saved before stays).
     """
     with _quiet_collector(task.device):
         _Loop(task).run(observer, should_stop)
@@ -150,12 +150,12 @@ class _Loop:
         self.on_gpu = torch.device(task.device).type != "cpu"
         self.step = 0  # updates done
         self.seconds = 0.0  # spent on them
-        self.unread: list[tuple[int, list[str], Tensor]] = []  # steps, and their numbers that are still on the device
+        self.unread: list[tuple[int, list[str], Tensor]] = []  # step, names and numbers; these are still on the device
         self.shown_losses: deque[float] = deque(maxlen=_SMOOTHED)
         self.pace: deque[tuple[int, float]] = deque(maxlen=_SMOOTHED)  # steps and seconds of the last readings
+        self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
 
     def run(self, observer: Observer | None, should_stop: Callable[[], bool] | None) -> None:
-        self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
         state = self.restore()
         self.task.prepare()
         self.metrics = MetricsFile(self.folder / METRICS, state.metrics["bytes"] if state else 0)
@@ -166,11 +166,10 @@ class _Loop:
         finally:
             self.metrics.close()
         self.task.finish(self.seconds)
-        shutil.rmtree(self.folder / "resume", ignore_errors=True)  # not needed any more, and harmless if it stays
+        shutil.rmtree(self.folder / "resume", ignore_errors=True)  # no longer needed, and harmless if it stays
 
     def train_along(self) -> None:
-        """All updates from the state of process 0 on, until it stops."""
-        self.optimizers = Optimizers(self.decoder, self.settings, compiled=self.settings.compile and self.on_gpu)
+        """Do all updates from the state of process 0 on, until that process stops."""
         self.restore()
         self.task.prepare()
         while self.step < self.settings.steps:
@@ -226,7 +225,7 @@ class _Loop:
         """Write the numbers of the steps since the last reading to metrics.jsonl; waits for the device."""
         values = iter(torch.cat([numbers for _, _, numbers in self.unread]).tolist())
         for step, names, _ in self.unread:
-            numbers = dict(zip(names, values, strict=False))  # names first, so that zip takes no value too many
+            numbers = dict(zip(names, values, strict=False))  # names come first: zip would take one value more
             self.require_finite(step, numbers)
             self.metrics.write(step, **numbers)
             self.shown_losses.append(numbers[names[0]])
@@ -273,7 +272,7 @@ class _Loop:
         return state
 
     def recipe(self) -> dict[str, Any]:
-        return json.loads(json.dumps(self.task.recipe()))  # in the form in which it is read from a file
+        return json.loads(json.dumps(self.task.recipe()))  # as it would be read from a file: lists for tuples
 
     def require_finite(self, step: int, numbers: Mapping[str, float]) -> None:
         if not all(map(math.isfinite, numbers.values())):

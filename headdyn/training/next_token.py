@@ -27,7 +27,7 @@ from headdyn.training.settings import TrainSettings, process, processes
 
 
 class Schedule(Protocol):
-    """The sequences of every update's batch."""
+    """Says which sequences make up the batch of each update."""
 
     def indices(self, step: int) -> np.ndarray:
         """The sequence indices [B] of the batch of update `step`, counted from 0."""
@@ -37,9 +37,9 @@ class Schedule(Protocol):
 class NextToken(Task):
     """Trains `decoder` in place, on the batches that `schedule` makes of the corpus.
 
-    Writes snapshots/, metrics.jsonl and, at the end, result.json to the folder, and resume/ meanwhile. The held-out
-    loss, on the first `eval_sequences` of the validation split, is taken at step 0, every `eval_every_steps`, at every
-    snapshot, at the steps `evaluate_at` and at the end.
+    Writes snapshots/ and metrics.jsonl to the folder, resume/ during training and result.json at its end. The held-out
+    loss, on the first `eval_sequences` of the validation split, is measured at step 0, every `eval_every_steps`, at
+    every snapshot, at the steps `evaluate_at` and at the end.
     """
 
     decoder: Decoder
@@ -86,17 +86,17 @@ class NextToken(Task):
 
     def loss_function(self, step: int) -> LossFunction:
         """The loss of the model after `step` updates: with heads held once the clamp has begun."""
-        held = self.clamped_loss if step >= self.settings.clamp.from_step else None
-        return self.free_loss if held is None else held
+        has_begun = step >= self.settings.clamp.from_step
+        return self.clamped_loss if self.clamped_loss is not None and has_begun else self.free_loss
 
     def losses(self, update: int, part: int) -> Mapping[str, Tensor]:
-        part_B, weight = self.share(update, part)
-        return {"train_loss_nats": weight * self.loss_function(update)(self.decoder, *self.batches(part_B))}
+        part_B, share_of_targets = self.share(update, part)
+        return {"train_loss_nats": share_of_targets * self.loss_function(update)(self.decoder, *self.batches(part_B))}
 
     def share(self, update: int, part: int) -> tuple[np.ndarray, float]:
-        """The sequences of a part of this process's share of the batch, and their share of the batch's scored tokens.
+        """The sequences [B] of a part of this process's share of the batch, and their share of the batch's targets.
 
-        The batch itself does not depend on the number of processes.
+        The whole batch does not depend on the number of processes.
         """
         batch_B = self.schedule.indices(update)
         first = (process() * self.parts + part) * self.settings.part_size
@@ -132,7 +132,7 @@ class NextToken(Task):
 def train(
     task: NextToken, observer: Observer | None = None, should_stop: Callable[[], bool] | None = None
 ) -> dict[int, float]:
-    """Train, or continue an earlier call with the same folder; a finished training is only read.
+    """Train, or continue what an earlier call began in the same folder; a finished training is only read.
 
     Returns the held-out loss in nats at every evaluated step, among them all snapshots. `observer`, `should_stop` and
     errors as in `headdyn.training.loop.run`.

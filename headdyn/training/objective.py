@@ -40,42 +40,42 @@ def next_token_loss(
 
 
 def autocast(precision: Precision, device: str) -> AbstractContextManager[None]:
-    """With bf16, products are in bfloat16, weights and everything else in float32. With fp32 nothing changes.
+    """With bf16, matrix products are computed in bfloat16; weights stay in float32. With fp32 nothing changes.
 
-    Enter it around a compiled function, not inside: a graph that contains an autocast region is not stored in the
-    compiler's cache (compiling the laptop model again in a new process then takes 6 s, not 1 s).
+    Call a compiled function inside it, but do not compile it into a function: the compiler's cache does not store a
+    graph that contains an autocast region, and then a new process compiles the laptop model again in 6 s, not 1 s.
     """
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
 @contextmanager
 def reproducible(device: str) -> Iterator[None]:
-    """On a CPU, make a compiled function add up the embedding's gradient in a fixed order.
+    """On a CPU, make compiled functions add up the embedding's gradient in a fixed order. Elsewhere nothing changes.
 
-    Otherwise its threads add to the same rows in any order; then two equal trainings differ in the last bit after one
-    step, and an interrupted one does not continue to the same weights. Every compiled call belongs inside, because a
-    graph is compiled for this setting, and every backward pass too, because it reads the setting. This makes a step 6 %
-    slower (162 instead of 153 ms for the laptop mode's model on two threads).
+    Otherwise several threads add to the same rows in any order: two equal trainings differ in the last bit after one
+    step, and an interrupted training does not continue to the same weights. Both the call of a compiled function and
+    its backward pass must be inside: the graph is compiled for this setting, and the backward pass reads it. A step
+    becomes 6 % slower (162 instead of 153 ms for the laptop mode's model on two threads).
     """
     if torch.device(device).type != "cpu":
         yield
         return
     settings: Any = torch.utils.deterministic
-    before = torch.get_deterministic_debug_mode()
-    fill, settings.fill_uninitialized_memory = settings.fill_uninitialized_memory, False
+    earlier_mode, earlier_fill = torch.get_deterministic_debug_mode(), settings.fill_uninitialized_memory
+    settings.fill_uninitialized_memory = False
     _set_deterministic(_ERROR)
     try:
         yield
     finally:
-        _set_deterministic(before)
-        settings.fill_uninitialized_memory = fill
+        _set_deterministic(earlier_mode)
+        settings.fill_uninitialized_memory = earlier_fill
 
 
-_ERROR = 2  # an operation without a deterministic form raises an error; 1: warns; 0: any form will do
+_ERROR = 2  # an operation without a deterministic implementation raises an error; with 1 it warns, with 0 it runs
 
 
 def _set_deterministic(mode: int) -> None:
-    """Set PyTorch's deterministic mode, and the compiler's if it is loaded; loading it takes 1.5 s."""
+    """Set PyTorch's deterministic mode, and the compiler's if it is loaded already; loading it takes 1.5 s."""
     torch.set_deterministic_debug_mode(mode)
     if "torch._inductor" in sys.modules:
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
@@ -96,6 +96,7 @@ class Batches:
         self.device = device
         self._arrays = (split.tokens_NT, split.documents_NT if mask_documents else None)
         self._on_cpu = torch.device(device).type == "cpu"
+        # As int16, because PyTorch cannot index uint16; `__call__` makes the numbers positive again.
         self._resident = tuple(
             None if self._on_cpu or array_NT is None else torch.from_numpy(np.array(array_NT).view(np.int16)).to(device)
             for array_NT in self._arrays
@@ -103,7 +104,7 @@ class Batches:
 
     @classmethod
     def prefix(cls, split: Split, sequences: int, device: str, *, mask_documents: bool) -> Batches:
-        """The batches of the first `sequences` sequences, such as the held-out set of a training."""
+        """The batches of the first `sequences` sequences of a split, such as a training's held-out set."""
         split = Split(
             tokens_NT=split.tokens_NT[:sequences],
             topics_NT=split.topics_NT[:sequences],
@@ -113,11 +114,11 @@ class Batches:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Sequences and tokens in each."""
+        """The number of sequences, and of tokens in each."""
         return self._arrays[0].shape
 
     def __call__(self, indices_B: np.ndarray) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"] | None]:
-        """Tokens and, with `mask_documents`, document numbers of these sequences."""
+        """The tokens of these sequences and, with `mask_documents`, their document numbers: int64, on the device."""
         if self._on_cpu:
             tokens_BT, documents_BT = (
                 None if array_NT is None else torch.from_numpy(array_NT[indices_B].astype(np.int64))
@@ -132,7 +133,7 @@ class Batches:
         return tokens_BT, documents_BT
 
     def num_targets(self, indices_B: np.ndarray) -> int:
-        """How many tokens of these sequences are scored."""
+        """How many tokens of these sequences `next_token_loss` scores."""
         if self._arrays[1] is None:
             return len(indices_B) * (self.shape[1] - 1)
         documents_BT = self._arrays[1][indices_B]
@@ -147,9 +148,10 @@ def evaluate(
     precision: Precision,
     loss_function: LossFunction = next_token_loss,
 ) -> float:
-    """Mean next-token loss in nats over all scored tokens of `batches`, in the precision of training.
+    """Mean next-token loss in nats over all scored tokens of `batches`.
 
-    `loss_function` gets full batches only, with gradients enabled, so that a compiled one needs no second graph.
+    `loss_function` gets full batches only, with gradients enabled, so that a compiled one needs no second graph; a
+    smaller last batch goes to `next_token_loss`.
     """
     count = batches.shape[0]
     total, scored = torch.zeros((), dtype=torch.float32, device=batches.device), 0
@@ -167,21 +169,22 @@ def evaluate(
 @functools.cache
 def _compiled() -> LossFunction:
     # Otherwise the graph computes every position's cosine again for every sequence, head, layer and pass, which takes a
-    # tenth of a training step on a CPU. Not done where the function is defined, because it imports the compiler (2 s).
+    # tenth of a training step on a CPU. Not done where rotary_tables is defined: this line imports the compiler (2 s).
     torch.compiler.assume_constant_result(rotary_tables)
     return torch.compile(next_token_loss, dynamic=False)
 
 
 _compiled_for: set[object] = set()
-_MOST_VARIANTS = 8  # graphs of one function; with more, the compiler falls back to plain execution
+_MOST_VARIANTS = 8  # the most graphs that the compiler makes of one function; further variants run uncompiled
 
 
 def compiled_loss(decoder: Decoder, batches: Batches, indices_B: np.ndarray, precision: Precision) -> LossFunction:
-    """`next_token_loss`, compiled forward and backward for batches of this shape, now rather than at the first step.
+    """Compile `next_token_loss`, forward and backward, for batches shaped like that of the sequences `indices_B`.
 
-    The decoder is an argument of the graph, which therefore serves every training with the same shapes in this process.
-    If this machine cannot compile, for example without a C++ compiler, a warning is logged and the plain function
-    returned: the same numbers up to rounding, at about two thirds of the speed.
+    This takes place now, not at the first step; it clears the decoder's gradients. The decoder is an argument of the
+    graph, which therefore serves every training with the same shapes in this process. If this machine cannot compile,
+    for example without a C++ compiler, a warning is logged and the plain function is returned, which gives the same
+    numbers up to rounding at about two thirds of the speed.
     """
     from torch._dynamo.exc import BackendCompilerFailed
     from torch._functorch import config
@@ -194,7 +197,8 @@ def compiled_loss(decoder: Decoder, batches: Batches, indices_B: np.ndarray, pre
         _compiled_for.clear()
     _compiled_for.add(variant)
     try:
-        # Else the compiler's cache would not take BlockwiseAttention (layers.py), whose two halves are part of its key.
+        # By default the compiler's cache stores no graph with a custom autograd function, such as BlockwiseAttention
+        # (layers.py). It may do so here, because the cache's key contains the function's forward and backward graphs.
         with reproducible(batches.device), config.patch(autograd_cache_allow_custom_autograd_functions=True):
             with autocast(precision, batches.device):
                 loss = _compiled()(decoder, tokens_BT, documents_BT)

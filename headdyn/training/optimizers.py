@@ -45,7 +45,7 @@ def split_parameters(decoder: Decoder) -> ParameterSplit:
 def newton_schulz() -> Callable[..., Tensor]:
     """muon-optimizer's `zeropower_via_newtonschulz5`, which orthogonalises matrices and stacks of them in bfloat16.
 
-    Raises ImportError if the package is absent, or if another one has its import name, as PyPI's unrelated `muon`.
+    Raises ImportError if the package is absent, or if another one has its import name, such as PyPI's unrelated `muon`.
     """
     if importlib.util.find_spec("muon") is None:
         raise ImportError("muon-optimizer is not installed; run: pip install muon-optimizer")
@@ -114,10 +114,10 @@ class Muon:
 
 
 class AdamW:
-    """`torch.optim.AdamW(fused=True)` without decay of weights, to the bit, and with its form of state.
+    """`torch.optim.AdamW(fused=True)` without weight decay: the same updates to the bit, and the same form of state.
 
-    It calls that optimizer's own function. The class around it loads torch.compile, 1.7 s of a run's start, whether or
-    not anything is compiled.
+    It calls that optimizer's own function, because the class around it loads torch.compile whether or not anything is
+    compiled: 1.7 s of a run's start.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], betas: tuple[float, float]) -> None:
@@ -174,9 +174,9 @@ class Optimizers:
         self.adamw = AdamW(split.adamw.values(), settings.adamw_betas)
 
     def step(self, *, muon_lr: float, adamw_lr: float, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Clip the gradients together to `clip_norm`, update the weights, drop the gradients; returns the norm before.
+        """Clip the norm of all gradients to `clip_norm`, update the weights and drop the gradients.
 
-        If the loss or the norm is not finite, no weight changes; the device itself decides that.
+        Returns the norm before clipping. If it or the loss is not finite, no weight changes; the device decides that.
         """
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         finite = torch.isfinite(norm) & torch.isfinite(loss)

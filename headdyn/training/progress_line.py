@@ -14,7 +14,7 @@ relay: Callable[[str], None] | None = None  # set in a sweep's worker: sends pro
 
 @contextmanager
 def progress_line(title: str) -> Iterator[Observer]:
-    """Inside, the function yielded shows every TrainingProgress of a training that it is called with."""
+    """Yields an observer for a training, which shows every TrainingProgress in one line under this title."""
     if send := relay:
         yield lambda progress: send(describe(progress))
     else:

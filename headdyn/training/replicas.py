@@ -21,33 +21,36 @@ from torch import Tensor
 from headdyn.training.settings import process, processes
 
 T = TypeVar("T")
-_PATIENCE = timedelta(days=7)  # the others wait while process 0 builds a corpus or analyses
+_TIMEOUT = timedelta(days=7)  # the others wait while process 0 builds a corpus or runs analyses
 
 
 def join() -> None:
-    """Connect to the other processes, and use the GPU with this process's number. Later calls do nothing."""
+    """Connect to the other processes, and use the GPU with this process's local rank. Later calls do nothing."""
     if dist.is_initialized():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_TIMEOUT)
 
 
 def from_process_0(make: Callable[[], T]) -> T:
-    """Returns on every process what `make` returns on process 0. With several processes, tensors are on the CPU."""
+    """Return on every process what `make` returns on process 0: with several processes a copy, its tensors on the CPU.
+
+    Every process must call it; `make` is called on process 0 alone.
+    """
     if processes() == 1:
         return make()
     buffer = io.BytesIO()
     if process() == 0:
         torch.save(make(), buffer)
-    box: list[Any] = [buffer.getvalue()]
-    dist.broadcast_object_list(box, device=torch.device("cpu"))
-    # Unpickles any object, as the broadcast itself did; it comes from a process of this job.
-    return torch.load(io.BytesIO(box[0]), map_location="cpu", weights_only=False)
+    message: list[Any] = [buffer.getvalue()]
+    dist.broadcast_object_list(message, device=torch.device("cpu"))
+    # This unpickles any object, as the broadcast itself does; the sender is a process of this job.
+    return torch.load(io.BytesIO(message[0]), map_location="cpu", weights_only=False)
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
-    """Replace every tensor, in place, by its sum over the processes, in a single message."""
+    """Replace every tensor, in place, by its sum over the processes. All tensors are sent as one message."""
     if processes() == 1:
         return
     total = torch.cat([tensor.flatten() for tensor in tensors])
@@ -60,10 +63,10 @@ def release() -> None:
     """Called by process 0 when there is nothing more to train: let the other processes end."""
     if processes() > 1:
         join()
-        from_process_0(lambda: None)
+        from_process_0(lambda: None)  # None in place of a training (`next_token.help_process_0`)
         leave()
 
 
 def leave() -> None:
-    """Disconnect from the other processes; else a thread that still listens may abort this one at its end."""
+    """Disconnect from the other processes. Otherwise a thread that still listens may abort this one when it ends."""
     dist.destroy_process_group()

@@ -19,7 +19,7 @@ from headdyn.core.whole_files import whole_file
 log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"state(\d{6,})\.pt")
-_GENERATIONS = 2  # states on the disk; if the newest is damaged, the one before it is used
+_GENERATIONS = 2  # states to keep on the disk; if the newest is damaged, the one before it is used
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,21 @@ class State:
 
 
 def save_state(folder: Path, state: State) -> None:
-    """Write `state000400.pt`, whole or not at all, and remove all but the newest two.
+    """Write `state000400.pt` (for step 400), whole or not at all, and remove all but the newest two.
 
     Raises OSError if the disk fails; the earlier states then remain.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / f"state{state.step:06d}.pt", durable=True) as path, path.open("wb") as file:
-        torch.save(vars(state), file)  # to a file of Python's, which raises OSError where the disk is full
+        torch.save(vars(state), file)  # Python's own file raises OSError if the disk is full
     for old in _states(folder)[:-_GENERATIONS]:
         old.unlink()
 
 
 def load_newest_state(folder: Path, recipe: Mapping[str, Any], device: str, metrics: Path) -> State | None:
-    """The newest state that is undamaged, as are the `metrics` before it; None if there is none.
+    """The newest sound state whose part of the file `metrics` is sound too; None if there is none.
 
-    A damaged state, and one whose metrics are, is set aside as `*.damaged`, with a warning. Raises ValueError if the
+    A state that is damaged, or whose metrics are, is set aside as `*.damaged`, with a warning. Raises ValueError if the
     state belongs to another training.
     """
     for path in reversed(_states(folder)):
@@ -96,7 +96,7 @@ def _begins_with(path: Path, bytes: int, sha256: str) -> bool:
 
 
 class MetricsFile:
-    """metrics.jsonl, a line {"step", "name", "value"} for each number. Opening keeps its first `keep_bytes` bytes."""
+    """metrics.jsonl, a line {"step", "name", "value"} for each number. Opening cuts it to `keep_bytes` bytes."""
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

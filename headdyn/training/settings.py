@@ -29,8 +29,8 @@ class Clamp:
     over the tokens that followed the present token earlier (on token 0 if there are none), or spread evenly over all
     tokens up to the present one. `copy` holds the head's output: for each attended token that token's direction in the
     unembedding, of root mean square 1; the pattern is trained. `layer` and `head` are numbers or `all`; `layer=None` is
-    the first layer for `previous_token`, else the last. Heads are held from `from_step` on. Held-out losses are taken
-    with what is held at that step; snapshots have the weights, which analyses read without the clamp.
+    the first layer for `previous_token`, else the last. Heads are held from `from_step` on. A held-out loss is
+    measured with the heads held at its step; snapshots have the weights, which analyses read without the clamp.
     """
 
     pattern: Literal["none", "previous_token", "match", "copy", "uniform"] = "none"
@@ -103,6 +103,7 @@ class TrainSettings:
 
     @property
     def warmup_steps(self) -> int:
+        """The number of updates of the linear warmup."""
         return round(self.warmup_share * self.steps)
 
 

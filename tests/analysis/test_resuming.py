@@ -82,8 +82,8 @@ def test_a_stopped_analysis_goes_on_to_the_same_numbers(
     decoder = drawn(MHA) if material == "corpus" else drawn(dataclasses.replace(GPT2, vocab_size=600, max_positions=64))
     read = tiny.corpus(rows=24, length=16) if material == "corpus" else prompts(bug_pairs=4, control_pairs=2)
     computed: list[Path] = []
-    keep = kept_parts._Keeping.keep
-    monkeypatch.setattr(kept_parts._Keeping, "keep", lambda *given: (computed.append(given[1]), keep(*given))[1])
+    add = kept_parts._Saver.add
+    monkeypatch.setattr(kept_parts._Saver, "add", lambda *given: (computed.append(given[1]), add(*given))[1])
     monkeypatch.setattr(progress, "LOG_EVERY_SECONDS", 0)
 
     def analysed(folder: str, stop_after: float = np.inf, identity: str = "commit") -> Findings:

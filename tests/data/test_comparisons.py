@@ -166,7 +166,7 @@ def test_an_answer_that_is_no_continuation_is_refused() -> None:
     open_ended = Format(
         name="bigger", clean=BIGGER.clean, corrupted="Q: Which is bigger: {first} or {second}?\nA: ", answer="{answer}"
     )
-    with pytest.raises(ValueError, match=r"the answer '\d.\d+' is no token continuation of 'Q: .*change the spaces"):
+    with pytest.raises(ValueError, match=r"the answer '\d.\d+' do not simply follow those of 'Q: .*change the spaces"):
         Comparisons(formats=(open_ended,)).prompts(byte_level())
 
 

@@ -303,7 +303,7 @@ def test_no_line_beats_the_floor(change: dict[str, Any], tmp_path: Path) -> None
         )
         _, emission_NMS = oracle.emission(speakers_NM, symbols_NM)
         told_NM = -np.log(np.take_along_axis(emission_NMS, corpus.val.topics_NT[:, 1::2, None].astype(int), 2))[..., 0]
-        assert advantage(oracle.on_tokens(told_NM, speakers_NM), floor_NT) < -3
+        assert advantage(oracle.token_losses(told_NM, speakers_NM), floor_NT) < -3
 
 
 def test_with_hidden_speakers_evidence_is_in_neighbours_a_reply_being_uniform() -> None:
@@ -347,7 +347,7 @@ def fitted(corpus: Corpus, *, masked: bool) -> np.ndarray:
     loss_NT = F.cross_entropy(logits_NTV.mT, val_NT[:, 1:], reduction="none").double().numpy()
     if not masked:
         return loss_NT
-    return oracle.on_tokens(np.pad(loss_NT, ((0, 0), (1, 0))), speakers_of(corpus.val.tokens_NT, oracle))
+    return oracle.token_losses(np.pad(loss_NT, ((0, 0), (1, 0))), speakers_of(corpus.val.tokens_NT, oracle))
 
 
 def speakers_of(tokens_NT: np.ndarray, oracle: ConversationFilter) -> np.ndarray:
@@ -375,7 +375,7 @@ def test_models_stay_above_their_lines(speaker: Speaker, tmp_path: Path) -> None
     tokens_NT = corpus.val.tokens_NT.astype(int)
     floor_NT, _ = oracle.filter(tokens_NT)
     blind_NM = np.pad(oracle.without_speakers(tokens_NT % 8)[0], ((0, 0), (1, 0)))
-    blind_NT = oracle.on_tokens(blind_NM, speakers_of(tokens_NT, oracle))
+    blind_NT = oracle.token_losses(blind_NM, speakers_of(tokens_NT, oracle))
     assert blind_NT.mean() == pytest.approx(corpus.facts["speaker_blind_nats"], abs=1e-12)
     seeing_NT, masked_NT = (fitted(corpus, masked=masked) for masked in (False, True))
     assert advantage(seeing_NT, floor_NT) > 3
@@ -414,15 +414,24 @@ def test_a_build_is_a_function_of_its_settings(tmp_path: Path, monkeypatch: pyte
     ("change", "message"),
     [
         ({"num_domains": 2}, "data.num_domains=2 must divide data.num_topics=3"),
-        ({"num_domains": 3}, "needs as many languages, but data.num_topics=3 of 3 domains; raise num_topics"),
+        ({"num_domains": 3}, "needs a language for each speaker, but data.num_topics=3 in 3 domains; raise num_topics"),
         ({"speaker": "voice"}, "data.speaker='voice' must be one of marker, tag, announced, hidden"),
         ({"switch": 1.2}, "data.switch=1.2 must be at most 1"),
         ({"switch": -0.1}, "data.switch=-0.1 must be at least 0"),
         ({"evidence": "none"}, "data.evidence='none' must be one of transitions, unigrams"),
         ({"num_speakers": 1}, "data.num_speakers=1 must be at least 2"),
-        ({"num_speakers": 4}, "data.num_speakers=4 needs as many languages, but data.num_topics=3; raise num_topics"),
-        ({"num_speakers": 9}, "data.num_speakers=9 needs as many languages, but data.num_topics=3; lower num_speakers"),
-        ({"num_speakers": 6, "num_topics": 8}, "have 20160 assignments, over 1000; lower one"),
+        (
+            {"num_speakers": 4},
+            "data.num_speakers=4 needs a language for each speaker, but data.num_topics=3; raise num_topics",
+        ),
+        (
+            {"num_speakers": 9},
+            "data.num_speakers=9 needs a language for each speaker, but data.num_topics=3; lower num_speakers",
+        ),
+        (
+            {"num_speakers": 6, "num_topics": 8},
+            "allow 20160 assignments of languages to speakers, over 1000; lower one",
+        ),
         ({"speaker": "hidden", "num_speakers": 3}, "data.num_speakers=3 must be 2 under data.speaker=hidden"),
         ({"sequence_length": 127}, "data.sequence_length=127 must be even"),
         ({"target_gap_nats": 3.5}, "data.target_gap_nats=3.5 must lie below ln V = 3.466"),
@@ -473,7 +482,7 @@ def test_the_option_composes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ({}, None),
         ({"speaker": "hidden"}, "it is the floor here"),
-        ({"num_speakers": 3}, "there is an exact law for two speakers alone"),
+        ({"num_speakers": 3}, "there is an exact law only for two speakers"),
         ({"chains": "fresh"}, "there is no exact law for it where every sequence has languages of its own"),
     ],
 )

@@ -80,7 +80,7 @@ def test_a_corpus_of_fresh_languages(evidence: str, tmp_path: Path) -> None:
     floor_NT, _ = oracle.filter(corpus.val.tokens_NT)
     tokens_NT = corpus.val.tokens_NT.astype(int)
     pooled_NM, _ = oracle.pooled(tokens_NT // 6, tokens_NT % 6)
-    assert advantage(oracle.on_tokens(pooled_NM, tokens_NT // 6), floor_NT) > 3
+    assert advantage(oracle.token_losses(pooled_NM, tokens_NT // 6), floor_NT) > 3
     assert floor_NT[:, -16:].mean() < floor_NT[:, :16].mean() - 0.02  # learnt in context
 
 

@@ -117,7 +117,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({**PAIRS[0], "right": "bb", "wrong": "zz"}, r"p.jsonl:2: the answer 'bb' is no token continuation of 'a b c'"),
+        (
+            {**PAIRS[0], "right": "bb", "wrong": "zz"},
+            r"p.jsonl:2: the tokens of the answer 'bb' do not simply follow those of 'a b c'",
+        ),
         ({**PAIRS[0], "wrong": " xx"}, r"p.jsonl:2: the answers ' x' and ' xx' share all tokens of the shorter one"),
         ({**PAIRS[0], "corrupted": "Q:"}, r"p.jsonl:2: 'a b c' and 'Q:' do not align: they share no token"),
     ],
@@ -165,7 +168,7 @@ def test_years_are_those_of_their_definition() -> None:
         (["ioi"], "the following arguments are required: count"),
         (["ioi", "x"], "argument count: invalid int value: 'x'"),
         (["ioi", "0"], "count=0 is no number of pairs; ask for 1 or more"),
-        (["greater_than", "3081"], "count=3081, but greater_than has 3080 different pairs; ask for at most these"),
+        (["greater_than", "3081"], "count=3081, but greater_than has 3080 different pairs; ask for at most that many"),
         (["ioi", "1000000"], "but ioi has 69888 different pairs"),
         (["nonsense", "3"], "argument task: invalid choice: 'nonsense'"),
     ],

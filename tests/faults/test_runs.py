@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests import forked
 from tests.commands import TINY, command, environment, only, run
 from tests.core.test_tracking import records
 
@@ -49,8 +50,9 @@ def undisturbed(tmp_path_factory) -> bytes:
 
 @pytest.mark.slow
 def test_a_run_killed_twice_ends_with_the_same_weights(tmp_path, undisturbed):
+    said = [tmp_path / "stdout", tmp_path / "stderr"]
     for least_step in (10, 60):
-        process = start(tmp_path, *LONGER)
+        process = forked.Forked(command(*LONGER), env=environment(tmp_path), cwd=tmp_path, outputs=said)
         wait_for_state(tmp_path, least_step)
         process.kill()
         process.wait()
@@ -154,14 +156,8 @@ def test_a_second_process_in_one_folder_is_refused_while_the_first_works(tmp_pat
 
 
 def test_cuda_asked_for_where_there_is_none(tmp_path):
-    done = subprocess.run(
-        command(*TINY, "device=cuda"),
-        env={**environment(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    without = {**environment(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
+    done = forked.run(command(*TINY, "device=cuda"), env=without, cwd=tmp_path, timeout=60)
     assert done.returncode == 1
     assert done.stderr.startswith("headdyn: device=cuda, but") and "device=auto" in done.stderr
     assert not [*(tmp_path / "out").rglob("*")]  # nothing was begun

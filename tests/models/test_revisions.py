@@ -90,9 +90,9 @@ def test_main_and_other_suites() -> None:
     assert parse("step7,checkpoint-3", pythia=False) == ("checkpoint-3", "step7")
     with pytest.raises(ValueError, match=r"model.revisions=a-branch states no training step"):
         parse("step7,a-branch", pythia=False)
-    with pytest.raises(ValueError, match=r"holds the training seeds 1, 2, and a series is of one training"):
+    with pytest.raises(ValueError, match=r"holds the training seeds 1, 2, but a series comes from one training"):
         parse("step7-seed1,step7-seed2", pythia=False)
-    with pytest.raises(ValueError, match=r"holds the training ingredients 1, 3, and a series is of one training"):
+    with pytest.raises(ValueError, match=r"holds the training ingredients 1, 3, but a series comes from one training"):
         parse("stage1-step9-tokens1B,stage2-ingredient1-step2-tokens1B,stage2-ingredient3-step2-tokens1B", pythia=False)
     with pytest.raises(ValueError, match=r"holds main.*name the step"):
         parse("main", pythia=False)
@@ -148,7 +148,7 @@ def test_the_series_of_a_folder_is_all_it_has(tmp_path: Path) -> None:
     (tmp_path / "ckpt_007.gguf").touch()
     assert parse("series", pythia=False, folder=tmp_path) == ("step-3", "ckpt_007", "step-20")
     assert parse("series") == LISTS["pythia_log"]
-    with pytest.raises(ValueError, match=r"model.revisions=series is all that a folder"):
+    with pytest.raises(ValueError, match=r"model.revisions=series needs a local folder"):
         parse("series", pythia=False)
 
 

@@ -382,7 +382,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones() -> None:
         with pytest.raises(ValueError, match=f"unknown model family {model_type!r}; the known ones are {known}"):
             import_config({"model_type": model_type})
     with pytest.raises(
-        ValueError, match=f"'gemma3_text' .it needs norms both before and behind .*; the known ones are {known}"
+        ValueError, match=f"'gemma3_text' .it needs norms both before and after .*; the known ones are {known}"
     ):
         import_config({"model_type": "gemma3_text"})
     with pytest.raises(ValueError, match=f"'gemma'; the known ones are {known}"):

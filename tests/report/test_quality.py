@@ -18,7 +18,7 @@ def test_a_sound_sweep(tmp_path: Path) -> None:
     found = verdicts(tmp_path, run(tmp_path, seed=0), run(tmp_path, seed=1))
     assert not [question for question, (verdict, _) in found.items() if verdict == "fails"]
     assert found["Does any model beat the Bayes floor?"][1].endswith(
-        "is 0.400 [0.390, 0.410] nats above it on the same sequences"
+        "is 0.400 [0.390, 0.410] nats above the floor on the same sequences"
     )
     assert found["Does every value lie in the range its metric declares?"][0] == "ok"
     assert found["Are there enough seeds for intervals of factors?"] == ("ok", "2 seeds (0, 1)")

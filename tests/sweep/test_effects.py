@@ -84,7 +84,7 @@ def test_an_outcome_no_seed_has_whole_is_absent_with_its_reason(tmp_path: Path) 
     entries = [run(tmp_path, ordering="shuffled"), run(tmp_path, ordering="topic", values={"selectivity": None})]
     order = effects_of(factor_effects(records(tmp_path, entries)), "selectivity")["data_ordering",]
     assert order["value"] is None
-    assert "no seed has all 2 cells" in order["reason"]
+    assert "no seed has runs of all 2 combinations of levels" in order["reason"]
 
 
 def test_two_runs_of_one_cell_have_no_contrast(tmp_path: Path) -> None:

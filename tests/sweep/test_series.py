@@ -52,8 +52,8 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int
     runs = [checkpoint(tmp_path / "runs" / revision, number) for number, revision in enumerate(REVISIONS)]
     computed: list[bytes] = []
     monkeypatch.setattr(kept_parts, "SAVE_EVERY_SECONDS", 0)
-    keep = kept_parts._Keeping.keep
-    monkeypatch.setattr(kept_parts._Keeping, "keep", lambda *given: (computed.append(given[2]), keep(*given))[1])
+    add = kept_parts._Saver.add
+    monkeypatch.setattr(kept_parts._Saver, "add", lambda *given: (computed.append(given[2]), add(*given))[1])
 
     def judge(folder: str, stop_after: float = np.inf, seed: int = 0) -> int:
         computed.clear()

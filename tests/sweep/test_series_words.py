@@ -47,7 +47,7 @@ def test_heads_that_took_each_others_place_are_named(tmp_path: Path) -> None:
     by_weights, by_behaviour = heads(only(tmp_path, own_verdict))
     assert "100 % of the heads are most like the head of their own index (chance 25 %)" in by_weights
     assert by_behaviour == (
-        "By what they do, 50 % (chance 25 %). From the first checkpoint to the last head 0 does what head 2 did and "
+        "By what they do, 50 % (chance 25 %). From the first checkpoint to the last, head 0 does what head 2 did and "
         "head 2 does what head 0 did (correlation of 0.5 or more)."
     )
 

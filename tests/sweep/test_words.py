@@ -101,11 +101,10 @@ def test_any_swept_key_is_asked_about(tmp_path: Path) -> None:
 def test_a_hole_in_the_design_is_said_once(tmp_path: Path) -> None:
     entries = matrix(tmp_path)[:-1]
     sentences = answers(sweep(tmp_path, entries))[ORDER]
-    absent = (
-        "topic selectivity, within-topic attention, probe accuracy at the middle layer, held-out loss, gap closed, "
-        "attention entropy, attention on position 0 and specialisation"
-    )
-    assert sentences == [f"Absent for {absent}: no seed has all 8 cells (seeds seen: [0])."]
+    contrast = "Topic less shuffled, averaged over the other factors,"
+    assert sentences == [
+        f"{contrast} is absent for every outcome: no seed has runs of all 8 combinations of levels (seeds: 0)."
+    ]
 
 
 def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) -> None:
@@ -129,7 +128,7 @@ def test_what_selecting_is_worth_is_said_once_for_all_corpora(tmp_path: Path) ->
     assert sentences_for(0.3) == [
         "Selecting by topic is worth 0.300 nats a token, 0.250 on the second half of a sequence: the best weighting of "
         "evidence by distance alone 2.300 and exact inference that does not know who speaks 2.500, the exact floor "
-        "2.000. A predictor gains this; that attention must select for it does not follow."
+        "2.000. A predictor gains this; it does not follow that attention must select for it."
     ]
     several = sentences_for(0.03, 0.05)
     assert several is not None and "is worth 0.040 nats a token (means over 2 corpora)" in several[0]
@@ -267,8 +266,8 @@ def test_recovery_names_arms_left_out_the_controls_drift_and_the_bound(tmp_path:
         run(tmp_path, position="nope"),
     ]
     sentences = answers(sweep(tmp_path, entries))["Did the DroPE arms recover?"]
-    assert "DroPE did not in as many steps as training had, and no effect counts them" in sentences[0]
-    assert "RoPE-control: +0.025 nats after the same training with its rotation kept." in sentences
+    assert "DroPE did not within as many steps as training had, and no effect includes them" in sentences[0]
+    assert "RoPE-control: +0.025 nats after the same training with RoPE kept." in sentences
     assert any(text.startswith("NoPE: 2.400") and "a bound on what an arm can reach" in text for text in sentences)
 
 

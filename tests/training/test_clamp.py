@@ -169,7 +169,7 @@ def test_several_documents_and_partial_batches_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train.clamp.head=4",), r"train\.clamp\.head=4 is out of range; this model's are 0 to 3"),
+        (("train.clamp.head=4",), r"train\.clamp\.head=4 is out of range; the model has heads 0 to 3"),
         (("train.clamp.layer=2", "train.clamp.pattern=match"), r"train\.clamp\.layer=2 is out of range"),
         (
             ("train.clamp.pattern=sink",),
@@ -184,7 +184,7 @@ def test_several_documents_and_partial_batches_are_refused() -> None:
         ),
         (
             ("position_enc=drope", "train.clamp.pattern=uniform", "train.clamp.from_step=40"),
-            r"train\.clamp\.pattern=uniform holds heads in the training alone, and position_enc=drope trains on",
+            r"train\.clamp\.pattern=uniform holds heads in the first training only, and position_enc=drope adds",
         ),
     ],
 )

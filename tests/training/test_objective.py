@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from headdyn.data.corpus import Split
 from headdyn.models.decoder import Decoder
 from headdyn.training import objective
 from headdyn.training.objective import Batches, autocast, compiled_loss, evaluate, next_token_loss, reproducible
+from tests import forked
 from tests.small_models import MHA, drawn, tokens
 
 ROOT = Path(__file__).parents[2]
@@ -148,7 +150,7 @@ found = torch._dynamo.explain(objective.next_token_loss)(drawn(MHA, dtype=torch.
 used = {str(node.target) for graph in found.graphs for node in graph.graph.nodes}
 assert "cos" not in used and any("embedding" in name for name in used), used
 """
-    run = subprocess.run([sys.executable, "-c", seen], check=False, capture_output=True, text=True, cwd=ROOT)
+    run = forked.run([sys.executable, "-c", seen], env=os.environ, cwd=ROOT, timeout=120)
     assert run.returncode == 0, run.stderr
 
 

@@ -39,12 +39,12 @@ class AllClusterings:
 
     @functools.cached_property
     def best_silhouette_R(self) -> np.ndarray:
-        """The best mean silhouette of all clusterings, [R], where a point alone is no cluster but an outlier.
+        """The best mean silhouette of all clusterings, [R]; a point alone in its cluster is left out as an outlier.
 
-        NaN where no clustering has two clusters of two points.
+        NaN where no clustering has two clusters of at least two points each.
         """
-        apart = [clusterings.singled_out(labels_RH) for labels_RH in self.labels.values()]
-        values_RX = np.stack([clusterings.silhouette(self.distance_RHH, labels_RH) for labels_RH in apart], axis=-1)
+        every_RH = [clusterings.singled_out(labels_RH) for labels_RH in self.labels.values()]
+        values_RX = np.stack([clusterings.silhouette(self.distance_RHH, labels_RH) for labels_RH in every_RH], axis=-1)
         best_R = np.where(np.isfinite(values_RX), values_RX, -np.inf).max(-1)
         return np.where(np.isfinite(best_R), best_R, np.nan)
 
@@ -115,9 +115,10 @@ class Recipe:
 
 
 def against_null(value: float, null_R: np.ndarray, tested: bool = True) -> tuple[float, float]:
-    """A measure's mean over random clouds, and p = (1 + those at least as high) / (1 + R); NaN where there is none.
+    """A measure's mean over R random clouds, and p = (1 + clouds with at least that value) / (1 + R).
 
-    A random cloud without the measure (no two clusters, say) counts as lower.
+    NaN stands for a missing value: a random cloud without one (it has no two clusters, say) counts as lower and is left
+    out of the mean. The mean is NaN if all are missing; p is NaN then, for a missing `value`, and if not `tested`.
     """
     known_R = np.isfinite(null_R)
     mean = null_R[known_R].mean() if known_R.any() else np.nan
@@ -128,7 +129,7 @@ def against_null(value: float, null_R: np.ndarray, tested: bool = True) -> tuple
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far two labellings agree, with one-sided p over random relabellings; NaN where one is a single cluster."""
+    """How far two labellings agree, with one-sided p over random relabellings; NaN if one has a single cluster."""
 
     rand: float = np.nan
     p_rand: float = np.nan
@@ -155,7 +156,7 @@ def agreement(first_H: np.ndarray, second_H: np.ndarray, draws: int, generator: 
 
 
 def separates(labels_CH: np.ndarray, property_RH: np.ndarray) -> np.ndarray:
-    """Whether no cluster of a labelling holds heads with the property beside heads without, [R, C]."""
+    """Whether every cluster holds only heads with a property or only others: R properties, C labellings, [R, C]."""
     member_CHk = labels_CH[..., None] == np.arange(labels_CH.max() + 1)
     having_RCk = np.einsum("rh,chk->rck", property_RH.astype(float), member_CHk.astype(float))
     return ((having_RCk == 0) | (having_RCk == member_CHk.sum(1))).all(-1)

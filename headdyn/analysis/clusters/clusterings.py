@@ -36,8 +36,8 @@ def _squared(gram_RHH: np.ndarray) -> np.ndarray:
 def kmeans(gram_RHH: np.ndarray, k: int, generator: np.random.Generator, *, restarts: int = 10) -> np.ndarray:
     """Labels [R, H] of Lloyd's algorithm from k-means++ starts, the best of `restarts`.
 
-    Clouds use the same random numbers. Points enter in order of their distance from the mean, so that numbering them
-    differently changes nothing. Fewer than k distinct points give fewer than k labels.
+    All clouds use the same random numbers. Points are taken in order of their distance from the mean, so that numbering
+    them differently changes nothing. Fewer than k distinct points give fewer than k labels.
     """
     gram_RHH = centred(gram_RHH)
     radius_RH = np.diagonal(gram_RHH, axis1=-2, axis2=-1)
@@ -134,7 +134,7 @@ def singled_out(labels_RH: np.ndarray) -> np.ndarray:
 
 
 def smaller(labels_H: np.ndarray) -> np.ndarray:
-    """The smaller of two clusters as a mask [H]; of two equal ones, that of the first point."""
+    """The smaller of two clusters as a mask [H]; of two of equal size, the one with the first point."""
     first_H = labels_H == labels_H[0]
     return first_H if 2 * first_H.sum() <= len(labels_H) else ~first_H
 
@@ -195,7 +195,7 @@ def spread(gram_RHH: np.ndarray, labels_RH: np.ndarray) -> tuple[np.ndarray, np.
 def wasserstein(distance_HH: np.ndarray, first_H: np.ndarray, second_H: np.ndarray) -> float:
     """Earth mover's distance W₁ between two sets of points (masks), each of total mass 1 spread evenly.
 
-    Times the least common multiple of the sizes, all masses are whole numbers, so an assignment solves the problem.
+    Multiplied by the least common multiple of the sizes, all masses are whole numbers: an assignment problem.
     """
     between = distance_HH[np.ix_(first_H, second_H)]
     whole = np.lcm(*between.shape)
@@ -236,6 +236,6 @@ def mutual_information(table_Rab: np.ndarray) -> np.ndarray:
 
 
 def relabellings(labels_H: np.ndarray, draws: int, generator: np.random.Generator) -> np.ndarray:
-    """The labels as they are, then dealt out to the points at random, [1 + draws, H]: the null of a comparison."""
+    """The null of a comparison, [1 + draws, H]: the labels as they are, then dealt out to the points at random."""
     dealt_RH = generator.permuted(np.broadcast_to(labels_H, (draws, len(labels_H))), axis=-1)
     return np.concatenate((labels_H[None], dealt_RH))

@@ -20,7 +20,7 @@ from headdyn.core.statistics import at_least_as_high
 def head_labels(clusterings: pa.Table, layer: int, kind: str) -> np.ndarray:
     """The labels of one layer's two k-means clusters, [H], from the table `clusterings`.
 
-    Raises KeyError where the table does not hold it.
+    Raises KeyError where the table does not hold them.
     """
     method, parameter = TWO_MEANS
     wanted = {"layer": layer, "kind": kind, "method": method, "parameter": float(parameter)}
@@ -55,17 +55,17 @@ def cluster_divergence(
     counts random relabellings of the heads under which the checkpoints agree at least as well.
     """
     rows: list[HeadTable] = []
-    named = [set(side["distances"]["kind"].to_pylist()) for side in (before, after)]
-    for kind in (kind for kind in KINDS if all(kind in names for names in named)):
+    measured = [set(side["distances"]["kind"].to_pylist()) for side in (before, after)]
+    for kind in (kind for kind in KINDS if all(kind in kinds for kinds in measured)):
         for layer in sorted(set(after["distances"]["layer"].to_pylist())):
             old_H, new_H = (head_labels(side["clusterings"], layer, kind) for side in (before, after))
             old_HH, new_HH = (head_distances(side["distances"], layer, kind) for side in (before, after))
             match = agreement(old_H, new_H, relabellings, generator)
-            for name, (value, p), lacking in (
+            for name, (value, p), obstacle in (
                 ("label", (match.rand, match.p_rand), "one cluster"),
                 ("distance", mantel(old_HH, new_HH, relabellings, generator), "distances that are all alike"),
             ):
-                columns = {"p": p, "n": len(new_H), "unit": "head", "reason": f"a checkpoint has {lacking}"}
+                columns = {"p": p, "n": len(new_H), "unit": "head", "reason": f"a checkpoint has {obstacle}"}
                 null = np.nan if np.isnan(value) else 1.0
                 row = HeadTable.whole(f"{kind}_{name}_divergence", np.clip(1 - value, 0, 2), null=null, **columns)
                 rows.append(row.labelled(layer=layer))

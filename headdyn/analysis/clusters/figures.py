@@ -1,4 +1,4 @@
-"""Pictures of head clusters: silhouettes before their null, every clustering, heads as points in a plane."""
+"""Pictures of head clusters: silhouettes against their null, every clustering, heads as points in a plane."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def percentiles(null_RX: np.ndarray) -> np.ndarray:
 
 
 def silhouette_figure(kinds: Mapping[str, Clouds], table: HeadTable) -> Figure:
-    """Silhouettes at every layer before those of random heads: k-means with k = 2, and the best of all clusterings.
+    """Silhouettes at every layer against those of random heads: k-means with k = 2, and the best of all clusterings.
 
     0.25 is Kaufman and Rousseeuw's rule of thumb (1990): heads that are not random need not be in groups.
     """
@@ -61,8 +61,8 @@ def assignment_figure(
     strips = [("even / odd", np.arange(heads) % 2)]
     if repairs_H is not None:
         strips.append(("1: repairs the answer alone", repairs_H.astype(int)))
-    for name, every in own.items():
-        for (method, parameter), labels_RH in every.labels.items():
+    for name, layers in own.items():
+        for (method, parameter), labels_RH in layers.labels.items():
             labels_H = clusterings.singled_out(labels_RH)[row]
             if method != "dbscan" or len(set(labels_H.tolist())) > 1:
                 strips.append((f"{name}: {method} {'ε' if method == 'dbscan' else 'k'} = {parameter:g}", labels_H))
@@ -71,12 +71,12 @@ def assignment_figure(
 
 
 def point_figure(own: Mapping[str, AllClusterings], layer: int, row: int, seed: int) -> Figure:
-    """The heads of one layer, the `row` of `own`, by principal components and by t-SNE, coloured by their k-means."""
-    plain, bent = [], []
-    for name, every in own.items():
-        points_HX, share_X = clusterings.coordinates(every.gram_RHH[row])
-        labels_H = clusterings.singled_out(every.split_RH)[row]
-        plain.append(
+    """The heads of one layer, row `row` of `own`, by principal components and by t-SNE, coloured by k-means cluster."""
+    component_panels, tsne_panels = [], []
+    for name, layers in own.items():
+        points_HX, share_X = clusterings.coordinates(layers.gram_RHH[row])
+        labels_H = clusterings.singled_out(layers.split_RH)[row]
+        component_panels.append(
             Scatter(
                 title=f"{name}: principal components",
                 points_H2=points_HX[:, :2],
@@ -86,12 +86,14 @@ def point_figure(own: Mapping[str, AllClusterings], layer: int, row: int, seed: 
             )
         )
         points_H2 = tsne(points_HX, tsne_perplexity(len(labels_H)), seed)
-        bent.append(Scatter(title=f"{name}: t-SNE", points_H2=points_H2, labels_H=labels_H))
+        tsne_panels.append(Scatter(title=f"{name}: t-SNE", points_H2=points_H2, labels_H=labels_H))
     caption = (
         "Every number is a head; colours are k-means clusters with k = 2 (hollow: alone). t-SNE at perplexity "
         f"{tsne_perplexity(len(labels_H)):.2g} draws groups even of random points."
     )
-    return scatter_panels([*plain, *bent], columns=len(own), title=f"Heads of layer {layer}", caption=caption)
+    return scatter_panels(
+        [*component_panels, *tsne_panels], columns=len(own), title=f"Heads of layer {layer}", caption=caption
+    )
 
 
 def tsne_perplexity(heads: int) -> float:

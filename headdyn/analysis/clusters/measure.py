@@ -28,7 +28,7 @@ from headdyn.data.prompts import Prompts
 from headdyn.models.decoder import Decoder
 
 ABLATE = Patch(source="mean", steps="every_position")
-# Measures with a p. The others describe the split, and whether there is one needs no further tests.
+# Measures with a p. The others only describe the split: whether there is one needs no further tests.
 TESTED = ("silhouette", "best_silhouette", "first_component")
 # The null of behaviour keeps the heads' covariance, and with it the share of variance on one axis. The null column of
 # that share is therefore the even share 1/(H−1), without a p: H centred heads vary along H−1 axes.
@@ -50,15 +50,17 @@ def measure(
     tables, repairs_H, profiles = [], None, {}
     if isinstance(corpus, Prompts):
         model = in_dtype(decoder, settings.dtype)
-        make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
+        pair_rows = PairRows(
+            generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips
+        )
         effect_LHP = _effects(model, corpus.in_company(), ABLATE, range(c.num_layers))
         profiles = {"effect_profiles": profile_table({"effect_nats": np.moveaxis(effect_LHP, -1, 0)})}
         gram_LHH = effect_LHP @ effect_LHP.swapaxes(-1, -2) / effect_LHP.shape[-1]  # distances: rms over pairs, nats
         rotated = [rotated_heads(gram_HH, settings.null_draws, generator) for gram_HH in gram_LHH]
         kinds["behaviour"] = _clouds(recipe, gram_LHH, rotated, generator)
-        repair_H = make.effects(_effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
+        repair_H = pair_rows.effects(_effects(model, bug_pairs(corpus), Patch(), [layer])[0].T)
         repairs_H = (benjamini_hochberg(repair_H.p) < 0.05) & (repair_H.value > 0)
-        effect_X = make.effects(effect_LHP.reshape(-1, effect_LHP.shape[-1]).T)
+        effect_X = pair_rows.effects(effect_LHP.reshape(-1, effect_LHP.shape[-1]).T)
         effect_LH = effect_X[np.arange(c.num_layers * c.num_heads).reshape(c.num_layers, -1)]
         tables.append(effect_LH.rows("effect_nats", unit="pair", null=0.0))
         tables.append(_agreement_rows(kinds, settings.relabellings, generator))
@@ -93,7 +95,7 @@ def _circuits(recipe: Recipe, decoder: Decoder, draws: int, generator: np.random
     own = [circuit_cosines(decoder, layer) for layer in layers]
     random = [behind_gains(random_RHH, decoder, layer) for layer in layers]
     return {
-        kind: _clouds(recipe, [each[kind] for each in own], [each[kind] for each in random], generator)
+        kind: _clouds(recipe, [layer[kind] for layer in own], [layer[kind] for layer in random], generator)
         for kind in CIRCUITS
     }
 
@@ -101,27 +103,27 @@ def _circuits(recipe: Recipe, decoder: Decoder, draws: int, generator: np.random
 def _clouds(
     recipe: Recipe, own: Sequence[np.ndarray], nulls: Sequence[np.ndarray], generator: np.random.Generator
 ) -> Clouds:
-    """The heads of every layer, [H, H], and their null, [R, H, H], clustered from the same random starts.
+    """Each layer's heads, [H, H], and its random heads, [R, H, H], clustered from the same random starts.
 
-    With starts of their own, a null could have better or worse starts than the heads, and p would not hold its level.
+    With different starts, a null could have better or worse ones than the heads, and p would not hold its level.
     """
     seed, clouds = int(generator.integers(2**63)), (np.stack(own), *nulls)
 
     def cluster(at: slice) -> Part:
         labels = recipe(clouds[at.start], np.random.default_rng(seed)).labels
-        return {f"{method} {setting}": labels_RH for (method, setting), labels_RH in labels.items()}
+        return {f"{method} {parameter}": labels_RH for (method, parameter), labels_RH in labels.items()}
 
     done = [part for _, part in parts("clustering heads", "layers", len(clouds), 1, cluster, clouds)]
-    every = [
+    own_and_nulls = [
         AllClusterings(gram_RHH=gram_RHH, labels={_key(name): labels_RH for name, labels_RH in part.items()})
         for gram_RHH, part in zip(clouds, done, strict=True)
     ]
-    return Clouds(own=every[0], nulls=every[1:])
+    return Clouds(own=own_and_nulls[0], nulls=own_and_nulls[1:])
 
 
 def _key(name: str) -> Key:
-    method, setting = name.split()
-    return method, float(setting)
+    method, parameter = name.split()
+    return method, float(parameter)
 
 
 def _effects(model: Decoder, prompts: Prompts, patch: Patch, layers: Sequence[int]) -> np.ndarray:
@@ -157,7 +159,7 @@ def _kind_rows(kind: str, clouds: Clouds, relabellings: int, generator: np.rando
     matches = [
         all_clusterings.agreement(labels_H, parity_H, relabellings, generator) for labels_H in clouds.own.split_RH
     ]
-    rand_L, p_rand_L = [each.rand for each in matches], [each.p_rand for each in matches]
+    rand_L, p_rand_L = [match.rand for match in matches], [match.p_rand for match in matches]
     tables.append(_layers(f"{kind}_parity_rand", rand_L, np.zeros(layers), p_rand_L, heads))
     # Random heads are exchangeable, so that each of them is a draw for every head.
     null_LX = np.stack([null.alone_RH.ravel() for null in clouds.nulls])
@@ -176,7 +178,7 @@ def _agreement_rows(kinds: Mapping[str, Clouds], relabellings: int, generator: n
         pairs = zip(kinds[kind].own.split_RH, effects_LH, strict=True)
         matches = [all_clusterings.agreement(*pair, relabellings, generator) for pair in pairs]
         rand, p_rand, information, null, p_information = (
-            [getattr(each, name) for each in matches]
+            [getattr(match, name) for match in matches]
             for name in ("rand", "p_rand", "information_nats", "null_information_nats", "p_information")
         )
         heads = effects_LH.shape[1]
@@ -186,13 +188,13 @@ def _agreement_rows(kinds: Mapping[str, Clouds], relabellings: int, generator: n
 
 
 def _without_prompts(settings: HeadClusters, layers: int, heads: int) -> HeadTable:
-    absent = []
+    tables = []
     for name in settings.metrics:
         if name == "effect_nats" or name == "behaviour_alone":
-            absent.append(HeadTable.per_head(name, np.full((layers, heads), np.nan), reason=NO_PROMPTS))
+            tables.append(HeadTable.per_head(name, np.full((layers, heads), np.nan), reason=NO_PROMPTS))
         elif "behaviour" in name:
-            absent.append(HeadTable.per_layer(name, np.full(layers, np.nan), reason=NO_PROMPTS))
-    return HeadTable.concat(absent)
+            tables.append(HeadTable.per_layer(name, np.full(layers, np.nan), reason=NO_PROMPTS))
+    return HeadTable.concat(tables)
 
 
 def _accuracy_row(
@@ -202,9 +204,9 @@ def _accuracy_row(
     relabellings: int,
     generator: np.random.Generator,
 ) -> HeadTable:
-    """The model's row of prediction accuracy at one layer, against as many repairing heads settings at random.
+    """The model's row of prediction accuracy at one layer, against as many repairing heads placed at random.
 
-    Clusterings are those of both circuits by k-means and Ward; DBSCAN is left out, since it leaves heads without label.
+    Clusterings are those of both circuits by k-means and Ward; DBSCAN is not used: it leaves heads without a label.
     """
     row = partial(HeadTable.whole, "prediction_accuracy", unit="clustering")
     if repairs_H is None:
@@ -212,11 +214,8 @@ def _accuracy_row(
     if repairs_H.all() or not repairs_H.any():
         number = "every head" if repairs_H.all() else "no head"
         return row(None, reason=f"{number} of layer {layer} repairs the answer when patched alone: nothing to split")
-    labels = [kinds[kind].own.labels for kind in CIRCUITS]
-    labels_CH = np.stack(
-        [labels_LH[layer] for of in labels for (method, _), labels_LH in of.items() if method != "dbscan"]
-    )
-    accuracy_R = all_clusterings.separates(
-        labels_CH, clusterings.relabellings(repairs_H, relabellings, generator)
-    ).mean(-1)
+    labels = [item for kind in CIRCUITS for item in kinds[kind].own.labels.items()]
+    labels_CH = np.stack([labels_LH[layer] for (method, _), labels_LH in labels if method != "dbscan"])
+    property_RH = clusterings.relabellings(repairs_H, relabellings, generator)
+    accuracy_R = all_clusterings.separates(labels_CH, property_RH).mean(-1)
     return row(accuracy_R[0], null=accuracy_R[1:].mean(), p=at_least_as_high(accuracy_R), n=len(labels_CH))

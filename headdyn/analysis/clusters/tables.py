@@ -14,7 +14,8 @@ from headdyn.core.statistics import benjamini_hochberg
 def clustering_table(kinds: Mapping[str, Clouds], repairs: Mapping[int, np.ndarray | None], first: int = 0) -> pa.Table:
     """One row per layer, kind, method and parameter: labels (−1: in no cluster), sizes, silhouette with null, p, q.
 
-    `repairs` marks by layer the heads that repair the answer, where known; row 0 of the clusterings is layer `first`.
+    `repairs` marks by layer the heads that repair the answer, where known; `separates` says whether weight clusters
+    keep these apart from the others (`all_clusterings.separates`). Row 0 of the clusterings is layer `first`.
     """
     records: list[dict[str, Any]] = []
     for kind, clouds in kinds.items():
@@ -23,9 +24,9 @@ def clustering_table(kinds: Mapping[str, Clouds], repairs: Mapping[int, np.ndarr
                 labels_H, layer = labels_RH[row], first + row
                 silhouette = clouds.own.silhouette((method, parameter))[row]
                 mean, p = against_null(silhouette, null.silhouette((method, parameter)))
-                repairs_H, split = repairs.get(layer), None
+                repairs_H, separated = repairs.get(layer), None
                 if repairs_H is not None and kind in CIRCUITS and method != "dbscan":
-                    split = bool(separates(labels_H[None], repairs_H[None])[0, 0])
+                    separated = bool(separates(labels_H[None], repairs_H[None])[0, 0])
                 records.append(
                     {
                         "layer": layer,
@@ -38,7 +39,7 @@ def clustering_table(kinds: Mapping[str, Clouds], repairs: Mapping[int, np.ndarr
                         "silhouette": silhouette,
                         "null": mean,
                         "p": p,
-                        "separates": split,
+                        "separates": separated,
                     }
                 )
     p_X = np.array([record["p"] for record in records])
@@ -53,8 +54,8 @@ def clustering_table(kinds: Mapping[str, Clouds], repairs: Mapping[int, np.ndarr
 def coordinate_table(own: Mapping[str, AllClusterings]) -> pa.Table:
     """Each head's first two principal components, by layer and kind, with their shares of the variance."""
     names, records = ("layer", "kind", "head", "pc_1", "pc_2", "share_1", "share_2"), []
-    for kind, clusterings_of in own.items():
-        for layer, gram_HH in enumerate(clusterings_of.gram_RHH):
+    for kind, layers in own.items():
+        for layer, gram_HH in enumerate(layers.gram_RHH):
             points_HX, share_X = clusterings.coordinates(gram_HH)
             for head, point_2 in enumerate(points_HX[:, :2].tolist()):
                 records.append(dict(zip(names, (layer, kind, head, *point_2, *share_X[:2]), strict=True)))
@@ -64,15 +65,15 @@ def coordinate_table(own: Mapping[str, AllClusterings]) -> pa.Table:
 def distance_table(own: Mapping[str, AllClusterings]) -> pa.Table:
     """The distance of every two heads of a layer, by layer and kind, for comparison with another checkpoint's."""
     parts = []
-    for kind, clusterings_of in own.items():
-        layers, heads = clusterings_of.split_RH.shape
+    for kind, layers in own.items():
+        count, heads = layers.split_RH.shape
         first_X, second_X = np.triu_indices(heads, 1)
         columns = {
-            "layer": np.arange(layers, dtype=np.int32).repeat(len(first_X)),
-            "kind": [kind] * (layers * len(first_X)),
-            "head_a": np.tile(first_X.astype(np.int32), layers),
-            "head_b": np.tile(second_X.astype(np.int32), layers),
-            "distance": clusterings_of.distance_RHH[:, first_X, second_X].ravel(),
+            "layer": np.arange(count, dtype=np.int32).repeat(len(first_X)),
+            "kind": [kind] * (count * len(first_X)),
+            "head_a": np.tile(first_X.astype(np.int32), count),
+            "head_b": np.tile(second_X.astype(np.int32), count),
+            "distance": layers.distance_RHH[:, first_X, second_X].ravel(),
         }
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)

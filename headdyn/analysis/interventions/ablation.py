@@ -1,4 +1,4 @@
-"""How far does silencing heads, one by one and in groups, move the output, and farther than any group of that size?
+"""How far does silencing heads move the output, one by one and in groups, compared with random groups of that size?
 
 Mechanistic checks, science.md §13.
 """
@@ -62,14 +62,15 @@ class Ablation:
     """Silences every head, every layer's heads together, and groups of heads of `layer`.
 
     The measure is KL(plain ‖ silenced) in nats of the next token's law: for prompts at the token where the answers
-    part, averaged over pairs; for a corpus at every token, averaged over sequences. Intervals (95 %, BCa) take pairs or
-    sequences as units. A group's null is `random_groups` groups of its size, or all there are; one head's null is the
-    mean of its layer's heads, without a p, which would be its rank among the very heads tested. q-values run over the
-    model's rows, which are those of `layer`, and the energy distances of all layers.
+    part, averaged over pairs; for a corpus at every token, averaged over sequences. At most `texts` pairs or sequences
+    are read; "resample" averages over `donors` other texts. Intervals (95 %, BCa) take pairs or sequences as units. A
+    group's null is `random_groups` groups of its size, or all there are; one head's null is the mean over its layer's
+    heads, without a p, since it could only be compared with the other heads tested. q-values run over the model's rows,
+    which are those of `layer`, and the energy distances of all layers (p over `splits` splits of the heads).
 
     Table `groups`: one row per group and way of silencing it; `ablation_profiles`: every unit's KL by head, by which
     heads of two checkpoints are matched (head_profiles.py).
-    Raises ValueError for a layer out of range, fewer than 4 heads a layer, and a single text of some length.
+    Raises ValueError for a layer out of range, fewer than 4 heads a layer, or a text whose length no other text has.
     """
 
     layer: Layer = None

@@ -71,7 +71,7 @@ def _heads(runs: HeadAblation, texts: Texts, generator: np.random.Generator, dra
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One set of heads silenced in one way: its KL by unit, and the mean KL of R other sets of the same number."""
+    """One set of heads silenced in one way: its KL by unit, and the mean KL of R random sets of as many heads."""
 
     name: str
     kind: Kind
@@ -98,7 +98,7 @@ def _groups(
     random_groups: int,
     generator: np.random.Generator,
 ) -> list[Group]:
-    """Every group silenced in every way, each with random groups of the same number."""
+    """Every group silenced in every way, each with random groups of as many heads."""
     heads = np.arange(runs.decoder.config.num_heads)
     silent = {"even": heads % 2 == 0, "odd": heads % 2 == 1, **clusters}
     silent |= {f"only_{name}": ~mask_H for name, mask_H in clusters.items()}
@@ -107,7 +107,7 @@ def _groups(
     random = {size: group_masks(len(heads), size, random_groups, generator) for size in sizes}
     groups = []
     for kind in KINDS:
-        null = {s: runs.divergences(kind, {layer: masks_RH})[layer].mean(-1) for s, masks_RH in random.items()}
+        null = {size: runs.divergences(kind, {layer: masks_RH})[layer].mean(-1) for size, masks_RH in random.items()}
         kl_CU = runs.divergences(kind, {layer: np.stack(list(silent.values()))})[layer]
         for (name, mask_H), kl_U in zip(silent.items(), kl_CU, strict=True):
             size = int(mask_H.sum())
@@ -158,9 +158,9 @@ def energy(distance_HH: np.ndarray, first_RH: np.ndarray) -> np.ndarray:
 
 def _group_table(groups: Sequence[Group], tested: HeadTable) -> pa.Table:
     """One row per group and way of silencing it: the heads silenced, KL, and the random groups' range."""
-    by_metric, records = tested.summary(), []
+    summary, records = tested.summary(), []
     for group in groups:
-        row = by_metric[group.metric]
+        row = summary[group.metric]
         low, mean, high = percentiles(group.null_R[:, None])[0].tolist()
         records.append(
             {
@@ -191,20 +191,20 @@ def _head_figure(heads: HeadTable) -> Figure:
 
 
 def _group_figure(groups: Sequence[Group], tested: HeadTable, layer: int) -> Figure:
-    by_metric = tested.summary()
+    summary = tested.summary()
     panels = []
     for kind in KINDS:
-        of_kind = [group for group in groups if group.kind == kind]
-        rows = [by_metric[group.metric] for group in of_kind]
+        kind_groups = [group for group in groups if group.kind == kind]
+        rows = [summary[group.metric] for group in kind_groups]
         columns = {name: np.array([row[name] for row in rows]) for name in ("value", "ci_low", "ci_high", "q")}
         panels.append(
             NullRanges(
                 title=f"{kind}-ablation",
-                labels=[group.name.replace("_", " ") for group in of_kind],
+                labels=[group.name.replace("_", " ") for group in kind_groups],
                 value_X=columns["value"],
                 low_X=columns["ci_low"],
                 high_X=columns["ci_high"],
-                null_X3=np.concatenate([percentiles(group.null_R[:, None]) for group in of_kind]),
+                null_X3=np.concatenate([percentiles(group.null_R[:, None]) for group in kind_groups]),
                 marked_X=columns["q"] < 0.05,
                 ylabel="KL (nats)",
             )

@@ -21,9 +21,9 @@ from headdyn.core.statistics import bootstrap_interval
 class Dose:
     """One curve: Δ (nats) of every pair in C patched cells, each with its dose. Cells may share a dose."""
 
-    name: str  # of the pool that the cells' heads are drawn from
+    name: str  # the pool that the cells' heads are drawn from
     heads: tuple[tuple[int, ...], ...]
-    dose_C: np.ndarray  # float: heads, or a fraction 0..1
+    dose_C: np.ndarray  # float: the number of heads, or a fraction 0..1
     delta_CP: np.ndarray
 
     @property
@@ -78,7 +78,7 @@ def by_group_size(
 def by_fraction(
     patching: PromptPatching, layer: int, pools: Mapping[str, Sequence[int]], num_heads: int, fractions: Sequence[float]
 ) -> list[Dose]:
-    """Patch all heads of a pool with f · source + (1 − f) · own value."""
+    """Patch all heads of a pool with f · source + (1 − f) · own value, for each fraction f in 0..1."""
     fraction_C = np.array(sorted(fractions))
     doses = []
     for name, pool in pools.items():
@@ -102,7 +102,7 @@ def dose_table(doses: Sequence[Dose]) -> pa.Table:
 
 
 def size_figure(doses: Sequence[Dose]) -> Figure:
-    """Success against group size: the mean over groups, and as a band from the worst group to the best."""
+    """Success against group size: the mean over groups, with a band from the worst group to the best."""
     lines = []
     for dose in doses:
         sizes = np.unique(dose.dose_C)

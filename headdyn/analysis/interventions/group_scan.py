@@ -26,10 +26,10 @@ class GroupScan(PatchSettings):
     relabelled at random in each pair on its own. Groups of all sizes are compared by their excess in standard
     deviations under the null, and p compares the largest with the largest of the same scan after relabelling. It is
     small if the same heads stand out in many pairs; it does not say that they work together. Heads of a trained model
-    always differ a little, so p alone finds a group in most models: the report calls one found if p is at most 0.05 and
-    the interval of what it adds (`best_group_nats`) lies above `least_nats`.
+    always differ a little, so p alone finds a group in most models: the report says that a group is found if p is at
+    most 0.05 and the interval of what it adds (`best_group_nats`) lies above `least_nats`.
 
-    Where one size has more than `groups_per_size` groups, so many are drawn, as families closed under rotation of the
+    Where one size has more than `groups_per_size` groups, that many are drawn, as families closed under rotation of the
     heads in a random order. Heads are then relabelled by rotations, so that the test stays exact.
 
     Table `group_scan`: every group with its heads, excess in nats and standardised excess.

@@ -43,8 +43,8 @@ def measure(settings: GroupScan, decoder: Decoder, prompts: Prompts, generator: 
     common: dict[str, Any] = {"n": pairs, "unit": "pair"}
     maximum = HeadTable.whole("scan_maximum", null_R[0], null=limit, p=p, **common)
     if pairs > 1:
-        make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws)
-        best = make.mean("best_group_nats", pairs * weight_P * scan.held_out_P(), null=0.0, p=p)
+        pair_rows = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws)
+        best = pair_rows.mean("best_group_nats", pairs * weight_P * scan.held_out_P(), null=0.0, p=p)
     else:
         reason = "one pair leaves none to choose the group on"
         best = HeadTable.whole("best_group_nats", None, reason=reason, **common)
@@ -82,8 +82,8 @@ class Groups:
     def relabellings(self, pairs: int, draws: int, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Relabellings of the heads in each pair, as the index of the group that takes each group's place, [S, P].
 
-        The first changes nothing. If at most `draws` leave the first pair unchanged, only these are yielded, since
-        relabelling all pairs alike changes no maximum. Else `draws` random ones follow.
+        The first changes nothing. Relabelling all pairs alike changes no maximum, so the first pair can stay as it is:
+        if there are at most `draws` such relabellings, all of these are yielded. Else `draws` random ones follow.
         """
         if pairs == 1:
             yield np.arange(len(self.member_SH))[:, None]
@@ -92,8 +92,8 @@ class Groups:
         count = math.factorial(heads) if self.order_H is None else heads
         if count ** (pairs - 1) <= draws:
             images = self._image(self._labels())
-            for each in itertools.product(range(count), repeat=pairs - 1):
-                yield images[:, [0, *each]]
+            for choice in itertools.product(range(count), repeat=pairs - 1):
+                yield images[:, [0, *choice]]
             return
         yield np.repeat(np.arange(len(self.member_SH))[:, None], pairs, axis=1)
         if self.order_H is None:
@@ -125,7 +125,7 @@ class Groups:
 def scanned_groups(heads: int, largest: int, most: int, generator: np.random.Generator) -> Groups:
     """All groups of 1 to `largest` heads; if a size has more than `most`, at most `most`, in families of rotations.
 
-    Raises ValueError for fewer than 2 or more than 53 heads, and for a `most` below their number.
+    Raises ValueError for fewer than 2 or more than 53 heads, and for a `most` below the number of heads.
     """
     if not 2 <= heads <= 53:
         raise ValueError(
@@ -183,8 +183,8 @@ class Scan:
         """The largest standardised excess of any group under each relabelling, [R]; the first is the measured one."""
         part_SP = self.standardised_SP
         pairs = np.arange(part_SP.shape[1])
-        every = self.groups.relabellings(len(pairs), draws, generator)
-        return np.array([part_SP[image_SP, pairs].sum(1).max() for image_SP in every])
+        images = self.groups.relabellings(len(pairs), draws, generator)
+        return np.array([part_SP[image_SP, pairs].sum(1).max() for image_SP in images])
 
     def held_out_P(self) -> np.ndarray:
         """For each pair, the excess of the group that stands out most in the other pairs, [P] in nats."""
@@ -195,7 +195,7 @@ class Scan:
 
 
 def _ratio(excess_SP: np.ndarray, spread_SP: np.ndarray) -> np.ndarray:
-    """Excess over spread; 0 where the spread is 0 to within rounding (groups of a size are alike)."""
+    """Excess over spread; 0 where the spread is 0 to within rounding, because all groups of a size have the same Δ."""
     spread_SP = np.broadcast_to(spread_SP, excess_SP.shape)
     return np.divide(
         excess_SP, spread_SP, out=np.zeros(excess_SP.shape), where=spread_SP > 1e-9 * spread_SP.max(initial=0)

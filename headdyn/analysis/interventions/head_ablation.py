@@ -37,7 +37,10 @@ class TokenGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Texts:
-    """The texts that a model reads while heads are silenced, and where its next-token law is `read`."""
+    """The texts that a model reads while heads are silenced, and the positions at which its next-token law is `read`.
+
+    `units` is how many independent units the rows belong to, and `unit` is what one is called.
+    """
 
     groups: tuple[TokenGroup, ...]
     units: int
@@ -93,11 +96,11 @@ class HeadAblation:
         donors: int = 2,
         max_bytes: int = MAX_BYTES,
     ) -> None:
-        alone = [group for group in texts.groups if len(group.tokens_NT) < 2]
-        if alone:
+        singles = [group for group in texts.groups if len(group.tokens_NT) < 2]
+        if singles:
             raise ValueError(
-                f"{len(alone)} of {len(texts.groups)} groups of texts of equal length hold one text, with no other to "
-                "average with or to resample from; ask for more pairs (data.bug_pairs) or sequences"
+                f"{len(singles)} of {len(texts.groups)} groups of texts of equal length hold one text, with no other "
+                "to average with or to resample from; ask for more pairs (data.bug_pairs) or sequences"
             )
         self.decoder, self.texts = decoder, texts
         self._groups = [_Group(decoder, group, texts.read, generator, donors, max_bytes) for group in texts.groups]
@@ -109,6 +112,8 @@ class HeadAblation:
 
 
 class _Group:
+    """The texts of one length: their plain pass, and the donors that each row is resampled from."""
+
     def __init__(
         self,
         decoder: Decoder,
@@ -160,7 +165,7 @@ class _Group:
 
 
 def group_rank(value: float, group_H: np.ndarray, groups_RH: np.ndarray, null_R: np.ndarray) -> float:
-    """One-sided p of a group's value among groups of its size: the share at least as large, itself counted once.
+    """One-sided p of a group's value among groups of its size: the share at least as large, counting itself once.
 
     Exact where `groups_RH` are all groups of the size. Values equal up to rounding count as at least as large.
     """

@@ -63,8 +63,8 @@ class PairRows:
     ) -> tuple[Estimate, dict[str, Any]]:
         """How far Δ moved from target to source, (Δ_patched − Δ_target) / (Δ_source − Δ_target), a ratio of means.
 
-        0 is unmoved, 1 all the way. Absent where the denominator's own interval holds 0, or there is no interval. The
-        rows' further columns, null 0 or the reason, are returned too.
+        0 is unmoved, 1 all the way. Absent where the interval of the denominator holds 0, or there is no interval. The
+        second result is further columns for `Estimate.rows`: null 0, or the reason for the absence.
         """
         moved, columns = self.shares(patched_XP - target_P, source_P - target_P, "source and target differ by")
         return moved, columns or {"null": 0.0}
@@ -72,8 +72,8 @@ class PairRows:
     def shares(self, part_XP: np.ndarray, whole_P: np.ndarray, whole: str) -> tuple[Estimate, dict[str, Any]]:
         """Parts of a whole as ratios of means over pairs.
 
-        Absent where the whole's own interval holds 0, or there is none: the rows' reason, which is returned too, names
-        the whole by `whole`.
+        Absent where the interval of the whole holds 0, or there is no interval. The second result is then the reason as
+        a column for `Estimate.rows`, which begins with the words `whole`; else it is empty.
         """
         low, high = (b.item() for b in bootstrap_interval(whole_P, self.generator, draws=self.bootstrap_draws))
         if low > 0 or high < 0:

@@ -1,4 +1,4 @@
-"""Which heads carry the difference between a clean and a corrupted prompt: every head of every layer, both ways.
+"""Which heads carry the difference between a clean and a corrupted prompt? Every head is patched, in both directions.
 
 Activation patching head by head (science.md §10). Sufficiency writes clean values into the corrupted prompt, necessity
 corrupted values into the clean one; the two disagree where heads back each other up. Letters as in patching.py.
@@ -80,28 +80,29 @@ class PatchMap(PatchSettings):
             delta = patching.deltas(dict.fromkeys(layers, cells))
             return patching, np.concatenate([delta[layer] for layer in layers])
 
-        make = PairRows(generator=generator, bootstrap_draws=self.bootstrap_draws, sign_flips=self.sign_flips)
+        pair_rows = PairRows(generator=generator, bootstrap_draws=self.bootstrap_draws, sign_flips=self.sign_flips)
         place_LC = np.arange(len(layers) * len(cells)).reshape(len(layers), -1)
-        alone: list[HeadTable] = []
-        whole: list[HeadTable] = []
-        together: list[HeadTable] = []
+        head_rows: list[HeadTable] = []
+        layer_rows: list[HeadTable] = []
+        model_rows: list[HeadTable] = []
 
         def add(metric: str, change_X: Estimate, **columns: Any) -> None:
-            alone.append(change_X[place_LC[:, :-1]].rows(metric, unit="pair", **columns))
-            together.append(change_X[place_LC[:, -1]].rows(f"layer_{metric}", unit="pair", **columns))
+            head_rows.append(change_X[place_LC[:, :-1]].rows(metric, unit="pair", **columns))
+            layer_rows.append(change_X[place_LC[:, -1]].rows(f"layer_{metric}", unit="pair", **columns))
 
         for direction, (target, _) in DIRECTIONS.items():
             patching, delta_XP = patched(bugs, direction)
-            add(f"{direction}_nats", make.effects((delta_XP - patching.target_P).T), null=0.0)
-            recovered, columns = make.recovered(delta_XP, patching.target_P, patching.source_P)
+            add(f"{direction}_nats", pair_rows.effects((delta_XP - patching.target_P).T), null=0.0)
+            recovered, columns = pair_rows.recovered(delta_XP, patching.target_P, patching.source_P)
             add(f"{direction}_recovered", recovered, **columns)
-            whole.append(make.mean(f"{target}_nats", patching.target_P))
-            whole.append(make.success(f"{target}_success", patching.target_P))
+            model_rows.append(pair_rows.mean(f"{target}_nats", patching.target_P))
+            model_rows.append(pair_rows.success(f"{target}_success", patching.target_P))
         if controls.pairs:
             patching, delta_XP = patched(controls, "sufficiency")
-            add("control_nats", make.effects((delta_XP - patching.target_P).T), null=0.0)
-        table = HeadTable.concat(alone).with_q()
-        return Findings(table=HeadTable.concat([table, *whole, *together]), figures={"heads": _figure(table)})
+            add("control_nats", pair_rows.effects((delta_XP - patching.target_P).T), null=0.0)
+        heads_table = HeadTable.concat(head_rows).with_q()
+        table = HeadTable.concat([heads_table, *model_rows, *layer_rows])
+        return Findings(table=table, figures={"heads": _figure(heads_table)})
 
 
 def _figure(heads: HeadTable) -> Figure:

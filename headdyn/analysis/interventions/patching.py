@@ -23,7 +23,7 @@ class GroupPatching:
     Answers are read as Δ = log p(right) − log p(wrong) in nats, teacher-forced (see `PromptGroup`): `target_N` is Δ of
     the prompts written into, `source_N` of their partners. Everything is computed in the decoder's dtype on its device.
     `max_bytes` bounds the activations of the cells that run at once.
-    Raises ValueError for a layer out of range, slices of a width that H does not divide, and the mean of one prompt.
+    Raises ValueError for a layer out of range, slices of a width that H does not divide, or the mean of one prompt.
     """
 
     @torch.no_grad()
@@ -133,7 +133,8 @@ class GroupPatching:
             chosen_BD = (chosen_BH[..., None] & slices(self.decoder)).any(1)
             site, where = "attn_out", chosen_BD[:, None] & written_T[:, None]
         value = self._written(layer)[:count, :length]
-        value = value.repeat(len(weight_CH), *[1] * (value.ndim - 1)) if len(value) == count else value
+        if len(value) == count:
+            value = value.repeat(len(weight_CH), *[1] * (value.ndim - 1))
         tokens_BT = self.decoder.generate(
             self.prompt_NT.repeat(len(weight_CH), 1),
             steps,
@@ -172,11 +173,12 @@ def bug_pairs(prompts: Prompts) -> Prompts:
 
 
 def in_dtype(decoder: Decoder, dtype: Dtype) -> Decoder:
-    """The decoder in a dtype: itself where it is that already, else a copy."""
-    to = getattr(torch, dtype)
-    if decoder.embed.weight.dtype == to:
+    """The decoder itself if it has this dtype already, else a copy in it."""
+    torch_dtype = getattr(torch, dtype)
+    if decoder.embed.weight.dtype == torch_dtype:
         return decoder
-    return Decoder.from_state(decoder.config, {name: part.to(to) for name, part in decoder.state_dict().items()})
+    state = {name: tensor.to(torch_dtype) for name, tensor in decoder.state_dict().items()}
+    return Decoder.from_state(decoder.config, state)
 
 
 def heads_as_weights(subsets: Sequence[Sequence[int]], num_heads: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reordering a layer's heads leaves the model's function as it is, and moves only the heads under their indices.
+"""Reordering a layer's heads changes only which index each head has: the model's function stays the same.
 
 Weight permutation, science.md §14. Heads are reordered in q, k and v (weights and biases) and in the columns of W_O.
 """
@@ -52,7 +52,7 @@ class HeadPermutation:
     An order is compared with heads in place in the same dtype, and each dtype, heads in place, with the first: logits
     where the answer begins, answers of all pairs, and `tokens` greedy tokens behind `texts` of the corrupted prompts.
     The `mismatched` control leaves W_O as it is and must change the function. `strength_nats` is the even/odd contrast
-    on bug pairs (`Patch()`, in float32) under each order's labels: the only thing that an order can change.
+    on bug pairs (`Patch()`, in float32) with heads labelled by each order: the only thing that an order can change.
 
     Table `orders`: one row per dtype and order.
     Raises ValueError for a layer out of range, or prompts without bug pairs.

@@ -30,13 +30,13 @@ def measure(settings: HeadPermutation, decoder: Decoder, prompts: Prompts, gener
     c, bugs = decoder.config, bug_pairs(prompts)
     layer = chosen_layer(settings.layer, c.num_layers)
     orders = head_orders(c.num_heads, c.num_kv_heads, generator)
-    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws)
-    rows, records = _compare(settings, make, decoder, prompts, layer, orders)
+    pair_rows = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws)
+    rows, records = _compare(settings, pair_rows, decoder, prompts, layer, orders)
     patching = PromptPatching(in_dtype(decoder, "float32"), bugs, Patch(), [layer])
     cells = heads_as_weights([order[parity::2] for order in orders.values() for parity in (0, 1)], c.num_heads)
     delta_O2P = patching.deltas({layer: cells})[layer].reshape(len(orders), 2, -1)
     for name, (even_P, odd_P) in zip(orders, delta_O2P, strict=True):
-        rows.append(make.mean(f"{name}_strength_nats", even_P - odd_P))
+        rows.append(pair_rows.mean(f"{name}_strength_nats", even_P - odd_P))
     return Findings(
         table=HeadTable.concat(rows),
         figures={"orders": _figure(records)},
@@ -113,13 +113,13 @@ def compared(result: Outcome, reference: Outcome) -> dict[str, np.ndarray]:
 
 def _compare(
     settings: HeadPermutation,
-    make: PairRows,
+    pair_rows: PairRows,
     decoder: Decoder,
     prompts: Prompts,
     layer: int,
     orders: Mapping[str, tuple[int, ...]],
 ) -> tuple[list[HeadTable], list[dict[str, Any]]]:
-    """Rows for the table of heads, and one record per dtype and order."""
+    """Rows for the table of findings, and one record per dtype and order for the table `orders`."""
     cells = [(dtype, name) for dtype in settings.dtypes for name in (_PLAIN, *orders, CONTROL)]
     orders = {**orders, CONTROL: orders["reverse"]}
 
@@ -146,9 +146,9 @@ def _compare(
         metric, against = (dtype, _FROM_FIRST) if name == _PLAIN else (f"{name}_{dtype}", "")
         change = float(part[f"logit_change{against}"])
         rows.append(HeadTable.whole(f"{metric}_logit_change", change, null=0.0, n=count, unit="prompt"))
-        rows.append(make.success(f"{metric}_answers_changed", part[f"answers_changed{against}"], null=0.0))
+        rows.append(pair_rows.success(f"{metric}_answers_changed", part[f"answers_changed{against}"], null=0.0))
         if name == _PLAIN:
-            rows.append(make.mean(f"{dtype}_repetition", part["repetition"], unit="text"))
+            rows.append(pair_rows.mean(f"{dtype}_repetition", part["repetition"], unit="text"))
         else:
             means = {key: float(value.mean()) for key, value in part.items()}
             records.append({"dtype": dtype, "order": name, "heads": list(orders[name]), **means})

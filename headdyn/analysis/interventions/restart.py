@@ -8,7 +8,7 @@ of zeros and ones, and a fraction interpolates. Since W_O is linear, the attenti
 fixed tensor per head: a cell costs one product with that tensor, and no attention. After that a parallel block only
 adds the change to its output, a sequential one repeats its MLP, and the later layers run on all cells stacked along the
 batch; cells of later layers join on the way. Positions before the first one written keep their keys and values, and the
-last layer is computed at the positions that are read.
+last layer is computed only at the positions that are read.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class Restart:
     """Rows of equal length: their plain pass is run at construction, and every cell starts from it.
 
     `layers` are those whose heads may change, at `site` (see `Patch`). `written_T` marks the positions that change
-    (all, if None), `read` counts those at the end that are read, `documents_NT` confines attention to documents.
+    (all, if None), `read` is how many positions at the end are read, `documents_NT` confines attention to documents.
     `max_bytes` bounds the memory of the cells that run at once, of which `measure` (see `run`) takes `read_bytes` for
     each cell.
 
@@ -55,7 +55,7 @@ class Restart:
         read_bytes: int = 0,
     ) -> None:
         c, (rows, length) = decoder.config, tokens_NT.shape
-        weight, own = decoder.embed.weight, "z" if site == "z" else "attn_out"
+        weight, value_site = decoder.embed.weight, "z" if site == "z" else "attn_out"
         self.decoder, self.site, self.read, self.documents_NT = decoder, site, read, documents_NT
         self.layers = tuple(sorted(set(layers)))
         self._written_T = torch.ones(length, dtype=torch.bool) if written_T is None else written_T
@@ -67,9 +67,9 @@ class Restart:
         self._at_once = max(1, max_bytes // (tokens_bytes + read_bytes))
 
         later = range(self.layers[0], c.num_layers)
-        sites = {own, "resid_pre", "attn_out", "resid_post"} | ({"k", "v"} if self._first else set())
+        sites = {value_site, "resid_pre", "attn_out", "resid_post"} | ({"k", "v"} if self._first else set())
         trace = decoder.trace(tokens_NT, sites=tuple(sites), layers=later, logits=None, documents_BT=documents_NT)
-        self.own = {layer: trace[own, layer] for layer in self.layers}
+        self.own = {layer: trace[value_site, layer] for layer in self.layers}
         self.plain_NAD = trace["resid_post", c.num_layers - 1][:, -read:]
         self._before_mlp = {
             layer: trace["resid_post", layer]
@@ -116,8 +116,8 @@ class Restart:
         all_CH = torch.from_numpy(stacked_CH).to(self.plain_NAD)
 
         def compute(chunk: slice) -> dict[str, np.ndarray]:
-            now = layer_C[chunk]
-            weights = {layer: all_CH[chunk][torch.from_numpy(now == layer)] for layer in np.unique(now).tolist()}
+            of_cell = layer_C[chunk]
+            weights = {at: all_CH[chunk][torch.from_numpy(of_cell == at)] for at in np.unique(of_cell).tolist()}
             return {"value": measure(self._chunk(weights, written)).double().cpu().numpy()}
 
         inputs = [layer_C, stacked_CH, self.plain_NAD.float().cpu().numpy()]
@@ -165,7 +165,7 @@ class Restart:
         return cast(Block, self.decoder.blocks[layer])
 
     def _block_again(self, layer: int, x_BTD: Tensor) -> Tensor:
-        """A later block on all cells; the last block's output is computed at the positions that are read alone."""
+        """A later block on all cells; the last block's output is computed only at the positions that are read."""
         decoder, block, (rows, length) = self.decoder, self._block(layer), x_BTD.shape[:2]
         copies = rows // len(self.plain_NAD)
         past: KeysValues | None = None

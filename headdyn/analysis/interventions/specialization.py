@@ -94,8 +94,10 @@ class Specialization(PatchSettings):
     """Patches groups of heads of one layer and compares even with odd, against all splits of that layer into halves.
 
     Repair is measured on bug pairs; controls are pairs that the bug does not touch. Intervals (95 %) take pairs as
-    units: Clopper–Pearson for success, BCa otherwise. The model's rows are those of `layer`, beside which every layer
-    has its own.
+    units: Clopper–Pearson for success, BCa otherwise. The model's rows are those of `layer`; every layer has rows too.
+
+    All splits serve as the null up to `exact_to_heads` heads, else `sampled_splits` of them; they are patched at
+    `layer` only, unless `null_at_every_layer`. Curves over group size use at most `groups_per_size` groups of a size.
 
     Tables: `splits` and `control_splits` (Δ of every split and bug or control pair, so that a maximum over checkpoints
     can be formed), `group_sizes` and `fractions`.

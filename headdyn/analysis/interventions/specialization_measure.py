@@ -27,23 +27,23 @@ def measure(settings: Specialization, decoder: Decoder, prompts: Prompts, genera
     patching = PromptPatching(model, bugs, patch, layers)
     pools = {"even": range(0, heads, 2), "odd": range(1, heads, 2), "any": range(heads)}
     halves_3H = heads_as_weights([*pools.values()], heads)
-    make = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
+    pair_rows = PairRows(generator=generator, bootstrap_draws=settings.bootstrap_draws, sign_flips=settings.sign_flips)
 
     halves = patching.deltas(dict.fromkeys(layers, halves_3H))
     nulls = patching.deltas(dict.fromkeys(layers if settings.null_at_every_layer else [layer], splits.half_SH))
-    by_layer = {at: _halves(make, halves[at], patching, splits, nulls.get(at)) for at in layers}
-    alone = _single_heads(make, patching.deltas({layer: np.eye(heads)})[layer], patching.target_P, layer)
+    by_layer = {at: _halves(pair_rows, halves[at], patching, splits, nulls.get(at)) for at in layers}
+    alone = _single_heads(pair_rows, patching.deltas({layer: np.eye(heads)})[layer], patching.target_P, layer)
     sizes = dose.by_group_size(patching, layer, pools, heads, settings.groups_per_size, generator)
     fractions = dose.by_fraction(patching, layer, pools, heads, settings.fractions)
     rows = [
-        make.success("plain_success", patching.target_P),
-        make.success("source_success", patching.source_P),
-        make.mean("plain_nats", patching.target_P),
-        make.mean("source_nats", patching.source_P),
+        pair_rows.success("plain_success", patching.target_P),
+        pair_rows.success("source_success", patching.source_P),
+        pair_rows.mean("plain_nats", patching.target_P),
+        pair_rows.mean("source_nats", patching.source_P),
         by_layer[layer],
-        _threshold(make, "even_size_threshold", sizes[0]),
-        _threshold(make, "any_size_threshold", sizes[2]),
-        _threshold(make, "even_fraction_threshold", fractions[0]),
+        _threshold(pair_rows, "even_size_threshold", sizes[0]),
+        _threshold(pair_rows, "any_size_threshold", sizes[2]),
+        _threshold(pair_rows, "even_fraction_threshold", fractions[0]),
         *(by_layer[at].labelled(layer=at) for at in layers),
     ]
     tables = {
@@ -52,15 +52,15 @@ def measure(settings: Specialization, decoder: Decoder, prompts: Prompts, genera
         "fractions": dose.dose_table(fractions),
     }
     if controls.pairs:
-        beside = PromptPatching(model, controls, patch, [layer])
-        even_P, odd_P, _ = beside.deltas({layer: halves_3H})[layer]
-        control_SC = beside.deltas({layer: splits.half_SH})[layer]
+        control_patching = PromptPatching(model, controls, patch, [layer])
+        even_P, odd_P, _ = control_patching.deltas({layer: halves_3H})[layer]
+        control_SC = control_patching.deltas({layer: splits.half_SH})[layer]
         rows += [
-            make.success("control_plain_success", beside.target_P),
-            make.success("control_even_success", even_P),
-            make.success("control_odd_success", odd_P),
-            make.mean("control_strength_nats", even_P - odd_P, null=0.0),
-            _balanced(make, splits, nulls[layer], control_SC),
+            pair_rows.success("control_plain_success", control_patching.target_P),
+            pair_rows.success("control_even_success", even_P),
+            pair_rows.success("control_odd_success", odd_P),
+            pair_rows.mean("control_strength_nats", even_P - odd_P, null=0.0),
+            _balanced(pair_rows, splits, nulls[layer], control_SC),
         ]
         tables["control_splits"] = split_table(splits, {layer: control_SC}, _names(controls))
     return Findings(
@@ -90,7 +90,7 @@ def _names(prompts: Prompts) -> list[str]:
     return [f"{pair.right}/{pair.wrong}" for pair in prompts.pairs]
 
 
-def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np.ndarray) -> HeadTable:
+def _balanced(pair_rows: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np.ndarray) -> HeadTable:
     """The row of even/odd's strength over both kinds of pairs with equal weight, with p among the splits."""
     even, strength_S = splits.reference, splits.balanced(bug_SP, control_SC)
     parts = [delta_SP[even] - delta_SP[::-1][even] for delta_SP in (bug_SP, control_SC)]
@@ -99,49 +99,49 @@ def _balanced(make: PairRows, splits: Splits, bug_SP: np.ndarray, control_SC: np
     by_pair_P = [value + pairs / (2 * len(part_P)) * (part_P - part_P.mean()) for part_P in parts]
     null = (splits.advantage(bug_SP) + splits.advantage(control_SC)) / 2
     p = splits.rank_test(strength_S).p_two_sided
-    return make.mean("balanced_strength_nats", np.concatenate(by_pair_P), null=null, p=p)
+    return pair_rows.mean("balanced_strength_nats", np.concatenate(by_pair_P), null=null, p=p)
 
 
 def _halves(
-    make: PairRows, delta_3P: np.ndarray, patching: PromptPatching, splits: Splits, null_SP: np.ndarray | None
+    pair_rows: PairRows, delta_3P: np.ndarray, patching: PromptPatching, splits: Splits, null_SP: np.ndarray | None
 ) -> HeadTable:
     """Rows of one layer: effects of even, odd and all heads and, where splits were run, even/odd's rank among them."""
-    shares, columns = make.recovered(delta_3P, patching.target_P, patching.source_P)
+    shares, columns = pair_rows.recovered(delta_3P, patching.target_P, patching.source_P)
     rows = []
     for at, name in enumerate(("even", "odd", "all")):
-        rows.append(make.success(f"{name}_success", delta_3P[at]))
+        rows.append(pair_rows.success(f"{name}_success", delta_3P[at]))
         rows.append(shares[at].rows(f"{name}_recovered", unit="pair", **columns))
     even_P, odd_P = delta_3P[:2]
     if null_SP is None:
-        rows.append(make.success_difference("strength", even_P, odd_P, null=0.0))
-        return HeadTable.concat([*rows, make.mean("strength_nats", even_P - odd_P, null=0.0)])
+        rows.append(pair_rows.success_difference("strength", even_P, odd_P, null=0.0))
+        return HeadTable.concat([*rows, pair_rows.mean("strength_nats", even_P - odd_P, null=0.0)])
     strength_S = splits.strengths(null_SP)
-    test, of_success = splits.rank_test(strength_S), splits.advantage(succeeds(null_SP))
+    test, success_null = splits.rank_test(strength_S), splits.advantage(succeeds(null_SP))
     count = int(splits.alike_S.sum())
-    over: dict[str, Any] = {"n": count, "unit": "split"}
+    common: dict[str, Any] = {"n": count, "unit": "split"}
     highest = np.quantile(np.abs(strength_S), 0.95)
     return HeadTable.concat(
         [
             *rows,
-            make.success_difference("strength", even_P, odd_P, null=of_success),
-            make.mean("strength_nats", even_P - odd_P, null=splits.advantage(null_SP), p=test.p_two_sided),
-            HeadTable.whole("strength_rank", test.rank, null=(count + 1) / 2, p=test.p_greater, **over),
-            HeadTable.whole("best_split_nats", strength_S.max(), null=highest, **over),
+            pair_rows.success_difference("strength", even_P, odd_P, null=success_null),
+            pair_rows.mean("strength_nats", even_P - odd_P, null=splits.advantage(null_SP), p=test.p_two_sided),
+            HeadTable.whole("strength_rank", test.rank, null=(count + 1) / 2, p=test.p_greater, **common),
+            HeadTable.whole("best_split_nats", strength_S.max(), null=highest, **common),
         ]
     )
 
 
-def _single_heads(make: PairRows, delta_HP: np.ndarray, plain_P: np.ndarray, layer: int) -> HeadTable:
-    effects = make.effects((delta_HP - plain_P).T[:, None]).rows("head_effect_nats", unit="pair", null=0.0)
-    success = make.success("head_success", delta_HP[None])
+def _single_heads(pair_rows: PairRows, delta_HP: np.ndarray, plain_P: np.ndarray, layer: int) -> HeadTable:
+    effects = pair_rows.effects((delta_HP - plain_P).T[:, None]).rows("head_effect_nats", unit="pair", null=0.0)
+    success = pair_rows.success("head_success", delta_HP[None])
     return HeadTable.concat([effects, success]).labelled(layer=layer).with_q()
 
 
-def _threshold(make: PairRows, metric: str, curve: dose.Dose) -> HeadTable:
+def _threshold(pair_rows: PairRows, metric: str, curve: dose.Dose) -> HeadTable:
     value, pairs = curve.threshold(), curve.delta_CP.shape[1]
     low, high = np.nan, np.nan
     if value is not None and pairs > 1:
-        low, high = curve.threshold_interval(make.generator, make.bootstrap_draws)
+        low, high = curve.threshold_interval(pair_rows.generator, pair_rows.bootstrap_draws)
     reason = "no dose repairs over half the pairs in every group drawn"
     return HeadTable.whole(metric, value, ci_low=low, ci_high=high, n=pairs, unit="pair", reason=reason)
 

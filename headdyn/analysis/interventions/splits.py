@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 
 def head_groups(pool: Sequence[int], size: int, most: int, generator: np.random.Generator) -> list[tuple[int, ...]]:
-    """All groups of `size` heads of a pool where there are at most `most`, else that many different ones."""
+    """All groups of `size` heads of a pool if there are at most `most`, else `most` different random ones."""
     if math.comb(len(pool), size) <= most:
         return list(itertools.combinations(pool, size))
     groups: dict[tuple[int, ...], None] = {}
@@ -53,7 +53,10 @@ class Splits:
         return size_S == size_S[self.reference]
 
     def advantage(self, delta_SP: np.ndarray) -> float:
-        """The mean lead of the first half over the splits `alike_S`, in which it is the larger; 0 where H is even."""
+        """How far the first half is ahead of the second, mean over the splits `alike_S`; 0 where H is even.
+
+        With odd H the first half of all these splits has one head more.
+        """
         if self.alike_S.all():
             return 0.0
         mean_S = np.asarray(delta_SP, dtype=float).mean(-1)
@@ -110,7 +113,7 @@ def _labelled(half_SH: np.ndarray) -> Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class RankTest:
-    """One split's rank among all, 1 for the strongest; p is the share of splits at least as strong, itself included."""
+    """One split's rank, 1 for the strongest; p is the share of splits at least as strong, this one included."""
 
     rank: int
     p_greater: float
@@ -118,10 +121,11 @@ class RankTest:
 
 
 def rank_test(strength_S: np.ndarray, split: int) -> RankTest:
-    """Exact if the splits are all there are: under relabelling of the heads every rank is then equally likely.
+    """The rank and p of the row `split` among the S strengths.
 
-    A sample counts the split itself among its splits too, so p = (1 + hits) / (1 + sample), which is valid at any
-    sample size (Phipson & Smyth 2010). Strengths equal up to rounding tie, and a tie counts as a hit.
+    They are exact if all splits are given: under relabelling of the heads every rank is then equally likely. A sample
+    holds the split itself too, so p = (1 + hits) / (1 + others), which is valid at any sample size (Phipson & Smyth
+    2010). Strengths equal up to rounding tie, and a tie counts as a hit.
     """
     slack = 1e-9 * np.abs(strength_S).max(initial=0)
     at_least = int((strength_S >= strength_S[split] - slack).sum())

@@ -40,12 +40,12 @@ class Emergence(Rules):
     `strength` (the thresholded measure) emerges where it first exceeds `threshold`, `strength_nats` (the continuous
     measure) where it first exceeds half of its highest value. The latter must be beyond chance: where even exceeds odd,
     p ≤ `alpha` among all splits by the maximum over the trajectory. `strength` may jump where `strength_nats` does not.
-    The emergence point is an interval, (last below, first above]. Probabilities are those of bootstrap draws of the
-    pairs. Further model metrics can be followed: `thresholded` ones emerge above `threshold`, `continuous` ones above
-    half of their highest excess over the null (over the first checkpoint where rows have no null). That excess must be
-    beyond chance by its p times the number of checkpoints or, without a p, by its interval, widened likewise. It must
-    also reach the metric's entry in `least`: with many sequences a thousandth of attention, too, is beyond chance.
-    `strength_nats` may have an entry as well.
+    The emergence point is an interval of steps, (last below, first above]. Probabilities are shares of bootstrap draws
+    of the pairs. Further model metrics can be followed: `thresholded` ones emerge above `threshold`, `continuous` ones
+    above half of their highest excess over the null (over the first checkpoint where rows have no null). That excess
+    must be beyond chance: by its p times the number of checkpoints or, without a p, by its interval, widened likewise.
+    It must also reach the metric's entry in `least`, since with many sequences even a thousandth of attention is beyond
+    chance. `strength_nats` may have an entry as well.
     `judge` names a module whose function `judge(judgement, rules)` adds `hypotheses` to each measure's judgement.
 
     Heads of `layer` are matched between checkpoints by their weights if the runs saved the layer's circuits, and by

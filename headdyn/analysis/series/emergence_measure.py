@@ -56,9 +56,9 @@ def measure(settings: Emergence, points: Sequence[SeriesPoint], generator: np.ra
     trajectory = SplitTrajectory.of(counted)
     measures = _measures(settings, counted, steps, trajectory)
     judgements = {}
-    for each in measures:
-        judgement = judge(each, total, settings, generator, settings.bootstrap_draws)
-        judgements[each.name] = judgement | settings.hypotheses(judgement)
+    for course in measures:
+        judgement = judge(course, total, settings, generator, settings.bootstrap_draws)
+        judgements[course.name] = judgement | settings.hypotheses(judgement)
     circuits = {p.step: p.circuits for p in counted if p.circuits is not None and p.step is not None}
     profiles = {
         p.step: of_layer(p.profiles, settings.layer) for p in counted if p.profiles is not None and p.step is not None
@@ -101,7 +101,8 @@ def _measures(
     least_nats = settings.least.get("strength_nats", 0.0)
     measures = [] if trajectory is None else trajectory.measures(steps, settings.threshold, settings.alpha, least_nats)
     names = dict.fromkeys((*EVEN_ODD, *settings.thresholded, *settings.continuous))
-    for name in [name for name in names if name not in {each.name for each in measures}]:
+    by_pair = {measure.name for measure in measures}
+    for name in [name for name in names if name not in by_pair]:
         rows = with_metric(counted, name)
         if len(rows) > 1:
             relative = name in settings.continuous or name == "strength_nats"
@@ -115,8 +116,8 @@ def measure_from_rows(
 ) -> Measure:
     """A metric's trajectory from its rows by step; without a threshold, its excess over the null or first checkpoint.
 
-    At a checkpoint where that excess is below `least` nothing has emerged, whatever its p; nor where a silhouette is
-    below 0.25, which is too small for groups.
+    At a checkpoint where that excess is below `least` nothing has emerged, whatever its p. A silhouette must reach 0.25
+    instead, below which there are no groups. `alpha` is the level of the test against chance.
     """
     steps, value_K = tuple(rows), np.array([row["value"] for row in rows.values()])
     base_K, low_K, p_K = (
@@ -132,9 +133,9 @@ def measure_from_rows(
         band_K = chance_K + half_width_K
     elif np.isfinite(p_K).all():
         band_K = np.where((p_K <= 0.05) & (value_K > base_K), -np.inf, np.inf)
-    size_K, what, why = value_K - base_K, "excess", "the least that counts"
+    size_K, size_name, bound_name = value_K - base_K, "excess", "the least that counts"
     if name in SILHOUETTES:
-        size_K, what, why, least = value_K, "value", "too small for groups", LEAST_SILHOUETTE
+        size_K, size_name, bound_name, least = value_K, "value", "too small for groups", LEAST_SILHOUETTE
     too_small_K = size_K < least if least else None
     common: dict[str, Any] = {"name": name, "steps": steps, "half_width_K": half_width_K, "too_small_K": too_small_K}
     if threshold is not None:
@@ -157,7 +158,7 @@ def measure_from_rows(
         )
         test = {"beyond_chance": bool(low > against), "against_chance": comparison}
     if too_small_K is not None and too_small_K.all():
-        words = f"its highest {what}, {size_K.max():.2g}, is below {least:g}, {why}"
+        words = f"its highest {size_name}, {size_K.max():.2g}, is below {least:g}, {bound_name}"
         test |= {"beyond_chance": False, "against_chance": words}
     band_K = None if band_K is None else band_K - base_K
     return Measure(value_K=value_K - base_K, band_K=band_K, **common, **test)
@@ -165,7 +166,7 @@ def measure_from_rows(
 
 def _courses(counted: Sequence[SeriesPoint], measures: Sequence[Measure]) -> dict[str, dict[int, float]]:
     """The values by step of every measure, and of the metrics that say how well the model does its task."""
-    courses = {each.name: dict(zip(each.steps, each.value_K.tolist(), strict=True)) for each in measures}
+    courses = {m.name: dict(zip(m.steps, m.value_K.tolist(), strict=True)) for m in measures}
     for metric in TASK_METRICS:
         rows = with_metric(counted, metric)
         courses |= {metric: {step: row["value"] for step, row in rows.items()}} if rows else {}
@@ -189,7 +190,7 @@ def _order(judgements: Judgements) -> dict[str, dict[str, Any]]:
 
 
 def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np.random.Generator) -> HeadTable:
-    """Rows, labelled by step, of every checkpoint that has clusters against the one with clusters before it."""
+    """Rows, labelled by step, that compare every checkpoint with clusters with the one before it that has clusters."""
     clusters = [(point.step, point.clusters) for point in counted if point.clusters is not None]
 
     def compared(at: slice) -> Part:
@@ -205,12 +206,12 @@ def _divergence(counted: Sequence[SeriesPoint], relabellings: int, generator: np
 
 
 def _agreement(judgements: Judgements) -> dict[str, Any]:
-    """Whether the thresholded and the continuous measure agree; a score may jump where the other rises slowly."""
+    """Whether the thresholded and the continuous measure agree; the former may jump where the latter rises slowly."""
     missing = [name for name in EVEN_ODD if name not in judgements]
     if missing:
         return {"reason": f"{' and '.join(missing)} was not measured"}
-    one, other = (judgements[name] for name in EVEN_ODD)
-    return {word: one[word] == other[word] for word in ("class", "pace", "emerges_at_step")}
+    thresholded, continuous = (judgements[name] for name in EVEN_ODD)
+    return {key: thresholded[key] == continuous[key] for key in ("class", "pace", "emerges_at_step")}
 
 
 def _capability(counted: Sequence[SeriesPoint], threshold: float) -> dict[str, dict[str, Any]]:
@@ -236,10 +237,10 @@ def _kept(matches: Matches, lacking: str) -> dict[str, Any]:
 
 
 def _followed(matches: Matches, relabellings: int, generator: np.random.Generator) -> dict[str, Any]:
-    """The shares of `_kept` for matches by behaviour, and how far chance explains them.
+    """The shares of `_kept` for matches by behaviour, whether chance explains them, and which heads moved.
 
     `p_own_index` holds for every two matched checkpoints the p over random assignments of heads to indices.
-    `moved_by_last` lists by earlier step the heads whose partner at the last checkpoint has another index, each as
+    `moved_by_last` lists by earlier step the heads that are paired with another index at the last checkpoint, each as
     [index at the last, index at the earlier, correlation].
     """
     shares = _kept(matches, "the checkpoints did not keep what heads do on every sequence or pair")

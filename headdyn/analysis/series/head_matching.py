@@ -1,8 +1,8 @@
 """Which head of one checkpoint is which head of another: the same index is not the same function (science.md §15).
 
 Heads are matched by their weights, the gauge-free cosines of their QK and OV circuits (science.md §8), and by their
-behaviour (head_profiles.py): that a head's weights hardly change from one checkpoint to the next does not say that its
-function stays. Letters as in circuit_factors.py, for the heads of one layer: H of an earlier checkpoint, J of a later.
+behaviour (head_profiles.py), since a head's function may change while its weights hardly do. Letters as in
+circuit_factors.py, for the heads of one layer: H of an earlier checkpoint, J of a later one.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ Heads = TypeVar("Heads")
 
 
 def save_circuits(decoder: Decoder, layer: int, path: Path) -> None:
-    """Save the circuits of a layer's heads, so that heads can be compared when the model's weights are gone.
+    """Save the circuits of a layer's heads to `path`, so that heads can be compared when the model's weights are gone.
 
     Each circuit is scaled to norm 1, with factors of equal norms, which changes no cosine. Then float16 is precise
     enough: on Pythia-160m's shape cosines move by 2e-6, and a checkpoint takes 4.7 MB.
@@ -88,9 +88,9 @@ def match_heads(cosine_HJ: np.ndarray) -> Match:
 def match_series(
     heads: Mapping[int, Heads], similarity: Callable[[Heads, Heads], np.ndarray]
 ) -> dict[tuple[int, int], Match]:
-    """Matches (earlier step, later step) of every checkpoint with the next one, and with the last.
+    """Matches of every checkpoint with the next one, and with the last, by (earlier step, later step).
 
-    `heads` holds by step the layer's heads, in the form of which `similarity` compares two into [H, J].
+    `heads` holds by step what `similarity` compares, for two steps at a time, into [H, J].
     """
     steps = sorted(heads)
     pairs = list(dict.fromkeys([*pairwise(steps), *((step, steps[-1]) for step in steps[:-1])]))
@@ -103,7 +103,7 @@ def match_series(
 
 
 def kept_by_chance(match: Match, draws: int, generator: np.random.Generator) -> float:
-    """p of the heads' mean likeness to the earlier head of their own index, over heads with indices at random."""
+    """p of the heads' mean similarity to the earlier head with the same index, against indices dealt out at random."""
     heads_J = np.arange(len(match.best_J))
     order_RJ = relabellings(heads_J, draws, generator)
     return at_least_as_high(match.cosine_HJ[order_RJ, heads_J].mean(1))

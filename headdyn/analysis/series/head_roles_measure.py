@@ -1,4 +1,4 @@
-"""Which heads have a role at each checkpoint of a series, and whether early ranks tell the last ones.
+"""Which heads have a role at each checkpoint of a series, and whether early ranks predict the last ones.
 
 K checkpoints, L layers, H heads.
 """
@@ -18,23 +18,21 @@ from headdyn.analysis.series.prediction import formed_by, predicted_from, predic
 from headdyn.core.figures import Curve, Figure, curves
 from headdyn.core.records import HeadTable
 
-_NONE = "none"
 
-
-def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
+def measure(settings: HeadRoles, points: Sequence[SeriesPoint], generator: np.random.Generator) -> SeriesFindings:
     """Everything that `HeadRoles` reports of a series under these settings."""
     points = in_order(points)
-    excluded, _ = excluded_from(points, chosen.final)
+    excluded, _ = excluded_from(points, settings.final)
     left_out = {**{p.revision: p.error for p in points if p.error is not None}, **excluded}
     tables = {p.step: p.table for p in points if p.revision not in left_out and p.step is not None}
-    roles = {m: ROLES[m] for m in ROLES if m in chosen.least and all(_measured(m, each) for each in tables.values())}
+    roles = {m: ROLES[m] for m in ROLES if m in settings.least and all(_measured(m, t) for t in tables.values())}
     if by_documents := "selectivity_documents" in roles:
         roles.pop("selectivity", None)
     verdict: dict[str, Any] = {"steps": list(tables), "left_out": left_out}
     if len(tables) < 2 or not roles:
         lacking = "no role was measured at every one" if len(tables) > 1 else "they are no series"
         verdict["reason"] = f"{len(tables)} checkpoints with attention statistics, and {lacking}"
-        return SeriesFindings(table=HeadTable.concat(_absent(chosen.metrics, verdict["reason"])), verdict=verdict)
+        return SeriesFindings(table=HeadTable.concat(_absent(settings.metrics, verdict["reason"])), verdict=verdict)
     steps = list(tables)
     value, null, holds = {}, {}, {}
     for metric in roles:
@@ -43,7 +41,8 @@ def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.rand
         )
         null[metric] = np.nan_to_num(null_KLH)
         untested = np.isnan(q_KLH).all()
-        holds[metric] = (value[metric] - null[metric] >= chosen.least[metric]) & (untested | (q_KLH <= chosen.alpha))
+        exceeds_KLH = value[metric] - null[metric] >= settings.least[metric]
+        holds[metric] = exceeds_KLH & (untested | (q_KLH <= settings.alpha))
     count: dict[str, Any] = {"n": next(iter(holds.values()))[-1].size, "unit": "head"}
     rows: list[HeadTable] = []
     records: list[dict[str, Any]] = []
@@ -53,26 +52,26 @@ def measure(chosen: HeadRoles, points: Sequence[SeriesPoint], generator: np.rand
         rows.append(HeadTable.whole(f"{metric}_heads", holds[metric][-1].sum(), **count))
         rows.append(HeadTable.whole(f"{metric}_strongest_since", since, **count))
     excess = {metric: value[metric] - null[metric] for metric in roles}
-    foretold = predictions(steps, excess, chosen.relabellings, generator)
+    predicted = predictions(steps, excess, settings.relabellings, generator)
     verdict["predicted"] = {}
     for metric in roles:
-        step, by = predicted_from(foretold, metric, chosen.alpha) or (None, None)
+        step, predictor = predicted_from(predicted, metric, settings.alpha) or (None, None)
         reason = "at no step do ranks predict the last ones beyond chance from then on"
         rows.append(HeadTable.whole(f"{metric}_predicted_from", step, reason=reason, **count))
         verdict["predicted"][roles[metric]] = {
             "from_step": step,
-            "by": by and roles[by],
+            "by": predictor and roles[predictor],
             "half_have_the_role_by": formed_by(steps, holds[metric]),
         }
-    absent = chosen.metrics.keys() - HeadTable.concat(rows).summary().keys()
-    instead = {name for name in absent if by_documents and name.startswith("selectivity_")}
-    rows += _absent(instead, "topic heads of documents go by selectivity_documents")
-    rows += _absent(absent - instead, "not measured at every checkpoint")
+    absent = settings.metrics.keys() - HeadTable.concat(rows).summary().keys()
+    replaced = {name for name in absent if by_documents and name.startswith("selectivity_")}
+    rows += _absent(replaced, "topic heads of documents go by selectivity_documents")
+    rows += _absent(absent - replaced, "not measured at every checkpoint")
     verdict["became"] = {roles[metric]: became(metric, holds, roles) for metric in roles}
     return SeriesFindings(
         table=HeadTable.concat(rows),
-        tables={"head_roles": pa.Table.from_pylist(records), "head_prediction": pa.Table.from_pylist(foretold)},
-        figures=_figures(records, holds, steps, roles) | {"prediction": _prediction_figure(foretold, roles)},
+        tables={"head_roles": pa.Table.from_pylist(records), "head_prediction": pa.Table.from_pylist(predicted)},
+        figures=_figures(records, holds, steps, roles) | {"prediction": _prediction_figure(predicted, roles)},
         verdict=verdict,
     )
 
@@ -88,7 +87,7 @@ def _measured(metric: str, table: HeadTable) -> bool:
 def _course(
     steps: Sequence[int], value_KLH: np.ndarray, null_KLH: np.ndarray, holds_KLH: np.ndarray
 ) -> tuple[list[dict[str, Any]], int]:
-    """A record a checkpoint of one role, and since which step the strongest head is the last checkpoint's."""
+    """One record per checkpoint for one role, and the step since which the strongest head is that of the end."""
     shape = value_KLH.shape[1:]
     strongest_K = [int(np.nanargmax(excess_LH)) for excess_LH in value_KLH - null_KLH]
     last = np.unravel_index(strongest_K[-1], shape)
@@ -114,8 +113,8 @@ def _course(
 def became(metric: str, holds: Mapping[str, np.ndarray], roles: Mapping[str, str]) -> dict[str, int]:
     """Of the heads with this role at the last checkpoint, how many had which other role last before they first had it.
 
-    `holds` are [K, L, H] by metric. Heads that had none are counted under "none", those that had several at that last
-    checkpoint under all of them, as "induction and sink".
+    `holds` marks by metric the heads with its role, [K, L, H]. Heads without an earlier role are counted under "none",
+    heads that last had several at the same checkpoint under all of them, as "induction and sink".
     """
     earlier: Counter[str] = Counter()
     for place in zip(*np.nonzero(holds[metric][-1]), strict=True):
@@ -125,7 +124,7 @@ def became(metric: str, holds: Mapping[str, np.ndarray], roles: Mapping[str, str
             for other, held in holds.items()
             if other != metric and held[:first, *place].any()
         }
-        earlier[" and ".join(role for role, k in last.items() if k == max(last.values())) or _NONE] += 1
+        earlier[" and ".join(role for role, k in last.items() if k == max(last.values())) or "none"] += 1
     return dict(earlier)
 
 

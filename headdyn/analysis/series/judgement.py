@@ -16,7 +16,6 @@ from headdyn.core.settings import settings
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Judgements = Mapping[str, Mapping[str, Any]]  # by measure, what `judge` says of it
-_BASE = "its null or its beginning: its highest excess"
 
 
 @settings
@@ -26,7 +25,7 @@ class Rules:
     `first` is a stricter bound than `early`: the probability of emerging within that share of training is reported too.
     A rise is sudden if its part from 10 to 90 % took at most `sudden_within` of training whatever happened between the
     checkpoints, gradual if it took more than `gradual_beyond` whatever happened. A reversal must undo `turn` of the
-    rise and exceed its sampling error; the error alone is no bar, since pairs agree so closely that it is tiny.
+    rise and exceed its sampling error; the error alone is too low a bound: pairs agree so closely that it is tiny.
     """
 
     early: Share = 0.25
@@ -47,8 +46,8 @@ class Rules:
 class Measure:
     """A trajectory over K checkpoints. It has emerged where it exceeds `threshold`; None: half of its highest value.
 
-    `value_KP` are the pairs' values whose means are the trajectory; with fewer than two pairs nothing is said about
-    sampling. `beyond_chance` is whether the trajectory is more than chance gives (None: cannot be told);
+    `value_KP` are the pairs' values whose means are the trajectory; fewer than two pairs give no sampling error.
+    `beyond_chance` is whether the trajectory is more than chance gives (None: unknown);
     `against_chance` names the test, or the reason why there is none. A measure without a threshold emerges only if it
     is beyond chance, since noise, too, exceeds half of its highest value somewhere. `band_K` is the upper end of the
     95 % band of chance (None: no band). `half_width_K` are the half widths of the values' 95 % intervals, the sampling
@@ -124,8 +123,9 @@ def judge(
     elif unproven:
         judgement["none_reason"] = f"not shown to be beyond chance: {measure.against_chance}"
     else:
-        bar = f"{threshold:g}: its highest value" if np.isfinite(threshold) else _BASE
-        judgement["none_reason"] = f"it never rises above {bar} is {judgement['highest']:.3g}"
+        finite = np.isfinite(threshold)
+        bound, height = (f"{threshold:g}", "value") if finite else ("its null or its beginning", "excess")
+        judgement["none_reason"] = f"it never rises above {bound}: its highest {height} is {value_K.max():.3g}"
     if by_pair is None:
         judgement["probabilities_reason"] = (
             "one pair has no sampling error to tell" if pairs else "no values by pair to draw from"

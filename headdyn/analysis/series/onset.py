@@ -99,7 +99,7 @@ def rise_bracket(value_BK: np.ndarray, rising: Climbs) -> tuple[np.ndarray, np.n
 
 
 def departure(beyond_BK: np.ndarray) -> np.ndarray:
-    """Index of the first checkpoint from which on all are marked, [B]; K where the last one is not marked."""
+    """Index of the first checkpoint from which on all are marked in `beyond_BK`, [B]; K where the last one is not."""
     unmarked_BK = ~beyond_BK[..., ::-1]
     since_end_B = np.where(unmarked_BK.any(-1), unmarked_BK.argmax(-1), beyond_BK.shape[-1])
     return beyond_BK.shape[-1] - since_end_B

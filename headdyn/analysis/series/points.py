@@ -89,7 +89,7 @@ class SeriesPoint:
 
 
 def in_order(points: Sequence[SeriesPoint]) -> list[SeriesPoint]:
-    """The points in the order of training, those whose name states no step last."""
+    """The points in the order of training; those without a step come last."""
     return sorted(points, key=lambda point: (point.step is None, point.step or 0))
 
 
@@ -107,15 +107,15 @@ def excluded_from(points: Sequence[SeriesPoint], final: str | None) -> tuple[dic
     hashes = {p.revision: p.state_hash for p in points if p.state_hash is not None}
     last = final or next((p.revision for p in reversed(points) if p.step is not None), None)
     duplicates, excluded = check_integrity(hashes, last)
-    nameless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
-    return {**excluded, **nameless}, duplicates
+    stepless = {p.revision: "its name states no step" for p in points if p.step is None and p.error is None}
+    return {**excluded, **stepless}, duplicates
 
 
 _TABLES = (*SPLITS, *CLUSTERS, *PROFILES)
 
 
 def content_of(record: RunRecord) -> str:
-    """SHA-256 of all that `read_point` reads of a run."""
+    """SHA-256 of everything that `read_point` reads from a run's folder."""
     digest = hashlib.sha256(repr([record.status, record.manifest.get("error"), _state_hash(record)]).encode())
     for name in (HEADS, CIRCUITS, *(f"{table}.parquet" for table in _TABLES)):
         if (record.folder / name).exists():

@@ -37,9 +37,9 @@ def relabelled(rank_LH: np.ndarray, draws: int, generator: np.random.Generator) 
     """
     layers, heads = rank_LH.shape
     if math.factorial(heads) ** layers <= draws:
-        every = np.array(list(itertools.permutations(range(heads))))
-        return np.stack([rank_LH[np.arange(layers)[:, None], every[list(each)]]
-                         for each in itertools.product(range(len(every)), repeat=layers)]), True  # fmt: skip
+        order_XH = np.array(list(itertools.permutations(range(heads))))
+        return np.stack([rank_LH[np.arange(layers)[:, None], order_XH[list(choice_L)]]
+                         for choice_L in itertools.product(range(len(order_XH)), repeat=layers)]), True  # fmt: skip
     repeated_RLH = np.broadcast_to(rank_LH, (draws, layers, heads))
     return np.concatenate((rank_LH[None], generator.permuted(repeated_RLH, axis=-1))), False
 
@@ -58,8 +58,8 @@ def interval(
     """95 % percentile interval of the correlation over heads, resampled within their layers."""
     layers, heads = rank_LH.shape
     picks_RLH = generator.integers(heads, size=(draws, layers, heads))
-    one_RLH, other_RLH = (each[np.arange(layers)[:, None], picks_RLH] for each in (rank_LH, last_LH))
-    centred = (each - each.mean(-1, keepdims=True) for each in (one_RLH, other_RLH))
+    resampled = (ranks[np.arange(layers)[:, None], picks_RLH] for ranks in (rank_LH, last_LH))
+    centred = (rank_RLH - rank_RLH.mean(-1, keepdims=True) for rank_RLH in resampled)
     low, high = np.quantile(correlations(*centred), (0.025, 0.975))
     return float(low), float(high)
 
@@ -91,8 +91,8 @@ def predictions(
         )
         for (early, k), (_, part) in zip(earlier, done, strict=True):
             values = {name: value.item() for name, value in part.items()}
-            which = {"final": final, "early": early, "step": steps[k]}
-            records.append({**which, **values, "exact": exact, "n": last_LH.size})
+            names = {"final": final, "early": early, "step": steps[k]}
+            records.append({**names, **values, "exact": exact, "n": last_LH.size})
     return _with_q(records)
 
 
@@ -162,12 +162,15 @@ def _between_trainings(rank_2SC: np.ndarray) -> np.ndarray:
 
 
 def _with_q(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    q = benjamini_hochberg(np.array([record["p"] for record in records]))
-    return [record | {"q": float(each)} for record, each in zip(records, q, strict=True)]
+    q_X = benjamini_hochberg(np.array([record["p"] for record in records]))
+    return [record | {"q": float(q)} for record, q in zip(records, q_X, strict=True)]
 
 
 def predicted_from(records: Sequence[Mapping[str, Any]], final: str, alpha: float) -> tuple[int, str] | None:
-    """The first step from which on some measure always predicts the ranks of `final` (q ≤ `alpha`), and the measure."""
+    """The first step from which on one measure always predicts the ranks of `final` (q ≤ `alpha`), and that measure.
+
+    None if no measure predicts them at the last of the earlier steps.
+    """
     firsts = []
     for early in dict.fromkeys(record["early"] for record in records):
         course = [record for record in records if (record["final"], record["early"]) == (final, early)]

@@ -59,14 +59,14 @@ class SplitTrajectory:
 
     @property
     def criteria(self) -> dict[str, np.ndarray]:
-        """The strengths of Δ, [K, S], in which even/odd must each exceed chance, by the pairs that are averaged."""
+        """The strengths of Δ, [K, S], by the pairs averaged over; even/odd must be beyond chance in each of them."""
         both = {} if self.balanced_KS is None else {"both kinds of pairs": self.balanced_KS}
         return {"bug pairs": self.strength_KS, **both}
 
     @cached_property
     def p_by_criterion(self) -> dict[str, np.ndarray]:
         """p of even/odd by each criterion, [K] (`max_statistic_p`)."""
-        return {name: max_statistic_p(each_KS, self.splits.reference) for name, each_KS in self.criteria.items()}
+        return {name: max_statistic_p(nats_KS, self.splits.reference) for name, nats_KS in self.criteria.items()}
 
     @property
     def p_K(self) -> np.ndarray:
@@ -79,7 +79,7 @@ class SplitTrajectory:
 
         Every checkpoint's p accounts for the whole trajectory already, so the smallest needs no further correction.
         """
-        ahead_K = np.all([each_KS[:, self.splits.reference] > 0 for each_KS in self.criteria.values()], axis=0)
+        ahead_K = np.all([nats_KS[:, self.splits.reference] > 0 for nats_KS in self.criteria.values()], axis=0)
         p_K = np.where(ahead_K, self.p_K, 1.0)
         return int(p_K.argmin()), float(p_K.min())
 

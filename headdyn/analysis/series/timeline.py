@@ -16,12 +16,12 @@ from headdyn.core.records import HeadTable
 def timeline_table(
     points: Sequence[SeriesPoint], excluded: Mapping[str, str], total_steps: int, bands: Mapping[str, np.ndarray]
 ) -> pa.Table:
-    """One row per revision: step, share of training, whether it counts, if not the reason, then every model metric.
+    """One row per revision: step, share of training, whether it counts (if not, the reason), then every model metric.
 
     A metric has columns for value, interval, null and p. `bands` are further columns for the revisions that count.
     """
     rows: list[dict[str, Any]] = []
-    of_counted = {name: iter(values.tolist()) for name, values in bands.items()}
+    next_values = {name: iter(values.tolist()) for name, values in bands.items()}
     for point in points:
         reason = point.error or excluded.get(point.revision)
         row: dict[str, Any] = {
@@ -36,7 +36,7 @@ def timeline_table(
             row[metric] = columns.get("value")
             row |= {f"{metric}_{part}": columns.get(part) for part in ("ci_low", "ci_high", "null", "p")}
         if reason is None:
-            row |= {name: next(values) for name, values in of_counted.items()}
+            row |= {name: next(values) for name, values in next_values.items()}
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
@@ -89,7 +89,7 @@ def series_figures(
         "detail": _detail(measures, judgements),
         "heads": _heads(matches),
         "cluster_divergence": _over_steps(
-            {label: {step: float(np.mean(of)) for step, of in by_step.items()} for label, by_step in moves.items()},
+            {label: {step: float(np.mean(by)) for step, by in by_step.items()} for label, by_step in moves.items()},
             "divergence (mean over layers)",
             "Clusters against those of the checkpoint before",
             "0: the same clusters or distances as at the checkpoint before; 1: unrelated ones, as by chance.",
@@ -102,14 +102,14 @@ def series_figures(
 def _detail(measures: Sequence[Measure], judgements: Judgements) -> Figure | None:
     """Every measure as a share of its highest value, at the checkpoints around emergence."""
     most = max((m.steps for m in measures), key=len, default=())
-    every = [m for m in measures if m.steps == most and np.abs(m.value_K).max() > 0]
-    emerging = [judgements[m.name] for m in every if judgements[m.name]["emerges_at_step"] is not None]
+    nonzero = [m for m in measures if m.steps == most and np.abs(m.value_K).max() > 0]
+    emerging = [judgements[m.name] for m in nonzero if judgements[m.name]["emerges_at_step"] is not None]
     if not emerging:
         return None
-    places = [most.index(each["emerges_at_step"]) for each in emerging]
+    places = [most.index(judgement["emerges_at_step"]) for judgement in emerging]
     window = slice(max(min(places) - 3, 0), max(places) + 3)
     return curves(
-        [Curve(label=m.name, x=most[window], y=m.value_K[window] / np.abs(m.value_K).max()) for m in every],
+        [Curve(label=m.name, x=most[window], y=m.value_K[window] / np.abs(m.value_K).max()) for m in nonzero],
         xlabel="training step (linear)",
         ylabel="share of the highest |value|",
         title="Around emergence",

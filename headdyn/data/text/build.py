@@ -1,6 +1,7 @@
 """Builds a packed corpus from documents, in steps, each done once and with a bounded part of the text in memory.
 
-Letters: D stored documents, K those without duplicates, E embedding width, S topics, N sequences, T tokens.
+Letters: D documents (all that are stored, or those of a split), K documents without duplicates, E embedding width,
+S topics, N sequences, T tokens.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to at most so many; every document then gets its nearest centre
+CLUSTER_DOCUMENTS = 20_000  # k-means is fitted to at most so many; then every document gets its nearest centre
 REFERENCE_SEQUENCES = 2000  # held-out sequences on which the n-gram lines are computed
 
 
@@ -61,10 +62,10 @@ def build_text(
 def sequences_of(
     settings: TextSource, reader: Reader, folder: Path, tokens: ModelTokens | None = None
 ) -> tuple[dict[str, int], list[str]]:
-    """How many sequences each split of the corpus would have, and everything that keeps it from being one.
+    """How many sequences each split of the corpus would have, and all reasons why `build_text` would refuse it.
 
-    As `build_text` would find it, without clusters and in `folder`, which is to be removed. Where the documents give no
-    tokens there are no numbers of sequences.
+    Clustering is not tried. `folder` takes the steps' files; the caller removes it. The numbers lack a split whose
+    documents do not fill one sequence.
     """
     steps = _Build(settings, reader, folder, folder, tokens)
     sequences: dict[str, int] = {}
@@ -95,7 +96,7 @@ def sequences_of(
 
 
 class _Build:
-    """The steps. Each returns facts for the record, and writes files to `work` or `folder` for the later steps."""
+    """The steps. Each returns facts for the record, and writes files to `work` or `folder`, which later steps read."""
 
     def __init__(
         self, settings: TextSource, reader: Reader, folder: Path, work: Path, tokens: ModelTokens | None
@@ -152,7 +153,7 @@ class _Build:
         return {"topic_names": [names[topic] for topic in order], "topic_documents": sizes[order].tolist()}
 
     def find_topics(self) -> Mapping[str, Any]:
-        """Cluster the documents' embeddings: fitted to training documents, then assigned to all."""
+        """Cluster the documents' embeddings: k-means is fitted to training documents, then all are assigned."""
         s, kept_K, train_K = self.settings, self.rows("kept"), self.rows("train")
         name, detail = s.encoder()
         level = logging.WARNING if s.embedding == "auto" else logging.INFO
@@ -231,7 +232,7 @@ class _Build:
         return self.work / f"{split}.tokens"
 
     def tokenize(self, split: str) -> np.ndarray:
-        """Write the tokens of a split end to end; returns where each document ends [D]."""
+        """Write the tokens of a split end to end; returns the index after each document's last token [D]."""
         return tokenize(
             load_tokenizer(self.folder / "tokenizer"),
             self.documents,

@@ -47,7 +47,7 @@ class TextSource(ABC):
     val_sequences: Count | None
     pieces_per_sequence: Annotated[int, Field(ge=2)] = 3  # of different documents, so that attention may cross them
     val_share: Annotated[float, Field(gt=0, le=0.5)] = 0.1
-    # The bound of 0.7: duplicates.py finds 92 % of pairs of that similarity, and fewer of less similar ones.
+    # At least 0.7, because duplicates.py finds 92 % of the pairs of that similarity, and fewer of less similar ones.
     near_duplicate_jaccard: Annotated[float, Field(ge=0.7, le=1)] | None = 0.8
     topics: Literal["clusters", "given"] = "clusters"
     embedding: Literal["auto", "minilm", "tfidf"] = "auto"
@@ -66,7 +66,7 @@ class TextSource(ABC):
 
     @property
     def primary_outcome(self) -> str | None:
-        """What no head has by preferring its own document alone; None if attention stays inside documents."""
+        """The main metric: attention within topics beyond the own document; None if attention stays inside it."""
         return None if self.mask_documents else "selectivity_documents"
 
     @abstractmethod
@@ -74,7 +74,7 @@ class TextSource(ABC):
         """The source of the documents."""
 
     def recipe(self) -> dict[str, Any]:
-        """What the corpus depends on, for the cache's key: the settings, with the embedding that `auto` chose."""
+        """What the corpus depends on, for the store's key: the settings, with the embedding that `auto` chose."""
         recipe = {**dataclasses.asdict(self), "embedding": self.encoder()[0]}
         del recipe["mask_documents"]  # does not change the corpus itself
         return recipe
@@ -98,7 +98,10 @@ class TextSource(ABC):
         return "tfidf", reason
 
     def in_tokens_of(self, tokens: ModelTokens) -> TextInTokens:
-        """The same text in the tokens of a model that is trained already; `vocab_size` is then ignored."""
+        """The same text in the tokens of a model that is trained already; `vocab_size` is then ignored.
+
+        Raises ValueError if sequences exceed the model's learned positions, or if it has no tokenizer for text.
+        """
         tokens.require_length(self.sequence_length)
         tokens.require_text()
         return TextInTokens(self, tokens)
@@ -173,13 +176,14 @@ class LocalText(TextSource):
 
     @property
     def bytes(self) -> int:
+        """The size of all files together."""
         return sum(file.stat().st_size for file in files_of(Path(self.path))[0])
 
     def reader(self) -> TextFiles:
         from headdyn.data.text.files import TextFiles
 
-        settings_of_files = {f.name: getattr(self, f.name) for f in dataclasses.fields(TextFiles)}
-        return TextFiles(**{**settings_of_files, "path": Path(self.path)})
+        file_settings = {field.name: getattr(self, field.name) for field in dataclasses.fields(TextFiles)}
+        return TextFiles(**{**file_settings, "path": Path(self.path)})
 
     def recipe(self) -> dict[str, Any]:
         """The settings, with a hash of the files instead of their path: an edited file makes another corpus."""

@@ -104,7 +104,7 @@ class Documents:
         return len(self.bytes_D)
 
     def chunks(self, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, list[str]]]:
-        """Pairs (rows, texts) of about CHUNK_BYTES, in order, of all documents or of `rows`, which must be sorted."""
+        """Pairs (rows, texts) of at most about CHUNK_BYTES, in order: of all documents, or of `rows`, ascending."""
         first = 0
         for file in self._files:
             for group in range(file.num_row_groups):
@@ -119,16 +119,16 @@ class Documents:
 def store_documents(reader: Reader, folder: Path, *, at_most: int | None = None) -> Mapping[str, Any]:
     """Clean and store all documents with text, or the first `at_most`. Finished parts are not read again.
 
-    Returns the numbers of documents stored, of records without text (logged as a warning), and of documents with a
-    given topic. Raises ValueError if no record has text.
+    Returns, for the record, the numbers of documents stored, of records without text (logged as a warning), of
+    documents with a given topic, and of bytes. Raises ValueError if no record has text.
     """
     progress = Progress("reading", "documents", at_most)
     stored, without_text, first_without_text = 0, 0, None
     for number, part in enumerate(reader.parts()):
         if stored == at_most:
             break
-        left = None if at_most is None else at_most - stored
-        store = partial(_store, reader, part, folder / f"{number:06}.parquet", left, progress)
+        remaining = None if at_most is None else at_most - stored
+        store = partial(_store, reader, part, folder / f"{number:06}.parquet", remaining, progress)
         facts = once(folder, f"reading part {number}", store)
         stored, without_text = stored + facts["stored"], without_text + facts["without_text"]
         first_without_text = first_without_text or facts["first_without_text"]

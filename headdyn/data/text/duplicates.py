@@ -1,7 +1,7 @@
 """Exact and near duplicates among documents: hashes of whole texts, then MinHash with banding (Broder 1997).
 
-Letters: D documents, W words of a chunk, H hash functions. Memory needs some tens of bytes for each document; the
-signatures (480 bytes each) are on disk. Numpy suffices, because each band needs only a sort and no index.
+Letters: D documents, K documents without duplicates, W words of a chunk, H hash functions. Some tens of bytes for each
+document are in memory; its signature (480 bytes) is on disk. Numpy suffices: each band needs only a sort and no index.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ SHINGLE_WORDS = 3
 BANDS, BAND_HASHES = 20, 6
 HASHES = BANDS * BAND_HASHES
 _ROWS_AT_ONCE = 1 << 15
-_PREDECESSORS = 8  # with how many documents before it in its bucket a document is compared
+_PREDECESSORS = 8  # a document is compared with so many documents before it in its bucket
 
 _BASE = 0x9E3779B97F4A7C15 | 1  # odd, so that it has an inverse modulo 2^64
 _BASE_INVERSE = pow(_BASE, -1, 1 << 64)
@@ -177,7 +177,10 @@ def _band_keys(file: Path, band: int, count: int) -> np.ndarray:
 def find_duplicates(
     documents: Documents, folder: Path, *, jaccard: float | None, seed: int
 ) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """The documents without duplicates, ascending [K], and their numbers; with `jaccard=None` only exact ones count."""
+    """The documents left without duplicates [K], ascending, and how many duplicates of each kind there were.
+
+    With `jaccard=None` only exact copies are duplicates.
+    """
     exact_D = exact_duplicates(documents)
     rows = np.flatnonzero(~exact_D)
     near = np.zeros(len(rows), bool) if jaccard is None else near_duplicates(documents, rows, jaccard, seed, folder)

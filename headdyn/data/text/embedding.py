@@ -2,7 +2,7 @@
 
 Letters: D documents, E embedding width. Rows have unit length, so that k-means compares directions. Over 20 seeds on
 7,600 news items, 8 clusters of unit TF-IDF rows agreed with the given topics by an adjusted Rand index of 0.29 to 0.37;
-of rows as the projection leaves them, by 0.03 to 0.34.
+clusters of rows that were not scaled to unit length, by 0.03 to 0.34.
 """
 
 from collections.abc import Mapping
@@ -113,12 +113,15 @@ def sample_rows(documents: Documents, rows: np.ndarray, rng: np.random.Generator
 
 
 def texts_of(documents: Documents, rows: np.ndarray) -> list[str]:
-    """The beginnings of documents `rows`, as long as the part that is embedded."""
+    """The part of each of the documents `rows` that is embedded: its beginning."""
     return [text[:EMBEDDED_CHARACTERS] for _, texts in documents.chunks(rows) for text in texts]
 
 
 def embed(embedding: Tfidf | MiniLM, documents: Documents, rows: np.ndarray, file: Path) -> Mapping[str, Any]:
-    """Append the embeddings of `rows` to `file` (float32 rows), continuing an interrupted call."""
+    """Append the embeddings of documents `rows` to `file` (float32 [D, E]), continuing an interrupted call.
+
+    Returns facts for the record.
+    """
     row_bytes = 4 * embedding.width
     done = file.stat().st_size // row_bytes if file.exists() else 0
     progress = Progress("embedding", "documents", len(rows))

@@ -36,7 +36,7 @@ class TextFiles:
     A record's text is its `text_column`, its topic its `topic_column`; `topic_column=None` uses a column called "topic"
     if there is one. Plain text has no columns: a .txt file is one document (`file`), or each paragraph between blank
     lines is one (`blank_lines`). `encoding` is one of Python's names; Parquet does not need it. Errors are ValueErrors
-    that name the file and the line or record.
+    that name the file and, where there is one, the line or record.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class TextFiles:
         try:
             yield from _READERS[file.suffix.lower()](self, file)
         except UnicodeDecodeError as error:
-            problem = f"byte {error.object[error.start]:#04x} cannot stand where it does ({error.reason})"
+            problem = f"byte {error.object[error.start]:#04x} is not possible where it stands ({error.reason})"
         except pa.ArrowInvalid as error:
             problem = str(error).splitlines()[0]
             if "utf8" not in problem.lower():
@@ -78,7 +78,7 @@ class TextFiles:
 
     @property
     def _encoding(self) -> str:
-        """For UTF-8, Python's name of it with or without the byte-order mark that some editors write."""
+        """`encoding`, or for UTF-8 the variant that skips the byte-order mark which some editors write."""
         return "utf-8-sig" if codecs.lookup(self.encoding).name == "utf-8" else self.encoding
 
     def _check_columns(self, names: Iterable[str], place: str) -> None:
@@ -119,16 +119,16 @@ class TextFiles:
             yield self._record(value, value, place)
 
     def _csv(self, file: Path) -> Iterator[Record]:
-        read = pa.csv.ReadOptions(encoding=self.encoding, block_size=_CSV_BLOCK_BYTES)
+        reading = pa.csv.ReadOptions(encoding=self.encoding, block_size=_CSV_BLOCK_BYTES)
         delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-        parse = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
-        with pa.csv.open_csv(file, read_options=read, parse_options=parse) as reader:
+        parsing = pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
+        with pa.csv.open_csv(file, read_options=reading, parse_options=parsing) as reader:
             names = reader.schema.names
         columns = self._columns(file, names)  # the others are not converted: their types may change half-way
-        convert = pa.csv.ConvertOptions(
+        conversion = pa.csv.ConvertOptions(
             include_columns=columns, column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=False
         )
-        with pa.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert) as reader:
+        with pa.csv.open_csv(file, read_options=reading, parse_options=parsing, convert_options=conversion) as reader:
             yield from self._rows(file, reader, names)
 
     def _parquet(self, file: Path) -> Iterator[Record]:
@@ -153,10 +153,10 @@ class TextFiles:
             yield Record(file.read_text(encoding=self._encoding), None, str(file))
             return
         with file.open(encoding=self._encoding) as lines:
-            for blank, numbered in itertools.groupby(enumerate(lines, 1), lambda numbered: not numbered[1].strip()):
-                if not blank:
-                    (begun, *_), paragraph = zip(*numbered, strict=True)
-                    yield Record("".join(paragraph), None, f"{file}:{begun}")
+            for is_blank, numbered in itertools.groupby(enumerate(lines, 1), lambda line: not line[1].strip()):
+                if not is_blank:
+                    (first, *_), paragraph = zip(*numbered, strict=True)
+                    yield Record("".join(paragraph), None, f"{file}:{first}")
 
 
 _READERS: Mapping[str, Callable[[TextFiles, Path], Iterator[Record]]] = {
@@ -172,7 +172,7 @@ assert tuple(_READERS) == SUFFIXES
 
 
 def _json_values(file: Path, encoding: str) -> Iterator[Any]:
-    """The elements of a JSON array, or JSON values one after another; one of them and a buffer are in memory."""
+    """The elements of a JSON array, or JSON values one after another; one value and a buffer are in memory."""
     decoder = json.JSONDecoder()
     with file.open(encoding=encoding) as opened:
         buffer = ""

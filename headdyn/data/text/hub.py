@@ -35,7 +35,7 @@ def why_absent(name: str, kind: str) -> str | None:
     return None
 
 
-@lru_cache  # so that a corpus is built with the encoder from which its key in the cache was made
+@lru_cache  # so that a corpus is built with the encoder from which its key in the store was made
 def find_encoder(model: str | None) -> tuple[str | None, str]:
     """The sentence encoder's folder or name on the hub, and where it was found; or None, and why there is none.
 

@@ -3,8 +3,8 @@
 Kneser & Ney 1995 in the interpolated form of Chen & Goodman 1999, with one discount an order (Ney's n1/(n1 + 2 n2)).
 The laws see what a model sees: packed training sequences, and no context from before the sequence begins. The counts
 are exact at any size of the training split: all n-grams with the same last two tokens are counted in one part, one part
-after the other, and only the counts that the held-out tokens need are stored. The lower orders that the trigram and the
-bigram law fall back to count the distinct tokens that come before an n-gram in place of its occurrences.
+after the other, and only the counts that the held-out tokens need are stored. The trigram and the bigram law fall back
+to lower orders, which count how many distinct tokens come before an n-gram instead of how often it occurs.
 
 Letters: N sequences, T tokens, V vocabulary, C contexts. An n-gram's tokens are u, v, w, and its key puts the last
 two first: (v V + w) V + u.
@@ -68,8 +68,8 @@ def losses_nats(
 class _Order:
     """The counts of one order of n-grams: how often each occurs, or how many distinct tokens come before it.
 
-    Stored are the counts of the scored tokens' n-grams, the sums over each of their contexts, and what gives Ney's
-    discount: how many n-grams of all have the counts 1 and 2.
+    `gram_NT` and `context_NT` are the keys of the scored tokens' n-grams and of their contexts. Stored are the counts
+    of these n-grams, the sums over each context, and for Ney's discount how many of all n-grams have the count 1 and 2.
     """
 
     def __init__(self, gram_NT: np.ndarray, context_NT: np.ndarray) -> None:
@@ -109,13 +109,14 @@ def _chunks(train_NT: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _ngrams(train_NT: np.ndarray, V: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Keys vw of all bigrams and vwu of all trigrams inside sequences, chunk by chunk (below 2^48)."""
+    """Keys vw of all bigrams and vwu of all trigrams inside sequences, chunk by chunk; keys are below 2^48."""
     for part_NT in _chunks(train_NT):
         vw_NT = part_NT[:, :-1] * V + part_NT[:, 1:]
         yield vw_NT.ravel(), (vw_NT[:, 1:] * V + part_NT[:, :-2]).ravel()
 
 
 def _of_part(keys: np.ndarray, vw: np.ndarray, part: int, parts: int) -> np.ndarray:
+    """The keys whose last two tokens, `vw`, belong to a part."""
     return keys[(vw.astype(np.uint64) * np.uint64(_SPREAD) >> np.uint64(32)) % np.uint64(parts) == part]
 
 
@@ -128,5 +129,6 @@ def _counted(keys: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _runs(ascending: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values, and how often each occurs."""
     begins = np.flatnonzero(np.diff(ascending, prepend=-1))
     return ascending[begins], np.diff(begins, append=len(ascending))

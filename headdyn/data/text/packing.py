@@ -24,7 +24,7 @@ _SEQUENCES_AT_ONCE_TOKENS = 1 << 20
 
 
 def cut(lengths_D: np.ndarray, piece_tokens: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Cut documents, laid end to end, into pieces: each piece's document [P], and the token where it ends [P].
+    """Cut documents, laid end to end, into pieces: each piece's document [P], and the index after its last token [P].
 
     A document of n tokens has max(1, round(n / piece_tokens)) pieces; each cut is moved by up to a quarter of a piece.
     """
@@ -57,8 +57,8 @@ def pack(
     `tokens_file` holds the documents' tokens end to end, `ends_D` where each ends, `topics_D` the topic of each.
     `begin` is a token to put before every sequence, for models that expect one; it has the labels of what follows.
     Documents are numbered within their sequence, in order of first appearance. The tokens behind the last full sequence
-    are left out; `at_most` leaves out further sequences. Returns facts for the record.
-    Raises ValueError if the tokens do not fill one sequence.
+    are left out, and all sequences beyond `at_most`. Returns facts for the record. Raises ValueError if the tokens do
+    not fill one sequence.
     """
     length = sequence_length - (begin is not None)
     document_P, end_P = cut(np.diff(ends_D, prepend=0), length / pieces_per_sequence, rng)
@@ -69,9 +69,9 @@ def pack(
     document_P = document_P[order_P]
     count = full_sequences(split, int(laid_P[-1]), sequence_length, begin)
     count = count if at_most is None else min(count, at_most)
-    files = {"tokens": dtype, "topics": np.uint8, "documents": np.uint16}
+    dtypes = {"tokens": dtype, "topics": np.uint8, "documents": np.uint16}
     shape = (count, sequence_length)
-    opened = {name: _npy(folder / f"{split}_{name}.npy", shape, kind) for name, kind in files.items()}
+    files = {name: _npy(folder / f"{split}_{name}.npy", shape, kind) for name, kind in dtypes.items()}
     totals: Counter[str] = Counter()
     progress = Progress(f"packing {split}", "sequences", count)
     step = max(1, _SEQUENCES_AT_ONCE_TOKENS // length)
@@ -84,10 +84,10 @@ def pack(
         for name, values in (("tokens", tokens_NT), ("topics", topics_NT), ("documents", number_NT)):
             if begin is not None:
                 values = np.insert(values, 0, begin if name == "tokens" else values[:, 0], axis=1)
-            values.astype(files[name]).tofile(opened[name])
+            values.astype(dtypes[name]).tofile(files[name])
         totals.update(sums)
         progress.add(len(place_NT))
-    for file in opened.values():
+    for file in files.values():
         file.close()
     return {
         f"{split}_documents": len(ends_D),
@@ -108,7 +108,7 @@ def full_sequences(split: str, tokens: int, sequence_length: int, begin: int | N
     if count == 0:
         raise ValueError(
             f"the {split} documents have {tokens} tokens, less than one sequence of data.sequence_length="
-            f"{sequence_length}; bring more text or lower it"
+            f"{sequence_length}; bring more text or lower the length"
         )
     return count
 
@@ -116,15 +116,15 @@ def full_sequences(split: str, tokens: int, sequence_length: int, begin: int | N
 def _labels(document_NT: np.ndarray, topics_D: np.ndarray) -> tuple[np.ndarray, np.ndarray, Mapping[str, int]]:
     """Every token's document, numbered from 0 within its sequence in order of first appearance, and its topic.
 
-    The third value are sums over the sequences that tell how documents and topics mix in them.
+    The third value holds sums over the sequences, which tell how documents and topics mix in them.
     """
     count, topics = len(document_NT), int(topics_D.max()) + 1
     sequence_N1 = np.arange(count)[:, None]
     pair_NT = sequence_N1 * len(topics_D) + document_NT
-    _, first, which_NT = np.unique(pair_NT, return_index=True, return_inverse=True)
+    _, first, pair_index_NT = np.unique(pair_NT, return_index=True, return_inverse=True)
     rank = np.empty(len(first), np.int64)
     rank[np.argsort(first)] = np.arange(len(first))
-    number_NT = rank[which_NT] - rank[which_NT[:, :1]]
+    number_NT = rank[pair_index_NT] - rank[pair_index_NT[:, :1]]
     topics_NT = topics_D[document_NT]
     cell_NT = sequence_N1 * topics + topics_NT
     tokens_NS = np.bincount(cell_NT.ravel(), minlength=count * topics).reshape(count, topics)

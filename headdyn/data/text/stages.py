@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 def once(folder: Path, name: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """The facts of step `name`, which `work()` returns now, or has returned in an earlier build in this folder.
 
-    They are in the marker `NAME.done.json`, which is written last. Interrupted work is called again; its files are
+    They are stored in the marker `NAME.done.json`, written last. Interrupted work is called again, and its files are
     still there.
     """
     folder.mkdir(exist_ok=True)

@@ -59,7 +59,7 @@ def train_tokenizer(documents: Documents, rows: np.ndarray, vocab_size: int, see
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, sequence_length: int) -> None:
     """Write a folder that transformers' AutoTokenizer.from_pretrained opens.
 
-    The class has the name that both transformers 4 and 5 know; version 5 itself would write one that 4 does not know.
+    The class has the name that transformers 4 and 5 both know; version 5 would write one that 4 does not know.
     """
     folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -89,9 +89,9 @@ def tokenize(
     end: int | None = END_ID,
     dtype: type[np.unsignedinteger] = np.uint16,
 ) -> np.ndarray:
-    """Write the tokens of documents `rows` end to end, each document closed by `end` where that is a token.
+    """Write the tokens of documents `rows` end to end, each document followed by the token `end`, unless that is None.
 
-    Returns where each document ends [D]. The library encodes the documents of a chunk on all cores.
+    Returns the index after each document's last token [D]. The library encodes the documents of a chunk on all cores.
     """
     progress = Progress("tokenising", "documents", len(rows))
     lengths: list[np.ndarray] = []

@@ -29,7 +29,7 @@ _ROWS_AT_ONCE = 1 << 15
 
 
 def cluster(sample_DE: np.ndarray, num_topics: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """k-means fitted to a sample, the best start of ten: centres [S, E], largest cluster first, and labels [D] uint8.
+    """k-means on a sample, the best of ten starts: centres [S, E], largest cluster first, and labels [D] uint8.
 
     Raises ValueError where the sample has fewer distinct points than topics.
     """
@@ -100,7 +100,7 @@ def quality(sample_DE: np.ndarray, topics_D: np.ndarray, num_topics: int, seed: 
 
 
 def _silhouette(points_DE: np.ndarray, topics_D: np.ndarray) -> float | None:
-    """Mean silhouette of the first points; None with one cluster only or one a point, where it is undefined."""
+    """Mean silhouette of the first points; None where it is undefined: one cluster, or clusters of one point each."""
     points_DE, topics_D = points_DE[:SILHOUETTE_DOCUMENTS], topics_D[:SILHOUETTE_DOCUMENTS]
     defined = 2 <= len(np.unique(topics_D)) < len(topics_D)
     return float(silhouette_score(points_DE, topics_D)) if defined else None

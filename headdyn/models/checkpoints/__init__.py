@@ -54,27 +54,28 @@ def load(
 
     `name` is one of: a name on the hub; a folder that `save_pretrained` wrote; a GGUF file; a folder with one such
     folder or file for each revision; a snapshot of a training by headdyn, or a folder of such snapshots (revision
-    "step800"; "main" is the last one). With `keep`, a download stays on the disk, in `store` (default: the cache of all
-    runs). `prepare` is called with the model's settings and tokenizer before any weights are read, so that it can
-    refuse a model early; what it returns becomes `material`.
-    Raises CheckpointError if the checkpoint cannot be found, and ValueError for an unknown family or damaged files.
+    "step800"; "main" is the last one). `dtype` is a name of torch's. With `keep`, a download stays on the disk, in
+    `store` (default: the cache of all runs). `prepare` is called with the model's settings and tokenizer, before the
+    weights are read unless they are a snapshot's, so that it can refuse a model early; what it returns becomes
+    `material`. Raises CheckpointError if the checkpoint cannot be found or has weights that are NaN or infinite, and
+    ValueError for an unknown family or damaged files.
     """
     import torch
 
     from headdyn.models.checkpoints.snapshots import read_snapshot, state_hash
     from headdyn.models.families import load_pretrained, read_config
 
-    weights, tokenizer, step = getattr(torch, dtype), None, step_of(revision)
+    torch_dtype, tokenizer, step = getattr(torch, dtype), None, step_of(revision)
     source: dict[str, Any] = {}
     snapshot = _snapshot(Path(name).expanduser(), revision)
     if snapshot is not None:
-        decoder, step = read_snapshot(snapshot, weights)
+        decoder, step = read_snapshot(snapshot, torch_dtype)
         material = prepare(decoder.config, None)
     else:
         with checkpoint_files(str(name), revision, store or Store(cache_root()), keep=keep) as folder:
             config, tokenizer = read_config(folder), read_tokenizer(folder, name)
             material = prepare(config, tokenizer)
-            decoder, source = load_pretrained(folder, weights), source_of(folder)
+            decoder, source = load_pretrained(folder, torch_dtype), source_of(folder)
     for parameter, values in decoder.named_parameters():
         if not values.isfinite().all():
             raise CheckpointError(f"{name} {revision}: {parameter} holds NaN or infinite weights; its file is damaged")
@@ -113,10 +114,10 @@ def read_tokenizer(folder: Path, name: str | Path) -> PreTrainedTokenizerBase | 
     """
     from transformers import AutoTokenizer
 
-    for place in (folder, Path(name).expanduser()):
-        if any((place / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    for candidate in (folder, Path(name).expanduser()):
+        if any((candidate / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             try:
-                return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+                return AutoTokenizer.from_pretrained(candidate, local_files_only=True, trust_remote_code=False)
             except (OSError, ValueError, KeyError) as error:
-                raise CheckpointError(f"the tokenizer in {place} does not load: {error}") from error
+                raise CheckpointError(f"the tokenizer in {candidate} does not load: {error}") from error
     return None

@@ -81,7 +81,7 @@ def on_this_machine(name: str, revision: str, store: Store) -> bool:
 
 
 def settings_here(name: str, revision: str, store: Store) -> Path | None:
-    """As `folder_here`, or the folder of a download in the store, if that has its config.json already."""
+    """What `folder_here` returns, or else the folder of a download in the store that has its config.json already."""
     downloaded = _downloaded(name, revision, store)
     return folder_here(name, revision) or (downloaded if (downloaded / "config.json").is_file() else None)
 
@@ -92,7 +92,7 @@ def folder_here(name: str, revision: str) -> Path | None:
 
 
 def is_local(name: str) -> bool:
-    """Whether a model's name is a path, existing or not, and not a name on the hub (ORGANISATION/MODEL)."""
+    """Whether a model's name is a path, existing or not, rather than a name on the hub (ORGANISATION/MODEL)."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
 
 

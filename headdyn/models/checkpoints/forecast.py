@@ -30,17 +30,17 @@ class Forecast:
         """The lines to print before anything starts; none if nothing is downloaded."""
         if not self.to_download:
             return []
-        size = sum(self.to_download.values()) / 1e9
-        amount = f"{size:.2g}" if size < 100 else f"{size:.0f}"
-        of = f"{len(self.to_download)} of {len(self.revisions)}"
-        lines = [f"{self.name}: {of} checkpoints to download, {amount} GB"]
+        size_gb = sum(self.to_download.values()) / 1e9
+        amount = f"{size_gb:.2g}" if size_gb < 100 else f"{size_gb:.0f}"
+        count = len(self.revisions)
+        lines = [f"{self.name}: {len(self.to_download)} of {count} checkpoints to download, {amount} GB"]
         if self.shared:
             some = ", ".join(list(self.shared)[:4]) + (" …" if len(self.shared) > 4 else "")
             reason = next(iter(self.shared.values()))
             others = ",".join(revision for revision in self.revisions if revision not in self.shared)
             lines.append(
-                f"{self.name}: {len(self.shared)} of the {len(self.revisions)} will not count, {some}: the hub's "
-                f"hashes say that {reason}; the others alone: model.revisions={others}"
+                f"{self.name}: {len(self.shared)} of the {count} will not count ({some}), because the hub's hashes say "
+                f"that {reason}; to take only the others, set model.revisions={others}"
             )
         return lines
 
@@ -55,7 +55,7 @@ def forecast(name: str, revisions: Sequence[str], store: Store, *, done: Collect
     missing = [revision for revision in ordered if revision not in done and _is_missing(name, revision, store)]
     if not missing:
         return Forecast(name=name, revisions=ordered, to_download={}, shared={})
-    describe(name, missing[-1])  # a silent hub answers for all of them, once
+    describe(name, missing[-1])  # fails once, instead of for each revision, if the hub does not answer
     with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as pool:
         answers = list(pool.map(partial(_files, name), ordered))
     known = {revision: files for revision, files in zip(ordered, answers, strict=True) if files is not None}

@@ -1,6 +1,6 @@
 """GGUF files, read through the packages gguf and transformers (extra `gguf`) and kept as Hugging Face folders.
 
-Rounded weights come back as what the rounding left, in float32. No torch here until a file is unpacked.
+Rounded weights become float32 numbers, as coarse as the rounding left them. No torch until a file is unpacked.
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from headdyn.models.checkpoints.hub import SOURCE, CheckpointError
 
 SUFFIX = ".gguf"
 SCHEMA = 1
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")  # families here whose files transformers reads
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")  # headdyn's families whose files transformers reads
 
 
 def require_readable(path: Path) -> str:
@@ -44,7 +44,7 @@ def require_readable(path: Path) -> str:
     kinds = Counter(tensor.tensor_type for tensor in reader.tensors)
     for kind in kinds:
         if not _can_be_undone(kind):
-            known = ", ".join(each.name for each in gguf.GGMLQuantizationType if _can_be_undone(each))
+            known = ", ".join(other.name for other in gguf.GGMLQuantizationType if _can_be_undone(other))
             raise CheckpointError(f"model.name={path} holds weights rounded as {kind.name}; {known} are read")
     return ", ".join(f"{kind.name} in {count}" for kind, count in kinds.most_common()) + " tensors"
 
@@ -69,7 +69,7 @@ def unpacked(path: Path, store: Store) -> Path:
         from safetensors.torch import save_file
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(**_file(path), dtype="float32")
+        model = AutoModelForCausalLM.from_pretrained(**_from_file(path), dtype="float32")
         weights = {name: weight.detach() for name, weight in model.named_parameters()}  # a tied weight once
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         _save_settings(path, folder)
@@ -82,7 +82,7 @@ def unpacked(path: Path, store: Store) -> Path:
 def settings_of(path: Path, store: Store) -> Iterator[Path]:
     """A folder with the settings and the tokenizer of a GGUF file, for use in the block; weights are not read.
 
-    If `path` is a folder, it is returned itself.
+    If `path` is a folder already, it is that folder. Raises CheckpointError as `require_readable` does.
     """
     if path.is_dir():
         yield path
@@ -96,7 +96,8 @@ def settings_of(path: Path, store: Store) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _file(path: Path) -> dict[str, Any]:
+def _from_file(path: Path) -> dict[str, Any]:
+    """The arguments with which transformers' `from_pretrained` reads the file."""
     return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
 
 
@@ -105,6 +106,6 @@ def _save_settings(path: Path, folder: Path) -> None:
     import gguf
     from transformers import AutoConfig, AutoTokenizer
 
-    AutoConfig.from_pretrained(**_file(path)).save_pretrained(folder)
+    AutoConfig.from_pretrained(**_from_file(path)).save_pretrained(folder)
     if gguf.GGUFReader(path).get_field("tokenizer.ggml.tokens") is not None:
-        AutoTokenizer.from_pretrained(**_file(path)).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**_from_file(path)).save_pretrained(folder)

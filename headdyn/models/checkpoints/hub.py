@@ -35,9 +35,9 @@ _TOKENIZER = re.compile(
     r"|merges\.txt|vocab\.txt|tokenizer\.model|chat_template\.jinja"
 )
 _ANSWER_SECONDS = 5.0  # how long to wait for an answer
-_GIVE_UP_SECONDS = 6.0  # after so long without any answer the hub is not asked again
+_GIVE_UP_SECONDS = 6.0  # how long to go on asking a hub that gives no answer at all
 _BACKOFF_SECONDS = (1.0, 2.0, 4.0, 8.0)
-_PASSING = (408, 429, 500, 502, 503, 504)  # statuses after which a request is repeated
+_PASSING = (408, 429, 500, 502, 503, 504)  # HTTP statuses that may pass, so that the request is repeated
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)  # errors that repeating does not mend
 
 
@@ -126,9 +126,9 @@ def describe(name: str, revision: str) -> ModelInfo:
 
 
 def _retried(what: str, call: Callable[[], T], *, patience: float = math.inf) -> T:
-    """The call's result. Errors that may pass lead to further tries with growing pauses.
+    """The call's result. After an error that may pass, tries again, with growing pauses.
 
-    `patience` is for how many seconds to go on trying if the hub gives no answer at all.
+    A hub that gives no answer at all is tried for at most `patience` seconds. `what` names the call in the log.
     """
     begun, pauses = time.monotonic(), iter(_BACKOFF_SECONDS)
     while True:
@@ -158,6 +158,7 @@ def _is_final(error: Exception) -> bool:
 
 
 def _explained(name: str, revision: str, error: Exception, file: str | None = None) -> CheckpointError:
+    """The error in one line that says what to do; `file` is the first file that could not be downloaded."""
     api, what = HfApi(endpoint=endpoint()), f"{name} {revision}" + (f", {file}" if file else "")
     match error:
         case errors.GatedRepoError():
@@ -190,10 +191,11 @@ def _nearest_on_hub(api: HfApi, name: str, revision: str) -> str:
 
 def nearest(revision: str, available: Collection[str]) -> str:
     """The three available revisions whose steps, or else whose names, are nearest."""
-    step, steps = step_of(revision), {other: step_of(other) for other in available}
-    if step is not None and any(at is not None for at in steps.values()):
-        by_step = sorted((abs(at - step), at, other) for other, at in steps.items() if at is not None)
-        return ", ".join(in_order([other for *_, other in by_step[:3]]))
+    step = step_of(revision)
+    other_steps = {other: other_step for other in available if (other_step := step_of(other)) is not None}
+    if step is not None and other_steps:
+        by_distance = sorted((abs(other_step - step), other_step, other) for other, other_step in other_steps.items())
+        return ", ".join(in_order([other for *_, other in by_distance[:3]]))
     return ", ".join(difflib.get_close_matches(revision, available, n=3, cutoff=0.0))
 
 

@@ -17,11 +17,15 @@ from headdyn.sweep.series_words import series_statements
 from headdyn.sweep.training_seeds import statements as repeated
 from headdyn.sweep.words import Statement, statements
 
-_MORE_SEEDS = "Several seeds, such as seed=0,1,2,3, give intervals and the effects they could have seen."
+_MORE_SEEDS = "Several seeds, such as seed=0,1,2,3, give intervals, and tell how small an effect they would detect."
 
 
 def section(sweep: SweepRecord) -> Section:
-    """The answers, group by group: packages' verdicts, then of series, of packages, and of any sweep."""
+    """The answers, group by group.
+
+    Packages' verdicts come first, then a single run's primary outcome, trainings with several seeds, series of
+    checkpoints, packages' other answers, those of any sweep, and those of a single run on prompts.
+    """
     answers = _after_verdicts(sweep)
     if len(sweep.jobs) == 1 and sweep.complete:
         answers = [*_primary(sweep), *answers, *prompts.statements(sweep.complete[0])]
@@ -31,12 +35,11 @@ def section(sweep: SweepRecord) -> Section:
     for group in dict.fromkeys(answer.group for answer in answers):
         blocks += [Heading(f"{group}: {settings[group]}")] if group in settings else []
         of_group = [answer for answer in answers if answer.group == group]
-        if sum(ONE_SEED in answer.sentences[0] for answer in of_group) > 1:  # once for all, not in every answer
+        if sum(ONE_SEED in answer.sentences[0] for answer in of_group) > 1:  # warn once, not in every answer
             blocks.append(f"{ONE_SEED} {_MORE_SEEDS}")
             of_group = [replace(answer, sentences=without_warning(answer.sentences)) for answer in of_group]
         blocks.append(Markup('<dl class="answers">{}</dl>').format(Markup("\n").join(map(_entry, of_group))))
-    nothing = ["No complete run has the numbers that the sentences are made of."]
-    return Section("answers", "Answers", blocks or nothing, folded=False)
+    return Section("answers", "Answers", blocks or ["No complete run has the numbers for any answer."], folded=False)
 
 
 def all_statements(sweep: SweepRecord) -> list[Statement]:
@@ -57,7 +60,7 @@ def _primary(sweep: SweepRecord) -> list[Statement]:
     over, null = units(scalar), metric.scale * (scalar.get("null") or 0.0)
     test = f" ({p_is(scalar['p'])})" if scalar.get("p") is not None else ""
     value = f"{metric.spelled(scalar)} {metric.unit}".rstrip() + (f" over {over}" if over else "")
-    return [Statement(f"How large is its {metric.label}?", [f"{value}; chance gives {number(null)}{test}."])]
+    return [Statement(f"How large is the run's {metric.label}?", [f"{value}; chance gives {number(null)}{test}."])]
 
 
 def _entry(statement: Statement) -> Markup:

@@ -19,24 +19,26 @@ from headdyn.sweep.record import SweepRecord
 _ABOUT = (
     "An effect of a factor is the mean at its second level less the mean at its first, worked out within each seed and "
     "averaged over seeds. An effect of two factors (×) is half the difference between the effects of one at the two "
-    "levels of the other. Intervals are Student's over seeds, so one seed gives none. The filter changes no number."
+    "levels of the other. Intervals are Student's over seeds, so one seed gives none. The filter does not change these "
+    "numbers."
 )
 _MATCHED_OUTCOMES = ("selectivity", "selectivity_documents", "within_ratio", "entropy_nats", "probe_accuracy_middle")
 _MATCHED_ABOUT = (
-    "Topic order slows training and dropped positions cost loss, so that equal steps compare unequal models. The arm "
-    "that ended with the higher held-out loss is taken as it ended; the other arm's numbers are interpolated, linearly "
-    "in loss, between its two snapshots on either side of that loss (older records have the numbers of the nearest "
-    "snapshot). Orderings are compared without recalibrated arms. The steps of a DroPE arm are those of its "
-    "recalibration. Intervals are over sequences; interpolated numbers and differences between trainings have none."
+    "Topic order slows training and dropping positions raises the loss, so that at equal steps the models of two arms "
+    "predict unequally well. The arm that ended with the higher held-out loss is taken as it ended; the other arm's "
+    "numbers are interpolated, linearly in loss, between its two snapshots on either side of that loss (older records "
+    "have the numbers of the nearest snapshot). Orderings are compared without recalibrated arms. The steps of a DroPE "
+    "arm are those of its recalibration. Intervals are over sequences; interpolated numbers and differences between "
+    "trainings have none."
 )
-_ENDS = ("value", "ci_low", "ci_high")
+_VALUE_AND_ENDS = ("value", "ci_low", "ci_high")
 _KINDS = {1: "one factor", 2: "two factors"}  # legend entries of effects, by their number of factors
 
 Row = Mapping[str, Any]
 
 
 def section(sweep: SweepRecord) -> Section | None:
-    """The effects on the primary outcome: picture and table."""
+    """The effects on the primary outcome: figures and a table; None if there are no effects."""
     if not (outcomes := _outcomes(sweep)):
         return None
     metric = sweep.metric(outcomes[0])
@@ -46,7 +48,7 @@ def section(sweep: SweepRecord) -> Section | None:
             f"{metric.label}\n{metric.of_differences}": cell(row, metric, signed=True),
             "p": p_value(row.get("p")),
             "q": p_value(row.get("q")),
-            "detectable\nby q, with 80 % power": detectable_size(row, metric) or ABSENT,
+            "smallest detectable\nq < 0.05, 80 % power": detectable_size(row, metric) or ABSENT,
             "seeds": row["n"],
         }
         for row in sweep.effects
@@ -57,7 +59,7 @@ def section(sweep: SweepRecord) -> Section | None:
 
 
 def every_outcome(sweep: SweepRecord) -> Section | None:
-    """The effects on every outcome, and the mean of each level."""
+    """The effects on every outcome, and the mean of each level; None if there are no effects."""
     if not sweep.effects:
         return None
     outcomes = _outcomes(sweep)
@@ -73,7 +75,7 @@ def every_outcome(sweep: SweepRecord) -> Section | None:
 
 
 def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool = True) -> dict[str, Figure]:
-    """One interval plot for each outcome and group, with one row per effect; by the outcome's label."""
+    """One interval plot for each outcome and group, with one row per effect; by the outcome's label and the group."""
     figures = {}
     for outcome in outcomes:
         metric = sweep.metric(outcome)
@@ -84,17 +86,17 @@ def effect_figures(sweep: SweepRecord, outcomes: Sequence[str], *, caption: bool
             several_kinds = len({len(row["factors"]) for row in rows}) > 1  # one kind needs no legend
             intervals = []
             for row in rows:
-                value, low, high = (None if row[end] is None else metric.scale * row[end] for end in _ENDS)
+                value, low, high = (None if row[end] is None else metric.scale * row[end] for end in _VALUE_AND_ENDS)
                 kind = _KINDS.get(len(row["factors"]), "more factors") if several_kinds else ""
                 intervals.append(Interval(label=effect_name(row), value=value, low=low, high=high, group=kind))
             name = f"{metric.label} ({group})" if group else metric.label
             seeds = count(max(row["n"] for row in rows), "seed")
-            words = f"Bars: 95 % interval over {seeds}. Where nothing has an effect, 19 of 20 bars hold 0."
+            text = f"Bars: 95 % interval over {seeds}. Where nothing has an effect, 19 of 20 bars contain 0."
             if all(row["ci_low"] is None for row in rows):
-                words = f"Values of {seeds}: no intervals."
+                text = f"Values of {seeds}: no intervals."
             xlabel = f"difference ({metric.of_differences})" if metric.of_differences else "difference"
             figures[name] = interval_plot(
-                intervals, xlabel=xlabel, title=f"Effects on {name}", zero_line=True, caption=words if caption else ""
+                intervals, xlabel=xlabel, title=f"Effects on {name}", zero_line=True, caption=text if caption else ""
             )
     return figures
 
@@ -106,7 +108,7 @@ def _outcomes(sweep: SweepRecord) -> list[str]:
 
 
 def _wide_table(sweep: SweepRecord, rows: Sequence[Row], outcomes: Sequence[str], *, of_levels: bool = False) -> Table:
-    """One row per effect or level, one column per outcome."""
+    """One row per effect (with `of_levels`, per level), one column per outcome."""
     by_name: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
         by_name.setdefault((row["group"], _level(row) if of_levels else effect_name(row)), {})[row["outcome"]] = row
@@ -137,38 +139,40 @@ def _level(row: Row) -> str:
 
 
 def at_matched_loss(sweep: SweepRecord) -> Section | None:
-    """One table per factor, with one row per pair of runs: every outcome of both runs, and the difference."""
-    pairs = {factor: [pair for pair in sweep.pairs if compared(pair) == factor] for factor in COMPARED}
-    tables = [_pairs_table(sweep, factor, of_factor) for factor, of_factor in pairs.items() if of_factor]
+    """One table per factor, one row per pair of runs: both runs' outcomes and their difference. None without pairs."""
+    by_factor = {factor: [pair for pair in sweep.pairs if compared(pair) == factor] for factor in COMPARED}
+    tables = [_pairs_table(sweep, factor, pairs) for factor, pairs in by_factor.items() if pairs]
     return Section("matched", "Arms at matched loss", [_MATCHED_ABOUT, *tables]) if tables else None
 
 
-def _pairs_table(sweep: SweepRecord, factor: str, every: Sequence[Mapping[str, Any]]) -> Table:
+def _pairs_table(sweep: SweepRecord, factor: str, pairs: Sequence[Row]) -> Table:
+    """The table of a factor's `pairs`, each of which has one outcome of two runs."""
     levels = COMPARED[factor]
-    by_runs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for pair in every:
-        by_runs.setdefault(tuple(pair["runs"][level] for level in levels), []).append(pair)
+    by_runs: dict[tuple[str, ...], dict[str, Row]] = {}
+    for pair in pairs:
+        by_runs.setdefault(tuple(pair["runs"][level] for level in levels), {})[pair["outcome"]] = pair
     numbers = {job.run.name: job.number for job in sweep.jobs}
-    outcomes = [name for name in _MATCHED_OUTCOMES if any(pair["outcome"] == name for pair in every)]
+    outcomes = [name for name in _MATCHED_OUTCOMES if any(name in by_outcome for by_outcome in by_runs.values())]
     rows, runs = [], []
-    for names, pairs in by_runs.items():
-        pair, by_outcome = pairs[0], {each["outcome"]: each for each in pairs}
+    for names, by_outcome in by_runs.items():
+        pair = next(iter(by_outcome.values()))  # what is not an outcome is the same in all
         factors = {**pair, **pair.get("factors", {})}  # older records have the factors in the pair itself
         others = [name for name in (*CHOICES, "seed") if name != factor and name in factors]
         choices = [level_label(name, factors[name]) for name in others]
         losses = [fixed(pair["losses_nats"][level], 3) for level in levels]
         steps = " / ".join(str(pair["steps"][level]) for level in levels)
-        sides = [_sides(sweep, name, by_outcome.get(name), levels) for name in outcomes]
+        cells = [_sides(sweep, name, by_outcome.get(name), levels) for name in outcomes]
         label = Cell(" ".join(choices), note=pair.get("group", ""))
-        rows.append([label, steps, Markup("<br>").join(losses), *sides])
+        rows.append([label, steps, Markup("<br>").join(losses), *cells])
         runs.append(" ".join(str(numbers[name]) for name in names if name in numbers))
     low, high = (level_label(factor, level) for level in levels)
-    words = f"{low}, {high}, difference"
-    columns = [f"{m.label}\n{f'{m.unit}: ' if m.unit else ''}{words}" for m in map(sweep.metric, outcomes)]
+    lines = f"{low}, {high}, difference"
+    columns = [f"{m.label}\n{f'{m.unit}: ' if m.unit else ''}{lines}" for m in map(sweep.metric, outcomes)]
     return Table(columns=["pair", f"step\n{low} / {high}", "held-out loss\nnats", *columns], rows=rows, runs=runs)
 
 
-def _sides(sweep: SweepRecord, name: str, pair: Mapping[str, Any] | None, levels: Sequence[str]) -> Markup:
+def _sides(sweep: SweepRecord, name: str, pair: Row | None, levels: Sequence[str]) -> Markup:
+    """An outcome of the run at each level, and their difference, on three lines."""
     if pair is None:
         return marked("absent: not analysed in both", "absent")
     metric = sweep.metric(name)

@@ -17,7 +17,7 @@ _WORDS = {
     "effect": "mean at a factor's second level less mean at its first, within a seed; of two factors (×) half the "
     "difference between the effects of one at the two levels of the other",
     "detectable": "beside an effect that was not found, the smallest one whose q would be below 0.05 in four of five "
-    "repetitions, with as many seeds of this spread and as many other effects found",
+    "repetitions, with as many seeds, the same spread between them, and as many other effects found",
     "matched loss": "two arms compared where their held-out losses are equal, not where their steps are",
     "RoPE": "rotary positions",
     "DroPE": "the RoPE model after rotation was taken out of every layer, and a short second training",
@@ -26,29 +26,31 @@ _WORDS = {
     "MHA, GQA": "a key/value head for each query head; one shared by several",
     "topic, shuffled": "training meets its sequences sorted by their main topic; or in random order",
 }
-# The same for runs on comparison prompts, whose models came trained.
+# The same for runs on comparison prompts, whose models were trained elsewhere.
 _PROMPT_WORDS = {
     "interval": "95 %, in square brackets, over pairs: Clopper–Pearson for shares, bootstrap (BCa) otherwise",
     **{name: _WORDS[name] for name in ("null", "p, q")},
     "unit": "what was drawn independently: a number pair, a split, a head; never a repeated greedy text",
     "Δ": "log-odds of the right answer against the wrong one, in nats, averaged over a pair's prompts",
     "right": "Δ above 0",
-    "bug pair, control pair": "numbers whose fractions compared as integers mislead, as 9.8 and 9.11; others",
-    "patched": "heads' outputs before W_O replaced by those of the clean prompt, at the tokens that both share",
-    "strength": "right answers with even heads patched less those with odd heads patched; of Δ the same in nats",
-    "exact null": "the same for every split of the heads into two halves; p is the rank of even/odd among them",
+    "bug pair, control pair": "two numbers that compare wrongly if their fractions are read as integers, such as 9.8 "
+    "and 9.11; two numbers that do not",
+    "patched": "heads' outputs before W_O replaced by those of the clean prompt, at the tokens that both prompts share",
+    "strength": "share of right answers with even heads patched less that with odd heads patched; strength of Δ is the "
+    "same difference of Δ, in nats",
+    "exact null": "the strength of every split of the heads into two halves; p is the rank of even/odd among them",
     "emergence": "(last checkpoint below, first above] it; early up to 25 % of training, late from 75 %",
-    "sudden, gradual": "from 10 to 90 % of the rise surely in at most 10 % of training; surely in more than 25 %",
+    "sudden, gradual": "the rise from 10 to 90 % surely took at most 10 % of training; surely more than 25 %",
 }
 # Numbers that the pipeline itself records: meaning, range, unit.
 _RUN = {
-    "random_nats": ("loss of guessing uniformly among what may come; where any token may, ln V", "0 …", "nats"),
-    "mixture_nats": ("loss of the best topic-blind bigram, where a model waits before it infers topics", "0 …", "nats"),
+    "random_nats": ("loss of guessing uniformly among possible tokens; ln V where every token may come", "0 …", "nats"),
+    "mixture_nats": ("loss of the best topic-blind bigram; models stay near it until they infer topics", "0 …", "nats"),
     "position_only_nats": ("loss of the best predictor that weighs evidence by distance alone", "0 …", "nats"),
     "speaker_blind_nats": ("loss of the exact filter that does not know who speaks", "0 …", "nats"),
     "floor_nats": ("loss of the exact Bayes filter of the generating law: no model can do better", "0 …", "nats"),
     "train_passes": ("how often training went through its corpus", "0 …", "passes"),
-    "ended_in_pass": ("share of its last pass that training had shown when it ended", "0 … 1", ""),
+    "ended_in_pass": ("share of the last pass through the corpus that was done when training ended", "0 … 1", ""),
     "ended_in_topic": ("main topic of the last sequence shown, under an ordering that follows topics", "", ""),
     "tokens_per_second": ("training speed, evaluations and saving left out", "0 …", "tokens/s"),
     "seconds": ("time of the training's updates alone", "0 …", "s"),
@@ -63,8 +65,8 @@ def section(sweep: SweepRecord) -> Section:
     about = {name: part for manifest in manifests for name, part in manifest.get("glossary", {}).items()}
     stages = [manifest.get("stages") for manifest in manifests]
     trained = not stages or any(stage is None or "training" in stage for stage in stages)
-    words = list((_WORDS if trained else _PROMPT_WORDS).items())
-    blocks: list[Any] = [Table(columns=["word", "meaning"], rows=words)]
+    words = _WORDS if trained else _PROMPT_WORDS
+    blocks: list[Any] = [Table(columns=["word", "meaning"], rows=[*words.items()])]
     columns = ["name", "label", "meaning", "range", "unit"]
     if trained:
         rows = [[name, "", *entry] for name, entry in _RUN.items()]
@@ -80,7 +82,7 @@ def section(sweep: SweepRecord) -> Section:
 
 
 def prose(docstring: str) -> Markup:
-    """An analysis's docstring as paragraphs, backquotes as code, without the sentences on what it raises."""
+    """An analysis's docstring as paragraphs, text in backquotes as code, without the sentences on what it raises."""
     paragraphs = []
     for text in docstring.split("\n\n"):
         text = re.sub(r"\s*Raises \w+Error.*", "", " ".join(text.split()))

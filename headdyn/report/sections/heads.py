@@ -23,7 +23,7 @@ _ABOUT = (
     "Choose a metric above the maps; an asterisk marks q < 0.05. Click a head for all of its numbers, and for its "
     "course where its training was analysed at several steps."
 )
-_PATTERNS = " Below are its attention patterns: point at a cell for its tokens and its weight."
+_PATTERNS = " The head's attention patterns are below: point at a cell for its two tokens and its weight."
 PATTERN_BYTES = 9_000_000  # of all patterns in a page
 # The first of these that was measured is shown first.
 _FIRST = ("selectivity_documents", "selectivity", "effect_nats", "sufficiency_nats")
@@ -39,7 +39,7 @@ def section(sweep: SweepRecord) -> Section | None:
         return None
     patterns = patterns_that_fit(jobs, PATTERN_BYTES)
     left_out = dict.fromkeys(part.left_out for part in patterns.values() if part.left_out)
-    notes = [f"To keep this page small {text}; all are in the runs' patterns.safetensors." for text in left_out]
+    notes = [f"To keep this page small, only {text}; all are in the runs' patterns.safetensors." for text in left_out]
     blocks = [_ABOUT + (_PATTERNS if patterns else ""), explorer(sweep, jobs, patterns), *notes]
     headline = "maps of every metric, courses over training, attention patterns"
     return Section("heads", "Heads, layer by layer", blocks, headline)
@@ -97,7 +97,7 @@ def explorer(sweep: SweepRecord, jobs: Sequence[Job], patterns: dict[int, RunPat
 
 
 def _first_head(jobs: Sequence[Job], row: Mapping[str, Any]) -> tuple[int, int]:
-    """The head (layer, head) that is shown before a reader picks one: a head with a role, else a measured one."""
+    """The head (layer, head) that is shown before a reader picks one: a head with a role, else the first measured."""
     measured = [i for i, value in enumerate(row["value"]) if value is not None]
     return next(iter(heads_of_training(jobs).values()), (row["layer"][measured[0]], row["head"][measured[0]]))
 
@@ -292,7 +292,7 @@ def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, RunPattern
     patterns: list[dict[str, Any]] = []
     tokens: list[dict[str, Any]] = []
     edges: dict[tuple[str, int, int], dict[str, Any]] = {}
-    for family, job in ((each, job) for each in families for job in each.jobs if job.number in stored):
+    for family, job in ((owner, job) for owner in families for job in owner.jobs if job.number in stored):
         part, arms = stored[job.number], family.arms(job)
         for n, topics_T in enumerate(part.topics_NT):
             key = {"run_sequence": f"{job.number} {n + 1}"}
@@ -307,7 +307,7 @@ def _pattern_tables(families: Sequence[_Family], stored: Mapping[int, RunPattern
 
 
 def _readable(rows: Sequence[dict[str, Any]], sweep: SweepRecord) -> dict[str, str]:
-    """Change the rows to the metrics' labels and units; returns the labels by the names of the metrics, in order."""
+    """Change the rows in place to the metrics' labels and units. Returns the labels by the metrics' names, in order."""
     names = list(dict.fromkeys(row["metric"] for row in sorted(rows, key=lambda row: row["run"] is None)))
     labels = {name: f"{m.label} ({m.unit})" if (m := sweep.metric(name)).unit else m.label for name in names}
     labels = {name: label if list(labels.values()).count(label) == 1 else name for name, label in labels.items()}

@@ -29,8 +29,8 @@ def unfinished(sweep: SweepRecord) -> Section | None:
         trace = job.run.manifest.get("traceback", "")
         details = fold("traceback", _PRE.format(trace)) if trace else ""
         lines.append(Markup("<b>{}</b>: {}. {}{}").format(job.run.name, job.run.status, error, details))
-    again = "The same command runs these again and keeps what is complete."
-    return Section("unfinished", "Not finished", [bullets(lines), again], folded=False) if lines else None
+    advice = "The same command runs these again and keeps what is complete."
+    return Section("unfinished", "Not finished", [bullets(lines), advice], folded=False) if lines else None
 
 
 def section(sweep: SweepRecord) -> Section:

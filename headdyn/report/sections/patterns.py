@@ -1,4 +1,4 @@
-"""Which heads have a role, and attention patterns: theirs as pictures, and as many of all heads' as fit a page."""
+"""Heads with a role, pictures of their attention patterns, and the patterns of as many heads as fit into a page."""
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from headdyn.report.sections.training import shared_label
 from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 
-# Each role, and its metrics: the largest value of the first that was measured gives one of a run's heads the role.
-# `selectivity` of text is also that of heads that prefer their own document.
+# Each role and its metrics: the head with the largest value of the first metric that was measured has the role.
+# On text, `selectivity` comes last, because it is also large for heads that prefer their own document.
 ROLES: Mapping[str, Sequence[str]] = {
     "most topic-selective": ("selectivity_documents", "selectivity"),
     "strongest previous-token": ("previous_token",),
@@ -30,11 +30,11 @@ ROLES: Mapping[str, Sequence[str]] = {
     "writes most of the answer": ("answer_direct_nats",),
 }
 _ABOUT = (
-    "A role's head in a training is the one with the largest value of the role's metric before any change of positions "
-    "(in a series, at the last checkpoint). Its pattern on the first stored sequence stands beside the same head's in "
+    "In each training the head with the largest value of a role's metric before any change of positions (in a series, "
+    "at the last checkpoint) has the role. Its pattern on the first stored sequence stands beside the same head's in "
     "the training's other arms. White lines: a new topic begins. All heads' patterns are under “Heads, layer by layer”."
 )
-_SEQUENCES = 2  # rows of a run's figure: a role of a head should show on both sequences
+_SEQUENCES = 2  # rows of a run's figure: a head's role should be visible on both sequences
 Row = tuple[tuple[int, int], Sequence[Job]]  # a head (layer, head) and the runs to show it in
 
 
@@ -57,7 +57,7 @@ def heads_by_role(table: HeadTable) -> dict[str, tuple[int, int]]:
 
 
 def metrics_of_roles(measured: Container[str]) -> dict[str, str]:
-    """The metric that each role goes by, where `measured` are those there are; roles without one are left out."""
+    """By role, the first of its metrics that is among `measured`; roles without one are left out."""
     of_role = {role: [metric for metric in metrics if metric in measured] for role, metrics in ROLES.items()}
     return {role: metrics[0] for role, metrics in of_role.items() if metrics}
 
@@ -137,7 +137,7 @@ def _few(siblings: Sequence[Job]) -> Sequence[Job]:
 
 
 def _facts(job: Job, layer: int, head: int) -> str:
-    """The head's values of the roles' metrics, as far as the run measured them."""
+    """The head's values of the roles' metrics that the run measured."""
     rows = {row["metric"]: row for row in job.heads.where(layer=layer, head=head).rows() if row["value"] is not None}
     texts = []
     for metric, row in ((job.metric(name), rows[name]) for name in metrics_of_roles(rows).values()):
@@ -175,14 +175,14 @@ def _run_patterns(job: Job, budget: int) -> RunPatterns:
         tokens_NT, topics_NT = file.get_tensor("tokens"), file.get_tensor("topics")
         slices = {layer: file.get_slice(f"pattern.{layer}") for layer in layers}
         heads = [(layer, head) for layer in layers for head in range(slices[layer].get_shape()[1])]
-        below = np.tril_indices(tokens_NT.shape[1])
-        fitting = max(1, budget // (4 * (len(below[0]) // 3 + 1)))
+        lower_triangle = np.tril_indices(tokens_NT.shape[1])
+        fitting = max(1, budget // (4 * (len(lower_triangle[0]) // 3 + 1)))
         chosen = _by_best_rank(job, heads)[:fitting]
         sequences = min(len(tokens_NT), max(1, fitting // len(heads)))
         codes = {}
         for layer, head in chosen:
             pattern_NTT = slices[layer][:sequences, head : head + 1][:, 0].astype(np.float32)
-            code_NX = np.rint(255 * np.sqrt(pattern_NTT[:, *below])).astype(np.uint8)
+            code_NX = np.rint(255 * np.sqrt(pattern_NTT[:, *lower_triangle])).astype(np.uint8)
             codes[layer, head] = [code_X.tobytes() for code_X in code_NX]
     left_out = [f"{sequences} of {len(tokens_NT)} sequences are here"] if sequences < len(tokens_NT) else []
     if len(chosen) < len(heads):

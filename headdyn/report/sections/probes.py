@@ -14,7 +14,7 @@ from headdyn.sweep.record import SweepRecord
 _ABOUT = (
     "Share of test tokens whose topic a linear probe reads from the residual stream, with 95 % intervals over "
     "sequences. The ceiling is the Bayes filter's; the baselines are the commonest topic, the token alone and the "
-    "position alone. Beside it, the same less the accuracy of a probe fitted to random labels of token types (control "
+    "position alone. Selectivity is the accuracy less that of a probe fitted to random labels of token types (control "
     "task)."
 )
 

@@ -19,10 +19,10 @@ from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
 
-EXACT = {"float64": 1e-10, "float32": 1e-4}  # the largest |Δlogit| that reordering heads may leave (science.md §14)
+EXACT = {"float64": 1e-10, "float32": 1e-4}  # the largest |Δlogit| that reordering heads may cause (science.md §14)
 _GROUPS = ("plain_success", "even_success", "odd_success", "all_success")
 _SPLITS = (
-    "Every bar counts splits of the layer's heads into two halves, by Δ with one half patched less Δ with the other. "
+    "The bars count the splits of the layer's heads into two halves, by Δ with one half patched less Δ with the other. "
     "Each split counts twice, with its halves in either order. Even/odd is special only where it lies outside the bars."
 )
 
@@ -133,7 +133,7 @@ def clusterings(sweep: SweepRecord) -> Section | None:
     ]
     about = (
         f"Heads of layer {layer}. A cluster of one head is an outlier. The null is random heads put through the same "
-        "steps; a silhouette near it is no clustering."
+        "steps; a silhouette near the null shows no clusters."
     )
     return _section("clusterings", "Clusterings", about, rows)
 
@@ -167,7 +167,7 @@ def _specialisation(job: Job) -> list[str]:
     ]
     best = job.scalar("best_split_nats").get("value")
     if best is not None:
-        sentences.append(f"The strongest split has {fixed(best, 3)} nats: some split always is.")
+        sentences.append(f"The strongest split has {fixed(best, 3)} nats; one of the splits is always the strongest.")
     return sentences
 
 
@@ -192,7 +192,7 @@ def _scan(job: Job) -> list[str]:
         return []
     best, test = max(groups, key=lambda row: row["standardised"]), job.scalar("scan_maximum")
     setting = job.run.manifest["config"].get("analysis", {}).get("group_scan", {})
-    gain, least = job.scalar("best_group_nats"), setting.get("least_nats", GroupScan.least_nats)  # older ones lack it
+    gain, least = job.scalar("best_group_nats"), setting.get("least_nats", GroupScan.least_nats)  # older runs lack it
     word = "more" if test["p"] <= 0.05 else "not reliably more"
     enough = gain.get("value") is not None and gain["ci_low"] > least
     sentences = [

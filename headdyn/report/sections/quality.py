@@ -1,4 +1,4 @@
-"""Quality control: checks of any sweep, of series of checkpoints and of a run, made on records, and their section."""
+"""Quality control: checks of sweeps, of series of checkpoints and of single runs, made from their records."""
 
 import re
 from collections import Counter
@@ -87,7 +87,8 @@ def _floor(jobs: Sequence[Job]) -> list[Check]:
         return []
     beaten = [job for job in measured if (loss := job.scalar("excess_nats")).get("ci_high", loss["value"]) < 0]
     least = min(measured, key=lambda job: job.scalar("excess_nats")["value"])
-    facts = f"the nearest, {least.label}, is {spelled(least.scalar('excess_nats'))} nats above it on the same sequences"
+    distance = spelled(least.scalar("excess_nats"))
+    facts = f"the nearest, {least.label}, is {distance} nats above the floor on the same sequences"
     if beaten:
         facts = f"beaten by {listed([job.label for job in beaten])}: the floor or the loss must be wrong; {facts}"
     return [Check("Does any model beat the Bayes floor?", "fails" if beaten else "ok", facts)]
@@ -139,17 +140,13 @@ def _absent(jobs: Sequence[Job]) -> list[Check]:
     reasons: dict[str, list[str]] = {}
     first_texts: dict[str, str] = {}  # reasons that differ in their numbers alone are one reason, in the first's words
 
-    def note(text: str, run: str) -> None:
-        first = first_texts.setdefault(re.sub(r"[-−]?[\d.]+(e[-+]?\d+)?", "#", text), text)
-        reasons.setdefault(first, []).append(run)
-
     for job in jobs:
-        for name, scalar in job.run.scalars.items():
-            if isinstance(scalar, dict) and "reason" in scalar and scalar.get("value") is None:
-                note(f"{name}: {scalar['reason']}", job.label)
-        for row in job.heads.rows():
-            if row["value"] is None and row["layer"] is not None:
-                note(f"{row['metric']} of heads or layers: {row['reason']}", job.label)
+        scalars = {n: s for n, s in job.run.scalars.items() if isinstance(s, dict) and s.get("value") is None}
+        rows = [row for row in job.heads.rows() if row["value"] is None and row["layer"] is not None]
+        texts = [f"{name}: {scalar['reason']}" for name, scalar in scalars.items() if "reason" in scalar]
+        for text in (*texts, *(f"{row['metric']} of heads or layers: {row['reason']}" for row in rows)):
+            first = first_texts.setdefault(re.sub(r"[-−]?[\d.]+(e[-+]?\d+)?", "#", text), text)
+            reasons.setdefault(first, []).append(job.label)
     facts = "; ".join(f"{text} ({len(runs)} in {count(len(set(runs)), 'run')})" for text, runs in reasons.items())
     return [Check("Is any number absent?", "note" if reasons else "ok", facts or "none")]
 
@@ -169,9 +166,9 @@ def _tests(jobs: Sequence[Job]) -> list[Check]:
 
 def _trainings(jobs: Sequence[Job]) -> Check:
     keys = {job.training for job in jobs}
-    facts = f"{count(len(jobs), 'complete run')} stand on {count(len(keys), 'training')}"
+    facts = f"{count(len(jobs), 'complete run')} of {count(len(keys), 'training')}"
     if len(keys) < len(jobs):
-        facts += ": arms that differ only in what became of the positions share one"
+        facts += ": arms that differ only in the change of positions after the training share it"
     return Check("Which runs share a training?", "ok", facts)
 
 
@@ -203,23 +200,23 @@ def _corpora(jobs: Sequence[Job]) -> list[Check]:
     corpora = len(set().union(*keys.values()))
     facts = f"{corpora} corpora" if corpora != 1 else "one corpus in all"
     if mixed:
-        facts = f"not in {listed(mixed)}: their differences are also the corpora's"
+        facts = f"not for {listed(mixed)}: differences between these runs may come from their corpora"
     return [Check("Do all runs of a seed see the same corpus?", "fails" if mixed else "ok", facts)] if keys else []
 
 
 def pairs(entries: Mapping[str, Any], *only: str) -> str:
-    """The entries that are not empty in one line, `threads 2, device cpu`; with `only`, none but those."""
+    """The entries that are not empty, in one line: `threads 2, device cpu`. With `only`, just those of these names."""
     return ", ".join(f"{name} {value}" for name, value in entries.items() if value and (not only or name in only))
 
 
-def series_checks(series: Sequence[Series]) -> list[Check]:
+def series_checks(all_series: Sequence[Series]) -> list[Check]:
     """The checks of every series, then those over all of them."""
     checks = []
-    for each in series:
-        title = f" ({each.title})" if each.title else ""
-        parts = [*_early(each), _states(each), *_dtype(each), *_resolution(each)]
+    for series in all_series:
+        title = f" ({series.title})" if series.title else ""
+        parts = [*_early(series), _states(series), *_dtype(series), *_resolution(series)]
         checks += [Check(check.question + title, check.verdict, check.facts) for check in parts]
-    return [*checks, _repeated(series), _units(series)] if series else []
+    return [*checks, _repeated(all_series), _units(all_series)] if all_series else []
 
 
 def _early(series: Series) -> list[Check]:
@@ -286,12 +283,12 @@ def _resolution(series: Series) -> list[Check]:
     return [Check("How finely can emergence be dated?", "ok" if widest["training_share"] < _FINE else "note", facts)]
 
 
-def _repeated(series: Sequence[Series]) -> Check:
+def _repeated(all_series: Sequence[Series]) -> Check:
     question = "Are the results repeatable?"
     by_state: dict[tuple[str, Any], list[Job]] = {}
-    for each in series:
-        for row in each.rows:
-            job = each.jobs.get(row["revision"])
+    for series in all_series:
+        for row in series.rows:
+            job = series.jobs.get(row["revision"])
             if job is not None and job.complete and row.get("state_hash"):
                 by_state.setdefault((row["state_hash"], job.factors.get("seed")), []).append(job)
     repeats = [jobs for jobs in by_state.values() if len(jobs) > 1]
@@ -314,10 +311,10 @@ def _repeated(series: Sequence[Series]) -> Check:
     return Check(question, "ok" if worst < _ROUNDING else "fails", facts)
 
 
-def _units(series: Sequence[Series]) -> Check:
-    trainings = {(each.model, str(each.factors.get("seed")), each.truth.get("suite")) for each in series}
+def _units(all_series: Sequence[Series]) -> Check:
+    trainings = {(series.model, str(series.factors.get("seed")), series.truth.get("suite")) for series in all_series}
     facts = (
-        f"{count(len(trainings), 'training')}: intervals and p-values are over pairs, sequences or splits of this "
-        "training, and say nothing of how often another training would do the same"
+        f"{count(len(trainings), 'training')}: intervals and p-values are over pairs, sequences or splits of one "
+        "training, and do not tell how often another training would do the same"
     )
     return Check("What is the unit?", "note" if len(trainings) == 1 else "ok", facts)

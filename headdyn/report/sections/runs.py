@@ -1,4 +1,4 @@
-"""Runs by their numbers: every run's outcomes in one table, and of a single run its figures and every scalar."""
+"""Runs by their numbers: every run's outcomes in one table; a single run's outcomes, figures and scalars."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +26,7 @@ _TOPICS = (
     "attention against other sequences' labels for within-topic attention, causal-uniform attention for entropy and "
     "position 0, the best baseline for probes; 0 for the rest."
 )
-# By outcome, another scalar of the run that it is best compared with, and the word for that scalar.
+# By outcome, the scalar of the same run that it is best compared with, and the word for that scalar.
 _BESIDE = {
     "within_ratio": ("within_ratio_uniform", "uniform"),
     "probe_accuracy_middle": ("probe_ceiling", "ceiling"),
@@ -104,7 +104,7 @@ def outcomes(sweep: SweepRecord) -> Section | None:
 
 
 def _main_picture(sweep: SweepRecord) -> Path | None:
-    """The course of training; of a model that came trained, the first figure of the primary outcome's analysis."""
+    """The training's course; for a model trained elsewhere, the first figure of the primary outcome's analysis."""
     groups = figures_by_analysis(sweep.jobs[0])
     glossary = sweep.jobs[0].run.manifest.get("glossary", {})
     owners = [name for name, part in glossary.items() if sweep.primary in part["metrics"]]
@@ -134,9 +134,8 @@ def training_figures(job: Job) -> dict[str, Figure]:
     """Loss against steps with the reference lines, and the recovery after a positional change where there was one."""
     lines = [loss_curve(job, name, label) for name, label in _LOSSES.items() if job.metrics.get(name)]
     figures = {"loss": loss_figure(lines, [job], "Training loss")} if job.metrics.get("val_loss_nats") else {}
-    for figure in recovery_figures(SweepRecord.of(job)).values():
-        figures["recovery"] = figure
-    return figures
+    recovery = [*recovery_figures(SweepRecord.of(job)).values()]
+    return figures | ({"recovery": recovery[0]} if recovery else {})
 
 
 def numbers(sweep: SweepRecord) -> Section:
@@ -159,7 +158,7 @@ def numbers(sweep: SweepRecord) -> Section:
 def scalars_by_analysis(job: Job) -> dict[str, list[dict[str, Any]]]:
     """The run's scalars by the analysis that measured them; those of the pipeline are "corpus and training".
 
-    Metrics of an analysis that are absent for the same reason share one row, behind the analysis's other rows.
+    Metrics of an analysis that are absent for the same reason share one row, after the analysis's other rows.
     """
     glossary = job.run.manifest.get("glossary", {})
     owner = {metric: name for name, part in glossary.items() for metric in part["metrics"]}

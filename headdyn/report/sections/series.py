@@ -44,41 +44,44 @@ _HASHED = (
 
 def verdict(sweep: SweepRecord) -> Section | None:
     """For every series its answer, the curve of its primary measure, and the verdict on each measure."""
-    series = read_series(sweep)
+    all_series = read_series(sweep)
+    if not all_series:
+        return None
     blocks: list[Any] = []
-    if len(series) > 1:
+    if len(all_series) > 1:
         about = "Where each measure emerged, (last step below, first step above], and its class."
-        blocks = [Heading("Series side by side"), about, compared(series)]
-    for each in series:
-        answer = Markup('<p class="headline">{}</p>').format(headline(each))
-        table = verdict_table(each)
-        blocks += [Heading(each.title), answer, curve(each, [each.primary] if each.primary else [])]
+        blocks = [Heading("Series side by side"), about, compared(all_series)]
+    for series in all_series:
+        # A single series' answer is the page's first.
+        answer = Markup('<p class="headline">{}</p>').format(headline(series)) if len(all_series) > 1 else None
+        table = verdict_table(series)
+        blocks += [Heading(series.title), answer, curve(series, [series.primary] if series.primary else [])]
         blocks += [table, _WORDS] if table.rows else []
-    return Section("verdict", "When does it emerge?", blocks, headline(series[0]), folded=False) if series else None
+    return Section("verdict", "When does it emerge?", blocks, headline(all_series[0]), folded=False)
 
 
 def over_training(sweep: SweepRecord) -> Section | None:
     """The other measures of every series over training, the figures of its analysis, and what moves together."""
     blocks: list[Any] = []
-    for each in read_series(sweep):
-        figures = [*other_curves(each).values(), *filter(lambda path: path.exists(), each.figures.values())]
-        blocks += [Heading(each.title), figures] if figures else []
-        together = _together(each)
+    for series in read_series(sweep):
+        figures = [*other_curves(series).values(), *(path for path in series.figures.values() if path.exists())]
+        blocks += [Heading(series.title), figures] if figures else []
+        together = _together(series)
         blocks += [Heading("What moves together"), _TOGETHER, together] if together.rows else []
     return Section("timeline", "Over training", blocks) if blocks else None
 
 
 def _together(series: Series) -> Table:
     """The pairs of measures that move together most; p and q of older records, from an invalid null, are not shown."""
-    records = sorted(series.verdict.get("moving_together", []), key=lambda each: -abs(each["correlation"]))
+    records = sorted(series.verdict.get("moving_together", []), key=lambda record: -abs(record["correlation"]))
     rows = [
         {
-            "measure": series.metric(each["one"]).label,
-            "with": series.metric(each["other"]).label,
-            "rank correlation of changes": fixed(each["correlation"], 2, signed=True),
-            "units": count(each["changes"], "change"),
+            "measure": series.metric(record["one"]).label,
+            "with": series.metric(record["other"]).label,
+            "rank correlation of changes": fixed(record["correlation"], 2, signed=True),
+            "units": count(record["changes"], "change"),
         }
-        for each in records[:_MOST_PAIRS]
+        for record in records[:_MOST_PAIRS]
     ]
     return Table.of(rows)
 
@@ -94,29 +97,22 @@ def changes(sweep: SweepRecord) -> Section | None:
         sentences = [f"{count(len(steps), 'checkpoint')}, step {steps[0]} to {steps[-1]}."] if len(steps) > 1 else []
         sentences += [f"{revision} is left out: {why}." for revision, why in missing.items()]
         sentences += [f"Absent: {verdict['reason']}."] if verdict.get("reason") else []
-        rows = [
-            {
-                "metric": metric,
-                "value": cell(scalar),
-                "units": units(scalar),
-                "meaning": entry["meanings"].get(metric, ""),
-            }
-            for metric, scalar in entry["summary"].items()
-        ]
+        summary, meanings = entry["summary"], entry["meanings"]
+        rows = [[metric, cell(scalar), units(scalar), meanings.get(metric, "")] for metric, scalar in summary.items()]
+        table = Table(columns=["metric", "value", "units", "meaning"], rows=rows, dense=True)
         blocks += [Heading(": ".join(filter(None, (name, titles[entry["series"]])))), " ".join(sentences)]
-        figures = [sweep.folder / file for file in entry["figures"].values()]
-        blocks += [Table.of(rows, dense=True) if rows else None, figures]
+        blocks += [table if rows else None, [sweep.folder / file for file in entry["figures"].values()]]
         names.append(name)
     return Section("changes", " · ".join(dict.fromkeys(names)), blocks) if blocks else None
 
 
 def checkpoints(sweep: SweepRecord) -> Section | None:
     """The hash of every checkpoint's weights, and whether the checkpoint counts."""
-    series = read_series(sweep)
+    all_series = read_series(sweep)
     blocks: list[Any] = [_HASHED]
-    for each in series:
-        blocks += [Heading(each.title), _checkpoint_table(each)]
-    return Section("checkpoints", "Checkpoints", blocks, counted(series[0])[0]) if series else None
+    for series in all_series:
+        blocks += [Heading(series.title), _checkpoint_table(series)]
+    return Section("checkpoints", "Checkpoints", blocks, counted(all_series[0])[0]) if all_series else None
 
 
 def verdict_table(series: Series) -> Table:
@@ -133,7 +129,7 @@ def _judged(metric: Metric, judgement: Mapping[str, Any]) -> dict[str, str]:
     sure = f" (probability {share(odds[j['pace']])})" if j["pace"] in odds else ""
     why = f"; {j['pace_reason']}" if "pace_reason" in j else ""
     lost = j.get("disappearances")
-    known = {True: "yes", False: "not shown", None: "cannot be told"}
+    beyond_chance = {True: "yes", False: "not shown", None: "cannot be told"}[j["beyond_chance"]]
     return {
         "counts as emerged when": j["rule"],
         "emergence: (last step below, first step above]": interval(j),
@@ -152,21 +148,21 @@ def _judged(metric: Metric, judgement: Mapping[str, Any]) -> dict[str, str]:
         "highest; at the last checkpoint": "; ".join(
             fixed(metric.scale * j[end], metric.digits, signed=True) for end in ("highest", "last")
         ),
-        "beyond chance": f"{known[j['beyond_chance']]}: {j['against_chance']}",
+        "beyond chance": f"{beyond_chance}: {j['against_chance']}",
         "units": ABSENT if j["n"] is None else count(j["n"], "pair"),
     }
 
 
-def compared(series: Sequence[Series]) -> Table:
-    """Several series side by side: where each measure emerged, and whether the split is beyond chance."""
-    labels = {name: each.metric(name).label for each in series for name in each.measures}
+def compared(all_series: Sequence[Series]) -> Table:
+    """Several series side by side: where each measure emerged, and p of the split into halves over the trajectory."""
+    labels = {name: series.metric(name).label for series in all_series for name in series.measures}
     rows = []
-    for each in series:
-        judged = [each.measures.get(name) for name in labels]
-        texts = [ABSENT if j is None else f"{interval(j)}, {j['class']}" for j in judged]
-        rows.append([each.title or each.model, *texts, p_value(each.split.get("p"))])
-    last = f"p of {'/'.join(halves(series[0]))} over the trajectory"
-    return Table(columns=["series", *labels.values(), last], rows=rows)
+    for series in all_series:
+        judgements = [series.measures.get(name) for name in labels]
+        texts = [ABSENT if j is None else f"{interval(j)}, {j['class']}" for j in judgements]
+        rows.append([series.title or series.model, *texts, p_value(series.split.get("p"))])
+    p_heading = f"p of {'/'.join(halves(all_series[0]))} over the trajectory"
+    return Table(columns=["series", *labels.values(), p_heading], rows=rows)
 
 
 def _checkpoint_table(series: Series) -> Table:
@@ -226,11 +222,11 @@ def curve(series: Series, names: Sequence[str], *, more: Sequence[Curve] = ()) -
         value, low, high, null = (metric.scale * np.array(values) for values in ends)
         band = (low, high) if points.has_interval else (None, None)
         lines.append(Curve(label=label, x=points.steps, y=value, low=band[0], high=band[1]))
-        known = np.isfinite(null)
-        if null[known].any():
+        has_null = np.isfinite(null)
+        if null[has_null].any():
             name_of_null = "chance" if alone else f"chance, {label}"
-            lines.append(Curve(label=name_of_null, x=np.array(points.steps)[known], y=null[known]))
-        elif known.any():
+            lines.append(Curve(label=name_of_null, x=np.array(points.steps)[has_null], y=null[has_null]))
+        elif has_null.any():
             levels["chance"] = 0.0
         captions.append(f"{label}: {meaning}" if meaning else label)
     if any(points.has_interval for points in measured.values()):
@@ -266,7 +262,7 @@ def _title(series: Series, names: Sequence[str]) -> str:
 
 
 def _chance_band(series: Series, name: str, metric: Metric) -> tuple[list[Curve], list[str]]:
-    """The band in which 95 % of all splits stay at every checkpoint, unless it reaches the bound, and its caption."""
+    """The band in which 95 % of all splits stay at every checkpoint, unless it reaches the bound; and its caption."""
     band = series.points(f"{name}_band")
     if band is None:
         return [], []

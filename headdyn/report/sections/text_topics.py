@@ -26,9 +26,9 @@ def section(sweep: SweepRecord) -> Section | None:
     if not corpora:
         return None
     blocks: list[Any] = [_ABOUT]
-    for place, known in enumerate(corpora.values(), 1):
-        topics = Table(columns=["topic", "documents", "its terms"], rows=_topics(known))
-        blocks += [Heading(f"Corpus {place}" if len(corpora) > 1 else ""), facts(_facts(known)), topics]
+    for place, recorded in enumerate(corpora.values(), 1):
+        topics = Table(columns=["topic", "documents", "its terms"], rows=_topics(recorded))
+        blocks += [Heading(f"Corpus {place}" if len(corpora) > 1 else ""), facts(_facts(recorded)), topics]
     return Section("topics", "Text and topics", blocks)
 
 
@@ -42,8 +42,8 @@ def _facts(f: Mapping[str, Any]) -> dict[str, str]:
         entries["topics from"] = "clusters of " + ", ".join(parts)
     if f.get("silhouette") is not None:
         entries["silhouette"] = (
-            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; Gaussian points of "
-            f"their covariance give {fixed(f['silhouette_null'], 3)}, their 95th percentile is "
+            f"{fixed(f['silhouette'], 3)} on {number(f['silhouette_documents'])} documents; Gaussian points with the "
+            f"documents' covariance give {fixed(f['silhouette_null'], 3)}, at the 95th percentile "
             f"{fixed(f['silhouette_null_p95'], 3)} (p {p_value(f['silhouette_p'])})"
         )
     elif "silhouette_absent" in f:
@@ -62,7 +62,7 @@ def _facts(f: Mapping[str, Any]) -> dict[str, str]:
             f"{fixed(f['given_adjusted_rand_null_p95'], 4)} (p {p_value(f['given_adjusted_rand_p'])})"
         )
     entries["tokens"] = (
-        f"byte-level BPE of {number(f['vocab_size'])}, {fixed(f['val_bytes_per_token'], 2)} bytes a token; "
+        f"byte-level BPE with {number(f['vocab_size'])} tokens, {fixed(f['val_bytes_per_token'], 2)} bytes a token; "
         f"{number(f['train_sequences'])} training and {number(f['val_sequences'])} held-out sequences"
     )
     entries["a sequence"] = (

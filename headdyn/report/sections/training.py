@@ -15,15 +15,15 @@ from headdyn.sweep.record import SweepRecord
 LOSS_REFERENCES = ("random", "unigram", "mixture", "bigram", "trigram", "position_only", "speaker_blind", "floor")
 _MEANINGS = {
     "random": "uniform guessing, what chance gives",
-    "mixture": "the best topic-blind bigram, where a model waits before it infers topics",
+    "mixture": "the best topic-blind bigram; a model's loss stays near it until the model infers topics",
     "position_only": "evidence of the topic weighted by distance alone",
     "speaker_blind": "exact inference that does not know who speaks",
     "floor": "exact inference, which no model can beat",
 }
-_ABOUT = "Held-out loss of every training; arms that differ only in what became of the positions afterwards share one."
+_ABOUT = "Held-out loss of every training; arms that differ only in a later change of the positions share one training."
 _HELD = (
-    "In some of these trainings heads were held at an ideal (train.clamp). The losses of this section are theirs, with "
-    "the heads held; every other number of the page is of their weights with the heads free, as they were not trained."
+    "In some of these trainings heads were held at an ideal (train.clamp). The losses in this section are with the "
+    "heads held; all other numbers on the page are with the heads free, as the models were not trained."
 )
 _RECOVERY = (
     "Held-out loss above that of the same training before the change; step 0 is right after it. Every arm of a seed is "
@@ -81,8 +81,8 @@ def loss_figures(sweep: SweepRecord) -> dict[str, Figure]:
         title = f"Held-out loss ({group})" if group else "Held-out loss"
         lines = []
         for arms in trainings:
-            runs = [job.number for job in arms]
-            lines.append(loss_curve(arms[0], "val_loss_nats", shared_label(arms), look[arms[0].number], runs))
+            first, runs = arms[0], [job.number for job in arms]
+            lines.append(loss_curve(first, "val_loss_nats", shared_label(arms), look[first.number], runs))
         if lines:
             figures[title] = loss_figure(lines, [arms[0] for arms in trainings], title)
     return figures

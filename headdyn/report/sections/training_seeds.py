@@ -23,11 +23,11 @@ _WORDS = (
     "The unit is a training. Shares have Clopper–Pearson intervals, means Student's, all 95 %. A step of emergence is "
     "the geometric mean of the trainings that have one; its interval covers the distance between checkpoints, too."
 )
-_FEWEST_PAIRS = 8  # of curves are shown even where fewer are found
+_FEWEST_PAIRS = 8  # of curves; so many are shown even if fewer are found to move together
 _TOGETHER = (
     "Rank correlations of two curves' changes from checkpoint to checkpoint: with both curves from the same training, "
-    "and with the two from different trainings. p compares with the trainings of one curve in other orders, so that a "
-    "curve meets the other one of another training; q is over all pairs. Shown are the pairs with q ≤ 0.05, or the "
+    "and with the two from different trainings. p compares the mean over trainings with the means when one curve's "
+    "trainings are put in other orders; q is over all pairs. Shown are the pairs with q ≤ 0.05, or the "
     f"{_FEWEST_PAIRS} with the smallest p. Curves that are computed from one another move together for that reason."
 )
 
@@ -35,15 +35,15 @@ _TOGETHER = (
 def section(sweep: SweepRecord) -> Section | None:
     """For every suite with several trainings, tables of its measures and of its other numbers."""
     blocks: list[Any] = []
-    every = repetitions(sweep)
-    for repetition in every:
+    all_repetitions = repetitions(sweep)
+    for repetition in all_repetitions:
         blocks += [Heading(f"{repetition.suite}: {repetition.analysis.replace('_', ' ')}")]
         blocks += [table for table in (_measures(repetition, sweep), _scalars(repetition, sweep)) if table.rows]
         together = curves_together(repetition, sweep)
         blocks += [Heading("Curves that move together" if together.records else ""), together.sentence()]
         blocks += [_together(together, sweep), _TOGETHER] if together.records else []
-    lead = next((texts[0] for repetition in every if (texts := sentences(repetition, sweep))), "")
-    return Section("training_seeds", QUESTION, [*blocks, _WORDS], lead, folded=False) if every else None
+    lead = next((texts[0] for repetition in all_repetitions if (texts := sentences(repetition, sweep))), "")
+    return Section("training_seeds", QUESTION, [*blocks, _WORDS], lead, folded=False) if all_repetitions else None
 
 
 def _measures(repetition: Repetition, sweep: SweepRecord) -> Table:
@@ -71,14 +71,14 @@ def _together(together: CurvesTogether, sweep: SweepRecord) -> Table:
     """One row per pair of curves: those that are found, or the pairs with the smallest p."""
     rows = [
         {
-            "curve": sweep.metric(each["one"]).label,
-            "with": sweep.metric(each["other"]).label,
-            "same training\nmean correlation": fixed(each["within"], 2, signed=True),
-            "different trainings\nmean correlation": fixed(each["across"], 2, signed=True),
-            "p": p_value(each["p"]),
-            "q": p_value(each["q"]),
-            "units": count(each["n"], "training"),
+            "curve": sweep.metric(record["one"]).label,
+            "with": sweep.metric(record["other"]).label,
+            "same training\nmean correlation": fixed(record["within"], 2, signed=True),
+            "different trainings\nmean correlation": fixed(record["across"], 2, signed=True),
+            "p": p_value(record["p"]),
+            "q": p_value(record["q"]),
+            "units": count(record["n"], "training"),
         }
-        for each in together.records[: max(len(together.found), _FEWEST_PAIRS)]
+        for record in together.records[: max(len(together.found), _FEWEST_PAIRS)]
     ]
     return Table.of(rows)

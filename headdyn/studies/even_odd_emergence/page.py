@@ -1,4 +1,4 @@
-"""H1 to H5, the study's figures beside ours, and what misleads in how it patched heads."""
+"""H1 to H5, the study's figures beside ours, and why the study's patching of heads misleads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,12 +18,12 @@ from headdyn.sweep.series_record import Series, read_series
 from headdyn.sweep.series_words import interval, share, statement
 from headdyn.sweep.words import Statement
 
-OWN = "original_strength"  # the study's own strength, of one prompt
+OWN = "original_strength"  # the strength by the study's own rule, on one prompt
 _FINAL_STEP = 143_000
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """The study's hypotheses judged by these runs, its figures beside ours, and what misleads in it."""
+    """The study's hypotheses judged by these runs, its figures beside ours, and why it misleads."""
     series = read_series(sweep)
     parts = [_hypotheses(series), _beside(series), _heads_alone(series), _misleads(sweep)]
     return [section for section in parts if section is not None]
@@ -177,17 +177,17 @@ def _misleads(sweep: SweepRecord) -> Section | None:
 
 
 def strengths(jobs: Sequence[Job]) -> str:
-    """The study's strengths beside those of real heads."""
+    """A sentence on the strengths by the study's rule, beside those of real heads."""
     own, ours = [job.run.value(OWN) or 0.0 for job in jobs], [job.run.value("strength") for job in jobs]
     levels = ", ".join(f"{word} at {own.count(level)}" for word, level in (("+1", 1), ("0", 0), ("−1", -1)))
-    here = f"Over {count(len(own), 'checkpoint')} the study's strength is {levels}"
+    text = f"Over {count(len(own), 'checkpoint')} the study's strength is {levels}"
     pairs = [(theirs, value) for theirs, value in zip(own, ours, strict=True) if value is not None]
     if not pairs:
-        return f"{here}."
+        return f"{text}."
     low, high = (extreme(value for _, value in pairs) for extreme in (min, max))
     apart = sum((theirs > 0.5) != (value > 0.5) for theirs, value in pairs)
     return (
-        f"{here}; real heads patched at the prompt, over {jobs[0].scalar('strength').get('n')} pairs, give strengths "
+        f"{text}; real heads patched at the prompt, over {jobs[0].scalar('strength').get('n')} pairs, give strengths "
         f"from {fixed(low, 2)} to {fixed(high, 2)}, and the two disagree on “above 0.5” at {apart} of {len(pairs)}."
     )
 
@@ -244,7 +244,7 @@ def _final(series: Series) -> Check:
     if not is_of(series.model, reported):
         return Check(question, "note", f"no known result for {series.model}, so the end cannot be checked against one")
     if last["step"] != _FINAL_STEP:
-        text = f"the study's is of step {_FINAL_STEP}; the last that counts here is {last['revision']}"
+        text = f"the study's figure is of step {_FINAL_STEP}; the last checkpoint here is {last['revision']}"
         return Check(question, "note", text)
     known, own = float(reported["rows"][-1][3]), job.run.value(OWN)
     ours = f"over pairs, strength is {spelled(job.scalar('strength'), signed=True)}"

@@ -2,7 +2,7 @@
 
 study.json says what the study did, and why none of it is evidence about heads: it patched slices of the attention
 output behind W_O (`attn_out_slice`), aligned prompts from the left, and its hook went on firing at `every_step` of
-decoding. It judged one prompt in float16, 15 times; greedy decoding repeats itself, which two trials show as well.
+decoding. It judged one prompt in float16 15 times; since greedy decoding repeats itself, two trials show as much.
 """
 
 from __future__ import annotations
@@ -76,14 +76,14 @@ class OriginalPatching:
         """The study's rates and their difference; n is 1 whatever the number of trials, since all are one prompt."""
         layer, heads = chosen_layer(self.layer, decoder.config.num_layers), range(decoder.config.num_heads)
         groups = {"plain": (), "even": heads[::2], "odd": heads[1::2]}
-        responses = answered(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
+        responses = responses_to_patches(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
         success = {row["name"]: row["success"] for row in responses.to_pylist()}
         strength = {"metric": "original_strength", "value": float(success["even"]) - success["odd"], "null": 0.0}
         rows = [*verdict_rows(responses), strength | {"n": 1, "unit": "prompt"}]
         return Findings(table=HeadTable.from_rows(rows), tables={"original_responses": responses})
 
 
-def answered(
+def responses_to_patches(
     decoder: Decoder,
     prompts: Prompts,
     layer: int,
@@ -92,10 +92,11 @@ def answered(
     trials: int,
     tokens: int,
 ) -> pa.Table:
-    """The answers to the study's prompt in float16, for each named group of "heads"; an empty group is unpatched.
+    """The model's answers to the study's prompt in float16, with each named group of "heads" patched.
 
-    A row for each group: `text` is that of the first trial, `success` the study's verdict on it, `agreeing` the share
-    of trials that wrote the same text.
+
+    For an empty group nothing is patched. One row (RESPONSES) for each group: `text` is that of the first trial,
+    `success` the study's verdict on it, `agreeing` the share of trials that wrote the same text.
     """
     from headdyn.analysis.interventions.patching import GroupPatching, heads_as_weights, in_dtype
 

@@ -8,7 +8,7 @@ from headdyn.sweep.record import SweepRecord
 
 
 def sections(sweep: SweepRecord) -> list[Section]:
-    """What misleads in the study, if a run repeated its procedure."""
+    """Why the study misleads, if a run repeated its procedure."""
     job = next((job for job in sweep.complete if "original_identity_success" in job.run.scalars), None)
     if job is None:
         return []
@@ -26,7 +26,7 @@ def verdicts(job: Job) -> str:
         if (value := job.run.value(f"original_{order}_success")) is not None
     ]
     changes = [v for order in ORDERS[1:] if (v := job.run.value(f"{order}_float64_logit_change")) is not None]
-    here = f"Its verdicts here: {', '.join(right)}."
+    text = f"Its verdicts here: {', '.join(right)}."
     if changes:
-        here += f" Heads really reordered, weights and all, change no logit by more than {max(changes):.0e} in float64."
-    return here
+        text += f" Heads really reordered, weights and all, change no logit by more than {max(changes):.0e} in float64."
+    return text

@@ -13,7 +13,7 @@ from headdyn.analysis.interventions.patch import Layer, chosen_layer
 from headdyn.analysis.interventions.permutation import ORDERS
 from headdyn.core.records import Findings, HeadTable, Metric
 from headdyn.core.settings import Count, settings
-from headdyn.studies.even_odd_emergence.patching import answered, verdict, verdict_rows
+from headdyn.studies.even_odd_emergence.patching import responses_to_patches, verdict, verdict_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +30,7 @@ NOTE = (
 
 @settings
 class VirtualPermutation:
-    """The study's verdict on its prompt under each order, with the heads patched that the order puts at even places.
+    """The study's verdict on its prompt under each order of heads: the heads that it puts at even places are patched.
 
     Table: `virtual_permutation`, whose metadata say why it tells nothing about indices.
     """
@@ -52,6 +52,6 @@ class VirtualPermutation:
         orders = head_orders(c.num_heads, c.num_kv_heads, generator)
         groups = {name: order[::2] for name, order in orders.items()}
         layer = chosen_layer(self.layer, c.num_layers)
-        responses = answered(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
+        responses = responses_to_patches(decoder, corpus, layer, groups, trials=self.trials, tokens=self.tokens)
         table = responses.replace_schema_metadata({"note": NOTE})
         return Findings(table=HeadTable.from_rows(verdict_rows(responses)), tables={"virtual_permutation": table})

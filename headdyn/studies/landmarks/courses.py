@@ -85,10 +85,10 @@ def judge_pairs(
     trainings: Sequence[Course], factor: str, low: Any, high: Any, judge: Callable[[Course, Course], Judged]
 ) -> list[Case]:
     """A case for every seed that has a training at both levels of the factor; `judge` gets (at `low`, at `high`)."""
-    at = {(course.seed, course.factors.get(factor)): course for course in trainings}
+    course_at = {(course.seed, course.factors.get(factor)): course for course in trainings}
     seeds = dict.fromkeys(course.seed for course in trainings)
-    both = [seed for seed in seeds if (seed, low) in at and (seed, high) in at]
-    return [Case(f"seed {seed}", *judge(at[seed, low], at[seed, high])) for seed in both]
+    both = [seed for seed in seeds if (seed, low) in course_at and (seed, high) in course_at]
+    return [Case(f"seed {seed}", *judge(course_at[seed, low], course_at[seed, high])) for seed in both]
 
 
 def sooner(
@@ -96,7 +96,7 @@ def sooner(
 ) -> list[Case]:
     """For every seed, whether the training at `high` is half way sooner than that at `low`.
 
-    None where the two intervals of steps overlap.
+    The case cannot be told (None) where the two intervals of steps overlap.
     """
 
     def judge(first: Course, second: Course) -> Judged:

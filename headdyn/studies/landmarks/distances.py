@@ -41,6 +41,6 @@ class Distances:
 
     @abstractmethod
     def laws(self, corpus: Any) -> Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]:
-        """By the suffix of metrics' names: sequences [N, T], and each predictor's law of the next token [N, T-1, V]."""
+        """By suffix of the metrics' names, sequences [N, T] and each predictor's law of the next token [N, T-1, V]."""
 
     __call__ = measured_in("headdyn.studies.landmarks.distances_measure")

@@ -22,7 +22,8 @@ def sections(landmark: Landmark, sweep: SweepRecord) -> list[Section]:
         cases = prediction.judge(trainings)
         evidence = "; ".join(f"{case.name}: {case.evidence}" for case in cases) or "no training to judge it by"
         rows.append([prediction.statement, prediction.criterion, evidence, verdict(cases)])
-    about = f"{landmark.paper}. Written before the runs, unless a criterion says otherwise. {landmark.differences}"
+    written = "Predictions were written before the runs, unless a criterion says otherwise."
+    about = f"{landmark.paper}. {written} {landmark.differences}"
     table = Table(columns=["the paper's prediction", "holds where", "these runs", "verdict"], rows=rows)
     lead = "; ".join(f"{i}. {row[-1]}" for i, row in enumerate(rows, 1))
     parts = [about, table, list(landmark.figures(trainings).values())]

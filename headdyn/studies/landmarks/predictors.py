@@ -23,10 +23,10 @@ def stationary_laws(chains_KVV: np.ndarray) -> np.ndarray:
 
 
 def unigram_concentration(draw_chains: Callable[[int, np.random.Generator], np.ndarray]) -> float:
-    """The concentration of the Dirichlet law that stationary laws of drawn chains are like.
+    """The concentration of the symmetric Dirichlet law that resembles the stationary laws of drawn chains.
 
-    Stationary laws are more even than the chains' rows: of Dirichlet(1) rows of 10 symbols they are like
-    Dirichlet(9.7). The law is the symmetric one with the same mean of Σ_v π_v², which is (α + 1)/(V α + 1).
+    Stationary laws are more even than the chains' rows: those of Dirichlet(1) rows of 10 symbols resemble
+    Dirichlet(9.7). The Dirichlet law is matched by the mean of Σ_v π_v², which is (α + 1)/(V α + 1).
     """
     laws_KV = stationary_laws(draw_chains(_CHAINS_OF_THE_PRIOR, generator(0, "stationary laws")))
     square = float((laws_KV**2).sum(1).mean())
@@ -86,7 +86,7 @@ def retrieval_laws(tokens_NT: np.ndarray, chains_KVV: np.ndarray, stationary_KV:
 
 
 def next_token_loss(law_NTV: np.ndarray, tokens_NT: np.ndarray) -> np.ndarray:
-    """Loss [N, T-1] in nats of a law."""
+    """The loss [N, T-1] in nats of predicting each next token by the law [N, T-1, V]."""
     return -np.log(np.take_along_axis(law_NTV, tokens_NT[:, 1:, None].astype(np.int64), axis=2)[..., 0])
 
 

@@ -1,8 +1,8 @@
 """How often the detectors find the truth about suites whose answer is known.
 
-Every suite is trained, analysed at the eleven checkpoints of the emergence study, and recorded in a file of its own at
-once, so that the same command continues where it stopped and more suites add to the record. The suite is the unit of
-every statistic (science.md §16). Shape suffixes as in analysis/interventions/splits.py.
+Every suite is trained, analysed at the eleven checkpoints of the emergence study, and then recorded in a file of its
+own. So the same command continues where it stopped, and more suites can be added to the record. The suite is the unit
+of every statistic (science.md §16). Shape suffixes as in analysis/interventions/splits.py.
 """
 
 import csv
@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 SCHEMA = 1  # raised when a row's meaning changes
 SERIES = "original_11"
 ALPHA = 0.05
-MANIFEST = "manifest"  # the entry of a suite's file that says when, by which code and with which packages it was done
-THRESHOLD = 0.5  # the success above which a planted effect shows, as in Emergence
+MANIFEST = "manifest"  # the entry of a suite's file with its date, code revision and package versions
+THRESHOLD = 0.5  # a planted effect counts as present above this success, as in Emergence
 LEARNT = 0.9  # least share of bug pairs right in the plain wording and wrong after "Q:", for a suite to be informative
 FLIPPED = 0.9  # least share of answers that patching all heads must flip
 
@@ -51,8 +51,8 @@ Row = dict[str, Any]
 NOT_EVEN = "not planted in the even heads"
 GROUPS: Mapping[str, Sequence[str]] = {**{kind: (kind,) for kind in KINDS}, NOT_EVEN: KINDS[1:]}
 
-# Questions about suites: the groups of kinds that each is put to, and a function from a suite's row to its answer (None
-# where the row has none). Even heads that do less than odd ones are not a detection.
+# By question: the groups of kinds for which it is asked, and a function from a suite's row to its answer (None where
+# the row has none). A split in which even heads do less than odd ones is no detection.
 QUESTIONS: Mapping[str, tuple[Sequence[str], Callable[[Row], bool | None]]] = {
     "task learnt": (KINDS, lambda row: row["learnt"]),
     "even/odd found, last checkpoint": (tuple(GROUPS), lambda row: row["found"] and row["strength_nats"] > 0),
@@ -96,7 +96,7 @@ def study(
     """
     analysis = analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
-    # A suite of every kind first, so that a study that was interrupted compares kinds.
+    # One suite of every kind, then the next ones, so that an interrupted study can still compare kinds.
     for organism in (settings(kind, suite) for suite in range(suites) for kind in kinds):
         path = out / "suites" / f"{organism.organism}_{organism.suite:03d}.json"
         key = record_key(organism, analysis)
@@ -109,7 +109,7 @@ def study(
         write_record(out)
         log.info("%s %d: %s", organism.organism, organism.suite, _in_words(row))
     rows = write_record(out)
-    Console().print(Markdown(f"Suites of which it is true (Clopper–Pearson, 95 %)\n\n{markdown(summarise(rows))}"))
+    Console().print(Markdown(f"Suites whose answer is yes (Clopper–Pearson, 95 %)\n\n{markdown(summarise(rows))}"))
     return rows
 
 
@@ -157,7 +157,7 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
     began = time.process_time()
     points = [_point(organism, entry.path, revision, store, analysis) for revision in organism.series(SERIES)]
     verdict = Emergence()(points, generator(organism.suite, "analysis/emergence")).verdict
-    known = organism.truth()
+    truth = organism.truth()
     emerges = {
         name: [verdict["measures"][name][end] for end in ("emerges_after_step", "emerges_at_step")]
         for name in ("strength", "strength_nats")
@@ -166,15 +166,15 @@ def examine(organism: Organism, store: Store, analysis: Specialization) -> Row:
         "kind": organism.organism,
         "suite": organism.suite,
         "layer": organism.planted_layer,
-        "heads": known["heads"],
+        "heads": truth["heads"],
         "train_seconds": entry.build_seconds,
         "analysis_cpu_seconds": time.process_time() - began,
-        **_final(points[-1], known["heads"]),
+        **_final(points[-1], truth["heads"]),
         "excluded": verdict["excluded"],
         "found_by_trajectory": verdict["split"]["found"],
         "trajectory_p": verdict["split"]["p"],
-        **_onset(points, known),
-        **_detected_onset(points, known),
+        **_onset(points, truth),
+        **_detected_onset(points, truth),
         "even_odd_emerges": emerges["strength"],
         "even_odd_nats_emerge": emerges["strength_nats"],
     }
@@ -216,12 +216,12 @@ def _final(point: SeriesPoint, heads: Sequence[int]) -> Row:
 
 
 def _half(summary: SplitSummary, heads: Sequence[int]) -> int | None:
-    """The index of the split whose first half are the planted heads; None where they are not half of all heads."""
+    """The index of the split whose first half is the planted heads; None where they are not half of all heads."""
     planted_H = np.isin(np.arange(summary.splits.half_SH.shape[1]), heads)
     return next(iter(np.flatnonzero((summary.splits.half_SH == planted_H).all(1)).tolist()), None)
 
 
-def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
+def _onset(points: Sequence[SeriesPoint], truth: Mapping[str, Any]) -> Row:
     """The onset with known heads: the interval in which the planted effect passes the threshold, and the true onset.
 
     The effect is the planted half's success less the other half's; where all heads carry the choice, the success with
@@ -229,27 +229,27 @@ def _onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
     counts the checkpoints between the measured interval and the true one; None where the effect never shows.
     """
     row: Row = {"true_onset": None, "onset_after": None, "onset_at": None, "onset_off_by": None}
-    if known["onset"] is None:
+    if truth["onset"] is None:
         return row
     assert points[0].splits is not None
-    dated = _dated(points, _half(points[0].splits, known["heads"]), known["onset"]["step"])
-    return row | {"true_onset": known["onset"]["step"]} | {f"onset_{name}": value for name, value in dated.items()}
+    dated = _dated(points, _half(points[0].splits, truth["heads"]), truth["onset"]["step"])
+    return row | {"true_onset": truth["onset"]["step"]} | {f"onset_{name}": value for name, value in dated.items()}
 
 
-def _detected_onset(points: Sequence[SeriesPoint], known: Mapping[str, Any]) -> Row:
+def _detected_onset(points: Sequence[SeriesPoint], truth: Mapping[str, Any]) -> Row:
     """The onset from the checkpoints alone: that of the split with the largest strength (nats) at any checkpoint.
 
-    Where that split's success never passes the threshold, the onset of all heads together.
+    Where that split's success never passes the threshold, it is the onset of all heads together.
     """
-    true = (known["onset"] or {}).get("step")
+    true_onset = (truth["onset"] or {}).get("step")
     strength_KS = np.stack([point.splits.strength_S for point in points if point.splits is not None])
-    dated = _dated(points, int(strength_KS.max(0).argmax()), true)
-    dated = _dated(points, None, true) if dated["at"] is None else dated
+    dated = _dated(points, int(strength_KS.max(0).argmax()), true_onset)
+    dated = _dated(points, None, true_onset) if dated["at"] is None else dated
     return {f"detected_onset_{name}": value for name, value in dated.items()}
 
 
 def _dated(points: Sequence[SeriesPoint], half: int | None, true_onset: float | None) -> Row:
-    """The checkpoints between which the effect of a split, or of all heads (None), passes the threshold."""
+    """The checkpoints between which the effect of split `half`, or of all heads (None), passes the threshold."""
     effects = []
     for point in points:
         values = _values(point)
@@ -285,9 +285,9 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
 
 
 def share_of(question: str, suites: Sequence[Row]) -> Row:
-    """Of how many suites a question is true, the number of suites that answer it, and the share with its interval.
+    """How many suites answer a question with yes, how many answer it at all, and the share with its interval.
 
-    Empty where no suite answers the question.
+    Empty where no suite has an answer.
     """
     answers = [answer for row in suites if (answer := QUESTIONS[question][1](row)) is not None]
     if not answers:
@@ -303,7 +303,7 @@ def in_percent(share: Row) -> dict[str, float]:
 
 
 def markdown(summary: Sequence[Row]) -> str:
-    """The summary as a table: one line per question, one column per group of kinds, a dash for questions not put."""
+    """The summary as a table: one line per question, one column per group of kinds, a dash for questions not asked."""
     cells = {
         (row["question"], row["kind"]): f"{row['yes']}/{row['suites']} ({row['ci_low']:.2f}–{row['ci_high']:.2f})"
         for row in summary

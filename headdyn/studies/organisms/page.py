@@ -47,7 +47,7 @@ def _onset(series: Series) -> list[Check]:
     known = f"planting began at step {number(round(onset['step']))}"
     steps = [row["step"] for row in series.counted]
     if not steps or steps[-1] <= onset["step"]:
-        return [Check(question, "note", f"{known}; no checkpoint behind it counts")]
+        return [Check(question, "note", f"{known}; no checkpoint after it counts")]
     if judgement.get("emerges_at_step") is None:
         return [Check(question, "fails", f"{known}; no emergence was found")]
     true_place, dated_place = sum(step <= onset["step"] for step in steps), steps.index(judgement["emerges_at_step"])

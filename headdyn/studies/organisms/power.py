@@ -1,7 +1,8 @@
 """How strongly must something be planted for a detector to find it? Power against grades of planting (science.md §16).
 
-One setting of the planting is varied at a time. Every suite is recorded in a file of its own, so that the same command
-continues where it stopped. Detectors are given the planted layer; they must find the heads and the onset.
+A grade is a setting of the planting with several values; one is varied at a time. Every suite is recorded in a file of
+its own, so that the same command continues where it stopped. Detectors are given the planted layer; they must find the
+heads and the onset.
 """
 
 import dataclasses
@@ -77,7 +78,7 @@ def power(
     """Do the suites of all grades that are not yet on record in `out`; write power.json and one figure per grade.
 
     The grade `position` is analysed with every alignment of prompts, other grades with the analysis's own alignment.
-    Returns the summary over all that is on record of these grades: one row per grade, value, alignment and detector.
+    Returns the summary over all suites of these grades on record: one row per grade, value, alignment and detector.
     """
     analysis = analysis or Specialization()
     (out / "suites").mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ def power(
 
 
 def _graded(base: Organism, grade: str, value: Any) -> Organism:
-    """The suite with one grade set. The layer where it is planted anyway stays unsaid, so that it is the same suite."""
+    """The suite with one setting changed; `base` itself, with its key, if the layer is the planted one anyway."""
     change: dict[str, Any] = {grade: value}
     graded = dataclasses.replace(base, **change)
     return base if grade == "layer" and graded.planted_layer == base.planted_layer else graded
@@ -121,7 +122,7 @@ def _examine(out: Path, organism: Organism, store: Store, analysis: Specializati
 def summarise(rows: Sequence[Row], grades: Iterable[str], base: Organism, analysis: Specialization) -> list[Row]:
     """For each grade, value, alignment and detector, how many suites say yes, with 95 % Clopper–Pearson intervals."""
     usual = {name: getattr(base, name) for name in GRADES} | {"layer": base.planted_layer}
-    # A suite recorded before a setting could be graded had it as usual.
+    # A suite recorded before a setting could be graded has that setting's usual value.
     plantings = [usual | row["planting"] for row in rows]
     summary = []
     for grade in grades:
@@ -131,7 +132,7 @@ def summarise(rows: Sequence[Row], grades: Iterable[str], base: Organism, analys
         ]
         for value in sorted({value for value, _ in graded}):
             for alignment in _alignments(grade, analysis):
-                suites = [row for at, row in graded if (at, row["alignment"]) == (value, alignment)]
+                suites = [row for level, row in graded if (level, row["alignment"]) == (value, alignment)]
                 for detector in DETECTORS:
                     if share := share_of(detector, suites):
                         place = {"grade": grade, "value": value, "alignment": alignment, "detector": detector}
@@ -150,6 +151,6 @@ def figure(summary: Sequence[Row], grade: str) -> Figure:
     return interval_plot(
         intervals,
         xlabel="suites in which it is found (%)",
-        caption="Suites planted in even heads of which each detector says yes, with 95 % intervals (Clopper–Pearson)."
+        caption="Suites planted in even heads for which each detector says yes, with 95 % intervals (Clopper–Pearson)."
         + (" “By” names how prompts are aligned." if grade == "position" else ""),
     )

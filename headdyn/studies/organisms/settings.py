@@ -17,7 +17,8 @@ Kind = Literal["planted", "scattered", "diffuse", "null"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Position = Literal["block", "last", "answer"]
 Streams = Literal["kind", "suite"]
-_LATER = {"streams": "suite", "strength": 1.0, "redundancy": 1, "position": "block"}  # values in suites without them
+# Settings added later, with the values that earlier suites had.
+_LATER = {"streams": "suite", "strength": 1.0, "redundancy": 1, "position": "block"}
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -50,13 +51,12 @@ class Organism:
     warmup_share: Share = 0.05
     onset: Share = 0.25  # the share of training after which the choice is planted
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0  # the weight of the losses that plant; at 0 nothing is planted
-    redundancy: Annotated[int, Field(ge=1)] = 1  # groups that the heads are cut into, each carrying the choice alone
+    redundancy: Annotated[int, Field(ge=1)] = 1  # groups of the planted heads; each of them carries the choice alone
     # Where the choice is planted: in the tokens that both wordings have in common, in the prompt's last token, or in
     # the answer's tokens before the first at which the two answers differ.
     position: Position = "block"
-    streams: Streams = (
-        "kind"  # whether initial weights and batches are drawn for each kind, or once for a suite's kinds
-    )
+    # Whether initial weights and batches are drawn for each kind of a suite, or once for all of its kinds.
+    streams: Streams = "kind"
 
     stage: ClassVar[str] = "organism"
 
@@ -100,7 +100,7 @@ class Organism:
         ignored = ("name", "revision", "revisions", "dtype")
         settings = {k: v for k, v in dataclasses.asdict(self).items() if k not in ignored}
         settings["streams"] = "suite" if self.stream == "organism" else "kind"
-        # Settings that came later are left out where they change nothing, so that earlier suites keep their names.
+        # Later settings are left out where they change nothing, so that earlier suites keep their names in the store.
         return {"schema": SCHEMA, **{k: v for k, v in settings.items() if k not in _LATER or v != _LATER[k]}}
 
     @property
@@ -164,7 +164,7 @@ class Organism:
         """The truth about the suite by construction, which `organism.json` beside its revisions holds.
 
         `onset` is None where nothing is planted. Planting begins after `after_revision`, so `by_revision` is the first
-        saved revision that it has changed; how soon that shows is for a detector to say.
+        saved revision that planting has changed; from when on a detector sees it is another question.
         """
         before = [revision for revision, step in self.saved.items() if step <= self.onset_step]
         after = [revision for revision, step in self.saved.items() if step > self.onset_step]

@@ -28,7 +28,7 @@ FORMATS = tuple(
     )
 )
 _END = "\n"  # ends an answer and fills the rest of the row
-_SCORED_ENDS = 2  # ends that are trained on, so that a model goes on with ends and not with a second answer
+_SCORED_ENDS = 2  # how many ends are trained on, so that a model writes further ends and no second answer
 _UNKNOWN = "<unk>"
 _pairs = functools.cache(all_pairs)
 _PIECES = r" ?[A-Za-z]+| ?\d|[\s\S]"  # a word or a digit with the space before it, or one character
@@ -110,8 +110,8 @@ def batch_of(questions: Sequence[tuple[Pair, Format, bool]], position: Position 
         elif position == "last":
             block = Block(ends[0] - 1, ends[1] - 1, 1)
         else:
-            alike = [one == other for one, other in zip(own[i], wrong[i], strict=False)]
-            block = Block(*ends, alike.index(False))
+            same = [token == wrong_token for token, wrong_token in zip(right[i], wrong[i], strict=False)]
+            block = Block(*ends, same.index(False))
         places = np.arange(block.length)
         partner_NT[i, block.source_start + places] = block.target_start + places
         partner_NT[i + len(questions), block.target_start + places] = block.source_start + places

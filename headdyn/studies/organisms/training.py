@@ -25,7 +25,7 @@ from headdyn.training.settings import TrainSettings
 
 TRUTH = "organism.json"
 _NOT_SCORED = -100  # cross_entropy's ignore_index
-_MAX_POSITIONS = 512  # an entry of config.json that nothing enforces
+_MAX_POSITIONS = 512  # for config.json; nothing enforces it
 
 
 def build_suite(
@@ -38,16 +38,16 @@ def build_suite(
     """Train a suite into `folder`, or continue a training that an earlier call began there.
 
     The folder gets one Hugging Face checkpoint with tokenizer per revision (step1000/…), organism.json with the truth,
-    metrics.jsonl and, during training, resume/. Training uses one thread: equal settings give equal weights, to the bit
-    on one kind of processor, however many cores there are.
-    `observer` is called every half second, `should_stop` is asked after every step.
+    metrics.jsonl and, during training, resume/. Training uses one thread: on one kind of processor equal settings give
+    the same weights to the bit, however many cores there are. `observer` is called every half second, `should_stop` is
+    asked after every step.
 
     Raises TrainingInterrupted when asked to stop, TrainingDiverged where numbers stop being finite, ValueError where
-    the folder holds another suite's state, OSError where the disk refuses.
+    the folder holds another suite's state, OSError where the disk fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two split sums differently: in 12 steps weights differed in their last bits
+    torch.set_num_threads(1)  # two threads split sums differently: after 12 steps the last bits of weights differed
     try:
         run(_Planting(settings, folder), observer, should_stop)
     finally:

@@ -27,7 +27,7 @@ _INSTRUMENTS = {
     "tensorlens_selectivity_no_self": "TensorLens",
     "probe_accuracy_middle": "probes",
 }
-# Metrics of TensorLens' selectivity less another instrument's on the same sequences, with the other instrument.
+# By metric, the instrument whose selectivity the metric subtracts from TensorLens' on the same sequences.
 _PAIRED = {
     "tensorlens_less_raw_no_self": "raw attention",
     "tensorlens_less_rollout_no_self": "attention rollout",
@@ -47,7 +47,7 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
 
 
 def _on_record(sweep: SweepRecord) -> list[Statement]:
-    """Where to read what more seeds show, for the page of a matrix of one seed, which can show no effect."""
+    """Where the results of more seeds are, for the page of a matrix of one seed, which can show no effect."""
     seeds = {job.factors.get("seed") for job in sweep.complete}
     arms = sorted({str(job.factors.get("protocol")) for job in sweep.complete})
     presets = {(job.factors.get("experiment"), job.factors.get("mode")) for job in sweep.complete}
@@ -59,7 +59,7 @@ def _on_record(sweep: SweepRecord) -> list[Statement]:
 
 
 def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -> list[str]:
-    """Sentences on the ordering's effect at one kind of positions by each instrument, then each arm's own values.
+    """Sentences on the ordering's effect under one position encoding by each instrument, then each arm's own values.
 
     `effects` are the group's rows, simple effects among them. Where TensorLens was run, raw attention is measured like
     TensorLens and rollout: on the same sequences, without the query's own position.
@@ -106,8 +106,8 @@ def by_instruments(jobs: Sequence[Job], position: str, effects: Sequence[Row]) -
     damaged = sum(not job.run.scalars["recalibration"]["recovered"] for job in arms if job.recalibrated)
     if damaged:
         details.insert(0, f"{damaged} of the {len(arms)} arms have not recovered from the drop.")
-    at = "After" if position == "drope" else "With"
-    head = f"{at} {level_label('position_enc', position)}, topic-ordered training differs from shuffled {differences}"
+    arm = f"{'After' if position == 'drope' else 'With'} {level_label('position_enc', position)}"
+    head = f"{arm}, topic-ordered training differs from shuffled {differences}"
     details = [*_compared([row_of[name] for name in _PAIRED if name in row_of], metric), *details]
     if without_self:
         details.insert(0, "Selectivities leave out attention to the query's own position.")

@@ -52,8 +52,8 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> list[Any]:
         ours = [job for job in jobs if all(job.factors.get(name) == level for name, level in cell.items())]
         label = " ".join(level_label(name, level) for name, level in cell.items())
         cells: list[str | Cell] = [label]
-        for theirs, (scalar, form) in zip(row["values"], columns.items(), strict=True):
-            cells += [Cell(fixed(theirs, form["decimals"])), our_cell(ours, scalar, form["scale"])]
+        for study_value, (scalar, form) in zip(row["values"], columns.items(), strict=True):
+            cells += [Cell(fixed(study_value, form["decimals"])), our_cell(ours, scalar, form["scale"])]
         rows.append(cells)
         numbers.append(" ".join(str(job.number) for job in ours))
     headings = [f"{form['title']}\n{whose}" for form in columns.values() for whose in ("the study", "ours")]
@@ -66,17 +66,17 @@ def beside(jobs: Sequence[Job], reported: Mapping[str, Any]) -> list[Any]:
     return [deviations(jobs, reported["settings"]), table, about, claims]
 
 
-def our_cell(jobs: Sequence[Job], scalar: str, scale: float) -> Cell:
+def our_cell(jobs: Sequence[Job], name: str, scale: float) -> Cell:
     """One run's value with its interval over sequences, or several seeds' mean with Student's interval over seeds."""
-    measured = [job.scalar(scalar) for job in jobs if job.scalar(scalar).get("value") is not None]
-    if not measured:
-        reasons = dict.fromkeys(str(job.scalar(scalar).get("reason", "")) for job in jobs)
+    scalars = [job.scalar(name) for job in jobs if job.scalar(name).get("value") is not None]
+    if not scalars:
+        reasons = dict.fromkeys(str(job.scalar(name).get("reason", "")) for job in jobs)
         return Cell(reason="; ".join(reasons) or "not run")
-    shown, note = measured[0], ""
-    if len(measured) > 1:
-        shown = vars(effect_over_seeds(np.array([each["value"] for each in measured])))
-        note = count(len(measured), "seed")
-    value, _, interval = spelled(shown, scale=scale).partition(" ")
+    scalar, note = scalars[0], ""
+    if len(scalars) > 1:
+        scalar = vars(effect_over_seeds(np.array([each["value"] for each in scalars])))
+        note = count(len(scalars), "seed")
+    value, _, interval = spelled(scalar, scale=scale).partition(" ")
     return Cell(value, interval, note=note)
 
 

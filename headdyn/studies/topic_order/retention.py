@@ -1,12 +1,13 @@
-"""How much of the order's effect outlasts the drop of positions, by layer, and whether heads fall in two groups.
+"""How much of the order's effect outlasts the drop of positions, by layer, and whether heads fall into two groups.
 
-The study read a retention from two differences of one training each, and two groups of heads from a histogram. Here
+The study read a retention from two differences, each of one training, and two groups of heads from a histogram. Here
 retention is the interaction of order and drop at every layer, with seeds as units, and two groups are compared with
 those of normal values (science.md §5). Letters: L layers, H heads.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,12 @@ from headdyn.sweep.jobs import Job
 from headdyn.sweep.record import SweepRecord
 from headdyn.sweep.words import Statement
 
-_QUESTION = "Does order's mark outlast the drop?"
+_QUESTION = "Does the effect of the order outlast the drop of positions?"
 _MEASURES = ("selectivity", "probe_accuracy")
 _SHARE = Metric(
     meaning="the share of the heads' variance that the best cut into two explains", scale=100, unit="points"
 )
-_STUDY_LAYER = 1  # the layer whose heads fell in two groups in the study
+_STUDY_LAYER = 1  # the layer whose heads fell into two groups in the study
 _NULL_DRAWS = 9_999
 _ABOUT = (
     "The order's effect, topic-ordered less shuffled training, with RoPE and after DroPE, and their difference: the "
@@ -35,8 +36,8 @@ _ABOUT = (
     "layers and measures. Arms that have not recovered are left out."
 )
 _TWO_GROUPS = (
-    "Do the heads of layer 1 fall in two groups by their within-topic attention? The share of their variance that the "
-    "best cut into two explains; p is the fraction of normal samples of as many heads in which a cut explains at least "
+    "Do the heads of layer 1 fall into two groups by within-topic attention? The share of their variance that the best "
+    "cut into two explains; p is the fraction of normal samples of as many heads in which a cut explains at least "
     "as much. The study saw two groups before the drop and one after it, without a null."
 )
 
@@ -70,7 +71,7 @@ def headlines(sweep: SweepRecord) -> list[Statement]:
         if not any(row["p"] is not None for row in rows):
             continue
         texts = {effect: [_change(row, sweep) for row in rows if is_effect(row) is effect] for effect in (True, False)}
-        lead = "No change of order's effect was detected at any layer when positions were dropped."
+        lead = "No change of the order's effect was detected at any layer when positions were dropped."
         if texts[True]:
             lead = f"Dropping positions changes what topic order does, by {listed(texts[True])} (q < {ALPHA:g})."
         sentences = [lead, *(f"No change detected: {text}." for text in texts[False])]
@@ -94,8 +95,7 @@ def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
             continue  # models of different depths: their layers do not correspond
         per_seed = []
         for seed in sorted({seed for *_, seed in values}, key=str):
-            cells = [(k, o, p, seed) for k in kinds for o in ("topic", "shuffled") for p in ("rope", "drope")]
-            if all(each in values for each in cells):
+            if all(key in values for key in product(kinds, ("topic", "shuffled"), ("rope", "drope"), (seed,))):
                 per_seed.append(
                     [
                         np.mean([values[k, "topic", p, seed] - values[k, "shuffled", p, seed] for k in kinds], axis=0)
@@ -103,8 +103,8 @@ def retention(jobs: Sequence[Job]) -> list[dict[str, Any]]:
                     ]
                 )
         for layer, (rope_N, drope_N) in enumerate(np.array(per_seed).transpose(2, 1, 0) if per_seed else ()):
-            own = {"rope": vars(effect_over_seeds(rope_N)), "drope": vars(effect_over_seeds(drope_N))}
-            rows.append({"measure": measure, "layer": layer, **own, **vars(effect_over_seeds(drope_N - rope_N))})
+            arms = {"rope": vars(effect_over_seeds(rope_N)), "drope": vars(effect_over_seeds(drope_N))}
+            rows.append({"measure": measure, "layer": layer, **arms, **vars(effect_over_seeds(drope_N - rope_N))})
     return with_q(rows)
 
 
@@ -145,13 +145,16 @@ def collapse(jobs: Sequence[Job]) -> str:
 
 
 def best_cut(values_H: np.ndarray) -> float:
-    """The largest share of the values' variance between two groups of at least two neighbours; 0 where all agree."""
+    """The largest share of the values' variance that a cut into lower and upper ones explains; 0 if all are equal.
+
+    Each group has at least two values, so there must be four or more.
+    """
     values_H = np.sort(values_H - values_H.mean())
     total = (values_H**2).sum()
     if total == 0:
         return 0.0
     cuts = np.arange(2, len(values_H) - 1)
-    below = values_H.cumsum()[cuts - 1]  # sums of the lower groups; the upper ones' are the same with the other sign
+    below = values_H.cumsum()[cuts - 1]  # sums of the lower groups; those of the upper groups are their negatives
     return float((below**2 * (1 / cuts + 1 / (len(values_H) - cuts))).max() / total)
 
 
@@ -178,9 +181,9 @@ def _by_cell(jobs: Sequence[Job], measure: str) -> dict[tuple[Any, ...], np.ndar
             if row["layer"] is not None and row["value"] is not None:
                 layers.setdefault(row["layer"], []).append(row["value"])
         if layers:
-            own = ("data_ordering", "position_enc", "seed")
-            others = str(sorted((name, str(level)) for name, level in job.factors.items() if name not in own))
-            cell_of_job = (others, *(job.factors.get(name) for name in own))
+            axes = ("data_ordering", "position_enc", "seed")
+            others = str(sorted((name, str(level)) for name, level in job.factors.items() if name not in axes))
+            cell_of_job = (others, *(job.factors.get(name) for name in axes))
             cells[cell_of_job] = np.array([np.mean(layers[layer]) for layer in sorted(layers)])
     return cells
 

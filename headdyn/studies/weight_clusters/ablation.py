@@ -36,8 +36,8 @@ KLS = ("original_swap_kl_nats", "original_only_cluster_kl_nats")
 class OriginalAblation:
     """The study's cluster swap, its "only these heads" run and its KS tests, each beside random clusters.
 
-    Each KL has a null of `swaps` random clusters; `dtype` is the changed model's. All rows are absent, with a reason,
-    for a model with grouped keys, and the rows of KL without the study's prompt.
+    Each KL has a null of `swaps` random clusters; `dtype` is that of the changed model. For a model with grouped keys
+    all rows are absent, with a reason; without the study's prompt those of KL are.
     """
 
     layer: Layer = None
@@ -118,7 +118,7 @@ def law(decoder: Decoder, prompt: PromptGroup, edits: Sequence[Edit] = ()) -> Te
 
 
 def other_slices_zero(decoder: Decoder, layer: int, heads_H: np.ndarray) -> Edit:
-    """The study's "only these heads": of the D numbers behind W_O, 0 for all but the D/H of each head in the mask."""
+    """The study's "only these heads": what W_O writes becomes 0 but for the D/H numbers of each head in the mask."""
     import torch
 
     from headdyn.models.decoder import Edit

@@ -1,4 +1,4 @@
-"""The study's silhouettes beside ours, and what misleads in its reading and clustering of the weights."""
+"""The study's silhouettes beside ours, and why its reading and clustering of the weights misleads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def sections(sweep: SweepRecord) -> list[Section]:
 
 
 def silhouette(part: str) -> str:
-    """The name of the metric: silhouette of the pieces that the study called query, key or value heads."""
+    """The name of the metric: the silhouette of the pieces that the study called query, key or value heads."""
     return f"original_{part}_silhouette"
 
 
@@ -77,7 +77,7 @@ def silhouettes(job: Job) -> str:
     parts = with_nulls({silhouette(part): part for part in PARTS}, "random pieces")
     heads = with_nulls(dict(zip(OURS, ("QK circuits", "OV circuits"), strict=True)), "null")
     sizes = [v for part in PARTS if (v := job.run.value(f"original_{part}_smallest_cluster")) is not None]
-    here = f"{job.label}: silhouettes of the pieces, {parts}"
-    here += f"; of heads rightly unpacked, {heads}" if heads else ""
-    here += f". The smaller of two clusters holds {listed([fixed(v, 0) for v in sizes])} pieces" if sizes else ""
-    return f"{here}."
+    text = f"{job.label}: silhouettes of the pieces, {parts}"
+    text += f"; of heads rightly unpacked, {heads}" if heads else ""
+    text += f". The smaller of two clusters holds {listed([fixed(v, 0) for v in sizes])} pieces" if sizes else ""
+    return f"{text}."

@@ -35,7 +35,7 @@ _LEAST_LOG10_P = -300.0  # below it a float holds no p
 
 
 def no_pieces(decoder: Decoder) -> str | None:
-    """For a model with grouped keys and values, whose matrix has too few rows to be misread, the reason; else None."""
+    """Why the matrix of a model with grouped keys and values cannot be misread (it has too few rows); else None."""
     heads, keys = decoder.config.num_heads, decoder.config.num_kv_heads
     return None if keys == heads else f"{heads} query heads share {keys} keys: no [3, heads, …] matrix to misread"
 

@@ -390,8 +390,8 @@ def test_what_a_series_will_download_and_which_revisions_hold_the_same_weights(s
     size, shared = found.lines()
     assert size == f"{NAME}: 3 of 5 checkpoints to download, 0.0031 GB"
     assert shared == (
-        f"{NAME}: 1 of the 5 will not count, step1000: the hub's hashes say that its weights are those of step143000, "
-        "the end of training; the others alone: model.revisions=step0,step7,step2000,step143000"
+        f"{NAME}: 1 of the 5 will not count (step1000), because the hub's hashes say that its weights are those of "
+        "step143000, the end of training; to take only the others, set model.revisions=step0,step7,step2000,step143000"
     )
 
 

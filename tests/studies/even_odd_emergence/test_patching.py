@@ -15,8 +15,8 @@ from headdyn.models.decoder import Decoder, Edit
 from headdyn.studies.even_odd_emergence.patching import (
     ORIGINAL_PATCH,
     OriginalPatching,
-    answered,
     judged_right,
+    responses_to_patches,
     verdict_rows,
 )
 from tests.small_models import NEOX, drawn
@@ -54,16 +54,16 @@ def test_the_patch_is_the_studys() -> None:
 def test_responses_against_a_hook_written_as_the_study_describes_it() -> None:
     """Float16, the first min(T) positions of the sliced attention output overwritten at every call of the hook."""
     decoder, family = model(), prompts()
-    said = answered(decoder, family, 1, GROUPS, trials=3, tokens=5)
-    assert said.column_names == ["name", "text", "success", "agreeing", "heads"]
-    assert said["heads"].type == pa.list_(pa.int32()) and said["name"].to_pylist() == list(GROUPS)
+    responses = responses_to_patches(decoder, family, 1, GROUPS, trials=3, tokens=5)
+    assert responses.column_names == ["name", "text", "success", "agreeing", "heads"]
+    assert responses["heads"].type == pa.list_(pa.int32()) and responses["name"].to_pylist() == list(GROUPS)
     sixteen, group = half(decoder), family.original_prompt
     clean = sixteen.trace(torch.from_numpy(group.clean_NT), sites=("attn_out",), layers=(1,), logits=None)[
         "attn_out", 1
     ]
     block = sixteen.blocks[1]
 
-    for response, heads in zip(said.to_pylist(), GROUPS.values(), strict=True):
+    for response, heads in zip(responses.to_pylist(), GROUPS.values(), strict=True):
 
         def hook(module, inputs, output, heads=heads):  # fires on the prompt and on each new token
             attn_out, keys_values = output
@@ -79,7 +79,7 @@ def test_responses_against_a_hook_written_as_the_study_describes_it() -> None:
         text = family.decode(tokens[0, group.corrupted_NT.shape[1] :].tolist())
         assert response["text"] == text and response["heads"] == list(heads)
         assert response["success"] == judged_right(text) and response["agreeing"] == 1
-    assert len(set(said["text"].to_pylist())) > 1
+    assert len(set(responses["text"].to_pylist())) > 1
 
 
 def test_the_analysis_gives_the_verdicts_and_their_difference() -> None:

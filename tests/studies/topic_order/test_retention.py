@@ -44,7 +44,7 @@ def test_retention_is_the_interaction_of_order_and_drop_at_each_layer(tmp_path: 
     assert (some["ci_low"], some["ci_high"]) == pytest.approx((0.03 - 0.0024841, 0.03 + 0.0024841), abs=1e-6)
     assert some["q"] < 0.05
     (section,) = sections(record)
-    assert section.title == "Does order's mark outlast the drop?" and "+3.00" in section.html
+    assert section.title == "Does the effect of the order outlast the drop of positions?" and "+3.00" in section.html
     (table,) = [block for block in section.blocks if isinstance(block, Table) and len(block.rows) == 2]
     assert table.columns[-1] == "detectable" and [row[-1] for row in table.rows] == ["0", ""]  # the second is found
 

@@ -82,7 +82,7 @@ class MarkovMixture:
         """The corpus in `folder`, memory-mapped; bigram retrieval is its exact floor."""
         facts, val = read_json(folder / "facts.json"), Split.open(folder, "val")
         mixture, tokens_NT = MixtureFilter(self, np.load(folder / "transitions.npy")), val.tokens_NT[:].astype(np.int64)
-        # Not in the file, so that a corpus of an earlier version, whose unigram prior fitted worse, has the same line.
+        # Computed here, not read: in files of earlier versions the unigram prior fitted worse.
         unigram_NTV = unigram_law(tokens_NT, self.num_states, mixture.unigram_concentration)
         facts |= mean_and_error("unigram_inference_nats", next_token_loss(unigram_NTV, tokens_NT))
         references = {name: facts[f"{name}_nats"] for name in ("random", *PREDICTORS)}

@@ -16,8 +16,8 @@ CHAINS = "data.num_chains"
 def nearest(course: Course, where: str = "_fresh") -> list[str | None]:
     """The predictor nearest to each snapshot on fresh chains, or on the model's own (`where=""`), in training order.
 
-    None where the snapshot is more than half as far from its predictor as the first one: an untrained model is nearest
-    to a predictor too (unigram retrieval), but follows none.
+    None where a snapshot's distance from its nearest predictor is more than half of the first snapshot's: an untrained
+    model is nearest to a predictor too (unigram retrieval), but follows none.
     """
     distance_PK = np.stack([course.values(f"kl_{name}{where}_nats") for name in PREDICTORS])
     follows_K = distance_PK.min(0) <= distance_PK.min(0)[0] / 2

@@ -21,8 +21,8 @@ PREDICTORS: Mapping[str, str] = {
 class InContextPredictors(Distances):
     """KL of three exact predictors from the model.
 
-    `concentration` is that of the bigrams' Dirichlet prior. The unigrams' prior is the corpus's own (the law that
-    stationary laws of its chains are like), or the same where the corpus has none.
+    `concentration` is that of the Dirichlet prior of bigrams. The prior of unigrams has the concentration in the
+    corpus's facts, which is fitted to the stationary laws of its chains, or the same `concentration` if there is none.
     """
 
     concentration: Positive = 1.0

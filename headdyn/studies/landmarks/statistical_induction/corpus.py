@@ -60,7 +60,7 @@ class FreshChains:
     def open(self, folder: Path) -> Corpus:
         """The corpus in `folder`, memory-mapped; the bigram predictor is its exact floor where rows are Dirichlet."""
         facts, val = read_json(folder / "facts.json"), Split.open(folder, "val")
-        # Not in the file, so that a corpus of an earlier version, whose unigram prior fitted worse, has the same line.
+        # Computed here, not read: in files of earlier versions the unigram prior fitted worse.
         loss_NT = next_token_loss(self.laws(val.tokens_NT)["unigram"], np.asarray(val.tokens_NT, dtype=np.int64))
         facts |= mean_and_error("unigram_nats", loss_NT)
         facts["unigram_concentration"] = self.unigram_concentration
@@ -88,7 +88,7 @@ class FreshChains:
 
     @cached_property
     def unigram_concentration(self) -> float:
-        """The Dirichlet prior of the unigram predictor: that which stationary laws of these chains are like."""
+        """The concentration of the unigram predictor's Dirichlet prior, which resembles the chains' stationary laws."""
         return unigram_concentration(self.draw_chains)
 
     def filter(self, tokens_NT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
