@@ -66,6 +66,14 @@ def tooltips(*fields: str, **titles: str) -> list[alt.Tooltip]:
     ]
 
 
+def faded(pick: Any, opacity: float) -> alt.OpacityValue:
+    """This opacity for what a selection does not pick.
+
+    Like all channels here it is an object: Altair takes 5 ms to make one of a string or a dict.
+    """
+    return alt.OpacityValue(**alt.condition(pick, alt.value(1), alt.value(opacity)))
+
+
 def ink(text: str = "text:N") -> tuple[alt.Text, alt.Color]:
     """Encodings of a text and of its colour, which is the row's `ink`."""
     return alt.Text(text), alt.Color("ink:N", scale=None)

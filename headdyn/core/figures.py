@@ -28,6 +28,7 @@ from headdyn.core.chart_parts import (
     Tables,
     alt,
     categories,
+    faded,
     ink,
     json_number,
     legend_columns,
@@ -200,25 +201,25 @@ def curves(
     y_scale = alt.Scale(zero=False, domain=alt.DomainUnionWith(unionWith=list(y_values)) if y_values else alt.Undefined)
     y = alt.Y("y:Q", title=ylabel, scale=y_scale)
     colour, dash, shape, picks = _looks(lines)
-    opacity = alt.condition(functools.reduce(operator.and_, picks), alt.value(1), alt.value(0.08))
-    base = tables.chart(rows).encode(x, detail="series:N")
+    opacity = faded(functools.reduce(operator.and_, picks), 0.08)
+    base = tables.chart(rows).encode(x, alt.Detail("series:N"))
     if any(line.runs for line in lines):
         base = base.add_params(alt.param(name="shown", value=".")).transform_filter("test(regexp(shown), datum.runs)")
     layers: list[Any] = []
     if span is not None:
         shade = tables.chart([{"from": max(span[0], first), "to": span[1]}]).mark_rect(color="#f2c14e", opacity=0.3)
-        layers.append(shade.encode(x="from:Q", x2="to:Q"))
+        layers.append(shade.encode(alt.X("from:Q"), alt.X2("to:Q")))
     banded = any("low" in row for row in rows)
     if banded:
         band = base.mark_area(opacity=0.18).encode(alt.Y("low:Q", title=ylabel), alt.Y2("high:Q"))
         band = band.encode(alt.Fill(colour["shorthand"], scale=colour["scale"], legend=None))
         layers.append(functools.reduce(lambda chart, pick: chart.transform_filter(pick), picks, band))
     layers += _reference_lines(tables, references or {}, rows, width, height)
-    layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity=opacity))
+    layers.append(base.mark_line(strokeWidth=1.8).encode(y, colour, dash, opacity))
     ends = {"low:Q": "from", "high:Q": "to"} if banded else {}
     tips = tooltips(**{"series:N": "line", "x:Q": xlabel, "y:Q": ylabel} | ends)
     points = base.mark_point(filled=True, size=34).transform_filter("datum.marked")
-    layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity=opacity, tooltip=tips).add_params(*picks))
+    layers.append(points.encode(alt.Y("y:Q"), colour, shape, opacity, tooltip=tips).add_params(*picks))
     separate_legends = ["shape"] if rows and "look1" in rows[0] else ["fill", "strokeDash"]
     independent: dict[str, Any] = dict.fromkeys(separate_legends, "independent")
     resolve = alt.Resolve(legend=alt.LegendResolveMap(**independent))
@@ -261,22 +262,22 @@ def interval_plot(
     pick = alt.selection_point(name="pick", fields=["group"], bind="legend")
     colour = alt.Color("group:N", scale=categories(groups, PALETTE), legend=legend)
     shape = alt.Shape("group:N", scale=categories(groups, MARKS), legend=legend)
-    opacity = alt.condition(pick, alt.value(1), alt.value(0.1))
+    opacity = faded(pick, 0.1)
     tips = tooltips("label:N", *(["group:N"] if named else []), "value:Q", "low:Q", "high:Q", "null:Q")
     low, x = (alt.X(f"{end}:Q", title=xlabel).scale(zero=zero_line).axis(tickCount=6) for end in ("low", "value"))
-    layers: list[Any] = [tables.chart([{"zero": 0}]).mark_rule(color=GREY).encode(x="zero:Q")] if zero_line else []
+    layers: list[Any] = [tables.chart([{"zero": 0}]).mark_rule(color=GREY).encode(alt.X("zero:Q"))] if zero_line else []
     bars = base.mark_rule(strokeWidth=2.4).transform_filter("isValid(datum.low) && isValid(datum.high)")
-    layers.append(bars.encode(low, alt.X2("high:Q"), colour, opacity=opacity))
+    layers.append(bars.encode(low, alt.X2("high:Q"), colour, opacity))
     with_null = any(row.null is not None and row.value is not None for row in rows)
     if with_null:
         diamonds = base.mark_point(shape="diamond", color=GREY, fill="white", size=60, opacity=1)
         diamonds = diamonds.transform_filter("isValid(datum.null) && !datum.absent")
-        layers.append(diamonds.encode(x="null:Q", tooltip=tips))
+        layers.append(diamonds.encode(alt.X("null:Q"), tooltip=tips))
     marks = base.mark_point(filled=True, size=58).transform_filter("!datum.absent")
-    layers.append(marks.encode(x, colour, shape, opacity=opacity, tooltip=tips).add_params(pick))
+    layers.append(marks.encode(x, colour, shape, opacity, tooltip=tips).add_params(pick))
     if any(row.value is None for row in rows):
         words = base.mark_text(text="absent", color=GREY, align="left").transform_filter("datum.absent")
-        layers.append(words.encode(x=alt.value(4)))
+        layers.append(words.encode(alt.XValue(4)))
     heading = titled(title, 560, "hollow diamond: null, what chance gives" if with_null else "")
     chart = alt.layer(*layers, width=380, height=max(40, 20 * len(rows)), title=heading)
     return Figure(chart, caption, tables)
@@ -317,9 +318,9 @@ def _reference_lines(
         place = max(level, place + line_height)
         text = f"{name.replace('_', ' ')} {level:.3g}".replace("-", "−")
         lines.append({"level": level, "place": place, "text": text})
-    rules = tables.chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(y="level:Q")
+    rules = tables.chart(lines).mark_rule(color=GREY, strokeDash=[3, 3]).encode(alt.Y("level:Q"))
     names = tables.chart(lines).mark_text(align="left", dx=5, color=GREY)
-    return [rules, names.encode(x=alt.value(width), y="place:Q", text="text:N")]
+    return [rules, names.encode(alt.XValue(width), alt.Y("place:Q"), alt.Text("text:N"))]
 
 
 def _log_ticks(first: float, last: float) -> list[float]:

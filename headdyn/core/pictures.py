@@ -103,7 +103,7 @@ def tree_grid(panels: Sequence[Tree], *, reach: float, title: str = "", caption:
         ]
         joins = tables.chart(corners).mark_line(color=GREY, strokeWidth=1.2, clip=True)
         chance = tables.chart([{"height": float(panel.chance)}]).mark_rule(color=PALETTE[1], strokeDash=[5, 3])
-        tree = alt.layer(joins.encode(x, y, detail="join:N", order="corner:O"), chance.encode(y))
+        tree = alt.layer(joins.encode(x, y, alt.Detail("join:N"), alt.Order("corner:O")), chance.encode(y))
         heading = titled(panel.title, side, "dashed: where chance joins first")
         tree = tree.properties(width=side, height=110, title=heading)
         others_NN = np.where(np.eye(count, dtype=bool), np.nan, panel.cosine_NN)
@@ -182,7 +182,7 @@ def _picture(
     base = base.encode(alt.Y("y:Q", title=axes[1] or None, scale=y, axis=y_axis)).transform_filter("isValid(datum.url)")
     edge = alt.Chart().mark_rule(color="white" if scale.colours is CIVIDIS else GREY, strokeWidth=0.6)
     layers = [
-        base.mark_image(width=side, height=side, aspect=False).encode(url="url:N"),
+        base.mark_image(width=side, height=side, aspect=False).encode(alt.Url("url:N")),
         base.mark_point(size=0, opacity=1).encode(scale.colour(side)),  # has the legend, which an image cannot have
         edge.encode(alt.X("edge:Q")).transform_filter("isValid(datum.edge)"),
         edge.encode(alt.Y("edge:Q")).transform_filter("isValid(datum.edge)"),

@@ -64,8 +64,8 @@ def null_ranges(
             base.mark_tick(color=GREY, thickness=1.5).encode(y["null_mean"]),
             base.mark_rule(color=PALETTE[0], strokeWidth=1.8).encode(y["low"], alt.Y2("high:Q")),
             base.mark_point(color=PALETTE[0], filled=True, size=44, opacity=1).encode(y["value"], tooltip=tips),
-            base.mark_text(dy=-9, fontSize=13).encode(y["top"], text="star:N"),
-            base.mark_text(text="none", color=GREY).encode(y=alt.value(172)).transform_filter("!isValid(datum.value)"),
+            base.mark_text(dy=-9, fontSize=13).encode(y["top"], alt.Text("star:N")),
+            base.mark_text(text="none", color=GREY).encode(alt.YValue(172)).transform_filter("!isValid(datum.value)"),
         ]
         width = max(180, 26 * len(rows))
         parts.append(alt.layer(*layers, width=width, height=180, title=titled(panel.title, width)))
@@ -129,9 +129,9 @@ def text_tables(texts: Mapping[str, Sequence[Sequence[str]]], *, widths: Sequenc
             for row, line in enumerate(rows)
             for column, text in enumerate(line)
         ]
-        colour = alt.condition("datum.heading", alt.value(GREY), alt.value("black"))
+        colour = alt.ColorValue(**alt.condition("datum.heading", alt.value(GREY), alt.value("black")))
         words = tables.chart(cells).mark_text(align="left", fontSize=11, limit=alt.expr("datum.width"))
-        words = words.encode(x, y, text="text:N", color=colour, tooltip="text:N")
+        words = words.encode(x, y, alt.Text("text:N"), colour, alt.Tooltip("text:N"))
         parts.append(words.properties(width=lefts[-1], height=height, title=titled(title, lefts[-1])))
     return Figure(alt.hconcat(*parts, spacing=30), caption, tables)
 

@@ -119,7 +119,8 @@ def _maps(jobs: Sequence[Job], pick: alt.Parameter) -> Any:
     chosen = base.mark_rect(fillOpacity=0, stroke="black", strokeWidth=2.5).transform_filter(pick)
     value = f"replace(format(datum.value, ranges[metric][3]), /^−(0\\.?0*)$/, '$1') + {star}" if numbers else star
     texts = base.mark_text(fontSize=10).transform_calculate(text=value)
-    texts = texts.encode(text="text:N", color=alt.condition(dark, alt.value("white"), alt.value("black")))
+    ink = alt.ColorValue(**alt.condition(dark, alt.value("white"), alt.value("black")))
+    texts = texts.encode(alt.Text("text:N"), ink)
     chart = alt.layer(cells.properties(name="maps"), texts, chosen).properties(width=wide * heads, height=high * layers)
     header = alt.Header(labelFontSize=12, labelAnchor="start", labelFontWeight="normal", labelLimit=wide * heads + 40)
     run = alt.Facet("label:N", title=None, sort=[job.label for job in jobs], header=header)
@@ -149,7 +150,7 @@ def _numbers(metrics: Sequence[str], jobs: Sequence[Job], pick: alt.Parameter) -
         .transform_filter(pick)
         .transform_filter("isValid(datum.value)")
         .transform_calculate(text=f"format(datum.value, '.4~g') + {interval} + {test}")
-        .encode(x, y, text="text:N", tooltip=_tips())
+        .encode(x, y, alt.Text("text:N"), tooltip=_tips())
         .properties(width=alt.Step(240), height=alt.Step(17), title=_head_title("'All numbers of '"))
     )
 
@@ -162,12 +163,12 @@ def _course(rows: Sequence[dict[str, Any]]) -> Any:
     base = alt.Chart(alt.NamedData("heads")).encode(x).transform_filter("datum.course && datum.metric === metric")
     base = base.transform_flatten(["layer", "head", *_COLUMNS.values()]).transform_filter(picked)
     own = base.transform_filter("datum.head === pick.head[0]")
-    y = alt.Y("value:Q", title=None)
+    y, tips = alt.Y("value:Q", title=None), [alt.Tooltip("step:Q"), *_tips()]
     layers = [
-        base.mark_line(color="#c5ccd5", strokeWidth=1.2).encode(y, detail="head:N"),
+        base.mark_line(color="#c5ccd5", strokeWidth=1.2).encode(y, alt.Detail("head:N")),
         own.mark_area(color=PALETTE[0], opacity=0.2).encode(alt.Y("low:Q", title=None), alt.Y2("high:Q")),
         own.mark_line(color=GREY, strokeDash=[6, 3]).encode(alt.Y("null:Q", title=None)),
-        own.mark_line(color=PALETTE[0], strokeWidth=2.2, point=True).encode(y, tooltip=["step:Q", *_tips()]),
+        own.mark_line(color=PALETTE[0], strokeWidth=2.2, point=True).encode(y, tooltip=tips),
     ]
     note = "blue: this head with its 95 % interval; dashes: its null; grey: the layer's other heads"
     return alt.layer(*layers).properties(width=430, height=230, title=_head_title("metric + ' of '", subtitle=note))
@@ -179,7 +180,7 @@ def _patterns(length: int, pick: alt.Parameter) -> Any:
     query = "floor((sqrt(8 * datum.place - 7) - 1) / 2)"
     scale = alt.Scale(domain=[0, length], nice=False)
     down = alt.Scale(domain=[length, 0], nice=False)
-    tips = [f"{name}:N" for name in ("query", "query_token", "query_topic", "key", "key_token", "key_topic")]
+    tokens = [alt.Tooltip(f"{place}{part}:N") for place in ("query", "key") for part in ("", "_token", "_topic")]
     cells = alt.Chart().mark_rect()
     cells = cells.encode(
         alt.X("key:Q", title="key position (tokens)", scale=scale).axis(grid=False),
@@ -187,7 +188,7 @@ def _patterns(length: int, pick: alt.Parameter) -> Any:
         alt.Y("query:Q", title="query position (tokens)", scale=down).axis(grid=False),
         alt.Y2("query_end:Q"),
         alt.Color("weight:Q", title="weight").scale(type="sqrt", domain=[0, 1], scheme="cividis"),
-        tooltip=[*tips, alt.Tooltip("weight:Q", format=".3~g")],
+        tooltip=[*tokens, alt.Tooltip("weight:Q", format=".3~g")],
     )
     chosen = "datum.arms === pick.arms[0] && datum.sequence === sequence"
     edges = alt.Chart(alt.NamedData("edges")).transform_filter(chosen).mark_rule(color="#d55e00", strokeWidth=0.8)
@@ -225,7 +226,7 @@ def _head_title(before: str, **more: Any) -> Any:
 
 
 def _tips() -> list[Any]:
-    names = [f"{name}:N" for name in ("label", "layer", "head", "metric")]
+    names = (alt.Tooltip(f"{name}:N") for name in ("label", "layer", "head", "metric"))
     return [*names, *(alt.Tooltip(f"{name}:Q", format=".4~g") for name in _COLUMNS.values())]
 
 

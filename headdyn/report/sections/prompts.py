@@ -67,7 +67,7 @@ def histogram(strength_S: np.ndarray, reference: float, title: str) -> Figure:
     own = alt.Chart(alt.NamedData("own")).encode(alt.X("strength:Q"))
     left = reference < 0.4 * reach
     text = own.mark_text(color=PALETTE[1], align="left" if left else "right", dx=5 if left else -5, y=8)
-    chart = alt.layer(bars, own.mark_rule(color=PALETTE[1], strokeWidth=2), text.encode(text="text:N"))
+    chart = alt.layer(bars, own.mark_rule(color=PALETTE[1], strokeWidth=2), text.encode(alt.Text("text:N")))
     return Figure(chart.properties(width=460, height=190, title=title), "", tables)
 
 
