@@ -5,6 +5,8 @@ Letters: D documents, E embedding width. Rows have unit length, so that k-means 
 clusters of rows that were not scaled to unit length, by 0.03 to 0.34.
 """
 
+import importlib.util
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,7 @@ class MiniLM:
     """
 
     def __init__(self, location: str) -> None:
+        _without_ipython()
         from sentence_transformers import SentenceTransformer
 
         self.encoder = SentenceTransformer(location)
@@ -98,6 +101,18 @@ class MiniLM:
         return self.encoder.encode(
             for_embedding(texts), batch_size=64, normalize_embeddings=True, show_progress_bar=False
         )
+
+
+def _without_ipython() -> None:
+    """Let transformers be imported in a marimo notebook, which it takes for one of Jupyter that has IPython."""
+    from transformers.utils.import_utils import is_in_notebook
+
+    if importlib.util.find_spec("IPython") is None:
+        marimo = sys.modules.pop("marimo", None)
+        is_in_notebook.cache_clear()
+        is_in_notebook()  # it remembers that this is none
+        if marimo is not None:
+            sys.modules["marimo"] = marimo
 
 
 def for_embedding(texts: list[str]) -> list[str]:

