@@ -62,6 +62,8 @@ PRINTED = (
 # A training step: how many times Hugging Face's speed was aimed at, and whether it was reached.
 STEPS = {"smoke": 2.0, "laptop": 2.0, "sanity": 1.5, "run1": 1.5, "v2": 1.5}
 MUON, PROBES = 2.0, 3.0
+SUITE_SECONDS = 360.0  # that the tests were to take
+LONGEST = 8  # files of tests on the page
 NEAR = 0.1  # one measurement decides nothing so near its target
 SETTINGS = (
     "smoke and laptop shapes, 1.5 times as fast",
@@ -109,6 +111,10 @@ def fragments(folder: Path) -> list[str]:
     slopes = {(what, which): row["exponent"] for what in WORKS for which, row in growth[what].items()}
     assert {which for (_, which), slope in slopes.items() if slope > 1} == {"length"}
     times = [f"{len(row['seconds'][SIDES[0]])} {on_machine(key)}" for key, row in matrix.items()]
+    suite = read(folder / "suite.json")
+    assert PROCESSORS[suite["machine"]["processor"]] == "Xeon" and suite["failed"] == 0
+    assert suite["sum_of_tests"] / 2 > SUITE_SECONDS
+    longest = list(suite["by_file"].items())[:LONGEST]
     (runs,) = {sweep["runs"] for sweep in sweeps}
     compiling = read(folder / "compiling.json")
     assert PROCESSORS[compiling["machine"]["processor"]] == "Xeon"
@@ -136,6 +142,14 @@ def fragments(folder: Path) -> list[str]:
         *(step(record, before.get(name)) for name, record in steps.items()),
         f"{span((rate(name, record) for name, record in steps.items() if name != 'smoke'), 0)} thousand million",
         ", ".join(f"{fixed(bound(record), 2)} at {name}" for name, record in steps.items() if name != "smoke"),
+        f"At most {SUITE_SECONDS:.0f} s on two cores were aimed at",
+        f"takes {suite['seconds']:,.0f} s for {suite['tests']:,} tests on the Xeon, without installing: "
+        f"{judge([suite['seconds']], SUITE_SECONDS)}",
+        f"take {suite['sum_of_tests']:,.0f} s, so that two cores which never wait would need "
+        f"{suite['sum_of_tests'] / 2:,.0f} s",
+        f"These {LONGEST} of {len(suite['by_file'])} files take "
+        f"{fixed(100 * sum(seconds for _, seconds in longest) / suite['sum_of_tests'], 0)} % of that time",
+        *(f"| `{name}` | {fixed(seconds, 0)} |" for name, seconds in longest),
         *(compiled_row(way, rows) for way, rows in ways.items()),
         f"checks instruction sets for {spread(once['checks'], 1)} s and precompiles headers for "
         f"{spread(once['headers'], 1)} s",
